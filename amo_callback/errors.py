@@ -1,0 +1,242 @@
+"""What can go wrong, arranged by what must happen next.
+
+Each class's docstring is the message an operator reads; data are attributes. No message and no
+attribute ever holds a token, code, state, key or secret.
+
+Of the answers to a refresh only `OutcomeOpen` leaves open whether the refresh token was spent; every
+other error here means that it was not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+
+class AmoCallbackError(Exception):
+    """amo-callback failed in a way it has no better word for."""
+
+    code: ClassVar[str] = "internal_error"
+    word: ClassVar[str] = "auth_failed"
+    """What the deep link's `error` says of it."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or inspect.cleandoc(type(self).__doc__ or self.code))
+
+
+# --- ask the person ------------------------------------------------------------------------------
+
+
+class PersonMustAct(AmoCallbackError):
+    """The person has to connect the account again."""
+
+
+class MissingCode(PersonMustAct):
+    """The callback carries neither a code nor an error."""
+
+    code = word = "missing_code"
+
+
+class AccessDenied(PersonMustAct):
+    """The person refused access in AMO."""
+
+    code = word = "access_denied"
+
+
+class InvalidRequest(PersonMustAct):
+    """The callback's query is broken, doubled or too long."""
+
+    code = word = "invalid_request"
+
+
+class AccountNotAllowed(PersonMustAct):
+    """The account, or the host that the callback names, is not one that may connect here."""
+
+    code = word = "account_not_allowed"
+
+
+class TooManyUnproven(PersonMustAct):
+    """One address has sent more codes than AMO accepted: see [limits]."""
+
+    code = word = "rate_limited"
+
+
+class CodeExpired(PersonMustAct):
+    """The authorization code is older than its 20 minutes."""
+
+    code = word = "code_expired"
+
+
+class CodeUsed(PersonMustAct):
+    """The authorization code was already spent, and not by us."""
+
+    code = word = "code_used"
+
+
+class AuthFailed(PersonMustAct):
+    """AMO cannot read the authorization code, or refuses it for a reason it does not tell."""
+
+    code = word = "auth_failed"
+
+
+class RefreshTokenDead(PersonMustAct):
+    """AMO says that the refresh token is dead: only the person can mend that, by connecting again."""
+
+    code = "refresh_token_dead"
+
+    def __init__(self, *, expired: bool = False) -> None:
+        super().__init__()
+        self.expired = expired
+
+
+# --- wait ----------------------------------------------------------------------------------------
+
+
+class MustWait(AmoCallbackError):
+    """It may work later."""
+
+    code = "unavailable"
+    word = "amo_unavailable"
+
+
+class OutcomeOpen(MustWait):
+    """AMO's answer is missing or useless: whether the credential was spent is not known."""
+
+    code = "outcome_open"
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+
+class NotSent(MustWait):
+    """AMO could not be reached: nothing was sent."""
+
+    code = "not_sent"
+
+
+class AccountRefused(MustWait):
+    """AMO refuses the account for now: not paid (402), or blocked (403)."""
+
+    code = "account_refused"
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
+
+
+class RateLimited(MustWait):
+    """AMO answers 429, too many requests, to this integration."""
+
+    code = "amo_rate_limited"
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__()
+        self.retry_after = retry_after
+
+
+class UnknownRefusal(MustWait):
+    """AMO refuses with words that are on no list: never taken as final."""
+
+    code = "unknown_refusal"
+    word = "auth_failed"
+
+    def __init__(self, *, status: int, hint: str) -> None:
+        super().__init__()
+        self.status = status
+        self.hint = hint
+
+
+class UnexplainedRefusal(MustWait):
+    """AMO answers 401 or 404 without a hint: our credentials are wrong, or the account has moved."""
+
+    code = "unexplained_refusal"
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
+
+
+class Busy(MustWait):
+    """Another process is refreshing this connection, or its next try is not due yet."""
+
+    code = "busy"
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__()
+        self.retry_after = retry_after
+
+
+class ShuttingDown(MustWait):
+    """The service is stopping: it begins nothing new."""
+
+    code = "shutting_down"
+
+
+class StoreUnavailable(MustWait):
+    """The store cannot be read or written."""
+
+    code = "store_unavailable"
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+
+# --- mend the configuration ----------------------------------------------------------------------
+
+
+class MustMend(AmoCallbackError):
+    """The operator has to change the configuration."""
+
+    code = "configuration"
+    word = "amo_unavailable"
+
+
+class ConfigurationError(MustMend):
+    """The configuration cannot be used."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ClientRefused(MustMend):
+    """AMO refuses our client_id, client_secret or redirect_uri: compare them with the integration's page."""
+
+    code = "amo_credentials"
+
+    def __init__(self, hint: str) -> None:
+        super().__init__()
+        self.hint = hint
+
+
+class Unreadable(MustMend):
+    """No encryption key opens this record, or it was sealed for another one."""
+
+    code = "unreadable"
+
+
+# --- for whoever asks ----------------------------------------------------------------------------
+
+
+class NotFound(AmoCallbackError):
+    """There is no such connection."""
+
+    code = "not_found"
+
+
+class NeedsReauth(AmoCallbackError):
+    """The connection has no live token, and only the person can mend that."""
+
+    code = "needs_reauth"
+
+    def __init__(self, reason: str | None) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class TaskDied(AmoCallbackError):
+    """A background task has ended that must live as long as the process."""
+
+    code = "task_died"
