@@ -1,0 +1,29 @@
+"""The link that brings a person back to the app: its encoding and its words.
+
+Values are percent-encoded from the bytes they came as, everything but RFC 3986's unreserved characters:
+`+` would be a space to some parsers, and other characters vanish or stay raw in an address whose
+scheme browsers do not know.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import quote_from_bytes
+
+HandBack = Literal["code", "ticket", "none"]
+
+
+def success_link(base: str, *, hand_back: HandBack, code: bytes, state: bytes | None) -> str:
+    """Return the link after a success; `state` is there even where none came: the app expects it."""
+    told = b"true" if hand_back == "none" else code
+    return _link(base, "success" if hand_back == "none" else "code", told, state or b"")
+
+
+def failure_link(base: str, *, error: str, state: bytes | None) -> str:
+    """Return the link after a failure; `error` is one of our own words, never a message of AMO's."""
+    return _link(base, "error", error.encode(), state)
+
+
+def _link(base: str, name: str, value: bytes, state: bytes | None) -> str:
+    link = f"{base}?{name}={quote_from_bytes(value, safe='')}"
+    return link if state is None else f"{link}&state={quote_from_bytes(state, safe='')}"

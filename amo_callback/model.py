@@ -1,0 +1,221 @@
+"""The words of the domain, as frozen values; what is secret is in no repr."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime, timedelta
+
+_CONNECTIONS = uuid.UUID("8f0f5a36-5d0c-4f4e-9d0e-2f1c7f8b6a51")
+"""The namespace of connection ids."""
+
+
+class Status(StrEnum):
+    """Whether a connection is kept fresh."""
+
+    ACTIVE = "active"
+    NEEDS_REAUTH = "needs_reauth"
+    DISCONNECTED = "disconnected"
+
+
+class Reason(StrEnum):
+    """Why a connection needs its person again."""
+
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    IN_DOUBT = "in_doubt"
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenPair:
+    """An access token and the refresh token that replaces it, once."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    issued_at: datetime
+    expires_at: datetime
+
+    @property
+    def life(self) -> timedelta:
+        """How long the access token lives from its issue."""
+        return self.expires_at - self.issued_at
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """Whose tokens a pair holds, as the access token's claims tell; unverified hints."""
+
+    account_id: str = ""
+    user_id: str = ""
+    api_domain: str | None = None
+    token_iat: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Issued:
+    """What AMO answered to an exchange or a refresh: a pair, and whose it is."""
+
+    pair: TokenPair
+    account: Account
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Connection:
+    """One AMO account, connected by one AMO user, and its sealed pair."""
+
+    id: str
+    account_id: str
+    user_id: str
+    domain: str
+    api_domain: str | None
+    client_id: str
+    status: Status
+    reason: Reason | None = None
+    last_error: str | None = None
+    sealed_pair: bytes | None = field(repr=False)
+    access_issued_at: datetime | None
+    access_expires_at: datetime | None
+    refresh_expires_at: datetime | None
+    refreshed_at: datetime | None
+    next_refresh_at: datetime | None
+    failures: int = 0
+    connected_at: datetime
+    pair_version: int
+    row_version: int
+    attempt: str | None = None
+    lease_until: datetime | None = None
+    spending: str | None = None
+    doubtful: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """The right to spend a connection's refresh token once: written before it is spent."""
+
+    connection_id: str
+    pair_version: int
+    attempt: str
+    owner: str
+    at: datetime
+    until: datetime
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefreshedPair:
+    """A refreshed pair, sealed, as it goes into the store."""
+
+    connection_id: str
+    pair_version: int
+    """The version that it replaces: it is stored over no other one."""
+    sealed_pair: bytes = field(repr=False)
+    api_domain: str | None
+    issued_at: datetime
+    expires_at: datetime
+    refresh_expires_at: datetime
+    next_refresh_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What a refresh that brought no pair leaves behind."""
+
+    connection_id: str
+    attempt: str
+    status: Status
+    reason: Reason | None = None
+    last_error: str
+    doubtful: bool = False
+    """Whether the refresh token may have been spent."""
+    next_refresh_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Callback:
+    """What AMO's redirect, or the app after it, says."""
+
+    code: bytes = field(repr=False)
+    state: bytes | None = field(default=None, repr=False)
+    domain: str
+
+
+class GrantStatus(StrEnum):
+    """How far an authorization code has come."""
+
+    EXCHANGING = "exchanging"
+    CONNECTED = "connected"
+    REFUSED = "refused"
+    FAILED = "failed"
+    """Failed for a passing reason: the same code may be tried again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grant:
+    """One authorization code and what became of it; the code itself only sealed."""
+
+    code_hash: str
+    handle_hash: str
+    sealed: bytes | None = field(repr=False)
+    status: GrantStatus
+    error: str | None = None
+    connection_id: str | None = None
+    attempt: str
+    lease_until: datetime
+    doubtful: bool = False
+    """Whether an attempt of ours may have spent the code without an answer."""
+    expires_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a person, or the app, is told of a grant."""
+
+    status: GrantStatus
+    error: str | None
+    code: bytes = field(repr=False)
+    state: bytes | None = field(repr=False)
+    handle: str = field(repr=False)
+    connection: Connection | None = None
+
+
+class Level(StrEnum):
+    """How much an event asks for attention."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened: a dotted noun, a connection, and fields without secrets."""
+
+    name: str
+    level: Level = Level.INFO
+    connection_id: str | None = None
+    fields: Mapping[str, object] = field(default_factory=dict)
+    error: BaseException | None = None
+    """A bug, whose trace is worth keeping."""
+
+
+def connection_id(account: Account, domain: str) -> str:
+    """Return the id of the one connection of an AMO account and AMO user.
+
+    It is derived (a name-based UUID), so a connection can be named, and its pair sealed for it, before
+    and without asking the store. Where AMO's token does not tell the account, its domain stands for it.
+    """
+    return str(uuid.uuid5(_CONNECTIONS, f"{account.account_id or '@' + domain}/{account.user_id}"))
+
+
+def fingerprint(secret: str | bytes) -> str:
+    """Return a name for a code, token or handle that tells nothing of it (SHA-256, hex)."""
+    return hashlib.sha256(secret.encode() if isinstance(secret, str) else secret).hexdigest()

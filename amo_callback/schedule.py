@@ -1,0 +1,61 @@
+"""When a connection is due, and when to try again: pure arithmetic on times that are passed in."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amo_callback.model import TokenPair
+
+REFRESH_TOKEN_LIFE = timedelta(days=90)
+"""A refresh token dies after three months without use (https://www.amocrm.ru/developers/content/oauth/oauth)."""
+
+TRIES_LEFT = 3
+"""How many more tries a back-off leaves before the access token expires."""
+
+YOUNG = 20
+"""A pair younger than this part of its life is fresh, whatever life is asked for."""
+
+
+def refresh_due(pair: TokenPair, *, at: float, jitter: float, random: Callable[[], float]) -> datetime:
+    """Return when a pair should be refreshed: after `at` of its life, give or take `jitter` of that.
+
+    The jitter keeps accounts that were connected together from coming due together for ever.
+    """
+    share = at * (1 + jitter * (2 * random() - 1))
+    return pair.issued_at + pair.life * min(share, 1.0)
+
+
+def retry_at(
+    now: datetime,
+    *,
+    failures: int,
+    expires_at: datetime | None,
+    base: float,
+    cap: float,
+    random: Callable[[], float],
+) -> datetime:
+    """Return when to try again after `failures` in a row: exponential back-off with full jitter.
+
+    While the access token lives, no wait takes more than what leaves `TRIES_LEFT` further tries before
+    it expires. Never sooner than a tenth of a second: full jitter may draw nothing at all.
+    """
+    wait = random() * min(cap, base * 2.0 ** min(failures - 1, 30))
+    if expires_at is not None and expires_at > now:
+        wait = min(wait, (expires_at - now).total_seconds() / (TRIES_LEFT + 1))
+    return now + timedelta(seconds=max(wait, 0.1))
+
+
+def lives(pair: TokenPair, *, now: datetime) -> bool:
+    """Tell whether the access token is still good by the clock."""
+    return now < pair.expires_at
+
+
+def fresh_enough(pair: TokenPair, *, now: datetime, min_ttl: float) -> bool:
+    """Tell whether the access token has `min_ttl` seconds left, or is as fresh as one can be."""
+    if not lives(pair, now=now):
+        return False
+    return pair.expires_at - now >= timedelta(seconds=min_ttl) or now - pair.issued_at < pair.life / YOUNG
