@@ -139,12 +139,19 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Callback:
-    """What AMO's redirect, or the app after it, says."""
+class Redirect:
+    """What AMO's redirect says, read from the raw bytes of its query."""
 
-    code: bytes = field(repr=False)
+    code: bytes | None = field(default=None, repr=False)
     state: bytes | None = field(default=None, repr=False)
-    domain: str
+    domain: str | None = None
+    """The account's host, checked."""
+    error: str | None = None
+    """The deep link's word for what is wrong, found before AMO is asked."""
+    from_server: bool = False
+    """Sent by AMO's own server: no browser, no person."""
+    from_widget: bool = False
+    """Installed from inside AMO: perhaps no browser."""
 
 
 class GrantStatus(StrEnum):

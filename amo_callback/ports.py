@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.model import (
-        Callback,
         Claim,
         Connection,
         Event,
         Grant,
         Issued,
+        Redirect,
         RefreshedPair,
         Verdict,
     )
@@ -59,11 +59,11 @@ class AmoOAuth(Protocol):
     def timeout(self) -> float:
         """Seconds that one request may take."""
 
-    def read_callback(self, query: bytes) -> Callback:
-        """Read the raw query of AMO's redirect; raises `PersonMustAct`."""
+    def read_redirect(self, query: bytes) -> Redirect:
+        """Read the raw query of AMO's redirect; what is wrong with it is in its `error`."""
 
     def check_domain(self, host: str | None) -> str:
-        """Return the account's host, the default one for `None`; raises `AccountNotAllowed`."""
+        """Return the account's host, the default one for `None`; raises `PersonMustAct`."""
 
     async def slot(self, priority: Priority) -> None:
         """Wait until the rate limit lets one more request go."""

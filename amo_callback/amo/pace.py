@@ -1,0 +1,64 @@
+"""The rate limit towards AMO: so many requests a second, people before background.
+
+AMO counts 7 a second for an integration, answers 429 above that, and bans who goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from amo_callback.ports import Clock, Priority
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+
+class Pace:
+    """Hand out slots, evenly spaced.
+
+    A person waits in front of a screen, so people go first. But anybody can send codes: under contention
+    people get every other slot and no more, so that junk codes cannot starve refreshing.
+    """
+
+    def __init__(self, *, per_second: float, clock: Clock) -> None:
+        self._interval = 1.0 / per_second
+        self._clock = clock
+        self._free_at = clock.monotonic()
+        self._waiting: dict[Priority, deque[Future[None]]] = {priority: deque() for priority in Priority}
+        self._last = Priority.BACKGROUND
+        self._dispatcher: asyncio.Task[None] | None = None
+
+    async def slot(self, priority: Priority) -> None:
+        """Wait for a slot; a cancelled waiter takes none."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[priority].append(turn)
+        if self._dispatcher is None or self._dispatcher.done():
+            self._dispatcher = asyncio.create_task(self._dispatch(), name="amo-pace")
+        await turn
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody go for a while: AMO said so."""
+        self._free_at = max(self._free_at, self._clock.monotonic() + seconds)
+
+    async def _dispatch(self) -> None:
+        while any(self._drop_cancelled(queue) for queue in self._waiting.values()):
+            wait = self._free_at - self._clock.monotonic()
+            if wait > 0:
+                await self._clock.sleep(wait)
+                continue  # meanwhile somebody may have gone away, come, or paused us
+            self._last = self._next()
+            self._free_at = self._clock.monotonic() + self._interval
+            self._waiting[self._last].popleft().set_result(None)
+
+    def _next(self) -> Priority:
+        if all(self._waiting.values()):
+            return Priority.BACKGROUND if self._last is Priority.PEOPLE else Priority.PEOPLE
+        return Priority.PEOPLE if self._waiting[Priority.PEOPLE] else Priority.BACKGROUND
+
+    @staticmethod
+    def _drop_cancelled(queue: deque[Future[None]]) -> bool:
+        while queue and queue[0].done():
+            queue.popleft()
+        return bool(queue)

@@ -1,0 +1,1 @@
+"""The door for the operator's backends and monitoring."""

@@ -1,0 +1,1 @@
+"""The door for browsers, the app and AMO."""
