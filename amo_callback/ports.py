@@ -95,8 +95,8 @@ class Store(Protocol):
     async def due(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[str]:
         """Return the ids of connections whose refresh is due and not claimed, oldest expiry first."""
 
-    async def next_due(self, *, apart_from: Sequence[str]) -> datetime | None:
-        """Return when the next refresh comes due, a claimed one not before its lease ends."""
+    async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
+        """Return when the next refresh comes due that nobody has claimed."""
 
     async def claim(self, claim: Claim) -> Connection | None:
         """Commit a claim; `None` where somebody holds one, or the pair is no longer the one read."""

@@ -43,7 +43,7 @@ class Pace:
         self._free_at = max(self._free_at, self._clock.monotonic() + seconds)
 
     async def _dispatch(self) -> None:
-        while any(self._drop_cancelled(queue) for queue in self._waiting.values()):
+        while self._somebody_waits():
             wait = self._free_at - self._clock.monotonic()
             if wait > 0:
                 await self._clock.sleep(wait)
@@ -57,8 +57,14 @@ class Pace:
             return Priority.BACKGROUND if self._last is Priority.PEOPLE else Priority.PEOPLE
         return Priority.PEOPLE if self._waiting[Priority.PEOPLE] else Priority.BACKGROUND
 
-    @staticmethod
-    def _drop_cancelled(queue: deque[Future[None]]) -> bool:
-        while queue and queue[0].done():
-            queue.popleft()
-        return bool(queue)
+    def _somebody_waits(self) -> bool:
+        for queue in self._waiting.values():
+            while queue and queue[0].done():
+                queue.popleft()  # was cancelled
+        return any(self._waiting.values())
+
+    async def close(self) -> None:
+        """End the dispatcher; whoever still waits has been cancelled before."""
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+            await asyncio.wait({self._dispatcher})

@@ -1,1 +1,30 @@
-"""What outlives the process."""
+"""What outlives the process: the `Store` port on a database."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.store.sqlite import SqliteStore
+
+SQLITE = "sqlite:///"
+
+
+@asynccontextmanager
+async def open_store(url: str, *, folder: Path) -> AsyncIterator[SqliteStore]:
+    """Open the store that `url` names, its schema brought up to date; relative paths start at `folder`.
+
+    Raises `ConfigurationError` where it cannot be opened at all.
+    """
+    if not url.startswith(SQLITE):
+        raise ConfigurationError(f"storage.url: must begin with {SQLITE} (an absolute path has four slashes)")
+    from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- because another engine may be asked for
+
+    async with open_sqlite(folder / url.removeprefix(SQLITE)) as store:
+        yield store

@@ -1,0 +1,41 @@
+"""The schema's version: brought up to date at start, never guessed."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import aiosqlite
+
+
+async def migrate_sqlite(database: aiosqlite.Connection, migrations: Sequence[Sequence[str]]) -> None:
+    """Apply what is missing, each migration whole or not at all; raises `ConfigurationError`."""
+    await database.execute("BEGIN IMMEDIATE")
+    try:
+        version = await _number(database, "PRAGMA user_version")
+        if version > len(migrations):
+            raise ConfigurationError(
+                f"storage.url: the database is of a newer amo-callback (schema {version}, known here: "
+                f"{len(migrations)}): install that version, or restore an older backup"
+            )
+        if version == 0 and await _number(database, "SELECT count(*) FROM sqlite_master"):
+            raise ConfigurationError("storage.url: the database holds something else: name a file of its own")
+        for statements in migrations[version:]:
+            for statement in statements:
+                await database.execute(statement)
+        await database.execute(f"PRAGMA user_version = {len(migrations)}")
+        await database.execute("COMMIT")
+    except (ConfigurationError, sqlite3.Error):
+        await database.execute("ROLLBACK")
+        raise
+
+
+async def _number(database: aiosqlite.Connection, query: str) -> int:
+    async with database.execute(query) as cursor:
+        row = await cursor.fetchone()
+    return int(row[0]) if row else 0

@@ -1,0 +1,73 @@
+"""Rows into values, and times into what both engines compare."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from amo_callback.model import Connection, Grant, GrantStatus, Reason, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TICK = timedelta(microseconds=1)
+
+
+def ticks(moment: datetime) -> int:
+    """Return a time as microseconds since 1970, exactly."""
+    return (moment - _EPOCH) // _TICK
+
+
+def moment(value: int) -> datetime:
+    """Return a stored time."""
+    return _EPOCH + value * _TICK
+
+
+def _maybe(value: int | None) -> datetime | None:
+    return None if value is None else moment(value)
+
+
+def connection(row: Mapping[str, Any]) -> Connection:
+    """Read a row of `connections`."""
+    return Connection(
+        id=row["id"],
+        account_id=row["account_id"],
+        user_id=row["user_id"],
+        domain=row["domain"],
+        api_domain=row["api_domain"],
+        client_id=row["client_id"],
+        status=Status(row["status"]),
+        reason=Reason(row["reason"]) if row["reason"] else None,
+        last_error=row["last_error"],
+        sealed_pair=row["sealed_pair"],
+        access_issued_at=_maybe(row["access_issued_at"]),
+        access_expires_at=_maybe(row["access_expires_at"]),
+        refresh_expires_at=_maybe(row["refresh_expires_at"]),
+        refreshed_at=_maybe(row["refreshed_at"]),
+        next_refresh_at=_maybe(row["next_refresh_at"]),
+        failures=row["failures"],
+        connected_at=moment(row["connected_at"]),
+        pair_version=row["pair_version"],
+        row_version=row["row_version"],
+        attempt=row["attempt"],
+        lease_until=_maybe(row["lease_until"]),
+        spending=row["spending"],
+        doubtful=row["doubtful"],
+    )
+
+
+def grant(row: Mapping[str, Any]) -> Grant:
+    """Read a row of `grants`."""
+    return Grant(
+        code_hash=row["code_hash"],
+        handle_hash=row["handle_hash"],
+        sealed=row["sealed"],
+        status=GrantStatus(row["status"]),
+        error=row["error"],
+        connection_id=row["connection_id"],
+        attempt=row["attempt"],
+        lease_until=moment(row["lease_until"]),
+        doubtful=bool(row["doubtful"]),
+        expires_at=moment(row["expires_at"]),
+    )

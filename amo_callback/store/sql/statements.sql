@@ -1,0 +1,115 @@
+-- Each statement by its name. Every write of a connection counts `row_version` up; `pair_version` counts
+-- pairs, grants and disconnects, and is what a refresh compares before it replaces anything.
+
+-- name: ping
+SELECT 1 FROM meta LIMIT 1;
+
+-- name: canary
+SELECT value FROM meta WHERE name = 'canary';
+
+-- name: save_canary
+INSERT INTO meta (name, value) VALUES ('canary', :value) ON CONFLICT (name) DO NOTHING;
+
+-- name: connection
+SELECT * FROM connections WHERE id = :id;
+
+-- name: connections_of
+SELECT * FROM connections WHERE account_id = :account_id AND status <> 'disconnected'
+ORDER BY status = 'active' DESC, access_expires_at DESC;
+
+-- name: due
+SELECT id FROM connections
+WHERE status = 'active' AND next_refresh_at <= :now AND (lease_until IS NULL OR lease_until <= :now)
+    AND id NOT IN (SELECT value FROM json_each(:apart_from))
+ORDER BY access_expires_at
+LIMIT :limit;
+
+-- name: next_due
+SELECT next_refresh_at FROM connections
+WHERE status = 'active' AND next_refresh_at IS NOT NULL AND (lease_until IS NULL OR lease_until <= :now)
+    AND id NOT IN (SELECT value FROM json_each(:apart_from))
+ORDER BY next_refresh_at
+LIMIT 1;
+
+-- name: claim
+-- What an attempt was spending that ended without a word may be spent.
+UPDATE connections SET
+    lease_owner = :owner, lease_until = :until, attempt = :attempt,
+    doubtful = COALESCE(spending, doubtful), spending = :fingerprint,
+    row_version = row_version + 1
+WHERE id = :id AND pair_version = :pair_version AND status = 'active'
+    AND (lease_until IS NULL OR lease_until <= :at)
+RETURNING *;
+
+-- name: save_refreshed
+-- Not guarded by the attempt: the pair is good whoever holds the lease by now, unless a newer one came.
+UPDATE connections SET
+    sealed_pair = :sealed_pair, api_domain = :api_domain,
+    status = 'active', reason = NULL, last_error = NULL, failures = 0,
+    access_issued_at = :issued_at, access_expires_at = :expires_at, refresh_expires_at = :refresh_expires_at,
+    refreshed_at = :issued_at, next_refresh_at = :next_refresh_at,
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
+    pair_version = pair_version + 1, row_version = row_version + 1
+WHERE id = :id AND pair_version = :pair_version
+RETURNING id;
+
+-- name: save_verdict
+UPDATE connections SET
+    status = :status, reason = :reason, last_error = :last_error, failures = failures + 1,
+    next_refresh_at = :next_refresh_at,
+    doubtful = CASE WHEN :doubtful THEN spending ELSE doubtful END,
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL,
+    row_version = row_version + 1
+WHERE id = :id AND attempt = :attempt
+RETURNING id;
+
+-- name: release
+UPDATE connections SET
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, row_version = row_version + 1
+WHERE id = :id AND attempt = :attempt;
+
+-- name: save_connected
+INSERT INTO connections (
+    id, account_id, user_id, domain, api_domain, client_id, status, sealed_pair, access_issued_at,
+    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat
+) VALUES (
+    :id, :account_id, :user_id, :domain, :api_domain, :client_id, 'active', :sealed_pair, :access_issued_at,
+    :access_expires_at, :refresh_expires_at, NULL, :next_refresh_at, :connected_at, :token_iat
+)
+ON CONFLICT (id) DO UPDATE SET
+    domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
+    status = 'active', reason = NULL, last_error = NULL, failures = 0, sealed_pair = excluded.sealed_pair,
+    access_issued_at = excluded.access_issued_at, access_expires_at = excluded.access_expires_at,
+    refresh_expires_at = excluded.refresh_expires_at, refreshed_at = NULL,
+    next_refresh_at = excluded.next_refresh_at, connected_at = excluded.connected_at,
+    grant_iat = excluded.grant_iat,
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
+    pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
+WHERE connections.grant_iat IS NULL OR excluded.grant_iat IS NULL OR excluded.grant_iat >= connections.grant_iat;
+
+-- name: grant
+SELECT * FROM grants WHERE code_hash = :code_hash;
+
+-- name: grant_by_handle
+SELECT * FROM grants WHERE handle_hash = :handle_hash;
+
+-- name: claim_grant
+-- A failed grant may be tried again, and one whose process died when its lease has ended.
+INSERT INTO grants (code_hash, handle_hash, sealed, status, attempt, lease_until, expires_at)
+VALUES (:code_hash, :handle_hash, :sealed, 'exchanging', :attempt, :lease_until, :expires_at)
+ON CONFLICT (code_hash) DO UPDATE SET
+    doubtful = grants.doubtful OR grants.status = 'exchanging',
+    status = 'exchanging', error = NULL, attempt = excluded.attempt, lease_until = excluded.lease_until
+WHERE grants.expires_at > :now
+    AND (grants.status = 'failed' OR (grants.status = 'exchanging' AND grants.lease_until <= :now));
+
+-- name: finish_grant
+UPDATE grants SET status = :status, error = :error, connection_id = :connection_id, doubtful = :doubtful
+WHERE code_hash = :code_hash AND attempt = :attempt
+RETURNING code_hash;
+
+-- name: erase_grants
+UPDATE grants SET sealed = NULL WHERE sealed IS NOT NULL AND expires_at <= :now;
+
+-- name: forget_grants
+DELETE FROM grants WHERE expires_at <= :before;

@@ -1,0 +1,39 @@
+"""Work that must not be cut off, and waits that must not be endless."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from amo_callback.ports import Clock
+
+T = TypeVar("T")
+
+
+async def unbroken(work: Coroutine[object, object, T]) -> T:
+    """Run `work` to its end even where the caller is cancelled meanwhile; the cancellation follows then."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                continue
+        if not task.cancelled():
+            task.exception()  # looked at: the caller who could be told is gone
+        raise
+
+
+async def done_within(task: asyncio.Future[object], *, seconds: float, clock: Clock) -> bool:
+    """Wait for `task` at most `seconds`, and tell whether it is done; it goes on where it is not."""
+    timer = asyncio.ensure_future(clock.sleep(seconds))
+    try:
+        await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        timer.cancel()
+    return task.done()
