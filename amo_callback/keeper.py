@@ -1,0 +1,327 @@
+"""One refresh, from claim to stored pair: the only place where a refresh token is spent.
+
+AMO's refresh tokens work once. A second presentation, or an answer that is lost, costs the account its
+connection, and only a person can mend that. Hence the order, each step committed before the next begins:
+
+0. **Place.** A concurrency place and a slot at the rate limit first: a claim must not age in a queue.
+1. **Claim.** One committed statement with a lease, a new attempt id and the fingerprint of what will be
+   spent. It is also the write check: a full disk is met before the token is spent, not after.
+2. **Spend.** One POST, at once, in a task of its own: neither a caller who hangs up nor a shutdown ends it.
+3. **Store.** Only where the pair that it came from is still the stored one.
+4. **Tell** whoever watches and whoever waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import (
+    AccountRefused,
+    AmoCallbackError,
+    Busy,
+    ClientRefused,
+    MustMend,
+    NeedsReauth,
+    NotFound,
+    OutcomeOpen,
+    RateLimited,
+    RefreshTokenDead,
+    ShuttingDown,
+    StoreUnavailable,
+    Unreadable,
+)
+from amo_callback.model import (
+    Claim,
+    Connection,
+    Event,
+    Issued,
+    Level,
+    Reason,
+    RefreshedPair,
+    Status,
+    TokenPair,
+    Verdict,
+    fingerprint,
+)
+from amo_callback.ports import Priority
+from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due, retry_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.ports import AmoOAuth, Clock, Observer, Store
+
+_STORE_AGAIN = 1.0
+"""Seconds between two tries to store a pair."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefreshRules:
+    """When to refresh and when to try again: the configuration's `[refresh]`."""
+
+    at: float = 0.5
+    jitter: float = 0.1
+    concurrency: int = 16
+    lease: float = 60.0
+    retry_base: float = 30.0
+    retry_cap: float = 900.0
+
+
+class Keeper:
+    """Keep token pairs fresh, one refresh at a time for each connection."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        amo: AmoOAuth,
+        cipher: Cipher,
+        clock: Clock,
+        observer: Observer,
+        rules: RefreshRules,
+        owner: str,
+        random: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._amo = amo
+        self._cipher = cipher
+        self._clock = clock
+        self._observer = observer
+        self._rules = rules
+        self._owner = owner
+        self._random = random
+        self._places = asyncio.Semaphore(rules.concurrency)
+        self._flights: dict[str, asyncio.Task[Connection]] = {}
+        self._stopping = asyncio.Event()
+
+    async def refresh(self, connection_id: str, *, demand: str, patient: bool = False) -> Connection:
+        """Refresh a connection's pair and return it as stored; callers at the same moment share one refresh.
+
+        `demand` says on whose: `schedule`, `hand_out`. A `patient` caller does not ask again before a
+        back-off has ended. Raises what kept the pair from being refreshed (`AmoCallbackError`); a caller who
+        is cancelled cancels nothing else.
+        """
+        flight = self._flights.get(connection_id)
+        if flight is None:
+            flight = asyncio.create_task(
+                self._fly(connection_id, demand=demand, patient=patient), name=f"refresh:{connection_id}"
+            )
+            self._flights[connection_id] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(connection_id, None))
+        return await asyncio.shield(flight)
+
+    def stop(self) -> None:
+        """Spend nothing from now on; what has been claimed goes on to its end."""
+        self._stopping.set()
+
+    async def drain(self) -> None:
+        """Wait until what is in flight is stored."""
+        while self._flights:
+            await asyncio.wait(self._flights.values())
+
+    # --- the steps -------------------------------------------------------------------------------
+
+    async def _fly(self, connection_id: str, *, demand: str, patient: bool) -> Connection:
+        async with self._places:
+            await self._slot()
+            connection = await self._store.connection(connection_id)
+            if connection is None or connection.status is Status.DISCONNECTED:
+                raise NotFound
+            if connection.status is Status.NEEDS_REAUTH:
+                raise NeedsReauth(connection.reason)
+            if patient:
+                self._respect_back_off(connection)
+            claimed, pair = await self._claim(connection)
+            started = self._clock.monotonic()
+            try:
+                # Before the spend: the integration that a pair was granted to is the only one that may present
+                # it, since to AMO any other is a stranger with a stolen token.
+                if claimed.client_id != self._amo.client_id:
+                    raise ClientRefused("granted to another client_id")
+                issued = await self._amo.refresh(refresh_token=pair.refresh_token, domain=claimed.domain)
+            except AmoCallbackError as error:
+                await self._judge(claimed, pair, error)
+                raise
+            except BaseException:
+                await self._judge(claimed, pair, OutcomeOpen("a bug"))
+                raise
+            stored = await self._save(claimed, issued)
+            self._tell(
+                "refresh.succeeded",
+                stored,
+                demand=demand,
+                seconds=round(self._clock.monotonic() - started, 3),
+                expires_at=issued.pair.expires_at,
+                next_refresh_at=stored.next_refresh_at,
+            )
+            return stored
+
+    async def _slot(self) -> None:
+        """Wait for a slot at the rate limit, or for the end of this process."""
+        slot = asyncio.ensure_future(self._amo.slot(Priority.BACKGROUND))
+        stop = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({slot, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            slot.cancel()
+            stop.cancel()
+        if self._stopping.is_set():
+            raise ShuttingDown
+
+    def _respect_back_off(self, connection: Connection) -> None:
+        due = connection.next_refresh_at
+        if connection.failures and due is not None and due > self._clock.now():
+            raise Busy((due - self._clock.now()).total_seconds())
+
+    async def _claim(self, connection: Connection) -> tuple[Connection, TokenPair]:
+        """Take the right to spend the pair's refresh token, in writing."""
+        started = self._clock.monotonic()
+        now = self._clock.now()
+        attempt = uuid.uuid4().hex
+        pair = self._opened(connection)
+        claimed = await self._store.claim(
+            Claim(
+                connection_id=connection.id,
+                pair_version=connection.pair_version,
+                attempt=attempt,
+                owner=self._owner,
+                at=now,
+                until=now + timedelta(seconds=self._rules.lease),
+                fingerprint="" if pair is None else fingerprint(pair.refresh_token),
+            )
+        )
+        if claimed is None:
+            raise Busy(self._rules.lease)
+        if pair is None:
+            await self._judge(claimed, None, Unreadable())
+            raise NeedsReauth(Reason.UNREADABLE)
+        # By the monotonic clock, read before the claim: a process that was stopped meanwhile, or a store that
+        # took its time, must not spend a token on a lease that ends under the request.
+        left = self._rules.lease - (self._clock.monotonic() - started)
+        if left < self._amo.timeout or self._stopping.is_set():
+            await self._store.release(connection_id=connection.id, attempt=attempt)
+            raise ShuttingDown if self._stopping.is_set() else Busy(1.0)
+        return claimed, pair
+
+    def _opened(self, connection: Connection) -> TokenPair | None:
+        try:
+            return self._cipher.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
+        except Unreadable:
+            return None
+
+    async def _save(self, claimed: Connection, issued: Issued) -> Connection:
+        """Store a pair that has been paid for, before anything else happens; try until it is stored."""
+        pair = issued.pair
+        refreshed = RefreshedPair(
+            connection_id=claimed.id,
+            pair_version=claimed.pair_version,
+            sealed_pair=self._cipher.seal_pair(pair, connection_id=claimed.id),
+            api_domain=issued.account.api_domain or claimed.api_domain,
+            issued_at=pair.issued_at,
+            expires_at=pair.expires_at,
+            refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
+            next_refresh_at=refresh_due(
+                pair, at=self._rules.at, jitter=self._rules.jitter, random=self._random
+            ),
+        )
+        told = False
+        while True:
+            try:
+                saved = await self._store.save_refreshed(refreshed)
+                stored = await self._store.connection(claimed.id)
+            except StoreUnavailable as error:
+                if not told:
+                    self._tell("pair.unsaved", claimed, Level.ERROR, store=error.what)
+                told = True
+                await self._clock.sleep(_STORE_AGAIN)
+            else:
+                break
+        if stored is None:
+            raise NotFound
+        if not saved:
+            self._tell("refresh.superseded", stored, Level.WARNING)
+        return stored
+
+    # --- verdicts --------------------------------------------------------------------------------
+
+    async def _judge(self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError) -> None:
+        """Write down what a refresh without a pair means for the connection, and end the claim."""
+        now = self._clock.now()
+        status, reason = _verdict(claimed, error)
+        verdict = Verdict(
+            connection_id=claimed.id,
+            attempt=claimed.attempt or "",
+            status=status,
+            reason=reason,
+            last_error=error.code,
+            doubtful=isinstance(error, OutcomeOpen),
+            next_refresh_at=self._again(claimed, pair, error, now) if status is Status.ACTIVE else None,
+        )
+        try:
+            kept = await self._store.save_verdict(verdict)
+        except StoreUnavailable as failed:
+            # The claim stays, with what it was spending: after the lease it counts as doubtful.
+            self._tell("refresh.verdict_unsaved", claimed, Level.ERROR, error=error.code, store=failed.what)
+            return
+        if not kept:
+            self._tell("refresh.superseded", claimed, Level.WARNING, error=error.code)
+        elif status is Status.NEEDS_REAUTH:
+            self._tell("connection.needs_reauth", claimed, Level.WARNING, reason=reason, error=error.code)
+        else:
+            self._tell(
+                "refresh.failed",
+                claimed,
+                Level.ERROR if isinstance(error, MustMend) else Level.WARNING,
+                error=error.code,
+                failures=claimed.failures + 1,
+                next_refresh_at=verdict.next_refresh_at,
+                **_data(error),
+            )
+
+    def _again(
+        self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError, now: datetime
+    ) -> datetime:
+        """Return when to try again."""
+        if isinstance(error, RateLimited):
+            return now + timedelta(seconds=error.retry_after)
+        if isinstance(error, AccountRefused | MustMend):
+            return now + timedelta(seconds=self._rules.retry_cap)
+        retry = retry_at(
+            now,
+            failures=claimed.failures + 1,
+            expires_at=pair.expires_at if pair else None,
+            base=self._rules.retry_base,
+            cap=self._rules.retry_cap,
+            random=self._random,
+        )
+        if isinstance(error, OutcomeOpen):
+            # AMO may be at work on it still: not before a lease's length has passed.
+            return max(retry, now + timedelta(seconds=self._rules.lease))
+        return retry
+
+    def _tell(self, name: str, connection: Connection, level: Level = Level.INFO, **fields: object) -> None:
+        self._observer(
+            Event(name=name, level=level, connection_id=connection.id, fields={"domain": connection.domain, **fields})
+        )
+
+
+def _verdict(claimed: Connection, error: AmoCallbackError) -> tuple[Status, Reason | None]:
+    """Tell whether an error is this person's to mend; only listed refusals are."""
+    if isinstance(error, Unreadable):
+        return Status.NEEDS_REAUTH, Reason.UNREADABLE
+    if not isinstance(error, RefreshTokenDead):
+        return Status.ACTIVE, None
+    if claimed.doubtful == claimed.spending:
+        # An attempt of ours ended without an answer: it may be what spent the token.
+        return Status.NEEDS_REAUTH, Reason.IN_DOUBT
+    return Status.NEEDS_REAUTH, Reason.EXPIRED if error.expired else Reason.REVOKED
+
+
+def _data(error: AmoCallbackError) -> dict[str, object]:
+    return {name: vars(error)[name] for name in ("what", "status", "hint") if name in vars(error)}
