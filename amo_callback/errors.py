@@ -67,6 +67,12 @@ class CodeExpired(PersonMustAct):
     code = word = "code_expired"
 
 
+class GrantExpired(PersonMustAct):
+    """The authorization code was seen here, more than 20 minutes ago."""
+
+    code = word = "code_expired"
+
+
 class CodeUsed(PersonMustAct):
     """The authorization code was already spent, and not by us."""
 

@@ -49,6 +49,7 @@ from amo_callback.model import (
 )
 from amo_callback.ports import Priority
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due, retry_at
+from amo_callback.unsaved import store_paid_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,10 +57,6 @@ if TYPE_CHECKING:
 
     from amo_callback.cipher import Cipher
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
-
-_STORE_AGAIN = 1.0
-"""Seconds between two tries to store a pair."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefreshRules:
@@ -113,7 +110,7 @@ class Keeper:
                 self._fly(connection_id, demand=demand, patient=patient), name=f"refresh:{connection_id}"
             )
             self._flights[connection_id] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(connection_id, None))
+            flight.add_done_callback(lambda landed: self._land(connection_id, landed))
         return await asyncio.shield(flight)
 
     def stop(self) -> None:
@@ -124,6 +121,15 @@ class Keeper:
         """Wait until what is in flight is stored."""
         while self._flights:
             await asyncio.wait(self._flights.values())
+
+    def _land(self, connection_id: str, flight: asyncio.Task[Connection]) -> None:
+        self._flights.pop(connection_id, None)
+        error = None if flight.cancelled() else flight.exception()
+        if error is not None and not isinstance(error, AmoCallbackError):
+            # Told here: whoever asked may be gone.
+            self._observer(
+                Event(name="refresh.bug", level=Level.ERROR, connection_id=connection_id, error=error)
+            )
 
     # --- the steps -------------------------------------------------------------------------------
 
@@ -173,6 +179,7 @@ class Keeper:
             stop.cancel()
         if self._stopping.is_set():
             raise ShuttingDown
+        await slot
 
     def _respect_back_off(self, connection: Connection) -> None:
         due = connection.next_refresh_at
@@ -230,18 +237,13 @@ class Keeper:
                 pair, at=self._rules.at, jitter=self._rules.jitter, random=self._random
             ),
         )
-        told = False
-        while True:
-            try:
-                saved = await self._store.save_refreshed(refreshed)
-                stored = await self._store.connection(claimed.id)
-            except StoreUnavailable as error:
-                if not told:
-                    self._tell("pair.unsaved", claimed, Level.ERROR, store=error.what)
-                told = True
-                await self._clock.sleep(_STORE_AGAIN)
-            else:
-                break
+        saved = await store_paid_for(
+            lambda: self._store.save_refreshed(refreshed),
+            connection_id=claimed.id,
+            clock=self._clock,
+            observer=self._observer,
+        )
+        stored = await self._store.connection(claimed.id)
         if stored is None:
             raise NotFound
         if not saved:

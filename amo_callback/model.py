@@ -190,7 +190,7 @@ class Outcome:
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False)
     handle: str = field(repr=False)
-    connection: Connection | None = None
+    connection_id: str | None = None
 
 
 class Level(StrEnum):

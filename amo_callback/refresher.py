@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import AmoCallbackError
+from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
 from amo_callback.model import Event, Level
 
 if TYPE_CHECKING:
@@ -104,13 +104,13 @@ class Refresher:
         """Refresh one connection; what went wrong with it was told, and is no concern of the others."""
         try:
             await self._keeper.refresh(connection_id, demand="schedule")
-        except AmoCallbackError:
-            # The keeper wrote down when to try again, if it could. Where it could not (the store is away),
-            # the row still looks due.
+        except (StoreUnavailable, Busy):
+            # Nothing could be written down about it: the row still looks due.
             self._aside[connection_id] = self._clock.monotonic() + self._poll_interval
-        except Exception as error:  # noqa: BLE001 -- because a bug in one refresh is not the others' end
+        except AmoCallbackError:
+            pass  # the keeper wrote down when to try again, and told
+        except Exception:  # noqa: BLE001 -- because a bug in one refresh is not the others' end; the keeper told
             self._aside[connection_id] = self._clock.monotonic() + self._put_aside
-            self._tell_failed(error, connection_id)
 
     def _forget_aside(self) -> None:
         now = self._clock.monotonic()
@@ -130,13 +130,12 @@ class Refresher:
             timer.cancel()
             woken.cancel()
 
-    def _tell_failed(self, error: Exception, connection_id: str | None = None) -> None:
+    def _tell_failed(self, error: Exception) -> None:
         known = isinstance(error, AmoCallbackError)
         self._observer(
             Event(
                 name="refresher.failed",
                 level=Level.ERROR,
-                connection_id=connection_id,
                 fields={"error": error.code} if known else {},
                 error=None if known else error,
             )
