@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import (
     AccountNotAllowed,
     AmoCallbackError,
+    Busy,
     CodeExpired,
     CodeUsed,
     GrantExpired,
     NotFound,
     OutcomeOpen,
     PersonMustAct,
+    ShuttingDown,
     StoreUnavailable,
     UnknownRefusal,
 )
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at a grant that another process is exchanging."""
+_LAST_SLOT = 3.0
+"""Seconds that an exchange may still wait for its slot once the process is to end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +110,7 @@ class Connect:
         self._new_handle = new_handle
         self._connected = connected
         self._flights: dict[str, _Flight] = {}
+        self._stopping = asyncio.Event()
 
     async def complete(
         self, *, code: bytes, state: bytes | None, domain: str, address: str | None = None
@@ -142,6 +147,10 @@ class Connect:
     async def connection_of(self, outcome: Outcome) -> Connection | None:
         """Return the connection that a grant led to, as it is now."""
         return await self._store.connection(outcome.connection_id) if outcome.connection_id else None
+
+    def stop(self) -> None:
+        """Wait no longer for the rate limit; what has been sent goes on to its end."""
+        self._stopping.set()
 
     async def drain(self) -> None:
         """Wait until what is in flight is stored."""
@@ -216,7 +225,7 @@ class Connect:
 
     async def _exchange(self, grant: Grant, *, code: bytes, domain: str, address: str | None) -> Grant:
         try:
-            await self._amo.slot(Priority.PEOPLE)
+            await self._slot()
             issued = await self._amo.exchange(code=code, domain=domain)
             self._unproven.give_back(address)
             if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
@@ -251,6 +260,22 @@ class Connect:
         )
         self._connected()
         return ended
+
+    async def _slot(self) -> None:
+        """Wait for a slot at the rate limit; not for as long as the claim lasts, nor as the process ends."""
+        started = self._clock.monotonic()
+        slot = asyncio.ensure_future(self._amo.slot(Priority.PEOPLE))
+        stop = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({slot, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not await done_within(slot, seconds=_LAST_SLOT, clock=self._clock):
+                raise ShuttingDown
+        finally:
+            slot.cancel()
+            stop.cancel()
+        await slot
+        if self._clock.monotonic() - started > self._rules.lease - self._amo.timeout:
+            raise Busy(0)  # by the end of the request somebody else might hold the claim
 
     def _granted(self, issued: Issued, domain: str) -> Connection:
         pair, account = issued.pair, issued.account

@@ -1,0 +1,81 @@
+"""Who is asking: API keys and what they may do."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Scope(StrEnum):
+    """What an API key may do."""
+
+    READ = "read"
+    TOKEN = "token"  # noqa: S105 -- because it is the scope's name
+    ADMIN = "admin"
+
+
+DEFAULT_SCOPES = frozenset({Scope.READ, Scope.TOKEN})
+"""What a key may do whose line names no scopes: what a backend needs, and no more."""
+
+MIN_KEY_LENGTH = 32
+
+_LINE = re.compile(r"(?P<name>[\w.-]{1,64}):(?:(?P<scopes>[a-z]+(?:\+[a-z]+)*):)?(?P<key>[^\s:]+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiKey:
+    """An API key: its digest, never the key."""
+
+    name: str
+    scopes: frozenset[Scope]
+    digest: bytes = field(repr=False)
+
+
+class ApiKeys:
+    """The keys that open the private door."""
+
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
+        self._keys = tuple(keys)
+
+    def find(self, presented: str) -> ApiKey | None:
+        """Return the key presented; every key is compared, each in constant time."""
+        digest = _digest(presented)
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+
+def read_api_keys(text: str) -> Sequence[ApiKey]:
+    """Read `name:key` or `name:scope+scope:key` lines; raises `ValueError`, which names the line's number."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    keys = [_read_line(number, line) for number, line in lines if line and not line.startswith("#")]
+    if len({key.name for key in keys}) < len(keys):
+        raise ValueError("two lines have the same name")
+    return keys
+
+
+def _read_line(number: int, line: str) -> ApiKey:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(f"line {number} is neither name:key nor name:scope+scope:key")
+    if len(match["key"]) < MIN_KEY_LENGTH:
+        raise ValueError(f"the key in line {number} is shorter than {MIN_KEY_LENGTH} characters")
+    named = match["scopes"].split("+") if match["scopes"] else ()
+    unknown = [scope for scope in named if scope not in set(Scope)]
+    if unknown:
+        raise ValueError(f"line {number} names a scope that is not one of {', '.join(Scope)}")
+    scopes = frozenset(Scope(scope) for scope in named) if named else DEFAULT_SCOPES
+    return ApiKey(name=match["name"], scopes=scopes, digest=_digest(match["key"]))
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
