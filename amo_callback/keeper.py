@@ -152,8 +152,7 @@ class Keeper:
                     raise ClientRefused("granted to another client_id")
                 issued = await self._amo.refresh(refresh_token=pair.refresh_token, domain=claimed.domain)
             except AmoCallbackError as error:
-                await self._judge(claimed, pair, error)
-                raise
+                raise await self._judge(claimed, pair, error) from error
             except BaseException:
                 await self._judge(claimed, pair, OutcomeOpen("a bug"))
                 raise
@@ -206,8 +205,7 @@ class Keeper:
         if claimed is None:
             raise Busy(self._rules.lease)
         if pair is None:
-            await self._judge(claimed, None, Unreadable())
-            raise NeedsReauth(Reason.UNREADABLE)
+            raise await self._judge(claimed, None, Unreadable())
         # By the monotonic clock, read before the claim: a process that was stopped meanwhile, or a store that
         # took its time, must not spend a token on a lease that ends under the request.
         left = self._rules.lease - (self._clock.monotonic() - started)
@@ -252,8 +250,10 @@ class Keeper:
 
     # --- verdicts --------------------------------------------------------------------------------
 
-    async def _judge(self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError) -> None:
-        """Write down what a refresh without a pair means for the connection, and end the claim."""
+    async def _judge(
+        self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError
+    ) -> AmoCallbackError:
+        """Write down what a refresh without a pair means, end the claim, and return what to tell the caller."""
         now = self._clock.now()
         status, reason = _verdict(claimed, error)
         verdict = Verdict(
@@ -270,21 +270,23 @@ class Keeper:
         except StoreUnavailable as failed:
             # The claim stays, with what it was spending: after the lease it counts as doubtful.
             self._tell("refresh.verdict_unsaved", claimed, Level.ERROR, error=error.code, store=failed.what)
-            return
+            return error
         if not kept:
             self._tell("refresh.superseded", claimed, Level.WARNING, error=error.code)
-        elif status is Status.NEEDS_REAUTH:
+            return Busy(1.0)
+        if status is Status.NEEDS_REAUTH:
             self._tell("connection.needs_reauth", claimed, Level.WARNING, reason=reason, error=error.code)
-        else:
-            self._tell(
-                "refresh.failed",
-                claimed,
-                Level.ERROR if isinstance(error, MustMend) else Level.WARNING,
-                error=error.code,
-                failures=claimed.failures + 1,
-                next_refresh_at=verdict.next_refresh_at,
-                **_data(error),
-            )
+            return NeedsReauth(reason)
+        self._tell(
+            "refresh.failed",
+            claimed,
+            Level.ERROR if isinstance(error, MustMend) else Level.WARNING,
+            error=error.code,
+            failures=claimed.failures + 1,
+            next_refresh_at=verdict.next_refresh_at,
+            **_data(error),
+        )
+        return error
 
     def _again(
         self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError, now: datetime

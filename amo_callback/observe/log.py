@@ -1,0 +1,135 @@
+"""Log lines: JSON or console, scrubbed of everything that looks like a secret.
+
+Lines are written when something changes. What writes them passes no secret to begin with; the scrubbing here is
+the second lock, for texts that come from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+import structlog
+
+from amo_callback.model import Event, Level
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, MutableMapping
+
+    from structlog.typing import FilteringBoundLogger, Processor
+
+_NAMES = frozenset(
+    {"code", "state", "access_token", "refresh_token", "client_secret", "authorization", "handle", "signature"}
+)
+_SHAPES = re.compile(
+    r"eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*"  # a JWT
+    r"|def502[0-9a-f]{10,}"  # a code or refresh token of AMO's
+    r"|(?i:bearer )\S+"
+    r"|\b(?P<name>code|state|client_secret|(?:access_|refresh_)?token)=[^&\s\"']+"
+)
+_GONE = "[redacted]"
+_SHORTEST = 6
+"""Secrets shorter than this are not searched for: they are parts of ordinary words."""
+
+
+class Redactor:
+    """Take secrets out of log lines: by field name, by shape, and the configured ones by value."""
+
+    def __init__(self, secrets: Collection[str] = ()) -> None:
+        self._secrets = sorted((s for s in secrets if len(s) >= _SHORTEST), key=len, reverse=True)
+
+    def __call__(self, _logger: object, _method: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        """Scrub a line; a structlog processor."""
+        return {key: _GONE if key in _NAMES else self._clean(value) for key, value in line.items()}
+
+    def scrub(self, text: str) -> str:
+        """Return the text without secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, _GONE)
+        return _SHAPES.sub(lambda found: f"{found['name']}={_GONE}" if found["name"] else _GONE, text)
+
+    def _clean(self, value: object) -> object:
+        if isinstance(value, bool | int | float | None):
+            return value
+        if isinstance(value, dict):
+            return {str(key): _GONE if key in _NAMES else self._clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._clean(item) for item in value]
+        return self.scrub(value.isoformat() if hasattr(value, "isoformat") else str(value))
+
+
+def make_logger(
+    *, level: str, style: str, stream: TextIO, secrets: Collection[str] = ()
+) -> FilteringBoundLogger:
+    """Make the process's logger: `style` is `json`, `console`, or `auto` (console on a terminal)."""
+    console = style == "console" or (style == "auto" and stream.isatty())
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        Redactor(secrets),
+    ]
+    if console:
+        processors.append(structlog.dev.ConsoleRenderer(colors=stream.isatty()))
+    else:
+        processors.append(structlog.processors.JSONRenderer(serializer=json.dumps, ensure_ascii=False))
+    return structlog.wrap_logger(  # type: ignore[no-any-return]  # reason: structlog types it as Any
+        structlog.PrintLogger(stream),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        cache_logger_on_first_use=True,
+    )
+
+
+class LogObserver:
+    """Write events as log lines."""
+
+    def __init__(self, logger: FilteringBoundLogger) -> None:
+        self._logger = logger
+
+    def __call__(self, event: Event) -> None:
+        """Write one line; a log that cannot be written stops nothing."""
+        fields = dict(event.fields)
+        if event.connection_id is not None:
+            fields["connection_id"] = event.connection_id
+        if event.error is not None:
+            fields["exc_info"] = event.error
+        with suppress(OSError, ValueError):
+            self._logger.log(_NUMBERS[event.level], event.name, **fields)
+
+
+_NUMBERS = {
+    Level.DEBUG: logging.DEBUG,
+    Level.INFO: logging.INFO,
+    Level.WARNING: logging.WARNING,
+    Level.ERROR: logging.ERROR,
+}
+
+
+class LibraryLog(logging.Handler):
+    """Bring what libraries log (warnings and up) into our lines."""
+
+    def __init__(self, logger: FilteringBoundLogger) -> None:
+        super().__init__(logging.WARNING)
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a library's record as one line."""
+        with suppress(OSError, ValueError):
+            self._logger.log(
+                record.levelno, "library.log", library=record.name, text=record.getMessage(), exc_info=record.exc_info
+            )
+
+
+def take_over_library_logs(logger: FilteringBoundLogger) -> None:
+    """Let every library's log go through `logger`, and nowhere else."""
+    logging.basicConfig(handlers=[LibraryLog(logger)], level=logging.WARNING, force=True)
+    logging.captureWarnings(capture=True)
+    sys.unraisablehook = lambda unraisable: LogObserver(logger)(
+        Event(name="library.unraisable", level=Level.ERROR, error=unraisable.exc_value)
+    )
