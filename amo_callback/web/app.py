@@ -1,0 +1,93 @@
+"""Both doors, built and not started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from amo_callback.identity import ApiKeys, read_api_keys
+from amo_callback.web import health
+from amo_callback.web.keys import AMO, API_KEYS, CLOCK, CONNECT, HANDOUT, LOG, PAGES, SETTINGS
+from amo_callback.web.middleware.authorization import authorize
+from amo_callback.web.middleware.errors import envelope_errors, problem_errors
+from amo_callback.web.middleware.headers import protect
+from amo_callback.web.middleware.requests import log_requests
+from amo_callback.web.pages.render import Pages
+from amo_callback.web.private import tokens
+from amo_callback.web.public import callback, exchange, returning
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from amo_callback.config import Settings
+    from amo_callback.web.keys import Services
+
+BODY_LIMIT = 64 * 1024
+"""Bytes of a request's body that are read at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Apps:
+    """The two doors as applications."""
+
+    public: web.Application
+    private: web.Application
+
+
+def make_apps(settings: Settings, services: Services, log: FilteringBoundLogger) -> Apps:
+    """Build both doors."""
+    return Apps(public=_public(settings, services, log), private=_private(settings, services, log))
+
+
+def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -> web.Application:
+    app = _app(settings, services, log, door="public", errors=envelope_errors)
+    app[AMO] = services.amo
+    app[CONNECT] = services.connect
+    app[PAGES] = Pages(app_name=settings.app.name)
+    base = settings.server.base_path
+    app.add_routes(
+        [
+            *callback.routes(base),
+            *returning.routes(base),
+            *exchange.routes(base),
+            web.get("/healthz", health.healthz),
+        ]
+    )
+    app.on_response_prepare.append(protect)
+    return app
+
+
+def _private(settings: Settings, services: Services, log: FilteringBoundLogger) -> web.Application:
+    app = _app(settings, services, log, door="private", errors=problem_errors)
+    app.middlewares.append(authorize(open_paths=("/healthz", "/readyz")))
+    app[HANDOUT] = services.handout
+    app[API_KEYS] = ApiKeys(read_api_keys(settings.api.keys.get_secret_value()))
+    app[health.READINESS] = health.Readiness(
+        store=services.store,
+        refresher=services.refresher,
+        clock=services.clock,
+        poll_interval=settings.refresh.poll_interval,
+    )
+    app.add_routes(
+        [
+            *tokens.routes(),
+            web.get("/healthz", health.healthz),
+            web.get("/readyz", health.readyz),
+        ]
+    )
+    return app
+
+
+def _app(
+    settings: Settings, services: Services, log: FilteringBoundLogger, *, door: str, errors: web.Middleware
+) -> web.Application:
+    app = web.Application(
+        middlewares=[log_requests(log, door=door, access=settings.log.access), errors],
+        client_max_size=BODY_LIMIT,
+    )
+    app[SETTINGS] = settings
+    app[CLOCK] = services.clock
+    app[LOG] = log
+    return app

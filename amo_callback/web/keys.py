@@ -1,0 +1,41 @@
+"""What the handlers find in their application, by typed keys; `make_apps` puts it there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from structlog.typing import FilteringBoundLogger
+
+from amo_callback.config import Settings
+from amo_callback.connect import Connect
+from amo_callback.handout import Handout
+from amo_callback.identity import ApiKeys
+from amo_callback.ports import AmoOAuth, Clock
+from amo_callback.web.pages.render import Pages
+
+if TYPE_CHECKING:
+    from amo_callback.ports import Store
+    from amo_callback.refresher import Refresher
+
+SETTINGS = web.AppKey("settings", Settings)
+LOG = web.AppKey("log", FilteringBoundLogger)
+CLOCK = web.AppKey("clock", Clock)  # type: ignore[type-abstract]  # reason: a protocol is what is meant
+AMO = web.AppKey("amo", AmoOAuth)  # type: ignore[type-abstract]  # reason: the same
+CONNECT = web.AppKey("connect", Connect)
+HANDOUT = web.AppKey("handout", Handout)
+API_KEYS = web.AppKey("api_keys", ApiKeys)
+PAGES = web.AppKey("pages", Pages)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """What both doors stand before, opened by `lifecycle`."""
+
+    store: Store
+    amo: AmoOAuth
+    connect: Connect
+    handout: Handout
+    refresher: Refresher
+    clock: Clock

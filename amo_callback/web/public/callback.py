@@ -1,0 +1,70 @@
+"""`GET {base}/callback`: AMO's redirect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from amo_callback.errors import AmoCallbackError
+from amo_callback.web.keys import AMO, CONNECT, LOG, PAGES, SETTINGS
+from amo_callback.web.peer import client_address
+from amo_callback.web.public.way_back import choose_way, fail, lead_back
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def routes(base: str) -> Sequence[web.RouteDef]:
+    """Return this module's routes; HEAD is not GET here, or it would spend the code."""
+    return [
+        web.get(f"{base}/callback", callback, allow_head=False),
+        web.head(f"{base}/callback", without_work),
+    ]
+
+
+async def without_work(_request: web.Request) -> web.Response:
+    """Answer a look that is no visit."""
+    return web.Response()
+
+
+async def callback(request: web.Request) -> web.Response:
+    """Complete the grant and lead the person back to the app."""
+    if is_prefetch(request):
+        return web.Response(status=204)
+    settings, pages = request.app[SETTINGS], request.app[PAGES]
+    redirect = request.app[AMO].read_redirect(raw_query(request))
+    way = choose_way(settings.app, redirect, request)
+    if redirect.code is None or redirect.domain is None:
+        return fail(settings.app, pages, way, error=redirect.error or "auth_failed", state=redirect.state)
+    try:
+        outcome = await request.app[CONNECT].complete(
+            code=redirect.code,
+            state=redirect.state,
+            domain=redirect.domain,
+            address=client_address(request, settings.server.trusted_proxies),
+        )
+    except AmoCallbackError as error:
+        return fail(settings.app, pages, way, error=error.word, state=redirect.state)
+    except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
+        request.app[LOG].error("http.bug", exc_info=bug)
+        return fail(settings.app, pages, way, error="auth_failed", state=redirect.state)
+    return lead_back(
+        settings.app,
+        pages,
+        way,
+        outcome=outcome,
+        state=redirect.state,
+        return_path=f"{settings.server.base_path}/return/",
+    )
+
+
+def is_prefetch(request: web.Request) -> bool:
+    """Tell whether a browser asks before the person does: that must not spend the code."""
+    told = (request.headers.get(name, "") for name in ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"))
+    return any("prefetch" in value.lower() or "preview" in value.lower() for value in told)
+
+
+def raw_query(request: web.Request) -> bytes:
+    """Return the query as it came: `request.query` would turn what is no UTF-8 into U+FFFD."""
+    return request.raw_path.partition("?")[2].encode("utf-8", "surrogateescape")
