@@ -232,6 +232,16 @@ class NotFound(AmoCallbackError):
     code = "not_found"
 
 
+class Forbidden(AmoCallbackError):
+    """The API key may not do this: it lacks the scope."""
+
+    code = "forbidden"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__()
+        self.scope = scope
+
+
 class NeedsReauth(AmoCallbackError):
     """The connection has no live token, and only the person can mend that."""
 

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
 
+MAX_CODE = 4096
+MAX_STATE = 2048
+"""Bytes of an authorization code and of a state, decoded, that are taken at most."""
+
 _CONNECTIONS = uuid.UUID("8f0f5a36-5d0c-4f4e-9d0e-2f1c7f8b6a51")
 """The namespace of connection ids."""
 

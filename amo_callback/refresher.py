@@ -50,6 +50,11 @@ class Refresher:
         """Seconds since the loop last came round."""
         return self._clock.monotonic() - self._beat_at
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the loop was told to end."""
+        return self._stopping
+
     def wake(self) -> None:
         """Look again now: a connection was added, or a refresh has ended."""
         self._wake.set()

@@ -29,13 +29,11 @@ from amo_callback.errors import (
     UnexplainedRefusal,
     UnknownRefusal,
 )
-from amo_callback.model import Account, Issued, Redirect, TokenPair
+from amo_callback.model import MAX_CODE, MAX_STATE, Account, Issued, Redirect, TokenPair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-MAX_CODE = 4096
-MAX_STATE = 2048
 MAX_PARAMETERS = 100
 ANSWER_LIMIT = 256 * 1024
 """Bytes of an answer that are read at most."""

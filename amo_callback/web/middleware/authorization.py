@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from amo_callback.errors import Forbidden
 from amo_callback.identity import ApiKey
 from amo_callback.web.keys import API_KEYS
 from amo_callback.web.private.problems import Problem, render
@@ -47,16 +48,8 @@ def authorize(*, open_paths: Collection[str]) -> web.Middleware:
 
 
 def require(request: web.Request, scope: Scope) -> ApiKey:
-    """Return the request's key; raises 403 where it lacks the scope."""
+    """Return the request's key; raises `Forbidden` where it lacks the scope."""
     key = request[API_KEY]
     if scope not in key.scopes:
         raise Forbidden(scope)
     return key
-
-
-class Forbidden(web.HTTPForbidden):
-    """The key is good, but not for this."""
-
-    def __init__(self, scope: Scope) -> None:
-        super().__init__()
-        self.scope = scope

@@ -13,6 +13,7 @@ from amo_callback.errors import (
     AccountRefused,
     AmoCallbackError,
     Busy,
+    Forbidden,
     InvalidRequest,
     MustMend,
     MustWait,
@@ -61,6 +62,8 @@ def problem_of(error: AmoCallbackError, *, settings: Settings) -> Problem:
     detail = str(error)
     if isinstance(error, InvalidRequest):
         return Problem(status=400, code="invalid_request", detail=detail)
+    if isinstance(error, Forbidden):
+        return Problem(status=403, code="forbidden", detail=detail, more={"scope": error.scope})
     if isinstance(error, NotFound):
         return Problem(status=404, code="not_found", detail=detail)
     if isinstance(error, NeedsReauth):

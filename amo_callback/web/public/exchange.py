@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from amo_callback.amo.protocol import MAX_CODE
 from amo_callback.errors import AmoCallbackError, GrantExpired
-from amo_callback.model import Connection, GrantStatus, Status
+from amo_callback.model import MAX_CODE, Connection, GrantStatus, Status
 from amo_callback.web.answers import failure, status_of, success
 from amo_callback.web.keys import AMO, CLOCK, CONNECT, SETTINGS
 from amo_callback.web.peer import client_address

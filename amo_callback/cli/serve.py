@@ -1,0 +1,99 @@
+"""`amo-callback serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from typing import TYPE_CHECKING, TypeVar
+
+from amo_callback.clock import SystemClock
+from amo_callback.config import Settings, find_config, load_settings, storage_folder
+from amo_callback.errors import TaskDied
+from amo_callback.model import Event, Level
+from amo_callback.observe.log import LogObserver, make_logger, take_over_library_logs
+from amo_callback.web.lifecycle import open_service
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Coroutine, Mapping
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from amo_callback.ports import Observer
+
+T = TypeVar("T")
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("serve", help="run the service")
+    parser.add_argument("--config", metavar="FILE", help="default: ./config.toml, else /etc/amo-callback/config.toml")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status."""
+    path = find_config(options.config, environ)
+    settings = load_settings(path, environ)
+    log = make_logger(
+        level=settings.log.level, style=settings.log.format, stream=sys.stdout, secrets=_secrets(settings)
+    )
+    take_over_library_logs(log)
+    return run_loop(_serve(settings, folder=storage_folder(path, environ), log=log))
+
+
+def run_loop(work: Coroutine[object, object, T]) -> T:
+    """Run on uvloop where there is one."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None
+    try:
+        import uvloop  # noqa: PLC0415 -- because it does not exist everywhere
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+async def _serve(settings: Settings, *, folder: Path, log: FilteringBoundLogger) -> int:
+    observer = LogObserver(log)
+    async with open_service(settings, folder=folder, clock=SystemClock(), log=log, observer=observer) as service:
+        signalled = _on_signal(observer)
+        await asyncio.wait({signalled, service.died}, return_when=asyncio.FIRST_COMPLETED)
+        service.stop()
+        status = 1 if _failed(service.died) else 0
+    observer(Event(name="service.stopped", fields={"status": status}))
+    return status
+
+
+def _failed(died: asyncio.Future[None]) -> bool:
+    return died.done() and isinstance(died.exception(), TaskDied)
+
+
+def _on_signal(observer: Observer) -> asyncio.Future[None]:
+    """Return a future that is done with the first SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    signalled: asyncio.Future[None] = loop.create_future()
+
+    def stop() -> None:
+        if not signalled.done():
+            signalled.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(
+        signal.SIGHUP,
+        lambda: observer(
+            Event(name="reload.ignored", level=Level.WARNING, fields={"text": "restart to read files again"})
+        ),
+    )
+    return signalled
+
+
+def _secrets(settings: Settings) -> list[str]:
+    values = [settings.amo.client_secret.get_secret_value()]
+    values += settings.storage.encryption_keys.get_secret_value().split()
+    values += [line.rpartition(":")[2].strip() for line in settings.api.keys.get_secret_value().splitlines()]
+    return values

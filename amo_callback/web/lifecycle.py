@@ -1,0 +1,215 @@
+"""Life and death of the service: every resource in its own context, opened in order, closed in reverse.
+
+The only place (with the command) where the vendor, the store and the log are joined to the use cases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amo_callback.amo.client import AmoClient, open_session
+from amo_callback.amo.pace import Pace
+from amo_callback.amo.protocol import Integration
+from amo_callback.cipher import Cipher
+from amo_callback.connect import Connect, ConnectRules
+from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
+from amo_callback.handout import Handout
+from amo_callback.keeper import Keeper, RefreshRules
+from amo_callback.limits import Unproven
+from amo_callback.model import Event, Level
+from amo_callback.refresher import Refresher
+from amo_callback.store import open_store
+from amo_callback.web.app import make_apps
+from amo_callback.web.doors import open_door
+from amo_callback.web.keys import Services
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from amo_callback.config import Settings
+    from amo_callback.ports import Clock, Observer
+    from amo_callback.store.sqlite import SqliteStore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """The running service."""
+
+    public: str
+    private: str
+    services: Services
+    died: asyncio.Future[None]
+    """Ends with `TaskDied` where the refresher does."""
+    stop: Callable[[], None]
+    """Begin nothing new from now on: what a signal does first."""
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings, *, folder: Path, clock: Clock, log: FilteringBoundLogger, observer: Observer
+) -> AsyncIterator[Service]:
+    """Open the whole service: store, client, keeper, grants, refresher, then both doors.
+
+    Relative storage paths start at `folder`. Raises `ConfigurationError` where it cannot begin. At the end nothing
+    new is begun, the doors drain, and what is in flight is stored.
+    """
+    async with AsyncExitStack() as stack:
+        cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
+        store = await stack.enter_async_context(open_store(settings.storage.url, folder=folder))
+        await _check_canary(store, cipher)
+        amo = await stack.enter_async_context(_client(settings, clock))
+        keeper = Keeper(
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            clock=clock,
+            observer=observer,
+            rules=_refresh_rules(settings),
+            owner=secrets.token_hex(8),
+            random=random.random,
+        )
+        refresher = Refresher(
+            store=store,
+            keeper=keeper,
+            clock=clock,
+            observer=observer,
+            concurrency=settings.refresh.concurrency,
+            poll_interval=settings.refresh.poll_interval,
+            put_aside=settings.refresh.retry_base,
+        )
+        connect = Connect(
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            clock=clock,
+            observer=observer,
+            unproven=Unproven(places=settings.limits.unproven, window=settings.limits.window, clock=clock),
+            rules=_connect_rules(settings),
+            random=random.random,
+            new_handle=lambda: secrets.token_urlsafe(16),
+            connected=refresher.wake,
+        )
+        services = Services(
+            store=store,
+            amo=amo,
+            connect=connect,
+            handout=Handout(store=store, keeper=keeper, cipher=cipher, clock=clock),
+            refresher=refresher,
+            clock=clock,
+        )
+        await stack.enter_async_context(_draining(keeper))
+        await stack.enter_async_context(_draining(connect))
+        died = await stack.enter_async_context(_running(refresher, observer))
+        apps = make_apps(settings, services, log)
+        public, private = [
+            await stack.enter_async_context(open_door(app, address, name=name, clock=clock, log=log))
+            for app, address, name in [
+                (apps.public, settings.server.public, "public"),
+                (apps.private, settings.server.private, "private"),
+            ]
+        ]
+
+        def stop() -> None:
+            refresher.stop()
+            keeper.stop()
+            connect.stop()
+
+        stack.callback(stop)  # the first thing at the end, also where nobody sent a signal
+        observer(Event(name="service.started", fields={"public": public, "private": private}))
+        yield Service(public=public, private=private, services=services, died=died, stop=stop)
+        observer(Event(name="service.stopping"))
+
+
+async def _check_canary(store: SqliteStore, cipher: Cipher) -> None:
+    """Refuse to start on a store that our keys cannot read: every connection in it would look lost."""
+    try:
+        cipher.check_canary(await store.canary(cipher.seal_canary()))
+    except Unreadable:
+        raise ConfigurationError(
+            "storage.encryption_keys: none of them opens this database; give the keys it was written with"
+        ) from None
+
+
+@asynccontextmanager
+async def _client(settings: Settings, clock: Clock) -> AsyncIterator[AmoClient]:
+    pace = Pace(per_second=settings.amo.requests_per_second, clock=clock)
+    try:
+        async with open_session() as session:
+            yield AmoClient(
+                session=session,
+                integration=Integration(
+                    client_id=settings.amo.client_id,
+                    client_secret=settings.amo.client_secret.get_secret_value(),
+                    redirect_uri=settings.amo.redirect_uri,
+                    endpoint=settings.amo.endpoint,
+                ),
+                pace=pace,
+                clock=clock,
+                timeout=settings.amo.timeout,
+                default_domain=settings.amo.default_domain,
+                allowed_domains=settings.amo.allowed_domains,
+            )
+    finally:
+        await pace.close()
+
+
+@asynccontextmanager
+async def _draining(worker: Keeper | Connect) -> AsyncIterator[None]:
+    """Wait at the end for what is in flight: it has been paid for."""
+    try:
+        yield
+    finally:
+        worker.stop()
+        await worker.drain()
+
+
+@asynccontextmanager
+async def _running(refresher: Refresher, observer: Observer) -> AsyncIterator[asyncio.Future[None]]:
+    """Run the refresher's loop; yield a future that fails where the loop ends before it was told to."""
+    died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(refresher.run(), name="refresher")
+
+    def look(ended: asyncio.Task[None]) -> None:
+        if not died.done() and not refresher.stopped:
+            error = None if ended.cancelled() else ended.exception()
+            observer(Event(name="refresher.died", level=Level.ERROR, error=error))
+            died.set_exception(TaskDied())
+
+    task.add_done_callback(look)
+    try:
+        yield died
+    finally:
+        refresher.stop()
+        await asyncio.wait({task})
+        if died.done():
+            died.exception()  # looked at, also where nobody waited for it
+        died.cancel()
+
+
+def _refresh_rules(settings: Settings) -> RefreshRules:
+    refresh = settings.refresh
+    return RefreshRules(
+        at=refresh.at,
+        jitter=refresh.jitter,
+        concurrency=refresh.concurrency,
+        lease=refresh.lease,
+        retry_base=refresh.retry_base,
+        retry_cap=refresh.retry_cap,
+    )
+
+
+def _connect_rules(settings: Settings) -> ConnectRules:
+    return ConnectRules(
+        allowed_accounts=frozenset(settings.amo.allowed_accounts),
+        lease=settings.refresh.lease,
+        refresh_at=settings.refresh.at,
+        jitter=settings.refresh.jitter,
+    )
