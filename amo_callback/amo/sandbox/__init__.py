@@ -1,0 +1,1 @@
+"""A stand-in for AMO that keeps AMO's rules strictly: what it forgives, it would hide."""

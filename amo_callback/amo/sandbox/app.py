@@ -1,0 +1,212 @@
+"""The stand-in over HTTP: every host of AMO's is a folder here (`/{host}/oauth2/access_token`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from importlib import resources
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+from aiohttp import web
+from jinja2 import Environment
+
+from amo_callback.amo.sandbox.faults import Fault, Faults
+from amo_callback.amo.sandbox.vendor import TOP_LEVEL, Reply, Vendor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from amo_callback.ports import Clock
+
+_BANNED_AFTER = 20
+"""429 answers in a row after which AMO answers 403."""
+
+
+class Sandbox:
+    """The stand-in: a vendor behind a web application."""
+
+    def __init__(self, vendor: Vendor, *, clock: Clock, per_second: int | None = None, latency: float = 0.0) -> None:
+        self.vendor = vendor
+        self.faults = Faults()
+        self.latency = latency
+        self._clock = clock
+        self._per_second = per_second
+        self._recent: deque[float] = deque()
+        self._refused_in_a_row = 0
+        self._consent = Environment(autoescape=True).from_string(
+            (resources.files("amo_callback.amo.sandbox") / "consent.html").read_text(encoding="utf-8")
+        )
+
+    def app(self) -> web.Application:
+        """Build the web application."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/oauth", self._ask),
+                web.get("/oauth/allow", self._allowed),
+                web.post("/{host}/oauth2/access_token", self._token),
+                web.get("/{host}/oauth2/account/current/subdomain", self._current_subdomain),
+                web.get("/{host}/oauth2/account/subdomain", self._subdomain),
+                web.get("/{host}/api/v4/account", self._account),
+            ]
+        )
+        return app
+
+    # --- consent ---------------------------------------------------------------------------------
+
+    async def _ask(self, request: web.Request) -> web.Response:
+        if request.query.get("client_id") != self.vendor.integration.client_id:
+            return web.Response(text="unknown client_id\n", status=400)
+        state = request.query.get("state", "false")
+        accounts = [
+            {"host": account.host, "link": "/oauth/allow?" + urlencode({"host": account.host, "state": state})}
+            for account in self.vendor.accounts
+        ]
+        refuse = self._redirect_uri(error="access_denied", state=state)
+        html = self._consent.render(accounts=accounts, refuse=refuse)
+        return web.Response(text=html, content_type="text/html")
+
+    async def _allowed(self, request: web.Request) -> web.Response:
+        account = self.vendor.account_at(request.query.get("host", ""))
+        if account is None:
+            return web.Response(text="unknown account\n", status=400)
+        address = self._redirect_uri(
+            code=self.vendor.allow(account),
+            state=request.query.get("state", "false"),
+            referer=account.host,
+            platform="1",
+            client_id=self.vendor.integration.client_id,
+        )
+        return web.Response(status=302, headers={"Location": address})
+
+    def _redirect_uri(self, **query: str) -> str:
+        return f"{self.vendor.integration.redirect_uri}?{urlencode(query, quote_via=quote)}"
+
+    # --- the token endpoint ----------------------------------------------------------------------
+
+    async def _token(self, request: web.Request) -> web.StreamResponse:
+        fault = self.faults.next()
+        body = await request.read()
+        if self.latency:
+            await self._clock.sleep(self.latency)
+        if limited := self._limited():
+            return limited
+        if fault in _BEFORE:
+            return await _BEFORE[fault](request)
+        reply = self.vendor.token(request.match_info["host"], body=body, content_type=request.content_type)
+        if fault is not None and reply.status == 200:
+            return await _AFTER[fault](request, reply)
+        return _response(reply)
+
+    def _limited(self) -> web.Response | None:
+        """Answer 429 above the limit, and 403 to who goes on."""
+        if self._per_second is None:
+            return None
+        now = self._clock.monotonic()
+        while self._recent and now - self._recent[0] >= 1:
+            self._recent.popleft()
+        if len(self._recent) < self._per_second:
+            self._recent.append(now)
+            self._refused_in_a_row = 0
+            return None
+        self._refused_in_a_row += 1
+        return web.Response(status=403 if self._refused_in_a_row > _BANNED_AFTER else 429)
+
+    # --- look-ups --------------------------------------------------------------------------------
+
+    async def _current_subdomain(self, request: web.Request) -> web.Response:
+        if request.match_info["host"] != f"api-b.{TOP_LEVEL}":
+            return web.Response(status=404)
+        return _response(self.vendor.current_subdomain(request.headers.get("X-Refresh-Token", "")))
+
+    async def _subdomain(self, request: web.Request) -> web.Response:
+        if request.match_info["host"] != f"www.{TOP_LEVEL}":
+            return web.Response(status=404)
+        return _response(self.vendor.subdomain(_bearer(request)))
+
+    async def _account(self, request: web.Request) -> web.Response:
+        account = self.vendor.live_account(_bearer(request))
+        if account is None or account.host != request.match_info["host"]:
+            return web.Response(status=401)
+        return web.json_response({"id": account.id, "current_user_id": account.user_id})
+
+
+def _bearer(request: web.Request) -> str:
+    return request.headers.get("Authorization", "").removeprefix("Bearer ")
+
+
+def _response(reply: Reply) -> web.Response:
+    return web.Response(
+        status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers
+    )
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+def _always(status: int, text: str = "", headers: dict[str, str] | None = None, kind: str = "text/html") -> _Before:
+    async def fault(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, text=text, headers=headers, content_type=kind)
+
+    return fault
+
+
+async def _half_json(_request: web.Request, reply: Reply) -> web.StreamResponse:
+    return web.Response(body=reply.body[: len(reply.body) // 2], content_type="application/json")
+
+
+async def _no_refresh_token(_request: web.Request, reply: Reply) -> web.StreamResponse:
+    return web.json_response({key: value for key, value in reply.content.items() if key != "refresh_token"})
+
+
+async def _huge(request: web.Request, _reply: Reply) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    try:
+        await response.write(b'{"access_token": "')
+        for _ in range(64):
+            await response.write(b"a" * 1024 * 1024)
+    except ConnectionError:
+        pass  # the client has had enough
+    return response
+
+
+async def _nothing(request: web.Request, _reply: Reply) -> web.StreamResponse:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
+
+
+async def _hang(request: web.Request, _reply: Reply) -> web.StreamResponse:
+    while request.transport is not None and not request.transport.is_closing():
+        await asyncio.sleep(0.01)
+    return web.Response()
+
+
+async def _broken_after(_request: web.Request, _reply: Reply) -> web.StreamResponse:
+    return web.Response(status=500, text="<h1>500</h1>", content_type="text/html")
+
+
+if TYPE_CHECKING:
+    _Before = Callable[[web.Request], Awaitable[web.StreamResponse]]
+    _After = Callable[[web.Request, Reply], Awaitable[web.StreamResponse]]
+
+_BEFORE: dict[Fault | None, _Before] = {
+    Fault.HTTP_500: _always(500, "<h1>500</h1>"),
+    Fault.HTML: _always(502, "<h1>Bad gateway</h1>"),
+    Fault.HTML_200: _always(200, "<h1>Maintenance</h1>"),
+    Fault.REDIRECT: _always(302, headers={"Location": "http://127.0.0.1:1/oauth2/access_token"}),
+    Fault.TOO_MANY: _always(429, headers={"Retry-After": "1"}),
+    Fault.UNPAID: _always(402),
+    Fault.BLOCKED: _always(403),
+    Fault.TEAPOT: _always(418, '{"hint": "I am a teapot"}', kind="application/problem+json"),
+}
+_AFTER: dict[Fault, _After] = {
+    Fault.HTTP_500_AFTER: _broken_after,
+    Fault.HALF_JSON_AFTER: _half_json,
+    Fault.NO_REFRESH_TOKEN_AFTER: _no_refresh_token,
+    Fault.HUGE_AFTER: _huge,
+    Fault.NOTHING_AFTER: _nothing,
+    Fault.HANG_AFTER: _hang,
+}

@@ -1,0 +1,41 @@
+"""Faults that the stand-in shows on demand, each for one request to the token endpoint."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Fault(Enum):
+    """How the token endpoint misbehaves. `_AFTER`: the credential has been spent by then."""
+
+    HTTP_500 = "500 before spending"
+    HTTP_500_AFTER = "500 after spending"
+    HTML = "an HTML page with status 502"
+    HTML_200 = "an HTML page with status 200"
+    HALF_JSON_AFTER = "half a JSON"
+    NO_REFRESH_TOKEN_AFTER = "an answer without refresh token"  # noqa: S105 -- because it is a description
+    REDIRECT = "a redirect"
+    HUGE_AFTER = "64 MB"
+    NOTHING_AFTER = "the connection closed without an answer"
+    HANG_AFTER = "no answer until the client gives up"
+    TOO_MANY = "429 with Retry-After: 1"
+    UNPAID = "402"
+    BLOCKED = "403"
+    TEAPOT = "418"
+
+
+@dataclass(slots=True)
+class Faults:
+    """The faults to come."""
+
+    coming: deque[Fault] = field(default_factory=deque)
+
+    def add(self, *faults: Fault) -> None:
+        """Let the next requests meet these."""
+        self.coming.extend(faults)
+
+    def next(self) -> Fault | None:
+        """Take the next one."""
+        return self.coming.popleft() if self.coming else None

@@ -1,0 +1,45 @@
+"""What the stand-in issued and what was presented to it: the truth that tests hold the service against."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One credential presented to the token endpoint."""
+
+    at: datetime
+    kind: str
+    """`authorization_code` or `refresh_token`."""
+    presented: str = field(repr=False)
+    host: str
+    status: int
+    hint: str | None
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All that happened at the token endpoint, in order."""
+
+    entries: list[Entry] = field(default_factory=list)
+    issued: list[str] = field(default_factory=list, repr=False)
+    """Every refresh token issued."""
+
+    def exchanges(self) -> list[Entry]:
+        """Return the authorization codes presented."""
+        return [entry for entry in self.entries if entry.kind == "authorization_code"]
+
+    def refreshes(self) -> list[Entry]:
+        """Return the refresh tokens presented."""
+        return [entry for entry in self.entries if entry.kind == "refresh_token"]
+
+    def doubles(self) -> int:
+        """Count presentations of a credential beyond its first."""
+        counts = Counter(entry.presented for entry in self.entries)
+        return sum(count - 1 for count in counts.values())

@@ -1,0 +1,283 @@
+"""AMO's rules without I/O: accounts, consent, codes, tokens, look-ups, the hook's signature."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.amo.sandbox.ledger import Entry, Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+TOP_LEVEL = "amocrm.ru"
+_PROBLEM = "https://developers.amocrm.ru/v3/errors/OAuthProblemJson"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SandboxIntegration:
+    """The one integration that is registered in the stand-in."""
+
+    client_id: str = "c6190000-0000-4000-8000-000000000000"
+    client_secret: str = field(default="sandbox-client-secret-0123456789abcdef", repr=False)
+    redirect_uri: str = "http://127.0.0.1:8080/api/amo-crm/callback"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lives:
+    """How long things live, in seconds."""
+
+    code: float = 1200.0
+    access: float = 86400.0
+    refresh: float = 90 * 86400.0
+
+
+@dataclass(slots=True)
+class SandboxAccount:
+    """An account; its host may change."""
+
+    id: int
+    host: str
+    user_id: int
+    disabled: bool = False
+
+
+@dataclass(slots=True)
+class _Code:
+    account: SandboxAccount
+    expires_at: datetime
+    spent: bool = False
+
+
+@dataclass(slots=True)
+class _RefreshToken:
+    account: SandboxAccount
+    expires_at: datetime
+    spent: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """An answer of the stand-in."""
+
+    status: int
+    content: Mapping[str, object]
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> bytes:
+        """The answer's bytes."""
+        return json.dumps(self.content, ensure_ascii=False).encode()
+
+
+class Vendor:
+    """AMO, as far as OAuth goes."""
+
+    def __init__(
+        self, *, integration: SandboxIntegration, now: Callable[[], datetime], lives: Lives | None = None
+    ) -> None:
+        self.integration = integration
+        self.ledger = Ledger()
+        self.lives = lives or Lives()
+        self._now = now
+        self._key = secrets.token_bytes(32)
+        self._accounts: dict[int, SandboxAccount] = {}
+        self._codes: dict[str, _Code] = {}
+        self._refresh_tokens: dict[str, _RefreshToken] = {}
+        self._access_tokens: dict[str, tuple[SandboxAccount, datetime]] = {}
+
+    # --- accounts --------------------------------------------------------------------------------
+
+    def open_account(self, host: str, *, account_id: int | None = None, user_id: int | None = None) -> SandboxAccount:
+        """Open an account at a host."""
+        number = account_id or 31920194 + len(self._accounts)
+        account = SandboxAccount(id=number, host=host, user_id=user_id or 700_000 + number % 100_000)
+        self._accounts[number] = account
+        return account
+
+    @property
+    def accounts(self) -> list[SandboxAccount]:
+        """Every account."""
+        return list(self._accounts.values())
+
+    def account_at(self, host: str) -> SandboxAccount | None:
+        """Return the account that lives at a host now."""
+        return next((account for account in self._accounts.values() if account.host == host), None)
+
+    # --- consent ---------------------------------------------------------------------------------
+
+    def allow(self, account: SandboxAccount) -> str:
+        """Let the account's user allow access, and return the authorization code."""
+        code = "def50200" + secrets.token_hex(340)
+        self._codes[code] = _Code(account, self._now() + timedelta(seconds=self.lives.code))
+        return code
+
+    # --- the token endpoint ----------------------------------------------------------------------
+
+    def token(self, host: str, *, body: bytes, content_type: str) -> Reply:
+        """Answer `POST https://{host}/oauth2/access_token`."""
+        request = _json(body) if content_type == "application/json" else None
+        if request is None:
+            return _client_unknown()  # a form is refused with these misleading words
+        kind = request.get("grant_type")
+        names = {"authorization_code": "code", "refresh_token": "refresh_token"}
+        presented = request.get(names.get(str(kind), ""))
+        reply = self._answer(host, request, str(kind), presented)
+        if isinstance(presented, str):
+            hint = reply.content.get("hint")
+            self.ledger.entries.append(
+                Entry(
+                    at=self._now(),
+                    kind=str(kind),
+                    presented=presented,
+                    host=host,
+                    status=reply.status,
+                    hint=hint if isinstance(hint, str) else None,
+                )
+            )
+        return reply
+
+    def _answer(self, host: str, request: Mapping[str, object], kind: str, presented: object) -> Reply:
+        for name in ("client_id", "client_secret", "redirect_uri", "grant_type"):
+            if not isinstance(request.get(name), str):
+                return _problem(400, f"Check the `{name}` parameter")
+        known = self.integration
+        mine = (known.client_id, known.client_secret, known.redirect_uri)
+        if (request["client_id"], request["client_secret"], request["redirect_uri"]) != mine:
+            return _client_unknown()
+        account = self.account_at(host)
+        if account is None:
+            return _problem(404, None)
+        if not isinstance(presented, str) or not presented:
+            return _problem(400, "Check the `code` parameter" if kind == "authorization_code" else None)
+        if kind == "authorization_code":
+            return self._exchange(account, presented)
+        if kind == "refresh_token":
+            return self._refresh(account, presented)
+        return _problem(400, "Check the `grant_type` parameter")
+
+    def _exchange(self, account: SandboxAccount, presented: str) -> Reply:
+        code = self._codes.get(presented)
+        if code is None or code.account is not account:
+            return _problem(400, "Cannot decrypt the authorization code")
+        if code.expires_at <= self._now():
+            return _problem(400, "Authorization code has expired")
+        if code.spent:
+            return _problem(400, "Authorization code has been revoked")
+        code.spent = True
+        return self._issue(account)
+
+    def _refresh(self, account: SandboxAccount, presented: str) -> Reply:
+        token = self._refresh_tokens.get(presented)
+        if token is None or token.account is not account:
+            return _problem(400, "Cannot decrypt the refresh token")
+        if token.spent or account.disabled:
+            return _problem(401, "Token has been revoked")
+        if token.expires_at <= self._now():
+            return _problem(401, "Token has expired")
+        token.spent = True
+        return self._issue(account)
+
+    def _issue(self, account: SandboxAccount) -> Reply:
+        now = self._now()
+        access = self._jwt(account, now)
+        refresh = "def50200" + secrets.token_hex(340)
+        self._access_tokens[access] = (account, now + timedelta(seconds=self.lives.access))
+        self._refresh_tokens[refresh] = _RefreshToken(account, now + timedelta(seconds=self.lives.refresh))
+        self.ledger.issued.append(refresh)
+        return Reply(
+            status=200,
+            content={
+                "token_type": "Bearer",
+                "expires_in": int(self.lives.access),
+                "access_token": access,
+                "refresh_token": refresh,
+                "server_time": int(now.timestamp()),
+            },
+        )
+
+    def _jwt(self, account: SandboxAccount, now: datetime) -> str:
+        claims = {
+            "aud": self.integration.client_id,
+            "jti": secrets.token_hex(32),
+            "iat": int(now.timestamp()),
+            "nbf": int(now.timestamp()),
+            "exp": int((now + timedelta(seconds=self.lives.access)).timestamp()),
+            "sub": str(account.user_id),
+            "account_id": account.id,
+            "base_domain": TOP_LEVEL,
+            "api_domain": f"api-b.{TOP_LEVEL}",
+            "scopes": ["crm", "files", "notifications"],
+        }
+        head = _segment({"typ": "JWT", "alg": "HS256"}) + "." + _segment(claims)
+        signature = hmac.digest(self._key, head.encode(), hashlib.sha256)
+        return f"{head}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+
+    # --- look-ups, and what a token is good for --------------------------------------------------
+
+    def live_account(self, access_token: str) -> SandboxAccount | None:
+        """Return whose live access token this is."""
+        found = self._access_tokens.get(access_token)
+        if found is None or found[1] <= self._now() or found[0].disabled:
+            return None
+        return found[0]
+
+    def current_subdomain(self, refresh_token: str) -> Reply:
+        """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
+        token = self._refresh_tokens.get(refresh_token)
+        if token is None or token.spent or token.account.disabled or token.expires_at <= self._now():
+            return _problem(401, "Token has been revoked")
+        return _whereabouts(token.account)
+
+    def subdomain(self, access_token: str) -> Reply:
+        """Answer `GET https://www.amocrm.ru/oauth2/account/subdomain`."""
+        account = self.live_account(access_token)
+        return _problem(401, None) if account is None else _whereabouts(account)
+
+    # --- the "disabled" hook ---------------------------------------------------------------------
+
+    def hook_query(self, account: SandboxAccount) -> dict[str, str]:
+        """Return the query with which AMO tells that the integration was switched off."""
+        client_id = self.integration.client_id
+        signature = hmac.new(
+            self.integration.client_secret.encode(), f"{client_id}|{account.id}".encode(), hashlib.sha256
+        )
+        return {"account_id": str(account.id), "client_uuid": client_id, "signature": signature.hexdigest()}
+
+
+def _whereabouts(account: SandboxAccount) -> Reply:
+    label, _, top = account.host.partition(".")
+    return Reply(
+        status=200,
+        content={"id": account.id, "subdomain": label, "domain": account.host, "top_level_domain": top},
+    )
+
+
+def _problem(status: int, hint: str | None, *, title: str = "Bad request", detail: str = "") -> Reply:
+    content: dict[str, object] = {"title": title, "type": _PROBLEM, "status": status, "detail": detail}
+    if hint is not None:
+        content["hint"] = hint
+    return Reply(status=status, content=content, content_type="application/problem+json")
+
+
+def _client_unknown() -> Reply:
+    return _problem(401, None, title="Некорректный клиент", detail="Авторизация клиента не прошла")
+
+
+def _json(body: bytes) -> dict[str, object] | None:
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _segment(content: Mapping[str, object]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).rstrip(b"=").decode()
