@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -265,7 +265,10 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
+            cls,
+            settings_cls: type[BaseSettings],
+            *_: PydanticBaseSettingsSource,
+            **__: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (
                 _Environment(settings_cls, environ),
@@ -275,7 +278,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
     problems = _unknown_sections(environ)
     try:
-        settings = Loaded()  # type: ignore[call-arg]  # reason: the values come from the sources
+        settings = Loaded()
     except ValidationError as error:
         raise ConfigurationError(*problems, *_explain(error)) from None
     problems += _not_built_yet(settings)
@@ -380,9 +383,7 @@ def _how_to_give(key: str) -> str:
     return f"set it in the configuration file, as a secret file {key}, or as {variable}"
 
 
-_SECRETS = frozenset(
-    {"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "api.keys", "notify.secret"}
-)
+_SECRETS = frozenset({"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "api.keys", "notify.secret"})
 
 
 def _is_secret(key: str) -> bool:

@@ -112,9 +112,7 @@ class Connect:
         self._flights: dict[str, _Flight] = {}
         self._stopping = asyncio.Event()
 
-    async def complete(
-        self, *, code: bytes, state: bytes | None, domain: str, address: str | None = None
-    ) -> Outcome:
+    async def complete(self, *, code: bytes, state: bytes | None, domain: str, address: str | None = None) -> Outcome:
         """Return what became of a code, exchanging it if that was not done; `EXCHANGING` after `patience`.
 
         `address` is whose unproven codes are limited. Raises `GrantExpired`, `TooManyUnproven` and
@@ -129,9 +127,7 @@ class Connect:
                 name=f"grant:{code_hash[:8]}",
             )
             flight.task.add_done_callback(lambda landed: self._land(code_hash, landed))
-        if flight.task is not None and await done_within(
-            flight.task, seconds=self._rules.patience, clock=self._clock
-        ):
+        if flight.task is not None and await done_within(flight.task, seconds=self._rules.patience, clock=self._clock):
             return flight.task.result()
         if flight.pending is None:
             raise StoreUnavailable("late")
@@ -166,7 +162,14 @@ class Connect:
     # --- one grant -------------------------------------------------------------------------------
 
     async def _fly(
-        self, flight: _Flight, code_hash: str, *, code: bytes, state: bytes | None, domain: str, address: str | None
+        self,
+        flight: _Flight,
+        code_hash: str,
+        *,
+        code: bytes,
+        state: bytes | None,
+        domain: str,
+        address: str | None,
     ) -> Outcome:
         while True:
             grant = await self._store.grant(code_hash)
@@ -320,5 +323,3 @@ def _failed(grant: Grant, error: AmoCallbackError) -> Grant:
         error=error.word,
         doubtful=grant.doubtful or isinstance(error, OutcomeOpen),
     )
-
-

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefreshRules:
     """When to refresh and when to try again: the configuration's `[refresh]`."""
@@ -127,9 +128,7 @@ class Keeper:
         error = None if flight.cancelled() else flight.exception()
         if error is not None and not isinstance(error, AmoCallbackError):
             # Told here: whoever asked may be gone.
-            self._observer(
-                Event(name="refresh.bug", level=Level.ERROR, connection_id=connection_id, error=error)
-            )
+            self._observer(Event(name="refresh.bug", level=Level.ERROR, connection_id=connection_id, error=error))
 
     # --- the steps -------------------------------------------------------------------------------
 
@@ -231,9 +230,7 @@ class Keeper:
             issued_at=pair.issued_at,
             expires_at=pair.expires_at,
             refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
-            next_refresh_at=refresh_due(
-                pair, at=self._rules.at, jitter=self._rules.jitter, random=self._random
-            ),
+            next_refresh_at=refresh_due(pair, at=self._rules.at, jitter=self._rules.jitter, random=self._random),
         )
         saved = await store_paid_for(
             lambda: self._store.save_refreshed(refreshed),
@@ -250,9 +247,7 @@ class Keeper:
 
     # --- verdicts --------------------------------------------------------------------------------
 
-    async def _judge(
-        self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError
-    ) -> AmoCallbackError:
+    async def _judge(self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError) -> AmoCallbackError:
         """Write down what a refresh without a pair means, end the claim, and return what to tell the caller."""
         now = self._clock.now()
         status, reason = _verdict(claimed, error)
@@ -288,9 +283,7 @@ class Keeper:
         )
         return error
 
-    def _again(
-        self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError, now: datetime
-    ) -> datetime:
+    def _again(self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError, now: datetime) -> datetime:
         """Return when to try again."""
         if isinstance(error, RateLimited):
             return now + timedelta(seconds=error.retry_after)
@@ -311,7 +304,12 @@ class Keeper:
 
     def _tell(self, name: str, connection: Connection, level: Level = Level.INFO, **fields: object) -> None:
         self._observer(
-            Event(name=name, level=level, connection_id=connection.id, fields={"domain": connection.domain, **fields})
+            Event(
+                name=name,
+                level=level,
+                connection_id=connection.id,
+                fields={"domain": connection.domain, **fields},
+            )
         )
 
 

@@ -129,4 +129,3 @@ class Store(Protocol):
 
         A pair granted earlier than the connection's present grant (by AMO's `iat`) changes nothing.
         """
-

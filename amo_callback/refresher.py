@@ -136,12 +136,11 @@ class Refresher:
             woken.cancel()
 
     def _tell_failed(self, error: Exception) -> None:
-        known = isinstance(error, AmoCallbackError)
         self._observer(
             Event(
                 name="refresher.failed",
                 level=Level.ERROR,
-                fields={"error": error.code} if known else {},
-                error=None if known else error,
+                fields={"error": error.code} if isinstance(error, AmoCallbackError) else {},
+                error=None if isinstance(error, AmoCallbackError) else error,
             )
         )

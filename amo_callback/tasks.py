@@ -29,11 +29,12 @@ async def unbroken(work: Coroutine[object, object, T]) -> T:
         raise
 
 
-async def done_within(task: asyncio.Future[object], *, seconds: float, clock: Clock) -> bool:
+async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) -> bool:
     """Wait for `task` at most `seconds`, and tell whether it is done; it goes on where it is not."""
     timer = asyncio.ensure_future(clock.sleep(seconds))
+    both: set[asyncio.Future[T] | asyncio.Future[None]] = {task, timer}
     try:
-        await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     finally:
         timer.cancel()
     return task.done()

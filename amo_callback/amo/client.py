@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -126,7 +125,7 @@ class AmoClient:
                 trace_request_ctx=context,
             ) as response:
                 body = await _read(response)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             # The library's texts may quote what was sent or received: none is kept, nor is the chain.
             if not context.sent:
                 raise NotSent from None
@@ -150,7 +149,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _what(error: BaseException) -> str:
-    if isinstance(error, asyncio.TimeoutError):
+    if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "half_an_answer"

@@ -50,7 +50,8 @@ class Pace:
                 continue  # meanwhile somebody may have gone away, come, or paused us
             self._last = self._next()
             self._free_at = self._clock.monotonic() + self._interval
-            self._waiting[self._last].popleft().set_result(None)
+            turn = self._waiting[self._last].popleft()
+            turn.set_result(None)
 
     def _next(self) -> Priority:
         if all(self._waiting.values()):
@@ -60,7 +61,7 @@ class Pace:
     def _somebody_waits(self) -> bool:
         for queue in self._waiting.values():
             while queue and queue[0].done():
-                queue.popleft()  # was cancelled
+                del queue[0]  # was cancelled
         return any(self._waiting.values())
 
     async def close(self) -> None:

@@ -60,7 +60,7 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
 async def _serve(settings: Settings, *, folder: Path, log: FilteringBoundLogger) -> int:
     observer = LogObserver(log)
     async with open_service(settings, folder=folder, clock=SystemClock(), log=log, observer=observer) as service:
-        signalled = _on_signal(observer)
+        signalled = on_signal(observer)
         await asyncio.wait({signalled, service.died}, return_when=asyncio.FIRST_COMPLETED)
         service.stop()
         status = 1 if _failed(service.died) else 0
@@ -72,7 +72,7 @@ def _failed(died: asyncio.Future[None]) -> bool:
     return died.done() and isinstance(died.exception(), TaskDied)
 
 
-def _on_signal(observer: Observer) -> asyncio.Future[None]:
+def on_signal(observer: Observer) -> asyncio.Future[None]:
     """Return a future that is done with the first SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     signalled: asyncio.Future[None] = loop.create_future()

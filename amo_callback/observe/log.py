@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger, Processor
 
 _NAMES = frozenset(
-    {"code", "state", "access_token", "refresh_token", "client_secret", "authorization", "handle", "signature"}
+    {
+        "code",
+        "state",
+        "access_token",
+        "refresh_token",
+        "client_secret",
+        "authorization",
+        "handle",
+        "signature",
+    }
 )
 _SHAPES = re.compile(
     r"eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*"  # a JWT
@@ -62,9 +71,7 @@ class Redactor:
         return self.scrub(value.isoformat() if hasattr(value, "isoformat") else str(value))
 
 
-def make_logger(
-    *, level: str, style: str, stream: TextIO, secrets: Collection[str] = ()
-) -> FilteringBoundLogger:
+def make_logger(*, level: str, style: str, stream: TextIO, secrets: Collection[str] = ()) -> FilteringBoundLogger:
     """Make the process's logger: `style` is `json`, `console`, or `auto` (console on a terminal)."""
     console = style == "console" or (style == "auto" and stream.isatty())
     processors: list[Processor] = [
@@ -122,7 +129,11 @@ class LibraryLog(logging.Handler):
         """Write a library's record as one line."""
         with suppress(OSError, ValueError):
             self._logger.log(
-                record.levelno, "library.log", library=record.name, text=record.getMessage(), exc_info=record.exc_info
+                record.levelno,
+                "library.log",
+                library=record.name,
+                text=record.getMessage(),
+                exc_info=record.exc_info,
             )
 
 

@@ -107,7 +107,7 @@ class SqliteStore:
 
     async def connections_of(self, account_id: str) -> Sequence[Connection]:
         """Return an AMO account's connections, the freshest active one first."""
-        return [rows.connection(row) for row in await self._read("connections_of", account_id=account_id)]
+        return [rows.connection(dict(row)) for row in await self._read("connections_of", account_id=account_id)]
 
     async def due(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[str]:
         """Return the ids of connections whose refresh is due and not claimed, oldest expiry first."""
@@ -191,7 +191,7 @@ class SqliteStore:
                 now=now,
             )
             [row] = await self._run("grant", code_hash=grant.code_hash)
-            return rows.grant(row)
+            return rows.grant(dict(row))
 
         return await self._write(unit)
 

@@ -19,6 +19,7 @@ from amo_callback.web.private import tokens
 from amo_callback.web.public import callback, exchange, returning
 
 if TYPE_CHECKING:
+    from aiohttp.typedefs import Middleware
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
@@ -81,7 +82,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
 
 
 def _app(
-    settings: Settings, services: Services, log: FilteringBoundLogger, *, door: str, errors: web.Middleware
+    settings: Settings, services: Services, log: FilteringBoundLogger, *, door: str, errors: Middleware
 ) -> web.Application:
     app = web.Application(
         middlewares=[log_requests(log, door=door, access=settings.log.access), errors],

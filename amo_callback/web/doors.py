@@ -64,8 +64,7 @@ async def open_door(
     finally:
         await runner.cleanup()
         listener.close()
-        if address.startswith(UNIX):
-            Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
+        _remove_socket(address)
 
 
 def _listen(address: str, name: str) -> socket.socket:
@@ -84,6 +83,11 @@ def _listen(address: str, name: str) -> socket.socket:
         return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigurationError(f"server.{name}: {address} cannot be listened at: {error.strerror}") from None
+
+
+def _remove_socket(address: str) -> None:
+    if address.startswith(UNIX):
+        Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
 
 
 def _address(listener: socket.socket) -> str:
@@ -111,7 +115,7 @@ class _ParserLog:
     exception = error = warning
 
 
-class _RequestHandler(web.RequestHandler):  # type: ignore[misc]  # reason: aiohttp marks it final for no reason of ours
+class _RequestHandler(web.RequestHandler):
     """aiohttp's handler, but what the parser refuses is not sent back."""
 
     def handle_error(
@@ -137,6 +141,5 @@ class _Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server: Any = await super()._make_server()
-        return _Server(
-            server.request_handler, request_factory=server.request_factory, loop=server._loop, **server._kwargs
-        )
+        made = server._loop, server._kwargs  # noqa: SLF001 -- because they are what the runner was given
+        return _Server(server.request_handler, request_factory=server.request_factory, loop=made[0], **made[1])

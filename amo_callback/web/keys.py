@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 SETTINGS = web.AppKey("settings", Settings)
 LOG = web.AppKey("log", FilteringBoundLogger)
-CLOCK = web.AppKey("clock", Clock)  # type: ignore[type-abstract]  # reason: a protocol is what is meant
-AMO = web.AppKey("amo", AmoOAuth)  # type: ignore[type-abstract]  # reason: the same
+CLOCK = web.AppKey("clock", Clock)
+AMO = web.AppKey("amo", AmoOAuth)
 CONNECT = web.AppKey("connect", Connect)
 HANDOUT = web.AppKey("handout", Handout)
 API_KEYS = web.AppKey("api_keys", ApiKeys)

@@ -60,7 +60,10 @@ class Sandbox:
             return web.Response(text="unknown client_id\n", status=400)
         state = request.query.get("state", "false")
         accounts = [
-            {"host": account.host, "link": "/oauth/allow?" + urlencode({"host": account.host, "state": state})}
+            {
+                "host": account.host,
+                "link": "/oauth/allow?" + urlencode({"host": account.host, "state": state}),
+            }
             for account in self.vendor.accounts
         ]
         refuse = self._redirect_uri(error="access_denied", state=state)
@@ -137,9 +140,7 @@ def _bearer(request: web.Request) -> str:
 
 
 def _response(reply: Reply) -> web.Response:
-    return web.Response(
-        status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers
-    )
+    return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ async def _nothing(request: web.Request, _reply: Reply) -> web.StreamResponse:
 
 
 async def _hang(request: web.Request, _reply: Reply) -> web.StreamResponse:
-    while request.transport is not None and not request.transport.is_closing():
+    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 -- because nobody tells a handler that its client has gone
         await asyncio.sleep(0.01)
     return web.Response()
 

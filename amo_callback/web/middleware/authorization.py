@@ -14,7 +14,7 @@ from amo_callback.web.private.problems import Problem, render
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from aiohttp.typedefs import Handler
+    from aiohttp.typedefs import Handler, Middleware
 
     from amo_callback.identity import Scope
 
@@ -22,7 +22,7 @@ API_KEY = web.RequestKey("api_key", ApiKey)
 _SCHEME = "bearer "
 
 
-def authorize(*, open_paths: Collection[str]) -> web.Middleware:
+def authorize(*, open_paths: Collection[str]) -> Middleware:
     """Make the middleware: every path but the open ones needs a key, also one that does not exist."""
 
     @web.middleware

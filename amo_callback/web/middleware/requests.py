@@ -12,11 +12,11 @@ from amo_callback.web.keys import CLOCK, SETTINGS
 from amo_callback.web.peer import client_address
 
 if TYPE_CHECKING:
-    from aiohttp.typedefs import Handler
+    from aiohttp.typedefs import Handler, Middleware
     from structlog.typing import FilteringBoundLogger
 
 
-def log_requests(log: FilteringBoundLogger, *, door: str, access: bool) -> web.Middleware:
+def log_requests(log: FilteringBoundLogger, *, door: str, access: bool) -> Middleware:
     """Make the middleware; `access` switches the lines, the id is always there."""
 
     @web.middleware

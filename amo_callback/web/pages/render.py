@@ -30,7 +30,7 @@ class Pages:
         """Render one variant, with a link to the app where it makes sense."""
         nonce = secrets.token_urlsafe(16)
         html = self._template.render(
-            **self._texts[variant],
+            text=self._texts[variant],
             open=self._texts["open"],
             hint=self._texts["hint"],
             link=link,

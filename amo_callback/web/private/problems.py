@@ -57,33 +57,37 @@ def invalid(field_name: str, wanted: str) -> InvalidRequest:
     return InvalidRequest(f"{field_name}: {wanted}")
 
 
+_CODES: tuple[tuple[type[AmoCallbackError], int, str], ...] = (
+    (InvalidRequest, 400, "invalid_request"),
+    (Forbidden, 403, "forbidden"),
+    (NotFound, 404, "not_found"),
+    (NeedsReauth, 409, "needs_reauth"),
+    (AccountRefused, 502, "amo_refused"),
+    (MustMend, 503, "amo_credentials"),
+    (StoreUnavailable, 503, "store_unavailable"),
+    (MustWait, 503, "amo_unavailable"),
+    (AmoCallbackError, 500, "internal_error"),
+)
+"""What each error is to a backend: the first class that fits."""
+
+
 def problem_of(error: AmoCallbackError, *, settings: Settings) -> Problem:
     """Return what a backend is told of an error, and what it can do."""
-    detail = str(error)
-    if isinstance(error, InvalidRequest):
-        return Problem(status=400, code="invalid_request", detail=detail)
+    status, code = next((status, code) for kind, status, code in _CODES if isinstance(error, kind))
+    more: dict[str, object] = {}
     if isinstance(error, Forbidden):
-        return Problem(status=403, code="forbidden", detail=detail, more={"scope": error.scope})
-    if isinstance(error, NotFound):
-        return Problem(status=404, code="not_found", detail=detail)
-    if isinstance(error, NeedsReauth):
-        return Problem(status=409, code="needs_reauth", detail=detail, more=_reauth(error, settings))
-    if isinstance(error, AccountRefused):
-        return Problem(status=502, code="amo_refused", detail=detail)
-    if isinstance(error, MustMend):
-        return _wait("amo_credentials", detail, settings.refresh.retry_cap)
-    if isinstance(error, StoreUnavailable):
-        return _wait("store_unavailable", detail, _RETRY_AFTER)
+        more = {"scope": error.scope}
+    elif isinstance(error, NeedsReauth):
+        more = _reauth(error, settings)
+    headers = {"Retry-After": _retry_after(error, settings)} if status == 503 else {}
+    return Problem(status=status, code=code, detail=str(error), headers=headers, more=more)
+
+
+def _retry_after(error: AmoCallbackError, settings: Settings) -> str:
+    seconds = settings.refresh.retry_cap if isinstance(error, MustMend) else _RETRY_AFTER
     if isinstance(error, Busy | RateLimited):
-        return _wait("amo_unavailable", detail, error.retry_after)
-    if isinstance(error, MustWait):
-        return _wait("amo_unavailable", detail, _RETRY_AFTER)
-    return Problem(status=500, code="internal_error", detail=detail)
-
-
-def _wait(code: str, detail: str, seconds: float) -> Problem:
-    headers = {"Retry-After": str(max(1, math.ceil(seconds)))}
-    return Problem(status=503, code=code, detail=detail, headers=headers)
+        seconds = error.retry_after
+    return str(max(1, math.ceil(seconds)))
 
 
 def _reauth(error: NeedsReauth, settings: Settings) -> dict[str, object]:
