@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from amo_callback import __version__
+from amo_callback.amo.hosts import check_host
 from amo_callback.amo.protocol import (
     ANSWER_LIMIT,
     AmoRequest,
     Answer,
     GrantType,
     Integration,
-    check_host,
     exchange_request,
     read_answer,
-    read_redirect,
     refresh_request,
 )
+from amo_callback.amo.redirect import read_redirect
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, NotSent, OutcomeOpen, RateLimited
 
 if TYPE_CHECKING:

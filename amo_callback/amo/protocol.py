@@ -1,4 +1,4 @@
-"""AMO's OAuth without I/O: what it sends and what its answers mean.
+"""AMO's token endpoint without I/O: our requests, and what its answers mean.
 
 The vendor's pages: https://www.amocrm.ru/developers/content/oauth/oauth (and `/step-by-step`), for Kommo
 https://developers.kommo.com/reference/get-token. What no page promises, but integrations report, is
@@ -7,15 +7,13 @@ treated as likely and never as a contract: whatever is not understood fails safe
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_to_bytes
 
+from amo_callback.amo.claims import account_of, json_object, life_of, read_claims
 from amo_callback.errors import (
     AccountRefused,
     AmoCallbackError,
@@ -29,138 +27,16 @@ from amo_callback.errors import (
     UnexplainedRefusal,
     UnknownRefusal,
 )
-from amo_callback.model import MAX_CODE, MAX_STATE, Account, Issued, Redirect, TokenPair
+from amo_callback.model import Issued, TokenPair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
-MAX_PARAMETERS = 100
 ANSWER_LIMIT = 256 * 1024
 """Bytes of an answer that are read at most."""
-
-VENDOR_SUFFIXES = (".amocrm.ru", ".amocrm.com", ".kommo.com")
-UNKNOWN_LIFE = timedelta(minutes=15)
-"""How long an access token is taken to live where neither the answer nor the token tells."""
 RETRY_AFTER = 60.0
 MAX_RETRY_AFTER = 3600.0
-
-# --- the redirect --------------------------------------------------------------------------------
-
-_OURS = frozenset({b"code", b"state", b"referer", b"error", b"from_exchange", b"from_widget"})
-_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-
-
-def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: Sequence[str]) -> Redirect:
-    """Read the raw query of AMO's redirect.
-
-    It is cut as bytes, since `code` and `state` may be any, and go back to the app as they came. Never
-    raises: what is wrong is in `error`, beside as much of the rest as can be trusted (a `state` only where
-    it came once, whole and not too long).
-    """
-    found, broken = _parameters(query)
-    state = found.get(b"state")
-    code = found.get(b"code")
-    if state is not None and len(state) > MAX_STATE:
-        state, broken = None, True
-    redirect = Redirect(
-        state=state,
-        from_server=found.get(b"from_exchange") == b"1",
-        from_widget=found.get(b"from_widget") == b"1",
-    )
-    if broken or len(code or b"") > MAX_CODE:
-        return _refused(redirect, "invalid_request")
-    if found.get(b"error"):
-        return _refused(redirect, "access_denied" if found[b"error"] == b"access_denied" else "auth_failed")
-    if not code:
-        return _refused(redirect, "missing_code")
-    referer = found.get(b"referer") or (default_domain or "").encode()
-    if not referer:
-        return _refused(redirect, "invalid_request")
-    domain = check_host(referer, allowed=allowed_domains)
-    if domain is None:
-        return _refused(redirect, "account_not_allowed")
-    if not _is_utf8(code):
-        return _refused(redirect, "auth_failed")  # no JSON body can carry it, so AMO never issued it
-    return Redirect(
-        code=code,
-        state=state,
-        domain=domain,
-        from_server=redirect.from_server,
-        from_widget=redirect.from_widget,
-    )
-
-
-def _refused(redirect: Redirect, error: str) -> Redirect:
-    return Redirect(
-        state=redirect.state,
-        error=error,
-        from_server=redirect.from_server,
-        from_widget=redirect.from_widget,
-    )
-
-
-def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:
-    """Return the parameters we read, decoded, and whether the query is broken, doubled or too long."""
-    parts = query.split(b"&")
-    if len(parts) > MAX_PARAMETERS:
-        return {}, True
-    found: dict[bytes, bytes] = {}
-    doubled: set[bytes] = set()
-    broken = False
-    for part in parts:
-        raw_name, _, raw_value = part.partition(b"=")
-        name = _unquote(raw_name)
-        if name.partition(b"[")[0] not in _OURS:
-            continue
-        if b"[" in name or name in found:  # `code[]=…` is a list to some frameworks: nothing of ours is
-            doubled.add(name.partition(b"[")[0])
-        elif _BROKEN_ESCAPE.search(raw_value):
-            doubled.add(name)
-        else:
-            found[name] = _unquote(raw_value)
-    for name in doubled:
-        broken = True
-        found.pop(name, None)
-    return found, broken
-
-
-def _unquote(value: bytes) -> bytes:
-    return unquote_to_bytes(value.replace(b"+", b" "))
-
-
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-# --- hosts ---------------------------------------------------------------------------------------
-
-_HOST = re.compile(rb"(?:https?://)?([a-z0-9.-]{1,253})/?", re.IGNORECASE)
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-
-
-def check_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
-    """Return the account's host in lower case, or `None` for one that must never see our secret.
-
-    `referer` comes from the browser's address bar, so from anybody, and the client secret is posted to the
-    host it names. Good are one DNS label before a suffix of AMO's, and what the operator listed
-    (`host` exactly, `.suffix` with one label before it). A bare host, or one with a scheme.
-    """
-    match = _HOST.fullmatch(value)
-    if match is None:
-        return None
-    host = match[1].decode("ascii").lower()
-    for pattern in (*VENDOR_SUFFIXES, *allowed):
-        if pattern.startswith("."):
-            if host.endswith(pattern) and _LABEL.fullmatch(host.removesuffix(pattern)):
-                return host
-        elif host == pattern:
-            return host
-    return None
-
 
 # --- requests ------------------------------------------------------------------------------------
 
@@ -274,26 +150,26 @@ def read_answer(answer: Answer, *, grant_type: GrantType, now: datetime, allowed
 def _issued(answer: Answer, now: datetime, allowed: Sequence[str]) -> Issued:
     if answer.truncated:
         raise OutcomeOpen("too_large")
-    content = _json_object(answer.body)
+    content = json_object(answer.body)
     if content is None:
         raise OutcomeOpen("not_json")
     access, refresh = content.get("access_token"), content.get("refresh_token")
     if not (_is_token(access) and _is_token(refresh)):
         raise OutcomeOpen("no_pair")
-    claims = _claims(str(access))
+    claims = read_claims(str(access))
     return Issued(
         pair=TokenPair(
             access_token=str(access),
             refresh_token=str(refresh),
             issued_at=now,
-            expires_at=now + _life(content.get("expires_in"), claims),
+            expires_at=now + life_of(content.get("expires_in"), claims),
         ),
-        account=_account(claims, allowed),
+        account=account_of(claims, allowed=allowed),
     )
 
 
 def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
-    problem = _json_object(answer.body) or {}
+    problem = json_object(answer.body) or {}
     hint = _words(problem.get("hint"))
     known = hint.lower().rstrip(".")
     if answer.status in {400, 401}:
@@ -309,14 +185,6 @@ def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
     if not hint and answer.status in {401, 404}:
         return UnexplainedRefusal(answer.status)
     return UnknownRefusal(status=answer.status, hint=hint or _words(problem.get("title")))
-
-
-def _json_object(body: bytes) -> dict[str, object] | None:
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _is_token(value: object) -> bool:
@@ -338,53 +206,3 @@ def _retry_after(value: str | None) -> float:
     if value is None or not re.fullmatch(r"[0-9]{1,9}", value):
         return RETRY_AFTER
     return min(max(float(value), 1.0), MAX_RETRY_AFTER)
-
-
-# --- claims --------------------------------------------------------------------------------------
-
-
-def _claims(access_token: str) -> dict[str, object]:
-    """Return the claims of an access token, unverified: hints from a party we called over TLS."""
-    parts = access_token.split(".")
-    if len(parts) != 3:
-        return {}
-    try:
-        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
-    except ValueError:
-        return {}
-    return _json_object(payload) or {}
-
-
-def _account(claims: dict[str, object], allowed: Sequence[str]) -> Account:
-    api_domain = claims.get("api_domain")
-    issued = claims.get("iat")
-    return Account(
-        account_id=_identifier(claims.get("account_id")),
-        user_id=_identifier(claims.get("sub")),
-        api_domain=check_host(api_domain.encode(), allowed=allowed) if isinstance(api_domain, str) else None,
-        token_iat=issued if type(issued) is int and 0 <= issued < 2**53 else None,
-    )
-
-
-def _identifier(value: object) -> str:
-    text = str(value) if type(value) in {int, str} else ""
-    return text if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text) else ""
-
-
-_MAX_LIFE = timedelta(days=3650)
-
-
-def _life(expires_in: object, claims: dict[str, object]) -> timedelta:
-    """Return how long the access token lives.
-
-    A pair has been paid for with the old one: it is kept, whatever else the answer lacks.
-    """
-    issued, expires = claims.get("iat"), claims.get("exp")
-    told = expires_in
-    if not _is_life(told) and type(issued) is int and type(expires) is int:
-        told = expires - issued
-    return timedelta(seconds=int(str(told))) if _is_life(told) else UNKNOWN_LIFE
-
-
-def _is_life(value: object) -> bool:
-    return type(value) is int and 0 < value <= _MAX_LIFE.total_seconds()

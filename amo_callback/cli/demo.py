@@ -21,7 +21,7 @@ from amo_callback.amo.sandbox.vendor import Lives, SandboxIntegration, Vendor
 from amo_callback.cipher import new_key
 from amo_callback.cli.serve import on_signal, run_loop
 from amo_callback.clock import SystemClock
-from amo_callback.config import load_settings
+from amo_callback.config_load import load_settings
 from amo_callback.model import Level
 from amo_callback.observe.log import LogObserver, make_logger, take_over_library_logs
 from amo_callback.web.doors import open_door

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, TypeVar
 
 from amo_callback.clock import SystemClock
-from amo_callback.config import Settings, find_config, load_settings, storage_folder
+from amo_callback.config_load import find_config, load_settings, storage_folder
 from amo_callback.errors import TaskDied
 from amo_callback.model import Event, Level
 from amo_callback.observe.log import LogObserver, make_logger, take_over_library_logs
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from amo_callback.config import Settings
     from amo_callback.ports import Observer
 
 T = TypeVar("T")

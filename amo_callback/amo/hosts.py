@@ -1,0 +1,34 @@
+"""Which hosts may see our secret."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+VENDOR_SUFFIXES = (".amocrm.ru", ".amocrm.com", ".kommo.com")
+
+_HOST = re.compile(rb"(?:https?://)?([a-z0-9.-]{1,253})/?", re.IGNORECASE)
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def check_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
+    """Return the account's host in lower case, or `None` for one that must never see our secret.
+
+    `referer` comes from the browser's address bar, so from anybody, and the client secret is posted to the
+    host it names. Good are one DNS label before a suffix of AMO's, and what the operator listed
+    (`host` exactly, `.suffix` with one label before it). A bare host, or one with a scheme.
+    """
+    match = _HOST.fullmatch(value)
+    if match is None:
+        return None
+    host = match[1].decode("ascii").lower()
+    for pattern in (*VENDOR_SUFFIXES, *allowed):
+        if pattern.startswith("."):
+            if host.endswith(pattern) and _LABEL.fullmatch(host.removesuffix(pattern)):
+                return host
+        elif host == pattern:
+            return host
+    return None

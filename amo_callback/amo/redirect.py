@@ -1,0 +1,104 @@
+"""AMO's redirect to our callback, read from the raw bytes of its query: no I/O."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
+
+from amo_callback.amo.hosts import check_host
+from amo_callback.model import MAX_CODE, MAX_STATE, Redirect
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_PARAMETERS = 100
+
+_OURS = frozenset({b"code", b"state", b"referer", b"error", b"from_exchange", b"from_widget"})
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: Sequence[str]) -> Redirect:
+    """Read the raw query of AMO's redirect.
+
+    It is cut as bytes, since `code` and `state` may be any, and go back to the app as they came. Never
+    raises: what is wrong is in `error`, beside as much of the rest as can be trusted (a `state` only where
+    it came once, whole and not too long).
+    """
+    found, broken = _parameters(query)
+    state = found.get(b"state")
+    code = found.get(b"code")
+    if state is not None and len(state) > MAX_STATE:
+        state, broken = None, True
+    redirect = Redirect(
+        state=state,
+        from_server=found.get(b"from_exchange") == b"1",
+        from_widget=found.get(b"from_widget") == b"1",
+    )
+    if broken or len(code or b"") > MAX_CODE:
+        return _refused(redirect, "invalid_request")
+    if found.get(b"error"):
+        return _refused(redirect, "access_denied" if found[b"error"] == b"access_denied" else "auth_failed")
+    if not code:
+        return _refused(redirect, "missing_code")
+    referer = found.get(b"referer") or (default_domain or "").encode()
+    if not referer:
+        return _refused(redirect, "invalid_request")
+    domain = check_host(referer, allowed=allowed_domains)
+    if domain is None:
+        return _refused(redirect, "account_not_allowed")
+    if not _is_utf8(code):
+        return _refused(redirect, "auth_failed")  # no JSON body can carry it, so AMO never issued it
+    return Redirect(
+        code=code,
+        state=state,
+        domain=domain,
+        from_server=redirect.from_server,
+        from_widget=redirect.from_widget,
+    )
+
+
+def _refused(redirect: Redirect, error: str) -> Redirect:
+    return Redirect(
+        state=redirect.state,
+        error=error,
+        from_server=redirect.from_server,
+        from_widget=redirect.from_widget,
+    )
+
+
+def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:
+    """Return the parameters we read, decoded, and whether the query is broken, doubled or too long."""
+    parts = query.split(b"&")
+    if len(parts) > MAX_PARAMETERS:
+        return {}, True
+    found: dict[bytes, bytes] = {}
+    doubled: set[bytes] = set()
+    broken = False
+    for part in parts:
+        raw_name, _, raw_value = part.partition(b"=")
+        name = _unquote(raw_name)
+        if name.partition(b"[")[0] not in _OURS:
+            continue
+        if b"[" in name or name in found:  # `code[]=…` is a list to some frameworks: nothing of ours is
+            doubled.add(name.partition(b"[")[0])
+        elif _BROKEN_ESCAPE.search(raw_value):
+            doubled.add(name)
+        else:
+            found[name] = _unquote(raw_value)
+    for name in doubled:
+        broken = True
+        found.pop(name, None)
+    return found, broken
+
+
+def _unquote(value: bytes) -> bytes:
+    return unquote_to_bytes(value.replace(b"+", b" "))
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

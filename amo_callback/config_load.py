@@ -1,0 +1,187 @@
+"""Loading the configuration: TOML, secret files and the environment become one frozen value.
+
+Precedence: environment `AMO_CALLBACK_SECTION__KEY`, then files `SECTION.KEY` in `$CREDENTIALS_DIRECTORY` (systemd's),
+then in `server.secrets`, then TOML, then defaults.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource  # noqa: TC002 -- because pydantic reads them
+from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
+
+from amo_callback.config import PREFIX, Settings
+from amo_callback.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONFIG_VARIABLE = "AMO_CALLBACK_CONFIG"
+DEFAULT_PATHS = (Path("config.toml"), Path("/etc/amo-callback/config.toml"))
+
+
+def find_config(given: str | None, environ: Mapping[str, str]) -> Path | None:
+    """Return the configuration file: the given one, the environment's, or the first default that exists."""
+    named = given or environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    return next((path for path in DEFAULT_PATHS if path.is_file()), None)
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Load the configuration; raises `ConfigurationError` with one line for each problem."""
+    toml = _read_toml(path)
+    folders = [Path(folder) for folder in [environ.get("CREDENTIALS_DIRECTORY")] if folder]
+    own = environ.get(f"{PREFIX}SERVER__SECRETS") or _value(toml, "server", "secrets")
+    if isinstance(own, str):
+        folders.append(_beside(path, Path(own)))
+
+    class Loaded(Settings):
+        """The settings of this one load: their sources are bound to what was passed."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            *_: PydanticBaseSettingsSource,
+            **__: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                _Environment(settings_cls, environ),
+                *(InitSettingsSource(settings_cls, _read_secrets(folder)) for folder in folders),
+                InitSettingsSource(settings_cls, toml),
+            )
+
+    problems = _unknown_sections(environ)
+    try:
+        settings = Loaded()
+    except ValidationError as error:
+        raise ConfigurationError(*problems, *_explain(error)) from None
+    problems += _not_built_yet(settings)
+    if problems:
+        raise ConfigurationError(*problems)
+    return settings
+
+
+def storage_folder(path: Path | None, environ: Mapping[str, str]) -> Path:
+    """Return where relative storage paths start: `$STATE_DIRECTORY`, else beside the configuration file."""
+    state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(state) if state else _beside(path, Path())
+
+
+class _Environment(EnvSettingsSource):
+    """The environment that was passed, rather than the process's."""
+
+    def __init__(self, settings_cls: type[BaseSettings], environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        super().__init__(settings_cls)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._environ.items()}
+
+
+def _read_toml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: is not valid TOML: {_place(error)}") from None
+
+
+def _place(error: tomllib.TOMLDecodeError) -> str:
+    """Say where, never what: the line may hold a secret."""
+    place = re.search(r"\(at (?:line \d+, column \d+|end of document)\)", str(error))
+    return place[0] if place else "(somewhere)"
+
+
+def _read_secrets(folder: Path) -> dict[str, Any]:
+    """Read the files `SECTION.KEY` of a folder."""
+    found: dict[str, Any] = {}
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigurationError(f"{folder}: the secrets cannot be read: {error.strerror}") from None
+    for file in files:
+        section, dot, key = file.name.partition(".")
+        if dot and section in Settings.model_fields and key and file.is_file():
+            try:
+                found.setdefault(section, {})[key] = file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError):
+                raise ConfigurationError(f"{file}: cannot be read as text") from None
+    return found
+
+
+def _beside(path: Path | None, other: Path) -> Path:
+    return ((path.parent if path else Path()) / other).resolve()
+
+
+def _value(toml: dict[str, Any], section: str, key: str) -> object:
+    content = toml.get(section)
+    return content.get(key) if isinstance(content, dict) else None
+
+
+def _unknown_sections(environ: Mapping[str, str]) -> list[str]:
+    names = [name for name in environ if name.upper().startswith(PREFIX) and name.upper() != CONFIG_VARIABLE]
+    return [
+        f"{name}: is no setting: {PREFIX}SECTION__KEY with one of {', '.join(Settings.model_fields)}"
+        for name in names
+        if name[len(PREFIX) :].lower().partition("__")[0] not in Settings.model_fields or "__" not in name
+    ]
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """Return one line for each problem: key, what was given (never a secret), what is wanted."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        text = str(problem["msg"]).removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            lines.append(f"{key}: is missing; {_how_to_give(key)}")
+        elif problem["type"] == "extra_forbidden":
+            lines.append(f"{key}: is no setting; see config.example.toml")
+        elif not key:
+            lines.append(text)
+        else:
+            given = "" if _is_secret(key) else f" {problem['input']!r}:"
+            lines.append(f"{key}:{given} {text[0].lower()}{text[1:]}")
+    return lines
+
+
+def _how_to_give(key: str) -> str:
+    variable = PREFIX + key.upper().replace(".", "__")
+    if "." not in key:
+        return f"give the section [{key}], or {variable}__…"
+    return f"set it in the configuration file, as a secret file {key}, or as {variable}"
+
+
+_SECRETS = frozenset({"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "api.keys", "notify.secret"})
+
+
+def _is_secret(key: str) -> bool:
+    return any(key.startswith(secret) or secret.startswith(f"{key}.") for secret in _SECRETS)
+
+
+def _not_built_yet(settings: Settings) -> list[str]:
+    """Refuse what this version does not do yet, rather than ignore it."""
+    asked = {
+        "server.metrics_auth": settings.server.metrics_auth,
+        "app.hand_back": settings.app.hand_back == "ticket",
+        "app.state": settings.app.state == "issued",
+        "app.android_package": settings.app.android_package,
+        "app.jwt_secret": settings.app.jwt_secret,
+        "app.jwks_url": settings.app.jwks_url,
+        "storage.rescue": settings.storage.rescue,
+        "notify.url": settings.notify.url,
+        "notify.secret": settings.notify.secret,
+    }
+    return [f"{key}: this version cannot do that yet; leave it at its default" for key, value in asked.items() if value]
