@@ -30,6 +30,10 @@ class Sandbox:
         self.vendor = vendor
         self.faults = Faults()
         self.latency = latency
+        self.asked = asyncio.Event()
+        """Set by each request to the token endpoint."""
+        self.go_on = asyncio.Event()
+        """Lets slow answers go."""
         self._clock = clock
         self._per_second = per_second
         self._recent: deque[float] = deque()
@@ -91,6 +95,7 @@ class Sandbox:
     async def _token(self, request: web.Request) -> web.StreamResponse:
         fault = self.faults.next()
         body = await request.read()
+        self.asked.set()
         if self.latency:
             await self._clock.sleep(self.latency)
         if limited := self._limited():
@@ -98,7 +103,9 @@ class Sandbox:
         if fault in _BEFORE:
             return await _BEFORE[fault](request)
         reply = self.vendor.token(request.match_info["host"], body=body, content_type=request.content_type)
-        if fault is not None and reply.status == 200:
+        if fault is Fault.SLOW:
+            await self.go_on.wait()
+        elif fault is not None and reply.status == 200:
             return await _AFTER[fault](request, reply)
         return _response(reply)
 

@@ -20,6 +20,7 @@ class Fault(Enum):
     HUGE_AFTER = "64 MB"
     NOTHING_AFTER = "the connection closed without an answer"
     HANG_AFTER = "no answer until the client gives up"
+    SLOW = "an answer that waits until it is let go"
     TOO_MANY = "429 with Retry-After: 1"
     UNPAID = "402"
     BLOCKED = "403"

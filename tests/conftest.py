@@ -1,0 +1,264 @@
+"""What the tests share: the stand-in on a socket, a store in a file, and the whole service."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+
+from amo_callback.amo.client import AmoClient, open_session
+from amo_callback.amo.pace import Pace
+from amo_callback.amo.protocol import Integration
+from amo_callback.amo.sandbox.app import Sandbox
+from amo_callback.amo.sandbox.vendor import Lives, SandboxAccount, SandboxIntegration, Vendor
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.clock import SystemClock
+from amo_callback.config_load import load_settings
+from amo_callback.observe.log import LogObserver, make_logger
+from amo_callback.store import open_store
+from amo_callback.web.doors import open_door
+from amo_callback.web.lifecycle import Service, open_service
+from tests.fakes import FakeClock, ShiftedClock, Witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from amo_callback.config import Settings
+    from amo_callback.model import Event
+    from amo_callback.ports import Clock
+    from amo_callback.store.sqlite import SqliteStore
+
+HOST = "reforyou.amocrm.ru"
+API_KEY = "test-api-key-0123456789-0123456789-0123456789"
+READ_KEY = "test-read-key-0123456789-0123456789-012345678"
+BASE = "/api/amo-crm"
+
+
+@dataclass(kw_only=True, slots=True)
+class Amo:
+    """The stand-in, where it listens, and one account in it."""
+
+    sandbox: Sandbox
+    address: str
+    account: SandboxAccount
+
+    @property
+    def vendor(self) -> Vendor:
+        return self.sandbox.vendor
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{self.address}/{{domain}}"
+
+    def code(self) -> str:
+        """Return a fresh authorization code of the account."""
+        return self.vendor.allow(self.account)
+
+
+@asynccontextmanager
+async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:
+    """Serve the stand-in on a socket of its own."""
+    vendor = Vendor(integration=SandboxIntegration(), now=clock.now, lives=Lives(**lives))
+    sandbox = Sandbox(vendor, clock=clock)
+    log = make_logger(level="error", style="json", stream=io.StringIO())
+    async with open_door(sandbox.app(), "127.0.0.1:0", name="amo", clock=ShiftedClock(), log=log) as address:
+        yield Amo(sandbox=sandbox, address=address, account=vendor.open_account(HOST))
+
+
+@asynccontextmanager
+async def amo_client(amo: Amo, clock: Clock, *, timeout: float = 5.0) -> AsyncIterator[AmoClient]:
+    """Open a client of the stand-in."""
+    known = amo.vendor.integration
+    async with open_session() as session:
+        pace = Pace(per_second=1000, clock=SystemClock())
+        yield AmoClient(
+            session=session,
+            integration=Integration(
+                client_id=known.client_id,
+                client_secret=known.client_secret,
+                redirect_uri=known.redirect_uri,
+                endpoint=amo.endpoint,
+            ),
+            pace=pace,
+            clock=clock,
+            timeout=timeout,
+        )
+        await pace.close()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def witness() -> Witness:
+    return Witness()
+
+
+@pytest.fixture
+async def amo(clock: FakeClock) -> AsyncIterator[Amo]:
+    async with serve_amo(clock) as served:
+        yield served
+
+
+@pytest.fixture
+async def client(amo: Amo, clock: FakeClock) -> AsyncIterator[AmoClient]:
+    async with amo_client(amo, clock) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def encryption_key() -> str:
+    return new_key()
+
+
+@pytest.fixture
+def cipher(encryption_key: str) -> Cipher:
+    return Cipher([encryption_key])
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    async with open_store("sqlite:///amo-callback.db", folder=tmp_path) as opened:
+        yield opened
+
+
+# --- the whole service ---------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class Running:
+    """The whole service against the stand-in, and a client of its doors."""
+
+    amo: Amo
+    clock: ShiftedClock
+    service: Service
+    http: aiohttp.ClientSession
+    witness: Witness
+    log: io.StringIO
+    folder: Path
+    settings: Settings = field(repr=False)
+
+    async def callback(
+        self, query: str | None = None, *, html: bool = False, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Come as AMO's redirect does."""
+        accept = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8" if html else "*/*"}
+        return await self.public(f"{BASE}/callback" + (f"?{query}" if query else ""), headers={**accept, **(headers or {})})
+
+    def query(self, *, state: str = "the-app's state", code: str | None = None) -> str:
+        """Return the query of a good redirect."""
+        return f"code={code or self.amo.code()}&state={quote(state, safe='')}&referer={HOST}&platform=1"
+
+    async def public(self, path: str, *, method: str = "GET", **options: Any) -> Answer:  # noqa: ANN401 -- because aiohttp's options are
+        return await self._ask(self.service.public, method, path, **options)
+
+    async def private(self, path: str, *, key: str | None = API_KEY, method: str = "GET", **options: Any) -> Answer:  # noqa: ANN401 -- because aiohttp's options are
+        headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+        return await self._ask(self.service.private, method, path, headers={**headers, **options.pop("headers", {})}, **options)
+
+    async def _ask(self, address: str, method: str, path: str, **options: Any) -> Answer:  # noqa: ANN401 -- because aiohttp's options are
+        from yarl import URL  # noqa: PLC0415 -- because only here must an address stay as it is written
+
+        async with self.http.request(
+            method, URL(f"http://{address}{path}", encoded=True), allow_redirects=False, **options
+        ) as response:
+            return Answer(status=response.status, headers=dict(response.headers), text=await response.text(errors="replace"))
+
+    async def connected(self) -> str:
+        """Connect the account, and return the connection's id."""
+        answer = await self.callback(self.query())
+        assert answer.status == 302
+        return str((await self.witness.until("connection.connected")).connection_id)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the log."""
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """An answer of the service."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @property
+    def location(self) -> str:
+        return self.headers["Location"]
+
+    def json(self) -> Any:  # noqa: ANN401 -- because it is
+        return json.loads(self.text)
+
+
+def environment(amo: Amo, encryption_key: str, **more: str) -> dict[str, str]:
+    """Return the environment that configures the service for the stand-in."""
+    known = amo.vendor.integration
+    return {
+        "AMO_CALLBACK_SERVER__PUBLIC": "127.0.0.1:0",
+        "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:0",
+        "AMO_CALLBACK_AMO__CLIENT_ID": known.client_id,
+        "AMO_CALLBACK_AMO__CLIENT_SECRET": known.client_secret,
+        "AMO_CALLBACK_AMO__REDIRECT_URI": known.redirect_uri,
+        "AMO_CALLBACK_AMO__ENDPOINT": amo.endpoint,
+        "AMO_CALLBACK_AMO__REQUESTS_PER_SECOND": "1000",
+        "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": encryption_key,
+        "AMO_CALLBACK_API__KEYS": f"backend:{API_KEY}\nreader:read:{READ_KEY}",
+        "AMO_CALLBACK_LOG__FORMAT": "json",
+        **{f"AMO_CALLBACK_{key}": value for key, value in more.items()},
+    }
+
+
+class _Both:
+    """Log events and remember them."""
+
+    def __init__(self, witness: Witness, log: LogObserver) -> None:
+        self._witness, self._log = witness, log
+
+    def __call__(self, event: Event) -> None:
+        self._log(event)
+        self._witness(event)
+
+
+@pytest.fixture
+def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:  # noqa: ANN401 -- because a factory's type says little
+    """Return how to run the whole service with some settings of one's own."""
+
+    @asynccontextmanager
+    async def running(*, lives: Mapping[str, float] | None = None, **more: str) -> AsyncIterator[Running]:
+        clock = ShiftedClock()
+        async with serve_amo(clock, **(lives or {})) as amo, aiohttp.ClientSession() as http:
+            settings = load_settings(None, environment(amo, encryption_key, **more))
+            stream = io.StringIO()
+            secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, encryption_key]
+            log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
+            observer = _Both(witness, LogObserver(log))
+            async with open_service(settings, folder=tmp_path, clock=clock, log=log, observer=observer) as service:
+                yield Running(
+                    amo=amo,
+                    clock=clock,
+                    service=service,
+                    http=http,
+                    witness=witness,
+                    log=stream,
+                    folder=tmp_path,
+                    settings=settings,
+                )
+
+    return running
+
+
+@pytest.fixture
+async def app(run: Any) -> AsyncIterator[Running]:  # noqa: ANN401 -- because a factory's type says little
+    """Run the whole service with its defaults."""
+    async with run() as running:
+        yield running

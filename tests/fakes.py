@@ -1,0 +1,145 @@
+"""Stand-ins for the ports, for tests: time that is told, and whoever listens."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from amo_callback.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from amo_callback.model import Event
+    from amo_callback.ports import Store
+
+START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+class FakeClock:
+    """Time that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self._monotonic = 1000.0
+        self._step = timedelta(0)
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+        self._somebody_slept = asyncio.Event()
+
+    def now(self) -> datetime:
+        return START + self._step + timedelta(seconds=self._monotonic - 1000.0)
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self._monotonic + seconds, until))
+        self._somebody_slept.set()
+        await until
+
+    def sleeping(self) -> list[float]:
+        """Return for how long each sleeper still sleeps."""
+        self._sleepers = [(at, until) for at, until in self._sleepers if not until.done()]
+        return sorted(at - self._monotonic for at, _ in self._sleepers)
+
+    async def until_sleeping(self, seconds: float | None = None) -> None:
+        """Wait until somebody sleeps (for so many seconds)."""
+        while not any(seconds is None or abs(left - seconds) < 1e-6 for left in self.sleeping()):
+            self._somebody_slept.clear()
+            await asyncio.wait_for(self._somebody_slept.wait(), 10)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and wake whoever has slept enough."""
+        self._monotonic += seconds
+        for at, until in self._sleepers:
+            if at <= self._monotonic and not until.done():
+                until.set_result(None)
+
+    def step(self, delta: timedelta) -> None:
+        """Step the wall clock; the monotonic one stays."""
+        self._step += delta
+
+
+class ShiftedClock:
+    """The machine's time, moved ahead when a test says so; a service's drain does not wait for it."""
+
+    def __init__(self) -> None:
+        self._ahead = timedelta(0)
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+        self._somebody_slept = asyncio.Event()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self._ahead
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time() + self._ahead.total_seconds()
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds <= 0.25:
+            await asyncio.sleep(0)
+            return
+        until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        sleeper = (self.monotonic() + seconds, until)
+        self._sleepers.append(sleeper)
+        self._somebody_slept.set()
+        try:
+            await asyncio.wait({until}, timeout=seconds)
+        finally:
+            self._sleepers.remove(sleeper)
+
+    async def until_sleeping(self, seconds: float) -> None:
+        """Wait until somebody sleeps whom `advance(seconds)` would wake, and less would not."""
+        while not any(seconds - 2 < at - self.monotonic() <= seconds for at, _ in self._sleepers):
+            self._somebody_slept.clear()
+            await asyncio.wait_for(self._somebody_slept.wait(), 10)
+
+    def advance(self, seconds: float) -> None:
+        self._ahead += timedelta(seconds=seconds)
+        for at, until in self._sleepers:
+            if at <= self.monotonic() and not until.done():
+                until.set_result(None)
+
+
+class Witness:
+    """An observer that remembers, and can be waited for."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._heard = asyncio.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self._heard.set()
+
+    def names(self) -> list[str]:
+        return [event.name for event in self.events]
+
+    def named(self, name: str) -> list[Event]:
+        return [event for event in self.events if event.name == name]
+
+    async def until(self, name: str, *, times: int = 1) -> Event:
+        """Wait until an event of this name has happened so many times; return the last."""
+        while len(self.named(name)) < times:
+            self._heard.clear()
+            await asyncio.wait_for(self._heard.wait(), 10)
+        return self.named(name)[-1]
+
+
+class FailingStore:
+    """A store that is away for the calls a test names."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.away: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- because it stands for every method of the port
+        method = getattr(self._store, name)
+
+        async def call(*args: object, **kwargs: object) -> object:
+            if name in self.away:
+                raise StoreUnavailable("SQLITE_FULL")
+            return await method(*args, **kwargs)
+
+        return call
