@@ -1,0 +1,46 @@
+"""What an access token tells of itself, and what it is not believed."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from amo_callback.amo.claims import account_of, read_claims
+from amo_callback.model import Account
+
+
+def _token(claims: object) -> str:
+    return "h." + base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode() + ".s"
+
+
+def test_the_account_is_read_from_the_claims() -> None:
+    """Account, user, API host and time of issue are what AMO's tokens are seen to tell."""
+    claims = {"account_id": 7, "sub": "12", "api_domain": "api-b.amocrm.ru", "iat": 5}
+    known = Account(account_id="7", user_id="12", api_domain="api-b.amocrm.ru", token_iat=5)
+    assert account_of(read_claims(_token(claims))) == known
+
+
+@pytest.mark.parametrize("token", ["", "opaque", "a.b", "a.b.c.d", "a.!!!.c", "a.AAAA.c", _token([1]), _token("x")])
+def test_a_token_without_claims_tells_nothing(token: str) -> None:
+    """A token that is no JWT is as good as any, and tells nothing."""
+    assert account_of(read_claims(token)) == Account()
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"api_domain": "evil.com"},
+        {"api_domain": "amocrm.ru@evil.com"},
+        {"api_domain": 5},
+        {"account_id": True, "sub": 1.5},
+        {"account_id": "../../etc", "sub": {"a": 1}},
+        {"account_id": "x" * 65, "iat": True},
+        {"iat": -1},
+        {"iat": 10**20},
+    ],
+)
+def test_odd_claims_are_left_out(claims: object) -> None:
+    """A claim that is not of its kind, or names a foreign host, is as if it were not there."""
+    assert account_of(read_claims(_token(claims))) == Account()

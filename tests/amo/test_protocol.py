@@ -1,0 +1,127 @@
+"""What AMO's answers mean: every row of its error table, from the sample answers beside this module."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amo_callback import errors
+from amo_callback.amo.protocol import (
+    ANSWER_LIMIT,
+    Answer,
+    GrantType,
+    Integration,
+    exchange_request,
+    read_answer,
+    refresh_request,
+)
+from amo_callback.errors import AmoCallbackError, OutcomeOpen, UnknownRefusal
+from amo_callback.model import Issued
+from tests.fakes import START
+
+SAMPLES = sorted((Path(__file__).parent / "answers").glob("*.json"))
+INTEGRATION = Integration(client_id="c619", client_secret="the-secret", redirect_uri="https://a.example/cb?x=1")
+
+
+def _read(body: object, *, status: int = 200, grant_type: GrantType = GrantType.REFRESH_TOKEN, **more: Any) -> Issued:  # noqa: ANN401 -- because they are fields of Answer
+    raw = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
+    return read_answer(Answer(status=status, body=raw, **more), grant_type=grant_type, now=START)
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_each_answer_means_what_the_table_says(path: Path) -> None:
+    """Each sample answer is read as the meaning written beside it."""
+    sample = json.loads(path.read_text(encoding="utf-8"))
+    grant_type = GrantType(sample["grant_type"])
+    retry_after = sample["headers"].get("Retry-After")
+    if sample["means"] == "Issued":
+        issued = _read(sample["body"], status=sample["status"], grant_type=grant_type)
+        assert issued.pair.refresh_token == sample["body"]["refresh_token"]
+        assert issued.pair.expires_at == START + timedelta(seconds=86400)
+        assert (issued.account.account_id, issued.account.user_id) == ("31920194", "720194")
+        assert (issued.account.api_domain, issued.account.token_iat) == ("api-b.amocrm.ru", 1795414171)
+        return
+    with pytest.raises(AmoCallbackError) as raised:
+        _read(sample["body"], status=sample["status"], grant_type=grant_type, retry_after=retry_after)
+    assert type(raised.value) is getattr(errors, sample["means"])
+    assert {key: getattr(raised.value, key) for key in sample["data"]} == sample["data"]
+
+
+def test_the_samples_cover_the_table() -> None:
+    """Nothing was lost on the way: both grant types, and every meaning there is."""
+    means = {json.loads(path.read_text(encoding="utf-8"))["means"] for path in SAMPLES}
+    assert means == {
+        "Issued", "OutcomeOpen", "CodeExpired", "CodeUsed", "AuthFailed", "ClientRefused", "RefreshTokenDead",
+        "UnexplainedRefusal", "AccountRefused", "RateLimited", "UnknownRefusal",
+    }  # fmt: skip
+
+
+def test_both_requests_are_json_with_the_registered_redirect_uri() -> None:
+    """Both grants carry client, secret and redirect URI byte for byte, to the account's host."""
+    exchange = exchange_request(INTEGRATION, code=b"the-code", domain="a.amocrm.ru")
+    refresh = refresh_request(INTEGRATION, refresh_token="the-token", domain="a.amocrm.ru")
+    common = {"client_id": "c619", "client_secret": "the-secret", "redirect_uri": "https://a.example/cb?x=1"}
+    assert json.loads(exchange.body) == {**common, "grant_type": "authorization_code", "code": "the-code"}
+    assert json.loads(refresh.body) == {**common, "grant_type": "refresh_token", "refresh_token": "the-token"}
+    assert exchange.url == refresh.url == "https://a.amocrm.ru/oauth2/access_token"
+    assert exchange.headers["Content-Type"] == "application/json"
+
+
+def test_no_secret_is_in_a_repr() -> None:
+    """Neither a request nor an integration shows what it carries."""
+    shown = repr(INTEGRATION) + repr(exchange_request(INTEGRATION, code=b"the-code", domain="a.amocrm.ru"))
+    assert "the-code" not in shown
+    assert "the-secret" not in shown
+
+
+def test_a_pair_is_kept_whatever_else_its_answer_lacks() -> None:
+    """A pair has been paid for: without a usable lifetime it counts by the token's own claims, or as short."""
+    for expires_in in (None, 0, -5, "soon", True, 1e40, 10**30, [1]):
+        issued = _read({"access_token": "opaque", "refresh_token": "r", "expires_in": expires_in})
+        assert issued.pair.expires_at == START + timedelta(minutes=15)
+        assert issued.account.account_id == ""
+    pair_sample = json.loads((SAMPLES[0].parent / "200-pair-for-a-code.json").read_text(encoding="utf-8"))["body"]
+    assert _read({**pair_sample, "expires_in": None}).pair.life == timedelta(hours=24)
+
+
+@pytest.mark.parametrize("token", [None, "", 7, ["x"], "with\nnewline", "не ascii", "\ud800"])
+def test_a_token_that_no_header_could_carry_is_no_token(token: object) -> None:
+    """An answer whose tokens cannot be tokens leaves open what happened."""
+    with pytest.raises(OutcomeOpen):
+        _read({"access_token": token, "refresh_token": "r"})
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, '{"a":' * 50_000, b"\xff\xfe", "1" * 5000, "null"])
+def test_a_hostile_body_is_no_pair(body: str | bytes) -> None:
+    """Deep, binary or absurd JSON is an open outcome and no crash."""
+    with pytest.raises(OutcomeOpen):
+        _read(body)
+
+
+def test_an_answer_above_the_limit_is_open() -> None:
+    """An answer that was cut at the limit is not read at all."""
+    with pytest.raises(OutcomeOpen) as raised:
+        _read({"access_token": "a", "refresh_token": "r"}, truncated=True)
+    assert raised.value.what == "too_large"
+    assert ANSWER_LIMIT == 256 * 1024
+
+
+def test_an_unknown_hint_is_kept_without_what_could_be_a_secret() -> None:
+    """An answer's words may be logged, but nothing in them that is as long as a token, nor control characters."""
+    with pytest.raises(UnknownRefusal) as raised:
+        _read({"hint": "bad token def50200" + "ab" * 40 + "\x1b[31m now"}, status=400)
+    assert raised.value.hint == "bad token … [31m now"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("0", 1), ("5", 5), ("999999999", 3600), ("-1", 60), ("1.5", 60), ("x", 60), ("٣", 60)]
+)
+def test_retry_after_is_taken_within_reason(value: str, seconds: float) -> None:
+    """`Retry-After` counts in whole seconds, from one second to an hour; whatever else is a minute."""
+    with pytest.raises(errors.RateLimited) as raised:
+        _read("", status=429, retry_after=value)
+    assert raised.value.retry_after == seconds

@@ -1,0 +1,81 @@
+"""AMO's redirect, read from raw bytes; the callback's own tests show the same from outside."""
+
+from __future__ import annotations
+
+import pytest
+
+from amo_callback.amo.hosts import check_host
+from amo_callback.amo.redirect import read_redirect
+from amo_callback.model import Redirect
+
+JUNK_HOSTS = [
+    "evil.com", "a.amocrm.ru.evil.com", "amocrm.ru@evil.com", "evil.com/.amocrm.ru", "a.amocrm.ru:8443", "127.0.0.1",
+    "[::1]", "А.amocrm.ru", "A.AMOCRM.RU.", "a.amocrm.ru%00.evil", "a.amocrm.ru\0", "a.amocrm.ru\n", "amocrm.ru",
+    ".amocrm.ru", "a.b.amocrm.ru", "-a.amocrm.ru", "a-.amocrm.ru", "a_b.amocrm.ru", "a" * 64 + ".amocrm.ru",
+    "aamocrm.ru", "a.amocrm.ru/path", "a.amocrm.ru?x", "a.amocrm.ru#x", "ftp://a.amocrm.ru", "https://x@a.amocrm.ru",
+    "https://a.amocrm.ru//", "//a.amocrm.ru", "a.amocrm.ru\\.evil.com", " a.amocrm.ru", "a.kommo.co", "\N{KELVIN SIGN}.kommo.com",
+    "a.\N{KELVIN SIGN}ommo.com", "a.amocrm。ru", "", "https://", "a..amocrm.ru",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", JUNK_HOSTS)
+def test_a_junk_host_never_sees_our_secret(host: str) -> None:
+    """Whatever is not one label before a suffix of AMO's is refused, before any request."""
+    assert check_host(host.encode()) is None
+    assert check_host(host.encode(), allowed=("crm.example.com", ".test.example")) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ("reforyou.amocrm.ru", "reforyou.amocrm.ru"),
+        ("ReForYou.AmoCRM.ru", "reforyou.amocrm.ru"),
+        ("https://a-1.amocrm.com", "a-1.amocrm.com"),
+        ("https://a.kommo.com/", "a.kommo.com"),
+        ("1.kommo.com", "1.kommo.com"),
+        ("a" * 63 + ".amocrm.ru", "a" * 63 + ".amocrm.ru"),
+        ("crm.example.com", "crm.example.com"),
+        ("x.test.example", "x.test.example"),
+    ],
+)
+def test_a_good_host_is_taken_in_lower_case(given: str, host: str) -> None:
+    """AMO's hosts, bare or with a scheme, and what the operator listed."""
+    assert check_host(given.encode(), allowed=("crm.example.com", ".test.example")) == host
+
+
+@pytest.mark.parametrize("host", ["example.com", "x.crm.example.com", "a.b.test.example", "test.example"])
+def test_a_listed_host_is_exact_and_a_listed_suffix_has_one_label(host: str) -> None:
+    """The operator's list means what it says."""
+    assert check_host(host.encode(), allowed=("crm.example.com", ".test.example")) is None
+
+
+def _read(query: bytes) -> Redirect:
+    return read_redirect(query, default_domain=None, allowed_domains=())
+
+
+def test_a_real_redirect_is_read_whole() -> None:
+    """The query that AMO sends, with parameters we do not use."""
+    query = b"code=def502ab&state=18a2&referer=gingersnaps.amocrm.ru&platform=1&client_id=c619&from_widget=1"
+    expected = Redirect(code=b"def502ab", state=b"18a2", domain="gingersnaps.amocrm.ru", from_widget=True)
+    assert _read(query) == expected
+
+
+@pytest.mark.parametrize("size", [4096, 4097])
+def test_limits_count_decoded_bytes(size: int) -> None:
+    """A code of 4096 bytes is taken however it was encoded, one more is not."""
+    for letter in (b"c", b"%63"):
+        error = _read(b"code=" + letter * size + b"&referer=a.amocrm.ru").error
+        assert error == (None if size == 4096 else "invalid_request")
+
+
+@pytest.mark.parametrize("count", [100, 101])
+def test_a_hundred_parameters_are_enough(count: int) -> None:
+    """More parameters than anybody sends are refused unread."""
+    query = b"&".join([b"code=c", b"referer=a.amocrm.ru", *[b"p=1"] * (count - 2)])
+    assert _read(query).error == (None if count == 100 else "invalid_request")
+
+
+def test_a_redirect_shows_neither_code_nor_state() -> None:
+    """A repr may be logged."""
+    shown = repr(_read(b"code=the-code&state=the-state&referer=a.amocrm.ru"))
+    assert "the-" not in shown
