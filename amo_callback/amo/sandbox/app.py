@@ -30,6 +30,8 @@ class Sandbox:
         self.vendor = vendor
         self.faults = Faults()
         self.latency = latency
+        self.requests = 0
+        """Requests to the token endpoint, those that met a fault included."""
         self.asked = asyncio.Event()
         """Set by each request to the token endpoint."""
         self.go_on = asyncio.Event()
@@ -95,11 +97,12 @@ class Sandbox:
     async def _token(self, request: web.Request) -> web.StreamResponse:
         fault = self.faults.next()
         body = await request.read()
+        self.requests += 1
         self.asked.set()
         if self.latency:
             await self._clock.sleep(self.latency)
-        if limited := self._limited():
-            return limited
+        if refused := self.limit():
+            return web.Response(status=refused)
         if fault in _BEFORE:
             return await _BEFORE[fault](request)
         reply = self.vendor.token(request.match_info["host"], body=body, content_type=request.content_type)
@@ -109,8 +112,8 @@ class Sandbox:
             return await _AFTER[fault](request, reply)
         return _response(reply)
 
-    def _limited(self) -> web.Response | None:
-        """Answer 429 above the limit, and 403 to who goes on."""
+    def limit(self) -> int | None:
+        """Count a request; return 429 above the limit, and 403 for who goes on."""
         if self._per_second is None:
             return None
         now = self._clock.monotonic()
@@ -121,7 +124,7 @@ class Sandbox:
             self._refused_in_a_row = 0
             return None
         self._refused_in_a_row += 1
-        return web.Response(status=403 if self._refused_in_a_row > _BANNED_AFTER else 429)
+        return 403 if self._refused_in_a_row > _BANNED_AFTER else 429
 
     # --- look-ups --------------------------------------------------------------------------------
 

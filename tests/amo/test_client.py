@@ -1,0 +1,151 @@
+"""The HTTP edge: one request a call, never repeated, and the truth about whether it was sent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from amo_callback import __version__
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.errors import (
+    AccountNotAllowed,
+    CodeUsed,
+    InvalidRequest,
+    NotSent,
+    OutcomeOpen,
+    RateLimited,
+    RefreshTokenDead,
+)
+from amo_callback.ports import Priority
+from tests.conftest import HOST, Amo, amo_client
+
+if TYPE_CHECKING:
+    from amo_callback.amo.client import AmoClient
+    from tests.fakes import FakeClock
+
+
+async def test_a_code_is_exchanged_and_its_pair_refreshed_once(client: AmoClient, amo: Amo) -> None:
+    """A pair comes for a code, another for its refresh token; each works once."""
+    code = amo.code().encode()
+    first = await client.exchange(code=code, domain=HOST)
+    second = await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST)
+    assert amo.vendor.live_account(second.pair.access_token) is amo.account
+    assert first.account.account_id == str(amo.account.id)
+    with pytest.raises(CodeUsed):
+        await client.exchange(code=code, domain=HOST)
+    with pytest.raises(RefreshTokenDead):
+        await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST)
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        (Fault.HTTP_500, "http_500"),
+        (Fault.HTTP_500_AFTER, "http_500"),
+        (Fault.HTML, "http_502"),
+        (Fault.HTML_200, "not_json"),
+        (Fault.HALF_JSON_AFTER, "not_json"),
+        (Fault.NO_REFRESH_TOKEN_AFTER, "no_pair"),
+        (Fault.REDIRECT, "http_302"),
+        (Fault.HUGE_AFTER, "too_large"),
+        (Fault.NOTHING_AFTER, "connection_lost"),
+    ],
+)
+async def test_an_ill_amo_leaves_the_outcome_open(client: AmoClient, amo: Amo, fault: Fault, what: str) -> None:
+    """Whatever is no whole pair and no refusal leaves open whether the token was spent; nothing is sent twice."""
+    amo.sandbox.faults.add(fault)
+    with pytest.raises(OutcomeOpen) as raised:
+        await client.exchange(code=amo.code().encode(), domain=HOST)
+    assert raised.value.what == what
+    assert raised.value.__cause__ is None
+    assert amo.sandbox.requests == 1
+
+
+async def test_a_silent_amo_is_given_up_after_the_timeout(amo: Amo, clock: FakeClock) -> None:
+    """No answer within the timeout is an open outcome."""
+    amo.sandbox.faults.add(Fault.HANG_AFTER)
+    async with amo_client(amo, clock, timeout=0.2) as client:
+        with pytest.raises(OutcomeOpen) as raised:
+            await client.exchange(code=amo.code().encode(), domain=HOST)
+    assert raised.value.what == "timeout"
+
+
+async def test_what_was_never_sent_is_not_spent(amo: Amo, clock: FakeClock) -> None:
+    """Where no connection comes about, nothing was spent."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+    amo.address = f"{address[0]}:{address[1]}"
+    async with amo_client(amo, clock) as client:
+        with pytest.raises(NotSent):
+            await client.refresh(refresh_token="r", domain=HOST)
+
+
+async def test_half_an_answer_is_open(amo: Amo, clock: FakeClock) -> None:
+    """A connection that ends before the promised length leaves the outcome open."""
+
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{"access_token": "a", "refr')
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(cut, "127.0.0.1", 0)
+    amo.address = "{}:{}".format(*server.sockets[0].getsockname())
+    async with server, amo_client(amo, clock) as client:
+        with pytest.raises(OutcomeOpen) as raised:
+            await client.refresh(refresh_token="r", domain=HOST)
+    assert raised.value.what == "half_an_answer"
+
+
+async def test_each_request_names_us_and_has_a_connection_of_its_own(amo: Amo, clock: FakeClock) -> None:
+    """The integration is named to AMO, and no connection is used again: it might be closed under a request."""
+    seen: list[tuple[str, object]] = []
+
+    async def look(request: web.Request) -> web.Response:
+        seen.append((request.headers["User-Agent"], request.transport and request.transport.get_extra_info("peername")))
+        return web.Response(status=500)
+
+    server = web.AppRunner(_app(look))
+    await server.setup()
+    site = web.TCPSite(server, "127.0.0.1", 0)
+    await site.start()
+    amo.address = "{}:{}".format(*server.addresses[0])
+    async with amo_client(amo, clock) as client:
+        for _ in range(2):
+            with pytest.raises(OutcomeOpen):
+                await client.refresh(refresh_token="r", domain=HOST)
+    await server.cleanup()
+    assert {agent for agent, _ in seen} == {f"amo-callback/{__version__}"}
+    assert len({peer for _, peer in seen}) == 2
+
+
+def _app(handler: object) -> web.Application:
+    app = web.Application()
+    app.router.add_route("*", "/{tail:.*}", handler)  # type: ignore[arg-type]  # reason: any handler
+    return app
+
+
+async def test_429_pauses_everybody(client: AmoClient, amo: Amo) -> None:
+    """After a 429 no slot is given, to anybody, for as long as AMO asked."""
+    amo.sandbox.faults.add(Fault.TOO_MANY)
+    with pytest.raises(RateLimited):
+        await client.refresh(refresh_token="r", domain=HOST)
+    slot = asyncio.ensure_future(client.slot(Priority.PEOPLE))
+    done, _ = await asyncio.wait({slot}, timeout=0.1)
+    assert not done
+    slot.cancel()
+
+
+def test_a_domain_is_checked_and_the_default_stands_in(client: AmoClient) -> None:
+    """A foreign host is refused, and so is none at all where no default is configured."""
+    assert client.check_domain("https://A.amocrm.ru") == "a.amocrm.ru"
+    for junk in ("evil.com", "\ud800.amocrm.ru"):
+        with pytest.raises(AccountNotAllowed):
+            client.check_domain(junk)
+    for none in (None, ""):
+        with pytest.raises(InvalidRequest):
+            client.check_domain(none)

@@ -1,0 +1,170 @@
+"""The stand-in keeps AMO's rules: what it forgave, it would hide."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from amo_callback.amo.sandbox.app import Sandbox
+from tests.conftest import HOST, Amo
+from tests.fakes import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+class Caller:
+    """Somebody with the client's credentials."""
+
+    def __init__(self, amo: Amo, http: aiohttp.ClientSession) -> None:
+        self.amo, self.http = amo, http
+
+    async def post(self, host: str = HOST, *, form: bool = False, **body: str) -> tuple[int, Any]:
+        known = self.amo.vendor.integration
+        whole = {
+            "client_id": known.client_id,
+            "client_secret": known.client_secret,
+            "redirect_uri": known.redirect_uri,
+            **body,
+        }
+        sent: dict[str, Any] = {"data": whole} if form else {"json": whole}
+        async with self.http.post(f"http://{self.amo.address}/{host}/oauth2/access_token", **sent) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def exchange(self, code: str | None = None) -> tuple[int, Any]:
+        return await self.post(grant_type="authorization_code", code=code or self.amo.code())
+
+    async def get(self, host: str, path: str, **headers: str) -> tuple[int, Any]:
+        async with self.http.get(f"http://{self.amo.address}/{host}/{path}", headers=headers) as response:
+            return response.status, await response.json(content_type=None) if response.status == 200 else None
+
+
+@pytest.fixture
+def caller(amo: Amo, http: aiohttp.ClientSession) -> Caller:
+    return Caller(amo, http)
+
+
+async def test_codes_and_refresh_tokens_work_once(caller: Caller) -> None:
+    """The second presentation is refused with AMO's words, and the ledger knows of it."""
+    code = caller.amo.code()
+    _, pair = await caller.exchange(code)
+    status, problem = await caller.exchange(code)
+    assert (status, problem["hint"]) == (400, "Authorization code has been revoked")
+    token = pair["refresh_token"]
+    assert (await caller.post(grant_type="refresh_token", refresh_token=token))[0] == 200
+    status, problem = await caller.post(grant_type="refresh_token", refresh_token=token)
+    assert (status, problem["hint"]) == (401, "Token has been revoked")
+    assert caller.amo.vendor.ledger.doubles() == 2
+
+
+async def test_everything_dies_in_its_time(caller: Caller, clock: FakeClock) -> None:
+    """A code after 20 minutes, an access token after a day, a refresh token after three months."""
+    code = caller.amo.code()
+    _, pair = await caller.exchange()
+    clock.advance(1200)
+    assert (await caller.exchange(code))[1]["hint"] == "Authorization code has expired"
+    bearer = f"Bearer {pair['access_token']}"
+    assert (await caller.get(HOST, "api/v4/account", Authorization=bearer))[0] == 200
+    clock.advance(86400)
+    assert (await caller.get(HOST, "api/v4/account", Authorization=bearer))[0] == 401
+    clock.advance(90 * 86400)
+    status, problem = await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
+    assert (status, problem["hint"]) == (401, "Token has expired")
+
+
+async def test_a_form_is_refused_with_misleading_words(caller: Caller) -> None:
+    """Only JSON is read; a form body is told that its client is wrong."""
+    status, problem = await caller.post(form=True, grant_type="authorization_code", code=caller.amo.code())
+    assert (status, problem["title"], "hint" in problem) == (401, "Некорректный клиент", False)
+
+
+@pytest.mark.parametrize("name", ["client_id", "client_secret", "redirect_uri"])
+async def test_a_wrong_client_is_refused_without_a_hint(caller: Caller, name: str) -> None:
+    """Client id, secret and redirect URI must be the registered ones, in both grants."""
+    status, problem = await caller.post(grant_type="authorization_code", code=caller.amo.code(), **{name: "another"})
+    assert (status, "hint" in problem) == (401, False)
+
+
+async def test_what_is_not_the_accounts_cannot_be_decrypted(caller: Caller) -> None:
+    """Junk, or another account's code or token, is unreadable; a host without account is 404."""
+    caller.amo.vendor.open_account("other.amocrm.ru")
+    _, pair = await caller.exchange()
+    token = pair["refresh_token"]
+    for host, expected in (("other.amocrm.ru", 400), ("nobody.amocrm.ru", 404)):
+        status, _ = await caller.post(host, grant_type="authorization_code", code=caller.amo.code())
+        assert status == expected
+        status, _ = await caller.post(host, grant_type="refresh_token", refresh_token=token)
+        assert status == expected
+    assert (await caller.post(grant_type="refresh_token", refresh_token=token))[0] == 200
+    for grant in ({"grant_type": "password"}, {"grant_type": "authorization_code"}):
+        assert (await caller.post(**grant))[0] == 400
+
+
+async def test_the_look_ups_spend_nothing(caller: Caller) -> None:
+    """Where an account lives is told for a refresh token and for an access token, and spends neither."""
+    _, pair = await caller.exchange()
+    token = pair["refresh_token"]
+    path = "oauth2/account/current/subdomain"
+    caller.amo.account.host = "renamed.amocrm.ru"
+    status, place = await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": token})
+    assert (status, place["domain"], place["subdomain"]) == (200, "renamed.amocrm.ru", "renamed")
+    bearer = f"Bearer {pair['access_token']}"
+    status, place = await caller.get("www.amocrm.ru", "oauth2/account/subdomain", Authorization=bearer)
+    assert (status, place["domain"]) == (200, "renamed.amocrm.ru")
+    assert (await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": "junk"}))[0] == 401
+    assert (await caller.get("elsewhere.amocrm.ru", path, **{"X-Refresh-Token": token}))[0] == 404
+    assert (await caller.post("renamed.amocrm.ru", grant_type="refresh_token", refresh_token=token))[0] == 200
+
+
+async def test_seven_a_second_then_429_then_a_ban(amo: Amo) -> None:
+    """With the limit on, the eighth request of a second is refused, and who goes on is banned."""
+    limited = Sandbox(amo.vendor, clock=FakeClock(), per_second=7)
+    statuses = [limited.limit() for _ in range(30)]
+    assert statuses == [None] * 7 + [429] * 20 + [403] * 3
+
+
+async def test_consent_leads_back_with_code_state_and_host(amo: Amo, http: aiohttp.ClientSession) -> None:
+    """The person chooses an account or refuses, and is sent to the registered redirect URI either way."""
+    client = amo.vendor.integration.client_id
+    async with http.get(f"http://{amo.address}/oauth?client_id={client}&state=a%26b") as response:
+        html = await response.text()
+    assert f"/oauth/allow?host={HOST}&amp;state=a%26b" in html
+    assert "error=access_denied&amp;state=a%26b" in html
+    async with http.get(
+        f"http://{amo.address}/oauth/allow?host={HOST}&state=a%26b", allow_redirects=False
+    ) as response:
+        location = response.headers["Location"]
+    assert location.startswith(amo.vendor.integration.redirect_uri + "?code=def50200")
+    assert f"&state=a%26b&referer={HOST}&platform=1&client_id={client}" in location
+    for refused in ("/oauth?client_id=x", "/oauth/allow?host=x"):
+        async with http.get(f"http://{amo.address}{refused}") as response:
+            assert response.status == 400
+
+
+def test_the_hook_is_signed_as_amo_signs_it(amo: Amo) -> None:
+    """The signature is HMAC-SHA256 of client and account, keyed with the client secret."""
+    query, known = amo.vendor.hook_query(amo.account), amo.vendor.integration
+    expected = hmac.new(
+        known.client_secret.encode(), f"{known.client_id}|{amo.account.id}".encode(), hashlib.sha256
+    ).hexdigest()
+    assert query == {"account_id": str(amo.account.id), "client_uuid": known.client_id, "signature": expected}
+
+
+async def test_a_disabled_integration_is_dead_at_once(caller: Caller) -> None:
+    """Once the account switched the integration off, neither token is good."""
+    _, pair = await caller.exchange()
+    caller.amo.account.disabled = True
+    status, problem = await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
+    assert (status, problem["hint"]) == (401, "Token has been revoked")
+    bearer = f"Bearer {pair['access_token']}"
+    assert (await caller.get(HOST, "api/v4/account", Authorization=bearer))[0] == 401
