@@ -1,0 +1,38 @@
+"""The link back to the app."""
+
+from __future__ import annotations
+
+import pytest
+
+from amo_callback.deeplink import failure_link, success_link
+
+BASE = "foryoure://amo-crm/callback"
+
+
+@pytest.mark.parametrize(
+    ("state", "encoded"),
+    [
+        (b"", ""),
+        (b"AZaz09-._~", "AZaz09-._~"),
+        (b"a b", "a%20b"),
+        (b"a+b/c=d", "a%2Bb%2Fc%3Dd"),
+        (b"%41", "%2541"),
+        (b"\xff\x00\r\n", "%FF%00%0D%0A"),
+        ("й".encode(), "%D0%B9"),
+    ],
+)
+def test_values_are_percent_encoded_from_their_bytes(state: bytes, encoded: str) -> None:
+    """Everything but unreserved characters is encoded, in both values."""
+    assert success_link(BASE, hand_back="code", code=b"c", state=state) == f"{BASE}?code=c&state={encoded}"
+    assert failure_link(BASE, error="e", state=state) == f"{BASE}?error=e&state={encoded}"
+
+
+def test_state_is_always_in_a_success_and_in_a_failure_only_if_it_came() -> None:
+    """The existing app expects `state` in a success, even an empty one."""
+    assert success_link(BASE, hand_back="code", code=b"c", state=None) == f"{BASE}?code=c&state="
+    assert failure_link(BASE, error="missing_code", state=None) == f"{BASE}?error=missing_code"
+
+
+def test_the_code_stays_at_home_where_nothing_is_handed_back() -> None:
+    """With `none` the link says only that it went well."""
+    assert success_link(BASE, hand_back="none", code=b"c", state=b"s") == f"{BASE}?success=true&state=s"

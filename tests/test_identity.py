@@ -1,0 +1,53 @@
+"""API keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from amo_callback.identity import ApiKeys, Scope, read_api_keys
+
+KEY = "k" * 32
+
+
+def test_a_key_is_found_by_its_value_with_its_scopes() -> None:
+    """A line names the key, and what it may do: reading and tokens where it says nothing."""
+    text = f"# comment\n\n one:{KEY}1 \ntwo:admin:{KEY}2\nthree:read+token+admin:{KEY}3\n"
+    keys = ApiKeys(read_api_keys(text))
+    found = [keys.find(KEY + number) for number in "123"]
+    assert [(key.name, key.scopes) for key in found if key] == [
+        ("one", {Scope.READ, Scope.TOKEN}),
+        ("two", {Scope.ADMIN}),
+        ("three", {Scope.READ, Scope.TOKEN, Scope.ADMIN}),
+    ]
+
+
+@pytest.mark.parametrize("presented", ["", KEY, KEY + "12", "one", f"one:{KEY}1", "\udcff"])
+def test_whatever_else_is_presented_is_nobodys(presented: str) -> None:
+    """Near is not enough."""
+    assert ApiKeys(read_api_keys(f"one:{KEY}1")).find(presented) is None
+    assert ApiKeys([]).find(presented) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (KEY, "line 1 is neither"),
+        (f"a:{KEY}\nb:short", "the key in line 2 is shorter than 32"),
+        (f"a:write:{KEY}", "line 1 names a scope that is not one of read, token, admin"),
+        (f"a:{KEY}\na:{KEY}2", "two lines have the same name"),
+        (f"a b:{KEY}", "line 1 is neither"),
+        (f"a:read:token:{KEY}", "line 1 is neither"),
+    ],
+)
+def test_a_bad_line_is_named_and_not_shown(text: str, wanted: str) -> None:
+    """The error says which line and what is wanted, and quotes no key."""
+    with pytest.raises(ValueError, match=wanted) as raised:
+        read_api_keys(text)
+    assert KEY not in str(raised.value)
+
+
+def test_a_key_is_kept_as_its_digest() -> None:
+    """Memory and reprs hold no key."""
+    [key] = read_api_keys(f"one:{KEY}1")
+    assert KEY not in repr(key)
+    assert KEY.encode() not in key.digest

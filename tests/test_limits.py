@@ -1,0 +1,70 @@
+"""Places for unproven codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.errors import TooManyUnproven
+from amo_callback.limits import Unproven
+
+if TYPE_CHECKING:
+    from tests.fakes import FakeClock
+
+
+def _limit(clock: FakeClock) -> Unproven:
+    return Unproven(places=2, window=60, clock=clock)
+
+
+def test_a_place_is_free_again_after_the_window_or_when_proven(clock: FakeClock) -> None:
+    """Two places: the third waits for a window, or for AMO to accept one of the two."""
+    limit = _limit(clock)
+    limit.take("192.0.2.1")
+    clock.advance(30)
+    limit.take("192.0.2.1")
+    with pytest.raises(TooManyUnproven):
+        limit.take("192.0.2.1")
+    limit.give_back("192.0.2.1")
+    limit.take("192.0.2.1")
+    clock.advance(30)
+    limit.take("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("unix", "unix", True),
+    ],
+)
+def test_a_subscriber_is_an_ipv4_address_or_a_64(clock: FakeClock, one: str, other: str, same: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
+    """Whoever holds a /64 has one budget, not 2**64."""
+    limit = _limit(clock)
+    limit.take(one)
+    limit.take(one)
+    if same:
+        with pytest.raises(TooManyUnproven):
+            limit.take(other)
+    else:
+        limit.take(other)
+
+
+def test_nobodys_address_is_not_limited(clock: FakeClock) -> None:
+    """A Unix socket that names no client cannot be told apart."""
+    limit = _limit(clock)
+    for _ in range(5):
+        limit.take(None)
+    limit.give_back(None)
+
+
+def test_memory_is_bounded(clock: FakeClock) -> None:
+    """A flood from everywhere forgets those heard of longest ago."""
+    limit = Unproven(places=1, window=60, clock=clock)
+    limit.take("192.0.2.1")
+    for number in range(50_000):
+        limit.take(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    limit.take("192.0.2.1")

@@ -1,0 +1,88 @@
+"""The house: imports run one way, and each outside library has one importing room."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "amo_callback"
+
+FLOORS = [
+    {"errors"},
+    {"model"},
+    {"ports", "identity"},
+    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "unsaved"},
+    {"config_load", "keeper", "connect"},
+    {"handout", "refresher"},
+    {"amo", "store", "observe"},
+    {"web"},
+    {"cli"},
+]
+"""From the ground up: a room may import from its own floor and below."""
+
+ONE_ROOM = {
+    "aiosqlite": {"store.sqlite", "store.migrate"},
+    "sqlite3": {"store.sqlite", "store.migrate"},
+    "cryptography": {"cipher"},
+    "jinja2": {"web.pages.render", "amo.sandbox.app", "cli.demo"},
+    "pydantic_settings": {"config", "config_load"},
+    "uvloop": {"cli.serve"},
+}
+JOINED_IN = {"web.lifecycle", "cli"}
+"""Where `amo`, `store` and `observe` meet the use cases."""
+
+
+def _modules() -> list[tuple[str, ast.Module]]:
+    return [
+        (".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"), ast.parse(path.read_text()))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path != PACKAGE / "__init__.py"
+    ]
+
+
+def _imports(tree: ast.Module) -> set[str]:
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return found | {
+        f"{node.module}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    }
+
+
+def _floor(module: str) -> int:
+    room = module.partition(".")[0]
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+MODULES = _modules()
+
+
+@pytest.mark.parametrize(("module", "tree"), MODULES, ids=[name for name, _ in MODULES])
+def test_imports_run_downward(module: str, tree: ast.Module) -> None:
+    """No module imports from a floor above its own."""
+    ours = {name.removeprefix("amo_callback.") for name in _imports(tree) if name.startswith("amo_callback.")}
+    assert {name for name in ours if _floor(name) > _floor(module)} == set()
+
+
+@pytest.mark.parametrize(("module", "tree"), MODULES, ids=[name for name, _ in MODULES])
+def test_edges_are_joined_in_one_place(module: str, tree: ast.Module) -> None:
+    """Only the lifecycle and the command know which vendor, store and log there are."""
+    room = module.partition(".")[0]
+    edges = {name.split(".")[1] for name in _imports(tree) if name.startswith("amo_callback.")}
+    met = edges & {"amo", "store", "observe"} - {room}
+    assert not met or module in JOINED_IN or room in JOINED_IN
+
+
+@pytest.mark.parametrize(("module", "tree"), MODULES, ids=[name for name, _ in MODULES])
+def test_each_outside_library_has_one_room(module: str, tree: ast.Module) -> None:
+    """A library is imported where the plan of the house says, so that it can be replaced there."""
+    libraries = {name.partition(".")[0] for name in _imports(tree)}
+    assert {library for library in libraries & set(ONE_ROOM) if module not in ONE_ROOM[library]} == set()
+    if "aiohttp" in libraries:
+        assert module == "amo.client" or module.startswith(("web", "cli", "amo.sandbox"))
+
+
+def test_the_top_level_holds_what_it_should() -> None:
+    """Nothing lies about at the top of the repository."""
+    names = {path.name for path in PACKAGE.parent.iterdir() if not path.name.startswith(".")}
+    assert names - {"build", "dist"} == {"pyproject.toml", "README.md", "amo_callback", "tests", "config.example.toml"}
