@@ -1,0 +1,114 @@
+"""Values for tests, with everything that a test does not care about filled in."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from amo_callback.model import (
+    Account,
+    Claim,
+    Connection,
+    Grant,
+    GrantStatus,
+    RefreshedPair,
+    Status,
+    Verdict,
+    connection_id,
+    fingerprint,
+)
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from amo_callback.store.sqlite import SqliteStore
+
+DAY = timedelta(days=1)
+
+
+def a_connection(number: int = 1, **more: Any) -> Connection:  # noqa: ANN401 -- because they are fields of Connection
+    """Return a connection as a grant brings it."""
+    values: dict[str, Any] = {
+        "id": connection_id(Account(account_id=str(number), user_id="1"), "a.amocrm.ru"),
+        "account_id": str(number),
+        "user_id": "1",
+        "domain": f"a{number}.amocrm.ru",
+        "api_domain": None,
+        "client_id": "c619",
+        "status": Status.ACTIVE,
+        "sealed_pair": b"sealed",
+        "access_issued_at": START,
+        "access_expires_at": START + DAY,
+        "refresh_expires_at": START + 90 * DAY,
+        "refreshed_at": None,
+        "next_refresh_at": START + DAY / 2,
+        "connected_at": START,
+        "pair_version": 1,
+        "row_version": 1,
+    }
+    return Connection(**{**values, **more})
+
+
+def a_grant(code: str = "code", **more: Any) -> Grant:  # noqa: ANN401 -- because they are fields of Grant
+    """Return a grant as it begins."""
+    values: dict[str, Any] = {
+        "code_hash": fingerprint(code),
+        "handle_hash": fingerprint(f"handle of {code}"),
+        "sealed": b"sealed",
+        "status": GrantStatus.EXCHANGING,
+        "attempt": "attempt-1",
+        "lease_until": START + timedelta(seconds=60),
+        "expires_at": START + timedelta(minutes=20),
+    }
+    return Grant(**{**values, **more})
+
+
+def a_claim(connection: Connection, **more: Any) -> Claim:  # noqa: ANN401 -- because they are fields of Claim
+    """Return a claim of a connection's pair as it stands."""
+    values: dict[str, Any] = {
+        "connection_id": connection.id,
+        "pair_version": connection.pair_version,
+        "attempt": "attempt-1",
+        "owner": "process-1",
+        "at": START,
+        "until": START + timedelta(seconds=60),
+        "fingerprint": "print-1",
+    }
+    return Claim(**{**values, **more})
+
+
+def a_refreshed(connection: Connection, **more: Any) -> RefreshedPair:  # noqa: ANN401 -- because they are fields of RefreshedPair
+    """Return the next pair of a connection."""
+    at: datetime = more.pop("at", START + DAY / 2)
+    values: dict[str, Any] = {
+        "connection_id": connection.id,
+        "pair_version": connection.pair_version,
+        "sealed_pair": b"sealed again",
+        "api_domain": "api-b.amocrm.ru",
+        "issued_at": at,
+        "expires_at": at + DAY,
+        "refresh_expires_at": at + 90 * DAY,
+        "next_refresh_at": at + DAY / 2,
+    }
+    return RefreshedPair(**{**values, **more})
+
+
+def a_verdict(connection: Connection, **more: Any) -> Verdict:  # noqa: ANN401 -- because they are fields of Verdict
+    """Return what an attempt without a pair leaves."""
+    values: dict[str, Any] = {
+        "connection_id": connection.id,
+        "attempt": "attempt-1",
+        "status": Status.ACTIVE,
+        "last_error": "outcome_open",
+        "next_refresh_at": START + DAY,
+    }
+    return Verdict(**{**values, **more})
+
+
+async def save(store: SqliteStore, connection: Connection, *, iat: int | None = None, code: str | None = None) -> Connection:
+    """Store a connection by a grant, and return it as the store has it."""
+    grant = a_grant(code or f"code of {connection.id} {iat}")
+    await store.claim_grant(grant, now=START)
+    await store.save_connected(grant, connection, token_iat=iat)
+    stored = await store.connection(connection.id)
+    assert stored is not None
+    return stored

@@ -1,0 +1,252 @@
+"""What every store promises: claims, guarded writes, grants."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.model import GrantStatus, Reason, Status, fingerprint
+from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, save
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from amo_callback.store.sqlite import SqliteStore
+
+SECOND = timedelta(seconds=1)
+
+
+# --- connections ---------------------------------------------------------------------------------
+
+
+async def test_a_granted_pair_comes_out_as_it_went_in(store: SqliteStore) -> None:
+    """Every field is kept, times to the microsecond."""
+    odd = START + timedelta(microseconds=123457)
+    connection = a_connection(access_issued_at=odd, connected_at=odd, api_domain="api-b.amocrm.ru")
+    assert await save(store, connection) == connection
+    assert await store.connection("unknown") is None
+
+
+async def test_a_second_grant_renews_the_connection(store: SqliteStore) -> None:
+    """The later grant's pair replaces the earlier one's, and what was said of the old one is forgotten."""
+    stored = await save(store, a_connection(), iat=1)
+    await store.claim(a_claim(stored))
+    await store.save_verdict(a_verdict(stored, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED, next_refresh_at=None))
+    renewed = await save(store, a_connection(sealed_pair=b"new", domain="b.amocrm.ru"), iat=2)
+    assert (renewed.sealed_pair, renewed.domain, renewed.pair_version) == (b"new", "b.amocrm.ru", 2)
+    assert (renewed.status, renewed.reason, renewed.last_error, renewed.failures) == (Status.ACTIVE, None, None, 0)
+    assert renewed.row_version > stored.row_version
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "held"), [(2, 1, b"first"), (2, 2, b"second"), (None, 1, b"second"), (2, None, b"second")]
+)
+async def test_between_two_grants_the_later_token_holds(
+    store: SqliteStore, first: int | None, second: int | None, held: bytes
+) -> None:
+    """An answer that comes late does not replace the pair of a later grant; without `iat` the later answer does."""
+    await save(store, a_connection(sealed_pair=b"first"), iat=first, code="1")
+    assert (await save(store, a_connection(sealed_pair=b"second"), iat=second, code="2")).sealed_pair == held
+
+
+async def test_the_connections_of_an_account_come_freshest_first(store: SqliteStore) -> None:
+    """The active ones first, by their expiry."""
+    for number, (user, expires) in enumerate({"1": DAY, "2": 3 * DAY, "3": 2 * DAY}.items()):
+        await save(store, a_connection(id=str(number), account_id="7", user_id=user, access_expires_at=START + expires))
+    stored = await store.connection("1")
+    assert stored is not None
+    await store.claim(a_claim(stored))
+    await store.save_verdict(a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None))
+    assert [connection.id for connection in await store.connections_of("7")] == ["2", "0", "1"]
+    assert await store.connections_of("8") == []
+
+
+async def test_due_is_what_is_active_late_and_unclaimed_oldest_expiry_first(store: SqliteStore) -> None:
+    """Nothing before its time, nothing claimed, nothing asked to be left apart, and no more than the limit."""
+    for number in range(5):
+        await save(store, a_connection(number, access_expires_at=START + DAY - number * SECOND))
+    ids = [a_connection(number).id for number in range(5)]
+    late = START + DAY
+    assert await store.due(now=START, limit=9, apart_from=()) == []
+    claimed = await store.connection(ids[4])
+    assert claimed is not None
+    await store.claim(a_claim(claimed, at=late, until=late + SECOND))
+    assert await store.due(now=late, limit=9, apart_from=[ids[2]]) == [ids[3], ids[1], ids[0]]
+    assert await store.due(now=late, limit=1, apart_from=()) == [ids[3]]
+    assert ids[4] in await store.due(now=late + SECOND, limit=9, apart_from=())
+
+
+async def test_the_next_due_time_is_the_earliest_that_is_free(store: SqliteStore) -> None:
+    """Claimed connections and those left apart do not count, nor those that need their person."""
+    assert await store.next_due(now=START, apart_from=()) is None
+    for number in (1, 2, 3):
+        await save(store, a_connection(number, next_refresh_at=START + number * SECOND))
+    ids = [a_connection(number).id for number in (1, 2, 3)]
+    assert await store.next_due(now=START, apart_from=()) == START + SECOND
+    assert await store.next_due(now=START, apart_from=[ids[0]]) == START + 2 * SECOND
+    second = await store.connection(ids[1])
+    assert second is not None
+    await store.claim(a_claim(second))
+    assert await store.next_due(now=START, apart_from=[ids[0]]) == START + 3 * SECOND
+
+
+async def test_one_claim_of_many_at_once_is_given(store: SqliteStore) -> None:
+    """Twenty claim, one holds; after the lease the next one may."""
+    stored = await save(store, a_connection())
+    claims = [a_claim(stored, attempt=f"attempt-{number}") for number in range(20)]
+    given = [claimed for claimed in await asyncio.gather(*map(store.claim, claims)) if claimed]
+    assert len(given) == 1
+    assert (given[0].attempt, given[0].spending) == ("attempt-0", "print-1")
+    assert await store.claim(a_claim(stored, at=START + 59 * SECOND)) is None
+    assert await store.claim(a_claim(stored, attempt="later", at=START + 60 * SECOND)) is not None
+
+
+async def test_a_claim_names_the_pair_it_read(store: SqliteStore) -> None:
+    """A pair that was replaced meanwhile is not claimed, nor one of a connection that needs its person."""
+    stored = await save(store, a_connection())
+    assert await store.claim(a_claim(stored, pair_version=2)) is None
+    assert await store.claim(a_claim(stored)) is not None
+    await store.save_verdict(a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None))
+    assert await store.claim(a_claim(stored)) is None
+
+
+async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: SqliteStore) -> None:
+    """A process that died after its claim may have spent the token: the fingerprint is doubtful from then on."""
+    stored = await save(store, a_connection())
+    await store.claim(a_claim(stored, fingerprint="maybe-spent"))
+    claimed = await store.claim(a_claim(stored, attempt="2", at=START + DAY, until=START + 2 * DAY, fingerprint="next"))
+    assert claimed is not None
+    assert (claimed.doubtful, claimed.spending) == ("maybe-spent", "next")
+
+
+async def test_a_refreshed_pair_is_stored_and_ends_its_claim(store: SqliteStore) -> None:
+    """Pair, times, and nothing left of claim, doubt and failures."""
+    stored = await save(store, a_connection())
+    await store.claim(a_claim(stored, fingerprint="1"))
+    await store.save_verdict(a_verdict(stored, doubtful=True))
+    await store.claim(a_claim(stored, attempt="2", fingerprint="1"))
+    refreshed = a_refreshed(stored)
+    assert await store.save_refreshed(refreshed)
+    after = await store.connection(stored.id)
+    assert after is not None
+    assert (after.sealed_pair, after.pair_version, after.refreshed_at) == (b"sealed again", 2, refreshed.issued_at)
+    assert (after.attempt, after.lease_until, after.spending, after.doubtful) == (None, None, None, None)
+    assert (after.failures, after.last_error, after.next_refresh_at) == (0, None, refreshed.next_refresh_at)
+    assert after.api_domain == "api-b.amocrm.ru"
+
+
+async def test_an_older_pair_never_replaces_a_newer_one(store: SqliteStore) -> None:
+    """A late refresh finds another version, and changes nothing."""
+    stored = await save(store, a_connection(), iat=1)
+    await store.claim(a_claim(stored))
+    renewed = await save(store, a_connection(sealed_pair=b"granted"), iat=2)
+    assert not await store.save_refreshed(a_refreshed(stored))
+    assert await store.connection(stored.id) == renewed
+
+
+async def test_a_late_pair_wins_over_needs_reauth(store: SqliteStore) -> None:
+    """A verdict does not change the pair's version, so a good pair that comes late mends it."""
+    stored = await save(store, a_connection())
+    await store.claim(a_claim(stored))
+    await store.save_verdict(a_verdict(stored, status=Status.NEEDS_REAUTH, reason=Reason.IN_DOUBT, next_refresh_at=None))
+    assert await store.save_refreshed(a_refreshed(stored))
+    after = await store.connection(stored.id)
+    assert after is not None
+    assert (after.status, after.reason) == (Status.ACTIVE, None)
+
+
+async def test_a_verdict_is_only_its_own_attempts(store: SqliteStore) -> None:
+    """Whoever lost the claim writes nothing more."""
+    stored = await save(store, a_connection())
+    await store.claim(a_claim(stored))
+    assert not await store.save_verdict(a_verdict(stored, attempt="another"))
+    assert await store.save_verdict(a_verdict(stored, doubtful=True))
+    after = await store.connection(stored.id)
+    assert after is not None
+    assert (after.failures, after.last_error, after.doubtful) == (1, "outcome_open", "print-1")
+    assert (after.attempt, after.spending, after.next_refresh_at) == (None, None, START + DAY)
+    assert not await store.save_verdict(a_verdict(stored))
+
+
+async def test_a_claim_given_back_leaves_no_trace(store: SqliteStore) -> None:
+    """What was not sent is not doubtful, and another's claim is not given back."""
+    stored = await save(store, a_connection())
+    await store.claim(a_claim(stored))
+    await store.release(connection_id=stored.id, attempt="another")
+    assert await store.claim(a_claim(stored)) is None
+    await store.release(connection_id=stored.id, attempt="attempt-1")
+    again = await store.claim(a_claim(stored, attempt="2"))
+    assert again is not None
+    assert again.doubtful is None
+
+
+# --- grants --------------------------------------------------------------------------------------
+
+
+async def test_one_of_many_begins_a_grant(store: SqliteStore) -> None:
+    """Twenty at once: one begins it, all see the same one."""
+    grants = [a_grant(attempt=f"attempt-{number}", handle_hash=f"handle-{number}") for number in range(20)]
+    seen = await asyncio.gather(*(store.claim_grant(grant, now=START) for grant in grants))
+    assert {grant.attempt for grant in seen} == {"attempt-0"}
+    assert await store.grant(fingerprint("code")) == grants[0]
+    assert await store.grant_by_handle("handle-0") == grants[0]
+    assert await store.grant("unknown") is None
+    assert await store.grant_by_handle("handle-1") is None
+
+
+@pytest.mark.parametrize("status", [GrantStatus.CONNECTED, GrantStatus.REFUSED])
+async def test_an_ended_grant_is_not_begun_again(store: SqliteStore, status: GrantStatus) -> None:
+    """What a code led to is final."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    assert await store.finish_grant(dataclasses.replace(grant, status=status, error="e"))
+    after = await store.claim_grant(a_grant(attempt="2"), now=START + DAY / 1440)
+    assert (after.status, after.error, after.attempt) == (status, "e", "attempt-1")
+
+
+async def test_a_failed_grant_is_tried_again_at_its_address(store: SqliteStore) -> None:
+    """The handle stays, the attempt is new, and doubt is kept; not after the code's life."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    failed = dataclasses.replace(grant, status=GrantStatus.FAILED, error="e", doubtful=True)
+    assert await store.finish_grant(failed)
+    assert (await store.claim_grant(a_grant(attempt="2"), now=grant.expires_at)).attempt == "attempt-1"
+    again = await store.claim_grant(a_grant(attempt="2", handle_hash="another"), now=START)
+    assert (again.status, again.error, again.attempt, again.doubtful) == (GrantStatus.EXCHANGING, None, "2", True)
+    assert again.handle_hash == grant.handle_hash
+    assert not await store.finish_grant(failed)
+
+
+async def test_an_abandoned_grant_may_have_spent_its_code(store: SqliteStore) -> None:
+    """A process that died during its exchange is followed after its lease, with doubt."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    assert (await store.claim_grant(a_grant(attempt="2"), now=START + 59 * SECOND)).attempt == grant.attempt
+    after = await store.claim_grant(a_grant(attempt="2"), now=grant.lease_until)
+    assert (after.attempt, after.doubtful) == ("2", True)
+
+
+async def test_a_connection_and_its_grants_end_are_one(store: SqliteStore) -> None:
+    """Who sees the grant as connected finds the connection."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=a_connection().id)
+    await store.save_connected(ended, a_connection(), token_iat=None)
+    assert await store.grant(grant.code_hash) == ended
+    assert await store.connection(a_connection().id) is not None
+
+
+async def test_expired_grants_are_erased_then_forgotten(store: SqliteStore) -> None:
+    """After the code's life nothing sealed is left, a day later nothing at all."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    await store.prune(now=grant.expires_at - SECOND, keep_grants=DAY.total_seconds())
+    assert await store.grant(grant.code_hash) == grant
+    await store.prune(now=grant.expires_at, keep_grants=DAY.total_seconds())
+    assert await store.grant(grant.code_hash) == dataclasses.replace(grant, sealed=None)
+    await store.prune(now=grant.expires_at + DAY, keep_grants=DAY.total_seconds())
+    assert await store.grant(grant.code_hash) is None
+
+
+async def test_the_canary_is_the_first_one(store: SqliteStore) -> None:
+    """A store keeps the canary it was born with."""
+    assert await store.canary(b"first") == b"first"
+    assert await store.canary(b"second") == b"first"

@@ -1,0 +1,172 @@
+"""SQLite's own ways to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.store import open_store
+from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, save
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from amo_callback.store.sqlite import SqliteStore
+
+URL = "sqlite:///amo-callback.db"
+
+
+async def _fails(url: str, folder: Path) -> str:
+    with pytest.raises(ConfigurationError) as raised:
+        async with open_store(url, folder=folder):
+            pass
+    return str(raised.value)
+
+
+async def test_what_was_stored_is_there_after_a_restart(tmp_path: Path) -> None:
+    """Closed and opened again, the store is the same."""
+    async with open_store(URL, folder=tmp_path) as store:
+        stored = await save(store, a_connection())
+    async with open_store(URL, folder=tmp_path) as store:
+        assert await store.connection(stored.id) == stored
+
+
+async def test_its_files_are_the_owners_alone(store: SqliteStore, tmp_path: Path) -> None:
+    """The database and what SQLite puts beside it are 0600."""
+    await save(store, a_connection())
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["amo-callback.db", "amo-callback.db-shm", "amo-callback.db-wal"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+async def test_a_cancelled_write_is_whole_and_leaves_the_next_one_alone(store: SqliteStore) -> None:
+    """Whoever is cancelled in the middle of a write has written all of it, and no transaction stays open."""
+    stored = await save(store, a_connection())
+    for number in range(50):
+        writing = asyncio.create_task(store.claim(a_claim(stored, attempt=f"attempt-{number}")))
+        for _ in range(number % 7):
+            await asyncio.sleep(0)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        await store.release(connection_id=stored.id, attempt=f"attempt-{number}")
+        assert await store.claim(a_claim(stored)) is not None
+        await store.release(connection_id=stored.id, attempt="attempt-1")
+
+
+async def test_tasks_at_once_do_not_undo_each_others_work(store: SqliteStore) -> None:
+    """A hundred units on one connection, some refused: every accepted one is there."""
+    connections = [await save(store, a_connection(number)) for number in range(20)]
+
+    async def work(number: int) -> None:
+        connection = connections[number]
+        assert await store.claim(a_claim(connection))
+        assert not await store.save_verdict(a_verdict(connection, attempt="not mine"))
+        assert await store.save_refreshed(a_refreshed(connection))
+
+    await asyncio.gather(*(work(number) for number in range(20)))
+    for connection in connections:
+        stored = await store.connection(connection.id)
+        assert stored is not None
+        assert stored.pair_version == 2
+
+
+async def test_a_unit_that_fails_is_rolled_back_whole(store: SqliteStore) -> None:
+    """A grant whose connection cannot be written is not ended, and the store works on."""
+    stored = await save(store, a_connection(), code="first")
+    broken = a_connection(2, account_id=None)
+    with pytest.raises(StoreUnavailable) as raised:
+        await save(store, broken, code="second")
+    assert raised.value.what == "SQLITE_CONSTRAINT_NOTNULL"
+    assert await store.connection(broken.id) is None
+    assert await store.claim(a_claim(stored)) is not None
+
+
+async def test_a_closed_store_says_that_it_is_away(tmp_path: Path) -> None:
+    """After its end every call fails with the one error that callers know."""
+    async with open_store(URL, folder=tmp_path) as store:
+        pass
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+    with pytest.raises(StoreUnavailable):
+        await store.release(connection_id="a", attempt="b")
+
+
+async def test_two_processes_share_a_file_and_its_claims(tmp_path: Path) -> None:
+    """Two stores on one file see each other's claims."""
+    async with open_store(URL, folder=tmp_path) as one, open_store(URL, folder=tmp_path) as other:
+        stored = await save(one, a_connection())
+        assert await one.claim(a_claim(stored)) is not None
+        assert await other.claim(a_claim(stored, attempt="2")) is None
+
+
+async def test_a_read_only_store_refuses_the_claim(tmp_path: Path) -> None:
+    """A write that is not possible fails before anything is spent."""
+    async with open_store(URL, folder=tmp_path) as store:
+        stored = await save(store, a_connection())
+        with sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None) as other:
+            other.execute("PRAGMA busy_timeout = 0")
+            other.execute("CREATE TRIGGER full BEFORE UPDATE ON connections BEGIN SELECT RAISE(ABORT, 'full'); END")
+        other.close()
+        with pytest.raises(StoreUnavailable):
+            await store.claim(a_claim(stored))
+        await store.ping()
+
+
+@pytest.mark.parametrize("url", ["mysql://x", "postgresql://a/b", "amo-callback.db", "sqlite://x"])
+async def test_another_engine_is_refused_by_name(url: str, tmp_path: Path) -> None:
+    """Only what is built is accepted."""
+    assert (await _fails(url, tmp_path)).startswith("storage.url: must begin with sqlite:///")
+
+
+async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    """The message names the file and the reason."""
+    assert "nowhere/x.db cannot be opened: No such file or directory" in await _fails("sqlite:///nowhere/x.db", tmp_path)
+    (tmp_path / "junk.db").write_bytes(b"no database at all, but text" * 99)
+    assert "junk.db cannot be used: SQLITE_NOTADB" in await _fails("sqlite:///junk.db", tmp_path)
+
+
+async def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
+    """A file that holds other tables is not ours to migrate."""
+    other = sqlite3.connect(tmp_path / "amo-callback.db")
+    other.execute("CREATE TABLE theirs (x)")
+    other.commit()
+    other.close()
+    assert "holds something else" in await _fails(URL, tmp_path)
+
+
+async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    """An old program does not guess what a newer one has written."""
+    async with open_store(URL, folder=tmp_path):
+        pass
+    database = sqlite3.connect(tmp_path / "amo-callback.db")
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+    assert "is of a newer amo-callback (schema 99" in await _fails(URL, tmp_path)
+
+
+async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Each migration is applied whole or not at all, and the next start begins where it was."""
+    import aiosqlite  # noqa: PLC0415 -- because only this test goes below the store
+
+    from amo_callback.store.migrate import migrate_sqlite  # noqa: PLC0415 -- the same reason
+
+    async with aiosqlite.connect(tmp_path / "x.db", isolation_level=None) as database:
+        await migrate_sqlite(database, [["CREATE TABLE a (x)"]])
+        with pytest.raises(sqlite3.OperationalError):
+            await migrate_sqlite(database, [["CREATE TABLE a (x)"], ["CREATE TABLE b (x)", "broken"]])
+        await migrate_sqlite(database, [["CREATE TABLE a (x)"], ["CREATE TABLE b (x)"]])
+        tables = await database.execute_fetchall("SELECT name FROM sqlite_master ORDER BY name")
+        assert [row[0] for row in tables] == ["a", "b"]
+
+
+async def test_time_is_stored_exactly(store: SqliteStore) -> None:
+    """Years from now and to the microsecond."""
+    far = START.replace(year=2199, microsecond=999_999)
+    assert (await save(store, a_connection(access_expires_at=far))).access_expires_at == far
