@@ -151,20 +151,14 @@ class Keeper:
                     raise ClientRefused("granted to another client_id")
                 issued = await self._amo.refresh(refresh_token=pair.refresh_token, domain=claimed.domain)
             except AmoCallbackError as error:
-                raise await self._judge(claimed, pair, error) from error
+                told = await self._judge(claimed, pair, error)
+                if told is error:
+                    raise
+                raise told from error
             except BaseException:
                 await self._judge(claimed, pair, OutcomeOpen("a bug"))
                 raise
-            stored = await self._save(claimed, issued)
-            self._tell(
-                "refresh.succeeded",
-                stored,
-                demand=demand,
-                seconds=round(self._clock.monotonic() - started, 3),
-                expires_at=issued.pair.expires_at,
-                next_refresh_at=stored.next_refresh_at,
-            )
-            return stored
+            return await self._save(claimed, issued, demand=demand, started=started)
 
     async def _slot(self) -> None:
         """Wait for a slot at the rate limit, or for the end of this process."""
@@ -219,7 +213,7 @@ class Keeper:
         except Unreadable:
             return None
 
-    async def _save(self, claimed: Connection, issued: Issued) -> Connection:
+    async def _save(self, claimed: Connection, issued: Issued, *, demand: str, started: float) -> Connection:
         """Store a pair that has been paid for, before anything else happens; try until it is stored."""
         pair = issued.pair
         refreshed = RefreshedPair(
@@ -243,6 +237,15 @@ class Keeper:
             raise NotFound
         if not saved:
             self._tell("refresh.superseded", stored, Level.WARNING)
+            return stored
+        self._tell(
+            "refresh.succeeded",
+            stored,
+            demand=demand,
+            seconds=round(self._clock.monotonic() - started, 3),
+            expires_at=pair.expires_at,
+            next_refresh_at=refreshed.next_refresh_at,
+        )
         return stored
 
     # --- verdicts --------------------------------------------------------------------------------

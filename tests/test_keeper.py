@@ -1,0 +1,475 @@
+"""One refresh: what is written before, what is spent, and what is left when something goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.errors import (
+    AccountRefused,
+    Busy,
+    ClientRefused,
+    NeedsReauth,
+    NotFound,
+    OutcomeOpen,
+    RateLimited,
+    RefreshTokenDead,
+    ShuttingDown,
+    StoreUnavailable,
+    UnexplainedRefusal,
+)
+from amo_callback.keeper import Keeper, RefreshRules
+from amo_callback.model import Connection, Issued, Reason, Status, TokenPair, connection_id, fingerprint
+from tests.builders import a_claim, a_connection, save
+from tests.conftest import HOST, Amo
+from tests.fakes import FailingStore, FakeClock, Witness
+
+if TYPE_CHECKING:
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.ports import AmoOAuth, Store
+    from amo_callback.store.sqlite import SqliteStore
+
+
+class House:
+    """A keeper with everything around it, and one connected account."""
+
+    def __init__(
+        self, *, store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness
+    ) -> None:
+        self.store, self.amo, self.client, self.cipher = store, amo, client, cipher
+        self.clock, self.witness = clock, witness
+        self.failing = FailingStore(store)
+        self.keeper = self.make_keeper()
+
+    def make_keeper(self, **more: Any) -> Keeper:  # noqa: ANN401 -- because they are the keeper's parameters
+        values: dict[str, Any] = {
+            "store": cast("Store", self.failing),
+            "amo": self.client,
+            "cipher": self.cipher,
+            "clock": self.clock,
+            "observer": self.witness,
+            "rules": RefreshRules(),
+            "owner": "process-1",
+            "random": lambda: 0.5,
+        }
+        return Keeper(**{**values, **more})
+
+    async def connect(self, **more: Any) -> Connection:  # noqa: ANN401 -- because they are fields of Connection
+        issued = await self.client.exchange(code=self.amo.code().encode(), domain=HOST)
+        return await self.keep(issued, **more)
+
+    async def keep(self, issued: Issued, **more: Any) -> Connection:  # noqa: ANN401 -- because they are fields of Connection
+        name = connection_id(issued.account, HOST)
+        values: dict[str, Any] = {
+            "id": name,
+            "account_id": issued.account.account_id,
+            "domain": HOST,
+            "client_id": self.client.client_id,
+            "sealed_pair": self.cipher.seal_pair(issued.pair, connection_id=name),
+            "access_issued_at": issued.pair.issued_at,
+            "access_expires_at": issued.pair.expires_at,
+        }
+        return await save(self.store, a_connection(**{**values, **more}), code=issued.pair.refresh_token)
+
+    async def now(self, connection: Connection) -> Connection:
+        stored = await self.store.connection(connection.id)
+        assert stored is not None
+        return stored
+
+    def pair(self, connection: Connection) -> TokenPair:
+        return self.cipher.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
+
+    async def refresh(self, connection: Connection, **more: Any) -> Connection:  # noqa: ANN401 -- because they are refresh's parameters
+        return await self.keeper.refresh(connection.id, **{"demand": "schedule", **more})
+
+
+@pytest.fixture
+def house(
+    store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness
+) -> House:
+    return House(store=store, amo=amo, client=client, cipher=cipher, clock=clock, witness=witness)
+
+
+# --- a refresh that goes well ---------------------------------------------------------------------
+
+
+async def test_a_refresh_stores_the_new_pair_and_when_it_is_due(house: House) -> None:
+    """The new pair is stored, live, due at half of its life, and good for three months."""
+    connection = await house.connect()
+    house.clock.advance(43_200)
+    stored = await house.refresh(connection)
+    pair = house.pair(stored)
+    assert house.amo.vendor.live_account(pair.access_token) is house.amo.account
+    assert stored == await house.now(connection)
+    assert (stored.refreshed_at, stored.access_expires_at) == (house.clock.now(), house.clock.now() + timedelta(days=1))
+    assert stored.next_refresh_at == house.clock.now() + timedelta(hours=12)
+    assert stored.refresh_expires_at == house.clock.now() + timedelta(days=90)
+    assert (stored.pair_version, stored.attempt) == (2, None)
+    [event] = house.witness.named("refresh.succeeded")
+    assert (event.connection_id, event.fields["demand"]) == (connection.id, "schedule")
+
+
+async def test_callers_at_once_share_one_refresh(house: House) -> None:
+    """Sixty callers make one request, and all get its pair."""
+    connection = await house.connect()
+    stored = await asyncio.gather(*(house.refresh(connection, demand="hand_out") for _ in range(60)))
+    assert {one.pair_version for one in stored} == {2}
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_every_year_of_refreshes_spends_each_token_once(house: House) -> None:
+    """Refresh after refresh, each token is presented once and the connection lives."""
+    connection = await house.connect()
+    for _ in range(50):
+        house.clock.advance(43_200)
+        connection = await house.refresh(connection)
+    assert house.amo.vendor.ledger.doubles() == 0
+    assert len(house.amo.vendor.ledger.refreshes()) == 50
+
+
+# --- the claim ------------------------------------------------------------------------------------
+
+
+async def test_the_claim_is_written_before_anything_is_spent(house: House) -> None:
+    """While the request is on its way, the store names attempt, lease and fingerprint."""
+    connection = await house.connect()
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.asked.wait()
+    claimed = await house.now(connection)
+    assert claimed.attempt is not None
+    assert claimed.lease_until == house.clock.now() + timedelta(seconds=60)
+    assert claimed.spending == fingerprint(house.pair(connection).refresh_token)
+    house.amo.sandbox.go_on.set()
+    await refreshing
+
+
+async def test_a_store_that_takes_no_claim_keeps_the_token_unspent(house: House) -> None:
+    """A full disk is met before the token is spent, not after."""
+    connection = await house.connect()
+    house.failing.away = {"claim"}
+    with pytest.raises(StoreUnavailable):
+        await house.refresh(connection)
+    assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_what_somebody_else_claimed_is_left_to_them(house: House) -> None:
+    """Another process's lease holds, and nothing is sent."""
+    connection = await house.connect()
+    await house.store.claim(
+        a_claim(connection, owner="process-2", at=house.clock.now(), until=house.clock.now() + timedelta(seconds=60))
+    )
+    with pytest.raises(Busy):
+        await house.refresh(connection)
+    assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_a_claim_that_took_too_long_is_given_back_unsent(house: House) -> None:
+    """A process that was stopped during its claim does not spend on what is left of the lease."""
+    connection = await house.connect()
+
+    class SlowStore(FailingStore):
+        async def claim(self, claim: Any) -> Any:  # noqa: ANN401 -- because it passes through
+            claimed = await house.store.claim(claim)
+            house.clock.advance(55.1)
+            return claimed
+
+    house.keeper = house.make_keeper(store=SlowStore(house.store))
+    with pytest.raises(Busy):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.attempt, after.spending, after.doubtful) == (None, None, None)
+    assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_a_pair_granted_to_another_client_is_not_presented(house: House) -> None:
+    """After the integration was changed, old tokens stay at home, and the configuration is told as the fault."""
+    connection = await house.connect(client_id="the one before")
+    with pytest.raises(ClientRefused):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.status, after.last_error) == (Status.ACTIVE, "amo_credentials")
+    assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_a_pair_that_no_key_opens_needs_its_person(house: House) -> None:
+    """Rows swapped by hand, or sealed with a lost key, are noticed and not sent."""
+    other = Cipher([new_key()])
+    pair = TokenPair(access_token="a", refresh_token="r", issued_at=house.clock.now(), expires_at=house.clock.now())
+    for sealed in (other.seal_pair(pair, connection_id="x"), house.cipher.seal_pair(pair, connection_id="another")):
+        connection = await house.connect(sealed_pair=sealed)
+        with pytest.raises(NeedsReauth) as raised:
+            await house.refresh(connection)
+        assert raised.value.reason is Reason.UNREADABLE
+        after = await house.now(connection)
+        assert (after.status, after.reason, after.sealed_pair) == (Status.NEEDS_REAUTH, Reason.UNREADABLE, sealed)
+    assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_what_does_not_exist_cannot_be_refreshed(house: House) -> None:
+    """An unknown id is told as that."""
+    with pytest.raises(NotFound):
+        await house.keeper.refresh("unknown", demand="hand_out")
+
+
+# --- cancelled, stopped, slow ---------------------------------------------------------------------
+
+
+async def test_a_caller_who_hangs_up_cancels_nothing(house: House) -> None:
+    """The request goes on in its own task, and its pair is stored."""
+    connection = await house.connect()
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    caller = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.asked.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    house.amo.sandbox.go_on.set()
+    await house.keeper.drain()
+    assert (await house.now(connection)).pair_version == 2
+
+
+async def test_stopping_finishes_what_is_claimed_and_begins_nothing(house: House) -> None:
+    """After the stop signal a spent token's pair is stored, and who waits for a slot is sent away."""
+    connection = await house.connect()
+    house.amo.account.user_id += 1
+    other = await house.connect()
+    house.keeper = house.make_keeper(rules=RefreshRules(concurrency=1))
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    first = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.asked.wait()
+    second = asyncio.create_task(house.refresh(other))
+    await asyncio.sleep(0)
+    house.keeper.stop()
+    house.amo.sandbox.go_on.set()
+    await house.keeper.drain()
+    assert (await first).pair_version == 2
+    with pytest.raises(ShuttingDown):
+        await second
+    with pytest.raises(ShuttingDown):
+        await house.refresh(other)
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_stopping_does_not_wait_for_the_rate_limit(house: House, clock: FakeClock) -> None:
+    """A refresh that has no slot yet ends at once, however long AMO has paused us."""
+    connection = await house.connect()
+
+    class NoSlot:
+        client_id, timeout = house.client.client_id, house.client.timeout
+
+        async def slot(self, _priority: object) -> None:
+            await clock.sleep(3600)
+
+    house.keeper = house.make_keeper(amo=cast("AmoOAuth", NoSlot()))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await clock.until_sleeping(3600)
+    house.keeper.stop()
+    with pytest.raises(ShuttingDown):
+        await refreshing
+
+
+# --- the store, away at the wrong moment -----------------------------------------------------------
+
+
+async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(house: House) -> None:
+    """A received pair has been paid for: it is tried again, told once, and the caller gets it in the end."""
+    connection = await house.connect()
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.witness.until("pair.unsaved")
+    for _ in range(3):
+        await house.clock.until_sleeping(1)
+        house.clock.advance(1)
+    await house.clock.until_sleeping(1)
+    house.failing.away = set()
+    house.clock.advance(1)
+    assert (await refreshing).pair_version == 2
+    assert len(house.witness.named("pair.unsaved")) == 1
+    assert house.amo.vendor.ledger.doubles() == 0
+
+
+async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(house: House) -> None:
+    """Where even the failure cannot be written, the token counts as doubtful once the lease has ended."""
+    connection = await house.connect()
+    house.failing.away = {"save_verdict"}
+    house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
+    with pytest.raises(OutcomeOpen):
+        await house.refresh(connection)
+    house.failing.away = set()
+    house.clock.advance(60)
+    with pytest.raises(NeedsReauth) as raised:
+        await house.refresh(connection)
+    assert raised.value.reason is Reason.IN_DOUBT
+
+
+async def test_a_new_grant_during_a_flight_wins(house: House) -> None:
+    """The person connects again while a refresh is on its way: the grant's pair stays, the refreshed one is dropped."""
+    connection = await house.connect()
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.asked.wait()
+    granted = await house.connect()
+    house.amo.sandbox.go_on.set()
+    assert await refreshing == granted
+    assert house.witness.names() == ["refresh.superseded"]
+    assert await house.now(connection) == granted
+
+
+# --- what an answer means --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hint_after", "reason"), [("revoked", Reason.REVOKED), ("expired", Reason.EXPIRED)]
+)
+async def test_a_dead_refresh_token_is_told_once_and_kept(house: House, hint_after: str, reason: Reason) -> None:
+    """Only AMO's listed words are final; the sealed pair is kept, and AMO is not asked again."""
+    connection = await house.connect()
+    if hint_after == "revoked":
+        house.amo.account.disabled = True
+    else:
+        house.clock.advance(90 * 86400)
+    for _ in range(2):
+        with pytest.raises(NeedsReauth) as raised:
+            await house.refresh(connection)
+        assert raised.value.reason == reason
+    after = await house.now(connection)
+    assert (after.status, after.reason, after.next_refresh_at) == (Status.NEEDS_REAUTH, reason, None)
+    assert after.sealed_pair == connection.sealed_pair
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+    assert house.witness.names().count("connection.needs_reauth") == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HUGE_AFTER, Fault.NOTHING_AFTER],
+)
+async def test_a_token_lost_with_its_answer_is_in_doubt_and_not_revoked(house: House, fault: Fault) -> None:
+    """After an open outcome the connection stays active; where the token then proves dead, we say that we may be why."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(fault)
+    with pytest.raises(OutcomeOpen):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
+    assert after.doubtful == fingerprint(house.pair(connection).refresh_token)
+    assert after.next_refresh_at is not None
+    assert after.next_refresh_at >= house.clock.now() + timedelta(seconds=60)
+    house.clock.advance(60)
+    with pytest.raises(NeedsReauth) as raised:
+        await house.refresh(connection)
+    assert raised.value.reason is Reason.IN_DOUBT
+
+
+@pytest.mark.parametrize("fault", [Fault.HTTP_500, Fault.HTML, Fault.HTML_200, Fault.REDIRECT])
+async def test_a_token_that_was_not_spent_after_all_lives_on(house: House, fault: Fault) -> None:
+    """An open outcome that spent nothing costs nothing: the next refresh works, and the doubt is gone."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(fault)
+    with pytest.raises(OutcomeOpen):
+        await house.refresh(connection)
+    house.clock.advance(60)
+    stored = await house.refresh(connection)
+    assert (stored.status, stored.doubtful, stored.failures) == (Status.ACTIVE, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "wait"),
+    [
+        (Fault.UNPAID, AccountRefused, 900),
+        (Fault.BLOCKED, AccountRefused, 900),
+        (Fault.TOO_MANY, RateLimited, 1),
+        (Fault.TEAPOT, Exception, 15),
+    ],
+)
+async def test_a_refusal_that_passes_is_waited_out(
+    house: House, fault: Fault, error: type[Exception], wait: float
+) -> None:
+    """402 and 403 wait the longest, 429 as long as AMO asks, unknown words back off; the connection stays active."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(fault)
+    with pytest.raises(error):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.status, after.failures, after.doubtful) == (Status.ACTIVE, 1, None)
+    assert after.next_refresh_at == house.clock.now() + timedelta(seconds=wait)
+
+
+async def test_a_moved_account_backs_off_and_stays_active(house: House) -> None:
+    """401 and 404 without a hint say too little to give a connection up."""
+    connection = await house.connect()
+    house.amo.account.host = "renamed.amocrm.ru"
+    with pytest.raises(UnexplainedRefusal):
+        await house.refresh(connection)
+    assert (await house.now(connection)).status is Status.ACTIVE
+
+
+async def test_a_patient_caller_respects_the_back_off(house: House) -> None:
+    """Hand-outs do not hammer an ill AMO: until the next try is due, they are told to wait."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(Fault.UNPAID)
+    with pytest.raises(AccountRefused):
+        await house.refresh(connection, patient=True)
+    with pytest.raises(Busy) as raised:
+        await house.refresh(connection, patient=True)
+    assert raised.value.retry_after == 900
+    assert house.amo.sandbox.requests == 2
+    house.clock.advance(900)
+    assert (await house.refresh(connection, patient=True)).pair_version == 2
+
+
+async def test_a_bug_is_told_and_leaves_the_outcome_open(house: House) -> None:
+    """An exception of a kind that nobody expected ends the claim with doubt, and reaches the log with its trace."""
+    connection = await house.connect()
+
+    class Broken:
+        client_id, timeout = house.client.client_id, house.client.timeout
+
+        async def slot(self, _priority: object) -> None:
+            return
+
+        async def refresh(self, **_: object) -> Issued:
+            raise ZeroDivisionError
+
+    house.keeper = house.make_keeper(amo=cast("AmoOAuth", Broken()))
+    with pytest.raises(ZeroDivisionError):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.status, after.last_error, after.attempt) == (Status.ACTIVE, "outcome_open", None)
+    assert isinstance((await house.witness.until("refresh.bug")).error, ZeroDivisionError)
+
+
+async def test_a_late_verdict_changes_nothing_of_a_new_grant(house: House) -> None:
+    """Whoever lost the claim to a new grant may not declare it dead, nor put it off."""
+    connection = await house.connect()
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    class Late:
+        client_id, timeout = house.client.client_id, house.client.timeout
+
+        async def slot(self, _priority: object) -> None:
+            return
+
+        async def refresh(self, **_: object) -> Issued:
+            asked.set()
+            await go_on.wait()
+            raise RefreshTokenDead
+
+    house.keeper = house.make_keeper(amo=cast("AmoOAuth", Late()))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await asked.wait()
+    granted = await house.connect()
+    go_on.set()
+    with pytest.raises(Busy):
+        await refreshing
+    assert house.witness.names() == ["refresh.superseded"]
+    assert await house.now(connection) == granted
