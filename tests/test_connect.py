@@ -1,0 +1,252 @@
+"""Grants between processes, and at the end of one; the callback's tests show the rest from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.connect import Connect, ConnectRules
+from amo_callback.errors import GrantExpired, NotFound, StoreUnavailable
+from amo_callback.limits import Unproven
+from amo_callback.model import GrantStatus, fingerprint
+from amo_callback.ports import Priority
+from tests.conftest import HOST, Amo
+from tests.fakes import FailingStore, FakeClock, Witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.cipher import Cipher
+    from amo_callback.model import Issued, Outcome
+    from amo_callback.ports import AmoOAuth, Store
+    from amo_callback.store.sqlite import SqliteStore
+
+
+class Counter:
+    """Handles that can be told apart."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> str:
+        self.count += 1
+        return f"handle-{self.count}"
+
+
+class Process:
+    """One process's grants, on a store that others share."""
+
+    def __init__(self, *, store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> None:
+        self.amo, self.clock, self.witness = amo, clock, Witness()
+        self.failing = FailingStore(store)
+        self.woken = 0
+        self.connect = self.make(client=client, cipher=cipher)
+
+    def make(self, *, client: object, cipher: Cipher, **rules: Any) -> Connect:  # noqa: ANN401 -- because they are the rules' fields
+        return Connect(
+            store=cast("Store", self.failing),
+            amo=cast("AmoOAuth", client),
+            cipher=cipher,
+            clock=self.clock,
+            observer=self.witness,
+            unproven=Unproven(places=30, window=60, clock=self.clock),
+            rules=ConnectRules(**rules),
+            random=lambda: 0.5,
+            new_handle=Counter(),
+            connected=self._wake,
+        )
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    async def complete(self, code: str, state: bytes | None = b"s") -> Outcome:
+        return await self.connect.complete(code=code.encode(), state=state, domain=HOST)
+
+    @asynccontextmanager
+    async def slow_exchange(self, code: str) -> AsyncIterator[asyncio.Task[Outcome]]:
+        """Begin an exchange that AMO answers when the block ends."""
+        self.amo.sandbox.faults.add(Fault.SLOW)
+        self.amo.sandbox.asked.clear()
+        task = asyncio.create_task(self.complete(code))
+        await self.amo.sandbox.asked.wait()
+        yield task
+        self.amo.sandbox.go_on.set()
+
+
+@pytest.fixture
+def process(store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
+    return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
+
+
+@pytest.fixture
+def other(store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
+    return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
+
+
+async def test_another_process_waits_for_the_exchange_and_gives_the_same_answer(process: Process, other: Process) -> None:
+    """The callback arrives at two processes: one exchanges, both answer with the same handle."""
+    async with process.slow_exchange(code := process.amo.code()) as first:
+        second = asyncio.create_task(other.complete(code))
+        await other.clock.until_sleeping(0.25)
+    assert (await first).status is GrantStatus.CONNECTED
+    while not second.done():
+        other.clock.advance(0.25)
+        await asyncio.wait({second}, timeout=0.01)
+    assert await second == await first
+    assert len(process.amo.vendor.ledger.exchanges()) == 1
+
+
+async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease(
+    process: Process, other: Process, cipher: Cipher
+) -> None:
+    """Who claimed a code and was not heard of again is waited for, then followed; what it writes late is nothing."""
+    code = process.amo.code()
+    other.connect = other.make(client=Queue(process.clock, 3600), cipher=cipher)
+    lost = asyncio.create_task(other.complete(code))
+    await process.clock.until_sleeping(3600)
+    waiting = asyncio.create_task(process.complete(code))
+    await process.clock.until_sleeping(0.25)
+    process.clock.advance(8)
+    assert (await waiting).status is GrantStatus.EXCHANGING
+    process.clock.advance(52)
+    await _drained(process)
+    outcome = await process.complete(code)
+    assert outcome.status is GrantStatus.CONNECTED
+    other.connect.stop()
+    process.clock.advance(3600)
+    await asyncio.wait({lost})
+    await other.connect.drain()
+    assert await process.complete(code) == outcome
+
+
+async def _drained(process: Process) -> None:
+    draining = asyncio.create_task(process.connect.drain())
+    while not draining.done():
+        process.clock.advance(0.25)
+        await asyncio.wait({draining}, timeout=0.01)
+
+
+async def test_a_caller_who_hangs_up_cancels_nothing(process: Process) -> None:
+    """The exchange goes on, and its pair is stored."""
+    async with process.slow_exchange(code := process.amo.code()) as caller:
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+    await process.connect.drain()
+    assert (await process.complete(code)).status is GrantStatus.CONNECTED
+    assert len(process.amo.vendor.ledger.exchanges()) == 1
+    assert process.woken == 1
+
+
+async def test_a_code_is_remembered_as_expired(process: Process) -> None:
+    """After 20 minutes a known code is told as expired without asking AMO, and its address is gone."""
+    code = process.amo.code()
+    outcome = await process.complete(code)
+    assert (await process.connect.returned(outcome.handle)) == outcome
+    process.clock.advance(1200)
+    with pytest.raises(GrantExpired):
+        await process.complete(code)
+    with pytest.raises(NotFound):
+        await process.connect.returned(outcome.handle)
+    assert len(process.amo.vendor.ledger.exchanges()) == 1
+
+
+async def test_a_store_that_is_away_spends_no_code(process: Process) -> None:
+    """Where the claim cannot be written the code is not sent, and works later."""
+    code = process.amo.code()
+    process.failing.away = {"claim_grant"}
+    with pytest.raises(StoreUnavailable):
+        await process.complete(code)
+    process.failing.away = set()
+    assert (await process.complete(code)).status is GrantStatus.CONNECTED
+
+
+async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(process: Process) -> None:
+    """The code is spent: its pair stays in memory, the person waits at the return address, and it lands there."""
+    code = process.amo.code()
+    process.failing.away = {"save_connected"}
+    waiting = asyncio.create_task(process.complete(code))
+    await process.witness.until("pair.unsaved")
+    await process.clock.until_sleeping(8)
+    for _ in range(8):
+        await process.clock.until_sleeping(1)
+        process.clock.advance(1)
+    outcome = await waiting
+    assert outcome.status is GrantStatus.EXCHANGING
+    process.failing.away = set()
+    await process.clock.until_sleeping(1)
+    process.clock.advance(1)
+    await process.connect.drain()
+    assert (await process.connect.returned(outcome.handle)).status is GrantStatus.CONNECTED
+
+
+async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(process: Process, cipher: Cipher) -> None:
+    """Where not even the claim is written after 8 s there is no address to wait at: try again."""
+
+    class Stuck(FailingStore):
+        async def grant(self, _code_hash: str) -> None:
+            await process.clock.sleep(3600)
+
+    process.failing = Stuck(cast("Store", None))
+    process.connect = process.make(client=None, cipher=cipher)
+    waiting = asyncio.create_task(process.complete("code"))
+    await process.clock.until_sleeping(8)
+    process.clock.advance(8)
+    with pytest.raises(StoreUnavailable):
+        await waiting
+
+
+class Queue:
+    """AMO behind a long queue at the rate limit."""
+
+    client_id, timeout = "c619", 15.0
+
+    def __init__(self, clock: FakeClock, wait: float) -> None:
+        self.clock, self.wait, self.sent = clock, wait, 0
+
+    async def slot(self, priority: Priority) -> None:
+        assert priority is Priority.PEOPLE
+        await self.clock.sleep(self.wait)
+
+    async def exchange(self, **_: object) -> Issued:
+        self.sent += 1
+        raise AssertionError
+
+
+async def test_stopping_does_not_wait_for_the_rate_limit(process: Process, cipher: Cipher) -> None:
+    """At the end of the process an exchange without a slot fails unspent, and can be tried again."""
+    queue = Queue(process.clock, 3600)
+    process.connect = process.make(client=queue, cipher=cipher)
+    waiting = asyncio.create_task(process.complete("code"))
+    await process.clock.until_sleeping(3600)
+    process.connect.stop()
+    await process.clock.until_sleeping(3)
+    process.clock.advance(3)
+    outcome = await waiting
+    assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
+
+
+async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process, cipher: Cipher) -> None:
+    """After so long a wait for the slot another process may follow: the code is not sent."""
+    queue = Queue(process.clock, 46)
+    process.connect = process.make(client=queue, cipher=cipher, patience=100)
+    waiting = asyncio.create_task(process.complete("code"))
+    await process.clock.until_sleeping(46)
+    process.clock.advance(46)
+    outcome = await waiting
+    assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
+
+
+async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process, cipher: Cipher) -> None:
+    """An exception that nobody expected reaches the log, the caller, and leaves the code doubtful."""
+    process.connect = process.make(client=Queue(process.clock, 0), cipher=cipher)
+    with pytest.raises(AssertionError):
+        await process.complete("code")
+    assert isinstance((await process.witness.until("grant.bug")).error, AssertionError)
+    grant = await process.failing.grant(fingerprint("code"))
+    assert (grant.status, grant.doubtful) == (GrantStatus.FAILED, True)

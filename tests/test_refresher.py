@@ -1,0 +1,225 @@
+"""The loop: what is due, in what order, how many at once, and what does not stop it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.errors import Busy, RefreshTokenDead, StoreUnavailable
+from amo_callback.refresher import Refresher
+from tests.builders import a_connection, a_grant, a_refreshed, save
+from tests.fakes import START, FailingStore, FakeClock, Witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.keeper import Keeper
+    from amo_callback.model import Connection
+    from amo_callback.ports import Store
+    from amo_callback.store.sqlite import SqliteStore
+
+
+class FakeKeeper:
+    """A keeper that remembers whom it was asked for, and does as it is told."""
+
+    def __init__(self, store: SqliteStore, clock: FakeClock) -> None:
+        self.store, self.clock = store, clock
+        self.asked: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self.held = asyncio.Event()
+        self.held.set()
+        self.errors: dict[str, Exception] = {}
+        self._called = asyncio.Event()
+
+    async def refresh(self, connection_id: str, *, demand: str) -> None:
+        assert demand == "schedule"
+        self.asked.append(connection_id)
+        self._called.set()
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await self.held.wait()
+            if error := self.errors.get(connection_id):
+                raise error
+            connection = await self.store.connection(connection_id)
+            assert connection is not None
+            await self.store.save_refreshed(a_refreshed(connection, at=self.clock.now()))
+        finally:
+            self.at_once -= 1
+
+    async def until_asked(self, times: int) -> None:
+        while len(self.asked) < times:
+            self._called.clear()
+            await asyncio.wait_for(self._called.wait(), 10)
+
+
+class Loop:
+    """A refresher with everything around it."""
+
+    def __init__(self, store: SqliteStore, clock: FakeClock, witness: Witness) -> None:
+        self.store, self.clock, self.witness = store, clock, witness
+        self.keeper = FakeKeeper(store, clock)
+        self.failing = FailingStore(store)
+
+    @asynccontextmanager
+    async def running(self, **more: Any) -> AsyncIterator[Refresher]:  # noqa: ANN401 -- because they are the refresher's parameters
+        values: dict[str, Any] = {"concurrency": 16, "poll_interval": 5.0, "put_aside": 30.0}
+        refresher = Refresher(
+            store=cast("Store", self.failing),
+            keeper=cast("Keeper", self.keeper),
+            clock=self.clock,
+            observer=self.witness,
+            **{**values, **more},
+        )
+        task = asyncio.create_task(refresher.run())
+        try:
+            yield refresher
+        finally:
+            refresher.stop()
+            await task
+
+    async def due(self, *numbers: int, at: float = 0.0) -> list[Connection]:
+        due = START + timedelta(seconds=at)
+        return [await save(self.store, a_connection(number, next_refresh_at=due)) for number in numbers]
+
+
+@pytest.fixture
+def loop(store: SqliteStore, clock: FakeClock, witness: Witness) -> Loop:
+    return Loop(store, clock, witness)
+
+
+async def test_what_is_due_is_refreshed_and_then_left_alone(loop: Loop) -> None:
+    """Each due connection once, and the loop sleeps until the next is due."""
+    connections = await loop.due(1, 2, 3)
+    async with loop.running():
+        await loop.keeper.until_asked(3)
+        await loop.clock.until_sleeping(5)
+        assert sorted(loop.keeper.asked) == sorted(connection.id for connection in connections)
+    for connection in connections:
+        stored = await loop.store.connection(connection.id)
+        assert stored is not None
+        assert stored.pair_version == 2
+
+
+async def test_the_loop_sleeps_until_the_nearest_due_time_and_no_longer_than_it_polls(loop: Loop) -> None:
+    """Due in 3 s: it sleeps 3 s. Due in an hour: it looks again after the poll interval."""
+    await loop.due(1, at=3)
+    async with loop.running():
+        await loop.clock.until_sleeping(3)
+        loop.clock.advance(3)
+        await loop.keeper.until_asked(1)
+        await loop.clock.until_sleeping(5)
+
+
+async def test_a_new_connection_wakes_the_loop(loop: Loop) -> None:
+    """What comes due before the loop would look again is not late."""
+    async with loop.running(poll_interval=3600) as refresher:
+        await loop.clock.until_sleeping(3600)
+        await loop.due(1, at=1)
+        refresher.wake()
+        await loop.clock.until_sleeping(1)
+
+
+async def test_so_many_at_once_and_the_oldest_expiry_first(loop: Loop) -> None:
+    """With two places, ten due connections go two by two, and whose token dies first goes first."""
+    ids = []
+    for number in range(10):
+        expires = START + timedelta(seconds=1000 - number)
+        ids.append((await save(loop.store, a_connection(number, next_refresh_at=START, access_expires_at=expires))).id)
+    loop.keeper.held.clear()
+    async with loop.running(concurrency=2):
+        await loop.keeper.until_asked(2)
+        assert loop.keeper.asked == [ids[9], ids[8]]
+        loop.keeper.held.set()
+        await loop.keeper.until_asked(10)
+        await loop.clock.until_sleeping(5)
+    assert loop.keeper.most_at_once == 2
+    assert loop.keeper.asked == list(reversed(ids))
+
+
+async def test_the_loop_beats_while_refreshes_are_slow(loop: Loop) -> None:
+    """A refresh that takes a minute does not stop the beat."""
+    await loop.due(1)
+    loop.keeper.held.clear()
+    async with loop.running() as refresher:
+        await loop.keeper.until_asked(1)
+        for _ in range(12):
+            await loop.clock.until_sleeping(5)
+            loop.clock.advance(5)
+        await loop.clock.until_sleeping(5)
+        assert refresher.beat_age == 0
+        loop.clock.advance(4)
+        assert refresher.beat_age == 4
+        loop.keeper.held.set()
+    assert len(loop.keeper.asked) == 1
+
+
+async def test_an_iteration_that_fails_is_told_and_the_loop_goes_on(loop: Loop) -> None:
+    """A store that is away, or a bug, costs one poll interval."""
+    await loop.due(1)
+    loop.failing.away = {"due"}
+    async with loop.running():
+        await loop.witness.until("refresher.failed")
+        loop.failing.away = set()
+        await loop.clock.until_sleeping(5)
+        loop.clock.advance(5)
+        await loop.keeper.until_asked(1)
+    assert loop.witness.events[0].fields == {"error": "store_unavailable"}
+
+
+@pytest.mark.parametrize(
+    ("error", "aside"), [(StoreUnavailable("x"), 5.0), (Busy(1), 5.0), (ZeroDivisionError(), 30.0)]
+)
+async def test_one_that_cannot_be_refreshed_now_does_not_spin_nor_stop_the_others(
+    loop: Loop, error: Exception, aside: float
+) -> None:
+    """Where nothing could be written down about a failure, the connection is left aside for a while."""
+    bad, good = await loop.due(1, 2)
+    loop.keeper.errors[bad.id] = error
+    async with loop.running():
+        await loop.keeper.until_asked(2)
+        waited = 0.0
+        while loop.keeper.asked.count(bad.id) == 1:
+            await loop.clock.until_sleeping()
+            loop.clock.advance(1)
+            waited += 1
+            for _ in range(5):
+                await loop.store.ping()  # the loop gets its turns
+        assert waited >= aside
+    assert loop.keeper.asked.count(good.id) == 1
+
+
+async def test_a_verdict_that_was_written_needs_no_setting_aside(loop: Loop) -> None:
+    """Where the keeper wrote down when to try again, the store's word counts."""
+    [connection] = await loop.due(1)
+    loop.keeper.errors[connection.id] = RefreshTokenDead()
+    async with loop.running():
+        await loop.keeper.until_asked(2)
+
+
+async def test_stopping_begins_nothing_and_waits_for_what_runs(loop: Loop) -> None:
+    """After `stop` the loop ends once its refreshes have."""
+    await loop.due(1)
+    loop.keeper.held.clear()
+    async with loop.running() as refresher:
+        await loop.keeper.until_asked(1)
+        refresher.stop()
+        await loop.due(2)
+        loop.keeper.held.set()
+    assert len(loop.keeper.asked) == 1
+
+
+async def test_expired_grants_are_forgotten_in_passing(loop: Loop) -> None:
+    """The loop also tidies up: what an expired code holds is erased within a minute or so."""
+    grant = await loop.store.claim_grant(a_grant(), now=START)
+    async with loop.running():
+        await loop.clock.until_sleeping(5)
+        loop.clock.advance(1200)
+        await loop.clock.until_sleeping(5)
+    stored = await loop.store.grant(grant.code_hash)
+    assert stored is not None
+    assert stored.sealed is None
