@@ -118,8 +118,9 @@ async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease
     outcome = await process.complete(code)
     assert outcome.status is GrantStatus.CONNECTED
     other.connect.stop()
-    process.clock.advance(3600)
-    await asyncio.wait({lost})
+    await process.clock.until_sleeping(3)
+    process.clock.advance(3)
+    assert (await lost).status is GrantStatus.EXCHANGING
     await other.connect.drain()
     assert await process.complete(code) == outcome
 
