@@ -112,11 +112,14 @@ class Connect:
         self._flights: dict[str, _Flight] = {}
         self._stopping = asyncio.Event()
 
-    async def complete(self, *, code: bytes, state: bytes | None, domain: str, address: str | None = None) -> Outcome:
+    async def complete(
+        self, *, code: bytes, state: bytes | None, domain: str | None, address: str | None = None
+    ) -> Outcome:
         """Return what became of a code, exchanging it if that was not done; `EXCHANGING` after `patience`.
 
-        `address` is whose unproven codes are limited. Raises `GrantExpired`, `TooManyUnproven` and
-        `StoreUnavailable`. A caller who is cancelled cancels nothing else.
+        Without a `domain` (checked before) a code that was seen is asked about where it was seen, another one
+        at the default. `address` is whose unproven codes are limited. Raises `GrantExpired`, `InvalidRequest`,
+        `TooManyUnproven` and `StoreUnavailable`. A caller who is cancelled cancels nothing else.
         """
         code_hash = fingerprint(code)
         flight = self._flights.get(code_hash)
@@ -168,7 +171,7 @@ class Connect:
         *,
         code: bytes,
         state: bytes | None,
-        domain: str,
+        domain: str | None,
         address: str | None,
     ) -> Outcome:
         while True:
@@ -176,12 +179,13 @@ class Connect:
             if grant is not None and grant.expires_at <= self._clock.now():
                 raise GrantExpired
             if grant is None or self._may_try(grant):
+                host = domain or (self._opened(grant)["domain"] if grant else self._amo.check_domain(None))
                 self._unproven.take(address)
-                fresh = self._begun(code_hash, code=code, state=state)
+                fresh = self._begun(code_hash, code=code, state=state, domain=host)
                 grant = await self._store.claim_grant(fresh, now=self._clock.now())
                 if grant.attempt == fresh.attempt:
                     flight.pending = self._told(grant)
-                    return self._told(await self._exchange(grant, code=code, domain=domain, address=address))
+                    return self._told(await self._exchange(grant, code=code, domain=host, address=address))
                 self._unproven.give_back(address)
             if grant.status is not GrantStatus.EXCHANGING:
                 return self._told(grant)
@@ -192,18 +196,19 @@ class Connect:
         abandoned = grant.status is GrantStatus.EXCHANGING and grant.lease_until <= self._clock.now()
         return abandoned or grant.status is GrantStatus.FAILED
 
-    def _begun(self, code_hash: str, *, code: bytes, state: bytes | None) -> Grant:
+    def _begun(self, code_hash: str, *, code: bytes, state: bytes | None, domain: str) -> Grant:
         handle = self._new_handle()
-        told = {
+        sealed = {
             "handle": handle,
             "code": base64.b64encode(code).decode(),
             "state": None if state is None else base64.b64encode(state).decode(),
+            "domain": domain,
         }
         now = self._clock.now()
         return Grant(
             code_hash=code_hash,
             handle_hash=fingerprint(handle),
-            sealed=self._cipher.seal(json.dumps(told).encode(), bound_to=f"grant:{code_hash}"),
+            sealed=self._cipher.seal(json.dumps(sealed).encode(), bound_to=f"grant:{code_hash}"),
             status=GrantStatus.EXCHANGING,
             attempt=uuid.uuid4().hex,
             lease_until=now + timedelta(seconds=self._rules.lease),
@@ -211,7 +216,7 @@ class Connect:
         )
 
     def _told(self, grant: Grant) -> Outcome:
-        told = json.loads(self._cipher.open(grant.sealed or b"", bound_to=f"grant:{grant.code_hash}"))
+        told = self._opened(grant)
         status, error = grant.status, grant.error
         if status is GrantStatus.EXCHANGING and grant.lease_until <= self._clock.now():
             status, error = GrantStatus.FAILED, OutcomeOpen.word  # whoever tried has died
@@ -223,6 +228,12 @@ class Connect:
             handle=told["handle"],
             connection_id=grant.connection_id,
         )
+
+    def _opened(self, grant: Grant) -> dict[str, str]:
+        content: dict[str, str] = json.loads(
+            self._cipher.open(grant.sealed or b"", bound_to=f"grant:{grant.code_hash}")
+        )
+        return content
 
     # --- its exchange ----------------------------------------------------------------------------
 

@@ -104,7 +104,9 @@ def a_verdict(connection: Connection, **more: Any) -> Verdict:  # noqa: ANN401 -
     return Verdict(**{**values, **more})
 
 
-async def save(store: SqliteStore, connection: Connection, *, iat: int | None = None, code: str | None = None) -> Connection:
+async def save(
+    store: SqliteStore, connection: Connection, *, iat: int | None = None, code: str | None = None
+) -> Connection:
     """Store a connection by a grant, and return it as the store has it."""
     grant = a_grant(code or f"code of {connection.id} {iat}")
     await store.claim_grant(grant, now=START)

@@ -152,7 +152,9 @@ class Running:
     ) -> Answer:
         """Come as AMO's redirect does."""
         accept = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8" if html else "*/*"}
-        return await self.public(f"{BASE}/callback" + (f"?{query}" if query else ""), headers={**accept, **(headers or {})})
+        return await self.public(
+            f"{BASE}/callback" + (f"?{query}" if query else ""), headers={**accept, **(headers or {})}
+        )
 
     def query(self, *, state: str = "the-app's state", code: str | None = None) -> str:
         """Return the query of a good redirect."""
@@ -163,7 +165,9 @@ class Running:
 
     async def private(self, path: str, *, key: str | None = API_KEY, method: str = "GET", **options: Any) -> Answer:  # noqa: ANN401 -- because aiohttp's options are
         headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
-        return await self._ask(self.service.private, method, path, headers={**headers, **options.pop("headers", {})}, **options)
+        return await self._ask(
+            self.service.private, method, path, headers={**headers, **options.pop("headers", {})}, **options
+        )
 
     async def _ask(self, address: str, method: str, path: str, **options: Any) -> Answer:  # noqa: ANN401 -- because aiohttp's options are
         from yarl import URL  # noqa: PLC0415 -- because only here must an address stay as it is written
@@ -171,7 +175,9 @@ class Running:
         async with self.http.request(
             method, URL(f"http://{address}{path}", encoded=True), allow_redirects=False, **options
         ) as response:
-            return Answer(status=response.status, headers=dict(response.headers), text=await response.text(errors="replace"))
+            return Answer(
+                status=response.status, headers=dict(response.headers), text=await response.text(errors="replace")
+            )
 
     async def connected(self) -> str:
         """Connect the account, and return the connection's id."""

@@ -23,7 +23,9 @@ def test_a_pair_does_not_open_for_another_connection(cipher: Cipher) -> None:
         cipher.open_pair(cipher.seal_pair(PAIR, connection_id="a"), connection_id="b")
 
 
-@pytest.mark.parametrize("damage", [lambda s: s[:-1], lambda s: b"", lambda s: s[:40] + b"A" + s[41:], lambda s: b"\xff"])
+@pytest.mark.parametrize(
+    "damage", [lambda s: s[:-1], lambda s: b"", lambda s: s[:40] + b"A" + s[41:], lambda s: b"\xff"]
+)
 def test_a_damaged_record_does_not_open(cipher: Cipher, damage: object) -> None:
     """One changed byte is enough."""
     assert callable(damage)

@@ -115,7 +115,12 @@ def test_the_process_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) ->
 def test_lists_are_written_with_commas_or_spaces_in_the_environment(tmp_path: Path) -> None:
     """One line for a list; account ids may be numbers in TOML."""
     settings = load_settings(
-        None, {**REQUIRED, "AMO_CALLBACK_SERVER__TRUSTED_PROXIES": "10.0.0.1, 10.0.0.2 ::1", "AMO_CALLBACK_AMO__ALLOWED_ACCOUNTS": ""}
+        None,
+        {
+            **REQUIRED,
+            "AMO_CALLBACK_SERVER__TRUSTED_PROXIES": "10.0.0.1, 10.0.0.2 ::1",
+            "AMO_CALLBACK_AMO__ALLOWED_ACCOUNTS": "",
+        },
     )
     assert settings.server.trusted_proxies == ("10.0.0.1", "10.0.0.2", "::1")
     assert settings.amo.allowed_accounts == ()
@@ -198,7 +203,11 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> N
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("STORAGE__ENCRYPTION_KEYS", "sekret-not-a-key", "storage.encryption_keys: line 1 is no key: amo-callback keygen"),
+        (
+            "STORAGE__ENCRYPTION_KEYS",
+            "sekret-not-a-key",
+            "storage.encryption_keys: line 1 is no key: amo-callback keygen",
+        ),
         ("STORAGE__ENCRYPTION_KEYS", f"{KEY}\nsekret!", "storage.encryption_keys: line 2 is no key"),
         ("STORAGE__ENCRYPTION_KEYS", " ", "storage.encryption_keys: must hold at least one key"),
         ("API__KEYS", "name:sekret", "api.keys: the key in line 1 is shorter than 32 characters"),

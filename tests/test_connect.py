@@ -88,7 +88,9 @@ def other(store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock
     return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
 
 
-async def test_another_process_waits_for_the_exchange_and_gives_the_same_answer(process: Process, other: Process) -> None:
+async def test_another_process_waits_for_the_exchange_and_gives_the_same_answer(
+    process: Process, other: Process
+) -> None:
     """The callback arrives at two processes: one exchanges, both answer with the same handle."""
     async with process.slow_exchange(code := process.amo.code()) as first:
         second = asyncio.create_task(other.complete(code))
@@ -186,7 +188,9 @@ async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(process: Proces
     assert (await process.connect.returned(outcome.handle)).status is GrantStatus.CONNECTED
 
 
-async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(process: Process, cipher: Cipher) -> None:
+async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(
+    process: Process, cipher: Cipher
+) -> None:
     """Where not even the claim is written after 8 s there is no address to wait at: try again."""
 
     class Stuck(FailingStore):

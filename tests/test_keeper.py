@@ -89,9 +89,7 @@ class House:
 
 
 @pytest.fixture
-def house(
-    store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness
-) -> House:
+def house(store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness) -> House:
     return House(store=store, amo=amo, client=client, cipher=cipher, clock=clock, witness=witness)
 
 
@@ -328,9 +326,7 @@ async def test_a_new_grant_during_a_flight_wins(house: House) -> None:
 # --- what an answer means --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("hint_after", "reason"), [("revoked", Reason.REVOKED), ("expired", Reason.EXPIRED)]
-)
+@pytest.mark.parametrize(("hint_after", "reason"), [("revoked", Reason.REVOKED), ("expired", Reason.EXPIRED)])
 async def test_a_dead_refresh_token_is_told_once_and_kept(house: House, hint_after: str, reason: Reason) -> None:
     """Only AMO's listed words are final; the sealed pair is kept, and AMO is not asked again."""
     connection = await house.connect()

@@ -36,7 +36,10 @@ JOINED_IN = {"web.lifecycle", "cli"}
 
 def _modules() -> list[tuple[str, ast.Module]]:
     return [
-        (".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"), ast.parse(path.read_text()))
+        (
+            ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"),
+            ast.parse(path.read_text()),
+        )
         for path in sorted(PACKAGE.rglob("*.py"))
         if path != PACKAGE / "__init__.py"
     ]
@@ -45,7 +48,9 @@ def _modules() -> list[tuple[str, ast.Module]]:
 def _imports(tree: ast.Module) -> set[str]:
     found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     return found | {
-        f"{node.module}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        f"{node.module}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from amo_callback.errors import AmoCallbackError
+from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
     from amo_callback.ports import Clock, Store
@@ -34,12 +35,14 @@ class Readiness:
         }
 
     async def _check_store(self) -> tuple[bool, str]:
-        try:
-            await asyncio.wait_for(self._store.ping(), _STORE_PATIENCE)
-        except AmoCallbackError as error:
-            return False, error.code
-        except TimeoutError:
+        ping = asyncio.ensure_future(self._store.ping())
+        if not await done_within(ping, seconds=_STORE_PATIENCE, clock=self._clock):
+            ping.cancel()
             return False, f"no answer within {_STORE_PATIENCE:g} s"
+        error = ping.exception()
+        if isinstance(error, AmoCallbackError):
+            return False, error.code
+        ping.result()
         return True, "readable"
 
     def _check_refresher(self) -> tuple[bool, str]:

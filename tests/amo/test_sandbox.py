@@ -140,9 +140,7 @@ async def test_consent_leads_back_with_code_state_and_host(amo: Amo, http: aioht
         html = await response.text()
     assert f"/oauth/allow?host={HOST}&amp;state=a%26b" in html
     assert "error=access_denied&amp;state=a%26b" in html
-    async with http.get(
-        f"http://{amo.address}/oauth/allow?host={HOST}&state=a%26b", allow_redirects=False
-    ) as response:
+    async with http.get(f"http://{amo.address}/oauth/allow?host={HOST}&state=a%26b", allow_redirects=False) as response:
         location = response.headers["Location"]
     assert location.startswith(amo.vendor.integration.redirect_uri + "?code=def50200")
     assert f"&state=a%26b&referer={HOST}&platform=1&client_id={client}" in location

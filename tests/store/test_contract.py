@@ -151,7 +151,9 @@ async def test_a_late_pair_wins_over_needs_reauth(store: SqliteStore) -> None:
     """A verdict does not change the pair's version, so a good pair that comes late mends it."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
-    await store.save_verdict(a_verdict(stored, status=Status.NEEDS_REAUTH, reason=Reason.IN_DOUBT, next_refresh_at=None))
+    await store.save_verdict(
+        a_verdict(stored, status=Status.NEEDS_REAUTH, reason=Reason.IN_DOUBT, next_refresh_at=None)
+    )
     assert await store.save_refreshed(a_refreshed(stored))
     after = await store.connection(stored.id)
     assert after is not None

@@ -127,7 +127,9 @@ async def test_another_engine_is_refused_by_name(url: str, tmp_path: Path) -> No
 
 async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     """The message names the file and the reason."""
-    assert "nowhere/x.db cannot be opened: No such file or directory" in await _fails("sqlite:///nowhere/x.db", tmp_path)
+    assert "nowhere/x.db cannot be opened: No such file or directory" in await _fails(
+        "sqlite:///nowhere/x.db", tmp_path
+    )
     (tmp_path / "junk.db").write_bytes(b"no database at all, but text" * 99)
     assert "junk.db cannot be used: SQLITE_NOTADB" in await _fails("sqlite:///junk.db", tmp_path)
 

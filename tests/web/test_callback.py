@@ -93,7 +93,7 @@ async def test_nothing_can_be_handed_back(run: Any) -> None:
         b"\x00\x01\r\nSet-Cookie: a=b",
         b"\xff\xfe\xc0\xae",
         "й".encode() * 50,
-        b"\"><script>window.__x=1</script>",
+        b'"><script>window.__x=1</script>',
         b"#Intent;scheme=https;package=evil;end",
         b"x" * 2048,
         bytes(range(256)),
@@ -426,7 +426,13 @@ async def test_every_answer_of_the_public_door_is_protected(app: Running) -> Non
 
 async def test_hostile_values_stay_text_on_the_page(app: Running) -> None:
     """Whatever stands in code and state, the page has one link, no script, and the link's parameters are two."""
-    for hostile in ("\"><script>window.__x=1</script>", "' onmouseover='x", "{{7*7}}", "&code=EVIL&state=EVIL", "\u2028"):
+    for hostile in (
+        '"><script>window.__x=1</script>',
+        "' onmouseover='x",
+        "{{7*7}}",
+        "&code=EVIL&state=EVIL",
+        "\u2028",
+    ):
         state = quote_from_bytes(hostile.encode(), safe="")
         page = await app.callback(f"error=access_denied&state={state}", html=True)
         assert f'href="{LINK}?error=access_denied&amp;state={state}"' in page.text

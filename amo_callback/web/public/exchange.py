@@ -62,7 +62,7 @@ async def exchange_code(request: web.Request) -> web.Response:
         outcome = await connect.complete(
             code=code,
             state=None,
-            domain=request.app[AMO].check_domain(body.referer),
+            domain=request.app[AMO].check_domain(body.referer) if body.referer else None,
             address=client_address(request, settings.server.trusted_proxies),
         )
         connection = await connect.connection_of(outcome)

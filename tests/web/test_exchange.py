@@ -1,0 +1,178 @@
+"""`POST {base}/exchange-code`: what the app asks after the deep link."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from tests.conftest import BASE, HOST, Answer
+
+if TYPE_CHECKING:
+    from tests.conftest import Running
+
+PATH = f"{BASE}/exchange-code"
+
+
+async def _ask(app: Running, **body: object) -> Answer:
+    return await app.public(PATH, method="POST", json=body)
+
+
+async def test_the_callbacks_code_is_recognised_any_number_of_times(app: Running) -> None:
+    """The app sends the code that the deep link brought, and gets the connection as it is now."""
+    code = app.amo.code()
+    await app.callback(app.query(code=code))
+    for _ in range(3):
+        answer = await _ask(app, code=code)
+        assert (answer.status, answer.json()) == (
+            200,
+            {
+                "success": True,
+                "data": {
+                    "connected": True,
+                    "hasTokens": True,
+                    "domain": HOST,
+                    "accountId": str(app.amo.account.id),
+                },
+                "message": "amoCRM is connected.",
+            },
+        )
+    assert len(app.amo.vendor.ledger.entries) == 1
+
+
+async def test_a_code_never_seen_is_exchanged_now(run: Any) -> None:
+    """Without the callback, at `referer` from the body or at the default domain."""
+    async with run(AMO__DEFAULT_DOMAIN=HOST) as app:
+        assert (await _ask(app, code=app.amo.code())).status == 200
+        assert (await _ask(app, code=app.amo.code(), referer=f"https://{HOST}/")).status == 200
+        assert len(app.amo.vendor.ledger.entries) == 2
+
+
+async def test_a_code_in_progress_is_waited_for(app: Running) -> None:
+    """The app may be faster than the callback: both get the one exchange's outcome."""
+    code = app.amo.code()
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    callback = asyncio.create_task(app.callback(app.query(code=code)))
+    await app.amo.sandbox.asked.wait()
+    asking = asyncio.create_task(_ask(app, code=code))
+    app.amo.sandbox.go_on.set()
+    assert ((await callback).status, (await asking).status) == (302, 200)
+    assert len(app.amo.vendor.ledger.entries) == 1
+
+
+async def test_one_that_takes_too_long_is_told_to_come_again(app: Running) -> None:
+    """After 8 s the app is told to ask again, with the same code."""
+    code = app.amo.code()
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    asking = asyncio.create_task(_ask(app, code=code, referer=HOST))
+    await app.clock.until_sleeping(8)
+    await app.amo.sandbox.asked.wait()
+    app.clock.advance(8)
+    answer = await asking
+    assert (answer.status, answer.json()["error"], answer.headers["Retry-After"]) == (503, "amo_unavailable", "5")
+    app.amo.sandbox.go_on.set()
+    await app.witness.until("connection.connected")
+    assert (await _ask(app, code=code, referer=HOST)).status == 200
+
+
+async def test_the_connection_is_told_as_it_is_now(run: Any) -> None:
+    """A connection that died since is told as not connected, and its dead token as not held."""
+    async with run(lives={"access": 30}) as app:
+        code = app.amo.code()
+        await app.callback(app.query(code=code))
+        app.amo.account.disabled = True
+        app.clock.advance(31)
+        await app.witness.until("connection.needs_reauth")
+        data = (await _ask(app, code=code, referer=HOST)).json()["data"]
+        assert (data["connected"], data["hasTokens"], data["domain"]) == (False, False, HOST)
+
+
+@pytest.mark.parametrize(
+    ("code", "word"), [("junk", "auth_failed"), ("junk\0", "auth_failed"), ("й" * 2048, "auth_failed")]
+)
+async def test_a_refusal_of_amos_is_400(app: Running, code: str, word: str) -> None:
+    """What AMO refuses is the same word as in the deep link, however often it is asked."""
+    for _ in range(2):
+        answer = await _ask(app, code=code, referer=HOST)
+        assert (answer.status, answer.json()["success"], answer.json()["error"]) == (400, False, word)
+    assert len(app.amo.vendor.ledger.entries) == 1
+
+
+async def test_a_code_known_and_expired_is_410(app: Running) -> None:
+    """After 20 minutes the app is told to start again."""
+    code = app.amo.code()
+    await app.callback(app.query(code=code))
+    app.clock.advance(1200)
+    answer = await _ask(app, code=code, referer=HOST)
+    assert (answer.status, answer.json()["error"]) == (410, "code_expired")
+
+
+async def test_a_passing_failure_is_503_and_can_be_tried_again(app: Running) -> None:
+    """The same code works once AMO is well."""
+    code = app.amo.code()
+    app.amo.sandbox.faults.add(Fault.HTTP_500)
+    answer = await _ask(app, code=code, referer=HOST)
+    assert (answer.status, answer.json()["error"]) == (503, "amo_unavailable")
+    assert (await _ask(app, code=code, referer=HOST)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("referer", "error"),
+    [("evil.com", "account_not_allowed"), ("a.amocrm.ru:8443", "account_not_allowed"), (None, "invalid_request")],
+)
+async def test_a_bad_referer_never_sees_our_secret(app: Running, referer: str | None, error: str) -> None:
+    """The host is checked here as in the callback; none at all, without a default, is a bad request."""
+    answer = await _ask(app, code=app.amo.code(), referer=referer)
+    assert (answer.status, answer.json()["error"]) == (400, error)
+    assert app.amo.vendor.ledger.entries == []
+
+
+async def test_junk_is_limited_here_too(run: Any) -> None:
+    """The limit is the address's, whichever way it comes."""
+    async with run(LIMITS__UNPROVEN="1") as app:
+        assert (await _ask(app, code="junk1", referer=HOST)).status == 400
+        answer = await _ask(app, code="junk2", referer=HOST)
+        assert (answer.status, answer.json()["error"], answer.headers["Retry-After"]) == (429, "rate_limited", "5")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"code"',
+        b"{}",
+        b'{"code": ""}',
+        b'{"code": null}',
+        b'{"code": 7}',
+        b'{"code": ["x"]}',
+        b'{"code": "\\ud800"}',
+        b'{"code": "x", "referer": 7}',
+        b'{"code": "' + b"c" * 4097 + b'"}',
+        b"\xff\xfe",
+        b"[" * 60_000,
+        b'{"a":' * 10_000,
+    ],
+)
+async def test_a_broken_body_is_400_and_asks_nobody(app: Running, body: bytes) -> None:
+    """Whatever is not the JSON that was agreed on."""
+    answer = await app.public(PATH, method="POST", data=body)
+    assert (answer.status, answer.json()["error"]) == (400, "invalid_request")
+    assert app.amo.vendor.ledger.entries == []
+
+
+async def test_a_huge_body_is_413(app: Running) -> None:
+    """More than 64 KiB is not read."""
+    answer = await app.public(PATH, method="POST", data=io.BytesIO(b"x" * 5_000_000))
+    assert (answer.status, answer.json()["success"]) == (413, False)
+
+
+async def test_other_methods_are_405(app: Running) -> None:
+    """Only POST, and the answer says so."""
+    answer = await app.public(PATH)
+    assert (answer.status, answer.headers["Allow"], answer.json()["error"]) == (405, "POST", "method_not_allowed")
