@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
 from amo_callback.model import Event, Level
+from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
     from amo_callback.keeper import Keeper
@@ -127,12 +128,10 @@ class Refresher:
             await self._store.prune(now=self._clock.now(), keep_grants=_KEEP_GRANTS)
 
     async def _sleep(self, seconds: float) -> None:
-        timer = asyncio.ensure_future(self._clock.sleep(seconds))
         woken = asyncio.ensure_future(self._wake.wait())
         try:
-            await asyncio.wait({timer, woken}, return_when=asyncio.FIRST_COMPLETED)
+            await done_within(woken, seconds=seconds, clock=self._clock)
         finally:
-            timer.cancel()
             woken.cancel()
 
     def _tell_failed(self, error: Exception) -> None:

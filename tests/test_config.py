@@ -139,7 +139,7 @@ def test_the_file_is_found_by_option_environment_or_default(tmp_path: Path, monk
 
 
 def test_relative_storage_starts_in_the_state_directory_else_beside_the_file(tmp_path: Path) -> None:
-    """systemd's state directory, the first of several, or the configuration's folder."""
+    """Systemd's state directory, the first of several, or the configuration's folder."""
     path = tmp_path / "config.toml"
     assert storage_folder(path, {"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}) == Path("/var/lib/a")
     assert storage_folder(path, {}) == tmp_path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import socket
 import sys
@@ -19,7 +18,7 @@ from jinja2 import Environment
 from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.vendor import Lives, SandboxIntegration, Vendor
 from amo_callback.cipher import new_key
-from amo_callback.cli.serve import on_signal, run_loop
+from amo_callback.cli.serve import on_signal, run_loop, until_end
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import load_settings
 from amo_callback.model import Level
@@ -69,10 +68,9 @@ async def _demo(*, token_life: int) -> int:
             settings = _settings(vendor, public=public, outside=outside, key=key)
             async with open_service(settings, folder=Path(folder), clock=clock, log=log, observer=observer) as service:
                 _say(_WELCOME.format(outside=outside, private=service.private, key=key, life=token_life))
-                await asyncio.wait({on_signal(observer), service.died}, return_when=asyncio.FIRST_COMPLETED)
-                service.stop()
+                status = await until_end(service, on_signal(observer))
     _say("\nThe demo has ended; nothing of it is left on this machine.")
-    return 0
+    return status
 
 
 def _settings(vendor: Vendor, *, public: str, outside: str, key: str) -> Settings:

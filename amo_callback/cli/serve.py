@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings, storage_folder
-from amo_callback.errors import TaskDied
 from amo_callback.model import Event, Level
 from amo_callback.observe.log import LogObserver, make_logger, take_over_library_logs
-from amo_callback.web.lifecycle import open_service
+from amo_callback.web.lifecycle import Service, open_service
 
 if TYPE_CHECKING:
     import argparse
@@ -61,16 +60,16 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
 async def _serve(settings: Settings, *, folder: Path, log: FilteringBoundLogger) -> int:
     observer = LogObserver(log)
     async with open_service(settings, folder=folder, clock=SystemClock(), log=log, observer=observer) as service:
-        signalled = on_signal(observer)
-        await asyncio.wait({signalled, service.died}, return_when=asyncio.FIRST_COMPLETED)
-        service.stop()
-        status = 1 if _failed(service.died) else 0
+        status = await until_end(service, on_signal(observer))
     observer(Event(name="service.stopped", fields={"status": status}))
     return status
 
 
-def _failed(died: asyncio.Future[None]) -> bool:
-    return died.done() and isinstance(died.exception(), TaskDied)
+async def until_end(service: Service, signalled: asyncio.Future[None]) -> int:
+    """Wait for a signal, or for the death of what must live, and return the exit status that it means."""
+    await asyncio.wait({signalled, service.died}, return_when=asyncio.FIRST_COMPLETED)
+    service.stop()
+    return 1 if service.died.done() else 0
 
 
 def on_signal(observer: Observer) -> asyncio.Future[None]:

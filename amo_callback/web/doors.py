@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -70,19 +71,28 @@ async def open_door(
 def _listen(address: str, name: str) -> socket.socket:
     try:
         if address.startswith(UNIX):
-            path = Path(address.removeprefix(UNIX))
-            if path.is_socket():
-                path.unlink()  # of a process that had no time to
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(str(path))
-            listener.listen(_BACKLOG)
-            return listener
+            return _listen_unix(address.removeprefix(UNIX))
         host, _, port = address.rpartition(":")
         host = host.strip("[]")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigurationError(f"server.{name}: {address} cannot be listened at: {error.strerror}") from None
+
+
+def _listen_unix(path: str) -> socket.socket:
+    """Listen at a path, over what a killed process has left there, but not over a living one."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        with socket.socket(socket.AF_UNIX) as other:
+            if other.connect_ex(path) == errno.ECONNREFUSED:
+                Path(path).unlink()
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _remove_socket(address: str) -> None:

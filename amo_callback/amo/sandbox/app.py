@@ -44,6 +44,12 @@ class Sandbox:
             (resources.files("amo_callback.amo.sandbox") / "consent.html").read_text(encoding="utf-8")
         )
 
+    async def until_asked(self, times: int) -> None:
+        """Wait until the token endpoint was asked so many times in all."""
+        while self.requests < times:
+            self.asked.clear()
+            await self.asked.wait()
+
     def app(self) -> web.Application:
         """Build the web application."""
         app = web.Application()

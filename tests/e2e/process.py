@@ -1,0 +1,81 @@
+"""The real process: started as an administrator would, read by its log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+PATIENCE = 20
+
+
+class Process:
+    """A running `amo-callback`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+
+    async def until(self, event: str, *, times: int = 1) -> dict[str, Any]:
+        """Read the log until an event has been logged so many times."""
+        while len(self.named(event)) < times:
+            await self._read()
+        return self.named(event)[-1]
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == event]
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        line = await asyncio.wait_for(self.process.stdout.readline(), PATIENCE)
+        assert line, "the process has ended"
+        self.lines.append(json.loads(line))
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Read the rest of the log, and return the exit status."""
+        assert self.process.stdout is not None
+        rest = await asyncio.wait_for(self.process.stdout.read(), PATIENCE)
+        self.lines += [json.loads(line) for line in rest.splitlines()]
+        return await self.process.wait()
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment with nothing of the tests' in it but what Python and coverage need."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AMO_CALLBACK", "PYTEST"))}
+    return {**kept, **more}
+
+
+@asynccontextmanager
+async def serving(environ: Mapping[str, str], folder: Path) -> AsyncIterator[Process]:
+    """Run `amo-callback serve`, and see to it that it ends."""
+    started = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "amo_callback.cli.main", "serve",
+        cwd=folder, env=_environment(environ), stdout=asyncio.subprocess.PIPE, limit=2**20,
+    )  # fmt: skip
+    process = Process(started)
+    try:
+        yield process
+    finally:
+        if started.returncode is None:
+            started.kill()
+            await process.ended()
+
+
+async def command(*arguments: str, folder: Path, environ: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """Run `amo-callback` to its end; return exit status, standard output and standard error."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "amo_callback.cli.main", *arguments,
+        cwd=folder, env=_environment(environ or {}), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+    return process.returncode or 0, out.decode(), err.decode()

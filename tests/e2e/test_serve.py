@@ -1,0 +1,164 @@
+"""`amo-callback serve` as a real process: starting, ending, and what an administrator is told."""
+
+from __future__ import annotations
+
+import signal
+import stat
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.clock import SystemClock
+from amo_callback.store import open_store
+from tests.conftest import API_KEY, BASE, HOST, Amo, environment, serve_amo
+from tests.e2e.process import command, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from amo_callback.model import Connection, TokenPair
+    from tests.e2e.process import Process
+
+URL_OF_STORE = "sqlite:///amo-callback.db"
+
+
+@pytest.fixture
+async def living_amo() -> AsyncIterator[Amo]:
+    """The stand-in in real time, with tokens that live four seconds."""
+    async with serve_amo(SystemClock(), access=4) as amo:
+        yield amo
+
+
+async def _connect(amo: Amo, process: Process, *, accounts: int) -> None:
+    started = await process.until("service.started")
+    async with aiohttp.ClientSession() as http:
+        for number in range(accounts):
+            account = amo.vendor.open_account(f"account{number}.amocrm.ru")
+            address = (
+                f"http://{started['public']}{BASE}/callback?code={amo.vendor.allow(account)}&referer={account.host}"
+            )
+            async with http.get(URL(address, encoded=True), allow_redirects=False) as response:
+                assert response.status == 302
+                assert response.headers["Location"].startswith("foryoure://amo-crm/callback?code=")
+
+
+async def _stored(folder: Path, amo: Amo, key: str) -> list[tuple[Connection, TokenPair]]:
+    cipher = Cipher([key])
+    async with open_store(URL_OF_STORE, folder=folder) as store:
+        found = [await store.connections_of(str(account.id)) for account in amo.vendor.accounts if account.host != HOST]
+    return [
+        (connection, cipher.open_pair(connection.sealed_pair or b"", connection_id=connection.id))
+        for [connection] in found
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_with_refreshes_in_flight_stored(
+    living_amo: Amo, tmp_path: Path, encryption_key: str, number: int
+) -> None:
+    """Refreshes that AMO has yet to answer when the signal comes are stored before the process exits with 0."""
+    async with serving(environment(living_amo, encryption_key), tmp_path) as process:
+        await _connect(living_amo, process, accounts=3)
+        living_amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW, Fault.SLOW)
+        await living_amo.sandbox.until_asked(6)
+        process.signal(number)
+        await process.until("service.stopping")
+        living_amo.sandbox.go_on.set()
+        assert await process.ended() == 0
+    ledger = living_amo.vendor.ledger
+    assert (len(ledger.refreshes()), ledger.doubles()) == (3, 0)
+    stored = await _stored(tmp_path, living_amo, encryption_key)
+    assert {pair.refresh_token for _, pair in stored} == set(ledger.issued[-3:])
+    assert all(connection.attempt is None for connection, _ in stored)
+
+
+async def test_what_was_connected_lives_on_after_a_restart(
+    living_amo: Amo, tmp_path: Path, encryption_key: str
+) -> None:
+    """A second process on the same file refreshes what the first one connected."""
+    environ = environment(living_amo, encryption_key)
+    async with serving(environ, tmp_path) as process:
+        await _connect(living_amo, process, accounts=2)
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+    async with serving(environ, tmp_path) as process:
+        await process.until("refresh.succeeded", times=2)
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+    assert living_amo.vendor.ledger.doubles() == 0
+
+
+async def test_its_files_are_the_owners_and_its_log_is_json_without_secrets(
+    living_amo: Amo, tmp_path: Path, encryption_key: str
+) -> None:
+    """The database is 0600; each line is JSON, and none holds what was presented, issued or configured."""
+    async with serving(environment(living_amo, encryption_key), tmp_path) as process:
+        await _connect(living_amo, process, accounts=1)
+        await process.until("refresh.succeeded")
+        for file in tmp_path.glob("amo-callback.db*"):
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+    written = "\n".join(str(line) for line in process.lines)
+    ledger = living_amo.vendor.ledger
+    secret = {entry.presented for entry in ledger.entries} | set(ledger.issued)
+    secret |= {encryption_key, API_KEY, living_amo.vendor.integration.client_secret}
+    assert [value for value in secret if value in written] == []
+    assert {"service.started", "http.request", "connection.connected", "service.stopped"} <= {
+        line["event"] for line in process.lines
+    }
+
+
+async def test_a_hangup_does_not_end_it(living_amo: Amo, tmp_path: Path, encryption_key: str) -> None:
+    """A closed terminal is no reason to stop; the log says what to do for a reload."""
+    async with serving(environment(living_amo, encryption_key), tmp_path) as process:
+        await process.until("service.started")
+        process.signal(signal.SIGHUP)
+        await process.until("reload.ignored")
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+
+
+async def test_a_bad_configuration_is_told_line_by_line_with_status_78(tmp_path: Path) -> None:
+    """Every problem on standard error, one a line, nothing else."""
+    status, out, err = await command("serve", folder=tmp_path, environ={"AMO_CALLBACK_AMO__TIMEOUT": "soon"})
+    assert (status, out) == (78, "")
+    assert all(line.startswith("amo-callback: ") for line in err.splitlines())
+    assert "amo-callback: amo.timeout: 'soon': input should be a valid number" in err
+    assert "amo-callback: storage: is missing" in err
+
+
+async def test_keys_that_cannot_read_the_store_stop_the_start(
+    living_amo: Amo, tmp_path: Path, encryption_key: str
+) -> None:
+    """With another key every connection would look lost: the process refuses to begin."""
+    async with open_store(URL_OF_STORE, folder=tmp_path) as store:
+        await store.canary(Cipher([encryption_key]).seal_canary())
+    status, _, err = await command("serve", folder=tmp_path, environ=environment(living_amo, new_key()))
+    assert status == 78
+    assert "amo-callback: storage.encryption_keys: none of them opens this database" in err
+
+
+async def test_usage_errors_are_status_2(tmp_path: Path) -> None:
+    """An unknown command is told with the ones there are."""
+    status, _, err = await command("fly", folder=tmp_path)
+    assert status == 2
+    assert "serve" in err
+
+
+async def test_keygen_makes_keys_that_the_service_takes(tmp_path: Path) -> None:
+    """A new one each time."""
+    keys = [(await command("keygen", folder=tmp_path))[1].strip() for _ in range(2)]
+    assert len(set(keys)) == 2
+    Cipher(keys)
+
+
+async def test_version_is_told(tmp_path: Path) -> None:
+    """What is installed."""
+    status, out, _ = await command("version", folder=tmp_path)
+    assert (status, out.split()[0]) == (0, "amo-callback")

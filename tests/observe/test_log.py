@@ -1,0 +1,126 @@
+"""Log lines, and what is not in them."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import warnings
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.model import Event, Level, Status
+from amo_callback.observe.log import LogObserver, Redactor, make_logger, take_over_library_logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+JWT = "eyJ0eXAiOiJKV1QifQ.eyJhY2NvdW50X2lkIjo3fQ.c2lnbmF0dXJl"
+CODE = "def50200" + "ab" * 40
+
+
+class Log:
+    """A logger, and its lines."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 -- because they are make_logger's
+        self.stream = io.StringIO()
+        self.logger = make_logger(**{"level": "info", "style": "json", "stream": self.stream, **options})
+
+    def line(self) -> dict[str, Any]:
+        [line] = self.stream.getvalue().splitlines()
+        return {key: value for key, value in json.loads(line).items() if key != "timestamp"}
+
+
+def test_an_event_is_one_line() -> None:
+    """Name, level, connection and fields; times and words as text."""
+    log = Log()
+    moment = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    fields = {"at": moment, "status": Status.ACTIVE, "count": 2, "none": None, "many": (1, "a")}
+    LogObserver(log.logger)(Event(name="a.b", level=Level.WARNING, connection_id="c", fields=fields))
+    assert log.line() == {
+        "event": "a.b", "level": "warning", "connection_id": "c", "at": "2026-11-23T12:00:00+00:00",
+        "status": "active", "count": 2, "none": None, "many": [1, "a"],
+    }  # fmt: skip
+
+
+def test_a_bug_keeps_its_trace_without_secrets() -> None:
+    """The trace is there, the text of the exception is scrubbed."""
+    log = Log(secrets=["configured-secret"])
+    error = ValueError(f"{CODE} configured-secret")
+    LogObserver(log.logger)(Event(name="bug", level=Level.ERROR, error=error))
+    assert log.line()["exception"] == "ValueError: [redacted] [redacted]"
+
+
+@pytest.mark.parametrize(
+    ("text", "scrubbed"),
+    [
+        (f"a {JWT} b", "a [redacted] b"),
+        (f"x={CODE}", "x=[redacted]"),
+        ("Authorization: Bearer abc.def", "Authorization: [redacted]"),
+        ("/cb?code=abc&state=x%20y&referer=a", "/cb?code=[redacted]&state=[redacted]&referer=a"),
+        ("my-configured-secret.", "my-[redacted]."),
+        ("nothing secret: postcode=1, restate", "nothing secret: postcode=1, restate"),
+    ],
+)
+def test_secrets_are_known_by_value_and_by_shape(text: str, scrubbed: str) -> None:
+    """Configured secrets, tokens, codes and queries do not get through."""
+    assert Redactor(["configured-secret", "tiny"]).scrub(text) == scrubbed
+
+
+def test_fields_with_telling_names_are_dropped() -> None:
+    """Whatever somebody puts under such a name, also inside another field."""
+    log = Log()
+    log.logger.info("e", code="abc", nested={"refresh_token": "abc", "list": [{"state": "abc"}]}, plain="abc")
+    line = log.line()
+    assert line["code"] == "[redacted]"
+    assert line["nested"] == {"refresh_token": "[redacted]", "list": [{"state": "[redacted]"}]}
+    assert line["plain"] == "abc"
+
+
+def test_levels_and_styles() -> None:
+    """Below the level nothing is written; a file is no terminal, so `auto` is JSON there."""
+    log = Log(level="warning", style="auto")
+    log.logger.info("no")
+    log.logger.warning("yes")
+    assert log.line() == {"event": "yes", "level": "warning"}
+    console = Log(style="console")
+    console.logger.info("hello", name="value")
+    assert "hello" in console.stream.getvalue()
+    assert "name=value" in console.stream.getvalue()
+
+
+def test_a_log_that_cannot_be_written_stops_nothing() -> None:
+    """A closed or full stream is no reason to lose a token."""
+    log = Log()
+    log.stream.close()
+    LogObserver(log.logger)(Event(name="e"))
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    root, hook = logging.getLogger(), sys.unraisablehook
+    handlers, level = root.handlers[:], root.level
+    yield
+    logging.captureWarnings(capture=False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    sys.unraisablehook = hook
+
+
+@pytest.mark.usefixtures("restored")
+def test_what_libraries_log_comes_in_our_lines() -> None:
+    """Warnings and worse, scrubbed like the rest; their chatter does not."""
+    log = Log()
+    take_over_library_logs(log.logger)
+    logging.getLogger("aiohttp.client").info("chatter")
+    logging.getLogger("aiohttp.client").warning("odd %s", CODE)
+    assert log.line() == {
+        "event": "library.log", "level": "warning", "library": "aiohttp.client", "text": "odd [redacted]",
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
+    assert "deprecated" in log.stream.getvalue().splitlines()[-1]

@@ -1,0 +1,96 @@
+"""No token, code, state, handle, key or secret leaves: the whole flow is run, and everything it wrote is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from amo_callback.amo.sandbox.faults import Fault
+from tests.conftest import API_KEY, BASE, HOST
+from tests.web.test_callback import BROKEN
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer, Running
+
+STATE = "the-state-of-the-app-1f9d"
+WRONG_KEY = "a-wrong-key-that-is-somebody-elses-4711-4711"
+
+
+async def test_no_secret_is_in_a_log_line_an_error_an_answer_or_the_database(run: Any, encryption_key: str) -> None:
+    """Good and hostile requests, every fault of AMO's, hand-outs and refusals: nothing secret is found afterwards."""
+    lives = {"access": 1000}
+    async with run(lives=lives, AMO__TIMEOUT="0.5", LOG__LEVEL="debug", LIMITS__UNPROVEN="1000") as app:
+        lived = await _live(app)
+        app.clock.advance(600)  # everything is due, and refreshed
+        await app.witness.until("refresh.succeeded")
+    secrets = {
+        "client secret": {app.settings.amo.client_secret.get_secret_value()},
+        "encryption key": {encryption_key},
+        "api key": {API_KEY, WRONG_KEY},
+        "state": {STATE},
+        "handle": lived.handles,
+        "code": {entry.presented for entry in app.amo.vendor.ledger.exchanges() if len(entry.presented) > 20},
+        "refresh token": set(app.amo.vendor.ledger.issued),
+        "access token": lived.tokens,
+    }
+    assert all(secrets.values())
+    written = {
+        "log": app.log.getvalue(),
+        "events": "\n".join(repr(event) for event in app.witness.events),
+        "settings": repr(app.settings),
+        "errors": "\n".join(lived.errors),
+        "database": "".join(file.read_bytes().decode("latin-1") for file in app.folder.glob("*.db*")),
+    }
+    for where, text in written.items():
+        for what, values in secrets.items():
+            for value in values:
+                for form in {value, quote(value, safe=""), json.dumps(value)[1:-1]}:
+                    assert form not in text, f"a {what} is in the {where}"
+    assert "Traceback" not in app.log.getvalue()
+    events = {line["event"] for line in app.lines()}
+    assert {"http.request", "grant.failed", "connection.connected", "refresh.succeeded", "token.handed_out"} <= events
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lived:
+    """What a life of the service brought forth."""
+
+    errors: list[str]
+    handles: set[str]
+    tokens: set[str]
+
+
+async def _live(app: Running) -> Lived:
+    """Do all that can be done."""
+    answers: list[Answer] = []
+    answers.extend(
+        [await app.callback(f"{query}&state={STATE}", html=html) for query, *_ in BROKEN for html in (True, False)]
+    )
+    for fault in Fault:
+        if fault is not Fault.SLOW:
+            app.amo.sandbox.faults.add(fault)
+            answers.append(await app.callback(app.query(state=STATE)))
+            app.clock.advance(2)
+    answers.append(await app.callback(app.query(code="junk-" * 20, state=STATE)))
+    answers.append(await app.callback("code=" + "junk" * 20_000))
+    answers.append(await app.public(f"{BASE}/exchange-code", method="POST", data=b"{" + STATE.encode()))
+    answers.append(await app.public(f"{BASE}/{STATE}?code={app.amo.code()}"))
+    code = app.amo.code()
+    returned = await app.callback(app.query(code=code, state=STATE), html=True)
+    handle = returned.location.rpartition("/")[2]
+    assert (await app.public(returned.location)).status == 200
+    assert (await app.public(f"{BASE}/exchange-code", method="POST", json={"code": code})).status == 200
+    answers.append(await app.public(f"{BASE}/exchange-code", method="POST", json={"code": STATE, "referer": HOST}))
+    token = (await app.private(f"/connections/account:{app.amo.account.id}/token")).json()["access_token"]
+    answers.append(await app.private(f"/connections/{STATE}/token?min_ttl={STATE}"))
+    answers.append(await app.private("/nowhere", key=WRONG_KEY))
+    errors = [answer for answer in answers if answer.status >= 400]
+    assert len(errors) > 25
+    pages = [answer.text for answer in errors if "text/html" in answer.headers["Content-Type"]]
+    assert pages
+    assert all(f"&amp;state={STATE}" in page or "state=" not in page for page in pages)
+    return Lived(
+        errors=[answer.text for answer in errors if answer.text not in pages], handles={handle}, tokens={token}
+    )

@@ -1,0 +1,190 @@
+"""Listening, and the quiet end of it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from amo_callback.errors import ConfigurationError
+from amo_callback.observe.log import make_logger
+from amo_callback.web.doors import open_door
+from amo_callback.web.peer import rightmost_untrusted
+from tests.fakes import ShiftedClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+
+class Door:
+    """An application behind a door, and a raw connection to it."""
+
+    def __init__(self) -> None:
+        self.log = io.StringIO()
+        self.held = asyncio.Event()
+        self.entered = asyncio.Event()
+        self.app = web.Application()
+        self.app.add_routes([web.get("/", self._answer), web.get("/slow", self._slow)])
+
+    async def _answer(self, _request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    async def _slow(self, _request: web.Request) -> web.Response:
+        self.entered.set()
+        await self.held.wait()
+        return web.Response(text="done")
+
+    def open(self, address: str) -> AbstractAsyncContextManager[str]:
+        log = make_logger(level="debug", style="json", stream=self.log)
+        return open_door(self.app, address, name="public", clock=ShiftedClock(), log=log)
+
+
+async def _ask(address: str, request: bytes) -> bytes:
+    if address.startswith("unix:"):
+        reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
+    else:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        writer.write(request)
+        return await reader.read()
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture
+def door() -> Door:
+    return Door()
+
+
+@pytest.fixture
+async def ipv6() -> AsyncIterator[None]:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 on this machine: {error.strerror}")
+    yield
+
+
+async def test_a_door_may_be_a_unix_socket(door: Door, tmp_path: Path) -> None:
+    """It is bound over one that a killed process left, and gone afterwards."""
+    path = tmp_path / "private.sock"
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(path))
+    left.close()
+    async with door.open(f"unix:{path}") as address:
+        assert address == f"unix:{path}"
+        assert b"hello" in await _ask(address, GET)
+    assert not path.exists()
+
+
+async def test_a_living_unix_socket_is_not_taken_over(door: Door, tmp_path: Path) -> None:
+    """A second process does not cut the first one off."""
+    address = f"unix:{tmp_path / 'private.sock'}"
+    async with door.open(address):
+        with pytest.raises(ConfigurationError, match="Address already in use"):
+            async with Door().open(address):
+                pass
+        assert b"hello" in await _ask(address, GET)
+
+
+@pytest.mark.usefixtures("ipv6")
+async def test_a_door_may_be_ipv6(door: Door) -> None:
+    """With brackets, as in an address bar."""
+    async with door.open("[::1]:0") as address:
+        assert address.startswith("[::1]:")
+        assert b"hello" in await _ask(address, GET)
+
+
+async def test_a_door_that_is_taken_is_named(door: Door, tmp_path: Path) -> None:
+    """The message names setting, address and reason."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for wanted, reason in ((address, "Address already in use"), (f"unix:{tmp_path}/no/x", "No such file")):
+            with pytest.raises(ConfigurationError, match=f"server.public: {wanted} cannot be listened at: {reason}"):
+                async with door.open(wanted):
+                    pass
+
+
+async def test_closing_answers_what_was_accepted_and_says_goodbye(door: Door) -> None:
+    """A request in progress at the end gets its answer, told to close; new connections are refused."""
+    context = door.open("127.0.0.1:0")
+    address = await context.__aenter__()
+    asking = asyncio.create_task(_ask(address, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"))
+    await door.entered.wait()
+    closing = asyncio.create_task(context.__aexit__(None, None, None))
+    while True:
+        try:
+            await _ask(address, GET)
+        except ConnectionError:
+            break
+    door.held.set()
+    answer = await asking
+    await closing
+    assert answer.endswith(b"done")
+    assert b"Connection: close" in answer
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET /?code=the-secret-" + b"x" * 40_000 + b" HTTP/1.1",
+        b"GET /?code=the-secret HTTP/9.9",
+        b"the-secret",
+        b"GET /the-secret\x00 HTTP/1.1",
+        b"\x16\x03\x01the-secret",
+        b"GET / HTTP/1.1\r\nX: the-secret\x00",
+        b"GET / HTTP/1.1\r\nX-Long: the-secret" + b"x" * 40_000,
+        b"GET / HTTP/1.1\r\nContent-Length: the-secret",
+    ],
+)
+async def test_what_cannot_be_parsed_is_not_sent_back_nor_logged(door: Door, request_line: bytes) -> None:
+    """A request that is no HTTP gets a bare 400, and one line without its text: it may hold a code."""
+    async with door.open("127.0.0.1:0") as address:
+        answer = await _ask(address, request_line + b"\r\nHost: a\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400") or answer.startswith(b"HTTP/1.0 400")
+    assert b"the-secret" not in answer
+    assert "the-secret" not in door.log.getvalue()
+    assert "Traceback" not in door.log.getvalue()
+    for line in door.log.getvalue().splitlines():
+        assert json.loads(line)["event"] == "http.bad_request"
+
+
+TRUSTED = ("127.0.0.1", "10.0.0.1", "::1")
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("192.0.2.1", [], "192.0.2.1"),
+        ("192.0.2.1", ["198.51.100.9"], "192.0.2.1"),
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("127.0.0.1", ["198.51.100.9"], "198.51.100.9"),
+        ("127.0.0.1", ["6.6.6.6, 198.51.100.9"], "198.51.100.9"),
+        ("127.0.0.1", ["6.6.6.6", "198.51.100.9, 10.0.0.1"], "198.51.100.9"),
+        ("127.0.0.1", ["198.51.100.9, junk"], "127.0.0.1"),
+        ("127.0.0.1", ["junk"], "127.0.0.1"),
+        ("127.0.0.1", ["10.0.0.1"], "127.0.0.1"),
+        ("::1", ["2001:db8::1"], "2001:db8::1"),
+        ("", ["198.51.100.9"], "198.51.100.9"),
+        ("", [], None),
+    ],
+)
+def test_a_client_is_the_rightmost_address_that_is_no_proxy_of_ours(
+    peer: str, forwarded: list[str], address: str | None
+) -> None:
+    """What stands to the left was written by the client; a peer that is not trusted is the client itself."""
+    assert rightmost_untrusted(peer, forwarded, TRUSTED) == address
