@@ -15,7 +15,7 @@ import json
 import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amo_callback.errors import (
     AccountNotAllowed,
@@ -229,8 +229,8 @@ class Connect:
             connection_id=grant.connection_id,
         )
 
-    def _opened(self, grant: Grant) -> dict[str, str]:
-        content: dict[str, str] = json.loads(
+    def _opened(self, grant: Grant) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(
             self._cipher.open(grant.sealed or b"", bound_to=f"grant:{grant.code_hash}")
         )
         return content

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DAY = timedelta(days=1)
 
 
-def a_connection(number: int = 1, **more: Any) -> Connection:  # noqa: ANN401 -- because they are fields of Connection
+def a_connection(number: int = 1, **more: Any) -> Connection:
     """Return a connection as a grant brings it."""
     values: dict[str, Any] = {
         "id": connection_id(Account(account_id=str(number), user_id="1"), "a.amocrm.ru"),
@@ -48,7 +48,7 @@ def a_connection(number: int = 1, **more: Any) -> Connection:  # noqa: ANN401 --
     return Connection(**{**values, **more})
 
 
-def a_grant(code: str = "code", **more: Any) -> Grant:  # noqa: ANN401 -- because they are fields of Grant
+def a_grant(code: str = "code", **more: Any) -> Grant:
     """Return a grant as it begins."""
     values: dict[str, Any] = {
         "code_hash": fingerprint(code),
@@ -62,7 +62,7 @@ def a_grant(code: str = "code", **more: Any) -> Grant:  # noqa: ANN401 -- becaus
     return Grant(**{**values, **more})
 
 
-def a_claim(connection: Connection, **more: Any) -> Claim:  # noqa: ANN401 -- because they are fields of Claim
+def a_claim(connection: Connection, **more: Any) -> Claim:
     """Return a claim of a connection's pair as it stands."""
     values: dict[str, Any] = {
         "connection_id": connection.id,
@@ -76,7 +76,7 @@ def a_claim(connection: Connection, **more: Any) -> Claim:  # noqa: ANN401 -- be
     return Claim(**{**values, **more})
 
 
-def a_refreshed(connection: Connection, **more: Any) -> RefreshedPair:  # noqa: ANN401 -- because they are fields of RefreshedPair
+def a_refreshed(connection: Connection, **more: Any) -> RefreshedPair:
     """Return the next pair of a connection."""
     at: datetime = more.pop("at", START + DAY / 2)
     values: dict[str, Any] = {
@@ -92,7 +92,7 @@ def a_refreshed(connection: Connection, **more: Any) -> RefreshedPair:  # noqa: 
     return RefreshedPair(**{**values, **more})
 
 
-def a_verdict(connection: Connection, **more: Any) -> Verdict:  # noqa: ANN401 -- because they are fields of Verdict
+def a_verdict(connection: Connection, **more: Any) -> Verdict:
     """Return what an attempt without a pair leaves."""
     values: dict[str, Any] = {
         "connection_id": connection.id,

@@ -160,16 +160,16 @@ class Running:
         """Return the query of a good redirect."""
         return f"code={code or self.amo.code()}&state={quote(state, safe='')}&referer={HOST}&platform=1"
 
-    async def public(self, path: str, *, method: str = "GET", **options: Any) -> Answer:  # noqa: ANN401 -- because aiohttp's options are
+    async def public(self, path: str, *, method: str = "GET", **options: Any) -> Answer:
         return await self._ask(self.service.public, method, path, **options)
 
-    async def private(self, path: str, *, key: str | None = API_KEY, method: str = "GET", **options: Any) -> Answer:  # noqa: ANN401 -- because aiohttp's options are
+    async def private(self, path: str, *, key: str | None = API_KEY, method: str = "GET", **options: Any) -> Answer:
         headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
         return await self._ask(
             self.service.private, method, path, headers={**headers, **options.pop("headers", {})}, **options
         )
 
-    async def _ask(self, address: str, method: str, path: str, **options: Any) -> Answer:  # noqa: ANN401 -- because aiohttp's options are
+    async def _ask(self, address: str, method: str, path: str, **options: Any) -> Answer:
         from yarl import URL  # noqa: PLC0415 -- because only here must an address stay as it is written
 
         async with self.http.request(
@@ -202,7 +202,7 @@ class Answer:
     def location(self) -> str:
         return self.headers["Location"]
 
-    def json(self) -> Any:  # noqa: ANN401 -- because it is
+    def json(self) -> Any:
         return json.loads(self.text)
 
 
@@ -236,7 +236,7 @@ class _Both:
 
 
 @pytest.fixture
-def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:  # noqa: ANN401 -- because a factory's type says little
+def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
     """Return how to run the whole service with some settings of one's own."""
 
     @asynccontextmanager
@@ -264,7 +264,7 @@ def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:  # noqa: 
 
 
 @pytest.fixture
-async def app(run: Any) -> AsyncIterator[Running]:  # noqa: ANN401 -- because a factory's type says little
+async def app(run: Any) -> AsyncIterator[Running]:
     """Run the whole service with its defaults."""
     async with run() as running:
         yield running

@@ -134,7 +134,7 @@ class FailingStore:
         self._store = store
         self.away: set[str] = set()
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- because it stands for every method of the port
+    def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
 
         async def call(*args: object, **kwargs: object) -> object:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.errors import Unreadable
 from amo_callback.model import TokenPair
 from tests.fakes import START
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PAIR = TokenPair(access_token="the-access-token", refresh_token="the-refresh-token", issued_at=START, expires_at=START)
 
@@ -24,11 +29,10 @@ def test_a_pair_does_not_open_for_another_connection(cipher: Cipher) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda s: s[:-1], lambda s: b"", lambda s: s[:40] + b"A" + s[41:], lambda s: b"\xff"]
+    "damage", [lambda s: s[:-1], lambda _: b"", lambda s: s[:40] + b"A" + s[41:], lambda _: b"\xff"]
 )
-def test_a_damaged_record_does_not_open(cipher: Cipher, damage: object) -> None:
+def test_a_damaged_record_does_not_open(cipher: Cipher, damage: Callable[[bytes], bytes]) -> None:
     """One changed byte is enough."""
-    assert callable(damage)
     with pytest.raises(Unreadable):
         cipher.open(damage(cipher.seal(b"x" * 50, bound_to="a")), bound_to="a")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import BaseModel, SecretStr
@@ -12,6 +13,9 @@ from amo_callback.cipher import new_key
 from amo_callback.config import Settings
 from amo_callback.config_load import find_config, load_settings, storage_folder
 from amo_callback.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 KEY = new_key()
@@ -23,7 +27,7 @@ REQUIRED = {
 }
 
 
-def _problems(path: Path | None = None, **environ: str) -> list[str]:
+def _problems(environ: Mapping[str, str], path: Path | None = None) -> list[str]:
     with pytest.raises(ConfigurationError) as raised:
         load_settings(path, {**REQUIRED, **environ})
     return list(raised.value.problems)
@@ -162,12 +166,18 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
             },
         )
     assert sorted(raised.value.problems) == [
-        "AMO_CALLBACK_LOGS__LEVEL: is no setting: AMO_CALLBACK_SECTION__KEY with one of "
-        "server, amo, app, limits, refresh, storage, api, notify, log",
-        "amo.client_secret: is missing; set it in the configuration file, as a secret file amo.client_secret, "
-        "or as AMO_CALLBACK_AMO__CLIENT_SECRET",
-        "amo.redirect_uri: is missing; set it in the configuration file, as a secret file amo.redirect_uri, "
-        "or as AMO_CALLBACK_AMO__REDIRECT_URI",
+        (
+            "AMO_CALLBACK_LOGS__LEVEL: is no setting: AMO_CALLBACK_SECTION__KEY with one of "
+            "server, amo, app, limits, refresh, storage, api, notify, log"
+        ),
+        (
+            "amo.client_secret: is missing; set it in the configuration file, as a secret file amo.client_secret, "
+            "or as AMO_CALLBACK_AMO__CLIENT_SECRET"
+        ),
+        (
+            "amo.redirect_uri: is missing; set it in the configuration file, as a secret file amo.redirect_uri, "
+            "or as AMO_CALLBACK_AMO__REDIRECT_URI"
+        ),
         "amo.timeout: 'soon': input should be a valid number, unable to parse string as a number",
         "server.colour: is no setting; see config.example.toml",
     ]
@@ -196,7 +206,7 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
 )
 def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> None:
     """Key, value, and what is wanted."""
-    [problem] = _problems(**{f"AMO_CALLBACK_{key}": value})
+    [problem] = _problems({f"AMO_CALLBACK_{key}": value})
     assert problem.startswith(said)
 
 
@@ -216,7 +226,7 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> N
 )
 def test_a_bad_secret_is_named_and_not_shown(key: str, value: str, said: str) -> None:
     """A secret's value is in no message."""
-    [problem] = _problems(**{f"AMO_CALLBACK_{key}": value})
+    [problem] = _problems({f"AMO_CALLBACK_{key}": value})
     assert problem.startswith(said)
     assert "sekret" not in problem
 
@@ -228,26 +238,28 @@ def test_a_bad_secret_is_named_and_not_shown(key: str, value: str, said: str) ->
 def test_what_this_version_cannot_do_is_refused_and_not_ignored(key: str) -> None:
     """A setting that would be without effect stops the start."""
     name, _, value = key.partition("=")
-    [problem] = _problems(**{f"AMO_CALLBACK_{name}": value})
+    [problem] = _problems({f"AMO_CALLBACK_{name}": value})
     assert problem.endswith("this version cannot do that yet; leave it at its default")
 
 
 def test_a_file_that_cannot_be_read_is_named_without_its_content(tmp_path: Path) -> None:
     """Missing, broken or binary: the message says where, and quotes nothing, for the line may hold a secret."""
-    assert _problems(tmp_path / "none.toml") == [f"{tmp_path / 'none.toml'}: cannot be read: No such file or directory"]
+    assert _problems({}, tmp_path / "none.toml") == [
+        f"{tmp_path / 'none.toml'}: cannot be read: No such file or directory"
+    ]
     path = _written(tmp_path, '[amo]\nclient_secret = "sekret\n')
-    [problem] = _problems(path)
+    [problem] = _problems({}, path)
     assert problem == f"{path}: is not valid TOML: (at line 2, column 24)"
     path.write_bytes(b"\xff")
-    assert _problems(path) == [f"{path}: is not UTF-8 text"]
+    assert _problems({}, path) == [f"{path}: is not UTF-8 text"]
 
 
 def test_a_secrets_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """A missing folder, or a secret that is no text."""
-    [problem] = _problems(CREDENTIALS_DIRECTORY=str(tmp_path / "none"))
+    [problem] = _problems({"CREDENTIALS_DIRECTORY": str(tmp_path / "none")})
     assert problem.endswith("the secrets cannot be read: No such file or directory")
     (tmp_path / "amo.client_secret").write_bytes(b"\xff\xfe")
-    [problem] = _problems(CREDENTIALS_DIRECTORY=str(tmp_path))
+    [problem] = _problems({"CREDENTIALS_DIRECTORY": str(tmp_path)})
     assert problem.endswith("amo.client_secret: cannot be read as text")
 
 

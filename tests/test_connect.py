@@ -47,7 +47,7 @@ class Process:
         self.woken = 0
         self.connect = self.make(client=client, cipher=cipher)
 
-    def make(self, *, client: object, cipher: Cipher, **rules: Any) -> Connect:  # noqa: ANN401 -- because they are the rules' fields
+    def make(self, *, client: object, cipher: Cipher, **rules: Any) -> Connect:
         return Connect(
             store=cast("Store", self.failing),
             amo=cast("AmoOAuth", client),

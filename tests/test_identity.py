@@ -15,9 +15,9 @@ def test_a_key_is_found_by_its_value_with_its_scopes() -> None:
     keys = ApiKeys(read_api_keys(text))
     found = [keys.find(KEY + number) for number in "123"]
     assert [(key.name, key.scopes) for key in found if key] == [
-        ("one", {Scope.READ, Scope.TOKEN}),
-        ("two", {Scope.ADMIN}),
-        ("three", {Scope.READ, Scope.TOKEN, Scope.ADMIN}),
+        ("one", frozenset({Scope.READ, Scope.TOKEN})),
+        ("two", frozenset({Scope.ADMIN})),
+        ("three", frozenset({Scope.READ, Scope.TOKEN, Scope.ADMIN})),
     ]
 
 

@@ -46,7 +46,7 @@ class House:
         self.failing = FailingStore(store)
         self.keeper = self.make_keeper()
 
-    def make_keeper(self, **more: Any) -> Keeper:  # noqa: ANN401 -- because they are the keeper's parameters
+    def make_keeper(self, **more: Any) -> Keeper:
         values: dict[str, Any] = {
             "store": cast("Store", self.failing),
             "amo": self.client,
@@ -59,11 +59,11 @@ class House:
         }
         return Keeper(**{**values, **more})
 
-    async def connect(self, **more: Any) -> Connection:  # noqa: ANN401 -- because they are fields of Connection
+    async def connect(self, **more: Any) -> Connection:
         issued = await self.client.exchange(code=self.amo.code().encode(), domain=HOST)
         return await self.keep(issued, **more)
 
-    async def keep(self, issued: Issued, **more: Any) -> Connection:  # noqa: ANN401 -- because they are fields of Connection
+    async def keep(self, issued: Issued, **more: Any) -> Connection:
         name = connection_id(issued.account, HOST)
         values: dict[str, Any] = {
             "id": name,
@@ -84,7 +84,7 @@ class House:
     def pair(self, connection: Connection) -> TokenPair:
         return self.cipher.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
 
-    async def refresh(self, connection: Connection, **more: Any) -> Connection:  # noqa: ANN401 -- because they are refresh's parameters
+    async def refresh(self, connection: Connection, **more: Any) -> Connection:
         return await self.keeper.refresh(connection.id, **{"demand": "schedule", **more})
 
 
@@ -173,7 +173,7 @@ async def test_a_claim_that_took_too_long_is_given_back_unsent(house: House) -> 
     connection = await house.connect()
 
     class SlowStore(FailingStore):
-        async def claim(self, claim: Any) -> Any:  # noqa: ANN401 -- because it passes through
+        async def claim(self, claim: Any) -> Any:
             claimed = await house.store.claim(claim)
             house.clock.advance(55.1)
             return claimed
@@ -350,7 +350,7 @@ async def test_a_dead_refresh_token_is_told_once_and_kept(house: House, hint_aft
     [Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HUGE_AFTER, Fault.NOTHING_AFTER],
 )
 async def test_a_token_lost_with_its_answer_is_in_doubt_and_not_revoked(house: House, fault: Fault) -> None:
-    """After an open outcome the connection stays active; where the token then proves dead, we say that we may be why."""
+    """After an open outcome the connection stays active; where the token then proves dead, we say we may be why."""
     connection = await house.connect()
     house.amo.sandbox.faults.add(fault)
     with pytest.raises(OutcomeOpen):

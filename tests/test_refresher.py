@@ -66,7 +66,7 @@ class Loop:
         self.failing = FailingStore(store)
 
     @asynccontextmanager
-    async def running(self, **more: Any) -> AsyncIterator[Refresher]:  # noqa: ANN401 -- because they are the refresher's parameters
+    async def running(self, **more: Any) -> AsyncIterator[Refresher]:
         values: dict[str, Any] = {"concurrency": 16, "poll_interval": 5.0, "put_aside": 30.0}
         refresher = Refresher(
             store=cast("Store", self.failing),

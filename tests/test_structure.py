@@ -87,6 +87,14 @@ def test_each_outside_library_has_one_room(module: str, tree: ast.Module) -> Non
         assert module == "amo.client" or module.startswith(("web", "cli", "amo.sandbox"))
 
 
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("test_*.py")), ids=lambda path: path.stem)
+def test_each_test_states_a_behaviour(path: Path) -> None:
+    """Every test has a docstring of one sentence or two, so that the tests can be read as the manual."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
 def test_the_top_level_holds_what_it_should() -> None:
     """Nothing lies about at the top of the repository."""
     names = {path.name for path in PACKAGE.parent.iterdir() if not path.name.startswith(".")}

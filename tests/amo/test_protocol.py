@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,14 +20,16 @@ from amo_callback.amo.protocol import (
     refresh_request,
 )
 from amo_callback.errors import AmoCallbackError, OutcomeOpen, UnknownRefusal
-from amo_callback.model import Issued
 from tests.fakes import START
+
+if TYPE_CHECKING:
+    from amo_callback.model import Issued
 
 SAMPLES = sorted((Path(__file__).parent / "answers").glob("*.json"))
 INTEGRATION = Integration(client_id="c619", client_secret="the-secret", redirect_uri="https://a.example/cb?x=1")
 
 
-def _read(body: object, *, status: int = 200, grant_type: GrantType = GrantType.REFRESH_TOKEN, **more: Any) -> Issued:  # noqa: ANN401 -- because they are fields of Answer
+def _read(body: object, *, status: int = 200, grant_type: GrantType = GrantType.REFRESH_TOKEN, **more: Any) -> Issued:
     raw = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
     return read_answer(Answer(status=status, body=raw, **more), grant_type=grant_type, now=START)
 

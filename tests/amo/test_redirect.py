@@ -10,10 +10,13 @@ from amo_callback.model import Redirect
 
 JUNK_HOSTS = [
     "evil.com", "a.amocrm.ru.evil.com", "amocrm.ru@evil.com", "evil.com/.amocrm.ru", "a.amocrm.ru:8443", "127.0.0.1",
-    "[::1]", "А.amocrm.ru", "A.AMOCRM.RU.", "a.amocrm.ru%00.evil", "a.amocrm.ru\0", "a.amocrm.ru\n", "amocrm.ru",
+    "[::1]",
+    "\N{CYRILLIC CAPITAL LETTER A}.amocrm.ru", "A.AMOCRM.RU.", "a.amocrm.ru%00.evil", "a.amocrm.ru\0", "a.amocrm.ru\n",
+    "amocrm.ru",
     ".amocrm.ru", "a.b.amocrm.ru", "-a.amocrm.ru", "a-.amocrm.ru", "a_b.amocrm.ru", "a" * 64 + ".amocrm.ru",
     "aamocrm.ru", "a.amocrm.ru/path", "a.amocrm.ru?x", "a.amocrm.ru#x", "ftp://a.amocrm.ru", "https://x@a.amocrm.ru",
-    "https://a.amocrm.ru//", "//a.amocrm.ru", "a.amocrm.ru\\.evil.com", " a.amocrm.ru", "a.kommo.co", "\N{KELVIN SIGN}.kommo.com",
+    "https://a.amocrm.ru//", "//a.amocrm.ru", "a.amocrm.ru\\.evil.com", " a.amocrm.ru", "a.kommo.co",
+    "\N{KELVIN SIGN}.kommo.com",
     "a.\N{KELVIN SIGN}ommo.com", "a.amocrm。ru", "", "https://", "a..amocrm.ru",
 ]  # fmt: skip
 

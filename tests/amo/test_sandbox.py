@@ -29,7 +29,7 @@ class Caller:
     def __init__(self, amo: Amo, http: aiohttp.ClientSession) -> None:
         self.amo, self.http = amo, http
 
-    async def post(self, host: str = HOST, *, form: bool = False, **body: str) -> tuple[int, Any]:
+    async def post(self, host: str = HOST, **body: str) -> tuple[int, Any]:
         known = self.amo.vendor.integration
         whole = {
             "client_id": known.client_id,
@@ -37,8 +37,10 @@ class Caller:
             "redirect_uri": known.redirect_uri,
             **body,
         }
-        sent: dict[str, Any] = {"data": whole} if form else {"json": whole}
-        async with self.http.post(f"http://{self.amo.address}/{host}/oauth2/access_token", **sent) as response:
+        return await self.send(host, json=whole)
+
+    async def send(self, host: str, **body: Any) -> tuple[int, Any]:
+        async with self.http.post(f"http://{self.amo.address}/{host}/oauth2/access_token", **body) as response:
             return response.status, await response.json(content_type=None)
 
     async def exchange(self, code: str | None = None) -> tuple[int, Any]:
@@ -84,7 +86,15 @@ async def test_everything_dies_in_its_time(caller: Caller, clock: FakeClock) -> 
 
 async def test_a_form_is_refused_with_misleading_words(caller: Caller) -> None:
     """Only JSON is read; a form body is told that its client is wrong."""
-    status, problem = await caller.post(form=True, grant_type="authorization_code", code=caller.amo.code())
+    known = caller.amo.vendor.integration
+    form = {
+        "client_id": known.client_id,
+        "client_secret": known.client_secret,
+        "redirect_uri": known.redirect_uri,
+        "grant_type": "authorization_code",
+        "code": caller.amo.code(),
+    }
+    status, problem = await caller.send(HOST, data=form)
     assert (status, problem["title"], "hint" in problem) == (401, "Некорректный клиент", False)
 
 

@@ -29,7 +29,7 @@ URL_OF_STORE = "sqlite:///amo-callback.db"
 
 @pytest.fixture
 async def living_amo() -> AsyncIterator[Amo]:
-    """The stand-in in real time, with tokens that live four seconds."""
+    """Serve the stand-in in real time, with tokens that live four seconds."""
     async with serve_amo(SystemClock(), access=4) as amo:
         yield amo
 

@@ -25,7 +25,7 @@ CODE = "def50200" + "ab" * 40
 class Log:
     """A logger, and its lines."""
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 -- because they are make_logger's
+    def __init__(self, **options: Any) -> None:
         self.stream = io.StringIO()
         self.logger = make_logger(**{"level": "info", "style": "json", "stream": self.stream, **options})
 

@@ -337,7 +337,7 @@ async def test_a_look_spends_nothing(app: Running) -> None:
 
 
 async def test_amos_own_server_gets_plain_text(app: Running) -> None:
-    """`from_exchange` is answered 200 without a deep link, whatever it accepts, and so is `from_widget` without HTML."""
+    """`from_exchange` is answered 200 without a deep link, whatever it accepts, as is `from_widget` without HTML."""
     for marker, html in (("from_exchange", False), ("from_exchange", True), ("from_widget", False)):
         answer = await app.callback(f"{app.query()}&{marker}=1", html=html)
         assert (answer.status, answer.text, "Location" in answer.headers) == (200, "connected\n", False)

@@ -19,7 +19,6 @@ from amo_callback.web.peer import rightmost_untrusted
 from tests.fakes import ShiftedClock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -71,12 +70,11 @@ def door() -> Door:
 
 
 @pytest.fixture
-async def ipv6() -> AsyncIterator[None]:
+def ipv6() -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"no IPv6 on this machine: {error.strerror}")
-    yield
 
 
 async def test_a_door_may_be_a_unix_socket(door: Door, tmp_path: Path) -> None:
@@ -155,7 +153,7 @@ async def test_what_cannot_be_parsed_is_not_sent_back_nor_logged(door: Door, req
     """A request that is no HTTP gets a bare 400, and one line without its text: it may hold a code."""
     async with door.open("127.0.0.1:0") as address:
         answer = await _ask(address, request_line + b"\r\nHost: a\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 400") or answer.startswith(b"HTTP/1.0 400")
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
     assert b"the-secret" not in answer
     assert "the-secret" not in door.log.getvalue()
     assert "Traceback" not in door.log.getvalue()

@@ -62,11 +62,11 @@ async def test_a_door_that_cannot_open_closes_what_was_opened(
     """A start that fails half way leaves no task, no lock and no file open: the next one works."""
     log = make_logger(level="info", style="json", stream=io.StringIO())
 
-    def settings(private: str) -> Any:  # noqa: ANN401 -- because load_settings says it
+    def settings(private: str) -> Any:
         return load_settings(None, environment(amo, encryption_key, SERVER__PRIVATE=private))
 
     clock = ShiftedClock()
-    with pytest.raises(ConfigurationError, match="server.private"):
+    with pytest.raises(ConfigurationError, match=r"server\.private"):
         async with open_service(
             settings("unix:/nowhere/at/all"), folder=tmp_path, clock=clock, log=log, observer=witness
         ):

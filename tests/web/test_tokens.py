@@ -110,11 +110,11 @@ async def test_a_connection_that_needs_its_person_says_where_to_connect(run: Any
         app.clock.advance(100)
         for _ in range(2):
             answer = await app.private(f"/connections/{connection}/token")
+            assert answer.headers["Content-Type"].startswith("application/problem+json")
             problem = answer.json()
             assert (answer.status, problem["code"], problem["reason"]) == (409, "needs_reauth", "revoked")
             client = app.settings.amo.client_id
             assert problem["reconnect_url"] == f"https://www.amocrm.ru/oauth?client_id={client}&mode=popup"
-        assert answer.headers["Content-Type"].startswith("application/problem+json")
 
 
 async def _spend_elsewhere(app: Running) -> None:
