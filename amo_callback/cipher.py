@@ -6,6 +6,7 @@ over another one by hand does not open there.
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from amo_callback.errors import Unreadable
-from amo_callback.model import TokenPair
+from amo_callback.model import GrantSecrets, TokenPair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +68,26 @@ class Cipher:
             expires_at=datetime.fromisoformat(content["expires_at"]),
         )
 
+    def seal_grant(self, secrets: GrantSecrets, *, code_hash: str) -> bytes:
+        """Seal what a grant hands back, for that grant."""
+        content = {
+            "handle": secrets.handle,
+            "code": base64.b64encode(secrets.code).decode(),
+            "state": None if secrets.state is None else base64.b64encode(secrets.state).decode(),
+            "domain": secrets.domain,
+        }
+        return self.seal(json.dumps(content).encode(), bound_to=_grant(code_hash))
+
+    def open_grant(self, sealed: bytes, *, code_hash: str) -> GrantSecrets:
+        """Open what a grant hands back; raises `Unreadable`."""
+        content = json.loads(self.open(sealed, bound_to=_grant(code_hash)))
+        return GrantSecrets(
+            handle=content["handle"],
+            code=base64.b64decode(content["code"]),
+            state=None if content["state"] is None else base64.b64decode(content["state"]),
+            domain=content["domain"],
+        )
+
     def seal_canary(self) -> bytes:
         """Return the record by which a store tells at start whether it can be read."""
         return self.seal(_CANARY, bound_to="canary")
@@ -74,6 +95,10 @@ class Cipher:
     def check_canary(self, sealed: bytes) -> None:
         """Raise `Unreadable` where no key of ours wrote this store."""
         self.open(sealed, bound_to="canary")
+
+
+def _grant(code_hash: str) -> str:
+    return f"grant:{code_hash}"
 
 
 def _connection(connection_id: str) -> str:

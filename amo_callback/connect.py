@@ -9,13 +9,11 @@ what keeps us from asking twice.
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
-import json
 import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amo_callback.errors import (
     AccountNotAllowed,
@@ -35,6 +33,7 @@ from amo_callback.model import (
     Connection,
     Event,
     Grant,
+    GrantSecrets,
     GrantStatus,
     Issued,
     Level,
@@ -179,7 +178,7 @@ class Connect:
             if grant is not None and grant.expires_at <= self._clock.now():
                 raise GrantExpired
             if grant is None or self._may_try(grant):
-                host = domain or (self._opened(grant)["domain"] if grant else self._amo.check_domain(None))
+                host = domain or (self._secrets(grant).domain if grant else self._amo.check_domain(None))
                 self._unproven.take(address)
                 fresh = self._begun(code_hash, code=code, state=state, domain=host)
                 grant = await self._store.claim_grant(fresh, now=self._clock.now())
@@ -197,18 +196,12 @@ class Connect:
         return abandoned or grant.status is GrantStatus.FAILED
 
     def _begun(self, code_hash: str, *, code: bytes, state: bytes | None, domain: str) -> Grant:
-        handle = self._new_handle()
-        sealed = {
-            "handle": handle,
-            "code": base64.b64encode(code).decode(),
-            "state": None if state is None else base64.b64encode(state).decode(),
-            "domain": domain,
-        }
+        secrets = GrantSecrets(handle=self._new_handle(), code=code, state=state, domain=domain)
         now = self._clock.now()
         return Grant(
             code_hash=code_hash,
-            handle_hash=fingerprint(handle),
-            sealed=self._cipher.seal(json.dumps(sealed).encode(), bound_to=f"grant:{code_hash}"),
+            handle_hash=fingerprint(secrets.handle),
+            sealed=self._cipher.seal_grant(secrets, code_hash=code_hash),
             status=GrantStatus.EXCHANGING,
             attempt=uuid.uuid4().hex,
             lease_until=now + timedelta(seconds=self._rules.lease),
@@ -216,24 +209,21 @@ class Connect:
         )
 
     def _told(self, grant: Grant) -> Outcome:
-        told = self._opened(grant)
+        secrets = self._secrets(grant)
         status, error = grant.status, grant.error
         if status is GrantStatus.EXCHANGING and grant.lease_until <= self._clock.now():
             status, error = GrantStatus.FAILED, OutcomeOpen.word  # whoever tried has died
         return Outcome(
             status=status,
             error=error,
-            code=base64.b64decode(told["code"]),
-            state=None if told["state"] is None else base64.b64decode(told["state"]),
-            handle=told["handle"],
+            code=secrets.code,
+            state=secrets.state,
+            handle=secrets.handle,
             connection_id=grant.connection_id,
         )
 
-    def _opened(self, grant: Grant) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(
-            self._cipher.open(grant.sealed or b"", bound_to=f"grant:{grant.code_hash}")
-        )
-        return content
+    def _secrets(self, grant: Grant) -> GrantSecrets:
+        return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
 
     # --- its exchange ----------------------------------------------------------------------------
 

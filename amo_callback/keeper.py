@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import (
-    AccountRefused,
     AmoCallbackError,
     Busy,
     ClientRefused,
@@ -28,8 +26,6 @@ from amo_callback.errors import (
     NeedsReauth,
     NotFound,
     OutcomeOpen,
-    RateLimited,
-    RefreshTokenDead,
     ShuttingDown,
     StoreUnavailable,
     Unreadable,
@@ -40,35 +36,22 @@ from amo_callback.model import (
     Event,
     Issued,
     Level,
-    Reason,
     RefreshedPair,
     Status,
     TokenPair,
-    Verdict,
     fingerprint,
 )
 from amo_callback.ports import Priority
-from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due, retry_at
+from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 from amo_callback.unsaved import store_paid_for
+from amo_callback.verdict import verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from amo_callback.cipher import Cipher
+    from amo_callback.model import RefreshRules
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RefreshRules:
-    """When to refresh and when to try again: the configuration's `[refresh]`."""
-
-    at: float = 0.5
-    jitter: float = 0.1
-    concurrency: int = 16
-    lease: float = 60.0
-    retry_base: float = 30.0
-    retry_cap: float = 900.0
 
 
 class Keeper:
@@ -151,12 +134,12 @@ class Keeper:
                     raise ClientRefused("granted to another client_id")
                 issued = await self._amo.refresh(refresh_token=pair.refresh_token, domain=claimed.domain)
             except AmoCallbackError as error:
-                told = await self._judge(claimed, pair, error)
+                told = await self._judge(claimed, error)
                 if told is error:
                     raise
                 raise told from error
             except BaseException:
-                await self._judge(claimed, pair, OutcomeOpen("a bug"))
+                await self._judge(claimed, OutcomeOpen("a bug"))
                 raise
             return await self._save(claimed, issued, demand=demand, started=started)
 
@@ -198,7 +181,7 @@ class Keeper:
         if claimed is None:
             raise Busy(self._rules.lease)
         if pair is None:
-            raise await self._judge(claimed, None, Unreadable())
+            raise await self._judge(claimed, Unreadable())
         # By the monotonic clock, read before the claim: a process that was stopped meanwhile, or a store that
         # took its time, must not spend a token on a lease that ends under the request.
         left = self._rules.lease - (self._clock.monotonic() - started)
@@ -250,19 +233,9 @@ class Keeper:
 
     # --- verdicts --------------------------------------------------------------------------------
 
-    async def _judge(self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError) -> AmoCallbackError:
+    async def _judge(self, claimed: Connection, error: AmoCallbackError) -> AmoCallbackError:
         """Write down what a refresh without a pair means, end the claim, and return what to tell the caller."""
-        now = self._clock.now()
-        status, reason = _verdict(claimed, error)
-        verdict = Verdict(
-            connection_id=claimed.id,
-            attempt=claimed.attempt or "",
-            status=status,
-            reason=reason,
-            last_error=error.code,
-            doubtful=isinstance(error, OutcomeOpen),
-            next_refresh_at=self._again(claimed, pair, error, now) if status is Status.ACTIVE else None,
-        )
+        verdict = verdict_of(error, claimed=claimed, now=self._clock.now(), rules=self._rules, random=self._random)
         try:
             kept = await self._store.save_verdict(verdict)
         except StoreUnavailable as failed:
@@ -272,9 +245,9 @@ class Keeper:
         if not kept:
             self._tell("refresh.superseded", claimed, Level.WARNING, error=error.code)
             return Busy(1.0)
-        if status is Status.NEEDS_REAUTH:
-            self._tell("connection.needs_reauth", claimed, Level.WARNING, reason=reason, error=error.code)
-            return NeedsReauth(reason)
+        if verdict.status is Status.NEEDS_REAUTH:
+            self._tell("connection.needs_reauth", claimed, Level.WARNING, reason=verdict.reason, error=error.code)
+            return NeedsReauth(verdict.reason)
         self._tell(
             "refresh.failed",
             claimed,
@@ -286,25 +259,6 @@ class Keeper:
         )
         return error
 
-    def _again(self, claimed: Connection, pair: TokenPair | None, error: AmoCallbackError, now: datetime) -> datetime:
-        """Return when to try again."""
-        if isinstance(error, RateLimited):
-            return now + timedelta(seconds=error.retry_after)
-        if isinstance(error, AccountRefused | MustMend):
-            return now + timedelta(seconds=self._rules.retry_cap)
-        retry = retry_at(
-            now,
-            failures=claimed.failures + 1,
-            expires_at=pair.expires_at if pair else None,
-            base=self._rules.retry_base,
-            cap=self._rules.retry_cap,
-            random=self._random,
-        )
-        if isinstance(error, OutcomeOpen):
-            # AMO may be at work on it still: not before a lease's length has passed.
-            return max(retry, now + timedelta(seconds=self._rules.lease))
-        return retry
-
     def _tell(self, name: str, connection: Connection, level: Level = Level.INFO, **fields: object) -> None:
         self._observer(
             Event(
@@ -314,18 +268,6 @@ class Keeper:
                 fields={"domain": connection.domain, **fields},
             )
         )
-
-
-def _verdict(claimed: Connection, error: AmoCallbackError) -> tuple[Status, Reason | None]:
-    """Tell whether an error is this person's to mend; only listed refusals are."""
-    if isinstance(error, Unreadable):
-        return Status.NEEDS_REAUTH, Reason.UNREADABLE
-    if not isinstance(error, RefreshTokenDead):
-        return Status.ACTIVE, None
-    if claimed.doubtful == claimed.spending:
-        # An attempt of ours ended without an answer: it may be what spent the token.
-        return Status.NEEDS_REAUTH, Reason.IN_DOUBT
-    return Status.NEEDS_REAUTH, Reason.EXPIRED if error.expired else Reason.REVOKED
 
 
 def _data(error: AmoCallbackError) -> dict[str, object]:

@@ -129,6 +129,18 @@ class RefreshedPair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RefreshRules:
+    """When to refresh and when to try again: the configuration's `[refresh]`."""
+
+    at: float = 0.5
+    jitter: float = 0.1
+    concurrency: int = 16
+    lease: float = 60.0
+    retry_base: float = 30.0
+    retry_cap: float = 900.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
     """What a refresh that brought no pair leaves behind."""
 
@@ -183,6 +195,16 @@ class Grant:
     doubtful: bool = False
     """Whether an attempt of ours may have spent the code without an answer."""
     expires_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrantSecrets:
+    """What a grant keeps sealed: what its page hands back, and where its code is exchanged."""
+
+    handle: str = field(repr=False)
+    code: bytes = field(repr=False)
+    state: bytes | None = field(repr=False)
+    domain: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

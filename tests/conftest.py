@@ -61,6 +61,21 @@ class Amo:
         """Return a fresh authorization code of the account."""
         return self.vendor.allow(self.account)
 
+    def request(self, **grant: str) -> dict[str, str]:
+        """Return the body of a good request to the token endpoint."""
+        known = self.vendor.integration
+        return {
+            "client_id": known.client_id,
+            "client_secret": known.client_secret,
+            "redirect_uri": known.redirect_uri,
+            **grant,
+        }
+
+    def spend(self, **grant: str) -> None:
+        """Play another system that presents what is ours."""
+        body = json.dumps(self.request(**grant)).encode()
+        assert self.vendor.token(self.account.host, body=body, content_type="application/json").status == 200
+
 
 @asynccontextmanager
 async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:

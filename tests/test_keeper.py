@@ -23,8 +23,8 @@ from amo_callback.errors import (
     StoreUnavailable,
     UnexplainedRefusal,
 )
-from amo_callback.keeper import Keeper, RefreshRules
-from amo_callback.model import Connection, Issued, Reason, Status, TokenPair, connection_id, fingerprint
+from amo_callback.keeper import Keeper
+from amo_callback.model import Connection, Issued, Reason, RefreshRules, Status, TokenPair, connection_id, fingerprint
 from tests.builders import a_claim, a_connection, save
 from tests.conftest import HOST, Amo
 from tests.fakes import FailingStore, FakeClock, Witness

@@ -13,7 +13,7 @@ FLOORS = [
     {"errors"},
     {"model"},
     {"ports", "identity"},
-    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "unsaved"},
+    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "unsaved", "verdict"},
     {"config_load", "keeper", "connect"},
     {"handout", "refresher"},
     {"amo", "store", "observe"},

@@ -19,9 +19,9 @@ from amo_callback.cipher import Cipher
 from amo_callback.connect import Connect, ConnectRules
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
 from amo_callback.handout import Handout
-from amo_callback.keeper import Keeper, RefreshRules
+from amo_callback.keeper import Keeper
 from amo_callback.limits import Unproven
-from amo_callback.model import Event, Level
+from amo_callback.model import Event, Level, RefreshRules
 from amo_callback.refresher import Refresher
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps

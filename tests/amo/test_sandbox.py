@@ -30,14 +30,7 @@ class Caller:
         self.amo, self.http = amo, http
 
     async def post(self, host: str = HOST, **body: str) -> tuple[int, Any]:
-        known = self.amo.vendor.integration
-        whole = {
-            "client_id": known.client_id,
-            "client_secret": known.client_secret,
-            "redirect_uri": known.redirect_uri,
-            **body,
-        }
-        return await self.send(host, json=whole)
+        return await self.send(host, json=self.amo.request(**body))
 
     async def send(self, host: str, **body: Any) -> tuple[int, Any]:
         async with self.http.post(f"http://{self.amo.address}/{host}/oauth2/access_token", **body) as response:
@@ -86,14 +79,7 @@ async def test_everything_dies_in_its_time(caller: Caller, clock: FakeClock) -> 
 
 async def test_a_form_is_refused_with_misleading_words(caller: Caller) -> None:
     """Only JSON is read; a form body is told that its client is wrong."""
-    known = caller.amo.vendor.integration
-    form = {
-        "client_id": known.client_id,
-        "client_secret": known.client_secret,
-        "redirect_uri": known.redirect_uri,
-        "grant_type": "authorization_code",
-        "code": caller.amo.code(),
-    }
+    form = caller.amo.request(grant_type="authorization_code", code=caller.amo.code())
     status, problem = await caller.send(HOST, data=form)
     assert (status, problem["title"], "hint" in problem) == (401, "Некорректный клиент", False)
 

@@ -175,7 +175,7 @@ async def test_a_request_line_of_30_kb_is_answered_by_us(app: Running) -> None:
 async def test_a_code_that_amo_refuses_is_told_by_its_word(app: Running) -> None:
     """Each refusal of a code has its word, and AMO is not asked again when the same callback comes again."""
     spent, old = app.amo.code(), app.amo.code()
-    await _spend_elsewhere(app, spent)
+    app.amo.spend(grant_type="authorization_code", code=spent)
     app.amo.vendor.ledger.entries.clear()
     for _ in range(2):
         assert (await app.callback(app.query(code=spent, state="s"))).location == f"{LINK}?error=code_used&state=s"
@@ -281,19 +281,6 @@ async def test_a_slow_amo_makes_the_page_wait_and_not_the_person(run: Any) -> No
         assert (page.status, "is connected" in page.text) == (200, True)
         assert "?code=" in (await app.callback(query)).location
         assert len(app.amo.vendor.ledger.exchanges()) == 1
-
-
-async def _spend_elsewhere(app: Running, code: str) -> None:
-    known = app.amo.vendor.integration
-    body = {
-        "client_id": known.client_id,
-        "client_secret": known.client_secret,
-        "redirect_uri": known.redirect_uri,
-        "grant_type": "authorization_code",
-        "code": code,
-    }
-    async with app.http.post(f"http://{app.amo.address}/{HOST}/oauth2/access_token", json=body) as response:
-        assert response.status == 200
 
 
 # --- many callers, and callers that are nobody ----------------------------------------------------

@@ -103,7 +103,7 @@ async def test_a_connection_that_needs_its_person_says_where_to_connect(run: Any
     """409 with the reason and the address; while the old token lives it is still handed out."""
     async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
-        await _spend_elsewhere(app)
+        app.amo.spend(grant_type="refresh_token", refresh_token=app.amo.vendor.ledger.issued[-1])
         app.clock.advance(900)
         token = (await app.private(f"/connections/{connection}/token")).json()
         assert (token["stale"], token["reason"]) == (True, "needs_reauth: revoked")
@@ -115,20 +115,6 @@ async def test_a_connection_that_needs_its_person_says_where_to_connect(run: Any
             assert (answer.status, problem["code"], problem["reason"]) == (409, "needs_reauth", "revoked")
             client = app.settings.amo.client_id
             assert problem["reconnect_url"] == f"https://www.amocrm.ru/oauth?client_id={client}&mode=popup"
-
-
-async def _spend_elsewhere(app: Running) -> None:
-    """Play another system that refreshes with the same token."""
-    known = app.amo.vendor.integration
-    body = {
-        "client_id": known.client_id,
-        "client_secret": known.client_secret,
-        "redirect_uri": known.redirect_uri,
-        "grant_type": "refresh_token",
-        "refresh_token": app.amo.vendor.ledger.issued[-1],
-    }
-    async with app.http.post(f"http://{app.amo.address}/{HOST}/oauth2/access_token", json=body) as response:
-        assert response.status == 200
 
 
 async def test_wrong_credentials_are_told_as_ours_to_mend(run: Any) -> None:
