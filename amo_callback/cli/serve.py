@@ -59,8 +59,9 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
 
 async def _serve(settings: Settings, *, folder: Path, log: FilteringBoundLogger) -> int:
     observer = LogObserver(log)
+    signalled = on_signal(observer)  # first: a signal during the start is one, too
     async with open_service(settings, folder=folder, clock=SystemClock(), log=log, observer=observer) as service:
-        status = await until_end(service, on_signal(observer))
+        status = await until_end(service, signalled)
     observer(Event(name="service.stopped", fields={"status": status}))
     return status
 
