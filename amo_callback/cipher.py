@@ -19,6 +19,8 @@ from amo_callback.model import GrantSecrets, TokenPair
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from amo_callback.model import Connection
+
 _CANARY = b"amo-callback can read this store"
 
 
@@ -67,6 +69,13 @@ class Cipher:
             issued_at=datetime.fromisoformat(content["issued_at"]),
             expires_at=datetime.fromisoformat(content["expires_at"]),
         )
+
+    def pair_of(self, connection: Connection) -> TokenPair | None:
+        """Return a connection's token pair, or `None` where no key opens it."""
+        try:
+            return self.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
+        except Unreadable:
+            return None
 
     def seal_grant(self, secrets: GrantSecrets, *, code_hash: str) -> bytes:
         """Seal what a grant hands back, for that grant."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from amo_callback.hosts import check_host
 from amo_callback.identity import read_api_keys
 
 PREFIX = "AMO_CALLBACK_"
@@ -71,11 +73,34 @@ def _split(value: object) -> object:
     return tuple(re.split(r"[\s,]+", value.strip())) if isinstance(value, str) and value.strip() else value or ()
 
 
+_NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}")
+
+
+def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Take hosts, and suffixes of two labels or more: `.com` would show our secret to the whole of it."""
+    lowered = tuple(value.lower() for value in values)
+    for value in lowered:
+        if not _NAME.fullmatch(value.removeprefix(".")):
+            raise ValueError(f'{value!r} is neither "host" nor ".suffix" of two labels or more')
+    return lowered
+
+
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        ip_network(value, strict=False)
+    return values
+
+
+def _store_url(value: str) -> str:
+    if not value.startswith("sqlite:///") or value == "sqlite:///":
+        raise ValueError("must begin with sqlite:/// and name a file (an absolute path has four slashes)")
+    return value
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Door = Annotated[str, AfterValidator(_door)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -88,7 +113,7 @@ class Server(_Section):
     public: Door = "127.0.0.1:8080"
     private: Door = "127.0.0.1:8081"
     base_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]$")] = "/api/amo-crm"
-    trusted_proxies: Words = ("127.0.0.1", "::1")
+    trusted_proxies: Annotated[Words, AfterValidator(_networks)] = ("127.0.0.1", "::1")
     secrets: Path | None = None
     metrics_auth: bool = False
 
@@ -102,7 +127,7 @@ class Amo(_Section):
     authorize_url: WebAddress = "https://www.amocrm.ru/oauth"
     endpoint: WebAddress = "https://{domain}"
     default_domain: str | None = None
-    allowed_domains: Words = ()
+    allowed_domains: Annotated[Words, AfterValidator(_domains)] = ()
     allowed_accounts: Words = ()
     requests_per_second: Annotated[float, Field(gt=0, le=1000)] = 5
     timeout: Annotated[float, Field(gt=0, le=300)] = 15.0
@@ -118,6 +143,13 @@ class Amo(_Section):
         if "{domain}" not in value:
             raise ValueError("must contain {domain}, where the account's host is put in")
         return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _default_is_allowed(self) -> Self:
+        default = self.default_domain
+        if default is not None and check_host(default.encode(), allowed=self.allowed_domains) is None:
+            raise ValueError(f"default_domain: {default!r} is neither AMO's nor in allowed_domains")
+        return self
 
 
 class App(_Section):
@@ -167,7 +199,7 @@ class Refresh(_Section):
 class Storage(_Section):
     """`[storage]`: where the sealed pairs are."""
 
-    url: str = "sqlite:///amo-callback.db"
+    url: Annotated[str, AfterValidator(_store_url)] = "sqlite:///amo-callback.db"
     encryption_keys: Annotated[SecretStr, AfterValidator(_encryption_keys)]
     rescue: Path | None = None
 

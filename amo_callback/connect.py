@@ -38,20 +38,21 @@ from amo_callback.model import (
     Issued,
     Level,
     Outcome,
+    RefreshRules,
     Status,
     connection_id,
     fingerprint,
 )
 from amo_callback.ports import Priority
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
-from amo_callback.tasks import done_within
+from amo_callback.tasks import done_unless, done_within
 from amo_callback.unsaved import store_paid_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from amo_callback.cipher import Cipher
-    from amo_callback.limits import Unproven
+    from amo_callback.limits import Place, Unproven
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
 
 _LOOK_AGAIN = 0.25
@@ -69,16 +70,17 @@ class ConnectRules:
     """Seconds after which a person is told that it takes longer; the exchange goes on."""
     code_life: float = 1200.0
     """Seconds that AMO's codes live, and our memory of them."""
-    lease: float = 60.0
-    refresh_at: float = 0.5
-    jitter: float = 0.1
+    refresh: RefreshRules = field(default_factory=RefreshRules)
 
 
-@dataclass(slots=True)
-class _Flight:
-    task: asyncio.Task[Outcome] | None = None
-    pending: Outcome | None = field(default=None, repr=False)
-    """Where the result will be found, once the grant has been written."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Visit:
+    """What one caller brings: who gets there first, decides."""
+
+    code: bytes = field(repr=False)
+    state: bytes | None = field(repr=False)
+    host: str | None
+    address: str | None
 
 
 class Connect:
@@ -108,32 +110,33 @@ class Connect:
         self._random = random
         self._new_handle = new_handle
         self._connected = connected
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, asyncio.Task[Outcome]] = {}
+        self._pending: dict[str, Outcome] = {}
+        """Where the results of flights will be found, once their grants have been written."""
         self._stopping = asyncio.Event()
 
     async def complete(
-        self, *, code: bytes, state: bytes | None, domain: str | None, address: str | None = None
+        self, *, code: bytes, state: bytes | None, host: str | None, address: str | None = None
     ) -> Outcome:
         """Return what became of a code, exchanging it if that was not done; `EXCHANGING` after `patience`.
 
-        Without a `domain` (checked before) a code that was seen is asked about where it was seen, another one
-        at the default. `address` is whose unproven codes are limited. Raises `GrantExpired`, `InvalidRequest`,
-        `TooManyUnproven` and `StoreUnavailable`. A caller who is cancelled cancels nothing else.
+        `host` is the account's as the caller names it: it is checked, and only where AMO is to be asked; without
+        one a code is asked about where it was seen before, or at the default. `address` is whose unproven codes
+        are limited. Raises `PersonMustAct` where AMO is not asked, `StoreUnavailable` and `ShuttingDown`. A
+        caller who is cancelled cancels nothing else.
         """
         code_hash = fingerprint(code)
         flight = self._flights.get(code_hash)
         if flight is None:
-            flight = self._flights[code_hash] = _Flight()
-            flight.task = asyncio.create_task(
-                self._fly(flight, code_hash, code=code, state=state, domain=domain, address=address),
-                name=f"grant:{code_hash[:8]}",
-            )
-            flight.task.add_done_callback(lambda landed: self._land(code_hash, landed))
-        if flight.task is not None and await done_within(flight.task, seconds=self._rules.patience, clock=self._clock):
-            return flight.task.result()
-        if flight.pending is None:
+            visit = _Visit(code=code, state=state, host=host, address=address)
+            flight = asyncio.create_task(self._fly(code_hash, visit), name=f"grant:{code_hash[:8]}")
+            self._flights[code_hash] = flight
+            flight.add_done_callback(lambda landed: self._land(code_hash, landed))
+        if await done_within(flight, seconds=self._rules.patience, clock=self._clock):
+            return flight.result()
+        if code_hash not in self._pending:
             raise StoreUnavailable("late")
-        return flight.pending
+        return self._pending[code_hash]
 
     async def returned(self, handle: str) -> Outcome:
         """Return what the return address `handle` shows; raises `NotFound` for one that is unknown or over."""
@@ -153,60 +156,62 @@ class Connect:
     async def drain(self) -> None:
         """Wait until what is in flight is stored."""
         while self._flights:
-            await asyncio.wait([flight.task for flight in self._flights.values() if flight.task])
+            await asyncio.wait(self._flights.values())
 
     def _land(self, code_hash: str, task: asyncio.Task[Outcome]) -> None:
         self._flights.pop(code_hash, None)
+        self._pending.pop(code_hash, None)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, AmoCallbackError):
             self._observer(Event(name="grant.bug", level=Level.ERROR, error=error))
 
     # --- one grant -------------------------------------------------------------------------------
 
-    async def _fly(
-        self,
-        flight: _Flight,
-        code_hash: str,
-        *,
-        code: bytes,
-        state: bytes | None,
-        domain: str | None,
-        address: str | None,
-    ) -> Outcome:
+    async def _fly(self, code_hash: str, visit: _Visit) -> Outcome:
         while True:
             grant = await self._store.grant(code_hash)
             if grant is not None and grant.expires_at <= self._clock.now():
                 raise GrantExpired
             if grant is None or self._may_try(grant):
-                host = domain or (self._secrets(grant).domain if grant else self._amo.check_domain(None))
-                self._unproven.take(address)
-                fresh = self._begun(code_hash, code=code, state=state, domain=host)
-                grant = await self._store.claim_grant(fresh, now=self._clock.now())
+                started = self._clock.monotonic()
+                fresh, domain = self._begun(code_hash, visit, grant)
+                place = self._unproven.take(visit.address)
+                try:
+                    grant = await self._store.claim_grant(fresh, now=self._clock.now())
+                except StoreUnavailable:
+                    place.give_back()
+                    raise
                 if grant.attempt == fresh.attempt:
-                    flight.pending = self._told(grant)
-                    return self._told(await self._exchange(grant, code=code, domain=host, address=address))
-                self._unproven.give_back(address)
-            if grant.status is not GrantStatus.EXCHANGING:
+                    self._pending[code_hash] = self._told(grant)
+                    return self._told(await self._exchange(grant, visit.code, domain, started, place))
+                place.give_back()
+            if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
                 return self._told(grant)
-            flight.pending = self._told(grant)
+            self._pending[code_hash] = self._told(grant)
             await self._clock.sleep(_LOOK_AGAIN)
 
     def _may_try(self, grant: Grant) -> bool:
         abandoned = grant.status is GrantStatus.EXCHANGING and grant.lease_until <= self._clock.now()
         return abandoned or grant.status is GrantStatus.FAILED
 
-    def _begun(self, code_hash: str, *, code: bytes, state: bytes | None, domain: str) -> Grant:
-        secrets = GrantSecrets(handle=self._new_handle(), code=code, state=state, domain=domain)
+    def _begun(self, code_hash: str, visit: _Visit, before: Grant | None) -> tuple[Grant, str]:
+        """Return the grant as it begins, and the account's host, checked."""
+        if self._stopping.is_set():
+            raise ShuttingDown
+        known = self._secrets(before).domain if before else None
+        domain = self._amo.check_domain(visit.host or known)
+        secrets = GrantSecrets(handle=self._new_handle(), code=visit.code, state=visit.state, domain=domain)
         now = self._clock.now()
-        return Grant(
+        grant = Grant(
             code_hash=code_hash,
             handle_hash=fingerprint(secrets.handle),
             sealed=self._cipher.seal_grant(secrets, code_hash=code_hash),
             status=GrantStatus.EXCHANGING,
             attempt=uuid.uuid4().hex,
-            lease_until=now + timedelta(seconds=self._rules.lease),
+            lease_until=now + timedelta(seconds=self._rules.refresh.lease),
             expires_at=now + timedelta(seconds=self._rules.code_life),
         )
+        return grant, domain
 
     def _told(self, grant: Grant) -> Outcome:
         secrets = self._secrets(grant)
@@ -227,11 +232,11 @@ class Connect:
 
     # --- its exchange ----------------------------------------------------------------------------
 
-    async def _exchange(self, grant: Grant, *, code: bytes, domain: str, address: str | None) -> Grant:
+    async def _exchange(self, grant: Grant, code: bytes, domain: str, started: float, place: Place) -> Grant:
         try:
-            await self._slot()
+            await self._slot(started)
             issued = await self._amo.exchange(code=code, domain=domain)
-            self._unproven.give_back(address)
+            place.give_back()
             if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
                 raise AccountNotAllowed
         except AmoCallbackError as error:
@@ -244,41 +249,21 @@ class Connect:
             raise
         connection = self._granted(issued, domain)
         ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=connection.id)
-        await store_paid_for(
+        saved = await store_paid_for(
             lambda: self._store.save_connected(ended, connection, token_iat=issued.account.token_iat),
             connection_id=connection.id,
             clock=self._clock,
             observer=self._observer,
         )
-        self._observer(
-            Event(
-                name="connection.connected",
-                connection_id=connection.id,
-                fields={
-                    "account_id": connection.account_id,
-                    "domain": domain,
-                    "expires_at": connection.access_expires_at,
-                    "next_refresh_at": connection.next_refresh_at,
-                },
-            )
-        )
-        self._connected()
+        self._tell_connected(connection, superseded=not saved)
         return ended
 
-    async def _slot(self) -> None:
+    async def _slot(self, started: float) -> None:
         """Wait for a slot at the rate limit; not for as long as the claim lasts, nor as the process ends."""
-        started = self._clock.monotonic()
-        slot = asyncio.ensure_future(self._amo.slot(Priority.PEOPLE))
-        stop = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait({slot, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not await done_within(slot, seconds=_LAST_SLOT, clock=self._clock):
-                raise ShuttingDown
-        finally:
-            slot.cancel()
-            stop.cancel()
-        await slot
-        if self._clock.monotonic() - started > self._rules.lease - self._amo.timeout:
+        slot = self._amo.slot(Priority.PEOPLE)
+        if not await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock):
+            raise ShuttingDown
+        if self._clock.monotonic() - started > self._rules.refresh.lease - self._amo.timeout:
             raise Busy(0)  # by the end of the request somebody else might hold the claim
 
     def _granted(self, issued: Issued, domain: str) -> Connection:
@@ -298,17 +283,29 @@ class Connect:
             refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
             refreshed_at=None,
             next_refresh_at=refresh_due(
-                pair, at=self._rules.refresh_at, jitter=self._rules.jitter, random=self._random
+                pair, at=self._rules.refresh.at, jitter=self._rules.refresh.jitter, random=self._random
             ),
             connected_at=pair.issued_at,
             pair_version=1,
             row_version=1,
         )
 
+    def _tell_connected(self, connection: Connection, *, superseded: bool) -> None:
+        if superseded:  # a later grant's pair was stored meanwhile
+            self._observer(Event(name="grant.superseded", level=Level.WARNING, connection_id=connection.id))
+            return
+        fields = {
+            "account_id": connection.account_id,
+            "domain": connection.domain,
+            "expires_at": connection.access_expires_at,
+            "next_refresh_at": connection.next_refresh_at,
+        }
+        self._observer(Event(name="connection.connected", connection_id=connection.id, fields=fields))
+        self._connected()
+
     def _tell_failed(self, grant: Grant, error: AmoCallbackError, domain: str) -> None:
         level = Level.INFO if isinstance(error, PersonMustAct) else Level.WARNING
-        fields = {"domain": domain, "word": grant.error, "error": error.code}
-        fields |= {name: vars(error)[name] for name in ("what", "status", "hint") if name in vars(error)}
+        fields = {"domain": domain, "word": grant.error, **error.fields}
         self._observer(Event(name="grant.failed", level=level, fields=fields))
 
 

@@ -23,6 +23,13 @@ class AmoCallbackError(Exception):
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or inspect.cleandoc(type(self).__doc__ or self.code))
 
+    @property
+    def fields(self) -> dict[str, object]:
+        """What a log line tells of it."""
+        told: dict[str, object] = {"error": self.code}
+        told.update({name: value for name, value in vars(self).items() if name in {"what", "status", "hint"}})
+        return told
+
 
 # --- ask the person ------------------------------------------------------------------------------
 
@@ -164,13 +171,15 @@ class UnexplainedRefusal(MustWait):
 
 
 class Busy(MustWait):
-    """Another process is refreshing this connection, or its next try is not due yet."""
+    """A refresh is under way, or its next try is not due yet."""
 
     code = "busy"
 
-    def __init__(self, retry_after: float) -> None:
+    def __init__(self, retry_after: float, *, because: str | None = None) -> None:
         super().__init__()
         self.retry_after = retry_after
+        self.because = because
+        """The code of the error that is being waited out."""
 
 
 class ShuttingDown(MustWait):

@@ -43,6 +43,7 @@ from amo_callback.model import (
 )
 from amo_callback.ports import Priority
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
+from amo_callback.tasks import done_unless
 from amo_callback.unsaved import store_paid_for
 from amo_callback.verdict import verdict_of
 
@@ -116,16 +117,10 @@ class Keeper:
     # --- the steps -------------------------------------------------------------------------------
 
     async def _fly(self, connection_id: str, *, demand: str, patient: bool) -> Connection:
+        await self._wanted(connection_id, patient=patient)  # whoever has no business at AMO takes no slot there
         async with self._places:
             await self._slot()
-            connection = await self._store.connection(connection_id)
-            if connection is None or connection.status is Status.DISCONNECTED:
-                raise NotFound
-            if connection.status is Status.NEEDS_REAUTH:
-                raise NeedsReauth(connection.reason)
-            if patient:
-                self._respect_back_off(connection)
-            claimed, pair = await self._claim(connection)
+            claimed, pair = await self._claim(await self._wanted(connection_id, patient=patient))
             started = self._clock.monotonic()
             try:
                 # Before the spend: the integration that a pair was granted to is the only one that may present
@@ -143,30 +138,30 @@ class Keeper:
                 raise
             return await self._save(claimed, issued, demand=demand, started=started)
 
-    async def _slot(self) -> None:
-        """Wait for a slot at the rate limit, or for the end of this process."""
-        slot = asyncio.ensure_future(self._amo.slot(Priority.BACKGROUND))
-        stop = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait({slot, stop}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            slot.cancel()
-            stop.cancel()
-        if self._stopping.is_set():
-            raise ShuttingDown
-        await slot
+    async def _wanted(self, connection_id: str, *, patient: bool) -> Connection:
+        """Return the connection as it is now, if it may be refreshed."""
+        connection = await self._store.connection(connection_id)
+        if connection is None or connection.status is Status.DISCONNECTED:
+            raise NotFound
+        if connection.status is Status.NEEDS_REAUTH:
+            raise NeedsReauth(connection.reason)
+        due, now = connection.next_refresh_at, self._clock.now()
+        if patient and connection.failures and due is not None and due > now:
+            raise Busy((due - now).total_seconds(), because=connection.last_error)
+        return connection
 
-    def _respect_back_off(self, connection: Connection) -> None:
-        due = connection.next_refresh_at
-        if connection.failures and due is not None and due > self._clock.now():
-            raise Busy((due - self._clock.now()).total_seconds())
+    async def _slot(self) -> None:
+        """Wait for a slot at the rate limit, but not for one when the process ends."""
+        slot = self._amo.slot(Priority.BACKGROUND)
+        if not await done_unless(slot, stop=self._stopping, grace=0, clock=self._clock) or self._stopping.is_set():
+            raise ShuttingDown
 
     async def _claim(self, connection: Connection) -> tuple[Connection, TokenPair]:
         """Take the right to spend the pair's refresh token, in writing."""
         started = self._clock.monotonic()
         now = self._clock.now()
         attempt = uuid.uuid4().hex
-        pair = self._opened(connection)
+        pair = self._cipher.pair_of(connection)
         claimed = await self._store.claim(
             Claim(
                 connection_id=connection.id,
@@ -190,12 +185,6 @@ class Keeper:
             raise ShuttingDown if self._stopping.is_set() else Busy(1.0)
         return claimed, pair
 
-    def _opened(self, connection: Connection) -> TokenPair | None:
-        try:
-            return self._cipher.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
-        except Unreadable:
-            return None
-
     async def _save(self, claimed: Connection, issued: Issued, *, demand: str, started: float) -> Connection:
         """Store a pair that has been paid for, before anything else happens; try until it is stored."""
         pair = issued.pair
@@ -209,18 +198,15 @@ class Keeper:
             refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
             next_refresh_at=refresh_due(pair, at=self._rules.at, jitter=self._rules.jitter, random=self._random),
         )
-        saved = await store_paid_for(
+        stored = await store_paid_for(
             lambda: self._store.save_refreshed(refreshed),
             connection_id=claimed.id,
             clock=self._clock,
             observer=self._observer,
         )
-        stored = await self._store.connection(claimed.id)
         if stored is None:
-            raise NotFound
-        if not saved:
-            self._tell("refresh.superseded", stored, Level.WARNING)
-            return stored
+            self._tell("refresh.superseded", claimed, Level.WARNING)
+            return await self._wanted(claimed.id, patient=False)
         self._tell(
             "refresh.succeeded",
             stored,
@@ -252,10 +238,9 @@ class Keeper:
             "refresh.failed",
             claimed,
             Level.ERROR if isinstance(error, MustMend) else Level.WARNING,
-            error=error.code,
             failures=claimed.failures + 1,
             next_refresh_at=verdict.next_refresh_at,
-            **_data(error),
+            **error.fields,
         )
         return error
 
@@ -268,7 +253,3 @@ class Keeper:
                 fields={"domain": connection.domain, **fields},
             )
         )
-
-
-def _data(error: AmoCallbackError) -> dict[str, object]:
-    return {name: vars(error)[name] for name in ("what", "status", "hint") if name in vars(error)}

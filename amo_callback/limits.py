@@ -24,26 +24,35 @@ class Unproven:
         self._clock = clock
         self._taken: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def take(self, address: str | None) -> None:
+    def take(self, address: str | None) -> Place:
         """Take a place for `window` seconds; raises `TooManyUnproven`. Nobody's address has no limit."""
         if address is None:
-            return
+            return Place(deque([0.0]))
+        network = _network(address)
         now = self._clock.monotonic()
-        taken = self._taken.setdefault(_network(address), deque())
+        taken = self._taken.setdefault(network, deque())
         while taken and now - taken[0] >= self._window:
             taken.popleft()
         if len(taken) >= self._places:
             raise TooManyUnproven
         taken.append(now)
-        self._taken.move_to_end(_network(address))
+        self._taken.move_to_end(network)
         while len(self._taken) > _ADDRESSES:
             self._taken.popitem(last=False)
+        return Place(taken)
 
-    def give_back(self, address: str | None) -> None:
-        """Give back the place taken last: AMO has accepted the code."""
-        taken = self._taken.get(_network(address)) if address is not None else None
-        if taken:
-            taken.pop()
+
+class Place:
+    """A place that was taken."""
+
+    def __init__(self, taken: deque[float]) -> None:
+        self._taken = taken
+
+    def give_back(self) -> None:
+        """Give the place back, once: AMO has accepted the code, or was not asked."""
+        if self._taken:
+            self._taken.pop()
+        self._taken = deque()
 
 
 def _network(address: str) -> str:

@@ -81,6 +81,9 @@ class Store(Protocol):
     async def ping(self) -> None:
         """Read something."""
 
+    async def canary(self, fresh: bytes) -> bytes:
+        """Return the record by which the store tells whose keys wrote it; a new store keeps the fresh one."""
+
     async def prune(self, *, now: datetime, keep_grants: float) -> None:
         """Erase what expired grants hold, and forget them `keep_grants` seconds later."""
 
@@ -101,8 +104,8 @@ class Store(Protocol):
     async def claim(self, claim: Claim) -> Connection | None:
         """Commit a claim; `None` where somebody holds one, or the pair is no longer the one read."""
 
-    async def save_refreshed(self, refreshed: RefreshedPair) -> bool:
-        """Commit a refreshed pair and end its claim; `False` where its version was superseded."""
+    async def save_refreshed(self, refreshed: RefreshedPair) -> Connection | None:
+        """Commit a refreshed pair and end its claim; `None` where its version was superseded."""
 
     async def save_verdict(self, verdict: Verdict) -> bool:
         """Commit what became of an attempt without a pair; `False` where the attempt is no longer ours."""
@@ -124,8 +127,8 @@ class Store(Protocol):
     async def finish_grant(self, grant: Grant) -> bool:
         """Commit a grant's end where its attempt is still the one given."""
 
-    async def save_connected(self, grant: Grant, connection: Connection, *, token_iat: int | None) -> None:
+    async def save_connected(self, grant: Grant, connection: Connection, *, token_iat: int | None) -> bool:
         """Commit a granted pair and its grant's end as one: renews the connection where there is one.
 
-        A pair granted earlier than the connection's present grant (by AMO's `iat`) changes nothing.
+        A pair granted earlier than the connection's present grant (by AMO's `iat`) changes nothing: `False`.
         """

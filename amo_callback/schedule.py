@@ -41,12 +41,12 @@ def retry_at(
     """Return when to try again after `failures` in a row: exponential back-off with full jitter.
 
     While the access token lives, no wait takes more than what leaves `TRIES_LEFT` further tries before
-    it expires. Never sooner than a tenth of a second: full jitter may draw nothing at all.
+    it expires. Never sooner than a second: full jitter may draw nothing at all.
     """
     wait = random() * min(cap, base * 2.0 ** min(failures - 1, 30))
     if expires_at is not None and expires_at > now:
         wait = min(wait, (expires_at - now).total_seconds() / (TRIES_LEFT + 1))
-    return now + timedelta(seconds=max(wait, 0.1))
+    return now + timedelta(seconds=max(wait, 1.0))
 
 
 def lives(pair: TokenPair, *, now: datetime) -> bool:

@@ -40,3 +40,22 @@ async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) 
     if not task.done():
         timer.result()  # a clock that fails must not make its caller spin
     return task.done()
+
+
+async def done_unless(
+    work: Coroutine[object, object, None], *, stop: asyncio.Event, grace: float, clock: Clock
+) -> bool:
+    """Wait for `work`, and from `stop` on for `grace` seconds at most; tell whether it is done, or end it."""
+    task = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stop.wait())
+    waited: set[asyncio.Future[None] | asyncio.Future[bool]] = {task, stopped}  # type: ignore[arg-type]
+    try:
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if grace > 0:
+            await done_within(task, seconds=grace, clock=clock)
+        if task.done():
+            task.result()
+        return task.done()
+    finally:
+        task.cancel()
+        stopped.cancel()

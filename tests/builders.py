@@ -20,7 +20,7 @@ from amo_callback.model import (
 from tests.fakes import START
 
 if TYPE_CHECKING:
-    from amo_callback.store.sqlite import SqliteStore
+    from amo_callback.ports import Store
 
 DAY = timedelta(days=1)
 
@@ -104,9 +104,7 @@ def a_verdict(connection: Connection, **more: Any) -> Verdict:
     return Verdict(**{**values, **more})
 
 
-async def save(
-    store: SqliteStore, connection: Connection, *, iat: int | None = None, code: str | None = None
-) -> Connection:
+async def save(store: Store, connection: Connection, *, iat: int | None = None, code: str | None = None) -> Connection:
     """Store a connection by a grant, and return it as the store has it."""
     grant = a_grant(code or f"code of {connection.id} {iat}")
     await store.claim_grant(grant, now=START)

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
     from amo_callback.config import Settings
     from amo_callback.model import Event
-    from amo_callback.ports import Clock
-    from amo_callback.store.sqlite import SqliteStore
+    from amo_callback.ports import Clock, Store
 
 HOST = "reforyou.amocrm.ru"
 API_KEY = "test-api-key-0123456789-0123456789-0123456789"
@@ -83,8 +82,8 @@ async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:
     vendor = Vendor(integration=SandboxIntegration(), now=clock.now, lives=Lives(**lives))
     sandbox = Sandbox(vendor, clock=clock)
     log = make_logger(level="error", style="json", stream=io.StringIO())
-    async with open_door(sandbox.app(), "127.0.0.1:0", name="amo", clock=ShiftedClock(), log=log) as address:
-        yield Amo(sandbox=sandbox, address=address, account=vendor.open_account(HOST))
+    async with open_door(sandbox.app(), "127.0.0.1:0", name="amo", clock=ShiftedClock(), log=log) as door:
+        yield Amo(sandbox=sandbox, address=door.address, account=vendor.open_account(HOST))
 
 
 @asynccontextmanager
@@ -141,7 +140,7 @@ def cipher(encryption_key: str) -> Cipher:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
     async with open_store("sqlite:///amo-callback.db", folder=tmp_path) as opened:
         yield opened
 

@@ -193,6 +193,11 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
         ("AMO__REDIRECT_URI", "https://a.example/cb", "amo.redirect_uri: its path must end in /callback"),
         ("AMO__ENDPOINT", "https://a.example", "amo.endpoint: 'https://a.example': must contain {domain}"),
         ("AMO__ENDPOINT", "http://a.example/{domain}", "amo.endpoint: 'http://a.example/{domain}': must begin"),
+        ("AMO__DEFAULT_DOMAIN", "evil.com", "amo: default_domain: 'evil.com' is neither AMO's nor in allowed_domains"),
+        ("AMO__ALLOWED_DOMAINS", ".com", "amo.allowed_domains: '.com': '.com' is neither"),
+        ("AMO__ALLOWED_DOMAINS", "https://a.example", "amo.allowed_domains: 'https://a.example': 'https"),
+        ("SERVER__TRUSTED_PROXIES", "10.0.0.0/8 nginx", "server.trusted_proxies: "),
+        ("STORAGE__URL", "postgresql://a/b", "storage.url: 'postgresql://a/b': must begin with sqlite:///"),
         ("AMO__TIMEOUT", "60", "refresh.lease: must be greater than amo.timeout"),
         ("AMO__TIMEOUT", "nan", "amo.timeout: 'nan': input should be"),
         ("AMO__REQUESTS_PER_SECOND", "0", "amo.requests_per_second: '0': input should be greater than 0"),
@@ -233,7 +238,8 @@ def test_a_bad_secret_is_named_and_not_shown(key: str, value: str, said: str) ->
 
 @pytest.mark.parametrize(
     "key", ["SERVER__METRICS_AUTH=true", "APP__HAND_BACK=ticket", "APP__STATE=issued", "APP__JWT_SECRET=" + "x" * 32,
-            "APP__JWKS_URL=https://a.example/keys", "STORAGE__RESCUE=/tmp/x", "NOTIFY__URL=https://a.example"],
+            "APP__JWKS_URL=https://a.example/keys",
+            "APP__JWT_AUDIENCE=a", "APP__JWT_USER_CLAIM=id", "STORAGE__RESCUE=/tmp/x", "NOTIFY__URL=https://a.example"],
 )  # fmt: skip
 def test_what_this_version_cannot_do_is_refused_and_not_ignored(key: str) -> None:
     """A setting that would be without effect stops the start."""

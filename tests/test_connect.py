@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
     from amo_callback.model import Issued, Outcome
     from amo_callback.ports import AmoOAuth, Store
-    from amo_callback.store.sqlite import SqliteStore
 
 
 class Counter:
@@ -41,7 +40,7 @@ class Counter:
 class Process:
     """One process's grants, on a store that others share."""
 
-    def __init__(self, *, store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> None:
+    def __init__(self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> None:
         self.amo, self.clock, self.witness = amo, clock, Witness()
         self.failing = FailingStore(store)
         self.woken = 0
@@ -65,7 +64,7 @@ class Process:
         self.woken += 1
 
     async def complete(self, code: str, state: bytes | None = b"s") -> Outcome:
-        return await self.connect.complete(code=code.encode(), state=state, domain=HOST)
+        return await self.connect.complete(code=code.encode(), state=state, host=HOST)
 
     @asynccontextmanager
     async def slow_exchange(self, code: str) -> AsyncIterator[asyncio.Task[Outcome]]:
@@ -79,12 +78,12 @@ class Process:
 
 
 @pytest.fixture
-def process(store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
+def process(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
     return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
 
 
 @pytest.fixture
-def other(store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
+def other(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
     return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
 
 
@@ -213,6 +212,10 @@ class Queue:
 
     def __init__(self, clock: FakeClock, wait: float) -> None:
         self.clock, self.wait, self.sent = clock, wait, 0
+
+    def check_domain(self, host: str | None) -> str:
+        assert host == HOST
+        return HOST
 
     async def slot(self, priority: Priority) -> None:
         assert priority is Priority.PEOPLE

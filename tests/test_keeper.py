@@ -32,14 +32,13 @@ from tests.fakes import FailingStore, FakeClock, Witness
 if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.ports import AmoOAuth, Store
-    from amo_callback.store.sqlite import SqliteStore
 
 
 class House:
     """A keeper with everything around it, and one connected account."""
 
     def __init__(
-        self, *, store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness
+        self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness
     ) -> None:
         self.store, self.amo, self.client, self.cipher = store, amo, client, cipher
         self.clock, self.witness = clock, witness
@@ -89,7 +88,7 @@ class House:
 
 
 @pytest.fixture
-def house(store: SqliteStore, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness) -> House:
+def house(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness) -> House:
     return House(store=store, amo=amo, client=client, cipher=cipher, clock=clock, witness=witness)
 
 

@@ -22,11 +22,14 @@ def test_a_place_is_free_again_after_the_window_or_when_proven(clock: FakeClock)
     limit = _limit(clock)
     limit.take("192.0.2.1")
     clock.advance(30)
+    proven = limit.take("192.0.2.1")
+    with pytest.raises(TooManyUnproven):
+        limit.take("192.0.2.1")
+    proven.give_back()
+    proven.give_back()  # counts once
     limit.take("192.0.2.1")
     with pytest.raises(TooManyUnproven):
         limit.take("192.0.2.1")
-    limit.give_back("192.0.2.1")
-    limit.take("192.0.2.1")
     clock.advance(30)
     limit.take("192.0.2.1")
 
@@ -57,8 +60,7 @@ def test_nobodys_address_is_not_limited(clock: FakeClock) -> None:
     """A Unix socket that names no client cannot be told apart."""
     limit = _limit(clock)
     for _ in range(5):
-        limit.take(None)
-    limit.give_back(None)
+        limit.take(None).give_back()
 
 
 def test_memory_is_bounded(clock: FakeClock) -> None:

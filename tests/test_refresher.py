@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from amo_callback.keeper import Keeper
     from amo_callback.model import Connection
     from amo_callback.ports import Store
-    from amo_callback.store.sqlite import SqliteStore
 
 
 class FakeKeeper:
     """A keeper that remembers whom it was asked for, and does as it is told."""
 
-    def __init__(self, store: SqliteStore, clock: FakeClock) -> None:
+    def __init__(self, store: Store, clock: FakeClock) -> None:
         self.store, self.clock = store, clock
         self.asked: list[str] = []
         self.at_once = self.most_at_once = 0
@@ -60,7 +59,7 @@ class FakeKeeper:
 class Loop:
     """A refresher with everything around it."""
 
-    def __init__(self, store: SqliteStore, clock: FakeClock, witness: Witness) -> None:
+    def __init__(self, store: Store, clock: FakeClock, witness: Witness) -> None:
         self.store, self.clock, self.witness = store, clock, witness
         self.keeper = FakeKeeper(store, clock)
         self.failing = FailingStore(store)
@@ -88,7 +87,7 @@ class Loop:
 
 
 @pytest.fixture
-def loop(store: SqliteStore, clock: FakeClock, witness: Witness) -> Loop:
+def loop(store: Store, clock: FakeClock, witness: Witness) -> Loop:
     return Loop(store, clock, witness)
 
 

@@ -9,14 +9,15 @@ import base64
 import json
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
-from amo_callback.amo.hosts import check_host
+from amo_callback.hosts import check_host
 from amo_callback.model import Account
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_MAX_LIFE = timedelta(days=3650)
 UNKNOWN_LIFE = timedelta(minutes=15)
 """How long an access token is taken to live where neither the answer nor the token tells."""
 
@@ -50,9 +51,6 @@ def _identifier(value: object) -> str:
     return text if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text) else ""
 
 
-_MAX_LIFE = timedelta(days=3650)
-
-
 def life_of(expires_in: object, claims: dict[str, object]) -> timedelta:
     """Return how long the access token lives.
 
@@ -62,10 +60,10 @@ def life_of(expires_in: object, claims: dict[str, object]) -> timedelta:
     told = expires_in
     if not _is_life(told) and type(issued) is int and type(expires) is int:
         told = expires - issued
-    return timedelta(seconds=int(str(told))) if _is_life(told) else UNKNOWN_LIFE
+    return timedelta(seconds=told) if _is_life(told) else UNKNOWN_LIFE
 
 
-def _is_life(value: object) -> bool:
+def _is_life(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 < value <= _MAX_LIFE.total_seconds()
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from amo_callback import __version__
-from amo_callback.amo.hosts import check_host
 from amo_callback.amo.protocol import (
     ANSWER_LIMIT,
     AmoRequest,
@@ -22,6 +21,7 @@ from amo_callback.amo.protocol import (
 )
 from amo_callback.amo.redirect import read_redirect
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, NotSent, OutcomeOpen, RateLimited
+from amo_callback.hosts import check_host
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from amo_callback.amo.claims import account_of, json_object, life_of, read_claims
 from amo_callback.errors import (
@@ -112,6 +112,7 @@ _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]],
         (re.compile(r"authorization code has expired"), CodeExpired),
         (re.compile(r"authorization code has been revoked"), CodeUsed),
         (re.compile(r"cannot decrypt the authorization code"), AuthFailed),
+        (re.compile(r"check the `?code`? parameter"), AuthFailed),
     ),
     GrantType.REFRESH_TOKEN: (
         (re.compile(r"token has expired"), RefreshTokenDead),
@@ -154,13 +155,13 @@ def _issued(answer: Answer, now: datetime, allowed: Sequence[str]) -> Issued:
     if content is None:
         raise OutcomeOpen("not_json")
     access, refresh = content.get("access_token"), content.get("refresh_token")
-    if not (_is_token(access) and _is_token(refresh)):
+    if not _is_token(access) or not _is_token(refresh):
         raise OutcomeOpen("no_pair")
-    claims = read_claims(str(access))
+    claims = read_claims(access)
     return Issued(
         pair=TokenPair(
-            access_token=str(access),
-            refresh_token=str(refresh),
+            access_token=access,
+            refresh_token=refresh,
             issued_at=now,
             expires_at=now + life_of(content.get("expires_in"), claims),
         ),
@@ -187,7 +188,7 @@ def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
     return UnknownRefusal(status=answer.status, hint=hint or _words(problem.get("title")))
 
 
-def _is_token(value: object) -> bool:
+def _is_token(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value) and value.isascii() and value.isprintable()
 
 

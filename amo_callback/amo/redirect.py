@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from amo_callback.amo.hosts import check_host
+from amo_callback.hosts import check_host
 from amo_callback.model import MAX_CODE, MAX_STATE, Redirect
 
 if TYPE_CHECKING:
@@ -73,23 +73,21 @@ def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:
     if len(parts) > MAX_PARAMETERS:
         return {}, True
     found: dict[bytes, bytes] = {}
-    doubled: set[bytes] = set()
-    broken = False
+    spoiled: set[bytes] = set()
     for part in parts:
         raw_name, _, raw_value = part.partition(b"=")
         name = _unquote(raw_name)
         if name.partition(b"[")[0] not in _OURS:
             continue
         if b"[" in name or name in found:  # `code[]=…` is a list to some frameworks: nothing of ours is
-            doubled.add(name.partition(b"[")[0])
+            spoiled.add(name.partition(b"[")[0])
         elif _BROKEN_ESCAPE.search(raw_value):
-            doubled.add(name)
+            spoiled.add(name)
         else:
             found[name] = _unquote(raw_value)
-    for name in doubled:
-        broken = True
+    for name in spoiled:
         found.pop(name, None)
-    return found, broken
+    return found, bool(spoiled)
 
 
 def _unquote(value: bytes) -> bytes:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Mapping
 
+    from structlog.typing import FilteringBoundLogger
+
     from amo_callback.config import Settings
     from amo_callback.model import Event
     from amo_callback.ports import Clock, Observer
@@ -52,9 +54,9 @@ def run(options: argparse.Namespace, _environ: Mapping[str, str]) -> int:
 
 async def _demo(*, token_life: int) -> int:
     clock = SystemClock()
-    log = make_logger(level="warning", style="auto", stream=sys.stderr)
-    take_over_library_logs(log)
     public, key = f"127.0.0.1:{_free_port()}", secrets.token_urlsafe(32)
+    log = make_logger(level="warning", style="auto", stream=sys.stderr, secrets=[key])
+    take_over_library_logs(log)
     vendor = Vendor(
         integration=SandboxIntegration(redirect_uri=f"http://{public}/api/amo-crm/callback"),
         now=clock.now,
@@ -65,7 +67,7 @@ async def _demo(*, token_life: int) -> int:
     observer = _Told(clock, LogObserver(log))
     signalled = on_signal(observer)
     with TemporaryDirectory(prefix="amo-callback-demo-") as folder:
-        async with _amo_and_app(vendor, clock=clock, public=public) as outside:
+        async with _amo_and_app(vendor, clock=clock, public=public, log=log) as outside:
             settings = _settings(vendor, public=public, outside=outside, key=key)
             async with open_service(settings, folder=Path(folder), clock=clock, log=log, observer=observer) as service:
                 _say(_WELCOME.format(outside=outside, private=service.private, key=key, life=token_life))
@@ -105,7 +107,7 @@ def _free_port() -> int:
 
 
 @asynccontextmanager
-async def _amo_and_app(vendor: Vendor, *, clock: Clock, public: str) -> AsyncIterator[str]:
+async def _amo_and_app(vendor: Vendor, *, clock: Clock, public: str, log: FilteringBoundLogger) -> AsyncIterator[str]:
     """Serve the stand-in, and two pages that stand for the mobile app; yield the address."""
     app = Sandbox(vendor, clock=clock).app()
     pages = Environment(autoescape=True)
@@ -129,9 +131,8 @@ async def _amo_and_app(vendor: Vendor, *, clock: Clock, public: str) -> AsyncIte
         return web.Response(text=html, content_type="text/html")
 
     app.add_routes([web.get("/", show_start), web.get("/app", show_landed)])
-    log = make_logger(level="warning", style="auto", stream=sys.stderr)
-    async with open_door(app, "127.0.0.1:0", name="demo", clock=clock, log=log) as address:
-        yield address
+    async with open_door(app, "127.0.0.1:0", name="demo", clock=clock, log=log) as door:
+        yield door.address
 
 
 _HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>For You</title>

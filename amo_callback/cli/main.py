@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback import __version__
 from amo_callback.cli import demo, serve
-from amo_callback.errors import ConfigurationError
+from amo_callback.errors import AmoCallbackError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"amo-callback: {problem}", file=sys.stderr)
         return EX_CONFIG
+    except AmoCallbackError as error:
+        print(f"amo-callback: {error} {error.fields}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

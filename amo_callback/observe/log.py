@@ -86,11 +86,25 @@ def make_logger(*, level: str, style: str, stream: TextIO, secrets: Collection[s
     else:
         processors.append(structlog.processors.JSONRenderer(serializer=json.dumps, ensure_ascii=False))
     return structlog.wrap_logger(  # type: ignore[no-any-return]  # reason: structlog types it as Any
-        structlog.PrintLogger(stream),
+        _Sink(stream),
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
         cache_logger_on_first_use=True,
     )
+
+
+class _Sink:
+    """Where lines go. A full disk or a closed pipe costs lines, and never what they tell of."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        """Write one line."""
+        with suppress(OSError, ValueError):
+            print(line, file=self._stream, flush=True)
+
+    log = debug = info = warn = warning = error = critical = exception = fatal = failure = msg
 
 
 class LogObserver:
@@ -100,14 +114,13 @@ class LogObserver:
         self._logger = logger
 
     def __call__(self, event: Event) -> None:
-        """Write one line; a log that cannot be written stops nothing."""
+        """Write one line."""
         fields = dict(event.fields)
         if event.connection_id is not None:
             fields["connection_id"] = event.connection_id
         if event.error is not None:
             fields["exc_info"] = event.error
-        with suppress(OSError, ValueError):
-            self._logger.log(_NUMBERS[event.level], event.name, **fields)
+        self._logger.log(_NUMBERS[event.level], event.name, **fields)
 
 
 _NUMBERS = {
@@ -127,14 +140,9 @@ class LibraryLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a library's record as one line."""
-        with suppress(OSError, ValueError):
-            self._logger.log(
-                record.levelno,
-                "library.log",
-                library=record.name,
-                text=record.getMessage(),
-                exc_info=record.exc_info,
-            )
+        self._logger.log(
+            record.levelno, "library.log", library=record.name, text=record.getMessage(), exc_info=record.exc_info
+        )
 
 
 def take_over_library_logs(logger: FilteringBoundLogger) -> None:

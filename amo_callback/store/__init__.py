@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from amo_callback.store.sqlite import SqliteStore
+    from amo_callback.ports import Store
 
 SQLITE = "sqlite:///"
 
 
 @asynccontextmanager
-async def open_store(url: str, *, folder: Path) -> AsyncIterator[SqliteStore]:
+async def open_store(url: str, *, folder: Path) -> AsyncIterator[Store]:
     """Open the store that `url` names, its schema brought up to date; relative paths start at `folder`.
 
     Raises `ConfigurationError` where it cannot be opened at all.
     """
     if not url.startswith(SQLITE):
-        raise ConfigurationError(f"storage.url: must begin with {SQLITE} (an absolute path has four slashes)")
+        raise ConfigurationError(f"storage.url: must begin with {SQLITE}")
     from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- because another engine may be asked for
 
     async with open_sqlite(folder / url.removeprefix(SQLITE)) as store:

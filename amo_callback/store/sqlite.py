@@ -34,6 +34,8 @@ T = TypeVar("T")
 Row = sqlite3.Row
 
 _BUSY_TIMEOUT_MS = 5000
+_MISCONFIGURED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")
+"""What no second start mends; whatever else (busy, full) may pass."""
 
 
 @asynccontextmanager
@@ -54,7 +56,9 @@ async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
             await _prepare(reader)
             await reader.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
-            raise ConfigurationError(f"storage.url: {path} cannot be used: {_name(error)}") from None
+            if _name(error).startswith(_MISCONFIGURED):
+                raise ConfigurationError(f"storage.url: {path} cannot be used: {_name(error)}") from None
+            raise StoreUnavailable(_name(error)) from None
         yield SqliteStore(writer=writer, reader=reader, statements=load_statements())
 
 
@@ -81,7 +85,7 @@ class SqliteStore:
         await self._read("ping")
 
     async def canary(self, fresh: bytes) -> bytes:
-        """Return the store's canary; a new store keeps the one given."""
+        """Return the store's canary; a new store keeps the fresh one."""
 
         async def unit() -> bytes:
             await self._run("save_canary", value=fresh)
@@ -133,8 +137,8 @@ class SqliteStore:
         )
         return _first(found, rows.connection)
 
-    async def save_refreshed(self, refreshed: RefreshedPair) -> bool:
-        """Commit a refreshed pair and end its claim; `False` where its version was superseded."""
+    async def save_refreshed(self, refreshed: RefreshedPair) -> Connection | None:
+        """Commit a refreshed pair and end its claim; `None` where its version was superseded."""
         found = await self._write_one(
             "save_refreshed",
             id=refreshed.connection_id,
@@ -146,7 +150,7 @@ class SqliteStore:
             refresh_expires_at=refreshed.refresh_expires_at,
             next_refresh_at=refreshed.next_refresh_at,
         )
-        return bool(found)
+        return _first(found, rows.connection)
 
     async def save_verdict(self, verdict: Verdict) -> bool:
         """Commit what became of an attempt without a pair; `False` where the attempt is no longer ours."""
@@ -199,11 +203,11 @@ class SqliteStore:
         """Commit a grant's end where its attempt is still the one given."""
         return bool(await self._write_one("finish_grant", **_end(grant)))
 
-    async def save_connected(self, grant: Grant, connection: Connection, *, token_iat: int | None) -> None:
-        """Commit a granted pair and its grant's end as one: renews the connection where there is one."""
+    async def save_connected(self, grant: Grant, connection: Connection, *, token_iat: int | None) -> bool:
+        """Commit a granted pair and its grant's end as one; `False` where a later grant's pair was kept."""
 
-        async def unit() -> None:
-            await self._run(
+        async def unit() -> bool:
+            saved = await self._run(
                 "save_connected",
                 id=connection.id,
                 account_id=connection.account_id,
@@ -220,8 +224,9 @@ class SqliteStore:
                 token_iat=token_iat,
             )
             await self._run("finish_grant", **_end(grant))
+            return bool(saved)
 
-        await self._write(unit)
+        return await self._write(unit)
 
     # --- one unit --------------------------------------------------------------------------------
 

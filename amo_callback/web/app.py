@@ -9,14 +9,16 @@ from aiohttp import web
 
 from amo_callback.identity import ApiKeys, read_api_keys
 from amo_callback.web import health
-from amo_callback.web.keys import AMO, API_KEYS, CLOCK, CONNECT, HANDOUT, LOG, PAGES, SETTINGS
-from amo_callback.web.middleware.authorization import authorize
-from amo_callback.web.middleware.errors import envelope_errors, problem_errors
-from amo_callback.web.middleware.headers import protect
-from amo_callback.web.middleware.requests import log_requests
+from amo_callback.web.keys import AMO, API_KEYS, CLOCK, CONNECT, HANDOUT, LOG, PAGES, PROXIES, SETTINGS
 from amo_callback.web.pages.render import Pages
+from amo_callback.web.peer import TrustedProxies
 from amo_callback.web.private import tokens
+from amo_callback.web.private.authorization import authorize
+from amo_callback.web.private.errors import problem_errors
 from amo_callback.web.public import callback, exchange, returning
+from amo_callback.web.public.errors import envelope_errors
+from amo_callback.web.public.headers import protect
+from amo_callback.web.requests import log_requests
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Middleware
@@ -89,6 +91,7 @@ def _app(
         client_max_size=BODY_LIMIT,
     )
     app[SETTINGS] = settings
+    app[PROXIES] = TrustedProxies(settings.server.trusted_proxies)
     app[CLOCK] = services.clock
     app[LOG] = log
     return app

@@ -27,45 +27,71 @@ _BACKLOG = 4096
 _ACCEPTED = 0.25
 """Seconds for which what was accepted before the listener closed may still arrive."""
 _SHUTDOWN_TIMEOUT = 8.0
+_SERVER = "amo-callback"
+"""Instead of aiohttp's, which tells versions."""
 
 
 @asynccontextmanager
 async def open_door(
     app: web.Application, address: str, *, name: str, clock: Clock, log: FilteringBoundLogger
-) -> AsyncIterator[str]:
-    """Serve `app` at `address` (`host:port`, `unix:/path`), and yield the address it got.
+) -> AsyncIterator[Door]:
+    """Serve `app` at `address` (`host:port`, `unix:/path`) until the end of the block, or of `Door.close`."""
+    door = Door(app, name=name, clock=clock, log=log)
+    try:
+        await door.open(address)
+        yield door
+    finally:
+        await door.close()
 
-    At the end the listener closes first, what was accepted is answered, and connections are told to close.
+
+class Door:
+    """An application that listens.
+
+    Closing it, the listener goes first; what was accepted is answered, and connections are told to close.
     """
-    draining = asyncio.Event()
 
-    async def say_goodbye(_request: web.Request, response: web.StreamResponse) -> None:
-        if draining.is_set():
+    def __init__(self, app: web.Application, *, name: str, clock: Clock, log: FilteringBoundLogger) -> None:
+        self._name = name
+        self._clock = clock
+        self._draining = False
+        self._listener: socket.socket | None = None
+        self._closed = asyncio.Lock()
+        app.on_response_prepare.append(self._prepare)
+        self._runner = _Runner(
+            app,
+            access_log=None,
+            logger=_ParserLog(log, name),
+            max_line_size=MAX_LINE,
+            handle_signals=False,
+            shutdown_timeout=_SHUTDOWN_TIMEOUT,
+        )
+
+    async def open(self, address: str) -> None:
+        """Listen; raises `ConfigurationError`."""
+        self._listener = _listen(address, self._name)
+        self.address = _address(self._listener)
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._listener, backlog=_BACKLOG).start()
+
+    async def close(self) -> None:
+        """Drain and close; a second time does nothing."""
+        async with self._closed:
+            if self._listener is None:
+                return
+            self._draining = True
+            _remove_socket(self._listener)
+            for site in list(self._runner.sites):
+                await site.stop()
+            await self._clock.sleep(_ACCEPTED)
+            await self._runner.cleanup()
+            self._listener.close()
+            self._listener = None
+
+    async def _prepare(self, _request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = _SERVER
+        if self._draining:
             response.force_close()
             response.headers["Connection"] = "close"  # force_close() alone does not send it
-
-    app.on_response_prepare.append(say_goodbye)
-    runner = _Runner(
-        app,
-        access_log=None,
-        logger=_ParserLog(log, name),
-        max_line_size=MAX_LINE,
-        handle_signals=False,
-        shutdown_timeout=_SHUTDOWN_TIMEOUT,
-    )
-    listener = _listen(address, name)
-    try:
-        await runner.setup()
-        await web.SockSite(runner, listener, backlog=_BACKLOG).start()
-        yield _address(listener)
-        draining.set()
-        for site in list(runner.sites):
-            await site.stop()
-        await clock.sleep(_ACCEPTED)
-    finally:
-        await runner.cleanup()
-        listener.close()
-        _remove_socket(address)
 
 
 def _listen(address: str, name: str) -> socket.socket:
@@ -81,11 +107,11 @@ def _listen(address: str, name: str) -> socket.socket:
 
 
 def _listen_unix(path: str) -> socket.socket:
-    """Listen at a path, over what a killed process has left there, but not over a living one."""
+    """Listen at a path, over the socket that a killed process has left there, but over nothing else."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         with socket.socket(socket.AF_UNIX) as other:
-            if other.connect_ex(path) == errno.ECONNREFUSED:
+            if Path(path).is_socket() and other.connect_ex(path) == errno.ECONNREFUSED:
                 Path(path).unlink()
         listener.bind(path)
         listener.listen(_BACKLOG)
@@ -95,9 +121,10 @@ def _listen_unix(path: str) -> socket.socket:
     return listener
 
 
-def _remove_socket(address: str) -> None:
-    if address.startswith(UNIX):
-        Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
+def _remove_socket(listener: socket.socket) -> None:
+    """Take our socket's name away while it still listens: afterwards it may be a successor's."""
+    if listener.family == socket.AF_UNIX:
+        Path(listener.getsockname()).unlink(missing_ok=True)
 
 
 def _address(listener: socket.socket) -> str:
@@ -119,8 +146,8 @@ class _ParserLog:
         """Drop what is noise."""
 
     def warning(self, *_: object, exc_info: object = None, **__: object) -> None:
-        """Note that something was odd."""
-        self._log.warning("http.bad_request", door=self._door, error=type(exc_info).__name__)
+        """Note that something was odd; anybody can bring it about, so it is no warning."""
+        self._log.info("http.bad_request", door=self._door, error=type(exc_info).__name__)
 
     exception = error = warning
 
@@ -137,7 +164,7 @@ class _RequestHandler(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer with the status alone."""
         answer = super().handle_error(request, status, exc, f"{status}: this request cannot be read\n")
-        answer.headers["Cache-Control"] = "no-store"
+        answer.headers.update({"Cache-Control": "no-store", "Server": _SERVER})
         return answer
 
 

@@ -14,12 +14,14 @@ from amo_callback.handout import Handout
 from amo_callback.identity import ApiKeys
 from amo_callback.ports import AmoOAuth, Clock
 from amo_callback.web.pages.render import Pages
+from amo_callback.web.peer import TrustedProxies
 
 if TYPE_CHECKING:
     from amo_callback.ports import Store
     from amo_callback.refresher import Refresher
 
 SETTINGS = web.AppKey("settings", Settings)
+PROXIES = web.AppKey("proxies", TrustedProxies)
 LOG = web.AppKey("log", FilteringBoundLogger)
 CLOCK = web.AppKey("clock", Clock)
 AMO = web.AppKey("amo", AmoOAuth)

@@ -25,7 +25,7 @@ from amo_callback.model import Event, Level, RefreshRules
 from amo_callback.refresher import Refresher
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
-from amo_callback.web.doors import open_door
+from amo_callback.web.doors import Door, open_door
 from amo_callback.web.keys import Services
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
-    from amo_callback.ports import Clock, Observer
-    from amo_callback.store.sqlite import SqliteStore
+    from amo_callback.ports import Clock, Observer, Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,13 +108,13 @@ async def open_service(
         await stack.enter_async_context(_draining(connect))
         died = await stack.enter_async_context(_running(refresher, observer))
         apps = make_apps(settings, services, log)
-        public, private = [
-            await stack.enter_async_context(open_door(app, address, name=name, clock=clock, log=log))
-            for app, address, name in [
-                (apps.public, settings.server.public, "public"),
-                (apps.private, settings.server.private, "private"),
-            ]
-        ]
+        public = await stack.enter_async_context(
+            open_door(apps.public, settings.server.public, name="public", clock=clock, log=log)
+        )
+        private = await stack.enter_async_context(
+            open_door(apps.private, settings.server.private, name="private", clock=clock, log=log)
+        )
+        stack.push_async_callback(_close_together, public, private)
 
         def stop() -> None:
             refresher.stop()
@@ -123,12 +122,17 @@ async def open_service(
             connect.stop()
 
         stack.callback(stop)  # the first thing at the end, also where nobody sent a signal
-        observer(Event(name="service.started", fields={"public": public, "private": private}))
-        yield Service(public=public, private=private, services=services, died=died, stop=stop)
+        fields = {"public": public.address, "private": private.address}
+        observer(Event(name="service.started", fields=fields))
+        yield Service(public=public.address, private=private.address, services=services, died=died, stop=stop)
         observer(Event(name="service.stopping"))
 
 
-async def _check_canary(store: SqliteStore, cipher: Cipher) -> None:
+async def _close_together(*doors: Door) -> None:
+    await asyncio.gather(*(door.close() for door in doors))
+
+
+async def _check_canary(store: Store, cipher: Cipher) -> None:
     """Refuse to start on a store that our keys cannot read: every connection in it would look lost."""
     try:
         cipher.check_canary(await store.canary(cipher.seal_canary()))
@@ -207,9 +211,4 @@ def _refresh_rules(settings: Settings) -> RefreshRules:
 
 
 def _connect_rules(settings: Settings) -> ConnectRules:
-    return ConnectRules(
-        allowed_accounts=frozenset(settings.amo.allowed_accounts),
-        lease=settings.refresh.lease,
-        refresh_at=settings.refresh.at,
-        jitter=settings.refresh.jitter,
-    )
+    return ConnectRules(allowed_accounts=frozenset(settings.amo.allowed_accounts), refresh=_refresh_rules(settings))

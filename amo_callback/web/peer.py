@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from aiohttp import web
 
 
-def client_address(request: web.Request, trusted: Collection[str]) -> str | None:
-    """Return the client's address, or `None` behind a Unix socket that names none."""
-    return rightmost_untrusted(request.remote or "", request.headers.getall("X-Forwarded-For", []), trusted)
+class TrustedProxies:
+    """The proxies whose `X-Forwarded-For` is believed, as addresses or networks; a Unix socket always is."""
 
+    def __init__(self, networks: Sequence[str]) -> None:
+        self._networks = [ip_network(network, strict=False) for network in networks]
 
-def rightmost_untrusted(peer: str, forwarded: Sequence[str], trusted: Collection[str]) -> str | None:
-    """Return the first address, from the right, that no proxy of ours has; a Unix socket's peer is trusted.
+    def client_of(self, request: web.Request) -> str | None:
+        """Return the client's address, or `None` behind a Unix socket that names none."""
+        listener = request.get_extra_info("socket")
+        local = listener is not None and listener.family == socket.AF_UNIX
+        forwarded = request.headers.getall("X-Forwarded-For", [])
+        return self.rightmost_untrusted(None if local else request.remote, forwarded)
 
-    What stands to the left of it was written by whoever sent the request.
-    """
-    if peer and peer not in trusted:
+    def rightmost_untrusted(self, peer: str | None, forwarded: Sequence[str]) -> str | None:
+        """Return the first address, from the right, that is no proxy of ours; no peer is a trusted one.
+
+        What stands to the left of it was written by whoever sent the request.
+        """
+        if peer is not None and not self._trusts(peer):
+            return peer
+        for hop in reversed([hop.strip() for line in forwarded for hop in line.split(",")]):
+            if _address(hop) is None:
+                break
+            if not self._trusts(hop):
+                return hop
         return peer
-    hops = [hop.strip() for line in forwarded for hop in line.split(",")]
-    for hop in reversed(hops):
-        if not _is_address(hop):
-            break
-        if hop not in trusted:
-            return hop
-    return peer or None
+
+    def _trusts(self, text: str) -> bool:
+        address = _address(text)
+        return address is not None and any(address in network for network in self._networks)
 
 
-def _is_address(text: str) -> bool:
+def _address(text: str) -> IPv4Address | IPv6Address | None:
     try:
-        ip_address(text)
+        return ip_address(text)
     except ValueError:
-        return False
-    return True
+        return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from amo_callback.amo.hosts import check_host
 from amo_callback.amo.redirect import read_redirect
+from amo_callback.hosts import check_host
 from amo_callback.model import Redirect
 
 JUNK_HOSTS = [

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from amo_callback.amo.sandbox.app import Sandbox
+from amo_callback.amo.sandbox.faults import Fault
 from tests.conftest import HOST, Amo
 from tests.fakes import FakeClock
 
@@ -34,7 +36,7 @@ class Caller:
 
     async def send(self, host: str, **body: Any) -> tuple[int, Any]:
         async with self.http.post(f"http://{self.amo.address}/{host}/oauth2/access_token", **body) as response:
-            return response.status, await response.json(content_type=None)
+            return response.status, await response.json() if response.content_type.endswith("json") else None
 
     async def exchange(self, code: str | None = None) -> tuple[int, Any]:
         return await self.post(grant_type="authorization_code", code=code or self.amo.code())
@@ -152,6 +154,35 @@ def test_the_hook_is_signed_as_amo_signs_it(amo: Amo) -> None:
         known.client_secret.encode(), f"{known.client_id}|{amo.account.id}".encode(), hashlib.sha256
     ).hexdigest()
     assert query == {"account_id": str(amo.account.id), "client_uuid": known.client_id, "signature": expected}
+
+
+async def test_switching_off_tells_the_hook(amo: Amo) -> None:
+    """AMO's server calls the hook's address with the signed query."""
+    seen: list[dict[str, str]] = []
+
+    async def hook(request: web.Request) -> web.Response:
+        seen.append(dict(request.query))
+        return web.Response(status=202)
+
+    runner = web.AppRunner(web.Application())
+    runner.app.router.add_get("/hook", hook)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    address = "http://{}:{}/hook".format(*runner.addresses[0])
+    assert await amo.sandbox.disable(amo.account, hook=address) == 202
+    await runner.cleanup()
+    assert seen == [amo.vendor.hook_query(amo.account)]
+
+
+async def test_the_ledger_knows_what_was_turned_away(caller: Caller) -> None:
+    """A credential that met a fault before it was looked at is noted, and to present it again is no double spend."""
+    _, pair = await caller.exchange()
+    caller.amo.sandbox.faults.add(Fault.HTTP_500)
+    for _ in range(2):
+        await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
+    ledger = caller.amo.vendor.ledger
+    assert [entry.status for entry in ledger.refreshes()] == [None, 200]
+    assert ledger.doubles() == 0
 
 
 async def test_a_disabled_integration_is_dead_at_once(caller: Caller) -> None:

@@ -8,6 +8,7 @@ import logging
 import sys
 import warnings
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -93,10 +94,15 @@ def test_levels_and_styles() -> None:
 
 
 def test_a_log_that_cannot_be_written_stops_nothing() -> None:
-    """A closed or full stream is no reason to lose a token."""
+    """A closed stream or a full disk costs lines and nothing else, whoever writes them."""
     log = Log()
     log.stream.close()
     LogObserver(log.logger)(Event(name="e"))
+    log.logger.error("e")
+    full = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115 -- because its end fails, too
+    make_logger(level="info", style="json", stream=full).warning("e")
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_v
 from tests.fakes import START
 
 if TYPE_CHECKING:
-    from amo_callback.store.sqlite import SqliteStore
+    from amo_callback.ports import Store
 
 SECOND = timedelta(seconds=1)
 
@@ -22,7 +22,7 @@ SECOND = timedelta(seconds=1)
 # --- connections ---------------------------------------------------------------------------------
 
 
-async def test_a_granted_pair_comes_out_as_it_went_in(store: SqliteStore) -> None:
+async def test_a_granted_pair_comes_out_as_it_went_in(store: Store) -> None:
     """Every field is kept, times to the microsecond."""
     odd = START + timedelta(microseconds=123457)
     connection = a_connection(access_issued_at=odd, connected_at=odd, api_domain="api-b.amocrm.ru")
@@ -30,7 +30,7 @@ async def test_a_granted_pair_comes_out_as_it_went_in(store: SqliteStore) -> Non
     assert await store.connection("unknown") is None
 
 
-async def test_a_second_grant_renews_the_connection(store: SqliteStore) -> None:
+async def test_a_second_grant_renews_the_connection(store: Store) -> None:
     """The later grant's pair replaces the earlier one's, and what was said of the old one is forgotten."""
     stored = await save(store, a_connection(), iat=1)
     await store.claim(a_claim(stored))
@@ -45,14 +45,14 @@ async def test_a_second_grant_renews_the_connection(store: SqliteStore) -> None:
     ("first", "second", "held"), [(2, 1, b"first"), (2, 2, b"second"), (None, 1, b"second"), (2, None, b"second")]
 )
 async def test_between_two_grants_the_later_token_holds(
-    store: SqliteStore, first: int | None, second: int | None, held: bytes
+    store: Store, first: int | None, second: int | None, held: bytes
 ) -> None:
     """An answer that comes late does not replace the pair of a later grant; without `iat` the later answer does."""
     await save(store, a_connection(sealed_pair=b"first"), iat=first, code="1")
     assert (await save(store, a_connection(sealed_pair=b"second"), iat=second, code="2")).sealed_pair == held
 
 
-async def test_the_connections_of_an_account_come_freshest_first(store: SqliteStore) -> None:
+async def test_the_connections_of_an_account_come_freshest_first(store: Store) -> None:
     """The active ones first, by their expiry."""
     for number, (user, expires) in enumerate({"1": DAY, "2": 3 * DAY, "3": 2 * DAY}.items()):
         await save(store, a_connection(id=str(number), account_id="7", user_id=user, access_expires_at=START + expires))
@@ -64,7 +64,7 @@ async def test_the_connections_of_an_account_come_freshest_first(store: SqliteSt
     assert await store.connections_of("8") == []
 
 
-async def test_due_is_what_is_active_late_and_unclaimed_oldest_expiry_first(store: SqliteStore) -> None:
+async def test_due_is_what_is_active_late_and_unclaimed_oldest_expiry_first(store: Store) -> None:
     """Nothing before its time, nothing claimed, nothing asked to be left apart, and no more than the limit."""
     for number in range(5):
         await save(store, a_connection(number, access_expires_at=START + DAY - number * SECOND))
@@ -79,7 +79,7 @@ async def test_due_is_what_is_active_late_and_unclaimed_oldest_expiry_first(stor
     assert ids[4] in await store.due(now=late + SECOND, limit=9, apart_from=())
 
 
-async def test_the_next_due_time_is_the_earliest_that_is_free(store: SqliteStore) -> None:
+async def test_the_next_due_time_is_the_earliest_that_is_free(store: Store) -> None:
     """Claimed connections and those left apart do not count, nor those that need their person."""
     assert await store.next_due(now=START, apart_from=()) is None
     for number in (1, 2, 3):
@@ -93,7 +93,7 @@ async def test_the_next_due_time_is_the_earliest_that_is_free(store: SqliteStore
     assert await store.next_due(now=START, apart_from=[ids[0]]) == START + 3 * SECOND
 
 
-async def test_one_claim_of_many_at_once_is_given(store: SqliteStore) -> None:
+async def test_one_claim_of_many_at_once_is_given(store: Store) -> None:
     """Twenty claim, one holds; after the lease the next one may."""
     stored = await save(store, a_connection())
     claims = [a_claim(stored, attempt=f"attempt-{number}") for number in range(20)]
@@ -104,7 +104,7 @@ async def test_one_claim_of_many_at_once_is_given(store: SqliteStore) -> None:
     assert await store.claim(a_claim(stored, attempt="later", at=START + 60 * SECOND)) is not None
 
 
-async def test_a_claim_names_the_pair_it_read(store: SqliteStore) -> None:
+async def test_a_claim_names_the_pair_it_read(store: Store) -> None:
     """A pair that was replaced meanwhile is not claimed, nor one of a connection that needs its person."""
     stored = await save(store, a_connection())
     assert await store.claim(a_claim(stored, pair_version=2)) is None
@@ -113,7 +113,7 @@ async def test_a_claim_names_the_pair_it_read(store: SqliteStore) -> None:
     assert await store.claim(a_claim(stored)) is None
 
 
-async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: SqliteStore) -> None:
+async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: Store) -> None:
     """A process that died after its claim may have spent the token: the fingerprint is doubtful from then on."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored, fingerprint="maybe-spent"))
@@ -122,7 +122,7 @@ async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: Sqlit
     assert (claimed.doubtful, claimed.spending) == ("maybe-spent", "next")
 
 
-async def test_a_refreshed_pair_is_stored_and_ends_its_claim(store: SqliteStore) -> None:
+async def test_a_refreshed_pair_is_stored_and_ends_its_claim(store: Store) -> None:
     """Pair, times, and nothing left of claim, doubt and failures."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored, fingerprint="1"))
@@ -138,16 +138,16 @@ async def test_a_refreshed_pair_is_stored_and_ends_its_claim(store: SqliteStore)
     assert after.api_domain == "api-b.amocrm.ru"
 
 
-async def test_an_older_pair_never_replaces_a_newer_one(store: SqliteStore) -> None:
+async def test_an_older_pair_never_replaces_a_newer_one(store: Store) -> None:
     """A late refresh finds another version, and changes nothing."""
     stored = await save(store, a_connection(), iat=1)
     await store.claim(a_claim(stored))
     renewed = await save(store, a_connection(sealed_pair=b"granted"), iat=2)
-    assert not await store.save_refreshed(a_refreshed(stored))
+    assert await store.save_refreshed(a_refreshed(stored)) is None
     assert await store.connection(stored.id) == renewed
 
 
-async def test_a_late_pair_wins_over_needs_reauth(store: SqliteStore) -> None:
+async def test_a_late_pair_wins_over_needs_reauth(store: Store) -> None:
     """A verdict does not change the pair's version, so a good pair that comes late mends it."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
@@ -160,7 +160,7 @@ async def test_a_late_pair_wins_over_needs_reauth(store: SqliteStore) -> None:
     assert (after.status, after.reason) == (Status.ACTIVE, None)
 
 
-async def test_a_verdict_is_only_its_own_attempts(store: SqliteStore) -> None:
+async def test_a_verdict_is_only_its_own_attempts(store: Store) -> None:
     """Whoever lost the claim writes nothing more."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
@@ -173,7 +173,7 @@ async def test_a_verdict_is_only_its_own_attempts(store: SqliteStore) -> None:
     assert not await store.save_verdict(a_verdict(stored))
 
 
-async def test_a_claim_given_back_leaves_no_trace(store: SqliteStore) -> None:
+async def test_a_claim_given_back_leaves_no_trace(store: Store) -> None:
     """What was not sent is not doubtful, and another's claim is not given back."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
@@ -188,7 +188,7 @@ async def test_a_claim_given_back_leaves_no_trace(store: SqliteStore) -> None:
 # --- grants --------------------------------------------------------------------------------------
 
 
-async def test_one_of_many_begins_a_grant(store: SqliteStore) -> None:
+async def test_one_of_many_begins_a_grant(store: Store) -> None:
     """Twenty at once: one begins it, all see the same one."""
     grants = [a_grant(attempt=f"attempt-{number}", handle_hash=f"handle-{number}") for number in range(20)]
     seen = await asyncio.gather(*(store.claim_grant(grant, now=START) for grant in grants))
@@ -200,7 +200,7 @@ async def test_one_of_many_begins_a_grant(store: SqliteStore) -> None:
 
 
 @pytest.mark.parametrize("status", [GrantStatus.CONNECTED, GrantStatus.REFUSED])
-async def test_an_ended_grant_is_not_begun_again(store: SqliteStore, status: GrantStatus) -> None:
+async def test_an_ended_grant_is_not_begun_again(store: Store, status: GrantStatus) -> None:
     """What a code led to is final."""
     grant = await store.claim_grant(a_grant(), now=START)
     assert await store.finish_grant(dataclasses.replace(grant, status=status, error="e"))
@@ -208,7 +208,7 @@ async def test_an_ended_grant_is_not_begun_again(store: SqliteStore, status: Gra
     assert (after.status, after.error, after.attempt) == (status, "e", "attempt-1")
 
 
-async def test_a_failed_grant_is_tried_again_at_its_address(store: SqliteStore) -> None:
+async def test_a_failed_grant_is_tried_again_at_its_address(store: Store) -> None:
     """The handle stays, the attempt is new, and doubt is kept; not after the code's life."""
     grant = await store.claim_grant(a_grant(), now=START)
     failed = dataclasses.replace(grant, status=GrantStatus.FAILED, error="e", doubtful=True)
@@ -220,7 +220,7 @@ async def test_a_failed_grant_is_tried_again_at_its_address(store: SqliteStore) 
     assert not await store.finish_grant(failed)
 
 
-async def test_an_abandoned_grant_may_have_spent_its_code(store: SqliteStore) -> None:
+async def test_an_abandoned_grant_may_have_spent_its_code(store: Store) -> None:
     """A process that died during its exchange is followed after its lease, with doubt."""
     grant = await store.claim_grant(a_grant(), now=START)
     assert (await store.claim_grant(a_grant(attempt="2"), now=START + 59 * SECOND)).attempt == grant.attempt
@@ -228,7 +228,7 @@ async def test_an_abandoned_grant_may_have_spent_its_code(store: SqliteStore) ->
     assert (after.attempt, after.doubtful) == ("2", True)
 
 
-async def test_a_connection_and_its_grants_end_are_one(store: SqliteStore) -> None:
+async def test_a_connection_and_its_grants_end_are_one(store: Store) -> None:
     """Who sees the grant as connected finds the connection."""
     grant = await store.claim_grant(a_grant(), now=START)
     ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=a_connection().id)
@@ -237,7 +237,7 @@ async def test_a_connection_and_its_grants_end_are_one(store: SqliteStore) -> No
     assert await store.connection(a_connection().id) is not None
 
 
-async def test_expired_grants_are_erased_then_forgotten(store: SqliteStore) -> None:
+async def test_expired_grants_are_erased_then_forgotten(store: Store) -> None:
     """After the code's life nothing sealed is left, a day later nothing at all."""
     grant = await store.claim_grant(a_grant(), now=START)
     await store.prune(now=grant.expires_at - SECOND, keep_grants=DAY.total_seconds())
@@ -248,7 +248,7 @@ async def test_expired_grants_are_erased_then_forgotten(store: SqliteStore) -> N
     assert await store.grant(grant.code_hash) is None
 
 
-async def test_the_canary_is_the_first_one(store: SqliteStore) -> None:
+async def test_the_canary_is_the_first_one(store: Store) -> None:
     """A store keeps the canary it was born with."""
     assert await store.canary(b"first") == b"first"
     assert await store.canary(b"second") == b"first"

@@ -17,7 +17,7 @@ from tests.fakes import START
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from amo_callback.store.sqlite import SqliteStore
+    from amo_callback.ports import Store
 
 URL = "sqlite:///amo-callback.db"
 
@@ -37,7 +37,7 @@ async def test_what_was_stored_is_there_after_a_restart(tmp_path: Path) -> None:
         assert await store.connection(stored.id) == stored
 
 
-async def test_its_files_are_the_owners_alone(store: SqliteStore, tmp_path: Path) -> None:
+async def test_its_files_are_the_owners_alone(store: Store, tmp_path: Path) -> None:
     """The database and what SQLite puts beside it are 0600."""
     await save(store, a_connection())
     files = sorted(tmp_path.iterdir())
@@ -45,7 +45,7 @@ async def test_its_files_are_the_owners_alone(store: SqliteStore, tmp_path: Path
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 
-async def test_a_cancelled_write_is_whole_and_leaves_the_next_one_alone(store: SqliteStore) -> None:
+async def test_a_cancelled_write_is_whole_and_leaves_the_next_one_alone(store: Store) -> None:
     """Whoever is cancelled in the middle of a write has written all of it, and no transaction stays open."""
     stored = await save(store, a_connection())
     for number in range(50):
@@ -60,7 +60,7 @@ async def test_a_cancelled_write_is_whole_and_leaves_the_next_one_alone(store: S
         await store.release(connection_id=stored.id, attempt="attempt-1")
 
 
-async def test_tasks_at_once_do_not_undo_each_others_work(store: SqliteStore) -> None:
+async def test_tasks_at_once_do_not_undo_each_others_work(store: Store) -> None:
     """A hundred units on one connection, some refused: every accepted one is there."""
     connections = [await save(store, a_connection(number)) for number in range(20)]
 
@@ -77,7 +77,7 @@ async def test_tasks_at_once_do_not_undo_each_others_work(store: SqliteStore) ->
         assert stored.pair_version == 2
 
 
-async def test_a_unit_that_fails_is_rolled_back_whole(store: SqliteStore) -> None:
+async def test_a_unit_that_fails_is_rolled_back_whole(store: Store) -> None:
     """A grant whose connection cannot be written is not ended, and the store works on."""
     stored = await save(store, a_connection(), code="first")
     broken = a_connection(2, account_id=None)
@@ -168,7 +168,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> N
         assert [row[0] for row in tables] == ["a", "b"]
 
 
-async def test_time_is_stored_exactly(store: SqliteStore) -> None:
+async def test_time_is_stored_exactly(store: Store) -> None:
     """Years from now and to the microsecond."""
     far = START.replace(year=2199, microsecond=999_999)
     assert (await save(store, a_connection(access_expires_at=far))).access_expires_at == far

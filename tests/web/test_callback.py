@@ -334,6 +334,19 @@ async def test_amos_own_server_gets_plain_text(app: Running) -> None:
     assert len(await app.service.services.store.connections_of(str(app.amo.account.id))) == 1
 
 
+async def test_amos_own_server_is_not_kept_waiting(app: Running) -> None:
+    """A late exchange is 200 for AMO's server: it can do nothing about it, and the exchange goes on."""
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    asking = asyncio.create_task(app.callback(f"{app.query()}&from_exchange=1"))
+    await app.amo.sandbox.asked.wait()
+    await app.clock.until_sleeping(8)
+    app.clock.advance(8)
+    answer = await asking
+    assert (answer.status, answer.text) == (200, "exchanging\n")
+    app.amo.sandbox.go_on.set()
+    await app.witness.until("connection.connected")
+
+
 async def test_connecting_again_renews_the_same_connection(app: Running) -> None:
     """The same account and AMO user are one connection, however often they connect."""
     first = await app.connected()

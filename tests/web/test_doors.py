@@ -14,8 +14,9 @@ from aiohttp import web
 
 from amo_callback.errors import ConfigurationError
 from amo_callback.observe.log import make_logger
+from amo_callback.web.doors import Door as OpenDoor
 from amo_callback.web.doors import open_door
-from amo_callback.web.peer import rightmost_untrusted
+from amo_callback.web.peer import TrustedProxies
 from tests.fakes import ShiftedClock
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Door:
         await self.held.wait()
         return web.Response(text="done")
 
-    def open(self, address: str) -> AbstractAsyncContextManager[str]:
+    def open(self, address: str) -> AbstractAsyncContextManager[OpenDoor]:
         log = make_logger(level="debug", style="json", stream=self.log)
         return open_door(self.app, address, name="public", clock=ShiftedClock(), log=log)
 
@@ -83,7 +84,8 @@ async def test_a_door_may_be_a_unix_socket(door: Door, tmp_path: Path) -> None:
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(path))
     left.close()
-    async with door.open(f"unix:{path}") as address:
+    async with door.open(f"unix:{path}") as opened:
+        address = opened.address
         assert address == f"unix:{path}"
         assert b"hello" in await _ask(address, GET)
     assert not path.exists()
@@ -102,9 +104,29 @@ async def test_a_living_unix_socket_is_not_taken_over(door: Door, tmp_path: Path
 @pytest.mark.usefixtures("ipv6")
 async def test_a_door_may_be_ipv6(door: Door) -> None:
     """With brackets, as in an address bar."""
-    async with door.open("[::1]:0") as address:
+    async with door.open("[::1]:0") as opened:
+        address = opened.address
         assert address.startswith("[::1]:")
         assert b"hello" in await _ask(address, GET)
+
+
+async def test_a_file_that_is_no_socket_is_not_taken_over(door: Door, tmp_path: Path) -> None:
+    """A path that holds something else is refused, and what it holds stays."""
+    path = tmp_path / "precious"
+    path.write_text("data", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="Address already in use"):
+        async with door.open(f"unix:{path}"):
+            pass
+    assert path.read_text(encoding="utf-8") == "data"
+
+
+async def test_versions_are_not_told(door: Door) -> None:
+    """Neither a good answer nor a refusal by the parser names what we are built with."""
+    async with door.open("127.0.0.1:0") as opened:
+        for request in (GET, b"junk\r\n\r\n"):
+            answer = await _ask(opened.address, request)
+            assert b"Server: amo-callback\r\n" in answer
+            assert b"aiohttp" not in answer
 
 
 async def test_a_door_that_is_taken_is_named(door: Door, tmp_path: Path) -> None:
@@ -120,7 +142,7 @@ async def test_a_door_that_is_taken_is_named(door: Door, tmp_path: Path) -> None
 async def test_closing_answers_what_was_accepted_and_says_goodbye(door: Door) -> None:
     """A request in progress at the end gets its answer, told to close; new connections are refused."""
     context = door.open("127.0.0.1:0")
-    address = await context.__aenter__()
+    address = (await context.__aenter__()).address
     asking = asyncio.create_task(_ask(address, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"))
     await door.entered.wait()
     closing = asyncio.create_task(context.__aexit__(None, None, None))
@@ -151,17 +173,17 @@ async def test_closing_answers_what_was_accepted_and_says_goodbye(door: Door) ->
 )
 async def test_what_cannot_be_parsed_is_not_sent_back_nor_logged(door: Door, request_line: bytes) -> None:
     """A request that is no HTTP gets a bare 400, and one line without its text: it may hold a code."""
-    async with door.open("127.0.0.1:0") as address:
-        answer = await _ask(address, request_line + b"\r\nHost: a\r\n\r\n")
+    async with door.open("127.0.0.1:0") as opened:
+        answer = await _ask(opened.address, request_line + b"\r\nHost: a\r\n\r\n")
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
     assert b"the-secret" not in answer
     assert "the-secret" not in door.log.getvalue()
     assert "Traceback" not in door.log.getvalue()
     for line in door.log.getvalue().splitlines():
-        assert json.loads(line)["event"] == "http.bad_request"
+        assert (json.loads(line)["event"], json.loads(line)["level"]) == ("http.bad_request", "info")
 
 
-TRUSTED = ("127.0.0.1", "10.0.0.1", "::1")
+TRUSTED = ("127.0.0.1", "10.0.0.0/8", "::1")
 
 
 @pytest.mark.parametrize(
@@ -177,12 +199,12 @@ TRUSTED = ("127.0.0.1", "10.0.0.1", "::1")
         ("127.0.0.1", ["junk"], "127.0.0.1"),
         ("127.0.0.1", ["10.0.0.1"], "127.0.0.1"),
         ("::1", ["2001:db8::1"], "2001:db8::1"),
-        ("", ["198.51.100.9"], "198.51.100.9"),
-        ("", [], None),
+        (None, ["198.51.100.9"], "198.51.100.9"),
+        (None, [], None),
     ],
 )
 def test_a_client_is_the_rightmost_address_that_is_no_proxy_of_ours(
-    peer: str, forwarded: list[str], address: str | None
+    peer: str | None, forwarded: list[str], address: str | None
 ) -> None:
     """What stands to the left was written by the client; a peer that is not trusted is the client itself."""
-    assert rightmost_untrusted(peer, forwarded, TRUSTED) == address
+    assert TrustedProxies(TRUSTED).rightmost_untrusted(peer, forwarded) == address

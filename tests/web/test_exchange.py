@@ -43,6 +43,35 @@ async def test_the_callbacks_code_is_recognised_any_number_of_times(app: Running
     assert len(app.amo.vendor.ledger.entries) == 1
 
 
+async def test_a_known_code_is_told_whatever_else_is_sent(app: Running) -> None:
+    """The host matters only where AMO is to be asked: a known code gives its outcome."""
+    code = app.amo.code()
+    await app.callback(app.query(code=code))
+    for referer in ("evil.com", "https://admin.example.com/x", ""):
+        assert (await _ask(app, code=code, referer=referer, userId=42)).status == 200
+
+
+async def test_a_body_that_cannot_be_unpacked_is_400(app: Running) -> None:
+    """Junk that calls itself compressed is the sender's fault, and no trace in the log."""
+    answer = await app.public(
+        PATH, method="POST", data=b"junk", headers={"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    )
+    assert (answer.status, answer.json()["error"]) == (400, "invalid_request")
+    assert "Traceback" not in app.log.getvalue()
+
+
+async def test_a_client_that_goes_away_in_mid_body_is_nobodys_fault(app: Running) -> None:
+    """A connection that ends within the body is no bug, and leaves no trace in the log."""
+    host, _, port = app.service.public.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n\r\n{{".encode())
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    assert (await app.public("/healthz")).status == 200
+    assert "http.bug" not in app.log.getvalue()
+
+
 async def test_a_code_never_seen_is_exchanged_now(run: Any) -> None:
     """Without the callback, at `referer` from the body or at the default domain."""
     async with run(AMO__DEFAULT_DOMAIN=HOST) as app:

@@ -12,7 +12,6 @@ from tests.fakes import FailingStore, FakeClock
 if TYPE_CHECKING:
     from amo_callback.ports import Store
     from amo_callback.refresher import Refresher
-    from amo_callback.store.sqlite import SqliteStore
     from tests.conftest import Running
 
 
@@ -48,7 +47,7 @@ class Beat:
     beat_age = 0.0
 
 
-async def test_the_oldest_beat_follows_the_poll_interval(store: SqliteStore, clock: FakeClock) -> None:
+async def test_the_oldest_beat_follows_the_poll_interval(store: Store, clock: FakeClock) -> None:
     """At a slow poll interval the loop may be silent for three of them."""
     beat = Beat()
     readiness = Readiness(store=store, refresher=cast("Refresher", beat), clock=clock, poll_interval=60)
@@ -57,7 +56,7 @@ async def test_the_oldest_beat_follows_the_poll_interval(store: SqliteStore, clo
         assert (await readiness.checks())["refresher"]["ok"] is ok
 
 
-async def test_a_store_that_is_away_is_not_ready(store: SqliteStore, clock: FakeClock) -> None:
+async def test_a_store_that_is_away_is_not_ready(store: Store, clock: FakeClock) -> None:
     """Away, or without an answer for two seconds."""
     failing = FailingStore(store)
     failing.away = {"ping"}

@@ -84,6 +84,15 @@ async def test_a_store_of_other_keys_is_not_touched(app: Running, run: Any) -> N
     assert (await app.public("/healthz")).status == 200
 
 
+async def test_a_log_that_cannot_be_written_costs_no_request(app: Running) -> None:
+    """With the disk under the log full, people still get back to the app, and backends get tokens."""
+    app.log.close()
+    connection = await app.connected()
+    assert (await app.public("/healthz")).status == 200
+    assert (await app.private(f"/connections/{connection}/token")).status == 200
+    assert (await app.callback("code=" + "c" * 40_000)).status == 400
+
+
 async def test_a_callback_in_progress_at_the_end_is_answered(run: Any) -> None:
     """The doors drain: who came before the end gets back to the app."""
     async with run() as app:

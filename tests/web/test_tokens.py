@@ -78,25 +78,58 @@ async def test_a_token_that_lives_is_handed_out_as_stale(run: Any, fault: Fault,
         connection = await app.connected()
         app.clock.advance(800)
         app.amo.sandbox.faults.add(fault)
-        for expected in (reason, "busy"):
+        for _ in range(3):
             token = (await app.private(f"/connections/{connection}/token")).json()
-            assert (token["stale"], token["reason"]) == (True, expected)
+            assert (token["stale"], token["reason"]) == (True, reason)
             assert app.amo.vendor.live_account(token["access_token"]) is app.amo.account
         assert app.amo.sandbox.requests == 2
 
 
-async def test_a_dead_token_is_never_handed_out(run: Any) -> None:
-    """Without a live token there is a problem that says what to do: wait, or connect again."""
+@pytest.mark.parametrize(
+    ("fault", "status", "code"), [(Fault.UNPAID, 502, "amo_refused"), (Fault.TEAPOT, 503, "amo_unavailable")]
+)
+async def test_a_dead_token_is_never_handed_out(run: Any, fault: Fault, status: int, code: str) -> None:
+    """Without a live token there is a problem that says why, the same one for as long as AMO is not asked again."""
     async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
-        app.amo.sandbox.faults.add(Fault.UNPAID)
+        app.amo.sandbox.faults.add(fault)
         app.clock.advance(1000)
-        unpaid = await app.private(f"/connections/{connection}/token")
-        if unpaid.status == 502:  # this call met the fault, and not the refresher
-            assert unpaid.json()["code"] == "amo_refused"
-        waiting = await app.private(f"/connections/{connection}/token")
-        assert (waiting.status, waiting.json()["code"]) == (503, "amo_unavailable")
-        assert 1 <= int(waiting.headers["Retry-After"]) <= 900
+        await app.witness.until("refresh.failed")
+        for _ in range(3):
+            answer = await app.private(f"/connections/{connection}/token")
+            assert (answer.status, answer.json()["code"]) == (status, code)
+            assert 1 <= int(answer.headers["Retry-After"]) <= 900
+        assert app.amo.sandbox.requests == 2
+
+
+async def test_a_paused_rate_limit_keeps_no_backend_waiting(run: Any) -> None:
+    """While AMO has paused us, a live token is handed out as stale after 8 s, and the refresh goes on alone."""
+    async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+        connection = await app.connected()
+        app.amo.sandbox.faults.add(Fault.TOO_MANY)
+        await app.callback(app.query())
+        app.clock.advance(800)
+        app.amo.sandbox.faults.add(Fault.SLOW)
+        asking = asyncio.create_task(app.private(f"/connections/{connection}/token"))
+        await app.clock.until_sleeping(8)
+        await app.amo.sandbox.until_asked(3)
+        app.clock.advance(8)
+        token = (await asking).json()
+        assert (token["stale"], token["reason"]) == (True, "busy")
+        app.amo.sandbox.go_on.set()
+        await app.witness.until("refresh.succeeded")
+
+
+async def test_asking_for_a_dead_connection_costs_amo_nothing(run: Any) -> None:
+    """Whoever polls a connection that needs its person takes no slot at the rate limit."""
+    async with run(AMO__REQUESTS_PER_SECOND="0.001") as app:
+        connection = await app.connected()
+        app.amo.account.disabled = True
+        app.clock.advance(43_200 * 1.2)
+        await app.witness.until("connection.needs_reauth")
+        app.clock.advance(86_400)
+        answers = [await app.private(f"/connections/{connection}/token") for _ in range(10)]
+        assert {answer.status for answer in answers} == {409}
 
 
 async def test_a_connection_that_needs_its_person_says_where_to_connect(run: Any) -> None:
@@ -123,9 +156,9 @@ async def test_wrong_credentials_are_told_as_ours_to_mend(run: Any) -> None:
         connection = await app.connected()
     async with run(AMO__CLIENT_ID="another", lives={"access": 1000}) as again:
         again.clock.advance(2000)
+        await again.witness.until("refresh.failed")
         answer = await again.private(f"/connections/{connection}/token")
-        assert answer.status == 503
-        assert answer.json()["code"] in {"amo_credentials", "amo_unavailable"}
+        assert (answer.status, answer.json()["code"]) == (503, "amo_credentials")
         assert again.amo.vendor.ledger.entries == []
 
 

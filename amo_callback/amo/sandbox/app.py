@@ -8,11 +8,12 @@ from importlib import resources
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
+import aiohttp
 from aiohttp import web
 from jinja2 import Environment
 
 from amo_callback.amo.sandbox.faults import Fault, Faults
-from amo_callback.amo.sandbox.vendor import TOP_LEVEL, Reply, Vendor
+from amo_callback.amo.sandbox.vendor import TOP_LEVEL, Reply, SandboxAccount, Vendor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -107,10 +108,10 @@ class Sandbox:
         self.asked.set()
         if self.latency:
             await self._clock.sleep(self.latency)
-        if refused := self.limit():
-            return web.Response(status=refused)
-        if fault in _BEFORE:
-            return await _BEFORE[fault](request)
+        refused = self.limit()
+        if refused or fault in _BEFORE:
+            self.vendor.turned_away(request.match_info["host"], body=body)
+            return web.Response(status=refused) if refused else await _BEFORE[fault](request)
         reply = self.vendor.token(request.match_info["host"], body=body, content_type=request.content_type)
         if fault is Fault.SLOW:
             await self.go_on.wait()
@@ -131,6 +132,17 @@ class Sandbox:
             return None
         self._refused_in_a_row += 1
         return 403 if self._refused_in_a_row > _BANNED_AFTER else 429
+
+    # --- the "disabled" hook ---------------------------------------------------------------------
+
+    async def disable(self, account: SandboxAccount, *, hook: str) -> int:
+        """Switch the integration off in an account, tell the hook as AMO does, and return its answer's status."""
+        account.disabled = True
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(hook, params=self.vendor.hook_query(account)) as response,
+        ):
+            return response.status
 
     # --- look-ups --------------------------------------------------------------------------------
 

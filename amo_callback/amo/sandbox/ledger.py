@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,14 @@ class Entry:
     """`authorization_code` or `refresh_token`."""
     presented: str = field(repr=False)
     host: str
-    status: int
-    hint: str | None
+    status: int | None
+    """What the rules answer; `None` where a fault or the limit came before them."""
+    hint: str | None = None
+
+    @property
+    def spent(self) -> bool:
+        """Whether this presentation is the one that spent it."""
+        return self.status == 200
 
 
 @dataclass(slots=True)
@@ -30,6 +35,8 @@ class Ledger:
     entries: list[Entry] = field(default_factory=list)
     issued: list[str] = field(default_factory=list, repr=False)
     """Every refresh token issued."""
+    access_tokens: list[str] = field(default_factory=list, repr=False)
+    """Every access token issued."""
 
     def exchanges(self) -> list[Entry]:
         """Return the authorization codes presented."""
@@ -40,6 +47,11 @@ class Ledger:
         return [entry for entry in self.entries if entry.kind == "refresh_token"]
 
     def doubles(self) -> int:
-        """Count presentations of a credential beyond its first."""
-        counts = Counter(entry.presented for entry in self.entries)
-        return sum(count - 1 for count in counts.values())
+        """Count presentations of what had been spent before."""
+        spent: set[str] = set()
+        doubles = 0
+        for entry in self.entries:
+            doubles += entry.presented in spent
+            if entry.spent:
+                spent.add(entry.presented)
+        return doubles

@@ -126,23 +126,21 @@ class Vendor:
         request = _json(body) if content_type == "application/json" else None
         if request is None:
             return _client_unknown()  # a form is refused with these misleading words
-        kind = request.get("grant_type")
-        names = {"authorization_code": "code", "refresh_token": "refresh_token"}
-        presented = request.get(names.get(str(kind), ""))
-        reply = self._answer(host, request, str(kind), presented)
-        if isinstance(presented, str):
-            hint = reply.content.get("hint")
-            self.ledger.entries.append(
-                Entry(
-                    at=self._now(),
-                    kind=str(kind),
-                    presented=presented,
-                    host=host,
-                    status=reply.status,
-                    hint=hint if isinstance(hint, str) else None,
-                )
-            )
+        kind, presented = _presented(request)
+        reply = self._answer(host, request, kind, presented)
+        hint = reply.content.get("hint")
+        self._note(host, kind, presented, status=reply.status, hint=hint if isinstance(hint, str) else None)
         return reply
+
+    def turned_away(self, host: str, *, body: bytes) -> None:
+        """Note what was presented to an AMO that did not look at it."""
+        kind, presented = _presented(_json(body) or {})
+        self._note(host, kind, presented, status=None, hint=None)
+
+    def _note(self, host: str, kind: str, presented: object, *, status: int | None, hint: str | None) -> None:
+        if isinstance(presented, str):
+            entry = Entry(at=self._now(), kind=kind, presented=presented, host=host, status=status, hint=hint)
+            self.ledger.entries.append(entry)
 
     def _answer(self, host: str, request: Mapping[str, object], kind: str, presented: object) -> Reply:
         for name in ("client_id", "client_secret", "redirect_uri", "grant_type"):
@@ -192,6 +190,7 @@ class Vendor:
         self._access_tokens[access] = (account, now + timedelta(seconds=self.lives.access))
         self._refresh_tokens[refresh] = _RefreshToken(account, now + timedelta(seconds=self.lives.refresh))
         self.ledger.issued.append(refresh)
+        self.ledger.access_tokens.append(access)
         return Reply(
             status=200,
             content={
@@ -269,6 +268,12 @@ def _problem(status: int, hint: str | None, *, title: str = "Bad request", detai
 
 def _client_unknown() -> Reply:
     return _problem(401, None, title="Некорректный клиент", detail="Авторизация клиента не прошла")
+
+
+def _presented(request: Mapping[str, object]) -> tuple[str, object]:
+    """Return what kind of credential a request presents, and the credential."""
+    kind = str(request.get("grant_type"))
+    return kind, request.get({"authorization_code": "code", "refresh_token": "refresh_token"}.get(kind, ""))
 
 
 def _json(body: bytes) -> dict[str, object] | None:

@@ -51,7 +51,7 @@ UPDATE connections SET
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     pair_version = pair_version + 1, row_version = row_version + 1
 WHERE id = :id AND pair_version = :pair_version
-RETURNING id;
+RETURNING *;
 
 -- name: save_verdict
 UPDATE connections SET
@@ -85,7 +85,8 @@ ON CONFLICT (id) DO UPDATE SET
     grant_iat = excluded.grant_iat,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
-WHERE connections.grant_iat IS NULL OR excluded.grant_iat IS NULL OR excluded.grant_iat >= connections.grant_iat;
+WHERE connections.grant_iat IS NULL OR excluded.grant_iat IS NULL OR excluded.grant_iat >= connections.grant_iat
+RETURNING id;
 
 -- name: grant
 SELECT * FROM grants WHERE code_hash = :code_hash;

@@ -13,6 +13,7 @@ from amo_callback.errors import (
     AccountRefused,
     AmoCallbackError,
     Busy,
+    ClientRefused,
     Forbidden,
     InvalidRequest,
     MustMend,
@@ -71,21 +72,33 @@ _CODES: tuple[tuple[type[AmoCallbackError], int, str], ...] = (
 """What each error is to a backend: the first class that fits."""
 
 
+_WAITED_OUT = {
+    AccountRefused.code: (502, "amo_refused"),
+    ClientRefused.code: (503, "amo_credentials"),
+    StoreUnavailable.code: (503, "store_unavailable"),
+}
+"""What is told while the back-off after an error lasts: the same as of the error itself."""
+
+
 def problem_of(error: AmoCallbackError, *, settings: Settings) -> Problem:
     """Return what a backend is told of an error, and what it can do."""
     status, code = next((status, code) for kind, status, code in _CODES if isinstance(error, kind))
+    if isinstance(error, Busy):
+        status, code = _WAITED_OUT.get(error.because or "", (status, code))
     more: dict[str, object] = {}
     if isinstance(error, Forbidden):
         more = {"scope": error.scope}
     elif isinstance(error, NeedsReauth):
         more = _reauth(error, settings)
-    headers = {"Retry-After": _retry_after(error, settings)} if status == 503 else {}
+    headers = {"Retry-After": _retry_after(error, settings)} if status in {502, 503} else {}
     return Problem(status=status, code=code, detail=str(error), headers=headers, more=more)
 
 
 def _retry_after(error: AmoCallbackError, settings: Settings) -> str:
     seconds = settings.refresh.retry_cap if isinstance(error, MustMend) else _RETRY_AFTER
-    if isinstance(error, Busy | RateLimited):
+    if isinstance(error, AccountRefused):
+        seconds = settings.refresh.retry_cap
+    elif isinstance(error, Busy | RateLimited):
         seconds = error.retry_after
     return str(max(1, math.ceil(seconds)))
 

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from amo_callback.identity import Scope
 from amo_callback.web.keys import CLOCK, HANDOUT, LOG, SETTINGS
-from amo_callback.web.middleware.authorization import require
+from amo_callback.web.private.authorization import require
 from amo_callback.web.private.problems import invalid
 
 if TYPE_CHECKING:

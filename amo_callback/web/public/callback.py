@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from amo_callback.errors import AmoCallbackError
-from amo_callback.web.keys import AMO, CONNECT, LOG, PAGES, SETTINGS
-from amo_callback.web.peer import client_address
+from amo_callback.web.keys import AMO, CONNECT, LOG, PAGES, PROXIES, SETTINGS
 from amo_callback.web.public.way_back import choose_way, fail, lead_back
 
 if TYPE_CHECKING:
@@ -41,8 +40,8 @@ async def callback(request: web.Request) -> web.Response:
         outcome = await request.app[CONNECT].complete(
             code=redirect.code,
             state=redirect.state,
-            domain=redirect.domain,
-            address=client_address(request, settings.server.trusted_proxies),
+            host=redirect.domain,
+            address=request.app[PROXIES].client_of(request),
         )
     except AmoCallbackError as error:
         return fail(settings.app, pages, way, error=error.word, state=redirect.state)

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from amo_callback.errors import AmoCallbackError, GrantExpired
 from amo_callback.model import MAX_CODE, Connection, GrantStatus, Status
 from amo_callback.web.answers import failure, status_of, success
-from amo_callback.web.keys import AMO, CLOCK, CONNECT, SETTINGS
-from amo_callback.web.peer import client_address
+from amo_callback.web.keys import CLOCK, CONNECT, PROXIES
 from amo_callback.web.public.way_back import LATE
 
 if TYPE_CHECKING:
@@ -55,15 +54,15 @@ async def exchange_code(request: web.Request) -> web.Response:
     try:
         body = ExchangeBody.model_validate_json(await request.read())
         code = body.code.encode()
-    except (ValidationError, UnicodeEncodeError):
+    except (ValidationError, UnicodeEncodeError, web.RequestPayloadError):
         return _refused("invalid_request")
-    connect, settings = request.app[CONNECT], request.app[SETTINGS]
+    connect = request.app[CONNECT]
     try:
         outcome = await connect.complete(
             code=code,
             state=None,
-            domain=request.app[AMO].check_domain(body.referer) if body.referer else None,
-            address=client_address(request, settings.server.trusted_proxies),
+            host=body.referer,
+            address=request.app[PROXIES].client_of(request),
         )
         connection = await connect.connection_of(outcome)
     except AmoCallbackError as error:

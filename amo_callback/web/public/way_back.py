@@ -75,10 +75,10 @@ def lead_back(
             return _location(303, return_path + outcome.handle)
         # The address is the first one's, who sent another state: this one gets its own back, here.
         return show(app, pages, outcome, state=state)
+    if way is Way.PLAIN and outcome.error is None:
+        return web.Response(text=f"{outcome.status.value}\n")  # also while it goes on: AMO's server cannot wait
     if outcome.error is not None or outcome.status is GrantStatus.EXCHANGING:
         return fail(app, pages, way, error=outcome.error or LATE, state=state)
-    if way is Way.PLAIN:
-        return web.Response(text="connected\n")
     return _location(302, success_link(app.deep_link, hand_back=app.hand_back, code=outcome.code, state=state))
 
 

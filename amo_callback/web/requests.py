@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
-from amo_callback.web.keys import CLOCK, SETTINGS
-from amo_callback.web.peer import client_address
+from amo_callback.web.keys import CLOCK, PROXIES
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
@@ -35,7 +34,7 @@ def log_requests(log: FilteringBoundLogger, *, door: str, access: bool) -> Middl
                     route=_route(request),
                     status=response.status,
                     ms=round((clock.monotonic() - started) * 1000, 1),
-                    peer=client_address(request, request.app[SETTINGS].server.trusted_proxies),
+                    peer=request.app[PROXIES].client_of(request),
                 )
             return response
 

@@ -23,4 +23,3 @@ async def protect(_request: web.Request, response: web.StreamResponse) -> None:
     """Add the protecting headers that the handler has not set itself."""
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
-    response.headers["Server"] = "amo-callback"  # aiohttp's would tell versions

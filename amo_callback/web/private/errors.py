@@ -1,7 +1,4 @@
-"""Errors into answers: the app's envelope on the public door, problem details on the private one.
-
-A bug is logged with its trace, and answered without it.
-"""
+"""Errors of the private door into problem details. A bug is logged with its trace, and answered without it."""
 
 from __future__ import annotations
 
@@ -11,32 +8,11 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from amo_callback.errors import AmoCallbackError
-from amo_callback.web.answers import failure
 from amo_callback.web.keys import LOG, SETTINGS
 from amo_callback.web.private.problems import Problem, problem_of, render
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
-
-
-@web.middleware
-async def envelope_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer errors in the envelope that the app reads."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        return _http_error(error)
-    except Exception as bug:  # noqa: BLE001 -- because nobody outside may see a trace
-        request.app[LOG].error("http.bug", exc_info=bug)
-        return failure("internal_error", "Something went wrong on our side. Please try again.", status=500)
-
-
-def _http_error(error: web.HTTPException) -> web.Response:
-    code = HTTPStatus(error.status).phrase.lower().replace(" ", "_")
-    answer = failure(code, f"{error.status} {error.reason}", status=error.status)
-    if "Allow" in error.headers:
-        answer.headers["Allow"] = error.headers["Allow"]
-    return answer
 
 
 @web.middleware
@@ -52,6 +28,8 @@ async def problem_errors(request: web.Request, handler: Handler) -> web.StreamRe
         if "Allow" in error.headers:
             problem.headers["Allow"] = error.headers["Allow"]
         return problem
+    except ConnectionError:
+        raise  # the client has gone away in the middle
     except Exception as bug:  # noqa: BLE001 -- because nobody outside may see a trace
         request.app[LOG].error("http.bug", exc_info=bug)
         return render(Problem(status=500, code="internal_error", detail="A bug of amo-callback: see its log."))
