@@ -196,8 +196,6 @@ class Connect:
 
     def _begun(self, code_hash: str, visit: _Visit, before: Grant | None) -> tuple[Grant, str]:
         """Return the grant as it begins, and the account's host, checked."""
-        if self._stopping.is_set():
-            raise ShuttingDown
         known = self._secrets(before).domain if before else None
         domain = self._amo.check_domain(visit.host or known)
         secrets = GrantSecrets(handle=self._new_handle(), code=visit.code, state=visit.state, domain=domain)
