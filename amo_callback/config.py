@@ -42,6 +42,8 @@ def _door(value: str) -> str:
 def _web_address(value: str) -> str:
     """Require https, or http on this machine: nothing secret goes out unencrypted."""
     parts = urlsplit(value)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not hold a user name or password")
     if parts.scheme == "https" and parts.hostname:
         return value
     if parts.scheme == "http" and parts.hostname in _LOOPBACK:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource  # noqa: TC002 -- because pydantic reads them
+from pydantic_settings.exceptions import SettingsError
 from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
 from amo_callback.config import PREFIX, Settings
@@ -60,6 +61,8 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     problems = _unknown_sections(environ)
     try:
         settings = Loaded()
+    except SettingsError as error:  # a variable that names a section, and holds no JSON
+        raise ConfigurationError(*(problems or [str(error)])) from None
     except ValidationError as error:
         raise ConfigurationError(*problems, *_explain(error)) from None
     problems += _not_built_yet(settings)

@@ -23,11 +23,11 @@ from amo_callback.errors import (
     CodeUsed,
     GrantExpired,
     NotFound,
+    NotSent,
     OutcomeOpen,
     PersonMustAct,
     ShuttingDown,
     StoreUnavailable,
-    UnknownRefusal,
 )
 from amo_callback.model import (
     Connection,
@@ -78,9 +78,15 @@ class _Visit:
     """What one caller brings: who gets there first, decides."""
 
     code: bytes = field(repr=False)
+    code_hash: str
     state: bytes | None = field(repr=False)
     host: str | None
     address: str | None
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """Whose flight to join: a caller who names another host, or none, may fail where this one does not."""
+        return self.code_hash, self.host
 
 
 class Connect:
@@ -110,9 +116,10 @@ class Connect:
         self._random = random
         self._new_handle = new_handle
         self._connected = connected
-        self._flights: dict[str, asyncio.Task[Outcome]] = {}
-        self._pending: dict[str, Outcome] = {}
+        self._flights: dict[tuple[str, str | None], asyncio.Task[Outcome]] = {}
+        self._pending: dict[tuple[str, str | None], Outcome] = {}
         """Where the results of flights will be found, once their grants have been written."""
+        self._claimed: set[tuple[str, str | None]] = set()
         self._stopping = asyncio.Event()
 
     async def complete(
@@ -125,18 +132,17 @@ class Connect:
         are limited. Raises `PersonMustAct` where AMO is not asked, `StoreUnavailable` and `ShuttingDown`. A
         caller who is cancelled cancels nothing else.
         """
-        code_hash = fingerprint(code)
-        flight = self._flights.get(code_hash)
+        visit = _Visit(code=code, code_hash=fingerprint(code), state=state, host=host, address=address)
+        flight = self._flights.get(visit.key)
         if flight is None:
-            visit = _Visit(code=code, state=state, host=host, address=address)
-            flight = asyncio.create_task(self._fly(code_hash, visit), name=f"grant:{code_hash[:8]}")
-            self._flights[code_hash] = flight
-            flight.add_done_callback(lambda landed: self._land(code_hash, landed))
+            flight = asyncio.create_task(self._fly(visit), name=f"grant:{visit.code_hash[:8]}")
+            self._flights[visit.key] = flight
+            flight.add_done_callback(lambda landed: self._land(visit.key, landed))
         if await done_within(flight, seconds=self._rules.patience, clock=self._clock):
             return flight.result()
-        if code_hash not in self._pending:
+        if visit.key not in self._pending:
             raise StoreUnavailable("late")
-        return self._pending[code_hash]
+        return self._pending[visit.key]
 
     async def returned(self, handle: str) -> Outcome:
         """Return what the return address `handle` shows; raises `NotFound` for one that is unknown or over."""
@@ -150,31 +156,36 @@ class Connect:
         return await self._store.connection(outcome.connection_id) if outcome.connection_id else None
 
     def stop(self) -> None:
-        """Wait no longer for the rate limit; what has been sent goes on to its end."""
+        """Wait no longer for the rate limit, nor for other processes; who comes in by an open door is served."""
         self._stopping.set()
 
     async def drain(self) -> None:
-        """Wait until what is in flight is stored."""
+        """Begin nothing from now on, and wait until what has been claimed is exchanged and stored."""
+        self._stopping.set()
+        for key, flight in self._flights.items():
+            if key not in self._claimed:
+                flight.cancel()  # nobody waits for it any more
         while self._flights:
             await asyncio.wait(self._flights.values())
 
-    def _land(self, code_hash: str, task: asyncio.Task[Outcome]) -> None:
-        self._flights.pop(code_hash, None)
-        self._pending.pop(code_hash, None)
+    def _land(self, key: tuple[str, str | None], task: asyncio.Task[Outcome]) -> None:
+        self._flights.pop(key, None)
+        self._pending.pop(key, None)
+        self._claimed.discard(key)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, AmoCallbackError):
             self._observer(Event(name="grant.bug", level=Level.ERROR, error=error))
 
     # --- one grant -------------------------------------------------------------------------------
 
-    async def _fly(self, code_hash: str, visit: _Visit) -> Outcome:
+    async def _fly(self, visit: _Visit) -> Outcome:
         while True:
-            grant = await self._store.grant(code_hash)
+            grant = await self._store.grant(visit.code_hash)
             if grant is not None and grant.expires_at <= self._clock.now():
                 raise GrantExpired
             if grant is None or self._may_try(grant):
                 started = self._clock.monotonic()
-                fresh, domain = self._begun(code_hash, visit, grant)
+                fresh, domain = self._begun(visit, grant)
                 place = self._unproven.take(visit.address)
                 try:
                     grant = await self._store.claim_grant(fresh, now=self._clock.now())
@@ -182,28 +193,29 @@ class Connect:
                     place.give_back()
                     raise
                 if grant.attempt == fresh.attempt:
-                    self._pending[code_hash] = self._told(grant)
+                    self._claimed.add(visit.key)
+                    self._pending[visit.key] = self._told(grant)
                     return self._told(await self._exchange(grant, visit.code, domain, started, place))
-                place.give_back()
+                place.give_back()  # somebody else was faster
             if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
                 return self._told(grant)
-            self._pending[code_hash] = self._told(grant)
+            self._pending[visit.key] = self._told(grant)
             await self._clock.sleep(_LOOK_AGAIN)
 
     def _may_try(self, grant: Grant) -> bool:
         abandoned = grant.status is GrantStatus.EXCHANGING and grant.lease_until <= self._clock.now()
         return abandoned or grant.status is GrantStatus.FAILED
 
-    def _begun(self, code_hash: str, visit: _Visit, before: Grant | None) -> tuple[Grant, str]:
+    def _begun(self, visit: _Visit, before: Grant | None) -> tuple[Grant, str]:
         """Return the grant as it begins, and the account's host, checked."""
         known = self._secrets(before).domain if before else None
         domain = self._amo.check_domain(visit.host or known)
         secrets = GrantSecrets(handle=self._new_handle(), code=visit.code, state=visit.state, domain=domain)
         now = self._clock.now()
         grant = Grant(
-            code_hash=code_hash,
+            code_hash=visit.code_hash,
             handle_hash=fingerprint(secrets.handle),
-            sealed=self._cipher.seal_grant(secrets, code_hash=code_hash),
+            sealed=self._cipher.seal_grant(secrets, code_hash=visit.code_hash),
             status=GrantStatus.EXCHANGING,
             attempt=uuid.uuid4().hex,
             lease_until=now + timedelta(seconds=self._rules.refresh.lease),
@@ -238,6 +250,8 @@ class Connect:
             if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
                 raise AccountNotAllowed
         except AmoCallbackError as error:
+            if isinstance(error, NotSent | ShuttingDown | Busy):
+                place.give_back()  # AMO was not asked
             ended = _failed(grant, error)
             self._tell_failed(ended, error, domain)
             await self._store.finish_grant(ended)
@@ -257,12 +271,14 @@ class Connect:
         return ended
 
     async def _slot(self, started: float) -> None:
-        """Wait for a slot at the rate limit; not for as long as the claim lasts, nor as the process ends."""
+        """Wait for a slot at the rate limit: as long as the request can still end within the claim's lease.
+
+        After that somebody else might hold the claim; and whoever leaves the queue takes no slot from the others.
+        """
+        left = self._rules.refresh.lease - self._amo.timeout - (self._clock.monotonic() - started)
         slot = self._amo.slot(Priority.PEOPLE)
-        if not await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock):
-            raise ShuttingDown
-        if self._clock.monotonic() - started > self._rules.refresh.lease - self._amo.timeout:
-            raise Busy(0)  # by the end of the request somebody else might hold the claim
+        if not await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0)):
+            raise ShuttingDown if self._stopping.is_set() else Busy(0)
 
     def _granted(self, issued: Issued, domain: str) -> Connection:
         pair, account = issued.pair, issued.account
@@ -312,7 +328,7 @@ def _failed(grant: Grant, error: AmoCallbackError) -> Grant:
     if isinstance(error, CodeUsed) and grant.doubtful:
         # An attempt of ours ended without an answer: most likely it is what spent the code.
         error = CodeExpired()
-    final = isinstance(error, PersonMustAct | UnknownRefusal)
+    final = isinstance(error, PersonMustAct)
     return dataclasses.replace(
         grant,
         status=GrantStatus.REFUSED if final else GrantStatus.FAILED,

@@ -227,7 +227,7 @@ class Keeper:
         except StoreUnavailable as failed:
             # The claim stays, with what it was spending: after the lease it counts as doubtful.
             self._tell("refresh.verdict_unsaved", claimed, Level.ERROR, error=error.code, store=failed.what)
-            return error
+            return NeedsReauth(verdict.reason) if verdict.status is Status.NEEDS_REAUTH else error
         if not kept:
             self._tell("refresh.superseded", claimed, Level.WARNING, error=error.code)
             return Busy(1.0)

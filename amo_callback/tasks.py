@@ -43,19 +43,32 @@ async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) 
 
 
 async def done_unless(
-    work: Coroutine[object, object, None], *, stop: asyncio.Event, grace: float, clock: Clock
+    work: Coroutine[object, object, None],
+    *,
+    stop: asyncio.Event,
+    grace: float,
+    clock: Clock,
+    limit: float | None = None,
 ) -> bool:
-    """Wait for `work`, and from `stop` on for `grace` seconds at most; tell whether it is done, or end it."""
+    """Wait for `work`, at most `limit` seconds, and `grace` seconds once `stop` is set; tell whether it is done.
+
+    Where it is not, it is cancelled.
+    """
     task = asyncio.ensure_future(work)
-    stopped = asyncio.ensure_future(stop.wait())
-    waited: set[asyncio.Future[None] | asyncio.Future[bool]] = {task, stopped}  # type: ignore[arg-type]
+    ends = [asyncio.ensure_future(_after(stop, grace, clock))]
+    if limit is not None:
+        ends.append(asyncio.ensure_future(clock.sleep(limit)))
     try:
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        if grace > 0:
-            await done_within(task, seconds=grace, clock=clock)
+        await asyncio.wait([task, *ends], return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
         return task.done()
     finally:
-        task.cancel()
-        stopped.cancel()
+        for unfinished in (task, *ends):
+            unfinished.cancel()
+
+
+async def _after(stop: asyncio.Event, grace: float, clock: Clock) -> None:
+    await stop.wait()
+    if grace > 0:
+        await clock.sleep(grace)

@@ -193,6 +193,8 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
         ("AMO__REDIRECT_URI", "https://a.example/cb", "amo.redirect_uri: its path must end in /callback"),
         ("AMO__ENDPOINT", "https://a.example", "amo.endpoint: 'https://a.example': must contain {domain}"),
         ("AMO__ENDPOINT", "http://a.example/{domain}", "amo.endpoint: 'http://a.example/{domain}': must begin"),
+        ("AMO__ENDPOINT", "https://u:p@{domain}", "amo.endpoint: 'https://u:p@{domain}': must not hold"),
+        ("AMO", '{"x', "AMO_CALLBACK_AMO: is no setting: AMO_CALLBACK_SECTION__KEY with one of"),
         ("AMO__DEFAULT_DOMAIN", "evil.com", "amo: default_domain: 'evil.com' is neither AMO's nor in allowed_domains"),
         ("AMO__ALLOWED_DOMAINS", ".com", "amo.allowed_domains: '.com': '.com' is neither"),
         ("AMO__ALLOWED_DOMAINS", "https://a.example", "amo.allowed_domains: 'https://a.example': 'https"),

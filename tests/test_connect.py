@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.connect import Connect, ConnectRules
-from amo_callback.errors import GrantExpired, NotFound, StoreUnavailable
+from amo_callback.errors import (
+    GrantExpired,
+    InvalidRequest,
+    NotFound,
+    NotSent,
+    OutcomeOpen,
+    StoreUnavailable,
+    TooManyUnproven,
+)
 from amo_callback.limits import Unproven
 from amo_callback.model import GrantStatus, fingerprint
 from amo_callback.ports import Priority
@@ -19,10 +27,11 @@ from tests.fakes import FailingStore, FakeClock, Witness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import datetime
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
-    from amo_callback.model import Issued, Outcome
+    from amo_callback.model import Grant, Issued, Outcome
     from amo_callback.ports import AmoOAuth, Store
 
 
@@ -42,18 +51,19 @@ class Process:
 
     def __init__(self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> None:
         self.amo, self.clock, self.witness = amo, clock, Witness()
+        self.store, self.client, self.cipher = store, client, cipher
         self.failing = FailingStore(store)
         self.woken = 0
         self.connect = self.make(client=client, cipher=cipher)
 
-    def make(self, *, client: object, cipher: Cipher, **rules: Any) -> Connect:
+    def make(self, *, client: object, cipher: Cipher, places: int = 30, **rules: Any) -> Connect:
         return Connect(
             store=cast("Store", self.failing),
             amo=cast("AmoOAuth", client),
             cipher=cipher,
             clock=self.clock,
             observer=self.witness,
-            unproven=Unproven(places=30, window=60, clock=self.clock),
+            unproven=Unproven(places=places, window=60, clock=self.clock),
             rules=ConnectRules(**rules),
             random=lambda: 0.5,
             new_handle=Counter(),
@@ -64,7 +74,7 @@ class Process:
         self.woken += 1
 
     async def complete(self, code: str, state: bytes | None = b"s") -> Outcome:
-        return await self.connect.complete(code=code.encode(), state=state, host=HOST)
+        return await self.connect.complete(code=code.encode(), state=state, host=HOST, address="192.0.2.1")
 
     @asynccontextmanager
     async def slow_exchange(self, code: str) -> AsyncIterator[asyncio.Task[Outcome]]:
@@ -107,9 +117,9 @@ async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease
 ) -> None:
     """Who claimed a code and was not heard of again is waited for, then followed; what it writes late is nothing."""
     code = process.amo.code()
-    other.connect = other.make(client=Queue(process.clock, 3600), cipher=cipher)
+    other.connect = other.make(client=Deaf(process.clock, 0), cipher=cipher)
     lost = asyncio.create_task(other.complete(code))
-    await process.clock.until_sleeping(3600)
+    await process.clock.until_sleeping(600)
     waiting = asyncio.create_task(process.complete(code))
     await process.clock.until_sleeping(0.25)
     process.clock.advance(8)
@@ -118,9 +128,7 @@ async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease
     await _drained(process)
     outcome = await process.complete(code)
     assert outcome.status is GrantStatus.CONNECTED
-    other.connect.stop()
-    await process.clock.until_sleeping(3)
-    process.clock.advance(3)
+    process.clock.advance(600)
     assert (await lost).status is GrantStatus.EXCHANGING
     await other.connect.drain()
     assert await process.complete(code) == outcome
@@ -226,6 +234,14 @@ class Queue:
         raise AssertionError
 
 
+class Deaf(Queue):
+    """AMO that takes ten minutes for an answer."""
+
+    async def exchange(self, **_: object) -> Issued:
+        await self.clock.sleep(600)
+        raise OutcomeOpen("timeout")
+
+
 async def test_stopping_does_not_wait_for_the_rate_limit(process: Process, cipher: Cipher) -> None:
     """At the end of the process an exchange without a slot fails unspent, and can be tried again."""
     queue = Queue(process.clock, 3600)
@@ -240,12 +256,12 @@ async def test_stopping_does_not_wait_for_the_rate_limit(process: Process, ciphe
 
 
 async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process, cipher: Cipher) -> None:
-    """After so long a wait for the slot another process may follow: the code is not sent."""
-    queue = Queue(process.clock, 46)
+    """What cannot be sent within its lease leaves the queue, unsent: another process may follow."""
+    queue = Queue(process.clock, 3600)
     process.connect = process.make(client=queue, cipher=cipher, patience=100)
     waiting = asyncio.create_task(process.complete("code"))
-    await process.clock.until_sleeping(46)
-    process.clock.advance(46)
+    await process.clock.until_sleeping(45)
+    process.clock.advance(45)
     outcome = await waiting
     assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
@@ -258,3 +274,94 @@ async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process, c
     assert isinstance((await process.witness.until("grant.bug")).error, AssertionError)
     grant = await process.failing.grant(fingerprint("code"))
     assert (grant.status, grant.doubtful) == (GrantStatus.FAILED, True)
+
+
+# --- between processes -----------------------------------------------------------------------------
+
+
+async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Process) -> None:
+    """Between our look and our claim another process claimed and exchanged: its answer is ours, and its place stays."""
+    code = process.amo.code()
+
+    class Racing(FailingStore):
+        async def claim_grant(self, grant: Grant, *, now: datetime) -> Grant:
+            await other.complete(code)
+            return await store.claim_grant(grant, now=now)
+
+    store = process.store
+    process.failing = Racing(store)
+    process.connect = process.make(client=Queue(process.clock, 0), cipher=process.cipher, places=1)
+    assert (await process.complete(code)).status is GrantStatus.CONNECTED
+    assert len(process.amo.vendor.ledger.entries) == 1
+    with pytest.raises(AssertionError):  # AMO is asked about another code, so the one place is free again
+        await process.complete("another code")
+
+
+async def test_callers_at_once_claim_once(process: Process) -> None:
+    """Within a process, the second caller of a code waits for the first one's task, and writes nothing."""
+    claims = 0
+
+    class Counting(FailingStore):
+        async def claim_grant(self, grant: Grant, *, now: datetime) -> Grant:
+            nonlocal claims
+            claims += 1
+            return await store.claim_grant(grant, now=now)
+
+    store = process.store
+    process.failing = Counting(store)
+    process.connect = process.make(client=process.client, cipher=process.cipher)
+    code = process.amo.code()
+    outcomes = await asyncio.gather(*(process.complete(code) for _ in range(20)))
+    assert (claims, len({outcome.handle for outcome in outcomes})) == (1, 1)
+
+
+async def test_a_caller_without_a_host_does_not_spoil_one_who_names_it(process: Process) -> None:
+    """The app is faster than the callback, and does not say where: its failure is its own."""
+    code = process.amo.code().encode()
+    nameless = asyncio.create_task(process.connect.complete(code=code, state=None, host=None))
+    named = asyncio.create_task(process.connect.complete(code=code, state=b"s", host=HOST))
+    assert (await named).status is GrantStatus.CONNECTED
+    with suppress(InvalidRequest):
+        await nameless
+    assert len(process.amo.vendor.ledger.entries) == 1
+
+
+async def test_what_never_reached_amo_takes_no_place(process: Process, cipher: Cipher) -> None:
+    """Our own outage is not counted as somebody's junk."""
+
+    class Away(Queue):
+        async def exchange(self, **_: object) -> Issued:
+            raise NotSent
+
+    process.connect = process.make(client=Away(process.clock, 0), cipher=cipher, places=1)
+    for _ in range(3):
+        outcome = await process.complete("code")
+        assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
+    process.failing.away = {"claim_grant"}
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await process.complete("code")
+
+
+async def test_junk_that_amo_refused_takes_a_place(process: Process, client: AmoClient, cipher: Cipher) -> None:
+    """One address with one place sends one bad code, and no second."""
+    process.connect = process.make(client=client, cipher=cipher, places=1)
+    assert (await process.complete("junk")).error == "auth_failed"
+    with pytest.raises(TooManyUnproven):
+        await process.complete("more junk")
+
+
+async def test_the_end_waits_for_what_was_sent_and_for_nothing_else(process: Process, other: Process) -> None:
+    """When the doors are closed, a claimed exchange is finished, and who only waits for another process is let go."""
+    code = process.amo.code()
+    async with process.slow_exchange(code) as sent:
+        polling = asyncio.create_task(other.complete(code))
+        await other.clock.until_sleeping(0.25)
+        await other.connect.drain()
+        with pytest.raises(asyncio.CancelledError):
+            await polling
+        draining = asyncio.create_task(process.connect.drain())
+        await asyncio.sleep(0)
+        assert not draining.done()
+    await draining
+    assert (await sent).status is GrantStatus.CONNECTED

@@ -269,6 +269,7 @@ async def test_stopping_does_not_wait_for_the_rate_limit(house: House, clock: Fa
     house.keeper = house.make_keeper(amo=cast("AmoOAuth", NoSlot()))
     refreshing = asyncio.create_task(house.refresh(connection))
     await clock.until_sleeping(3600)
+    assert (await house.now(connection)).attempt is None  # a claim must not age in a queue
     house.keeper.stop()
     with pytest.raises(ShuttingDown):
         await refreshing
@@ -468,3 +469,56 @@ async def test_a_late_verdict_changes_nothing_of_a_new_grant(house: House) -> No
         await refreshing
     assert house.witness.names() == ["refresh.superseded"]
     assert await house.now(connection) == granted
+
+
+async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(house: House) -> None:
+    """The person connects again while a refresh waits for its slot: the new pair is the one presented."""
+    connection = await house.connect()
+    slot = asyncio.Event()
+
+    class Waiting:
+        client_id, timeout = house.client.client_id, house.client.timeout
+        waits = asyncio.Event()
+
+        async def slot(self, _priority: object) -> None:
+            self.waits.set()
+            await slot.wait()
+
+        async def refresh(self, *, refresh_token: str, domain: str) -> Issued:
+            return await house.client.refresh(refresh_token=refresh_token, domain=domain)
+
+    waiting = Waiting()
+    house.keeper = house.make_keeper(amo=cast("AmoOAuth", waiting))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await waiting.waits.wait()
+    granted = await house.connect()
+    slot.set()
+    assert (await refreshing).pair_version == granted.pair_version + 1
+    assert house.amo.vendor.ledger.refreshes()[0].presented == house.pair(granted).refresh_token
+
+
+async def test_a_stop_during_the_claim_gives_it_back_unsent(house: House) -> None:
+    """The signal comes while the claim is being written: nothing is spent."""
+    connection = await house.connect()
+
+    class Stopping(FailingStore):
+        async def claim(self, claim: Any) -> Any:
+            claimed = await house.store.claim(claim)
+            house.keeper.stop()
+            return claimed
+
+    house.keeper = house.make_keeper(store=Stopping(house.store))
+    with pytest.raises(ShuttingDown):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.attempt, after.spending) == (None, None)
+    assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_a_dead_token_is_told_even_where_the_verdict_cannot_be_written(house: House) -> None:
+    """The caller hears that the person is needed, and not of a bug of ours."""
+    connection = await house.connect()
+    house.amo.account.disabled = True
+    house.failing.away = {"save_verdict"}
+    with pytest.raises(NeedsReauth):
+        await house.refresh(connection)

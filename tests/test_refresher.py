@@ -170,6 +170,24 @@ async def test_an_iteration_that_fails_is_told_and_the_loop_goes_on(loop: Loop) 
     assert loop.witness.events[0].fields == {"error": "store_unavailable"}
 
 
+async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop: Loop) -> None:
+    """An exception of a kind that nobody expected costs one poll interval, too."""
+    await loop.due(1)
+
+    class Broken(FailingStore):
+        async def due(self, **_: object) -> None:
+            raise ZeroDivisionError
+
+    whole, loop.failing = loop.failing, Broken(loop.store)
+    async with loop.running() as refresher:
+        event = await loop.witness.until("refresher.failed")
+        assert isinstance(event.error, ZeroDivisionError)
+        refresher._store = cast("Store", whole)  # noqa: SLF001 -- because the bug is mended under the running loop
+        await loop.clock.until_sleeping(5)
+        loop.clock.advance(5)
+        await loop.keeper.until_asked(1)
+
+
 @pytest.mark.parametrize(
     ("error", "aside"), [(StoreUnavailable("x"), 5.0), (Busy(1), 5.0), (ZeroDivisionError(), 30.0)]
 )

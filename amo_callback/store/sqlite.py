@@ -240,19 +240,19 @@ class SqliteStore:
         return await self._write(lambda: self._run(name, **values))
 
     async def _write(self, unit: Callable[[], Awaitable[T]]) -> T:
-        return await unbroken(self._transaction(unit))
+        async with self._writing:
+            return await unbroken(self._transaction(unit))
 
     async def _transaction(self, unit: Callable[[], Awaitable[T]]) -> T:
-        async with self._writing:
-            try:
-                await self._writer.execute("BEGIN IMMEDIATE")
-                result = await unit()
-                await self._writer.execute("COMMIT")
-            except (sqlite3.Error, ValueError) as error:
-                raise StoreUnavailable(_name(error)) from None
-            finally:
-                await self._roll_back()
-            return result
+        try:
+            await self._writer.execute("BEGIN IMMEDIATE")
+            result = await unit()
+            await self._writer.execute("COMMIT")
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreUnavailable(_name(error)) from None
+        finally:
+            await self._roll_back()
+        return result
 
     async def _roll_back(self) -> None:
         """End a transaction that was not committed, so that the next unit finds none open."""

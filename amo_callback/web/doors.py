@@ -103,7 +103,7 @@ def _listen(address: str, name: str) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigurationError(f"server.{name}: {address} cannot be listened at: {error.strerror}") from None
+        raise ConfigurationError(f"server.{name}: {address} cannot be listened at: {error.strerror or error}") from None
 
 
 def _listen_unix(path: str) -> socket.socket:

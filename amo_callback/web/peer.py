@@ -46,6 +46,6 @@ class TrustedProxies:
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     try:
-        return ip_address(text)
+        return None if "%" in text else ip_address(text)  # a zone may be any text, and nobody behind a proxy has one
     except ValueError:
         return None

@@ -65,6 +65,14 @@ async def test_an_ill_amo_leaves_the_outcome_open(client: AmoClient, amo: Amo, f
     assert amo.sandbox.requests == 1
 
 
+async def test_a_huge_answer_is_not_read_to_its_end(client: AmoClient, amo: Amo) -> None:
+    """Of 64 MB no more is taken than it takes to see that it is too much."""
+    amo.sandbox.faults.add(Fault.HUGE_AFTER)
+    with pytest.raises(OutcomeOpen):
+        await client.exchange(code=amo.code().encode(), domain=HOST)
+    await amo.sandbox.cut_off.wait()
+
+
 async def test_a_silent_amo_is_given_up_after_the_timeout(amo: Amo, clock: FakeClock) -> None:
     """No answer within the timeout is an open outcome."""
     amo.sandbox.faults.add(Fault.HANG_AFTER)
@@ -103,10 +111,17 @@ async def test_half_an_answer_is_open(amo: Amo, clock: FakeClock) -> None:
 
 async def test_each_request_names_us_and_has_a_connection_of_its_own(amo: Amo, clock: FakeClock) -> None:
     """The integration is named to AMO, and no connection is used again: it might be closed under a request."""
-    seen: list[tuple[str, object]] = []
+    seen: list[tuple[str, str, object]] = []
 
     async def look(request: web.Request) -> web.Response:
-        seen.append((request.headers["User-Agent"], request.transport and request.transport.get_extra_info("peername")))
+        encoding = request.headers["Accept-Encoding"]
+        seen.append(
+            (
+                request.headers["User-Agent"],
+                encoding,
+                request.transport and request.transport.get_extra_info("peername"),
+            )
+        )
         return web.Response(status=500)
 
     server = web.AppRunner(_app(look))
@@ -119,8 +134,8 @@ async def test_each_request_names_us_and_has_a_connection_of_its_own(amo: Amo, c
             with pytest.raises(OutcomeOpen):
                 await client.refresh(refresh_token="r", domain=HOST)
     await server.cleanup()
-    assert {agent for agent, _ in seen} == {f"amo-callback/{__version__}"}
-    assert len({peer for _, peer in seen}) == 2
+    assert {(agent, encoding) for agent, encoding, _ in seen} == {(f"amo-callback/{__version__}", "identity")}
+    assert len({peer for *_, peer in seen}) == 2
 
 
 def _app(handler: object) -> web.Application:

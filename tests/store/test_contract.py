@@ -173,6 +173,18 @@ async def test_a_verdict_is_only_its_own_attempts(store: Store) -> None:
     assert not await store.save_verdict(a_verdict(stored))
 
 
+async def test_doubt_stays_until_a_pair_is_stored(store: Store) -> None:
+    """An open outcome, then a refusal that passes: the token is as doubtful as before."""
+    stored = await save(store, a_connection())
+    await store.claim(a_claim(stored))
+    await store.save_verdict(a_verdict(stored, doubtful=True))
+    await store.claim(a_claim(stored, attempt="2"))
+    await store.save_verdict(a_verdict(stored, attempt="2", last_error="account_refused"))
+    after = await store.connection(stored.id)
+    assert after is not None
+    assert (after.doubtful, after.failures) == ("print-1", 2)
+
+
 async def test_a_claim_given_back_leaves_no_trace(store: Store) -> None:
     """What was not sent is not doubtful, and another's claim is not given back."""
     stored = await save(store, a_connection())

@@ -11,6 +11,7 @@ import pytest
 
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store import open_store
+from amo_callback.store.sqlite import open_sqlite
 from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, save
 from tests.fakes import START
 
@@ -172,3 +173,24 @@ async def test_time_is_stored_exactly(store: Store) -> None:
     """Years from now and to the microsecond."""
     far = START.replace(year=2199, microsecond=999_999)
     assert (await save(store, a_connection(access_expires_at=far))).access_expires_at == far
+
+
+async def test_what_is_said_to_be_stored_has_been_synced(tmp_path: Path) -> None:
+    """A power failure after our word loses nothing: `synchronous` is FULL where it is written."""
+    async with open_sqlite(tmp_path / "amo-callback.db") as store:
+        [row] = await store._writer.execute_fetchall("PRAGMA synchronous")  # noqa: SLF001 -- because only a power cut would show it from outside
+    assert row[0] == 2
+
+
+async def test_a_store_that_is_busy_at_the_start_is_no_configuration_error(tmp_path: Path) -> None:
+    """What may pass is not told as something to mend: the process may be started again."""
+    async with open_store(URL, folder=tmp_path):
+        pass
+    other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StoreUnavailable) as raised:
+        async with open_store(URL, folder=tmp_path):
+            pass
+    other.close()
+    assert raised.value.what == "SQLITE_BUSY"

@@ -235,9 +235,11 @@ async def test_a_code_spent_by_an_answer_that_was_lost_is_told_as_expired(app: R
 
 
 async def test_an_unknown_refusal_is_told_as_failed(app: Running) -> None:
-    """A 4xx on no list is `auth_failed`."""
+    """A 4xx on no list is `auth_failed`, but not for good: the same code may be tried again."""
     app.amo.sandbox.faults.add(Fault.TEAPOT)
-    assert (await app.callback(app.query(state="s"))).location == f"{LINK}?error=auth_failed&state=s"
+    query = app.query(state="s")
+    assert (await app.callback(query)).location == f"{LINK}?error=auth_failed&state=s"
+    assert "?code=" in (await app.callback(query)).location
 
 
 async def test_wrong_credentials_are_not_the_persons_fault(run: Any) -> None:
@@ -415,6 +417,8 @@ async def test_every_answer_of_the_public_door_is_protected(app: Running) -> Non
         assert answer.headers["Referrer-Policy"] == "no-referrer"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["X-Frame-Options"] == "DENY"
+        assert answer.headers["X-Robots-Tag"] == "noindex"
+        assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
         assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
         assert "aiohttp" not in answer.headers["Server"]
     policies = {answer.headers["Content-Security-Policy"] for answer in answers[1:3]}

@@ -120,6 +120,34 @@ async def test_a_file_that_is_no_socket_is_not_taken_over(door: Door, tmp_path: 
     assert path.read_text(encoding="utf-8") == "data"
 
 
+async def test_who_was_accepted_before_the_end_may_still_ask(door: Door) -> None:
+    """Between accepting a connection and reading its request the listener may close: the answer comes all the same."""
+
+    class Lingering(ShiftedClock):
+        lingers, go_on = asyncio.Event(), asyncio.Event()
+
+        async def sleep(self, _seconds: float) -> None:
+            self.lingers.set()
+            await self.go_on.wait()
+
+    clock = Lingering()
+    opened = OpenDoor(
+        door.app, name="public", clock=clock, log=make_logger(level="info", style="json", stream=door.log)
+    )
+    await opened.open("127.0.0.1:0")
+    host, _, port = opened.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    await _ask(opened.address, GET)  # a whole round: the connection before it has been accepted, too
+    closing = asyncio.create_task(opened.close())
+    await clock.lingers.wait()
+    writer.write(GET)
+    assert (await reader.read()).endswith(b"hello")
+    clock.go_on.set()
+    await closing
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_versions_are_not_told(door: Door) -> None:
     """Neither a good answer nor a refusal by the parser names what we are built with."""
     async with door.open("127.0.0.1:0") as opened:

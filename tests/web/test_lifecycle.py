@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.cipher import new_key
 from amo_callback.cli.serve import until_end
 from amo_callback.config_load import load_settings
@@ -91,6 +92,30 @@ async def test_a_log_that_cannot_be_written_costs_no_request(app: Running) -> No
     assert (await app.public("/healthz")).status == 200
     assert (await app.private(f"/connections/{connection}/token")).status == 200
     assert (await app.callback("code=" + "c" * 40_000)).status == 400
+
+
+async def test_what_a_hand_out_began_is_stored_at_the_end(run: Any) -> None:
+    """A refresh whose caller has gone is nobody's, and still finished before the store closes."""
+    async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
+        connection = await app.connected()
+        app.clock.advance(800)
+        app.amo.sandbox.faults.add(Fault.SLOW)
+        asking = asyncio.create_task(app.private(f"/connections/{connection}/token"))
+        await app.amo.sandbox.until_asked(2)
+        asking.cancel()
+        asyncio.get_running_loop().call_later(0.1, app.amo.sandbox.go_on.set)
+    assert "refresh.succeeded" in app.witness.names()
+
+
+async def test_what_a_callback_began_is_stored_at_the_end(run: Any) -> None:
+    """An exchange whose person has gone is finished before the store closes."""
+    async with run() as app:
+        app.amo.sandbox.faults.add(Fault.SLOW)
+        asking = asyncio.create_task(app.callback(app.query()))
+        await app.amo.sandbox.until_asked(1)
+        asking.cancel()
+        asyncio.get_running_loop().call_later(0.1, app.amo.sandbox.go_on.set)
+    assert "connection.connected" in app.witness.names()
 
 
 async def test_a_callback_in_progress_at_the_end_is_answered(run: Any) -> None:

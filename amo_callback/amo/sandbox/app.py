@@ -35,6 +35,8 @@ class Sandbox:
         """Requests to the token endpoint, those that met a fault included."""
         self.asked = asyncio.Event()
         """Set by each request to the token endpoint."""
+        self.cut_off = asyncio.Event()
+        """Set where a client did not want the whole of a huge answer."""
         self.go_on = asyncio.Event()
         """Lets slow answers go."""
         self._clock = clock
@@ -115,9 +117,22 @@ class Sandbox:
         reply = self.vendor.token(request.match_info["host"], body=body, content_type=request.content_type)
         if fault is Fault.SLOW:
             await self.go_on.wait()
+        elif fault is Fault.HUGE_AFTER:
+            return await self._huge(request)
         elif fault is not None and reply.status == 200:
             return await _AFTER[fault](request, reply)
         return _response(reply)
+
+    async def _huge(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        try:
+            await response.write(b'{"access_token": "')
+            for _ in range(64):
+                await response.write(b"a" * 1024 * 1024)
+        except ConnectionError:
+            self.cut_off.set()
+        return response
 
     def limit(self) -> int | None:
         """Count a request; return 429 above the limit, and 403 for who goes on."""
@@ -189,18 +204,6 @@ async def _no_refresh_token(_request: web.Request, reply: Reply) -> web.StreamRe
     return web.json_response({key: value for key, value in reply.content.items() if key != "refresh_token"})
 
 
-async def _huge(request: web.Request, _reply: Reply) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    await response.prepare(request)
-    try:
-        await response.write(b'{"access_token": "')
-        for _ in range(64):
-            await response.write(b"a" * 1024 * 1024)
-    except ConnectionError:
-        pass  # the client has had enough
-    return response
-
-
 async def _nothing(request: web.Request, _reply: Reply) -> web.StreamResponse:
     if request.transport is not None:
         request.transport.abort()
@@ -235,7 +238,6 @@ _AFTER: dict[Fault, _After] = {
     Fault.HTTP_500_AFTER: _broken_after,
     Fault.HALF_JSON_AFTER: _half_json,
     Fault.NO_REFRESH_TOKEN_AFTER: _no_refresh_token,
-    Fault.HUGE_AFTER: _huge,
     Fault.NOTHING_AFTER: _nothing,
     Fault.HANG_AFTER: _hang,
 }

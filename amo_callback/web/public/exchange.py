@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -16,6 +17,9 @@ from amo_callback.web.public.way_back import LATE
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+
+_BODY_PATIENCE = 4.0
+"""Seconds that a body may take: it is small, and who stalls with it would also hold up the end of the process."""
 
 _MESSAGES = {
     "invalid_request": 'The body must be JSON: {"code": "…"}, with a code of 1 to 4096 bytes.',
@@ -52,8 +56,10 @@ def routes(base: str) -> Sequence[web.RouteDef]:
 async def exchange_code(request: web.Request) -> web.Response:
     """Answer what became of a code that the callback has seen, or exchange one that it has not."""
     try:
-        body = ExchangeBody.model_validate_json(await request.read())
+        body = ExchangeBody.model_validate_json(await asyncio.wait_for(request.read(), _BODY_PATIENCE))
         code = body.code.encode()
+    except TimeoutError:
+        return _refused("invalid_request", status=408)
     except (ValidationError, UnicodeEncodeError, web.RequestPayloadError):
         return _refused("invalid_request")
     connect = request.app[CONNECT]
