@@ -95,25 +95,29 @@ async def test_a_log_that_cannot_be_written_costs_no_request(app: Running) -> No
 
 
 async def test_what_a_hand_out_began_is_stored_at_the_end(run: Any) -> None:
-    """A refresh whose caller has gone is nobody's, and still finished before the store closes."""
+    """A refresh that nobody waits for any more is still finished before the store closes."""
     async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.clock.advance(800)
         app.amo.sandbox.faults.add(Fault.SLOW)
         asking = asyncio.create_task(app.private(f"/connections/{connection}/token"))
         await app.amo.sandbox.until_asked(2)
-        asking.cancel()
+        await app.clock.until_sleeping(8)
+        app.clock.advance(8)
+        assert (await asking).json()["stale"] is True
         asyncio.get_running_loop().call_later(0.1, app.amo.sandbox.go_on.set)
     assert "refresh.succeeded" in app.witness.names()
 
 
 async def test_what_a_callback_began_is_stored_at_the_end(run: Any) -> None:
-    """An exchange whose person has gone is finished before the store closes."""
+    """An exchange that nobody waits for any more is still finished before the store closes."""
     async with run() as app:
         app.amo.sandbox.faults.add(Fault.SLOW)
         asking = asyncio.create_task(app.callback(app.query()))
         await app.amo.sandbox.until_asked(1)
-        asking.cancel()
+        await app.clock.until_sleeping(8)
+        app.clock.advance(8)
+        assert "error=amo_unavailable" in (await asking).location
         asyncio.get_running_loop().call_later(0.1, app.amo.sandbox.go_on.set)
     assert "connection.connected" in app.witness.names()
 
