@@ -9,24 +9,16 @@ what keeps us from asking twice.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import (
-    AccountNotAllowed,
     AmoCallbackError,
-    Busy,
-    CodeExpired,
-    CodeUsed,
     GrantExpired,
     NotFound,
-    NotSent,
     OutcomeOpen,
-    PersonMustAct,
-    ShuttingDown,
     StoreUnavailable,
 )
 from amo_callback.model import (
@@ -35,42 +27,34 @@ from amo_callback.model import (
     Grant,
     GrantSecrets,
     GrantStatus,
-    Issued,
     Level,
     Outcome,
-    RefreshRules,
-    Status,
-    connection_id,
     fingerprint,
 )
-from amo_callback.ports import Priority
-from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
-from amo_callback.tasks import done_unless, done_within
-from amo_callback.unsaved import store_paid_for
+from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from amo_callback.cipher import Cipher
-    from amo_callback.limits import Place, Unproven
+    from amo_callback.exchange import Exchanger
+    from amo_callback.limits import Unproven
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
 
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at a grant that another process is exchanging."""
-_LAST_SLOT = 3.0
-"""Seconds that an exchange may still wait for its slot once the process is to end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectRules:
-    """How grants are completed."""
+    """How long things are waited for and remembered, in seconds."""
 
-    allowed_accounts: Collection[str] = ()
     patience: float = 8.0
-    """Seconds after which a person is told that it takes longer; the exchange goes on."""
+    """After which a person is told that it takes longer; the exchange goes on."""
     code_life: float = 1200.0
-    """Seconds that AMO's codes live, and our memory of them."""
-    refresh: RefreshRules = field(default_factory=RefreshRules)
+    """How long AMO's codes live, and our memory of them."""
+    lease: float = 60.0
+    """How long a claimed grant is one process's alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,22 +84,20 @@ class Connect:
         cipher: Cipher,
         clock: Clock,
         observer: Observer,
+        exchanger: Exchanger,
         unproven: Unproven,
         rules: ConnectRules,
-        random: Callable[[], float],
         new_handle: Callable[[], str],
-        connected: Callable[[], None],
     ) -> None:
         self._store = store
         self._amo = amo
         self._cipher = cipher
         self._clock = clock
         self._observer = observer
+        self._exchanger = exchanger
         self._unproven = unproven
         self._rules = rules
-        self._random = random
         self._new_handle = new_handle
-        self._connected = connected
         self._flights: dict[tuple[str, str | None], asyncio.Task[Outcome]] = {}
         self._pending: dict[tuple[str, str | None], Outcome] = {}
         """Where the results of flights will be found, once their grants have been written."""
@@ -158,10 +140,11 @@ class Connect:
     def stop(self) -> None:
         """Wait no longer for the rate limit, nor for other processes; who comes in by an open door is served."""
         self._stopping.set()
+        self._exchanger.stop()
 
     async def drain(self) -> None:
         """Begin nothing from now on, and wait until what has been claimed is exchanged and stored."""
-        self._stopping.set()
+        self.stop()
         for key, flight in self._flights.items():
             if key not in self._claimed:
                 flight.cancel()  # nobody waits for it any more
@@ -195,7 +178,10 @@ class Connect:
                 if grant.attempt == fresh.attempt:
                     self._claimed.add(visit.key)
                     self._pending[visit.key] = self._told(grant)
-                    return self._told(await self._exchange(grant, visit.code, domain, started, place))
+                    ended = await self._exchanger.exchange(
+                        grant, code=visit.code, domain=domain, started=started, place=place
+                    )
+                    return self._told(ended)
                 place.give_back()  # somebody else was faster
             if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
                 return self._told(grant)
@@ -218,7 +204,7 @@ class Connect:
             sealed=self._cipher.seal_grant(secrets, code_hash=visit.code_hash),
             status=GrantStatus.EXCHANGING,
             attempt=uuid.uuid4().hex,
-            lease_until=now + timedelta(seconds=self._rules.refresh.lease),
+            lease_until=now + timedelta(seconds=self._rules.lease),
             expires_at=now + timedelta(seconds=self._rules.code_life),
         )
         return grant, domain
@@ -239,99 +225,3 @@ class Connect:
 
     def _secrets(self, grant: Grant) -> GrantSecrets:
         return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
-
-    # --- its exchange ----------------------------------------------------------------------------
-
-    async def _exchange(self, grant: Grant, code: bytes, domain: str, started: float, place: Place) -> Grant:
-        try:
-            await self._slot(started)
-            issued = await self._amo.exchange(code=code, domain=domain)
-            place.give_back()
-            if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
-                raise AccountNotAllowed
-        except AmoCallbackError as error:
-            if isinstance(error, NotSent | ShuttingDown | Busy):
-                place.give_back()  # AMO was not asked
-            ended = _failed(grant, error)
-            self._tell_failed(ended, error, domain)
-            await self._store.finish_grant(ended)
-            return ended
-        except BaseException:
-            await self._store.finish_grant(_failed(grant, OutcomeOpen("a bug")))
-            raise
-        connection = self._granted(issued, domain)
-        ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=connection.id)
-        saved = await store_paid_for(
-            lambda: self._store.save_connected(ended, connection, token_iat=issued.account.token_iat),
-            connection_id=connection.id,
-            clock=self._clock,
-            observer=self._observer,
-        )
-        self._tell_connected(connection, superseded=not saved)
-        return ended
-
-    async def _slot(self, started: float) -> None:
-        """Wait for a slot at the rate limit: as long as the request can still end within the claim's lease.
-
-        After that somebody else might hold the claim; and whoever leaves the queue takes no slot from the others.
-        """
-        left = self._rules.refresh.lease - self._amo.timeout - (self._clock.monotonic() - started)
-        slot = self._amo.slot(Priority.PEOPLE)
-        if not await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0)):
-            raise ShuttingDown if self._stopping.is_set() else Busy(0)
-
-    def _granted(self, issued: Issued, domain: str) -> Connection:
-        pair, account = issued.pair, issued.account
-        name = connection_id(account, domain)
-        return Connection(
-            id=name,
-            account_id=account.account_id,
-            user_id=account.user_id,
-            domain=domain,
-            api_domain=account.api_domain,
-            client_id=self._amo.client_id,
-            status=Status.ACTIVE,
-            sealed_pair=self._cipher.seal_pair(pair, connection_id=name),
-            access_issued_at=pair.issued_at,
-            access_expires_at=pair.expires_at,
-            refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
-            refreshed_at=None,
-            next_refresh_at=refresh_due(
-                pair, at=self._rules.refresh.at, jitter=self._rules.refresh.jitter, random=self._random
-            ),
-            connected_at=pair.issued_at,
-            pair_version=1,
-            row_version=1,
-        )
-
-    def _tell_connected(self, connection: Connection, *, superseded: bool) -> None:
-        if superseded:  # a later grant's pair was stored meanwhile
-            self._observer(Event(name="grant.superseded", level=Level.WARNING, connection_id=connection.id))
-            return
-        fields = {
-            "account_id": connection.account_id,
-            "domain": connection.domain,
-            "expires_at": connection.access_expires_at,
-            "next_refresh_at": connection.next_refresh_at,
-        }
-        self._observer(Event(name="connection.connected", connection_id=connection.id, fields=fields))
-        self._connected()
-
-    def _tell_failed(self, grant: Grant, error: AmoCallbackError, domain: str) -> None:
-        level = Level.INFO if isinstance(error, PersonMustAct) else Level.WARNING
-        fields = {"domain": domain, "word": grant.error, **error.fields}
-        self._observer(Event(name="grant.failed", level=level, fields=fields))
-
-
-def _failed(grant: Grant, error: AmoCallbackError) -> Grant:
-    """Return how a grant ends without a pair: for good, or so that the same code may be tried again."""
-    if isinstance(error, CodeUsed) and grant.doubtful:
-        # An attempt of ours ended without an answer: most likely it is what spent the code.
-        error = CodeExpired()
-    final = isinstance(error, PersonMustAct)
-    return dataclasses.replace(
-        grant,
-        status=GrantStatus.REFUSED if final else GrantStatus.FAILED,
-        error=error.word,
-        doubtful=grant.doubtful or isinstance(error, OutcomeOpen),
-    )

@@ -19,6 +19,7 @@ from amo_callback.errors import (
     StoreUnavailable,
     TooManyUnproven,
 )
+from amo_callback.exchange import Exchanger, ExchangeRules
 from amo_callback.limits import Unproven
 from amo_callback.model import GrantStatus, fingerprint
 from amo_callback.ports import Priority
@@ -63,11 +64,19 @@ class Process:
             cipher=cipher,
             clock=self.clock,
             observer=self.witness,
+            exchanger=Exchanger(
+                store=cast("Store", self.failing),
+                amo=cast("AmoOAuth", client),
+                cipher=cipher,
+                clock=self.clock,
+                observer=self.witness,
+                rules=ExchangeRules(),
+                random=lambda: 0.5,
+                connected=self._wake,
+            ),
             unproven=Unproven(places=places, window=60, clock=self.clock),
             rules=ConnectRules(**rules),
-            random=lambda: 0.5,
             new_handle=Counter(),
-            connected=self._wake,
         )
 
     def _wake(self) -> None:

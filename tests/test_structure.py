@@ -14,8 +14,8 @@ FLOORS = [
     {"model"},
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "unsaved", "verdict"},
-    {"config_load", "keeper", "connect", "amo", "store", "observe"},
-    {"handout", "refresher"},
+    {"config_load", "keeper", "exchange", "amo", "store", "observe"},
+    {"connect", "handout", "refresher"},
     {"web"},
     {"cli"},
 ]
@@ -30,7 +30,7 @@ ONE_ROOM = {
     "uvloop": {"cli.serve"},
 }
 EDGES = {"amo", "store", "observe"}
-USE_CASES = {"keeper", "connect", "handout", "refresher", "web"}
+USE_CASES = {"keeper", "exchange", "connect", "handout", "refresher", "web"}
 JOINED_IN = {"web.lifecycle", "cli"}
 """Where `amo`, `store` and `observe` meet the use cases."""
 

@@ -18,6 +18,7 @@ from amo_callback.amo.protocol import Integration
 from amo_callback.cipher import Cipher
 from amo_callback.connect import Connect, ConnectRules
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
+from amo_callback.exchange import Exchanger, ExchangeRules
 from amo_callback.handout import Handout
 from amo_callback.keeper import Keeper
 from amo_callback.limits import Unproven
@@ -90,11 +91,19 @@ async def open_service(
             cipher=cipher,
             clock=clock,
             observer=observer,
+            exchanger=Exchanger(
+                store=store,
+                amo=amo,
+                cipher=cipher,
+                clock=clock,
+                observer=observer,
+                rules=_exchange_rules(settings),
+                random=random.random,
+                connected=refresher.wake,
+            ),
             unproven=Unproven(places=settings.limits.unproven, window=settings.limits.window, clock=clock),
-            rules=_connect_rules(settings),
-            random=random.random,
+            rules=ConnectRules(lease=settings.refresh.lease),
             new_handle=lambda: secrets.token_urlsafe(16),
-            connected=refresher.wake,
         )
         services = Services(
             store=store,
@@ -210,5 +219,5 @@ def _refresh_rules(settings: Settings) -> RefreshRules:
     )
 
 
-def _connect_rules(settings: Settings) -> ConnectRules:
-    return ConnectRules(allowed_accounts=frozenset(settings.amo.allowed_accounts), refresh=_refresh_rules(settings))
+def _exchange_rules(settings: Settings) -> ExchangeRules:
+    return ExchangeRules(allowed_accounts=frozenset(settings.amo.allowed_accounts), refresh=_refresh_rules(settings))

@@ -1,0 +1,182 @@
+"""One exchange, from a claimed grant to a stored pair: the only place where an authorization code is spent."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import (
+    AccountNotAllowed,
+    AmoCallbackError,
+    Busy,
+    CodeExpired,
+    CodeUsed,
+    NotSent,
+    OutcomeOpen,
+    PersonMustAct,
+    ShuttingDown,
+)
+from amo_callback.model import (
+    Connection,
+    Event,
+    Grant,
+    GrantStatus,
+    Issued,
+    Level,
+    RefreshRules,
+    Status,
+    connection_id,
+)
+from amo_callback.ports import Priority
+from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
+from amo_callback.tasks import done_unless
+from amo_callback.unsaved import store_paid_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.limits import Place
+    from amo_callback.ports import AmoOAuth, Clock, Observer, Store
+
+_LAST_SLOT = 3.0
+"""Seconds that an exchange may still wait for its slot once the process is to end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExchangeRules:
+    """Who may connect, and how their pairs are refreshed from then on."""
+
+    allowed_accounts: Collection[str] = ()
+    refresh: RefreshRules = field(default_factory=RefreshRules)
+
+
+class Exchanger:
+    """Exchange authorization codes."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        amo: AmoOAuth,
+        cipher: Cipher,
+        clock: Clock,
+        observer: Observer,
+        rules: ExchangeRules,
+        random: Callable[[], float],
+        connected: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._amo = amo
+        self._cipher = cipher
+        self._clock = clock
+        self._observer = observer
+        self._rules = rules
+        self._random = random
+        self._connected = connected
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Wait no longer for the rate limit; what has been sent goes on to its end."""
+        self._stopping.set()
+
+    async def exchange(self, grant: Grant, *, code: bytes, domain: str, started: float, place: Place) -> Grant:
+        """Spend a claimed grant's code, store the pair it brings, and return how the grant ended.
+
+        `started` is the monotonic time before the claim, `place` the address's among its unproven codes. Raises
+        `StoreUnavailable` where a refusal cannot be written down; a pair is held until it can be.
+        """
+        try:
+            await self._slot(started)
+            issued = await self._amo.exchange(code=code, domain=domain)
+            place.give_back()
+            if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
+                raise AccountNotAllowed
+        except AmoCallbackError as error:
+            if isinstance(error, NotSent | ShuttingDown | Busy):
+                place.give_back()  # AMO was not asked
+            ended = _failed(grant, error)
+            self._tell_failed(ended, error, domain)
+            await self._store.finish_grant(ended)
+            return ended
+        except BaseException:
+            await self._store.finish_grant(_failed(grant, OutcomeOpen("a bug")))
+            raise
+        connection = self._granted(issued, domain)
+        ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=connection.id)
+        saved = await store_paid_for(
+            lambda: self._store.save_connected(ended, connection, token_iat=issued.account.token_iat),
+            connection_id=connection.id,
+            clock=self._clock,
+            observer=self._observer,
+        )
+        self._tell_connected(connection, superseded=not saved)
+        return ended
+
+    async def _slot(self, started: float) -> None:
+        """Wait for a slot at the rate limit: as long as the request can still end within the claim's lease.
+
+        After that somebody else might hold the claim; and whoever leaves the queue takes no slot from the others.
+        """
+        left = self._rules.refresh.lease - self._amo.timeout - (self._clock.monotonic() - started)
+        slot = self._amo.slot(Priority.PEOPLE)
+        if not await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0)):
+            raise ShuttingDown if self._stopping.is_set() else Busy(0)
+
+    def _granted(self, issued: Issued, domain: str) -> Connection:
+        pair, account = issued.pair, issued.account
+        name = connection_id(account, domain)
+        return Connection(
+            id=name,
+            account_id=account.account_id,
+            user_id=account.user_id,
+            domain=domain,
+            api_domain=account.api_domain,
+            client_id=self._amo.client_id,
+            status=Status.ACTIVE,
+            sealed_pair=self._cipher.seal_pair(pair, connection_id=name),
+            access_issued_at=pair.issued_at,
+            access_expires_at=pair.expires_at,
+            refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
+            refreshed_at=None,
+            next_refresh_at=refresh_due(
+                pair, at=self._rules.refresh.at, jitter=self._rules.refresh.jitter, random=self._random
+            ),
+            connected_at=pair.issued_at,
+            pair_version=1,
+            row_version=1,
+        )
+
+    def _tell_connected(self, connection: Connection, *, superseded: bool) -> None:
+        if superseded:  # a later grant's pair was stored meanwhile
+            self._observer(Event(name="grant.superseded", level=Level.WARNING, connection_id=connection.id))
+            return
+        fields = {
+            "account_id": connection.account_id,
+            "domain": connection.domain,
+            "expires_at": connection.access_expires_at,
+            "next_refresh_at": connection.next_refresh_at,
+        }
+        self._observer(Event(name="connection.connected", connection_id=connection.id, fields=fields))
+        self._connected()
+
+    def _tell_failed(self, grant: Grant, error: AmoCallbackError, domain: str) -> None:
+        level = Level.INFO if isinstance(error, PersonMustAct) else Level.WARNING
+        fields = {"domain": domain, "word": grant.error, **error.fields}
+        self._observer(Event(name="grant.failed", level=level, fields=fields))
+
+
+def _failed(grant: Grant, error: AmoCallbackError) -> Grant:
+    """Return how a grant ends without a pair: for good, or so that the same code may be tried again."""
+    if isinstance(error, CodeUsed) and grant.doubtful:
+        # An attempt of ours ended without an answer: most likely it is what spent the code.
+        error = CodeExpired()
+    final = isinstance(error, PersonMustAct)
+    return dataclasses.replace(
+        grant,
+        status=GrantStatus.REFUSED if final else GrantStatus.FAILED,
+        error=error.word,
+        doubtful=grant.doubtful or isinstance(error, OutcomeOpen),
+    )
