@@ -306,6 +306,32 @@ async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Pr
         await process.complete("another code")
 
 
+async def test_a_pair_of_an_earlier_grant_that_comes_late_is_not_stored(process: Process) -> None:
+    """The person connects twice, and the first answer comes last: the later grant's pair stays, and that is told."""
+    async with process.slow_exchange(process.amo.code()) as late:
+        process.clock.advance(5)
+        assert (await process.complete(process.amo.code())).status is GrantStatus.CONNECTED
+    assert (await late).status is GrantStatus.CONNECTED
+    assert process.witness.names() == ["connection.connected", "grant.superseded"]
+    [connection] = await process.store.connections_of(str(process.amo.account.id))
+    assert (connection.pair_version, connection.access_issued_at) == (1, process.clock.now())
+
+
+async def test_the_page_of_a_lost_process_says_try_again(process: Process, other: Process, cipher: Cipher) -> None:
+    """Once the lease of a claim has ended, whoever waits at its address is told so, and not to wait on."""
+    other.connect = other.make(client=Deaf(process.clock, 0), cipher=cipher)
+    lost = asyncio.create_task(other.complete(process.amo.code()))
+    await process.clock.until_sleeping(600)
+    process.clock.advance(8)
+    handle = (await lost).handle
+    assert (await process.connect.returned(handle)).status is GrantStatus.EXCHANGING
+    process.clock.advance(52)
+    told = await process.connect.returned(handle)
+    assert (told.status, told.error) == (GrantStatus.FAILED, "amo_unavailable")
+    process.clock.advance(600)
+    await other.connect.drain()
+
+
 async def test_callers_at_once_claim_once(process: Process) -> None:
     """Within a process, the second caller of a code waits for the first one's task, and writes nothing."""
     claims = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import stat
 from typing import TYPE_CHECKING
 
@@ -142,6 +143,22 @@ async def test_keys_that_cannot_read_the_store_stop_the_start(
     status, _, err = await command("serve", folder=tmp_path, environ=environment(living_amo, new_key()))
     assert status == 78
     assert "amo-callback: storage.encryption_keys: none of them opens this database" in err
+
+
+async def test_a_store_that_is_busy_at_the_start_is_status_1(
+    living_amo: Amo, tmp_path: Path, encryption_key: str
+) -> None:
+    """What may pass is no configuration error, so that a supervisor starts the process again; and one line says why."""
+    async with open_store(URL_OF_STORE, folder=tmp_path):
+        pass
+    other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    status, _, err = await command("serve", folder=tmp_path, environ=environment(living_amo, encryption_key))
+    other.close()
+    assert status == 1
+    assert err.startswith("amo-callback: The store cannot be read or written.")
+    assert "Traceback" not in err
 
 
 async def test_usage_errors_are_status_2(tmp_path: Path) -> None:

@@ -110,6 +110,31 @@ async def test_a_door_may_be_ipv6(door: Door) -> None:
         assert b"hello" in await _ask(address, GET)
 
 
+async def test_behind_a_unix_socket_the_proxy_is_believed(tmp_path: Path) -> None:
+    """Whoever may open the socket is ours, also where the client's end of it has a name."""
+    seen: list[str | None] = []
+
+    async def look(request: web.Request) -> web.Response:
+        seen.append(TrustedProxies(()).client_of(request))
+        return web.Response()
+
+    door = Door()
+    door.app.router.add_get("/look", look)
+    path = str(tmp_path / "public.sock")
+    async with door.open(f"unix:{path}"):
+        for number, header in enumerate((b"", b"X-Forwarded-For: 198.51.100.9\r\n")):
+            client = socket.socket(socket.AF_UNIX)
+            client.bind(str(tmp_path / f"client-{number}"))
+            client.settimeout(0)
+            await asyncio.get_running_loop().sock_connect(client, path)
+            reader, writer = await asyncio.open_unix_connection(sock=client)
+            writer.write(b"GET /look HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + header + b"\r\n")
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+    assert seen == [None, "198.51.100.9"]
+
+
 async def test_a_file_that_is_no_socket_is_not_taken_over(door: Door, tmp_path: Path) -> None:
     """A path that holds something else is refused, and what it holds stays."""
     path = tmp_path / "precious"

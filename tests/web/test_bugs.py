@@ -1,0 +1,149 @@
+"""What nobody expected: a bug is answered without its trace, and logged with it; the person still gets back."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from amo_callback.config_load import load_settings
+from amo_callback.errors import StoreUnavailable
+from amo_callback.observe.log import make_logger
+from amo_callback.web.app import make_apps
+from amo_callback.web.doors import open_door
+from amo_callback.web.keys import Services
+from tests.conftest import API_KEY, BASE, HOST, environment
+from tests.fakes import ShiftedClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.connect import Connect
+    from amo_callback.handout import Handout
+    from amo_callback.ports import Store
+    from amo_callback.refresher import Refresher
+    from tests.conftest import Amo
+
+SECRET = "def50200" + "ab" * 30
+
+
+class Broken:
+    """Use cases that fail in a way of the test's choice."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def complete(self, **_: object) -> None:
+        raise self.error
+
+    async def returned(self, _handle: str) -> None:
+        raise self.error
+
+    async def token(self, _selector: str, **_: object) -> None:
+        raise self.error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """An answer, and what was logged of it."""
+
+    status: int
+    text: str
+    location: str | None
+    log: list[dict[str, Any]]
+
+
+class Doors:
+    """Both doors before broken use cases."""
+
+    def __init__(self, amo: Amo, client: AmoClient, key: str) -> None:
+        self.settings = load_settings(None, environment(amo, key))
+        self.client = client
+
+    @asynccontextmanager
+    async def open(self, error: Exception) -> AsyncIterator[tuple[str, str, io.StringIO]]:
+        broken, stream, clock = Broken(error), io.StringIO(), ShiftedClock()
+        log = make_logger(level="info", style="json", stream=stream)
+        services = Services(
+            store=cast("Store", broken),
+            amo=self.client,
+            connect=cast("Connect", broken),
+            handout=cast("Handout", broken),
+            refresher=cast("Refresher", broken),
+            clock=clock,
+        )
+        apps = make_apps(self.settings, services, log)
+        async with (
+            open_door(apps.public, "127.0.0.1:0", name="public", clock=clock, log=log) as public,
+            open_door(apps.private, "127.0.0.1:0", name="private", clock=clock, log=log) as private,
+        ):
+            yield public.address, private.address, stream
+
+    async def ask(self, error: Exception, path: str, *, private: bool = False, accept: str = "*/*") -> Asked:
+        headers = {"Accept": accept, "Authorization": f"Bearer {API_KEY}"}
+        async with self.open(error) as (public_door, private_door, stream), aiohttp.ClientSession() as http:
+            url = URL(f"http://{private_door if private else public_door}{path}", encoded=True)
+            method = "POST" if path.endswith("exchange-code") else "GET"
+            async with http.request(
+                method, url, headers=headers, data=b'{"code": "c"}', allow_redirects=False
+            ) as answer:
+                return Asked(
+                    status=answer.status,
+                    text=await answer.text(),
+                    location=answer.headers.get("Location"),
+                    log=[json.loads(line) for line in stream.getvalue().splitlines()],
+                )
+
+
+@pytest.fixture
+def doors(amo: Amo, client: AmoClient, encryption_key: str) -> Doors:
+    return Doors(amo, client, encryption_key)
+
+
+async def test_a_bug_in_the_callback_still_leads_back(doors: Doors) -> None:
+    """The person gets to the app with an error word and the state, the administrator gets the trace."""
+    asked = await doors.ask(ZeroDivisionError(SECRET), f"{BASE}/callback?code=c&state=s&referer={HOST}")
+    assert (asked.status, asked.location) == (302, "foryoure://amo-crm/callback?error=auth_failed&state=s")
+    bug = next(line for line in asked.log if line["event"] == "http.bug")
+    assert "ZeroDivisionError" in bug["exception"]
+    assert SECRET not in str(asked)
+
+
+@pytest.mark.parametrize("path", [f"{BASE}/exchange-code", f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA"])
+async def test_a_bug_behind_the_public_door_is_500_in_the_envelope(doors: Doors, path: str) -> None:
+    """No trace leaves, and the log has it."""
+    asked = await doors.ask(ZeroDivisionError(SECRET), path)
+    assert (asked.status, json.loads(asked.text)["error"]) == (500, "internal_error")
+    assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
+    assert "ZeroDivisionError" not in asked.text
+    assert SECRET not in str(asked)
+
+
+async def test_a_bug_behind_the_private_door_is_a_problem(doors: Doors) -> None:
+    """The same for backends, in their words."""
+    asked = await doors.ask(ZeroDivisionError(SECRET), "/connections/x/token", private=True)
+    assert (asked.status, json.loads(asked.text)["code"]) == (500, "internal_error")
+    assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
+    assert "ZeroDivisionError" not in asked.text
+    assert SECRET not in str(asked)
+
+
+async def test_a_store_that_is_away_is_told_to_each_in_their_words(doors: Doors) -> None:
+    """Redirect, page, envelope and problem: try again, and nothing is said of a bug."""
+    away = StoreUnavailable("SQLITE_BUSY")
+    callback = f"{BASE}/callback?code=c&state=s&referer={HOST}"
+    asked = await doors.ask(away, callback)
+    assert asked.location == "foryoure://amo-crm/callback?error=amo_unavailable&state=s"
+    assert (await doors.ask(away, callback, accept="text/html")).status == 503
+    assert (await doors.ask(away, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA")).status == 503
+    assert (await doors.ask(away, f"{BASE}/exchange-code")).status == 503
+    problem = await doors.ask(away, "/connections/x/token", private=True)
+    assert (problem.status, json.loads(problem.text)["code"]) == (503, "store_unavailable")
+    assert "error" not in {line["level"] for line in problem.log}
