@@ -59,8 +59,9 @@ def test_the_example_names_every_setting_with_its_default() -> None:
         part = text.partition(f"\n[{section}]\n")[2].partition("\n[")[0]
         for key, setting in field.annotation.model_fields.items():
             if setting.is_required():
-                assert key in example[section], f"{section}.{key} is required, so the example shows it"
-                assert "required" in next(line for line in part.splitlines() if line.startswith(f"{key} ="))
+                [line] = [line for line in part.splitlines() if line.removeprefix("# ").startswith(f"{key} = ")]
+                assert line.endswith("required"), f"{section}.{key} is required, and the example says so"
+                assert ("(secret)" in line) == line.startswith("# "), f"{section}.{key}: a secret is no example"
             elif setting.default is None:
                 assert f"\n# {key} = " in f"\n{part}", f"{section}.{key} has no default: a comment shows it"
             else:
@@ -71,7 +72,8 @@ def test_the_example_names_every_setting_with_its_default() -> None:
 def test_the_example_loads_once_its_secrets_are_given(tmp_path: Path) -> None:
     """What an administrator copies works, with the keys from the environment."""
     path = _written(tmp_path, EXAMPLE.read_text(encoding="utf-8"))
-    settings = load_settings(path, {"AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": KEY})
+    secrets = {"AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": KEY, "AMO_CALLBACK_AMO__CLIENT_SECRET": "s"}
+    settings = load_settings(path, secrets)
     assert settings.refresh.lease == 60
 
 

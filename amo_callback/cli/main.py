@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"amo-callback: {problem}", file=sys.stderr)
         return EX_CONFIG
     except AmoCallbackError as error:
-        print(f"amo-callback: {error} {error.fields}", file=sys.stderr)
+        told = ", ".join(f"{name}: {value}" for name, value in error.fields.items())
+        print(f"amo-callback: {error} ({told})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
