@@ -72,7 +72,7 @@ def _api_keys(value: SecretStr) -> SecretStr:
 
 def _split(value: object) -> object:
     """Read a list from the environment or a secret file: separated by commas or white space."""
-    return tuple(re.split(r"[\s,]+", value.strip())) if isinstance(value, str) and value.strip() else value or ()
+    return tuple(re.findall(r"[^\s,]+", value)) if isinstance(value, str) else value
 
 
 _NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}")
@@ -99,7 +99,7 @@ def _store_url(value: str) -> str:
     return value
 
 
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
 Door = Annotated[str, AfterValidator(_door)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]

@@ -155,7 +155,7 @@ def _explain(error: ValidationError) -> list[str]:
         elif not key:
             lines.append(text)
         else:
-            given = "" if _is_secret(key) else f" {problem['input']!r}:"
+            given = "" if _is_secret(key) or "@" in str(problem["input"]) else f" {problem['input']!r}:"
             lines.append(f"{key}:{given} {text[0].lower()}{text[1:]}")
     return lines
 

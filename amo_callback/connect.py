@@ -19,6 +19,7 @@ from amo_callback.errors import (
     GrantExpired,
     NotFound,
     OutcomeOpen,
+    PersonMustAct,
     StoreUnavailable,
 )
 from amo_callback.model import (
@@ -67,11 +68,6 @@ class _Visit:
     host: str | None
     address: str | None
 
-    @property
-    def key(self) -> tuple[str, str | None]:
-        """Whose flight to join: a caller who names another host, or none, may fail where this one does not."""
-        return self.code_hash, self.host
-
 
 class Connect:
     """Complete grants."""
@@ -98,10 +94,10 @@ class Connect:
         self._unproven = unproven
         self._rules = rules
         self._new_handle = new_handle
-        self._flights: dict[tuple[str, str | None], asyncio.Task[Outcome]] = {}
-        self._pending: dict[tuple[str, str | None], Outcome] = {}
+        self._flights: dict[str, asyncio.Task[Outcome]] = {}
+        self._pending: dict[str, Outcome] = {}
         """Where the results of flights will be found, once their grants have been written."""
-        self._claimed: set[tuple[str, str | None]] = set()
+        self._claimed: set[str] = set()
         self._stopping = asyncio.Event()
 
     async def complete(
@@ -115,16 +111,29 @@ class Connect:
         caller who is cancelled cancels nothing else.
         """
         visit = _Visit(code=code, code_hash=fingerprint(code), state=state, host=host, address=address)
-        flight = self._flights.get(visit.key)
-        if flight is None:
-            flight = asyncio.create_task(self._fly(visit), name=f"grant:{visit.code_hash[:8]}")
-            self._flights[visit.key] = flight
-            flight.add_done_callback(lambda landed: self._land(visit.key, landed))
-        if await done_within(flight, seconds=self._rules.patience, clock=self._clock):
-            return flight.result()
-        if visit.key not in self._pending:
+        while True:
+            flight, joined = self._flight(visit)
+            if not await done_within(flight, seconds=self._rules.patience, clock=self._clock):
+                break
+            try:
+                return flight.result()
+            except PersonMustAct:
+                if not joined:
+                    raise
+                # Another caller's failure (no host, no place): it need not be this one's.
+        if visit.code_hash not in self._pending:
             raise StoreUnavailable("late")
-        return self._pending[visit.key]
+        return self._pending[visit.code_hash]
+
+    def _flight(self, visit: _Visit) -> tuple[asyncio.Task[Outcome], bool]:
+        """Return the code's one flight, and whether it was under way: never two for a code in one process."""
+        flight = self._flights.get(visit.code_hash)
+        if flight is not None and not flight.done():
+            return flight, True
+        flight = asyncio.create_task(self._fly(visit), name=f"grant:{visit.code_hash[:8]}")
+        self._flights[visit.code_hash] = flight
+        flight.add_done_callback(lambda landed: self._land(visit.code_hash, landed))
+        return flight, False
 
     async def returned(self, handle: str) -> Outcome:
         """Return what the return address `handle` shows; raises `NotFound` for one that is unknown or over."""
@@ -145,16 +154,17 @@ class Connect:
     async def drain(self) -> None:
         """Begin nothing from now on, and wait until what has been claimed is exchanged and stored."""
         self.stop()
-        for key, flight in self._flights.items():
-            if key not in self._claimed:
+        for code_hash, flight in self._flights.items():
+            if code_hash not in self._claimed:
                 flight.cancel()  # nobody waits for it any more
         while self._flights:
             await asyncio.wait(self._flights.values())
 
-    def _land(self, key: tuple[str, str | None], task: asyncio.Task[Outcome]) -> None:
-        self._flights.pop(key, None)
-        self._pending.pop(key, None)
-        self._claimed.discard(key)
+    def _land(self, code_hash: str, task: asyncio.Task[Outcome]) -> None:
+        if self._flights.get(code_hash) is task:
+            del self._flights[code_hash]
+            self._pending.pop(code_hash, None)
+            self._claimed.discard(code_hash)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, AmoCallbackError):
             self._observer(Event(name="grant.bug", level=Level.ERROR, error=error))
@@ -170,22 +180,23 @@ class Connect:
                 started = self._clock.monotonic()
                 fresh, domain = self._begun(visit, grant)
                 place = self._unproven.take(visit.address)
+                self._claimed.add(visit.code_hash)  # before it is: the end must not cut between claim and exchange
                 try:
                     grant = await self._store.claim_grant(fresh, now=self._clock.now())
                 except StoreUnavailable:
                     place.give_back()
                     raise
                 if grant.attempt == fresh.attempt:
-                    self._claimed.add(visit.key)
-                    self._pending[visit.key] = self._told(grant)
+                    self._pending[visit.code_hash] = self._told(grant)
                     ended = await self._exchanger.exchange(
                         grant, code=visit.code, domain=domain, started=started, place=place
                     )
                     return self._told(ended)
                 place.give_back()  # somebody else was faster
+                self._claimed.discard(visit.code_hash)
             if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
                 return self._told(grant)
-            self._pending[visit.key] = self._told(grant)
+            self._pending[visit.code_hash] = self._told(grant)
             await self._clock.sleep(_LOOK_AGAIN)
 
     def _may_try(self, grant: Grant) -> bool:

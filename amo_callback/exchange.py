@@ -120,10 +120,17 @@ class Exchanger:
 
         After that somebody else might hold the claim; and whoever leaves the queue takes no slot from the others.
         """
-        left = self._rules.refresh.lease - self._amo.timeout - (self._clock.monotonic() - started)
         slot = self._amo.slot(Priority.PEOPLE)
-        if not await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0)):
-            raise ShuttingDown if self._stopping.is_set() else Busy(0)
+        left = self._left(started)
+        served = await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0))
+        if self._left(started) <= 0:
+            raise Busy(0)
+        if not served:
+            raise ShuttingDown
+
+    def _left(self, started: float) -> float:
+        """Return for how many seconds more a request may begin."""
+        return self._rules.refresh.lease - self._amo.timeout - (self._clock.monotonic() - started)
 
     def _granted(self, issued: Issued, domain: str) -> Connection:
         pair, account = issued.pair, issued.account

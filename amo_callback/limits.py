@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class Unproven:
     def take(self, address: str | None) -> Place:
         """Take a place for `window` seconds; raises `TooManyUnproven`. Nobody's address has no limit."""
         if address is None:
-            return Place(deque([0.0]))
+            return Place(deque(), 0.0)
         network = _network(address)
         now = self._clock.monotonic()
         taken = self._taken.setdefault(network, deque())
@@ -39,19 +40,20 @@ class Unproven:
         self._taken.move_to_end(network)
         while len(self._taken) > _ADDRESSES:
             self._taken.popitem(last=False)
-        return Place(taken)
+        return Place(taken, now)
 
 
 class Place:
     """A place that was taken."""
 
-    def __init__(self, taken: deque[float]) -> None:
+    def __init__(self, taken: deque[float], at: float) -> None:
         self._taken = taken
+        self._at = at
 
     def give_back(self) -> None:
         """Give the place back, once: AMO has accepted the code, or was not asked."""
-        if self._taken:
-            self._taken.pop()
+        with suppress(ValueError):  # its window is over
+            self._taken.remove(self._at)
         self._taken = deque()
 
 

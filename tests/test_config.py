@@ -124,7 +124,7 @@ def test_lists_are_written_with_commas_or_spaces_in_the_environment(tmp_path: Pa
         None,
         {
             **REQUIRED,
-            "AMO_CALLBACK_SERVER__TRUSTED_PROXIES": "10.0.0.1, 10.0.0.2 ::1",
+            "AMO_CALLBACK_SERVER__TRUSTED_PROXIES": "10.0.0.1, 10.0.0.2 ::1,",
             "AMO_CALLBACK_AMO__ALLOWED_ACCOUNTS": "",
         },
     )
@@ -132,6 +132,8 @@ def test_lists_are_written_with_commas_or_spaces_in_the_environment(tmp_path: Pa
     assert settings.amo.allowed_accounts == ()
     path = _written(tmp_path, "[amo]\nallowed_accounts = [31920194]")
     assert load_settings(path, REQUIRED).amo.allowed_accounts == ("31920194",)
+    path = _written(tmp_path, '[amo]\nallowed_accounts = [""]')  # would let in whoever AMO does not name
+    assert _problems({}, path) == ["amo.allowed_accounts.0: '': string should have at least 1 character"]
 
 
 def test_the_file_is_found_by_option_environment_or_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,12 +197,13 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
         ("AMO__REDIRECT_URI", "https://a.example/cb", "amo.redirect_uri: its path must end in /callback"),
         ("AMO__ENDPOINT", "https://a.example", "amo.endpoint: 'https://a.example': must contain {domain}"),
         ("AMO__ENDPOINT", "http://a.example/{domain}", "amo.endpoint: 'http://a.example/{domain}': must begin"),
-        ("AMO__ENDPOINT", "https://u:p@{domain}", "amo.endpoint: 'https://u:p@{domain}': must not hold"),
+        ("AMO__ENDPOINT", "https://u:p@{domain}", "amo.endpoint: must not hold a user name or password"),
         ("AMO", '{"x', "AMO_CALLBACK_AMO: is no setting: AMO_CALLBACK_SECTION__KEY with one of"),
         ("AMO__DEFAULT_DOMAIN", "evil.com", "amo: default_domain: 'evil.com' is neither AMO's nor in allowed_domains"),
         ("AMO__ALLOWED_DOMAINS", ".com", "amo.allowed_domains: '.com': '.com' is neither"),
         ("AMO__ALLOWED_DOMAINS", "https://a.example", "amo.allowed_domains: 'https://a.example': 'https"),
         ("SERVER__TRUSTED_PROXIES", "10.0.0.0/8 nginx", "server.trusted_proxies: "),
+        ("STORAGE__URL", "postgresql://u:sekret@a/b", "storage.url: must begin with sqlite:///"),
         ("STORAGE__URL", "postgresql://a/b", "storage.url: 'postgresql://a/b': must begin with sqlite:///"),
         ("AMO__TIMEOUT", "60", "refresh.lease: must be greater than amo.timeout"),
         ("AMO__TIMEOUT", "nan", "amo.timeout: 'nan': input should be"),

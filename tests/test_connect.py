@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -356,9 +356,56 @@ async def test_a_caller_without_a_host_does_not_spoil_one_who_names_it(process: 
     nameless = asyncio.create_task(process.connect.complete(code=code, state=None, host=None))
     named = asyncio.create_task(process.connect.complete(code=code, state=b"s", host=HOST))
     assert (await named).status is GrantStatus.CONNECTED
-    with suppress(InvalidRequest):
+    with pytest.raises(InvalidRequest):
         await nameless
     assert len(process.amo.vendor.ledger.entries) == 1
+
+
+async def test_one_process_never_exchanges_a_code_twice(process: Process) -> None:
+    """While a pair waits for its store, the app asks, without a host, after the lease: it waits like everybody else."""
+    code = process.amo.code()
+    process.failing.away = {"save_connected"}
+    callback = asyncio.create_task(process.complete(code))
+    await process.witness.until("pair.unsaved")
+    await process.clock.until_sleeping(8)
+    process.clock.advance(68)
+    assert (await callback).status is GrantStatus.EXCHANGING
+    app = asyncio.create_task(process.connect.complete(code=code.encode(), state=None, host=None))
+    await process.clock.until_sleeping(8)
+    process.failing.away = set()
+    await process.clock.until_sleeping(1)
+    process.clock.advance(1)
+    assert (await app).status is GrantStatus.CONNECTED
+    assert len(process.amo.vendor.ledger.entries) == 1
+
+
+async def test_another_addresss_full_limit_is_not_inherited(
+    process: Process, client: AmoClient, cipher: Cipher
+) -> None:
+    """Two callers with the same code at once: the first one's address has no place left, the second one's has."""
+    process.connect = process.make(client=client, cipher=cipher, places=1)
+    assert (await process.complete("junk")).error == "auth_failed"
+    code = process.amo.code()
+    full = asyncio.create_task(process.complete(code))
+    free = asyncio.create_task(
+        process.connect.complete(code=code.encode(), state=b"s", host=HOST, address="198.51.100.9")
+    )
+    with pytest.raises(TooManyUnproven):
+        await full
+    assert (await free).status is GrantStatus.CONNECTED
+
+
+async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(process: Process, cipher: Cipher) -> None:
+    """A process that was stopped between claim and slot does not send on a lease that is over."""
+
+    class Sleepy(Queue):
+        async def slot(self, _priority: Priority) -> None:
+            self.clock.advance(70)
+
+    queue = Sleepy(process.clock, 0)
+    process.connect = process.make(client=queue, cipher=cipher, patience=100)
+    outcome = await process.complete("code")
+    assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
 
 async def test_what_never_reached_amo_takes_no_place(process: Process, cipher: Cipher) -> None:

@@ -34,6 +34,18 @@ def test_a_place_is_free_again_after_the_window_or_when_proven(clock: FakeClock)
     limit.take("192.0.2.1")
 
 
+def test_a_place_whose_window_is_over_gives_back_nobody_elses(clock: FakeClock) -> None:
+    """An exchange that took longer than the window frees nothing when it is accepted."""
+    limit = _limit(clock)
+    late = limit.take("192.0.2.1")
+    clock.advance(60)
+    limit.take("192.0.2.1")
+    limit.take("192.0.2.1")
+    late.give_back()
+    with pytest.raises(TooManyUnproven):
+        limit.take("192.0.2.1")
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

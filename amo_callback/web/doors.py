@@ -27,6 +27,8 @@ _BACKLOG = 4096
 _ACCEPTED = 0.25
 """Seconds for which what was accepted before the listener closed may still arrive."""
 _SHUTDOWN_TIMEOUT = 8.0
+_LINGERING = 1.0
+"""Seconds for which a body that was refused is still read, so that the client sees the answer."""
 _SERVER = "amo-callback"
 """Instead of aiohttp's, which tells versions."""
 
@@ -64,6 +66,7 @@ class Door:
             max_line_size=MAX_LINE,
             handle_signals=False,
             shutdown_timeout=_SHUTDOWN_TIMEOUT,
+            lingering_time=_LINGERING,
         )
 
     async def open(self, address: str) -> None:

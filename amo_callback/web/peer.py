@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 
+_UNKNOWN = "unknown"
+"""A peer that was gone before it could be asked for its address: a stranger like any other."""
+
+
 class TrustedProxies:
     """The proxies whose `X-Forwarded-For` is believed, as addresses or networks; a Unix socket always is."""
 
@@ -23,7 +27,8 @@ class TrustedProxies:
         listener = request.get_extra_info("socket")
         local = listener is not None and listener.family == socket.AF_UNIX
         forwarded = request.headers.getall("X-Forwarded-For", [])
-        return self.rightmost_untrusted(None if local else request.remote, forwarded)
+        peer = None if local else request.remote or _UNKNOWN
+        return self.rightmost_untrusted(peer, forwarded)
 
     def rightmost_untrusted(self, peer: str | None, forwarded: Sequence[str]) -> str | None:
         """Return the first address, from the right, that is no proxy of ours; no peer is a trusted one.
