@@ -9,6 +9,7 @@ what keeps us from asking twice.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +21,7 @@ from amo_callback.errors import (
     NotFound,
     OutcomeOpen,
     PersonMustAct,
+    ShuttingDown,
     StoreUnavailable,
 )
 from amo_callback.model import (
@@ -180,24 +182,34 @@ class Connect:
                 started = self._clock.monotonic()
                 fresh, domain = self._begun(visit, grant)
                 place = self._unproven.take(visit.address)
-                self._claimed.add(visit.code_hash)  # before it is: the end must not cut between claim and exchange
                 try:
                     grant = await self._store.claim_grant(fresh, now=self._clock.now())
                 except StoreUnavailable:
                     place.give_back()
                     raise
+                except asyncio.CancelledError:
+                    await self._unclaim(fresh)
+                    raise
                 if grant.attempt == fresh.attempt:
+                    self._claimed.add(visit.code_hash)
                     self._pending[visit.code_hash] = self._told(grant)
                     ended = await self._exchanger.exchange(
                         grant, code=visit.code, domain=domain, started=started, place=place
                     )
                     return self._told(ended)
                 place.give_back()  # somebody else was faster
-                self._claimed.discard(visit.code_hash)
             if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
                 return self._told(grant)
             self._pending[visit.code_hash] = self._told(grant)
             await self._clock.sleep(_LOOK_AGAIN)
+
+    async def _unclaim(self, fresh: Grant) -> None:
+        """Give back a claim that was written although its flight was let go: nothing was sent for it."""
+        grant = await self._store.grant(fresh.code_hash)
+        if grant is not None and grant.attempt == fresh.attempt:
+            await self._store.finish_grant(
+                dataclasses.replace(grant, status=GrantStatus.FAILED, error=ShuttingDown.word)
+            )
 
     def _may_try(self, grant: Grant) -> bool:
         abandoned = grant.status is GrantStatus.EXCHANGING and grant.lease_until <= self._clock.now()

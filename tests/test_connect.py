@@ -408,6 +408,31 @@ async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(pr
     assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
 
+async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: Process, other: Process) -> None:
+    """The process ends while a claim is being committed: the next one may exchange the code at once, without doubt."""
+    writing, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(FailingStore):
+        async def claim_grant(self, grant: Grant, *, now: datetime) -> Grant:
+            claimed = await process.store.claim_grant(grant, now=now)
+            writing.set()
+            await go_on.wait()
+            return claimed
+
+    process.failing = Slow(process.store)
+    process.connect = process.make(client=process.client, cipher=process.cipher)
+    code = process.amo.code()
+    waiting = asyncio.create_task(process.complete(code))
+    await writing.wait()
+    await process.connect.drain()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    grant = await process.store.grant(fingerprint(code))
+    assert grant is not None
+    assert (grant.status, grant.doubtful) == (GrantStatus.FAILED, False)
+    assert (await other.complete(code)).status is GrantStatus.CONNECTED
+
+
 async def test_what_never_reached_amo_takes_no_place(process: Process, cipher: Cipher) -> None:
     """Our own outage is not counted as somebody's junk."""
 
