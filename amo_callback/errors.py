@@ -38,18 +38,6 @@ class PersonMustAct(AmoCallbackError):
     """The person has to connect the account again."""
 
 
-class MissingCode(PersonMustAct):
-    """The callback carries neither a code nor an error."""
-
-    code = word = "missing_code"
-
-
-class AccessDenied(PersonMustAct):
-    """The person refused access in AMO."""
-
-    code = word = "access_denied"
-
-
 class InvalidRequest(PersonMustAct):
     """The callback's query is broken, doubled or too long."""
 

@@ -104,7 +104,7 @@ class _Sink:
         with suppress(OSError, ValueError):
             print(line, file=self._stream, flush=True)
 
-    log = debug = info = warn = warning = error = critical = exception = fatal = failure = msg
+    debug = info = warning = error = critical = msg
 
 
 class LogObserver:
