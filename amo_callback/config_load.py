@@ -77,6 +77,16 @@ def storage_folder(path: Path | None, environ: Mapping[str, str]) -> Path:
     return Path(state) if state else _beside(path, Path())
 
 
+def rescue_folder(settings: Settings, path: Path | None, environ: Mapping[str, str]) -> Path:
+    """Return where pairs wait that the store does not take: `$STATE_DIRECTORY/rescue`, else beside the database."""
+    folder = storage_folder(path, environ)
+    if settings.storage.rescue is not None:
+        return folder / settings.storage.rescue
+    if environ.get("STATE_DIRECTORY"):
+        return folder / "rescue"
+    return (folder / settings.storage.url.removeprefix("sqlite:///")).parent / "rescue"
+
+
 class _Environment(EnvSettingsSource):
     """The environment that was passed, rather than the process's."""
 
@@ -186,7 +196,6 @@ def _not_built_yet(settings: Settings) -> list[str]:
         "app.jwt_audience": settings.app.jwt_audience,
         "app.jwt_issuer": settings.app.jwt_issuer,
         "app.jwt_user_claim": settings.app.jwt_user_claim != "sub",
-        "storage.rescue": settings.storage.rescue,
         "notify.url": settings.notify.url,
         "notify.secret": settings.notify.secret,
     }

@@ -116,6 +116,12 @@ class NotSent(MustWait):
     code = "not_sent"
 
 
+class NoAnswer(MustWait):
+    """AMO answers no look-up: a refresh token that may have been spent is not presented before it does."""
+
+    code = "no_answer"
+
+
 class AccountRefused(MustWait):
     """AMO refuses the account for now: not paid (402), or blocked (403)."""
 
@@ -153,9 +159,11 @@ class UnexplainedRefusal(MustWait):
 
     code = "unexplained_refusal"
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, *, looked_up: bool = False) -> None:
         super().__init__()
         self.status = status
+        self.looked_up = looked_up
+        """Whether the account was looked up, and has not moved."""
 
 
 class Busy(MustWait):
@@ -168,6 +176,18 @@ class Busy(MustWait):
         self.retry_after = retry_after
         self.because = because
         """The code of the error that is being waited out."""
+
+
+class VerdictHeld(MustWait):
+    """So many connections died at once that it is not believed: see the check `verdicts` of /readyz."""
+
+    code = "verdicts"
+
+
+class Superseded(MustWait):
+    """The attempt is no longer ours: a newer pair, or another attempt, has taken its place."""
+
+    code = "superseded"
 
 
 class ShuttingDown(MustWait):
@@ -212,6 +232,12 @@ class ClientRefused(MustMend):
     def __init__(self, hint: str) -> None:
         super().__init__()
         self.hint = hint
+
+
+class OtherClient(MustMend):
+    """The pair was granted to another client_id than the configured one, and only that one may present it."""
+
+    code = "amo_credentials"
 
 
 class Unreadable(MustMend):

@@ -22,6 +22,7 @@ from amo_callback.model import (
     Connection,
     Event,
     Grant,
+    GrantedPair,
     GrantStatus,
     Issued,
     Level,
@@ -32,12 +33,12 @@ from amo_callback.model import (
 from amo_callback.ports import Priority
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 from amo_callback.tasks import done_unless
-from amo_callback.unsaved import store_paid_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from amo_callback.cipher import Cipher
+    from amo_callback.custody.unsaved import Unsaved
     from amo_callback.limits import Place
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
 
@@ -64,6 +65,7 @@ class Exchanger:
         cipher: Cipher,
         clock: Clock,
         observer: Observer,
+        unsaved: Unsaved,
         rules: ExchangeRules,
         random: Callable[[], float],
         connected: Callable[[], None],
@@ -73,6 +75,7 @@ class Exchanger:
         self._cipher = cipher
         self._clock = clock
         self._observer = observer
+        self._unsaved = unsaved
         self._rules = rules
         self._random = random
         self._connected = connected
@@ -81,12 +84,14 @@ class Exchanger:
     def stop(self) -> None:
         """Wait no longer for the rate limit; what has been sent goes on to its end."""
         self._stopping.set()
+        self._unsaved.stop()
 
     async def exchange(self, grant: Grant, *, code: bytes, domain: str, started: float, place: Place) -> Grant:
         """Spend a claimed grant's code, store the pair it brings, and return how the grant ended.
 
         `started` is the monotonic time before the claim, `place` the address's among its unproven codes. Raises
-        `StoreUnavailable` where a refusal cannot be written down; a pair is held until it can be.
+        `StoreUnavailable` where a refusal cannot be written down; a pair is held until it can be, or `ShuttingDown`
+        once it is in its rescue file.
         """
         try:
             await self._slot(started)
@@ -106,13 +111,9 @@ class Exchanger:
             raise
         connection = self._granted(issued, domain)
         ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=connection.id)
-        saved = await store_paid_for(
-            lambda: self._store.save_connected(ended, connection, token_iat=issued.account.token_iat),
-            connection_id=connection.id,
-            clock=self._clock,
-            observer=self._observer,
-        )
-        self._tell_connected(connection, superseded=not saved)
+        granted = GrantedPair(grant=ended, connection=connection, token_iat=issued.account.token_iat)
+        saved = await self._unsaved.save(granted, connection=connection)
+        self._tell_connected(connection, superseded=saved is None)
         return ended
 
     async def _slot(self, started: float) -> None:

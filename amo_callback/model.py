@@ -95,9 +95,21 @@ class Connection:
     pair_version: int
     row_version: int
     attempt: str | None = None
+    """The attempt that has not told its end: under way, without an answer, or of a process that died."""
     lease_until: datetime | None = None
     spending: str | None = None
+    """The fingerprint of what the open attempt presents."""
     doubtful: str | None = None
+    """The fingerprint of a refresh token that may have been spent without an answer."""
+    look_up_at: datetime | None = None
+    """When its tokens are to be looked up, without spending them."""
+    hook_at: datetime | None = None
+    """When AMO's hook last said that the integration was switched off there."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether its refresh token may have been spent; told of one whose lease has ended."""
+        return self.attempt is not None or self.doubtful is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,12 +117,22 @@ class Claim:
     """The right to spend a connection's refresh token once: written before it is spent."""
 
     connection_id: str
-    pair_version: int
+    row_version: int
+    """The row as it was read: an attempt that was extended, or begun, since then is not taken over from."""
     attempt: str
     owner: str
-    at: datetime
     until: datetime
     fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extension:
+    """More time for an attempt whose token goes out a second time, to where the account has moved."""
+
+    connection_id: str
+    attempt: str
+    until: datetime
+    domain: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,12 +151,28 @@ class RefreshedPair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GrantedPair:
+    """A granted pair, sealed in its connection, as it goes into the store together with its grant's end."""
+
+    grant: Grant
+    connection: Connection
+    token_iat: int | None
+    """AMO's time of issue: between two grants of one connection the later one holds."""
+
+    @property
+    def connection_id(self) -> str:
+        """Whose it is."""
+        return self.connection.id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RefreshRules:
     """When to refresh and when to try again: the configuration's `[refresh]`."""
 
     at: float = 0.5
     jitter: float = 0.1
     concurrency: int = 16
+    poll_interval: float = 5.0
     lease: float = 60.0
     retry_base: float = 30.0
     retry_cap: float = 900.0
@@ -149,9 +187,52 @@ class Verdict:
     status: Status
     reason: Reason | None = None
     last_error: str
-    doubtful: bool = False
-    """Whether the refresh token may have been spent."""
+    open_until: datetime | None = None
+    """The refresh token may have been spent: the attempt stays open, and nobody judges it before this."""
     next_refresh_at: datetime | None
+    died_at: datetime | None = None
+    look_up_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fleet:
+    """How the connections do, taken together."""
+
+    living: int
+    died: int
+    """Of the others, those that were given up since the time that was asked about."""
+
+
+class Standing(StrEnum):
+    """What a look-up, which spends nothing, tells of a token."""
+
+    GOOD = "good"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+    """AMO did not tell."""
+    UNASKED = "unasked"
+    """There is nobody to ask."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sighting:
+    """A look-up's answer."""
+
+    standing: Standing
+    domain: str | None = None
+    """Where the account lives now: a host that may see our secrets."""
+
+
+class Demand(StrEnum):
+    """On whose demand a pair is refreshed."""
+
+    SCHEDULE = "schedule"
+    HAND_OUT = "hand_out"
+    FORCED = "forced"
+    PROBE = "probe"
+    """To see whether what has stopped all refreshing is over."""
+    TRIAL = "trial"
+    """Of a connection given up, whose token AMO seems to know."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

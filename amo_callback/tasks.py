@@ -43,7 +43,7 @@ async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) 
 
 
 async def done_unless(
-    work: Coroutine[object, object, None],
+    work: Coroutine[object, object, object],
     *,
     stop: asyncio.Event,
     grace: float,

@@ -9,7 +9,9 @@ from amo_callback.model import (
     Account,
     Claim,
     Connection,
+    Extension,
     Grant,
+    GrantedPair,
     GrantStatus,
     RefreshedPair,
     Status,
@@ -66,14 +68,24 @@ def a_claim(connection: Connection, **more: Any) -> Claim:
     """Return a claim of a connection's pair as it stands."""
     values: dict[str, Any] = {
         "connection_id": connection.id,
-        "pair_version": connection.pair_version,
+        "row_version": connection.row_version,
         "attempt": "attempt-1",
         "owner": "process-1",
-        "at": START,
         "until": START + timedelta(seconds=60),
         "fingerprint": "print-1",
     }
     return Claim(**{**values, **more})
+
+
+def an_extension(connection: Connection, **more: Any) -> Extension:
+    """Return more time for an attempt, at the account's new host."""
+    values: dict[str, Any] = {
+        "connection_id": connection.id,
+        "attempt": "attempt-1",
+        "until": START + DAY,
+        "domain": "b.amocrm.ru",
+    }
+    return Extension(**{**values, **more})
 
 
 def a_refreshed(connection: Connection, **more: Any) -> RefreshedPair:
@@ -104,11 +116,18 @@ def a_verdict(connection: Connection, **more: Any) -> Verdict:
     return Verdict(**{**values, **more})
 
 
+async def now(store: Store, connection: Connection) -> Connection:
+    """Return a connection as the store has it now."""
+    stored = await store.connection(connection.id)
+    assert stored is not None
+    return stored
+
+
 async def save(store: Store, connection: Connection, *, iat: int | None = None, code: str | None = None) -> Connection:
     """Store a connection by a grant, and return it as the store has it."""
     grant = a_grant(code or f"code of {connection.id} {iat}")
     await store.claim_grant(grant, now=START)
-    await store.save_connected(grant, connection, token_iat=iat)
+    await store.save_connected(GrantedPair(grant=grant, connection=connection, token_iat=iat))
     stored = await store.connection(connection.id)
     assert stored is not None
     return stored

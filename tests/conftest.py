@@ -140,8 +140,8 @@ def cipher(encryption_key: str) -> Cipher:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store("sqlite:///amo-callback.db", folder=tmp_path) as opened:
+async def store(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
+    async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=clock) as opened:
         yield opened
 
 
@@ -262,7 +262,9 @@ def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
             secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, encryption_key]
             log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
             observer = _Both(witness, LogObserver(log))
-            async with open_service(settings, folder=tmp_path, clock=clock, log=log, observer=observer) as service:
+            async with open_service(
+                settings, folder=tmp_path, rescue=tmp_path / "rescue", clock=clock, log=log, observer=observer
+            ) as service:
                 yield Running(
                     amo=amo,
                     clock=clock,

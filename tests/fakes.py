@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -130,16 +131,42 @@ class Witness:
 class FailingStore:
     """A store that is away for the calls a test names."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: FakeClock) -> None:
         self._store = store
+        self._clock = clock
         self.away: set[str] = set()
+        self.failed_at: float | None = None
+        self.failing: str | None = None
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
 
         async def call(*args: object, **kwargs: object) -> object:
             if name in self.away:
+                self.failed_at = self._clock.monotonic()
                 raise StoreUnavailable("SQLITE_FULL")
             return await method(*args, **kwargs)
 
         return call
+
+
+class MemoryRescue:
+    """A rescue folder that can be full."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.full = False
+
+    def write(self, name: str, content: bytes) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.files[name] = content
+
+    def remove(self, name: str) -> None:
+        self.files.pop(name, None)
+
+    def read(self) -> dict[str, bytes]:
+        return dict(self.files)
+
+    def reserve(self) -> None:
+        return

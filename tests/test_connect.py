@@ -10,6 +10,7 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.connect import Connect, ConnectRules
+from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import (
     GrantExpired,
     InvalidRequest,
@@ -24,7 +25,7 @@ from amo_callback.limits import Unproven
 from amo_callback.model import GrantStatus, fingerprint
 from amo_callback.ports import Priority
 from tests.conftest import HOST, Amo
-from tests.fakes import FailingStore, FakeClock, Witness
+from tests.fakes import FailingStore, FakeClock, MemoryRescue, Witness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,8 +54,16 @@ class Process:
     def __init__(self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> None:
         self.amo, self.clock, self.witness = amo, clock, Witness()
         self.store, self.client, self.cipher = store, client, cipher
-        self.failing = FailingStore(store)
+        self.failing = FailingStore(store, clock)
         self.woken = 0
+        self.rescue = MemoryRescue()
+        self.unsaved = Unsaved(
+            store=cast("Store", self.failing),
+            rescue=self.rescue,
+            cipher=cipher,
+            clock=clock,
+            observer=self.witness,
+        )
         self.connect = self.make(client=client, cipher=cipher)
 
     def make(self, *, client: object, cipher: Cipher, places: int = 30, **rules: Any) -> Connect:
@@ -70,6 +79,7 @@ class Process:
                 cipher=cipher,
                 clock=self.clock,
                 observer=self.witness,
+                unsaved=self.unsaved,
                 rules=ExchangeRules(),
                 random=lambda: 0.5,
                 connected=self._wake,
@@ -213,7 +223,7 @@ async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(
         async def grant(self, _code_hash: str) -> None:
             await process.clock.sleep(3600)
 
-    process.failing = Stuck(cast("Store", None))
+    process.failing = Stuck(cast("Store", None), process.clock)
     process.connect = process.make(client=None, cipher=cipher)
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.until_sleeping(8)
@@ -298,7 +308,7 @@ async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Pr
             return await store.claim_grant(grant, now=now)
 
     store = process.store
-    process.failing = Racing(store)
+    process.failing = Racing(store, process.clock)
     process.connect = process.make(client=Queue(process.clock, 0), cipher=process.cipher, places=1)
     assert (await process.complete(code)).status is GrantStatus.CONNECTED
     assert len(process.amo.vendor.ledger.entries) == 1
@@ -343,7 +353,7 @@ async def test_callers_at_once_claim_once(process: Process) -> None:
             return await store.claim_grant(grant, now=now)
 
     store = process.store
-    process.failing = Counting(store)
+    process.failing = Counting(store, process.clock)
     process.connect = process.make(client=process.client, cipher=process.cipher)
     code = process.amo.code()
     outcomes = await asyncio.gather(*(process.complete(code) for _ in range(20)))
@@ -419,7 +429,7 @@ async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: P
             await go_on.wait()
             return claimed
 
-    process.failing = Slow(process.store)
+    process.failing = Slow(process.store, process.clock)
     process.connect = process.make(client=process.client, cipher=process.cipher)
     code = process.amo.code()
     waiting = asyncio.create_task(process.complete(code))

@@ -13,24 +13,25 @@ FLOORS = [
     {"errors"},
     {"model"},
     {"ports", "identity", "hosts"},
-    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "unsaved", "verdict"},
-    {"config_load", "keeper", "exchange", "amo", "store", "observe"},
-    {"connect", "handout", "refresher"},
+    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config"},
+    {"config_load", "custody", "amo", "store", "observe"},
+    {"exchange"},
+    {"connect"},
     {"web"},
     {"cli"},
 ]
 """From the ground up: a room may import from its own floor and below."""
 
 ONE_ROOM = {
-    "aiosqlite": {"store.sqlite", "store.migrate"},
-    "sqlite3": {"store.sqlite", "store.migrate"},
+    "aiosqlite": {"store.database", "store.migrate"},
+    "sqlite3": {"store.database", "store.migrate"},
     "cryptography": {"cipher"},
     "jinja2": {"web.pages.render", "amo.sandbox.app", "cli.demo"},
     "pydantic_settings": {"config", "config_load"},
     "uvloop": {"cli.serve"},
 }
 EDGES = {"amo", "store", "observe"}
-USE_CASES = {"keeper", "exchange", "connect", "handout", "refresher", "web"}
+USE_CASES = {"custody", "exchange", "connect", "web"}
 JOINED_IN = {"web.lifecycle", "cli"}
 """Where `amo`, `store` and `observe` meet the use cases."""
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import aiohttp
 
 from amo_callback import __version__
+from amo_callback.amo.claims import account_of, read_claims
+from amo_callback.amo.lookup import (
+    ACCESS_TOKEN_DEAD,
+    REFRESH_TOKEN_REFUSED,
+    UNASKED,
+    UNKNOWN,
+    access_token_request,
+    is_hook,
+    read_sighting,
+    refresh_token_request,
+)
 from amo_callback.amo.protocol import (
     ANSWER_LIMIT,
     AmoRequest,
@@ -18,6 +31,7 @@ from amo_callback.amo.protocol import (
     exchange_request,
     read_answer,
     refresh_request,
+    retry_after,
 )
 from amo_callback.amo.redirect import read_redirect
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, NotSent, OutcomeOpen, RateLimited
@@ -27,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from amo_callback.amo.pace import Pace
-    from amo_callback.model import Issued, Redirect
+    from amo_callback.model import Account, Issued, Redirect, Sighting
     from amo_callback.ports import Clock, Priority
 
 
@@ -36,14 +50,15 @@ async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
     """Open the HTTP session for `AmoClient`.
 
     A connection a request: one kept alive may be closed by AMO just as we write to it, and then nobody knows
-    whether the token was spent. The trace notes the moment from which that is so.
+    whether the token was spent. The trace tells the moment just before the first byte is written, which is the
+    last one in which a request can be held back.
     """
     trace = aiohttp.TraceConfig()
 
-    async def sent(_session: object, context: SimpleNamespace, _params: object) -> None:
-        context.trace_request_ctx.sent = True
+    async def sending(_session: object, context: SimpleNamespace, _params: object) -> None:
+        context.trace_request_ctx.sending()
 
-    trace.on_request_headers_sent.append(sent)
+    trace.on_request_headers_sent.append(sending)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -95,28 +110,76 @@ class AmoClient:
         """Wait until the rate limit lets one more request go."""
         await self._pace.slot(priority)
 
+    def account_of(self, access_token: str) -> Account:
+        """Return whose access token it is, as far as it tells."""
+        return account_of(read_claims(access_token), allowed=self._allowed)
+
+    def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
+        """Tell whether AMO signed that our integration was switched off in this account."""
+        return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
+
     async def exchange(self, *, code: bytes, domain: str) -> Issued:
         """Spend an authorization code; raises as `protocol.read_answer`, and `NotSent`."""
         request = exchange_request(self._integration, code=code, domain=domain)
         return await self._issued(request, GrantType.CODE)
 
-    async def refresh(self, *, refresh_token: str, domain: str) -> Issued:
-        """Spend a refresh token; raises as `protocol.read_answer`, and `NotSent`."""
-        request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
-        return await self._issued(request, GrantType.REFRESH_TOKEN)
+    async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> Issued:
+        """Spend a refresh token; raises as `protocol.read_answer`, and `NotSent`, also where it is too late.
 
-    async def _issued(self, request: AmoRequest, grant_type: GrantType) -> Issued:
-        answer = await self._post(request)
+        A process may be stopped while it connects: `not_after` is looked at just before the first byte.
+        """
+        request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
+        return await self._issued(request, GrantType.REFRESH_TOKEN, not_after=not_after)
+
+    async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> Sighting:
+        """Ask about a refresh token without spending it; never raises."""
+        return await self._sighting(
+            refresh_token_request(
+                self._integration, refresh_token=refresh_token, api_domain=api_domain, allowed=self._allowed
+            ),
+            account_id,
+            REFRESH_TOKEN_REFUSED,
+        )
+
+    async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> Sighting:
+        """Ask about an access token; never raises."""
+        return await self._sighting(
+            access_token_request(self._integration, access_token=access_token, domain=domain, allowed=self._allowed),
+            account_id,
+            ACCESS_TOKEN_DEAD,
+        )
+
+    async def _issued(self, request: AmoRequest, grant_type: GrantType, *, not_after: float = math.inf) -> Issued:
+        answer = await self._ask(request, not_after=not_after)
         try:
             return read_answer(answer, grant_type=grant_type, now=self._clock.now(), allowed=self._allowed)
         except RateLimited as refused:
             self._pace.pause(refused.retry_after)
             raise
 
-    async def _post(self, request: AmoRequest) -> Answer:
-        context = SimpleNamespace(sent=False)
+    async def _sighting(self, request: AmoRequest | None, account_id: str, refusals: frozenset[int]) -> Sighting:
+        if request is None:
+            return UNASKED
         try:
-            async with self._session.post(
+            answer = await self._ask(request)
+        except (NotSent, OutcomeOpen):
+            return UNKNOWN
+        if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
+            self._pace.pause(retry_after(answer))
+        return read_sighting(answer, account_id=account_id, refusals=refusals, allowed=self._allowed)
+
+    async def _ask(self, request: AmoRequest, *, not_after: float = math.inf) -> Answer:
+        context = SimpleNamespace(sent=False)
+
+        def sending() -> None:
+            if self._clock.monotonic() > not_after:
+                raise NotSent
+            context.sent = True
+
+        context.sending = sending
+        try:
+            async with self._session.request(
+                request.method,
                 request.url,
                 data=request.body,
                 headers=request.headers,

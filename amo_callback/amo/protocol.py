@@ -50,20 +50,25 @@ class Integration:
     redirect_uri: str
     endpoint: str = "https://{domain}"
 
+    def address(self, domain: str, path: str) -> str:
+        """Return where a host of AMO's is asked."""
+        return self.endpoint.replace("{domain}", domain) + path
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AmoRequest:
     """A request, ready to be sent as it is."""
 
+    method: str
     url: str
-    body: bytes = field(repr=False)
-    headers: Mapping[str, str] = field(
-        default_factory=lambda: {
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",  # an answer's limit is then a limit on what is unpacked, too
-        }
-    )
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
+
+
+HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",  # an answer's limit is then a limit on what is unpacked, too
+}
 
 
 def exchange_request(integration: Integration, *, code: bytes, domain: str) -> AmoRequest:
@@ -83,8 +88,12 @@ def _token_request(integration: Integration, domain: str, **grant: str) -> AmoRe
         **grant,
         "redirect_uri": integration.redirect_uri,
     }
-    base = integration.endpoint.replace("{domain}", domain)
-    return AmoRequest(url=f"{base}/oauth2/access_token", body=json.dumps(body).encode())
+    return AmoRequest(
+        method="POST",
+        url=integration.address(domain, "/oauth2/access_token"),
+        headers={**HEADERS, "Content-Type": "application/json"},
+        body=json.dumps(body).encode(),
+    )
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -92,7 +101,7 @@ def _token_request(integration: Integration, domain: str, **grant: str) -> AmoRe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """An answer of the token endpoint, read up to `ANSWER_LIMIT` bytes."""
+    """An answer of AMO's, read up to `ANSWER_LIMIT` bytes."""
 
     status: int
     body: bytes = field(repr=False)
@@ -140,7 +149,7 @@ def read_answer(answer: Answer, *, grant_type: GrantType, now: datetime, allowed
     if 200 <= answer.status < 300:
         return _issued(answer, now, allowed)
     if answer.status == 429:
-        raise RateLimited(_retry_after(answer.retry_after))
+        raise RateLimited(retry_after(answer))
     if answer.status in {402, 403}:
         raise AccountRefused(answer.status)
     if not 400 <= answer.status < 500:
@@ -202,8 +211,9 @@ def _words(text: object) -> str:
     return _LONG_WORD.sub("…", "".join(c if c.isprintable() else " " for c in text[:1000])).strip()[:120]
 
 
-def _retry_after(value: str | None) -> float:
-    """Read `Retry-After` in seconds; a minute where it is missing, a date or absurd."""
+def retry_after(answer: Answer) -> float:
+    """Return the seconds that AMO asks us to wait; a minute where they are missing, a date or absurd."""
+    value = answer.retry_after
     if value is None or not re.fullmatch(r"[0-9]{1,9}", value):
         return RETRY_AFTER
     return min(max(float(value), 1.0), MAX_RETRY_AFTER)

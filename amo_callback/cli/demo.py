@@ -69,7 +69,9 @@ async def _demo(*, token_life: int) -> int:
     with TemporaryDirectory(prefix="amo-callback-demo-") as folder:
         async with _amo_and_app(vendor, clock=clock, public=public, log=log) as outside:
             settings = _settings(vendor, public=public, outside=outside, key=key)
-            async with open_service(settings, folder=Path(folder), clock=clock, log=log, observer=observer) as service:
+            async with open_service(
+                settings, folder=Path(folder), rescue=Path(folder) / "rescue", clock=clock, log=log, observer=observer
+            ) as service:
                 _say(_WELCOME.format(outside=outside, private=service.private, key=key, life=token_life))
                 status = await until_end(service, signalled)
     _say("\nThe demo has ended; nothing of it is left on this machine.")

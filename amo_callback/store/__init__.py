@@ -11,20 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from amo_callback.ports import Store
+    from amo_callback.ports import Clock, Store
 
 SQLITE = "sqlite:///"
 
 
 @asynccontextmanager
-async def open_store(url: str, *, folder: Path) -> AsyncIterator[Store]:
+async def open_store(url: str, *, folder: Path, clock: Clock) -> AsyncIterator[Store]:
     """Open the store that `url` names, its schema brought up to date; relative paths start at `folder`.
 
     Raises `ConfigurationError` where it cannot be opened at all.
     """
     if not url.startswith(SQLITE):
         raise ConfigurationError(f"storage.url: must begin with {SQLITE}")
-    from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- because another engine may be asked for
+    from amo_callback.store.database import open_database  # noqa: PLC0415 -- because another engine may be asked for
+    from amo_callback.store.sqlite import SqliteStore  # noqa: PLC0415 -- the same
 
-    async with open_sqlite(folder / url.removeprefix(SQLITE)) as store:
-        yield store
+    async with open_database(folder / url.removeprefix(SQLITE), clock=clock) as database:
+        yield SqliteStore(database)

@@ -54,6 +54,8 @@ def connection(row: Mapping[str, Any]) -> Connection:
         lease_until=_maybe(row["lease_until"]),
         spending=row["spending"],
         doubtful=row["doubtful"],
+        look_up_at=_maybe(row["look_up_at"]),
+        hook_at=_maybe(row["hook_at"]),
     )
 
 

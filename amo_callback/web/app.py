@@ -9,13 +9,13 @@ from aiohttp import web
 
 from amo_callback.identity import ApiKeys, read_api_keys
 from amo_callback.web import health
-from amo_callback.web.keys import AMO, API_KEYS, CLOCK, CONNECT, HANDOUT, LOG, PAGES, PROXIES, SETTINGS
+from amo_callback.web.keys import AMO, API_KEYS, CLOCK, CONNECT, CUSTODY, HANDOUT, LOG, PAGES, PROXIES, SETTINGS
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
 from amo_callback.web.private import tokens
 from amo_callback.web.private.authorization import authorize
 from amo_callback.web.private.errors import problem_errors
-from amo_callback.web.public import callback, exchange, returning
+from amo_callback.web.public import callback, exchange, hooks, returning
 from amo_callback.web.public.errors import envelope_errors
 from amo_callback.web.public.headers import protect
 from amo_callback.web.requests import log_requests
@@ -48,6 +48,7 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
     app = _app(settings, services, log, door="public", errors=envelope_errors)
     app[AMO] = services.amo
     app[CONNECT] = services.connect
+    app[CUSTODY] = services.custody
     app[PAGES] = Pages(app_name=settings.app.name)
     base = settings.server.base_path
     app.add_routes(
@@ -55,6 +56,7 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
             *callback.routes(base),
             *returning.routes(base),
             *exchange.routes(base),
+            *hooks.routes(base),
             web.get("/healthz", health.healthz),
         ]
     )
@@ -65,11 +67,11 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
 def _private(settings: Settings, services: Services, log: FilteringBoundLogger) -> web.Application:
     app = _app(settings, services, log, door="private", errors=problem_errors)
     app.middlewares.append(authorize(open_paths=("/healthz", "/readyz")))
-    app[HANDOUT] = services.handout
+    app[HANDOUT] = services.custody.handout
     app[API_KEYS] = ApiKeys(read_api_keys(settings.api.keys.get_secret_value()))
     app[health.READINESS] = health.Readiness(
         store=services.store,
-        refresher=services.refresher,
+        custody=services.custody,
         clock=services.clock,
         poll_interval=settings.refresh.poll_interval,
     )

@@ -11,8 +11,8 @@ from amo_callback.errors import AmoCallbackError
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
+    from amo_callback.custody.build import Custody
     from amo_callback.ports import Clock, Store
-    from amo_callback.refresher import Refresher
 
 _STORE_PATIENCE = 2.0
 
@@ -20,19 +20,22 @@ _STORE_PATIENCE = 2.0
 class Readiness:
     """Tell whether the service can do its work."""
 
-    def __init__(self, *, store: Store, refresher: Refresher, clock: Clock, poll_interval: float) -> None:
+    def __init__(self, *, store: Store, custody: Custody, clock: Clock, poll_interval: float) -> None:
         self._store = store
-        self._refresher = refresher
+        self._custody = custody
         self._clock = clock
         self._oldest_beat = max(3 * poll_interval, 15.0)
 
     async def checks(self) -> dict[str, dict[str, object]]:
         """Return each check by its name: whether it is `ok`, and a `detail` for people."""
-        store, refresher = await self._check_store(), self._check_refresher()
-        return {
-            name: {"ok": ok, "detail": detail}
-            for name, (ok, detail) in {"store": store, "refresher": refresher}.items()
+        found = {
+            "store": await self._check_store(),
+            "refresher": self._check_refresher(),
+            "amo_credentials": self._check_credentials(),
+            "unsaved_pairs": self._check_unsaved(),
+            "verdicts": self._check_verdicts(),
         }
+        return {name: {"ok": ok, "detail": detail} for name, (ok, detail) in found.items()}
 
     async def _check_store(self) -> tuple[bool, str]:
         ping = asyncio.ensure_future(self._store.ping())
@@ -43,11 +46,36 @@ class Readiness:
         if isinstance(error, AmoCallbackError):
             return False, error.code
         ping.result()
-        return True, "readable"
+        if self._store.failing is not None:
+            return False, f"cannot be written: {self._store.failing}"
+        return True, "works"
 
     def _check_refresher(self) -> tuple[bool, str]:
-        age = self._refresher.beat_age
+        age = self._custody.refresher.beat_age
         return age <= self._oldest_beat, f"last beat {age:.1f} s ago"
+
+    def _check_credentials(self) -> tuple[bool, str]:
+        refused = self._custody.breaker.refused
+        if refused is None:
+            return True, "accepted"
+        return False, (
+            f"nothing is refreshed: {refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri with the "
+            "integration's page in AMO"
+        )
+
+    def _check_unsaved(self) -> tuple[bool, str]:
+        unsaved = self._custody.unsaved.names
+        if not unsaved:
+            return True, "none"
+        return False, f"{len(unsaved)} that the store does not take: mend the disk, keep the rescue folder"
+
+    def _check_verdicts(self) -> tuple[bool, str]:
+        if not self._custody.breaker.held:
+            return True, "believed"
+        return False, (
+            "so many connections died at once that it is not believed, and nothing is refreshed until one succeeds. "
+            "Was an old database put back, or is it another integration's secret?"
+        )
 
 
 READINESS = web.AppKey("readiness", Readiness)

@@ -10,7 +10,8 @@ from structlog.typing import FilteringBoundLogger
 
 from amo_callback.config import Settings
 from amo_callback.connect import Connect
-from amo_callback.handout import Handout
+from amo_callback.custody.build import Custody
+from amo_callback.custody.handout import Handout
 from amo_callback.identity import ApiKeys
 from amo_callback.ports import AmoOAuth, Clock
 from amo_callback.web.pages.render import Pages
@@ -18,7 +19,6 @@ from amo_callback.web.peer import TrustedProxies
 
 if TYPE_CHECKING:
     from amo_callback.ports import Store
-    from amo_callback.refresher import Refresher
 
 SETTINGS = web.AppKey("settings", Settings)
 PROXIES = web.AppKey("proxies", TrustedProxies)
@@ -26,6 +26,7 @@ LOG = web.AppKey("log", FilteringBoundLogger)
 CLOCK = web.AppKey("clock", Clock)
 AMO = web.AppKey("amo", AmoOAuth)
 CONNECT = web.AppKey("connect", Connect)
+CUSTODY = web.AppKey("custody", Custody)
 HANDOUT = web.AppKey("handout", Handout)
 API_KEYS = web.AppKey("api_keys", ApiKeys)
 PAGES = web.AppKey("pages", Pages)
@@ -38,6 +39,5 @@ class Services:
     store: Store
     amo: AmoOAuth
     connect: Connect
-    handout: Handout
-    refresher: Refresher
+    custody: Custody
     clock: Clock

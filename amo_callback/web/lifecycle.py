@@ -17,13 +17,12 @@ from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
 from amo_callback.cipher import Cipher
 from amo_callback.connect import Connect, ConnectRules
+from amo_callback.custody.build import Custody, make_custody
+from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
 from amo_callback.exchange import Exchanger, ExchangeRules
-from amo_callback.handout import Handout
-from amo_callback.keeper import Keeper
 from amo_callback.limits import Unproven
 from amo_callback.model import Event, Level, RefreshRules
-from amo_callback.refresher import Refresher
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
 from amo_callback.web.doors import Door, open_door
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
+    from amo_callback.custody.refresher import Refresher
     from amo_callback.ports import Clock, Observer, Store
 
 
@@ -54,37 +54,33 @@ class Service:
 
 @asynccontextmanager
 async def open_service(
-    settings: Settings, *, folder: Path, clock: Clock, log: FilteringBoundLogger, observer: Observer
+    settings: Settings, *, folder: Path, rescue: Path, clock: Clock, log: FilteringBoundLogger, observer: Observer
 ) -> AsyncIterator[Service]:
-    """Open the whole service: store, client, keeper, grants, refresher, then both doors.
+    """Open the whole service: store, client, custody, grants, refresher, then both doors.
 
-    Relative storage paths start at `folder`. Raises `ConfigurationError` where it cannot begin. At the end nothing
-    new is begun, the doors drain, and what is in flight is stored.
+    A relative database starts at `folder`; `rescue` is where pairs wait that it does not take. Raises
+    `ConfigurationError` where it cannot begin. At the end nothing new is begun, the doors drain, and what is in flight
+    is stored.
     """
     async with AsyncExitStack() as stack:
         cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
-        store = await stack.enter_async_context(open_store(settings.storage.url, folder=folder))
+        store = await stack.enter_async_context(open_store(settings.storage.url, folder=folder, clock=clock))
         await _check_canary(store, cipher)
         amo = await stack.enter_async_context(_client(settings, clock))
-        keeper = Keeper(
+        files = Rescue(rescue)
+        await asyncio.to_thread(files.open)
+        custody = make_custody(
             store=store,
             amo=amo,
             cipher=cipher,
+            rescue=files,
             clock=clock,
             observer=observer,
             rules=_refresh_rules(settings),
             owner=secrets.token_hex(8),
             random=random.random,
         )
-        refresher = Refresher(
-            store=store,
-            keeper=keeper,
-            clock=clock,
-            observer=observer,
-            concurrency=settings.refresh.concurrency,
-            poll_interval=settings.refresh.poll_interval,
-            put_aside=settings.refresh.retry_base,
-        )
+        await custody.unsaved.restore()
         connect = Connect(
             store=store,
             amo=amo,
@@ -97,25 +93,19 @@ async def open_service(
                 cipher=cipher,
                 clock=clock,
                 observer=observer,
+                unsaved=custody.unsaved,
                 rules=_exchange_rules(settings),
                 random=random.random,
-                connected=refresher.wake,
+                connected=lambda: _connected(custody),
             ),
             unproven=Unproven(places=settings.limits.unproven, window=settings.limits.window, clock=clock),
             rules=ConnectRules(lease=settings.refresh.lease),
             new_handle=lambda: secrets.token_urlsafe(16),
         )
-        services = Services(
-            store=store,
-            amo=amo,
-            connect=connect,
-            handout=Handout(store=store, keeper=keeper, cipher=cipher, clock=clock),
-            refresher=refresher,
-            clock=clock,
-        )
-        await stack.enter_async_context(_draining(keeper))
+        services = Services(store=store, amo=amo, connect=connect, custody=custody, clock=clock)
+        await stack.enter_async_context(_draining(custody))
         await stack.enter_async_context(_draining(connect))
-        died = await stack.enter_async_context(_running(refresher, observer))
+        died = await stack.enter_async_context(_running(custody.refresher, observer))
         apps = make_apps(settings, services, log)
         public = await stack.enter_async_context(
             open_door(apps.public, settings.server.public, name="public", clock=clock, log=log)
@@ -126,8 +116,7 @@ async def open_service(
         stack.push_async_callback(_close_together, public, private)
 
         def stop() -> None:
-            refresher.stop()
-            keeper.stop()
+            custody.stop()
             connect.stop()
 
         stack.callback(stop)  # the first thing at the end, also where nobody sent a signal
@@ -135,6 +124,12 @@ async def open_service(
         observer(Event(name="service.started", fields=fields))
         yield Service(public=public.address, private=private.address, services=services, died=died, stop=stop)
         observer(Event(name="service.stopping"))
+
+
+def _connected(custody: Custody) -> None:
+    """Tell of an exchange that succeeded: AMO takes our credentials, and there is one more to keep fresh."""
+    custody.breaker.accepted()
+    custody.refresher.wake()
 
 
 async def _close_together(*doors: Door) -> None:
@@ -175,7 +170,7 @@ async def _client(settings: Settings, clock: Clock) -> AsyncIterator[AmoClient]:
 
 
 @asynccontextmanager
-async def _draining(worker: Keeper | Connect) -> AsyncIterator[None]:
+async def _draining(worker: Custody | Connect) -> AsyncIterator[None]:
     """Wait at the end for what is in flight: it has been paid for."""
     try:
         yield
@@ -213,6 +208,7 @@ def _refresh_rules(settings: Settings) -> RefreshRules:
         at=refresh.at,
         jitter=refresh.jitter,
         concurrency=refresh.concurrency,
+        poll_interval=refresh.poll_interval,
         lease=refresh.lease,
         retry_base=refresh.retry_base,
         retry_cap=refresh.retry_cap,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from typing import TYPE_CHECKING
 
@@ -32,13 +33,13 @@ async def test_a_code_is_exchanged_and_its_pair_refreshed_once(client: AmoClient
     """A pair comes for a code, another for its refresh token; each works once."""
     code = amo.code().encode()
     first = await client.exchange(code=code, domain=HOST)
-    second = await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST)
+    second = await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST, not_after=math.inf)
     assert amo.vendor.live_account(second.pair.access_token) is amo.account
     assert first.account.account_id == str(amo.account.id)
     with pytest.raises(CodeUsed):
         await client.exchange(code=code, domain=HOST)
     with pytest.raises(RefreshTokenDead):
-        await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST)
+        await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST, not_after=math.inf)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ async def test_what_was_never_sent_is_not_spent(amo: Amo, clock: FakeClock) -> N
     amo.address = f"{address[0]}:{address[1]}"
     async with amo_client(amo, clock) as client:
         with pytest.raises(NotSent):
-            await client.refresh(refresh_token="r", domain=HOST)
+            await client.refresh(refresh_token="r", domain=HOST, not_after=math.inf)
 
 
 async def test_half_an_answer_is_open(amo: Amo, clock: FakeClock) -> None:
@@ -105,7 +106,7 @@ async def test_half_an_answer_is_open(amo: Amo, clock: FakeClock) -> None:
     amo.address = "{}:{}".format(*server.sockets[0].getsockname())
     async with server, amo_client(amo, clock) as client:
         with pytest.raises(OutcomeOpen) as raised:
-            await client.refresh(refresh_token="r", domain=HOST)
+            await client.refresh(refresh_token="r", domain=HOST, not_after=math.inf)
     assert raised.value.what == "half_an_answer"
 
 
@@ -132,7 +133,7 @@ async def test_each_request_names_us_and_has_a_connection_of_its_own(amo: Amo, c
     async with amo_client(amo, clock) as client:
         for _ in range(2):
             with pytest.raises(OutcomeOpen):
-                await client.refresh(refresh_token="r", domain=HOST)
+                await client.refresh(refresh_token="r", domain=HOST, not_after=math.inf)
     await server.cleanup()
     assert {(agent, encoding) for agent, encoding, _ in seen} == {(f"amo-callback/{__version__}", "identity")}
     assert len({peer for *_, peer in seen}) == 2
@@ -148,7 +149,7 @@ async def test_429_pauses_everybody(client: AmoClient, amo: Amo) -> None:
     """After a 429 no slot is given, to anybody, for as long as AMO asked."""
     amo.sandbox.faults.add(Fault.TOO_MANY)
     with pytest.raises(RateLimited):
-        await client.refresh(refresh_token="r", domain=HOST)
+        await client.refresh(refresh_token="r", domain=HOST, not_after=math.inf)
     slot = asyncio.ensure_future(client.slot(Priority.PEOPLE))
     done, _ = await asyncio.wait({slot}, timeout=0.1)
     assert not done

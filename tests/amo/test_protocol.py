@@ -67,8 +67,8 @@ def test_both_requests_are_json_with_the_registered_redirect_uri() -> None:
     exchange = exchange_request(INTEGRATION, code=b"the-code", domain="a.amocrm.ru")
     refresh = refresh_request(INTEGRATION, refresh_token="the-token", domain="a.amocrm.ru")
     common = {"client_id": "c619", "client_secret": "the-secret", "redirect_uri": "https://a.example/cb?x=1"}
-    assert json.loads(exchange.body) == {**common, "grant_type": "authorization_code", "code": "the-code"}
-    assert json.loads(refresh.body) == {**common, "grant_type": "refresh_token", "refresh_token": "the-token"}
+    assert json.loads(exchange.body or b"") == {**common, "grant_type": "authorization_code", "code": "the-code"}
+    assert json.loads(refresh.body or b"") == {**common, "grant_type": "refresh_token", "refresh_token": "the-token"}
     assert exchange.url == refresh.url == "https://a.amocrm.ru/oauth2/access_token"
     assert exchange.headers["Content-Type"] == "application/json"
 

@@ -50,7 +50,7 @@ async def _connect(amo: Amo, process: Process, *, accounts: int) -> None:
 
 async def _stored(folder: Path, amo: Amo, key: str) -> list[tuple[Connection, TokenPair]]:
     cipher = Cipher([key])
-    async with open_store(URL_OF_STORE, folder=folder) as store:
+    async with open_store(URL_OF_STORE, folder=folder, clock=SystemClock()) as store:
         found = [await store.connections_of(str(account.id)) for account in amo.vendor.accounts if account.host != HOST]
     return [
         (connection, cipher.open_pair(connection.sealed_pair or b"", connection_id=connection.id))
@@ -138,7 +138,7 @@ async def test_keys_that_cannot_read_the_store_stop_the_start(
     living_amo: Amo, tmp_path: Path, encryption_key: str
 ) -> None:
     """With another key every connection would look lost: the process refuses to begin."""
-    async with open_store(URL_OF_STORE, folder=tmp_path) as store:
+    async with open_store(URL_OF_STORE, folder=tmp_path, clock=SystemClock()) as store:
         await store.canary(Cipher([encryption_key]).seal_canary())
     status, _, err = await command("serve", folder=tmp_path, environ=environment(living_amo, new_key()))
     assert status == 78
@@ -149,7 +149,7 @@ async def test_a_store_that_is_busy_at_the_start_is_status_1(
     living_amo: Amo, tmp_path: Path, encryption_key: str
 ) -> None:
     """What may pass is no configuration error, so that a supervisor starts the process again; and one line says why."""
-    async with open_store(URL_OF_STORE, folder=tmp_path):
+    async with open_store(URL_OF_STORE, folder=tmp_path, clock=SystemClock()):
         pass
     other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")

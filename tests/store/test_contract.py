@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.model import GrantStatus, Reason, Status, fingerprint
-from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, save
+from amo_callback.model import GrantedPair, GrantStatus, Reason, Status, fingerprint
+from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ async def test_the_connections_of_an_account_come_freshest_first(store: Store) -
     assert await store.connections_of("8") == []
 
 
-async def test_due_is_what_is_active_late_and_unclaimed_oldest_expiry_first(store: Store) -> None:
-    """Nothing before its time, nothing claimed, nothing asked to be left apart, and no more than the limit."""
+async def test_due_is_what_is_active_and_late_oldest_expiry_first(store: Store) -> None:
+    """Nothing before its time, nothing asked to be left apart, no more than the limit; an open attempt counts, too."""
     for number in range(5):
         await save(store, a_connection(number, access_expires_at=START + DAY - number * SECOND))
     ids = [a_connection(number).id for number in range(5)]
@@ -73,10 +73,15 @@ async def test_due_is_what_is_active_late_and_unclaimed_oldest_expiry_first(stor
     assert await store.due(now=START, limit=9, apart_from=()) == []
     claimed = await store.connection(ids[4])
     assert claimed is not None
-    await store.claim(a_claim(claimed, at=late, until=late + SECOND))
-    assert await store.due(now=late, limit=9, apart_from=[ids[2]]) == [ids[3], ids[1], ids[0]]
-    assert await store.due(now=late, limit=1, apart_from=()) == [ids[3]]
-    assert ids[4] in await store.due(now=late + SECOND, limit=9, apart_from=())
+    await store.claim(a_claim(claimed))
+    dead = await store.connection(ids[0])
+    assert dead is not None
+    await store.claim(a_claim(dead))
+    await store.save_verdict(a_verdict(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None))
+    due = await store.due(now=late, limit=9, apart_from=[ids[2]])
+    assert [connection.id for connection in due] == [ids[4], ids[3], ids[1]]
+    assert due[0].attempt == "attempt-1"
+    assert [connection.id for connection in await store.due(now=late, limit=1, apart_from=())] == [ids[4]]
 
 
 async def test_the_next_due_time_is_the_earliest_that_is_free(store: Store) -> None:
@@ -94,30 +99,44 @@ async def test_the_next_due_time_is_the_earliest_that_is_free(store: Store) -> N
 
 
 async def test_one_claim_of_many_at_once_is_given(store: Store) -> None:
-    """Twenty claim, one holds; after the lease the next one may."""
+    """Twenty claim the row that they read, one holds; who has seen that one may take over from it."""
     stored = await save(store, a_connection())
     claims = [a_claim(stored, attempt=f"attempt-{number}") for number in range(20)]
     given = [claimed for claimed in await asyncio.gather(*map(store.claim, claims)) if claimed]
     assert len(given) == 1
     assert (given[0].attempt, given[0].spending) == ("attempt-0", "print-1")
-    assert await store.claim(a_claim(stored, at=START + 59 * SECOND)) is None
-    assert await store.claim(a_claim(stored, attempt="later", at=START + 60 * SECOND)) is not None
+    assert await store.claim(a_claim(given[0], attempt="later")) is not None
 
 
-async def test_a_claim_names_the_pair_it_read(store: Store) -> None:
-    """A pair that was replaced meanwhile is not claimed, nor one of a connection that needs its person."""
+async def test_a_claim_names_the_row_it_read(store: Store) -> None:
+    """Whatever was written since, a claim, an extension or a new pair, a claim of the row as it was is refused."""
     stored = await save(store, a_connection())
-    assert await store.claim(a_claim(stored, pair_version=2)) is None
-    assert await store.claim(a_claim(stored)) is not None
-    await store.save_verdict(a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None))
+    assert await store.claim(a_claim(stored, row_version=2)) is None
+    claimed = await store.claim(a_claim(stored))
+    assert claimed is not None
+    assert await store.extend(an_extension(stored))
+    assert await store.claim(a_claim(claimed, attempt="2")) is None
+    await store.save_refreshed(a_refreshed(stored))
     assert await store.claim(a_claim(stored)) is None
+
+
+async def test_an_extension_is_only_its_own_attempts(store: Store) -> None:
+    """The lease runs longer and the account's new host is kept; whoever lost the claim extends nothing."""
+    stored = await save(store, a_connection())
+    await store.claim(a_claim(stored))
+    assert not await store.extend(an_extension(stored, attempt="another"))
+    assert await store.extend(an_extension(stored))
+    after = await store.connection(stored.id)
+    assert after is not None
+    assert (after.domain, after.lease_until, after.attempt) == ("b.amocrm.ru", START + DAY, "attempt-1")
 
 
 async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: Store) -> None:
     """A process that died after its claim may have spent the token: the fingerprint is doubtful from then on."""
     stored = await save(store, a_connection())
-    await store.claim(a_claim(stored, fingerprint="maybe-spent"))
-    claimed = await store.claim(a_claim(stored, attempt="2", at=START + DAY, until=START + 2 * DAY, fingerprint="next"))
+    dead = await store.claim(a_claim(stored, fingerprint="maybe-spent"))
+    assert dead is not None
+    claimed = await store.claim(a_claim(dead, attempt="2", fingerprint="next"))
     assert claimed is not None
     assert (claimed.doubtful, claimed.spending) == ("maybe-spent", "next")
 
@@ -126,8 +145,9 @@ async def test_a_refreshed_pair_is_stored_and_ends_its_claim(store: Store) -> No
     """Pair, times, and nothing left of claim, doubt and failures."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored, fingerprint="1"))
-    await store.save_verdict(a_verdict(stored, doubtful=True))
-    await store.claim(a_claim(stored, attempt="2", fingerprint="1"))
+    judged = await store.save_verdict(a_verdict(stored, open_until=START + DAY))
+    assert judged is not None
+    await store.claim(a_claim(judged, attempt="2", fingerprint="1"))
     refreshed = a_refreshed(stored)
     assert await store.save_refreshed(refreshed)
     after = await store.connection(stored.id)
@@ -165,20 +185,29 @@ async def test_a_verdict_is_only_its_own_attempts(store: Store) -> None:
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
     assert not await store.save_verdict(a_verdict(stored, attempt="another"))
-    assert await store.save_verdict(a_verdict(stored, doubtful=True))
-    after = await store.connection(stored.id)
+    after = await store.save_verdict(a_verdict(stored, last_error="not_sent"))
     assert after is not None
-    assert (after.failures, after.last_error, after.doubtful) == (1, "outcome_open", "print-1")
-    assert (after.attempt, after.spending, after.next_refresh_at) == (None, None, START + DAY)
+    assert (after.failures, after.last_error, after.next_refresh_at) == (1, "not_sent", START + DAY)
+    assert (after.attempt, after.spending, after.lease_until, after.doubtful) == (None, None, None, None)
     assert not await store.save_verdict(a_verdict(stored))
+
+
+async def test_an_attempt_without_an_answer_stays_open(store: Store) -> None:
+    """The verdict starts its lease anew, and what it was spending stays on record."""
+    stored = await save(store, a_connection())
+    await store.claim(a_claim(stored))
+    after = await store.save_verdict(a_verdict(stored, open_until=START + DAY))
+    assert after is not None
+    assert (after.attempt, after.spending, after.lease_until) == ("attempt-1", "print-1", START + DAY)
 
 
 async def test_doubt_stays_until_a_pair_is_stored(store: Store) -> None:
     """An open outcome, then a refusal that passes: the token is as doubtful as before."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
-    await store.save_verdict(a_verdict(stored, doubtful=True))
-    await store.claim(a_claim(stored, attempt="2"))
+    judged = await store.save_verdict(a_verdict(stored, open_until=START + DAY))
+    assert judged is not None
+    await store.claim(a_claim(judged, attempt="2"))
     await store.save_verdict(a_verdict(stored, attempt="2", last_error="account_refused"))
     after = await store.connection(stored.id)
     assert after is not None
@@ -190,9 +219,13 @@ async def test_a_claim_given_back_leaves_no_trace(store: Store) -> None:
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
     await store.release(connection_id=stored.id, attempt="another")
-    assert await store.claim(a_claim(stored)) is None
+    held = await store.connection(stored.id)
+    assert held is not None
+    assert held.attempt == "attempt-1"
     await store.release(connection_id=stored.id, attempt="attempt-1")
-    again = await store.claim(a_claim(stored, attempt="2"))
+    given_back = await store.connection(stored.id)
+    assert given_back is not None
+    again = await store.claim(a_claim(given_back, attempt="2"))
     assert again is not None
     assert again.doubtful is None
 
@@ -244,7 +277,7 @@ async def test_a_connection_and_its_grants_end_are_one(store: Store) -> None:
     """Who sees the grant as connected finds the connection."""
     grant = await store.claim_grant(a_grant(), now=START)
     ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=a_connection().id)
-    await store.save_connected(ended, a_connection(), token_iat=None)
+    await store.save_connected(GrantedPair(grant=ended, connection=a_connection(), token_iat=None))
     assert await store.grant(grant.code_hash) == ended
     assert await store.connection(a_connection().id) is not None
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from amo_callback.clock import SystemClock
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store import open_store
-from amo_callback.store.sqlite import open_sqlite
-from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, save
+from amo_callback.store.database import open_database
+from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, now, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -25,16 +26,16 @@ URL = "sqlite:///amo-callback.db"
 
 async def _fails(url: str, folder: Path) -> str:
     with pytest.raises(ConfigurationError) as raised:
-        async with open_store(url, folder=folder):
+        async with open_store(url, folder=folder, clock=SystemClock()):
             pass
     return str(raised.value)
 
 
 async def test_what_was_stored_is_there_after_a_restart(tmp_path: Path) -> None:
     """Closed and opened again, the store is the same."""
-    async with open_store(URL, folder=tmp_path) as store:
+    async with open_store(URL, folder=tmp_path, clock=SystemClock()) as store:
         stored = await save(store, a_connection())
-    async with open_store(URL, folder=tmp_path) as store:
+    async with open_store(URL, folder=tmp_path, clock=SystemClock()) as store:
         assert await store.connection(stored.id) == stored
 
 
@@ -50,6 +51,7 @@ async def test_a_cancelled_write_is_whole_and_leaves_the_next_one_alone(store: S
     """Whoever is cancelled in the middle of a write has written all of it, and no transaction stays open."""
     stored = await save(store, a_connection())
     for number in range(50):
+        stored = await now(store, stored)
         writing = asyncio.create_task(store.claim(a_claim(stored, attempt=f"attempt-{number}")))
         for _ in range(number % 7):
             await asyncio.sleep(0)
@@ -57,7 +59,7 @@ async def test_a_cancelled_write_is_whole_and_leaves_the_next_one_alone(store: S
         with pytest.raises(asyncio.CancelledError):
             await writing
         await store.release(connection_id=stored.id, attempt=f"attempt-{number}")
-        assert await store.claim(a_claim(stored)) is not None
+        assert await store.claim(a_claim(await now(store, stored))) is not None
         await store.release(connection_id=stored.id, attempt="attempt-1")
 
 
@@ -91,7 +93,7 @@ async def test_a_unit_that_fails_is_rolled_back_whole(store: Store) -> None:
 
 async def test_a_closed_store_says_that_it_is_away(tmp_path: Path) -> None:
     """After its end every call fails with the one error that callers know."""
-    async with open_store(URL, folder=tmp_path) as store:
+    async with open_store(URL, folder=tmp_path, clock=SystemClock()) as store:
         pass
     with pytest.raises(StoreUnavailable):
         await store.ping()
@@ -101,7 +103,10 @@ async def test_a_closed_store_says_that_it_is_away(tmp_path: Path) -> None:
 
 async def test_two_processes_share_a_file_and_its_claims(tmp_path: Path) -> None:
     """Two stores on one file see each other's claims."""
-    async with open_store(URL, folder=tmp_path) as one, open_store(URL, folder=tmp_path) as other:
+    async with (
+        open_store(URL, folder=tmp_path, clock=SystemClock()) as one,
+        open_store(URL, folder=tmp_path, clock=SystemClock()) as other,
+    ):
         stored = await save(one, a_connection())
         assert await one.claim(a_claim(stored)) is not None
         assert await other.claim(a_claim(stored, attempt="2")) is None
@@ -109,7 +114,7 @@ async def test_two_processes_share_a_file_and_its_claims(tmp_path: Path) -> None
 
 async def test_a_read_only_store_refuses_the_claim(tmp_path: Path) -> None:
     """A write that is not possible fails before anything is spent."""
-    async with open_store(URL, folder=tmp_path) as store:
+    async with open_store(URL, folder=tmp_path, clock=SystemClock()) as store:
         stored = await save(store, a_connection())
         with sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None) as other:
             other.execute("PRAGMA busy_timeout = 0")
@@ -146,7 +151,7 @@ async def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
 
 async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     """An old program does not guess what a newer one has written."""
-    async with open_store(URL, folder=tmp_path):
+    async with open_store(URL, folder=tmp_path, clock=SystemClock()):
         pass
     database = sqlite3.connect(tmp_path / "amo-callback.db")
     database.execute("PRAGMA user_version = 99")
@@ -177,20 +182,20 @@ async def test_time_is_stored_exactly(store: Store) -> None:
 
 async def test_what_is_said_to_be_stored_has_been_synced(tmp_path: Path) -> None:
     """A power failure after our word loses nothing: `synchronous` is FULL where it is written."""
-    async with open_sqlite(tmp_path / "amo-callback.db") as store:
+    async with open_database(tmp_path / "amo-callback.db", clock=SystemClock()) as store:
         [row] = await store._writer.execute_fetchall("PRAGMA synchronous")  # noqa: SLF001 -- because only a power cut would show it from outside
     assert row[0] == 2
 
 
 async def test_a_store_that_is_busy_at_the_start_is_no_configuration_error(tmp_path: Path) -> None:
     """What may pass is not told as something to mend: the process may be started again."""
-    async with open_store(URL, folder=tmp_path):
+    async with open_store(URL, folder=tmp_path, clock=SystemClock()):
         pass
     other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(StoreUnavailable) as raised:
-        async with open_store(URL, folder=tmp_path):
+        async with open_store(URL, folder=tmp_path, clock=SystemClock()):
             pass
     other.close()
     assert raised.value.what == "SQLITE_BUSY"

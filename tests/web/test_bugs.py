@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.connect import Connect
-    from amo_callback.handout import Handout
+    from amo_callback.custody.build import Custody
     from amo_callback.ports import Store
-    from amo_callback.refresher import Refresher
     from tests.conftest import Amo
 
 SECRET = "def50200" + "ab" * 30
@@ -48,6 +47,10 @@ class Broken:
 
     async def token(self, _selector: str, **_: object) -> None:
         raise self.error
+
+    @property
+    def handout(self) -> Broken:
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +78,7 @@ class Doors:
             store=cast("Store", broken),
             amo=self.client,
             connect=cast("Connect", broken),
-            handout=cast("Handout", broken),
-            refresher=cast("Refresher", broken),
+            custody=cast("Custody", broken),
             clock=clock,
         )
         apps = make_apps(self.settings, services, log)

@@ -10,8 +10,10 @@ from amo_callback.web.health import Readiness
 from tests.fakes import FailingStore, FakeClock
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amo_callback.custody.build import Custody
     from amo_callback.ports import Store
-    from amo_callback.refresher import Refresher
     from tests.conftest import Running
 
 
@@ -26,12 +28,18 @@ async def test_a_working_service_is_ready(app: Running) -> None:
     answer = await app.private("/readyz", key=None)
     assert answer.status == 200
     assert answer.json()["status"] == "ready"
-    assert {name: check["ok"] for name, check in answer.json()["checks"].items()} == {"store": True, "refresher": True}
+    assert {name: check["ok"] for name, check in answer.json()["checks"].items()} == {
+        "store": True,
+        "refresher": True,
+        "amo_credentials": True,
+        "unsaved_pairs": True,
+        "verdicts": True,
+    }
 
 
 async def test_a_refresher_that_does_not_beat_is_not_ready(app: Running) -> None:
     """A loop that hangs is told after 15 s, or three poll intervals."""
-    refresher = app.service.services.refresher
+    refresher = app.service.services.custody.refresher
     refresher.stop()
     await asyncio.sleep(0)
     app.clock.advance(16)
@@ -41,15 +49,24 @@ async def test_a_refresher_that_does_not_beat_is_not_ready(app: Running) -> None
 
 
 class Beat:
-    """A refresher of a given age."""
+    """A refresher of a given age, and nothing wrong with the rest."""
 
     beat_age = 0.0
+    refused: str | None = None
+    held = False
+    names: Sequence[str] = ()
+
+    @property
+    def refresher(self) -> Beat:
+        return self
+
+    breaker = unsaved = refresher
 
 
 async def test_the_oldest_beat_follows_the_poll_interval(store: Store, clock: FakeClock) -> None:
     """At a slow poll interval the loop may be silent for three of them."""
     beat = Beat()
-    readiness = Readiness(store=store, refresher=cast("Refresher", beat), clock=clock, poll_interval=60)
+    readiness = Readiness(store=store, custody=cast("Custody", beat), clock=clock, poll_interval=60)
     for age, ok in ((0.0, True), (180.0, True), (180.1, False)):
         beat.beat_age = age
         assert (await readiness.checks())["refresher"]["ok"] is ok
@@ -57,11 +74,9 @@ async def test_the_oldest_beat_follows_the_poll_interval(store: Store, clock: Fa
 
 async def test_a_store_that_is_away_is_not_ready(store: Store, clock: FakeClock) -> None:
     """Away, or without an answer for two seconds."""
-    failing = FailingStore(store)
+    failing = FailingStore(store, clock)
     failing.away = {"ping"}
-    readiness = Readiness(
-        store=cast("Store", failing), refresher=cast("Refresher", Beat()), clock=clock, poll_interval=5
-    )
+    readiness = Readiness(store=cast("Store", failing), custody=cast("Custody", Beat()), clock=clock, poll_interval=5)
     assert (await readiness.checks())["store"] == {"ok": False, "detail": "store_unavailable"}
 
 
@@ -72,9 +87,7 @@ async def test_a_store_that_hangs_is_not_ready(clock: FakeClock) -> None:
         async def ping(self) -> None:
             await clock.sleep(3600)
 
-    readiness = Readiness(
-        store=cast("Store", Hanging()), refresher=cast("Refresher", Beat()), clock=clock, poll_interval=5
-    )
+    readiness = Readiness(store=cast("Store", Hanging()), custody=cast("Custody", Beat()), clock=clock, poll_interval=5)
     checking = asyncio.create_task(readiness.checks())
     await clock.until_sleeping(2)
     clock.advance(2)

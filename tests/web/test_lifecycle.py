@@ -46,11 +46,15 @@ async def test_a_refresher_that_dies_ends_the_process_with_a_status(
     clock = ShiftedClock()
     clock_of_death = DeadlyClock()
     signalled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with open_service(settings, folder=tmp_path, clock=clock, log=log, observer=witness) as service:
+    async with open_service(
+        settings, folder=tmp_path, rescue=tmp_path / "rescue", clock=clock, log=log, observer=witness
+    ) as service:
         signalled.set_result(None)
         assert await until_end(service, signalled) == 0
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with open_service(settings, folder=tmp_path, clock=clock_of_death, log=log, observer=witness) as service:
+    async with open_service(
+        settings, folder=tmp_path, rescue=tmp_path / "rescue", clock=clock_of_death, log=log, observer=witness
+    ) as service:
         assert await until_end(service, never) == 1
         with pytest.raises(TaskDied):
             await service.died
@@ -69,11 +73,18 @@ async def test_a_door_that_cannot_open_closes_what_was_opened(
     clock = ShiftedClock()
     with pytest.raises(ConfigurationError, match=r"server\.private"):
         async with open_service(
-            settings("unix:/nowhere/at/all"), folder=tmp_path, clock=clock, log=log, observer=witness
+            settings("unix:/nowhere/at/all"),
+            folder=tmp_path,
+            rescue=tmp_path / "rescue",
+            clock=clock,
+            log=log,
+            observer=witness,
         ):
             pass
     assert {task.get_name() for task in asyncio.all_tasks()} & {"refresher", "amo-pace"} == set()
-    async with open_service(settings("127.0.0.1:0"), folder=tmp_path, clock=clock, log=log, observer=witness):
+    async with open_service(
+        settings("127.0.0.1:0"), folder=tmp_path, rescue=tmp_path / "rescue", clock=clock, log=log, observer=witness
+    ):
         pass
 
 

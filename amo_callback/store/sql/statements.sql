@@ -7,6 +7,18 @@ SELECT 1 FROM meta LIMIT 1;
 -- name: canary
 SELECT value FROM meta WHERE name = 'canary';
 
+-- name: deaths_held
+SELECT value FROM meta WHERE name = 'deaths_held';
+
+-- name: hold_deaths
+INSERT INTO meta (name, value) VALUES ('deaths_held', :value) ON CONFLICT (name) DO NOTHING;
+
+-- name: release_deaths
+DELETE FROM meta WHERE name = 'deaths_held';
+
+-- name: believe_deaths
+UPDATE connections SET died_at = NULL, row_version = row_version + 1 WHERE died_at IS NOT NULL;
+
 -- name: save_canary
 INSERT INTO meta (name, value) VALUES ('canary', :value) ON CONFLICT (name) DO NOTHING;
 
@@ -18,55 +30,123 @@ SELECT * FROM connections WHERE account_id = :account_id AND status <> 'disconne
 ORDER BY status = 'active' DESC, access_expires_at DESC;
 
 -- name: due
-SELECT id FROM connections
-WHERE status = 'active' AND next_refresh_at <= :now AND (lease_until IS NULL OR lease_until <= :now)
+-- Those with an open attempt, too: whether its lease has ended is told by the observer's own clock.
+SELECT * FROM connections
+WHERE status = 'active' AND next_refresh_at <= :now
     AND id NOT IN (SELECT value FROM json_each(:apart_from))
 ORDER BY access_expires_at
 LIMIT :limit;
 
 -- name: next_due
 SELECT next_refresh_at FROM connections
-WHERE status = 'active' AND next_refresh_at IS NOT NULL AND (lease_until IS NULL OR lease_until <= :now)
+WHERE status = 'active' AND next_refresh_at IS NOT NULL AND attempt IS NULL
     AND id NOT IN (SELECT value FROM json_each(:apart_from))
 ORDER BY next_refresh_at
 LIMIT 1;
 
+-- name: probe
+SELECT id FROM connections
+WHERE status = 'active' AND attempt IS NULL AND id NOT IN (SELECT value FROM json_each(:apart_from))
+ORDER BY next_refresh_at
+LIMIT 1;
+
+-- name: look_ups
+SELECT id FROM connections
+WHERE look_up_at <= :now AND id NOT IN (SELECT value FROM json_each(:apart_from))
+ORDER BY look_up_at
+LIMIT :limit;
+
+-- name: fleet
+SELECT
+    (SELECT count(*) FROM connections WHERE status = 'active') AS living,
+    (SELECT count(*) FROM connections WHERE status = 'needs_reauth' AND died_at > :since) AS died;
+
 -- name: claim
--- What an attempt was spending that ended without a word may be spent.
+-- Of the very row that was read. What an open attempt was spending whose lease has ended may be spent.
 UPDATE connections SET
     lease_owner = :owner, lease_until = :until, attempt = :attempt,
     doubtful = COALESCE(spending, doubtful), spending = :fingerprint,
     row_version = row_version + 1
-WHERE id = :id AND pair_version = :pair_version AND status = 'active'
-    AND (lease_until IS NULL OR lease_until <= :at)
+WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconnected'
 RETURNING *;
+
+-- name: extend
+UPDATE connections SET lease_until = :until, domain = :domain, row_version = row_version + 1
+WHERE id = :connection_id AND attempt = :attempt
+RETURNING id;
 
 -- name: save_refreshed
 -- Not guarded by the attempt: the pair is good whoever holds the lease by now, unless a newer one came.
 UPDATE connections SET
     sealed_pair = :sealed_pair, api_domain = :api_domain,
-    status = 'active', reason = NULL, last_error = NULL, failures = 0,
+    status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL,
+    look_up_at = CASE WHEN status = 'active' THEN look_up_at END,
     access_issued_at = :issued_at, access_expires_at = :expires_at, refresh_expires_at = :refresh_expires_at,
     refreshed_at = :issued_at, next_refresh_at = :next_refresh_at,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     pair_version = pair_version + 1, row_version = row_version + 1
-WHERE id = :id AND pair_version = :pair_version
+WHERE id = :connection_id AND pair_version = :pair_version
 RETURNING *;
 
 -- name: save_verdict
+-- An attempt that nobody knows the end of stays open, until its lease ends anew.
 UPDATE connections SET
     status = :status, reason = :reason, last_error = :last_error, failures = failures + 1,
-    next_refresh_at = :next_refresh_at,
-    doubtful = CASE WHEN :doubtful THEN spending ELSE doubtful END,
-    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL,
+    next_refresh_at = :next_refresh_at, died_at = :died_at, look_up_at = COALESCE(:look_up_at, look_up_at),
+    lease_until = :open_until,
+    lease_owner = CASE WHEN :open_until IS NOT NULL THEN lease_owner END,
+    attempt = CASE WHEN :open_until IS NOT NULL THEN attempt END,
+    spending = CASE WHEN :open_until IS NOT NULL THEN spending END,
     row_version = row_version + 1
-WHERE id = :id AND attempt = :attempt
-RETURNING id;
+WHERE id = :connection_id AND attempt = :attempt
+RETURNING *;
 
 -- name: release
 UPDATE connections SET
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, row_version = row_version + 1
-WHERE id = :id AND attempt = :attempt;
+WHERE id = :connection_id AND attempt = :attempt;
+
+-- name: postpone
+UPDATE connections SET
+    failures = failures + 1, last_error = :last_error, next_refresh_at = :next_refresh_at,
+    row_version = row_version + 1
+WHERE id = :id AND row_version = :row_version
+RETURNING id;
+
+-- name: reseal
+-- The same pair under another key: only over the very bytes that were read.
+UPDATE connections SET sealed_pair = :sealed_pair, row_version = row_version + 1
+WHERE id = :connection_id AND sealed_pair = :before
+RETURNING id;
+
+-- name: revive
+UPDATE connections SET
+    status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL, look_up_at = NULL,
+    next_refresh_at = :next_refresh_at, row_version = row_version + 1
+WHERE id = :id AND row_version = :row_version
+RETURNING id;
+
+-- name: disconnect
+-- A late pair finds another `pair_version`.
+UPDATE connections SET
+    status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL, disconnected_at = :at,
+    access_issued_at = NULL, access_expires_at = NULL, refresh_expires_at = NULL, next_refresh_at = NULL,
+    failures = 0, died_at = NULL, look_up_at = NULL,
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
+    pair_version = pair_version + 1, row_version = row_version + 1
+WHERE id = :id AND row_version = :row_version
+RETURNING id;
+
+-- name: switched_off
+-- AMO's hook can be replayed: while the last one is being checked it starts nothing.
+UPDATE connections SET hook_at = :now, look_up_at = :now, row_version = row_version + 1
+WHERE account_id = :account_id AND status <> 'disconnected' AND (hook_at IS NULL OR hook_at <= :before)
+RETURNING id;
+
+-- name: look_up_again
+UPDATE connections SET look_up_at = :look_up_at, row_version = row_version + 1
+WHERE id = :id AND row_version = :row_version
+RETURNING id;
 
 -- name: save_connected
 INSERT INTO connections (
@@ -79,14 +159,16 @@ INSERT INTO connections (
 ON CONFLICT (id) DO UPDATE SET
     domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
     status = 'active', reason = NULL, last_error = NULL, failures = 0, sealed_pair = excluded.sealed_pair,
+    died_at = NULL, look_up_at = NULL, hook_at = NULL,
     access_issued_at = excluded.access_issued_at, access_expires_at = excluded.access_expires_at,
     refresh_expires_at = excluded.refresh_expires_at, refreshed_at = NULL,
     next_refresh_at = excluded.next_refresh_at, connected_at = excluded.connected_at,
     grant_iat = excluded.grant_iat,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
-WHERE connections.grant_iat IS NULL OR excluded.grant_iat IS NULL OR excluded.grant_iat >= connections.grant_iat
-RETURNING id;
+WHERE (connections.grant_iat IS NULL OR excluded.grant_iat IS NULL OR excluded.grant_iat >= connections.grant_iat)
+    AND (connections.disconnected_at IS NULL OR excluded.connected_at > connections.disconnected_at)
+RETURNING *;
 
 -- name: grant
 SELECT * FROM grants WHERE code_hash = :code_hash;

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amo_callback.identity import Scope
 from amo_callback.web.keys import CLOCK, HANDOUT, LOG, SETTINGS
@@ -16,20 +18,47 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from amo_callback.handout import HandedOut
+    from amo_callback.custody.handout import HandedOut
+    from amo_callback.identity import ApiKey
 
+MAX_TOKEN = 16 * 1024
 _DEFAULT_MIN_TTL = "300"
+_BODY_PATIENCE = 10.0
+_MAX_NAME = 64
 
 
 def routes() -> Sequence[web.RouteDef]:
     """Return this module's routes."""
-    return [web.get("/connections/{id}/token", token, allow_head=False)]
+    return [
+        web.get("/connections/{id}/token", token, allow_head=False),
+        web.post("/connections/{id}/refresh", refresh),
+    ]
+
+
+class RefreshBody(BaseModel):
+    """What a backend may send: the access token that AMO has rejected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    rejected_access_token: Annotated[str, Field(min_length=1, max_length=MAX_TOKEN)] | None = None
 
 
 async def token(request: web.Request) -> web.Response:
     """Hand out a connection's access token, refreshed first where it has too little life left."""
     key = require(request, Scope.TOKEN)
     handed_out = await request.app[HANDOUT].token(request.match_info["id"], min_ttl=_min_ttl(request))
+    return _hand_out(request, key, handed_out)
+
+
+async def refresh(request: web.Request) -> web.Response:
+    """Refresh a connection's pair now, and hand out its access token; never a stale one."""
+    key = require(request, Scope.TOKEN)
+    body = await _read_body(request)
+    handed_out = await request.app[HANDOUT].refresh(request.match_info["id"], rejected=body.rejected_access_token)
+    return _hand_out(request, key, handed_out)
+
+
+def _hand_out(request: web.Request, key: ApiKey, handed_out: HandedOut) -> web.Response:
     request.app[LOG].info(
         "token.handed_out",
         key=key.name,
@@ -38,6 +67,18 @@ async def token(request: web.Request) -> web.Response:
         reason=handed_out.reason,
     )
     return web.json_response(_shape(request, handed_out), headers={"Cache-Control": "no-store"})
+
+
+async def _read_body(request: web.Request) -> RefreshBody:
+    try:
+        content = await asyncio.wait_for(request.read(), _BODY_PATIENCE)
+        return RefreshBody.model_validate_json(content) if content else RefreshBody()
+    except ValidationError as error:
+        [first, *_] = error.errors(include_url=False, include_input=False)
+        name = ".".join(str(part) for part in first["loc"]) or "body"
+        raise invalid(name[:_MAX_NAME], 'the body is {"rejected_access_token": "…"}, or nothing') from None
+    except (TimeoutError, web.RequestPayloadError):
+        raise invalid("body", "it did not come in time, or not whole") from None
 
 
 def _min_ttl(request: web.Request) -> int:

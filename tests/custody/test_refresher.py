@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from amo_callback.custody.breaker import Breaker
+from amo_callback.custody.leases import Leases
+from amo_callback.custody.refresher import Refresher
+from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import Busy, RefreshTokenDead, StoreUnavailable
-from amo_callback.refresher import Refresher
+from amo_callback.model import Demand
 from tests.builders import a_connection, a_grant, a_refreshed, save
-from tests.fakes import START, FailingStore, FakeClock, Witness
+from tests.fakes import START, FailingStore, FakeClock, MemoryRescue, Witness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.keeper import Keeper
+    from amo_callback.cipher import Cipher
+    from amo_callback.custody.checks import Checks
+    from amo_callback.custody.keeper import Keeper
     from amo_callback.model import Connection
     from amo_callback.ports import Store
 
@@ -34,8 +40,8 @@ class FakeKeeper:
         self.errors: dict[str, Exception] = {}
         self._called = asyncio.Event()
 
-    async def refresh(self, connection_id: str, *, demand: str) -> None:
-        assert demand == "schedule"
+    async def refresh(self, connection_id: str, *, demand: Demand, **_: object) -> None:
+        assert demand is Demand.SCHEDULE
         self.asked.append(connection_id)
         self._called.set()
         self.at_once += 1
@@ -59,19 +65,25 @@ class FakeKeeper:
 class Loop:
     """A refresher with everything around it."""
 
-    def __init__(self, store: Store, clock: FakeClock, witness: Witness) -> None:
-        self.store, self.clock, self.witness = store, clock, witness
+    def __init__(self, store: Store, clock: FakeClock, witness: Witness, cipher: Cipher) -> None:
+        self.store, self.clock, self.witness, self.cipher = store, clock, witness, cipher
         self.keeper = FakeKeeper(store, clock)
-        self.failing = FailingStore(store)
+        self.failing = FailingStore(store, clock)
 
     @asynccontextmanager
     async def running(self, **more: Any) -> AsyncIterator[Refresher]:
-        values: dict[str, Any] = {"concurrency": 16, "poll_interval": 5.0, "put_aside": 30.0}
+        values: dict[str, Any] = {"concurrency": 16, "poll_interval": 5.0, "rest": 30.0}
+        store = cast("Store", self.failing)
+        clock, observer = self.clock, self.witness
         refresher = Refresher(
-            store=cast("Store", self.failing),
+            store=store,
             keeper=cast("Keeper", self.keeper),
-            clock=self.clock,
-            observer=self.witness,
+            checks=cast("Checks", self),
+            breaker=Breaker(store=store, clock=clock, observer=observer, probe_every=60),
+            leases=Leases(length=60, store=store, clock=clock),
+            unsaved=Unsaved(store=store, rescue=MemoryRescue(), cipher=self.cipher, clock=clock, observer=observer),
+            clock=clock,
+            observer=observer,
             **{**values, **more},
         )
         task = asyncio.create_task(refresher.run())
@@ -87,8 +99,8 @@ class Loop:
 
 
 @pytest.fixture
-def loop(store: Store, clock: FakeClock, witness: Witness) -> Loop:
-    return Loop(store, clock, witness)
+def loop(store: Store, clock: FakeClock, witness: Witness, cipher: Cipher) -> Loop:
+    return Loop(store, clock, witness, cipher)
 
 
 async def test_what_is_due_is_refreshed_and_then_left_alone(loop: Loop) -> None:
@@ -178,7 +190,7 @@ async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop
         async def due(self, **_: object) -> None:
             raise ZeroDivisionError
 
-    whole, loop.failing = loop.failing, Broken(loop.store)
+    whole, loop.failing = loop.failing, Broken(loop.store, loop.clock)
     async with loop.running() as refresher:
         event = await loop.witness.until("refresher.failed")
         assert isinstance(event.error, ZeroDivisionError)

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from amo_callback.custody.verdict import verdict_of
 from amo_callback.errors import (
     AccountRefused,
     AmoCallbackError,
@@ -19,7 +20,6 @@ from amo_callback.errors import (
     Unreadable,
 )
 from amo_callback.model import Reason, RefreshRules, Status, Verdict
-from amo_callback.verdict import verdict_of
 from tests.builders import a_connection
 from tests.fakes import START
 
@@ -61,5 +61,5 @@ def test_only_listed_refusals_need_the_person(error: AmoCallbackError, doubtful:
 def test_whatever_else_is_waited_out(error: AmoCallbackError, seconds: float, doubtful: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
     """The connection stays active; an open outcome marks the token as doubtful and waits for a lease's length."""
     verdict = _judged(error)
-    assert (verdict.status, verdict.reason, verdict.doubtful) == (Status.ACTIVE, None, doubtful)
+    assert (verdict.status, verdict.reason, verdict.open_until is not None) == (Status.ACTIVE, None, doubtful)
     assert verdict.next_refresh_at == START + timedelta(seconds=seconds)

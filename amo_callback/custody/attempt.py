@@ -1,0 +1,246 @@
+"""One attempt at a refresh, from claim to stored pair: the only place where a refresh token is spent.
+
+AMO's refresh tokens work once. A second presentation, or an answer that is lost, costs the account its
+connection, and only a person can mend that. Hence the order, each step committed before the next begins:
+
+1. **Claim.** One committed statement with a lease, a new attempt id and the fingerprint of what will be
+   spent. It is also the write check: a full disk is met before the token is spent, not after.
+2. **Spend.** One POST, at once, in a task of its own: neither a caller who hangs up nor a shutdown ends it.
+   An account that moved gets a second one, on a lease extended in writing; after a stop signal it does not.
+3. **Store.** Only where the pair that it came from is still the stored one: a late pair wins over a verdict, and
+   never over a newer grant or a disconnect.
+4. **Tell** whoever watches and whoever waits.
+
+Whether an attempt may be made at all is `keeper`'s; what a refusal means, `judge`'s; and a pair that the store does
+not take is `unsaved`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import (
+    AmoCallbackError,
+    Busy,
+    NotFound,
+    OtherClient,
+    OutcomeOpen,
+    ShuttingDown,
+    Superseded,
+    UnexplainedRefusal,
+    Unreadable,
+)
+from amo_callback.model import (
+    Claim,
+    Connection,
+    Demand,
+    Event,
+    Extension,
+    Issued,
+    Level,
+    RefreshedPair,
+    Standing,
+    Status,
+    TokenPair,
+    fingerprint,
+)
+from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.custody.breaker import Breaker
+    from amo_callback.custody.inquiry import Inquiry
+    from amo_callback.custody.judge import Judge
+    from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.model import RefreshRules
+    from amo_callback.ports import AmoOAuth, Clock, Observer, Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Claimed:
+    """A claim that holds: the right to spend `pair` once, until `not_after` by the monotonic clock."""
+
+    row: Connection
+    pair: TokenPair = field(repr=False)
+    started: float
+    not_after: float
+    demand: Demand
+
+
+class Attempts:
+    """Make attempts."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        amo: AmoOAuth,
+        cipher: Cipher,
+        clock: Clock,
+        observer: Observer,
+        inquiry: Inquiry,
+        judge: Judge,
+        breaker: Breaker,
+        unsaved: Unsaved,
+        rules: RefreshRules,
+        owner: str,
+        random: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._amo = amo
+        self._cipher = cipher
+        self._clock = clock
+        self._observer = observer
+        self._inquiry = inquiry
+        self._judge = judge
+        self._breaker = breaker
+        self._unsaved = unsaved
+        self._rules = rules
+        self._owner = owner
+        self._random = random
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Spend nothing from now on; what has been sent goes on to its end."""
+        self._stopping.set()
+
+    async def make(self, connection: Connection, *, demand: Demand) -> Connection | None:
+        """Refresh the pair as it was read, and return it as stored; `None` where it has changed since.
+
+        Raises what kept it from being refreshed, once that has been written down.
+        """
+        claimed = await self._claim(connection, demand)
+        if claimed is None:
+            return None
+        try:
+            issued = await self._spend(claimed)
+        except Superseded:
+            return None
+        return await self._save(claimed, issued)
+
+    async def _claim(self, connection: Connection, demand: Demand) -> _Claimed | None:
+        """Take the right to spend the pair's refresh token, in writing; `None` where another was faster."""
+        started = self._clock.monotonic()
+        pair = self._cipher.pair_of(connection)
+        row = await self._store.claim(
+            Claim(
+                connection_id=connection.id,
+                row_version=connection.row_version,
+                attempt=uuid.uuid4().hex,
+                owner=self._owner,
+                until=self._clock.now() + timedelta(seconds=self._rules.lease),
+                fingerprint="" if pair is None else fingerprint(pair.refresh_token),
+            )
+        )
+        if row is None:
+            return None
+        if pair is None:
+            raise await self._judge.judge(row, Unreadable())
+        # By the monotonic clock, read before the claim: a process that was stopped meanwhile, or a store that
+        # took its time, must not spend a token on a lease that ends under the request.
+        not_after = started + self._rules.lease - self._amo.timeout
+        if self._clock.monotonic() > not_after or self._stopping.is_set():
+            await self._release(row)
+            raise ShuttingDown if self._stopping.is_set() else Busy(1.0)
+        return _Claimed(row=row, pair=pair, started=started, not_after=not_after, demand=demand)
+
+    async def _release(self, row: Connection) -> None:
+        await self._store.release(connection_id=row.id, attempt=row.attempt or "")
+
+    async def _spend(self, claimed: _Claimed) -> Issued:
+        """Present the refresh token; raises what its refusal means, once that has been written down."""
+        try:
+            return await self._present(claimed)
+        except ShuttingDown:
+            await self._release(claimed.row)
+            raise
+        except AmoCallbackError as error:
+            told = await self._judge.judge(claimed.row, error)
+            if told is error:
+                raise
+            raise told from error
+        except BaseException:
+            await self._judge.judge(claimed.row, OutcomeOpen("a bug"))
+            raise
+
+    async def _present(self, claimed: _Claimed) -> Issued:
+        row, token = claimed.row, claimed.pair.refresh_token
+        if row.client_id != self._amo.client_id:
+            raise OtherClient  # to AMO, any other client is a stranger with a stolen token
+        try:
+            return await self._amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
+        except UnexplainedRefusal as refused:
+            domain, not_after = await self._follow(claimed, refused)
+        return await self._amo.refresh(refresh_token=token, domain=domain, not_after=not_after)
+
+    async def _follow(self, claimed: _Claimed, refused: UnexplainedRefusal) -> tuple[str, float]:
+        """Return where the account has moved, and until when its token may go there; else raise what it means."""
+        row = claimed.row
+        sighting = await self._inquiry.whereabouts(row, claimed.pair)
+        if sighting.standing is Standing.UNKNOWN:
+            raise refused
+        if sighting.domain in {None, row.domain}:
+            raise UnexplainedRefusal(refused.status, looked_up=True) from refused
+        await self._inquiry.slot()
+        extension = Extension(
+            connection_id=row.id,
+            attempt=row.attempt or "",
+            until=self._clock.now() + timedelta(seconds=self._rules.lease),
+            domain=sighting.domain or "",
+        )
+        not_after = self._clock.monotonic() + self._rules.lease - self._amo.timeout
+        if not await self._store.extend(extension):
+            raise refused  # the attempt is no longer ours, which the judge will find
+        self._tell("connection.moved", row, moved_to=extension.domain)
+        if self._stopping.is_set():
+            raise ShuttingDown
+        return extension.domain, not_after
+
+    # --- store -----------------------------------------------------------------------------------
+
+    async def _save(self, claimed: _Claimed, issued: Issued) -> Connection:
+        """Store a pair that has been paid for, before anything else happens; try until it is stored."""
+        row, pair = claimed.row, issued.pair
+        refreshed = RefreshedPair(
+            connection_id=row.id,
+            pair_version=row.pair_version,
+            sealed_pair=self._cipher.seal_pair(pair, connection_id=row.id),
+            api_domain=issued.account.api_domain or row.api_domain,
+            issued_at=pair.issued_at,
+            expires_at=pair.expires_at,
+            refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
+            next_refresh_at=refresh_due(pair, at=self._rules.at, jitter=self._rules.jitter, random=self._random),
+        )
+        stored = await self._unsaved.save(refreshed, connection=row)
+        await self._breaker.succeeded()
+        if stored is None:
+            self._tell("refresh.superseded", row, Level.WARNING)
+            return await self._newer(row.id)
+        self._tell(
+            "refresh.succeeded",
+            stored,
+            demand=claimed.demand,
+            seconds=round(self._clock.monotonic() - claimed.started, 3),
+            expires_at=pair.expires_at,
+            next_refresh_at=refreshed.next_refresh_at,
+        )
+        if row.status is Status.NEEDS_REAUTH:
+            self._tell("connection.recovered", stored)
+        return stored
+
+    async def _newer(self, connection_id: str) -> Connection:
+        """Return what was stored instead."""
+        connection = await self._store.connection(connection_id)
+        if connection is None or connection.status is Status.DISCONNECTED:
+            raise NotFound
+        return connection
+
+    def _tell(self, name: str, connection: Connection, level: Level = Level.INFO, **fields: object) -> None:
+        fields = {"domain": connection.domain, **fields}
+        self._observer(Event(name=name, level=level, connection_id=connection.id, fields=fields))

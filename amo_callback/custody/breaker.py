@@ -1,0 +1,138 @@
+"""The circuit breaker: it stops all refreshing where the fault cannot be each connection's own.
+
+It opens for two reasons. AMO does not take our credentials (it says so, or two connections at least are refused
+without a reason): to go on would only get us banned. Or so many connections die at once that it is not
+believed: an old database put back, another integration's secret and an ill AMO look exactly like that.
+While it is open, everything is kept, and one connection after the other is tried, one every `probe_every`
+seconds. One success closes it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import Busy, ClientRefused, StoreUnavailable, VerdictHeld
+from amo_callback.model import Demand, Event, Level
+
+if TYPE_CHECKING:
+    from amo_callback.model import Fleet
+    from amo_callback.ports import Clock, Observer, Store
+
+_SUSPECTS = 2
+_TOGETHER = timedelta(minutes=10)
+_DEATHS = 5
+_SHARE = 5
+"""More than one in so many."""
+
+
+def is_epidemic(fleet: Fleet) -> bool:
+    """Tell whether so many have died that one more is not believed."""
+    return fleet.died >= _DEATHS and fleet.died * _SHARE > fleet.died + fleet.living
+
+
+class Breaker:
+    """Tell whether anything may be refreshed."""
+
+    def __init__(self, *, store: Store, clock: Clock, observer: Observer, probe_every: float) -> None:
+        self._store = store
+        self._clock = clock
+        self._observer = observer
+        self._probe_every = probe_every
+        self._suspects: set[str] = set()
+        self._held = False
+        self.probed: set[str] = set()
+        """The probes of this round."""
+        self._probed_at = clock.monotonic()
+        self.refused: str | None = None
+        """What AMO says against our credentials, where it does."""
+
+    @property
+    def held(self) -> bool:
+        """Whether verdicts are held."""
+        return self._held
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is open, as an error's code; `None` where it is closed."""
+        if self.refused is not None:
+            return ClientRefused.code
+        return VerdictHeld.code if self._held else None
+
+    @property
+    def probe_in(self) -> float:
+        """Seconds until the next probe may go."""
+        return max(self._probed_at + self._probe_every - self._clock.monotonic(), 0.0)
+
+    async def watch(self) -> None:
+        """Learn whether verdicts are held, by whichever process, before this one began or since."""
+        self._held = await self._store.deaths_held()
+
+    def check(self, connection_id: str, *, demand: Demand) -> None:
+        """Raise `Busy` where this connection may not be refreshed now, nor be the probe.
+
+        A caller's forced refresh may be the probe, once a round: the next one is another connection.
+        """
+        if self.reason is None:
+            return
+        fresh = demand is Demand.PROBE or (demand is Demand.FORCED and connection_id not in self.probed)
+        if not fresh or self.probe_in > 0:
+            raise Busy(max(self.probe_in, 1.0), because=self.reason)
+
+    def enter(self, connection_id: str) -> None:
+        """Note who is the probe, where it is open."""
+        if self.reason is not None:
+            self.probed.add(connection_id)
+            self._probed_at = self._clock.monotonic()
+
+    def new_round(self) -> None:
+        """Let everyone be the probe again."""
+        self.probed.clear()
+
+    # --- what refreshes have found ---------------------------------------------------------------
+
+    async def succeeded(self) -> None:
+        """Close: AMO has taken our credentials and a refresh token, so whatever was wrong is over."""
+        self.accepted()
+        self.new_round()
+        if self._held:
+            with suppress(StoreUnavailable):  # the next success tells it again
+                await self._store.believe_deaths()
+                self._held = False
+                self._observer(Event(name="verdicts.believed"))
+
+    def accepted(self) -> None:
+        """Note that AMO has taken our credentials."""
+        self._suspects.clear()
+        if self.refused is not None:
+            self.refused = None
+            self._observer(Event(name="amo_credentials.accepted"))
+
+    def refuse(self, hint: str) -> None:
+        """Open: AMO has said in its own words that our credentials are wrong."""
+        if self.refused is None:
+            self.refused = hint
+            self._probed_at = self._clock.monotonic()
+            self._observer(Event(name="amo_credentials.refused", level=Level.ERROR, fields={"hint": hint}))
+
+    async def suspect(self, connection_id: str) -> None:
+        """Note that a connection was refused without a reason, and that its account has not moved."""
+        self._suspects.add(connection_id)
+        fleet = await self._store.fleet(since=self._clock.now())
+        if len(self._suspects) >= min(_SUSPECTS, fleet.living):
+            self.refuse("AMO refuses without a reason, and the accounts have not moved")
+
+    async def believes(self) -> bool:
+        """Tell whether one more connection may be given up."""
+        await self.watch()
+        if self._held:
+            return False
+        fleet = await self._store.fleet(since=self._clock.now() - _TOGETHER)
+        if not is_epidemic(fleet):
+            return True
+        await self._store.hold_deaths(now=self._clock.now())
+        self._held, self._probed_at = True, self._clock.monotonic()
+        fields = {"died": fleet.died, "living": fleet.living}
+        self._observer(Event(name="verdicts.held", level=Level.ERROR, fields=fields))
+        return False

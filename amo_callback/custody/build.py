@@ -1,0 +1,138 @@
+"""The custody of token pairs, put together: who may refresh, when, how it is judged, and what is handed out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amo_callback.custody.attempt import Attempts
+from amo_callback.custody.breaker import Breaker
+from amo_callback.custody.checks import Checks
+from amo_callback.custody.handout import Handout
+from amo_callback.custody.inquiry import Inquiry
+from amo_callback.custody.judge import Judge
+from amo_callback.custody.keeper import Keeper
+from amo_callback.custody.leases import Leases
+from amo_callback.custody.liveness import Liveness
+from amo_callback.custody.refresher import Refresher
+from amo_callback.custody.unsaved import Unsaved
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.model import RefreshRules
+    from amo_callback.ports import AmoOAuth, Clock, Observer, RescueFiles, Store
+
+_PROBE_EVERY = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Custody:
+    """What keeps tokens, of one process."""
+
+    keeper: Keeper
+    refresher: Refresher
+    handout: Handout
+    checks: Checks
+    breaker: Breaker
+    leases: Leases
+    liveness: Liveness
+    unsaved: Unsaved
+
+    async def switched_off(self, account_id: str) -> None:
+        """Check an account of which AMO's hook says that the integration was switched off there."""
+        if await self.checks.begin(account_id):
+            self.refresher.wake()
+
+    def stop(self) -> None:
+        """Begin nothing new from now on."""
+        self.refresher.stop()
+        self.keeper.stop()
+
+    async def drain(self) -> None:
+        """Wait until what is in flight is stored, or in its rescue file."""
+        await self.liveness.drain()
+        await self.keeper.drain()
+
+
+def make_custody(
+    *,
+    store: Store,
+    amo: AmoOAuth,
+    cipher: Cipher,
+    rescue: RescueFiles,
+    clock: Clock,
+    observer: Observer,
+    rules: RefreshRules,
+    owner: str,
+    random: Callable[[], float],
+) -> Custody:
+    """Build it all; nothing is started. `owner` names the process in its claims."""
+    leases = Leases(length=rules.lease, store=store, clock=clock)
+    breaker = Breaker(store=store, clock=clock, observer=observer, probe_every=min(_PROBE_EVERY, rules.retry_cap))
+    unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=observer)
+    inquiry = Inquiry(store=store, amo=amo, cipher=cipher, clock=clock, breaker=breaker, rules=rules, random=random)
+    judge = Judge(
+        store=store, clock=clock, observer=observer, breaker=breaker, leases=leases, rules=rules, random=random
+    )
+    attempts = Attempts(
+        store=store,
+        amo=amo,
+        cipher=cipher,
+        clock=clock,
+        observer=observer,
+        inquiry=inquiry,
+        judge=judge,
+        breaker=breaker,
+        unsaved=unsaved,
+        rules=rules,
+        owner=owner,
+        random=random,
+    )
+    keeper = Keeper(
+        store=store,
+        clock=clock,
+        observer=observer,
+        inquiry=inquiry,
+        attempts=attempts,
+        breaker=breaker,
+        leases=leases,
+        unsaved=unsaved,
+        concurrency=rules.concurrency,
+    )
+    checks = Checks(
+        store=store,
+        cipher=cipher,
+        clock=clock,
+        observer=observer,
+        inquiry=inquiry,
+        keeper=keeper,
+        unsaved=unsaved,
+    )
+    refresher = Refresher(
+        store=store,
+        keeper=keeper,
+        clock=clock,
+        observer=observer,
+        checks=checks,
+        breaker=breaker,
+        leases=leases,
+        unsaved=unsaved,
+        concurrency=rules.concurrency,
+        poll_interval=rules.poll_interval,
+        rest=rules.retry_base,
+    )
+    liveness = Liveness(inquiry=inquiry, leases=leases, clock=clock)
+    return Custody(
+        keeper=keeper,
+        refresher=refresher,
+        handout=Handout(
+            store=store, amo=amo, keeper=keeper, liveness=liveness, unsaved=unsaved, cipher=cipher, clock=clock
+        ),
+        checks=checks,
+        breaker=breaker,
+        leases=leases,
+        liveness=liveness,
+        unsaved=unsaved,
+    )

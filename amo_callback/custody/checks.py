@@ -1,0 +1,130 @@
+"""Tokens looked up, not spent: of connections that were given up, and of accounts that AMO's hook named.
+
+A connection that needs its person keeps its pair, and is looked up once a day: AMO may have been ill, and it heals.
+AMO's hook says that the integration was switched off in an account; but its signature never changes, so whoever
+has seen one can send it again. So it is a hint: only where AMO itself knows the token no more are the tokens erased.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.custody.verdict import LOOK_UP_EVERY
+from amo_callback.errors import MustWait, NeedsReauth
+from amo_callback.model import Connection, Demand, Event, Level, Standing, Status, TokenPair
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.custody.inquiry import Inquiry
+    from amo_callback.custody.keeper import Keeper
+    from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.ports import Clock, Observer, Store
+
+_AFTER_HOOK = (timedelta(minutes=1), timedelta(minutes=10))
+"""When an account that the hook named, and that still lives, is looked up again."""
+_QUIET = _AFTER_HOOK[-1].total_seconds()
+"""Seconds for which a hook's repetition starts nothing."""
+
+
+class Checks:
+    """Look up whose turn it is."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        cipher: Cipher,
+        clock: Clock,
+        observer: Observer,
+        inquiry: Inquiry,
+        keeper: Keeper,
+        unsaved: Unsaved,
+    ) -> None:
+        self._store = store
+        self._cipher = cipher
+        self._clock = clock
+        self._observer = observer
+        self._inquiry = inquiry
+        self._keeper = keeper
+        self._unsaved = unsaved
+
+    async def begin(self, account_id: str) -> Sequence[str]:
+        """Have an account's connections looked up now: AMO says that the integration was switched off there.
+
+        Returns their ids; none where the same was said a short while ago.
+        """
+        named = await self._store.switched_off(account_id, now=self._clock.now(), quiet=_QUIET)
+        for connection_id in named:
+            self._observer(Event(name="hook.received", connection_id=connection_id))
+        return named
+
+    async def check(self, connection_id: str) -> None:
+        """Look up a connection whose look-up is due; raises `MustWait` where that cannot be done now."""
+        connection = await self._store.connection(connection_id)
+        now = self._clock.now()
+        if connection is None or connection.look_up_at is None or connection.look_up_at > now:
+            return
+        pair = self._cipher.pair_of(connection)
+        hook_at = connection.hook_at
+        if hook_at is not None and connection.look_up_at <= hook_at + _AFTER_HOOK[-1]:
+            await self._check_hook(connection, pair, hook_at)
+        else:
+            await self._check_given_up(connection, pair)
+
+    # --- the hook --------------------------------------------------------------------------------
+
+    async def _check_hook(self, connection: Connection, pair: TokenPair | None, hook_at: datetime) -> None:
+        standing = await self._standing(connection, pair)
+        if standing is Standing.REFUSED and not self._is_unsettled(connection):
+            if await self._store.disconnect(connection, at=self._clock.now()):
+                self._tell("connection.disconnected", connection, Level.WARNING, reason="switched off in AMO")
+            return  # else something has changed meanwhile: it is looked at again
+        upcoming = (hook_at + after for after in _AFTER_HOOK)
+        again = next((moment for moment in upcoming if moment > self._clock.now()), None)
+        if again is None and connection.status is Status.NEEDS_REAUTH:
+            again = self._clock.now() + LOOK_UP_EVERY
+        await self._store.look_up_again(connection, at=again)
+        self._tell("hook.unconfirmed", connection, Level.WARNING, standing=standing, again_at=again)
+
+    async def _standing(self, connection: Connection, pair: TokenPair | None) -> Standing:
+        """Ask about the refresh token; where nobody can be asked, about an access token that should live."""
+        if pair is None:
+            return Standing.UNASKED
+        sighting = await self._inquiry.about_refresh_token(connection, pair)
+        if sighting.standing is not Standing.UNASKED or self._clock.now() >= pair.expires_at:
+            return sighting.standing
+        return (await self._inquiry.about_access_token(connection, pair)).standing
+
+    def _is_unsettled(self, connection: Connection) -> bool:
+        """Tell whether AMO may refuse the token because we have spent it ourselves: its successor may be on the way."""
+        return connection.in_doubt or self._unsaved.blocks(connection)
+
+    # --- given up --------------------------------------------------------------------------------
+
+    async def _check_given_up(self, connection: Connection, pair: TokenPair | None) -> None:
+        now = self._clock.now()
+        if pair is not None and connection.last_error == "unreadable":
+            if await self._store.revive(connection, next_refresh_at=now):  # the key is back
+                self._tell("connection.recovered", connection)
+            return
+        expires = connection.refresh_expires_at
+        again = now + LOOK_UP_EVERY
+        dead = expires is not None and expires <= now
+        if not await self._store.look_up_again(connection, at=None if dead else again) or dead or pair is None:
+            return
+        if (await self._inquiry.about_refresh_token(connection, pair)).standing is Standing.GOOD:
+            await self._try(connection)
+
+    async def _try(self, connection: Connection) -> None:
+        """Present a token that AMO seems to know after all; where it does not, that was the last time."""
+        try:
+            await self._keeper.refresh(connection.id, demand=Demand.TRIAL)
+        except (NeedsReauth, MustWait):
+            return  # the keeper told
+
+    def _tell(self, name: str, connection: Connection, level: Level = Level.INFO, **fields: object) -> None:
+        fields = {"domain": connection.domain, **fields}
+        self._observer(Event(name=name, level=level, connection_id=connection.id, fields=fields))

@@ -1,0 +1,185 @@
+"""A token with enough life, for whoever may have it."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import AmoCallbackError, Busy, MustMend, MustWait, NeedsReauth, NotFound, StoreUnavailable
+from amo_callback.model import Connection, Demand, Reason, Status, TokenPair, connection_id
+from amo_callback.schedule import fresh_enough, lives
+from amo_callback.tasks import done_within
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.custody.keeper import Keeper
+    from amo_callback.custody.liveness import Liveness
+    from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.ports import AmoOAuth, Clock, Store
+
+_ACCOUNT = "account:"
+_PATIENCE = 8.0
+"""Seconds that a hand-out waits for a refresh; one that was asked to refresh waits for AMO to answer or time out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandedOut:
+    """A live access token; `stale` where it has less life than asked for, and `reason` says why."""
+
+    connection: Connection
+    pair: TokenPair
+    stale: bool = False
+    reason: str | None = None
+
+
+class Handout:
+    """Hand out access tokens, refreshed first where they have too little life left."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        amo: AmoOAuth,
+        keeper: Keeper,
+        liveness: Liveness,
+        unsaved: Unsaved,
+        cipher: Cipher,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._amo = amo
+        self._keeper = keeper
+        self._liveness = liveness
+        self._unsaved = unsaved
+        self._cipher = cipher
+        self._clock = clock
+
+    async def token(self, selector: str, *, min_ttl: float) -> HandedOut:
+        """Return a token of the connection with this id, or of the account in `account:ID`.
+
+        A token with less than `min_ttl` seconds is refreshed first; where that fails and it lives still, it is
+        handed out as stale. Raises `NotFound`, `NeedsReauth`, `MustWait`, `MustMend`: then there is no live one.
+        """
+
+        def is_fresh(connection: Connection) -> bool:
+            pair = self._cipher.pair_of(connection)
+            return pair is not None and fresh_enough(pair, now=self._clock.now(), min_ttl=min_ttl)
+
+        connection = await self._find(selector)
+        satisfied: Callable[[Connection], bool] = is_fresh
+        if is_fresh(connection):
+            if handed_out := await self._as_it_is(connection):
+                return handed_out
+            satisfied = _newer_than(connection)  # it is dead before its time
+        try:
+            return await self._refreshed(connection, demand=Demand.HAND_OUT, satisfied=satisfied, patience=_PATIENCE)
+        except (MustWait, MustMend, NeedsReauth) as error:
+            connection = await self._find(connection.id)  # another process may have stored a newer pair
+            handed_out = await self._as_it_is(connection, error=None if is_fresh(connection) else error)
+            if handed_out is None:
+                raise
+            return handed_out
+
+    async def refresh(self, selector: str, *, rejected: str | None = None) -> HandedOut:
+        """Refresh now, and return the new pair; raises what `token` raises, and never hands out a stale one.
+
+        Any pair stored after the call is new enough. A `rejected` access token selects its own connection; where
+        that has another one by now, it is handed out and nothing is refreshed.
+        """
+        connection = self._choose(await self._candidates(selector), rejected)
+        if rejected is not None and not self._is_stored(connection, rejected):
+            handed_out = await self._as_it_is(connection)
+            if handed_out is not None:
+                return handed_out
+        return await self._refreshed(
+            connection,
+            demand=Demand.FORCED,
+            satisfied=_newer_than(connection),
+            patience=max(_PATIENCE, self._amo.timeout + 1.0),
+        )
+
+    async def _refreshed(
+        self, connection: Connection, *, demand: Demand, satisfied: Callable[[Connection], bool], patience: float
+    ) -> HandedOut:
+        """Refresh, but do not keep a backend waiting for a paused rate limit or a slow AMO: that goes on alone."""
+        refreshing = asyncio.ensure_future(self._keeper.refresh(connection.id, demand=demand, satisfied=satisfied))
+        try:
+            if not await done_within(refreshing, seconds=patience, clock=self._clock):
+                raise Busy(patience)
+            connection = refreshing.result()
+        finally:
+            refreshing.cancel()
+        pair = self._cipher.pair_of(connection)
+        if pair is None:
+            raise NeedsReauth(Reason.UNREADABLE)
+        return HandedOut(connection=connection, pair=pair)
+
+    async def _as_it_is(self, connection: Connection, *, error: AmoCallbackError | None = None) -> HandedOut | None:
+        """Hand out what there is, if it lives: as stale where `error` kept it from being refreshed."""
+        pair = self._cipher.pair_of(connection)
+        if pair is None or not lives(pair, now=self._clock.now()):
+            return None
+        if not await self._liveness.lives(connection, pair):
+            return None
+        return HandedOut(
+            connection=connection, pair=pair, stale=error is not None, reason=None if error is None else _reason(error)
+        )
+
+    # --- which one -------------------------------------------------------------------------------
+
+    async def _find(self, selector: str) -> Connection:
+        return (await self._candidates(selector))[0]
+
+    async def _candidates(self, selector: str) -> Sequence[Connection]:
+        """Return the connections that a selector names, with what is not yet stored of them; raises `NotFound`."""
+        account_id = selector.removeprefix(_ACCOUNT) if selector.startswith(_ACCOUNT) else None
+        try:
+            if account_id is None:
+                connection = await self._store.connection(selector)
+                stored = [] if connection is None else [connection]
+            else:
+                stored = list(await self._store.connections_of(account_id))
+        except StoreUnavailable:
+            held = self._unsaved.find(connection_id=selector, account_id=account_id or "")
+            if held is None:
+                raise
+            return [held]
+        found = [self._unsaved.newest(one) for one in stored if one.status is not Status.DISCONNECTED]
+        if not found and not stored:
+            held = self._unsaved.find(connection_id=selector, account_id=account_id or "")
+            found = [] if held is None else [held]
+        if not found:
+            raise NotFound
+        return found
+
+    def _choose(self, candidates: Sequence[Connection], rejected: str | None) -> Connection:
+        """Return the connection that a rejected token is of, as far as it tells; else the freshest."""
+        if rejected is None:
+            return candidates[0]
+        for candidate in candidates:
+            if self._is_stored(candidate, rejected):
+                return candidate
+        account = self._amo.account_of(rejected)
+        name = connection_id(account, "")
+        return next((one for one in candidates if one.id == name), candidates[0])
+
+    def _is_stored(self, connection: Connection, access_token: str) -> bool:
+        pair = self._cipher.pair_of(connection)
+        return pair is not None and hmac.compare_digest(pair.access_token.encode(), access_token.encode())
+
+
+def _newer_than(seen: Connection) -> Callable[[Connection], bool]:
+    """Be satisfied by any pair stored after this one."""
+    return lambda connection: connection.pair_version != seen.pair_version
+
+
+def _reason(error: AmoCallbackError) -> str:
+    if isinstance(error, NeedsReauth) and error.reason:
+        return f"{error.code}: {error.reason}"
+    if isinstance(error, Busy) and error.because:
+        return error.because
+    return error.code

@@ -1,0 +1,110 @@
+"""Questions to AMO that spend nothing: whether it knows a token, and where its account lives now."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import NoAnswer, ShuttingDown, VerdictHeld
+from amo_callback.model import Connection, Sighting, Standing, TokenPair
+from amo_callback.ports import Priority
+from amo_callback.schedule import lives, retry_at
+from amo_callback.tasks import done_unless
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.custody.breaker import Breaker
+    from amo_callback.model import RefreshRules
+    from amo_callback.ports import AmoOAuth, Clock, Store
+
+
+class Inquiry:
+    """Ask AMO, each question in a slot of its own."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        amo: AmoOAuth,
+        cipher: Cipher,
+        clock: Clock,
+        breaker: Breaker,
+        rules: RefreshRules,
+        random: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._amo = amo
+        self._cipher = cipher
+        self._clock = clock
+        self._breaker = breaker
+        self._rules = rules
+        self._random = random
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask nothing from now on."""
+        self._stopping.set()
+
+    async def slot(self) -> None:
+        """Wait for a slot at the rate limit, but not for one when the process ends: raises `ShuttingDown`."""
+        slot = self._amo.slot(Priority.BACKGROUND)
+        if not await done_unless(slot, stop=self._stopping, grace=0, clock=self._clock) or self._stopping.is_set():
+            raise ShuttingDown
+
+    def is_needed(self, connection: Connection) -> bool:
+        """Tell whether the refresh token must not be presented unasked: it, or the whole fleet's, may be spent."""
+        return connection.in_doubt or self._breaker.held
+
+    async def before_refresh(self, connection: Connection) -> None:
+        """Ask about a refresh token in doubt; raises where it is not to be presented now.
+
+        One that AMO refuses is presented all the same, once: whether the look-up knows spent tokens is not
+        known, and only the token endpoint's words are final. While verdicts are held it is not.
+        """
+        pair = self._cipher.pair_of(connection)
+        if pair is None:
+            return  # the attempt will tell
+        sighting = await self.about_refresh_token(connection, pair)
+        now = self._clock.now()
+        if sighting.standing is Standing.UNKNOWN:
+            self._breaker.enter(connection.id)
+            again = retry_at(
+                now,
+                failures=connection.failures + 1,
+                expires_at=connection.access_expires_at,
+                base=self._rules.retry_base,
+                cap=self._rules.retry_cap,
+                random=self._random,
+            )
+            await self._store.postpone(connection, last_error=NoAnswer.code, next_refresh_at=again)
+            raise NoAnswer
+        if sighting.standing is Standing.REFUSED and self._breaker.held:
+            again = now + timedelta(seconds=self._rules.retry_cap)
+            self._breaker.enter(connection.id)
+            await self._store.postpone(connection, last_error=VerdictHeld.code, next_refresh_at=again)
+            raise VerdictHeld
+
+    async def about_refresh_token(self, connection: Connection, pair: TokenPair) -> Sighting:
+        """Ask whether AMO knows the refresh token."""
+        await self.slot()
+        return await self._amo.look_up(
+            refresh_token=pair.refresh_token, api_domain=connection.api_domain, account_id=connection.account_id
+        )
+
+    async def about_access_token(self, connection: Connection, pair: TokenPair) -> Sighting:
+        """Ask whether the access token lives."""
+        await self.slot()
+        return await self._amo.ask_about(
+            access_token=pair.access_token, domain=connection.domain, account_id=connection.account_id
+        )
+
+    async def whereabouts(self, connection: Connection, pair: TokenPair) -> Sighting:
+        """Ask where the account lives: by its refresh token, else by an access token that should still live."""
+        first = await self.about_refresh_token(connection, pair)
+        if first.standing is Standing.GOOD or not lives(pair, now=self._clock.now()):
+            return first
+        second = await self.about_access_token(connection, pair)
+        return second if second.standing is Standing.GOOD or first.standing is Standing.UNASKED else first

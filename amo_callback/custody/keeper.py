@@ -1,0 +1,180 @@
+"""When a pair is refreshed, and for whom: callers at the same moment make one refresh.
+
+Whoever wants a fresh pair first finds out whether somebody else is at it: in this process, whose flight is
+joined; or in another, whose lease is waited for. After each wait the connection is read again, since anything may
+have happened: often the pair is fresh by then. A place among the concurrent refreshes and a slot at AMO's rate limit
+come before the attempt, for a claim must not age in a queue. And a token that an attempt without an answer
+may have spent is looked up first, which spends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import (
+    AmoCallbackError,
+    Busy,
+    NeedsReauth,
+    NotFound,
+    NotSent,
+    ShuttingDown,
+    StoreUnavailable,
+)
+from amo_callback.model import Connection, Demand, Event, Level, Status
+from amo_callback.tasks import done_unless
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amo_callback.custody.attempt import Attempts
+    from amo_callback.custody.breaker import Breaker
+    from amo_callback.custody.inquiry import Inquiry
+    from amo_callback.custody.leases import Leases
+    from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.ports import Clock, Observer, Store
+
+_LOOK_AGAIN = 0.25
+"""Seconds between two looks at a connection that another process is refreshing."""
+
+
+class Keeper:
+    """Keep token pairs fresh, one refresh at a time for each connection."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        observer: Observer,
+        inquiry: Inquiry,
+        attempts: Attempts,
+        breaker: Breaker,
+        leases: Leases,
+        unsaved: Unsaved,
+        concurrency: int,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._observer = observer
+        self._inquiry = inquiry
+        self._attempts = attempts
+        self._breaker = breaker
+        self._leases = leases
+        self._unsaved = unsaved
+        self._places = asyncio.Semaphore(concurrency)
+        self._flights: dict[str, asyncio.Task[Connection]] = {}
+        self._stopping = asyncio.Event()
+
+    async def refresh(
+        self, connection_id: str, *, demand: Demand, satisfied: Callable[[Connection], bool] | None = None
+    ) -> Connection:
+        """Refresh a connection's pair and return it as stored; callers at the same moment share one refresh.
+
+        One that is `satisfied`, because somebody has refreshed it meanwhile, is returned as it is. Raises what kept the
+        pair from being refreshed (`AmoCallbackError`); a caller who is cancelled cancels nothing else.
+        """
+        while True:
+            flight = self._flights.get(connection_id)
+            joined = flight is not None and not flight.done()
+            if flight is None or not joined:
+                flight = self._take_off(connection_id, demand, satisfied)
+            try:
+                connection = await asyncio.shield(flight)
+            except Busy:
+                if not joined:
+                    raise
+                continue  # the other caller was to wait: this one need not be
+            if not joined or satisfied is None or satisfied(connection):
+                return connection
+
+    def stop(self) -> None:
+        """Spend nothing from now on; what has been claimed goes on to its end."""
+        self._stopping.set()
+        self._inquiry.stop()
+        self._attempts.stop()
+        self._unsaved.stop()
+
+    async def drain(self) -> None:
+        """Wait until what is in flight is stored, or in its rescue file."""
+        while self._flights:
+            await asyncio.wait(self._flights.values())
+        await self._unsaved.drain()
+
+    def _take_off(
+        self, connection_id: str, demand: Demand, satisfied: Callable[[Connection], bool] | None
+    ) -> asyncio.Task[Connection]:
+        work = self._fly(connection_id, demand, satisfied or _never)
+        flight = asyncio.create_task(work, name=f"refresh:{connection_id}")
+        self._flights[connection_id] = flight
+        flight.add_done_callback(lambda landed: self._land(connection_id, landed))
+        return flight
+
+    def _land(self, connection_id: str, flight: asyncio.Task[Connection]) -> None:
+        if self._flights.get(connection_id) is flight:
+            del self._flights[connection_id]
+        error = None if flight.cancelled() else flight.exception()
+        if error is not None and not isinstance(error, AmoCallbackError):
+            # Told here: whoever asked may be gone.
+            self._observer(Event(name="refresh.bug", level=Level.ERROR, connection_id=connection_id, error=error))
+
+    # --- the steps -------------------------------------------------------------------------------
+
+    async def _fly(self, connection_id: str, demand: Demand, satisfied: Callable[[Connection], bool]) -> Connection:
+        looked_up: int | None = None
+        while True:
+            connection = await self._read(connection_id, demand)
+            if satisfied(connection):
+                return connection
+            self._may_refresh(connection, demand)  # whoever has no business at AMO takes no slot there
+            if left := self._leases.left(connection):
+                await self._pause(min(left, _LOOK_AGAIN))
+                continue
+            async with self._places:
+                if self._inquiry.is_needed(connection) and looked_up != connection.pair_version:
+                    await self._inquiry.before_refresh(connection)
+                    looked_up = connection.pair_version
+                await self._inquiry.slot()
+                connection = await self._read(connection_id, demand)
+                if satisfied(connection):
+                    return connection
+                self._may_refresh(connection, demand)
+                if self._leases.left(connection):
+                    continue
+                if self._inquiry.is_needed(connection) and looked_up != connection.pair_version:
+                    continue
+                self._breaker.enter(connection_id)
+                refreshed = await self._attempts.make(connection, demand=demand)
+                if refreshed is not None:
+                    return refreshed
+
+    async def _read(self, connection_id: str, demand: Demand) -> Connection:
+        """Return the connection as it is now; raises where nothing can be refreshed any more."""
+        connection = await self._store.connection(connection_id)
+        if connection is None or connection.status is Status.DISCONNECTED:
+            raise NotFound
+        if connection.status is Status.NEEDS_REAUTH and demand is not Demand.TRIAL:
+            raise NeedsReauth(connection.reason)
+        return connection
+
+    def _may_refresh(self, connection: Connection, demand: Demand) -> None:
+        """Raise what speaks against refreshing now."""
+        if self._stopping.is_set():
+            raise ShuttingDown
+        if self._unsaved.blocks(connection):
+            raise StoreUnavailable("the pair before this one is unsaved")
+        self._breaker.check(connection.id, demand=demand)
+        due, now = connection.next_refresh_at, self._clock.now()
+        if demand is Demand.PROBE or not connection.failures or due is None or due <= now:
+            return
+        if demand is Demand.FORCED and connection.last_error == NotSent.code:
+            return  # nothing reached AMO: nothing is hammered
+        raise Busy((due - now).total_seconds(), because=connection.last_error)
+
+    async def _pause(self, seconds: float) -> None:
+        if await done_unless(self._stopping.wait(), stop=asyncio.Event(), grace=0, clock=self._clock, limit=seconds):
+            raise ShuttingDown
+
+
+def _never(_connection: Connection) -> bool:
+    return False

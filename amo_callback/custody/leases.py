@@ -1,0 +1,42 @@
+"""How long other attempts' leases still run, told by this process's own monotonic clock.
+
+A lease is written with a wall-clock time, but a stepped clock must not end one early, nor keep one for days.
+So an attempt's lease counts as over when its length has passed since this process first saw it, or saw it
+extended. A process that has just started sees every open attempt for the first time.
+
+While the store is away nobody can store what a refresh has brought: an attempt's owner may hold a good pair.
+So every lease counts anew from the last time that the store could not be used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from amo_callback.model import Connection
+    from amo_callback.ports import Clock, Store
+
+
+class Leases:
+    """Watch open attempts."""
+
+    def __init__(self, *, length: float, store: Store, clock: Clock) -> None:
+        self._length = length
+        self._store = store
+        self._clock = clock
+        self._seen: dict[str, tuple[str, datetime | None, float]] = {}
+
+    def left(self, connection: Connection) -> float:
+        """Return for how many seconds nobody may judge the connection's open attempt; 0 where there is none."""
+        if connection.attempt is None:
+            self._seen.pop(connection.id, None)
+            return 0.0
+        attempt, until, since = self._seen.get(connection.id, ("", None, 0.0))
+        if (attempt, until) != (connection.attempt, connection.lease_until):
+            since = self._clock.monotonic()
+            self._seen[connection.id] = (connection.attempt, connection.lease_until, since)
+        if self._store.failed_at is not None:
+            since = max(since, self._store.failed_at)
+        return max(self._length - (self._clock.monotonic() - since), 0.0)

@@ -1,0 +1,84 @@
+"""What has been paid for with a credential that works once, as bytes for its rescue file."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from amo_callback.errors import Unreadable
+from amo_callback.model import Connection, Grant, GrantedPair, GrantStatus, RefreshedPair, Status
+
+if TYPE_CHECKING:
+    from amo_callback.cipher import Cipher
+
+Paid = RefreshedPair | GrantedPair
+"""A pair whose predecessor, or whose code, has been spent."""
+
+
+def name_of(paid: Paid) -> str:
+    """Return the name of its rescue file: `{connection}-{pair_version}`, of a grant `{connection}-g{attempt}`."""
+    if isinstance(paid, RefreshedPair):
+        return f"{paid.connection_id}-{paid.pair_version}"
+    return f"{paid.connection_id}-g{paid.grant.attempt}"
+
+
+def replaced_by(name: str) -> tuple[str, int | None]:
+    """Return which connection a file belongs to, and the pair version that it replaces; `None` for any."""
+    connection_id, _, version = name.rpartition("-")
+    return connection_id, int(version) if version.isdecimal() else None
+
+
+def seal_paid(paid: Paid, cipher: Cipher) -> bytes:
+    """Seal it for its file."""
+    if isinstance(paid, RefreshedPair):
+        content: dict[str, object] = {"refreshed": _fields(paid)}
+    else:
+        content = {
+            "grant": _fields(paid.grant),
+            "connection": _fields(paid.connection),
+            "token_iat": paid.token_iat,
+        }
+    return cipher.seal(json.dumps(content, default=_encode).encode(), bound_to=_bound(name_of(paid)))
+
+
+def open_paid(name: str, sealed: bytes, cipher: Cipher) -> Paid:
+    """Open what a file holds; raises `Unreadable`, also for what was put there by hand."""
+    content = json.loads(cipher.open(sealed, bound_to=_bound(name)), object_hook=_decode)
+    try:
+        if "refreshed" in content:
+            return RefreshedPair(**content["refreshed"])
+        grant, connection = content["grant"], content["connection"]
+        return GrantedPair(
+            grant=Grant(**{**grant, "status": GrantStatus(grant["status"])}),
+            connection=Connection(**{**connection, "status": Status(connection["status"])}),
+            token_iat=content["token_iat"],
+        )
+    except (KeyError, TypeError, ValueError):  # of another version of amo-callback
+        raise Unreadable from None
+
+
+def _bound(name: str) -> str:
+    return f"rescue:{name}"
+
+
+def _fields(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- because any dataclass is taken
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _encode(value: object) -> object:
+    if isinstance(value, datetime):
+        return {"time": value.isoformat()}
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
+    raise TypeError
+
+
+def _decode(content: dict[str, Any]) -> object:
+    if content.keys() == {"time"}:
+        return datetime.fromisoformat(content["time"])
+    if content.keys() == {"bytes"}:
+        return base64.b64decode(content["bytes"])
+    return content

@@ -1,0 +1,217 @@
+"""The loop that keeps connections fresh: what is due, how many at once, beating."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
+from amo_callback.model import Connection, Demand, Event, Level
+from amo_callback.tasks import done_within
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from amo_callback.custody.breaker import Breaker
+    from amo_callback.custody.checks import Checks
+    from amo_callback.custody.keeper import Keeper
+    from amo_callback.custody.leases import Leases
+    from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.ports import Clock, Observer, Store
+
+_KEEP_GRANTS = 86400.0
+"""Seconds for which an expired code is still told apart from one never seen."""
+_PRUNE_EVERY = 60.0
+_LOOK_UPS = 2
+"""How many look-ups go at once: refreshes come first."""
+
+
+class Refresher:
+    """Refresh what is due, for as long as the process lives."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        keeper: Keeper,
+        clock: Clock,
+        observer: Observer,
+        checks: Checks,
+        breaker: Breaker,
+        leases: Leases,
+        unsaved: Unsaved,
+        concurrency: int,
+        poll_interval: float,
+        rest: float,
+    ) -> None:
+        self._store = store
+        self._keeper = keeper
+        self._checks = checks
+        self._breaker = breaker
+        self._leases = leases
+        self._unsaved = unsaved
+        self._clock = clock
+        self._observer = observer
+        self._concurrency = concurrency
+        self._poll_interval = poll_interval
+        self._rest = rest
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._aside: dict[str, float] = {}
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._pruned_at = clock.monotonic() - _PRUNE_EVERY
+        self._beat_at = clock.monotonic()
+
+    @property
+    def beat_age(self) -> float:
+        """Seconds since the loop last came round."""
+        return self._clock.monotonic() - self._beat_at
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the loop was told to end."""
+        return self._stopping
+
+    def wake(self) -> None:
+        """Look again now: a connection was added, or a refresh has ended."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Begin no refresh from now on, and end the loop."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Sweep until stopped; an iteration that fails is logged, and the loop goes on."""
+        while not self._stopping:
+            self._beat_at = self._clock.monotonic()
+            self._wake.clear()
+            try:
+                pause = await self._sweep()
+            except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
+                self._tell_failed(error)
+                pause = self._poll_interval
+            await self._sleep(pause)
+        await asyncio.gather(*self._running.values())
+
+    async def _sweep(self) -> float:
+        """Start what is due, as far as there are places; return how long nothing more can be."""
+        self._forget_aside()
+        await self._prune()
+        await self._unsaved.settle()  # before anything new is spent
+        await self._breaker.watch()
+        if self._breaker.reason is None:
+            await self._start_due()
+        else:
+            await self._start_probe()
+        await self._start_look_ups()
+        if len(self._running) >= self._concurrency:
+            return self._poll_interval  # the end of one wakes us
+        if self._breaker.reason is not None:
+            return min(self._breaker.probe_in, self._poll_interval)
+        upcoming = await self._store.next_due(now=self._clock.now(), apart_from=self._apart())
+        if upcoming is None:
+            return self._poll_interval
+        return min(max((upcoming - self._clock.now()).total_seconds(), 0.0), self._poll_interval)
+
+    async def _start_due(self) -> None:
+        """Start what is due, oldest expiry first, and leave what another process is at."""
+        now = self._clock.now()
+        while places := max(self._concurrency - len(self._running), 0):
+            due = await self._store.due(now=now, limit=places, apart_from=self._apart())
+            for connection in due:
+                if self._leases.left(connection) or self._unsaved.blocks(connection):
+                    self._put_aside(connection.id, self._poll_interval)
+                else:
+                    self._start(connection.id, self._refresh(connection.id, Demand.SCHEDULE))
+            if not due:
+                return
+
+    async def _start_probe(self) -> None:
+        """While nothing else may be refreshed, try one connection after the other."""
+        if self._running or self._breaker.probe_in > 0:
+            return
+        probe = await self._store.probe(apart_from=(*self._apart(), *self._breaker.probed))
+        if probe is None:
+            self._breaker.new_round()
+            probe = await self._store.probe(apart_from=self._apart())
+        if probe is not None:
+            self._start(probe, self._refresh(probe, Demand.PROBE))
+
+    async def _start_look_ups(self) -> None:
+        places = min(_LOOK_UPS, self._concurrency - len(self._running))
+        if places > 0:
+            apart = self._apart()
+            for name in await self._store.look_ups(now=self._clock.now(), limit=places, apart_from=apart):
+                self._start(name, self._look_up(name))
+
+    def _apart(self) -> tuple[str, ...]:
+        return (*self._running, *self._aside)
+
+    def _start(self, connection_id: str, work: Coroutine[object, object, object]) -> None:
+        task = asyncio.create_task(self._guard(connection_id, work), name=f"due:{connection_id}")
+        self._running[connection_id] = task
+        task.add_done_callback(lambda _: self._ended(connection_id))
+
+    def _ended(self, connection_id: str) -> None:
+        self._running.pop(connection_id, None)
+        self.wake()
+
+    async def _refresh(self, connection_id: str, demand: Demand) -> None:
+        await self._keeper.refresh(connection_id, demand=demand, satisfied=self._is_done)
+
+    async def _look_up(self, connection_id: str) -> None:
+        try:
+            await self._checks.check(connection_id)
+        except AmoCallbackError:
+            raise
+        except Exception as error:
+            self._observer(Event(name="check.bug", level=Level.ERROR, connection_id=connection_id, error=error))
+            raise
+
+    def _is_done(self, connection: Connection) -> bool:
+        """Tell whether somebody else has refreshed what was due; a probe is never done."""
+        return self._breaker.reason is None and not self._is_due(connection)
+
+    def _is_due(self, connection: Connection) -> bool:
+        return connection.next_refresh_at is not None and connection.next_refresh_at <= self._clock.now()
+
+    async def _guard(self, connection_id: str, work: Coroutine[object, object, object]) -> None:
+        """Run work for one connection; what went wrong with it was told, and is no concern of the others."""
+        try:
+            await work
+        except (StoreUnavailable, Busy):
+            self._put_aside(connection_id, self._poll_interval)  # nothing was written down: it still looks due
+        except AmoCallbackError:
+            pass  # written down, with when to try again, and told
+        except Exception:  # noqa: BLE001 -- because a bug in one refresh is not the others' end; it was told
+            self._put_aside(connection_id, self._rest)
+
+    def _put_aside(self, connection_id: str, seconds: float) -> None:
+        self._aside[connection_id] = self._clock.monotonic() + seconds
+
+    def _forget_aside(self) -> None:
+        now = self._clock.monotonic()
+        self._aside = {name: until for name, until in self._aside.items() if until > now}
+
+    async def _prune(self) -> None:
+        if self._clock.monotonic() - self._pruned_at >= _PRUNE_EVERY:
+            self._pruned_at = self._clock.monotonic()
+            await self._store.prune(now=self._clock.now(), keep_grants=_KEEP_GRANTS)
+
+    async def _sleep(self, seconds: float) -> None:
+        woken = asyncio.ensure_future(self._wake.wait())
+        try:
+            await done_within(woken, seconds=seconds, clock=self._clock)
+        finally:
+            woken.cancel()
+
+    def _tell_failed(self, error: Exception) -> None:
+        self._observer(
+            Event(
+                name="refresher.failed",
+                level=Level.ERROR,
+                fields={"error": error.code} if isinstance(error, AmoCallbackError) else {},
+                error=None if isinstance(error, AmoCallbackError) else error,
+            )
+        )

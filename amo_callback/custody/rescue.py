@@ -1,0 +1,87 @@
+"""The rescue folder: where a pair waits, sealed, that the store does not take.
+
+A file is whole or not there: written beside its place, fsynced, renamed, the folder fsynced. A reserve is kept
+on the disk from the start, and given up for it when the disk is full.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+RESERVE = 4 * 1024 * 1024
+"""Bytes that are kept free for it: some thousand pairs."""
+_RESERVE = ".reserve"
+_UNFINISHED = ".unfinished"
+
+
+class Rescue:
+    """Files of one folder, readable by their owner alone. Its methods block; they raise `OSError`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def open(self) -> None:
+        """Make the folder and its reserve; raises `ConfigurationError` where nothing can be written there."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for unfinished in self._folder.glob(f"*{_UNFINISHED}"):
+                unfinished.unlink()
+        except OSError as error:
+            raise ConfigurationError(f"storage.rescue: {self._folder} cannot be used: {error.strerror}") from None
+        self.reserve()
+
+    def reserve(self) -> None:
+        """Keep some of the disk free, as far as there is any."""
+        with suppress(OSError):  # a disk that is full already: then there is none
+            descriptor = os.open(self._folder / _RESERVE, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, RESERVE)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file; the reserve is given up where there is no room."""
+        try:
+            self._write(name, content)
+        except OSError:
+            (self._folder / _RESERVE).unlink(missing_ok=True)
+            self._write(name, content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file: what it holds is in the store."""
+        (self._folder / name).unlink(missing_ok=True)
+        self._sync()
+
+    def read(self) -> Mapping[str, bytes]:
+        """Return what each file holds."""
+        files = sorted(file for file in self._folder.iterdir() if not file.name.startswith("."))
+        return {file.name: file.read_bytes() for file in files}
+
+    def _write(self, name: str, content: bytes) -> None:
+        unfinished = self._folder / f".{name}{_UNFINISHED}"
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(descriptor, content[written:])
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        unfinished.replace(self._folder / name)
+        self._sync()
+
+    def _sync(self) -> None:
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

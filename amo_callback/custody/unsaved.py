@@ -1,0 +1,212 @@
+"""Pairs that the store does not take: paid for with the ones before, so they are never let go.
+
+Such a pair is held in memory, where it can be handed out; it is written to its rescue file; and it is offered to
+the store again and again. The file is removed only after the commit, and after a restart it is offered the same
+way. While there is one, its connection is not refreshed by this process: the pair in the store has been spent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING
+
+from amo_callback.custody.paid import Paid, name_of, open_paid, replaced_by, seal_paid
+from amo_callback.errors import ShuttingDown, StoreUnavailable, Unreadable
+from amo_callback.model import Connection, Event, Level, RefreshedPair, Status
+from amo_callback.tasks import done_unless
+
+if TYPE_CHECKING:
+    from amo_callback.cipher import Cipher
+    from amo_callback.ports import Clock, Observer, RescueFiles, Store
+
+_AGAIN = 1.0
+"""Seconds between two tries."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Held:
+    """One unsaved pair."""
+
+    paid: Paid
+    connection: Connection | None
+    """What it makes of its connection; `None` where that has not been read yet."""
+    rescued: bool
+    tried: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+
+class Unsaved:
+    """Store what has been paid for."""
+
+    def __init__(self, *, store: Store, rescue: RescueFiles, cipher: Cipher, clock: Clock, observer: Observer) -> None:
+        self._store = store
+        self._rescue = rescue
+        self._cipher = cipher
+        self._clock = clock
+        self._observer = observer
+        self._held: dict[str, _Held] = {}
+        self._unreadable: set[str] = set()
+        self._restoring: set[asyncio.Task[Connection | None]] = set()
+        self._again = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    # --- what others must know -------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """The unsaved pairs, by the names of their files."""
+        return sorted({*self._held, *self._unreadable})
+
+    def blocks(self, connection: Connection) -> bool:
+        """Tell whether the connection's stored pair has been spent already, for one that is unsaved."""
+        replaced = (replaced_by(name) for name in (*self._held, *self._unreadable))
+        return any(owner == connection.id and version in {None, connection.pair_version} for owner, version in replaced)
+
+    def newest(self, stored: Connection) -> Connection:
+        """Return a connection with the unsaved pair that replaces the stored one, where there is one."""
+        for name, held in self._held.items():
+            owner, version = replaced_by(name)
+            if (
+                owner == stored.id
+                and version in {None, stored.pair_version}
+                and stored.status is not Status.DISCONNECTED
+            ):
+                return _with(stored, held.paid)
+        return stored
+
+    def find(self, *, connection_id: str = "", account_id: str = "") -> Connection | None:
+        """Return a connection with its unsaved pair, for when the store cannot be asked."""
+        for held in self._held.values():
+            connection = held.connection
+            if connection is not None and (connection.id == connection_id or connection.account_id == account_id):
+                return connection
+        return None
+
+    # --- one pair --------------------------------------------------------------------------------
+
+    async def save(self, paid: Paid, *, connection: Connection) -> Connection | None:
+        """Store a pair, however long it takes; `None` where a newer one was stored meanwhile.
+
+        `connection` is the one that it belongs to, as it was read. Once the process is to end, a pair that is in
+        its rescue file is left there: raises `ShuttingDown`.
+        """
+        try:
+            return await self._store_it(paid)
+        except StoreUnavailable as error:
+            self._tell("pair.unsaved", paid, Level.ERROR, store=error.what)
+        held = _Held(paid, _with(connection, paid), rescued=False)
+        return await self._hold(held)
+
+    async def restore(self) -> None:
+        """Offer every rescue file to the store once, and those that it does not take again and again."""
+        for name, sealed in (await asyncio.to_thread(self._rescue.read)).items():
+            try:
+                paid = open_paid(name, sealed, self._cipher)
+            except Unreadable:
+                self._unreadable.add(name)
+                fields = {"file": name, "text": "give the encryption key that was in use, then restart"}
+                self._observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
+                continue
+            connection = paid.connection if not isinstance(paid, RefreshedPair) else None
+            held = _Held(paid, connection, rescued=True)
+            task = asyncio.create_task(self._hold(held), name=f"unsaved:{name}")
+            self._restoring.add(task)
+            task.add_done_callback(self._restored)
+            await held.tried.wait()
+
+    async def settle(self) -> None:
+        """Offer each unsaved pair to the store now, before anything new is spent."""
+        waiting = list(self._held.values())
+        for held in waiting:
+            held.tried.clear()
+        self._again.set()
+        self._again = asyncio.Event()
+        await asyncio.gather(*(held.tried.wait() for held in waiting))
+
+    def stop(self) -> None:
+        """Wait no longer for a store that is away, where the rescue file is written."""
+        self._stopping.set()
+
+    async def drain(self) -> None:
+        """Wait until every pair is stored, or in its rescue file."""
+        if self._restoring:
+            await asyncio.wait(self._restoring)
+
+    async def _hold(self, held: _Held) -> Connection | None:
+        name = name_of(held.paid)
+        self._held[name] = held
+        try:
+            while True:
+                if not held.rescued:
+                    held.rescued = await self._rescued(held.paid)
+                try:
+                    saved = await self._store_it(held.paid)
+                except StoreUnavailable:
+                    held.tried.set()
+                    await self._wait(held)
+                    continue
+                await self._forget(name)
+                self._tell("pair.saved", held.paid, superseded=saved is None)
+                return saved
+        finally:
+            del self._held[name]
+            held.tried.set()
+
+    async def _wait(self, held: _Held) -> None:
+        """Wait for the next try, or for the end where the pair is safe."""
+        if self._stopping.is_set() and held.rescued:
+            raise ShuttingDown
+        stop = self._stopping if held.rescued else asyncio.Event()
+        await done_unless(self._again.wait(), stop=stop, grace=0, clock=self._clock, limit=_AGAIN)
+
+    async def _store_it(self, paid: Paid) -> Connection | None:
+        if isinstance(paid, RefreshedPair):
+            return await self._store.save_refreshed(paid)
+        return await self._store.save_connected(paid)
+
+    async def _rescued(self, paid: Paid) -> bool:
+        """Write the rescue file; tell whether that was done."""
+        sealed = seal_paid(paid, self._cipher)
+        try:
+            await asyncio.to_thread(self._rescue.write, name_of(paid), sealed)
+        except OSError as error:
+            self._tell("pair.unrescued", paid, Level.ERROR, error=error.strerror)
+            return False
+        self._tell("pair.rescued", paid)
+        return True
+
+    async def _forget(self, name: str) -> None:
+        """Remove the rescue file, after the commit; a file that stays is offered again, and then superseded."""
+        try:
+            await asyncio.to_thread(self._rescue.remove, name)
+        except OSError as error:
+            fields = {"file": name, "error": error.strerror}
+            self._observer(Event(name="rescue.not_removed", level=Level.WARNING, fields=fields))
+        else:
+            await asyncio.to_thread(self._rescue.reserve)
+
+    def _restored(self, task: asyncio.Task[Connection | None]) -> None:
+        self._restoring.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ShuttingDown):
+            self._observer(Event(name="pair.bug", level=Level.ERROR, error=error))
+
+    def _tell(self, name: str, paid: Paid, level: Level = Level.INFO, **fields: object) -> None:
+        self._observer(Event(name=name, level=level, connection_id=paid.connection_id, fields=fields))
+
+
+def _with(connection: Connection, paid: Paid) -> Connection:
+    """Return a connection as it will be once the pair is stored."""
+    if not isinstance(paid, RefreshedPair):
+        return paid.connection
+    return dataclasses.replace(
+        connection,
+        status=Status.ACTIVE,
+        reason=None,
+        sealed_pair=paid.sealed_pair,
+        access_issued_at=paid.issued_at,
+        access_expires_at=paid.expires_at,
+        attempt=None,
+        spending=None,
+        doubtful=None,
+    )

@@ -1,0 +1,141 @@
+"""A SQLite file: one connection that writes, one that reads.
+
+Every write is one unit, `BEGIN IMMEDIATE … COMMIT`, under one lock and out of reach of cancellation. Two
+tasks that share a connection otherwise roll back each other's work, and a cancelled one leaves its
+transaction open for the next. `synchronous=FULL`: what is said to be stored has been fsynced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeVar
+
+import aiosqlite
+
+from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.store.migrate import migrate_sqlite
+from amo_callback.store.rows import ticks
+from amo_callback.store.statements import load_migrations, load_statements
+from amo_callback.tasks import unbroken
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    from amo_callback.ports import Clock
+
+T = TypeVar("T")
+Row = sqlite3.Row
+
+_BUSY_TIMEOUT_MS = 5000
+_MISCONFIGURED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")
+"""What no second start mends; whatever else (busy, full) may pass."""
+
+
+@asynccontextmanager
+async def open_database(path: Path, *, clock: Clock) -> AsyncIterator[Database]:
+    """Open a database file, make it where there is none (0600), and bring its schema up to date."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the WAL beside it gets the same mode
+    except OSError as error:
+        raise ConfigurationError(f"storage.url: {path} cannot be opened: {error.strerror}") from None
+    # A connection left open keeps its thread, and that the process: so each in its own context.
+    async with (
+        aiosqlite.connect(path, isolation_level=None) as writer,
+        aiosqlite.connect(path, isolation_level=None) as reader,
+    ):
+        try:
+            await _prepare(writer)
+            await migrate_sqlite(writer, load_migrations())
+            await _prepare(reader)
+            await reader.execute("PRAGMA query_only = ON")
+        except sqlite3.Error as error:
+            if _name(error).startswith(_MISCONFIGURED):
+                raise ConfigurationError(f"storage.url: {path} cannot be used: {_name(error)}") from None
+            raise StoreUnavailable(_name(error)) from None
+        yield Database(writer=writer, reader=reader, statements=load_statements(), clock=clock)
+
+
+async def _prepare(database: aiosqlite.Connection) -> None:
+    database.row_factory = sqlite3.Row
+    await database.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    await database.execute("PRAGMA journal_mode = WAL")
+    await database.execute("PRAGMA synchronous = FULL")
+
+
+class Database:
+    """Run named statements; raises `StoreUnavailable`, and remembers when."""
+
+    def __init__(
+        self,
+        *,
+        writer: aiosqlite.Connection,
+        reader: aiosqlite.Connection,
+        statements: Mapping[str, str],
+        clock: Clock,
+    ) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._sql = statements
+        self._clock = clock
+        self._writing = asyncio.Lock()
+        self.failed_at: float | None = None
+        self.failing: str | None = None
+
+    async def read(self, name: str, **values: object) -> list[Row]:
+        """Run a statement that changes nothing."""
+        try:
+            return await self._execute(self._reader, name, values)
+        except (sqlite3.Error, ValueError) as error:
+            raise self._failed(error) from None
+
+    async def write(self, name: str, **values: object) -> list[Row]:
+        """Run one statement as a unit of its own."""
+        return await self.unit(lambda: self.run(name, **values))
+
+    async def unit(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Commit all that `work` runs, or nothing of it."""
+        async with self._writing:
+            return await unbroken(self._transaction(work))
+
+    async def run(self, name: str, **values: object) -> list[Row]:
+        """Run a statement within a unit."""
+        return await self._execute(self._writer, name, values)
+
+    async def _transaction(self, work: Callable[[], Awaitable[T]]) -> T:
+        try:
+            await self._writer.execute("BEGIN IMMEDIATE")
+            result = await work()
+            await self._writer.execute("COMMIT")
+        except (sqlite3.Error, ValueError) as error:
+            self.failing = _name(error)
+            raise self._failed(error) from None
+        finally:
+            await self._roll_back()
+        self.failing = None
+        return result
+
+    async def _roll_back(self) -> None:
+        """End a transaction that was not committed, so that the next unit finds none open."""
+        try:
+            if self._writer.in_transaction:
+                await self._writer.execute("ROLLBACK")
+        except (sqlite3.Error, ValueError):
+            return  # the next BEGIN tells
+
+    async def _execute(self, database: aiosqlite.Connection, name: str, values: Mapping[str, object]) -> list[Row]:
+        parameters = {key: ticks(v) if isinstance(v, datetime) else v for key, v in values.items()}
+        return list(await database.execute_fetchall(self._sql[name], parameters))
+
+    def _failed(self, error: BaseException) -> StoreUnavailable:
+        self.failed_at = self._clock.monotonic()
+        return StoreUnavailable(_name(error))
+
+
+def _name(error: BaseException) -> str:
+    """Name an error without its text, which may quote values."""
+    return str(getattr(error, "sqlite_errorname", type(error).__name__))
