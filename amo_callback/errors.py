@@ -85,9 +85,11 @@ class RefreshTokenDead(PersonMustAct):
 
     code = "refresh_token_dead"
 
-    def __init__(self, *, expired: bool = False) -> None:
+    def __init__(self, *, expired: bool = False, misread: bool = False) -> None:
         super().__init__()
         self.expired = expired
+        self.misread = misread
+        """Whether AMO could not read it: so answers also the new owner of a name that the account has left."""
 
 
 # --- wait ----------------------------------------------------------------------------------------

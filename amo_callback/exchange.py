@@ -95,7 +95,8 @@ class Exchanger:
         """
         try:
             await self._slot(started)
-            issued = await self._amo.exchange(code=code, domain=domain)
+            not_after = started + self._rules.refresh.lease - self._amo.timeout
+            issued = await self._amo.exchange(code=code, domain=domain, not_after=not_after)
             place.give_back()
             if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
                 raise AccountNotAllowed

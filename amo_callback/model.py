@@ -199,6 +199,8 @@ class Fleet:
     """How the connections do, taken together."""
 
     living: int
+    fresh: int
+    """Of these, those whose access tokens live."""
     died: int
     """Of the others, those that were given up since the time that was asked about."""
 

@@ -79,8 +79,8 @@ class AmoOAuth(Protocol):
     async def slot(self, priority: Priority) -> None:
         """Wait until the rate limit lets one more request go."""
 
-    async def exchange(self, *, code: bytes, domain: str) -> Issued:
-        """Spend an authorization code; one request, never repeated."""
+    async def exchange(self, *, code: bytes, domain: str, not_after: float) -> Issued:
+        """Spend an authorization code; one request, never repeated, and not sent after this monotonic time."""
 
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> Issued:
         """Spend a refresh token; one request, never repeated, and not sent after this monotonic time."""
@@ -135,14 +135,14 @@ class Store(Protocol):
     async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
         """Return when the next refresh comes due that nobody is at."""
 
-    async def probe(self, *, apart_from: Sequence[str]) -> str | None:
-        """Return the id of an active connection that nobody is at, the one due first."""
+    async def probe(self, *, apart_from: Sequence[str]) -> Connection | None:
+        """Return an active connection, the one due first."""
 
     async def look_ups(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[str]:
         """Return the ids of connections whose tokens are to be looked up."""
 
-    async def fleet(self, *, since: datetime) -> Fleet:
-        """Count the living, and those given up since."""
+    async def fleet(self, *, now: datetime, since: datetime) -> Fleet:
+        """Count the living, those of them whose access tokens live, and those given up since."""
 
     async def claim(self, claim: Claim) -> Connection | None:
         """Commit a claim; `None` where the connection has changed since it was read."""

@@ -38,10 +38,11 @@ def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Acc
     """Return whose token it is; its `api_domain` only where our secrets may go there."""
     api_domain = claims.get("api_domain")
     issued = claims.get("iat")
+    host = api_domain.encode(errors="replace") if isinstance(api_domain, str) else b""
     return Account(
         account_id=_identifier(claims.get("account_id")),
         user_id=_identifier(claims.get("sub")),
-        api_domain=check_host(api_domain.encode(), allowed=allowed) if isinstance(api_domain, str) else None,
+        api_domain=check_host(host, allowed=allowed),
         token_iat=issued if type(issued) is int and 0 <= issued < 2**53 else None,
     )
 

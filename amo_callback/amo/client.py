@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from amo_callback import __version__
-from amo_callback.amo.claims import account_of, read_claims
+from amo_callback.amo.claims import account_of, json_object, read_claims
 from amo_callback.amo.lookup import (
     ACCESS_TOKEN_DEAD,
     REFRESH_TOKEN_REFUSED,
@@ -38,11 +40,15 @@ from amo_callback.errors import AccountNotAllowed, InvalidRequest, NotSent, Outc
 from amo_callback.hosts import check_host
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from amo_callback.amo.pace import Pace
     from amo_callback.model import Account, Issued, Redirect, Sighting
     from amo_callback.ports import Clock, Priority
+
+
+_LAST = 0.05
+"""The share of a request's time that it gets at the end, whatever came between."""
 
 
 @asynccontextmanager
@@ -118,10 +124,10 @@ class AmoClient:
         """Tell whether AMO signed that our integration was switched off in this account."""
         return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
 
-    async def exchange(self, *, code: bytes, domain: str) -> Issued:
-        """Spend an authorization code; raises as `protocol.read_answer`, and `NotSent`."""
+    async def exchange(self, *, code: bytes, domain: str, not_after: float) -> Issued:
+        """Spend an authorization code; raises as `protocol.read_answer`, and `NotSent`, also where it is too late."""
         request = exchange_request(self._integration, code=code, domain=domain)
-        return await self._issued(request, GrantType.CODE)
+        return await self._issued(request, GrantType.CODE, not_after=not_after)
 
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> Issued:
         """Spend a refresh token; raises as `protocol.read_answer`, and `NotSent`, also where it is too late.
@@ -149,7 +155,7 @@ class AmoClient:
             ACCESS_TOKEN_DEAD,
         )
 
-    async def _issued(self, request: AmoRequest, grant_type: GrantType, *, not_after: float = math.inf) -> Issued:
+    async def _issued(self, request: AmoRequest, grant_type: GrantType, *, not_after: float) -> Issued:
         answer = await self._ask(request, not_after=not_after)
         try:
             return read_answer(answer, grant_type=grant_type, now=self._clock.now(), allowed=self._allowed)
@@ -177,38 +183,77 @@ class AmoClient:
             context.sent = True
 
         context.sending = sending
+        received = _Received()
         try:
-            async with self._session.request(
-                request.method,
-                request.url,
-                data=request.body,
-                headers=request.headers,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=self.timeout),
-                trace_request_ctx=context,
-            ) as response:
-                body = await _read(response)
+            await _within(self.timeout, self._send(request, context, received))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             # The library's texts may quote what was sent or received: none is kept, nor is the chain.
             if not context.sent:
                 raise NotSent from None
-            raise OutcomeOpen(_what(error)) from None
+            if not received.is_pair:
+                raise OutcomeOpen(_what(error)) from None
+        return received.answer
+
+    async def _send(self, request: AmoRequest, context: SimpleNamespace, received: _Received) -> None:
+        async with self._session.request(
+            request.method,
+            request.url,
+            data=request.body,
+            headers=request.headers,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=None),
+            trace_request_ctx=context,
+        ) as response:
+            received.status = response.status
+            received.retry_after = response.headers.get("Retry-After")
+            async for chunk in response.content.iter_chunked(16 * 1024):
+                received.body += chunk
+                if len(received.body) > ANSWER_LIMIT:
+                    break
+
+
+@dataclass(slots=True)
+class _Received:
+    """What has come of an answer so far."""
+
+    status: int = 0
+    body: bytearray = field(default_factory=bytearray, repr=False)
+    retry_after: str | None = None
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether a whole object has come, though its end was not told: a pair in it has been paid for."""
+        return 200 <= self.status < 300 and json_object(bytes(self.body)) is not None
+
+    @property
+    def answer(self) -> Answer:
         return Answer(
-            status=response.status,
-            body=body[:ANSWER_LIMIT],
-            truncated=len(body) > ANSWER_LIMIT,
-            retry_after=response.headers.get("Retry-After"),
+            status=self.status,
+            body=bytes(self.body[:ANSWER_LIMIT]),
+            truncated=len(self.body) > ANSWER_LIMIT,
+            retry_after=self.retry_after,
         )
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """Read one byte more than the limit at most."""
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(16 * 1024):
-        body += chunk
-        if len(body) > ANSWER_LIMIT:
-            break
-    return bytes(body)
+async def _within(seconds: float, work: Coroutine[object, object, None]) -> None:
+    """Run `work`, at most so many seconds; raises `TimeoutError`.
+
+    A process that was stopped finds its time over and, in the same moment, the answer in its socket. So the last
+    twentieth is given only once the loop runs: what has arrived is read before anything is given up.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds * (1 - _LAST))
+        if not task.done():
+            await asyncio.wait({task}, timeout=seconds * _LAST)
+        if task.done():
+            task.result()
+            return
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+    raise TimeoutError
 
 
 def _what(error: BaseException) -> str:

@@ -62,10 +62,10 @@ def read_sighting(
 ) -> Sighting:
     """Return what a look-up tells; another account's whereabouts, or anything but its own words, tell nothing.
 
-    A bare 404 may be a proxy's: of `refusals`, what is not a 401 counts only with a problem in JSON.
+    A bare 401 or 404 may be a proxy's: of `refusals` counts only what comes with a problem in JSON.
     """
     content = None if answer.truncated else json_object(answer.body)
-    if answer.status in refusals and (answer.status == 401 or content is not None):
+    if answer.status in refusals and content is not None:
         return Sighting(standing=Standing.REFUSED)
     if answer.status != 200 or content is None:
         return UNKNOWN

@@ -152,8 +152,8 @@ def read_answer(answer: Answer, *, grant_type: GrantType, now: datetime, allowed
         raise RateLimited(retry_after(answer))
     if answer.status in {402, 403}:
         raise AccountRefused(answer.status)
-    if not 400 <= answer.status < 500:
-        raise OutcomeOpen(f"http_{answer.status}")
+    if answer.status not in {400, 401, 404}:
+        raise OutcomeOpen(f"http_{answer.status}")  # of no other status it is known that nothing was spent
     raise _refusal(answer, grant_type)
 
 
@@ -186,7 +186,10 @@ def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
         for pattern, error in _REFUSALS[grant_type]:
             if pattern.fullmatch(known):
                 if error is RefreshTokenDead:
-                    return RefreshTokenDead(expired=known == "token has expired")
+                    return RefreshTokenDead(
+                        expired=known == "token has expired",
+                        misread=known in {"invalid refresh token", "cannot decrypt the refresh token"},
+                    )
                 return error()
         if _CLIENT_REFUSALS.match(known):
             return ClientRefused(hint)

@@ -29,6 +29,7 @@ from amo_callback.errors import (
     NotFound,
     OtherClient,
     OutcomeOpen,
+    RefreshTokenDead,
     ShuttingDown,
     Superseded,
     UnexplainedRefusal,
@@ -115,10 +116,10 @@ class Attempts:
 
         Raises what kept it from being refreshed, once that has been written down.
         """
-        claimed = await self._claim(connection, demand)
-        if claimed is None:
-            return None
         try:
+            claimed = await self._claim(connection, demand)
+            if claimed is None:
+                return None
             issued = await self._spend(claimed)
         except Superseded:
             return None
@@ -177,16 +178,22 @@ class Attempts:
             return await self._amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
         except UnexplainedRefusal as refused:
             domain, not_after = await self._follow(claimed, refused)
+        except RefreshTokenDead as refused:
+            if not refused.misread:
+                raise
+            domain, not_after = await self._follow(claimed, refused)
         return await self._amo.refresh(refresh_token=token, domain=domain, not_after=not_after)
 
-    async def _follow(self, claimed: _Claimed, refused: UnexplainedRefusal) -> tuple[str, float]:
+    async def _follow(self, claimed: _Claimed, refused: AmoCallbackError) -> tuple[str, float]:
         """Return where the account has moved, and until when its token may go there; else raise what it means."""
         row = claimed.row
         sighting = await self._inquiry.whereabouts(row, claimed.pair)
-        if sighting.standing is Standing.UNKNOWN:
+        if sighting.standing not in {Standing.GOOD, Standing.REFUSED}:
             raise refused
         if sighting.domain in {None, row.domain}:
-            raise UnexplainedRefusal(refused.status, looked_up=True) from refused
+            if isinstance(refused, UnexplainedRefusal):
+                raise UnexplainedRefusal(refused.status, looked_up=True) from refused
+            raise refused
         await self._inquiry.slot()
         extension = Extension(
             connection_id=row.id,

@@ -119,7 +119,8 @@ class Breaker:
     async def suspect(self, connection_id: str) -> None:
         """Note that a connection was refused without a reason, and that its account has not moved."""
         self._suspects.add(connection_id)
-        fleet = await self._store.fleet(since=self._clock.now())
+        now = self._clock.now()
+        fleet = await self._store.fleet(now=now, since=now)
         if len(self._suspects) >= min(_SUSPECTS, fleet.living):
             self.refuse("AMO refuses without a reason, and the accounts have not moved")
 
@@ -128,10 +129,11 @@ class Breaker:
         await self.watch()
         if self._held:
             return False
-        fleet = await self._store.fleet(since=self._clock.now() - _TOGETHER)
+        now = self._clock.now()
+        fleet = await self._store.fleet(now=now, since=now - _TOGETHER)
         if not is_epidemic(fleet):
             return True
-        await self._store.hold_deaths(now=self._clock.now())
+        await self._store.hold_deaths(now=now)
         self._held, self._probed_at = True, self._clock.monotonic()
         fields = {"died": fleet.died, "living": fleet.living}
         self._observer(Event(name="verdicts.held", level=Level.ERROR, fields=fields))

@@ -109,6 +109,7 @@ def make_custody(
         inquiry=inquiry,
         keeper=keeper,
         unsaved=unsaved,
+        breaker=breaker,
     )
     refresher = Refresher(
         store=store,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from amo_callback.cipher import Cipher
+    from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.inquiry import Inquiry
     from amo_callback.custody.keeper import Keeper
     from amo_callback.custody.unsaved import Unsaved
@@ -42,6 +43,7 @@ class Checks:
         inquiry: Inquiry,
         keeper: Keeper,
         unsaved: Unsaved,
+        breaker: Breaker,
     ) -> None:
         self._store = store
         self._cipher = cipher
@@ -50,6 +52,7 @@ class Checks:
         self._inquiry = inquiry
         self._keeper = keeper
         self._unsaved = unsaved
+        self._breaker = breaker
 
     async def begin(self, account_id: str) -> Sequence[str]:
         """Have an account's connections looked up now: AMO says that the integration was switched off there.
@@ -79,7 +82,8 @@ class Checks:
     async def _check_hook(self, connection: Connection, pair: TokenPair | None, hook_at: datetime) -> None:
         standing = await self._standing(connection, pair)
         if standing is Standing.REFUSED and not self._is_unsettled(connection):
-            if await self._store.disconnect(connection, at=self._clock.now()):
+            # As of the hook: a grant that came after it holds, also where its pair is not yet stored.
+            if await self._store.disconnect(connection, at=hook_at):
                 self._tell("connection.disconnected", connection, Level.WARNING, reason="switched off in AMO")
             return  # else something has changed meanwhile: it is looked at again
         upcoming = (hook_at + after for after in _AFTER_HOOK)
@@ -90,17 +94,21 @@ class Checks:
         self._tell("hook.unconfirmed", connection, Level.WARNING, standing=standing, again_at=again)
 
     async def _standing(self, connection: Connection, pair: TokenPair | None) -> Standing:
-        """Ask about the refresh token; where nobody can be asked, about an access token that should live."""
+        """Ask about the refresh token; and about an access token that should live, before the worst is believed."""
         if pair is None:
             return Standing.UNASKED
-        sighting = await self._inquiry.about_refresh_token(connection, pair)
-        if sighting.standing is not Standing.UNASKED or self._clock.now() >= pair.expires_at:
-            return sighting.standing
-        return (await self._inquiry.about_access_token(connection, pair)).standing
+        first = (await self._inquiry.about_refresh_token(connection, pair)).standing
+        if first not in {Standing.REFUSED, Standing.UNASKED} or self._clock.now() >= pair.expires_at:
+            return first
+        second = (await self._inquiry.about_access_token(connection, pair)).standing
+        return first if second is Standing.UNASKED else second
 
     def _is_unsettled(self, connection: Connection) -> bool:
-        """Tell whether AMO may refuse the token because we have spent it ourselves: its successor may be on the way."""
-        return connection.in_doubt or self._unsaved.blocks(connection)
+        """Tell whether AMO may refuse the token for another reason.
+
+        We may have spent it ourselves, and its successor be on the way; or nobody's death is believed now.
+        """
+        return connection.in_doubt or self._unsaved.blocks(connection) or self._breaker.reason is not None
 
     # --- given up --------------------------------------------------------------------------------
 

@@ -91,9 +91,10 @@ class Handout:
         that has another one by now, it is handed out and nothing is refreshed.
         """
         connection = self._choose(await self._candidates(selector), rejected)
-        if rejected is not None and not self._is_stored(connection, rejected):
-            handed_out = await self._as_it_is(connection)
-            if handed_out is not None:
+        if rejected is not None:
+            if self._is_stored(connection, rejected):
+                self._liveness.reject(connection)
+            elif handed_out := await self._as_it_is(connection):
                 return handed_out
         return await self._refreshed(
             connection,
@@ -137,6 +138,8 @@ class Handout:
     async def _candidates(self, selector: str) -> Sequence[Connection]:
         """Return the connections that a selector names, with what is not yet stored of them; raises `NotFound`."""
         account_id = selector.removeprefix(_ACCOUNT) if selector.startswith(_ACCOUNT) else None
+        if account_id == "":
+            raise NotFound  # it would name everyone whose account AMO did not tell
         try:
             if account_id is None:
                 connection = await self._store.connection(selector)

@@ -14,11 +14,16 @@ from amo_callback.tasks import done_unless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from amo_callback.cipher import Cipher
     from amo_callback.custody.breaker import Breaker
     from amo_callback.model import RefreshRules
     from amo_callback.ports import AmoOAuth, Clock, Store
+
+
+_SILENCE = timedelta(days=1)
+"""How long after its access token has expired a connection in doubt still waits for AMO to answer a look-up."""
 
 
 class Inquiry:
@@ -69,7 +74,7 @@ class Inquiry:
             return  # the attempt will tell
         sighting = await self.about_refresh_token(connection, pair)
         now = self._clock.now()
-        if sighting.standing is Standing.UNKNOWN:
+        if sighting.standing is Standing.UNKNOWN and (self._breaker.held or not _is_long_dead(connection, now)):
             self._breaker.enter(connection.id)
             again = retry_at(
                 now,
@@ -108,3 +113,9 @@ class Inquiry:
             return first
         second = await self.about_access_token(connection, pair)
         return second if second.standing is Standing.GOOD or first.standing is Standing.UNASKED else first
+
+
+def _is_long_dead(connection: Connection, now: datetime) -> bool:
+    """Tell whether nobody has been served for so long that a silent look-up is no reason to wait any more."""
+    expires = connection.access_expires_at
+    return expires is None or now - expires > _SILENCE

@@ -77,7 +77,7 @@ class Judge:
         """Return the error as it is to be believed."""
         if isinstance(error, ClientRefused):
             self._breaker.refuse(error.hint)
-        elif isinstance(error, UnexplainedRefusal) and error.looked_up:
+        elif isinstance(error, UnexplainedRefusal) and error.looked_up and claimed.status is Status.ACTIVE:
             await self._breaker.suspect(claimed.id)
         elif is_final(error) and claimed.status is Status.ACTIVE and not await self._breaker.believes():
             return VerdictHeld()

@@ -25,7 +25,7 @@ from amo_callback.model import Connection, Demand, Event, Level, Status
 from amo_callback.tasks import done_unless
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from amo_callback.custody.attempt import Attempts
     from amo_callback.custody.breaker import Breaker
@@ -121,7 +121,7 @@ class Keeper:
     # --- the steps -------------------------------------------------------------------------------
 
     async def _fly(self, connection_id: str, demand: Demand, satisfied: Callable[[Connection], bool]) -> Connection:
-        looked_up: int | None = None
+        looked_up: Hashable = None
         while True:
             connection = await self._read(connection_id, demand)
             if satisfied(connection):
@@ -131,9 +131,9 @@ class Keeper:
                 await self._pause(min(left, _LOOK_AGAIN))
                 continue
             async with self._places:
-                if self._inquiry.is_needed(connection) and looked_up != connection.pair_version:
+                if self._inquiry.is_needed(connection) and looked_up != _doubt(connection):
                     await self._inquiry.before_refresh(connection)
-                    looked_up = connection.pair_version
+                    looked_up = _doubt(connection)
                 await self._inquiry.slot()
                 connection = await self._read(connection_id, demand)
                 if satisfied(connection):
@@ -141,7 +141,7 @@ class Keeper:
                 self._may_refresh(connection, demand)
                 if self._leases.left(connection):
                     continue
-                if self._inquiry.is_needed(connection) and looked_up != connection.pair_version:
+                if self._inquiry.is_needed(connection) and looked_up != _doubt(connection):
                     continue
                 self._breaker.enter(connection_id)
                 refreshed = await self._attempts.make(connection, demand=demand)
@@ -178,3 +178,8 @@ class Keeper:
 
 def _never(_connection: Connection) -> bool:
     return False
+
+
+def _doubt(connection: Connection) -> Hashable:
+    """Name what is doubted, so that another doubt is not taken for the one that was looked up."""
+    return connection.pair_version, connection.attempt, connection.doubtful

@@ -44,14 +44,23 @@ class Liveness:
         self._leases = leases
         self._clock = clock
         self._answers: OrderedDict[tuple[str, int], _Answer] = OrderedDict()
+        self._rejected: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._asking: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     def is_doubtful(self, connection: Connection) -> bool:
         """Tell whether the access token may be dead before its time."""
         if connection.status is Status.NEEDS_REAUTH or connection.doubtful is not None:
             return True
+        if (connection.id, connection.pair_version) in self._rejected:
+            return True
         # An attempt of which we know that it is under way is no reason for doubt: it is one when it ends badly.
         return connection.attempt is not None and (connection.failures > 0 or not self._leases.left(connection))
+
+    def reject(self, connection: Connection) -> None:
+        """Note that AMO has refused the access token to a backend, which is a hint and no more."""
+        self._rejected[connection.id, connection.pair_version] = None
+        while len(self._rejected) > _REMEMBERED:
+            self._rejected.popitem(last=False)
 
     async def lives(self, connection: Connection, pair: TokenPair) -> bool:
         """Tell whether the access token may be handed out."""
@@ -84,6 +93,8 @@ class Liveness:
         holds = math.inf if standing is Standing.REFUSED else _SETTLED if settled else _UNSETTLED
         answer = _Answer(holds_until=self._clock.monotonic() + holds, dead=standing is Standing.REFUSED)
         self._answers[key] = answer
+        if standing is Standing.GOOD:
+            self._rejected.pop(key, None)
         self._answers.move_to_end(key)
         while len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)

@@ -108,7 +108,7 @@ class Refresher:
         if len(self._running) >= self._concurrency:
             return self._poll_interval  # the end of one wakes us
         if self._breaker.reason is not None:
-            return min(self._breaker.probe_in, self._poll_interval)
+            return min(self._breaker.probe_in or self._poll_interval, self._poll_interval)
         upcoming = await self._store.next_due(now=self._clock.now(), apart_from=self._apart())
         if upcoming is None:
             return self._poll_interval
@@ -120,23 +120,27 @@ class Refresher:
         while places := max(self._concurrency - len(self._running), 0):
             due = await self._store.due(now=now, limit=places, apart_from=self._apart())
             for connection in due:
-                if self._leases.left(connection) or self._unsaved.blocks(connection):
+                if self._is_taken(connection):
                     self._put_aside(connection.id, self._poll_interval)
                 else:
                     self._start(connection.id, self._refresh(connection.id, Demand.SCHEDULE))
             if not due:
                 return
 
+    def _is_taken(self, connection: Connection) -> bool:
+        """Tell whether another attempt is under way, here or elsewhere, or its pair waits to be stored."""
+        return self._leases.left(connection) > 0 or self._unsaved.blocks(connection)
+
     async def _start_probe(self) -> None:
         """While nothing else may be refreshed, try one connection after the other."""
         if self._running or self._breaker.probe_in > 0:
             return
-        probe = await self._store.probe(apart_from=(*self._apart(), *self._breaker.probed))
-        if probe is None:
-            self._breaker.new_round()
-            probe = await self._store.probe(apart_from=self._apart())
-        if probe is not None:
-            self._start(probe, self._refresh(probe, Demand.PROBE))
+        while probe := await self._store.probe(apart_from=(*self._apart(), *self._breaker.probed)):
+            if not self._is_taken(probe):
+                self._start(probe.id, self._refresh(probe.id, Demand.PROBE))
+                return
+            self._put_aside(probe.id, self._poll_interval)
+        self._breaker.new_round()
 
     async def _start_look_ups(self) -> None:
         places = min(_LOOK_UPS, self._concurrency - len(self._running))

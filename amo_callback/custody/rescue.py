@@ -40,7 +40,9 @@ class Rescue:
 
     def reserve(self) -> None:
         """Keep some of the disk free, as far as there is any."""
-        with suppress(OSError):  # a disk that is full already: then there is none
+        with suppress(
+            OSError, AttributeError
+        ):  # a disk that is full already, or a system that cannot: then there is none
             descriptor = os.open(self._folder / _RESERVE, os.O_WRONLY | os.O_CREAT, 0o600)
             try:
                 os.posix_fallocate(descriptor, 0, RESERVE)
@@ -63,8 +65,12 @@ class Rescue:
 
     def read(self) -> Mapping[str, bytes]:
         """Return what each file holds."""
-        files = sorted(file for file in self._folder.iterdir() if not file.name.startswith("."))
-        return {file.name: file.read_bytes() for file in files}
+        found = {}
+        for file in sorted(self._folder.iterdir()):
+            if not file.name.startswith(".") and file.is_file():
+                with suppress(FileNotFoundError):  # another process has stored it meanwhile
+                    found[file.name] = file.read_bytes()
+        return found
 
     def _write(self, name: str, content: bytes) -> None:
         unfinished = self._folder / f".{name}{_UNFINISHED}"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amo_callback.custody.paid import Paid, name_of, open_paid, replaced_by, seal_paid
-from amo_callback.errors import ShuttingDown, StoreUnavailable, Unreadable
+from amo_callback.errors import ConfigurationError, ShuttingDown, StoreUnavailable, Unreadable
 from amo_callback.model import Connection, Event, Level, RefreshedPair, Status
 from amo_callback.tasks import done_unless
 
@@ -32,6 +32,8 @@ class _Held:
     connection: Connection | None
     """What it makes of its connection; `None` where that has not been read yet."""
     rescued: bool
+    told: bool = False
+    saved: Connection | None = None
     tried: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
 
@@ -59,28 +61,29 @@ class Unsaved:
 
     def blocks(self, connection: Connection) -> bool:
         """Tell whether the connection's stored pair has been spent already, for one that is unsaved."""
-        replaced = (replaced_by(name) for name in (*self._held, *self._unreadable))
-        return any(owner == connection.id and version in {None, connection.pair_version} for owner, version in replaced)
+        if (connection.id, connection.pair_version) in map(replaced_by, self._unreadable):
+            return True  # of a grant that cannot be read the stored pair is not spent
+        return any(self._replaces(name, connection) for name in self._held)
 
     def newest(self, stored: Connection) -> Connection:
         """Return a connection with the unsaved pair that replaces the stored one, where there is one."""
         for name, held in self._held.items():
-            owner, version = replaced_by(name)
-            if (
-                owner == stored.id
-                and version in {None, stored.pair_version}
-                and stored.status is not Status.DISCONNECTED
-            ):
+            if self._replaces(name, stored) and stored.status is not Status.DISCONNECTED:
                 return _with(stored, held.paid)
         return stored
 
     def find(self, *, connection_id: str = "", account_id: str = "") -> Connection | None:
         """Return a connection with its unsaved pair, for when the store cannot be asked."""
         for held in self._held.values():
-            connection = held.connection
-            if connection is not None and (connection.id == connection_id or connection.account_id == account_id):
-                return connection
+            found = held.connection
+            if found is not None and (found.id == connection_id or (account_id and found.account_id == account_id)):
+                return found
         return None
+
+    @staticmethod
+    def _replaces(name: str, stored: Connection) -> bool:
+        owner, version = replaced_by(name)
+        return owner == stored.id and version in {None, stored.pair_version}
 
     # --- one pair --------------------------------------------------------------------------------
 
@@ -90,16 +93,15 @@ class Unsaved:
         `connection` is the one that it belongs to, as it was read. Once the process is to end, a pair that is in
         its rescue file is left there: raises `ShuttingDown`.
         """
-        try:
-            return await self._store_it(paid)
-        except StoreUnavailable as error:
-            self._tell("pair.unsaved", paid, Level.ERROR, store=error.what)
-        held = _Held(paid, _with(connection, paid), rescued=False)
-        return await self._hold(held)
+        return await self._hold(_Held(paid, _with(connection, paid), rescued=False))
 
     async def restore(self) -> None:
         """Offer every rescue file to the store once, and those that it does not take again and again."""
-        for name, sealed in (await asyncio.to_thread(self._rescue.read)).items():
+        try:
+            files = await asyncio.to_thread(self._rescue.read)
+        except OSError as error:
+            raise ConfigurationError(f"storage.rescue: cannot be read: {error.strerror}") from None
+        for name, sealed in files.items():
             try:
                 paid = open_paid(name, sealed, self._cipher)
             except Unreadable:
@@ -136,21 +138,38 @@ class Unsaved:
         name = name_of(held.paid)
         self._held[name] = held
         try:
-            while True:
+            while not await self._store_it(held):
                 if not held.rescued:
                     held.rescued = await self._rescued(held.paid)
-                try:
-                    saved = await self._store_it(held.paid)
-                except StoreUnavailable:
-                    held.tried.set()
-                    await self._wait(held)
-                    continue
+                held.tried.set()
+                await self._wait(held)
+            if held.rescued:
                 await self._forget(name)
-                self._tell("pair.saved", held.paid, superseded=saved is None)
-                return saved
+            if held.told:
+                self._tell("pair.saved", held.paid, superseded=held.saved is None)
+            return held.saved
         finally:
             del self._held[name]
             held.tried.set()
+
+    async def _store_it(self, held: _Held) -> bool:
+        """Offer a pair to the store; tell whether it has taken it, or holds a newer one. The first refusal is told."""
+        paid = held.paid
+        try:
+            if isinstance(paid, RefreshedPair):
+                held.saved = await self._store.save_refreshed(paid)
+            else:
+                held.saved = await self._store.save_connected(paid)
+        except StoreUnavailable as error:
+            why: dict[str, Any] = {"fields": {"store": error.what}}
+        except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
+            why = {"error": error}
+        else:
+            return True
+        if not held.told:
+            held.told = True
+            self._observer(Event(name="pair.unsaved", level=Level.ERROR, connection_id=paid.connection_id, **why))
+        return False
 
     async def _wait(self, held: _Held) -> None:
         """Wait for the next try, or for the end where the pair is safe."""
@@ -159,18 +178,13 @@ class Unsaved:
         stop = self._stopping if held.rescued else asyncio.Event()
         await done_unless(self._again.wait(), stop=stop, grace=0, clock=self._clock, limit=_AGAIN)
 
-    async def _store_it(self, paid: Paid) -> Connection | None:
-        if isinstance(paid, RefreshedPair):
-            return await self._store.save_refreshed(paid)
-        return await self._store.save_connected(paid)
-
     async def _rescued(self, paid: Paid) -> bool:
         """Write the rescue file; tell whether that was done."""
         sealed = seal_paid(paid, self._cipher)
         try:
             await asyncio.to_thread(self._rescue.write, name_of(paid), sealed)
         except OSError as error:
-            self._tell("pair.unrescued", paid, Level.ERROR, error=error.strerror)
+            self._tell("pair.unrescued", paid, Level.ERROR, file_error=error.strerror)
             return False
         self._tell("pair.rescued", paid)
         return True

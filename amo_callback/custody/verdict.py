@@ -58,7 +58,7 @@ def _of_a_trial(verdict: Verdict, claimed: Connection, now: datetime) -> Verdict
     return dataclasses.replace(
         verdict,
         status=Status.NEEDS_REAUTH,
-        reason=claimed.reason,
+        reason=Reason.IN_DOUBT if verdict.open_until or verdict.reason is Reason.IN_DOUBT else claimed.reason,
         next_refresh_at=None,
         died_at=None,
         look_up_at=claimed.refresh_expires_at if refused else now + LOOK_UP_EVERY,

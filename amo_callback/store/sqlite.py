@@ -103,20 +103,19 @@ class SqliteStore:
         found = await self._database.read("next_due", now=now, apart_from=_list(apart_from))
         return rows.moment(found[0]["next_refresh_at"]) if found else None
 
-    async def probe(self, *, apart_from: Sequence[str]) -> str | None:
-        """Return the id of an active connection that nobody is at, the one due first."""
-        found = await self._database.read("probe", apart_from=_list(apart_from))
-        return found[0]["id"] if found else None
+    async def probe(self, *, apart_from: Sequence[str]) -> Connection | None:
+        """Return an active connection, the one due first."""
+        return _first(await self._database.read("probe", apart_from=_list(apart_from)), rows.connection)
 
     async def look_ups(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[str]:
         """Return the ids of connections whose tokens are to be looked up."""
         found = await self._database.read("look_ups", now=now, limit=limit, apart_from=_list(apart_from))
         return [row["id"] for row in found]
 
-    async def fleet(self, *, since: datetime) -> Fleet:
-        """Count the living, and those given up since."""
-        [row] = await self._database.read("fleet", since=since)
-        return Fleet(living=row["living"], died=row["died"])
+    async def fleet(self, *, now: datetime, since: datetime) -> Fleet:
+        """Count the living, those of them whose access tokens live, and those given up since."""
+        [row] = await self._database.read("fleet", now=now, since=since)
+        return Fleet(living=row["living"], fresh=row["fresh"], died=row["died"])
 
     async def claim(self, claim: Claim) -> Connection | None:
         """Commit a claim; `None` where the connection has changed since it was read."""

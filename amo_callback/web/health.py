@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from amo_callback.errors import AmoCallbackError
+from amo_callback.errors import AmoCallbackError, StoreUnavailable
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
@@ -28,12 +28,14 @@ class Readiness:
 
     async def checks(self) -> dict[str, dict[str, object]]:
         """Return each check by its name: whether it is `ok`, and a `detail` for people."""
+        store, fresh = await asyncio.gather(self._check_store(), self._check_fresh())
         found = {
-            "store": await self._check_store(),
+            "store": store,
             "refresher": self._check_refresher(),
             "amo_credentials": self._check_credentials(),
             "unsaved_pairs": self._check_unsaved(),
             "verdicts": self._check_verdicts(),
+            "fresh": fresh,
         }
         return {name: {"ok": ok, "detail": detail} for name, (ok, detail) in found.items()}
 
@@ -49,6 +51,19 @@ class Readiness:
         if self._store.failing is not None:
             return False, f"cannot be written: {self._store.failing}"
         return True, "works"
+
+    async def _check_fresh(self) -> tuple[bool, str]:
+        now = self._clock.now()
+        counting = asyncio.ensure_future(self._store.fleet(now=now, since=now))
+        try:
+            if not await done_within(counting, seconds=_STORE_PATIENCE, clock=self._clock):
+                return False, f"no answer within {_STORE_PATIENCE:g} s"
+            fleet = counting.result()
+        except StoreUnavailable as error:
+            return False, error.code
+        finally:
+            counting.cancel()
+        return 2 * fleet.fresh >= fleet.living, f"{fleet.fresh} of {fleet.living} active connections hold a live token"
 
     def _check_refresher(self) -> tuple[bool, str]:
         age = self._custody.refresher.beat_age

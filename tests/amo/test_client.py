@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 async def test_a_code_is_exchanged_and_its_pair_refreshed_once(client: AmoClient, amo: Amo) -> None:
     """A pair comes for a code, another for its refresh token; each works once."""
     code = amo.code().encode()
-    first = await client.exchange(code=code, domain=HOST)
+    first = await client.exchange(code=code, domain=HOST, not_after=math.inf)
     second = await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST, not_after=math.inf)
     assert amo.vendor.live_account(second.pair.access_token) is amo.account
     assert first.account.account_id == str(amo.account.id)
     with pytest.raises(CodeUsed):
-        await client.exchange(code=code, domain=HOST)
+        await client.exchange(code=code, domain=HOST, not_after=math.inf)
     with pytest.raises(RefreshTokenDead):
         await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST, not_after=math.inf)
 
@@ -60,7 +60,7 @@ async def test_an_ill_amo_leaves_the_outcome_open(client: AmoClient, amo: Amo, f
     """Whatever is no whole pair and no refusal leaves open whether the token was spent; nothing is sent twice."""
     amo.sandbox.faults.add(fault)
     with pytest.raises(OutcomeOpen) as raised:
-        await client.exchange(code=amo.code().encode(), domain=HOST)
+        await client.exchange(code=amo.code().encode(), domain=HOST, not_after=math.inf)
     assert raised.value.what == what
     assert raised.value.__cause__ is None
     assert amo.sandbox.requests == 1
@@ -70,7 +70,7 @@ async def test_a_huge_answer_is_not_read_to_its_end(client: AmoClient, amo: Amo)
     """Of 64 MB no more is taken than it takes to see that it is too much."""
     amo.sandbox.faults.add(Fault.HUGE_AFTER)
     with pytest.raises(OutcomeOpen):
-        await client.exchange(code=amo.code().encode(), domain=HOST)
+        await client.exchange(code=amo.code().encode(), domain=HOST, not_after=math.inf)
     await amo.sandbox.cut_off.wait()
 
 
@@ -79,7 +79,7 @@ async def test_a_silent_amo_is_given_up_after_the_timeout(amo: Amo, clock: FakeC
     amo.sandbox.faults.add(Fault.HANG_AFTER)
     async with amo_client(amo, clock, timeout=0.2) as client:
         with pytest.raises(OutcomeOpen) as raised:
-            await client.exchange(code=amo.code().encode(), domain=HOST)
+            await client.exchange(code=amo.code().encode(), domain=HOST, not_after=math.inf)
     assert raised.value.what == "timeout"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,6 +55,7 @@ class House:
         self.clock, self.witness = clock, witness
         self.failing = FailingStore(store, clock)
         self.rescue = MemoryRescue()
+        self.grants = 0
         self.keeper = self.make_keeper()
 
     def make_custody(self, **more: Any) -> Custody:
@@ -74,7 +76,9 @@ class House:
         return self.make_custody(**more).keeper
 
     async def connect(self, **more: Any) -> Connection:
-        issued = await self.client.exchange(code=self.amo.code().encode(), domain=HOST)
+        self.clock.advance(self.grants)  # no two grants at the same moment
+        self.grants += 1
+        issued = await self.client.exchange(code=self.amo.code().encode(), domain=HOST, not_after=math.inf)
         return await self.keep(issued, **more)
 
     async def keep(self, issued: Issued, **more: Any) -> Connection:
@@ -86,6 +90,7 @@ class House:
             "client_id": self.client.client_id,
             "sealed_pair": self.cipher.seal_pair(issued.pair, connection_id=name),
             "access_issued_at": issued.pair.issued_at,
+            "connected_at": issued.pair.issued_at,
             "access_expires_at": issued.pair.expires_at,
         }
         return await save(self.store, a_connection(**{**values, **more}), code=issued.pair.refresh_token)

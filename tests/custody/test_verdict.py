@@ -50,7 +50,7 @@ def test_only_listed_refusals_need_the_person(error: AmoCallbackError, doubtful:
     ("error", "seconds", "doubtful"),
     [
         (NotSent(), 30, False),
-        (UnknownRefusal(status=418, hint=""), 30, False),
+        (UnknownRefusal(status=400, hint=""), 30, False),
         (UnexplainedRefusal(401), 30, False),
         (RateLimited(7), 7, False),
         (AccountRefused(402), 900, False),

@@ -49,7 +49,16 @@ async def test_between_two_grants_the_later_token_holds(
 ) -> None:
     """An answer that comes late does not replace the pair of a later grant; without `iat` the later answer does."""
     await save(store, a_connection(sealed_pair=b"first"), iat=first, code="1")
-    assert (await save(store, a_connection(sealed_pair=b"second"), iat=second, code="2")).sealed_pair == held
+    later = a_connection(sealed_pair=b"second", connected_at=START + SECOND)
+    assert (await save(store, later, iat=second, code="2")).sealed_pair == held
+
+
+@pytest.mark.parametrize("iat", [1, None])
+async def test_the_same_grant_again_does_not_replace_what_came_of_it(store: Store, iat: int | None) -> None:
+    """A granted pair that is offered twice, after it was refreshed, is superseded."""
+    stored = await save(store, a_connection(), iat=iat, code="1")
+    refreshed = await store.save_refreshed(a_refreshed(stored))
+    assert await save(store, a_connection(), iat=iat, code="1") == refreshed
 
 
 async def test_the_connections_of_an_account_come_freshest_first(store: Store) -> None:

@@ -34,6 +34,7 @@ async def test_a_working_service_is_ready(app: Running) -> None:
         "amo_credentials": True,
         "unsaved_pairs": True,
         "verdicts": True,
+        "fresh": True,
     }
 
 
@@ -85,6 +86,9 @@ async def test_a_store_that_hangs_is_not_ready(clock: FakeClock) -> None:
 
     class Hanging:
         async def ping(self) -> None:
+            await clock.sleep(3600)
+
+        async def fleet(self, **_: object) -> None:
             await clock.sleep(3600)
 
     readiness = Readiness(store=cast("Store", Hanging()), custody=cast("Custody", Beat()), clock=clock, poll_interval=5)

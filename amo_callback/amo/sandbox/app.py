@@ -13,7 +13,7 @@ from aiohttp import web
 from jinja2 import Environment
 
 from amo_callback.amo.sandbox.faults import Fault, Faults
-from amo_callback.amo.sandbox.vendor import TOP_LEVEL, Reply, SandboxAccount, Vendor
+from amo_callback.amo.sandbox.vendor import TOP_LEVEL, Reply, SandboxAccount, Vendor, client_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,6 +30,8 @@ class Sandbox:
     def __init__(self, vendor: Vendor, *, clock: Clock, per_second: int | None = None, latency: float = 0.0) -> None:
         self.vendor = vendor
         self.faults = Faults()
+        self.look_up_faults = Faults()
+        self.look_ups = 0
         self.latency = latency
         self.requests = 0
         """Requests to the token endpoint, those that met a fault included."""
@@ -161,12 +163,18 @@ class Sandbox:
 
     # --- look-ups --------------------------------------------------------------------------------
 
-    async def _current_subdomain(self, request: web.Request) -> web.Response:
+    async def _current_subdomain(self, request: web.Request) -> web.StreamResponse:
+        self.look_ups += 1
+        if fault := self.look_up_faults.next():
+            return await _BEFORE[fault](request)
         if request.match_info["host"] != f"api-b.{TOP_LEVEL}":
             return web.Response(status=404)
         return _response(self.vendor.current_subdomain(request.headers.get("X-Refresh-Token", "")))
 
-    async def _subdomain(self, request: web.Request) -> web.Response:
+    async def _subdomain(self, request: web.Request) -> web.StreamResponse:
+        self.look_ups += 1
+        if fault := self.look_up_faults.next():
+            return await _BEFORE[fault](request)
         if request.match_info["host"] != f"www.{TOP_LEVEL}":
             return web.Response(status=404)
         return _response(self.vendor.subdomain(_bearer(request)))
@@ -205,15 +213,27 @@ async def _no_refresh_token(_request: web.Request, reply: Reply) -> web.StreamRe
 
 
 async def _nothing(request: web.Request, _reply: Reply) -> web.StreamResponse:
+    return await _reset(request)
+
+
+async def _reset(request: web.Request) -> web.StreamResponse:
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
 
 
-async def _hang(request: web.Request, _reply: Reply) -> web.StreamResponse:
+async def _hang_after(request: web.Request, _reply: Reply) -> web.StreamResponse:
+    return await _hang(request)
+
+
+async def _hang(request: web.Request) -> web.StreamResponse:
     while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 -- because nobody tells a handler that its client has gone
         await asyncio.sleep(0.01)
     return web.Response()
+
+
+async def _wrong_client(_request: web.Request) -> web.StreamResponse:
+    return _response(client_unknown())
 
 
 async def _broken_after(_request: web.Request, _reply: Reply) -> web.StreamResponse:
@@ -232,12 +252,16 @@ _BEFORE: dict[Fault | None, _Before] = {
     Fault.TOO_MANY: _always(429, headers={"Retry-After": "1"}),
     Fault.UNPAID: _always(402),
     Fault.BLOCKED: _always(403),
-    Fault.TEAPOT: _always(418, '{"hint": "I am a teapot"}', kind="application/problem+json"),
+    Fault.TEAPOT: _always(400, '{"hint": "I am a teapot"}', kind="application/problem+json"),
+    Fault.RESET: _reset,
+    Fault.HANG: _hang,
+    Fault.WRONG_CLIENT: _wrong_client,
+    Fault.NOT_LINKED: _always(400, '{"hint": "Token is not linked to client"}', kind="application/problem+json"),
 }
 _AFTER: dict[Fault, _After] = {
     Fault.HTTP_500_AFTER: _broken_after,
     Fault.HALF_JSON_AFTER: _half_json,
     Fault.NO_REFRESH_TOKEN_AFTER: _no_refresh_token,
     Fault.NOTHING_AFTER: _nothing,
-    Fault.HANG_AFTER: _hang,
+    Fault.HANG_AFTER: _hang_after,
 }

@@ -17,6 +17,10 @@ class Fault(Enum):
     HALF_JSON_AFTER = "half a JSON"
     NO_REFRESH_TOKEN_AFTER = "an answer without refresh token"  # noqa: S105 -- because it is a description
     REDIRECT = "a redirect"
+    RESET = "the connection closed before anything was looked at"
+    HANG = "no answer until the client gives up, and nothing was looked at"
+    WRONG_CLIENT = "401 without a hint"
+    NOT_LINKED = "400, Token is not linked to client"
     HUGE_AFTER = "64 MB"
     NOTHING_AFTER = "the connection closed without an answer"
     HANG_AFTER = "no answer until the client gives up"
@@ -24,7 +28,7 @@ class Fault(Enum):
     TOO_MANY = "429 with Retry-After: 1"
     UNPAID = "402"
     BLOCKED = "403"
-    TEAPOT = "418"
+    TEAPOT = "400 with words that are on no list"
 
 
 @dataclass(slots=True)

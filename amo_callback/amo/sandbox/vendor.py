@@ -39,6 +39,18 @@ class Lives:
 
 
 @dataclass(slots=True)
+class Unknowns:
+    """What is not known of AMO: each way can be had, and who relies on neither is right with both."""
+
+    refresh_kills_access: bool = False
+    """Whether a refresh ends the access token before it."""
+    look_up_knows_spent: bool = False
+    """Whether the look-up takes a spent refresh token for a good one."""
+    moved_status: int = 404
+    """What the old host of a moved account answers, without a hint."""
+
+
+@dataclass(slots=True)
 class SandboxAccount:
     """An account; its host may change."""
 
@@ -58,6 +70,7 @@ class _Code:
 @dataclass(slots=True)
 class _RefreshToken:
     account: SandboxAccount
+    access_token: str = field(repr=False)
     expires_at: datetime
     spent: bool = False
 
@@ -86,6 +99,7 @@ class Vendor:
         self.integration = integration
         self.ledger = Ledger()
         self.lives = lives or Lives()
+        self.unknowns = Unknowns()
         self._now = now
         self._key = secrets.token_bytes(32)
         self._accounts: dict[int, SandboxAccount] = {}
@@ -125,7 +139,7 @@ class Vendor:
         """Answer `POST https://{host}/oauth2/access_token`."""
         request = _json(body) if content_type == "application/json" else None
         if request is None:
-            return _client_unknown()  # a form is refused with these misleading words
+            return client_unknown()  # a form is refused with these misleading words
         kind, presented = _presented(request)
         reply = self._answer(host, request, kind, presented)
         hint = reply.content.get("hint")
@@ -149,10 +163,10 @@ class Vendor:
         known = self.integration
         mine = (known.client_id, known.client_secret, known.redirect_uri)
         if (request["client_id"], request["client_secret"], request["redirect_uri"]) != mine:
-            return _client_unknown()
+            return client_unknown()
         account = self.account_at(host)
         if account is None:
-            return _problem(404, None)
+            return _problem(self.unknowns.moved_status, None)
         if not isinstance(presented, str) or not presented:
             return _problem(400, "Check the `code` parameter" if kind == "authorization_code" else None)
         if kind == "authorization_code":
@@ -181,6 +195,8 @@ class Vendor:
         if token.expires_at <= self._now():
             return _problem(401, "Token has expired")
         token.spent = True
+        if self.unknowns.refresh_kills_access:
+            self._access_tokens.pop(token.access_token, None)
         return self._issue(account)
 
     def _issue(self, account: SandboxAccount) -> Reply:
@@ -188,7 +204,8 @@ class Vendor:
         access = self._jwt(account, now)
         refresh = "def50200" + secrets.token_hex(340)
         self._access_tokens[access] = (account, now + timedelta(seconds=self.lives.access))
-        self._refresh_tokens[refresh] = _RefreshToken(account, now + timedelta(seconds=self.lives.refresh))
+        expires = now + timedelta(seconds=self.lives.refresh)
+        self._refresh_tokens[refresh] = _RefreshToken(account, access, expires)
         self.ledger.issued.append(refresh)
         self.ledger.access_tokens.append(access)
         return Reply(
@@ -221,6 +238,11 @@ class Vendor:
 
     # --- look-ups, and what a token is good for --------------------------------------------------
 
+    def is_good(self, refresh_token: str) -> bool:
+        """Tell whether a refresh token could be spent now."""
+        token = self._refresh_tokens.get(refresh_token)
+        return token is not None and not (token.spent or token.account.disabled or token.expires_at <= self._now())
+
     def live_account(self, access_token: str) -> SandboxAccount | None:
         """Return whose live access token this is."""
         found = self._access_tokens.get(access_token)
@@ -231,7 +253,9 @@ class Vendor:
     def current_subdomain(self, refresh_token: str) -> Reply:
         """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
         token = self._refresh_tokens.get(refresh_token)
-        if token is None or token.spent or token.account.disabled or token.expires_at <= self._now():
+        if token is None or token.account.disabled or token.expires_at <= self._now():
+            return _problem(401, "Token has been revoked")
+        if token.spent and not self.unknowns.look_up_knows_spent:
             return _problem(401, "Token has been revoked")
         return _whereabouts(token.account)
 
@@ -266,7 +290,8 @@ def _problem(status: int, hint: str | None, *, title: str = "Bad request", detai
     return Reply(status=status, content=content, content_type="application/problem+json")
 
 
-def _client_unknown() -> Reply:
+def client_unknown() -> Reply:
+    """Answer as AMO does where it does not know the client: without a hint."""
     return _problem(401, None, title="Некорректный клиент", detail="Авторизация клиента не прошла")
 
 

@@ -45,8 +45,8 @@ ORDER BY next_refresh_at
 LIMIT 1;
 
 -- name: probe
-SELECT id FROM connections
-WHERE status = 'active' AND attempt IS NULL AND id NOT IN (SELECT value FROM json_each(:apart_from))
+SELECT * FROM connections
+WHERE status = 'active' AND id NOT IN (SELECT value FROM json_each(:apart_from))
 ORDER BY next_refresh_at
 LIMIT 1;
 
@@ -59,13 +59,14 @@ LIMIT :limit;
 -- name: fleet
 SELECT
     (SELECT count(*) FROM connections WHERE status = 'active') AS living,
+    (SELECT count(*) FROM connections WHERE status = 'active' AND access_expires_at > :now) AS fresh,
     (SELECT count(*) FROM connections WHERE status = 'needs_reauth' AND died_at > :since) AS died;
 
 -- name: claim
 -- Of the very row that was read. What an open attempt was spending whose lease has ended may be spent.
 UPDATE connections SET
     lease_owner = :owner, lease_until = :until, attempt = :attempt,
-    doubtful = COALESCE(spending, doubtful), spending = :fingerprint,
+    doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint,
     row_version = row_version + 1
 WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconnected'
 RETURNING *;
@@ -92,7 +93,9 @@ RETURNING *;
 -- An attempt that nobody knows the end of stays open, until its lease ends anew.
 UPDATE connections SET
     status = :status, reason = :reason, last_error = :last_error, failures = failures + 1,
-    next_refresh_at = :next_refresh_at, died_at = :died_at, look_up_at = COALESCE(:look_up_at, look_up_at),
+    next_refresh_at = :next_refresh_at, died_at = :died_at,
+    look_up_at = CASE WHEN status = 'active' AND look_up_at < :look_up_at THEN look_up_at
+        ELSE COALESCE(:look_up_at, look_up_at) END,
     lease_until = :open_until,
     lease_owner = CASE WHEN :open_until IS NOT NULL THEN lease_owner END,
     attempt = CASE WHEN :open_until IS NOT NULL THEN attempt END,
@@ -138,8 +141,11 @@ WHERE id = :id AND row_version = :row_version
 RETURNING id;
 
 -- name: switched_off
--- AMO's hook can be replayed: while the last one is being checked it starts nothing.
-UPDATE connections SET hook_at = :now, look_up_at = :now, row_version = row_version + 1
+-- AMO's hook can be replayed: while the last one is being checked it starts nothing, and whoever was given up
+-- keeps the turn that may heal it.
+UPDATE connections SET
+    look_up_at = CASE WHEN status = 'active' OR hook_at IS NULL THEN :now ELSE look_up_at END,
+    hook_at = :now, row_version = row_version + 1
 WHERE account_id = :account_id AND status <> 'disconnected' AND (hook_at IS NULL OR hook_at <= :before)
 RETURNING id;
 
@@ -166,7 +172,14 @@ ON CONFLICT (id) DO UPDATE SET
     grant_iat = excluded.grant_iat,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
-WHERE (connections.grant_iat IS NULL OR excluded.grant_iat IS NULL OR excluded.grant_iat >= connections.grant_iat)
+-- The later token by AMO's clock; where that does not tell, the later answer. The same grant again is not later.
+WHERE (
+        excluded.grant_iat > connections.grant_iat
+        OR (
+            COALESCE(excluded.grant_iat = connections.grant_iat, TRUE)
+            AND excluded.connected_at > connections.connected_at
+        )
+    )
     AND (connections.disconnected_at IS NULL OR excluded.connected_at > connections.disconnected_at)
 RETURNING *;
 

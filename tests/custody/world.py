@@ -1,0 +1,450 @@
+"""A small world in which every step of every process is somebody else's decision.
+
+Processes share a real SQLite file, a rescue folder, a clock that stands still, and the stand-in's rules. Each of
+their writes, and each request to AMO, waits at a gate before it happens and again before its result is heard. So
+a process that is slow, stopped or killed between any two steps is one whose gates are opened late, or never. What must
+always hold is checked where it would break: as a token is presented, a pair stored, a verdict written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from amo_callback.amo.claims import account_of, read_claims
+from amo_callback.amo.lookup import (
+    ACCESS_TOKEN_DEAD,
+    REFRESH_TOKEN_REFUSED,
+    UNASKED,
+    UNKNOWN,
+    read_sighting,
+    refresh_token_request,
+)
+from amo_callback.amo.protocol import Answer, GrantType, Integration, read_answer, refresh_request
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.amo.sandbox.vendor import SandboxAccount, SandboxIntegration, Vendor
+from amo_callback.custody.build import make_custody
+from amo_callback.errors import NotSent, OutcomeOpen, StoreUnavailable
+from amo_callback.model import (
+    Account,
+    Connection,
+    Issued,
+    Reason,
+    RefreshRules,
+    Sighting,
+    Status,
+    TokenPair,
+    Verdict,
+    connection_id,
+)
+from tests.builders import a_connection, save
+from tests.fakes import FakeClock, MemoryRescue, Witness
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.ports import AmoOAuth, Priority, Store
+
+RULES = RefreshRules(lease=60.0, retry_base=30.0, retry_cap=900.0, concurrency=4)
+TIMEOUT = 15.0
+MANY = 1000
+WRITES = frozenset({"claim", "extend", "save_refreshed", "save_verdict", "release", "postpone"})
+OPEN = {
+    Fault.HTTP_500: (500, b"<h1>500</h1>"),
+    Fault.HTML_200: (200, b"<h1>Maintenance</h1>"),
+    Fault.REDIRECT: (302, b""),
+    Fault.TOO_MANY: (429, b""),
+    Fault.UNPAID: (402, b""),
+    Fault.BLOCKED: (403, b""),
+    Fault.TEAPOT: (400, b'{"hint": "I am a teapot"}'),
+    Fault.WRONG_CLIENT: (401, b'{"title": "?"}'),
+}
+"""Answers of an AMO that did not look at the token."""
+LOST = (Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.NOTHING_AFTER)
+FAULTS = (*OPEN, *LOST, Fault.RESET)
+
+
+class _Inline(ThreadPoolExecutor):
+    """An executor without threads."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*args, **kwargs))
+        except OSError as error:
+            done.set_exception(error)
+        return done
+
+
+@dataclass
+class Token:
+    """A refresh token, as the world knows it."""
+
+    parent: str | None
+    generation: int
+    """Which of its connection's grants it comes from."""
+    number: int
+    access_token: str
+    spent_by: str | None = None
+    stored: bool = False
+
+    @property
+    def age(self) -> tuple[int, int]:
+        return self.generation, self.number
+
+
+@dataclass
+class Process:
+    """One process: its gates, its custody, its fate."""
+
+    world: World
+    name: str
+    waiting: list[tuple[str, asyncio.Future[None]]] = field(default_factory=list)
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    received: list[tuple[str, str]] = field(default_factory=list)
+    store_away: bool = False
+    dead: bool = False
+    ended: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.witness = Witness()
+        self.custody = make_custody(
+            store=cast("Store", _Store(self)),
+            amo=cast("AmoOAuth", _Amo(self)),
+            cipher=self.world.cipher,
+            rescue=self.world.disk,
+            clock=self.world.clock,
+            observer=self.witness,
+            rules=RULES,
+            owner=self.name,
+            random=lambda: 0.5,
+        )
+        self.run(self._live())
+
+    async def _live(self) -> None:
+        await self.custody.unsaved.restore()
+        await self.custody.refresher.run()
+
+    def run(self, work: Any) -> None:
+        self.tasks.add(self.world.loop.create_task(work))
+
+    async def gate(self, name: str) -> None:
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((name, opened))
+        await opened
+
+    def stop(self) -> None:
+        """Send it SIGTERM."""
+        if self.ended is None:
+            self.custody.stop()
+            self.ended = self.world.loop.create_task(self.custody.drain())
+
+
+class _Store:
+    """The store as one process sees it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self.failed_at: float | None = None
+        self.failing: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            process, world = self._process, self._process.world
+            if name in WRITES:
+                await process.gate(name)
+            if process.store_away:
+                self.failed_at = world.clock.monotonic()
+                raise StoreUnavailable("SQLITE_FULL")
+            result = await world.at_work(world.watched(process, name, args, kwargs))
+            if name in WRITES or name == "connection":
+                await process.gate(f"{name}, done")
+            return result
+
+        return call
+
+
+class _Amo:
+    """AMO as one process reaches it: the stand-in's rules, without a network."""
+
+    timeout = TIMEOUT
+
+    def __init__(self, process: Process) -> None:
+        self._process, self._world = process, process.world
+        self.client_id = process.world.integration.client_id
+
+    async def slot(self, _priority: Priority) -> None:
+        return
+
+    def account_of(self, access_token: str) -> Account:
+        return account_of(read_claims(access_token))
+
+    async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> Issued:
+        world, process = self._world, self._process
+        await process.gate("send")
+        if world.clock.monotonic() > not_after:
+            raise NotSent
+        sent, fault = world.clock.monotonic(), world.fault()
+        status, body = world.presented(refresh_token, domain=domain, fault=fault)
+        await process.gate("answer")
+        if world.clock.monotonic() - sent > TIMEOUT:
+            raise OutcomeOpen("timeout")
+        if fault in {Fault.RESET, Fault.NOTHING_AFTER}:
+            raise OutcomeOpen("connection_lost")
+        issued = read_answer(
+            Answer(status=status, body=body), grant_type=GrantType.REFRESH_TOKEN, now=world.clock.now()
+        )
+        process.received.append((world.account_name(domain), issued.pair.refresh_token))
+        return issued
+
+    async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> Sighting:
+        request = refresh_token_request(self._world.integration, refresh_token=refresh_token, api_domain=api_domain)
+        if request is None:
+            return UNASKED
+        await self._process.gate("look up")
+        return self._sighting(self._world.vendor.current_subdomain(refresh_token), account_id, REFRESH_TOKEN_REFUSED)
+
+    async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> Sighting:
+        assert domain
+        await self._process.gate("ask about")
+        return self._sighting(self._world.vendor.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
+
+    def _sighting(self, reply: Any, account_id: str, refusals: frozenset[int]) -> Sighting:
+        if self._world.look_ups_away:
+            return UNKNOWN
+        answer = Answer(status=reply.status, body=reply.body)
+        return read_sighting(answer, account_id=account_id, refusals=refusals)
+
+
+class World:
+    """All there is."""
+
+    def __init__(self, store: Store, cipher: Cipher, *, accounts: int = 3) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_default_executor(_Inline())
+        self.store, self.cipher = store, cipher
+        self.clock = FakeClock()
+        self.disk = MemoryRescue()
+        known = SandboxIntegration()
+        self.integration = Integration(
+            client_id=known.client_id, client_secret=known.client_secret, redirect_uri=known.redirect_uri
+        )
+        self.vendor = Vendor(integration=known, now=self.clock.now)
+        self.accounts = [self.vendor.open_account(f"a{number}.amocrm.ru") for number in range(accounts)]
+        self.faults: list[Fault] = []
+        self.look_ups_away = False
+        self.tokens: dict[str, Token] = {}
+        self.generations: dict[str, int] = {}
+        self.harmed: set[str] = set()
+        """Connections that others have spent, or switched off."""
+        self.processes: list[Process] = []
+        self.steps = 0
+        self._busy = 0
+
+    # --- time and turns --------------------------------------------------------------------------
+
+    async def at_work(self, work: Awaitable[Any]) -> Any:
+        self._busy += 1
+        try:
+            return await work
+        finally:
+            self._busy -= 1
+
+    async def settle(self) -> None:
+        """Let everyone run until all wait at gates, or sleep."""
+        quiet = 0
+        while quiet < 25:
+            await asyncio.sleep(0)
+            quiet = 0 if self._busy else quiet + 1
+        for process in self.processes:
+            if process.ended is not None and process.ended.done() and not process.dead:
+                process.dead = True
+                await self._check_left_behind(process)
+
+    def start(self) -> Process:
+        process = Process(self, f"process-{len(self.processes)}")
+        self.processes.append(process)
+        return process
+
+    def living(self) -> list[Process]:
+        return [process for process in self.processes if not process.dead]
+
+    async def open(self, process: Process, number: int = 0) -> None:
+        """Open one gate, and let what it leads to happen."""
+        process.waiting = [(name, gate) for name, gate in process.waiting if not gate.done()]
+        if process.waiting:
+            self.steps += 1
+            _, gate = process.waiting.pop(number % len(process.waiting))
+            gate.set_result(None)
+            await self.settle()
+
+    async def flow(self) -> None:
+        """Open gates until nobody waits at one."""
+        before = self.steps
+        while waiting := [process for process in self.living() if any(not gate.done() for _, gate in process.waiting)]:
+            for process in waiting:
+                await self.open(process)
+            assert self.steps - before < MANY, "somebody is busy without end while the clock stands still"
+
+    async def close(self) -> None:
+        for process in self.processes:
+            process.dead = True
+            process.custody.stop()
+        for _ in range(5):
+            everyone = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in everyone:
+                task.cancel()
+            await asyncio.wait(everyone, timeout=1) if everyone else None
+
+    # --- the stand-in ----------------------------------------------------------------------------
+
+    def fault(self) -> Fault | None:
+        return self.faults.pop(0) if self.faults else None
+
+    def account_name(self, host: str) -> str:
+        account = next((one for one in self.accounts if one.host == host), None)
+        return "" if account is None else self.name(account)
+
+    def name(self, account: SandboxAccount) -> str:
+        return connection_id(Account(account_id=str(account.id), user_id=str(account.user_id)), account.host)
+
+    def presented(self, refresh_token: str, *, domain: str, fault: Fault | None) -> tuple[int, bytes]:
+        """Present a refresh token, and return what comes back of the answer."""
+        answered = [token for token in self.tokens.values() if token.parent == refresh_token and token.stored]
+        assert not answered, "a token was presented although its successor had been stored"
+        if fault in OPEN:
+            return OPEN[fault]
+        if fault is Fault.RESET:
+            return 0, b""
+        reply = self._post(refresh_token, domain)
+        if reply.status == 200:
+            self._born(reply.content, parent=refresh_token, spent_by="us")
+        if fault is Fault.HTTP_500_AFTER:
+            return 500, b""
+        if fault is Fault.HALF_JSON_AFTER:
+            return reply.status, reply.body[: len(reply.body) // 2]
+        if fault is Fault.NO_REFRESH_TOKEN_AFTER and reply.status == 200:
+            return 200, json.dumps({**reply.content, "refresh_token": None}).encode()
+        return reply.status, reply.body
+
+    def _post(self, refresh_token: str, domain: str) -> Any:
+        request = refresh_request(self.integration, refresh_token=refresh_token, domain=domain)
+        return self.vendor.token(domain, body=request.body or b"", content_type="application/json")
+
+    def _born(self, content: Any, *, parent: str | None, spent_by: str = "", generation: int = 0) -> None:
+        if parent is not None:
+            self.tokens[parent].spent_by = spent_by
+            generation = self.tokens[parent].generation
+        self.tokens[content["refresh_token"]] = Token(
+            parent=parent, generation=generation, number=len(self.tokens), access_token=content["access_token"]
+        )
+
+    async def grant(self, account: SandboxAccount) -> None:
+        """Let the person connect, by a process that is none of these."""
+        name = self.name(account)
+        account.disabled = False
+        body = {
+            "client_id": self.integration.client_id,
+            "client_secret": self.integration.client_secret,
+            "redirect_uri": self.integration.redirect_uri,
+            "grant_type": "authorization_code",
+            "code": self.vendor.allow(account),
+        }
+        reply = self.vendor.token(account.host, body=json.dumps(body).encode(), content_type="application/json")
+        now = self.clock.now()
+        issued = read_answer(Answer(status=200, body=reply.body), grant_type=GrantType.CODE, now=now)
+        self.generations[name] = self.generations.get(name, 0) + 1
+        self._born(reply.content, parent=None, generation=self.generations[name])
+        self.harmed.discard(name)
+        connection = a_connection(
+            id=name,
+            account_id=str(account.id),
+            user_id=str(account.user_id),
+            domain=account.host,
+            api_domain=issued.account.api_domain,
+            client_id=self.integration.client_id,
+            sealed_pair=self.cipher.seal_pair(issued.pair, connection_id=name),
+            access_issued_at=now,
+            access_expires_at=issued.pair.expires_at,
+            refresh_expires_at=now + timedelta(days=90),
+            next_refresh_at=now + timedelta(hours=12),
+            connected_at=now,
+        )
+        await self.at_work(save(self.store, connection, code=issued.pair.refresh_token))
+
+    async def steal(self, account: SandboxAccount) -> None:
+        """Let a stranger spend the stored refresh token."""
+        name = self.name(account)
+        token = self.pair(await self.row(name)).refresh_token
+        if self.vendor.is_good(token):
+            self.harmed.add(name)
+            self._born(self._post(token, account.host).content, parent=token, spent_by="a stranger")
+
+    def switch_off(self, account: SandboxAccount) -> None:
+        account.disabled = True
+        self.harmed.add(self.name(account))
+
+    # --- what must hold --------------------------------------------------------------------------
+
+    async def row(self, name: str) -> Connection:
+        row = await self.at_work(self.store.connection(name))
+        assert row is not None
+        return cast("Connection", row)
+
+    def pair(self, row: Connection) -> TokenPair:
+        return self.cipher.open_pair(row.sealed_pair or b"", connection_id=row.id)
+
+    async def watched(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do what a process asks of the store, and check what that does to the truth."""
+        before = await self.store.connection(args[0].connection_id) if name == "save_refreshed" else None
+        result = await getattr(self.store, name)(*args, **kwargs)
+        if name == "save_refreshed" and result is not None and before is not None:
+            old, new = (self.tokens[self.pair(row).refresh_token] for row in (before, result))
+            assert old.age < new.age, f"{process.name} has stored an older pair over a newer one"
+            new.stored = True
+        if name == "save_verdict" and result is not None:
+            self._check_verdict(args[0], result)
+        return result
+
+    def _check_verdict(self, verdict: Verdict, row: Connection) -> None:
+        if verdict.status is not Status.NEEDS_REAUTH:
+            return
+        token = self.pair(row).refresh_token
+        assert not self.vendor.is_good(token), "a live connection was declared dead"
+        if verdict.reason is Reason.REVOKED and row.id not in self.harmed:
+            assert self.tokens[token].spent_by != "us", "a loss of our making was called revoked"
+
+    async def _check_left_behind(self, process: Process) -> None:
+        """Check that a process that ended by itself has left each pair that it received in the store or in a file."""
+        for name, refresh_token in process.received:
+            row, token = await self.row(name), self.tokens[refresh_token]
+            stored = row.sealed_pair is not None and self.tokens[self.pair(row).refresh_token].age >= token.age
+            rescued = any(file.startswith(name) for file in self.disk.files)
+            assert stored or rescued, f"{process.name} has ended and left a pair nowhere"
+
+    async def check_handed_out(self, process: Process, connection: Connection, access_token: str) -> None:
+        """Check that what was handed out lives, as far as could be known."""
+        row = await self.row(connection.id)
+        under_way = row.attempt is not None and row.failures == 0
+        changed = row.pair_version != connection.pair_version
+        if under_way or changed or self.look_ups_away or row.id in self.harmed or process.custody.unsaved.names:
+            return
+        assert self.vendor.live_account(access_token) is not None, "a dead token was handed out"
+
+    async def check_at_peace(self) -> None:
+        """Check that whoever lives is active and fresh once all is well, and that nothing waits to be stored."""
+        assert not self.disk.files
+        for account in self.accounts:
+            row = await self.row(self.name(account))
+            good = self.vendor.is_good(self.pair(row).refresh_token)
+            hidden = not good and row.domain != account.host  # switched off where nobody can be asked: 404 for ever
+            expected = Status.ACTIVE if good or hidden else Status.NEEDS_REAUTH
+            assert row.status is expected, f"{row.status} {row.reason} {row.last_error}, and its token is good: {good}"
+            if good:
+                assert row.access_expires_at is not None
+                assert row.access_expires_at > self.clock.now(), "nobody refreshes it any more"
