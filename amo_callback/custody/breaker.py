@@ -72,12 +72,13 @@ class Breaker:
     def check(self, connection_id: str, *, demand: Demand) -> None:
         """Raise `Busy` where this connection may not be refreshed now, nor be the probe.
 
-        A caller's forced refresh may be the probe, once a round: the next one is another connection.
+        A caller's forced refresh may be the probe, or the trial of a connection that was given up; each once a
+        round, so that the next one is another.
         """
         if self.reason is None:
             return
-        fresh = demand is Demand.PROBE or (demand is Demand.FORCED and connection_id not in self.probed)
-        if not fresh or self.probe_in > 0:
+        takes_turns = demand in {Demand.FORCED, Demand.TRIAL} and connection_id not in self.probed
+        if not (demand is Demand.PROBE or takes_turns) or self.probe_in > 0:
             raise Busy(max(self.probe_in, 1.0), because=self.reason)
 
     def enter(self, connection_id: str) -> None:

@@ -3,6 +3,7 @@
 A connection that needs its person keeps its pair, and is looked up once a day: AMO may have been ill, and it heals.
 AMO's hook says that the integration was switched off in an account; but its signature never changes, so whoever
 has seen one can send it again. So it is a hint: only where AMO itself knows the token no more are the tokens erased.
+One that was given up already has its turn now at the first hook, and then once a day as before.
 """
 
 from __future__ import annotations
@@ -71,27 +72,30 @@ class Checks:
         if connection is None or connection.look_up_at is None or connection.look_up_at > now:
             return
         pair = self._cipher.pair_of(connection)
-        hook_at = connection.hook_at
-        if hook_at is not None and connection.look_up_at <= hook_at + _AFTER_HOOK[-1]:
-            await self._check_hook(connection, pair, hook_at)
-        else:
+        if connection.status is Status.NEEDS_REAUTH:
             await self._check_given_up(connection, pair)
+        else:
+            await self._check_hook(connection, pair, connection.hook_at or connection.look_up_at)
 
     # --- the hook --------------------------------------------------------------------------------
 
     async def _check_hook(self, connection: Connection, pair: TokenPair | None, hook_at: datetime) -> None:
         standing = await self._standing(connection, pair)
         if standing is Standing.REFUSED and not self._is_unsettled(connection):
-            # As of the hook: a grant that came after it holds, also where its pair is not yet stored.
-            if await self._store.disconnect(connection, at=hook_at):
-                self._tell("connection.disconnected", connection, Level.WARNING, reason="switched off in AMO")
-            return  # else something has changed meanwhile: it is looked at again
+            await self._erase(connection, hook_at)
+            return
         upcoming = (hook_at + after for after in _AFTER_HOOK)
         again = next((moment for moment in upcoming if moment > self._clock.now()), None)
-        if again is None and connection.status is Status.NEEDS_REAUTH:
-            again = self._clock.now() + LOOK_UP_EVERY
         await self._store.look_up_again(connection, at=again)
         self._tell("hook.unconfirmed", connection, Level.WARNING, standing=standing, again_at=again)
+
+    async def _erase(self, connection: Connection, hook_at: datetime) -> None:
+        """Erase the tokens, as of the hook: a grant that came after it holds, also where its pair is not yet stored.
+
+        Where something has changed since the connection was read, it is looked at again.
+        """
+        if await self._store.disconnect(connection, at=hook_at):
+            self._tell("connection.disconnected", connection, Level.WARNING, reason="switched off in AMO")
 
     async def _standing(self, connection: Connection, pair: TokenPair | None) -> Standing:
         """Ask about the refresh token; and about an access token that should live, before the worst is believed."""
@@ -121,9 +125,13 @@ class Checks:
         expires = connection.refresh_expires_at
         again = now + LOOK_UP_EVERY
         dead = expires is not None and expires <= now
-        if not await self._store.look_up_again(connection, at=None if dead else again) or dead or pair is None:
+        if dead or pair is None:
+            await self._store.look_up_again(connection, at=None if dead else again)
             return
-        if (await self._inquiry.about_refresh_token(connection, pair)).standing is Standing.GOOD:
+        standing = await self._standing(connection, pair)
+        if standing is Standing.REFUSED and connection.hook_at and not self._is_unsettled(connection):
+            await self._erase(connection, connection.hook_at)
+        elif await self._store.look_up_again(connection, at=again) and standing is Standing.GOOD:
             await self._try(connection)
 
     async def _try(self, connection: Connection) -> None:

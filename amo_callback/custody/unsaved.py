@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amo_callback.custody.paid import Paid, name_of, open_paid, replaced_by, seal_paid
 from amo_callback.errors import ConfigurationError, ShuttingDown, StoreUnavailable, Unreadable
@@ -138,9 +138,10 @@ class Unsaved:
         name = name_of(held.paid)
         self._held[name] = held
         try:
-            while not await self._store_it(held):
+            while refusal := await self._store_it(held):
                 if not held.rescued:
                     held.rescued = await self._rescued(held.paid)
+                self._tell_once(held, refusal)
                 held.tried.set()
                 await self._wait(held)
             if held.rescued:
@@ -152,24 +153,26 @@ class Unsaved:
             del self._held[name]
             held.tried.set()
 
-    async def _store_it(self, held: _Held) -> bool:
-        """Offer a pair to the store; tell whether it has taken it, or holds a newer one. The first refusal is told."""
-        paid = held.paid
+    async def _store_it(self, held: _Held) -> Exception | None:
+        """Offer a pair to the store; return why it does not take it, nothing where it does, or holds a newer one."""
         try:
-            if isinstance(paid, RefreshedPair):
-                held.saved = await self._store.save_refreshed(paid)
+            if isinstance(held.paid, RefreshedPair):
+                held.saved = await self._store.save_refreshed(held.paid)
             else:
-                held.saved = await self._store.save_connected(paid)
-        except StoreUnavailable as error:
-            why: dict[str, Any] = {"fields": {"store": error.what}}
+                held.saved = await self._store.save_connected(held.paid)
         except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
-            why = {"error": error}
+            return error
+        return None
+
+    def _tell_once(self, held: _Held, refusal: Exception) -> None:
+        if held.told:
+            return
+        held.told = True
+        if isinstance(refusal, StoreUnavailable):
+            self._tell("pair.unsaved", held.paid, Level.ERROR, store=refusal.what, rescued=held.rescued)
         else:
-            return True
-        if not held.told:
-            held.told = True
-            self._observer(Event(name="pair.unsaved", level=Level.ERROR, connection_id=paid.connection_id, **why))
-        return False
+            bug = Event(name="pair.unsaved", level=Level.ERROR, connection_id=held.paid.connection_id, error=refusal)
+            self._observer(bug)
 
     async def _wait(self, held: _Held) -> None:
         """Wait for the next try, or for the end where the pair is safe."""
@@ -183,10 +186,8 @@ class Unsaved:
         sealed = seal_paid(paid, self._cipher)
         try:
             await asyncio.to_thread(self._rescue.write, name_of(paid), sealed)
-        except OSError as error:
-            self._tell("pair.unrescued", paid, Level.ERROR, file_error=error.strerror)
+        except OSError:
             return False
-        self._tell("pair.rescued", paid)
         return True
 
     async def _forget(self, name: str) -> None:
