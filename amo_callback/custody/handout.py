@@ -117,6 +117,8 @@ class Handout:
         pair = self._cipher.pair_of(connection)
         if pair is None:
             raise NeedsReauth(Reason.UNREADABLE)
+        if not lives(pair, now=self._clock.now()):
+            raise Busy(1.0)  # the process was stopped for longer than a token lives
         return HandedOut(connection=connection, pair=pair)
 
     async def _as_it_is(self, connection: Connection, *, error: AmoCallbackError | None = None) -> HandedOut | None:
@@ -124,7 +126,7 @@ class Handout:
         pair = self._cipher.pair_of(connection)
         if pair is None or not lives(pair, now=self._clock.now()):
             return None
-        if not await self._liveness.lives(connection, pair):
+        if not await self._liveness.lives(connection, pair) or not lives(pair, now=self._clock.now()):
             return None
         return HandedOut(
             connection=connection, pair=pair, stale=error is not None, reason=None if error is None else _reason(error)
