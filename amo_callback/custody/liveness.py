@@ -36,6 +36,14 @@ class _Answer:
     dead: bool
 
 
+_Key = tuple[str, int, str | None]
+
+
+def _key(connection: Connection) -> _Key:
+    """Name what an answer is about: this pair, and the last attempt that may have ended its access token."""
+    return connection.id, connection.pair_version, connection.attempt
+
+
 class Liveness:
     """Tell the living from the dead."""
 
@@ -43,22 +51,22 @@ class Liveness:
         self._inquiry = inquiry
         self._leases = leases
         self._clock = clock
-        self._answers: OrderedDict[tuple[str, int], _Answer] = OrderedDict()
-        self._rejected: OrderedDict[tuple[str, int], None] = OrderedDict()
-        self._asking: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._answers: OrderedDict[_Key, _Answer] = OrderedDict()
+        self._rejected: OrderedDict[_Key, None] = OrderedDict()
+        self._asking: dict[_Key, asyncio.Task[None]] = {}
 
     def is_doubtful(self, connection: Connection) -> bool:
         """Tell whether the access token may be dead before its time."""
         if connection.status is Status.NEEDS_REAUTH or connection.doubtful is not None:
             return True
-        if (connection.id, connection.pair_version) in self._rejected:
+        if _key(connection) in self._rejected:
             return True
         # An attempt of which we know that it is under way is no reason for doubt: it is one when it ends badly.
         return connection.attempt is not None and (connection.failures > 0 or not self._leases.left(connection))
 
     def reject(self, connection: Connection) -> None:
         """Note that AMO has refused the access token to a backend, which is a hint and no more."""
-        self._rejected[connection.id, connection.pair_version] = None
+        self._rejected[_key(connection)] = None
         while len(self._rejected) > _REMEMBERED:
             self._rejected.popitem(last=False)
 
@@ -66,7 +74,7 @@ class Liveness:
         """Tell whether the access token may be handed out."""
         if not self.is_doubtful(connection):
             return True
-        key = (connection.id, connection.pair_version)
+        key = _key(connection)
         known = self._answers.get(key)
         if known is None or self._clock.monotonic() >= known.holds_until:
             asking = self._asking.get(key)
@@ -84,7 +92,7 @@ class Liveness:
             asking.cancel()
         await asyncio.gather(*self._asking.values(), return_exceptions=True)
 
-    async def _ask(self, key: tuple[str, int], connection: Connection, pair: TokenPair) -> None:
+    async def _ask(self, key: _Key, connection: Connection, pair: TokenPair) -> None:
         try:
             standing = (await self._inquiry.about_access_token(connection, pair)).standing
         except ShuttingDown:

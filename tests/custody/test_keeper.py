@@ -49,9 +49,9 @@ class House:
     """A keeper with everything around it, and one connected account."""
 
     def __init__(
-        self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness
+        self, *, store: Store, amo: Amo, client: AmoClient, key: str, clock: FakeClock, witness: Witness
     ) -> None:
-        self.store, self.amo, self.client, self.cipher = store, amo, client, cipher
+        self.store, self.amo, self.client, self.cipher, self.keys = store, amo, client, Cipher([key]), [key]
         self.clock, self.witness = clock, witness
         self.failing = FailingStore(store, clock)
         self.rescue = MemoryRescue()
@@ -108,8 +108,8 @@ class House:
 
 
 @pytest.fixture
-def house(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness) -> House:
-    return House(store=store, amo=amo, client=client, cipher=cipher, clock=clock, witness=witness)
+def house(store: Store, amo: Amo, client: AmoClient, encryption_key: str, clock: FakeClock, witness: Witness) -> House:
+    return House(store=store, amo=amo, client=client, key=encryption_key, clock=clock, witness=witness)
 
 
 # --- a refresh that goes well ---------------------------------------------------------------------

@@ -26,7 +26,7 @@ from amo_callback.amo.lookup import (
 )
 from amo_callback.amo.protocol import Answer, GrantType, Integration, read_answer, refresh_request
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.amo.sandbox.vendor import SandboxAccount, SandboxIntegration, Vendor
+from amo_callback.amo.sandbox.vendor import Lives, SandboxAccount, SandboxIntegration, Vendor
 from amo_callback.custody.build import make_custody
 from amo_callback.errors import NotSent, OutcomeOpen, StoreUnavailable
 from amo_callback.model import (
@@ -91,7 +91,8 @@ class Token:
     number: int
     access_token: str
     spent_by: str | None = None
-    stored: bool = False
+    answered: bool = False
+    """Whether its successor has been stored."""
 
     @property
     def age(self) -> tuple[int, int]:
@@ -120,9 +121,9 @@ class Process:
             rescue=self.world.disk,
             clock=self.world.clock,
             observer=self.witness,
-            rules=RULES,
+            rules=self.world.rules,
             owner=self.name,
-            random=lambda: 0.5,
+            random=self.world.random,
         )
         self.run(self._live())
 
@@ -134,6 +135,8 @@ class Process:
         self.tasks.add(self.world.loop.create_task(work))
 
     async def gate(self, name: str) -> None:
+        if not self.world.gated:
+            return
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((name, opened))
         await opened
@@ -224,20 +227,24 @@ class _Amo:
 class World:
     """All there is."""
 
-    def __init__(self, store: Store, cipher: Cipher, *, accounts: int = 3) -> None:
+    def __init__(
+        self, store: Store, cipher: Cipher, *, accounts: int = 3, gated: bool = True, lives: Lives | None = None
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.loop.set_default_executor(_Inline())
-        self.store, self.cipher = store, cipher
+        self.store, self.cipher, self.gated = store, cipher, gated
         self.clock = FakeClock()
         self.disk = MemoryRescue()
         known = SandboxIntegration()
         self.integration = Integration(
             client_id=known.client_id, client_secret=known.client_secret, redirect_uri=known.redirect_uri
         )
-        self.vendor = Vendor(integration=known, now=self.clock.now)
+        self.vendor = Vendor(integration=known, now=self.clock.now, lives=lives)
         self.accounts = [self.vendor.open_account(f"a{number}.amocrm.ru") for number in range(accounts)]
         self.faults: list[Fault] = []
         self.look_ups_away = False
+        self.rules = RULES
+        self.random: Callable[[], float] = lambda: 0.5
         self.tokens: dict[str, Token] = {}
         self.generations: dict[str, int] = {}
         self.harmed: set[str] = set()
@@ -315,8 +322,7 @@ class World:
 
     def presented(self, refresh_token: str, *, domain: str, fault: Fault | None) -> tuple[int, bytes]:
         """Present a refresh token, and return what comes back of the answer."""
-        answered = [token for token in self.tokens.values() if token.parent == refresh_token and token.stored]
-        assert not answered, "a token was presented although its successor had been stored"
+        assert not self.tokens[refresh_token].answered, "a token was presented although its successor had been stored"
         if fault in OPEN:
             return OPEN[fault]
         if fault is Fault.RESET:
@@ -372,7 +378,7 @@ class World:
             access_issued_at=now,
             access_expires_at=issued.pair.expires_at,
             refresh_expires_at=now + timedelta(days=90),
-            next_refresh_at=now + timedelta(hours=12),
+            next_refresh_at=now + issued.pair.life / 2,
             connected_at=now,
         )
         await self.at_work(save(self.store, connection, code=issued.pair.refresh_token))
@@ -406,7 +412,8 @@ class World:
         if name == "save_refreshed" and result is not None and before is not None:
             old, new = (self.tokens[self.pair(row).refresh_token] for row in (before, result))
             assert old.age < new.age, f"{process.name} has stored an older pair over a newer one"
-            new.stored = True
+            if new.parent is not None:
+                self.tokens[new.parent].answered = True
         if name == "save_verdict" and result is not None:
             self._check_verdict(args[0], result)
         return result
@@ -431,8 +438,9 @@ class World:
         """Check that what was handed out lives, as far as could be known."""
         row = await self.row(connection.id)
         under_way = row.attempt is not None and row.failures == 0
-        changed = row.pair_version != connection.pair_version
-        if under_way or changed or self.look_ups_away or row.id in self.harmed or process.custody.unsaved.names:
+        changed = row.row_version != connection.row_version  # since it was read: it was right then
+        silent = self.look_ups_away or any(name == "ask about" and not gate.done() for name, gate in process.waiting)
+        if under_way or changed or silent or row.id in self.harmed or process.custody.unsaved.names:
             return
         assert self.vendor.live_account(access_token) is not None, "a dead token was handed out"
 

@@ -1,0 +1,296 @@
+"""Whose fault it is: what is not one connection's own stops all refreshing, and one success ends that."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.custody.breaker import is_epidemic
+from amo_callback.errors import (
+    AmoCallbackError,
+    Busy,
+    ClientRefused,
+    NeedsReauth,
+    UnexplainedRefusal,
+    VerdictHeld,
+)
+from amo_callback.model import Connection, Demand, Fleet, Status
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.custody.build import Custody
+    from amo_callback.ports import AmoOAuth
+    from tests.custody.house import House
+
+API_DOMAIN = "api-b.amocrm.ru"
+
+
+async def _fleet(house: House, size: int, **more: Any) -> list[Connection]:
+    """Connect so many users of the account."""
+    connections = []
+    for _ in range(size):
+        house.amo.account.user_id += 1
+        connections.append(await house.connect(**{"api_domain": API_DOMAIN, **more}))
+    return connections
+
+
+async def _refresh(custody: Custody, connection: Connection, demand: Demand = Demand.SCHEDULE) -> Connection:
+    return await custody.keeper.refresh(connection.id, demand=demand)
+
+
+@asynccontextmanager
+async def _running(custody: Custody) -> AsyncIterator[None]:
+    task = asyncio.create_task(custody.refresher.run())
+    try:
+        yield
+    finally:
+        custody.stop()
+        await task
+        await custody.drain()
+
+
+# --- our credentials ------------------------------------------------------------------------------
+
+
+async def test_amos_own_words_against_our_credentials_stop_everything_at_once(house: House) -> None:
+    """Nothing is refreshed, everything is kept, and callers hear whose fault it is; nobody is hammered."""
+    one, two = await _fleet(house, 2)
+    custody = house.make_custody()
+    house.amo.sandbox.faults.add(Fault.NOT_LINKED)
+    with pytest.raises(ClientRefused):
+        await _refresh(custody, one)
+    for demand in (Demand.SCHEDULE, Demand.HAND_OUT, Demand.FORCED):
+        with pytest.raises(Busy) as raised:
+            await _refresh(custody, two, demand)
+        assert (raised.value.because, raised.value.retry_after) == ("amo_credentials", 60)
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+    assert {(await house.now(each)).status for each in (one, two)} == {Status.ACTIVE}
+
+
+async def test_a_lone_connection_refused_without_a_reason_backs_off_alone(house: House) -> None:
+    """Looked up and not moved: a suspect; the others go on, and their success clears it."""
+    one, two, _ = await _fleet(house, 3)
+    custody = house.make_custody()
+    house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
+    with pytest.raises(UnexplainedRefusal):
+        await _refresh(custody, one)
+    assert custody.breaker.reason is None
+    assert (await house.now(one)).status is Status.ACTIVE
+    assert (await _refresh(custody, two)).pair_version == 2
+    house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
+    with pytest.raises(UnexplainedRefusal):
+        await _refresh(custody, two)
+    assert custody.breaker.reason is None
+
+
+@pytest.mark.parametrize(("size", "suspects"), [(3, 2), (1, 1)])
+async def test_two_suspects_or_all_there_are_mean_our_configuration(house: House, size: int, suspects: int) -> None:
+    """A wrong secret is found out by the second connection, or by the only one."""
+    connections = await _fleet(house, size)
+    custody = house.make_custody()
+    for connection in connections[:suspects]:
+        assert custody.breaker.reason is None
+        house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
+        with pytest.raises(UnexplainedRefusal):
+            await _refresh(custody, connection)
+    assert custody.breaker.reason == "amo_credentials"
+    assert house.witness.names().count("amo_credentials.refused") == 1
+
+
+async def test_a_silent_look_up_makes_nobody_a_suspect(house: House) -> None:
+    """An AMO that is ill is not a wrong secret."""
+    connections = await _fleet(house, 3)
+    custody = house.make_custody()
+    for connection in connections:
+        house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
+        house.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+        with pytest.raises(UnexplainedRefusal):
+            await _refresh(custody, connection)
+    assert custody.breaker.reason is None
+
+
+async def test_while_it_is_open_one_after_the_other_is_the_probe_and_a_success_closes_it(house: House) -> None:
+    """A probe a minute, each another connection, due or not; the first that succeeds lets all the others go."""
+    connections = await _fleet(house, 3, next_refresh_at=START)
+    custody = house.make_custody()
+    custody.breaker.refuse("Check the `client_id` parameter")
+    house.amo.sandbox.faults.add(Fault.NOT_LINKED, Fault.NOT_LINKED)
+    async with _running(custody):
+        for probes in (1, 2):
+            for _ in range(12):
+                await house.clock.until_sleeping(5)
+                assert house.amo.sandbox.requests == 3 + probes - 1
+                house.clock.advance(5)
+            await house.witness.until("refresh.failed", times=probes)
+        for _ in range(12):
+            await house.clock.until_sleeping(5)
+            house.clock.advance(5)
+        await house.witness.until("refresh.succeeded", times=1)
+    presented = [entry.presented for entry in house.amo.vendor.ledger.refreshes()]
+    assert len(set(presented[:3])) == 3
+    assert custody.breaker.reason is None
+    assert "amo_credentials.accepted" in house.witness.names()
+    assert set(presented) == {house.pair(connection).refresh_token for connection in connections}
+
+
+async def test_an_exchange_that_succeeds_closes_it_too(house: House) -> None:
+    """The person who connects proves the same credentials."""
+    [connection] = await _fleet(house, 1)
+    custody = house.make_custody()
+    custody.breaker.refuse("Check the `client_id` parameter")
+    custody.breaker.accepted()
+    assert (await _refresh(custody, connection)).pair_version == 2
+
+
+async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_each_time(house: House) -> None:
+    """A backend that insists on one bad connection does not keep the others from being tried."""
+    one, two = await _fleet(house, 2)
+    custody = house.make_custody()
+    custody.breaker.refuse("Check the `client_id` parameter")
+    house.clock.advance(60)
+    house.amo.sandbox.faults.add(Fault.NOT_LINKED)
+    with pytest.raises(ClientRefused):
+        await _refresh(custody, one, Demand.FORCED)
+    house.clock.advance(900)
+    with pytest.raises(Busy):
+        await _refresh(custody, one, Demand.FORCED)
+    assert (await _refresh(custody, two, Demand.FORCED)).pair_version == 2
+    assert custody.breaker.reason is None
+
+
+# --- a fleet that dies at once --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("died", "living", "held"),
+    [(4, 0, False), (5, 0, True), (5, 19, True), (5, 20, False), (21, 79, True), (20, 80, False), (0, 0, False)],
+)
+def test_an_epidemic_is_five_at_least_and_more_than_a_fifth(died: int, living: int, held: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
+    """Of all there are, those who have died counted in."""
+    assert is_epidemic(Fleet(living=living, fresh=0, died=died)) is held
+
+
+async def _die(house: House, custody: Custody, connections: list[Connection]) -> list[AmoCallbackError]:
+    """Refresh connections whose tokens AMO has revoked."""
+    house.amo.account.disabled = True
+    told = []
+    for connection in connections:
+        with pytest.raises(AmoCallbackError) as raised:
+            await _refresh(custody, connection)
+        told.append(raised.value)
+    return told
+
+
+async def test_a_whole_fleet_dying_at_once_is_not_believed(house: House) -> None:
+    """Five are given up; the sixth verdict is held, and nothing more is presented, also after a restart."""
+    connections = await _fleet(house, 8)
+    custody = house.make_custody()
+    told = await _die(house, custody, connections[:6])
+    assert [type(error) for error in told] == [NeedsReauth] * 5 + [VerdictHeld]
+    held = await house.now(connections[5])
+    assert (held.status, held.last_error) == (Status.ACTIVE, "verdicts")
+    restarted = house.make_custody(owner="process-2")
+    await restarted.breaker.watch()
+    for each in (custody, restarted):
+        with pytest.raises(Busy) as raised:
+            await _refresh(each, connections[6])
+        assert raised.value.because == "verdicts"
+    assert len(house.amo.vendor.ledger.refreshes()) == 6
+    assert house.witness.names().count("verdicts.held") == 1
+
+
+async def test_sixteen_at_once_do_not_slip_through(house: House) -> None:
+    """Verdicts that come at the same moment are counted one after the other."""
+    connections = await _fleet(house, 16)
+    custody = house.make_custody()
+    house.amo.account.disabled = True
+    await asyncio.gather(*(_refresh(custody, each) for each in connections), return_exceptions=True)
+    assert [(await house.now(each)).status for each in connections].count(Status.NEEDS_REAUTH) == 5
+
+
+async def test_deaths_spread_over_time_are_believed(house: House) -> None:
+    """Four now and four in ten minutes are people who left."""
+    connections = await _fleet(house, 8)
+    custody = house.make_custody()
+    assert {type(error) for error in await _die(house, custody, connections[:4])} == {NeedsReauth}
+    house.clock.advance(600)
+    assert {type(error) for error in await _die(house, custody, connections[4:8])} == {NeedsReauth}
+
+
+async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at_home(house: House) -> None:
+    """An old database put back: what probes find is not made worse by presenting spent tokens."""
+    connections = await _fleet(house, 3, next_refresh_at=START)
+    house.amo.vendor.unknowns.look_up_knows_spent = False
+    custody = house.make_custody()
+    await house.store.hold_deaths(now=house.clock.now())
+    house.amo.account.disabled = True
+    asked = house.amo.sandbox.requests
+    async with _running(custody):
+        for _ in range(40):
+            await house.clock.until_sleeping(5)
+            house.clock.advance(5)
+    assert house.amo.sandbox.look_ups == 3
+    assert house.amo.sandbox.requests == asked
+    assert {(await house.now(each)).last_error for each in connections} == {"verdicts"}
+
+
+async def test_one_success_makes_the_dead_believed(house: House) -> None:
+    """A probe that succeeds shows AMO, the credentials and the database to be well: the others are heard again."""
+    connections = await _fleet(house, 8)
+    custody = house.make_custody()
+    await _die(house, custody, connections[:6])
+    house.amo.account.disabled = False
+    house.clock.advance(60)
+    assert (await _refresh(custody, connections[6], Demand.FORCED)).pair_version == 2
+    assert "verdicts.believed" in house.witness.names()
+    house.amo.account.disabled = True
+    assert {type(error) for error in await _die(house, custody, [connections[7]])} == {NeedsReauth}
+
+
+# --- a backlog ------------------------------------------------------------------------------------
+
+
+async def test_a_backlog_is_spread_by_the_rate_limit_and_whose_token_dies_first_goes_first(
+    house: House, rounds: int
+) -> None:
+    """Everything due at once after a day's outage: so many a second, the oldest expiry first, and each once."""
+    from amo_callback.amo.pace import Pace  # noqa: PLC0415 -- because the rate limit is only here on the world's clock
+
+    pace = Pace(per_second=5, clock=house.clock)
+    sent: list[tuple[float, str]] = []
+
+    class Paced:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(house.client, name)
+
+        async def slot(self, priority: Any) -> None:
+            await pace.slot(priority)
+
+        async def refresh(self, *, refresh_token: str, **more: Any) -> Any:
+            sent.append((house.clock.monotonic(), refresh_token))
+            return await house.client.refresh(refresh_token=refresh_token, **more)
+
+    connections = await _fleet(house, 20 * rounds)
+    tokens = [house.pair(each).refresh_token for each in connections]
+    house.clock.advance(86_400 - 1)
+    custody = house.make_custody(amo=cast("AmoOAuth", Paced()))
+    async with _running(custody):
+        while len(house.witness.named("refresh.succeeded")) < len(connections):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(house.clock.until_sleeping(), 0.05)
+            house.clock.advance(min([left for left in house.clock.sleeping() if left > 0], default=0.0))
+            await house.store.ping()  # the others get their turns
+    await pace.close()
+    assert [token for _, token in sent] == tokens
+    assert house.amo.vendor.ledger.doubles() == 0
+    times = [at for at, _ in sent]
+    assert min(timedelta(seconds=later - earlier) for earlier, later in zip(times, times[5:], strict=False)) >= (
+        timedelta(seconds=0.999)
+    )

@@ -1,0 +1,504 @@
+"""Each interleaving that the rules of custody guard against, by its name."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.errors import (
+    AmoCallbackError,
+    Busy,
+    NeedsReauth,
+    NoAnswer,
+    NotFound,
+    NotSent,
+    OutcomeOpen,
+    ShuttingDown,
+    StoreUnavailable,
+)
+from amo_callback.model import Connection, Demand, Issued, Reason, Status
+from tests.builders import a_claim, an_extension
+from tests.custody.test_keeper import House, house  # noqa: F401 -- because pytest finds the fixture by its name
+from tests.fakes import FailingStore
+
+if TYPE_CHECKING:
+    from amo_callback.ports import AmoOAuth, Store
+
+API_DOMAIN = "api-b.amocrm.ru"
+
+
+class Gated:
+    """The client, with gates before and behind its refresh."""
+
+    def __init__(self, house: House) -> None:
+        self._client = house.client
+        self.asked, self.send = asyncio.Event(), asyncio.Event()
+        self.answered, self.go_on = asyncio.Event(), asyncio.Event()
+        self.send.set()
+        self.go_on.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def refresh(self, **request: Any) -> Issued:
+        self.asked.set()
+        await self.send.wait()
+        issued = await self._client.refresh(**request)
+        self.answered.set()
+        await self.go_on.wait()
+        return issued
+
+
+def _again(connection: Connection) -> Any:
+    """Be satisfied by any pair after this one."""
+    return lambda now: now.pair_version != connection.pair_version
+
+
+def _spent(house: House) -> int:
+    return sum(entry.spent for entry in house.amo.vendor.ledger.refreshes())
+
+
+async def _until_waiting(house: House, refreshing: asyncio.Task[Any], seconds: float) -> None:
+    """Let a caller wait for a lease, look by look, until so many seconds have passed."""
+    for _ in range(int(seconds * 4)):
+        await house.clock.until_sleeping(0.25)
+        assert not refreshing.done()
+        house.clock.advance(0.25)
+
+
+# --- before the token is spent --------------------------------------------------------------------
+
+
+async def test_a_claim_does_not_age_in_a_queue(house: House) -> None:
+    """However long the rate limit or a place is waited for, the claim is written after, with its whole lease."""
+    connection = await house.connect()
+    slot = asyncio.Event()
+
+    class Queue(Gated):
+        async def slot(self, _priority: object) -> None:
+            self.asked.set()
+            await slot.wait()
+
+    queue = Queue(house)
+    refreshing = asyncio.create_task(
+        house.make_keeper(amo=cast("AmoOAuth", queue)).refresh(connection.id, demand=Demand.SCHEDULE)
+    )
+    await queue.asked.wait()
+    house.clock.advance(3600)
+    assert (await house.now(connection)).attempt is None
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    slot.set()
+    await house.amo.sandbox.until_asked(2)
+    assert (await house.now(connection)).lease_until == house.clock.now() + timedelta(seconds=60)
+    house.amo.sandbox.go_on.set()
+    assert (await refreshing).pair_version == 2
+
+
+async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_is_over(house: House) -> None:
+    """Stopped between claim and request, another process refreshes; waked, the first one spends nothing."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    stopped = Gated(house)
+    stopped.send.clear()
+    first = house.make_keeper(amo=cast("AmoOAuth", stopped))
+    late = asyncio.create_task(first.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection)))
+    await stopped.asked.wait()
+    second = house.make_keeper(owner="process-2")
+    other = asyncio.create_task(second.refresh(connection.id, demand=Demand.SCHEDULE))
+    await _until_waiting(house, other, 60)
+    refreshed = await other
+    stopped.send.set()
+    assert await late == refreshed
+    assert (_spent(house), house.amo.vendor.ledger.doubles()) == (1, 0)
+    assert await house.now(connection) == refreshed
+
+
+async def test_an_attempt_extended_meanwhile_is_not_taken_over(house: House) -> None:
+    """Whoever saw a lease end, and claims just as its owner extends it for a second request, comes too late."""
+    connection = await house.connect()
+    seen = await house.store.claim(a_claim(connection, owner="process-2"))
+    assert seen is not None
+    assert await house.store.extend(an_extension(connection))
+    assert await house.store.claim(a_claim(seen, attempt="mine")) is None
+
+
+# --- while the answer is on its way ---------------------------------------------------------------
+
+
+async def test_a_pair_that_comes_after_needs_reauth_mends_it(house: House) -> None:
+    """Stopped with the answer in hand, given up by another process: the late pair wins, for it is good."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    gated = Gated(house)
+    gated.go_on.clear()
+    first = house.make_keeper(amo=cast("AmoOAuth", gated))
+    late = asyncio.create_task(first.refresh(connection.id, demand=Demand.SCHEDULE))
+    await gated.answered.wait()
+    second = house.make_keeper(owner="process-2")
+    other = asyncio.create_task(second.refresh(connection.id, demand=Demand.SCHEDULE))
+    await _until_waiting(house, other, 60)
+    with pytest.raises(NeedsReauth) as raised:
+        await other
+    assert raised.value.reason is Reason.IN_DOUBT
+    gated.go_on.set()
+    stored = await late
+    assert (stored.status, stored.reason, stored.pair_version) == (Status.ACTIVE, None, 2)
+    assert house.amo.vendor.is_good(house.pair(stored).refresh_token)
+
+
+async def test_a_pair_that_comes_after_a_disconnect_is_dropped(house: House) -> None:
+    """Forgotten on request while a refresh was on its way: nothing of it comes back."""
+    connection = await house.connect()
+    gated = Gated(house)
+    gated.go_on.clear()
+    keeper = house.make_keeper(amo=cast("AmoOAuth", gated))
+    late = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await gated.answered.wait()
+    assert await house.store.disconnect(await house.now(connection), at=house.clock.now())
+    gated.go_on.set()
+    with pytest.raises(NotFound):
+        await late
+    after = await house.now(connection)
+    assert (after.status, after.sealed_pair) == (Status.DISCONNECTED, None)
+
+
+async def test_a_key_change_during_a_flight_loses_neither(house: House) -> None:
+    """The old pair is sealed anew while its successor is on its way: the successor is stored, and then sealed anew."""
+    connection = await house.connect()
+    new = Cipher([new_key(), *house.keys])
+    gated = Gated(house)
+    gated.go_on.clear()
+    flight = asyncio.create_task(
+        house.make_keeper(amo=cast("AmoOAuth", gated)).refresh(connection.id, demand=Demand.SCHEDULE)
+    )
+    await gated.answered.wait()
+    read = await house.now(connection)
+    pair = new.open_pair(read.sealed_pair or b"", connection_id=read.id)
+    sealed = new.seal_pair(pair, connection_id=read.id)
+
+    async def reseal() -> bool:
+        return await house.store.reseal(connection_id=read.id, before=read.sealed_pair or b"", sealed_pair=sealed)
+
+    assert await reseal()
+    gated.go_on.set()
+    stored = await flight
+    assert stored.pair_version == 2
+    assert not await reseal()  # the very bytes that were read are gone: read again
+    assert await house.now(connection) == stored
+
+
+async def test_a_connection_with_an_unsaved_pair_is_not_refreshed_by_its_own_process(house: House) -> None:
+    """After a restart with the store away, the pair in the rescue file stands against the one that is due."""
+    connection = await house.connect()
+    custody = house.make_custody()
+    house.failing.away = {"save_refreshed"}
+    flight = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.witness.until("pair.unsaved")
+    custody.stop()
+    with pytest.raises(ShuttingDown):
+        await flight
+    restarted = house.make_custody(owner="process-2")
+    await restarted.unsaved.restore()
+    house.clock.advance(3600)
+    with pytest.raises(StoreUnavailable):
+        await restarted.keeper.refresh(connection.id, demand=Demand.FORCED)
+    house.failing.away = set()
+    await restarted.unsaved.settle()
+    assert (await house.now(connection)).pair_version == 2
+    assert (await restarted.keeper.refresh(connection.id, demand=Demand.FORCED)).pair_version == 3
+    assert (_spent(house), house.amo.vendor.ledger.doubles(), house.rescue.files) == (2, 0, {})
+
+
+async def test_after_the_store_was_away_anothers_attempt_has_a_whole_lease_more(house: House) -> None:
+    """Its owner may hold a good pair and could not store it: nobody judges before it had the time."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    custody = house.make_custody()
+    assert custody.leases.left(await house.now(connection)) == 60
+    house.clock.advance(59)
+    house.failing.away = {"ping"}
+    with pytest.raises(StoreUnavailable):
+        await house.failing.ping()
+    assert custody.leases.left(await house.now(connection)) == 60
+    house.clock.advance(60)
+    assert custody.leases.left(await house.now(connection)) == 0
+
+
+async def test_a_stepped_clock_ends_no_lease(house: House) -> None:
+    """Hours forward or back on the wall clock: the lease runs by what this process itself has seen."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, owner="process-2", until=house.clock.now() + timedelta(seconds=60)))
+    leases = house.make_custody().leases
+    for hours in (5, -10):
+        house.clock.step(timedelta(hours=hours))
+        assert leases.left(await house.now(connection)) == 60
+    house.clock.advance(60)
+    assert leases.left(await house.now(connection)) == 0
+
+
+# --- callers --------------------------------------------------------------------------------------
+
+
+async def test_a_forced_refresh_is_satisfied_by_any_pair_stored_after_it_came(house: House) -> None:
+    """A hundred backends that met 401 at once make one refresh, also those who come as it ends."""
+    connection = await house.connect()
+    handout = house.make_custody().handout
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    first = [asyncio.create_task(handout.refresh(connection.id)) for _ in range(100)]
+    await house.amo.sandbox.until_asked(2)
+    house.amo.sandbox.go_on.set()
+    given = await asyncio.gather(*first)
+    assert {one.connection.pair_version for one in given} == {2}
+    rejected = house.pair(connection).access_token
+    assert (await handout.refresh(connection.id, rejected=rejected)).connection.pair_version == 2
+    assert _spent(house) == 1
+
+
+async def test_a_caller_waits_for_the_lease_of_another_process_and_takes_its_pair(house: House) -> None:
+    """Two processes at once make one refresh."""
+    connection = await house.connect()
+    one, two = house.make_custody(), house.make_custody(owner="process-2")
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    first = asyncio.create_task(one.handout.refresh(connection.id))
+    await house.amo.sandbox.until_asked(2)
+    second = asyncio.create_task(two.handout.refresh(connection.id))
+    await house.clock.until_sleeping(0.25)
+    house.amo.sandbox.go_on.set()
+    await first
+    house.clock.advance(0.25)
+    assert (await second).connection.pair_version == 2
+    assert _spent(house) == 1
+
+
+# --- in doubt -------------------------------------------------------------------------------------
+
+
+async def _in_doubt(house: House, fault: Fault) -> Connection:
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.sandbox.faults.add(fault)
+    with pytest.raises(OutcomeOpen):
+        await house.refresh(connection)
+    return connection
+
+
+async def test_a_token_in_doubt_is_not_presented_before_a_whole_lease_has_passed_since_the_timeout(
+    house: House,
+) -> None:
+    """Not even by force: AMO may be at work on it still."""
+    connection = await _in_doubt(house, Fault.HTTP_500)
+    house.clock.advance(59)
+    with pytest.raises(Busy):
+        await house.refresh(connection, demand=Demand.FORCED)
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+    house.clock.advance(1)
+    assert (await house.refresh(connection)).pair_version == 2
+
+
+async def test_a_token_in_doubt_is_looked_up_before_it_is_presented_again(house: House) -> None:
+    """One request that spends nothing, then the refresh; once the pair is stored the doubt is over."""
+    connection = await _in_doubt(house, Fault.HTTP_500)
+    house.clock.advance(60)
+    stored = await house.refresh(connection)
+    assert house.amo.sandbox.look_ups == 1
+    assert not stored.in_doubt
+    await house.refresh(stored)
+    assert house.amo.sandbox.look_ups == 1
+
+
+async def test_a_token_in_doubt_stays_at_home_while_look_ups_have_no_answer(house: House) -> None:
+    """An AMO that does not answer what costs nothing is not trusted with what works once."""
+    connection = await _in_doubt(house, Fault.HTTP_500)
+    house.clock.advance(60)
+    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    with pytest.raises(NoAnswer):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.last_error, after.failures, after.status) == ("no_answer", 2, Status.ACTIVE)
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+    house.clock.advance(900)
+    assert (await house.refresh(connection)).pair_version == 2
+
+
+@pytest.mark.parametrize("knows", [False, True])
+async def test_a_spent_token_is_presented_once_more_whatever_the_look_up_says_of_it(house: House, knows: bool) -> None:  # noqa: FBT001 -- because it is the table's column
+    """Only the token endpoint's word is final, and then it is our loss: in doubt, not revoked."""
+    house.amo.vendor.unknowns.look_up_knows_spent = knows
+    connection = await _in_doubt(house, Fault.NOTHING_AFTER)
+    house.clock.advance(60)
+    with pytest.raises(NeedsReauth) as raised:
+        await house.refresh(connection)
+    assert raised.value.reason is Reason.IN_DOUBT
+    assert len(house.amo.vendor.ledger.refreshes()) == 2
+
+
+async def test_a_pair_without_a_shard_to_ask_is_presented_once(house: House) -> None:
+    """Tokens from before 2024-08-21 name no `api_domain`."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(Fault.HTTP_500)
+    with pytest.raises(OutcomeOpen):
+        await house.refresh(connection)
+    house.clock.advance(60)
+    assert (await house.refresh(connection)).pair_version == 2
+    assert house.amo.sandbox.look_ups == 0
+
+
+async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(house: House) -> None:
+    """Killed with its request under way: after the lease the token is looked up, and a loss is told as in doubt."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    gated = Gated(house)
+    gated.go_on.clear()
+    killed = asyncio.create_task(
+        house.make_keeper(amo=cast("AmoOAuth", gated)).refresh(connection.id, demand=Demand.SCHEDULE)
+    )
+    await gated.answered.wait()  # and never goes on
+    survivor = house.make_keeper(owner="process-2")
+    other = asyncio.create_task(survivor.refresh(connection.id, demand=Demand.SCHEDULE))
+    await _until_waiting(house, other, 60)
+    with pytest.raises(NeedsReauth) as raised:
+        await other
+    assert raised.value.reason is Reason.IN_DOUBT
+    assert house.amo.sandbox.look_ups == 1
+    killed.cancel()
+
+
+# --- moved ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 404])
+@pytest.mark.parametrize("api_domain", [API_DOMAIN, None])
+async def test_an_account_that_moved_is_followed_and_kept(house: House, status: int, api_domain: str | None) -> None:
+    """Looked up by its refresh token, or where nobody answers that, by its access token; its new host is stored."""
+    house.amo.vendor.unknowns.moved_status = status
+    connection = await house.connect(api_domain=api_domain)
+    house.amo.account.host = "renamed.amocrm.ru"
+    stored = await house.refresh(connection)
+    assert (stored.domain, stored.pair_version, stored.status) == ("renamed.amocrm.ru", 2, Status.ACTIVE)
+    assert house.witness.names() == ["connection.moved", "refresh.succeeded"]
+    assert [entry.host for entry in house.amo.vendor.ledger.refreshes()] == ["reforyou.amocrm.ru", "renamed.amocrm.ru"]
+
+
+async def test_the_second_request_of_a_moved_account_goes_on_a_lease_extended_in_writing(house: House) -> None:
+    """The look-up has taken its time: others see a whole lease before the token goes out again."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.host = "renamed.amocrm.ru"
+
+    class Slow(Gated):
+        async def look_up(self, **question: Any) -> Any:
+            house.clock.advance(50)
+            return await self._client.look_up(**question)
+
+    house.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.SLOW)
+    keeper = house.make_keeper(amo=cast("AmoOAuth", Slow(house)))
+    refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.amo.sandbox.until_asked(3)
+    claimed = await house.now(connection)
+    assert (claimed.domain, claimed.lease_until) == (
+        "renamed.amocrm.ru",
+        house.clock.now() + timedelta(seconds=60),
+    )
+    house.amo.sandbox.go_on.set()
+    assert (await refreshing).pair_version == 2
+
+
+async def test_after_a_stop_there_is_no_second_request(house: House) -> None:
+    """The signal comes during the look-up: the claim is given back, the token unspent and not in doubt."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.host = "renamed.amocrm.ru"
+
+    class Stopping(Gated):
+        async def look_up(self, **question: Any) -> Any:
+            keeper.stop()
+            return await self._client.look_up(**question)
+
+    keeper = house.make_keeper(amo=cast("AmoOAuth", Stopping(house)))
+    with pytest.raises(ShuttingDown):
+        await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    after = await house.now(connection)
+    assert (after.attempt, after.in_doubt, after.failures) == (None, False, 0)
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_whoever_lost_the_attempt_during_the_look_up_sends_no_second_request(house: House) -> None:
+    """The person connects again while the account is looked up: the new pair is left alone."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.host = "renamed.amocrm.ru"
+    granted: list[Connection] = []
+
+    class Losing(Gated):
+        async def look_up(self, **question: Any) -> Any:
+            sighting = await self._client.look_up(**question)
+            house.amo.account.host = "reforyou.amocrm.ru"
+            granted.append(await house.connect(api_domain=API_DOMAIN))
+            house.amo.account.host = "renamed.amocrm.ru"
+            return sighting
+
+    keeper = house.make_keeper(amo=cast("AmoOAuth", Losing(house)))
+    assert await keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection)) == granted[0]
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_a_new_host_that_must_not_see_our_secret_is_not_followed(house: House) -> None:
+    """Whatever a look-up names: the same check guards it as the browser's `referer`."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.host = "evil.example"
+    with pytest.raises(AmoCallbackError):
+        await house.refresh(connection)
+    assert {entry.host for entry in house.amo.vendor.ledger.refreshes()} == {"reforyou.amocrm.ru"}
+    assert (await house.now(connection)).status is Status.ACTIVE
+
+
+# --- what no request was made for -----------------------------------------------------------------
+
+
+async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(house: House) -> None:
+    """After a refused connection nothing is hammered: whoever asks by force need not wait for the back-off."""
+    connection = await house.connect()
+
+    class Away(Gated):
+        async def refresh(self, **request: Any) -> Issued:
+            if not self.asked.is_set():
+                self.asked.set()
+                raise NotSent
+            return await self._client.refresh(**request)
+
+    keeper = house.make_keeper(amo=cast("AmoOAuth", Away(house)))
+    with pytest.raises(NotSent):
+        await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    with pytest.raises(Busy):
+        await keeper.refresh(connection.id, demand=Demand.HAND_OUT)
+    assert (await keeper.refresh(connection.id, demand=Demand.FORCED)).pair_version == 2
+
+
+@pytest.mark.parametrize("call", ["claim", "save_verdict", "release", "extend", "postpone"])
+async def test_a_store_that_fails_at_any_write_costs_no_connection(house: House, call: str) -> None:
+    """Whichever write the store refuses: later the connection is refreshed, and nothing was presented twice."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    away = FailingStore(house.store, house.clock)
+    away.away = {call}
+    keeper = house.make_keeper(store=cast("Store", away))
+    house.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.HTTP_500)
+    house.amo.account.host = "renamed.amocrm.ru"
+    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    for _ in range(8):
+        try:
+            await asyncio.wait_for(_passing(house, keeper.refresh(connection.id, demand=Demand.FORCED)), 20)
+        except AmoCallbackError:
+            house.clock.advance(901)
+        if call in away.away and away.failed_at is not None:
+            away.away = set()
+    assert house.amo.vendor.is_good(house.pair(await house.now(connection)).refresh_token)
+    assert (await house.now(connection)).pair_version > 1
+    assert house.amo.vendor.ledger.doubles() == 0
+
+
+async def _passing(house: House, work: Any) -> Any:
+    """Let time pass while somebody waits for a lease."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        await asyncio.sleep(0)
+        for left in house.clock.sleeping()[:1]:
+            house.clock.advance(left)
+    return await task
