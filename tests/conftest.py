@@ -40,6 +40,45 @@ READ_KEY = "test-read-key-0123456789-0123456789-012345678"
 BASE = "/api/amo-crm"
 
 
+ROUNDS = 3
+_SECONDS_A_ROUND = 20
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rounds",
+        type=int,
+        default=ROUNDS,
+        metavar="N",
+        help=(
+            "how often each round of the custody tests is run: a stop or a kill in the middle of refreshes, a refresh "
+            "by several processes, callers all at once (default: %(default)s, which is quick; 40 for figures)"
+        ),
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give tests that run in rounds time for as many as were asked for."""
+    patience = pytest.mark.timeout(60 + _SECONDS_A_ROUND * config.getoption("rounds"))
+    for item in items:
+        if isinstance(item, pytest.Function) and "rounds" in item.fixturenames:
+            item.add_marker(patience)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests have recorded."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    for report in reports:
+        if figures := dict(getattr(report, "user_properties", ())):
+            name = report.nodeid.rpartition("::")[2]
+            terminalreporter.write_line(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("rounds"))
+
+
 @dataclass(kw_only=True, slots=True)
 class Amo:
     """The stand-in, where it listens, and one account in it."""

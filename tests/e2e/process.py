@@ -17,16 +17,21 @@ PATIENCE = 20
 
 
 class Process:
-    """A running `amo-callback`."""
+    """A running `amo-callback`. Its log is read all the time: a full pipe would hold it up."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.lines: list[dict[str, Any]] = []
+        self._heard = asyncio.Event()
+        self._reading = asyncio.create_task(self._read())
 
     async def until(self, event: str, *, times: int = 1) -> dict[str, Any]:
-        """Read the log until an event has been logged so many times."""
-        while len(self.named(event)) < times:
-            await self._read()
+        """Wait until an event has been logged so many times."""
+        async with asyncio.timeout(PATIENCE):
+            while len(self.named(event)) < times:
+                assert not self._reading.done(), "the process has ended"
+                self._heard.clear()
+                await self._heard.wait()
         return self.named(event)[-1]
 
     def named(self, event: str) -> list[dict[str, Any]]:
@@ -34,18 +39,18 @@ class Process:
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
-        line = await asyncio.wait_for(self.process.stdout.readline(), PATIENCE)
-        assert line, "the process has ended"
-        self.lines.append(json.loads(line))
+        async for line in self.process.stdout:
+            if line.endswith(b"\n"):  # a process that was killed may leave half a line
+                self.lines.append(json.loads(line))
+            self._heard.set()
+        self._heard.set()
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
     async def ended(self) -> int:
-        """Read the rest of the log, and return the exit status."""
-        assert self.process.stdout is not None
-        rest = await asyncio.wait_for(self.process.stdout.read(), PATIENCE)
-        self.lines += [json.loads(line) for line in rest.splitlines()]
+        """Wait for the end of the log, and return the exit status."""
+        await asyncio.wait_for(asyncio.shield(self._reading), PATIENCE)
         return await self.process.wait()
 
 

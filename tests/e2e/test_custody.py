@@ -1,0 +1,200 @@
+"""No connection is lost through our fault: processes stopped, killed and doubled in the middle of refreshes.
+
+Each runs in rounds (`--rounds`) on one database, and is held against the stand-in's ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+from contextlib import AsyncExitStack, closing
+from typing import TYPE_CHECKING
+
+from amo_callback.amo.sandbox.faults import Fault
+from tests.e2e.stage import DATABASE, eventually, problem, staged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from amo_callback.amo.sandbox.vendor import SandboxAccount
+    from tests.e2e.process import Process
+    from tests.e2e.stage import Row, Stage
+
+LOCKED = 10.0
+"""Seconds: twice what SQLite waits for a lock."""
+CALLERS, PROCESSES = 60, 3
+
+
+async def test_stops_in_the_middle_of_refreshes_lose_nothing(
+    tmp_path: Path, encryption_key: str, rounds: int, record_property: Callable[[str, object], None]
+) -> None:
+    """However often it is stopped, it exits with 0, and every stored refresh token is the newest and unspent one."""
+    in_flight = lost = 0
+    async with staged(tmp_path, encryption_key, access=2, accounts=8) as stage:
+        for number in range(rounds):
+            async with stage.serving() as process:
+                if number == 0:
+                    await stage.connect(process)
+                await stage.some_moment(latency=0.6)  # longer than the doors take to close
+                in_flight += len(stage.open_claims())
+                process.signal(signal.SIGTERM)
+                assert await process.ended() == 0
+            assert stage.open_claims() == {}
+            lost += len(stage.lost())
+            assert {row.refresh_token for row in stage.rows().values()} == stage.live()
+        async with stage.serving() as process:
+            await stage.until_refreshed()
+    record_property("rounds", rounds)
+    record_property("in flight", in_flight)
+    record_property("lost", lost)
+    record_property("refreshes", len(stage.ledger.refreshes()))
+    assert (lost, stage.ledger.doubles()) == (0, 0)
+
+
+async def test_kills_in_the_middle_of_refreshes_lose_no_more_than_was_in_flight_and_say_so(
+    tmp_path: Path, encryption_key: str, rounds: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Only what AMO answered to a process that was dead by then is lost, presented once more, and told as in doubt."""
+    in_flight = lost = told = 0
+    claimed: dict[int, Row] = {}
+    async with staged(
+        tmp_path, encryption_key, access=2, accounts=10,
+        AMO__TIMEOUT="2", REFRESH__LEASE="2.5", REFRESH__CONCURRENCY="4",
+    ) as stage:  # fmt: skip
+        for number in range(rounds + 1):
+            async with stage.serving() as process:
+                if number == 0:
+                    await stage.connect(process)
+                await _until_settled(stage, claimed)
+                given_up = {name: row for name, row in stage.rows().items() if row.status != "active"}
+                assert set(given_up) == _spent_unheard(stage, claimed)
+                assert {row.reason for row in given_up.values()} <= {"in_doubt"}
+                for account in [account for account in stage.accounts if account.id in given_up]:
+                    assert problem(await stage.refresh(process, account)) == (409, "needs_reauth", "in_doubt")
+                    await stage.connect(process, [account])
+                await (stage.some_moment(latency=0.15) if number < rounds else stage.until_refreshed())
+                process.signal(signal.SIGKILL if number < rounds else signal.SIGTERM)
+                assert await process.ended() == (-signal.SIGKILL if number < rounds else 0)
+            reasons = [line["reason"] for line in process.named("connection.needs_reauth")]
+            assert reasons == ["in_doubt"] * len(given_up)
+            claimed = stage.open_claims()
+            in_flight, lost, told = in_flight + len(claimed), lost + len(given_up), told + len(reasons)
+            assert {row.account_id for row in stage.lost()} <= set(claimed)
+    figures = {"kills": rounds, "in flight": in_flight, "lost": lost, "told in_doubt": told}
+    for name, figure in figures.items():
+        record_property(name, figure)
+    record_property("presented again", stage.ledger.doubles())
+    record_property("refreshes", len(stage.ledger.refreshes()))
+    assert (stage.lost(), claimed) == ([], {})
+    assert stage.ledger.doubles() == lost <= in_flight
+
+
+async def _until_settled(stage: Stage, claimed: dict[int, Row]) -> None:
+    """Wait until what was in flight has been refreshed after all, or given up."""
+
+    def is_so() -> bool:
+        rows = stage.rows()
+        return all(
+            rows[name].status == "needs_reauth" or rows[name].pair_version > row.pair_version
+            for name, row in claimed.items()
+        )
+
+    await eventually(is_so)
+
+
+def _spent_unheard(stage: Stage, claimed: dict[int, Row]) -> set[int]:
+    """Return whose token the dead process had spent: the next one has presented it once more, and was refused."""
+    statuses = {name: [entry.status for entry in stage.presented(row.spending or "")] for name, row in claimed.items()}
+    assert [each for each in statuses.values() if each not in ([200], [200, 401])] == []
+    return {name for name, each in statuses.items() if each == [200, 401]}
+
+
+async def test_a_database_locked_for_long_costs_no_connection(tmp_path: Path, encryption_key: str) -> None:
+    """While another process holds the lock tokens are handed out; what AMO has answered is kept, and stored then."""
+    async with staged(tmp_path, encryption_key, access=60, accounts=4, REFRESH__AT="0.03") as stage:
+        async with stage.serving() as process:
+            await stage.connect(process)
+            stage.amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW)
+            await stage.until_asked(2)
+            with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+                other.execute("BEGIN EXCLUSIVE")
+                unlocked_at = asyncio.get_running_loop().time() + LOCKED
+                stage.amo.sandbox.go_on.set()
+                while asyncio.get_running_loop().time() < unlocked_at:
+                    answers = [await stage.token(process, account, min_ttl=0) for account in stage.accounts]
+                    assert [answer.status for answer in answers] == [200] * 4
+                await process.until("pair.unsaved")
+                other.execute("ROLLBACK")
+            await stage.until_ready(process)
+            await stage.until_refreshed()
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+        assert (stage.lost(), stage.open_claims(), stage.ledger.doubles()) == ([], {}, 0)
+        assert len(process.named("pair.saved")) == len(process.named("pair.unsaved"))
+
+
+async def test_two_processes_on_one_database_spend_each_token_once_and_serve_everybody(
+    tmp_path: Path, encryption_key: str, rounds: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Schedules and callers of two processes together make single refreshes, and every caller gets a living token."""
+    served = 0
+    async with staged(tmp_path, encryption_key, access=3, accounts=6) as stage:
+        stage.amo.sandbox.latency = 0.1
+        async with stage.serving() as one, stage.serving() as other:
+            await stage.connect(one)
+            forced = stage.accounts[::2]  # of the others, callers ask for what there is
+            for _ in range(rounds):
+                callers = [
+                    _served(stage, process, account, by_force=account in forced)
+                    for process in (one, other, one, other)
+                    for account in stage.accounts
+                ]
+                served += sum(await asyncio.gather(*callers))
+                await stage.until_refreshed()
+            for process in (one, other):
+                process.signal(signal.SIGTERM)
+            assert [await one.ended(), await other.ended()] == [0, 0]
+        assert stage.lost() == []
+    asked = rounds * 4 * len(stage.accounts)
+    record_property("rounds", rounds)
+    record_property("unserved", asked - served)
+    record_property("refreshes", len(stage.ledger.refreshes()))
+    record_property("double spends", stage.ledger.doubles())
+    assert (served, stage.ledger.doubles()) == (asked, 0)
+
+
+async def _served(stage: Stage, process: Process, account: SandboxAccount, *, by_force: bool) -> bool:
+    """Ask for a token, and tell whether it came, and lives or was replaced by one that does."""
+    answer = await (stage.refresh(process, account) if by_force else stage.token(process, account, min_ttl=1))
+    if answer.status != 200:
+        return False
+    issued = stage.ledger.access_tokens
+    since = issued[issued.index(answer.json()["access_token"]) :]
+    return any(stage.amo.vendor.live_account(token) is account for token in since)
+
+
+async def test_many_callers_at_once_of_three_processes_make_few_refreshes_and_are_all_served(
+    tmp_path: Path, encryption_key: str, rounds: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Whoever asks for a refresh while one is under way shares it, and no token is spent twice."""
+    served = 0
+    async with staged(tmp_path, encryption_key, access=86400, accounts=1) as stage, AsyncExitStack() as stack:
+        stage.amo.sandbox.latency = 0.2
+        processes = [await stack.enter_async_context(stage.serving()) for _ in range(PROCESSES)]
+        await stage.connect(processes[0])
+        for _ in range(rounds):
+            callers = [
+                _served(stage, process, stage.accounts[0], by_force=True)
+                for _ in range(CALLERS // PROCESSES)
+                for process in processes
+            ]
+            served += sum(await asyncio.gather(*callers))
+        assert stage.lost() == []
+    record_property("rounds", rounds)
+    record_property("callers", rounds * CALLERS)
+    record_property("refreshes", len(stage.ledger.refreshes()))
+    record_property("double spends", stage.ledger.doubles())
+    record_property("unserved", rounds * CALLERS - served)
+    assert (served, stage.ledger.doubles()) == (rounds * CALLERS, 0)
