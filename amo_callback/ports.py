@@ -211,5 +211,5 @@ class RescueFiles(Protocol):
     def read(self) -> Mapping[str, bytes]:
         """Return what each file holds."""
 
-    def reserve(self) -> None:
-        """Keep some of the disk free for it."""
+    def reserve(self) -> bool:
+        """Keep some of the disk free for it; tell whether it is kept."""

@@ -168,5 +168,5 @@ class MemoryRescue:
     def read(self) -> dict[str, bytes]:
         return dict(self.files)
 
-    def reserve(self) -> None:
-        return
+    def reserve(self) -> bool:
+        return not self.full

@@ -59,6 +59,7 @@ class Refresher:
         self._aside: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._stopping = False
+        self._store_works = True
         self._pruned_at = clock.monotonic() - _PRUNE_EVERY
         self._beat_at = clock.monotonic()
 
@@ -91,6 +92,7 @@ class Refresher:
             except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
                 self._tell_failed(error)
                 pause = self._poll_interval
+            self._tell_store()
             await self._sleep(pause)
         await asyncio.gather(*self._running.values())
 
@@ -193,6 +195,17 @@ class Refresher:
 
     def _put_aside(self, connection_id: str, seconds: float) -> None:
         self._aside[connection_id] = self._clock.monotonic() + seconds
+
+    def _tell_store(self) -> None:
+        """Tell once that the store cannot be written, and once that it can again."""
+        failing = self._store.failing
+        if (failing is None) is self._store_works:
+            return
+        self._store_works = failing is None
+        if failing is None:
+            self._observer(Event(name="store.recovered"))
+        else:
+            self._observer(Event(name="store.failing", level=Level.ERROR, fields={"store": failing}))
 
     def _forget_aside(self) -> None:
         now = self._clock.monotonic()

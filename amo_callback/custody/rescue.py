@@ -36,19 +36,21 @@ class Rescue:
                 unfinished.unlink()
         except OSError as error:
             raise ConfigurationError(f"storage.rescue: {self._folder} cannot be used: {error.strerror}") from None
-        self.reserve()
 
-    def reserve(self) -> None:
-        """Keep some of the disk free, as far as there is any."""
-        with suppress(
-            OSError, AttributeError
-        ):  # a disk that is full already, or a system that cannot: then there is none
-            descriptor = os.open(self._folder / _RESERVE, os.O_WRONLY | os.O_CREAT, 0o600)
+    def reserve(self) -> bool:
+        """Keep some of the disk free, where there is some; tell whether it is kept."""
+        reserved = self._folder / _RESERVE
+        try:
+            descriptor = os.open(reserved, os.O_WRONLY | os.O_CREAT, 0o600)
             try:
-                os.posix_fallocate(descriptor, 0, RESERVE)
-                os.fsync(descriptor)
+                if os.fstat(descriptor).st_size != RESERVE:
+                    os.posix_fallocate(descriptor, 0, RESERVE)
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+        except (OSError, AttributeError):  # a disk that is full, or a system that cannot
+            return False
+        return True
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file; the reserve is given up where there is no room."""

@@ -48,6 +48,7 @@ class Unsaved:
         self._observer = observer
         self._held: dict[str, _Held] = {}
         self._unreadable: set[str] = set()
+        self._reserved = False
         self._restoring: set[asyncio.Task[Connection | None]] = set()
         self._again = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -110,14 +111,16 @@ class Unsaved:
                 self._observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
                 continue
             connection = paid.connection if not isinstance(paid, RefreshedPair) else None
-            held = _Held(paid, connection, rescued=True)
+            held = _Held(paid, connection, rescued=True, told=True)
             task = asyncio.create_task(self._hold(held), name=f"unsaved:{name}")
             self._restoring.add(task)
             task.add_done_callback(self._restored)
             await held.tried.wait()
 
     async def settle(self) -> None:
-        """Offer each unsaved pair to the store now, before anything new is spent."""
+        """Offer each unsaved pair to the store now, and see to the reserve, before anything new is spent."""
+        if not self._reserved:
+            self._reserved = await asyncio.to_thread(self._rescue.reserve)
         waiting = list(self._held.values())
         for held in waiting:
             held.tried.clear()
@@ -184,6 +187,7 @@ class Unsaved:
     async def _rescued(self, paid: Paid) -> bool:
         """Write the rescue file; tell whether that was done."""
         sealed = seal_paid(paid, self._cipher)
+        self._reserved = False  # it may be given up for this
         try:
             await asyncio.to_thread(self._rescue.write, name_of(paid), sealed)
         except OSError:
@@ -197,8 +201,6 @@ class Unsaved:
         except OSError as error:
             fields = {"file": name, "error": error.strerror}
             self._observer(Event(name="rescue.not_removed", level=Level.WARNING, fields=fields))
-        else:
-            await asyncio.to_thread(self._rescue.reserve)
 
     def _restored(self, task: asyncio.Task[Connection | None]) -> None:
         self._restoring.discard(task)

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 async def migrate_sqlite(database: aiosqlite.Connection, migrations: Sequence[Sequence[str]]) -> None:
-    """Apply what is missing, each migration whole or not at all; raises `ConfigurationError`."""
+    """Apply what is missing, each migration whole or not at all; raises `ConfigurationError`.
+
+    Where nothing is missing nothing is written: a full disk is no reason not to serve what is there.
+    """
+    if await _number(database, "PRAGMA user_version") == len(migrations):
+        return
     await database.execute("BEGIN IMMEDIATE")
     try:
         version = await _number(database, "PRAGMA user_version")
@@ -31,7 +36,8 @@ async def migrate_sqlite(database: aiosqlite.Connection, migrations: Sequence[Se
         await database.execute(f"PRAGMA user_version = {len(migrations)}")
         await database.execute("COMMIT")
     except (ConfigurationError, sqlite3.Error):
-        await database.execute("ROLLBACK")
+        if database.in_transaction:  # on a full disk SQLite has rolled back by itself
+            await database.execute("ROLLBACK")
         raise
 
 
