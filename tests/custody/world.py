@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 RULES = RefreshRules(lease=60.0, retry_base=30.0, retry_cap=900.0, concurrency=4)
 TIMEOUT = 15.0
 MANY = 1000
+FORGOTTEN_AFTER = 5.0
+"""Seconds for which the silence of a look-up holds."""
 WRITES = frozenset({"claim", "extend", "save_refreshed", "save_verdict", "release", "postpone"})
 OPEN = {
     Fault.HTTP_500: (500, b"<h1>500</h1>"),
@@ -219,6 +222,7 @@ class _Amo:
 
     def _sighting(self, reply: Any, account_id: str, refusals: frozenset[int]) -> Sighting:
         if self._world.look_ups_away:
+            self._world.silent_at = self._world.clock.monotonic()
             return UNKNOWN
         answer = Answer(status=reply.status, body=reply.body)
         return read_sighting(answer, account_id=account_id, refusals=refusals)
@@ -243,6 +247,8 @@ class World:
         self.accounts = [self.vendor.open_account(f"a{number}.amocrm.ru") for number in range(accounts)]
         self.faults: list[Fault] = []
         self.look_ups_away = False
+        self.silent_at = -math.inf
+        """When AMO last did not answer a look-up."""
         self.rules = RULES
         self.random: Callable[[], float] = lambda: 0.5
         self.tokens: dict[str, Token] = {}
@@ -439,7 +445,7 @@ class World:
         row = await self.row(connection.id)
         under_way = row.attempt is not None and row.failures == 0
         changed = row.row_version != connection.row_version  # since it was read: it was right then
-        silent = self.look_ups_away or any(name == "ask about" and not gate.done() for name, gate in process.waiting)
+        silent = self.clock.monotonic() - self.silent_at <= FORGOTTEN_AFTER or any(name == "ask about" and not gate.done() for name, gate in process.waiting)
         if under_way or changed or silent or row.id in self.harmed or process.custody.unsaved.names:
             return
         assert self.vendor.live_account(access_token) is not None, "a dead token was handed out"
