@@ -11,7 +11,7 @@ from pydantic import BaseModel, SecretStr
 
 from amo_callback.cipher import new_key
 from amo_callback.config import Settings
-from amo_callback.config_load import find_config, load_settings, storage_folder
+from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -282,3 +282,24 @@ def test_no_repr_shows_a_secret() -> None:
     assert "the-client-secret" not in shown
     assert KEY not in shown
     assert "k" * 40 not in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "rescue", "state", "expected"),
+    [
+        ("sqlite:///a.db", None, None, "/etc/app/rescue"),
+        ("sqlite:////data/a.db", None, None, "/data/rescue"),
+        ("sqlite:////data/a.db", None, "/var/lib/app", "/var/lib/app/rescue"),
+        ("sqlite:///a.db", "kept", "/var/lib/app", "/var/lib/app/kept"),
+        ("sqlite:///a.db", "/mnt/kept", None, "/mnt/kept"),
+    ],
+)
+def test_where_unsaved_pairs_wait(url: str, rescue: str | None, state: str | None, expected: str) -> None:
+    """In the state directory, else beside the database; where the operator says so, there."""
+    environ = {"AMO_CALLBACK_STORAGE__URL": url}
+    if rescue:
+        environ["AMO_CALLBACK_STORAGE__RESCUE"] = rescue
+    if state:
+        environ["STATE_DIRECTORY"] = state
+    settings = load_settings(None, {**REQUIRED, **environ})
+    assert rescue_folder(settings, Path("/etc/app/config.toml"), environ) == Path(expected)

@@ -193,3 +193,81 @@ async def test_a_disabled_integration_is_dead_at_once(caller: Caller) -> None:
     assert (status, problem["hint"]) == (401, "Token has been revoked")
     bearer = f"Bearer {pair['access_token']}"
     assert (await caller.get(HOST, "api/v4/account", Authorization=bearer))[0] == 401
+
+
+# --- what is not known of AMO ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kills", [False, True])
+async def test_the_old_access_token_outlives_a_refresh_or_not(caller: Caller, kills: bool) -> None:  # noqa: FBT001 -- because it is the switch
+    """Either may be true of AMO."""
+    caller.amo.vendor.unknowns.refresh_kills_access = kills
+    _, pair = await caller.exchange()
+    await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
+    bearer = {"Authorization": f"Bearer {pair['access_token']}"}
+    status, _ = await caller.get("www.amocrm.ru", "oauth2/account/subdomain", **bearer)
+    assert status == (401 if kills else 200)
+
+
+@pytest.mark.parametrize("knows", [False, True])
+async def test_the_look_up_knows_spent_tokens_or_not(caller: Caller, knows: bool) -> None:  # noqa: FBT001 -- because it is the switch
+    """Either may be true of AMO; a token that was never issued is refused in any case."""
+    caller.amo.vendor.unknowns.look_up_knows_spent = knows
+    _, pair = await caller.exchange()
+    path = "oauth2/account/current/subdomain"
+    assert (await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": pair["refresh_token"]}))[0] == 200
+    await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
+    status, _ = await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": pair["refresh_token"]})
+    assert status == (200 if knows else 401)
+    assert (await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": "junk"}))[0] == 401
+
+
+@pytest.mark.parametrize("status", [401, 404])
+async def test_the_old_host_of_a_moved_account_gives_no_hint(caller: Caller, status: int) -> None:
+    """Nothing is spent there, and the look-up names the new one."""
+    caller.amo.vendor.unknowns.moved_status = status
+    _, pair = await caller.exchange()
+    caller.amo.account.host = "renamed.amocrm.ru"
+    refused, problem = await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
+    assert (refused, "hint" in problem) == (status, False)
+    assert caller.amo.vendor.is_good(pair["refresh_token"])
+    _, found = await caller.get(
+        "api-b.amocrm.ru", "oauth2/account/current/subdomain", **{"X-Refresh-Token": pair["refresh_token"]}
+    )
+    assert found["domain"] == "renamed.amocrm.ru"
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "hint"),
+    [(Fault.WRONG_CLIENT, 401, None), (Fault.NOT_LINKED, 400, "Token is not linked to client")],
+)
+async def test_an_amo_that_takes_us_for_another_client_spends_nothing(
+    caller: Caller, fault: Fault, status: int, hint: str | None
+) -> None:
+    """With and without a hint; the next request is taken."""
+    _, pair = await caller.exchange()
+    caller.amo.sandbox.faults.add(fault)
+    refused, problem = await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
+    assert (refused, problem.get("hint")) == (status, hint)
+    assert (await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"]))[0] == 200
+
+
+async def test_a_connection_that_is_reset_before_anything_was_looked_at_spends_nothing(caller: Caller) -> None:
+    """To the client it looks like an answer that was lost."""
+    _, pair = await caller.exchange()
+    caller.amo.sandbox.faults.add(Fault.RESET)
+    with pytest.raises(aiohttp.ClientError):
+        await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
+    assert caller.amo.vendor.is_good(pair["refresh_token"])
+
+
+async def test_look_ups_have_faults_of_their_own(caller: Caller) -> None:
+    """They come one after the other, and do not touch the token endpoint."""
+    _, pair = await caller.exchange()
+    caller.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    path = "oauth2/account/current/subdomain"
+    statuses = [
+        (await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": pair["refresh_token"]}))[0] for _ in range(2)
+    ]
+    assert statuses == [500, 200]
+    assert caller.amo.sandbox.look_ups == 2

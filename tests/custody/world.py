@@ -445,7 +445,9 @@ class World:
         row = await self.row(connection.id)
         under_way = row.attempt is not None and row.failures == 0
         changed = row.row_version != connection.row_version  # since it was read: it was right then
-        silent = self.clock.monotonic() - self.silent_at <= FORGOTTEN_AFTER or any(name == "ask about" and not gate.done() for name, gate in process.waiting)
+        silent = self.clock.monotonic() - self.silent_at <= FORGOTTEN_AFTER or any(
+            name == "ask about" and not gate.done() for name, gate in process.waiting
+        )
         if under_way or changed or silent or row.id in self.harmed or process.custody.unsaved.names:
             return
         assert self.vendor.live_account(access_token) is not None, "a dead token was handed out"
