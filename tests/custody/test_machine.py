@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from amo_callback.cipher import Cipher, new_key
-from amo_callback.errors import AmoCallbackError
+from amo_callback.errors import AmoCallbackError, ShuttingDown
 from amo_callback.store import open_store
 from tests.custody.world import FAULTS, Process, World
 
@@ -128,12 +128,23 @@ class Machine(RuleBasedStateMachine):
     @rule(process=numbers, account=numbers, forced=st.booleans(), min_ttl=st.sampled_from([300, 60_000]))
     def a_backend_asks(self, process: int, account: int, *, forced: bool, min_ttl: int) -> None:
         chosen = self.process(process)
-        chosen.run(self._asked(chosen, self.name(account), forced=forced, min_ttl=min_ttl))
+        _ = chosen.run(self._asked(chosen, self.name(account), forced=forced, min_ttl=min_ttl))
         self.do(self.world.settle())
 
     @rule(account=numbers)
     def a_person_connects_again(self, account: int) -> None:
         self.do(self.world.grant(self.account(account)))
+
+    @rule(process=numbers, account=numbers)
+    def a_person_connects_through_a_process(self, process: int, account: int) -> None:
+        self.do(self.world.grant_by(self.process(process), self.account(account)))
+        self.do(self.world.settle())
+
+    @rule(process=numbers, account=numbers)
+    def somebody_replays_the_hook(self, process: int, account: int) -> None:
+        chosen = self.process(process)
+        _ = chosen.run(self._hooked(chosen, str(self.account(account).id)))
+        self.do(self.world.settle())
 
     @rule(account=numbers)
     def a_stranger_spends_a_token(self, account: int) -> None:
@@ -153,6 +164,10 @@ class Machine(RuleBasedStateMachine):
 
     def name(self, number: int) -> str:
         return self.world.name(self.account(number))
+
+    async def _hooked(self, process: Process, account_id: str) -> None:
+        with suppress(AmoCallbackError):
+            await process.custody.switched_off(account_id)
 
     async def _asked(self, process: Process, name: str, *, forced: bool, min_ttl: int) -> None:
         handout = process.custody.handout
@@ -188,7 +203,7 @@ class Machine(RuleBasedStateMachine):
         await world.flow()
         for process in world.living():
             for task in process.tasks:
-                if task.done() and not task.cancelled():
+                if task.done() and not task.cancelled() and not isinstance(task.exception(), ShuttingDown):
                     task.result()
         await world.check_at_peace()
 

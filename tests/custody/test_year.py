@@ -117,7 +117,7 @@ async def test_no_account_is_without_a_live_token_while_people_mend_within_hours
 ) -> None:
     """One request in a hundred fails, some with the answer lost: every loss is told, and tokens outlast its mending."""
     process = year.start()
-    for _ in range(9 * rounds):
+    for _ in range(365 * rounds // 40):
         await year.pass_by(1)
     for account in year.accounts:
         row = await year.row(year.name(account))

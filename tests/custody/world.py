@@ -33,6 +33,7 @@ from amo_callback.errors import NotSent, OutcomeOpen, StoreUnavailable
 from amo_callback.model import (
     Account,
     Connection,
+    GrantedPair,
     Issued,
     Reason,
     RefreshRules,
@@ -42,7 +43,7 @@ from amo_callback.model import (
     Verdict,
     connection_id,
 )
-from tests.builders import a_connection, save
+from tests.builders import a_connection, a_grant, save
 from tests.fakes import FakeClock, MemoryRescue, Witness
 
 if TYPE_CHECKING:
@@ -53,10 +54,13 @@ if TYPE_CHECKING:
 
 RULES = RefreshRules(lease=60.0, retry_base=30.0, retry_cap=900.0, concurrency=4)
 TIMEOUT = 15.0
+PAIRS = frozenset({"save_refreshed", "save_connected"})
 MANY = 1000
 FORGOTTEN_AFTER = 5.0
 """Seconds for which the silence of a look-up holds."""
-WRITES = frozenset({"claim", "extend", "save_refreshed", "save_verdict", "release", "postpone"})
+WRITES = frozenset(
+    {"claim", "extend", "save_refreshed", "save_connected", "save_verdict", "release", "postpone", "disconnect"}
+)
 OPEN = {
     Fault.HTTP_500: (500, b"<h1>500</h1>"),
     Fault.HTML_200: (200, b"<h1>Maintenance</h1>"),
@@ -110,6 +114,7 @@ class Process:
     name: str
     waiting: list[tuple[str, asyncio.Future[None]]] = field(default_factory=list)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    exchanging: list[asyncio.Task[Any]] = field(default_factory=list)
     received: list[tuple[str, str]] = field(default_factory=list)
     store_away: bool = False
     dead: bool = False
@@ -128,14 +133,21 @@ class Process:
             owner=self.name,
             random=self.world.random,
         )
-        self.run(self._live())
+        self.tasks.add(self.world.loop.create_task(self._live()))
 
     async def _live(self) -> None:
         await self.custody.unsaved.restore()
         await self.custody.refresher.run()
 
-    def run(self, work: Any) -> None:
-        self.tasks.add(self.world.loop.create_task(work))
+    def run(self, work: Any) -> asyncio.Task[Any]:
+        task = self.world.loop.create_task(work)
+        self.tasks.add(task)
+        return task
+
+    async def _drain(self) -> None:
+        while exchanging := [task for task in self.exchanging if not task.done()]:
+            await asyncio.wait(exchanging)
+        await self.custody.drain()
 
     async def gate(self, name: str) -> None:
         if not self.world.gated:
@@ -148,7 +160,7 @@ class Process:
         """Send it SIGTERM."""
         if self.ended is None:
             self.custody.stop()
-            self.ended = self.world.loop.create_task(self.custody.drain())
+            self.ended = self.world.loop.create_task(self._drain())
 
 
 class _Store:
@@ -358,6 +370,17 @@ class World:
 
     async def grant(self, account: SandboxAccount) -> None:
         """Let the person connect, by a process that is none of these."""
+        granted = self._granted(account)
+        await self.at_work(save(self.store, granted.connection, iat=granted.token_iat, code=granted.grant.code_hash))
+
+    async def grant_by(self, process: Process, account: SandboxAccount) -> None:
+        """Let the person connect, by this process; what AMO answers is stored when it can be."""
+        granted = self._granted(account)
+        await self.at_work(self.store.claim_grant(granted.grant, now=self.clock.now()))
+        process.received.append((granted.connection_id, self.pair(granted.connection).refresh_token))
+        process.exchanging.append(process.run(process.custody.unsaved.save(granted, connection=granted.connection)))
+
+    def _granted(self, account: SandboxAccount) -> GrantedPair:
         name = self.name(account)
         account.disabled = False
         body = {
@@ -387,12 +410,17 @@ class World:
             next_refresh_at=now + issued.pair.life / 2,
             connected_at=now,
         )
-        await self.at_work(save(self.store, connection, code=issued.pair.refresh_token))
+        number = len(self.tokens)  # AMO's clock, which nobody steps
+        grant = a_grant(f"code {number}", expires_at=now + timedelta(days=900))
+        return GrantedPair(grant=grant, connection=connection, token_iat=number)
 
     async def steal(self, account: SandboxAccount) -> None:
         """Let a stranger spend the stored refresh token."""
         name = self.name(account)
-        token = self.pair(await self.row(name)).refresh_token
+        row = await self.row(name)
+        if row.sealed_pair is None:
+            return
+        token = self.pair(row).refresh_token
         if self.vendor.is_good(token):
             self.harmed.add(name)
             self._born(self._post(token, account.host).content, parent=token, spent_by="a stranger")
@@ -413,11 +441,15 @@ class World:
 
     async def watched(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what a process asks of the store, and check what that does to the truth."""
-        before = await self.store.connection(args[0].connection_id) if name == "save_refreshed" else None
+        before = await self.store.connection(args[0].connection_id) if name in PAIRS else None
+        if name == "disconnect":
+            assert not self.vendor.is_good(self.pair(args[0]).refresh_token), "living tokens were erased"
         result = await getattr(self.store, name)(*args, **kwargs)
-        if name == "save_refreshed" and result is not None and before is not None:
-            old, new = (self.tokens[self.pair(row).refresh_token] for row in (before, result))
-            assert old.age < new.age, f"{process.name} has stored an older pair over a newer one"
+        if name in PAIRS and result is not None:
+            new = self.tokens[self.pair(result).refresh_token]
+            if before is not None and before.sealed_pair is not None:
+                old = self.tokens[self.pair(before).refresh_token]
+                assert old.age < new.age, f"{process.name} has stored an older pair over a newer one"
             if new.parent is not None:
                 self.tokens[new.parent].answered = True
         if name == "save_verdict" and result is not None:
@@ -436,7 +468,8 @@ class World:
         """Check that a process that ended by itself has left each pair that it received in the store or in a file."""
         for name, refresh_token in process.received:
             row, token = await self.row(name), self.tokens[refresh_token]
-            stored = row.sealed_pair is not None and self.tokens[self.pair(row).refresh_token].age >= token.age
+            erased = row.status is Status.DISCONNECTED
+            stored = erased or self.tokens[self.pair(row).refresh_token].age >= token.age
             rescued = any(file.startswith(name) for file in self.disk.files)
             assert stored or rescued, f"{process.name} has ended and left a pair nowhere"
 
@@ -457,6 +490,9 @@ class World:
         assert not self.disk.files
         for account in self.accounts:
             row = await self.row(self.name(account))
+            if row.status is Status.DISCONNECTED:
+                assert row.id in self.harmed
+                continue
             good = self.vendor.is_good(self.pair(row).refresh_token)
             hidden = (
                 row.domain != account.host
