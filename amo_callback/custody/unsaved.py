@@ -58,7 +58,7 @@ class Unsaved:
     @property
     def names(self) -> list[str]:
         """The unsaved pairs, by the names of their files."""
-        return sorted({*self._held, *self._unreadable})
+        return sorted({*(name_of(held.paid) for held in self._refused()), *self._unreadable})
 
     def blocks(self, connection: Connection) -> bool:
         """Tell whether the connection's stored pair has been spent already, for one that is unsaved."""
@@ -68,18 +68,22 @@ class Unsaved:
 
     def newest(self, stored: Connection) -> Connection:
         """Return a connection with the unsaved pair that replaces the stored one, where there is one."""
-        for name, held in self._held.items():
-            if self._replaces(name, stored) and stored.status is not Status.DISCONNECTED:
+        for held in self._refused():
+            if self._replaces(name_of(held.paid), stored) and stored.status is not Status.DISCONNECTED:
                 return _with(stored, held.paid)
         return stored
 
     def find(self, *, connection_id: str = "", account_id: str = "") -> Connection | None:
         """Return a connection with its unsaved pair, for when the store cannot be asked."""
-        for held in self._held.values():
+        for held in self._refused():
             found = held.connection
             if found is not None and (found.id == connection_id or (account_id and found.account_id == account_id)):
                 return found
         return None
+
+    def _refused(self) -> list[_Held]:
+        """Return what the store has refused at least once: nobody hears of a pair that it may take any moment."""
+        return [held for held in self._held.values() if held.told]
 
     @staticmethod
     def _replaces(name: str, stored: Connection) -> bool:
