@@ -411,7 +411,7 @@ class World:
             connected_at=now,
         )
         number = len(self.tokens)  # AMO's clock, which nobody steps
-        grant = a_grant(f"code {number}", expires_at=now + timedelta(days=900))
+        grant = a_grant(f"code {number}", attempt=f"attempt{number}", expires_at=now + timedelta(days=900))
         return GrantedPair(grant=grant, connection=connection, token_iat=number)
 
     async def steal(self, account: SandboxAccount) -> None:
