@@ -5,5 +5,7 @@ ALTER TABLE connections ADD COLUMN disconnected_at INTEGER;
 ALTER TABLE connections ADD COLUMN look_up_at INTEGER;
 ALTER TABLE connections ADD COLUMN hook_at INTEGER;
 
+DROP INDEX connections_by_due;
+CREATE INDEX connections_by_due ON connections (next_refresh_at, access_expires_at, id) WHERE status = 'active';
 CREATE INDEX connections_by_look_up ON connections (look_up_at) WHERE look_up_at IS NOT NULL;
 CREATE INDEX connections_by_death ON connections (died_at) WHERE died_at IS NOT NULL;
