@@ -168,8 +168,11 @@ class Store(Protocol):
     async def revive(self, connection: Connection, *, next_refresh_at: datetime) -> bool:
         """Make a connection active again; `False` where it has changed since it was read."""
 
-    async def disconnect(self, connection: Connection, *, at: datetime) -> bool:
-        """Erase a connection's tokens; `False` where it has changed since it was read."""
+    async def disconnect(self, connection: Connection, *, at: datetime | None) -> bool:
+        """Erase a connection's tokens; `False` where it has changed since it was read.
+
+        A pair granted before `at` does not come back; without it, whatever was granted may be stored later.
+        """
 
     async def switched_off(self, account_id: str, *, now: datetime, quiet: float) -> Sequence[str]:
         """Note AMO's hook: look-ups are due now, unless the last hook came less than `quiet` seconds ago."""

@@ -82,19 +82,19 @@ class Checks:
     async def _check_hook(self, connection: Connection, pair: TokenPair | None, hook_at: datetime) -> None:
         standing = await self._standing(connection, pair)
         if standing is Standing.REFUSED and not self._is_unsettled(connection):
-            await self._erase(connection, hook_at)
+            await self._erase(connection)
             return
         upcoming = (hook_at + after for after in _AFTER_HOOK)
         again = next((moment for moment in upcoming if moment > self._clock.now()), None)
         await self._store.look_up_again(connection, at=again)
         self._tell("hook.unconfirmed", connection, Level.WARNING, standing=standing, again_at=again)
 
-    async def _erase(self, connection: Connection, hook_at: datetime) -> None:
-        """Erase the tokens, as of the hook: a grant that came after it holds, also where its pair is not yet stored.
+    async def _erase(self, connection: Connection) -> None:
+        """Erase tokens that AMO knows no more; what a grant brings holds, whenever it is stored.
 
         Where something has changed since the connection was read, it is looked at again.
         """
-        if await self._store.disconnect(connection, at=hook_at):
+        if await self._store.disconnect(connection, at=None):
             self._tell("connection.disconnected", connection, Level.WARNING, reason="switched off in AMO")
 
     async def _standing(self, connection: Connection, pair: TokenPair | None) -> Standing:
@@ -130,7 +130,7 @@ class Checks:
             return
         standing = await self._standing(connection, pair)
         if standing is Standing.REFUSED and connection.hook_at and not self._is_unsettled(connection):
-            await self._erase(connection, connection.hook_at)
+            await self._erase(connection)
         elif await self._store.look_up_again(connection, at=again) and standing is Standing.GOOD:
             await self._try(connection)
 

@@ -151,8 +151,11 @@ class SqliteStore:
         """Make a connection active again; `False` where it has changed since it was read."""
         return await self._change("revive", connection, next_refresh_at=next_refresh_at)
 
-    async def disconnect(self, connection: Connection, *, at: datetime) -> bool:
-        """Erase a connection's tokens; `False` where it has changed since it was read."""
+    async def disconnect(self, connection: Connection, *, at: datetime | None) -> bool:
+        """Erase a connection's tokens; `False` where it has changed since it was read.
+
+        A pair granted before `at` does not come back; without it, whatever was granted may be stored later.
+        """
         return await self._change("disconnect", connection, at=at)
 
     async def switched_off(self, account_id: str, *, now: datetime, quiet: float) -> Sequence[str]:

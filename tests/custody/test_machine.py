@@ -137,8 +137,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(process=numbers, account=numbers)
     def a_person_connects_through_a_process(self, process: int, account: int) -> None:
-        self.do(self.world.grant_by(self.process(process), self.account(account)))
-        self.do(self.world.settle())
+        chosen = self.process(process)
+        if chosen.ended is None:  # one that is stopping begins nothing
+            self.do(self.world.grant_by(chosen, self.account(account)))
+            self.do(self.world.settle())
 
     @rule(process=numbers, account=numbers)
     def somebody_replays_the_hook(self, process: int, account: int) -> None:

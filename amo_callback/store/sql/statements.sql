@@ -137,7 +137,8 @@ RETURNING id;
 -- name: disconnect
 -- A late pair finds another `pair_version`.
 UPDATE connections SET
-    status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL, disconnected_at = :at,
+    status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL,
+    disconnected_at = COALESCE(:at, disconnected_at),
     access_issued_at = NULL, access_expires_at = NULL, refresh_expires_at = NULL, next_refresh_at = NULL,
     failures = 0, died_at = NULL, look_up_at = NULL,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
