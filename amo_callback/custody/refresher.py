@@ -214,6 +214,7 @@ class Refresher:
     async def _prune(self) -> None:
         if self._clock.monotonic() - self._pruned_at >= _PRUNE_EVERY:
             self._pruned_at = self._clock.monotonic()
+            await self._unsaved.restore()
             await self._store.prune(now=self._clock.now(), keep_grants=_KEEP_GRANTS)
 
     async def _sleep(self, seconds: float) -> None:

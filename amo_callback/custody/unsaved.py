@@ -101,25 +101,33 @@ class Unsaved:
         return await self._hold(_Held(paid, _with(connection, paid), rescued=False))
 
     async def restore(self) -> None:
-        """Offer every rescue file to the store once, and those that it does not take again and again."""
+        """Offer every rescue file to the store once, and those that it does not take again and again.
+
+        At start, and every now and then: another process on the same folder may have ended and left some. One that
+        lives yet offers them, too, and each is stored once. Raises `ConfigurationError` where they cannot be read.
+        """
         try:
             files = await asyncio.to_thread(self._rescue.read)
         except OSError as error:
             raise ConfigurationError(f"storage.rescue: cannot be read: {error.strerror}") from None
-        for name, sealed in files.items():
+        self._unreadable &= files.keys()
+        for name in files.keys() - self._held.keys() - self._unreadable:
             try:
-                paid = open_paid(name, sealed, self._cipher)
+                paid = open_paid(name, files[name], self._cipher)
             except Unreadable:
                 self._unreadable.add(name)
                 fields = {"file": name, "text": "give the encryption key that was in use, then restart"}
                 self._observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
-                continue
-            connection = paid.connection if not isinstance(paid, RefreshedPair) else None
-            held = _Held(paid, connection, rescued=True, told=True)
-            task = asyncio.create_task(self._hold(held), name=f"unsaved:{name}")
-            self._restoring.add(task)
-            task.add_done_callback(self._restored)
-            await held.tried.wait()
+            else:
+                await self._adopt(paid)
+
+    async def _adopt(self, paid: Paid) -> None:
+        connection = paid.connection if not isinstance(paid, RefreshedPair) else None
+        held = _Held(paid, connection, rescued=True, told=True)
+        task = asyncio.create_task(self._hold(held), name=f"unsaved:{name_of(paid)}")
+        self._restoring.add(task)
+        task.add_done_callback(self._restored)
+        await held.tried.wait()
 
     async def settle(self) -> None:
         """Offer each unsaved pair to the store now, and see to the reserve, before anything new is spent."""
