@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.errors import StoreUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from amo_callback.model import Event
     from amo_callback.ports import Store
 
@@ -170,3 +174,59 @@ class MemoryRescue:
 
     def reserve(self) -> bool:
         return not self.full
+
+
+class Traffic:
+    """What is under way through the ports that it watches, and what was."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self._under_way = 0
+        self._ended = asyncio.Event()
+
+    def watch(self, port: Any) -> Any:
+        return _Watched(port, self)
+
+    async def through(self, name: str, call: Awaitable[object]) -> object:
+        self.calls[name] += 1
+        self._under_way += 1
+        try:
+            return await call
+        finally:
+            self._under_way -= 1
+            self._ended.set()
+
+    async def until_quiet(self) -> None:
+        """Wait until nothing is under way, and what has ended has had its turns to begin something else."""
+        turns = 0
+        while turns < 30:
+            await asyncio.sleep(0)
+            turns += 1
+            while self._under_way:
+                turns = 0
+                self._ended.clear()
+                await asyncio.wait_for(self._ended.wait(), 10)
+
+
+class _Watched:
+    """A port whose calls are counted."""
+
+    def __init__(self, port: Any, traffic: Traffic) -> None:
+        self._port, self._traffic = port, traffic
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._port, name)
+        if not inspect.iscoroutinefunction(method):
+            return method
+        return lambda *args, **kwargs: self._traffic.through(name, method(*args, **kwargs))
+
+
+class Instead:
+    """A port, with some of its methods replaced."""
+
+    def __init__(self, port: Any, **methods: Any) -> None:
+        self._port = port
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._port, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +10,6 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.cipher import Cipher, new_key
-from amo_callback.custody.build import Custody, make_custody
 from amo_callback.errors import (
     AccountRefused,
     Busy,
@@ -25,91 +23,22 @@ from amo_callback.errors import (
     StoreUnavailable,
 )
 from amo_callback.model import (
-    Connection,
     Demand,
     Issued,
     Reason,
     RefreshRules,
     Status,
     TokenPair,
-    connection_id,
     fingerprint,
 )
-from tests.builders import a_claim, a_connection, a_refreshed, save
-from tests.conftest import HOST, Amo
-from tests.fakes import FailingStore, FakeClock, MemoryRescue, Witness
+from tests.builders import a_claim, a_refreshed
+from tests.custody.house import API_DOMAIN
+from tests.fakes import FailingStore, Instead
 
 if TYPE_CHECKING:
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.custody.keeper import Keeper
-    from amo_callback.ports import AmoOAuth, Store
-
-
-class House:
-    """A keeper with everything around it, and one connected account."""
-
-    def __init__(
-        self, *, store: Store, amo: Amo, client: AmoClient, key: str, clock: FakeClock, witness: Witness
-    ) -> None:
-        self.store, self.amo, self.client, self.cipher, self.keys = store, amo, client, Cipher([key]), [key]
-        self.clock, self.witness = clock, witness
-        self.failing = FailingStore(store, clock)
-        self.rescue = MemoryRescue()
-        self.grants = 0
-        self.keeper = self.make_keeper()
-
-    def make_custody(self, **more: Any) -> Custody:
-        values: dict[str, Any] = {
-            "store": cast("Store", self.failing),
-            "amo": self.client,
-            "cipher": self.cipher,
-            "rescue": self.rescue,
-            "clock": self.clock,
-            "observer": self.witness,
-            "rules": RefreshRules(),
-            "owner": "process-1",
-            "random": lambda: 0.5,
-        }
-        return make_custody(**{**values, **more})
-
-    def make_keeper(self, **more: Any) -> Keeper:
-        return self.make_custody(**more).keeper
-
-    async def connect(self, **more: Any) -> Connection:
-        self.clock.advance(self.grants)  # no two grants at the same moment
-        self.grants += 1
-        issued = await self.client.exchange(code=self.amo.code().encode(), domain=HOST, not_after=math.inf)
-        return await self.keep(issued, **more)
-
-    async def keep(self, issued: Issued, **more: Any) -> Connection:
-        name = connection_id(issued.account, HOST)
-        values: dict[str, Any] = {
-            "id": name,
-            "account_id": issued.account.account_id,
-            "domain": HOST,
-            "client_id": self.client.client_id,
-            "sealed_pair": self.cipher.seal_pair(issued.pair, connection_id=name),
-            "access_issued_at": issued.pair.issued_at,
-            "connected_at": issued.pair.issued_at,
-            "access_expires_at": issued.pair.expires_at,
-        }
-        return await save(self.store, a_connection(**{**values, **more}), code=issued.pair.refresh_token)
-
-    async def now(self, connection: Connection) -> Connection:
-        stored = await self.store.connection(connection.id)
-        assert stored is not None
-        return stored
-
-    def pair(self, connection: Connection) -> TokenPair:
-        return self.cipher.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
-
-    async def refresh(self, connection: Connection, **more: Any) -> Connection:
-        return await self.keeper.refresh(connection.id, **{"demand": Demand.SCHEDULE, **more})
-
-
-@pytest.fixture
-def house(store: Store, amo: Amo, client: AmoClient, encryption_key: str, clock: FakeClock, witness: Witness) -> House:
-    return House(store=store, amo=amo, client=client, key=encryption_key, clock=clock, witness=witness)
+    from amo_callback.ports import AmoOAuth
+    from tests.custody.house import House
+    from tests.fakes import FakeClock
 
 
 # --- a refresh that goes well ---------------------------------------------------------------------
@@ -539,3 +468,35 @@ async def test_a_dead_token_is_told_even_where_the_verdict_cannot_be_written(hou
     house.failing.away = {"save_verdict"}
     with pytest.raises(NeedsReauth):
         await house.refresh(connection)
+
+
+async def test_each_doubt_is_looked_up_before_the_token_is_presented(house: House) -> None:
+    """A look-up answers for the doubt that it was about: an attempt that was left open since then is asked about."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    await house.store.claim(a_claim(connection, owner="process-2", attempt="dead"))
+    slots = 0
+
+    async def slot(_priority: object) -> None:
+        nonlocal slots
+        slots += 1
+        if slots == 2:  # the one for the refresh: another process is faster, and dies
+            now = await house.now(connection)
+            await house.store.claim(a_claim(now, owner="process-3", attempt="dead, too"))
+
+    house.keeper = house.make_keeper(amo=Instead(house.client, slot=slot))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    for looked_up in (0, 1):
+        await house.clock.until_sleeping(0.25)
+        assert house.amo.sandbox.look_ups == looked_up
+        house.clock.advance(60)
+    assert (await refreshing).pair_version == 2
+    assert house.amo.sandbox.look_ups == 2
+
+
+async def test_a_token_follows_its_account_whose_old_host_was_taken(house: House) -> None:
+    """Where another account answers at the old host, its refusal is not believed before the look-up has told."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.host = "renamed.amocrm.ru"
+    house.amo.vendor.open_account(connection.domain)
+    refreshed = await house.refresh(connection)
+    assert (refreshed.status, refreshed.domain) == (Status.ACTIVE, "renamed.amocrm.ru")

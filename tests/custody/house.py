@@ -1,0 +1,169 @@
+"""The custody of tokens with everything around it: the stand-in, a store that can be away, a rescue folder, time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.custody.build import Custody, make_custody
+from amo_callback.errors import NeedsReauth
+from amo_callback.model import (
+    Connection,
+    Demand,
+    GrantedPair,
+    GrantStatus,
+    Issued,
+    RefreshRules,
+    TokenPair,
+    connection_id,
+)
+from tests.builders import a_connection, a_grant, save
+from tests.conftest import HOST, Amo
+from tests.fakes import FailingStore, FakeClock, MemoryRescue, Traffic, Witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.cipher import Cipher
+    from amo_callback.custody.keeper import Keeper
+    from amo_callback.ports import Store
+
+API_DOMAIN = "api-b.amocrm.ru"
+"""Where the stand-in can be asked about a refresh token."""
+DAY = 86_400.0
+
+
+class House:
+    """A process's custody, and one account that can be connected."""
+
+    def __init__(
+        self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness
+    ) -> None:
+        self.store, self.amo, self.client, self.cipher = store, amo, client, cipher
+        self.clock, self.witness = clock, witness
+        self.failing = FailingStore(store, clock)
+        self.rescue = MemoryRescue()
+        self.traffic = Traffic()
+        self.grants = 0
+        self.custody = self.make_custody()
+        self.keeper = self.custody.keeper
+
+    def make_custody(self, **more: Any) -> Custody:
+        """Put together one more process's custody."""
+        values: dict[str, Any] = {
+            "store": self.failing,
+            "amo": self.client,
+            "cipher": self.cipher,
+            "rescue": self.rescue,
+            "clock": self.clock,
+            "observer": self.witness,
+            "rules": RefreshRules(),
+            "owner": "process-1",
+            "random": lambda: 0.5,
+            **more,
+        }
+        watched = {name: self.traffic.watch(values[name]) for name in ("store", "amo")}
+        return make_custody(**{**values, **watched})
+
+    def make_keeper(self, **more: Any) -> Keeper:
+        return self.make_custody(**more).keeper
+
+    # --- connections -----------------------------------------------------------------------------
+
+    async def connect(self, **more: Any) -> Connection:
+        return await self.keep(await self.exchange(), **more)
+
+    async def exchange(self) -> Issued:
+        """Spend a new code of the account."""
+        self.clock.advance(self.grants)  # no two grants at the same moment
+        self.grants += 1
+        return await self.client.exchange(code=self.amo.code().encode(), domain=HOST, not_after=math.inf)
+
+    def connection_of(self, issued: Issued, **more: Any) -> Connection:
+        name = connection_id(issued.account, HOST)
+        values: dict[str, Any] = {
+            "id": name,
+            "account_id": issued.account.account_id,
+            "domain": HOST,
+            "client_id": self.client.client_id,
+            "sealed_pair": self.cipher.seal_pair(issued.pair, connection_id=name),
+            "access_issued_at": issued.pair.issued_at,
+            "connected_at": issued.pair.issued_at,
+            "access_expires_at": issued.pair.expires_at,
+        }
+        return a_connection(**{**values, **more})
+
+    async def keep(self, issued: Issued, **more: Any) -> Connection:
+        return await save(self.store, self.connection_of(issued, **more), code=issued.pair.refresh_token)
+
+    async def grant(self) -> GrantedPair:
+        """Return a pair that a new grant has brought, and that is not stored yet."""
+        issued = await self.exchange()
+        begun = a_grant(issued.pair.refresh_token, attempt="attempt1")
+        await self.store.claim_grant(begun, now=self.clock.now())
+        connection = self.connection_of(issued, api_domain=API_DOMAIN)
+        ended = a_grant(
+            issued.pair.refresh_token, attempt="attempt1", status=GrantStatus.CONNECTED, connection_id=connection.id
+        )
+        return GrantedPair(grant=ended, connection=connection, token_iat=issued.account.token_iat)
+
+    async def given_up(self) -> Connection:
+        """Return a connection that was given up because AMO was ill; AMO is well again."""
+        connection = await self.connect(api_domain=API_DOMAIN)
+        self.amo.account.disabled = True
+        with pytest.raises(NeedsReauth):
+            await self.refresh(connection)
+        self.amo.account.disabled = False
+        return await self.now(connection)
+
+    async def now(self, connection: Connection) -> Connection:
+        stored = await self.store.connection(connection.id)
+        assert stored is not None
+        return stored
+
+    def pair(self, connection: Connection) -> TokenPair:
+        return self.cipher.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
+
+    async def refresh(self, connection: Connection, **more: Any) -> Connection:
+        return await self.keeper.refresh(connection.id, **{"demand": Demand.SCHEDULE, **more})
+
+    # --- what happens meanwhile ------------------------------------------------------------------
+
+    def away(self, *calls: str) -> FailingStore:
+        """Return the same store, away for these calls."""
+        store = FailingStore(self.store, self.clock)
+        store.away = set(calls)
+        return store
+
+    def fade(self, connection: Connection) -> None:
+        """Let AMO forget both tokens of a pair, while the account lives on: another system has refreshed it."""
+        self.amo.vendor.unknowns.refresh_kills_access = True
+        self.amo.spend(grant_type="refresh_token", refresh_token=self.pair(connection).refresh_token)
+
+    async def look_up_due(self, custody: Custody | None = None) -> None:
+        """Look up whose turn it is, as the loop does."""
+        for name in await self.store.look_ups(now=self.clock.now(), limit=100, apart_from=()):
+            await (custody or self.custody).checks.check(name)
+
+    @asynccontextmanager
+    async def running(self, custody: Custody) -> AsyncIterator[None]:
+        """Run the loop."""
+        task = asyncio.create_task(custody.refresher.run())
+        try:
+            yield
+        finally:
+            custody.stop()
+            await task
+            await custody.drain()
+
+    async def pass_time(self, seconds: float, *, step: float) -> None:
+        """Let time pass in steps, each once what came before has come to its end."""
+        for _ in range(round(seconds / step)):
+            await self.traffic.until_quiet()
+            self.clock.advance(step)
+        await self.traffic.until_quiet()
