@@ -1,0 +1,209 @@
+"""The circuit breaker: what opens and closes it, and who is tried while it is open."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.custody.breaker import is_epidemic
+from amo_callback.errors import AmoCallbackError, Busy, ClientRefused, NeedsReauth, OutcomeOpen, VerdictHeld
+from amo_callback.model import Demand, Fleet, Status
+from tests.builders import a_claim, a_connection, a_verdict, save
+from tests.custody.house import API_DOMAIN, DAY
+from tests.fakes import START, Instead
+
+if TYPE_CHECKING:
+    from tests.custody.house import House
+
+
+# --- what opens it ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("died", "living", "epidemic"), [(4, 0, False), (5, 0, True), (5, 19, True), (5, 20, False), (50, 300, False)]
+)
+def test_many_deaths_of_a_large_share_are_an_epidemic(died: int, living: int, epidemic: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
+    """Five deaths at least, and more than a fifth of all."""
+    assert is_epidemic(Fleet(living=living, fresh=living, died=died)) is epidemic
+
+
+async def test_the_deaths_of_a_whole_fleet_are_not_believed(house: House) -> None:
+    """After five connections have died within ten minutes, the sixth is kept, and nothing more is refreshed."""
+    for number in range(5):
+        dead = await save(house.store, a_connection(number + 1))
+        await house.store.claim(a_claim(dead))
+        verdict = a_verdict(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None, died_at=house.clock.now())
+        await house.store.save_verdict(verdict)
+    connection = await house.connect()
+    house.amo.account.disabled = True
+    with pytest.raises(VerdictHeld):
+        await house.refresh(connection)
+    assert (await house.now(connection)).status is Status.ACTIVE
+    assert (await house.witness.until("verdicts.held")).fields == {"died": 5, "living": 1}
+    with pytest.raises(Busy) as raised:
+        await house.refresh(await save(house.store, a_connection(7)))
+    assert raised.value.because == VerdictHeld.code
+
+
+async def test_two_refused_without_a_reason_tell_of_our_credentials(house: House) -> None:
+    """One connection may have a trouble of its own, however often it is refused; a second one is no accident."""
+    for number in range(10):
+        await save(house.store, a_connection(number))
+    breaker = house.custody.breaker
+    reasons = []
+    for name in ("one", "one", "another"):
+        await breaker.suspect(name)
+        reasons.append(breaker.reason)
+    assert reasons == [None, None, ClientRefused.code]
+    assert house.witness.names() == ["amo_credentials.refused"]
+
+
+async def test_the_only_connection_is_suspect_enough(house: House) -> None:
+    """Where nobody else lives, one refusal without a reason is all that can be had."""
+    await house.connect(api_domain=API_DOMAIN)
+    await house.custody.breaker.suspect("one")
+    assert house.custody.breaker.reason == ClientRefused.code
+
+
+async def test_accounts_that_nobody_can_be_asked_about_are_no_fault_of_the_configuration(house: House) -> None:
+    """Moved, without an API host, their access tokens over: they are refused without a reason, and stop nobody else."""
+    connections = []
+    for _ in range(2):
+        house.amo.account.user_id += 1
+        connections.append(await house.connect())
+    for number in range(10):
+        await save(house.store, a_connection(number + 1))
+    house.amo.account.host = "renamed.amocrm.ru"
+    house.clock.advance(DAY)
+    for connection in connections:
+        with suppress(AmoCallbackError):
+            await house.refresh(connection)
+    assert len(house.amo.vendor.ledger.refreshes()) == 2
+    assert house.custody.breaker.reason is None
+
+
+# --- while it is open -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["refused", "held"])
+async def test_a_connection_whose_attempt_stays_open_may_be_the_probe(house: House, why: str) -> None:
+    """Where AMO has answered nobody, the probe is one of those without an answer, after its lease; and it closes."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(Fault.HTTP_500)
+    with pytest.raises(OutcomeOpen):
+        await house.refresh(connection)
+    if why == "held":
+        await house.store.hold_deaths(now=house.clock.now())
+    else:
+        house.custody.breaker.refuse("Check the `client_id` parameter")
+    async with house.running(house.custody):
+        await house.pass_time(300, step=20)
+    assert (await house.now(connection)).pair_version == 2
+    assert house.custody.breaker.reason is None
+
+
+async def test_where_there_is_no_probe_the_loop_waits(house: House) -> None:
+    """With nobody to be tried, the store is asked once a poll interval."""
+    await house.store.hold_deaths(now=house.clock.now())
+    house.clock.advance(61)
+    async with house.running(house.custody):
+        await house.clock.until_sleeping(5)
+        await house.traffic.until_quiet()
+        assert house.traffic.calls["probe"] == 1
+
+
+async def test_while_the_probe_waits_for_its_slot_the_loop_waits_too(house: House) -> None:
+    """A rate limit that is paused for an hour has nobody ask the store meanwhile, but once a poll interval."""
+    await house.connect(next_refresh_at=START)
+
+    async def slot(_priority: object) -> None:
+        await house.clock.sleep(3600)
+
+    custody = house.make_custody(amo=Instead(house.client, slot=slot))
+    custody.breaker.refuse("Check the `client_id` parameter")
+    house.clock.advance(61)
+    async with house.running(custody):
+        await house.clock.until_sleeping(3600)
+        await house.clock.until_sleeping(5)
+        assert house.traffic.calls["deaths_held"] == 1
+
+
+async def test_a_trial_may_be_the_probe(house: House) -> None:
+    """Where nobody else lives, the daily look-up of one that was given up closes the breaker, and heals it."""
+    connection = await house.given_up()
+    house.custody.breaker.refuse("AMO refuses without a reason")
+    house.clock.advance(DAY)
+    await house.look_up_due()
+    assert (await house.now(connection)).status is Status.ACTIVE
+    assert house.custody.breaker.reason is None
+
+
+@pytest.mark.parametrize("demand", [Demand.FORCED, Demand.TRIAL])
+async def test_who_was_the_probe_lets_another_be_it(house: House, demand: Demand) -> None:
+    """One that callers ask for again and again is the probe once a round, and one probe goes every minute."""
+    breaker = house.custody.breaker
+    breaker.refuse("Check the `client_id` parameter")
+    with pytest.raises(Busy) as raised:
+        breaker.check("one", demand=demand)
+    assert raised.value.retry_after == 60
+    house.clock.advance(60)
+    breaker.check("one", demand=demand)
+    breaker.enter("one")
+    house.clock.advance(60)
+    breaker.check("another", demand=demand)
+    with pytest.raises(Busy):
+        breaker.check("one", demand=demand)
+    breaker.new_round()
+    breaker.check("one", demand=demand)
+
+
+@pytest.mark.parametrize("demand", [Demand.SCHEDULE, Demand.HAND_OUT])
+async def test_nobody_else_is_refreshed(house: House, demand: Demand) -> None:
+    """Neither the schedule nor a hand-out is the probe."""
+    house.custody.breaker.refuse("Check the `client_id` parameter")
+    house.clock.advance(DAY)
+    with pytest.raises(Busy) as raised:
+        house.custody.breaker.check("one", demand=demand)
+    assert raised.value.because == ClientRefused.code
+
+
+async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(house: House) -> None:
+    """The probe asks before it presents: what AMO does not know is put off, and its one presentation is not risked."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.disabled = True
+    await house.store.hold_deaths(now=house.clock.now())
+    await house.custody.breaker.watch()
+    house.clock.advance(60)
+    with pytest.raises(VerdictHeld):
+        await house.refresh(connection, demand=Demand.PROBE)
+    after = await house.now(connection)
+    assert (after.status, after.next_refresh_at) == (Status.ACTIVE, house.clock.now() + timedelta(minutes=15))
+    assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_one_success_closes_it_for_every_process(house: House) -> None:
+    """What one process has found ends the hold in the store, where the others read it before they begin anything."""
+    await house.store.hold_deaths(now=house.clock.now())
+    other = house.make_custody(owner="process-2")
+    for custody in (house.custody, other):
+        await custody.breaker.watch()
+        assert custody.breaker.reason == VerdictHeld.code
+    await house.custody.breaker.succeeded()
+    await other.breaker.watch()
+    assert (house.custody.breaker.reason, other.breaker.reason) == (None, None)
+    assert house.witness.names() == ["verdicts.believed"]
+
+
+async def test_a_person_who_is_needed_is_no_reason_to_open_it(house: House) -> None:
+    """One dead token among the living is believed at once."""
+    for number in range(5):
+        await save(house.store, a_connection(number + 1))
+    connection = await house.connect()
+    house.amo.account.disabled = True
+    with pytest.raises(NeedsReauth):
+        await house.refresh(connection)
+    assert house.custody.breaker.reason is None
