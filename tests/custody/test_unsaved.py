@@ -1,0 +1,319 @@
+"""Pairs that the store does not take: held, handed out, written to their files, offered again, and stored once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.custody.paid import name_of, seal_paid
+from amo_callback.errors import ConfigurationError, ShuttingDown, StoreUnavailable
+from amo_callback.model import Demand, Status
+from tests.builders import a_refreshed
+from tests.fakes import MemoryRescue
+
+if TYPE_CHECKING:
+    from amo_callback.model import Connection, Event
+    from tests.custody.house import House
+
+
+async def _unsaved(house: House) -> tuple[Connection, asyncio.Task[Connection]]:
+    """Refresh a connection whose new pair the store does not take."""
+    connection = await house.connect()
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.witness.until("pair.unsaved")
+    return connection, refreshing
+
+
+# --- while the store is away ------------------------------------------------------------------------
+
+
+async def test_an_unsaved_pair_is_held_and_in_its_file(house: House) -> None:
+    """It is told with whether it is in its file, readiness names it, and once it is stored nothing of it is left."""
+    connection, refreshing = await _unsaved(house)
+    name = f"{connection.id}-1"
+    assert house.custody.unsaved.names == [name]
+    assert list(house.rescue.files) == [name]
+    [event] = house.witness.named("pair.unsaved")
+    assert (event.connection_id, event.fields) == (connection.id, {"store": "SQLITE_FULL", "rescued": True})
+    house.failing.away = set()
+    await house.custody.unsaved.settle()
+    assert (await refreshing).pair_version == 2
+    assert (house.custody.unsaved.names, house.rescue.files) == ([], {})
+    assert (await house.witness.until("pair.saved")).fields == {"superseded": False}
+
+
+async def test_an_unsaved_pair_is_handed_out_while_the_store_is_away(house: House) -> None:
+    """Whoever asks by connection or by account gets the new pair, though nobody can read the store."""
+    connection, refreshing = await _unsaved(house)
+    house.failing.away |= {"connection", "connections_of"}
+    for selector in (connection.id, f"account:{connection.account_id}"):
+        handed_out = await house.custody.handout.token(selector, min_ttl=0)
+        assert handed_out.pair.access_token == house.amo.vendor.ledger.access_tokens[-1]
+    with pytest.raises(StoreUnavailable):
+        await house.custody.handout.token("another customer", min_ttl=0)
+    house.failing.away = set()
+    await house.custody.unsaved.settle()
+    await refreshing
+
+
+async def test_an_unsaved_pair_is_handed_out_before_the_stored_one(house: House) -> None:
+    """Where the store can be read but not written, the pair that it holds is the one that has been spent."""
+    connection, refreshing = await _unsaved(house)
+    handed_out = await house.custody.handout.token(connection.id, min_ttl=0)
+    assert handed_out.pair.access_token == house.amo.vendor.ledger.access_tokens[-1]
+    house.failing.away = set()
+    await house.custody.unsaved.settle()
+    await refreshing
+
+
+async def test_a_pair_without_an_account_is_found_by_its_connection_alone(house: House) -> None:
+    """Where AMO's token does not tell whose it is, nobody finds it by naming no account."""
+    connection = await house.connect(account_id="")
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.witness.until("pair.unsaved")
+    unsaved = house.custody.unsaved
+    assert unsaved.find(connection_id="another customer") is None
+    found = unsaved.find(connection_id=connection.id)
+    assert found is not None
+    assert found.id == connection.id
+    house.failing.away = set()
+    await unsaved.settle()
+    await refreshing
+
+
+async def test_the_stored_pair_is_not_presented_while_its_successor_is_unsaved(house: House) -> None:
+    """It has been spent: a new refresh waits for the store."""
+    connection, refreshing = await _unsaved(house)
+    other = house.make_custody(rescue=house.rescue)
+    await other.unsaved.restore()
+    for custody in (house.custody, other):
+        assert custody.unsaved.blocks(connection)
+    with pytest.raises(StoreUnavailable):
+        await other.keeper.refresh(connection.id, demand=Demand.FORCED)
+    house.failing.away = set()
+    for custody in (house.custody, other):
+        await custody.unsaved.settle()
+    await refreshing
+    await other.unsaved.drain()
+    assert house.amo.vendor.ledger.doubles() == 0
+    assert (await house.now(connection)).pair_version == 2
+
+
+async def test_a_bug_in_the_store_lets_go_of_no_pair(house: House) -> None:
+    """An exception of a kind that nobody expected is told with its trace, and the pair is offered again."""
+    connection = await house.connect()
+    broken = True
+
+    class Broken:
+        async def save_refreshed(self, refreshed: object) -> object:
+            if broken:
+                raise ZeroDivisionError
+            return await house.failing.save_refreshed(refreshed)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(house.failing, name)
+
+    custody = house.make_custody(store=Broken())
+    refreshing = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    event = await house.witness.until("pair.unsaved")
+    assert isinstance(event.error, ZeroDivisionError)
+    broken = False
+    await custody.unsaved.settle()
+    assert (await refreshing).pair_version == 2
+
+
+async def test_an_observer_that_fails_costs_no_pair(house: House) -> None:
+    """A pair is in its file before anybody is told of it, so that a restart stores it whatever the log does."""
+    connection = await house.connect()
+
+    def observer(event: Event) -> None:
+        if event.name == "pair.unsaved":
+            raise RuntimeError("the log is broken")
+
+    custody = house.make_custody(observer=observer)
+    house.failing.away = {"save_refreshed"}
+    with pytest.raises(RuntimeError):
+        await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    house.failing.away = set()
+    await house.make_custody().unsaved.restore()
+    assert (await house.now(connection)).pair_version == 2
+
+
+# --- stopping --------------------------------------------------------------------------------------
+
+
+async def test_the_end_leaves_a_pair_in_its_file(house: House) -> None:
+    """A process that is to end waits no longer for the store; the next one stores what it finds."""
+    connection, refreshing = await _unsaved(house)
+    house.custody.stop()
+    with pytest.raises(ShuttingDown):
+        await refreshing
+    await house.custody.drain()
+    assert list(house.rescue.files) == [f"{connection.id}-1"]
+    house.failing.away = set()
+    restarted = house.make_custody()
+    await restarted.unsaved.restore()
+    await restarted.unsaved.drain()
+    assert (await house.now(connection)).pair_version == 2
+    assert house.rescue.files == {}
+
+
+async def test_the_end_waits_for_a_pair_that_is_nowhere_else(house: House) -> None:
+    """Where its file cannot be written either, the process keeps it and goes on trying."""
+    house.rescue.full = True
+    connection, refreshing = await _unsaved(house)
+    assert house.witness.named("pair.unsaved")[0].fields["rescued"] is False
+    house.custody.stop()
+    for _ in range(3):
+        await house.clock.until_sleeping(1)
+        house.clock.advance(1)
+    await house.clock.until_sleeping(1)
+    assert not refreshing.done()
+    house.failing.away = set()
+    house.clock.advance(1)
+    await house.custody.drain()
+    assert (await refreshing).pair_version == 2
+    assert (await house.now(connection)).pair_version == 2
+
+
+async def test_the_end_is_free_once_the_file_can_be_written(house: House) -> None:
+    """Each try tries the file, too: as soon as there is room, nobody waits any more."""
+    house.rescue.full = True
+    connection, refreshing = await _unsaved(house)
+    house.custody.stop()
+    await house.clock.until_sleeping(1)
+    house.rescue.full = False
+    house.clock.advance(1)
+    with pytest.raises(ShuttingDown):
+        await refreshing
+    assert list(house.rescue.files) == [f"{connection.id}-1"]
+
+
+# --- again, and only once ----------------------------------------------------------------------------
+
+
+async def test_settling_offers_every_pair_at_once(house: House) -> None:
+    """Before anything new is spent each pair has its try, without a wait; one that fails is held on."""
+    _, refreshing = await _unsaved(house)
+    offered = house.traffic.calls["save_refreshed"]
+    await house.custody.unsaved.settle()
+    assert house.traffic.calls["save_refreshed"] == offered + 1
+    assert not refreshing.done()
+    house.failing.away = set()
+    await house.custody.unsaved.settle()
+    assert (await refreshing).pair_version == 2
+
+
+async def test_a_file_that_stayed_does_not_bury_what_came_of_its_pair(house: House) -> None:
+    """A granted pair's file that could not be removed is offered again after a restart, and is superseded."""
+    paid = await house.grant()
+    stored = await house.store.save_connected(paid)
+    assert stored is not None
+    house.clock.advance(43_200)
+    refreshed = await house.refresh(stored)
+    house.rescue.files[name_of(paid)] = seal_paid(paid, house.cipher)
+    restarted = house.make_custody()
+    await restarted.unsaved.restore()
+    await restarted.unsaved.drain()
+    assert await house.now(stored) == refreshed
+    assert house.rescue.files == {}
+
+
+async def test_two_processes_that_hold_one_granted_pair_store_it_once(house: House) -> None:
+    """The second one's late save changes nothing of what the first has made of the pair meanwhile."""
+    paid = await house.grant()
+    store, other_store = house.away("save_connected"), house.away("save_connected")
+    first = house.make_custody(store=store)
+    saving = asyncio.create_task(first.unsaved.save(paid, connection=paid.connection))
+    await house.witness.until("pair.unsaved")
+    second = house.make_custody(store=other_store, owner="process-2")
+    await second.unsaved.restore()
+    store.away = set()
+    await first.unsaved.settle()
+    await saving
+    refreshed = await first.keeper.refresh(paid.connection.id, demand=Demand.FORCED)
+    other_store.away = set()
+    await second.unsaved.settle()
+    await second.unsaved.drain()
+    assert await house.now(refreshed) == refreshed
+    assert (await house.witness.until("pair.saved", times=2)).fields == {"superseded": True}
+
+
+async def test_a_pair_that_a_newer_one_replaced_is_let_go(house: House) -> None:
+    """The person connects again while the refreshed pair is unsaved: the grant's pair stays."""
+    connection, refreshing = await _unsaved(house)
+    granted = await house.connect()
+    house.failing.away = set()
+    await house.custody.unsaved.settle()
+    assert await refreshing == granted
+    assert await house.now(connection) == granted
+    assert house.rescue.files == {}
+
+
+# --- files that tell nothing ------------------------------------------------------------------------
+
+
+async def test_an_unreadable_file_is_told_and_keeps_its_pair_from_being_spent(house: House) -> None:
+    """Readiness names it, the file stays, and only the pair that it replaces is left alone: it has been spent."""
+    connection = await house.connect()
+    house.amo.account.user_id += 1
+    other = await house.connect()
+    name = f"{connection.id}-{connection.pair_version}"
+    sealed = seal_paid(a_refreshed(connection), Cipher([new_key()]))
+    house.rescue.files[name] = sealed
+    await house.custody.unsaved.restore()
+    assert (await house.witness.until("rescue.unreadable")).fields["file"] == name
+    assert house.custody.unsaved.names == [name]
+    with pytest.raises(StoreUnavailable):
+        await house.refresh(connection)
+    assert (await house.refresh(other)).pair_version == 2
+    house.amo.account.user_id -= 1
+    granted = await house.connect()
+    assert (await house.refresh(granted)).pair_version == granted.pair_version + 1
+    assert house.rescue.files == {name: sealed}
+
+
+async def test_an_unreadable_file_of_a_grant_keeps_nothing_from_being_refreshed(house: House) -> None:
+    """A grant spends no stored pair: whoever connects again is kept fresh."""
+    connection = await house.connect()
+    name = f"{connection.id}-gdeadbeef"
+    house.rescue.files[name] = b"sealed with a key that is gone"
+    await house.custody.unsaved.restore()
+    granted = await house.connect()
+    house.clock.advance(43_200)
+    assert (await house.refresh(granted)).pair_version == granted.pair_version + 1
+    assert house.custody.unsaved.names == [name]
+
+
+async def test_a_folder_that_cannot_be_read_is_told_at_the_start(house: House) -> None:
+    """The configuration is named as the fault, before anything is spent."""
+
+    class Unreadable(MemoryRescue):
+        def read(self) -> dict[str, bytes]:
+            raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(ConfigurationError, match=r"storage\.rescue: cannot be read"):
+        await house.make_custody(rescue=Unreadable()).unsaved.restore()
+
+
+async def test_a_file_that_cannot_be_removed_is_told_and_harmless(house: House) -> None:
+    """The pair is in the store: the caller gets it, and whoever watches hears of the file."""
+
+    class Stuck(MemoryRescue):
+        def remove(self, name: str) -> None:
+            raise PermissionError(13, f"Permission denied: {name}")
+
+    connection = await house.connect()
+    custody = house.make_custody(rescue=Stuck())
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    await custody.unsaved.settle()
+    assert (await refreshing).status is Status.ACTIVE
+    assert house.witness.names() == ["pair.unsaved", "rescue.not_removed", "pair.saved", "refresh.succeeded"]
