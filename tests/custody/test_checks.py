@@ -1,0 +1,318 @@
+"""Look-ups of whoever was given up, and of accounts that AMO's hook named: what heals, and what is erased."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.errors import NeedsReauth, OutcomeOpen
+from amo_callback.model import Demand, Reason, Sighting, Standing, Status
+from tests.custody.house import API_DOMAIN, DAY
+from tests.fakes import Instead
+
+if TYPE_CHECKING:
+    from tests.custody.house import House
+
+MINUTE = timedelta(minutes=1)
+
+
+# --- the hook --------------------------------------------------------------------------------------
+
+
+async def test_an_account_that_lives_keeps_its_tokens_and_is_looked_up_twice_more(house: House) -> None:
+    """AMO may tell before it acts: a live token is asked about again after one and after ten minutes, then no more."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    hook_at = house.clock.now()
+    await house.custody.switched_off(connection.account_id)
+    for again in (hook_at + MINUTE, hook_at + 10 * MINUTE, None):
+        await house.look_up_due()
+        after = await house.now(connection)
+        assert (after.look_up_at, after.sealed_pair) == (again, connection.sealed_pair)
+        assert (await house.witness.until("hook.unconfirmed")).fields["again_at"] == again
+        house.clock.advance((again - house.clock.now()).total_seconds() if again else DAY)
+    await house.look_up_due()
+    assert house.amo.sandbox.look_ups == 3
+
+
+async def test_what_amo_knows_no_more_is_erased(house: House) -> None:
+    """The hook is true: the tokens are erased, the connection is disconnected, and whoever watches is told."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.disabled = True
+    await house.custody.switched_off(connection.account_id)
+    await house.look_up_due()
+    after = await house.now(connection)
+    assert (after.status, after.sealed_pair, after.look_up_at) == (Status.DISCONNECTED, None, None)
+    assert house.witness.names() == ["hook.received", "connection.disconnected"]
+    assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_an_account_that_dies_after_its_hook_is_found_by_a_later_look_up(house: House) -> None:
+    """AMO told before it acted: the look-up a minute later finds the tokens dead."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    await house.custody.switched_off(connection.account_id)
+    await house.look_up_due()
+    house.amo.account.disabled = True
+    house.clock.advance(60)
+    await house.look_up_due()
+    assert (await house.now(connection)).status is Status.DISCONNECTED
+
+
+async def test_a_repeated_hook_starts_nothing(house: House) -> None:
+    """Its signature never changes, so anybody may send it again: ten minutes must pass before it counts."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    for _ in range(5):
+        await house.custody.switched_off(connection.account_id)
+        await house.look_up_due()
+        house.clock.advance(10)
+    assert house.amo.sandbox.look_ups == 1
+    assert len(house.witness.named("hook.received")) == 1
+
+
+async def test_an_amo_that_does_not_tell_erases_nothing(house: House) -> None:
+    """A look-up without an answer is no confirmation."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.disabled = True
+    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    await house.custody.switched_off(connection.account_id)
+    await house.look_up_due()
+    after = await house.now(connection)
+    assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
+    assert after.look_up_at == house.clock.now() + MINUTE
+
+
+async def test_where_only_the_access_token_can_be_asked_about_it_decides(house: House) -> None:
+    """A pair from before AMO told its API host is looked up by its access token."""
+    connection = await house.connect(api_domain=None)
+    await house.custody.switched_off(connection.account_id)
+    await house.look_up_due()
+    assert (await house.now(connection)).sealed_pair == connection.sealed_pair
+    house.amo.account.disabled = True
+    house.clock.advance(60)
+    await house.look_up_due()
+    assert (await house.now(connection)).status is Status.DISCONNECTED
+
+
+async def test_a_refusal_of_the_refresh_token_alone_erases_nothing(house: House) -> None:
+    """Whatever refuses a refresh token in between, a live access token shows that the account has not left us."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+
+    async def look_up(**_: object) -> Sighting:
+        return Sighting(standing=Standing.REFUSED)
+
+    custody = house.make_custody(amo=Instead(house.client, look_up=look_up))
+    await custody.switched_off(connection.account_id)
+    await house.look_up_due(custody)
+    assert (await house.now(connection)).sealed_pair == connection.sealed_pair
+
+
+async def test_a_token_in_doubt_is_not_erased(house: House) -> None:
+    """AMO may refuse it because we have spent it: its successor may be on the way."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
+    with pytest.raises(OutcomeOpen):
+        await house.refresh(connection)
+    house.amo.account.disabled = True
+    await house.custody.switched_off(connection.account_id)
+    await house.look_up_due()
+    assert (await house.now(connection)).sealed_pair == connection.sealed_pair
+
+
+async def test_a_pair_whose_successor_is_unsaved_is_not_erased(house: House) -> None:
+    """The person has connected again, and the new pair waits for the store."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.fade(connection)
+    paid = await house.grant()
+    house.failing.away = {"save_connected"}
+    unsaved = house.custody.unsaved
+    saving = asyncio.create_task(unsaved.save(paid, connection=paid.connection))
+    await house.witness.until("pair.unsaved")
+    house.clock.advance(1)
+    await house.custody.switched_off(connection.account_id)
+    await house.look_up_due()
+    assert (await house.now(connection)).sealed_pair == connection.sealed_pair
+    house.failing.away = set()
+    await unsaved.settle()
+    saved = await saving
+    assert saved is not None
+    assert saved.sealed_pair == paid.connection.sealed_pair
+
+
+async def test_while_deaths_are_held_nothing_is_erased(house: House) -> None:
+    """After an old database was put back every token is refused; a hook that is sent again must not erase them all."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    await house.store.hold_deaths(now=house.clock.now())
+    await house.custody.breaker.watch()
+    house.amo.account.disabled = True
+    await house.custody.switched_off(connection.account_id)
+    await house.look_up_due()
+    assert (await house.now(connection)).sealed_pair == connection.sealed_pair
+
+
+async def test_a_grant_that_came_after_the_hook_holds(house: House) -> None:
+    """Off and on again: what the hook erases is what was there before it, also where the new pair is still unsaved."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.fade(connection)
+    house.clock.advance(10)
+    await house.custody.switched_off(connection.account_id)
+    house.clock.advance(10)
+    paid = await house.grant()
+    store = house.away("save_connected")
+    other = house.make_custody(store=store, owner="process-2")
+    saving = asyncio.create_task(other.unsaved.save(paid, connection=paid.connection))
+    await house.witness.until("pair.unsaved")
+    house.clock.advance(1)
+    await house.look_up_due()
+    assert (await house.now(connection)).status is Status.DISCONNECTED
+    store.away = set()
+    await other.unsaved.settle()
+    assert await saving is not None
+    after = await house.now(connection)
+    assert (after.status, after.sealed_pair) == (Status.ACTIVE, paid.connection.sealed_pair)
+
+
+async def test_a_hook_is_checked_though_the_connection_was_given_up_meanwhile(house: House) -> None:
+    """A refresh hears of the dead token before the look-up does: the tokens are erased all the same, and at once."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.disabled = True
+    await house.custody.switched_off(connection.account_id)
+    with pytest.raises(NeedsReauth):
+        await house.refresh(connection)
+    await house.look_up_due()
+    assert (await house.now(connection)).status is Status.DISCONNECTED
+
+
+async def test_a_hook_for_one_that_was_given_up_is_checked_at_once(house: House) -> None:
+    """The refresh came first and the hook after it: the hook's word explains the death, and the tokens are erased."""
+    connection = await house.given_up()
+    house.amo.account.disabled = True
+    await house.custody.switched_off(connection.account_id)
+    await house.look_up_due()
+    assert (await house.now(connection)).status is Status.DISCONNECTED
+
+
+async def test_a_hook_wakes_the_loop(house: House) -> None:
+    """What AMO tells is looked up now, and not when the loop would look again."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.disabled = True
+    async with house.running(house.custody):
+        await house.clock.until_sleeping(5)
+        await house.custody.switched_off(connection.account_id)
+        await house.witness.until("connection.disconnected")
+
+
+# --- given up --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("knows_spent", [True, False])
+async def test_a_connection_that_was_given_up_wrongly_heals(house: House, knows_spent: bool) -> None:  # noqa: FBT001 -- because it is not known of AMO
+    """AMO was ill: a day later it knows the token, which is tried and brings the connection back."""
+    house.amo.vendor.unknowns.look_up_knows_spent = knows_spent
+    connection = await house.given_up()
+    house.clock.advance(DAY - 1)
+    await house.look_up_due()
+    assert house.amo.sandbox.look_ups == 0
+    house.clock.advance(1)
+    await house.look_up_due()
+    after = await house.now(connection)
+    assert (after.status, after.reason, after.look_up_at, after.pair_version) == (Status.ACTIVE, None, None, 2)
+    assert house.witness.names()[-2:] == ["refresh.succeeded", "connection.recovered"]
+
+
+async def test_a_dead_token_is_looked_up_daily_and_not_presented(house: House) -> None:
+    """As long as AMO does not know it, it is asked about once a day until it expires, and no more after that."""
+    connection = await house.given_up()
+    house.amo.account.disabled = True
+    for day in range(1, 91):
+        house.clock.advance(DAY)
+        await house.look_up_due()
+        after = await house.now(connection)
+        assert after.look_up_at == (None if day == 90 else house.clock.now() + timedelta(days=1))
+    assert house.amo.sandbox.look_ups == 89
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_a_trial_that_is_refused_is_the_last_one(house: House) -> None:
+    """Where the look-up takes spent tokens for good ones, one presentation settles it until the token expires."""
+    house.amo.vendor.unknowns.look_up_knows_spent = True
+    connection = await house.given_up()
+    house.amo.spend(grant_type="refresh_token", refresh_token=house.pair(connection).refresh_token)
+    for _ in range(10):
+        house.clock.advance(DAY)
+        await house.look_up_due()
+    after = await house.now(connection)
+    assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.REVOKED)
+    assert after.look_up_at == after.refresh_expires_at
+    presented = [entry.status for entry in house.amo.vendor.ledger.refreshes()]
+    assert presented == [401, 200, 401]  # ours, the other system's, the trial
+    assert house.witness.names().count("connection.needs_reauth") == 1
+
+
+@pytest.mark.parametrize("knows_spent", [True, False])
+async def test_a_trial_that_loses_its_answer_is_in_doubt(house: House, knows_spent: bool) -> None:  # noqa: FBT001 -- because it is not known of AMO
+    """AMO knew the token again, and the trial may have spent it: that is told as our loss, then and ever after."""
+    house.amo.vendor.unknowns.look_up_knows_spent = knows_spent
+    connection = await house.given_up()
+    house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
+    for _ in range(3):
+        house.clock.advance(DAY)
+        await house.look_up_due()
+        after = await house.now(connection)
+        assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
+    assert house.amo.vendor.ledger.doubles() == knows_spent  # the last trial, after which there is none
+
+
+async def test_replayed_hooks_do_not_starve_healing(house: House) -> None:
+    """Whoever sends the hook again and again keeps nobody from the daily look-up, nor brings more of them about."""
+    connection = await house.given_up()
+    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)  # at the first hook AMO does not tell
+    looked_up = []
+    for _ in range(6 * 24 + 1):
+        await house.custody.switched_off(connection.account_id)
+        await house.look_up_due()
+        looked_up.append(house.amo.sandbox.look_ups)
+        house.clock.advance(600)
+    assert looked_up == [1] * 6 * 24 + [2]
+    after = await house.now(connection)
+    assert (after.status, after.pair_version) == (Status.ACTIVE, 2)
+    assert len(house.witness.named("hook.received")) == len(looked_up)
+
+
+async def test_an_account_that_moved_while_nobody_could_be_asked_heals_where_it_lives(house: House) -> None:
+    """Another account at its old host refused its token, and no look-up told better: the daily one finds it."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.host = "renamed.amocrm.ru"
+    house.amo.vendor.open_account(connection.domain)
+    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+    with pytest.raises(NeedsReauth):
+        await house.refresh(connection)
+    house.clock.advance(DAY)
+    await house.look_up_due()
+    after = await house.now(connection)
+    assert (after.status, after.domain) == (Status.ACTIVE, "renamed.amocrm.ru")
+
+
+async def test_an_unreadable_pair_revives_when_its_key_is_back(house: House) -> None:
+    """Nothing was spent for want of a key: with it the connection is active again, and due."""
+    lost = new_key()
+    issued = await house.exchange()
+    name = house.connection_of(issued).id
+    sealed = Cipher([lost]).seal_pair(issued.pair, connection_id=name)
+    connection = await house.keep(issued, sealed_pair=sealed)
+    with pytest.raises(NeedsReauth):
+        await house.refresh(connection)
+    house.clock.advance(DAY)
+    await house.look_up_due()
+    after = await house.now(connection)
+    assert (after.reason, after.look_up_at) == (Reason.UNREADABLE, house.clock.now() + timedelta(days=1))
+    restarted = house.make_custody(cipher=Cipher([new_key(), lost]))
+    house.clock.advance(DAY)
+    await house.look_up_due(restarted)
+    after = await house.now(connection)
+    assert (after.status, after.next_refresh_at) == (Status.ACTIVE, house.clock.now())
+    assert house.amo.vendor.ledger.refreshes() == []
+    assert (await restarted.keeper.refresh(connection.id, demand=Demand.SCHEDULE)).pair_version == 2
