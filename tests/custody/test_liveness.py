@@ -1,0 +1,159 @@
+"""Access tokens in doubt: AMO is asked, and a dead one is not handed out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.errors import AccountRefused, MustWait, NeedsReauth, NotFound, OutcomeOpen
+from amo_callback.model import Demand
+from tests.builders import a_claim
+from tests.custody.house import API_DOMAIN
+
+if TYPE_CHECKING:
+    from amo_callback.custody.handout import HandedOut
+    from amo_callback.model import Connection
+    from tests.custody.house import House
+
+
+async def _in_doubt(house: House) -> Connection:
+    """Return a connection whose refresh token was spent, and whose next pair was lost."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
+    with pytest.raises(OutcomeOpen):
+        await house.refresh(connection)
+    return connection
+
+
+async def _token(house: House, connection: Connection) -> HandedOut:
+    return await house.custody.handout.token(connection.id, min_ttl=0)
+
+
+async def test_a_token_beyond_doubt_is_handed_out_unasked(house: House) -> None:
+    """Nobody asks AMO about a token that nothing speaks against, nor while its refresh is under way."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    assert not (await _token(house, connection)).stale
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    assert (await _token(house, connection)).pair == house.pair(connection)
+    assert house.amo.sandbox.look_ups == 0
+
+
+async def test_a_token_that_outlives_its_refresh_is_handed_out(house: House) -> None:
+    """After a refresh without an answer AMO is asked once for everybody who wants the token now."""
+    connection = await _in_doubt(house)
+    handed_out = await asyncio.gather(*(_token(house, connection) for _ in range(20)))
+    assert {one.pair.access_token for one in handed_out} == {house.pair(connection).access_token}
+    assert house.amo.sandbox.look_ups == 1
+
+
+async def test_a_token_that_died_with_its_refresh_is_not_handed_out(house: House) -> None:
+    """AMO is asked once, and whoever wants the token, now or later, is told to wait."""
+    house.amo.vendor.unknowns.refresh_kills_access = True
+    connection = await _in_doubt(house)
+    for _ in range(2):
+        outcomes = await asyncio.gather(*(_token(house, connection) for _ in range(20)), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} <= set(MustWait.__subclasses__())
+        house.clock.advance(10)
+    assert house.amo.sandbox.look_ups == 1
+
+
+async def test_an_open_attempt_is_asked_about_anew(house: House) -> None:
+    """AMO may finish a refresh late: that the token lives is known for five seconds and no longer."""
+    connection = await _in_doubt(house)
+    await _token(house, connection)
+    house.clock.advance(4)
+    await _token(house, connection)
+    assert house.amo.sandbox.look_ups == 1
+    house.clock.advance(1)
+    await _token(house, connection)
+    assert house.amo.sandbox.look_ups == 2
+
+
+@pytest.mark.parametrize("kills", [True, False])
+async def test_a_silent_amo_keeps_nobody_from_a_token(house: House, kills: bool) -> None:  # noqa: FBT001 -- because it is not known of AMO
+    """Where AMO does not tell, the token is handed out: it may be good, and nobody knows better."""
+    house.amo.vendor.unknowns.refresh_kills_access = kills
+    connection = await _in_doubt(house)
+    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    assert (await _token(house, connection)).pair == house.pair(connection)
+
+
+async def test_a_slow_amo_keeps_nobody_waiting(house: House) -> None:
+    """After three seconds without AMO's word the token is handed out."""
+    connection = await _in_doubt(house)
+    house.amo.sandbox.look_up_faults.add(Fault.HANG)
+    handing_out = asyncio.create_task(_token(house, connection))
+    await house.clock.until_sleeping(3)
+    assert not handing_out.done()
+    house.clock.advance(3)
+    assert (await handing_out).pair == house.pair(connection)
+    await house.custody.liveness.drain()
+
+
+@pytest.mark.parametrize("kills", [True, False])
+async def test_a_connection_given_up_hands_out_what_lives(house: House, kills: bool) -> None:  # noqa: FBT001 -- because it is not known of AMO
+    """Until it expires an access token that AMO knows serves its backend; one that AMO refuses is nobody's."""
+    house.amo.vendor.unknowns.refresh_kills_access = kills
+    connection = await _in_doubt(house)
+    house.clock.advance(60)
+    with pytest.raises(NeedsReauth):
+        await house.refresh(connection)
+    asked = house.amo.sandbox.look_ups
+    for _ in range(3):
+        if kills:
+            with pytest.raises(NeedsReauth):
+                await _token(house, connection)
+        else:
+            assert (await _token(house, connection)).pair == house.pair(connection)
+        house.clock.advance(100)
+    assert house.amo.sandbox.look_ups == asked + 1
+
+
+async def test_a_token_that_was_rejected_is_not_handed_out_as_fresh(house: House) -> None:
+    """A backend heard 401, and the refresh cannot be done: where AMO refuses the token, too, nobody else gets it."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.fade(connection)
+    house.amo.sandbox.faults.add(Fault.UNPAID)
+    handout = house.custody.handout
+    with pytest.raises(AccountRefused):
+        await handout.refresh(connection.id, rejected=house.pair(connection).access_token)
+    with pytest.raises(MustWait):
+        await _token(house, connection)
+
+
+async def test_a_rejected_token_that_lives_is_handed_out(house: House) -> None:
+    """A backend's word is a hint: where AMO knows the token, it is beyond doubt again."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.sandbox.faults.add(Fault.UNPAID)
+    with pytest.raises(AccountRefused):
+        await house.custody.handout.refresh(connection.id, rejected=house.pair(connection).access_token)
+    for _ in range(2):
+        assert (await _token(house, connection)).pair == house.pair(connection)
+        house.clock.advance(60)
+    assert house.amo.sandbox.look_ups == 1
+
+
+async def test_what_has_been_refreshed_since_is_handed_out_for_a_rejected_token(house: House) -> None:
+    """A backend that comes with the token of before gets the present one, and nothing is refreshed."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    refreshed = await house.refresh(connection)
+    handed_out = await house.custody.handout.refresh(connection.id, rejected=house.pair(connection).access_token)
+    assert handed_out.pair == house.pair(refreshed)
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_nobody_gets_another_connections_token(house: House) -> None:
+    """An unsaved pair whose token names no account is found by its connection, and by no other selector."""
+    connection = await house.connect(account_id="")
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.witness.until("pair.unsaved")
+    for selector in ("another-customer", "account:", "account:7", ""):
+        with pytest.raises(NotFound):
+            await house.custody.handout.token(selector, min_ttl=0)
+    house.failing.away = set()
+    await house.custody.unsaved.settle()
+    await refreshing
