@@ -61,6 +61,15 @@ async def test_the_same_grant_again_does_not_replace_what_came_of_it(store: Stor
     assert await save(store, a_connection(), iat=iat, code="1") == refreshed
 
 
+@pytest.mark.parametrize("iat", [1, None])
+async def test_of_two_grants_with_one_time_the_later_answer_holds(store: Store, iat: int | None) -> None:
+    """Where AMO's clock does not tell which token is later, our own does, in whatever order they are stored."""
+    first = a_connection(sealed_pair=b"first")
+    second = a_connection(sealed_pair=b"second", connected_at=START + SECOND)
+    await save(store, second, iat=iat, code="2")
+    assert (await save(store, first, iat=iat, code="1")).sealed_pair == b"second"
+
+
 async def test_the_connections_of_an_account_come_freshest_first(store: Store) -> None:
     """The active ones first, by their expiry."""
     for number, (user, expires) in enumerate({"1": DAY, "2": 3 * DAY, "3": 2 * DAY}.items()):
@@ -150,6 +159,16 @@ async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: Store
     assert (claimed.doubtful, claimed.spending) == ("maybe-spent", "next")
 
 
+async def test_doubt_outlives_a_claim_that_could_present_nothing(store: Store) -> None:
+    """An unreadable pair is claimed without a fingerprint: what was doubtful before still is once its key is back."""
+    claimed = await save(store, a_connection())
+    for attempt, spending in (("dead", "maybe-spent"), ("unreadable", ""), ("3", "maybe-spent")):
+        after = await store.claim(a_claim(claimed, attempt=attempt, fingerprint=spending))
+        assert after is not None
+        claimed = after
+    assert (claimed.doubtful, claimed.spending) == ("maybe-spent", "maybe-spent")
+
+
 async def test_a_refreshed_pair_is_stored_and_ends_its_claim(store: Store) -> None:
     """Pair, times, and nothing left of claim, doubt and failures."""
     stored = await save(store, a_connection())
@@ -237,6 +256,48 @@ async def test_a_claim_given_back_leaves_no_trace(store: Store) -> None:
     again = await store.claim(a_claim(given_back, attempt="2"))
     assert again is not None
     assert again.doubtful is None
+
+
+# --- look-ups ------------------------------------------------------------------------------------
+
+
+async def test_a_hook_makes_the_accounts_look_ups_due_and_its_repetition_nothing(store: Store) -> None:
+    """The account's connections have their turn now; whoever says it again within the quiet time changes nothing."""
+    connection = await save(store, a_connection())
+    await save(store, a_connection(2))
+    assert await store.switched_off("1", now=START, quiet=600) == [connection.id]
+    assert await store.look_ups(now=START, limit=9, apart_from=()) == [connection.id]
+    assert await store.look_ups(now=START, limit=9, apart_from=[connection.id]) == []
+    assert await store.switched_off("1", now=START + 599 * SECOND, quiet=600) == []
+    assert await store.switched_off("1", now=START + 600 * SECOND, quiet=600) == [connection.id]
+
+
+async def test_a_later_hook_leaves_the_turn_of_one_that_was_given_up(store: Store) -> None:
+    """The first hook brings the turn forward; another moves it neither way."""
+    stored = await save(store, a_connection())
+    await store.claim(a_claim(stored))
+    verdict = a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, look_up_at=START + DAY)
+    await store.save_verdict(verdict)
+    for hour, look_up_at in ((1, START + DAY / 24), (2, START + DAY)):
+        at = START + hour * DAY / 24
+        await store.switched_off("1", now=at, quiet=600)
+        after = await store.connection(stored.id)
+        assert after is not None
+        assert (after.hook_at, after.look_up_at) == (at, look_up_at)
+        assert await store.look_up_again(after, at=START + DAY)
+
+
+async def test_a_death_puts_off_no_hooks_look_up(store: Store) -> None:
+    """Where a look-up is due already, the connection that is given up meanwhile keeps its turn."""
+    stored = await save(store, a_connection())
+    await store.switched_off("1", now=START, quiet=600)
+    hooked = await store.connection(stored.id)
+    assert hooked is not None
+    await store.claim(a_claim(hooked))
+    verdict = a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, look_up_at=START + DAY)
+    after = await store.save_verdict(verdict)
+    assert after is not None
+    assert after.look_up_at == START
 
 
 # --- grants --------------------------------------------------------------------------------------
