@@ -36,6 +36,7 @@ def test_a_token_without_claims_tells_nothing(token: str) -> None:
         {"api_domain": "evil.com"},
         {"api_domain": "amocrm.ru@evil.com"},
         {"api_domain": 5},
+        {"api_domain": "\ud800.amocrm.ru", "account_id": "\ud800", "sub": "\ud800"},
         {"account_id": True, "sub": 1.5},
         {"account_id": "../../etc", "sub": {"a": 1}},
         {"account_id": "x" * 65, "iat": True},

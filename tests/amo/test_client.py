@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +27,8 @@ from amo_callback.ports import Priority
 from tests.conftest import HOST, Amo, amo_client
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from amo_callback.amo.client import AmoClient
     from tests.fakes import FakeClock
 
@@ -108,6 +112,50 @@ async def test_half_an_answer_is_open(amo: Amo, clock: FakeClock) -> None:
         with pytest.raises(OutcomeOpen) as raised:
             await client.refresh(refresh_token="r", domain=HOST, not_after=math.inf)
     assert raised.value.what == "half_an_answer"
+
+
+@asynccontextmanager
+async def _raw_amo(amo: Amo, answer: bytes, *, asleep: float = 0.0) -> AsyncIterator[None]:
+    """Serve these bytes; the whole process then sleeps for a while."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"redirect_uri")
+        writer.write(answer)
+        writer.close()
+        time.sleep(asleep)  # noqa: ASYNC251 -- because a process that was stopped is what is tested
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    amo.address = "{}:{}".format(*server.sockets[0].getsockname())
+    async with server:
+        yield
+
+
+PAIR = b'{"token_type": "Bearer", "expires_in": 86400, "access_token": "a", "refresh_token": "r"}'
+
+
+async def test_a_whole_pair_in_a_broken_frame_is_a_pair(amo: Amo, clock: FakeClock) -> None:
+    """A connection that ends before the promised length has brought a pair, where its JSON is whole."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(PAIR) + 2)
+    async with _raw_amo(amo, head + PAIR), amo_client(amo, clock) as client:
+        issued = await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
+    assert issued.pair.refresh_token == "r"
+
+
+async def test_a_whole_refusal_in_a_broken_frame_is_open(amo: Amo, clock: FakeClock) -> None:
+    """Of a broken answer only a pair is believed: whatever else it says may have been said by somebody in between."""
+    problem = b'{"hint": "Token has been revoked"}'
+    head = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n" % (len(problem) + 2)
+    async with _raw_amo(amo, head + problem), amo_client(amo, clock) as client:
+        with pytest.raises(OutcomeOpen):
+            await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
+
+
+async def test_an_answer_that_came_while_the_process_was_stopped_is_read(amo: Amo, clock: FakeClock) -> None:
+    """A process that wakes after its timeout finds the answer in its socket, and reads it before it gives up."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(PAIR)
+    async with _raw_amo(amo, head + PAIR, asleep=1.1), amo_client(amo, clock, timeout=1.0) as client:
+        issued = await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
+    assert issued.pair.refresh_token == "r"
 
 
 async def test_each_request_names_us_and_has_a_connection_of_its_own(amo: Amo, clock: FakeClock) -> None:

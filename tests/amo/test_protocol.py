@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -88,6 +89,13 @@ def test_a_pair_is_kept_whatever_else_its_answer_lacks() -> None:
         assert issued.account.account_id == ""
     pair_sample = json.loads((SAMPLES[0].parent / "200-pair-for-a-code.json").read_text(encoding="utf-8"))["body"]
     assert _read({**pair_sample, "expires_in": None}).pair.life == timedelta(hours=24)
+
+
+def test_a_pair_is_kept_whatever_its_claims_are() -> None:
+    """No claim is so odd that its pair is lost: not one that is no text, either."""
+    claims = base64.urlsafe_b64encode(b'{"api_domain": "\\ud800.amocrm.ru", "exp": {}}').decode()
+    issued = _read({"access_token": f"h.{claims}.s", "refresh_token": "r", "expires_in": 86400})
+    assert (issued.pair.refresh_token, issued.account.api_domain) == ("r", None)
 
 
 @pytest.mark.parametrize("token", [None, "", 7, ["x"], "with\nnewline", "не ascii", "\ud800"])

@@ -1,0 +1,79 @@
+"""Look-ups: what is asked of a token without spending it, and which answers tell anything."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from amo_callback.amo.lookup import (
+    ACCESS_TOKEN_DEAD,
+    REFRESH_TOKEN_REFUSED,
+    access_token_request,
+    read_sighting,
+    refresh_token_request,
+)
+from amo_callback.amo.protocol import Answer, Integration
+from amo_callback.model import Sighting, Standing
+
+INTEGRATION = Integration(client_id="c619", client_secret="the-secret", redirect_uri="https://a.example/cb")
+PROBLEM = json.dumps({"title": "Unauthorized", "status": 401}).encode()
+
+
+def _read(status: int, body: bytes, *, refusals: frozenset[int] = REFRESH_TOKEN_REFUSED) -> Sighting:
+    return read_sighting(Answer(status=status, body=body), account_id="7", refusals=refusals)
+
+
+def test_the_questions_go_to_hosts_of_amos_and_carry_one_token_each() -> None:
+    """A refresh token is asked about at its own API host, an access token at the vendor's front door."""
+    refresh = refresh_token_request(INTEGRATION, refresh_token="the-token", api_domain="api-b.amocrm.ru")
+    access = access_token_request(INTEGRATION, access_token="the-token", domain="a.kommo.com")
+    assert refresh is not None
+    assert access is not None
+    assert refresh.url == "https://api-b.amocrm.ru/oauth2/account/current/subdomain"
+    assert access.url == "https://www.kommo.com/oauth2/account/subdomain"
+    assert (refresh.headers["X-Refresh-Token"], refresh.body) == ("the-token", None)
+    assert (access.headers["Authorization"], access.body) == ("Bearer the-token", None)
+
+
+@pytest.mark.parametrize("host", [None, "", "evil.com", "api-b.amocrm.ru@evil.com", "\ud800.amocrm.ru"])
+def test_nobody_else_is_asked(host: str | None) -> None:
+    """Without a host of AMO's there is no question."""
+    assert refresh_token_request(INTEGRATION, refresh_token="t", api_domain=host) is None
+    assert access_token_request(INTEGRATION, access_token="t", domain=f"a.{host}") is None or host == ""
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_a_problem_in_json_is_amos_refusal(status: int) -> None:
+    """These statuses refuse a refresh token; of an access token only 401 does."""
+    assert _read(status, PROBLEM).standing is Standing.REFUSED
+    expected = Standing.REFUSED if status == 401 else Standing.UNKNOWN
+    assert _read(status, PROBLEM, refusals=ACCESS_TOKEN_DEAD).standing is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, b"<h1>401 Authorization Required</h1>"),
+        (404, b""),
+        (403, PROBLEM),
+        (429, b""),
+        (500, PROBLEM),
+        (200, b"<h1>Maintenance</h1>"),
+        (200, b'{"id": 8, "domain": "a.amocrm.ru"}'),
+        (200, b'{"domain": "a.amocrm.ru"}'),
+        (200, b'{"id": true, "domain": "a.amocrm.ru"}'),
+    ],
+)
+def test_whatever_else_is_answered_tells_nothing(status: int, body: bytes) -> None:
+    """A proxy's page, an illness, another account's whereabouts: the token is neither good nor refused."""
+    assert _read(status, body) == Sighting(standing=Standing.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("domain", "host"), [("A.amocrm.ru", "a.amocrm.ru"), ("evil.com", None), ("\ud800.amocrm.ru", None), (5, None)]
+)
+def test_a_good_token_tells_where_its_account_lives(domain: object, host: str | None) -> None:
+    """The host is kept only where our secrets may go there."""
+    body = json.dumps({"id": 7, "domain": domain}).encode()
+    assert _read(200, body) == Sighting(standing=Standing.GOOD, domain=host)
