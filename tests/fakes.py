@@ -6,13 +6,14 @@ import asyncio
 import errno
 import inspect
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from amo_callback.model import Event
     from amo_callback.ports import Store
@@ -230,3 +231,15 @@ class Instead:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._port, name)
+
+
+class InlineExecutor(ThreadPoolExecutor):
+    """An executor without threads."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*args, **kwargs))
+        except OSError as error:
+            done.set_exception(error)
+        return done

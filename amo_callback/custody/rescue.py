@@ -6,6 +6,7 @@ on the disk from the start, and given up for it when the disk is full.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ RESERVE = 4 * 1024 * 1024
 """Bytes that are kept free for it: some thousand pairs."""
 _RESERVE = ".reserve"
 _UNFINISHED = ".unfinished"
+_TRIAL = ".trial"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Rescue:
@@ -29,13 +32,21 @@ class Rescue:
         self._folder = folder
 
     def open(self) -> None:
-        """Make the folder and its reserve; raises `ConfigurationError` where nothing can be written there."""
+        """Make the folder and its reserve; raises `ConfigurationError` where nothing can be written there.
+
+        A disk that is full now is no reason not to start: it may have room when a pair needs it.
+        """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for unfinished in self._folder.glob(f"*{_UNFINISHED}"):
-                unfinished.unlink()
+            self._folder.chmod(0o700)
+            for unfinished in self._folder.glob(f".*{_UNFINISHED}"):
+                unfinished.unlink(missing_ok=True)  # whoever is at it writes it again
+            self._write(_TRIAL, b"")
+            self.remove(_TRIAL)
         except OSError as error:
-            raise ConfigurationError(f"storage.rescue: {self._folder} cannot be used: {error.strerror}") from None
+            if error.errno not in _FULL:
+                raise ConfigurationError(f"storage.rescue: {self._folder} cannot be used: {error.strerror}") from None
+        self.reserve()
 
     def reserve(self) -> bool:
         """Keep some of the disk free, where there is some; tell whether it is kept."""

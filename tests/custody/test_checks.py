@@ -155,6 +155,7 @@ async def test_while_deaths_are_held_nothing_is_erased(house: House) -> None:
 
 async def test_a_grant_that_came_after_the_hook_holds(house: House) -> None:
     """Off and on again: what the hook erases is what was there before it, also where the new pair is still unsaved."""
+    house.amo.vendor.unknowns.look_up_knows_spent = False
     connection = await house.connect(api_domain=API_DOMAIN)
     house.fade(connection)
     house.clock.advance(10)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from amo_callback.amo.pace import Pace
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.custody.breaker import is_epidemic
 from amo_callback.errors import (
@@ -19,17 +18,14 @@ from amo_callback.errors import (
     UnexplainedRefusal,
     VerdictHeld,
 )
-from amo_callback.model import Connection, Demand, Fleet, Status
-from tests.fakes import START
+from amo_callback.model import Connection, Demand, Fleet, Issued, RefreshRules, Status
+from tests.custody.house import API_DOMAIN
+from tests.fakes import START, Instead
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import AmoOAuth
+    from amo_callback.ports import Priority
     from tests.custody.house import House
-
-API_DOMAIN = "api-b.amocrm.ru"
 
 
 async def _fleet(house: House, size: int, **more: Any) -> list[Connection]:
@@ -43,17 +39,6 @@ async def _fleet(house: House, size: int, **more: Any) -> list[Connection]:
 
 async def _refresh(custody: Custody, connection: Connection, demand: Demand = Demand.SCHEDULE) -> Connection:
     return await custody.keeper.refresh(connection.id, demand=demand)
-
-
-@asynccontextmanager
-async def _running(custody: Custody) -> AsyncIterator[None]:
-    task = asyncio.create_task(custody.refresher.run())
-    try:
-        yield
-    finally:
-        custody.stop()
-        await task
-        await custody.drain()
 
 
 # --- our credentials ------------------------------------------------------------------------------
@@ -122,7 +107,7 @@ async def test_while_it_is_open_one_after_the_other_is_the_probe_and_a_success_c
     custody = house.make_custody()
     custody.breaker.refuse("Check the `client_id` parameter")
     house.amo.sandbox.faults.add(Fault.NOT_LINKED, Fault.NOT_LINKED)
-    async with _running(custody):
+    async with house.running(custody):
         for probes in (1, 2):
             for _ in range(12):
                 await house.clock.until_sleeping(5)
@@ -232,10 +217,8 @@ async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at
     await house.store.hold_deaths(now=house.clock.now())
     house.amo.account.disabled = True
     asked = house.amo.sandbox.requests
-    async with _running(custody):
-        for _ in range(40):
-            await house.clock.until_sleeping(5)
-            house.clock.advance(5)
+    async with house.running(custody):
+        await house.pass_time(200, step=5)
     assert house.amo.sandbox.look_ups == 3
     assert house.amo.sandbox.requests == asked
     assert {(await house.now(each)).last_error for each in connections} == {"verdicts"}
@@ -261,36 +244,28 @@ async def test_a_backlog_is_spread_by_the_rate_limit_and_whose_token_dies_first_
     house: House, rounds: int
 ) -> None:
     """Everything due at once after a day's outage: so many a second, the oldest expiry first, and each once."""
-    from amo_callback.amo.pace import Pace  # noqa: PLC0415 -- because the rate limit is only here on the world's clock
-
     pace = Pace(per_second=5, clock=house.clock)
-    sent: list[tuple[float, str]] = []
+    slots: list[float] = []
+    sent: list[str] = []
 
-    class Paced:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(house.client, name)
+    async def slot(priority: Priority) -> None:
+        await pace.slot(priority)
+        slots.append(house.clock.monotonic())
 
-        async def slot(self, priority: Any) -> None:
-            await pace.slot(priority)
-
-        async def refresh(self, *, refresh_token: str, **more: Any) -> Any:
-            sent.append((house.clock.monotonic(), refresh_token))
-            return await house.client.refresh(refresh_token=refresh_token, **more)
+    async def refresh(*, refresh_token: str, **more: Any) -> Issued:
+        sent.append(refresh_token)
+        return await house.client.refresh(refresh_token=refresh_token, **more)
 
     connections = await _fleet(house, 20 * rounds)
     tokens = [house.pair(each).refresh_token for each in connections]
     house.clock.advance(86_400 - 1)
-    custody = house.make_custody(amo=cast("AmoOAuth", Paced()))
-    async with _running(custody):
+    amo = Instead(house.client, slot=slot, refresh=refresh)
+    custody = house.make_custody(amo=amo, rules=RefreshRules(concurrency=1))
+    async with house.running(custody):
         while len(house.witness.named("refresh.succeeded")) < len(connections):
-            with suppress(TimeoutError):
-                await asyncio.wait_for(house.clock.until_sleeping(), 0.05)
-            house.clock.advance(min([left for left in house.clock.sleeping() if left > 0], default=0.0))
             await house.store.ping()  # the others get their turns
+            house.clock.advance(0.02)
     await pace.close()
-    assert [token for _, token in sent] == tokens
+    assert sent == tokens
+    assert all(sixth - first >= 0.999 for first, sixth in zip(slots, slots[5:], strict=False))
     assert house.amo.vendor.ledger.doubles() == 0
-    times = [at for at, _ in sent]
-    assert min(timedelta(seconds=later - earlier) for earlier, later in zip(times, times[5:], strict=False)) >= (
-        timedelta(seconds=0.999)
-    )

@@ -23,13 +23,12 @@ from amo_callback.errors import (
 )
 from amo_callback.model import Connection, Demand, Issued, Reason, Status
 from tests.builders import a_claim, an_extension
-from tests.custody.test_keeper import House, house  # noqa: F401 -- because pytest finds the fixture by its name
+from tests.custody.house import API_DOMAIN
 from tests.fakes import FailingStore
 
 if TYPE_CHECKING:
     from amo_callback.ports import AmoOAuth, Store
-
-API_DOMAIN = "api-b.amocrm.ru"
+    from tests.custody.house import House
 
 
 class Gated:
@@ -165,10 +164,10 @@ async def test_a_pair_that_comes_after_a_disconnect_is_dropped(house: House) -> 
     assert (after.status, after.sealed_pair) == (Status.DISCONNECTED, None)
 
 
-async def test_a_key_change_during_a_flight_loses_neither(house: House) -> None:
+async def test_a_key_change_during_a_flight_loses_neither(house: House, encryption_key: str) -> None:
     """The old pair is sealed anew while its successor is on its way: the successor is stored, and then sealed anew."""
     connection = await house.connect()
-    new = Cipher([new_key(), *house.keys])
+    new = Cipher([new_key(), encryption_key])
     gated = Gated(house)
     gated.go_on.clear()
     flight = asyncio.create_task(

@@ -43,6 +43,7 @@ async def test_a_token_beyond_doubt_is_handed_out_unasked(house: House) -> None:
 
 async def test_a_token_that_outlives_its_refresh_is_handed_out(house: House) -> None:
     """After a refresh without an answer AMO is asked once for everybody who wants the token now."""
+    house.amo.vendor.unknowns.refresh_kills_access = False
     connection = await _in_doubt(house)
     handed_out = await asyncio.gather(*(_token(house, connection) for _ in range(20)))
     assert {one.pair.access_token for one in handed_out} == {house.pair(connection).access_token}
@@ -62,6 +63,7 @@ async def test_a_token_that_died_with_its_refresh_is_not_handed_out(house: House
 
 async def test_an_open_attempt_is_asked_about_anew(house: House) -> None:
     """AMO may finish a refresh late: that the token lives is known for five seconds and no longer."""
+    house.amo.vendor.unknowns.refresh_kills_access = False
     connection = await _in_doubt(house)
     await _token(house, connection)
     house.clock.advance(4)

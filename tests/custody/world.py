@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -44,7 +43,7 @@ from amo_callback.model import (
     connection_id,
 )
 from tests.builders import a_connection, a_grant, save
-from tests.fakes import FakeClock, MemoryRescue, Witness
+from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, Witness
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -74,18 +73,6 @@ OPEN = {
 """Answers of an AMO that did not look at the token."""
 LOST = (Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.NOTHING_AFTER)
 FAULTS = (*OPEN, *LOST, Fault.RESET)
-
-
-class _Inline(ThreadPoolExecutor):
-    """An executor without threads."""
-
-    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(work(*args, **kwargs))
-        except OSError as error:
-            done.set_exception(error)
-        return done
 
 
 @dataclass
@@ -247,7 +234,7 @@ class World:
         self, store: Store, cipher: Cipher, *, accounts: int = 3, gated: bool = True, lives: Lives | None = None
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.loop.set_default_executor(_Inline())
+        self.loop.set_default_executor(InlineExecutor())
         self.store, self.cipher, self.gated = store, cipher, gated
         self.clock = FakeClock()
         self.disk = MemoryRescue()
