@@ -204,7 +204,7 @@ class _Amo:
         issued = read_answer(
             Answer(status=status, body=body), grant_type=GrantType.REFRESH_TOKEN, now=world.clock.now()
         )
-        process.received.append((world.account_name(domain), issued.pair.refresh_token))
+        process.received.append((connection_id(issued.account, domain), issued.pair.refresh_token))
         return issued
 
     async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> Sighting:
@@ -318,10 +318,6 @@ class World:
     def fault(self) -> Fault | None:
         return self.faults.pop(0) if self.faults else None
 
-    def account_name(self, host: str) -> str:
-        account = next((one for one in self.accounts if one.host == host), None)
-        return "" if account is None else self.name(account)
-
     def name(self, account: SandboxAccount) -> str:
         return connection_id(Account(account_id=str(account.id), user_id=str(account.user_id)), account.host)
 
@@ -359,6 +355,7 @@ class World:
         """Let the person connect, by a process that is none of these."""
         granted = self._granted(account)
         await self.at_work(save(self.store, granted.connection, iat=granted.token_iat, code=granted.grant.code_hash))
+        self.harmed.discard(granted.connection_id)
 
     async def grant_by(self, process: Process, account: SandboxAccount) -> None:
         """Let the person connect, by this process; what AMO answers is stored when it can be."""
@@ -382,7 +379,6 @@ class World:
         issued = read_answer(Answer(status=200, body=reply.body), grant_type=GrantType.CODE, now=now)
         self.generations[name] = self.generations.get(name, 0) + 1
         self._born(reply.content, parent=None, generation=self.generations[name])
-        self.harmed.discard(name)
         connection = a_connection(
             id=name,
             account_id=str(account.id),
@@ -439,6 +435,8 @@ class World:
                 assert old.age < new.age, f"{process.name} has stored an older pair over a newer one"
             if new.parent is not None:
                 self.tokens[new.parent].answered = True
+            else:
+                self.harmed.discard(result.id)
         if name == "save_verdict" and result is not None:
             self._check_verdict(args[0], result)
         return result
