@@ -22,7 +22,7 @@ from amo_callback.errors import (
     StoreUnavailable,
 )
 from amo_callback.model import Connection, Demand, Issued, Reason, Status
-from tests.builders import a_claim, an_extension
+from tests.builders import a_claim, a_refreshed, an_extension
 from tests.custody.house import API_DOMAIN
 from tests.fakes import FailingStore
 
@@ -96,6 +96,32 @@ async def test_a_claim_does_not_age_in_a_queue(house: House) -> None:
     assert (await house.now(connection)).lease_until == house.clock.now() + timedelta(seconds=60)
     house.amo.sandbox.go_on.set()
     assert (await refreshing).pair_version == 2
+
+
+async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respected(house: House) -> None:
+    """Free when the queue was joined, claimed when the slot came: nothing is presented, and the lease is waited for."""
+    connection = await house.connect()
+    slot = asyncio.Event()
+
+    class Queue(Gated):
+        async def slot(self, _priority: object) -> None:
+            self.asked.set()
+            await slot.wait()
+
+    queue = Queue(house)
+    keeper = house.make_keeper(amo=cast("AmoOAuth", queue))
+    refreshing = asyncio.create_task(
+        keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection))
+    )
+    await queue.asked.wait()
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    slot.set()
+    await house.clock.until_sleeping(0.25)
+    assert house.amo.vendor.ledger.refreshes() == []
+    await house.store.save_refreshed(a_refreshed(connection))
+    house.clock.advance(0.25)
+    assert (await refreshing).pair_version == 2
+    assert house.amo.vendor.ledger.refreshes() == []
 
 
 async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_is_over(house: House) -> None:
