@@ -139,10 +139,8 @@ class Keeper:
                 if satisfied(connection):
                     return connection
                 self._may_refresh(connection, demand)
-                if self._leases.left(connection):
-                    continue
                 if self._inquiry.is_needed(connection) and looked_up != _doubt(connection):
-                    continue
+                    continue  # meanwhile another attempt was made, or has got more time
                 self._breaker.enter(connection_id)
                 refreshed = await self._attempts.make(connection, demand=demand)
                 if refreshed is not None:
@@ -182,4 +180,4 @@ def _never(_connection: Connection) -> bool:
 
 def _doubt(connection: Connection) -> Hashable:
     """Name what is doubted, so that another doubt is not taken for the one that was looked up."""
-    return connection.pair_version, connection.attempt, connection.doubtful
+    return connection.pair_version, connection.attempt, connection.lease_until, connection.doubtful
