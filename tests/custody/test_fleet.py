@@ -202,6 +202,16 @@ async def test_sixteen_at_once_do_not_slip_through(house: House) -> None:
     assert [(await house.now(each)).status for each in connections].count(Status.NEEDS_REAUTH) == 5
 
 
+async def test_a_trial_that_fails_is_no_death(house: House) -> None:
+    """Who was given up before cannot die again: after five deaths a trial's refusal holds nothing."""
+    connections = await _fleet(house, 5)
+    custody = house.make_custody()
+    await _die(house, custody, connections)
+    with pytest.raises(NeedsReauth):
+        await _refresh(custody, connections[0], Demand.TRIAL)
+    assert not custody.breaker.held
+
+
 async def test_deaths_spread_over_time_are_believed(house: House) -> None:
     """Four now and four in ten minutes are people who left."""
     connections = await _fleet(house, 8)

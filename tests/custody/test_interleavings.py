@@ -252,6 +252,18 @@ async def test_after_the_store_was_away_anothers_attempt_has_a_whole_lease_more(
     assert custody.leases.left(await house.now(connection)) == 0
 
 
+async def test_an_attempt_that_got_more_time_is_left_alone_for_as_long(house: House) -> None:
+    """A lease extended for a second request counts from when that was seen."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    leases = house.make_custody().leases
+    assert leases.left(await house.now(connection)) == 60
+    house.clock.advance(50)
+    assert leases.left(await house.now(connection)) == 10
+    await house.store.extend(an_extension(connection))
+    assert leases.left(await house.now(connection)) == 60
+
+
 async def test_a_stepped_clock_ends_no_lease(house: House) -> None:
     """Hours forward or back on the wall clock: the lease runs by what this process itself has seen."""
     connection = await house.connect()
