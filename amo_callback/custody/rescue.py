@@ -64,10 +64,11 @@ class Rescue:
         return True
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file; the reserve is given up where there is no room."""
+        """Write a file; the reserve is given up where there is no room, and a folder that was removed is made again."""
         try:
             self._write(name, content)
         except OSError:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self._folder / _RESERVE).unlink(missing_ok=True)
             self._write(name, content)
 
@@ -78,7 +79,9 @@ class Rescue:
 
     def read(self) -> Mapping[str, bytes]:
         """Return what each file holds."""
-        found = {}
+        found: dict[str, bytes] = {}
+        if not self._folder.exists():
+            return found
         for file in sorted(self._folder.iterdir()):
             if not file.name.startswith(".") and file.is_file():
                 with suppress(FileNotFoundError):  # another process has stored it meanwhile

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.errors import AccountRefused, MustWait, NeedsReauth, NotFound, OutcomeOpen
+from amo_callback.errors import AccountRefused, AmoCallbackError, MustWait, NeedsReauth, NotFound, OutcomeOpen
 from amo_callback.model import Demand
 from tests.builders import a_claim
-from tests.custody.house import API_DOMAIN
+from tests.custody.house import API_DOMAIN, DAY
+from tests.fakes import Instead
 
 if TYPE_CHECKING:
     from amo_callback.custody.handout import HandedOut
-    from amo_callback.model import Connection
+    from amo_callback.model import Connection, Sighting
     from tests.custody.house import House
 
 
@@ -159,3 +160,28 @@ async def test_nobody_gets_another_connections_token(house: House) -> None:
     house.failing.away = set()
     await house.custody.unsaved.settle()
     await refreshing
+
+
+async def test_an_attempt_under_way_is_no_doubt_until_its_lease_has_ended(house: House) -> None:
+    """Another process's refresh is taken to go well for as long as it has time; then it may have died, and AMO is asked."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    for seconds, look_ups in ((0, 0), (59, 0), (1, 1)):
+        house.clock.advance(seconds)
+        assert (await _token(house, connection)).pair == house.pair(connection)
+        assert house.amo.sandbox.look_ups == look_ups
+
+
+async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_out(house: House) -> None:
+    """However long the process was stopped meanwhile: the clock is looked at last."""
+    house.amo.vendor.unknowns.refresh_kills_access = False
+    connection = await _in_doubt(house)
+
+    async def ask_about(**question: Any) -> Sighting:
+        sighting = await house.client.ask_about(**question)
+        house.clock.advance(DAY)
+        return sighting
+
+    custody = house.make_custody(amo=Instead(house.client, ask_about=ask_about))
+    with pytest.raises(AmoCallbackError):
+        await custody.handout.token(connection.id, min_ttl=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -129,3 +130,13 @@ def test_a_file_that_another_process_removes_meanwhile_is_no_loss(folder: Path) 
     rescue.write("x-1", b"stored meanwhile")
     rescue.write("x-2", b"pair")
     assert rescue.read() == {"x-2": b"pair"}
+
+
+def test_a_folder_that_somebody_has_removed_is_made_again(tmp_path: Path) -> None:
+    """While the service runs: nothing is read from it, and a pair that needs it finds it."""
+    rescue = Rescue(tmp_path / "rescue")
+    rescue.open()
+    shutil.rmtree(tmp_path / "rescue")
+    assert rescue.read() == {}
+    rescue.write("x-1", b"pair")
+    assert rescue.read() == {"x-1": b"pair"}
