@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.errors import AccountRefused, AmoCallbackError, MustWait, NeedsReauth, NotFound, OutcomeOpen
+from amo_callback.errors import AccountRefused, MustWait, NeedsReauth, NotFound, OutcomeOpen
 from amo_callback.model import Demand
 from tests.builders import a_claim
 from tests.custody.house import API_DOMAIN, DAY
@@ -163,7 +163,7 @@ async def test_nobody_gets_another_connections_token(house: House) -> None:
 
 
 async def test_an_attempt_under_way_is_no_doubt_until_its_lease_has_ended(house: House) -> None:
-    """Another process's refresh is taken to go well for as long as it has time; then it may have died, and AMO is asked."""
+    """Another process's refresh is trusted for as long as it has time; then it may have died, and AMO is asked."""
     connection = await house.connect(api_domain=API_DOMAIN)
     await house.store.claim(a_claim(connection, owner="process-2"))
     for seconds, look_ups in ((0, 0), (59, 0), (1, 1)):
@@ -174,8 +174,7 @@ async def test_an_attempt_under_way_is_no_doubt_until_its_lease_has_ended(house:
 
 async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_out(house: House) -> None:
     """However long the process was stopped meanwhile: the clock is looked at last."""
-    house.amo.vendor.unknowns.refresh_kills_access = False
-    connection = await _in_doubt(house)
+    connection = await house.given_up()
 
     async def ask_about(**question: Any) -> Sighting:
         sighting = await house.client.ask_about(**question)
@@ -183,5 +182,5 @@ async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_ou
         return sighting
 
     custody = house.make_custody(amo=Instead(house.client, ask_about=ask_about))
-    with pytest.raises(AmoCallbackError):
+    with pytest.raises(NeedsReauth):
         await custody.handout.token(connection.id, min_ttl=0)

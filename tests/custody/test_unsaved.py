@@ -317,3 +317,30 @@ async def test_a_file_that_cannot_be_removed_is_told_and_harmless(house: House) 
     await custody.unsaved.settle()
     assert (await refreshing).status is Status.ACTIVE
     assert house.witness.names() == ["pair.unsaved", "rescue.not_removed", "pair.saved", "refresh.succeeded"]
+
+
+async def test_the_loop_offers_unsaved_pairs_before_it_spends_anything(house: House) -> None:
+    """The store is back: what waits for it is stored by the next round itself, however long its own next try is off."""
+    connection = await house.connect()
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    async with house.running(house.custody):
+        assert (await refreshing).pair_version == 2
+
+
+async def test_the_loop_finds_what_another_process_has_left(house: House) -> None:
+    """It was told to stop while the store was away: its file is stored within a minute, without any restart."""
+    connection = await house.connect()
+    other = house.make_custody(store=house.away("save_refreshed"), owner="process-2")
+    async with house.running(house.custody):
+        flight = asyncio.create_task(other.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+        await house.witness.until("pair.unsaved")
+        other.stop()
+        with pytest.raises(ShuttingDown):
+            await flight
+        assert len(house.rescue.files) == 1
+        await house.pass_time(60, step=5)
+        assert (await house.now(connection)).pair_version == 2
+    assert house.rescue.files == {}
