@@ -435,7 +435,7 @@ class World:
                 assert old.age < new.age, f"{process.name} has stored an older pair over a newer one"
             if new.parent is not None:
                 self.tokens[new.parent].answered = True
-            else:
+            elif not any(account.disabled for account in self.accounts if self.name(account) == result.id):
                 self.harmed.discard(result.id)
         if name == "save_verdict" and result is not None:
             self._check_verdict(args[0], result)
