@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.model import GrantedPair, GrantStatus, Reason, Status, fingerprint
-from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, save
+from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -298,6 +298,23 @@ async def test_a_death_puts_off_no_hooks_look_up(store: Store) -> None:
     after = await store.save_verdict(verdict)
     assert after is not None
     assert after.look_up_at == START
+
+
+@pytest.mark.parametrize(("at", "comes_back"), [(START + SECOND, False), (START - SECOND, True), (None, True)])
+async def test_a_pair_granted_before_a_disconnect_does_not_come_back(
+    store: Store,
+    at: datetime | None,
+    comes_back: bool,  # noqa: FBT001 -- because it is a column of the table above
+) -> None:
+    """What a person has erased stays erased, however late a pair of before is stored; a new grant connects again."""
+    stored = await save(store, a_connection(), iat=1)
+    assert await store.disconnect(stored, at=at)
+    erased = await now(store, stored)
+    assert (erased.status, erased.sealed_pair, erased.pair_version) == (Status.DISCONNECTED, None, 2)
+    late = await save(store, a_connection(), iat=2, code="before")
+    assert (late.status is Status.ACTIVE) is comes_back
+    again = await save(store, a_connection(connected_at=START + 2 * SECOND), iat=3, code="after")
+    assert again.status is Status.ACTIVE
 
 
 # --- grants --------------------------------------------------------------------------------------
