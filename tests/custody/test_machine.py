@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -213,6 +214,7 @@ class Machine(RuleBasedStateMachine):
         await world.check_at_peace()
 
 
+@pytest.mark.timeout(1800)
 def test_whatever_happens_nothing_is_lost_by_our_fault(
     rounds: int, record_property: Callable[[str, object], None]
 ) -> None:

@@ -234,6 +234,7 @@ class World:
         self, store: Store, cipher: Cipher, *, accounts: int = 3, gated: bool = True, lives: Lives | None = None
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.loop.set_debug(False)  # a trace of each of so many steps would take minutes
         self.loop.set_default_executor(InlineExecutor())
         self.store, self.cipher, self.gated = store, cipher, gated
         self.clock = FakeClock()
