@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from amo_callback.errors import Unreadable
-from amo_callback.model import GrantSecrets, TokenPair
+from amo_callback.grant import GrantSecrets
+from amo_callback.model import TokenPair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

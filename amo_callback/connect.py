@@ -24,16 +24,8 @@ from amo_callback.errors import (
     ShuttingDown,
     StoreUnavailable,
 )
-from amo_callback.model import (
-    Connection,
-    Event,
-    Grant,
-    GrantSecrets,
-    GrantStatus,
-    Level,
-    Outcome,
-    fingerprint,
-)
+from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome
+from amo_callback.model import Connection, Event, Level, fingerprint
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:

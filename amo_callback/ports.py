@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from amo_callback.grant import Grant, GrantedPair, Redirect
     from amo_callback.model import (
         Account,
         Claim,
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
         Event,
         Extension,
         Fleet,
-        Grant,
-        GrantedPair,
         Issued,
-        Redirect,
         RefreshedPair,
         Sighting,
         Verdict,

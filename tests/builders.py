@@ -5,14 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from amo_callback.grant import Grant, GrantedPair, GrantStatus
 from amo_callback.model import (
     Account,
     Claim,
     Connection,
     Extension,
-    Grant,
-    GrantedPair,
-    GrantStatus,
     RefreshedPair,
     Status,
     Verdict,

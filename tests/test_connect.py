@@ -21,8 +21,9 @@ from amo_callback.errors import (
     TooManyUnproven,
 )
 from amo_callback.exchange import Exchanger, ExchangeRules
+from amo_callback.grant import GrantStatus
 from amo_callback.limits import Unproven
-from amo_callback.model import GrantStatus, fingerprint
+from amo_callback.model import fingerprint
 from amo_callback.ports import Priority
 from tests.conftest import HOST, Amo
 from tests.fakes import FailingStore, FakeClock, MemoryRescue, Witness
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
-    from amo_callback.model import Grant, Issued, Outcome
+    from amo_callback.grant import Grant, Outcome
+    from amo_callback.model import Issued
     from amo_callback.ports import AmoOAuth, Store
 
 

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "amo_callback"
 FLOORS = [
     {"errors"},
     {"model"},
+    {"grant"},
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config"},
     {"config_load", "custody", "amo", "store", "observe"},

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from amo_callback.amo.pace import Pace
-    from amo_callback.model import Account, Issued, Redirect, Sighting
+    from amo_callback.grant import Redirect
+    from amo_callback.model import Account, Issued, Sighting
     from amo_callback.ports import Clock, Priority
 
 

@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
+from amo_callback.grant import MAX_CODE, MAX_STATE, Redirect
 from amo_callback.hosts import check_host
-from amo_callback.model import MAX_CODE, MAX_STATE, Redirect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

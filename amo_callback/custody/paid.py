@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.errors import Unreadable
-from amo_callback.model import Connection, Grant, GrantedPair, GrantStatus, RefreshedPair, Status
+from amo_callback.grant import Grant, GrantedPair, GrantStatus
+from amo_callback.model import Connection, RefreshedPair, Status
 
 if TYPE_CHECKING:
     from amo_callback.cipher import Cipher

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.model import Connection, Grant, GrantStatus, Reason, Status
+from amo_callback.grant import Grant, GrantStatus
+from amo_callback.model import Connection, Reason, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,15 +13,8 @@ from amo_callback.store import rows
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from amo_callback.model import (
-        Claim,
-        Connection,
-        Extension,
-        Grant,
-        GrantedPair,
-        RefreshedPair,
-        Verdict,
-    )
+    from amo_callback.grant import Grant, GrantedPair
+    from amo_callback.model import Claim, Connection, Extension, RefreshedPair, Verdict
     from amo_callback.store.database import Database, Row
 
 T = TypeVar("T")

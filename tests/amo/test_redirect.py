@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from amo_callback.amo.redirect import read_redirect
+from amo_callback.grant import Redirect
 from amo_callback.hosts import check_host
-from amo_callback.model import Redirect
 
 JUNK_HOSTS = [
     "evil.com", "a.amocrm.ru.evil.com", "amocrm.ru@evil.com", "evil.com/.amocrm.ru", "a.amocrm.ru:8443", "127.0.0.1",

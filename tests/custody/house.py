@@ -11,16 +11,8 @@ import pytest
 
 from amo_callback.custody.build import Custody, make_custody
 from amo_callback.errors import NeedsReauth
-from amo_callback.model import (
-    Connection,
-    Demand,
-    GrantedPair,
-    GrantStatus,
-    Issued,
-    RefreshRules,
-    TokenPair,
-    connection_id,
-)
+from amo_callback.grant import GrantedPair, GrantStatus
+from amo_callback.model import Connection, Demand, Issued, RefreshRules, TokenPair, connection_id
 from tests.builders import a_connection, a_grant, save
 from tests.conftest import HOST, Amo
 from tests.fakes import FailingStore, FakeClock, MemoryRescue, Traffic, Witness

@@ -29,10 +29,10 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.vendor import Lives, SandboxAccount, SandboxIntegration, Vendor
 from amo_callback.custody.build import make_custody
 from amo_callback.errors import NotSent, OutcomeOpen, StoreUnavailable
+from amo_callback.grant import GrantedPair
 from amo_callback.model import (
     Account,
     Connection,
-    GrantedPair,
     Issued,
     Reason,
     RefreshRules,

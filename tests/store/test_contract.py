@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.model import GrantedPair, GrantStatus, Reason, Status, fingerprint
+from amo_callback.grant import GrantedPair, GrantStatus
+from amo_callback.model import Reason, Status, fingerprint
 from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save
 from tests.fakes import START
 

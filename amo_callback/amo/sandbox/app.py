@@ -13,7 +13,8 @@ from aiohttp import web
 from jinja2 import Environment
 
 from amo_callback.amo.sandbox.faults import Fault, Faults
-from amo_callback.amo.sandbox.vendor import TOP_LEVEL, Reply, SandboxAccount, Vendor, client_unknown
+from amo_callback.amo.sandbox.replies import Reply, client_unknown
+from amo_callback.amo.sandbox.vendor import TOP_LEVEL, SandboxAccount, Vendor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

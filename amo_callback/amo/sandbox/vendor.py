@@ -12,12 +12,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.amo.sandbox.ledger import Entry, Ledger
+from amo_callback.amo.sandbox.replies import Reply, client_unknown, problem, whereabouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 TOP_LEVEL = "amocrm.ru"
-_PROBLEM = "https://developers.amocrm.ru/v3/errors/OAuthProblemJson"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,21 +73,6 @@ class _RefreshToken:
     access_token: str = field(repr=False)
     expires_at: datetime
     spent: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
-    """An answer of the stand-in."""
-
-    status: int
-    content: Mapping[str, object]
-    content_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def body(self) -> bytes:
-        """The answer's bytes."""
-        return json.dumps(self.content, ensure_ascii=False).encode()
 
 
 class Vendor:
@@ -159,41 +144,41 @@ class Vendor:
     def _answer(self, host: str, request: Mapping[str, object], kind: str, presented: object) -> Reply:
         for name in ("client_id", "client_secret", "redirect_uri", "grant_type"):
             if not isinstance(request.get(name), str):
-                return _problem(400, f"Check the `{name}` parameter")
+                return problem(400, f"Check the `{name}` parameter")
         known = self.integration
         mine = (known.client_id, known.client_secret, known.redirect_uri)
         if (request["client_id"], request["client_secret"], request["redirect_uri"]) != mine:
             return client_unknown()
         account = self.account_at(host)
         if account is None:
-            return _problem(self.unknowns.moved_status, None)
+            return problem(self.unknowns.moved_status, None)
         if not isinstance(presented, str) or not presented:
-            return _problem(400, "Check the `code` parameter" if kind == "authorization_code" else None)
+            return problem(400, "Check the `code` parameter" if kind == "authorization_code" else None)
         if kind == "authorization_code":
             return self._exchange(account, presented)
         if kind == "refresh_token":
             return self._refresh(account, presented)
-        return _problem(400, "Check the `grant_type` parameter")
+        return problem(400, "Check the `grant_type` parameter")
 
     def _exchange(self, account: SandboxAccount, presented: str) -> Reply:
         code = self._codes.get(presented)
         if code is None or code.account is not account:
-            return _problem(400, "Cannot decrypt the authorization code")
+            return problem(400, "Cannot decrypt the authorization code")
         if code.expires_at <= self._now():
-            return _problem(400, "Authorization code has expired")
+            return problem(400, "Authorization code has expired")
         if code.spent:
-            return _problem(400, "Authorization code has been revoked")
+            return problem(400, "Authorization code has been revoked")
         code.spent = True
         return self._issue(account)
 
     def _refresh(self, account: SandboxAccount, presented: str) -> Reply:
         token = self._refresh_tokens.get(presented)
         if token is None or token.account is not account:
-            return _problem(400, "Cannot decrypt the refresh token")
+            return problem(400, "Cannot decrypt the refresh token")
         if token.spent or account.disabled:
-            return _problem(401, "Token has been revoked")
+            return problem(401, "Token has been revoked")
         if token.expires_at <= self._now():
-            return _problem(401, "Token has expired")
+            return problem(401, "Token has expired")
         token.spent = True
         if self.unknowns.refresh_kills_access:
             self._access_tokens.pop(token.access_token, None)
@@ -254,15 +239,15 @@ class Vendor:
         """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
         token = self._refresh_tokens.get(refresh_token)
         if token is None or token.account.disabled or token.expires_at <= self._now():
-            return _problem(401, "Token has been revoked")
+            return problem(401, "Token has been revoked")
         if token.spent and not self.unknowns.look_up_knows_spent:
-            return _problem(401, "Token has been revoked")
-        return _whereabouts(token.account)
+            return problem(401, "Token has been revoked")
+        return whereabouts(account_id=token.account.id, host=token.account.host)
 
     def subdomain(self, access_token: str) -> Reply:
         """Answer `GET https://www.amocrm.ru/oauth2/account/subdomain`."""
         account = self.live_account(access_token)
-        return _problem(401, None) if account is None else _whereabouts(account)
+        return problem(401, None) if account is None else whereabouts(account_id=account.id, host=account.host)
 
     # --- the "disabled" hook ---------------------------------------------------------------------
 
@@ -273,26 +258,6 @@ class Vendor:
             self.integration.client_secret.encode(), f"{client_id}|{account.id}".encode(), hashlib.sha256
         )
         return {"account_id": str(account.id), "client_uuid": client_id, "signature": signature.hexdigest()}
-
-
-def _whereabouts(account: SandboxAccount) -> Reply:
-    label, _, top = account.host.partition(".")
-    return Reply(
-        status=200,
-        content={"id": account.id, "subdomain": label, "domain": account.host, "top_level_domain": top},
-    )
-
-
-def _problem(status: int, hint: str | None, *, title: str = "Bad request", detail: str = "") -> Reply:
-    content: dict[str, object] = {"title": title, "type": _PROBLEM, "status": status, "detail": detail}
-    if hint is not None:
-        content["hint"] = hint
-    return Reply(status=status, content=content, content_type="application/problem+json")
-
-
-def client_unknown() -> Reply:
-    """Answer as AMO does where it does not know the client: without a hint."""
-    return _problem(401, None, title="Некорректный клиент", detail="Авторизация клиента не прошла")
 
 
 def _presented(request: Mapping[str, object]) -> tuple[str, object]:

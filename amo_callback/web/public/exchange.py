@@ -9,7 +9,8 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from amo_callback.errors import AmoCallbackError, GrantExpired
-from amo_callback.model import MAX_CODE, Connection, GrantStatus, Status
+from amo_callback.grant import MAX_CODE, GrantStatus
+from amo_callback.model import Connection, Status
 from amo_callback.web.answers import failure, status_of, success
 from amo_callback.web.keys import CLOCK, CONNECT, PROXIES
 from amo_callback.web.public.way_back import LATE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from amo_callback.deeplink import failure_link, success_link
-from amo_callback.model import GrantStatus, Outcome, Redirect
+from amo_callback.grant import GrantStatus, Outcome, Redirect
 from amo_callback.web.answers import status_of
 
 if TYPE_CHECKING:
