@@ -359,6 +359,19 @@ async def test_a_token_in_doubt_stays_at_home_while_look_ups_have_no_answer(hous
     assert (await house.refresh(connection)).pair_version == 2
 
 
+async def test_a_look_up_that_never_answers_ends_no_connection(house: House) -> None:
+    """A day after its last access token has expired waiting serves nobody: the token is presented all the same."""
+    connection = await _in_doubt(house, Fault.HTTP_500)
+    for seconds, refreshed in ((2 * 86_400 - 1, False), (901, True)):
+        house.clock.advance(seconds)
+        house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+        if refreshed:
+            assert (await house.refresh(connection)).pair_version == 2
+        else:
+            with pytest.raises(NoAnswer):
+                await house.refresh(connection)
+
+
 @pytest.mark.parametrize("knows", [False, True])
 async def test_a_spent_token_is_presented_once_more_whatever_the_look_up_says_of_it(house: House, knows: bool) -> None:  # noqa: FBT001 -- because it is the table's column
     """Only the token endpoint's word is final, and then it is our loss: in doubt, not revoked."""
