@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 RESERVE = 4 * 1024 * 1024
 """Bytes that are kept free for it: some thousand pairs."""
 _RESERVE = ".reserve"
 _UNFINISHED = ".unfinished"
-_TRIAL = ".trial"
+_TRIAL = "trial"
+_LONG_AGO = 3600.0
+"""Seconds after which nobody is at work on an unfinished file any more."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -39,14 +42,20 @@ class Rescue:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder.chmod(0o700)
-            for unfinished in self._folder.glob(f".*{_UNFINISHED}"):
-                unfinished.unlink(missing_ok=True)  # whoever is at it writes it again
-            self._write(_TRIAL, b"")
-            self.remove(_TRIAL)
+            self._clean(self._begin(_TRIAL, b""))
         except OSError as error:
             if error.errno not in _FULL:
                 raise ConfigurationError(f"storage.rescue: {self._folder} cannot be used: {error.strerror}") from None
         self.reserve()
+
+    def _clean(self, trial: Path) -> None:
+        """Remove what was begun long ago, and the trial, by whose time that is told: others may be at work here."""
+        now = trial.stat().st_mtime
+        trial.unlink()
+        for unfinished in self._folder.glob(f".*{_UNFINISHED}"):
+            with suppress(FileNotFoundError):
+                if now - unfinished.stat().st_mtime > _LONG_AGO:
+                    unfinished.unlink()
 
     def reserve(self) -> bool:
         """Keep some of the disk free, where there is some; tell whether it is kept."""
@@ -89,17 +98,23 @@ class Rescue:
         return found
 
     def _write(self, name: str, content: bytes) -> None:
-        unfinished = self._folder / f".{name}{_UNFINISHED}"
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._begin(name, content).replace(self._folder / name)
+        self._sync()
+
+    def _begin(self, name: str, content: bytes) -> Path:
+        """Write a file of its own, readable by its owner alone, that nobody reads yet."""
+        descriptor, path = tempfile.mkstemp(prefix=f".{name}.", suffix=_UNFINISHED, dir=self._folder)
         try:
             written = 0
             while written < len(content):
                 written += os.write(descriptor, content[written:])
             os.fsync(descriptor)
+        except OSError:
+            Path(path).unlink(missing_ok=True)
+            raise
         finally:
             os.close(descriptor)
-        unfinished.replace(self._folder / name)
-        self._sync()
+        return Path(path)
 
     def _sync(self) -> None:
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -78,7 +80,24 @@ def test_an_unfinished_file_is_not_read_and_is_removed_at_the_start(rescue: Resc
     assert left.read_bytes() == b"pa"
     assert rescue.read() == {}
     Rescue(folder).open()
+    assert left.exists()  # its process may be at work on it
+    then = left.stat().st_mtime - 4000
+    os.utime(left, (then, then))
+    Rescue(folder).open()
     assert [path.name for path in folder.iterdir()] == [".reserve"]
+
+
+def test_many_processes_may_open_and_use_one_folder_at_once(folder: Path) -> None:
+    """Nobody takes another's unfinished file for one that was left behind."""
+    with ThreadPoolExecutor(16) as pool:
+
+        def work(number: int) -> None:
+            rescue = Rescue(folder)
+            rescue.open()
+            rescue.write(f"x-{number}", b"pair")
+
+        list(pool.map(work, range(200)))
+    assert len(Rescue(folder).read()) == 200
 
 
 def test_the_reserve_is_given_up_for_a_pair(folder: Path) -> None:
