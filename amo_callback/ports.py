@@ -209,8 +209,8 @@ class RescueFiles(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file."""
 
-    def read(self) -> Mapping[str, bytes]:
-        """Return what each file holds."""
+    def read(self) -> Mapping[str, bytes | None]:
+        """Return what each file holds; `None` of one that cannot be read."""
 
     def reserve(self) -> bool:
         """Keep some of the disk free for it; tell whether it is kept."""

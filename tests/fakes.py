@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from amo_callback.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from amo_callback.model import Event
     from amo_callback.ports import Store
@@ -170,7 +170,7 @@ class MemoryRescue:
     def remove(self, name: str) -> None:
         self.files.pop(name, None)
 
-    def read(self) -> dict[str, bytes]:
+    def read(self) -> Mapping[str, bytes | None]:
         return dict(self.files)
 
     def reserve(self) -> bool:

@@ -133,7 +133,7 @@ _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]],
 """The refusals that are the person's to mend: these words and no others are final."""
 
 _CLIENT_REFUSALS = re.compile(
-    r"check the `?\w+`? parameter"
+    r"check the `?(?!refresh_token\b)\w+`? parameter"
     r"|token is not linked to client"
     r"|authorization code was not issued to this client"
 )

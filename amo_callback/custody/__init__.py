@@ -11,4 +11,13 @@ A refresh spends a credential: AMO's refresh tokens work once, and the answer th
 - `unsaved`, with `paid` and `rescue`: pairs that the store does not take.
 - `refresher`: the loop. `handout`: tokens for whoever may have them.
 - `build` puts it all together.
+
+The life of doubt, as a row tells it:
+
+- clean: no `attempt`, nothing `doubtful`.
+- claimed: `attempt` and its lease; `spending` names the token that goes out (nothing where no key opens the pair).
+- answered: a pair clears all four; a refusal clears `attempt` and `spending`, and leaves what was doubtful before.
+- open: no answer, or a process that died: `attempt` and `spending` stay, and others leave it alone for a lease.
+- taken over: the next claim moves what was `spending` into `doubtful`, and only a stored pair clears that. AMO's
+  "revoked" of a doubtful token is our loss, `in_doubt`; of any other it is `revoked`.
 """

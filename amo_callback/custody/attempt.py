@@ -191,7 +191,8 @@ class Attempts:
         if sighting.standing not in {Standing.GOOD, Standing.REFUSED}:
             raise refused
         if sighting.domain in {None, row.domain}:
-            if isinstance(refused, UnexplainedRefusal):
+            known = sighting.standing is Standing.REFUSED or sighting.domain == row.domain
+            if isinstance(refused, UnexplainedRefusal) and known:
                 raise UnexplainedRefusal(refused.status, looked_up=True) from refused
             raise refused
         await self._inquiry.slot()

@@ -1,7 +1,7 @@
 """The circuit breaker: it stops all refreshing where the fault cannot be each connection's own.
 
-It opens for two reasons. AMO does not take our credentials (it says so, or two connections at least are refused
-without a reason): to go on would only get us banned. Or so many connections die at once that it is not
+It opens for two reasons. AMO does not take our credentials (it says so, or two connections, or all there are, are
+refused without a reason): to go on would only get us banned. Or so many connections die at once that it is not
 believed: an old database put back, another integration's secret and an ill AMO look exactly like that.
 While it is open, everything is kept, and one connection after the other is tried, one every `probe_every`
 seconds. One success closes it.

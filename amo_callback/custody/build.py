@@ -110,6 +110,7 @@ def make_custody(
         keeper=keeper,
         unsaved=unsaved,
         breaker=breaker,
+        rules=rules,
     )
     refresher = Refresher(
         store=store,

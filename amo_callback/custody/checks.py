@@ -3,7 +3,7 @@
 A connection that needs its person keeps its pair, and is looked up once a day: AMO may have been ill, and it heals.
 AMO's hook says that the integration was switched off in an account; but its signature never changes, so whoever
 has seen one can send it again. So it is a hint: only where AMO itself knows the token no more are the tokens erased.
-One that was given up already has its turn now at the first hook, and then once a day as before.
+One that was given up already has its turn now at the first hook since it lived, and then once a day as before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.custody.verdict import LOOK_UP_EVERY
+from amo_callback.custody.verdict import look_again_in
 from amo_callback.errors import MustWait, NeedsReauth
 from amo_callback.model import Connection, Demand, Event, Level, Standing, Status, TokenPair
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from amo_callback.custody.inquiry import Inquiry
     from amo_callback.custody.keeper import Keeper
     from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.model import RefreshRules
     from amo_callback.ports import Clock, Observer, Store
 
 _AFTER_HOOK = (timedelta(minutes=1), timedelta(minutes=10))
@@ -45,6 +46,7 @@ class Checks:
         keeper: Keeper,
         unsaved: Unsaved,
         breaker: Breaker,
+        rules: RefreshRules,
     ) -> None:
         self._store = store
         self._cipher = cipher
@@ -54,6 +56,7 @@ class Checks:
         self._keeper = keeper
         self._unsaved = unsaved
         self._breaker = breaker
+        self._rules = rules
 
     async def begin(self, account_id: str) -> Sequence[str]:
         """Have an account's connections looked up now: AMO says that the integration was switched off there.
@@ -75,7 +78,7 @@ class Checks:
         if connection.status is Status.NEEDS_REAUTH:
             await self._check_given_up(connection, pair)
         else:
-            await self._check_hook(connection, pair, connection.hook_at or connection.look_up_at)
+            await self._check_hook(connection, pair, connection.hook_at or now)
 
     # --- the hook --------------------------------------------------------------------------------
 
@@ -123,13 +126,13 @@ class Checks:
                 self._tell("connection.recovered", connection)
             return
         expires = connection.refresh_expires_at
-        again = now + LOOK_UP_EVERY
+        again = now + look_again_in(connection.reason, self._rules)
         dead = expires is not None and expires <= now
         if dead or pair is None:
             await self._store.look_up_again(connection, at=None if dead else again)
             return
         standing = await self._standing(connection, pair)
-        if standing is Standing.REFUSED and connection.hook_at and not self._is_unsettled(connection):
+        if standing is Standing.REFUSED and _is_named(connection) and not self._is_unsettled(connection):
             await self._erase(connection)
         elif await self._store.look_up_again(connection, at=again) and standing is Standing.GOOD:
             await self._try(connection)
@@ -144,3 +147,9 @@ class Checks:
     def _tell(self, name: str, connection: Connection, level: Level = Level.INFO, **fields: object) -> None:
         fields = {"domain": connection.domain, **fields}
         self._observer(Event(name=name, level=level, connection_id=connection.id, fields=fields))
+
+
+def _is_named(connection: Connection) -> bool:
+    """Tell whether AMO's hook has named its account since it last proved alive."""
+    alive_at = connection.refreshed_at or connection.connected_at
+    return connection.hook_at is not None and connection.hook_at >= alive_at

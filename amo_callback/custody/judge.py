@@ -1,6 +1,7 @@
 """What a refresh without a pair leaves behind: written down, told, and weighed against all the others.
 
-A connection is given up only where AMO says so in its listed words, and where not half the fleet hears them.
+A connection is given up only where AMO says so in its listed words, or no key opens its pair; and where not a whole
+fleet would be at once.
 """
 
 from __future__ import annotations

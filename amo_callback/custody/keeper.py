@@ -5,6 +5,9 @@ joined; or in another, whose lease is waited for. After each wait the connection
 have happened: often the pair is fresh by then. A place among the concurrent refreshes and a slot at AMO's rate limit
 come before the attempt, for a claim must not age in a queue. And a token that an attempt without an answer
 may have spent is looked up first, which spends nothing.
+
+So everything is asked twice: before the wait, which may be long, and after it. Between the last question and the claim
+nothing is awaited, and the claim holds only for the very row that was read.
 """
 
 from __future__ import annotations
@@ -131,16 +134,18 @@ class Keeper:
                 await self._pause(min(left, _LOOK_AGAIN))
                 continue
             async with self._places:
-                if self._inquiry.is_needed(connection) and looked_up != _doubt(connection):
+                if self._inquiry.is_needed(connection) and looked_up != _doubted(connection):
                     await self._inquiry.before_refresh(connection)
-                    looked_up = _doubt(connection)
+                    looked_up = _doubted(connection)
                 await self._inquiry.slot()
                 connection = await self._read(connection_id, demand)
                 if satisfied(connection):
                     return connection
                 self._may_refresh(connection, demand)
-                if self._inquiry.is_needed(connection) and looked_up != _doubt(connection):
+                if self._inquiry.is_needed(connection) and looked_up != _doubted(connection):
                     continue  # meanwhile another attempt was made, or has got more time
+                if self._leases.left(connection):
+                    continue  # or the store was away, and its owner could not store what it brought
                 self._breaker.enter(connection_id)
                 refreshed = await self._attempts.make(connection, demand=demand)
                 if refreshed is not None:
@@ -178,6 +183,6 @@ def _never(_connection: Connection) -> bool:
     return False
 
 
-def _doubt(connection: Connection) -> Hashable:
+def _doubted(connection: Connection) -> Hashable:
     """Name what is doubted, so that another doubt is not taken for the one that was looked up."""
     return connection.pair_version, connection.attempt, connection.lease_until, connection.doubtful

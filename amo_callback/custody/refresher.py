@@ -56,6 +56,7 @@ class Refresher:
         self._poll_interval = poll_interval
         self._rest = rest
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._looking_up: dict[str, asyncio.Task[None]] = {}
         self._aside: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -94,7 +95,7 @@ class Refresher:
                 pause = self._poll_interval
             self._tell_store()
             await self._sleep(pause)
-        await asyncio.gather(*self._running.values())
+        await asyncio.gather(*self._running.values(), *self._looking_up.values())
 
     async def _sweep(self) -> float:
         """Start what is due, as far as there are places; return how long nothing more can be."""
@@ -145,22 +146,29 @@ class Refresher:
         self._breaker.new_round()
 
     async def _start_look_ups(self) -> None:
-        places = min(_LOOK_UPS, self._concurrency - len(self._running))
+        places = _LOOK_UPS - len(self._looking_up)
         if places > 0:
             apart = self._apart()
             for name in await self._store.look_ups(now=self._clock.now(), limit=places, apart_from=apart):
-                self._start(name, self._look_up(name))
+                self._start(name, self._look_up(name), among=self._looking_up)
 
     def _apart(self) -> tuple[str, ...]:
-        return (*self._running, *self._aside)
+        return (*self._running, *self._looking_up, *self._aside)
 
-    def _start(self, connection_id: str, work: Coroutine[object, object, object]) -> None:
+    def _start(
+        self,
+        connection_id: str,
+        work: Coroutine[object, object, object],
+        *,
+        among: dict[str, asyncio.Task[None]] | None = None,
+    ) -> None:
+        tasks = self._running if among is None else among
         task = asyncio.create_task(self._guard(connection_id, work), name=f"due:{connection_id}")
-        self._running[connection_id] = task
-        task.add_done_callback(lambda _: self._ended(connection_id))
+        tasks[connection_id] = task
+        task.add_done_callback(lambda _: self._ended(connection_id, tasks))
 
-    def _ended(self, connection_id: str) -> None:
-        self._running.pop(connection_id, None)
+    def _ended(self, connection_id: str, tasks: dict[str, asyncio.Task[None]]) -> None:
+        tasks.pop(connection_id, None)
         self.wake()
 
     async def _refresh(self, connection_id: str, demand: Demand) -> None:
@@ -189,7 +197,7 @@ class Refresher:
         except (StoreUnavailable, Busy):
             self._put_aside(connection_id, self._poll_interval)  # nothing was written down: it still looks due
         except AmoCallbackError:
-            pass  # written down, with when to try again, and told
+            pass  # written down, with when to try again, and told; or there is nothing left to do
         except Exception:  # noqa: BLE001 -- because a bug in one refresh is not the others' end; it was told
             self._put_aside(connection_id, self._rest)
 
@@ -214,8 +222,8 @@ class Refresher:
     async def _prune(self) -> None:
         if self._clock.monotonic() - self._pruned_at >= _PRUNE_EVERY:
             self._pruned_at = self._clock.monotonic()
-            await self._unsaved.restore()
             await self._store.prune(now=self._clock.now(), keep_grants=_KEEP_GRANTS)
+            await self._unsaved.restore()
 
     async def _sleep(self, seconds: float) -> None:
         woken = asyncio.ensure_future(self._wake.wait())

@@ -86,15 +86,19 @@ class Rescue:
         (self._folder / name).unlink(missing_ok=True)
         self._sync()
 
-    def read(self) -> Mapping[str, bytes]:
-        """Return what each file holds."""
-        found: dict[str, bytes] = {}
+    def read(self) -> Mapping[str, bytes | None]:
+        """Return what each file holds; `None` of one that cannot be read."""
+        found: dict[str, bytes | None] = {}
         if not self._folder.exists():
             return found
         for file in sorted(self._folder.iterdir()):
             if not file.name.startswith(".") and file.is_file():
-                with suppress(FileNotFoundError):  # another process has stored it meanwhile
+                try:
                     found[file.name] = file.read_bytes()
+                except FileNotFoundError:
+                    continue  # another process has stored it meanwhile
+                except OSError:
+                    found[file.name] = None
         return found
 
     def _write(self, name: str, content: bytes) -> None:

@@ -48,6 +48,7 @@ class Unsaved:
         self._observer = observer
         self._held: dict[str, _Held] = {}
         self._unreadable: set[str] = set()
+        self._orphans: set[str] = set()
         self._reserved = False
         self._restoring: set[asyncio.Task[Connection | None]] = set()
         self._again = asyncio.Event()
@@ -58,12 +59,14 @@ class Unsaved:
     @property
     def names(self) -> list[str]:
         """The unsaved pairs, by the names of their files."""
-        return sorted({*(name_of(held.paid) for held in self._refused()), *self._unreadable})
+        return sorted({*(name_of(held.paid) for held in self._refused()), *self._unreadable, *self._orphans})
 
     def blocks(self, connection: Connection) -> bool:
         """Tell whether the connection's stored pair has been spent already, for one that is unsaved."""
-        if (connection.id, connection.pair_version) in map(replaced_by, self._unreadable):
-            return True  # of a grant that cannot be read the stored pair is not spent
+        for owner, version in map(replaced_by, self._unreadable | self._orphans):
+            # Of a grant that cannot be read the stored pair is not spent; what an old database holds is.
+            if owner == connection.id and version is not None and connection.pair_version <= version:
+                return True
         return any(self._replaces(name, connection) for name in self._held)
 
     def newest(self, stored: Connection) -> Connection:
@@ -111,12 +114,13 @@ class Unsaved:
         except OSError as error:
             raise ConfigurationError(f"storage.rescue: cannot be read: {error.strerror}") from None
         self._unreadable &= files.keys()
-        for name in files.keys() - self._held.keys() - self._unreadable:
+        self._orphans &= files.keys()
+        for name in files.keys() - self._held.keys() - self._unreadable - self._orphans:
             try:
-                paid = open_paid(name, files[name], self._cipher)
+                paid = open_paid(name, files[name] or b"", self._cipher)
             except Unreadable:
                 self._unreadable.add(name)
-                fields = {"file": name, "text": "give the encryption key that was in use, then restart"}
+                fields = {"file": name, "text": "give back its encryption key, or its owner, then restart"}
                 self._observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
             else:
                 await self._adopt(paid)
@@ -159,6 +163,9 @@ class Unsaved:
                 self._tell_once(held, refusal)
                 held.tried.set()
                 await self._wait(held)
+            if held.saved is None and not await self._is_superseded(held.paid):
+                await self._keep_orphan(held)
+                return None
             if held.rescued:
                 await self._forget(name)
             if held.told:
@@ -178,6 +185,26 @@ class Unsaved:
         except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
             return error
         return None
+
+    async def _is_superseded(self, paid: Paid) -> bool:
+        """Tell whether the store holds something newer than a pair that it did not take.
+
+        Else it is another database, or an old one that was put back: there the pair belongs to nothing, and it may
+        be all that is left of its connection.
+        """
+        if not isinstance(paid, RefreshedPair):
+            return True  # a grant is refused only for a later one, or a disconnect
+        try:
+            stored = await self._store.connection(paid.connection_id)
+        except StoreUnavailable:
+            return False
+        return stored is not None and (stored.status is Status.DISCONNECTED or stored.pair_version > paid.pair_version)
+
+    async def _keep_orphan(self, held: _Held) -> None:
+        """Leave a pair in its file that this database has no place for."""
+        held.rescued = held.rescued or await self._rescued(held.paid)
+        self._orphans.add(name_of(held.paid))
+        self._tell("pair.orphaned", held.paid, Level.ERROR, text="is this the right database?", rescued=held.rescued)
 
     def _tell_once(self, held: _Held, refusal: Exception) -> None:
         if held.told:

@@ -47,9 +47,14 @@ def verdict_of(
         open_until=now + timedelta(seconds=rules.lease) if isinstance(error, OutcomeOpen) else None,
         next_refresh_at=_again(error, claimed, now, rules, random) if reason is None else None,
         died_at=None if reason is None else now,
-        look_up_at=None if reason is None else now + LOOK_UP_EVERY,
+        look_up_at=None if reason is None else now + look_again_in(reason, rules),
     )
     return _of_a_trial(verdict, claimed, now) if given_up else verdict
+
+
+def look_again_in(reason: Reason | None, rules: RefreshRules) -> timedelta:
+    """Return when a connection that was given up is looked at again: whether its key is back costs AMO nothing."""
+    return timedelta(seconds=rules.retry_cap) if reason is Reason.UNREADABLE else LOOK_UP_EVERY
 
 
 def _of_a_trial(verdict: Verdict, claimed: Connection, now: datetime) -> Verdict:

@@ -298,7 +298,7 @@ async def test_an_account_that_moved_while_nobody_could_be_asked_heals_where_it_
 
 
 async def test_an_unreadable_pair_revives_when_its_key_is_back(house: House) -> None:
-    """Nothing was spent for want of a key: with it the connection is active again, and due."""
+    """Whether the key is back is looked at each quarter of an hour; with it the connection is active again, and due."""
     lost = new_key()
     issued = await house.exchange()
     name = house.connection_of(issued).id
@@ -309,7 +309,7 @@ async def test_an_unreadable_pair_revives_when_its_key_is_back(house: House) -> 
     house.clock.advance(DAY)
     await house.look_up_due()
     after = await house.now(connection)
-    assert (after.reason, after.look_up_at) == (Reason.UNREADABLE, house.clock.now() + timedelta(days=1))
+    assert (after.reason, after.look_up_at) == (Reason.UNREADABLE, house.clock.now() + timedelta(seconds=900))
     restarted = house.make_custody(cipher=Cipher([new_key(), lost]))
     house.clock.advance(DAY)
     await house.look_up_due(restarted)
@@ -317,3 +317,49 @@ async def test_an_unreadable_pair_revives_when_its_key_is_back(house: House) -> 
     assert (after.status, after.next_refresh_at) == (Status.ACTIVE, house.clock.now())
     assert house.amo.vendor.ledger.refreshes() == []
     assert (await restarted.keeper.refresh(connection.id, demand=Demand.SCHEDULE)).pair_version == 2
+
+
+async def test_a_hook_from_before_the_account_lived_erases_nothing_later(house: House) -> None:
+    """Named once, and alive since: whoever dies afterwards is given up as anybody else, and keeps the pair."""
+    house.amo.vendor.unknowns.look_up_knows_spent = False
+    connection = await house.connect(api_domain=API_DOMAIN)
+    await house.custody.switched_off(connection.account_id)
+    await house.look_up_due()
+    house.clock.advance(3600)
+    refreshed = await house.refresh(connection)
+    house.amo.account.disabled = True
+    with pytest.raises(NeedsReauth):
+        await house.refresh(refreshed)
+    house.clock.advance(DAY)
+    await house.look_up_due()
+    after = await house.now(connection)
+    assert (after.status, after.sealed_pair) == (Status.NEEDS_REAUTH, refreshed.sealed_pair)
+
+
+async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(house: House) -> None:
+    """However many are due at once, and however long AMO takes to answer: two at a time, and the probe has its turn."""
+    given_up = []
+    for _ in range(6):
+        house.amo.account.user_id += 1
+        given_up.append(await house.connect(api_domain=API_DOMAIN))
+    for connection in given_up:
+        await house.store.look_up_again(await house.now(connection), at=house.clock.now())
+    probe = await house.connect(api_domain=API_DOMAIN)
+    at_once = 0
+
+    async def look_up(**_: object) -> Sighting:
+        nonlocal at_once
+        at_once += 1
+        await house.clock.sleep(3600)
+        return Sighting(standing=Standing.UNKNOWN)
+
+    custody = house.make_custody(amo=Instead(house.client, look_up=look_up))
+    custody.breaker.refuse("Check the `client_id` parameter")
+    house.clock.advance(60)
+    task = asyncio.create_task(custody.refresher.run())
+    await house.witness.until("refresh.succeeded")
+    assert at_once <= 2
+    assert probe.id
+    house.clock.advance(3600)
+    custody.stop()
+    await task

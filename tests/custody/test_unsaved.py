@@ -11,7 +11,7 @@ from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.paid import name_of, seal_paid
 from amo_callback.errors import ConfigurationError, ShuttingDown, StoreUnavailable
 from amo_callback.model import Demand, Status
-from tests.builders import a_refreshed
+from tests.builders import a_connection, a_refreshed
 from tests.fakes import MemoryRescue
 
 if TYPE_CHECKING:
@@ -344,3 +344,40 @@ async def test_the_loop_finds_what_another_process_has_left(house: House) -> Non
         await house.pass_time(60, step=5)
         assert (await house.now(connection)).pair_version == 2
     assert house.rescue.files == {}
+
+
+@pytest.mark.parametrize("row", ["none", "older"])
+async def test_a_pair_that_another_database_has_no_place_for_is_left_in_its_file(house: House, row: str) -> None:
+    """An empty database, or an old one that was put back: the file may be all that is left, so it is told and kept."""
+    connection = await house.connect()
+    version = connection.pair_version + (5 if row == "older" else 0)
+    name = connection.id if row == "older" else a_connection(7).id
+    paid = a_refreshed(connection, connection_id=name, pair_version=version)
+    house.rescue.files[name_of(paid)] = seal_paid(paid, house.cipher)
+    await house.custody.unsaved.restore()
+    assert house.rescue.files.keys() == {name_of(paid)}
+    assert house.custody.unsaved.names == [name_of(paid)]
+    assert house.witness.names() == ["pair.orphaned"]
+    assert house.custody.unsaved.blocks(connection) is (row == "older")
+    await house.custody.unsaved.restore()
+    assert house.witness.names() == ["pair.orphaned"]
+
+
+async def test_a_file_that_cannot_be_read_is_told_and_stops_nothing(house: House) -> None:
+    """A wrong owner, a bad sector: it counts as unreadable, and the others are stored."""
+    connection = await house.connect()
+    paid = a_refreshed(connection)
+    house.rescue.files[name_of(paid)] = seal_paid(paid, house.cipher)
+
+    class Partly(MemoryRescue):
+        def read(self) -> dict[str, bytes | None]:
+            return {**house.rescue.files, "x-1": None}
+
+    custody = house.make_custody(rescue=Partly())
+    await custody.unsaved.restore()
+    assert (await house.now(connection)).pair_version == 2
+    assert custody.unsaved.names == ["x-1"]
+    assert house.witness.names() == ["pair.saved", "rescue.unreadable"] or house.witness.names() == [
+        "rescue.unreadable",
+        "pair.saved",
+    ]

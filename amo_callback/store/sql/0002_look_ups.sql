@@ -1,4 +1,5 @@
 -- died_at: when a connection was given up. look_up_at: when its tokens are to be looked up, unspent.
+-- disconnected_at: when a person disconnected it; a pair granted before does not come back.
 -- hook_at: when AMO's hook last said that the integration was switched off in its account.
 ALTER TABLE connections ADD COLUMN died_at INTEGER;
 ALTER TABLE connections ADD COLUMN disconnected_at INTEGER;

@@ -150,7 +150,9 @@ RETURNING id;
 -- AMO's hook can be replayed: while the last one is being checked it starts nothing, and whoever was given up
 -- keeps the turn that may heal it.
 UPDATE connections SET
-    look_up_at = CASE WHEN status = 'active' OR hook_at IS NULL THEN :now ELSE look_up_at END,
+    look_up_at = CASE
+        WHEN status = 'active' OR hook_at IS NULL OR hook_at < COALESCE(refreshed_at, connected_at) THEN :now
+        ELSE look_up_at END,
     hook_at = :now, row_version = row_version + 1
 WHERE account_id = :account_id AND status <> 'disconnected' AND (hook_at IS NULL OR hook_at <= :before)
 RETURNING id;
