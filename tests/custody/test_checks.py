@@ -358,7 +358,11 @@ async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(house: House) 
     house.clock.advance(60)
     task = asyncio.create_task(custody.refresher.run())
     await house.witness.until("refresh.succeeded")
-    assert at_once <= 2
+    for _ in range(5):
+        custody.refresher.wake()
+        for _ in range(5):
+            await house.store.ping()  # the loop gets its turns
+    assert at_once == 2
     assert probe.id
     house.clock.advance(3600)
     custody.stop()

@@ -124,6 +124,29 @@ async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respecte
     assert house.amo.vendor.ledger.refreshes() == []
 
 
+async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(house: House) -> None:
+    """Clean when the queue was joined; then another process died at it, and a third gave its claim back."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    slot = asyncio.Event()
+
+    class Queue(Gated):
+        async def slot(self, _priority: object) -> None:
+            self.asked.set()
+            await slot.wait()
+
+    queue = Queue(house)
+    keeper = house.make_keeper(amo=cast("AmoOAuth", queue))
+    refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await queue.asked.wait()
+    died = await house.store.claim(a_claim(connection, owner="process-2"))
+    assert died is not None
+    await house.store.claim(a_claim(died, owner="process-3", attempt="given back"))
+    await house.store.release(connection_id=connection.id, attempt="given back")
+    slot.set()
+    assert (await refreshing).pair_version == 2
+    assert house.amo.sandbox.look_ups == 1
+
+
 async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_is_over(house: House) -> None:
     """Stopped between claim and request, another process refreshes; waked, the first one spends nothing."""
     connection = await house.connect(api_domain=API_DOMAIN)
