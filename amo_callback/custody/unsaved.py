@@ -1,8 +1,9 @@
 """Pairs that the store does not take: paid for with the ones before, so they are never let go.
 
 Such a pair is held in memory, where it can be handed out; it is written to its rescue file; and it is offered to
-the store again and again. The file is removed only after the commit, and after a restart it is offered the same
-way. While there is one, its connection is not refreshed by this process: the pair in the store has been spent.
+the store again and again. The file is removed only after the commit, or once the store holds something newer; after
+a restart it is offered the same way. One that this database has no place for is told, and left where it is. While
+there is one, its connection is not refreshed by this process: the pair in the store has been spent.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Unsaved:
         return None
 
     def _refused(self) -> list[_Held]:
-        """Return what the store has refused at least once: nobody hears of a pair that it may take any moment."""
+        """Return what the store has refused, here or before a restart: of others nobody hears, it may take them now."""
         return [held for held in self._held.values() if held.told]
 
     @staticmethod

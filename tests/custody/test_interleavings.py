@@ -53,6 +53,18 @@ class Gated:
         return issued
 
 
+class Queue(Gated):
+    """The client, behind a rate limit that lets nobody go before it is told."""
+
+    def __init__(self, house: House) -> None:
+        super().__init__(house)
+        self.served = asyncio.Event()
+
+    async def slot(self, _priority: object) -> None:
+        self.asked.set()
+        await self.served.wait()
+
+
 def _again(connection: Connection) -> Any:
     """Be satisfied by any pair after this one."""
     return lambda now: now.pair_version != connection.pair_version
@@ -76,13 +88,6 @@ async def _until_waiting(house: House, refreshing: asyncio.Task[Any], seconds: f
 async def test_a_claim_does_not_age_in_a_queue(house: House) -> None:
     """However long the rate limit or a place is waited for, the claim is written after, with its whole lease."""
     connection = await house.connect()
-    slot = asyncio.Event()
-
-    class Queue(Gated):
-        async def slot(self, _priority: object) -> None:
-            self.asked.set()
-            await slot.wait()
-
     queue = Queue(house)
     refreshing = asyncio.create_task(
         house.make_keeper(amo=cast("AmoOAuth", queue)).refresh(connection.id, demand=Demand.SCHEDULE)
@@ -91,7 +96,7 @@ async def test_a_claim_does_not_age_in_a_queue(house: House) -> None:
     house.clock.advance(3600)
     assert (await house.now(connection)).attempt is None
     house.amo.sandbox.faults.add(Fault.SLOW)
-    slot.set()
+    queue.served.set()
     await house.amo.sandbox.until_asked(2)
     assert (await house.now(connection)).lease_until == house.clock.now() + timedelta(seconds=60)
     house.amo.sandbox.go_on.set()
@@ -101,13 +106,6 @@ async def test_a_claim_does_not_age_in_a_queue(house: House) -> None:
 async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respected(house: House) -> None:
     """Free when the queue was joined, claimed when the slot came: nothing is presented, and the lease is waited for."""
     connection = await house.connect()
-    slot = asyncio.Event()
-
-    class Queue(Gated):
-        async def slot(self, _priority: object) -> None:
-            self.asked.set()
-            await slot.wait()
-
     queue = Queue(house)
     keeper = house.make_keeper(amo=cast("AmoOAuth", queue))
     refreshing = asyncio.create_task(
@@ -115,7 +113,7 @@ async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respecte
     )
     await queue.asked.wait()
     await house.store.claim(a_claim(connection, owner="process-2"))
-    slot.set()
+    queue.served.set()
     await house.clock.until_sleeping(0.25)
     assert house.amo.vendor.ledger.refreshes() == []
     await house.store.save_refreshed(a_refreshed(connection))
@@ -127,13 +125,6 @@ async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respecte
 async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(house: House) -> None:
     """Clean when the queue was joined; then another process died at it, and a third gave its claim back."""
     connection = await house.connect(api_domain=API_DOMAIN)
-    slot = asyncio.Event()
-
-    class Queue(Gated):
-        async def slot(self, _priority: object) -> None:
-            self.asked.set()
-            await slot.wait()
-
     queue = Queue(house)
     keeper = house.make_keeper(amo=cast("AmoOAuth", queue))
     refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
@@ -142,7 +133,7 @@ async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(house:
     assert died is not None
     await house.store.claim(a_claim(died, owner="process-3", attempt="given back"))
     await house.store.release(connection_id=connection.id, attempt="given back")
-    slot.set()
+    queue.served.set()
     assert (await refreshing).pair_version == 2
     assert house.amo.sandbox.look_ups == 1
 
