@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Row = sqlite3.Row
 
-_BUSY_TIMEOUT_MS = 5000
+_BUSY_TIMEOUT = 5.0
+"""Seconds that a statement waits for another process's lock."""
+_LOOK_AGAIN = 0.02
 _MISCONFIGURED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")
 """What no second start mends; whatever else (busy, full) may pass."""
 
@@ -49,9 +51,9 @@ async def open_database(path: Path, *, clock: Clock) -> AsyncIterator[Database]:
         aiosqlite.connect(path, isolation_level=None) as reader,
     ):
         try:
-            await _prepare(writer)
+            await _prepare(writer, clock)
             await migrate_sqlite(writer, load_migrations())
-            await _prepare(reader)
+            await _prepare(reader, clock)
             await reader.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
             if _name(error).startswith(_MISCONFIGURED):
@@ -60,11 +62,29 @@ async def open_database(path: Path, *, clock: Clock) -> AsyncIterator[Database]:
         yield Database(writer=writer, reader=reader, statements=load_statements(), clock=clock)
 
 
-async def _prepare(database: aiosqlite.Connection) -> None:
+async def _prepare(database: aiosqlite.Connection, clock: Clock) -> None:
     database.row_factory = sqlite3.Row
-    await database.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-    await database.execute("PRAGMA journal_mode = WAL")
+    await database.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000:.0f}")
+    await _log_ahead(database, clock)
     await database.execute("PRAGMA synchronous = FULL")
+
+
+async def _log_ahead(database: aiosqlite.Connection, clock: Clock) -> None:
+    """Turn the write-ahead log on; a file that another process is making at this moment is waited for.
+
+    SQLite's own busy timeout does not do that here: two that both hold the file's lock to change its mode would
+    wait for each other for ever.
+    """
+    give_up_at = clock.monotonic() + _BUSY_TIMEOUT
+    while True:
+        try:
+            await database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if not _name(error).startswith("SQLITE_BUSY") or clock.monotonic() >= give_up_at:
+                raise
+            await clock.sleep(_LOOK_AGAIN)
+        else:
+            return
 
 
 class Database:

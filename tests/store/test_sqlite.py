@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import stat
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store import open_store
 from amo_callback.store.database import open_database
 from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, now, save
-from tests.fakes import START
+from tests.fakes import START, FakeClock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,6 +186,35 @@ async def test_what_is_said_to_be_stored_has_been_synced(tmp_path: Path) -> None
     async with open_database(tmp_path / "amo-callback.db", clock=SystemClock()) as store:
         [row] = await store._writer.execute_fetchall("PRAGMA synchronous")  # noqa: SLF001 -- because only a power cut would show it from outside
     assert row[0] == 2
+
+
+async def test_processes_that_make_one_file_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    """A new file that another process is writing at this moment is opened once that has ended."""
+    other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    clock = FakeClock()
+    async with AsyncExitStack() as stack:
+        opening = asyncio.create_task(stack.enter_async_context(open_store(URL, folder=tmp_path, clock=clock)))
+        await clock.until_sleeping()
+        other.execute("ROLLBACK")
+        other.close()
+        clock.advance(1)
+        await (await opening).ping()
+
+
+async def test_a_file_that_stays_locked_ends_the_start(tmp_path: Path) -> None:
+    """Nobody waits for ever for whoever holds a new file's lock."""
+    other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    clock = FakeClock()
+    async with AsyncExitStack() as stack:
+        opening = asyncio.create_task(stack.enter_async_context(open_store(URL, folder=tmp_path, clock=clock)))
+        await clock.until_sleeping()
+        clock.advance(5)
+        with pytest.raises(StoreUnavailable) as raised:
+            await opening
+    other.close()
+    assert raised.value.what == "SQLITE_BUSY"
 
 
 async def test_a_store_that_is_busy_at_the_start_is_no_configuration_error(tmp_path: Path) -> None:
