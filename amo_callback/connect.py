@@ -24,8 +24,9 @@ from amo_callback.errors import (
     ShuttingDown,
     StoreUnavailable,
 )
+from amo_callback.event import Event, Level
 from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome
-from amo_callback.model import Connection, Event, Level, fingerprint
+from amo_callback.model import Connection, fingerprint
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from amo_callback.errors import (
     PersonMustAct,
     ShuttingDown,
 )
+from amo_callback.event import Event, Level
 from amo_callback.grant import Grant, GrantedPair, GrantStatus
-from amo_callback.model import Connection, Event, Issued, Level, RefreshRules, Status, connection_id
+from amo_callback.model import Connection, Issued, RefreshRules, Status, connection_id
 from amo_callback.ports import Priority
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 from amo_callback.tasks import done_unless

@@ -9,7 +9,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime, timedelta
 
 _CONNECTIONS = uuid.UUID("8f0f5a36-5d0c-4f4e-9d0e-2f1c7f8b6a51")
@@ -216,27 +215,6 @@ class Demand(StrEnum):
     """To see whether what has stopped all refreshing is over."""
     TRIAL = "trial"
     """Of a connection given up, whose token AMO seems to know."""
-
-
-class Level(StrEnum):
-    """How much an event asks for attention."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Event:
-    """Something that happened: a dotted noun, a connection, and fields without secrets."""
-
-    name: str
-    level: Level = Level.INFO
-    connection_id: str | None = None
-    fields: Mapping[str, object] = field(default_factory=dict)
-    error: BaseException | None = None
-    """A bug, whose trace is worth keeping."""
 
 
 def connection_id(account: Account, domain: str) -> str:

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from amo_callback.event import Event
     from amo_callback.grant import Grant, GrantedPair, Redirect
     from amo_callback.model import (
         Account,
         Claim,
         Connection,
-        Event,
         Extension,
         Fleet,
         Issued,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from amo_callback.config import Settings
-    from amo_callback.model import Event
+    from amo_callback.event import Event
     from amo_callback.ports import Clock, Store
 
 HOST = "reforyou.amocrm.ru"

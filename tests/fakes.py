@@ -15,7 +15,7 @@ from amo_callback.errors import StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from amo_callback.model import Event
+    from amo_callback.event import Event
     from amo_callback.ports import Store
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

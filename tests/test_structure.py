@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "amo_callback"
 
 FLOORS = [
     {"errors"},
-    {"model"},
+    {"model", "event"},
     {"grant"},
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config"},

@@ -21,7 +21,7 @@ from amo_callback.cipher import new_key
 from amo_callback.cli.serve import on_signal, run_loop, until_end
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import load_settings
-from amo_callback.model import Level
+from amo_callback.event import Level
 from amo_callback.observe.log import LogObserver, make_logger, take_over_library_logs
 from amo_callback.web.doors import open_door
 from amo_callback.web.lifecycle import open_service
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
-    from amo_callback.model import Event
+    from amo_callback.event import Event
     from amo_callback.ports import Clock, Observer
 
 _HOSTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
-from amo_callback.model import Event, Level
+from amo_callback.event import Event, Level
 from amo_callback.observe.log import LogObserver, make_logger, take_over_library_logs
 from amo_callback.web.lifecycle import Service, open_service
 

@@ -35,14 +35,13 @@ from amo_callback.errors import (
     UnexplainedRefusal,
     Unreadable,
 )
+from amo_callback.event import Event, Level
 from amo_callback.model import (
     Claim,
     Connection,
     Demand,
-    Event,
     Extension,
     Issued,
-    Level,
     RefreshedPair,
     Standing,
     Status,

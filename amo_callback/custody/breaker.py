@@ -14,7 +14,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import Busy, ClientRefused, StoreUnavailable, VerdictHeld
-from amo_callback.model import Demand, Event, Level
+from amo_callback.event import Event, Level
+from amo_callback.model import Demand
 
 if TYPE_CHECKING:
     from amo_callback.model import Fleet

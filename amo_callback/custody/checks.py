@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from amo_callback.custody.verdict import look_again_in
 from amo_callback.errors import MustWait, NeedsReauth
-from amo_callback.model import Connection, Demand, Event, Level, Standing, Status, TokenPair
+from amo_callback.event import Event, Level
+from amo_callback.model import Connection, Demand, Standing, Status, TokenPair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

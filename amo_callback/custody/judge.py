@@ -20,7 +20,8 @@ from amo_callback.errors import (
     UnexplainedRefusal,
     VerdictHeld,
 )
-from amo_callback.model import Connection, Event, Level, Status
+from amo_callback.event import Event, Level
+from amo_callback.model import Connection, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable

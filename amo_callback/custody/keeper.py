@@ -24,7 +24,8 @@ from amo_callback.errors import (
     ShuttingDown,
     StoreUnavailable,
 )
-from amo_callback.model import Connection, Demand, Event, Level, Status
+from amo_callback.event import Event, Level
+from amo_callback.model import Connection, Demand, Status
 from amo_callback.tasks import done_unless
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
-from amo_callback.model import Connection, Demand, Event, Level
+from amo_callback.event import Event, Level
+from amo_callback.model import Connection, Demand
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:

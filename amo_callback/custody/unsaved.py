@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from amo_callback.custody.paid import Paid, name_of, open_paid, replaced_by, seal_paid
 from amo_callback.errors import ConfigurationError, ShuttingDown, StoreUnavailable, Unreadable
-from amo_callback.model import Connection, Event, Level, RefreshedPair, Status
+from amo_callback.event import Event, Level
+from amo_callback.model import Connection, RefreshedPair, Status
 from amo_callback.tasks import done_unless
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
-from amo_callback.model import Event, Level
+from amo_callback.event import Event, Level
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, MutableMapping

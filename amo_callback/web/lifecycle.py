@@ -20,9 +20,10 @@ from amo_callback.connect import Connect, ConnectRules
 from amo_callback.custody.build import Custody, make_custody
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
+from amo_callback.event import Event, Level
 from amo_callback.exchange import Exchanger, ExchangeRules
 from amo_callback.limits import Unproven
-from amo_callback.model import Event, Level, RefreshRules
+from amo_callback.model import RefreshRules
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
 from amo_callback.web.doors import Door, open_door

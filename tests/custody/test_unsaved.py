@@ -15,7 +15,8 @@ from tests.builders import a_connection, a_refreshed
 from tests.fakes import MemoryRescue
 
 if TYPE_CHECKING:
-    from amo_callback.model import Connection, Event
+    from amo_callback.event import Event
+    from amo_callback.model import Connection
     from tests.custody.house import House
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.model import Event, Level, Status
+from amo_callback.event import Event, Level
+from amo_callback.model import Status
 from amo_callback.observe.log import LogObserver, Redactor, make_logger, take_over_library_logs
 
 if TYPE_CHECKING:

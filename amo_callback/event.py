@@ -1,0 +1,58 @@
+"""What happens to connections: as it is told, as it is remembered, and what of it others are notified of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+
+class Level(StrEnum):
+    """How much an event asks for attention."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened: a dotted noun, a connection, and fields without secrets."""
+
+    name: str
+    level: Level = Level.INFO
+    connection_id: str | None = None
+    fields: Mapping[str, object] = field(default_factory=dict)
+    error: BaseException | None = None
+    """A bug, whose trace is worth keeping."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """An event as the store remembers it."""
+
+    id: int
+    at: datetime
+    connection_id: str | None
+    name: str
+    process: str
+    """Which process wrote it."""
+    details: Mapping[str, object]
+
+
+NOTICES = frozenset(
+    {
+        "connection.connected",
+        "connection.needs_reauth",
+        "connection.recovered",
+        "connection.expiring",
+        "connection.moved",
+        "connection.disconnected",
+    }
+)
+"""Changes of which the operator's systems are notified: each has its row in the outbox, written with the change."""
