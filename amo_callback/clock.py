@@ -21,3 +21,8 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Sleep."""
         await asyncio.sleep(seconds)
+
+
+def rfc3339(moment: datetime) -> str:
+    """Write a time as others read it: RFC 3339, UTC, whole seconds."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

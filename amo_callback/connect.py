@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import (
     AmoCallbackError,
+    Frozen,
     GrantExpired,
     NotFound,
     OutcomeOpen,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from amo_callback.cipher import Cipher
+    from amo_callback.custody.leases import Leases
     from amo_callback.exchange import Exchanger
     from amo_callback.limits import Unproven
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
@@ -77,6 +79,7 @@ class Connect:
         observer: Observer,
         exchanger: Exchanger,
         unproven: Unproven,
+        leases: Leases,
         rules: ConnectRules,
         new_handle: Callable[[], str],
     ) -> None:
@@ -87,6 +90,7 @@ class Connect:
         self._observer = observer
         self._exchanger = exchanger
         self._unproven = unproven
+        self._leases = leases
         self._rules = rules
         self._new_handle = new_handle
         self._flights: dict[str, asyncio.Task[Outcome]] = {}
@@ -171,13 +175,14 @@ class Connect:
             grant = await self._store.grant(visit.code_hash)
             if grant is not None and grant.expires_at <= self._clock.now():
                 raise GrantExpired
-            if grant is None or self._may_try(grant):
+            abandoned = self._abandoned(grant)
+            if grant is None or abandoned or grant.status is GrantStatus.FAILED:
                 started = self._clock.monotonic()
                 fresh, domain = self._begun(visit, grant)
                 place = self._unproven.take(visit.address)
                 try:
-                    grant = await self._store.claim_grant(fresh, now=self._clock.now())
-                except StoreUnavailable:
+                    grant = await self._store.claim_grant(fresh, now=self._clock.now(), abandoned=abandoned)
+                except (StoreUnavailable, Frozen):
                     place.give_back()
                     raise
                 except asyncio.CancelledError:
@@ -204,9 +209,15 @@ class Connect:
                 dataclasses.replace(grant, status=GrantStatus.FAILED, error=ShuttingDown.word)
             )
 
-    def _may_try(self, grant: Grant) -> bool:
-        abandoned = grant.status is GrantStatus.EXCHANGING and grant.lease_until <= self._clock.now()
-        return abandoned or grant.status is GrantStatus.FAILED
+    def _abandoned(self, grant: Grant | None) -> str | None:
+        """Return the attempt whose process has died, for its lease has passed since this one first saw it."""
+        if grant is None:
+            return None
+        if grant.status is not GrantStatus.EXCHANGING:
+            self._leases.forget(grant.code_hash)
+            return None
+        left = self._leases.left_of(grant.code_hash, grant.attempt, grant.lease_until)
+        return None if left else grant.attempt
 
     def _begun(self, visit: _Visit, before: Grant | None) -> tuple[Grant, str]:
         """Return the grant as it begins, and the account's host, checked."""

@@ -134,6 +134,12 @@ class AccountRefused(MustWait):
         self.status = status
 
 
+class Frozen(MustWait):
+    """Nothing is spent until somebody thaws it: `amo-callback connections thaw`."""
+
+    code = "frozen"
+
+
 class RateLimited(MustWait):
     """AMO answers 429, too many requests, to this integration."""
 

@@ -91,6 +91,8 @@ class Connection:
     row_version: int
     attempt: str | None = None
     """The attempt that has not told its end: under way, without an answer, or of a process that died."""
+    lease_owner: str | None = None
+    """Which process the open attempt is of."""
     lease_until: datetime | None = None
     spending: str | None = None
     """The fingerprint of what the open attempt presents."""
@@ -100,6 +102,10 @@ class Connection:
     """When its tokens are to be looked up, without spending them."""
     hook_at: datetime | None = None
     """When AMO's hook last said that the integration was switched off there."""
+    grant_iat: int | None = None
+    """AMO's time of issue of the pair that the present grant began with."""
+    frozen: bool = False
+    """Whether nothing of it may be spent: it is frozen, or all are."""
 
     @property
     def in_doubt(self) -> bool:
@@ -183,6 +189,23 @@ class Fleet:
     """Of these, those whose access tokens live."""
     died: int
     """Of the others, those that were given up since the time that was asked about."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Freeze:
+    """Nothing is spent, of no connection, until somebody thaws it."""
+
+    at: datetime
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """Which connections are listed: what is not named does not matter."""
+
+    account_id: str | None = None
+    status: Status | None = None
+    domain: str | None = None
 
 
 class Standing(StrEnum):

@@ -10,6 +10,7 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.connect import Connect, ConnectRules
+from amo_callback.custody.leases import Leases
 from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import (
     GrantExpired,
@@ -30,7 +31,6 @@ from tests.fakes import FailingStore, FakeClock, MemoryRescue, Witness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from datetime import datetime
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
@@ -87,6 +87,7 @@ class Process:
                 connected=self._wake,
             ),
             unproven=Unproven(places=places, window=60, clock=self.clock),
+            leases=Leases(length=60.0, store=cast("Store", self.failing), clock=self.clock),
             rules=ConnectRules(**rules),
             new_handle=Counter(),
         )
@@ -305,9 +306,9 @@ async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Pr
     code = process.amo.code()
 
     class Racing(FailingStore):
-        async def claim_grant(self, grant: Grant, *, now: datetime) -> Grant:
+        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
             await other.complete(code)
-            return await store.claim_grant(grant, now=now)
+            return await store.claim_grant(grant, **more)
 
     store = process.store
     process.failing = Racing(store, process.clock)
@@ -349,10 +350,10 @@ async def test_callers_at_once_claim_once(process: Process) -> None:
     claims = 0
 
     class Counting(FailingStore):
-        async def claim_grant(self, grant: Grant, *, now: datetime) -> Grant:
+        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
             nonlocal claims
             claims += 1
-            return await store.claim_grant(grant, now=now)
+            return await store.claim_grant(grant, **more)
 
     store = process.store
     process.failing = Counting(store, process.clock)
@@ -425,8 +426,8 @@ async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: P
     writing, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(FailingStore):
-        async def claim_grant(self, grant: Grant, *, now: datetime) -> Grant:
-            claimed = await process.store.claim_grant(grant, now=now)
+        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
+            claimed = await process.store.claim_grant(grant, **more)
             writing.set()
             await go_on.wait()
             return claimed

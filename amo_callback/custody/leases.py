@@ -31,12 +31,20 @@ class Leases:
     def left(self, connection: Connection) -> float:
         """Return for how many seconds nobody may judge the connection's open attempt; 0 where there is none."""
         if connection.attempt is None:
-            self._seen.pop(connection.id, None)
+            self.forget(connection.id)
             return 0.0
-        attempt, until, since = self._seen.get(connection.id, ("", None, 0.0))
-        if (attempt, until) != (connection.attempt, connection.lease_until):
+        return self.left_of(connection.id, connection.attempt, connection.lease_until)
+
+    def forget(self, name: str) -> None:
+        """Forget an attempt that has ended."""
+        self._seen.pop(name, None)
+
+    def left_of(self, name: str, attempt: str, until: datetime | None) -> float:
+        """Return for how many seconds an attempt, at whatever goes by this name, is left alone."""
+        *seen, since = self._seen.get(name, ("", None, 0.0))
+        if seen != [attempt, until]:
             since = self._clock.monotonic()
-            self._seen[connection.id] = (connection.attempt, connection.lease_until, since)
+            self._seen[name] = (attempt, until, since)
         if self._store.failed_at is not None:
             since = max(since, self._store.failed_at)
         return max(self._length - (self._clock.monotonic() - since), 0.0)

@@ -17,10 +17,10 @@ SQLITE = "sqlite:///"
 
 
 @asynccontextmanager
-async def open_store(url: str, *, folder: Path, clock: Clock) -> AsyncIterator[Store]:
+async def open_store(url: str, *, folder: Path, clock: Clock, process: str = "amo-callback") -> AsyncIterator[Store]:
     """Open the store that `url` names, its schema brought up to date; relative paths start at `folder`.
 
-    Raises `ConfigurationError` where it cannot be opened at all.
+    `process` is who writes, as the history tells it. Raises `ConfigurationError` where it cannot be opened at all.
     """
     if not url.startswith(SQLITE):
         raise ConfigurationError(f"storage.url: must begin with {SQLITE}")
@@ -28,4 +28,4 @@ async def open_store(url: str, *, folder: Path, clock: Clock) -> AsyncIterator[S
     from amo_callback.store.sqlite import SqliteStore  # noqa: PLC0415 -- the same
 
     async with open_database(folder / url.removeprefix(SQLITE), clock=clock) as database:
-        yield SqliteStore(database)
+        yield SqliteStore(database, clock=clock, process=process)

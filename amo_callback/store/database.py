@@ -106,25 +106,25 @@ class Database:
         self.failed_at: float | None = None
         self.failing: str | None = None
 
-    async def read(self, name: str, **values: object) -> list[Row]:
+    async def read(self, statement: str, /, **values: object) -> list[Row]:
         """Run a statement that changes nothing."""
         try:
-            return await self._execute(self._reader, name, values)
+            return await self._execute(self._reader, statement, values)
         except (sqlite3.Error, ValueError) as error:
             raise self._failed(error) from None
 
-    async def write(self, name: str, **values: object) -> list[Row]:
+    async def write(self, statement: str, /, **values: object) -> list[Row]:
         """Run one statement as a unit of its own."""
-        return await self.unit(lambda: self.run(name, **values))
+        return await self.unit(lambda: self.run(statement, **values))
 
     async def unit(self, work: Callable[[], Awaitable[T]]) -> T:
         """Commit all that `work` runs, or nothing of it."""
         async with self._writing:
             return await unbroken(self._transaction(work))
 
-    async def run(self, name: str, **values: object) -> list[Row]:
+    async def run(self, statement: str, /, **values: object) -> list[Row]:
         """Run a statement within a unit."""
-        return await self._execute(self._writer, name, values)
+        return await self._execute(self._writer, statement, values)
 
     async def _transaction(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -147,9 +147,9 @@ class Database:
         except (sqlite3.Error, ValueError):
             return  # the next BEGIN tells
 
-    async def _execute(self, database: aiosqlite.Connection, name: str, values: Mapping[str, object]) -> list[Row]:
+    async def _execute(self, database: aiosqlite.Connection, statement: str, values: Mapping[str, object]) -> list[Row]:
         parameters = {key: ticks(v) if isinstance(v, datetime) else v for key, v in values.items()}
-        return list(await database.execute_fetchall(self._sql[name], parameters))
+        return list(await database.execute_fetchall(self._sql[statement], parameters))
 
     def _failed(self, error: BaseException) -> StoreUnavailable:
         self.failed_at = self._clock.monotonic()

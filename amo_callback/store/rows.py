@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from amo_callback.clock import rfc3339
+from amo_callback.event import Recorded
 from amo_callback.grant import Grant, GrantStatus
 from amo_callback.model import Connection, Reason, Status
 
@@ -52,11 +55,14 @@ def connection(row: Mapping[str, Any]) -> Connection:
         pair_version=row["pair_version"],
         row_version=row["row_version"],
         attempt=row["attempt"],
+        lease_owner=row["lease_owner"],
         lease_until=_maybe(row["lease_until"]),
         spending=row["spending"],
         doubtful=row["doubtful"],
         look_up_at=_maybe(row["look_up_at"]),
         hook_at=_maybe(row["hook_at"]),
+        grant_iat=row["grant_iat"],
+        frozen=row["frozen_at"] is not None or bool(row.get("all_frozen")),
     )
 
 
@@ -74,3 +80,27 @@ def grant(row: Mapping[str, Any]) -> Grant:
         doubtful=bool(row["doubtful"]),
         expires_at=moment(row["expires_at"]),
     )
+
+
+def recorded(row: Mapping[str, Any]) -> Recorded:
+    """Read a row of `events`."""
+    return Recorded(
+        id=row["id"],
+        at=moment(row["at"]),
+        connection_id=row["connection_id"],
+        name=row["name"],
+        process=row["process"],
+        details=json.loads(row["details"]),
+    )
+
+
+def details(fields: Mapping[str, object]) -> str:
+    """Write what an event tells as JSON: times in RFC 3339, what is not known left out."""
+    plain = {name: _plain(value) for name, value in fields.items() if value is not None}
+    return json.dumps(plain, ensure_ascii=False)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    return value if isinstance(value, bool | int | float) else str(value)

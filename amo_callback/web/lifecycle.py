@@ -100,6 +100,7 @@ async def open_service(
                 connected=lambda: _connected(custody),
             ),
             unproven=Unproven(places=settings.limits.unproven, window=settings.limits.window, clock=clock),
+            leases=custody.leases,
             rules=ConnectRules(lease=settings.refresh.lease),
             new_handle=lambda: secrets.token_urlsafe(16),
         )

@@ -354,10 +354,12 @@ async def test_a_failed_grant_is_tried_again_at_its_address(store: Store) -> Non
 
 
 async def test_an_abandoned_grant_may_have_spent_its_code(store: Store) -> None:
-    """A process that died during its exchange is followed after its lease, with doubt."""
+    """A process that died during its exchange is followed by one who saw its lease end, with doubt; by nobody else."""
     grant = await store.claim_grant(a_grant(), now=START)
-    assert (await store.claim_grant(a_grant(attempt="2"), now=START + 59 * SECOND)).attempt == grant.attempt
-    after = await store.claim_grant(a_grant(attempt="2"), now=grant.lease_until)
+    for abandoned in (None, "another"):
+        kept = await store.claim_grant(a_grant(attempt="2"), now=grant.lease_until + DAY / 1440, abandoned=abandoned)
+        assert kept.attempt == grant.attempt
+    after = await store.claim_grant(a_grant(attempt="2"), now=START, abandoned=grant.attempt)
     assert (after.attempt, after.doubtful) == ("2", True)
 
 

@@ -19,15 +19,63 @@ DELETE FROM meta WHERE name = 'deaths_held';
 -- name: believe_deaths
 UPDATE connections SET died_at = NULL, row_version = row_version + 1 WHERE died_at IS NOT NULL;
 
+-- name: frozen
+SELECT value FROM meta WHERE name = 'frozen';
+
+-- name: freeze_all
+INSERT INTO meta (name, value) VALUES ('frozen', :value) ON CONFLICT (name) DO NOTHING RETURNING name;
+
+-- name: thaw_all
+DELETE FROM meta WHERE name = 'frozen' RETURNING name;
+
+-- name: machine
+SELECT value FROM meta WHERE name = 'machine';
+
+-- name: save_machine
+INSERT INTO meta (name, value) VALUES ('machine', :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+
+-- name: seen_at
+SELECT value FROM meta WHERE name = 'seen_at';
+
+-- name: save_seen_at
+INSERT INTO meta (name, value) VALUES ('seen_at', :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+
+-- name: shift_times
+-- The clock went back: what it said before is taken back by as much, and every age being in doubt, all is due.
+-- When things happened is kept, unless it would be yet to come.
+UPDATE connections SET
+    access_issued_at = access_issued_at - :by, access_expires_at = access_expires_at - :by,
+    refresh_expires_at = refresh_expires_at - :by, look_up_at = look_up_at - :by,
+    next_refresh_at = CASE WHEN next_refresh_at > :now THEN :now ELSE next_refresh_at END,
+    connected_at = CASE WHEN connected_at > :now THEN connected_at - :by ELSE connected_at END,
+    refreshed_at = CASE WHEN refreshed_at > :now THEN refreshed_at - :by ELSE refreshed_at END,
+    disconnected_at = CASE WHEN disconnected_at > :now THEN disconnected_at - :by ELSE disconnected_at END,
+    died_at = CASE WHEN died_at > :now THEN died_at - :by ELSE died_at END,
+    hook_at = CASE WHEN hook_at > :now THEN hook_at - :by ELSE hook_at END,
+    row_version = row_version + 1;
+
 -- name: save_canary
 INSERT INTO meta (name, value) VALUES ('canary', :value) ON CONFLICT (name) DO NOTHING;
 
 -- name: connection
-SELECT * FROM connections WHERE id = :id;
+SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen FROM connections WHERE id = :id;
 
 -- name: connections_of
 SELECT * FROM connections WHERE account_id = :account_id AND status <> 'disconnected'
 ORDER BY status = 'active' DESC, access_expires_at DESC;
+
+-- name: page
+SELECT * FROM connections
+WHERE id > :after
+    AND (:account_id IS NULL OR account_id = :account_id)
+    AND (:status IS NULL OR status = :status)
+    AND (:domain IS NULL OR domain = :domain)
+ORDER BY id
+LIMIT :limit;
+
+-- name: attempts
+-- Whoever waits for these tells by its own clock which of them may still be under way.
+SELECT * FROM connections WHERE attempt IS NOT NULL;
 
 -- name: due
 -- Those with an open attempt, too: whether its lease has ended is told by the observer's own clock.
@@ -35,7 +83,8 @@ ORDER BY status = 'active' DESC, access_expires_at DESC;
 SELECT * FROM connections
 WHERE id IN (
     SELECT id FROM connections
-    WHERE status = 'active' AND next_refresh_at <= :now
+    WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at <= :now
+        AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
         AND id NOT IN (SELECT value FROM json_each(:apart_from))
     ORDER BY access_expires_at
     LIMIT :limit
@@ -44,14 +93,16 @@ ORDER BY access_expires_at;
 
 -- name: next_due
 SELECT next_refresh_at FROM connections
-WHERE status = 'active' AND next_refresh_at IS NOT NULL AND attempt IS NULL
+WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL AND attempt IS NULL
+    AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
     AND id NOT IN (SELECT value FROM json_each(:apart_from))
 ORDER BY next_refresh_at
 LIMIT 1;
 
 -- name: probe
 SELECT * FROM connections
-WHERE status = 'active' AND id NOT IN (SELECT value FROM json_each(:apart_from))
+WHERE status = 'active' AND frozen_at IS NULL AND id NOT IN (SELECT value FROM json_each(:apart_from))
+    AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
 ORDER BY next_refresh_at
 LIMIT 1;
 
@@ -74,18 +125,19 @@ UPDATE connections SET
     doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint,
     row_version = row_version + 1
 WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconnected'
+    AND frozen_at IS NULL AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
 RETURNING *;
 
 -- name: extend
 UPDATE connections SET lease_until = :until, domain = :domain, row_version = row_version + 1
 WHERE id = :connection_id AND attempt = :attempt
-RETURNING id;
+RETURNING *;
 
 -- name: save_refreshed
 -- Not guarded by the attempt: the pair is good whoever holds the lease by now, unless a newer one came.
 UPDATE connections SET
     sealed_pair = :sealed_pair, api_domain = :api_domain,
-    status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL,
+    status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL, warned_days = NULL,
     look_up_at = CASE WHEN status = 'active' THEN look_up_at END,
     access_issued_at = :issued_at, access_expires_at = :expires_at, refresh_expires_at = :refresh_expires_at,
     refreshed_at = :issued_at, next_refresh_at = :next_refresh_at,
@@ -119,20 +171,36 @@ UPDATE connections SET
     failures = failures + 1, last_error = :last_error, next_refresh_at = :next_refresh_at,
     row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
-RETURNING id;
+RETURNING *;
 
 -- name: reseal
 -- The same pair under another key: only over the very bytes that were read.
 UPDATE connections SET sealed_pair = :sealed_pair, row_version = row_version + 1
 WHERE id = :connection_id AND sealed_pair = :before
-RETURNING id;
+RETURNING *;
 
 -- name: revive
 UPDATE connections SET
     status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL, look_up_at = NULL,
     next_refresh_at = :next_refresh_at, row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
-RETURNING id;
+RETURNING *;
+
+-- name: freeze
+UPDATE connections SET frozen_at = :at, row_version = row_version + 1
+WHERE id = :id AND status <> 'disconnected' AND (frozen_at IS NULL) = (:at IS NOT NULL)
+RETURNING *;
+
+-- name: warn
+-- Of those whose refresh token ends soon, and who were not warned of that yet.
+UPDATE connections SET warned_days = :days, row_version = row_version + 1
+WHERE id IN (
+    SELECT id FROM connections
+    WHERE status = 'active' AND refresh_expires_at <= :before AND (warned_days IS NULL OR warned_days > :days)
+    ORDER BY refresh_expires_at
+    LIMIT :limit
+)
+RETURNING *;
 
 -- name: disconnect
 -- A late pair finds another `pair_version`.
@@ -140,11 +208,11 @@ UPDATE connections SET
     status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL,
     disconnected_at = COALESCE(:at, disconnected_at),
     access_issued_at = NULL, access_expires_at = NULL, refresh_expires_at = NULL, next_refresh_at = NULL,
-    failures = 0, died_at = NULL, look_up_at = NULL,
+    failures = 0, died_at = NULL, look_up_at = NULL, frozen_at = NULL, warned_days = NULL,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     pair_version = pair_version + 1, row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
-RETURNING id;
+RETURNING *;
 
 -- name: switched_off
 -- AMO's hook can be replayed: while the last one is being checked it starts nothing, and whoever was given up
@@ -155,12 +223,12 @@ UPDATE connections SET
         ELSE look_up_at END,
     hook_at = :now, row_version = row_version + 1
 WHERE account_id = :account_id AND status <> 'disconnected' AND (hook_at IS NULL OR hook_at <= :before)
-RETURNING id;
+RETURNING *;
 
 -- name: look_up_again
 UPDATE connections SET look_up_at = :look_up_at, row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
-RETURNING id;
+RETURNING *;
 
 -- name: save_connected
 INSERT INTO connections (
@@ -173,7 +241,7 @@ INSERT INTO connections (
 ON CONFLICT (id) DO UPDATE SET
     domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
     status = 'active', reason = NULL, last_error = NULL, failures = 0, sealed_pair = excluded.sealed_pair,
-    died_at = NULL, look_up_at = NULL, hook_at = NULL,
+    died_at = NULL, look_up_at = NULL, hook_at = NULL, warned_days = NULL,
     access_issued_at = excluded.access_issued_at, access_expires_at = excluded.access_expires_at,
     refresh_expires_at = excluded.refresh_expires_at, refreshed_at = NULL,
     next_refresh_at = excluded.next_refresh_at, connected_at = excluded.connected_at,
@@ -198,14 +266,14 @@ SELECT * FROM grants WHERE code_hash = :code_hash;
 SELECT * FROM grants WHERE handle_hash = :handle_hash;
 
 -- name: claim_grant
--- A failed grant may be tried again, and one whose process died when its lease has ended.
+-- A failed grant may be tried again; and one whose process died, by whoever has seen its lease end.
 INSERT INTO grants (code_hash, handle_hash, sealed, status, attempt, lease_until, expires_at)
 VALUES (:code_hash, :handle_hash, :sealed, 'exchanging', :attempt, :lease_until, :expires_at)
 ON CONFLICT (code_hash) DO UPDATE SET
     doubtful = grants.doubtful OR grants.status = 'exchanging',
     status = 'exchanging', error = NULL, attempt = excluded.attempt, lease_until = excluded.lease_until
 WHERE grants.expires_at > :now
-    AND (grants.status = 'failed' OR (grants.status = 'exchanging' AND grants.lease_until <= :now));
+    AND (grants.status = 'failed' OR (grants.status = 'exchanging' AND grants.attempt = :abandoned));
 
 -- name: finish_grant
 UPDATE grants SET status = :status, error = :error, connection_id = :connection_id, doubtful = :doubtful
@@ -217,3 +285,29 @@ UPDATE grants SET sealed = NULL WHERE sealed IS NOT NULL AND expires_at <= :now;
 
 -- name: forget_grants
 DELETE FROM grants WHERE expires_at <= :before;
+
+-- name: exchanging
+SELECT * FROM grants WHERE status = 'exchanging' AND expires_at > :now;
+
+-- name: save_event
+INSERT INTO events (at, connection_id, name, process, details)
+VALUES (:at, :connection_id, :name, :process, :details);
+
+-- name: events
+SELECT * FROM events WHERE id < :before ORDER BY id DESC LIMIT :limit;
+
+-- name: events_of
+SELECT * FROM events WHERE connection_id = :connection_id AND id < :before ORDER BY id DESC LIMIT :limit;
+
+-- name: prune_events
+-- A step at a time: years of a large fleet's are not deleted in one transaction.
+DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < :before ORDER BY at LIMIT :limit);
+
+-- name: save_notice
+INSERT INTO outbox (id, at, type, data) VALUES (:id, :at, :type, :data);
+
+-- name: notices
+SELECT * FROM outbox ORDER BY at LIMIT :limit;
+
+-- name: prune_notices
+DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE at < :before ORDER BY at LIMIT :limit);

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from amo_callback.clock import rfc3339
 from amo_callback.identity import Scope
 from amo_callback.web.keys import CLOCK, HANDOUT, LOG, SETTINGS
 from amo_callback.web.private.authorization import require
@@ -16,7 +17,6 @@ from amo_callback.web.private.problems import invalid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from amo_callback.custody.handout import HandedOut
     from amo_callback.identity import ApiKey
@@ -105,8 +105,3 @@ def _shape(request: web.Request, handed_out: HandedOut) -> dict[str, object]:
     if handed_out.stale:
         shape |= {"stale": True, "reason": handed_out.reason}
     return shape
-
-
-def rfc3339(moment: datetime) -> str:
-    """Write a time as the contract has it: RFC 3339, UTC, whole seconds."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

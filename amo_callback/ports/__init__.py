@@ -1,0 +1,100 @@
+"""What the use cases need of the outside, as protocols: whoever fits may be passed."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
+
+from amo_callback.ports.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from amo_callback.event import Event
+    from amo_callback.grant import Redirect
+    from amo_callback.model import Account, Issued, Sighting
+
+__all__ = ["AmoOAuth", "Clock", "Observer", "Priority", "RescueFiles", "Store"]
+
+
+class Clock(Protocol):
+    """Time, passed in so that tests own it."""
+
+    def now(self) -> datetime:
+        """Return the wall clock's time, in UTC."""
+
+    def monotonic(self) -> float:
+        """Return seconds that no step of the wall clock changes."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
+
+
+class Observer(Protocol):
+    """Whoever wants to know what happens."""
+
+    def __call__(self, event: Event) -> None:
+        """Take note; never raise."""
+
+
+class Priority(IntEnum):
+    """Who goes first at AMO's rate limit."""
+
+    PEOPLE = 0
+    BACKGROUND = 1
+
+
+class AmoOAuth(Protocol):
+    """The vendor's OAuth."""
+
+    @property
+    def client_id(self) -> str:
+        """The integration that tokens are granted to."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that one request may take."""
+
+    def read_redirect(self, query: bytes) -> Redirect:
+        """Read the raw query of AMO's redirect; what is wrong with it is in its `error`."""
+
+    def check_domain(self, host: str | None) -> str:
+        """Return the account's host, the default one for `None`; raises `PersonMustAct`."""
+
+    def account_of(self, access_token: str) -> Account:
+        """Return whose access token it is, as far as it tells."""
+
+    def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
+        """Tell whether AMO signed that our integration was switched off in this account."""
+
+    async def slot(self, priority: Priority) -> None:
+        """Wait until the rate limit lets one more request go."""
+
+    async def exchange(self, *, code: bytes, domain: str, not_after: float) -> Issued:
+        """Spend an authorization code; one request, never repeated, and not sent after this monotonic time."""
+
+    async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> Issued:
+        """Spend a refresh token; one request, never repeated, and not sent after this monotonic time."""
+
+    async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> Sighting:
+        """Ask about a refresh token without spending it, and where its account lives; never raises."""
+
+    async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> Sighting:
+        """Ask about an access token, and where its account lives; spends nothing and never raises."""
+
+
+class RescueFiles(Protocol):
+    """A folder for pairs that the store does not take. Its methods block, and raise `OSError`."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, whole, and so that a power failure does not lose it."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+
+    def read(self) -> Mapping[str, bytes | None]:
+        """Return what each file holds; `None` of one that cannot be read."""
+
+    def reserve(self) -> bool:
+        """Keep some of the disk free for it; tell whether it is kept."""

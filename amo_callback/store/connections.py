@@ -1,0 +1,167 @@
+"""Connections, and whoever may change them: a named statement for each method."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from amo_callback.event import Event
+from amo_callback.model import Filter, Fleet
+from amo_callback.store import rows
+from amo_callback.store.writer import Writer, every, first
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amo_callback.model import Claim, Connection, Extension, RefreshedPair, Verdict
+
+_WARNINGS = 100
+"""Connections that are warned of in one transaction."""
+
+
+class Connections(Writer):
+    """The table `connections`."""
+
+    async def connection(self, connection_id: str) -> Connection | None:
+        """Return one connection."""
+        return first(await self._database.read("connection", id=connection_id), rows.connection)
+
+    async def connections_of(self, account_id: str) -> Sequence[Connection]:
+        """Return an AMO account's connections, the freshest active one first."""
+        return every(await self._database.read("connections_of", account_id=account_id), rows.connection)
+
+    async def page(self, *, after: str, limit: int, only: Filter) -> Sequence[Connection]:
+        """Return connections by their ids, from the one after `after` on."""
+        found = await self._database.read("page", after=after, limit=limit, **values_of(only))
+        return every(found, rows.connection)
+
+    async def attempts(self) -> Sequence[Connection]:
+        """Return the connections with an open attempt."""
+        return every(await self._database.read("attempts"), rows.connection)
+
+    async def due(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[Connection]:
+        """Return connections whose refresh is due, those with an open attempt too, oldest expiry first."""
+        found = await self._database.read("due", now=now, limit=limit, apart_from=_list(apart_from))
+        return every(found, rows.connection)
+
+    async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
+        """Return when the next refresh comes due that nobody is at."""
+        found = await self._database.read("next_due", now=now, apart_from=_list(apart_from))
+        return rows.moment(found[0]["next_refresh_at"]) if found else None
+
+    async def probe(self, *, apart_from: Sequence[str]) -> Connection | None:
+        """Return an active connection, the one due first."""
+        return first(await self._database.read("probe", apart_from=_list(apart_from)), rows.connection)
+
+    async def look_ups(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[str]:
+        """Return the ids of connections whose tokens are to be looked up."""
+        found = await self._database.read("look_ups", now=now, limit=limit, apart_from=_list(apart_from))
+        return [row["id"] for row in found]
+
+    async def fleet(self, *, now: datetime, since: datetime) -> Fleet:
+        """Count the living, those of them whose access tokens live, and those given up since."""
+        [row] = await self._database.read("fleet", now=now, since=since)
+        return Fleet(living=row["living"], fresh=row["fresh"], died=row["died"])
+
+    # --- one refresh -----------------------------------------------------------------------------
+
+    async def claim(self, claim: Claim, *, events: Sequence[Event] = ()) -> Connection | None:
+        """Commit a claim; `None` where the connection has changed since it was read, or is frozen."""
+        return await self._change("claim", events=events, **values_of(claim))
+
+    async def extend(self, extension: Extension, *, events: Sequence[Event] = ()) -> bool:
+        """Commit a longer lease and the account's new host; `False` where the attempt is no longer ours."""
+        return await self._change("extend", events=events, **values_of(extension)) is not None
+
+    async def save_refreshed(self, refreshed: RefreshedPair, *, events: Sequence[Event] = ()) -> Connection | None:
+        """Commit a refreshed pair and end its claim; `None` where its version was superseded."""
+        return await self._change("save_refreshed", events=events, **values_of(refreshed))
+
+    async def save_verdict(self, verdict: Verdict, *, events: Sequence[Event] = ()) -> Connection | None:
+        """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
+        return await self._change("save_verdict", events=events, **values_of(verdict))
+
+    async def release(self, *, connection_id: str, attempt: str) -> None:
+        """Give a claim back unspent."""
+        await self._database.write("release", connection_id=connection_id, attempt=attempt)
+
+    # --- other changes ---------------------------------------------------------------------------
+
+    async def postpone(
+        self, connection: Connection, *, last_error: str, next_refresh_at: datetime, events: Sequence[Event] = ()
+    ) -> bool:
+        """Put off a refresh that was not begun; `False` where the connection has changed since it was read."""
+        return await self._change_read(
+            "postpone", connection, events=events, last_error=last_error, next_refresh_at=next_refresh_at
+        )
+
+    async def reseal(self, *, connection_id: str, before: bytes, sealed_pair: bytes) -> bool:
+        """Put the same pair under another key; `False` where the stored bytes are no longer those read."""
+        return bool(
+            await self._database.write("reseal", connection_id=connection_id, before=before, sealed_pair=sealed_pair)
+        )
+
+    async def revive(self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()) -> bool:
+        """Make a connection active again; `False` where it has changed since it was read."""
+        return await self._change_read("revive", connection, events=events, next_refresh_at=next_refresh_at)
+
+    async def disconnect(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
+        """Erase a connection's tokens; `False` where it has changed since it was read.
+
+        A pair granted before `at` does not come back; without it, whatever was granted may be stored later.
+        """
+        return await self._change_read("disconnect", connection, events=events, at=at)
+
+    async def freeze(self, connection_id: str, *, at: datetime | None) -> bool:
+        """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
+        name = "connection.thawed" if at is None else "connection.frozen"
+        events = [Event(name=name, connection_id=connection_id)]
+        return await self._change("freeze", events=events, id=connection_id, at=at) is not None
+
+    async def warn(self, *, days: int, before: datetime) -> Sequence[Connection]:
+        """Return active connections whose refresh token ends before this, each once for so many `days`."""
+
+        async def unit() -> Sequence[Connection]:
+            warned = every(await self._database.run("warn", days=days, before=before, limit=_WARNINGS), rows.connection)
+            for one in warned:
+                fields = {"days": days, "refresh_expires_at": one.refresh_expires_at, "last_error": one.last_error}
+                await self._record([Event(name="connection.expiring", connection_id=one.id, fields=fields)], one)
+            return warned
+
+        return await self._database.unit(unit)
+
+    async def switched_off(self, account_id: str, *, now: datetime, quiet: float) -> Sequence[str]:
+        """Note AMO's hook: look-ups are due now, unless the last hook came less than `quiet` seconds ago."""
+
+        async def unit() -> Sequence[str]:
+            before = now - timedelta(seconds=quiet)
+            found = await self._database.run("switched_off", account_id=account_id, now=now, before=before)
+            names = [row["id"] for row in found]
+            await self._record([Event(name="hook.received", connection_id=name) for name in names])
+            return names
+
+        return await self._database.unit(unit)
+
+    async def look_up_again(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
+        """Set when its tokens are looked up next; `False` where it has changed since it was read."""
+        return await self._change_read("look_up_again", connection, events=events, look_up_at=at)
+
+    async def _change_read(
+        self, name: str, connection: Connection, *, events: Sequence[Event] = (), **values: object
+    ) -> bool:
+        """Write over the very row that was read."""
+        changed = await self._change(
+            name, events=events, id=connection.id, row_version=connection.row_version, **values
+        )
+        return changed is not None
+
+
+def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- because any dataclass is taken
+    """Return a value's fields: the statements name them alike."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _list(names: Sequence[str]) -> str:
+    return json.dumps(list(names))

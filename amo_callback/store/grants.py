@@ -1,0 +1,68 @@
+"""Grants: authorization codes, and what became of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import Frozen
+from amo_callback.store import rows
+from amo_callback.store.connections import values_of
+from amo_callback.store.writer import Writer, every, first
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from amo_callback.event import Event
+    from amo_callback.grant import Grant, GrantedPair
+    from amo_callback.model import Connection
+
+
+class Grants(Writer):
+    """The table `grants`."""
+
+    async def grant(self, code_hash: str) -> Grant | None:
+        """Return what is known of an authorization code."""
+        return first(await self._database.read("grant", code_hash=code_hash), rows.grant)
+
+    async def grant_by_handle(self, handle_hash: str) -> Grant | None:
+        """Return the grant that a return address names."""
+        return first(await self._database.read("grant_by_handle", handle_hash=handle_hash), rows.grant)
+
+    async def exchanging(self, *, now: datetime) -> Sequence[Grant]:
+        """Return the grants whose code is being exchanged, or whose process died at it."""
+        return every(await self._database.read("exchanging", now=now), rows.grant)
+
+    async def claim_grant(self, grant: Grant, *, now: datetime, abandoned: str | None = None) -> Grant:
+        """Begin a grant, or try a failed one again, or the `abandoned` attempt, whose lease was seen to end.
+
+        Who began it is told by the result's `attempt`. Raises `Frozen`.
+        """
+
+        async def unit() -> Grant:
+            if await self._database.run("frozen"):
+                raise Frozen
+            await self._database.run("claim_grant", **values_of(grant), now=now, abandoned=abandoned)
+            [row] = await self._database.run("grant", code_hash=grant.code_hash)
+            return rows.grant(dict(row))
+
+        return await self._database.unit(unit)
+
+    async def finish_grant(self, grant: Grant) -> bool:
+        """Commit a grant's end where its attempt is still the one given."""
+        return bool(await self._database.write("finish_grant", **values_of(grant)))
+
+    async def save_connected(self, granted: GrantedPair, *, events: Sequence[Event] = ()) -> Connection | None:
+        """Commit a granted pair and its grant's end as one; `None` where a later grant's pair was kept."""
+
+        async def unit() -> Connection | None:
+            found = await self._database.run(
+                "save_connected", **values_of(granted.connection), token_iat=granted.token_iat
+            )
+            saved = first(found, rows.connection)
+            if saved is not None:
+                await self._record(events, saved)
+            await self._database.run("finish_grant", **values_of(granted.grant))
+            return saved
+
+        return await self._database.unit(unit)

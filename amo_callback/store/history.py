@@ -1,0 +1,54 @@
+"""What happened, kept for a while."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.store import rows
+from amo_callback.store.writer import Writer, every
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amo_callback.event import Event, Recorded
+
+_KEEP_EVENTS = timedelta(days=90)
+"""A refresh token's whole life: as long as somebody may ask who spent it."""
+_KEEP_NOTICES = timedelta(days=7)
+_STEP = 1000
+"""Rows that are deleted in one transaction."""
+_LAST = 2**62
+
+
+class History(Writer):
+    """The tables `events` and `outbox`."""
+
+    async def record(self, event: Event) -> None:
+        """Remember what happened outside of any other write."""
+
+        async def unit() -> None:
+            await self._record([event])
+
+        await self._database.unit(unit)
+
+    async def events(
+        self, *, connection_id: str | None = None, before: int | None = None, limit: int
+    ) -> Sequence[Recorded]:
+        """Return what happened, to one connection or to all, newest first, from before an event's id on."""
+        until = _LAST if before is None else before
+        if connection_id is None:
+            return every(await self._database.read("events", before=until, limit=limit), rows.recorded)
+        found = await self._database.read("events_of", connection_id=connection_id, before=until, limit=limit)
+        return every(found, rows.recorded)
+
+    async def prune(self, *, now: datetime, keep_grants: float) -> None:
+        """Erase what expired grants hold, and forget them `keep_grants` seconds later; forget old events, in steps."""
+
+        async def unit() -> None:
+            await self._database.run("erase_grants", now=now)
+            await self._database.run("forget_grants", before=now - timedelta(seconds=keep_grants))
+            await self._database.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
+            await self._database.run("prune_notices", before=now - _KEEP_NOTICES, limit=_STEP)
+
+        await self._database.unit(unit)

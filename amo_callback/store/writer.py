@@ -1,0 +1,77 @@
+"""A write, what is remembered of it, and whom to notify: one transaction."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from amo_callback.event import NOTICES
+from amo_callback.store import rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from amo_callback.event import Event
+    from amo_callback.model import Connection
+    from amo_callback.ports import Clock
+    from amo_callback.store.database import Database, Row
+
+T = TypeVar("T")
+
+
+class Writer:
+    """What the parts of a store share."""
+
+    def __init__(self, database: Database, *, clock: Clock, process: str) -> None:
+        self._database = database
+        self._clock = clock
+        self._process = process
+
+    async def _change(self, name: str, *, events: Sequence[Event] = (), **values: object) -> Connection | None:
+        """Change one connection, and record what that is; `None` where it is no longer as the statement wants it."""
+
+        async def unit() -> Connection | None:
+            changed = first(await self._database.run(name, **values), rows.connection)
+            if changed is not None:
+                await self._record(events, changed)
+            return changed
+
+        return await self._database.unit(unit)
+
+    async def _record(self, events: Sequence[Event], connection: Connection | None = None) -> None:
+        """Write events within a unit, and into the outbox those of which others are notified."""
+        now = self._clock.now()
+        for event in events:
+            await self._database.run(
+                "save_event",
+                at=now,
+                connection_id=event.connection_id,
+                name=event.name,
+                process=self._process,
+                details=rows.details(event.fields),
+            )
+            if event.name in NOTICES and connection is not None:
+                await self._database.run(
+                    "save_notice", id=uuid.uuid4().hex, at=now, type=event.name, data=_notice(event, connection)
+                )
+
+
+def _notice(event: Event, connection: Connection) -> str:
+    data = {
+        "connection_id": connection.id,
+        "account_id": connection.account_id,
+        "domain": connection.domain,
+        "reason": event.fields.get("reason"),
+    }
+    return json.dumps({name: value for name, value in data.items() if value is not None})
+
+
+def first(found: Sequence[Row], read: Callable[[Mapping[str, Any]], T]) -> T | None:
+    """Return the first row as a value."""
+    return read(dict(found[0])) if found else None
+
+
+def every(found: Sequence[Row], read: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """Return rows as values."""
+    return [read(dict(row)) for row in found]
