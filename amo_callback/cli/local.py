@@ -1,0 +1,83 @@
+"""The store, opened by the command itself: beside the service, or where none runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amo_callback.cipher import Cipher
+from amo_callback.clock import SystemClock
+from amo_callback.config_load import find_config, load_settings, storage_folder
+from amo_callback.errors import ConfigurationError, Unreadable
+from amo_callback.store import database_file, open_store
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator, Mapping
+
+    from amo_callback.config import Settings
+    from amo_callback.ports import Clock, Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """The configuration, and the database file that it names."""
+
+    settings: Settings = field(repr=False)
+    folder: Path
+    database: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Local:
+    """An opened store, and what it takes to read it."""
+
+    place: Place
+    store: Store
+    cipher: Cipher
+    clock: Clock
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the option that every command has which reads the configuration."""
+    parser.add_argument("--config", metavar="FILE", help="default: ./config.toml, else /etc/amo-callback/config.toml")
+
+
+def find_place(options: argparse.Namespace, environ: Mapping[str, str]) -> Place:
+    """Read the configuration; raises `ConfigurationError`."""
+    path = find_config(options.config, environ)
+    settings = load_settings(path, environ)
+    folder = storage_folder(path, environ)
+    return Place(settings=settings, folder=folder, database=database_file(settings.storage.url, folder=folder))
+
+
+def become_owner(database: Path) -> None:
+    """Act as the owner of the database file from now on: what root leaves beside it the service could not open."""
+    if os.geteuid() != 0:
+        return
+    owner = (database if database.exists() else database.parent).stat()
+    if owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
+@asynccontextmanager
+async def open_local(place: Place) -> AsyncIterator[Local]:
+    """Open the store that there is; raises `ConfigurationError` where there is none, or no key opens it."""
+    if not place.database.exists():
+        raise ConfigurationError(f"storage.url: there is no database {place.database}")
+    become_owner(place.database)
+    clock = SystemClock()
+    cipher = Cipher(place.settings.storage.encryption_keys.get_secret_value().split())
+    process = f"{socket.gethostname()}:{os.getpid()} (command)"
+    async with open_store(place.settings.storage.url, folder=place.folder, clock=clock, process=process) as store:
+        try:
+            cipher.check_canary(await store.canary(cipher.seal_canary()))
+        except Unreadable:
+            raise ConfigurationError("storage.encryption_keys: none of them opens this database") from None
+        yield Local(place=place, store=store, cipher=cipher, clock=clock)
