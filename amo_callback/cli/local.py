@@ -6,7 +6,6 @@ import os
 import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amo_callback.cipher import Cipher
@@ -18,6 +17,7 @@ from amo_callback.store import database_file, open_store
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
 
     from amo_callback.config import Settings
     from amo_callback.ports import Clock, Store
