@@ -12,6 +12,8 @@ from __future__ import annotations
 import inspect
 from typing import ClassVar
 
+_TOLD = frozenset({"what", "status", "hint", "request_id"})
+
 
 class AmoCallbackError(Exception):
     """amo-callback failed in a way it has no better word for."""
@@ -20,6 +22,11 @@ class AmoCallbackError(Exception):
     word: ClassVar[str] = "auth_failed"
     """What the deep link's `error` says of it."""
 
+    status: int | None = None
+    """AMO's HTTP status, where an answer of AMO's is what went wrong."""
+    request_id: str | None = None
+    """AMO's name for that answer: its support can look it up."""
+
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or inspect.cleandoc(type(self).__doc__ or self.code))
 
@@ -27,7 +34,7 @@ class AmoCallbackError(Exception):
     def fields(self) -> dict[str, object]:
         """What a log line tells of it."""
         told: dict[str, object] = {"error": self.code}
-        told.update({name: value for name, value in vars(self).items() if name in {"what", "status", "hint"}})
+        told.update({name: value for name, value in vars(self).items() if name in _TOLD and value is not None})
         return told
 
 

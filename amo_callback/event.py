@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from amo_callback.model import Connection
+
 
 class Level(StrEnum):
     """How much an event asks for attention."""
@@ -30,6 +32,14 @@ class Event:
     fields: Mapping[str, object] = field(default_factory=dict)
     error: BaseException | None = None
     """A bug, whose trace is worth keeping."""
+
+
+def happened(
+    name: str, connection: Connection, level: Level = Level.INFO, *, told: Mapping[str, object] | None = None
+) -> Event:
+    """Return what happened to a connection; of what is `told`, what is not known is left out."""
+    known = {key: value for key, value in (told or {}).items() if value is not None}
+    return Event(name=name, level=level, connection_id=connection.id, fields={"domain": connection.domain, **known})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from amo_callback.custody.remember import remember
 from amo_callback.errors import (
     AccountNotAllowed,
     AmoCallbackError,
@@ -104,8 +105,14 @@ class Exchanger:
         connection = self._granted(issued, domain)
         ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=connection.id)
         granted = GrantedPair(grant=ended, connection=connection, token_iat=issued.account.token_iat)
-        saved = await self._unsaved.save(granted, connection=connection)
-        self._tell_connected(connection, superseded=saved is None)
+        connected = _connected(connection)
+        if await self._unsaved.save(granted, connection=connection, events=[connected]) is None:
+            # A later grant's pair was stored meanwhile.
+            superseded = Event(name="grant.superseded", level=Level.WARNING, connection_id=connection.id)
+            await remember(superseded, store=self._store, observer=self._observer)
+        else:
+            self._observer(connected)
+            self._connected()
         return ended
 
     async def _slot(self, started: float) -> None:
@@ -149,23 +156,20 @@ class Exchanger:
             row_version=1,
         )
 
-    def _tell_connected(self, connection: Connection, *, superseded: bool) -> None:
-        if superseded:  # a later grant's pair was stored meanwhile
-            self._observer(Event(name="grant.superseded", level=Level.WARNING, connection_id=connection.id))
-            return
-        fields = {
-            "account_id": connection.account_id,
-            "domain": connection.domain,
-            "expires_at": connection.access_expires_at,
-            "next_refresh_at": connection.next_refresh_at,
-        }
-        self._observer(Event(name="connection.connected", connection_id=connection.id, fields=fields))
-        self._connected()
-
     def _tell_failed(self, grant: Grant, error: AmoCallbackError, domain: str) -> None:
         level = Level.INFO if isinstance(error, PersonMustAct) else Level.WARNING
         fields = {"domain": domain, "word": grant.error, **error.fields}
         self._observer(Event(name="grant.failed", level=level, fields=fields))
+
+
+def _connected(connection: Connection) -> Event:
+    fields = {
+        "account_id": connection.account_id,
+        "domain": connection.domain,
+        "expires_at": connection.access_expires_at,
+        "next_refresh_at": connection.next_refresh_at,
+    }
+    return Event(name="connection.connected", connection_id=connection.id, fields=fields)
 
 
 def _failed(grant: Grant, error: AmoCallbackError) -> Grant:

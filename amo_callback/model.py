@@ -64,6 +64,8 @@ class Issued:
 
     pair: TokenPair
     account: Account
+    request_id: str | None = None
+    """AMO's name for its answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,6 +249,11 @@ def connection_id(account: Account, domain: str) -> str:
     and without asking the store. Where AMO's token does not tell the account, its domain stands for it.
     """
     return str(uuid.uuid5(_CONNECTIONS, f"{account.account_id or '@' + domain}/{account.user_id}"))
+
+
+def short(print_: str) -> str:
+    """Return as much of a fingerprint as a person compares."""
+    return print_[:16]
 
 
 def fingerprint(secret: str | bytes) -> str:

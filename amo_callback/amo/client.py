@@ -207,6 +207,7 @@ class AmoClient:
         ) as response:
             received.status = response.status
             received.retry_after = response.headers.get("Retry-After")
+            received.request_id = response.headers.get("X-Request-ID")
             async for chunk in response.content.iter_chunked(16 * 1024):
                 received.body += chunk
                 if len(received.body) > ANSWER_LIMIT:
@@ -220,6 +221,7 @@ class _Received:
     status: int = 0
     body: bytearray = field(default_factory=bytearray, repr=False)
     retry_after: str | None = None
+    request_id: str | None = None
 
     @property
     def is_pair(self) -> bool:
@@ -233,6 +235,7 @@ class _Received:
             body=bytes(self.body[:ANSWER_LIMIT]),
             truncated=len(self.body) > ANSWER_LIMIT,
             retry_after=self.retry_after,
+            request_id=self.request_id,
         )
 
 

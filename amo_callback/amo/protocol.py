@@ -106,6 +106,7 @@ class Answer:
     status: int
     body: bytes = field(repr=False)
     retry_after: str | None = None
+    request_id: str | None = None
     truncated: bool = False
 
 
@@ -142,10 +143,19 @@ _CLIENT_REFUSALS = re.compile(
 def read_answer(answer: Answer, *, grant_type: GrantType, now: datetime, allowed: Sequence[str] = ()) -> Issued:
     """Return the issued pair; raises what the answer means.
 
+    Each error knows the answer's status and request id.
     `OutcomeOpen` where it does not tell whether the credential was spent, and `PersonMustAct`, `MustWait` or
     `MustMend` where it was not. Expiry is counted from `now`, our own clock: a constant offset between the
     clocks cancels out.
     """
+    try:
+        return _read(answer, grant_type, now, allowed)
+    except AmoCallbackError as error:
+        error.status, error.request_id = answer.status, _request_id(answer)
+        raise
+
+
+def _read(answer: Answer, grant_type: GrantType, now: datetime, allowed: Sequence[str]) -> Issued:
     if 200 <= answer.status < 300:
         return _issued(answer, now, allowed)
     if answer.status == 429:
@@ -175,6 +185,7 @@ def _issued(answer: Answer, now: datetime, allowed: Sequence[str]) -> Issued:
             expires_at=now + life_of(content.get("expires_in"), claims),
         ),
         account=account_of(claims, allowed=allowed),
+        request_id=_request_id(answer),
     )
 
 
@@ -202,6 +213,12 @@ def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
 
 def _is_token(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value) and value.isascii() and value.isprintable()
+
+
+def _request_id(answer: Answer) -> str | None:
+    """Return AMO's name for an answer, where it is one that may be logged."""
+    name = answer.request_id or ""
+    return name if re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", name) else None
 
 
 _LONG_WORD = re.compile(r"[^\s]{24,}")

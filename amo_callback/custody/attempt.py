@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from amo_callback.custody.remember import remember
 from amo_callback.errors import (
     AmoCallbackError,
     Busy,
@@ -35,7 +36,7 @@ from amo_callback.errors import (
     UnexplainedRefusal,
     Unreadable,
 )
-from amo_callback.event import Event, Level
+from amo_callback.event import Event, Level, happened
 from amo_callback.model import (
     Claim,
     Connection,
@@ -47,6 +48,7 @@ from amo_callback.model import (
     Status,
     TokenPair,
     fingerprint,
+    short,
 )
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 
@@ -136,12 +138,13 @@ class Attempts:
                 owner=self._owner,
                 until=self._clock.now() + timedelta(seconds=self._rules.lease),
                 fingerprint="" if pair is None else fingerprint(pair.refresh_token),
-            )
+            ),
+            events=_taken_over(connection),
         )
         if row is None:
             return None
         if pair is None:
-            raise await self._judge.judge(row, Unreadable())
+            raise await self._judge.judge(row, Unreadable(), demand=demand)
         # By the monotonic clock, read before the claim: a process that was stopped meanwhile, or a store that
         # took its time, must not spend a token on a lease that ends under the request.
         not_after = started + self._rules.lease - self._amo.timeout
@@ -161,12 +164,14 @@ class Attempts:
             await self._release(claimed.row)
             raise
         except AmoCallbackError as error:
-            told = await self._judge.judge(claimed.row, error)
+            told = await self._judge.judge(claimed.row, error, demand=claimed.demand, seconds=self._seconds(claimed))
             if told is error:
                 raise
             raise told from error
         except BaseException:
-            await self._judge.judge(claimed.row, OutcomeOpen("a bug"))
+            await self._judge.judge(
+                claimed.row, OutcomeOpen("a bug"), demand=claimed.demand, seconds=self._seconds(claimed)
+            )
             raise
 
     async def _present(self, claimed: _Claimed) -> Issued:
@@ -192,7 +197,7 @@ class Attempts:
         if sighting.domain in {None, row.domain}:
             known = sighting.standing is Standing.REFUSED or sighting.domain == row.domain
             if isinstance(refused, UnexplainedRefusal) and known:
-                raise UnexplainedRefusal(refused.status, looked_up=True) from refused
+                refused.looked_up = True
             raise refused
         await self._inquiry.slot()
         extension = Extension(
@@ -202,9 +207,10 @@ class Attempts:
             domain=sighting.domain or "",
         )
         not_after = self._clock.monotonic() + self._rules.lease - self._amo.timeout
-        if not await self._store.extend(extension):
+        moved = happened("connection.moved", row, told={"moved_to": extension.domain})
+        if not await self._store.extend(extension, events=[moved]):
             raise refused  # the attempt is no longer ours, which the judge will find
-        self._tell("connection.moved", row, moved_to=extension.domain)
+        self._observer(moved)
         if self._stopping.is_set():
             raise ShuttingDown
         return extension.domain, not_after
@@ -224,22 +230,29 @@ class Attempts:
             refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
             next_refresh_at=refresh_due(pair, at=self._rules.at, jitter=self._rules.jitter, random=self._random),
         )
-        stored = await self._unsaved.save(refreshed, connection=row)
+        told = {
+            "demand": claimed.demand,
+            "seconds": self._seconds(claimed),
+            "token": short(fingerprint(claimed.pair.refresh_token)),
+            "next_token": short(fingerprint(pair.refresh_token)),
+            "request_id": issued.request_id,
+        }
+        due = {"expires_at": pair.expires_at, "next_refresh_at": refreshed.next_refresh_at}
+        events = [happened("refresh.succeeded", row, told={**told, **due})]
+        if row.status is Status.NEEDS_REAUTH:
+            events.append(happened("connection.recovered", row))
+        stored = await self._unsaved.save(refreshed, connection=row, events=events)
         await self._breaker.succeeded()
         if stored is None:
-            self._tell("refresh.superseded", row, Level.WARNING)
+            superseded = happened("refresh.superseded", row, Level.WARNING, told=told)
+            await remember(superseded, store=self._store, observer=self._observer)
             return await self._newer(row.id)
-        self._tell(
-            "refresh.succeeded",
-            stored,
-            demand=claimed.demand,
-            seconds=round(self._clock.monotonic() - claimed.started, 3),
-            expires_at=pair.expires_at,
-            next_refresh_at=refreshed.next_refresh_at,
-        )
-        if row.status is Status.NEEDS_REAUTH:
-            self._tell("connection.recovered", stored)
+        for event in events:
+            self._observer(event)
         return stored
+
+    def _seconds(self, claimed: _Claimed) -> float:
+        return round(self._clock.monotonic() - claimed.started, 3)
 
     async def _newer(self, connection_id: str) -> Connection:
         """Return what was stored instead."""
@@ -248,6 +261,11 @@ class Attempts:
             raise NotFound
         return connection
 
-    def _tell(self, name: str, connection: Connection, level: Level = Level.INFO, **fields: object) -> None:
-        fields = {"domain": connection.domain, **fields}
-        self._observer(Event(name=name, level=level, connection_id=connection.id, fields=fields))
+
+def _taken_over(connection: Connection) -> list[Event]:
+    """Return what a claim does to an attempt that nobody knows the end of: its token is in doubt from now on."""
+    if connection.attempt is None:
+        return []
+    spending = short(connection.spending) if connection.spending else None
+    fields = {"token": spending, "from_process": connection.lease_owner, "lease_until": connection.lease_until}
+    return [happened("refresh.taken_over", connection, told=fields)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.custody.verdict import look_again_in
 from amo_callback.errors import MustWait, NeedsReauth
-from amo_callback.event import Event, Level
+from amo_callback.event import Event, Level, happened
 from amo_callback.model import Connection, Demand, Standing, Status, TokenPair
 
 if TYPE_CHECKING:
@@ -90,16 +90,20 @@ class Checks:
             return
         upcoming = (hook_at + after for after in _AFTER_HOOK)
         again = next((moment for moment in upcoming if moment > self._clock.now()), None)
-        await self._store.look_up_again(connection, at=again)
-        self._tell("hook.unconfirmed", connection, Level.WARNING, standing=standing, again_at=again)
+        unconfirmed = happened(
+            "hook.unconfirmed", connection, Level.WARNING, told={"standing": standing, "again_at": again}
+        )
+        await self._store.look_up_again(connection, at=again, events=[unconfirmed])
+        self._observer(unconfirmed)
 
     async def _erase(self, connection: Connection) -> None:
         """Erase tokens that AMO knows no more; what a grant brings holds, whenever it is stored.
 
         Where something has changed since the connection was read, it is looked at again.
         """
-        if await self._store.disconnect(connection, at=None):
-            self._tell("connection.disconnected", connection, Level.WARNING, reason="switched off in AMO")
+        erased = happened("connection.disconnected", connection, Level.WARNING, told={"reason": "switched off in AMO"})
+        if await self._store.disconnect(connection, at=None, events=[erased]):
+            self._observer(erased)
 
     async def _standing(self, connection: Connection, pair: TokenPair | None) -> Standing:
         """Ask about the refresh token; and about an access token that should live, before the worst is believed."""
@@ -123,8 +127,9 @@ class Checks:
     async def _check_given_up(self, connection: Connection, pair: TokenPair | None) -> None:
         now = self._clock.now()
         if pair is not None and connection.last_error == "unreadable":
-            if await self._store.revive(connection, next_refresh_at=now):  # the key is back
-                self._tell("connection.recovered", connection)
+            recovered = happened("connection.recovered", connection)
+            if await self._store.revive(connection, next_refresh_at=now, events=[recovered]):  # the key is back
+                self._observer(recovered)
             return
         expires = connection.refresh_expires_at
         again = now + look_again_in(connection.reason, self._rules)
@@ -144,10 +149,6 @@ class Checks:
             await self._keeper.refresh(connection.id, demand=Demand.TRIAL)
         except (NeedsReauth, MustWait):
             return  # the keeper told
-
-    def _tell(self, name: str, connection: Connection, level: Level = Level.INFO, **fields: object) -> None:
-        fields = {"domain": connection.domain, **fields}
-        self._observer(Event(name=name, level=level, connection_id=connection.id, fields=fields))
 
 
 def _is_named(connection: Connection) -> bool:

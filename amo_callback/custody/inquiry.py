@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import NoAnswer, ShuttingDown, VerdictHeld
+from amo_callback.event import happened
 from amo_callback.model import Connection, Sighting, Standing, TokenPair
 from amo_callback.ports import Priority
 from amo_callback.schedule import lives, retry_at
@@ -84,13 +85,17 @@ class Inquiry:
                 cap=self._rules.retry_cap,
                 random=self._random,
             )
-            await self._store.postpone(connection, last_error=NoAnswer.code, next_refresh_at=again)
+            await self._postpone(connection, NoAnswer.code, again)
             raise NoAnswer
         if sighting.standing is Standing.REFUSED and self._breaker.held:
             again = now + timedelta(seconds=self._rules.retry_cap)
             self._breaker.enter(connection.id)
-            await self._store.postpone(connection, last_error=VerdictHeld.code, next_refresh_at=again)
+            await self._postpone(connection, VerdictHeld.code, again)
             raise VerdictHeld
+
+    async def _postpone(self, connection: Connection, error: str, again: datetime) -> None:
+        postponed = happened("refresh.postponed", connection, told={"error": error, "next_refresh_at": again})
+        await self._store.postpone(connection, last_error=error, next_refresh_at=again, events=[postponed])
 
     async def about_refresh_token(self, connection: Connection, pair: TokenPair) -> Sighting:
         """Ask whether AMO knows the refresh token."""

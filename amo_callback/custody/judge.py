@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from amo_callback.custody.remember import remember
 from amo_callback.custody.verdict import is_final, verdict_of
 from amo_callback.errors import (
     AmoCallbackError,
@@ -20,15 +21,15 @@ from amo_callback.errors import (
     UnexplainedRefusal,
     VerdictHeld,
 )
-from amo_callback.event import Event, Level
-from amo_callback.model import Connection, Status
+from amo_callback.event import Event, Level, happened
+from amo_callback.model import Connection, Reason, Status, short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.leases import Leases
-    from amo_callback.model import RefreshRules, Verdict
+    from amo_callback.model import Demand, RefreshRules, Verdict
     from amo_callback.ports import Clock, Observer, Store
 
 
@@ -55,22 +56,37 @@ class Judge:
         self._random = random
         self._deciding = asyncio.Lock()
 
-    async def judge(self, claimed: Connection, error: AmoCallbackError) -> AmoCallbackError:
-        """Write down what an attempt's error means, end its claim, and return what to tell the caller."""
+    async def judge(
+        self, claimed: Connection, error: AmoCallbackError, *, demand: Demand, seconds: float | None = None
+    ) -> AmoCallbackError:
+        """Write down what an attempt's error means, end its claim, and return what to tell the caller.
+
+        `demand` and `seconds` are why the attempt was made, and how long it took.
+        """
+        made = {
+            "demand": demand,
+            "seconds": seconds,
+            "token": short(claimed.spending) if claimed.spending else None,
+            **error.fields,
+        }
         try:
             async with self._deciding:  # so that a whole fleet's deaths are counted one after the other
                 error = await self._weigh(claimed, error)
                 verdict = self._verdict(claimed, error)
-                judged = await self._store.save_verdict(verdict)
+                event = _event(claimed, verdict, error, made)
+                judged = await self._store.save_verdict(verdict, events=[event])
         except StoreUnavailable as failed:
             # The claim stays, with what it was spending: after the lease it counts as doubtful.
-            self._tell("refresh.verdict_unsaved", claimed, Level.ERROR, error=error.code, store=failed.what)
+            unsaved = {"error": error.code, "store": failed.what}
+            self._observer(happened("refresh.verdict_unsaved", claimed, Level.ERROR, told=unsaved))
             return NeedsReauth(self._verdict(claimed, error).reason) if is_final(error) else error
         if judged is None:
-            self._tell("refresh.superseded", claimed, Level.WARNING, error=error.code)
+            superseded = happened("refresh.superseded", claimed, Level.WARNING, told=made)
+            await remember(superseded, store=self._store, observer=self._observer)
             return Superseded()
         self._leases.left(judged)  # an attempt that stays open: its lease counts from here
-        return self._told(claimed, verdict, error)
+        self._observer(event)
+        return NeedsReauth(verdict.reason) if is_final(error) else error
 
     def _verdict(self, claimed: Connection, error: AmoCallbackError) -> Verdict:
         return verdict_of(error, claimed=claimed, now=self._clock.now(), rules=self._rules, random=self._random)
@@ -85,21 +101,23 @@ class Judge:
             return VerdictHeld()
         return error
 
-    def _told(self, claimed: Connection, verdict: Verdict, error: AmoCallbackError) -> AmoCallbackError:
-        if is_final(error):
-            if claimed.status is not verdict.status:
-                self._tell("connection.needs_reauth", claimed, Level.WARNING, reason=verdict.reason, error=error.code)
-            return NeedsReauth(verdict.reason)
-        self._tell(
-            "refresh.failed",
-            claimed,
-            Level.ERROR if isinstance(error, MustMend) else Level.WARNING,
-            failures=claimed.failures + 1,
-            next_refresh_at=verdict.next_refresh_at,
-            **error.fields,
-        )
-        return error
 
-    def _tell(self, name: str, connection: Connection, level: Level, **fields: object) -> None:
-        fields = {"domain": connection.domain, **fields}
-        self._observer(Event(name=name, level=level, connection_id=connection.id, fields=fields))
+_SPENT_BY = {
+    Reason.REVOKED: "nobody here presented this token before: another system has, or the grant was withdrawn",
+    Reason.EXPIRED: "it was not used for three months, as AMO counts them",
+    Reason.IN_DOUBT: "an attempt of ours ended without an answer, and may have spent it: see its earlier events",
+    Reason.UNREADABLE: "no encryption key opens the pair: nothing was presented",
+}
+"""Who spent the token, as far as it can be known."""
+
+
+def _event(claimed: Connection, verdict: Verdict, error: AmoCallbackError, made: Mapping[str, object]) -> Event:
+    """Return what an attempt without a pair is to whoever reads the history."""
+    if is_final(error) and claimed.status is not verdict.status and verdict.reason is not None:
+        fields = {**made, "reason": verdict.reason, "error": error.code, "spent_by": _SPENT_BY[verdict.reason]}
+        name, level = "connection.needs_reauth", Level.WARNING
+    else:
+        again = {"failures": claimed.failures + 1, "next_refresh_at": verdict.next_refresh_at}
+        fields = {**made, **again, **error.fields}
+        name, level = "refresh.failed", Level.ERROR if isinstance(error, MustMend) else Level.WARNING
+    return happened(name, claimed, level, told=fields)

@@ -19,6 +19,8 @@ from amo_callback.model import Connection, RefreshedPair, Status
 from amo_callback.tasks import done_unless
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amo_callback.cipher import Cipher
     from amo_callback.ports import Clock, Observer, RescueFiles, Store
 
@@ -34,6 +36,8 @@ class _Held:
     connection: Connection | None
     """What it makes of its connection; `None` where that has not been read yet."""
     rescued: bool
+    events: Sequence[Event] = ()
+    """What it means that it is stored."""
     told: bool = False
     saved: Connection | None = None
     tried: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -97,13 +101,14 @@ class Unsaved:
 
     # --- one pair --------------------------------------------------------------------------------
 
-    async def save(self, paid: Paid, *, connection: Connection) -> Connection | None:
+    async def save(self, paid: Paid, *, connection: Connection, events: Sequence[Event] = ()) -> Connection | None:
         """Store a pair, however long it takes; `None` where a newer one was stored meanwhile.
 
-        `connection` is the one that it belongs to, as it was read. Once the process is to end, a pair that is in
+        `connection` is the one that it belongs to, as it was read; `events` are written with it.
+        Once the process is to end, a pair that is in
         its rescue file is left there: raises `ShuttingDown`.
         """
-        return await self._hold(_Held(paid, _with(connection, paid), rescued=False))
+        return await self._hold(_Held(paid, _with(connection, paid), rescued=False, events=events))
 
     async def restore(self) -> None:
         """Offer every rescue file to the store once, and those that it does not take again and again.
@@ -129,7 +134,9 @@ class Unsaved:
 
     async def _adopt(self, paid: Paid) -> None:
         connection = paid.connection if not isinstance(paid, RefreshedPair) else None
-        held = _Held(paid, connection, rescued=True, told=True)
+        # Whoever asked for it is gone: that somebody has connected is told by whoever stores it.
+        events = [] if connection is None else [Event(name="connection.connected", connection_id=connection.id)]
+        held = _Held(paid, connection, rescued=True, events=events, told=True)
         task = asyncio.create_task(self._hold(held), name=f"unsaved:{name_of(paid)}")
         self._restoring.add(task)
         task.add_done_callback(self._restored)
@@ -179,11 +186,13 @@ class Unsaved:
 
     async def _store_it(self, held: _Held) -> Exception | None:
         """Offer a pair to the store; return why it does not take it, nothing where it does, or holds a newer one."""
+        late = [Event(name="pair.saved", connection_id=held.paid.connection_id)] if held.told else []
+        events = [*held.events, *late]
         try:
             if isinstance(held.paid, RefreshedPair):
-                held.saved = await self._store.save_refreshed(held.paid)
+                held.saved = await self._store.save_refreshed(held.paid, events=events)
             else:
-                held.saved = await self._store.save_connected(held.paid)
+                held.saved = await self._store.save_connected(held.paid, events=events)
         except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
             return error
         return None

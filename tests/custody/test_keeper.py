@@ -125,8 +125,8 @@ async def test_a_claim_that_took_too_long_is_given_back_unsent(house: House) -> 
     connection = await house.connect()
 
     class SlowStore(FailingStore):
-        async def claim(self, claim: Any) -> Any:
-            claimed = await house.store.claim(claim)
+        async def claim(self, claim: Any, **more: Any) -> Any:
+            claimed = await house.store.claim(claim, **more)
             house.clock.advance(55.1)
             return claimed
 
@@ -448,8 +448,8 @@ async def test_a_stop_during_the_claim_gives_it_back_unsent(house: House) -> Non
     connection = await house.connect()
 
     class Stopping(FailingStore):
-        async def claim(self, claim: Any) -> Any:
-            claimed = await house.store.claim(claim)
+        async def claim(self, claim: Any, **more: Any) -> Any:
+            claimed = await house.store.claim(claim, **more)
             house.keeper.stop()
             return claimed
 

@@ -111,10 +111,10 @@ async def test_a_bug_in_the_store_lets_go_of_no_pair(house: House) -> None:
     broken = True
 
     class Broken:
-        async def save_refreshed(self, refreshed: object) -> object:
+        async def save_refreshed(self, refreshed: object, **more: object) -> object:
             if broken:
                 raise ZeroDivisionError
-            return await house.failing.save_refreshed(refreshed)
+            return await house.failing.save_refreshed(refreshed, **more)
 
         def __getattr__(self, name: str) -> object:
             return getattr(house.failing, name)
