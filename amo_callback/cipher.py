@@ -7,6 +7,7 @@ over another one by hand does not open there.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -72,11 +73,19 @@ class Cipher:
         )
 
     def pair_of(self, connection: Connection) -> TokenPair | None:
-        """Return a connection's token pair, or `None` where no key opens it."""
+        """Return a connection's token pair, or `None` where no key opens it.
+
+        Its times are the row's: they are taken back where the clock was.
+        """
         try:
-            return self.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
+            pair = self.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
         except Unreadable:
             return None
+        return dataclasses.replace(
+            pair,
+            issued_at=connection.access_issued_at or pair.issued_at,
+            expires_at=connection.access_expires_at or pair.expires_at,
+        )
 
     def seal_grant(self, secrets: GrantSecrets, *, code_hash: str) -> bytes:
         """Seal what a grant hands back, for that grant."""

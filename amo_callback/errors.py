@@ -270,6 +270,12 @@ class NotFound(AmoCallbackError):
     code = "not_found"
 
 
+class Ambiguous(AmoCallbackError):
+    """More than one connection fits: name it by its id."""
+
+    code = "ambiguous"
+
+
 class Forbidden(AmoCallbackError):
     """The API key may not do this: it lacks the scope."""
 

@@ -23,7 +23,7 @@ from amo_callback.config_load import load_settings
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.store import open_store
 from amo_callback.web.doors import open_door
-from amo_callback.web.lifecycle import Service, open_service
+from amo_callback.web.lifecycle import Home, Service, open_service
 from tests.fakes import FakeClock, ShiftedClock, Witness
 
 if TYPE_CHECKING:
@@ -293,7 +293,9 @@ def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
     """Return how to run the whole service with some settings of one's own."""
 
     @asynccontextmanager
-    async def running(*, lives: Mapping[str, float] | None = None, **more: str) -> AsyncIterator[Running]:
+    async def running(
+        *, lives: Mapping[str, float] | None = None, machine: str = "here", **more: str
+    ) -> AsyncIterator[Running]:
         clock = ShiftedClock()
         async with serve_amo(clock, **(lives or {})) as amo, aiohttp.ClientSession() as http:
             settings = load_settings(None, environment(amo, encryption_key, **more))
@@ -301,9 +303,8 @@ def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
             secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, encryption_key]
             log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
             observer = _Both(witness, LogObserver(log))
-            async with open_service(
-                settings, folder=tmp_path, rescue=tmp_path / "rescue", clock=clock, log=log, observer=observer
-            ) as service:
+            home = Home(folder=tmp_path, rescue=tmp_path / "rescue", machine=machine)
+            async with open_service(settings, home=home, clock=clock, log=log, observer=observer) as service:
                 yield Running(
                     amo=amo,
                     clock=clock,

@@ -14,7 +14,7 @@ FLOORS = [
     {"model", "event"},
     {"grant"},
     {"ports", "identity", "hosts"},
-    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config"},
+    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine"},
     {"config_load", "custody", "amo", "store", "observe"},
     {"exchange"},
     {"connect"},

@@ -24,7 +24,7 @@ from amo_callback.config_load import load_settings
 from amo_callback.event import Level
 from amo_callback.observe.log import LogObserver, make_logger, take_over_library_logs
 from amo_callback.web.doors import open_door
-from amo_callback.web.lifecycle import open_service
+from amo_callback.web.lifecycle import Home, open_service
 
 if TYPE_CHECKING:
     import argparse
@@ -69,9 +69,8 @@ async def _demo(*, token_life: int) -> int:
     with TemporaryDirectory(prefix="amo-callback-demo-") as folder:
         async with _amo_and_app(vendor, clock=clock, public=public, log=log) as outside:
             settings = _settings(vendor, public=public, outside=outside, key=key)
-            async with open_service(
-                settings, folder=Path(folder), rescue=Path(folder) / "rescue", clock=clock, log=log, observer=observer
-            ) as service:
+            home = Home(folder=Path(folder), rescue=Path(folder) / "rescue", machine="demo")
+            async with open_service(settings, home=home, clock=clock, log=log, observer=observer) as service:
                 _say(_WELCOME.format(outside=outside, private=service.private, key=key, life=token_life))
                 status = await until_end(service, signalled)
     _say("\nThe demo has ended; nothing of it is left on this machine.")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, TypeVar
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
 from amo_callback.event import Event, Level
+from amo_callback.machine import machine_mark
 from amo_callback.observe.log import LogObserver, make_logger, take_over_library_logs
-from amo_callback.web.lifecycle import Service, open_service
+from amo_callback.store import database_file
+from amo_callback.web.lifecycle import Home, Service, open_service
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Coroutine, Mapping
-    from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
 
@@ -41,8 +42,13 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         level=settings.log.level, style=settings.log.format, stream=sys.stdout, secrets=_secrets(settings)
     )
     take_over_library_logs(log)
-    folder, rescue = storage_folder(path, environ), rescue_folder(settings, path, environ)
-    return run_loop(_serve(settings, folder=folder, rescue=rescue, log=log))
+    folder = storage_folder(path, environ)
+    home = Home(
+        folder=folder,
+        rescue=rescue_folder(settings, path, environ),
+        machine=machine_mark(database_file(settings.storage.url, folder=folder)),
+    )
+    return run_loop(_serve(settings, home=home, log=log))
 
 
 def run_loop(work: Coroutine[object, object, T]) -> T:
@@ -58,12 +64,10 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
         return runner.run(work)
 
 
-async def _serve(settings: Settings, *, folder: Path, rescue: Path, log: FilteringBoundLogger) -> int:
+async def _serve(settings: Settings, *, home: Home, log: FilteringBoundLogger) -> int:
     observer = LogObserver(log)
     signalled = on_signal(observer)  # first: a signal during the start is one, too
-    async with open_service(
-        settings, folder=folder, rescue=rescue, clock=SystemClock(), log=log, observer=observer
-    ) as service:
+    async with open_service(settings, home=home, clock=SystemClock(), log=log, observer=observer) as service:
         status = await until_end(service, signalled)
     observer(Event(name="service.stopped", fields={"status": status}))
     return status

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from amo_callback.custody.attempt import Attempts
 from amo_callback.custody.breaker import Breaker
 from amo_callback.custody.checks import Checks
+from amo_callback.custody.deadlines import Deadlines
+from amo_callback.custody.freezer import Freezer
 from amo_callback.custody.handout import Handout
 from amo_callback.custody.inquiry import Inquiry
 from amo_callback.custody.judge import Judge
@@ -15,6 +17,7 @@ from amo_callback.custody.keeper import Keeper
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.liveness import Liveness
 from amo_callback.custody.refresher import Refresher
+from amo_callback.custody.selection import Selection
 from amo_callback.custody.unsaved import Unsaved
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ class Custody:
     handout: Handout
     checks: Checks
     breaker: Breaker
+    freezer: Freezer
+    selection: Selection
     leases: Leases
     liveness: Liveness
     unsaved: Unsaved
@@ -66,9 +71,10 @@ def make_custody(
     observer: Observer,
     rules: RefreshRules,
     owner: str,
+    machine: str,
     random: Callable[[], float],
 ) -> Custody:
-    """Build it all; nothing is started. `owner` names the process in its claims."""
+    """Build it all; nothing is started. `owner` names the process in its claims, `machine` where its store is."""
     leases = Leases(length=rules.lease, store=store, clock=clock)
     breaker = Breaker(store=store, clock=clock, observer=observer, probe_every=min(_PROBE_EVERY, rules.retry_cap))
     unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=observer)
@@ -112,6 +118,8 @@ def make_custody(
         breaker=breaker,
         rules=rules,
     )
+    freezer = Freezer(store=store, clock=clock, observer=observer, machine=machine)
+    deadlines = Deadlines(store=store, clock=clock, observer=observer)
     refresher = Refresher(
         store=store,
         keeper=keeper,
@@ -119,6 +127,7 @@ def make_custody(
         observer=observer,
         checks=checks,
         breaker=breaker,
+        watches=[deadlines.watch, freezer.watch],
         leases=leases,
         unsaved=unsaved,
         concurrency=rules.concurrency,
@@ -126,14 +135,15 @@ def make_custody(
         rest=rules.retry_base,
     )
     liveness = Liveness(inquiry=inquiry, leases=leases, clock=clock)
+    selection = Selection(store=store, unsaved=unsaved)
     return Custody(
         keeper=keeper,
         refresher=refresher,
-        handout=Handout(
-            store=store, amo=amo, keeper=keeper, liveness=liveness, unsaved=unsaved, cipher=cipher, clock=clock
-        ),
+        handout=Handout(selection=selection, amo=amo, keeper=keeper, liveness=liveness, cipher=cipher, clock=clock),
         checks=checks,
         breaker=breaker,
+        freezer=freezer,
+        selection=selection,
         leases=leases,
         liveness=liveness,
         unsaved=unsaved,

@@ -7,8 +7,8 @@ import hmac
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import AmoCallbackError, Busy, MustMend, MustWait, NeedsReauth, NotFound, StoreUnavailable
-from amo_callback.model import Connection, Demand, Reason, Status, TokenPair, connection_id
+from amo_callback.errors import AmoCallbackError, Busy, MustMend, MustWait, NeedsReauth
+from amo_callback.model import Connection, Demand, Reason, TokenPair, connection_id
 from amo_callback.schedule import fresh_enough, lives
 from amo_callback.tasks import done_within
 
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
     from amo_callback.custody.keeper import Keeper
     from amo_callback.custody.liveness import Liveness
-    from amo_callback.custody.unsaved import Unsaved
-    from amo_callback.ports import AmoOAuth, Clock, Store
+    from amo_callback.custody.selection import Selection
+    from amo_callback.ports import AmoOAuth, Clock
 
-_ACCOUNT = "account:"
 _PATIENCE = 8.0
 """Seconds that a hand-out waits for a refresh; one that was asked to refresh waits for AMO to answer or time out."""
 
@@ -42,19 +41,17 @@ class Handout:
     def __init__(
         self,
         *,
-        store: Store,
+        selection: Selection,
         amo: AmoOAuth,
         keeper: Keeper,
         liveness: Liveness,
-        unsaved: Unsaved,
         cipher: Cipher,
         clock: Clock,
     ) -> None:
-        self._store = store
+        self._selection = selection
         self._amo = amo
         self._keeper = keeper
         self._liveness = liveness
-        self._unsaved = unsaved
         self._cipher = cipher
         self._clock = clock
 
@@ -69,7 +66,7 @@ class Handout:
             pair = self._cipher.pair_of(connection)
             return pair is not None and fresh_enough(pair, now=self._clock.now(), min_ttl=min_ttl)
 
-        connection = await self._find(selector)
+        connection = (await self._selection.find(selector))[0]
         satisfied: Callable[[Connection], bool] = is_fresh
         if is_fresh(connection):
             if handed_out := await self._as_it_is(connection):
@@ -78,7 +75,7 @@ class Handout:
         try:
             return await self._refreshed(connection, demand=Demand.HAND_OUT, satisfied=satisfied, patience=_PATIENCE)
         except (MustWait, MustMend, NeedsReauth) as error:
-            connection = await self._find(connection.id)  # another process may have stored a newer pair
+            connection = (await self._selection.find(connection.id))[0]  # another process may have stored a newer pair
             handed_out = await self._as_it_is(connection, error=None if is_fresh(connection) else error)
             if handed_out is None:
                 raise
@@ -90,7 +87,7 @@ class Handout:
         Any pair stored after the call is new enough. A `rejected` access token selects its own connection; where
         that has another one by now, it is handed out and nothing is refreshed.
         """
-        connection = self._choose(await self._candidates(selector), rejected)
+        connection = self._choose(await self._selection.find(selector), rejected)
         if rejected is not None:
             if self._is_stored(connection, rejected):
                 self._liveness.reject(connection)
@@ -133,33 +130,6 @@ class Handout:
         )
 
     # --- which one -------------------------------------------------------------------------------
-
-    async def _find(self, selector: str) -> Connection:
-        return (await self._candidates(selector))[0]
-
-    async def _candidates(self, selector: str) -> Sequence[Connection]:
-        """Return the connections that a selector names, with what is not yet stored of them; raises `NotFound`."""
-        account_id = selector.removeprefix(_ACCOUNT) if selector.startswith(_ACCOUNT) else None
-        if account_id == "":
-            raise NotFound  # it would name everyone whose account AMO did not tell
-        try:
-            if account_id is None:
-                connection = await self._store.connection(selector)
-                stored = [] if connection is None else [connection]
-            else:
-                stored = list(await self._store.connections_of(account_id))
-        except StoreUnavailable:
-            held = self._unsaved.find(connection_id=selector, account_id=account_id or "")
-            if held is None:
-                raise
-            return [held]
-        found = [self._unsaved.newest(one) for one in stored if one.status is not Status.DISCONNECTED]
-        if not found and not stored:
-            held = self._unsaved.find(connection_id=selector, account_id=account_id or "")
-            found = [] if held is None else [held]
-        if not found:
-            raise NotFound
-        return found
 
     def _choose(self, candidates: Sequence[Connection], rejected: str | None) -> Connection:
         """Return the connection that a rejected token is of, as far as it tells; else the freshest."""

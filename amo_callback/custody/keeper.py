@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import (
     AmoCallbackError,
     Busy,
+    Frozen,
     NeedsReauth,
     NotFound,
     NotSent,
@@ -165,6 +166,8 @@ class Keeper:
         """Raise what speaks against refreshing now."""
         if self._stopping.is_set():
             raise ShuttingDown
+        if connection.frozen:
+            raise Frozen
         if self._unsaved.blocks(connection):
             raise StoreUnavailable("the pair before this one is unsaved")
         self._breaker.check(connection.id, demand=demand)

@@ -11,7 +11,7 @@ from amo_callback.model import Connection, Demand
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.checks import Checks
@@ -28,7 +28,7 @@ _LOOK_UPS = 2
 
 
 class Refresher:
-    """Refresh what is due, for as long as the process lives."""
+    """Refresh what is due, for as long as the process lives; `watches` come first in each round."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Refresher:
         observer: Observer,
         checks: Checks,
         breaker: Breaker,
+        watches: Sequence[Callable[[], Awaitable[None]]],
         leases: Leases,
         unsaved: Unsaved,
         concurrency: int,
@@ -49,6 +50,7 @@ class Refresher:
         self._keeper = keeper
         self._checks = checks
         self._breaker = breaker
+        self._watches = watches
         self._leases = leases
         self._unsaved = unsaved
         self._clock = clock
@@ -101,6 +103,8 @@ class Refresher:
     async def _sweep(self) -> float:
         """Start what is due, as far as there are places; return how long nothing more can be."""
         self._forget_aside()
+        for watch in self._watches:
+            await watch()
         await self._prune()
         await self._unsaved.settle()  # before anything new is spent
         await self._breaker.watch()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime, timedelta
 
     from amo_callback.event import Event, Recorded
@@ -68,7 +68,7 @@ class Store(Protocol):
     async def check_machine(self, machine: str) -> Freeze | None:
         """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
 
-    async def keep_time(self) -> timedelta:
+    async def keep_time(self, *, now: datetime) -> timedelta:
         """Note what time it is; where that is before what was noted last, take all times back by as much.
 
         Returns by how much: nothing, where the clock has not gone back.
@@ -145,11 +145,11 @@ class Store(Protocol):
         A pair granted before `at` does not come back; without it, whatever was granted may be stored later.
         """
 
-    async def freeze(self, connection_id: str, *, at: datetime | None) -> bool:
+    async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
         """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
 
-    async def warn(self, *, days: int, before: datetime) -> Sequence[Connection]:
-        """Return active connections whose refresh token ends before this, each once for so many `days`."""
+    async def warn(self, *, days: int, before: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
+        """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
 
     async def switched_off(self, account_id: str, *, now: datetime, quiet: float) -> Sequence[str]:
         """Note AMO's hook: look-ups are due now, unless the last hook came less than `quiet` seconds ago."""

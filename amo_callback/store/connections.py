@@ -13,7 +13,7 @@ from amo_callback.store import rows
 from amo_callback.store.writer import Writer, every, first
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from amo_callback.model import Claim, Connection, Extension, RefreshedPair, Verdict
 
@@ -114,21 +114,20 @@ class Connections(Writer):
         """
         return await self._change_read("disconnect", connection, events=events, at=at)
 
-    async def freeze(self, connection_id: str, *, at: datetime | None) -> bool:
+    async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
         """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
-        name = "connection.thawed" if at is None else "connection.frozen"
-        events = [Event(name=name, connection_id=connection_id)]
         return await self._change("freeze", events=events, id=connection_id, at=at) is not None
 
-    async def warn(self, *, days: int, before: datetime) -> Sequence[Connection]:
-        """Return active connections whose refresh token ends before this, each once for so many `days`."""
+    async def warn(self, *, days: int, before: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
+        """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
 
-        async def unit() -> Sequence[Connection]:
-            warned = every(await self._database.run("warn", days=days, before=before, limit=_WARNINGS), rows.connection)
-            for one in warned:
-                fields = {"days": days, "refresh_expires_at": one.refresh_expires_at, "last_error": one.last_error}
-                await self._record([Event(name="connection.expiring", connection_id=one.id, fields=fields)], one)
-            return warned
+        async def unit() -> Sequence[Event]:
+            found = await self._database.run("warn", days=days, before=before, limit=_WARNINGS)
+            told = []
+            for connection in every(found, rows.connection):
+                told.append(event(connection))
+                await self._record(told[-1:], connection)
+            return told
 
         return await self._database.unit(unit)
 

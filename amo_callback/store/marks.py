@@ -107,14 +107,13 @@ class Marks(Writer):
 
     # --- time ------------------------------------------------------------------------------------
 
-    async def keep_time(self) -> timedelta:
+    async def keep_time(self, *, now: datetime) -> timedelta:
         """Note what time it is; where that is before what was noted last, take all times back by as much.
 
         Returns by how much: nothing, where the clock has not gone back.
         """
 
         async def unit() -> timedelta:
-            now = self._clock.now()
             found = await self._database.run("seen_at")
             back = moment(int(found[0]["value"])) - now if found else timedelta(0)
             await self._database.run("save_seen_at", value=str(ticks(now)).encode())

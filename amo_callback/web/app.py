@@ -9,10 +9,10 @@ from aiohttp import web
 
 from amo_callback.identity import ApiKeys, read_api_keys
 from amo_callback.web import health
-from amo_callback.web.keys import AMO, API_KEYS, CLOCK, CONNECT, CUSTODY, HANDOUT, LOG, PAGES, PROXIES, SETTINGS
+from amo_callback.web.keys import AMO, API_KEYS, CLOCK, CONNECT, CUSTODY, HANDOUT, LOG, PAGES, PROXIES, SETTINGS, STORE
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
-from amo_callback.web.private import tokens
+from amo_callback.web.private import connections, events, tokens
 from amo_callback.web.private.authorization import authorize
 from amo_callback.web.private.errors import problem_errors
 from amo_callback.web.public import callback, exchange, hooks, returning
@@ -68,6 +68,8 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
     app = _app(settings, services, log, door="private", errors=problem_errors)
     app.middlewares.append(authorize(open_paths=("/healthz", "/readyz")))
     app[HANDOUT] = services.custody.handout
+    app[CUSTODY] = services.custody
+    app[STORE] = services.store
     app[API_KEYS] = ApiKeys(read_api_keys(settings.api.keys.get_secret_value()))
     app[health.READINESS] = health.Readiness(
         store=services.store,
@@ -78,6 +80,8 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
     app.add_routes(
         [
             *tokens.routes(),
+            *connections.routes(),
+            *events.routes(),
             web.get("/healthz", health.healthz),
             web.get("/readyz", health.readyz),
         ]

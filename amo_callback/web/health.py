@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from amo_callback.clock import rfc3339
 from amo_callback.errors import AmoCallbackError, StoreUnavailable
 from amo_callback.tasks import done_within
 
@@ -34,6 +35,7 @@ class Readiness:
             "refresher": self._check_refresher(),
             "amo_credentials": self._check_credentials(),
             "unsaved_pairs": self._check_unsaved(),
+            "frozen": self._check_frozen(),
             "verdicts": self._check_verdicts(),
             "fresh": fresh,
         }
@@ -83,6 +85,15 @@ class Readiness:
         if not unsaved:
             return True, "none"
         return False, f"{len(unsaved)} that the store does not take: mend the disk, keep the rescue folder"
+
+    def _check_frozen(self) -> tuple[bool, str]:
+        frozen = self._custody.freezer.frozen
+        if frozen is None:
+            return True, "nothing"
+        return False, (
+            f"nothing is spent since {rfc3339(frozen.at)}: {frozen.why}. Once nobody else works with these tokens: "
+            "amo-callback connections thaw --all"
+        )
 
     def _check_verdicts(self) -> tuple[bool, str]:
         if not self._custody.breaker.held:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
@@ -13,18 +12,16 @@ from amo_callback.connect import Connect
 from amo_callback.custody.build import Custody
 from amo_callback.custody.handout import Handout
 from amo_callback.identity import ApiKeys
-from amo_callback.ports import AmoOAuth, Clock
+from amo_callback.ports import AmoOAuth, Clock, Store
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
-
-if TYPE_CHECKING:
-    from amo_callback.ports import Store
 
 SETTINGS = web.AppKey("settings", Settings)
 PROXIES = web.AppKey("proxies", TrustedProxies)
 LOG = web.AppKey("log", FilteringBoundLogger)
 CLOCK = web.AppKey("clock", Clock)
 AMO = web.AppKey("amo", AmoOAuth)
+STORE = web.AppKey("store", Store)
 CONNECT = web.AppKey("connect", Connect)
 CUSTODY = web.AppKey("custody", Custody)
 HANDOUT = web.AppKey("handout", Handout)

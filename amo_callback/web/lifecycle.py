@@ -6,8 +6,10 @@ The only place (with the command) where the vendor, the store and the log are jo
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import secrets
+import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,22 +55,36 @@ class Service:
     """Begin nothing new from now on: what a signal does first."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Home:
+    """Where the service keeps what outlives it."""
+
+    folder: Path
+    """A relative database starts here."""
+    rescue: Path
+    """Where pairs wait that the database does not take."""
+    machine: str
+    """A name for the place of the database: another one's is not spent from."""
+
+
 @asynccontextmanager
 async def open_service(
-    settings: Settings, *, folder: Path, rescue: Path, clock: Clock, log: FilteringBoundLogger, observer: Observer
+    settings: Settings, *, home: Home, clock: Clock, log: FilteringBoundLogger, observer: Observer
 ) -> AsyncIterator[Service]:
     """Open the whole service: store, client, custody, grants, refresher, then both doors.
 
-    A relative database starts at `folder`; `rescue` is where pairs wait that it does not take. Raises
-    `ConfigurationError` where it cannot begin. At the end nothing new is begun, the doors drain, and what is in flight
-    is stored.
+    Raises `ConfigurationError` where it cannot begin. At the end nothing new is begun, the doors drain, and what is in
+    flight is stored.
     """
     async with AsyncExitStack() as stack:
         cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
-        store = await stack.enter_async_context(open_store(settings.storage.url, folder=folder, clock=clock))
+        process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        store = await stack.enter_async_context(
+            open_store(settings.storage.url, folder=home.folder, clock=clock, process=process)
+        )
         await _check_canary(store, cipher)
         amo = await stack.enter_async_context(_client(settings, clock))
-        files = Rescue(rescue)
+        files = Rescue(home.rescue)
         await asyncio.to_thread(files.open)
         custody = make_custody(
             store=store,
@@ -78,9 +94,11 @@ async def open_service(
             clock=clock,
             observer=observer,
             rules=_refresh_rules(settings),
-            owner=secrets.token_hex(8),
+            owner=process,
+            machine=home.machine,
             random=random.random,
         )
+        await custody.freezer.begin()
         await custody.unsaved.restore()
         connect = Connect(
             store=store,

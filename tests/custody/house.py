@@ -56,6 +56,7 @@ class House:
             "observer": self.witness,
             "rules": RefreshRules(),
             "owner": "process-1",
+            "machine": "here",
             "random": lambda: 0.5,
             **more,
         }

@@ -118,6 +118,7 @@ class Process:
             observer=self.witness,
             rules=self.world.rules,
             owner=self.name,
+            machine="here",
             random=self.world.random,
         )
         self.tasks.add(self.world.loop.create_task(self._live()))

@@ -33,6 +33,7 @@ async def test_a_working_service_is_ready(app: Running) -> None:
         "refresher": True,
         "amo_credentials": True,
         "unsaved_pairs": True,
+        "frozen": True,
         "verdicts": True,
         "fresh": True,
     }
@@ -55,13 +56,14 @@ class Beat:
     beat_age = 0.0
     refused: str | None = None
     held = False
+    frozen = None
     names: Sequence[str] = ()
 
     @property
     def refresher(self) -> Beat:
         return self
 
-    breaker = unsaved = refresher
+    breaker = unsaved = freezer = refresher
 
 
 async def test_the_oldest_beat_follows_the_poll_interval(store: Store, clock: FakeClock) -> None:

@@ -14,7 +14,7 @@ from amo_callback.cli.serve import until_end
 from amo_callback.config_load import load_settings
 from amo_callback.errors import ConfigurationError, TaskDied
 from amo_callback.observe.log import make_logger
-from amo_callback.web.lifecycle import open_service
+from amo_callback.web.lifecycle import Home, open_service
 from tests.conftest import environment
 from tests.fakes import ShiftedClock, Witness
 
@@ -37,6 +37,10 @@ class DeadlyClock(ShiftedClock):
         await super().sleep(seconds)
 
 
+def _home(folder: Path) -> Home:
+    return Home(folder=folder, rescue=folder / "rescue", machine="here")
+
+
 async def test_a_refresher_that_dies_ends_the_process_with_a_status(
     amo: Amo, encryption_key: str, tmp_path: Path, witness: Witness
 ) -> None:
@@ -46,15 +50,11 @@ async def test_a_refresher_that_dies_ends_the_process_with_a_status(
     clock = ShiftedClock()
     clock_of_death = DeadlyClock()
     signalled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with open_service(
-        settings, folder=tmp_path, rescue=tmp_path / "rescue", clock=clock, log=log, observer=witness
-    ) as service:
+    async with open_service(settings, home=_home(tmp_path), clock=clock, log=log, observer=witness) as service:
         signalled.set_result(None)
         assert await until_end(service, signalled) == 0
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with open_service(
-        settings, folder=tmp_path, rescue=tmp_path / "rescue", clock=clock_of_death, log=log, observer=witness
-    ) as service:
+    async with open_service(settings, home=_home(tmp_path), clock=clock_of_death, log=log, observer=witness) as service:
         assert await until_end(service, never) == 1
         with pytest.raises(TaskDied):
             await service.died
@@ -74,17 +74,14 @@ async def test_a_door_that_cannot_open_closes_what_was_opened(
     with pytest.raises(ConfigurationError, match=r"server\.private"):
         async with open_service(
             settings("unix:/nowhere/at/all"),
-            folder=tmp_path,
-            rescue=tmp_path / "rescue",
+            home=_home(tmp_path),
             clock=clock,
             log=log,
             observer=witness,
         ):
             pass
     assert {task.get_name() for task in asyncio.all_tasks()} & {"refresher", "amo-pace"} == set()
-    async with open_service(
-        settings("127.0.0.1:0"), folder=tmp_path, rescue=tmp_path / "rescue", clock=clock, log=log, observer=witness
-    ):
+    async with open_service(settings("127.0.0.1:0"), home=_home(tmp_path), clock=clock, log=log, observer=witness):
         pass
 
 

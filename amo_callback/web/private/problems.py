@@ -11,10 +11,12 @@ from aiohttp import web
 
 from amo_callback.errors import (
     AccountRefused,
+    Ambiguous,
     AmoCallbackError,
     Busy,
     ClientRefused,
     Forbidden,
+    Frozen,
     InvalidRequest,
     MustMend,
     MustWait,
@@ -63,6 +65,8 @@ _CODES: tuple[tuple[type[AmoCallbackError], int, str], ...] = (
     (Forbidden, 403, "forbidden"),
     (NotFound, 404, "not_found"),
     (NeedsReauth, 409, "needs_reauth"),
+    (Ambiguous, 409, "ambiguous"),
+    (Frozen, 503, "frozen"),
     (AccountRefused, 502, "amo_refused"),
     (MustMend, 503, "amo_credentials"),
     (StoreUnavailable, 503, "store_unavailable"),
@@ -95,10 +99,8 @@ def problem_of(error: AmoCallbackError, *, settings: Settings) -> Problem:
 
 
 def _retry_after(error: AmoCallbackError, settings: Settings) -> str:
-    seconds = settings.refresh.retry_cap if isinstance(error, MustMend) else _RETRY_AFTER
-    if isinstance(error, AccountRefused):
-        seconds = settings.refresh.retry_cap
-    elif isinstance(error, Busy | RateLimited):
+    seconds = settings.refresh.retry_cap if isinstance(error, MustMend | AccountRefused | Frozen) else _RETRY_AFTER
+    if isinstance(error, Busy | RateLimited):
         seconds = error.retry_after
     return str(max(1, math.ceil(seconds)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING, Annotated
 
 from aiohttp import web
@@ -13,6 +12,7 @@ from amo_callback.clock import rfc3339
 from amo_callback.identity import Scope
 from amo_callback.web.keys import CLOCK, HANDOUT, LOG, SETTINGS
 from amo_callback.web.private.authorization import require
+from amo_callback.web.private.parameters import Parameters
 from amo_callback.web.private.problems import invalid
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amo_callback.identity import ApiKey
 
 MAX_TOKEN = 16 * 1024
-_DEFAULT_MIN_TTL = "300"
+_DEFAULT_MIN_TTL, _MOST_MIN_TTL = 300, 999_999_999
 _BODY_PATIENCE = 10.0
 _MAX_NAME = 64
 
@@ -82,10 +82,8 @@ async def _read_body(request: web.Request) -> RefreshBody:
 
 
 def _min_ttl(request: web.Request) -> int:
-    given = request.query.getall("min_ttl", [_DEFAULT_MIN_TTL])
-    if len(given) > 1 or not re.fullmatch(r"[0-9]{1,9}", given[0]):
-        raise invalid("min_ttl", "seconds, a whole number from 0")
-    return int(given[0])
+    parameters = Parameters(request, known={"min_ttl"})
+    return parameters.number("min_ttl", default=_DEFAULT_MIN_TTL, least=0, most=_MOST_MIN_TTL)
 
 
 def _shape(request: web.Request, handed_out: HandedOut) -> dict[str, object]:

@@ -1,0 +1,77 @@
+"""What only time tells: a clock that was stepped, and refresh tokens whose three months run out.
+
+A connection that is refreshed is never near its end. One that cannot be (its account is not paid, our credentials are
+wrong, it is frozen) dies of it unseen: so it is told, once each 30, 7 and 1 days before.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.event import Event, Level, happened
+
+if TYPE_CHECKING:
+    from amo_callback.model import Connection
+    from amo_callback.ports import Clock, Observer, Store
+
+WARN_DAYS = (1, 7, 30)
+"""Each is told once, the nearest first, so that who comes late is told of one and not of three."""
+_EVERY = 60.0
+_STEPPED = 60.0
+"""Seconds by which wall clock and monotonic clock must have parted."""
+_STEADY = 3600.0
+"""Seconds for which a process must have run on a steady clock before it warns.
+
+A clock that was put on by months makes everything look overdue, and so does a long time off: both are over once what
+is due has been refreshed.
+"""
+
+
+class Deadlines:
+    """Watch the clock and the deadlines."""
+
+    def __init__(self, *, store: Store, clock: Clock, observer: Observer) -> None:
+        self._store = store
+        self._clock = clock
+        self._observer = observer
+        self._steady_since = clock.monotonic()
+        self._last: tuple[datetime, float] | None = None
+        self._next_at = clock.monotonic()
+
+    async def watch(self) -> None:
+        """Look at the clock, and once a minute, or where it was stepped, at what hangs on it."""
+        stepped = self._stepped()
+        if not stepped and self._clock.monotonic() < self._next_at:
+            return
+        back = await self._store.keep_time(now=self._clock.now())
+        if back:
+            fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
+            self._observer(Event(name="clock.went_back", level=Level.WARNING, fields=fields))
+        if back or stepped:
+            self._steady_since = self._clock.monotonic()
+        self._next_at = self._clock.monotonic() + _EVERY
+        if self._clock.monotonic() - self._steady_since >= _STEADY:
+            await self._warn()
+
+    def _stepped(self) -> bool:
+        """Tell whether the wall clock has parted from the monotonic one since the last look."""
+        now, ticks = self._clock.now(), self._clock.monotonic()
+        last, self._last = self._last, (now, ticks)
+        return last is not None and abs((now - last[0]).total_seconds() - (ticks - last[1])) >= _STEPPED
+
+    async def _warn(self) -> None:
+        for days in WARN_DAYS:
+
+            def expiring(connection: Connection, days: int = days) -> Event:
+                told = {
+                    "days": days,
+                    "refresh_expires_at": connection.refresh_expires_at,
+                    "error": connection.last_error,
+                    "frozen": connection.frozen or None,
+                }
+                return happened("connection.expiring", connection, Level.WARNING, told=told)
+
+            before = self._clock.now() + timedelta(days=days)
+            for event in await self._store.warn(days=days, before=before, event=expiring):
+                self._observer(event)
