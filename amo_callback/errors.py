@@ -296,6 +296,12 @@ class NeedsReauth(AmoCallbackError):
         self.reason = reason
 
 
+class CommandFailed(AmoCallbackError):
+    """The command could not do what it was asked to."""
+
+    code = "failed"
+
+
 class TaskDied(AmoCallbackError):
     """A background task has ended that must live as long as the process."""
 

@@ -63,6 +63,17 @@ def read_api_keys(text: str) -> Sequence[ApiKey]:
     return keys
 
 
+def key_with(text: str, scope: Scope) -> str | None:
+    """Return a key that may do this, as whoever may read the configuration may use it."""
+    for line in text.splitlines():
+        match = _LINE.fullmatch(line.strip())
+        if match is not None:
+            named = match["scopes"].split("+") if match["scopes"] else DEFAULT_SCOPES
+            if scope in named:
+                return match["key"]
+    return None
+
+
 def _read_line(number: int, line: str) -> ApiKey:
     match = _LINE.fullmatch(line)
     if match is None:

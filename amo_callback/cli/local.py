@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
-from amo_callback.config_load import find_config, load_settings, storage_folder
+from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
 from amo_callback.errors import ConfigurationError, Unreadable
 from amo_callback.store import database_file, open_store
 
@@ -30,6 +30,7 @@ class Place:
     settings: Settings = field(repr=False)
     folder: Path
     database: Path
+    rescue: Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,12 @@ def find_place(options: argparse.Namespace, environ: Mapping[str, str]) -> Place
     path = find_config(options.config, environ)
     settings = load_settings(path, environ)
     folder = storage_folder(path, environ)
-    return Place(settings=settings, folder=folder, database=database_file(settings.storage.url, folder=folder))
+    return Place(
+        settings=settings,
+        folder=folder,
+        database=database_file(settings.storage.url, folder=folder),
+        rescue=rescue_folder(settings, path, environ),
+    )
 
 
 def become_owner(database: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from amo_callback import __version__
-from amo_callback.cli import demo, serve
+from amo_callback.cli import connections, demo, serve
 from amo_callback.errors import AmoCallbackError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"amo-callback: {problem}", file=sys.stderr)
         return EX_CONFIG
     except AmoCallbackError as error:
-        told = ", ".join(f"{name}: {value}" for name, value in error.fields.items())
-        print(f"amo-callback: {error} ({told})", file=sys.stderr)
+        told = ", ".join(f"{name}: {value}" for name, value in error.fields.items() if name != "error")
+        print(f"amo-callback: {error} {f'({told})' if told else ''}".rstrip(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve.add_to(commands)
     demo.add_to(commands)
+    connections.add_to(commands)
     keygen = commands.add_parser("keygen", help="print a new encryption key")
     keygen.set_defaults(run=_keygen)
     version = commands.add_parser("version", help="print the version")

@@ -31,10 +31,7 @@ async def events(request: web.Request) -> web.Response:
     cursor, selector, limit = parameters.text("cursor"), parameters.text("connection"), parameters.limit()
     if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 19):
         raise invalid("cursor", "the next_cursor of the page before")
-    connection_id = None
-    if selector is not None:
-        [connection, *_] = await request.app[CUSTODY].selection.find(selector)
-        connection_id = connection.id
+    connection_id = None if selector is None else await request.app[CUSTODY].selection.id_of(selector)
     found = await request.app[STORE].events(
         connection_id=connection_id, before=None if cursor is None else int(cursor), limit=limit + 1
     )

@@ -1,0 +1,159 @@
+"""The private door, asked by the command; where nobody listens there, the store itself.
+
+SQLite lets a second process work beside the service, so what a missing API key forbids at the door may be done in
+the store by whoever may read the configuration anyway.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
+
+import aiohttp
+
+from amo_callback.cli.local import open_local
+from amo_callback.custody.freezer import Freezer
+from amo_callback.custody.rescue import Rescue
+from amo_callback.custody.selection import Selection
+from amo_callback.custody.unsaved import Unsaved
+from amo_callback.errors import CommandFailed
+from amo_callback.identity import Scope, key_with
+from amo_callback.machine import machine_mark
+from amo_callback.model import Filter
+from amo_callback.web.private.connections import connection_shape
+from amo_callback.web.private.events import event_shape
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from amo_callback.cli.local import Local, Place
+
+_PATIENCE = aiohttp.ClientTimeout(total=30)
+_UNIX = "unix:"
+_MANY = 10_000
+
+
+class Operations(Protocol):
+    """What the command asks for; answers are what the private door's are."""
+
+    async def connections(self, only: Mapping[str, str]) -> list[dict[str, Any]]:
+        """List connections."""
+
+    async def connection(self, selector: str) -> dict[str, Any]:
+        """Show one, with its last events."""
+
+    async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
+        """List what happened, newest first."""
+
+    async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
+        """Freeze or thaw one connection, or all where none is named."""
+
+
+@asynccontextmanager
+async def open_operations(place: Place, *, scope: Scope) -> AsyncIterator[Operations]:
+    """Open the way that there is: the door of the service that runs, else the store."""
+    key = key_with(place.settings.api.keys.get_secret_value(), scope)
+    if key is not None:
+        address = place.settings.server.private
+        connector = aiohttp.UnixConnector(address.removeprefix(_UNIX)) if address.startswith(_UNIX) else None
+        base = "http://localhost" if connector else f"http://{address}"
+        headers = {"Authorization": f"Bearer {key}"}
+        async with aiohttp.ClientSession(base, connector=connector, headers=headers, timeout=_PATIENCE) as session:
+            if await _somebody_listens(session):
+                yield _Door(session)
+                return
+    async with open_local(place) as local:
+        yield _Store(local)
+
+
+async def _somebody_listens(session: aiohttp.ClientSession) -> bool:
+    try:
+        async with session.get("/healthz") as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
+
+
+class _Door:
+    """The service that runs."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def connections(self, only: Mapping[str, str]) -> list[dict[str, Any]]:
+        return await self._pages("/connections", {**only, "limit": "200"}, most=_MANY)
+
+    async def connection(self, selector: str) -> dict[str, Any]:
+        return await self._ask("GET", f"/connections/{quote(selector, safe='')}")
+
+    async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
+        named = {} if selector is None else {"connection": selector}
+        return await self._pages("/events", {**named, "limit": str(min(limit, 200))}, most=limit)
+
+    async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
+        one = "" if selector is None else f"/connections/{quote(selector, safe='')}"
+        return await self._ask("POST", f"{one}/{'freeze' if frozen else 'thaw'}")
+
+    async def _pages(self, path: str, query: Mapping[str, str], *, most: int) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = []
+        cursor: dict[str, str] = {}
+        while len(items) < most:
+            page = await self._ask("GET", path, **query, **cursor)
+            items += page["items"]
+            if page["next_cursor"] is None:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+        return items[:most]
+
+    async def _ask(self, method: str, path: str, **query: str) -> dict[str, Any]:
+        try:
+            async with self._session.request(method, path, params=query, allow_redirects=False) as response:
+                content: dict[str, Any] = await response.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise CommandFailed(f"the service did not answer: {type(error).__name__}") from None
+        if response.status >= 400:
+            raise CommandFailed(f"{content.get('code')}: {content.get('detail')}")
+        return content
+
+
+class _Store:
+    """The store, where no service runs."""
+
+    def __init__(self, local: Local) -> None:
+        self._store = local.store
+        unsaved = Unsaved(
+            store=local.store,
+            rescue=Rescue(local.place.rescue),
+            cipher=local.cipher,
+            clock=local.clock,
+            observer=lambda _event: None,
+        )
+        self._selection = Selection(store=local.store, unsaved=unsaved)
+        self._freezer = Freezer(
+            store=local.store,
+            clock=local.clock,
+            observer=lambda _event: None,
+            machine=machine_mark(local.place.database),
+        )
+
+    async def connections(self, only: Mapping[str, str]) -> list[dict[str, Any]]:
+        found = await self._store.page(after="", limit=_MANY, only=Filter(**only))  # type: ignore[arg-type]  # reason: a status is its text
+        return [connection_shape(connection) for connection in found]
+
+    async def connection(self, selector: str) -> dict[str, Any]:
+        [found, *_] = await self._selection.find(selector)
+        events = await self._store.events(connection_id=found.id, limit=20)
+        return {**connection_shape(found), "events": [event_shape(event) for event in events]}
+
+    async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
+        name = None if selector is None else await self._selection.id_of(selector)
+        return [event_shape(event) for event in await self._store.events(connection_id=name, limit=limit)]
+
+    async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
+        if selector is not None:
+            connection = await self._selection.only(selector)
+            await (self._freezer.freeze(connection) if frozen else self._freezer.thaw(connection))
+            return connection_shape(await self._selection.only(connection.id))
+        await (self._freezer.freeze_all(why="asked by the command") if frozen else self._freezer.thaw_all())
+        return {"frozen": self._freezer.frozen is not None, "open_attempts": len(await self._store.attempts())}
