@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -192,7 +193,8 @@ def _bearer(request: web.Request) -> str:
 
 
 def _response(reply: Reply) -> web.Response:
-    return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
+    headers = {**reply.headers, "X-Request-ID": secrets.token_hex(16)}
+    return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=headers)
 
 
 # --- faults --------------------------------------------------------------------------------------

@@ -85,7 +85,8 @@ class Vendor:
         self.ledger = Ledger()
         self.lives = lives or Lives()
         self.unknowns = Unknowns()
-        self._now = now
+        self.now = now
+        """AMO's clock, which may tell another time than ours."""
         self._key = secrets.token_bytes(32)
         self._accounts: dict[int, SandboxAccount] = {}
         self._codes: dict[str, _Code] = {}
@@ -115,7 +116,7 @@ class Vendor:
     def allow(self, account: SandboxAccount) -> str:
         """Let the account's user allow access, and return the authorization code."""
         code = "def50200" + secrets.token_hex(340)
-        self._codes[code] = _Code(account, self._now() + timedelta(seconds=self.lives.code))
+        self._codes[code] = _Code(account, self.now() + timedelta(seconds=self.lives.code))
         return code
 
     # --- the token endpoint ----------------------------------------------------------------------
@@ -138,7 +139,7 @@ class Vendor:
 
     def _note(self, host: str, kind: str, presented: object, *, status: int | None, hint: str | None) -> None:
         if isinstance(presented, str):
-            entry = Entry(at=self._now(), kind=kind, presented=presented, host=host, status=status, hint=hint)
+            entry = Entry(at=self.now(), kind=kind, presented=presented, host=host, status=status, hint=hint)
             self.ledger.entries.append(entry)
 
     def _answer(self, host: str, request: Mapping[str, object], kind: str, presented: object) -> Reply:
@@ -164,7 +165,7 @@ class Vendor:
         code = self._codes.get(presented)
         if code is None or code.account is not account:
             return problem(400, "Cannot decrypt the authorization code")
-        if code.expires_at <= self._now():
+        if code.expires_at <= self.now():
             return problem(400, "Authorization code has expired")
         if code.spent:
             return problem(400, "Authorization code has been revoked")
@@ -177,7 +178,7 @@ class Vendor:
             return problem(400, "Cannot decrypt the refresh token")
         if token.spent or account.disabled:
             return problem(401, "Token has been revoked")
-        if token.expires_at <= self._now():
+        if token.expires_at <= self.now():
             return problem(401, "Token has expired")
         token.spent = True
         if self.unknowns.refresh_kills_access:
@@ -185,7 +186,7 @@ class Vendor:
         return self._issue(account)
 
     def _issue(self, account: SandboxAccount) -> Reply:
-        now = self._now()
+        now = self.now()
         access = self._jwt(account, now)
         refresh = "def50200" + secrets.token_hex(340)
         self._access_tokens[access] = (account, now + timedelta(seconds=self.lives.access))
@@ -226,19 +227,19 @@ class Vendor:
     def is_good(self, refresh_token: str) -> bool:
         """Tell whether a refresh token could be spent now."""
         token = self._refresh_tokens.get(refresh_token)
-        return token is not None and not (token.spent or token.account.disabled or token.expires_at <= self._now())
+        return token is not None and not (token.spent or token.account.disabled or token.expires_at <= self.now())
 
     def live_account(self, access_token: str) -> SandboxAccount | None:
         """Return whose live access token this is."""
         found = self._access_tokens.get(access_token)
-        if found is None or found[1] <= self._now() or found[0].disabled:
+        if found is None or found[1] <= self.now() or found[0].disabled:
             return None
         return found[0]
 
     def current_subdomain(self, refresh_token: str) -> Reply:
         """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
         token = self._refresh_tokens.get(refresh_token)
-        if token is None or token.account.disabled or token.expires_at <= self._now():
+        if token is None or token.account.disabled or token.expires_at <= self.now():
             return problem(401, "Token has been revoked")
         if token.spent and not self.unknowns.look_up_knows_spent:
             return problem(401, "Token has been revoked")
