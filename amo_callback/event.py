@@ -55,6 +55,16 @@ class Recorded:
     details: Mapping[str, object]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """A row of the outbox: what others are to be notified of, under an id that stays."""
+
+    id: str
+    at: datetime
+    type: str
+    data: Mapping[str, object]
+
+
 NOTICES = frozenset(
     {
         "connection.connected",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime, timedelta
 
-    from amo_callback.event import Event, Recorded
+    from amo_callback.event import Event, Notice, Recorded
     from amo_callback.grant import Grant, GrantedPair
     from amo_callback.model import (
         Claim,
@@ -83,6 +83,9 @@ class Store(Protocol):
         self, *, connection_id: str | None = None, before: int | None = None, limit: int
     ) -> Sequence[Recorded]:
         """Return what happened, to one connection or to all, newest first, from before an event's id on."""
+
+    async def notices(self, *, limit: int) -> Sequence[Notice]:
+        """Return what waits in the outbox, oldest first."""
 
     # --- connections -----------------------------------------------------------------------------
 

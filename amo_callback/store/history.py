@@ -11,7 +11,7 @@ from amo_callback.store.writer import Writer, every
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.event import Event, Recorded
+    from amo_callback.event import Event, Notice, Recorded
 
 _KEEP_EVENTS = timedelta(days=90)
 """A refresh token's whole life: as long as somebody may ask who spent it."""
@@ -41,6 +41,10 @@ class History(Writer):
             return every(await self._database.read("events", before=until, limit=limit), rows.recorded)
         found = await self._database.read("events_of", connection_id=connection_id, before=until, limit=limit)
         return every(found, rows.recorded)
+
+    async def notices(self, *, limit: int) -> Sequence[Notice]:
+        """Return what waits in the outbox, oldest first."""
+        return every(await self._database.read("notices", limit=limit), rows.notice)
 
     async def prune(self, *, now: datetime, keep_grants: float) -> None:
         """Erase what expired grants hold, and forget them `keep_grants` seconds later; forget old events, in steps."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.clock import rfc3339
-from amo_callback.event import Recorded
+from amo_callback.event import Notice, Recorded
 from amo_callback.grant import Grant, GrantStatus
 from amo_callback.model import Connection, Reason, Status
 
@@ -92,6 +92,11 @@ def recorded(row: Mapping[str, Any]) -> Recorded:
         process=row["process"],
         details=json.loads(row["details"]),
     )
+
+
+def notice(row: Mapping[str, Any]) -> Notice:
+    """Read a row of `outbox`."""
+    return Notice(id=row["id"], at=moment(row["at"]), type=row["type"], data=json.loads(row["data"]))
 
 
 def details(fields: Mapping[str, object]) -> str:

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from amo_callback.errors import Frozen
+from amo_callback.event import NOTICES, Event
 from amo_callback.grant import GrantedPair, GrantStatus
-from amo_callback.model import Reason, Status, fingerprint
+from amo_callback.model import Demand, Filter, Freeze, Reason, Status, fingerprint
 from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
+    from amo_callback.event import Recorded
+    from amo_callback.model import Connection
     from amo_callback.ports import Store
+    from tests.fakes import FakeClock
 
 SECOND = timedelta(seconds=1)
 
@@ -387,3 +392,174 @@ async def test_the_canary_is_the_first_one(store: Store) -> None:
     """A store keeps the canary it was born with."""
     assert await store.canary(b"first") == b"first"
     assert await store.canary(b"second") == b"first"
+
+
+# --- history --------------------------------------------------------------------------------------
+
+
+def _happened(connection: Connection, name: str = "connection.moved", **fields: object) -> Event:
+    return Event(name=name, connection_id=connection.id, fields={"reason": None, **fields})
+
+
+async def test_a_change_and_its_events_are_one(store: Store) -> None:
+    """Whoever finds the change finds what it was; what was not changed was not told."""
+    stored = await save(store, a_connection())
+    event = _happened(stored, "refresh.failed", status=503, at=START, demand=Demand.SCHEDULE)
+    assert await store.save_verdict(a_verdict(stored), events=[event]) is None
+    assert await store.events(limit=10) == []
+    await store.claim(a_claim(stored))
+    await store.save_verdict(a_verdict(stored), events=[event])
+    [told] = await store.events(limit=10)
+    assert (told.name, told.connection_id, told.process) == ("refresh.failed", stored.id, "amo-callback")
+    assert told.details == {"status": 503, "at": "2026-11-23T12:00:00Z", "demand": "schedule"}
+
+
+async def test_events_are_read_newest_first_page_by_page(store: Store) -> None:
+    """Of all, or of one connection, each once."""
+    one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
+    for number in range(6):
+        await store.record(_happened(other if number % 3 == 0 else one, number=number))
+
+    async def pages(connection_id: str | None) -> list[object]:
+        found: list[Recorded] = []
+        while page := await store.events(connection_id=connection_id, before=found[-1].id if found else None, limit=2):
+            found += page
+        return [event.details["number"] for event in found]
+
+    assert await pages(None) == [5, 4, 3, 2, 1, 0]
+    assert await pages(one.id) == [5, 4, 2, 1]
+    assert await pages("unknown") == []
+
+
+async def test_old_events_are_forgotten_in_steps(store: Store, clock: FakeClock) -> None:
+    """After ninety days, a thousand at once; younger ones stay."""
+    stored = await save(store, a_connection())
+    for number in range(1002):
+        await store.record(_happened(stored, number=number))
+    clock.advance(DAY.total_seconds())
+    await store.record(_happened(stored, number=-1))
+    for left in (1003, 3, 1, 1):
+        assert len(await store.events(limit=2000)) == left
+        await store.prune(now=START + 90 * DAY + SECOND, keep_grants=0)
+
+
+@pytest.mark.parametrize("name", sorted(NOTICES))
+async def test_a_change_that_others_are_notified_of_is_in_the_outbox_with_it(store: Store, name: str) -> None:
+    """Committed with the change, or not at all, each under a name of its own, and without a secret."""
+    stored = await save(store, a_connection())
+    for _ in range(2):
+        stored = await now(store, stored)
+        assert await store.look_up_again(stored, at=START, events=[_happened(stored, name, reason="x")])
+        assert not await store.look_up_again(stored, at=START, events=[_happened(stored, name)])
+    one, other = await store.notices(limit=10)
+    assert one.id != other.id
+    assert (one.type, one.at) == (name, START)
+    assert one.data == {
+        "connection_id": stored.id, "account_id": stored.account_id, "domain": stored.domain, "reason": "x"
+    }  # fmt: skip
+
+
+# --- frozen ---------------------------------------------------------------------------------------
+
+
+async def test_what_is_frozen_is_not_due_not_probed_and_not_claimed(store: Store) -> None:
+    """One, or all: nothing is found to be refreshed, and a claim of what was read before is refused."""
+    one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
+    late = START + 2 * DAY
+    assert await store.freeze(one.id, at=START)
+    assert not await store.freeze(one.id, at=START)
+    assert [each.id for each in await store.due(now=late, limit=9, apart_from=())] == [other.id]
+    assert await store.claim(a_claim(await now(store, one))) is None
+    assert (await now(store, one)).frozen
+    assert await store.freeze_all(why="a move")
+    assert not await store.freeze_all(why="again")
+    assert (await store.frozen()) == Freeze(at=START, why="a move")
+    assert await store.due(now=late, limit=9, apart_from=()) == []
+    assert await store.next_due(now=late, apart_from=()) is None
+    assert await store.probe(apart_from=()) is None
+    assert (await now(store, other)).frozen
+    assert await store.claim(a_claim(await now(store, other))) is None
+    with pytest.raises(Frozen):
+        await store.claim_grant(a_grant("new"), now=START)
+    assert await store.thaw_all(machine="here")
+    assert not await store.thaw_all(machine="here")
+    assert await store.claim(a_claim(await now(store, other))) is not None
+    assert await store.freeze(one.id, at=None)
+    assert await store.claim(a_claim(await now(store, one))) is not None
+
+
+async def test_open_attempts_can_be_waited_for(store: Store) -> None:
+    """Before anything is moved: what is in flight, and which codes are being exchanged."""
+    one, _ = await save(store, a_connection(1)), await save(store, a_connection(2))
+    claimed = await store.claim(a_claim(one))
+    begun = await store.claim_grant(a_grant("new"), now=START)
+    assert await store.attempts() == [claimed]
+    assert begun in await store.exchanging(now=START)
+    await store.save_refreshed(a_refreshed(one))
+    await store.finish_grant(dataclasses.replace(begun, status=GrantStatus.REFUSED))
+    assert await store.attempts() == []
+    assert begun not in await store.exchanging(now=START)
+
+
+async def test_a_disconnected_connection_is_not_frozen_any_more(store: Store) -> None:
+    """A new grant of the same account begins afresh."""
+    stored = await save(store, a_connection())
+    await store.freeze(stored.id, at=START)
+    assert await store.disconnect(await now(store, stored), at=START)
+    assert not (await now(store, stored)).frozen
+    assert not await store.freeze(stored.id, at=START)
+
+
+async def test_a_store_knows_where_it_lives(store: Store) -> None:
+    """The first to ask is at home; from another place it is frozen, until it is thawed there."""
+    assert await store.check_machine("here") is None
+    assert await store.check_machine("here") is None
+    elsewhere = await store.check_machine("there")
+    assert elsewhere is not None
+    assert elsewhere.why.startswith("the database was last used on another machine or in another folder")
+    assert await store.check_machine("here") == elsewhere
+    await store.thaw_all(machine="there")
+    assert await store.check_machine("there") is None
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+async def test_a_clock_that_went_back_takes_the_stored_times_back(store: Store) -> None:
+    """Ages stay, all is due, and what happened is not yet to come."""
+    stored = await save(store, a_connection())
+    assert await store.keep_time(now=START + 59 * SECOND) == timedelta(0)
+    assert await store.keep_time(now=START) == timedelta(0)
+    assert await now(store, stored) == stored
+    assert await store.keep_time(now=START - DAY) == DAY
+    after = await now(store, stored)
+    assert (after.access_issued_at, after.access_expires_at) == (START - DAY, START)
+    assert (after.refresh_expires_at, after.next_refresh_at) == (START + 89 * DAY, START - DAY)
+    assert after.connected_at == START - DAY
+    assert await store.keep_time(now=START - DAY) == timedelta(0)
+
+
+async def test_an_end_that_nears_is_told_once_for_each_warning(store: Store) -> None:
+    """The nearest first: whoever was warned of one day is not warned of seven after that."""
+    one = await save(store, a_connection(1, refresh_expires_at=START + DAY))
+    await save(store, a_connection(2, refresh_expires_at=START + 8 * DAY))
+
+    async def warned(days: int) -> list[str | None]:
+        found = await store.warn(days=days, before=START + days * DAY, event=lambda each: _happened(each, days=days))
+        return [event.connection_id for event in found]
+
+    assert [await warned(1), await warned(7), await warned(1)] == [[one.id], [], []]
+    assert len(await warned(30)) == 1
+    await store.save_refreshed(a_refreshed(one, refresh_expires_at=START + DAY))
+    assert await warned(7) == [one.id]
+
+
+async def test_connections_are_listed_by_their_ids_page_by_page(store: Store) -> None:
+    """All, or those that fit."""
+    everyone = sorted([await save(store, a_connection(number)) for number in range(5)], key=lambda each: each.id)
+    assert await store.page(after="", limit=3, only=Filter()) == everyone[:3]
+    assert await store.page(after=everyone[2].id, limit=3, only=Filter()) == everyone[3:]
+    one = everyone[0]
+    for only in (Filter(account_id=one.account_id), Filter(domain=one.domain, status=Status.ACTIVE)):
+        assert await store.page(after="", limit=9, only=only) == [one]
+    assert await store.page(after="", limit=9, only=Filter(status=Status.DISCONNECTED)) == []
