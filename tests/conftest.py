@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 HOST = "reforyou.amocrm.ru"
 API_KEY = "test-api-key-0123456789-0123456789-0123456789"
 READ_KEY = "test-read-key-0123456789-0123456789-012345678"
+ADMIN_KEY = "test-admin-key-0123456789-0123456789-01234567"
 BASE = "/api/amo-crm"
 
 
@@ -271,7 +272,7 @@ def environment(amo: Amo, encryption_key: str, **more: str) -> dict[str, str]:
         "AMO_CALLBACK_AMO__ENDPOINT": amo.endpoint,
         "AMO_CALLBACK_AMO__REQUESTS_PER_SECOND": "1000",
         "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": encryption_key,
-        "AMO_CALLBACK_API__KEYS": f"backend:{API_KEY}\nreader:read:{READ_KEY}",
+        "AMO_CALLBACK_API__KEYS": f"backend:{API_KEY}\nreader:read:{READ_KEY}\nadmin:read+token+admin:{ADMIN_KEY}",
         "AMO_CALLBACK_LOG__FORMAT": "json",
         **{f"AMO_CALLBACK_{key}": value for key, value in more.items()},
     }
@@ -300,7 +301,7 @@ def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
         async with serve_amo(clock, **(lives or {})) as amo, aiohttp.ClientSession() as http:
             settings = load_settings(None, environment(amo, encryption_key, **more))
             stream = io.StringIO()
-            secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, encryption_key]
+            secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY, encryption_key]
             log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
             observer = _Both(witness, LogObserver(log))
             home = Home(folder=tmp_path, rescue=tmp_path / "rescue", machine=machine)

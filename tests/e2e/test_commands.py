@@ -6,7 +6,6 @@ import json
 import signal
 from typing import TYPE_CHECKING, Any
 
-from tests.conftest import API_KEY
 from tests.e2e.process import command
 from tests.e2e.stage import staged
 
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.e2e.stage import Stage
-
-ADMIN = "admin-key-0123456789-0123456789-0123456789"
-KEYS = f"backend:{API_KEY}\nadmin:read+token+admin:{ADMIN}"
 
 
 async def _told(stage: Stage, *arguments: str) -> Any:
@@ -34,7 +30,7 @@ async def _failed(stage: Stage, *arguments: str) -> str:
 
 async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: Path, encryption_key: str) -> None:
     """List, show, events, freeze and thaw, of one and of all: asked at the door, and in the store when it is closed."""
-    async with staged(tmp_path, encryption_key, access=600, accounts=2, API__KEYS=KEYS) as stage:
+    async with staged(tmp_path, encryption_key, access=600, accounts=2) as stage:
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         one, _ = stage.accounts
         name = f"account:{one.id}"

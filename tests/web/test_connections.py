@@ -1,0 +1,218 @@
+"""The private door: connections and what happened to them, shown; and freezing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from tests.conftest import ADMIN_KEY, HOST, READ_KEY
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer, Running
+
+READ = ("/connections", "/connections/unknown", "/events")
+ADMIN = ("/freeze", "/thaw", "/connections/unknown/freeze", "/connections/unknown/thaw")
+
+
+async def _ask(app: Running, path: str, *, method: str = "GET") -> Answer:
+    return await app.private(path, key=ADMIN_KEY, method=method)
+
+
+async def _fleet(app: Running, size: int) -> list[str]:
+    """Connect so many users of the account, and return their connections' ids."""
+    names = []
+    for _ in range(size):
+        app.amo.account.user_id += 1
+        app.clock.advance(1)
+        assert (await app.callback(app.query())).status == 302
+        names.append(str((await app.witness.until("connection.connected", times=len(names) + 1)).connection_id))
+    return names
+
+
+# --- who may --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("path", "method"), [*((path, "GET") for path in READ), *((path, "POST") for path in ADMIN)])
+async def test_each_route_wants_its_scope(app: Running, path: str, method: str) -> None:
+    """Without a key 401 on every path alike; with one that may only read, 403 to whoever wants to freeze."""
+    assert (await app.private(path, key=None, method=method)).status == 401
+    answer = await app.private(path, key=READ_KEY, method=method)
+    assert (answer.status == 403) is (path in ADMIN)
+    assert await app.service.services.store.frozen() is None
+
+
+async def test_the_public_door_knows_none_of_it(app: Running) -> None:
+    """A private route is 404 there, with whatever key."""
+    for path in READ:
+        assert (await app.public(path, headers={"Authorization": f"Bearer {ADMIN_KEY}"})).status == 404
+    for path in ADMIN:
+        assert (await app.public(path, method="POST")).status == 404
+
+
+# --- shown ----------------------------------------------------------------------------------------
+
+
+async def test_a_connection_is_shown_with_its_deadline_and_its_last_events(app: Running) -> None:
+    """What the contract names, times in RFC 3339, the three months' end among them; never a token."""
+    connection = await app.connected()
+    token = (await app.private(f"/connections/{connection}/token")).json()["access_token"]
+    answer = await _ask(app, f"/connections/account:{app.amo.account.id}")
+    shown = answer.json()
+    assert {key: shown[key] for key in ("id", "account_id", "user_id", "owners", "domain", "status", "failures")} == {
+        "id": connection,
+        "account_id": str(app.amo.account.id),
+        "user_id": str(app.amo.account.user_id),
+        "owners": [],
+        "domain": HOST,
+        "status": "active",
+        "failures": 0,
+    }
+    for name in ("access_expires_at", "refresh_expires_at", "next_refresh_at", "connected_at"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", shown[name])
+    assert (shown["reason"], shown["last_error"], shown["refreshed_at"]) == (None, None, None)
+    assert [event["name"] for event in shown["events"]] == ["connection.connected"]
+    assert token not in answer.text
+    assert token.rpartition(".")[2] not in answer.text
+
+
+async def test_connections_are_listed_page_by_page(app: Running) -> None:
+    """Each once, whatever the page's size, and only those that fit."""
+    names = await _fleet(app, 5)
+    found: list[str] = []
+    path = "/connections?limit=2"
+    while True:
+        page = (await _ask(app, path)).json()
+        found += [item["id"] for item in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        path = f"/connections?limit=2&cursor={page['next_cursor']}"
+    assert found == sorted(names)
+    for query, count in {
+        f"account_id={app.amo.account.id}": 5, f"domain={HOST}&status=active": 5, "status=needs_reauth": 0,
+        "account_id=0": 0,
+    }.items():  # fmt: skip
+        assert len((await _ask(app, f"/connections?{query}")).json()["items"]) == count
+
+
+async def test_events_are_listed_newest_first_page_by_page(app: Running) -> None:
+    """Of all, or of one connection by whatever selects it, also after it has gone."""
+    connection = await app.connected()
+    for _ in range(3):
+        await app.private(f"/connections/{connection}/refresh", method="POST")
+    for selector in ("", f"&connection={connection}", f"&connection=account:{app.amo.account.id}"):
+        found: list[Any] = []
+        cursor = ""
+        while cursor is not None:
+            page = (await _ask(app, f"/events?limit=3{selector}" + (f"&cursor={cursor}" if cursor else ""))).json()
+            found += page["items"]
+            cursor = page["next_cursor"]
+        assert [event["name"] for event in found] == ["refresh.succeeded"] * 3 + ["connection.connected"]
+        assert [event["id"] for event in found] == sorted((event["id"] for event in found), reverse=True)
+    assert found[0]["details"]["demand"] == "forced"
+    assert (await _ask(app, "/events?connection=gone")).json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("connections?limit=0", "limit"),
+        ("connections?limit=201", "limit"),
+        ("connections?limit=x", "limit"),
+        ("connections?limit=1&limit=2", "limit"),
+        ("connections?status=gone", "status"),
+        ("connections?nonsense=1", "nonsense"),
+        ("connections?domain=", "domain"),
+        ("connections?cursor=" + "a" * 257, "cursor"),
+        ("connections?account_id=%00", "account_id"),
+        ("events?cursor=x", "cursor"),
+        ("events?cursor=" + "9" * 19, "cursor"),
+        ("events?cursor=%D9%A3", "cursor"),
+        ("events?limit=-1", "limit"),
+        ("events?connection=a&connection=b", "connection"),
+    ],
+)
+async def test_a_bad_parameter_is_400_and_named(app: Running, query: str, field: str) -> None:
+    """Unknown, doubled, empty, too long or out of range: the answer names the field."""
+    answer = await _ask(app, f"/{query}")
+    assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
+    assert answer.json()["detail"].startswith(f"{field}: ")
+
+
+# --- frozen ---------------------------------------------------------------------------------------
+
+
+async def test_all_are_frozen_and_thawed(app: Running) -> None:
+    """Nothing is spent, not even a code; readiness is red and says what to do; live tokens are handed out."""
+    connection = await app.connected()
+    told = (await _ask(app, "/freeze", method="POST")).json()
+    assert (told["frozen"], told["why"], told["open_attempts"]) == (True, "asked by admin", 0)
+    refused = await app.private(f"/connections/{connection}/refresh", method="POST")
+    assert (refused.status, refused.json()["code"], refused.headers["Retry-After"]) == (503, "frozen", "900")
+    assert (await app.private(f"/connections/{connection}/token")).status == 200
+    assert "error=amo_unavailable" in (await app.callback(query := app.query())).location
+    ready = await app.private("/readyz", key=None)
+    assert ready.status == 503
+    assert [name for name, check in ready.json()["checks"].items() if not check["ok"]] == ["frozen"]
+    assert "amo-callback connections thaw --all" in ready.json()["checks"]["frozen"]["detail"]
+    thawed = (await _ask(app, "/thaw", method="POST")).json()
+    assert (thawed["frozen"], thawed["why"]) == (False, None)
+    assert "code=" in (await app.callback(query)).location  # the code is good still
+    assert (await app.private(f"/connections/{connection}/refresh", method="POST")).status == 200
+    assert (await app.private("/readyz", key=None)).status == 200
+
+
+async def test_one_is_frozen_and_thawed(app: Running) -> None:
+    """The others are refreshed meanwhile; asking twice changes nothing more."""
+    one, other = await _fleet(app, 2)
+    for _ in range(2):
+        shown = (await _ask(app, f"/connections/{one}/freeze", method="POST")).json()
+        assert (shown["id"], shown["frozen"]) == (one, True)
+    statuses = [(await app.private(f"/connections/{name}/refresh", method="POST")).status for name in (one, other)]
+    assert statuses == [503, 200]
+    assert (await app.private("/readyz", key=None)).status == 200
+    assert (await _ask(app, f"/connections/{one}/thaw", method="POST")).json()["frozen"] is False
+    assert (await app.private(f"/connections/{one}/refresh", method="POST")).status == 200
+    names = [event["name"] for event in (await _ask(app, f"/events?connection={one}")).json()["items"]]
+    assert names == ["refresh.succeeded", "connection.thawed", "connection.frozen", "connection.connected"]
+
+
+async def test_a_selector_that_names_two_freezes_neither(app: Running) -> None:
+    """409 `ambiguous`: whoever freezes must mean one."""
+    one, other = await _fleet(app, 2)
+    answer = await _ask(app, f"/connections/account:{app.amo.account.id}/freeze", method="POST")
+    assert (answer.status, answer.json()["code"]) == (409, "ambiguous")
+    for name in (one, other):
+        assert (await _ask(app, f"/connections/{name}")).json()["frozen"] is False
+    assert (await _ask(app, "/connections/unknown/freeze", method="POST")).status == 404
+
+
+async def test_a_freeze_tells_of_what_is_in_flight(app: Running) -> None:
+    """Whoever moves waits until no attempt is open: what was sent is stored."""
+    connection = await app.connected()
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    refreshing = asyncio.create_task(app.private(f"/connections/{connection}/refresh", method="POST"))
+    await app.amo.sandbox.until_asked(2)
+    assert (await _ask(app, "/freeze", method="POST")).json()["open_attempts"] == 1
+    app.amo.sandbox.go_on.set()
+    assert (await refreshing).status == 200
+    assert (await _ask(app, "/freeze", method="POST")).json()["open_attempts"] == 0
+
+
+async def test_a_database_from_another_machine_starts_frozen(app: Running, run: Any) -> None:
+    """The service begins, hands out what lives, spends nothing, and says so, until it is thawed there."""
+    connection = await app.connected()
+    async with run(
+        machine="there", STORAGE__ENCRYPTION_KEYS=app.settings.storage.encryption_keys.get_secret_value()
+    ) as twin:
+        assert (await twin.private(f"/connections/{connection}/token")).status == 200
+        answer = await twin.private(f"/connections/{connection}/refresh", method="POST")
+        assert (answer.status, answer.json()["code"]) == (503, "frozen")
+        assert (await twin.private("/readyz", key=None)).json()["checks"]["frozen"]["ok"] is False
+        assert twin.amo.vendor.ledger.refreshes() == []
+        [line] = [line for line in twin.lines() if line["event"] == "service.frozen"]
+        assert "another machine or in another folder" in line["why"]
+        assert (await _ask(twin, "/thaw", method="POST")).status == 200
