@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 WARN_DAYS = (1, 7, 30)
 """Each is told once, the nearest first, so that who comes late is told of one and not of three."""
-_EVERY = 60.0
+_LOOK_EVERY = 60.0
+_WARN_EVERY = 3600.0
 _STEPPED = 60.0
 """Seconds by which wall clock and monotonic clock must have parted."""
 _STEADY = 3600.0
@@ -37,12 +38,12 @@ class Deadlines:
         self._observer = observer
         self._steady_since = clock.monotonic()
         self._last: tuple[datetime, float] | None = None
-        self._next_at = clock.monotonic()
+        self._look_at = self._warn_at = clock.monotonic()
 
     async def watch(self) -> None:
         """Look at the clock, and once a minute, or where it was stepped, at what hangs on it."""
         stepped = self._stepped()
-        if not stepped and self._clock.monotonic() < self._next_at:
+        if not stepped and self._clock.monotonic() < self._look_at:
             return
         back = await self._store.keep_time(now=self._clock.now())
         if back:
@@ -50,8 +51,9 @@ class Deadlines:
             self._observer(Event(name="clock.went_back", level=Level.WARNING, fields=fields))
         if back or stepped:
             self._steady_since = self._clock.monotonic()
-        self._next_at = self._clock.monotonic() + _EVERY
-        if self._clock.monotonic() - self._steady_since >= _STEADY:
+        self._look_at = self._clock.monotonic() + _LOOK_EVERY
+        if self._clock.monotonic() >= max(self._steady_since + _STEADY, self._warn_at):
+            self._warn_at = self._clock.monotonic() + _WARN_EVERY
             await self._warn()
 
     def _stepped(self) -> bool:

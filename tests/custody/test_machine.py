@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KEY = new_key()
 PROCESSES = 2
+_MEMORY = Path("/dev/shm")  # noqa: S108 -- because nobody pulls the plug here, and a disk would take minutes
 numbers = st.integers(min_value=0, max_value=7)
 
 
@@ -47,7 +48,7 @@ class Machine(RuleBasedStateMachine):
         self.do(self._begin(kills=kills, knows=knows, status=status))
 
     async def _begin(self, *, kills: bool, knows: bool, status: int) -> None:
-        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None)))
         # The world's clock is made within it, and the store's own failures are not of interest here.
         from amo_callback.clock import SystemClock  # noqa: PLC0415 -- because nothing else here may use it
 
@@ -159,6 +160,10 @@ class Machine(RuleBasedStateMachine):
     def an_account_is_switched_off(self, account: int) -> None:
         self.world.switch_off(self.account(account))
 
+    @rule(account=numbers, everything=st.booleans(), frozen=st.booleans())
+    def somebody_freezes_or_thaws(self, account: int, *, everything: bool, frozen: bool) -> None:
+        self.do(self.world.freeze(None if everything else self.account(account), frozen=frozen))
+
     @rule(account=numbers, name=st.sampled_from(["x", "y", "z"]))
     def an_account_moves(self, account: int, name: str) -> None:
         chosen = self.account(account)
@@ -200,6 +205,8 @@ class Machine(RuleBasedStateMachine):
         world = self.world
         world.clock.step(-self.stepped)
         world.faults, world.look_ups_away, world.disk.full = [], False, False
+        for frozen in (None, *world.accounts):
+            await world.freeze(frozen, frozen=False)
         for process in world.living():
             process.store_away = False
         for seconds in (1, 1, 61, 61, *[900] * 100):

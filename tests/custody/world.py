@@ -259,6 +259,7 @@ class World:
         self.processes: list[Process] = []
         self.steps = 0
         self._busy = 0
+        self._ended = asyncio.Event()
 
     # --- time and turns --------------------------------------------------------------------------
 
@@ -268,13 +269,18 @@ class World:
             return await work
         finally:
             self._busy -= 1
+            self._ended.set()
 
     async def settle(self) -> None:
         """Let everyone run until all wait at gates, or sleep."""
         quiet = 0
         while quiet < 25:
             await asyncio.sleep(0)
-            quiet = 0 if self._busy else quiet + 1
+            quiet += 1
+            while self._busy:
+                quiet = 0
+                self._ended.clear()
+                await self._ended.wait()
         for process in self.processes:
             if process.ended is not None and process.ended.done() and not process.dead:
                 process.dead = True
@@ -354,13 +360,17 @@ class World:
         )
 
     async def grant(self, account: SandboxAccount) -> None:
-        """Let the person connect, by a process that is none of these."""
+        """Let the person connect, by a process that is none of these; while all is frozen, he is told to wait."""
+        if await self.at_work(self.store.frozen()):
+            return
         granted = self._granted(account)
         await self.at_work(save(self.store, granted.connection, iat=granted.token_iat, code=granted.grant.code_hash))
         self.harmed.discard(granted.connection_id)
 
     async def grant_by(self, process: Process, account: SandboxAccount) -> None:
         """Let the person connect, by this process; what AMO answers is stored when it can be."""
+        if await self.at_work(self.store.frozen()):
+            return
         granted = self._granted(account)
         await self.at_work(self.store.claim_grant(granted.grant, now=self.clock.now()))
         process.received.append((granted.connection_id, self.pair(granted.connection).refresh_token))
@@ -410,6 +420,15 @@ class World:
             self.harmed.add(name)
             self._born(self._post(token, account.host).content, parent=token, spent_by="a stranger")
 
+    async def freeze(self, account: SandboxAccount | None, *, frozen: bool) -> None:
+        """Freeze or thaw an account's connection, or all of them."""
+        if account is not None:
+            await self.at_work(self.store.freeze(self.name(account), at=self.clock.now() if frozen else None))
+        elif frozen:
+            await self.at_work(self.store.freeze_all(why="a move"))
+        else:
+            await self.at_work(self.store.thaw_all(machine=None))
+
     def switch_off(self, account: SandboxAccount) -> None:
         account.disabled = True
         self.harmed.add(self.name(account))
@@ -426,10 +445,13 @@ class World:
 
     async def watched(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what a process asks of the store, and check what that does to the truth."""
-        before = await self.store.connection(args[0].connection_id) if name in PAIRS else None
+        before = await self.store.connection(args[0].connection_id) if name in PAIRS | {"claim"} else None
         if name == "disconnect":
             assert not self.vendor.is_good(self.pair(args[0]).refresh_token), "living tokens were erased"
         result = await getattr(self.store, name)(*args, **kwargs)
+        if name == "claim" and result is not None:
+            assert before is not None
+            assert not before.frozen, "a frozen connection was claimed"
         if name in PAIRS and result is not None:
             new = self.tokens[self.pair(result).refresh_token]
             if before is not None and before.sealed_pair is not None:
