@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -154,6 +155,22 @@ async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease
     assert (await lost).status is GrantStatus.EXCHANGING
     await other.connect.drain()
     assert await process.complete(code) == outcome
+
+
+@pytest.mark.parametrize("minutes", [10, -60])
+async def test_a_stepped_clock_ends_no_lease_of_a_code(process: Process, other: Process, minutes: int) -> None:
+    """Another process is exchanging it: however the wall clock is stepped, its lease is waited for, and not longer."""
+    async with process.slow_exchange(code := process.amo.code()) as first:
+        second = asyncio.create_task(other.complete(code))
+        await other.clock.until_sleeping(0.25)
+        other.clock.step(timedelta(minutes=minutes))
+        other.clock.advance(0.25)
+        await other.clock.until_sleeping(0.25)
+    assert (await first).status is GrantStatus.CONNECTED
+    while not second.done():
+        other.clock.advance(0.25)
+        await asyncio.wait({second}, timeout=0.01)
+    assert len(process.amo.vendor.ledger.exchanges()) == 1
 
 
 async def _drained(process: Process) -> None:
