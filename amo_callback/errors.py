@@ -302,6 +302,12 @@ class CommandFailed(AmoCallbackError):
     code = "failed"
 
 
+class NotCopied(AmoCallbackError):
+    """The copy of the database was not made, or not put back."""
+
+    code = "not_copied"
+
+
 class TaskDied(AmoCallbackError):
     """A background task has ended that must live as long as the process."""
 

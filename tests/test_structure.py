@@ -25,7 +25,7 @@ FLOORS = [
 
 ONE_ROOM = {
     "aiosqlite": {"store.database", "store.migrate"},
-    "sqlite3": {"store.database", "store.migrate"},
+    "sqlite3": {"store.copies", "store.database", "store.migrate"},
     "cryptography": {"cipher"},
     "jinja2": {"web.pages.render", "amo.sandbox.app", "cli.demo"},
     "pydantic_settings": {"config", "config_load"},

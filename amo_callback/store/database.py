@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import aiosqlite
 
 from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.store.copies import keep
 from amo_callback.store.migrate import migrate_sqlite
 from amo_callback.store.rows import ticks
 from amo_callback.store.statements import load_migrations, load_statements
@@ -52,7 +53,9 @@ async def open_database(path: Path, *, clock: Clock) -> AsyncIterator[Database]:
     ):
         try:
             await _prepare(writer, clock)
-            await migrate_sqlite(writer, load_migrations())
+            await migrate_sqlite(
+                writer, load_migrations(), keep=lambda version: keep(path, version=version, now=clock.now())
+            )
             await _prepare(reader, clock)
             await reader.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from amo_callback.event import Event, Level
 from amo_callback.model import Freeze
-from amo_callback.store.rows import moment, ticks
+from amo_callback.store.rows import freeze, freeze_value, moment, ticks
 from amo_callback.store.writer import Writer
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _STEPPED = timedelta(seconds=60)
 """By how much a clock must go back for its times to be taken back: less harms no token."""
@@ -57,7 +52,7 @@ class Marks(Writer):
     async def frozen(self) -> Freeze | None:
         """Return since when nothing is spent, and why."""
         found = await self._database.read("frozen")
-        return _freeze(found[0]["value"]) if found else None
+        return freeze(found[0]["value"]) if found else None
 
     async def freeze_all(self, *, why: str) -> bool:
         """Spend nothing from now on; `False` where that was so."""
@@ -93,13 +88,12 @@ class Marks(Writer):
                     "this copy must spend nothing"
                 )
             frozen = await self._database.run("frozen")
-            return _freeze(frozen[0]["value"]) if frozen else None
+            return freeze(frozen[0]["value"]) if frozen else None
 
         return await self._database.unit(unit)
 
     async def _freeze_all(self, why: str) -> bool:
-        now = self._clock.now()
-        value = json.dumps({"at": ticks(now), "why": why}).encode()
+        value = freeze_value(Freeze(at=self._clock.now(), why=why))
         frozen = bool(await self._database.run("freeze_all", value=value))
         if frozen:
             await self._record([Event(name="service.frozen", level=Level.WARNING, fields={"reason": why})])
@@ -126,8 +120,3 @@ class Marks(Writer):
             return back
 
         return await self._database.unit(unit)
-
-
-def _freeze(value: bytes) -> Freeze:
-    content: Mapping[str, object] = json.loads(value)
-    return Freeze(at=moment(int(str(content["at"]))), why=str(content["why"]))

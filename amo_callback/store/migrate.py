@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import ConfigurationError
+from amo_callback.errors import ConfigurationError, NotCopied
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import aiosqlite
 
 
-async def migrate_sqlite(database: aiosqlite.Connection, migrations: Sequence[Sequence[str]]) -> None:
+async def migrate_sqlite(
+    database: aiosqlite.Connection, migrations: Sequence[Sequence[str]], *, keep: Callable[[int], None]
+) -> None:
     """Apply what is missing, each migration whole or not at all; raises `ConfigurationError`.
 
-    Where nothing is missing nothing is written: a full disk is no reason not to serve what is there.
+    Where nothing is missing nothing is written: a full disk is no reason not to serve what is there. A database that is
+    not new is kept first, by its version: where `keep` raises `NotCopied` nothing is changed.
     """
     if await _number(database, "PRAGMA user_version") == len(migrations):
         return
@@ -30,12 +34,14 @@ async def migrate_sqlite(database: aiosqlite.Connection, migrations: Sequence[Se
             )
         if version == 0 and await _number(database, "SELECT count(*) FROM sqlite_master"):
             raise ConfigurationError("storage.url: the database holds something else: name a file of its own")
+        if 0 < version < len(migrations):
+            await asyncio.to_thread(keep, version)
         for statements in migrations[version:]:
             for statement in statements:
                 await database.execute(statement)
         await database.execute(f"PRAGMA user_version = {len(migrations)}")
         await database.execute("COMMIT")
-    except (ConfigurationError, sqlite3.Error):
+    except (ConfigurationError, NotCopied, sqlite3.Error):
         if database.in_transaction:  # on a full disk SQLite has rolled back by itself
             await database.execute("ROLLBACK")
         raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from amo_callback.clock import rfc3339
 from amo_callback.event import Notice, Recorded
 from amo_callback.grant import Grant, GrantStatus
-from amo_callback.model import Connection, Reason, Status
+from amo_callback.model import Connection, Freeze, Reason, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,6 +97,17 @@ def recorded(row: Mapping[str, Any]) -> Recorded:
 def notice(row: Mapping[str, Any]) -> Notice:
     """Read a row of `outbox`."""
     return Notice(id=row["id"], at=moment(row["at"]), type=row["type"], data=json.loads(row["data"]))
+
+
+def freeze(value: bytes) -> Freeze:
+    """Read the mark of a frozen store."""
+    content: Mapping[str, object] = json.loads(value)
+    return Freeze(at=moment(int(str(content["at"]))), why=str(content["why"]))
+
+
+def freeze_value(freeze: Freeze) -> bytes:
+    """Write the mark of a frozen store."""
+    return json.dumps({"at": ticks(freeze.at), "why": freeze.why}).encode()
 
 
 def details(fields: Mapping[str, object]) -> str:

@@ -166,13 +166,15 @@ async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> N
 
     from amo_callback.store.migrate import migrate_sqlite  # noqa: PLC0415 -- the same reason
 
+    kept: list[int] = []
     async with aiosqlite.connect(tmp_path / "x.db", isolation_level=None) as database:
-        await migrate_sqlite(database, [["CREATE TABLE a (x)"]])
+        await migrate_sqlite(database, [["CREATE TABLE a (x)"]], keep=kept.append)
         with pytest.raises(sqlite3.OperationalError):
-            await migrate_sqlite(database, [["CREATE TABLE a (x)"], ["CREATE TABLE b (x)", "broken"]])
-        await migrate_sqlite(database, [["CREATE TABLE a (x)"], ["CREATE TABLE b (x)"]])
+            await migrate_sqlite(database, [["CREATE TABLE a (x)"], ["CREATE TABLE b (x)", "broken"]], keep=kept.append)
+        await migrate_sqlite(database, [["CREATE TABLE a (x)"], ["CREATE TABLE b (x)"]], keep=kept.append)
         tables = await database.execute_fetchall("SELECT name FROM sqlite_master ORDER BY name")
         assert [row[0] for row in tables] == ["a", "b"]
+    assert kept == [1, 1]
 
 
 async def test_time_is_stored_exactly(store: Store) -> None:

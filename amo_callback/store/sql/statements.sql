@@ -28,6 +28,9 @@ INSERT INTO meta (name, value) VALUES ('frozen', :value) ON CONFLICT (name) DO N
 -- name: thaw_all
 DELETE FROM meta WHERE name = 'frozen' RETURNING name;
 
+-- name: count_connections
+SELECT count(*) FROM connections WHERE status <> 'disconnected';
+
 -- name: machine
 SELECT value FROM meta WHERE name = 'machine';
 

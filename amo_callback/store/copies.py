@@ -1,0 +1,216 @@
+"""Copies of the database: one file each, whole or not there, its owner's alone, and frozen.
+
+A copy holds refresh tokens that work once, and the living database may be beside it wherever it is put back, by
+`restore` or by hand. So it spends nothing until a person thaws it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import NotCopied
+from amo_callback.model import Freeze
+from amo_callback.store import rows
+from amo_callback.store.statements import load_migrations, load_statements
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+_WHY = "the database is a copy: once nothing else works on its tokens, `amo-callback connections thaw --all`"
+_UNFINISHED = ".unfinished"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """What a database holds, for the person who is asked about it."""
+
+    connections: int
+    made_at: datetime | None
+    canary: bytes = field(repr=False)
+
+
+@contextmanager
+def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database of ours as it is now, whoever writes on; raises `NotCopied` where it is damaged or newer."""
+    with _told(str(path)):
+        path.stat()  # says what is wrong where SQLite says "cannot open"
+        snapshot = _connect(path)
+    with closing(snapshot):
+        with _told(str(path)):
+            snapshot.execute("BEGIN")
+            _check(snapshot, path)
+        yield snapshot
+
+
+def contents(snapshot: sqlite3.Connection) -> Contents:
+    """Read what a snapshot holds, and when it was made: when the service last looked, or it became a copy."""
+    sql = load_statements()
+    frozen, seen = (snapshot.execute(sql[name]).fetchone() for name in ("frozen", "seen_at"))
+    times = [rows.freeze(frozen[0]).at] if frozen else []
+    times += [rows.moment(int(seen[0]))] if seen else []
+    canary = snapshot.execute(sql["canary"]).fetchone()
+    return Contents(
+        connections=_number(snapshot, sql["count_connections"]),
+        made_at=max(times, default=None),
+        canary=canary[0] if canary else b"",
+    )
+
+
+def back_up(snapshot: sqlite3.Connection, target: Path, *, now: datetime) -> None:
+    """Write a snapshot to a file that is not there yet; raises `NotCopied`."""
+    with _told(str(target)):
+        _write_new(snapshot, target, now=now)
+
+
+def keep(database: Path, *, version: int, now: datetime) -> None:
+    """Keep a database as it is before its schema is upgraded; whoever upgrades it holds its write lock.
+
+    Raises `NotCopied`. What an earlier try has left is replaced, whole or half-made.
+    """
+    target = database.with_name(f"{database.name}.schema-{version}")
+    with open_snapshot(database) as snapshot, _told(f"{database} is not upgraded: {target.name} cannot be written"):
+        for leftover in target.parent.glob(f".{target.name}.*{_UNFINISHED}"):
+            shutil.rmtree(leftover)
+        with _copied(snapshot, target, now=now) as made:
+            _publish(made, target)
+
+
+def restore(snapshot: sqlite3.Connection, database: Path, *, now: datetime) -> Path | None:
+    """Put a snapshot in the place of a database, all of it or nothing; return where the present one is kept.
+
+    Raises `NotCopied`, also where anybody has the database open. The file stays the same one: a service that starts
+    meanwhile waits for it, and finds what was restored.
+    """
+    with _told(str(database)), _copied(snapshot, database, now=now) as made:
+        os.close(os.open(database, os.O_WRONLY | os.O_CREAT, 0o600))
+        with closing(_connect(database, timeout=0)) as present:
+            with _spared(database):
+                _lock(present)
+                kept = _keep_present(present, database, now=now)
+            _replace(present, made, kept=kept)
+    return kept
+
+
+def _lock(present: sqlite3.Connection) -> None:
+    """Be the only one that has a database open, and stay so; fold in, or throw away, what lies beside it."""
+    present.execute("PRAGMA locking_mode = EXCLUSIVE")
+    present.execute("PRAGMA journal_mode = DELETE")  # refused while another connection is open
+    present.execute("BEGIN EXCLUSIVE")
+    present.execute("COMMIT")
+
+
+def _keep_present(present: sqlite3.Connection, database: Path, *, now: datetime) -> Path | None:
+    if not _number(present, "SELECT count(*) FROM sqlite_master"):
+        return None
+    if not _number(present, "PRAGMA user_version"):
+        raise NotCopied(f"{database} holds something else: it is not replaced")
+    kept = database.with_name(f"{database.name}.before-restore-{now:%Y%m%dT%H%M%SZ}")
+    _write_new(present, kept, now=now)
+    return kept
+
+
+def _replace(present: sqlite3.Connection, made: Path, *, kept: Path | None) -> None:
+    try:
+        with closing(_connect(made)) as copy:
+            copy.backup(present)
+    except sqlite3.Error:
+        if kept:
+            kept.unlink()  # nothing was replaced
+        raise
+
+
+def _write_new(source: sqlite3.Connection, target: Path, *, now: datetime) -> None:
+    with _copied(source, target, now=now) as made:
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # so that nobody's file is replaced
+        _publish(made, target)
+
+
+@contextmanager
+def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Iterator[Path]:
+    """Make a frozen copy on the disk that `target` will be on, in a folder of its own: nothing of it stays behind."""
+    with TemporaryDirectory(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        os.close(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600))
+        with closing(_connect(made)) as copy:
+            source.backup(copy)  # in one step: a writer cannot have it begun anew for ever
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file
+            _freeze(copy, now)
+        _sync(made)
+        yield made
+
+
+def _freeze(copy: sqlite3.Connection, now: datetime) -> None:
+    sql = load_statements()
+    copy.execute(sql["thaw_all"]).fetchall()
+    copy.execute(sql["freeze_all"], {"value": rows.freeze_value(Freeze(at=now, why=_WHY))}).fetchall()
+
+
+def _publish(made: Path, target: Path) -> None:
+    made.replace(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check(snapshot: sqlite3.Connection, path: Path) -> None:
+    version, known = _number(snapshot, "PRAGMA user_version"), len(load_migrations())
+    if version == 0:
+        raise NotCopied(f"{path} is no database of amo-callback")
+    if version > known:
+        raise NotCopied(
+            f"{path} is of a newer amo-callback (schema {version}, known here: {known}): install that version"
+        )
+    [told] = snapshot.execute("PRAGMA quick_check(1)").fetchone()
+    if told != "ok":
+        raise NotCopied(f"{path} is damaged")
+
+
+def _connect(path: Path, *, timeout: float = 5.0) -> sqlite3.Connection:
+    """Open a file that is there."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout, isolation_level=None)
+
+
+def _number(database: sqlite3.Connection, query: str) -> int:
+    [number] = database.execute(query).fetchone()
+    return int(number)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise NotCopied(f"{what}: {_reason(error)}") from None
+
+
+@contextmanager
+def _spared(database: Path) -> Iterator[None]:
+    """Say why a database is not replaced, and what to do."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        reason = _reason(error)
+        if reason.startswith("SQLITE_BUSY"):
+            raise NotCopied(f"{database} is in use: stop the service first") from None
+        raise NotCopied(
+            f"{database} cannot be kept ({reason}): move it away with what lies beside it, and restore again"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Name an error without SQLite's text, which may quote values."""
+    return str(getattr(error, "sqlite_errorname", None) or getattr(error, "strerror", None) or type(error).__name__)
