@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from amo_callback.store import database_file, open_store
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
     from amo_callback.config import Settings
@@ -70,6 +70,25 @@ def become_owner(database: Path) -> None:
         os.setgroups([])
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)
+
+
+@contextmanager
+def acting_as_owner(database: Path) -> Iterator[None]:
+    """Act as the owner of the database file for a while: root would write wherever that folder's links lead."""
+    if os.geteuid() != 0:
+        yield
+        return
+    owner = (database if database.exists() else database.parent).stat()
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(os.getgid())
+        os.setgroups(groups)
 
 
 @asynccontextmanager

@@ -80,7 +80,8 @@ async def command(*arguments: str, folder: Path, environ: Mapping[str, str] | No
     """Run `amo-callback` to its end; return exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", *arguments,
-        cwd=folder, env=_environment(environ or {}), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        cwd=folder, env=_environment(environ or {}),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
     return process.returncode or 0, out.decode(), err.decode()

@@ -1,0 +1,99 @@
+"""`amo-callback backup` and `amo-callback restore`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amo_callback.cipher import Cipher
+from amo_callback.cli.local import acting_as_owner, add_config, find_place
+from amo_callback.clock import SystemClock, rfc3339
+from amo_callback.errors import ConfigurationError, Unreadable
+from amo_callback.store import copies
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    from amo_callback.cli.local import Place
+
+EX_USAGE = 2
+_THAW = "amo-callback connections thaw --all"
+_ASK = """\
+{copy} holds {connections} connections, as they were {made_at}.
+It takes the place of {database}, which is kept beside it, and starts frozen: nothing is spent
+until `{thaw}`. Connections refreshed since then have to be connected again.
+"""
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to the parser."""
+    backup = commands.add_parser("backup", help="copy the database into one file, also while the service runs")
+    backup.set_defaults(run=_back_up)
+    restore = commands.add_parser("restore", help="put a copy of the database in its place, frozen")
+    restore.add_argument("--yes", action="store_true", help="do not ask")
+    restore.set_defaults(run=_restore)
+    for parser in (backup, restore):
+        add_config(parser)
+        parser.add_argument("file", type=Path, metavar="FILE")
+
+
+def _back_up(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    place = find_place(options, environ)
+    if not place.database.exists():
+        raise ConfigurationError(f"storage.url: there is no database {place.database}")
+    _end_tidily()
+    with ExitStack() as stack:
+        with acting_as_owner(place.database):
+            snapshot = stack.enter_context(copies.open_snapshot(place.database))
+        copies.back_up(snapshot, options.file, now=SystemClock().now())
+        print(f"{options.file} holds {copies.contents(snapshot).connections} connections; put back, it starts frozen")
+    return 0
+
+
+def _restore(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    place = find_place(options, environ)
+    if not place.database.parent.is_dir():
+        raise ConfigurationError(f"storage.url: there is no folder {place.database.parent}")
+    if not (options.yes or sys.stdin.isatty()):
+        print("amo-callback: restore asks before it replaces the database: say --yes", file=sys.stderr)
+        return EX_USAGE
+    _end_tidily()
+    with copies.open_snapshot(options.file) as snapshot:
+        found = copies.contents(snapshot)
+        _check_keys(place, found, options.file)
+        if not (options.yes or _agreed(place, found, options.file)):
+            print("nothing was changed")
+            return 1
+        with acting_as_owner(place.database):
+            kept = copies.restore(snapshot, place.database, now=SystemClock().now())
+    print(f"{found.connections} connections are restored; nothing is spent until `{_THAW}`")
+    if kept:
+        print(f"the database that was there is {kept}")
+    return 0
+
+
+def _end_tidily() -> None:
+    """End on SIGTERM as on Ctrl-C, so that nothing half-made stays behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _check_keys(place: Place, found: copies.Contents, copy: Path) -> None:
+    """Refuse what our keys cannot read: every connection in it would look lost."""
+    cipher = Cipher(place.settings.storage.encryption_keys.get_secret_value().split())
+    try:
+        cipher.check_canary(found.canary)
+    except Unreadable:
+        raise ConfigurationError(f"storage.encryption_keys: none of them opens {copy}") from None
+
+
+def _agreed(place: Place, found: copies.Contents, copy: Path) -> bool:
+    made_at = f"at {rfc3339(found.made_at)}" if found.made_at else "nobody knows when"
+    question = _ASK.format(
+        copy=copy, connections=found.connections, made_at=made_at, database=place.database, thaw=_THAW
+    )
+    print(question, end="Restore it? [y/N] ", flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
