@@ -9,7 +9,9 @@ A refresh spends a credential: AMO's refresh tokens work once, and the answer th
 - `leases`: how long another process's attempt is left alone.
 - `inquiry`: what can be asked of AMO without spending anything; `checks` and `liveness` ask it.
 - `unsaved`, with `paid` and `rescue`: pairs that the store does not take.
-- `refresher`: the loop. `handout`: tokens for whoever may have them.
+- `refresher`: the loop. `handout`: tokens for whoever may have them, found by `selection`.
+- `freezer`: when nothing may be spent, because a copy may be at work elsewhere. `deadlines`: clocks that were stepped,
+  and refresh tokens whose three months run out.
 - `build` puts it all together.
 
 The life of doubt, as a row tells it:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.errors import Unreadable
@@ -30,6 +30,27 @@ def replaced_by(name: str) -> tuple[str, int | None]:
     """Return which connection a file belongs to, and the pair version that it replaces; `None` for any."""
     connection_id, _, version = name.rpartition("-")
     return connection_id, int(version) if version.isdecimal() else None
+
+
+def as_of(paid: Paid, now: datetime) -> Paid:
+    """Return it with times that are not yet to come: while it waited the clock was put back.
+
+    How old it is cannot be told then; but it must not be taken for fresh until the old clock's time has come again.
+    """
+    issued_at = paid.issued_at if isinstance(paid, RefreshedPair) else paid.connection.connected_at
+    ahead = issued_at - now
+    if ahead <= timedelta(0):
+        return paid
+    if isinstance(paid, RefreshedPair):
+        return dataclasses.replace(paid, **_earlier(paid, ahead))
+    return dataclasses.replace(
+        paid, connection=dataclasses.replace(paid.connection, **_earlier(paid.connection, ahead))
+    )
+
+
+def _earlier(value: RefreshedPair | Connection, ahead: timedelta) -> dict[str, Any]:
+    times = {name: at for name, at in _fields(value).items() if isinstance(at, datetime)}
+    return {name: at - ahead for name, at in times.items()}
 
 
 def seal_paid(paid: Paid, cipher: Cipher) -> bytes:

@@ -103,10 +103,10 @@ class Refresher:
     async def _sweep(self) -> float:
         """Start what is due, as far as there are places; return how long nothing more can be."""
         self._forget_aside()
-        for watch in self._watches:
-            await watch()
         await self._prune()
         await self._unsaved.settle()  # before anything new is spent
+        for watch in self._watches:
+            await watch()
         await self._breaker.watch()
         if self._breaker.reason is None:
             await self._start_due()

@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
-from amo_callback.custody.paid import Paid, name_of, open_paid, replaced_by, seal_paid
+from amo_callback.custody.paid import Paid, as_of, name_of, open_paid, replaced_by, seal_paid
 from amo_callback.errors import ConfigurationError, ShuttingDown, StoreUnavailable, Unreadable
 from amo_callback.event import Event, Level
 from amo_callback.model import Connection, RefreshedPair, Status
@@ -188,11 +188,12 @@ class Unsaved:
         """Offer a pair to the store; return why it does not take it, nothing where it does, or holds a newer one."""
         late = [Event(name="pair.saved", connection_id=held.paid.connection_id)] if held.told else []
         events = [*held.events, *late]
+        paid = as_of(held.paid, self._clock.now())
         try:
-            if isinstance(held.paid, RefreshedPair):
-                held.saved = await self._store.save_refreshed(held.paid, events=events)
+            if isinstance(paid, RefreshedPair):
+                held.saved = await self._store.save_refreshed(paid, events=events)
             else:
-                held.saved = await self._store.save_connected(held.paid, events=events)
+                held.saved = await self._store.save_connected(paid, events=events)
         except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
             return error
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -164,6 +165,24 @@ async def test_a_clock_that_went_back_moves_no_new_grant_behind_an_old_one(house
     await deadlines.watch()
     again = await house.connect()
     assert (again.id, again.pair_version) == (connection.id, 2)
+
+
+async def test_a_pair_that_waited_for_its_store_while_the_clock_went_back_is_not_fresh_for_months(house: House) -> None:
+    """Answered by the old clock, stored by the new one: it is due within its life all the same."""
+    connection = await house.connect()
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.witness.until("pair.unsaved")
+    house.clock.step(-timedelta(days=90))
+    house.failing.away = set()
+    await house.clock.until_sleeping()
+    house.clock.advance(1)
+    stored = await refreshing
+    now = house.clock.now()
+    assert stored.next_refresh_at is not None
+    assert stored.access_expires_at is not None
+    assert timedelta(0) < stored.next_refresh_at - now <= timedelta(days=0.5)
+    assert timedelta(0) < stored.access_expires_at - now <= timedelta(days=1)
 
 
 async def test_a_small_step_is_nothing(house: House) -> None:
