@@ -43,13 +43,13 @@ def as_of(paid: Paid, now: datetime) -> Paid:
         return paid
     if isinstance(paid, RefreshedPair):
         return dataclasses.replace(paid, **_earlier(paid, ahead))
-    return dataclasses.replace(
-        paid, connection=dataclasses.replace(paid.connection, **_earlier(paid.connection, ahead))
-    )
+    connection = dataclasses.replace(paid.connection, **_earlier(paid.connection, ahead))
+    return dataclasses.replace(paid, connection=connection)
 
 
 def _earlier(value: RefreshedPair | Connection, ahead: timedelta) -> dict[str, Any]:
-    times = {name: at for name, at in _fields(value).items() if isinstance(at, datetime)}
+    """Return its times, put back; but not what tells a grant from a later one, or it would be later than itself."""
+    times = {name: at for name, at in _fields(value).items() if isinstance(at, datetime) and name != "connected_at"}
     return {name: at - ahead for name, at in times.items()}
 
 
