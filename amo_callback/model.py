@@ -108,6 +108,8 @@ class Connection:
     """AMO's time of issue of the pair that the present grant began with."""
     frozen: bool = False
     """Whether nothing of it may be spent: it is frozen, or all are."""
+    mended: bool = field(default=False, compare=False)
+    """Whether the write that this is the answer to has made it active again."""
 
     @property
     def in_doubt(self) -> bool:

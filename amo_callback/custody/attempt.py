@@ -27,6 +27,7 @@ from amo_callback.custody.remember import remember
 from amo_callback.errors import (
     AmoCallbackError,
     Busy,
+    NoAnswer,
     NotFound,
     OtherClient,
     OutcomeOpen,
@@ -192,6 +193,8 @@ class Attempts:
         """Return where the account has moved, and until when its token may go there; else raise what it means."""
         row = claimed.row
         sighting = await self._inquiry.whereabouts(row, claimed.pair)
+        if sighting.standing is Standing.UNKNOWN and isinstance(refused, RefreshTokenDead):
+            raise NoAnswer from refused  # it may have moved: who knows its token lives elsewhere
         if sighting.standing not in {Standing.GOOD, Standing.REFUSED}:
             raise refused
         if sighting.domain in {None, row.domain}:
@@ -239,16 +242,15 @@ class Attempts:
         }
         due = {"expires_at": pair.expires_at, "next_refresh_at": refreshed.next_refresh_at}
         events = [happened("refresh.succeeded", row, told={**told, **due})]
-        if row.status is Status.NEEDS_REAUTH:
-            events.append(happened("connection.recovered", row))
         stored = await self._unsaved.save(refreshed, connection=row, events=events)
         await self._breaker.succeeded()
         if stored is None:
             superseded = happened("refresh.superseded", row, Level.WARNING, told=told)
             await remember(superseded, store=self._store, observer=self._observer)
             return await self._newer(row.id)
-        for event in events:
-            self._observer(event)
+        self._observer(events[0])
+        if stored.mended:
+            self._observer(happened("connection.recovered", stored))
         return stored
 
     def _seconds(self, claimed: _Claimed) -> float:

@@ -114,6 +114,7 @@ def make_custody(
         observer=observer,
         inquiry=inquiry,
         keeper=keeper,
+        leases=leases,
         unsaved=unsaved,
         breaker=breaker,
         rules=rules,

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.custody.verdict import look_again_in
-from amo_callback.errors import MustWait, NeedsReauth
+from amo_callback.errors import Busy, MustWait, NeedsReauth
 from amo_callback.event import Event, Level, happened
-from amo_callback.model import Connection, Demand, Standing, Status, TokenPair
+from amo_callback.model import Connection, Demand, Reason, Standing, Status, TokenPair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.inquiry import Inquiry
     from amo_callback.custody.keeper import Keeper
+    from amo_callback.custody.leases import Leases
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.model import RefreshRules
     from amo_callback.ports import Clock, Observer, Store
@@ -45,6 +46,7 @@ class Checks:
         observer: Observer,
         inquiry: Inquiry,
         keeper: Keeper,
+        leases: Leases,
         unsaved: Unsaved,
         breaker: Breaker,
         rules: RefreshRules,
@@ -55,6 +57,7 @@ class Checks:
         self._observer = observer
         self._inquiry = inquiry
         self._keeper = keeper
+        self._leases = leases
         self._unsaved = unsaved
         self._breaker = breaker
         self._rules = rules
@@ -89,7 +92,9 @@ class Checks:
             await self._erase(connection)
             return
         upcoming = (hook_at + after for after in _AFTER_HOOK)
-        again = next((moment for moment in upcoming if moment > self._clock.now()), None)
+        now = self._clock.now()
+        silent = now + _AFTER_HOOK[-1] if standing is Standing.UNKNOWN else None  # until AMO has told
+        again = next((moment for moment in upcoming if moment > now), silent)
         unconfirmed = happened(
             "hook.unconfirmed", connection, Level.WARNING, told={"standing": standing, "again_at": again}
         )
@@ -126,6 +131,12 @@ class Checks:
 
     async def _check_given_up(self, connection: Connection, pair: TokenPair | None) -> None:
         now = self._clock.now()
+        if connection.attempt is not None and connection.reason is not Reason.IN_DOUBT:
+            if not self._leases.left(connection):
+                doubted = happened("connection.in_doubt", connection, told={"from_process": connection.lease_owner})
+                if await self._store.doubt(connection, events=[doubted]):
+                    self._observer(doubted)
+            raise Busy(1.0)  # looked at again: the row is another one now, or its lease runs
         if pair is not None and connection.last_error == "unreadable":
             recovered = happened("connection.recovered", connection)
             if await self._store.revive(connection, next_refresh_at=now, events=[recovered]):  # the key is back
@@ -146,9 +157,14 @@ class Checks:
     async def _try(self, connection: Connection) -> None:
         """Present a token that AMO seems to know after all; where it does not, that was the last time."""
         try:
-            await self._keeper.refresh(connection.id, demand=Demand.TRIAL)
+            await self._keeper.refresh(connection.id, demand=Demand.TRIAL, satisfied=_is_active)
         except (NeedsReauth, MustWait):
             return  # the keeper told
+
+
+def _is_active(connection: Connection) -> bool:
+    """Tell whether nobody need try any more: the person has connected again meanwhile."""
+    return connection.status is Status.ACTIVE
 
 
 def _is_named(connection: Connection) -> bool:

@@ -76,7 +76,8 @@ class Judge:
                 event = _event(claimed, verdict, error, made)
                 judged = await self._store.save_verdict(verdict, events=[event])
         except StoreUnavailable as failed:
-            # The claim stays, with what it was spending: after the lease it counts as doubtful.
+            # The claim stays, with what it was spending: after the lease it counts as doubtful, and here at once.
+            self._leases.end(claimed)
             unsaved = {"error": error.code, "store": failed.what}
             self._observer(happened("refresh.verdict_unsaved", claimed, Level.ERROR, told=unsaved))
             return NeedsReauth(self._verdict(claimed, error).reason) if is_final(error) else error

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import (
     AmoCallbackError,
     Busy,
+    ConfigurationError,
     Frozen,
     NeedsReauth,
     NotFound,
@@ -140,6 +141,8 @@ class Keeper:
                     await self._inquiry.before_refresh(connection)
                     looked_up = _doubted(connection)
                 await self._inquiry.slot()
+                if connection.attempt is not None:
+                    await self._search(connection)
                 connection = await self._read(connection_id, demand)
                 if satisfied(connection):
                     return connection
@@ -177,6 +180,13 @@ class Keeper:
         if demand is Demand.FORCED and connection.last_error == NotSent.code:
             return  # nothing reached AMO: nothing is hammered
         raise Busy((due - now).total_seconds(), because=connection.last_error)
+
+    async def _search(self, connection: Connection) -> None:
+        """Look for what the process has left that died at this connection: the next pair may lie in a rescue file."""
+        try:
+            await self._unsaved.restore()
+        except ConfigurationError:
+            raise StoreUnavailable(f"the rescue folder, which may hold the next pair of {connection.id}") from None
 
     async def _pause(self, seconds: float) -> None:
         if await done_unless(self._stopping.wait(), stop=asyncio.Event(), grace=0, clock=self._clock, limit=seconds):

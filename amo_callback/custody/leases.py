@@ -27,6 +27,7 @@ class Leases:
         self._store = store
         self._clock = clock
         self._seen: dict[str, tuple[str, datetime | None, float]] = {}
+        self._ended: dict[str, str] = {}
 
     def left(self, connection: Connection) -> float:
         """Return for how many seconds nobody may judge the connection's open attempt; 0 where there is none."""
@@ -38,6 +39,15 @@ class Leases:
     def forget(self, name: str) -> None:
         """Forget an attempt that has ended."""
         self._seen.pop(name, None)
+        self._ended.pop(name, None)
+
+    def end(self, connection: Connection) -> None:
+        """Note that an attempt of this process has ended without a pair, and that this cannot be written down."""
+        self._ended[connection.id] = connection.attempt or ""
+
+    def has_ended(self, connection: Connection) -> bool:
+        """Tell whether the connection's open attempt is one that has ended so."""
+        return connection.attempt is not None and self._ended.get(connection.id) == connection.attempt
 
     def left_of(self, name: str, attempt: str, until: datetime | None) -> float:
         """Return for how many seconds an attempt, at whatever goes by this name, is left alone."""

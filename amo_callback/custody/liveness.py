@@ -8,7 +8,6 @@ out; one that it knows, or says nothing about, is, until it expires.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ _PATIENCE = 3.0
 """Seconds that a caller waits for AMO's word."""
 _SETTLED = 600.0
 _UNSETTLED = 5.0
-"""Seconds for which an answer holds: of a connection given up, and of one whose refresh may still be under way."""
+"""Seconds for which an answer holds: a refusal or of a connection given up, and of one that may be refreshed yet."""
 _REMEMBERED = 10_000
 
 
@@ -36,7 +35,12 @@ class _Answer:
     dead: bool
 
 
+_Pair = tuple[str, int]
 _Key = tuple[str, int, str | None]
+
+
+def _pair(connection: Connection) -> _Pair:
+    return connection.id, connection.pair_version
 
 
 def _key(connection: Connection) -> _Key:
@@ -52,21 +56,21 @@ class Liveness:
         self._leases = leases
         self._clock = clock
         self._answers: OrderedDict[_Key, _Answer] = OrderedDict()
-        self._rejected: OrderedDict[_Key, None] = OrderedDict()
+        self._rejected: OrderedDict[_Pair, None] = OrderedDict()
         self._asking: dict[_Key, asyncio.Task[None]] = {}
 
     def is_doubtful(self, connection: Connection) -> bool:
         """Tell whether the access token may be dead before its time."""
         if connection.status is Status.NEEDS_REAUTH or connection.doubtful is not None:
             return True
-        if _key(connection) in self._rejected:
+        if _pair(connection) in self._rejected or self._leases.has_ended(connection):
             return True
         # An attempt of which we know that it is under way is no reason for doubt: it is one when it ends badly.
         return connection.attempt is not None and (connection.failures > 0 or not self._leases.left(connection))
 
     def reject(self, connection: Connection) -> None:
         """Note that AMO has refused the access token to a backend, which is a hint and no more."""
-        self._rejected[_key(connection)] = None
+        self._rejected[_pair(connection)] = None
         while len(self._rejected) > _REMEMBERED:
             self._rejected.popitem(last=False)
 
@@ -98,11 +102,11 @@ class Liveness:
         except ShuttingDown:
             return
         settled = connection.status is Status.NEEDS_REAUTH and standing is not Standing.UNKNOWN
-        holds = math.inf if standing is Standing.REFUSED else _SETTLED if settled else _UNSETTLED
+        holds = _SETTLED if settled or standing is Standing.REFUSED else _UNSETTLED
         answer = _Answer(holds_until=self._clock.monotonic() + holds, dead=standing is Standing.REFUSED)
         self._answers[key] = answer
         if standing is Standing.GOOD:
-            self._rejected.pop(key, None)
+            self._rejected.pop(_pair(connection), None)
         self._answers.move_to_end(key)
         while len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)

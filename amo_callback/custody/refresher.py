@@ -136,8 +136,8 @@ class Refresher:
                 return
 
     def _is_taken(self, connection: Connection) -> bool:
-        """Tell whether another attempt is under way, here or elsewhere, or its pair waits to be stored."""
-        return self._leases.left(connection) > 0 or self._unsaved.blocks(connection)
+        """Tell whether another attempt is under way, here or elsewhere."""
+        return self._leases.left(connection) > 0
 
     async def _start_probe(self) -> None:
         """While nothing else may be refreshed, try one connection after the other."""
@@ -227,8 +227,11 @@ class Refresher:
     async def _prune(self) -> None:
         if self._clock.monotonic() - self._pruned_at >= _PRUNE_EVERY:
             self._pruned_at = self._clock.monotonic()
-            await self._store.prune(now=self._clock.now(), keep_grants=_KEEP_GRANTS)
             await self._unsaved.restore()
+            try:
+                await self._store.prune(now=self._clock.now(), keep_grants=_KEEP_GRANTS)
+            except StoreUnavailable as error:  # no reason to refresh nothing
+                self._tell_failed(error)
 
     async def _sleep(self, seconds: float) -> None:
         woken = asyncio.ensure_future(self._wake.wait())

@@ -122,7 +122,7 @@ class Unsaved:
             raise ConfigurationError(f"storage.rescue: cannot be read: {error.strerror}") from None
         self._unreadable &= files.keys()
         self._orphans &= files.keys()
-        for name in files.keys() - self._held.keys() - self._unreadable - self._orphans:
+        for name in files.keys() - self._held.keys() - self._unreadable:
             try:
                 paid = open_paid(name, files[name] or b"", self._cipher)
             except Unreadable:
@@ -137,10 +137,17 @@ class Unsaved:
         # Whoever asked for it is gone: that somebody has connected is told by whoever stores it.
         events = [] if connection is None else [Event(name="connection.connected", connection_id=connection.id)]
         held = _Held(paid, connection, rescued=True, events=events, told=True)
-        task = asyncio.create_task(self._hold(held), name=f"unsaved:{name_of(paid)}")
+        task = asyncio.create_task(self._hold_left(held), name=f"unsaved:{name_of(paid)}")
         self._restoring.add(task)
         task.add_done_callback(self._restored)
         await held.tried.wait()
+
+    async def _hold_left(self, held: _Held) -> Connection | None:
+        """Hold what another process, or this one before a restart, has left."""
+        saved = await self._hold(held)
+        if saved is not None and saved.mended:
+            self._tell("connection.recovered", held.paid)
+        return saved
 
     async def settle(self) -> None:
         """Offer each unsaved pair to the store now, and see to the reserve, before anything new is spent."""
@@ -166,14 +173,13 @@ class Unsaved:
         name = name_of(held.paid)
         self._held[name] = held
         try:
-            while refusal := await self._store_it(held):
+            while refusal := await self._offer(held):
                 if not held.rescued:
                     held.rescued = await self._rescued(held.paid)
                 self._tell_once(held, refusal)
                 held.tried.set()
                 await self._wait(held)
-            if held.saved is None and not await self._is_superseded(held.paid):
-                await self._keep_orphan(held)
+            if name in self._orphans:
                 return None
             if held.rescued:
                 await self._forget(name)
@@ -183,6 +189,26 @@ class Unsaved:
         finally:
             del self._held[name]
             held.tried.set()
+
+    async def _offer(self, held: _Held) -> Exception | None:
+        """Offer a pair to the store; return why it is not settled: stored, superseded, or an orphan in its file."""
+        name = name_of(held.paid)
+        if refusal := await self._store_it(held):
+            return refusal
+        try:
+            orphaned = held.saved is None and not await self._is_superseded(held.paid)
+        except StoreUnavailable as refusal:
+            return refusal
+        if not orphaned:
+            self._orphans.discard(name)
+            return None
+        held.rescued = held.rescued or await self._rescued(held.paid)
+        if not held.rescued:
+            return StoreUnavailable("no place for it in this database, nor in the rescue folder")
+        if name not in self._orphans:
+            self._orphans.add(name)
+            self._tell("pair.orphaned", held.paid, Level.ERROR, text="is this the right database?")
+        return None
 
     async def _store_it(self, held: _Held) -> Exception | None:
         """Offer a pair to the store; return why it does not take it, nothing where it does, or holds a newer one."""
@@ -206,17 +232,8 @@ class Unsaved:
         """
         if not isinstance(paid, RefreshedPair):
             return True  # a grant is refused only for a later one, or a disconnect
-        try:
-            stored = await self._store.connection(paid.connection_id)
-        except StoreUnavailable:
-            return False
+        stored = await self._store.connection(paid.connection_id)
         return stored is not None and (stored.status is Status.DISCONNECTED or stored.pair_version > paid.pair_version)
-
-    async def _keep_orphan(self, held: _Held) -> None:
-        """Leave a pair in its file that this database has no place for."""
-        held.rescued = held.rescued or await self._rescued(held.paid)
-        self._orphans.add(name_of(held.paid))
-        self._tell("pair.orphaned", held.paid, Level.ERROR, text="is this the right database?", rescued=held.rescued)
 
     def _tell_once(self, held: _Held, refusal: Exception) -> None:
         if held.told:

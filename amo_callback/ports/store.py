@@ -142,6 +142,9 @@ class Store(Protocol):
     async def revive(self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()) -> bool:
         """Make a connection active again; `False` where it has changed since it was read."""
 
+    async def doubt(self, connection: Connection, *, events: Sequence[Event] = ()) -> bool:
+        """Say that we may have spent the token of a connection given up; `False` where it has changed since."""
+
     async def disconnect(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
         """Erase a connection's tokens; `False` where it has changed since it was read.
 

@@ -7,8 +7,8 @@ import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.event import Event
-from amo_callback.model import Filter, Fleet
+from amo_callback.event import Event, happened
+from amo_callback.model import Filter, Fleet, Status
 from amo_callback.store import rows
 from amo_callback.store.writer import Writer, every, first
 
@@ -76,8 +76,21 @@ class Connections(Writer):
         return await self._change("extend", events=events, **values_of(extension)) is not None
 
     async def save_refreshed(self, refreshed: RefreshedPair, *, events: Sequence[Event] = ()) -> Connection | None:
-        """Commit a refreshed pair and end its claim; `None` where its version was superseded."""
-        return await self._change("save_refreshed", events=events, **values_of(refreshed))
+        """Commit a refreshed pair and end its claim; `None` where its version was superseded.
+
+        A connection that was given up is `mended` by it, of which others are notified.
+        """
+
+        async def unit() -> Connection | None:
+            before = first(await self._database.run("connection", id=refreshed.connection_id), rows.connection)
+            saved = first(await self._database.run("save_refreshed", **values_of(refreshed)), rows.connection)
+            if before is None or saved is None:
+                return None
+            mended = before.status is Status.NEEDS_REAUTH
+            await self._record([*events, *([happened("connection.recovered", saved)] if mended else [])], saved)
+            return dataclasses.replace(saved, mended=mended)
+
+        return await self._database.unit(unit)
 
     async def save_verdict(self, verdict: Verdict, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
@@ -106,6 +119,10 @@ class Connections(Writer):
     async def revive(self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()) -> bool:
         """Make a connection active again; `False` where it has changed since it was read."""
         return await self._change_read("revive", connection, events=events, next_refresh_at=next_refresh_at)
+
+    async def doubt(self, connection: Connection, *, events: Sequence[Event] = ()) -> bool:
+        """Say that we may have spent the token of a connection given up; `False` where it has changed since."""
+        return await self._change_read("doubt", connection, events=events)
 
     async def disconnect(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
         """Erase a connection's tokens; `False` where it has changed since it was read.

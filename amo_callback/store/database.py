@@ -37,6 +37,18 @@ _BUSY_TIMEOUT = 5.0
 _LOOK_AGAIN = 0.02
 _MISCONFIGURED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")
 """What no second start mends; whatever else (busy, full) may pass."""
+_OUT_OF_REACH = (
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_FULL",
+    "SQLITE_IOERR",
+    "SQLITE_READONLY",
+    "SQLITE_CANTOPEN",
+    "SQLITE_PERM",
+    "SQLITE_PROTOCOL",
+    "ValueError",  # closed
+)
+"""What keeps everybody from storing anything; whatever else is one statement's own."""
 
 
 @asynccontextmanager
@@ -91,7 +103,7 @@ async def _log_ahead(database: aiosqlite.Connection, clock: Clock) -> None:
 
 
 class Database:
-    """Run named statements; raises `StoreUnavailable`, and remembers when."""
+    """Run named statements; raises `StoreUnavailable`, and remembers when the file was out of reach."""
 
     def __init__(
         self,
@@ -155,7 +167,8 @@ class Database:
         return list(await database.execute_fetchall(self._sql[statement], parameters))
 
     def _failed(self, error: BaseException) -> StoreUnavailable:
-        self.failed_at = self._clock.monotonic()
+        if _name(error).startswith(_OUT_OF_REACH):
+            self.failed_at = self._clock.monotonic()
         return StoreUnavailable(_name(error))
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.cipher import Cipher, new_key
-from amo_callback.errors import NeedsReauth, OutcomeOpen
+from amo_callback.errors import Busy, NeedsReauth, OutcomeOpen
 from amo_callback.model import Demand, Reason, Sighting, Standing, Status
 from tests.custody.house import API_DOMAIN, DAY
+from tests.custody.test_interleavings import Gated, Queue
 from tests.fakes import Instead
 
 if TYPE_CHECKING:
@@ -283,20 +284,6 @@ async def test_replayed_hooks_do_not_starve_healing(house: House) -> None:
     assert len(house.witness.named("hook.received")) == len(looked_up)
 
 
-async def test_an_account_that_moved_while_nobody_could_be_asked_heals_where_it_lives(house: House) -> None:
-    """Another account at its old host refused its token, and no look-up told better: the daily one finds it."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    house.amo.account.host = "renamed.amocrm.ru"
-    house.amo.vendor.open_account(connection.domain)
-    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
-    with pytest.raises(NeedsReauth):
-        await house.refresh(connection)
-    house.clock.advance(DAY)
-    await house.look_up_due()
-    after = await house.now(connection)
-    assert (after.status, after.domain) == (Status.ACTIVE, "renamed.amocrm.ru")
-
-
 async def test_an_unreadable_pair_revives_when_its_key_is_back(house: House) -> None:
     """Whether the key is back is looked at each quarter of an hour; with it the connection is active again, and due."""
     lost = new_key()
@@ -366,3 +353,64 @@ async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(house: House) 
     house.clock.advance(3600)
     custody.stop()
     await task
+
+
+async def test_a_process_that_died_at_a_trial_leaves_a_doubt_that_is_ours(house: House) -> None:
+    """Given up as revoked, tried because AMO seemed to know it, and killed with the answer in hand: `in_doubt`."""
+    connection = await house.given_up()
+    house.clock.advance(DAY)
+    gated = Gated(house)
+    gated.go_on.clear()
+    killed = asyncio.create_task(house.look_up_due(house.make_custody(amo=gated, owner="server-1")))
+    await gated.answered.wait()
+    custody = house.make_custody(owner="process-2")
+    for seconds in (DAY, 60):
+        house.clock.advance(seconds)
+        with pytest.raises(Busy):  # its lease is respected; then the row is another one
+            await house.look_up_due(custody)
+    after = await house.now(connection)
+    assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
+    assert house.witness.named("connection.in_doubt")[0].fields["from_process"] == "server-1"
+    killed.cancel()
+
+
+async def test_a_trial_does_not_spend_the_pair_of_a_new_grant(house: House) -> None:
+    """The person connects again while the trial waits for its slot: there is nothing left to try."""
+    connection = await house.given_up()
+    house.clock.advance(DAY)
+
+    class SecondInQueue(Queue):
+        """Look-ups have their slot at once; the trial after them waits."""
+
+        slots = 0
+
+        async def slot(self, priority: object) -> None:
+            self.slots += 1
+            if self.slots > 1:
+                await super().slot(priority)
+
+    queue = SecondInQueue(house)
+    trying = asyncio.create_task(house.look_up_due(house.make_custody(amo=queue)))
+    await queue.asked.wait()
+    again = await house.connect(api_domain=API_DOMAIN)
+    presented = len(house.amo.vendor.ledger.refreshes())
+    queue.served.set()
+    await trying
+    assert await house.now(connection) == again
+    assert len(house.amo.vendor.ledger.refreshes()) == presented
+
+
+async def test_a_hook_that_nobody_confirms_or_denies_is_asked_about_until_somebody_does(house: House) -> None:
+    """All look-ups silent: ten minutes later it is asked again, and not forgotten."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.disabled = True
+    await house.custody.switched_off(connection.account_id)
+    house.amo.sandbox.look_up_faults.add(*[Fault.HTTP_500] * 4)
+    for _ in range(4):
+        await house.look_up_due()
+        after = await house.now(connection)
+        assert after.status is Status.ACTIVE
+        assert after.look_up_at is not None
+        house.clock.advance((after.look_up_at - house.clock.now()).total_seconds())
+    await house.look_up_due()
+    assert (await house.now(connection)).status is Status.DISCONNECTED

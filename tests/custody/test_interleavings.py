@@ -186,6 +186,7 @@ async def test_a_pair_that_comes_after_needs_reauth_mends_it(house: House) -> No
     stored = await late
     assert (stored.status, stored.reason, stored.pair_version) == (Status.ACTIVE, None, 2)
     assert house.amo.vendor.is_good(house.pair(stored).refresh_token)
+    assert house.witness.names() == ["connection.needs_reauth", "refresh.succeeded", "connection.recovered"]
 
 
 async def test_a_pair_that_comes_after_a_disconnect_is_dropped(house: House) -> None:
@@ -225,6 +226,7 @@ async def test_a_key_change_during_a_flight_loses_neither(house: House, encrypti
     gated.go_on.set()
     stored = await flight
     assert stored.pair_version == 2
+    assert house.amo.vendor.is_good(house.pair(stored).refresh_token)
     assert not await reseal()  # the very bytes that were read are gone: read again
     assert await house.now(connection) == stored
 
@@ -249,6 +251,85 @@ async def test_a_connection_with_an_unsaved_pair_is_not_refreshed_by_its_own_pro
     assert (await house.now(connection)).pair_version == 2
     assert (await restarted.keeper.refresh(connection.id, demand=Demand.FORCED)).pair_version == 3
     assert (_spent(house), house.amo.vendor.ledger.doubles(), house.rescue.files) == (2, 0, {})
+
+
+async def test_a_pair_in_anothers_rescue_file_is_found_before_its_predecessor_is_presented(house: House) -> None:
+    """Its process was killed with the pair in its file: whoever takes over looks there first, and spends nothing."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    dying = house.make_custody(owner="process-2", store=house.away("save_refreshed"))
+    flight = asyncio.create_task(dying.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.witness.until("pair.unsaved")
+    living = house.make_custody()
+    other = asyncio.create_task(
+        living.keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection))
+    )
+    await _until_waiting(house, other, 60)
+    stored = await other
+    assert (stored.pair_version, stored.status, house.rescue.files) == (2, Status.ACTIVE, {})
+    assert (_spent(house), house.amo.vendor.ledger.doubles()) == (1, 0)
+    flight.cancel()
+
+
+async def test_a_rescue_folder_that_cannot_be_read_keeps_a_doubtful_token_at_home(house: House) -> None:
+    """Its successor may lie there: nothing is presented before somebody has looked."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, owner="process-2"))
+
+    class Unreadable:
+        def read(self) -> object:
+            raise PermissionError(13, "Permission denied")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(house.rescue, name)
+
+    custody = house.make_custody(rescue=Unreadable())
+    refreshing = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await _until_waiting(house, refreshing, 60)
+    with pytest.raises(StoreUnavailable):
+        await refreshing
+    assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_lease(house: House) -> None:
+    """Over when the queue was joined; then its owner could not store for a while: it is waited for once more."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    queue = Queue(house)
+    custody = house.make_custody(amo=queue)
+    custody.leases.left(await house.now(connection))
+    house.clock.advance(60)
+    refreshing = asyncio.create_task(
+        custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection))
+    )
+    await queue.asked.wait()
+    house.failing.away = {"ping"}
+    with pytest.raises(StoreUnavailable):
+        await house.failing.ping()
+    queue.served.set()
+    await house.clock.until_sleeping(0.25)
+    assert house.amo.vendor.ledger.refreshes() == []
+    await house.store.save_refreshed(a_refreshed(connection))
+    house.clock.advance(0.25)
+    assert (await refreshing).pair_version == 2
+    assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_a_process_stopped_before_its_second_post_sends_nothing_on_a_lease_that_is_over(house: House) -> None:
+    """An account moved; stopped between the longer lease and the request that follows it, nothing is sent after."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.host = "renamed.amocrm.ru"
+
+    class Stopped(Gated):
+        async def refresh(self, **request: Any) -> Issued:
+            if request["domain"] == "renamed.amocrm.ru":
+                house.clock.advance(61)
+            return await self._client.refresh(**request)
+
+    keeper = house.make_keeper(amo=cast("AmoOAuth", Stopped(house)))
+    with pytest.raises(NotSent):
+        await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    assert _spent(house) == 0
+    assert (await house.now(connection)).domain == "renamed.amocrm.ru"
 
 
 async def test_after_the_store_was_away_anothers_attempt_has_a_whole_lease_more(house: House) -> None:

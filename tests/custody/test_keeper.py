@@ -14,6 +14,7 @@ from amo_callback.errors import (
     AccountRefused,
     Busy,
     NeedsReauth,
+    NoAnswer,
     NotFound,
     OtherClient,
     OutcomeOpen,
@@ -500,3 +501,17 @@ async def test_a_token_follows_its_account_whose_old_host_was_taken(house: House
     house.amo.vendor.open_account(connection.domain)
     refreshed = await house.refresh(connection)
     assert (refreshed.status, refreshed.domain) == (Status.ACTIVE, "renamed.amocrm.ru")
+
+
+async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(house: House) -> None:
+    """Moved, its old host taken by another account, and the look-up silent: its token may live where it is now."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    old = house.amo.account.host
+    house.amo.account.host = "renamed.amocrm.ru"
+    house.amo.vendor.open_account(old)
+    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+    with pytest.raises(NoAnswer):
+        await house.refresh(connection)
+    assert (await house.now(connection)).status is Status.ACTIVE
+    house.clock.advance(901)
+    assert (await house.refresh(connection)).domain == "renamed.amocrm.ru"

@@ -184,3 +184,34 @@ async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_ou
     custody = house.make_custody(amo=Instead(house.client, ask_about=ask_about))
     with pytest.raises(NeedsReauth):
         await custody.handout.token(connection.id, min_ttl=0)
+
+
+@pytest.mark.parametrize("rejected", [False, True])
+async def test_a_token_that_died_is_not_handed_out_though_that_could_not_be_written_down(
+    house: House,
+    rejected: bool,  # noqa: FBT001 -- because it is a column of the table above
+) -> None:
+    """The disk was full after the answer was lost: this process knows all the same, also once a backend has told it."""
+    house.amo.vendor.unknowns.refresh_kills_access = True
+    connection = await house.connect(api_domain=API_DOMAIN)
+    dead = house.pair(connection).access_token
+    house.failing.away = {"save_verdict"}
+    house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
+    with pytest.raises(OutcomeOpen):
+        await house.custody.handout.refresh(connection.id, rejected=dead if rejected else None)
+    asking = asyncio.create_task(_token(house, connection))
+    await house.clock.until_sleeping(8)  # it waits for a new one
+    house.clock.advance(8)
+    with pytest.raises(MustWait):
+        await asking
+
+
+async def test_a_refusal_is_asked_about_again_after_a_while(house: House) -> None:
+    """Switched off and on again, a token that lives is handed out within minutes."""
+    connection = await house.given_up()
+    house.amo.account.disabled = True
+    with pytest.raises(NeedsReauth):
+        await _token(house, connection)
+    house.amo.account.disabled = False
+    house.clock.advance(601)
+    assert (await _token(house, connection)).pair == house.pair(connection)

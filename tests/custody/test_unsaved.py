@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.paid import name_of, seal_paid
-from amo_callback.errors import ConfigurationError, ShuttingDown, StoreUnavailable
+from amo_callback.errors import ConfigurationError, NeedsReauth, ShuttingDown, StoreUnavailable
 from amo_callback.model import Demand, Status
 from tests.builders import a_connection, a_refreshed
+from tests.custody.house import API_DOMAIN
+from tests.custody.test_interleavings import Gated
 from tests.fakes import MemoryRescue
 
 if TYPE_CHECKING:
     from amo_callback.event import Event
-    from amo_callback.model import Connection
+    from amo_callback.model import Connection, RefreshedPair
     from tests.custody.house import House
 
 
@@ -381,4 +384,90 @@ async def test_a_file_that_cannot_be_read_is_told_and_stops_nothing(house: House
     assert house.witness.names() == ["pair.saved", "rescue.unreadable"] or house.witness.names() == [
         "rescue.unreadable",
         "pair.saved",
+    ]
+
+
+async def test_a_superseded_pair_is_no_orphan_because_the_store_cannot_be_read(house: House) -> None:
+    """Whether a newer pair is stored cannot be told at the moment: it is asked again, and then let go."""
+    connection = await house.connect()
+    gated = Gated(house)
+    gated.go_on.clear()
+    custody = house.make_custody(amo=gated)
+    flight = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await gated.answered.wait()
+    again = await house.connect()
+    house.failing.away = {"connection"}
+    gated.go_on.set()
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    await custody.unsaved.settle()
+    assert await flight == again
+    assert (custody.unsaved.names, house.rescue.files) == ([], {})
+
+
+async def test_an_orphan_is_held_until_it_has_a_file(house: House) -> None:
+    """No place for it in this database, nor on the disk: it is not let go before it has one."""
+    connection = await house.connect()
+    gated = Gated(house)
+    gated.go_on.clear()
+
+    class OldDatabase:
+        """The store, until an old one is put in its place."""
+
+        put_back = False
+
+        async def save_refreshed(self, refreshed: RefreshedPair, **more: Any) -> object:
+            return None if self.put_back else await house.store.save_refreshed(refreshed, **more)
+
+        async def connection(self, name: str) -> Connection | None:
+            stored = await house.store.connection(name)
+            return dataclasses.replace(stored, pair_version=0) if stored and self.put_back else stored
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(house.store, name)
+
+    store = OldDatabase()
+    custody = house.make_custody(amo=gated, store=store)
+    flight = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await gated.answered.wait()
+    store.put_back = True
+    house.rescue.full = True
+    gated.go_on.set()
+    await house.witness.until("pair.unsaved")
+    assert not flight.done()
+    house.rescue.full = False
+    await custody.unsaved.settle()
+    await house.witness.until("pair.orphaned")
+    assert len(house.rescue.files) == 1
+    for _ in range(3):
+        await custody.unsaved.restore()
+    assert house.witness.names().count("pair.orphaned") == 1
+    assert len(custody.unsaved.names) == 1
+    assert (await flight).pair_version == 0
+    store.put_back = False  # and now the right one again
+    await custody.unsaved.restore()
+    assert (await house.now(connection)).pair_version == 2
+    assert (custody.unsaved.names, house.rescue.files) == ([], {})
+
+
+async def test_a_rescued_pair_that_mends_a_connection_is_told(house: House) -> None:
+    """Given up by another process while its pair lay in a file: whoever stores it tells that it is well again."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    first = house.make_custody(store=house.away("save_refreshed"))
+    flight = asyncio.create_task(first.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.witness.until("pair.unsaved")
+    first.stop()
+    with pytest.raises(ShuttingDown):
+        await flight
+    elsewhere = house.make_custody(owner="process-2", rescue=MemoryRescue())
+    elsewhere.leases.left(await house.now(connection))
+    house.clock.advance(60)
+    with pytest.raises(NeedsReauth):
+        await elsewhere.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    await house.make_custody(owner="process-3").unsaved.restore()
+    assert (await house.now(connection)).status is Status.ACTIVE
+    assert house.witness.names()[-2:] == ["pair.saved", "connection.recovered"]
+    assert [notice.type for notice in await house.store.notices(limit=9)] == [
+        "connection.needs_reauth",
+        "connection.recovered",
     ]

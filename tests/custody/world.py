@@ -485,7 +485,8 @@ class World:
     async def check_handed_out(self, process: Process, connection: Connection, access_token: str) -> None:
         """Check that what was handed out lives, as far as could be known."""
         row = await self.row(connection.id)
-        under_way = row.attempt is not None and row.failures == 0
+        known = process.custody.leases.has_ended(row)
+        under_way = row.attempt is not None and row.failures == 0 and not known
         changed = row.row_version != connection.row_version  # since it was read: it was right then
         silent = self.clock.monotonic() - self.silent_at <= FORGOTTEN_AFTER or any(
             name == "ask about" and not gate.done() for name, gate in process.waiting

@@ -177,6 +177,27 @@ async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> N
     assert kept == [1, 1]
 
 
+async def test_one_broken_statement_is_no_store_out_of_reach(store: Store, tmp_path: Path) -> None:
+    """A lost table fails whoever needs it; it is not said that nobody could store anything, and leases end."""
+    other = sqlite3.connect(tmp_path / "amo-callback.db")
+    other.execute("DROP TABLE outbox")
+    other.close()
+    with pytest.raises(StoreUnavailable):
+        await store.prune(now=START, keep_grants=0)
+    assert store.failed_at is None
+
+
+async def test_a_full_disk_is_a_store_out_of_reach(tmp_path: Path) -> None:
+    """What one of us could not write, nobody could."""
+    async with open_database(tmp_path / "amo-callback.db", clock=SystemClock()) as database:
+        await database._writer.execute("PRAGMA max_page_count = 1")  # noqa: SLF001 -- because no disk is as small
+        event = {"at": 0, "connection_id": "x" * 2**20, "name": "n", "process": "p", "details": "{}"}
+        with pytest.raises(StoreUnavailable) as raised:
+            await database.write("save_event", **event)
+        assert raised.value.what == "SQLITE_FULL"
+        assert database.failed_at is not None
+
+
 async def test_time_is_stored_exactly(store: Store) -> None:
     """Years from now and to the microsecond."""
     far = START.replace(year=2199, microsecond=999_999)

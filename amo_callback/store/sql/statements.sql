@@ -205,6 +205,12 @@ WHERE id IN (
 )
 RETURNING *;
 
+-- name: doubt
+-- An attempt of ours at a connection that was given up has not told its end: it may be what has spent the token.
+UPDATE connections SET reason = 'in_doubt', row_version = row_version + 1
+WHERE id = :id AND row_version = :row_version
+RETURNING *;
+
 -- name: disconnect
 -- A late pair finds another `pair_version`.
 UPDATE connections SET
