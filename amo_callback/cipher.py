@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection
 
 _CANARY = b"amo-callback can read this store"
+_SCRYPT_MEMORY = 512 * 1024 * 1024
 
 
 def new_key() -> str:
@@ -122,3 +124,24 @@ def _grant(code_hash: str) -> str:
 
 def _connection(connection_id: str) -> str:
     return f"connection:{connection_id}"
+
+
+# --- passphrases ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Scrypt:
+    """What it costs to try a passphrase (RFC 7914): as OWASP advises, 128 MiB and some tenths of a second."""
+
+    salt: bytes
+    n: int = 2**17
+    r: int = 8
+    p: int = 1
+
+
+def key_of_passphrase(passphrase: str, cost: Scrypt) -> str:
+    """Return the encryption key that a passphrase stands for; raises `ValueError` where scrypt refuses the cost."""
+    key = hashlib.scrypt(
+        passphrase.encode(), salt=cost.salt, n=cost.n, r=cost.r, p=cost.p, maxmem=_SCRYPT_MEMORY, dklen=32
+    )
+    return base64.urlsafe_b64encode(key).decode()

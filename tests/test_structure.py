@@ -16,7 +16,7 @@ FLOORS = [
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine"},
     {"config_load", "custody", "amo", "store", "observe"},
-    {"exchange"},
+    {"exchange", "transfer"},
     {"connect"},
     {"web"},
     {"cli"},
@@ -32,7 +32,7 @@ ONE_ROOM = {
     "uvloop": {"cli.serve"},
 }
 EDGES = {"amo", "store", "observe"}
-USE_CASES = {"custody", "exchange", "connect", "web"}
+USE_CASES = {"custody", "exchange", "connect", "transfer", "web"}
 JOINED_IN = {"web.lifecycle", "cli"}
 """Where `amo`, `store` and `observe` meet the use cases."""
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
+from amo_callback.cli import transfer
 from amo_callback.cli.door import open_operations
 from amo_callback.cli.local import add_config, find_place
 from amo_callback.cli.table import table
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable, Mapping
 
-    from amo_callback.cli.door import Operations
+from amo_callback.cli.door import Operations
 
 _COLUMNS = ("id", "account_id", "domain", "status", "reason", "access_expires_at", "refresh_expires_at", "frozen")
 _LEFT_OUT = {"domain", "token", "next_token", "reason", "error"}
@@ -38,6 +39,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         which.add_argument("selector", metavar="ID", nargs="?", help="one connection: its id, or account:ID")
         which.add_argument("--all", action="store_true", help="all of them")
         parser.set_defaults(frozen=name == "freeze")
+    transfer.add_to(connections)
     events = _command(commands, "events", "what happened: who spent a token, when, and why", _events, Scope.READ)
     events.add_argument("selector", metavar="ID", nargs="?", help="of one connection: its id, or account:ID")
     events.add_argument("--limit", type=int, default=50, metavar="N", help="default: 50")

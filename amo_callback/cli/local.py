@@ -92,9 +92,9 @@ def acting_as_owner(database: Path) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def open_local(place: Place) -> AsyncIterator[Local]:
-    """Open the store that there is; raises `ConfigurationError` where there is none, or no key opens it."""
-    if not place.database.exists():
+async def open_local(place: Place, *, make: bool = False) -> AsyncIterator[Local]:
+    """Open the store that there is, or `make` one; raises `ConfigurationError`, also where no key opens it."""
+    if not make and not place.database.exists():
         raise ConfigurationError(f"storage.url: there is no database {place.database}")
     become_owner(place.database)
     clock = SystemClock()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from amo_callback.event import Event, Notice, Recorded
     from amo_callback.grant import Grant, GrantedPair
     from amo_callback.model import (
+        Brought,
         Claim,
         Connection,
         Extension,
@@ -188,4 +189,18 @@ class Store(Protocol):
 
         A pair granted earlier than the connection's present grant (by AMO's `iat`), or before it was
         disconnected, changes nothing: `None`.
+        """
+
+    # --- from elsewhere --------------------------------------------------------------------------
+
+    async def count(self) -> int:
+        """Count the connections that are not disconnected."""
+
+    async def connections_by_id(self, ids: Sequence[str]) -> Sequence[Connection]:
+        """Return those of these connections that there are."""
+
+    async def bring(self, brought: Sequence[Brought]) -> Sequence[str]:
+        """Commit connections from elsewhere as one, each with its event; return the ids of those that were left.
+
+        One is left where the store has another one by now than it was meant to replace, or one that is being refreshed.
         """

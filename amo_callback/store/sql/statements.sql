@@ -320,3 +320,35 @@ SELECT * FROM outbox ORDER BY at LIMIT :limit;
 
 -- name: prune_notices
 DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE at < :before ORDER BY at LIMIT :limit);
+
+-- name: count
+SELECT count(*) AS number FROM connections WHERE status <> 'disconnected';
+
+-- name: connections_by_id
+SELECT * FROM connections WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: bring
+-- A connection from elsewhere. It replaces only the very pair that was read, and that nobody is about to replace:
+-- to whoever is refreshing it, its attempt must not be taken away.
+INSERT INTO connections (
+    id, account_id, user_id, domain, api_domain, client_id, status, reason, sealed_pair, access_issued_at,
+    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, doubtful, look_up_at,
+    frozen_at
+) VALUES (
+    :id, :account_id, :user_id, :domain, :api_domain, :client_id, :status, :reason, :sealed_pair, :access_issued_at,
+    :access_expires_at, :refresh_expires_at, :refreshed_at, :next_refresh_at, :connected_at, :grant_iat, :doubtful,
+    :look_up_at, CASE WHEN :frozen THEN :now END
+)
+ON CONFLICT (id) DO UPDATE SET
+    domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
+    status = excluded.status, reason = excluded.reason, last_error = NULL, failures = 0,
+    sealed_pair = excluded.sealed_pair, access_issued_at = excluded.access_issued_at,
+    access_expires_at = excluded.access_expires_at, refresh_expires_at = excluded.refresh_expires_at,
+    refreshed_at = excluded.refreshed_at, next_refresh_at = excluded.next_refresh_at,
+    connected_at = excluded.connected_at, grant_iat = excluded.grant_iat, doubtful = excluded.doubtful,
+    look_up_at = excluded.look_up_at, died_at = NULL, hook_at = NULL, warned_days = NULL,
+    frozen_at = COALESCE(connections.frozen_at, excluded.frozen_at),
+    pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
+WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :over_pair
+    AND connections.attempt IS NULL
+RETURNING id;

@@ -1,0 +1,298 @@
+"""`amo-callback connections export` and `import`."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import random
+import secrets
+import stat
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from amo_callback.amo.claims import account_of, read_claims
+from amo_callback.cli.local import acting_as_owner, add_config, find_place, open_local
+from amo_callback.cli.progress import Progress
+from amo_callback.custody.leases import Leases
+from amo_callback.custody.rescue import Rescue
+from amo_callback.errors import CommandFailed
+from amo_callback.machine import machine_mark
+from amo_callback.model import RefreshRules
+from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
+from amo_callback.transfer.export import export, freeze, until_quiet
+from amo_callback.transfer.files import new_file
+from amo_callback.transfer.plain import Told, read_plain
+from amo_callback.transfer.sealed import (
+    MAX_LINE,
+    Lock,
+    SealedWriter,
+    is_sealed,
+    lock_with_key,
+    lock_with_passphrase,
+    open_lock,
+    read_sealed,
+)
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.cli.local import Local, Place
+    from amo_callback.model import Freeze
+    from amo_callback.ports import Clock
+    from amo_callback.transfer.export import Exported
+    from amo_callback.transfer.record import Arrival, Problem
+
+_MAX_SEALED = 1024**3
+_MAX_PLAIN = 256 * 1024**2
+"""Bytes of a file: some four hundred thousand connections, some hundred thousand of another system's."""
+_MIN_PASSPHRASE = 12
+_WHY = "exported to another host: what lives there must not be spent here"
+
+
+def add_to(connections: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to the parser."""
+    exporting = connections.add_parser(
+        "export", help="write all to a sealed FILE for another host, and freeze them here"
+    )
+    add_config(exporting)
+    exporting.add_argument("file", metavar="FILE", type=Path)
+    sealed_with = exporting.add_mutually_exclusive_group()
+    sealed_with.add_argument("--passphrase-file", metavar="FILE", type=Path, help="its first line; default: asked for")
+    sealed_with.add_argument("--to-key-file", metavar="FILE", type=Path, help="the other host's encryption key")
+    exporting.set_defaults(run=_run_export)
+    importing = connections.add_parser("import", help="take in an export, or another system's tokens in plain JSON")
+    add_config(importing)
+    importing.add_argument("file", metavar="FILE", type=Path)
+    importing.add_argument("--passphrase-file", metavar="FILE", type=Path, help="its first line; default: asked for")
+    importing.add_argument("--replace", action="store_true", help="also over other tokens of the same connection")
+    importing.add_argument("--dry-run", action="store_true", help="say what it would do, and change nothing")
+    importing.add_argument("--yes", action="store_true", help="do not ask")
+    importing.set_defaults(run=_run_import)
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def _run_export(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    place = find_place(options, environ)
+    with new_file(options.file) as file:
+        lock = _lock(options)
+        with acting_as_owner(place.database):
+            exported = asyncio.run(_export(place, file, lock))
+    _say(f"{options.file}: {exported.count:,} connections, sealed. From now on nothing of this database is spent.")
+    if exported.unreadable:
+        _say(f"Not in it, for no key opens their pairs: {', '.join(exported.unreadable)}")
+    _say(f"Next, on the other host: amo-callback connections import {options.file.name}")
+    _say("Do not thaw here once they are there: tokens that two hosts refresh are lost to both.")
+    return 0
+
+
+async def _export(place: Place, file: IO[bytes], lock: Lock) -> Exported:
+    async with open_local(place) as local:
+        await local.store.check_machine(machine_mark(place.database))  # a copy says so, before it is frozen by us
+        frozen = await freeze(local.store, why=_WHY)
+        if frozen.why != _WHY:
+            _say(f"Was frozen already: {frozen.why}")
+        try:
+            return await _write(local, frozen, SealedWriter(file, lock, file_id=secrets.token_hex(16)))
+        except BaseException:
+            print(
+                "amo-callback: it stays frozen; export again, or: amo-callback connections thaw --all", file=sys.stderr
+            )
+            raise
+
+
+async def _write(local: Local, frozen: Freeze, writer: SealedWriter) -> Exported:
+    store, clock, rescue = local.store, local.clock, Rescue(local.place.rescue)
+    leases = Leases(length=local.place.settings.refresh.lease, store=store, clock=clock)
+    await until_quiet(store, leases=leases, clock=clock, rescue=rescue, tell=_waiting())
+    with _progress("exported", clock, total=await store.count()) as advance:
+        return await export(store, frozen=frozen, cipher=local.cipher, rescue=rescue, writer=writer, advance=advance)
+
+
+def _waiting() -> Callable[[float], None]:
+    """Return who tells of the wait, once."""
+    told = False
+
+    def tell(left: float) -> None:
+        nonlocal told
+        if not told:
+            _say(f"Waiting for refreshes that are under way, {left:.0f} s at most.")
+        told = True
+
+    return tell
+
+
+def _lock(options: argparse.Namespace) -> Lock:
+    if options.to_key_file is not None:
+        keys = _text(options.to_key_file).split()
+        try:
+            return lock_with_key(keys[0])
+        except (IndexError, ValueError):
+            raise CommandFailed(f"{options.to_key_file}: holds no key as amo-callback keygen makes them") from None
+    return lock_with_passphrase(_new_passphrase(options.passphrase_file), salt=secrets.token_bytes(16))
+
+
+def _new_passphrase(file: Path | None) -> str:
+    passphrase = _passphrase(file)
+    if len(passphrase) < _MIN_PASSPHRASE:
+        raise CommandFailed(f"the passphrase must have {_MIN_PASSPHRASE} characters or more")
+    if file is None and getpass.getpass("The same again: ") != passphrase:
+        raise CommandFailed("the two passphrases are not the same")
+    return passphrase
+
+
+def _passphrase(file: Path | None) -> str:
+    if file is not None:
+        return _text(file).split("\n", 1)[0].rstrip("\r")
+    if not sys.stdin.isatty():
+        raise CommandFailed("there is no terminal to ask for the passphrase: name a --passphrase-file")
+    return getpass.getpass("Passphrase: ")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise CommandFailed(f"{file}: cannot be read as text") from None
+
+
+# --- import --------------------------------------------------------------------------------------
+
+
+def _run_import(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    place = find_place(options, environ)
+    with _opened(options.file) as file:
+        first_line = file.readline(MAX_LINE)
+        file.seek(0)
+        cipher = None
+        if is_sealed(first_line):
+            keys = place.settings.storage.encryption_keys.get_secret_value().split()
+            cipher = open_lock(first_line, keys=keys, passphrase=lambda: _passphrase(options.passphrase_file))
+        _check_size(file, _MAX_PLAIN if cipher is None else _MAX_SEALED)
+        with acting_as_owner(place.database):
+            return asyncio.run(_import(place, file, cipher, options))
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CommandFailed(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _check_size(file: IO[bytes], most: int) -> None:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+        raise CommandFailed(f"{file.name}: is no file of at most {most // 1024**2} MiB")
+
+
+async def _import(place: Place, file: IO[bytes], cipher: Cipher | None, options: argparse.Namespace) -> int:
+    async with open_local(place, make=True) as local:
+        amo = place.settings.amo
+        arrivals = _read_plain(file, place, local.clock) if cipher is None else read_sealed(file, cipher=cipher)
+        rules = Rules(
+            client_id=amo.client_id,
+            allowed_domains=amo.allowed_domains,
+            allowed_accounts=amo.allowed_accounts,
+            replace=options.replace,
+        )
+        with _progress("read", local.clock) as advance:
+            plan = await make_plan(_counted(arrivals, advance), store=local.store, cipher=local.cipher, rules=rules)
+        if plan.problems:
+            _refuse(plan.problems)
+            return 1
+        _tell_plan(plan, plain=cipher is None)
+        if options.dry_run or not (plan.new or plan.replaced):
+            return 0
+        if not (options.yes or _agreed()):
+            _say("Nothing was changed.")
+            return 1
+        return await _carry_out(plan, local, source="plain JSON" if cipher is None else "an export")
+
+
+def _read_plain(file: IO[bytes], place: Place, clock: Clock) -> Iterator[Arrival | Problem]:
+    amo = place.settings.amo
+
+    def tell(access_token: str) -> Told:
+        claims = read_claims(access_token)
+        audience, expires = claims.get("aud"), claims.get("exp")
+        return Told(
+            account=account_of(claims, allowed=amo.allowed_domains),
+            client_id=audience if isinstance(audience, str) else None,
+            expires_at=datetime.fromtimestamp(expires, UTC)
+            if isinstance(expires, int) and 0 <= expires < 2**33
+            else None,
+        )
+
+    return read_plain(file.read(), tell=tell, client_id=amo.client_id, now=clock.now())
+
+
+def _counted(arrivals: Iterable[Arrival | Problem], advance: Callable[[int], None]) -> Iterator[Arrival | Problem]:
+    for number, arrival in enumerate(arrivals, start=1):
+        advance(number)
+        yield arrival
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        print(f"{problem.place}: {problem.why}", file=sys.stderr)
+    print(f"amo-callback: {len(problems):,} problems; nothing was changed", file=sys.stderr)
+
+
+def _tell_plan(plan: Plan, *, plain: bool) -> None:
+    lines = {
+        "new": len(plan.new),
+        "replaced": len(plan.replaced),
+        "here already, skipped": plan.same,
+        "here already with later tokens, kept": plan.newer,
+        "with an owner: owners are bound when the user connects in the app": plan.owned,
+        "without a refresh token: they end with their access token": sum(not one.refresh_token for one in plan.new),
+    }
+    for what, number in lines.items():
+        if number or what == "new":
+            _say(f"{number:>9,}  {what}")
+    if plain and (plan.new or plan.replaced):
+        _say("The system that they come from must not refresh them any more: what two systems refresh is lost to both.")
+
+
+def _agreed() -> bool:
+    if not sys.stdin.isatty():
+        raise CommandFailed("there is no terminal to ask on: say --yes; nothing was changed")
+    return input("Import them? [y/N] ").strip().lower() in {"y", "yes"}
+
+
+async def _carry_out(plan: Plan, local: Local, *, source: str) -> int:
+    total = len(plan.new) + len(plan.replaced)
+    with _progress("imported", local.clock, total=total) as advance:
+        left = await carry_out(
+            plan,
+            store=local.store,
+            cipher=local.cipher,
+            rules=RefreshRules(**local.place.settings.refresh.model_dump()),
+            random=random.random,
+            source=source,
+            advance=advance,
+        )
+    _say(f"Imported {total - len(left):,} connections.")
+    if frozen := await local.store.frozen():
+        _say(f"This database is frozen, so they are not refreshed yet: {frozen.why}")
+    for name in left:
+        print(f"{name}: changed meanwhile, or is being refreshed: left as it is", file=sys.stderr)
+    return 1 if left else 0
+
+
+# --- the terminal --------------------------------------------------------------------------------
+
+
+def _progress(label: str, clock: Clock, *, total: int | None = None) -> Progress:
+    return Progress(label, total=total, stream=sys.stderr, monotonic=clock.monotonic)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,105 @@
+"""Export: freeze, wait until nobody is spending, write what there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import CommandFailed
+from amo_callback.model import Filter, Status
+from amo_callback.transfer.record import record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.custody.leases import Leases
+    from amo_callback.model import Freeze
+    from amo_callback.ports import Clock, RescueFiles, Store
+    from amo_callback.transfer.sealed import SealedWriter
+
+PAGE = 500
+_LOOK_AGAIN = 1.0
+"""Seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """What an export has written, and what it has not."""
+
+    count: int
+    unreadable: Sequence[str]
+    """Connections whose pair no key opens."""
+
+
+async def freeze(store: Store, *, why: str) -> Freeze:
+    """Have nothing spent of this store any more; what froze it first is what its freeze tells."""
+    await store.freeze_all(why=why)
+    frozen = await store.frozen()
+    if frozen is None:
+        raise CommandFailed("it was thawed at this moment: nothing is exported")
+    return frozen
+
+
+async def until_quiet(
+    store: Store, *, leases: Leases, clock: Clock, rescue: RescueFiles, tell: Callable[[float], None]
+) -> None:
+    """Wait until no token is being spent and no code exchanged, and see to it that no pair waits to be stored.
+
+    `tell` hears how many seconds at most are left. Raises `CommandFailed`.
+    """
+    while left := await _left(store, leases, clock):
+        tell(left)
+        await clock.sleep(min(left, _LOOK_AGAIN))
+    _none_unsaved(rescue)
+
+
+async def _left(store: Store, leases: Leases, clock: Clock) -> float:
+    attempts = [leases.left(connection) for connection in await store.attempts()]
+    exchanges = [
+        leases.left_of(grant.code_hash, grant.attempt, grant.lease_until)
+        for grant in await store.exchanging(now=clock.now())
+    ]
+    return max([*attempts, *exchanges], default=0.0)
+
+
+def _none_unsaved(rescue: RescueFiles) -> None:
+    try:
+        files = len(rescue.read())
+    except OSError as error:
+        raise CommandFailed(f"the rescue folder cannot be read: {error.strerror}") from None
+    if files:
+        raise CommandFailed(
+            f"pairs that the store did not take wait in the rescue folder ({files}): see to it that the service runs "
+            "and is ready, then export again"
+        )
+
+
+async def export(
+    store: Store,
+    *,
+    frozen: Freeze,
+    cipher: Cipher,
+    rescue: RescueFiles,
+    writer: SealedWriter,
+    advance: Callable[[int], None],
+) -> Exported:
+    """Write every connection that is not disconnected; raises `CommandFailed` where the store did not stay frozen."""
+    unreadable = []
+    after = ""
+    while page := await store.page(after=after, limit=PAGE, only=Filter()):
+        for connection in page:
+            if connection.status is Status.DISCONNECTED:
+                continue
+            pair = cipher.pair_of(connection)
+            if pair is None:
+                unreadable.append(connection.id)
+            else:
+                writer.add(record_of(connection, pair))
+        after = page[-1].id
+        advance(writer.count)
+    writer.end()
+    _none_unsaved(rescue)
+    if await store.frozen() != frozen:
+        raise CommandFailed("it was thawed meanwhile: what was read may be spent by now, so nothing is exported")
+    return Exported(count=writer.count, unreadable=unreadable)

@@ -1,0 +1,196 @@
+"""Another system's tokens, in plain JSON: one object, a list, `{"connections": […]}`, or an object a line."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from amo_callback.errors import CommandFailed
+from amo_callback.model import Account, Reason, Status, TokenPair, connection_id
+from amo_callback.schedule import REFRESH_TOKEN_LIFE
+from amo_callback.transfer.record import Arrival, Host, Problem, Record, Token, TokenOrNone, faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_LIFE = timedelta(days=1)
+"""How long AMO's access tokens live today; for tokens that do not tell."""
+_MAX_AHEAD = timedelta(days=3650)
+_Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | Annotated[int, Field(ge=0, lt=2**63)]
+_Epoch = Annotated[float, Field(ge=0, lt=2**40, allow_inf_nan=False)]
+
+
+@checked(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True))
+class _Entry:
+    """What another system tells of a connection."""
+
+    access_token: Token = dataclasses.field(repr=False)
+    refresh_token: TokenOrNone | None = dataclasses.field(repr=False, default=None)
+    expires_in: _Epoch | None = None
+    expires_at: _Epoch | Annotated[str, Field(max_length=64)] | None = None
+    domain: Host
+    owner: object = None
+    account_id: _Identifier | None = None
+    user_id: _Identifier | None = None
+
+
+_ENTRY = TypeAdapter(_Entry)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """What an access token tells of itself, as far as it does."""
+
+    account: Account
+    client_id: str | None = None
+    expires_at: datetime | None = None
+
+
+def read_plain(
+    content: bytes, *, tell: Callable[[str], Told], client_id: str, now: datetime
+) -> Iterator[Arrival | Problem]:
+    """Read a file's connections; where a token does not tell for which client it is, it is `client_id`'s."""
+    for place, value in _entries(content):
+        if isinstance(value, Problem):
+            yield value
+            continue
+        try:
+            entry = _ENTRY.validate_json(value)
+            record = _record(entry, tell(entry.access_token), client_id=client_id, now=now)
+        except ValidationError as error:
+            yield Problem(place=place, why=faults(error))
+        except _Refused as refused:
+            yield Problem(place=place, why=str(refused))
+        else:
+            yield Arrival(place=place, record=record, owned=entry.owner is not None)
+
+
+class _Refused(Exception):
+    """An entry that is read, but is not taken."""
+
+
+# --- from bytes to entries -----------------------------------------------------------------------
+
+
+def _entries(content: bytes) -> Iterator[tuple[str, bytes | Problem]]:
+    content = content.removeprefix(codecs.BOM_UTF8).rstrip()
+    lines = content.splitlines()
+    if len(lines) > 1 and _is_object(lines[0]):
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"line {number}", line
+        return
+    for number, value in enumerate(_list(content), start=1):
+        yield f"entry {number}", json.dumps(value).encode()
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _list(content: bytes) -> list[Any]:
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise CommandFailed(f"line {error.lineno}, column {error.colno}: is no JSON") from None
+    except (ValueError, RecursionError):  # not UTF-8, a number of thousands of digits, nested without end
+        raise CommandFailed("is no JSON text") from None
+    if isinstance(value, dict):
+        value = value.get("connections", [value])
+    if not isinstance(value, list) or not value:
+        raise CommandFailed('holds no connections: wanted is one object, a list, {"connections": […]}, or one a line')
+    return value
+
+
+# --- from an entry to a record -------------------------------------------------------------------
+
+
+def _record(entry: _Entry, told: Told, *, client_id: str, now: datetime) -> Record:
+    pair = _pair(entry, told, now)
+    account = Account(
+        account_id=_identifier("account_id", entry.account_id, told.account.account_id),
+        user_id=_identifier("user_id", entry.user_id, told.account.user_id),
+    )
+    renewable = bool(pair.refresh_token)
+    return Record(
+        id=connection_id(account, entry.domain.lower()),
+        account_id=account.account_id,
+        user_id=account.user_id,
+        domain=entry.domain.lower(),
+        api_domain=told.account.api_domain,
+        client_id=told.client_id or client_id,
+        status=Status.ACTIVE if renewable else Status.NEEDS_REAUTH,
+        reason=None if renewable else Reason.MISSING,
+        access_token=pair.access_token,
+        refresh_token=pair.refresh_token,
+        issued_at=pair.issued_at,
+        expires_at=pair.expires_at,
+        refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE if renewable else None,
+        refreshed_at=None,
+        connected_at=now,
+        grant_iat=told.account.token_iat,
+        doubtful=None,
+        look_up_at=None,
+        frozen=False,
+    )
+
+
+def _pair(entry: _Entry, told: Told, now: datetime) -> TokenPair:
+    expires_at = _expiry(entry, now)
+    if told.expires_at is not None:
+        expires_at = min(expires_at, told.expires_at)  # what is said of a token may be old; it knows itself
+    if not entry.refresh_token and expires_at <= now:
+        raise _Refused("the access token has expired, and there is no refresh_token")
+    if expires_at <= now - REFRESH_TOKEN_LIFE:
+        raise _Refused("the access token expired more than 90 days ago: the refresh token is dead, too")
+    return TokenPair(
+        access_token=entry.access_token,
+        refresh_token=entry.refresh_token or "",
+        issued_at=min(expires_at - _life(told), now),
+        expires_at=expires_at,
+    )
+
+
+def _life(told: Told) -> timedelta:
+    if told.expires_at is None or told.account.token_iat is None:
+        return _LIFE
+    life = told.expires_at.timestamp() - told.account.token_iat
+    return timedelta(seconds=life) if 0 < life <= _MAX_AHEAD.total_seconds() else _LIFE
+
+
+def _expiry(entry: _Entry, now: datetime) -> datetime:
+    if isinstance(entry.expires_at, str):
+        expires_at = _rfc3339(entry.expires_at)
+    elif entry.expires_at is not None:
+        expires_at = datetime.fromtimestamp(entry.expires_at, tz=UTC) if entry.expires_at < 2**33 else None
+    elif entry.expires_in is not None:
+        expires_at = now + timedelta(seconds=min(entry.expires_in, 2**33))
+    else:
+        raise _Refused("expires_in or expires_at: field required")
+    if expires_at is None or expires_at > now + _MAX_AHEAD:
+        raise _Refused("expires_at, expires_in: neither seconds nor a time of these years (RFC 3339, with its zone)")
+    return expires_at
+
+
+def _rfc3339(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo is not None else None
+
+
+def _identifier(name: str, given: str | int | None, told: str) -> str:
+    text = "" if given is None else str(given)
+    if text and told and text != told:
+        raise _Refused(f"{name}: the access token tells another one")
+    return told or text
