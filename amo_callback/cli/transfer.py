@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import os
 import random
@@ -16,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 from amo_callback.amo.claims import account_of, read_claims
 from amo_callback.cli.local import acting_as_owner, add_config, find_place, open_local
 from amo_callback.cli.progress import Progress
+from amo_callback.cli.serve import run_loop
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import CommandFailed
@@ -83,7 +83,7 @@ def _run_export(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with new_file(options.file) as file:
         lock = _lock(options)
         with acting_as_owner(place.database):
-            exported = asyncio.run(_export(place, file, lock))
+            exported = run_loop(_export(place, file, lock))
     _say(f"{options.file}: {exported.count:,} connections, sealed. From now on nothing of this database is spent.")
     if exported.unreadable:
         _say(f"Not in it, for no key opens their pairs: {', '.join(exported.unreadable)}")
@@ -176,7 +176,7 @@ def _run_import(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             cipher = open_lock(first_line, keys=keys, passphrase=lambda: _passphrase(options.passphrase_file))
         _check_size(file, _MAX_PLAIN if cipher is None else _MAX_SEALED)
         with acting_as_owner(place.database):
-            return asyncio.run(_import(place, file, cipher, options))
+            return run_loop(_import(place, file, cipher, options))
 
 
 def _opened(path: Path) -> IO[bytes]:

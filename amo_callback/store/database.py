@@ -24,7 +24,7 @@ from amo_callback.store.statements import load_migrations, load_statements
 from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from amo_callback.ports import Clock
@@ -141,6 +141,10 @@ class Database:
         """Run a statement within a unit."""
         return await self._execute(self._writer, statement, values)
 
+    async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
+        """Run a statement within a unit, once for each row of values: one after the other would take much longer."""
+        await self._writer.executemany(self._sql[statement], [_parameters(values) for values in rows])
+
     async def _transaction(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
             await self._writer.execute("BEGIN IMMEDIATE")
@@ -163,13 +167,16 @@ class Database:
             return  # the next BEGIN tells
 
     async def _execute(self, database: aiosqlite.Connection, statement: str, values: Mapping[str, object]) -> list[Row]:
-        parameters = {key: ticks(v) if isinstance(v, datetime) else v for key, v in values.items()}
-        return list(await database.execute_fetchall(self._sql[statement], parameters))
+        return list(await database.execute_fetchall(self._sql[statement], _parameters(values)))
 
     def _failed(self, error: BaseException) -> StoreUnavailable:
         if _name(error).startswith(_OUT_OF_REACH):
             self.failed_at = self._clock.monotonic()
         return StoreUnavailable(_name(error))
+
+
+def _parameters(values: Mapping[str, object]) -> dict[str, object]:
+    return {key: ticks(value) if isinstance(value, datetime) else value for key, value in values.items()}
 
 
 def _name(error: BaseException) -> str:

@@ -25,27 +25,34 @@ class Transfers(Writer):
 
     async def connections_by_id(self, ids: Sequence[str]) -> Sequence[Connection]:
         """Return those of these connections that there are."""
-        found = await self._database.read("connections_by_id", ids=json.dumps(list(ids)))
+        found = await self._database.read("connections_by_id", ids=_list(ids))
         return every(found, rows.connection)
 
     async def bring(self, brought: Sequence[Brought]) -> Sequence[str]:
         """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
 
         async def unit() -> Sequence[str]:
-            now, left = self._clock.now(), []
-            for one in brought:
-                over = one.over
-                changed = await self._database.run(
-                    "bring",
-                    **values_of(one.connection),
-                    over_pair=over and over.sealed_pair,
-                    over_version=over and over.pair_version,
-                    now=now,
-                )
-                if changed:
-                    await self._record([one.event], one.connection)
-                else:
-                    left.append(one.connection.id)
-            return left
+            now = self._clock.now()
+            await self._database.run_many("bring", [{**_row(one), "now": now} for one in brought])
+            found = await self._database.run("connections_by_id", ids=_list([one.connection.id for one in brought]))
+            stored = {row["id"]: row["sealed_pair"] for row in found}
+            # No two sealings are the same: what is stored as it was given was written here.
+            done = {one.connection.id for one in brought if stored[one.connection.id] == one.connection.sealed_pair}
+            events = [self._event_row(one.event, now) for one in brought if one.connection.id in done]
+            await self._database.run_many("save_event", events)
+            return [one.connection.id for one in brought if one.connection.id not in done]
 
         return await self._database.unit(unit)
+
+
+def _row(brought: Brought) -> dict[str, object]:
+    over = brought.over
+    return {
+        **values_of(brought.connection),
+        "over_pair": over and over.sealed_pair,
+        "over_version": over and over.pair_version,
+    }
+
+
+def _list(ids: Sequence[str]) -> str:
+    return json.dumps(list(ids))

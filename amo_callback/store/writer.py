@@ -11,6 +11,7 @@ from amo_callback.store import rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
 
     from amo_callback.event import Event
     from amo_callback.model import Connection
@@ -43,18 +44,20 @@ class Writer:
         """Write events within a unit, and into the outbox those of which others are notified."""
         now = self._clock.now()
         for event in events:
-            await self._database.run(
-                "save_event",
-                at=now,
-                connection_id=event.connection_id,
-                name=event.name,
-                process=self._process,
-                details=rows.details(event.fields),
-            )
+            await self._database.run("save_event", **self._event_row(event, now))
             if event.name in NOTICES and connection is not None:
                 await self._database.run(
                     "save_notice", id=uuid.uuid4().hex, at=now, type=event.name, data=_notice(event, connection)
                 )
+
+    def _event_row(self, event: Event, now: datetime) -> dict[str, object]:
+        return {
+            "at": now,
+            "connection_id": event.connection_id,
+            "name": event.name,
+            "process": self._process,
+            "details": rows.details(event.fields),
+        }
 
 
 def _notice(event: Event, connection: Connection) -> str:

@@ -350,5 +350,4 @@ ON CONFLICT (id) DO UPDATE SET
     frozen_at = COALESCE(connections.frozen_at, excluded.frozen_at),
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
 WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :over_pair
-    AND connections.attempt IS NULL
-RETURNING id;
+    AND connections.attempt IS NULL;

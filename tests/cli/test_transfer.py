@@ -1,0 +1,288 @@
+"""`connections export` and `import` as an administrator runs them: what they say, their exit status, and no secret."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import stat
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.clock import SystemClock
+from amo_callback.model import Filter
+from amo_callback.store import open_store
+from amo_callback.transfer.bring import make_plan
+from tests.e2e.process import command
+from tests.transfer.goods import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from amo_callback.transfer.record import Record
+
+URL = "sqlite:///amo-callback.db"
+PASSPHRASE = "correct horse battery staple"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """A machine with the service's configuration and database, and its administrator."""
+
+    folder: Path
+    key: str = field(repr=False)
+
+    async def run(self, *arguments: str, **more: str) -> tuple[int, str, str]:
+        """Run a command of `connections`."""
+        environ = {
+            "AMO_CALLBACK_AMO__CLIENT_ID": CLIENT,
+            "AMO_CALLBACK_AMO__CLIENT_SECRET": "a client secret",
+            "AMO_CALLBACK_AMO__REDIRECT_URI": "https://app.example/api/amo-crm/callback",
+            "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": self.key,
+            **{f"AMO_CALLBACK_{name}": value for name, value in more.items()},
+        }
+        return await command("connections", *arguments, folder=self.folder, environ=environ)
+
+    def file(self, name: str, content: str | bytes) -> str:
+        (self.folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return name
+
+    async def fill(self, *records: Record) -> None:
+        """Have connections in the database."""
+        cipher = Cipher([self.key])
+        async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:
+            await store.canary(cipher.seal_canary())
+            plan = await make_plan(arrivals(*records), store=store, cipher=cipher, rules=RULES)
+            assert await written(plan, store, cipher) == []
+
+    async def tokens(self) -> dict[str, tuple[str, str]]:
+        """Return access and refresh token of each account."""
+        cipher = Cipher([self.key])
+        async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:
+            found = await store.page(after="", limit=1000, only=Filter())
+        pairs = {one.account_id: cipher.pair_of(one) for one in found}
+        return {name: (pair.access_token, pair.refresh_token) for name, pair in pairs.items() if pair is not None}
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Return all that is in the database but for its own marks."""
+        with closing(sqlite3.connect(self.folder / "amo-callback.db")) as database:
+            return [*database.execute("SELECT * FROM connections"), *database.execute("SELECT * FROM events")]
+
+    def is_frozen(self) -> bool:
+        with closing(sqlite3.connect(self.folder / "amo-callback.db")) as database:
+            return bool(database.execute("SELECT * FROM meta WHERE name = 'frozen'").fetchall())
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Host:
+    (tmp_path / "here").mkdir()
+    return Host(folder=tmp_path / "here", key=new_key())
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Host:
+    (tmp_path / "there").mkdir()
+    return Host(folder=tmp_path / "there", key=new_key())
+
+
+def _tokens_of(records: Sequence[Record]) -> dict[str, tuple[str, str]]:
+    return {record.account_id: (record.access_token, record.refresh_token) for record in records}
+
+
+async def test_a_host_moves_by_a_passphrase(here: Host, there: Host, tmp_path: Path) -> None:
+    """Exported, frozen, imported into a database that is made for it; once more, and nothing happens."""
+    records = [a_record(number) for number in range(1, 4)]
+    await here.fill(*records)
+    for host in (here, there):
+        host.file("passphrase", PASSPHRASE + "\n")
+    export = str(tmp_path / "all.export")
+    status, out, err = await here.run("export", export, "--passphrase-file", "passphrase")
+    assert (status, err) == (0, "")
+    assert out == (
+        f"{export}: 3 connections, sealed. From now on nothing of this database is spent.\n"
+        "Next, on the other host: amo-callback connections import all.export\n"
+        "Do not thaw here once they are there: tokens that two hosts refresh are lost to both.\n"
+    )
+    assert stat.S_IMODE((tmp_path / "all.export").stat().st_mode) == 0o600
+    imported = await there.run("import", export, "--passphrase-file", "passphrase", "--yes")
+    assert imported == (0, "        3  new\nImported 3 connections.\n", "")
+    assert await there.tokens() == await here.tokens() == _tokens_of(records)
+    before = there.rows()
+    again = await there.run("import", export, "--passphrase-file", "passphrase", "--yes")
+    assert again == (0, "        0  new\n        3  here already, skipped\n", "")
+    assert there.rows() == before
+    assert (here.is_frozen(), there.is_frozen()) == (True, False)
+
+
+async def test_a_host_moves_by_the_other_hosts_key(here: Host, there: Host, tmp_path: Path) -> None:
+    """Nobody types anything; on a third host the file does not open."""
+    await here.fill(a_record())
+    export = str(tmp_path / "all.export")
+    status, _, err = await here.run("export", export, "--to-key-file", here.file("their.key", there.key))
+    assert (status, err) == (0, "")
+    assert (await there.run("import", export, "--yes"))[0] == 0
+    assert await there.tokens() == _tokens_of([a_record()])
+    stranger = Host(folder=there.folder, key=new_key() + "\n" + there.key)
+    assert (await stranger.run("import", export, "--yes"))[0] == 0
+    status, out, err = await here.run("import", export, "--yes")
+    assert (status, out) == (1, "")
+    assert "which is none of storage.encryption_keys" in err
+
+
+async def test_what_cannot_be_exported_says_why_and_leaves_no_file(here: Host) -> None:
+    """A file that is there, a short passphrase, a key that is none, no terminal, pairs that wait to be stored."""
+    await here.fill(a_record())
+    here.file("passphrase", PASSPHRASE)
+    here.file("there.export", "what was there")
+    here.file("short", "short\n")
+    here.file("junk", "this-is-no-key-but-some-other-secret")
+    told = {
+        "exists; nothing is written over it": ["there.export", "--passphrase-file", "passphrase"],
+        "the passphrase must have 12 characters or more": ["x.export", "--passphrase-file", "short"],
+        "junk: holds no key as amo-callback keygen makes them": ["x.export", "--to-key-file", "junk"],
+        "nowhere: cannot be read as text": ["x.export", "--to-key-file", "nowhere"],
+        "there is no terminal to ask for the passphrase": ["x.export"],
+    }
+    for words, arguments in told.items():
+        status, out, err = await here.run("export", *arguments)
+        assert (status, out) == (1, "")
+        assert words in err
+        assert "secret" not in err
+    assert not here.is_frozen()
+    (here.folder / "rescue").mkdir()
+    (here.folder / "rescue" / "some-pair").write_bytes(b"sealed")
+    status, out, err = await here.run("export", "x.export", "--passphrase-file", "passphrase")
+    assert status == 1
+    assert "wait in the rescue folder (1)" in err
+    assert "it stays frozen" in err
+    assert here.is_frozen()
+    assert not list(here.folder.glob("*x.export*"))
+    assert (here.folder / "there.export").read_text() == "what was there"
+
+
+async def test_without_a_database_there_is_nothing_to_export(here: Host) -> None:
+    """That is a configuration that names the wrong place."""
+    here.file("passphrase", PASSPHRASE)
+    status, _, err = await here.run("export", "x.export", "--passphrase-file", "passphrase")
+    assert (status, "there is no database" in err) == (78, True)
+    assert not list(here.folder.glob("*.db*"))
+
+
+async def test_a_pair_that_no_key_opens_is_named(here: Host, there: Host) -> None:
+    """It stays behind; the others go."""
+    await here.fill(a_record(1))
+    await Host(folder=here.folder, key=here.key).fill(a_record(1))
+    with closing(sqlite3.connect(here.folder / "amo-callback.db")) as database, database:
+        database.execute("UPDATE connections SET sealed_pair = x'00'")
+    await here.fill(a_record(2))
+    _, out, _ = await here.run("export", "x.export", "--to-key-file", here.file("key", there.key))
+    assert "1 connections, sealed" in out
+    assert f"Not in it, for no key opens their pairs: {a_record(1).id}" in out
+
+
+# --- another system's ----------------------------------------------------------------------------
+
+
+def _now(number: int = 1, **more: Any) -> dict[str, object]:
+    """Return an entry whose token lives at the machine's time."""
+    return an_entry(number, access_token=a_token(number, at=SystemClock().now()), **more)
+
+
+async def test_another_systems_tokens_come_in(there: Host) -> None:
+    """What it will do is said first; without a terminal it wants to be told to go on."""
+    entries = [_now(1, owner="user-1"), _now(2), _now(3, refresh_token=None)]
+    name = there.file("tokens.json", json.dumps({"connections": entries}))
+    plan = (
+        "        3  new\n"
+        "        1  with an owner: owners are bound when the user connects in the app\n"
+        "        1  without a refresh token: they end with their access token\n"
+        "The system that they come from must not refresh them any more: what two systems refresh is lost to both.\n"
+    )
+    assert await there.run("import", name, "--dry-run") == (0, plan, "")
+    status, out, err = await there.run("import", name)
+    assert (status, out) == (1, plan)
+    assert "there is no terminal to ask on: say --yes; nothing was changed" in err
+    assert there.rows() == []
+    assert await there.run("import", name, "--yes") == (0, plan + "Imported 3 connections.\n", "")
+    assert set(await there.tokens()) == {"1", "2", "3"}
+    status, out, err = await there.run("list", "--json")
+    assert {one["account_id"]: one["status"] for one in json.loads(out)} == {
+        "1": "active", "2": "active", "3": "needs_reauth"
+    }  # fmt: skip
+
+
+JUNK: dict[str, tuple[str, list[str]]] = {
+    "broken": ('[{"access_token": "access-secret", }]', ["amo-callback: line 1, column 36: is no JSON"]),
+    "empty": ("", ["amo-callback: line 1, column 1: is no JSON"]),
+    "binary": ("\0\1\2", ["amo-callback: line 1, column 1: is no JSON"]),
+    "no list": ('"access-secret"', ["amo-callback: holds no connections: wanted is"]),
+    "fields": (json.dumps([_now(1), {"access_token": "access-secret"}]), ["entry 2: domain: field required"]),
+    "host": (json.dumps([_now(1), _now(2, domain="evil.example")]), ["entry 2: domain: is no host of AMO's"]),
+    "expired": (
+        json.dumps([_now(1), an_entry(2, expires_at=1.0e9), an_entry(3, expires_at=1.0e9, refresh_token=None)]),
+        ["entry 2: the access token expired more than 90 days ago", "entry 3: the access token has expired, and"],
+    ),
+    "twice": (json.dumps([_now(1), _now(1)]), ["entry 2: is the same account and user as entry 1"]),
+    "client": (json.dumps([an_entry(access_token=a_token(aud="another"))]), ["entry 1: its tokens were granted to"]),
+    "lines": (
+        json.dumps(_now(1)) + '\n{"access_token": "access-secret\n' + json.dumps(_now(2, domain=5)),
+        ["line 2: invalid JSON", "line 3: domain: input should be a valid string"],
+    ),
+    "header": ('{"format": "amo-callback export", "version": 7}\n', ["amo-callback: line 1: is no header"]),
+    "truncated": ('{"format": "amo-callback export"', ["amo-callback: line 1, column 33: is no JSON"]),
+}
+
+
+@pytest.mark.parametrize("kind", JUNK)
+async def test_junk_changes_nothing_and_says_why(there: Host, kind: str) -> None:
+    """Everything that is wrong is told by its place, one line each; the good entries beside it are not written."""
+    await there.fill(a_record(9))
+    before = there.rows()
+    content, wanted = JUNK[kind]
+    status, out, err = await there.run("import", there.file("junk", content), "--yes", "--replace")
+    told = [line for line in err.splitlines() if "nothing was changed" not in line]
+    assert (status, out) == (1, "")
+    assert [line[: len(words)] for line, words in zip(told, wanted, strict=True)] == wanted
+    assert there.rows() == before
+    assert not any(secret in err for secret in ("access-secret", "refresh-token", "evil", a_token()[:20]))
+
+
+async def test_a_file_that_is_none_is_refused(there: Host) -> None:
+    """Missing, a folder, a device without an end."""
+    for name, why in {"nowhere": "No such file", ".": "Is a directory", "/dev/zero": "is no file of at most"}.items():
+        status, out, err = await there.run("import", name, "--yes")
+        assert (status, out) == (1, "")
+        assert why in err
+
+
+async def test_no_secret_is_in_anything_that_is_said(here: Host, there: Host, tmp_path: Path) -> None:
+    """Neither a token, a key nor the passphrase, whether it goes well or not; nor in the database, nor in the file."""
+    records = [a_record(number) for number in range(1, 4)]
+    await here.fill(*records)
+    for host in (here, there):
+        host.file("passphrase", PASSPHRASE)
+        host.file("wrong", "another passphrase")
+    export = str(tmp_path / "all.export")
+    other = there.file("tokens.json", json.dumps([_now(7), an_entry(8, domain="evil.example")]))
+    said = [
+        await here.run("export", export, "--passphrase-file", "passphrase"),
+        await here.run("export", export, "--passphrase-file", "passphrase"),
+        await there.run("import", export, "--passphrase-file", "wrong", "--yes"),
+        await there.run("import", export, "--passphrase-file", "passphrase", "--yes", AMO__CLIENT_ID="another"),
+        await there.run("import", export, "--passphrase-file", "passphrase", "--yes"),
+        await there.run("import", other, "--yes"),
+        await there.run("list"),
+    ]
+    assert [status for status, _, _ in said] == [0, 1, 1, 1, 0, 1, 0]
+    written_files = [(tmp_path / "all.export"), *there.folder.glob("*.db*")]
+    everything = repr(said) + "".join(file.read_bytes().decode("latin-1") for file in written_files)
+    secrets = {
+        here.key, there.key, PASSPHRASE, "another passphrase", "a client secret", a_token(8), "refresh-token-of-8",
+        *(record.access_token for record in records), *(record.refresh_token for record in records),
+    }  # fmt: skip
+    assert [secret for secret in secrets if secret in everything] == []
+    assert "Traceback" not in everything

@@ -1,0 +1,89 @@
+"""A move from one host to another while both serve: no connection is lost, and no token is presented twice."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import signal
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from amo_callback.cipher import new_key
+from tests.e2e.process import command
+from tests.e2e.stage import staged
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from tests.e2e.process import Process
+    from tests.e2e.stage import Stage
+
+ACCESS = 2.0
+ACCOUNTS = 12
+
+
+@asynccontextmanager
+async def _asked(stage: Stage, process: Process) -> AsyncIterator[None]:
+    """Have callers ask a host for tokens, and for refreshes, all the time."""
+
+    async def ask(number: int) -> None:
+        while True:
+            account = stage.accounts[number]
+            await (stage.refresh(process, account) if number % 3 == 0 else stage.token(process, account, min_ttl=1))
+            await asyncio.sleep(0.05)
+
+    callers = [asyncio.create_task(ask(number)) for number in range(len(stage.accounts))]
+    try:
+        yield
+        assert not any(caller.done() for caller in callers)
+    finally:
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+
+
+async def _run(stage: Stage, *arguments: str) -> str:
+    status, out, err = await command("connections", *arguments, folder=stage.folder, environ=stage.environ())
+    assert (status, err) == (0, "")
+    return out
+
+
+async def test_a_move_under_load_loses_nothing(
+    tmp_path: Path, encryption_key: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Exported while refreshes are under way, imported beside a service that runs: from then on only there."""
+    old_folder, new_folder = tmp_path / "old", tmp_path / "new"
+    old_folder.mkdir()
+    new_folder.mkdir()
+    export = tmp_path / "all.export"
+    async with staged(old_folder, encryption_key, access=ACCESS, accounts=ACCOUNTS) as old:
+        new = dataclasses.replace(old, folder=new_folder, key=new_key())
+        (old_folder / "new.key").write_text(new.key)
+        async with old.serving() as leaving, new.serving() as coming:
+            await old.connect(leaving)
+            old.amo.sandbox.latency = 0.3
+            async with _asked(old, leaving):
+                await old.until_refreshed()
+                in_flight = len(old.open_claims())
+                await _run(old, "export", str(export), "--to-key-file", "new.key")
+                assert old.open_claims() == {}
+                spent = len(old.ledger.refreshes())
+                await asyncio.sleep(2 * ACCESS)  # long enough for each to be refreshed twice
+                assert len(old.ledger.refreshes()) == spent
+                assert "frozen" in (await old.ready(leaving))[1]
+                async with _asked(new, coming):
+                    await _run(new, "import", str(export), "--yes")
+                    await new.until_refreshed(times=2)
+                assert {row.status for row in new.rows().values()} == {"active"}
+            answers = [await new.token(coming, account, min_ttl=1) for account in new.accounts]
+            assert {answer.status for answer in answers} == {200}
+            for process in (leaving, coming):
+                process.signal(signal.SIGTERM)
+            assert [await leaving.ended(), await coming.ended()] == [0, 0]
+        assert (len(new.rows()), new.lost()) == (ACCOUNTS, [])
+    record_property("in flight", in_flight)
+    record_property("refreshes before", spent)
+    record_property("refreshes after", len(new.ledger.refreshes()) - spent)
+    record_property("double spends", new.ledger.doubles())
+    assert new.ledger.doubles() == 0

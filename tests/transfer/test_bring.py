@@ -1,0 +1,234 @@
+"""Import: a plan that changes all or nothing, and a writing that replaces only what it read."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.model import Reason, Status, TokenPair, fingerprint
+from amo_callback.transfer.bring import BATCH, make_plan
+from amo_callback.transfer.record import Problem
+from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, save
+from tests.fakes import START
+from tests.transfer.goods import CLIENT, REPLACE, RULES, a_record, arrivals, written
+
+if TYPE_CHECKING:
+    from amo_callback.model import Connection
+    from amo_callback.ports import Store
+    from amo_callback.transfer.bring import Plan, Rules
+    from amo_callback.transfer.record import Record
+
+
+async def _plan(store: Store, cipher: Cipher, *records: Record, rules: Rules = RULES) -> Plan:
+    return await make_plan(arrivals(*records), store=store, cipher=cipher, rules=rules)
+
+
+async def _bring(store: Store, cipher: Cipher, *records: Record, rules: Rules = RULES) -> Plan:
+    """Import records that nothing is wrong with, and none of which is left."""
+    plan = await _plan(store, cipher, *records, rules=rules)
+    assert plan.problems == []
+    assert await written(plan, store, cipher) == []
+    return plan
+
+
+async def _stored(store: Store, record: Record) -> Connection:
+    stored = await store.connection(record.id)
+    assert stored is not None
+    return stored
+
+
+async def test_a_connection_arrives_as_it_left(store: Store, cipher: Cipher) -> None:
+    """Every field, its tokens sealed with this store's key; due when its pair is, and told in the history."""
+    record = a_record(doubtful="a fingerprint", look_up_at=START + DAY)
+    await _bring(store, cipher, record)
+    stored = await _stored(store, record)
+    assert cipher.pair_of(stored) == record.pair
+    same = set(dataclasses.asdict(record)) - {"access_token", "refresh_token", "issued_at", "expires_at"}
+    assert {name: getattr(stored, name) for name in same} == {name: getattr(record, name) for name in same}
+    assert (stored.access_issued_at, stored.access_expires_at) == (START, START + DAY)
+    assert (stored.next_refresh_at, stored.pair_version, stored.attempt) == (START + DAY / 2, 1, None)
+    [event] = await store.events(connection_id=record.id, limit=9)
+    assert (event.name, event.details) == (
+        "connection.imported",
+        {"domain": "a1.amocrm.ru", "source": "a test", "status": "active",
+         "next_token": fingerprint(record.refresh_token)[:16]},
+    )  # fmt: skip
+
+
+async def test_what_needs_its_person_or_is_frozen_arrives_so(store: Store, cipher: Cipher) -> None:
+    """One that is given up is not refreshed, and one that was frozen by itself is not spent here either."""
+    dead = a_record(1, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED)
+    frozen = a_record(2, frozen=True)
+    await _bring(store, cipher, dead, frozen)
+    stored = await _stored(store, dead)
+    assert (stored.status, stored.reason, stored.next_refresh_at) == (Status.NEEDS_REAUTH, Reason.REVOKED, None)
+    assert (await _stored(store, frozen)).frozen
+    assert await store.due(now=START + DAY, limit=9, apart_from=()) == []
+    assert await store.claim(a_claim(await _stored(store, frozen))) is None
+
+
+async def test_a_doubt_arrives_and_is_still_one(store: Store, cipher: Cipher) -> None:
+    """A refresh token that may have been spent before the move is known as such to the next claim."""
+    record = a_record(doubtful=fingerprint("refresh-token-of-1"))
+    await _bring(store, cipher, record)
+    claimed = await store.claim(a_claim(await _stored(store, record), fingerprint=record.doubtful))
+    assert claimed is not None
+    assert claimed.doubtful == claimed.spending == record.doubtful
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"client_id": "other"}, "its tokens were granted to another client_id than amo.client_id"),
+        ({"domain": "evil.example"}, "domain: is no host of AMO's, nor in amo.allowed_domains"),
+        ({"domain": "a.b.amocrm.ru"}, "domain: is no host of AMO's, nor in amo.allowed_domains"),
+        ({"domain": "A2.amocrm.ru"}, "domain: is no host of AMO's, nor in amo.allowed_domains"),
+        ({"domain": "https://a2.amocrm.ru/"}, "domain: is no host of AMO's, nor in amo.allowed_domains"),
+        ({"domain": ""}, "domain: is no host of AMO's, nor in amo.allowed_domains"),
+        ({"api_domain": "api.evil.example"}, "api_domain: is no host of AMO's, nor in amo.allowed_domains"),
+        ({"account_id": "666"}, "its account is not in amo.allowed_accounts"),
+        ({"id": a_record(1).id}, "is the same account and user as line 1"),
+        ({"refresh_token": "refresh-token-of-1"}, "has the same refresh token as line 1"),
+    ],
+)
+async def test_one_that_may_not_come_in_is_told_and_keeps_out_all(
+    store: Store, cipher: Cipher, change: dict[str, Any], why: str
+) -> None:
+    """Another client's, a foreign host's, an account that is not listed, one that the file names twice."""
+    rules = dataclasses.replace(RULES, allowed_accounts=["1", "2"])
+    plan = await _plan(store, cipher, a_record(1), a_record(2, **change), rules=rules)
+    assert plan.problems == [Problem(place="line 2", why=why)]
+    assert await store.count() == 0
+
+
+async def test_hosts_that_the_operator_lists_are_taken(store: Store, cipher: Cipher) -> None:
+    """As everywhere else."""
+    rules = dataclasses.replace(RULES, allowed_domains=["crm.example"])
+    plan = await _plan(store, cipher, a_record(domain="crm.example", api_domain="crm.example"), rules=rules)
+    assert (len(plan.new), plan.problems) == (1, [])
+
+
+async def test_the_same_again_changes_nothing(store: Store, cipher: Cipher) -> None:
+    """What is there already with the same tokens is skipped, whatever another system says of its times."""
+    await _bring(store, cipher, a_record())
+    stored = await _stored(store, a_record())
+    plan = await _bring(store, cipher, a_record(expires_at=START + DAY / 2), rules=REPLACE)
+    assert (plan.same, plan.new, plan.replaced) == (1, [], [])
+    assert await _stored(store, a_record()) == stored
+
+
+async def test_later_tokens_are_kept_whatever_is_asked_for(store: Store, cipher: Cipher) -> None:
+    """The service has refreshed it since: the file's refresh token is spent, and nobody may be given it back."""
+    await _bring(store, cipher, a_record())
+    later = TokenPair(access_token="later", refresh_token="later", issued_at=START + DAY, expires_at=START + 2 * DAY)
+    stored = await _stored(store, a_record())
+    refreshed = a_refreshed(stored, at=START + DAY, sealed_pair=cipher.seal_pair(later, connection_id=stored.id))
+    assert await store.save_refreshed(refreshed)
+    for rules in (RULES, REPLACE):
+        plan = await _bring(store, cipher, a_record(), rules=rules)
+        assert (plan.newer, plan.new, plan.replaced) == (1, [], [])
+    assert cipher.pair_of(await _stored(store, a_record())) == later
+
+
+async def test_other_tokens_are_replaced_only_where_that_is_asked_for(store: Store, cipher: Cipher) -> None:
+    """Without it the whole import is refused; with it, pair and row count up, and the history tells."""
+    await _bring(store, cipher, a_record())
+    before = await _stored(store, a_record())
+    other = a_record(refresh_token="other", issued_at=START + timedelta(seconds=1))
+    plan = await _plan(store, cipher, a_record(2), other)
+    why = f"{other.id} is here already, with other tokens: --replace replaces them"
+    assert plan.problems == [Problem(place="line 2", why=why)]
+    await _bring(store, cipher, a_record(2), other, rules=REPLACE)
+    after = await _stored(store, other)
+    assert cipher.pair_of(after) == other.pair
+    assert (after.pair_version, after.row_version) == (before.pair_version + 1, before.row_version + 1)
+    assert (await store.events(connection_id=other.id, limit=1))[0].details["replaced"] is True
+
+
+async def test_a_pair_that_no_key_opens_is_another_one(store: Store, cipher: Cipher) -> None:
+    """It can be replaced, and is not without being asked."""
+    await _bring(store, Cipher([new_key()]), a_record())
+    assert len((await _plan(store, cipher, a_record())).problems) == 1
+    await _bring(store, cipher, a_record(), rules=REPLACE)
+    assert cipher.pair_of(await _stored(store, a_record())) == a_record().pair
+
+
+async def test_who_has_disconnected_comes_back_only_where_that_is_asked_for(store: Store, cipher: Cipher) -> None:
+    """A person's word is not undone by the way."""
+    await _bring(store, cipher, a_record())
+    await store.disconnect(await _stored(store, a_record()), at=START)
+    [problem] = (await _plan(store, cipher, a_record())).problems
+    assert problem.why == f"{a_record().id} was disconnected here: --replace connects it again"
+    await _bring(store, cipher, a_record(), rules=REPLACE)
+    assert (await _stored(store, a_record())).status is Status.ACTIVE
+
+
+# --- races ---------------------------------------------------------------------------------------
+
+
+async def _overtaken(store: Store, cipher: Cipher, change: Any) -> Connection:
+    """Change a connection between the plan to replace it and the writing, which then leaves it alone."""
+    await _bring(store, cipher, a_record(), a_record(2))
+    newer = [a_record(number, refresh_token=f"n{number}", issued_at=START + DAY / 4) for number in (1, 2)]
+    plan = await _plan(store, cipher, *newer, rules=REPLACE)
+    await change(await _stored(store, a_record()))
+    changed = await _stored(store, a_record())
+    assert await written(plan, store, cipher) == [a_record().id]
+    assert await _stored(store, a_record()) == changed
+    assert cipher.pair_of(await _stored(store, newer[1])) == newer[1].pair
+    assert len(await store.events(connection_id=a_record().id, limit=9)) == 1
+    return changed
+
+
+async def test_a_pair_that_was_refreshed_since_the_plan_is_not_replaced(store: Store, cipher: Cipher) -> None:
+    """The bytes that were read are no longer there: it is left, and the others are written."""
+
+    async def refresh(connection: Connection) -> None:
+        await store.save_refreshed(a_refreshed(connection))
+
+    assert (await _overtaken(store, cipher, refresh)).pair_version == 2
+
+
+async def test_a_pair_that_is_being_refreshed_is_not_replaced(store: Store, cipher: Cipher) -> None:
+    """The attempt that is under way keeps its claim and stores what it brings."""
+
+    async def claim(connection: Connection) -> None:
+        await store.claim(a_claim(connection))
+
+    claimed = await _overtaken(store, cipher, claim)
+    assert claimed.attempt is not None
+    assert await store.save_refreshed(a_refreshed(claimed)) is not None
+
+
+async def test_one_that_disconnected_since_the_plan_stays_disconnected(store: Store, cipher: Cipher) -> None:
+    """A person was faster."""
+
+    async def disconnect(connection: Connection) -> None:
+        await store.disconnect(connection, at=START)
+
+    assert (await _overtaken(store, cipher, disconnect)).sealed_pair is None
+
+
+async def test_one_that_connected_since_the_plan_keeps_its_own_tokens(store: Store, cipher: Cipher) -> None:
+    """What was not there when the plan was made is not written over."""
+    plan = await _plan(store, cipher, a_record())
+    granted = await save(store, a_connection(id=a_record().id))
+    assert await written(plan, store, cipher) == [a_record().id]
+    assert await now(store, granted) == granted
+
+
+async def test_an_import_that_was_broken_off_goes_on(store: Store, cipher: Cipher) -> None:
+    """What was written is skipped, also where it has been refreshed since; the rest is written."""
+    records = [a_record(number) for number in range(1, BATCH + 3)]
+    plan = await _plan(store, cipher, *records)
+    plan.new = plan.new[:BATCH]  # the process ended after its first batch
+    await written(plan, store, cipher)
+    await store.save_refreshed(a_refreshed(await _stored(store, records[0])))
+    plan = await _bring(store, cipher, *records)
+    assert (plan.same, plan.newer, len(plan.new)) == (BATCH - 1, 1, 2)
+    assert await store.count() == len(records)
+    assert (await _stored(store, records[-1])).client_id == CLIENT
