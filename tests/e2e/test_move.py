@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import signal
-from contextlib import asynccontextmanager
+import sqlite3
+import sys
+from contextlib import asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING
 
 from amo_callback.cipher import new_key
+from amo_callback.transfer.bring import BATCH
 from tests.e2e.process import command
-from tests.e2e.stage import staged
+from tests.e2e.stage import DATABASE, eventually, staged
+from tests.transfer.goods import a_record, sealed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -87,3 +92,34 @@ async def test_a_move_under_load_loses_nothing(
     record_property("refreshes after", len(new.ledger.refreshes()) - spent)
     record_property("double spends", new.ledger.doubles())
     assert new.ledger.doubles() == 0
+
+
+async def test_an_import_that_was_killed_goes_on_where_it_was(tmp_path: Path, encryption_key: str) -> None:
+    """What it had committed stays, each whole; run again, it brings the rest, and nothing twice."""
+    records = [a_record(number, client_id="the-client") for number in range(10 * BATCH)]
+    (tmp_path / "all.export").write_bytes(sealed(records, key=encryption_key).read())
+    environ = {
+        "AMO_CALLBACK_AMO__CLIENT_ID": "the-client",
+        "AMO_CALLBACK_AMO__CLIENT_SECRET": "a client secret",
+        "AMO_CALLBACK_AMO__REDIRECT_URI": "https://app.example/api/amo-crm/callback",
+        "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": encryption_key,
+    }
+    importing = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "amo_callback.cli.main", "connections", "import", "all.export", "--yes",
+        cwd=tmp_path, env={**os.environ, **environ}, stdout=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    await eventually(lambda: _count(tmp_path) > 0)
+    importing.kill()
+    await importing.wait()
+    killed_at = _count(tmp_path)
+    assert (killed_at % BATCH, killed_at < 10 * BATCH) == (0, True)
+    status, out, err = await command("connections", "import", "all.export", "--yes", folder=tmp_path, environ=environ)
+    assert (status, err) == (0, "")
+    assert f"{10 * BATCH - killed_at:>9,}  new" in out
+    assert _count(tmp_path) == _count(tmp_path, "events") == 10 * BATCH
+
+
+def _count(folder: Path, table: str = "connections") -> int:
+    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(folder / DATABASE)) as database:
+        return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 -- because it is ours
+    return 0
