@@ -21,7 +21,7 @@ from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import CommandFailed
 from amo_callback.machine import machine_mark
 from amo_callback.model import RefreshRules
-from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
+from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan, until_settled
 from amo_callback.transfer.export import export, freeze, until_quiet
 from amo_callback.transfer.files import new_file
 from amo_callback.transfer.plain import Told, read_plain
@@ -246,18 +246,20 @@ def _refuse(problems: Sequence[Problem]) -> None:
 
 
 def _tell_plan(plan: Plan, *, plain: bool) -> None:
+    coming = [*plan.new, *(record for record, _ in plan.replaced)]
     lines = {
         "new": len(plan.new),
         "replaced": len(plan.replaced),
         "here already, skipped": plan.same,
         "here already with later tokens, kept": plan.newer,
         "with an owner: owners are bound when the user connects in the app": plan.owned,
-        "without a refresh token: they end with their access token": sum(not one.refresh_token for one in plan.new),
+        "without a refresh token: they end with their access token": sum(not one.refresh_token for one in coming),
+        "frozen by themselves: they stay so until thawed": sum(one.frozen for one in coming),
     }
     for what, number in lines.items():
         if number or what == "new":
             _say(f"{number:>9,}  {what}")
-    if plain and (plan.new or plan.replaced):
+    if plain and coming:
         _say("The system that they come from must not refresh them any more: what two systems refresh is lost to both.")
 
 
@@ -269,6 +271,8 @@ def _agreed() -> bool:
 
 async def _carry_out(plan: Plan, local: Local, *, source: str) -> int:
     total = len(plan.new) + len(plan.replaced)
+    leases = Leases(length=local.place.settings.refresh.lease, store=local.store, clock=local.clock)
+    await until_settled(plan, leases=leases, clock=local.clock, tell=_waiting())
     with _progress("imported", local.clock, total=total) as advance:
         left = await carry_out(
             plan,

@@ -51,6 +51,8 @@ def _row(brought: Brought) -> dict[str, object]:
         **values_of(brought.connection),
         "over_pair": over and over.sealed_pair,
         "over_version": over and over.pair_version,
+        "over_attempt": over and over.attempt,
+        "over_lease_until": over and over.lease_until,
     }
 
 

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from amo_callback.cipher import Cipher
+    from amo_callback.custody.leases import Leases
     from amo_callback.model import RefreshRules, TokenPair
-    from amo_callback.ports import Store
+    from amo_callback.ports import Clock, Store
     from amo_callback.transfer.record import Record
 
 T = TypeVar("T")
 
+_LOOK_AGAIN = 1.0
+"""Seconds."""
 BATCH = 500
 """Connections that are looked up, or written, in one transaction."""
 
@@ -135,6 +138,16 @@ def _why_not(stored: Connection) -> str:
 
 
 # --- writing -------------------------------------------------------------------------------------
+
+
+async def until_settled(plan: Plan, *, leases: Leases, clock: Clock, tell: Callable[[float], None]) -> None:
+    """Wait until nobody can be at work on what is replaced: a lease's length, where an attempt is open.
+
+    A host that was frozen keeps the attempts of processes that died before. `tell` hears how many seconds are left.
+    """
+    while left := max((leases.left(stored) for _, stored in plan.replaced), default=0.0):
+        tell(left)
+        await clock.sleep(min(left, _LOOK_AGAIN))
 
 
 async def carry_out(

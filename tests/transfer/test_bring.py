@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.cipher import Cipher, new_key
+from amo_callback.custody.leases import Leases
 from amo_callback.model import Reason, Status, TokenPair, fingerprint
-from amo_callback.transfer.bring import BATCH, make_plan
+from amo_callback.transfer.bring import BATCH, make_plan, until_settled
 from amo_callback.transfer.record import Problem
-from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, save
+from tests.builders import DAY, a_claim, a_connection, a_refreshed, an_extension, now, save
 from tests.fakes import START
 from tests.transfer.goods import CLIENT, REPLACE, RULES, a_record, arrivals, written
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from amo_callback.ports import Store
     from amo_callback.transfer.bring import Plan, Rules
     from amo_callback.transfer.record import Record
+    from tests.fakes import FakeClock
 
 
 async def _plan(store: Store, cipher: Cipher, *records: Record, rules: Rules = RULES) -> Plan:
@@ -202,6 +205,40 @@ async def test_a_pair_that_is_being_refreshed_is_not_replaced(store: Store, ciph
     claimed = await _overtaken(store, cipher, claim)
     assert claimed.attempt is not None
     assert await store.save_refreshed(a_refreshed(claimed)) is not None
+
+
+async def test_an_attempt_of_a_dead_process_is_replaced_after_its_lease(
+    store: Store, cipher: Cipher, clock: FakeClock
+) -> None:
+    """A host that was frozen, and is moved back to, keeps such attempts: nobody else would ever end them."""
+    await _bring(store, cipher, a_record())
+    claimed = await store.claim(a_claim(await _stored(store, a_record())))
+    assert claimed is not None
+    back = a_record(refresh_token="back", issued_at=START + DAY)
+    plan = await _plan(store, cipher, back, rules=REPLACE)
+    told: list[float] = []
+    leases = Leases(length=2.5, store=store, clock=clock)
+    waiting = asyncio.create_task(until_settled(plan, leases=leases, clock=clock, tell=told.append))
+    for left in (2.5, 1.5, 0.5):
+        await clock.until_sleeping(min(left, 1))
+        clock.advance(min(left, 1))
+    await waiting
+    assert told == [2.5, 1.5, 0.5]
+    assert await written(plan, store, cipher) == []
+    after = await _stored(store, back)
+    assert (cipher.pair_of(after), after.attempt, after.spending) == (back.pair, None, None)
+    assert await store.save_refreshed(a_refreshed(claimed)) is None
+
+
+async def test_an_attempt_that_went_on_since_the_plan_keeps_its_claim(store: Store, cipher: Cipher) -> None:
+    """It was extended, so its process lives."""
+    await _bring(store, cipher, a_record())
+    claimed = await store.claim(a_claim(await _stored(store, a_record())))
+    assert claimed is not None
+    plan = await _plan(store, cipher, a_record(refresh_token="back", issued_at=START + DAY), rules=REPLACE)
+    assert await store.extend(an_extension(claimed))
+    assert await written(plan, store, cipher) == [a_record().id]
+    assert (await _stored(store, a_record())).attempt == claimed.attempt
 
 
 async def test_one_that_disconnected_since_the_plan_stays_disconnected(store: Store, cipher: Cipher) -> None:

@@ -140,28 +140,41 @@ def _header(**more: Any) -> bytes:
 COST = {"salt": "YSBzYWx0IG9mIDE2IGIuLg==", "n": 2**14, "r": 8, "p": 1}
 
 
+BAD_COSTS: list[dict[str, Any]] = [
+    {"n": 2**40}, {"n": 2**19}, {"n": 0}, {"n": -1}, {"n": "16384"}, {"n": 1e9}, {"r": 2**30}, {"r": 9}, {"p": 2**30},
+    {"p": 5}, {"salt": "!" * 32}, {"salt": "short"}, {"salt": "A" * 10**6},
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "header",
     [
         _header(version=2),
-        _header(sealed_with={}),
         _header(sealed_with={"key": "x" * 1000}),
+        _header(sealed_with={"passphrase": COST, "more": 1}),
         _header(more=1),
-        *(
-            _header(sealed_with={"passphrase": COST | cost})
-            for cost in (
-                {"n": 2**40}, {"n": 2**19}, {"n": 0}, {"n": -1}, {"n": 3 * 2**10}, {"n": "16384"}, {"n": 1e9},
-                {"r": 2**30}, {"r": 9}, {"p": 2**30}, {"p": 5}, {"salt": "!" * 32}, {"salt": "short"},
-                {"salt": "A" * 10**6}, {"salt": "A" * 17},
-            )
-        ),
+        *(_header(sealed_with={"passphrase": COST | cost}) for cost in BAD_COSTS),
     ],
-)  # fmt: skip
+)
 def test_a_hostile_header_eats_nothing(header: bytes) -> None:
-    """Costs of scrypt out of bounds, unknown versions and fields are refused before anything is derived."""
-    with pytest.raises(CommandFailed) as raised:
-        open_lock(header, keys=[KEY], passphrase=lambda: "passphrase")
+    """Costs of scrypt out of bounds, unknown versions and fields are refused before a passphrase is asked for."""
+    with pytest.raises(CommandFailed, match="is no header of an export that this version reads") as raised:
+        open_lock(header, keys=[KEY], passphrase=_never)
     assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("cost", [{"n": 3 * 2**10}, {"salt": "A" * 17}])
+def test_a_cost_within_bounds_that_is_none_is_refused(cost: dict[str, Any]) -> None:
+    """Scrypt itself tells."""
+    header = _header(sealed_with={"passphrase": COST | cost})
+    with pytest.raises(CommandFailed, match="its numbers are none that scrypt takes"):
+        open_lock(header, keys=[KEY], passphrase=lambda: PASSPHRASE)
+
+
+def test_a_header_that_names_no_lock_opens_nothing() -> None:
+    """Whoever made it."""
+    with pytest.raises(CommandFailed, match="which is none of storage"):
+        open_lock(_header(sealed_with={}), keys=[KEY], passphrase=_never)
 
 
 def test_an_export_is_told_from_plain_json_by_its_first_line() -> None:

@@ -328,8 +328,8 @@ SELECT count(*) AS number FROM connections WHERE status <> 'disconnected';
 SELECT * FROM connections WHERE id IN (SELECT value FROM json_each(:ids));
 
 -- name: bring
--- A connection from elsewhere. It replaces only the very pair that was read, and that nobody is about to replace:
--- to whoever is refreshing it, its attempt must not be taken away.
+-- A connection from elsewhere. It replaces only the very pair that was read, and takes no attempt away from whoever is
+-- at it: one that was open then, and is as it was, is of a process that died, for its lease has been waited for.
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, reason, sealed_pair, access_issued_at,
     access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, doubtful, look_up_at,
@@ -346,8 +346,9 @@ ON CONFLICT (id) DO UPDATE SET
     access_expires_at = excluded.access_expires_at, refresh_expires_at = excluded.refresh_expires_at,
     refreshed_at = excluded.refreshed_at, next_refresh_at = excluded.next_refresh_at,
     connected_at = excluded.connected_at, grant_iat = excluded.grant_iat, doubtful = excluded.doubtful,
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL,
     look_up_at = excluded.look_up_at, died_at = NULL, hook_at = NULL, warned_days = NULL,
     frozen_at = COALESCE(connections.frozen_at, excluded.frozen_at),
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
 WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :over_pair
-    AND connections.attempt IS NULL;
+    AND connections.attempt IS :over_attempt AND connections.lease_until IS :over_lease_until;

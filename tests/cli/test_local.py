@@ -1,0 +1,42 @@
+"""The command as root: files that it leaves belong to whoever runs the service."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.cli.local import acting_as_owner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOBODY = 65534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")
+@pytest.mark.parametrize("exists", [True, False])
+def test_root_acts_as_the_owner_of_the_database_for_a_while(tmp_path: Path, *, exists: bool) -> None:
+    """Or, before there is one, as the owner of its folder; afterwards it is root again, whatever happened."""
+    database = tmp_path / "amo-callback.db"
+    if exists:
+        database.touch()
+    os.chown(database if exists else tmp_path, NOBODY, NOBODY)
+    before = (os.geteuid(), os.getegid(), os.getgroups())
+    with pytest.raises(KeyboardInterrupt):
+        _be_interrupted_as_nobody(database)
+    assert (os.geteuid(), os.getegid(), os.getgroups()) == before
+
+
+def _be_interrupted_as_nobody(database: Path) -> None:
+    with acting_as_owner(database):
+        assert (os.geteuid(), os.getegid(), os.getgroups()) == (NOBODY, NOBODY, [])
+        raise KeyboardInterrupt
+
+
+def test_whoever_owns_the_database_already_stays_who_he_is(tmp_path: Path) -> None:
+    """Nothing is to be given up."""
+    before = (os.geteuid(), os.getegid(), os.getgroups())
+    with acting_as_owner(tmp_path / "amo-callback.db"):
+        assert (os.geteuid(), os.getegid(), os.getgroups()) == before
