@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sqlite3
 import stat
+import sys
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.model import Filter
 from amo_callback.store import open_store
 from amo_callback.transfer.bring import make_plan
-from tests.e2e.process import command
+from tests.e2e.process import PATIENCE, command
 from tests.transfer.goods import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
 
 if TYPE_CHECKING:
@@ -36,15 +39,18 @@ class Host:
     folder: Path
     key: str = field(repr=False)
 
-    async def run(self, *arguments: str, **more: str) -> tuple[int, str, str]:
-        """Run a command of `connections`."""
-        environ = {
+    def environ(self) -> dict[str, str]:
+        """Return the service's configuration."""
+        return {
             "AMO_CALLBACK_AMO__CLIENT_ID": CLIENT,
             "AMO_CALLBACK_AMO__CLIENT_SECRET": "a client secret",
             "AMO_CALLBACK_AMO__REDIRECT_URI": "https://app.example/api/amo-crm/callback",
             "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": self.key,
-            **{f"AMO_CALLBACK_{name}": value for name, value in more.items()},
         }
+
+    async def run(self, *arguments: str, **more: str) -> tuple[int, str, str]:
+        """Run a command of `connections`."""
+        environ = self.environ() | {f"AMO_CALLBACK_{name}": value for name, value in more.items()}
         return await command("connections", *arguments, folder=self.folder, environ=environ)
 
     def file(self, name: str, content: str | bytes) -> str:
@@ -286,3 +292,45 @@ async def test_no_secret_is_in_anything_that_is_said(here: Host, there: Host, tm
     }  # fmt: skip
     assert [secret for secret in secrets if secret in everything] == []
     assert "Traceback" not in everything
+
+
+# --- at a terminal -------------------------------------------------------------------------------
+
+
+async def _typed(host: Host, *arguments: str, lines: Sequence[str]) -> tuple[int, str]:
+    """Run a command at a terminal of its own, and type these lines; return its status and what it showed."""
+    terminal, side = os.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "amo_callback.cli.main", "connections", *arguments,
+            cwd=host.folder, env={**os.environ, **host.environ()}, start_new_session=True,
+            stdin=side, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        assert process.stdout is not None
+        shown = ""
+        for line in lines:
+            while not shown.endswith((": ", "] ")):
+                shown += (await asyncio.wait_for(process.stdout.read(1), PATIENCE)).decode()
+            os.write(terminal, f"{line}\n".encode())
+            shown += "\n"
+        rest = await asyncio.wait_for(process.stdout.read(), PATIENCE)
+        return await process.wait(), shown + rest.decode()
+    finally:
+        os.close(terminal)
+        os.close(side)
+
+
+async def test_a_person_is_asked_for_the_passphrase_and_before_anything_is_written(here: Host, there: Host) -> None:
+    """Twice for a new one; and a word that is not yes changes nothing."""
+    await here.fill(a_record())
+    export = str(here.folder / "all.export")
+    status, shown = await _typed(here, "export", export, lines=[PASSPHRASE, "something else"])
+    assert (status, "the two passphrases are not the same" in shown, here.is_frozen()) == (1, True, False)
+    status, shown = await _typed(here, "export", export, lines=[PASSPHRASE, PASSPHRASE])
+    assert (status, "1 connections, sealed" in shown) == (0, True)
+    status, shown = await _typed(there, "import", export, lines=[PASSPHRASE, "nonsense"])
+    assert (status, "Nothing was changed." in shown, there.rows()) == (1, True, [])
+    status, shown = await _typed(there, "import", export, lines=[PASSPHRASE, "y"])
+    assert (status, "Imported 1 connections." in shown) == (0, True)
+    assert await there.tokens() == _tokens_of([a_record()])
+    assert PASSPHRASE not in shown
