@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import random
 import secrets
@@ -14,6 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 from amo_callback.amo.claims import account_of, read_claims
 from amo_callback.cli.local import acting_as_owner, add_config, find_place, open_local
+from amo_callback.cli.passphrase import known_passphrase, new_lock
 from amo_callback.cli.progress import Progress
 from amo_callback.cli.serve import run_loop
 from amo_callback.custody.leases import Leases
@@ -27,11 +27,8 @@ from amo_callback.transfer.files import new_file
 from amo_callback.transfer.plain import Told, read_plain
 from amo_callback.transfer.sealed import (
     MAX_LINE,
-    Lock,
     SealedWriter,
     is_sealed,
-    lock_with_key,
-    lock_with_passphrase,
     open_lock,
     read_sealed,
 )
@@ -46,11 +43,11 @@ if TYPE_CHECKING:
     from amo_callback.ports import Clock
     from amo_callback.transfer.export import Exported
     from amo_callback.transfer.record import Arrival, Problem
+    from amo_callback.transfer.sealed import Lock
 
 _MAX_SEALED = 1024**3
 _MAX_PLAIN = 256 * 1024**2
 """Bytes of a file: some four hundred thousand connections, some hundred thousand of another system's."""
-_MIN_PASSPHRASE = 12
 _WHY = "exported to another host: what lives there must not be spent here"
 
 
@@ -81,7 +78,7 @@ def add_to(connections: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _run_export(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     place = find_place(options, environ)
     with new_file(options.file) as file:
-        lock = _lock(options)
+        lock = new_lock(passphrase_file=options.passphrase_file, key_file=options.to_key_file)
         with acting_as_owner(place.database):
             exported = run_loop(_export(place, file, lock))
     _say(f"{options.file}: {exported.count:,} connections, sealed. From now on nothing of this database is spent.")
@@ -128,40 +125,6 @@ def _waiting() -> Callable[[float], None]:
     return tell
 
 
-def _lock(options: argparse.Namespace) -> Lock:
-    if options.to_key_file is not None:
-        keys = _text(options.to_key_file).split()
-        try:
-            return lock_with_key(keys[0])
-        except (IndexError, ValueError):
-            raise CommandFailed(f"{options.to_key_file}: holds no key as amo-callback keygen makes them") from None
-    return lock_with_passphrase(_new_passphrase(options.passphrase_file), salt=secrets.token_bytes(16))
-
-
-def _new_passphrase(file: Path | None) -> str:
-    passphrase = _passphrase(file)
-    if len(passphrase) < _MIN_PASSPHRASE:
-        raise CommandFailed(f"the passphrase must have {_MIN_PASSPHRASE} characters or more")
-    if file is None and getpass.getpass("The same again: ") != passphrase:
-        raise CommandFailed("the two passphrases are not the same")
-    return passphrase
-
-
-def _passphrase(file: Path | None) -> str:
-    if file is not None:
-        return _text(file).split("\n", 1)[0].rstrip("\r")
-    if not sys.stdin.isatty():
-        raise CommandFailed("there is no terminal to ask for the passphrase: name a --passphrase-file")
-    return getpass.getpass("Passphrase: ")
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise CommandFailed(f"{file}: cannot be read as text") from None
-
-
 # --- import --------------------------------------------------------------------------------------
 
 
@@ -173,7 +136,7 @@ def _run_import(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         cipher = None
         if is_sealed(first_line):
             keys = place.settings.storage.encryption_keys.get_secret_value().split()
-            cipher = open_lock(first_line, keys=keys, passphrase=lambda: _passphrase(options.passphrase_file))
+            cipher = open_lock(first_line, keys=keys, passphrase=lambda: known_passphrase(options.passphrase_file))
         _check_size(file, _MAX_PLAIN if cipher is None else _MAX_SEALED)
         with acting_as_owner(place.database):
             return run_loop(_import(place, file, cipher, options))

@@ -1,0 +1,51 @@
+"""What an export is sealed with: a passphrase, typed or from a file, or another host's key."""
+
+from __future__ import annotations
+
+import getpass
+import secrets
+import sys
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import CommandFailed
+from amo_callback.transfer.sealed import Lock, lock_with_key, lock_with_passphrase
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MIN_PASSPHRASE = 12
+
+
+def new_lock(*, passphrase_file: Path | None, key_file: Path | None) -> Lock:
+    """Return what to seal with: the key, the passphrase of a file, or one that is asked for; raises `CommandFailed`."""
+    if key_file is None:
+        return lock_with_passphrase(_new_passphrase(passphrase_file), salt=secrets.token_bytes(16))
+    try:
+        return lock_with_key(_text(key_file).split()[0])
+    except (IndexError, ValueError):
+        raise CommandFailed(f"{key_file}: holds no key as amo-callback keygen makes them") from None
+
+
+def known_passphrase(file: Path | None) -> str:
+    """Return the passphrase of a file, or one that is asked for; raises `CommandFailed`."""
+    if file is not None:
+        return _text(file).split("\n", 1)[0].rstrip("\r")
+    if not sys.stdin.isatty():
+        raise CommandFailed("there is no terminal to ask for the passphrase: name a --passphrase-file")
+    return getpass.getpass("Passphrase: ")
+
+
+def _new_passphrase(file: Path | None) -> str:
+    passphrase = known_passphrase(file)
+    if len(passphrase) < _MIN_PASSPHRASE:
+        raise CommandFailed(f"the passphrase must have {_MIN_PASSPHRASE} characters or more")
+    if file is None and getpass.getpass("The same again: ") != passphrase:
+        raise CommandFailed("the two passphrases are not the same")
+    return passphrase
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise CommandFailed(f"{file}: cannot be read as text") from None
