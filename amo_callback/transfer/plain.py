@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import io
 import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,9 +58,6 @@ def read_plain(
 ) -> Iterator[Arrival | Problem]:
     """Read a file's connections; where a token does not tell for which client it is, it is `client_id`'s."""
     for place, value in _entries(content):
-        if isinstance(value, Problem):
-            yield value
-            continue
         try:
             entry = _ENTRY.validate_json(value)
             record = _record(entry, tell(entry.access_token), client_id=client_id, now=now)
@@ -78,11 +76,11 @@ class _Refused(Exception):
 # --- from bytes to entries -----------------------------------------------------------------------
 
 
-def _entries(content: bytes) -> Iterator[tuple[str, bytes | Problem]]:
-    content = content.removeprefix(codecs.BOM_UTF8).rstrip()
-    lines = content.splitlines()
-    if len(lines) > 1 and _is_object(lines[0]):
-        for number, line in enumerate(lines, start=1):
+def _entries(content: bytes) -> Iterator[tuple[str, bytes]]:
+    content = content.removeprefix(codecs.BOM_UTF8)
+    second = content.find(b"\n") + 1
+    if _is_object(content[:second]) and content.find(b"{", second) > 0:
+        for number, line in enumerate(io.BytesIO(content), start=1):
             if line.strip():
                 yield f"line {number}", line
         return
