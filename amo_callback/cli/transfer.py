@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
 import stat
 import sys
 from datetime import UTC, datetime
@@ -77,6 +78,7 @@ def add_to(connections: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _run_export(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     place = find_place(options, environ)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing half-written stays behind
     with new_file(options.file) as file:
         lock = new_lock(passphrase_file=options.passphrase_file, key_file=options.to_key_file)
         with acting_as_owner(place.database):

@@ -20,8 +20,8 @@ class Transfers(Writer):
 
     async def count(self) -> int:
         """Count the connections that are not disconnected."""
-        [row] = await self._database.read("count")
-        return int(row["number"])
+        [[number]] = await self._database.read("count_connections")
+        return int(number)
 
     async def connections_by_id(self, ids: Sequence[str]) -> Sequence[Connection]:
         """Return those of these connections that there are."""

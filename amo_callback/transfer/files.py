@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from contextlib import contextmanager
@@ -16,30 +17,24 @@ if TYPE_CHECKING:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write beside its place, and put it there at the end; raises `CommandFailed` where something is there already."""
-    _must_be_free(path)
+    """Write beside its place, and put it there at the end; raises `CommandFailed`, also where something is there."""
     try:
+        if os.path.lexists(path):  # before anything is done for it
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent)
+        unfinished = Path(beside)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # so that nobody's file is replaced
+            unfinished.replace(path)
+            _sync(path.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise CommandFailed(f"{path}: cannot be written: {error.strerror}") from None
-    unfinished = Path(beside)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _must_be_free(path)
-        unfinished.rename(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise CommandFailed(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _must_be_free(path: Path) -> None:
-    if os.path.lexists(path):
-        raise CommandFailed(f"{path}: exists; nothing is written over it")
 
 
 def _sync(folder: Path) -> None:

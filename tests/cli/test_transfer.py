@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sqlite3
 import stat
 import sys
@@ -147,7 +148,7 @@ async def test_what_cannot_be_exported_says_why_and_leaves_no_file(here: Host) -
     here.file("short", "short\n")
     here.file("junk", "this-is-no-key-but-some-other-secret")
     told = {
-        "exists; nothing is written over it": ["there.export", "--passphrase-file", "passphrase"],
+        "cannot be written: File exists": ["there.export", "--passphrase-file", "passphrase"],
         "the passphrase must have 12 characters or more": ["x.export", "--passphrase-file", "short"],
         "junk: holds no key as amo-callback keygen makes them": ["x.export", "--to-key-file", "junk"],
         "nowhere: cannot be read as text": ["x.export", "--to-key-file", "nowhere"],
@@ -168,6 +169,35 @@ async def test_what_cannot_be_exported_says_why_and_leaves_no_file(here: Host) -
     assert here.is_frozen()
     assert not list(here.folder.glob("*x.export*"))
     assert (here.folder / "there.export").read_text() == "what was there"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_an_export_that_is_stopped_leaves_nothing_half_written(here: Host, number: int) -> None:
+    """The source stays frozen, and says so; run again, it begins anew."""
+    await here.fill(a_record())
+    with closing(sqlite3.connect(here.folder / "amo-callback.db")) as database, database:
+        database.execute("UPDATE connections SET attempt = 'of a dead process', spending = 'a token'")
+    here.file("key", new_key())
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "amo_callback.cli.main", "connections", "export", "x.export", "--to-key-file", "key",
+        cwd=here.folder, env={**os.environ, **here.environ()},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    waiting = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+    assert waiting == b"Waiting for refreshes that are under way, 60 s at most.\n"
+    process.send_signal(number)
+    _, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert (process.returncode, b"it stays frozen" in err, b"Traceback" in err) == (130, True, False)
+    assert {file.name for file in here.folder.iterdir()} <= {
+        "key",
+        *(f"amo-callback.db{end}" for end in ("", "-wal", "-shm")),
+    }
+    assert here.is_frozen()
+    environ = {"REFRESH__LEASE": "1.5", "AMO__TIMEOUT": "1"}
+    status, out, err_again = await here.run("export", "x.export", "--to-key-file", "key", **environ)
+    assert (status, err_again) == (0, "")
+    assert "1 connections, sealed" in out
 
 
 async def test_without_a_database_there_is_nothing_to_export(here: Host) -> None:

@@ -48,9 +48,9 @@ def test_a_file_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
     """Also one that came meanwhile, and a link that leads nowhere."""
     path, link = tmp_path / "x.export", tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(CommandFailed, match="exists; nothing is written over it"):
+    with pytest.raises(CommandFailed, match="cannot be written: File exists"):
         _write(link, then=lambda: None)
-    with pytest.raises(CommandFailed, match="exists; nothing is written over it"):
+    with pytest.raises(CommandFailed, match="cannot be written: File exists"):
         _write(path, then=lambda: path.write_bytes(b"old"))
     assert path.read_bytes() == b"old"
     assert {each.name for each in tmp_path.iterdir()} == {"link", "x.export"}

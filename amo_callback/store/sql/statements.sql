@@ -321,9 +321,6 @@ SELECT * FROM outbox ORDER BY at LIMIT :limit;
 -- name: prune_notices
 DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE at < :before ORDER BY at LIMIT :limit);
 
--- name: count
-SELECT count(*) AS number FROM connections WHERE status <> 'disconnected';
-
 -- name: connections_by_id
 SELECT * FROM connections WHERE id IN (SELECT value FROM json_each(:ids));
 
