@@ -14,7 +14,7 @@ FLOORS = [
     {"model", "event"},
     {"grant"},
     {"ports", "identity", "hosts"},
-    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine"},
+    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk"},
     {"config_load", "custody", "amo", "store", "observe"},
     {"exchange", "transfer"},
     {"connect"},

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable, Mapping
 
-from amo_callback.cli.door import Operations
+    from amo_callback.cli.door import Operations
 
 _COLUMNS = ("id", "account_id", "domain", "status", "reason", "access_expires_at", "refresh_expires_at", "frozen")
 _LEFT_OUT = {"domain", "token", "next_token", "reason", "error"}

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amo_callback.disk import sync
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Rescue:
     def remove(self, name: str) -> None:
         """Remove a file: what it holds is in the store."""
         (self._folder / name).unlink(missing_ok=True)
-        self._sync()
+        sync(self._folder)
 
     def read(self) -> Mapping[str, bytes | None]:
         """Return what each file holds; `None` of one that cannot be read."""
@@ -103,7 +104,7 @@ class Rescue:
 
     def _write(self, name: str, content: bytes) -> None:
         self._begin(name, content).replace(self._folder / name)
-        self._sync()
+        sync(self._folder)
 
     def _begin(self, name: str, content: bytes) -> Path:
         """Write a file of its own, readable by its owner alone, that nobody reads yet."""
@@ -119,10 +120,3 @@ class Rescue:
         finally:
             os.close(descriptor)
         return Path(path)
-
-    def _sync(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

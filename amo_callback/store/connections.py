@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.event import Event, happened
 from amo_callback.model import Filter, Fleet, Status
 from amo_callback.store import rows
-from amo_callback.store.writer import Writer, every, first
+from amo_callback.store.writer import Writer, every, first, json_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,21 +42,21 @@ class Connections(Writer):
 
     async def due(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[Connection]:
         """Return connections whose refresh is due, those with an open attempt too, oldest expiry first."""
-        found = await self._database.read("due", now=now, limit=limit, apart_from=_list(apart_from))
+        found = await self._database.read("due", now=now, limit=limit, apart_from=json_list(apart_from))
         return every(found, rows.connection)
 
     async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
         """Return when the next refresh comes due that nobody is at."""
-        found = await self._database.read("next_due", now=now, apart_from=_list(apart_from))
+        found = await self._database.read("next_due", now=now, apart_from=json_list(apart_from))
         return rows.moment(found[0]["next_refresh_at"]) if found else None
 
     async def probe(self, *, apart_from: Sequence[str]) -> Connection | None:
         """Return an active connection, the one due first."""
-        return first(await self._database.read("probe", apart_from=_list(apart_from)), rows.connection)
+        return first(await self._database.read("probe", apart_from=json_list(apart_from)), rows.connection)
 
     async def look_ups(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[str]:
         """Return the ids of connections whose tokens are to be looked up."""
-        found = await self._database.read("look_ups", now=now, limit=limit, apart_from=_list(apart_from))
+        found = await self._database.read("look_ups", now=now, limit=limit, apart_from=json_list(apart_from))
         return [row["id"] for row in found]
 
     async def fleet(self, *, now: datetime, since: datetime) -> Fleet:
@@ -177,7 +176,3 @@ class Connections(Writer):
 def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- because any dataclass is taken
     """Return a value's fields: the statements name them alike."""
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
-def _list(names: Sequence[str]) -> str:
-    return json.dumps(list(names))

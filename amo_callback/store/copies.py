@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from amo_callback.disk import sync
 from amo_callback.errors import NotCopied
 from amo_callback.model import Freeze
 from amo_callback.store import rows
@@ -143,7 +144,7 @@ def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Itera
             source.backup(copy)  # in one step: a writer cannot have it begun anew for ever
             copy.execute("PRAGMA journal_mode = DELETE")  # one file
             _freeze(copy, now)
-        _sync(made)
+        sync(made)
         yield made
 
 
@@ -155,15 +156,7 @@ def _freeze(copy: sqlite3.Connection, now: datetime) -> None:
 
 def _publish(made: Path, target: Path) -> None:
     made.replace(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)
 
 
 def _check(snapshot: sqlite3.Connection, path: Path) -> None:

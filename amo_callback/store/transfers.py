@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from amo_callback.store import rows
 from amo_callback.store.connections import values_of
-from amo_callback.store.writer import Writer, every
+from amo_callback.store.writer import Writer, every, json_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +24,7 @@ class Transfers(Writer):
 
     async def connections_by_id(self, ids: Sequence[str]) -> Sequence[Connection]:
         """Return those of these connections that there are."""
-        found = await self._database.read("connections_by_id", ids=_list(ids))
+        found = await self._database.read("connections_by_id", ids=json_list(ids))
         return every(found, rows.connection)
 
     async def bring(self, brought: Sequence[Brought]) -> Sequence[str]:
@@ -34,7 +33,7 @@ class Transfers(Writer):
         async def unit() -> Sequence[str]:
             now = self._clock.now()
             await self._database.run_many("bring", [{**_row(one), "now": now} for one in brought])
-            found = await self._database.run("connections_by_id", ids=_list([one.connection.id for one in brought]))
+            found = await self._database.run("connections_by_id", ids=json_list([one.connection.id for one in brought]))
             stored = {row["id"]: row["sealed_pair"] for row in found}
             # No two sealings are the same: what is stored as it was given was written here.
             done = {one.connection.id for one in brought if stored[one.connection.id] == one.connection.sealed_pair}
@@ -54,7 +53,3 @@ def _row(brought: Brought) -> dict[str, object]:
         "over_attempt": over and over.attempt,
         "over_lease_until": over and over.lease_until,
     }
-
-
-def _list(ids: Sequence[str]) -> str:
-    return json.dumps(list(ids))

@@ -70,6 +70,11 @@ def _notice(event: Event, connection: Connection) -> str:
     return json.dumps({name: value for name, value in data.items() if value is not None})
 
 
+def json_list(names: Sequence[str]) -> str:
+    """Return names as the statements take many of them."""
+    return json.dumps(list(names))
+
+
 def first(found: Sequence[Row], read: Callable[[Mapping[str, Any]], T]) -> T | None:
     """Return the first row as a value."""
     return read(dict(found[0])) if found else None

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from amo_callback.disk import sync
 from amo_callback.errors import CommandFailed
 
 if TYPE_CHECKING:
@@ -30,16 +31,8 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
                 os.fsync(file.fileno())
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # so that nobody's file is replaced
             unfinished.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise CommandFailed(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
