@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
-    from amo_callback.event import Event
 
 _CONNECTIONS = uuid.UUID("8f0f5a36-5d0c-4f4e-9d0e-2f1c7f8b6a51")
 """The namespace of connection ids."""
@@ -212,16 +211,6 @@ class Filter:
     account_id: str | None = None
     status: Status | None = None
     domain: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Brought:
-    """A connection from elsewhere, as it goes into the store."""
-
-    connection: Connection
-    over: Connection | None
-    """What it replaces, as that was read; whatever else is stored by then stays."""
-    event: Event
 
 
 class Standing(StrEnum):

@@ -11,19 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime, timedelta
 
+    from amo_callback.brought import Brought
     from amo_callback.event import Event, Notice, Recorded
     from amo_callback.grant import Grant, GrantedPair
-    from amo_callback.model import (
-        Brought,
-        Claim,
-        Connection,
-        Extension,
-        Filter,
-        Fleet,
-        Freeze,
-        RefreshedPair,
-        Verdict,
-    )
+    from amo_callback.model import Claim, Connection, Extension, Filter, Fleet, Freeze, RefreshedPair, Verdict
 
 
 class Store(Protocol):

@@ -11,7 +11,8 @@ from amo_callback.store.writer import Writer, every, json_list
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.model import Brought, Connection
+    from amo_callback.brought import Brought
+    from amo_callback.model import Connection
 
 
 class Transfers(Writer):

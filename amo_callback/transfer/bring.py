@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
+from amo_callback.brought import Brought
 from amo_callback.event import Event, happened
 from amo_callback.hosts import check_host
-from amo_callback.model import Brought, Connection, Status, fingerprint, short
+from amo_callback.model import Connection, Status, fingerprint, short
 from amo_callback.schedule import refresh_due
 from amo_callback.transfer.record import Arrival, Problem
 

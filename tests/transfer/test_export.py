@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from amo_callback.brought import Brought
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.leases import Leases
 from amo_callback.errors import CommandFailed, Frozen
 from amo_callback.event import Event
 from amo_callback.grant import GrantedPair, GrantStatus
-from amo_callback.model import Brought, Reason, Status, TokenPair
+from amo_callback.model import Reason, Status, TokenPair
 from amo_callback.transfer.export import PAGE, Exported, export, freeze, until_quiet
 from amo_callback.transfer.record import Arrival, Record
 from amo_callback.transfer.sealed import SealedWriter, lock_with_key, read_sealed
