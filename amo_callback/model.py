@@ -154,6 +154,8 @@ class RefreshedPair:
     expires_at: datetime
     refresh_expires_at: datetime
     next_refresh_at: datetime
+    grant_iat: int | None = None
+    """Of which grant it is: in an old database that was put back, the versions are those of another one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,6 +204,8 @@ class Freeze:
 
     at: datetime
     why: str
+    elsewhere: bool = False
+    """Whether what is stored may live, and have been refreshed, elsewhere: it is a copy, or was moved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

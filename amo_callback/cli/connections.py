@@ -85,7 +85,7 @@ async def _show(operations: Operations, options: argparse.Namespace) -> str:
 
 
 async def _events(operations: Operations, options: argparse.Namespace) -> str:
-    found = await operations.events(options.selector, limit=max(options.limit, 1))
+    found = await operations.events(options.selector, limit=min(max(options.limit, 1), 10_000))
     return json.dumps(found) if options.json else _history(found)
 
 

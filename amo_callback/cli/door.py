@@ -17,12 +17,12 @@ from amo_callback.custody.freezer import Freezer
 from amo_callback.custody.rescue import Rescue
 from amo_callback.custody.selection import Selection
 from amo_callback.custody.unsaved import Unsaved
-from amo_callback.errors import CommandFailed
+from amo_callback.errors import CommandFailed, NotFound
 from amo_callback.identity import Scope, key_with
 from amo_callback.machine import machine_mark
 from amo_callback.model import Filter
 from amo_callback.web.private.connections import connection_shape
-from amo_callback.web.private.events import event_shape
+from amo_callback.web.private.events import event_shape, whose
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -58,10 +58,9 @@ async def open_operations(place: Place, *, scope: Scope) -> AsyncIterator[Operat
         address = place.settings.server.private
         connector = aiohttp.UnixConnector(address.removeprefix(_UNIX)) if address.startswith(_UNIX) else None
         base = "http://localhost" if connector else f"http://{address}"
-        headers = {"Authorization": f"Bearer {key}"}
-        async with aiohttp.ClientSession(base, connector=connector, headers=headers, timeout=_PATIENCE) as session:
+        async with aiohttp.ClientSession(base, connector=connector, timeout=_PATIENCE) as session:
             if await _somebody_listens(session):
-                yield _Door(session)
+                yield _Door(session, key)
                 return
     async with open_local(place) as local:
         yield _Store(local)
@@ -78,21 +77,22 @@ async def _somebody_listens(session: aiohttp.ClientSession) -> bool:
 class _Door:
     """The service that runs."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, key: str) -> None:
         self._session = session
+        self._headers = {"Authorization": f"Bearer {key}"}
 
     async def connections(self, only: Mapping[str, str]) -> list[dict[str, Any]]:
         return await self._pages("/connections", {**only, "limit": "200"}, most=_MANY)
 
     async def connection(self, selector: str) -> dict[str, Any]:
-        return await self._ask("GET", f"/connections/{quote(selector, safe='')}")
+        return await self._ask("GET", _path(selector))
 
     async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
         named = {} if selector is None else {"connection": selector}
         return await self._pages("/events", {**named, "limit": str(min(limit, 200))}, most=limit)
 
     async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
-        one = "" if selector is None else f"/connections/{quote(selector, safe='')}"
+        one = "" if selector is None else _path(selector)
         return await self._ask("POST", f"{one}/{'freeze' if frozen else 'thaw'}")
 
     async def _pages(self, path: str, query: Mapping[str, str], *, most: int) -> list[dict[str, Any]]:
@@ -108,13 +108,21 @@ class _Door:
 
     async def _ask(self, method: str, path: str, **query: str) -> dict[str, Any]:
         try:
-            async with self._session.request(method, path, params=query, allow_redirects=False) as response:
+            async with self._session.request(
+                method, path, params=query, headers=self._headers, allow_redirects=False
+            ) as response:
                 content: dict[str, Any] = await response.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise CommandFailed(f"the service did not answer: {type(error).__name__}") from None
         if response.status >= 400:
             raise CommandFailed(f"{content.get('code')}: {content.get('detail')}")
         return content
+
+
+def _path(selector: str) -> str:
+    if selector in {"", ".", ".."}:  # they would name another place: all of them
+        raise NotFound
+    return f"/connections/{quote(selector, safe='')}"
 
 
 class _Store:
@@ -139,7 +147,8 @@ class _Store:
 
     async def connections(self, only: Mapping[str, str]) -> list[dict[str, Any]]:
         found = await self._store.page(after="", limit=_MANY, only=Filter(**only))  # type: ignore[arg-type]  # reason: a status is its text
-        return [connection_shape(connection) for connection in found]
+        all_frozen = await self._store.frozen() is not None
+        return [connection_shape(connection, frozen=all_frozen or connection.frozen) for connection in found]
 
     async def connection(self, selector: str) -> dict[str, Any]:
         [found, *_] = await self._selection.find(selector)
@@ -147,8 +156,7 @@ class _Store:
         return {**connection_shape(found), "events": [event_shape(event) for event in events]}
 
     async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
-        name = None if selector is None else await self._selection.id_of(selector)
-        return [event_shape(event) for event in await self._store.events(connection_id=name, limit=limit)]
+        return [event_shape(event) for event in await self._store.events(**whose(selector), limit=limit)]
 
     async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
         if selector is not None:

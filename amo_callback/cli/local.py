@@ -61,11 +61,17 @@ def find_place(options: argparse.Namespace, environ: Mapping[str, str]) -> Place
     )
 
 
+def _owner(database: Path) -> os.stat_result:
+    """Return whose the database is: its file's, or its folder's where there is none yet, or a link elsewhere."""
+    is_file = database.exists() and not database.is_symlink()
+    return (database if is_file else database.parent).stat()
+
+
 def become_owner(database: Path) -> None:
     """Act as the owner of the database file from now on: what root leaves beside it the service could not open."""
     if os.geteuid() != 0:
         return
-    owner = (database if database.exists() else database.parent).stat()
+    owner = _owner(database)
     if owner.st_uid != 0:
         os.setgroups([])
         os.setgid(owner.st_gid)
@@ -78,7 +84,7 @@ def acting_as_owner(database: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    owner = (database if database.exists() else database.parent).stat()
+    owner = _owner(database)
     groups = os.getgroups()
     os.setgroups([])
     os.setegid(owner.st_gid)

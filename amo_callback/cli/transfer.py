@@ -133,13 +133,15 @@ def _waiting() -> Callable[[float], None]:
 def _run_import(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     place = find_place(options, environ)
     with _opened(options.file) as file:
+        _check_size(file, _MAX_SEALED)
         first_line = file.readline(MAX_LINE)
         file.seek(0)
         cipher = None
         if is_sealed(first_line):
             keys = place.settings.storage.encryption_keys.get_secret_value().split()
             cipher = open_lock(first_line, keys=keys, passphrase=lambda: known_passphrase(options.passphrase_file))
-        _check_size(file, _MAX_PLAIN if cipher is None else _MAX_SEALED)
+        if cipher is None:
+            _check_size(file, _MAX_PLAIN)
         with acting_as_owner(place.database):
             return run_loop(_import(place, file, cipher, options))
 

@@ -232,6 +232,7 @@ class Attempts:
             expires_at=pair.expires_at,
             refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
             next_refresh_at=refresh_due(pair, at=self._rules.at, jitter=self._rules.jitter, random=self._random),
+            grant_iat=row.grant_iat,
         )
         told = {
             "demand": claimed.demand,

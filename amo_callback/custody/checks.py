@@ -125,7 +125,8 @@ class Checks:
 
         We may have spent it ourselves, and its successor be on the way; or nobody's death is believed now.
         """
-        return connection.in_doubt or self._unsaved.blocks(connection) or self._breaker.reason is not None
+        doubted = connection.in_doubt or connection.frozen  # it may live elsewhere
+        return doubted or self._unsaved.blocks(connection) or self._breaker.reason is not None
 
     # --- given up --------------------------------------------------------------------------------
 
@@ -146,7 +147,8 @@ class Checks:
         again = now + look_again_in(connection.reason, self._rules)
         dead = expires is not None and expires <= now
         if dead or pair is None:
-            await self._store.look_up_again(connection, at=None if dead else again)
+            # Dead by our own clock, which may be wrong: nothing is asked of AMO, but it is not forgotten either.
+            await self._store.look_up_again(connection, at=again)
             return
         standing = await self._standing(connection, pair)
         if standing is Standing.REFUSED and _is_named(connection) and not self._is_unsettled(connection):

@@ -19,6 +19,8 @@ WARN_DAYS = (1, 7, 30)
 """Each is told once, the nearest first, so that who comes late is told of one and not of three."""
 _LOOK_EVERY = 60.0
 _WARN_EVERY = 3600.0
+_STEPS = 20
+"""Steps in which the history is forgotten, at each look: as much as the largest fleet writes meanwhile."""
 _STEPPED = 60.0
 """Seconds by which wall clock and monotonic clock must have parted."""
 _STEADY = 3600.0
@@ -45,14 +47,20 @@ class Deadlines:
         stepped = self._stepped()
         if not stepped and self._clock.monotonic() < self._look_at:
             return
-        back = await self._store.keep_time(now=self._clock.now())
+        if stepped:
+            self._steady_since = self._clock.monotonic()
+        back = await self._store.keep_time(now=self._clock.now)
         if back:
             fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
             self._observer(Event(name="clock.went_back", level=Level.WARNING, fields=fields))
-        if back or stepped:
             self._steady_since = self._clock.monotonic()
         self._look_at = self._clock.monotonic() + _LOOK_EVERY
-        if self._clock.monotonic() >= max(self._steady_since + _STEADY, self._warn_at):
+        if self._clock.monotonic() < self._steady_since + _STEADY:
+            return
+        steps = 0
+        while await self._store.forget(now=self._clock.now()) and steps < _STEPS:
+            steps += 1
+        if self._clock.monotonic() >= self._warn_at:
             self._warn_at = self._clock.monotonic() + _WARN_EVERY
             await self._warn()
 
@@ -75,5 +83,6 @@ class Deadlines:
                 return happened("connection.expiring", connection, Level.WARNING, told=told)
 
             before = self._clock.now() + timedelta(days=days)
-            for event in await self._store.warn(days=days, before=before, event=expiring):
-                self._observer(event)
+            while events := await self._store.warn(days=days, before=before, event=expiring):
+                for event in events:
+                    self._observer(event)

@@ -104,7 +104,8 @@ class Judge:
 
 
 _SPENT_BY = {
-    Reason.REVOKED: "nobody here presented this token before: another system has, or the grant was withdrawn",
+    Reason.REVOKED: "nobody here presented this token before, as far as this database knows: another system has, "
+    "this service has and an older database was put back since, or the grant was withdrawn",
     Reason.EXPIRED: "it was not used for three months, as AMO counts them",
     Reason.IN_DOUBT: "an attempt of ours ended without an answer, and may have spent it: see its earlier events",
     Reason.UNREADABLE: "no encryption key opens the pair: nothing was presented",

@@ -26,6 +26,8 @@ _PATIENCE = 3.0
 _SETTLED = 600.0
 _UNSETTLED = 5.0
 """Seconds for which an answer holds: a refusal or of a connection given up, and of one that may be refreshed yet."""
+_FROZEN = 60.0
+"""The same, of one that is frozen: elsewhere it may be refreshed at any moment."""
 _REMEMBERED = 10_000
 
 
@@ -63,6 +65,8 @@ class Liveness:
         """Tell whether the access token may be dead before its time."""
         if connection.status is Status.NEEDS_REAUTH or connection.doubtful is not None:
             return True
+        if connection.frozen:
+            return True  # it may live elsewhere, and have been refreshed there
         if _pair(connection) in self._rejected or self._leases.has_ended(connection):
             return True
         # An attempt of which we know that it is under way is no reason for doubt: it is one when it ends badly.
@@ -102,7 +106,7 @@ class Liveness:
         except ShuttingDown:
             return
         settled = connection.status is Status.NEEDS_REAUTH and standing is not Standing.UNKNOWN
-        holds = _SETTLED if settled or standing is Standing.REFUSED else _UNSETTLED
+        holds = _SETTLED if settled or standing is Standing.REFUSED else _FROZEN if connection.frozen else _UNSETTLED
         answer = _Answer(holds_until=self._clock.monotonic() + holds, dead=standing is Standing.REFUSED)
         self._answers[key] = answer
         if standing is Standing.GOOD:

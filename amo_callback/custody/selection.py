@@ -47,10 +47,6 @@ class Selection:
             raise NotFound
         return found
 
-    async def id_of(self, selector: str) -> str:
-        """Return the id that a selector names; an id is taken as it is, for what happened outlives its connection."""
-        return (await self.find(selector))[0].id if selector.startswith(_ACCOUNT) else selector
-
     async def only(self, selector: str) -> Connection:
         """Return the one connection that a selector names; raises `NotFound`, and `Ambiguous` where it names more."""
         [first, *others] = await self.find(selector)

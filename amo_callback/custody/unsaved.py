@@ -214,7 +214,9 @@ class Unsaved:
         """Offer a pair to the store; return why it does not take it, nothing where it does, or holds a newer one."""
         late = [Event(name="pair.saved", connection_id=held.paid.connection_id)] if held.told else []
         events = [*held.events, *late]
-        paid = as_of(held.paid, self._clock.now())
+        held.paid = paid = as_of(held.paid, self._clock.now())
+        if held.connection is not None:
+            held.connection = _with(held.connection, paid)
         try:
             if isinstance(paid, RefreshedPair):
                 held.saved = await self._store.save_refreshed(paid, events=events)
@@ -233,7 +235,10 @@ class Unsaved:
         if not isinstance(paid, RefreshedPair):
             return True  # a grant is refused only for a later one, or a disconnect
         stored = await self._store.connection(paid.connection_id)
-        return stored is not None and (stored.status is Status.DISCONNECTED or stored.pair_version > paid.pair_version)
+        if stored is None:
+            return False
+        regranted = (stored.grant_iat or 0) > (paid.grant_iat or 0) > 0
+        return regranted or stored.status is Status.DISCONNECTED or stored.pair_version > paid.pair_version
 
     def _tell_once(self, held: _Held, refusal: Exception) -> None:
         if held.told:

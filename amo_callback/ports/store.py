@@ -35,7 +35,7 @@ class Store(Protocol):
         """Return the record by which the store tells whose keys wrote it; a new store keeps the fresh one."""
 
     async def prune(self, *, now: datetime, keep_grants: float) -> None:
-        """Erase what expired grants hold, and forget them `keep_grants` seconds later; forget old events, in steps."""
+        """Erase what expired grants hold, and forget them `keep_grants` seconds later."""
 
     async def deaths_held(self) -> bool:
         """Tell whether more deaths are not to be believed, as some process has found."""
@@ -51,16 +51,19 @@ class Store(Protocol):
     async def frozen(self) -> Freeze | None:
         """Return since when nothing is spent, and why."""
 
-    async def freeze_all(self, *, why: str) -> bool:
-        """Spend nothing from now on; `False` where that was so."""
+    async def freeze_all(self, *, why: str, elsewhere: bool = False) -> bool:
+        """Spend nothing from now on, the tokens living `elsewhere` maybe; `False` where that was so."""
 
     async def thaw_all(self, *, machine: str | None) -> bool:
-        """Spend again, here: this machine is the store's from now on; `False` where it was not frozen."""
+        """Spend again, here: this machine is the store's from now on; `False` where it was not frozen.
+
+        Where the tokens may have lived elsewhere meanwhile, all are due: so the dead are soon found out.
+        """
 
     async def check_machine(self, machine: str) -> Freeze | None:
         """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
 
-    async def keep_time(self, *, now: datetime) -> timedelta:
+    async def keep_time(self, *, now: Callable[[], datetime]) -> timedelta:
         """Note what time it is; where that is before what was noted last, take all times back by as much.
 
         Returns by how much: nothing, where the clock has not gone back.
@@ -72,9 +75,17 @@ class Store(Protocol):
         """Remember what happened outside of any other write."""
 
     async def events(
-        self, *, connection_id: str | None = None, before: int | None = None, limit: int
+        self,
+        *,
+        connection_id: str | None = None,
+        account_id: str | None = None,
+        before: int | None = None,
+        limit: int,
     ) -> Sequence[Recorded]:
-        """Return what happened, to one connection or to all, newest first, from before an event's id on."""
+        """Return what happened, newest first, from before an event's id on: to one connection, an account, or all."""
+
+    async def forget(self, *, now: datetime) -> bool:
+        """Forget a step of what is too old to be asked about; `True` where there is more."""
 
     async def notices(self, *, limit: int) -> Sequence[Notice]:
         """Return what waits in the outbox, oldest first."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Claim, Connection, Extension, RefreshedPair, Verdict
 
-_WARNINGS = 100
+WARNINGS = 100
 """Connections that are warned of in one transaction."""
 
 
@@ -33,7 +33,8 @@ class Connections(Writer):
 
     async def page(self, *, after: str, limit: int, only: Filter) -> Sequence[Connection]:
         """Return connections by their ids, from the one after `after` on."""
-        found = await self._database.read("page", after=after, limit=limit, **values_of(only))
+        statement = "page" if only.account_id is None else "page_of_account"
+        found = await self._database.read(statement, after=after, limit=limit, **values_of(only))
         return every(found, rows.connection)
 
     async def attempts(self) -> Sequence[Connection]:
@@ -138,7 +139,7 @@ class Connections(Writer):
         """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
 
         async def unit() -> Sequence[Event]:
-            found = await self._database.run("warn", days=days, before=before, limit=_WARNINGS)
+            found = await self._database.run("warn", days=days, before=before, limit=WARNINGS)
             told = []
             for connection in every(found, rows.connection):
                 told.append(event(connection))

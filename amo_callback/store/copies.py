@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _WHY = "the database is a copy: once nothing else works on its tokens, `amo-callback connections thaw --all`"
 _UNFINISHED = ".unfinished"
+_WITH_HISTORY = 3
+"""The schema that has the table `events`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +153,10 @@ def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Itera
 def _freeze(copy: sqlite3.Connection, now: datetime) -> None:
     sql = load_statements()
     copy.execute(sql["thaw_all"]).fetchall()
-    copy.execute(sql["freeze_all"], {"value": rows.freeze_value(Freeze(at=now, why=_WHY))}).fetchall()
+    if _number(copy, "PRAGMA user_version") >= _WITH_HISTORY:  # whoever asks who spent a token learns that it is a copy
+        event = {"at": rows.ticks(now), "connection_id": None, "name": "service.copied", "process": "copy"}
+        copy.execute(sql["save_event"], {**event, "details": "{}"})
+    copy.execute(sql["freeze_all"], {"value": rows.freeze_value(Freeze(at=now, why=_WHY, elsewhere=True))}).fetchall()
 
 
 def _publish(made: Path, target: Path) -> None:

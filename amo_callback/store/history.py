@@ -33,10 +33,18 @@ class History(Writer):
         await self._database.unit(unit)
 
     async def events(
-        self, *, connection_id: str | None = None, before: int | None = None, limit: int
+        self,
+        *,
+        connection_id: str | None = None,
+        account_id: str | None = None,
+        before: int | None = None,
+        limit: int,
     ) -> Sequence[Recorded]:
-        """Return what happened, to one connection or to all, newest first, from before an event's id on."""
+        """Return what happened, newest first, from before an event's id on: to one connection, an account, or all."""
         until = _LAST if before is None else before
+        if account_id is not None:
+            found = await self._database.read("events_of_account", account_id=account_id, before=until, limit=limit)
+            return every(found, rows.recorded)
         if connection_id is None:
             return every(await self._database.read("events", before=until, limit=limit), rows.recorded)
         found = await self._database.read("events_of", connection_id=connection_id, before=until, limit=limit)
@@ -47,12 +55,20 @@ class History(Writer):
         return every(await self._database.read("notices", limit=limit), rows.notice)
 
     async def prune(self, *, now: datetime, keep_grants: float) -> None:
-        """Erase what expired grants hold, and forget them `keep_grants` seconds later; forget old events, in steps."""
+        """Erase what expired grants hold, and forget them `keep_grants` seconds later."""
 
         async def unit() -> None:
             await self._database.run("erase_grants", now=now)
             await self._database.run("forget_grants", before=now - timedelta(seconds=keep_grants))
-            await self._database.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
-            await self._database.run("prune_notices", before=now - _KEEP_NOTICES, limit=_STEP)
 
         await self._database.unit(unit)
+
+    async def forget(self, *, now: datetime) -> bool:
+        """Forget a step of what is too old to be asked about; `True` where there is more."""
+
+        async def unit() -> bool:
+            gone = await self._database.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
+            await self._database.run("prune_notices", before=now - _KEEP_NOTICES, limit=_STEP)
+            return len(gone) == _STEP
+
+        return await self._database.unit(unit)

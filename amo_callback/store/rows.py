@@ -102,12 +102,12 @@ def notice(row: Mapping[str, Any]) -> Notice:
 def freeze(value: bytes) -> Freeze:
     """Read the mark of a frozen store."""
     content: Mapping[str, object] = json.loads(value)
-    return Freeze(at=moment(int(str(content["at"]))), why=str(content["why"]))
+    return Freeze(at=moment(int(str(content["at"]))), why=str(content["why"]), elsewhere=bool(content.get("elsewhere")))
 
 
 def freeze_value(freeze: Freeze) -> bytes:
     """Write the mark of a frozen store."""
-    return json.dumps({"at": ticks(freeze.at), "why": freeze.why}).encode()
+    return json.dumps({"at": ticks(freeze.at), "why": freeze.why, "elsewhere": freeze.elsewhere}).encode()
 
 
 def details(fields: Mapping[str, object]) -> str:

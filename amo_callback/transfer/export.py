@@ -34,7 +34,7 @@ class Exported:
 
 async def freeze(store: Store, *, why: str) -> Freeze:
     """Have nothing spent of this store any more; what froze it first is what its freeze tells."""
-    await store.freeze_all(why=why)
+    await store.freeze_all(why=why, elsewhere=True)
     frozen = await store.frozen()
     if frozen is None:
         raise CommandFailed("it was thawed at this moment: nothing is exported")

@@ -182,9 +182,9 @@ def _expiry(entry: _Entry, now: datetime) -> datetime:
 def _rfc3339(text: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo is not None else None
+    except (ValueError, OverflowError):  # at the ends of the calendar
         return None
-    return moment.astimezone(UTC) if moment.tzinfo is not None else None
 
 
 def _identifier(name: str, given: str | int | None, told: str) -> str:

@@ -10,8 +10,9 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.custody.deadlines import Deadlines
-from amo_callback.errors import AccountRefused, AmoCallbackError, Frozen
+from amo_callback.errors import AccountRefused, AmoCallbackError, Frozen, StoreUnavailable
 from amo_callback.model import Connection, Status
+from tests.builders import a_connection, save
 from tests.custody.house import DAY
 
 if TYPE_CHECKING:
@@ -204,3 +205,53 @@ async def test_frozen_connections_are_warned_of(house: House) -> None:
     assert (first.fields["days"], first.fields["frozen"]) == (30, True)
     with pytest.raises(Frozen):
         await house.refresh(connection)
+
+
+async def test_many_that_end_at_once_are_all_warned_of(house: House) -> None:
+    """However many there are, each has its warning."""
+    for number in range(250):
+        await save(house.store, a_connection(number, refresh_expires_at=house.clock.now() + timedelta(days=0.9)))
+    warned = await _watch_for(house, _deadlines(house), HOUR, step=600)
+    assert len({event.connection_id for event in warned}) == len(warned) == 250
+
+
+async def test_a_glitch_of_the_clock_leaves_true_times_alone(house: House) -> None:
+    """Three months ahead for a moment, and right again: what the right clock wrote is as it was, and only due."""
+    connection = await house.connect()
+    await house.custody.freezer.freeze(connection)
+    deadlines = _deadlines(house)
+    await deadlines.watch()
+    for days in (91, -91):
+        house.clock.step(timedelta(days=days))
+        await deadlines.watch()
+    after = await house.now(connection)
+    assert (after.access_expires_at, after.refresh_expires_at) == (
+        connection.access_expires_at,
+        connection.refresh_expires_at,
+    )
+    assert await _watch_for(house, deadlines, 2 * HOUR, step=60) == []
+
+
+async def test_a_step_in_a_round_in_which_the_store_is_away_is_not_forgotten(house: House) -> None:
+    """The clock was put on while nothing could be noted: nobody is warned before what looks overdue was refreshed."""
+    await house.connect()
+    deadlines = Deadlines(store=house.failing, clock=house.clock, observer=house.witness)
+    await _watch_for(house, deadlines, 2 * HOUR, step=60)
+    house.failing.away = {"keep_time"}
+    house.clock.step(timedelta(days=89, hours=12))
+    with pytest.raises(StoreUnavailable):
+        await deadlines.watch()
+    house.failing.away = set()
+    house.clock.advance(60)
+    assert await _watch_for(house, deadlines, HOUR / 2, step=60) == []
+
+
+async def test_a_clock_that_is_put_on_erases_no_history(house: House) -> None:
+    """What looks ninety days old for a moment is not forgotten."""
+    connection = await house.connect()
+    await house.refresh(connection)
+    deadlines = _deadlines(house)
+    await _watch_for(house, deadlines, 2 * HOUR, step=60)
+    house.clock.step(timedelta(days=100))
+    await _watch_for(house, deadlines, HOUR / 2, step=60)
+    assert len(await house.store.events(connection_id=connection.id, limit=9)) == 1

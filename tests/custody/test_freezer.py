@@ -155,11 +155,46 @@ async def test_what_is_frozen_is_told_once_and_so_is_the_thaw(house: House) -> N
     assert recorded == ["service.thawed", "service.frozen"]
 
 
-async def test_a_frozen_connection_is_still_looked_up(house: House) -> None:
-    """Questions spend nothing: whoever left is found out also while all is frozen."""
+@pytest.mark.parametrize("everything", [True, False], ids=["all", "one"])
+async def test_of_a_frozen_connection_nothing_is_erased(house: House, everything: bool) -> None:  # noqa: FBT001 -- because it is the column above
+    """A copy whose token the original has replaced looks like one that was switched off: it is not taken for one."""
     connection = await house.connect(api_domain=API_DOMAIN)
-    await _freeze(house, connection, everything=True)
-    house.amo.account.disabled = True
+    await _freeze(house, connection, everything=everything)
+    house.fade(connection)
     await house.custody.switched_off(connection.account_id)
     await house.look_up_due()
-    assert (await house.now(connection)).status is Status.DISCONNECTED
+    assert house.amo.sandbox.look_ups > 0
+    assert (await house.now(connection)).status is Status.ACTIVE
+    assert [notice.type for notice in await house.store.notices(limit=9)] == []
+
+
+async def test_a_copy_hands_out_nothing_that_the_original_has_replaced(house: House) -> None:
+    """Refreshed elsewhere, where that ends the old access token: AMO is asked, and nobody gets a dead one."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    copy = house.make_custody(machine="there")
+    await house.custody.freezer.begin()
+    await copy.freezer.begin()
+    assert not (await copy.handout.token(connection.id, min_ttl=0)).stale
+    house.fade(connection)
+    house.clock.advance(61)
+    with pytest.raises(Frozen):
+        await copy.handout.token(connection.id, min_ttl=0)
+
+
+async def test_what_was_thawed_elsewhere_is_due_at_once(house: House) -> None:
+    """Whether its tokens are the newest is not known: they are refreshed, and the dead are found out."""
+    connection = await house.connect()
+    await house.custody.freezer.begin()
+    copy = house.make_custody(machine="there")
+    await copy.freezer.begin()
+    house.clock.advance(60)
+    await copy.freezer.thaw_all()
+    assert (await house.now(connection)).next_refresh_at == house.clock.now()
+
+
+async def test_what_was_frozen_on_request_is_due_when_it_was(house: House) -> None:
+    """Nobody else had it meanwhile."""
+    connection = await house.connect()
+    await house.custody.freezer.freeze_all(why="a pause")
+    await house.custody.freezer.thaw_all()
+    assert (await house.now(connection)).next_refresh_at == connection.next_refresh_at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.paid import name_of, seal_paid
 from amo_callback.errors import ConfigurationError, NeedsReauth, ShuttingDown, StoreUnavailable
 from amo_callback.model import Demand, Status
-from tests.builders import a_connection, a_refreshed
+from tests.builders import a_connection, a_refreshed, save
 from tests.custody.house import API_DOMAIN
 from tests.custody.test_interleavings import Gated
 from tests.fakes import MemoryRescue
@@ -471,3 +472,18 @@ async def test_a_rescued_pair_that_mends_a_connection_is_told(house: House) -> N
         "connection.needs_reauth",
         "connection.recovered",
     ]
+
+
+async def test_an_old_databases_pair_does_not_replace_a_new_grants(house: House) -> None:
+    """A backup was put back, and the person connected again: the versions are alike, the grants are not."""
+    connection = await house.connect()
+    paid = a_refreshed(connection, grant_iat=1, pair_version=2)
+    house.rescue.files[name_of(paid)] = seal_paid(paid, house.cipher)
+    await house.custody.unsaved.restore()
+    assert house.witness.names() == ["pair.orphaned"]
+    newer: dict[str, Any] = {"sealed_pair": b"new", "connected_at": connection.connected_at + timedelta(days=1)}
+    again = await save(house.store, dataclasses.replace(connection, **newer), iat=2, code="again")
+    assert again.pair_version == 2
+    await house.custody.unsaved.restore()
+    assert await house.now(connection) == again
+    assert (house.custody.unsaved.names, house.rescue.files) == ([], {})

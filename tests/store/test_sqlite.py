@@ -183,7 +183,7 @@ async def test_one_broken_statement_is_no_store_out_of_reach(store: Store, tmp_p
     other.execute("DROP TABLE outbox")
     other.close()
     with pytest.raises(StoreUnavailable):
-        await store.prune(now=START, keep_grants=0)
+        await store.forget(now=START)
     assert store.failed_at is None
 
 

@@ -201,10 +201,10 @@ async def test_a_freeze_tells_of_what_is_in_flight(app: Running) -> None:
 
 
 async def test_a_database_from_another_machine_starts_frozen(app: Running, run: Any) -> None:
-    """The service begins, hands out what lives, spends nothing, and says so, until it is thawed there."""
+    """The service begins, hands out only what AMO knows, spends nothing, and says so, until it is thawed there."""
     connection = await app.connected()
     async with run(machine="there") as twin:
-        assert (await twin.private(f"/connections/{connection}/token")).status == 200
+        assert (await twin.private(f"/connections/{connection}/token")).status == 503  # this AMO does not know it
         answer = await twin.private(f"/connections/{connection}/refresh", method="POST")
         assert (answer.status, answer.json()["code"]) == (503, "frozen")
         assert (await twin.private("/readyz", key=None)).json()["checks"]["frozen"]["ok"] is False

@@ -31,6 +31,10 @@ DELETE FROM meta WHERE name = 'frozen' RETURNING name;
 -- name: count_connections
 SELECT count(*) FROM connections WHERE status <> 'disconnected';
 
+-- name: all_due
+UPDATE connections SET next_refresh_at = :now, row_version = row_version + 1
+WHERE status = 'active' AND next_refresh_at > :now;
+
 -- name: machine
 SELECT value FROM meta WHERE name = 'machine';
 
@@ -44,11 +48,13 @@ SELECT value FROM meta WHERE name = 'seen_at';
 INSERT INTO meta (name, value) VALUES ('seen_at', :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
 -- name: shift_times
--- The clock went back: what it said before is taken back by as much, and every age being in doubt, all is due.
--- When things happened is kept, unless it would be yet to come.
+-- The clock went back: what it said before that is yet to come is taken back by as much, and every age being in
+-- doubt, all is due. What was written by a clock that was right, before a glitch, stays.
 UPDATE connections SET
-    access_issued_at = access_issued_at - :by, access_expires_at = access_expires_at - :by,
-    refresh_expires_at = refresh_expires_at - :by, look_up_at = look_up_at - :by,
+    access_expires_at = CASE WHEN access_issued_at > :now THEN access_expires_at - :by ELSE access_expires_at END,
+    refresh_expires_at = CASE WHEN access_issued_at > :now THEN refresh_expires_at - :by ELSE refresh_expires_at END,
+    access_issued_at = CASE WHEN access_issued_at > :now THEN access_issued_at - :by ELSE access_issued_at END,
+    look_up_at = CASE WHEN look_up_at > :now THEN :now ELSE look_up_at END,
     next_refresh_at = CASE WHEN next_refresh_at > :now THEN :now ELSE next_refresh_at END,
     connected_at = CASE WHEN connected_at > :now THEN connected_at - :by ELSE connected_at END,
     refreshed_at = CASE WHEN refreshed_at > :now THEN refreshed_at - :by ELSE refreshed_at END,
@@ -64,13 +70,21 @@ INSERT INTO meta (name, value) VALUES ('canary', :value) ON CONFLICT (name) DO N
 SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen FROM connections WHERE id = :id;
 
 -- name: connections_of
-SELECT * FROM connections WHERE account_id = :account_id AND status <> 'disconnected'
+SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen FROM connections
+WHERE account_id = :account_id AND status <> 'disconnected'
 ORDER BY status = 'active' DESC, access_expires_at DESC;
 
 -- name: page
 SELECT * FROM connections
 WHERE id > :after
-    AND (:account_id IS NULL OR account_id = :account_id)
+    AND (:status IS NULL OR status = :status)
+    AND (:domain IS NULL OR domain = :domain)
+ORDER BY id
+LIMIT :limit;
+
+-- name: page_of_account
+SELECT * FROM connections
+WHERE account_id = :account_id AND id > :after
     AND (:status IS NULL OR status = :status)
     AND (:domain IS NULL OR domain = :domain)
 ORDER BY id
@@ -147,6 +161,7 @@ UPDATE connections SET
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     pair_version = pair_version + 1, row_version = row_version + 1
 WHERE id = :connection_id AND pair_version = :pair_version
+    AND (:grant_iat IS NULL OR grant_iat IS NULL OR grant_iat = :grant_iat)
 RETURNING *;
 
 -- name: save_verdict
@@ -308,9 +323,17 @@ SELECT * FROM events WHERE id < :before ORDER BY id DESC LIMIT :limit;
 -- name: events_of
 SELECT * FROM events WHERE connection_id = :connection_id AND id < :before ORDER BY id DESC LIMIT :limit;
 
+-- name: events_of_account
+-- Of all its connections, those that are no more too.
+SELECT * FROM events
+WHERE connection_id IN (SELECT id FROM connections WHERE account_id = :account_id) AND id < :before
+ORDER BY id DESC
+LIMIT :limit;
+
 -- name: prune_events
 -- A step at a time: years of a large fleet's are not deleted in one transaction.
-DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < :before ORDER BY at LIMIT :limit);
+DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < :before ORDER BY at LIMIT :limit)
+RETURNING id;
 
 -- name: save_notice
 INSERT INTO outbox (id, at, type, data) VALUES (:id, :at, :type, :data);

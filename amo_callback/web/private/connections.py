@@ -49,10 +49,13 @@ async def index(request: web.Request) -> web.Response:
         domain=parameters.text("domain"),
     )
     limit = parameters.limit()
+    all_frozen = await request.app[STORE].frozen() is not None
     found = await request.app[STORE].page(after=parameters.text("cursor") or "", limit=limit + 1, only=only)
     return web.json_response(
         {
-            "items": [connection_shape(connection) for connection in found[:limit]],
+            "items": [
+                connection_shape(connection, frozen=all_frozen or connection.frozen) for connection in found[:limit]
+            ],
             "next_cursor": found[limit - 1].id if len(found) > limit else None,
         }
     )
@@ -114,8 +117,8 @@ async def _told(request: web.Request) -> web.Response:
     )
 
 
-def connection_shape(connection: Connection) -> dict[str, object]:
-    """Return a connection as the contract shows it."""
+def connection_shape(connection: Connection, *, frozen: bool | None = None) -> dict[str, object]:
+    """Return a connection as the contract shows it; it may be `frozen` although its own row does not tell."""
     return {
         "id": connection.id,
         "account_id": connection.account_id,
@@ -131,7 +134,7 @@ def connection_shape(connection: Connection) -> dict[str, object]:
         "next_refresh_at": _time(connection.next_refresh_at),
         "failures": connection.failures,
         "connected_at": _time(connection.connected_at),
-        "frozen": connection.frozen,
+        "frozen": connection.frozen if frozen is None else frozen,
     }
 
 

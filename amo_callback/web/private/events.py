@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from amo_callback.clock import rfc3339
 from amo_callback.identity import Scope
-from amo_callback.web.keys import CUSTODY, STORE
+from amo_callback.web.keys import STORE
 from amo_callback.web.private.authorization import require
 from amo_callback.web.private.parameters import Parameters
 from amo_callback.web.private.problems import invalid
@@ -31,9 +31,8 @@ async def events(request: web.Request) -> web.Response:
     cursor, selector, limit = parameters.text("cursor"), parameters.text("connection"), parameters.limit()
     if cursor is not None and not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 19):
         raise invalid("cursor", "the next_cursor of the page before")
-    connection_id = None if selector is None else await request.app[CUSTODY].selection.id_of(selector)
     found = await request.app[STORE].events(
-        connection_id=connection_id, before=None if cursor is None else int(cursor), limit=limit + 1
+        **whose(selector), before=None if cursor is None else int(cursor), limit=limit + 1
     )
     return web.json_response(
         {
@@ -41,6 +40,14 @@ async def events(request: web.Request) -> web.Response:
             "next_cursor": str(found[limit - 1].id) if len(found) > limit else None,
         }
     )
+
+
+def whose(selector: str | None) -> dict[str, Any]:
+    """Return whose events a selector means: what happened outlives its connection, so none is looked for."""
+    if selector is None:
+        return {}
+    kind, _, account_id = selector.partition(":")
+    return {"account_id": account_id} if kind == "account" and account_id else {"connection_id": selector}
 
 
 def event_shape(event: Recorded) -> dict[str, object]:
