@@ -226,7 +226,7 @@ async def test_a_connection_that_was_given_up_wrongly_heals(house: House, knows_
 
 
 async def test_a_dead_token_is_looked_up_daily_and_not_presented(house: House) -> None:
-    """As long as AMO does not know it, it is asked about once a day until it expires; then only our clock is looked at."""
+    """As long as AMO does not know it, it is asked about once a day; nothing is asked any more once it has expired."""
     connection = await house.given_up()
     house.amo.account.disabled = True
     for _ in range(95):
