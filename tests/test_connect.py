@@ -25,10 +25,10 @@ from amo_callback.errors import (
 from amo_callback.exchange import Exchanger, ExchangeRules
 from amo_callback.grant import GrantStatus
 from amo_callback.limits import Unproven
-from amo_callback.model import fingerprint
+from amo_callback.model import Issued, Status, fingerprint
 from amo_callback.ports import Priority
 from tests.conftest import HOST, Amo
-from tests.fakes import FailingStore, FakeClock, MemoryRescue, Witness
+from tests.fakes import FailingStore, FakeClock, Instead, MemoryRescue, Witness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -502,3 +502,63 @@ async def test_the_end_waits_for_what_was_sent_and_for_nothing_else(process: Pro
         assert not draining.done()
     await draining
     assert (await sent).status is GrantStatus.CONNECTED
+
+
+async def test_a_process_stopped_after_its_slot_sends_nothing_on_a_lease_that_ends_under_it(process: Process) -> None:
+    """What is left of the claim is not enough for AMO's answer: the code stays unspent, for whoever follows."""
+
+    async def exchange(**request: Any) -> Issued:
+        process.clock.advance(55.1)
+        return await process.client.exchange(**request)
+
+    process.connect = process.make(
+        client=Instead(process.client, exchange=exchange), cipher=process.cipher, patience=100
+    )
+    outcome = await process.complete(code := process.amo.code())
+    assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
+    assert process.amo.vendor.ledger.exchanges() == []
+    process.connect = process.make(client=process.client, cipher=process.cipher)
+    assert (await process.complete(code)).status is GrantStatus.CONNECTED
+
+
+async def test_whoever_leaves_the_queue_takes_no_place(process: Process, cipher: Cipher) -> None:
+    """AMO was not asked: a paused rate limit is not counted as somebody's junk."""
+    process.connect = process.make(client=Queue(process.clock, 3600), cipher=cipher, places=1, patience=100)
+    for _ in range(2):
+        waiting = asyncio.create_task(process.complete("code"))
+        await process.clock.until_sleeping(45)
+        process.clock.advance(45)
+        assert (await waiting).error == "amo_unavailable"
+
+
+async def test_a_code_stays_doubtful_whatever_comes_between(process: Process) -> None:
+    """Our answer was lost, then AMO was away: that the code is spent is still our doing, and told as "start again"."""
+    code = process.amo.code()
+    process.amo.sandbox.faults.add(Fault.HTTP_500_AFTER)
+    outcomes = [(await process.complete(code)).error]
+
+    async def exchange(**_: object) -> Issued:
+        raise NotSent
+
+    whole, process.connect = (
+        process.connect,
+        process.make(client=Instead(process.client, exchange=exchange), cipher=process.cipher),
+    )
+    outcomes.append((await process.complete(code)).error)
+    process.connect = whole
+    outcomes.append((await process.complete(code)).error)
+    assert outcomes == ["amo_unavailable", "amo_unavailable", "code_expired"]
+
+
+async def test_the_end_leaves_a_granted_pair_in_its_file(process: Process) -> None:
+    """The store is away as the process ends: nobody waits for it, for the pair is safe, and the next one stores it."""
+    process.failing.away = {"save_connected"}
+    connecting = asyncio.create_task(process.complete(process.amo.code()))
+    await process.witness.until("pair.unsaved")
+    await asyncio.wait_for(process.connect.drain(), 5)
+    await asyncio.wait({connecting})
+    assert len(process.rescue.files) == 1
+    process.failing.away = set()
+    await process.unsaved.restore()
+    [connection] = await process.store.connections_of(str(process.amo.account.id))
+    assert connection.status is Status.ACTIVE

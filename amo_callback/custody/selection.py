@@ -42,7 +42,8 @@ class Selection:
         found = [self._unsaved.newest(one) for one in stored if one.status is not Status.DISCONNECTED]
         if not found and not stored:
             held = self._unsaved.find(connection_id=selector, account_id=account_id or "")
-            found = [] if held is None else [held]
+            known = None if held is None else await self._store.connection(held.id)
+            found = [] if held is None or (known and known.status is Status.DISCONNECTED) else [held]
         if not found:
             raise NotFound
         return found
