@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amo_callback.event import happened
+from amo_callback.model import Status
 from amo_callback.store import rows
 from amo_callback.store.connections import values_of
 from amo_callback.store.writer import Writer, every, json_list
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from amo_callback.brought import Brought
+    from amo_callback.event import Event
     from amo_callback.model import Connection
 
 
@@ -40,9 +43,22 @@ class Transfers(Writer):
             done = {one.connection.id for one in brought if stored[one.connection.id] == one.connection.sealed_pair}
             events = [self._event_row(one.event, now) for one in brought if one.connection.id in done]
             await self._database.run_many("save_event", events)
+            for one in brought:
+                if one.connection.id in done and (changed := _change_of_status(one)):
+                    await self._record([changed], one.connection)
             return [one.connection.id for one in brought if one.connection.id not in done]
 
         return await self._database.unit(unit)
+
+
+def _change_of_status(brought: Brought) -> Event | None:
+    """Return what others are notified of: a connection that was here, and is given up or lives again by this."""
+    over, now = brought.over, brought.connection
+    if over is None or over.status is now.status:
+        return None
+    if now.status is Status.NEEDS_REAUTH:
+        return happened("connection.needs_reauth", now, told={"reason": now.reason})
+    return happened("connection.recovered" if over.status is Status.NEEDS_REAUTH else "connection.connected", now)
 
 
 def _row(brought: Brought) -> dict[str, object]:

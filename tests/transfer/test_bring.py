@@ -269,3 +269,20 @@ async def test_an_import_that_was_broken_off_goes_on(store: Store, cipher: Ciphe
     assert (plan.same, plan.newer, len(plan.new)) == (BATCH - 1, 1, 2)
     assert await store.count() == len(records)
     assert (await _stored(store, records[-1])).client_id == CLIENT
+
+
+async def test_whoever_is_notified_of_changes_hears_of_an_import_that_is_one(store: Store, cipher: Cipher) -> None:
+    """Given up here and brought back to life, or the other way round: written with it; whoever is new is no change."""
+    dead = a_record(1, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED)
+    await _bring(store, cipher, dead, a_record(2))
+    assert await store.notices(limit=9) == []
+    later = {"issued_at": START + DAY, "expires_at": START + 2 * DAY}
+    lives = a_record(1, access_token="new one", refresh_token="new one", **later)
+    missing = a_record(
+        2, access_token="new two", refresh_token="", status=Status.NEEDS_REAUTH, reason=Reason.MISSING, **later
+    )
+    await _bring(store, cipher, lives, missing, rules=REPLACE)
+    assert {(notice.type, notice.data.get("reason")) for notice in await store.notices(limit=9)} == {
+        ("connection.recovered", None),
+        ("connection.needs_reauth", "missing"),
+    }
