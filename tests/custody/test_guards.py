@@ -27,7 +27,7 @@ from amo_callback.errors import (
 from amo_callback.model import Connection, Demand, Issued, RefreshRules, Sighting, Standing, Status
 from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, an_extension, now, save
 from tests.custody.house import API_DOMAIN, DAY
-from tests.custody.test_interleavings import Gated, Queue, _again, _spent
+from tests.custody.test_interleavings import Away, Gated, Queue, _again, _spent
 from tests.fakes import START, FailingStore, Instead
 
 if TYPE_CHECKING:
@@ -224,13 +224,6 @@ async def test_whoever_joins_a_flight_is_not_content_with_what_contents_another(
 async def test_whoever_joins_a_flight_that_has_to_wait_need_not(house: House) -> None:
     """A hand-out respects the back-off after a refused connection; a forced refresh of the same moment goes."""
     connection = await house.connect()
-
-    class Away(Gated):
-        async def refresh(self, **request: Any) -> Issued:
-            if not self.asked.is_set():
-                self.asked.set()
-                raise NotSent
-            return await self._client.refresh(**request)
 
     keeper = house.make_keeper(amo=cast("AmoOAuth", Away(house)))
     with pytest.raises(NotSent):

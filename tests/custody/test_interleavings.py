@@ -65,6 +65,16 @@ class Queue(Gated):
         await self.served.wait()
 
 
+class Away(Gated):
+    """The client, whose first request does not reach AMO."""
+
+    async def refresh(self, **request: Any) -> Issued:
+        if not self.asked.is_set():
+            self.asked.set()
+            raise NotSent
+        return await self._client.refresh(**request)
+
+
 def _again(connection: Connection) -> Any:
     """Be satisfied by any pair after this one."""
     return lambda now: now.pair_version != connection.pair_version
@@ -601,13 +611,6 @@ async def test_a_new_host_that_must_not_see_our_secret_is_not_followed(house: Ho
 async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(house: House) -> None:
     """After a refused connection nothing is hammered: whoever asks by force need not wait for the back-off."""
     connection = await house.connect()
-
-    class Away(Gated):
-        async def refresh(self, **request: Any) -> Issued:
-            if not self.asked.is_set():
-                self.asked.set()
-                raise NotSent
-            return await self._client.refresh(**request)
 
     keeper = house.make_keeper(amo=cast("AmoOAuth", Away(house)))
     with pytest.raises(NotSent):
