@@ -1,8 +1,8 @@
 """Whether an access token in doubt still lives: AMO is asked about it, which spends nothing.
 
-Not known of AMO: whether the old access token outlives a refresh. After a refresh without an answer, and once a
-connection is given up, the token at hand may be dead before its time. One that AMO refuses is never handed
-out; one that it knows, or says nothing about, is, until it expires.
+Not known of AMO: whether the old access token outlives a refresh. After a refresh without an answer, once a
+connection is given up, and while it is frozen (it may be refreshed elsewhere), the token at hand may be dead before
+its time. One that AMO refuses is never handed out; one that it knows, or says nothing about, is, until it expires.
 """
 
 from __future__ import annotations

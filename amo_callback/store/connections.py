@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Claim, Connection, Extension, RefreshedPair, Verdict
 
-WARNINGS = 100
+_WARNINGS = 100
 """Connections that are warned of in one transaction."""
 
 
@@ -139,7 +139,7 @@ class Connections(Writer):
         """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
 
         async def unit() -> Sequence[Event]:
-            found = await self._database.run("warn", days=days, before=before, limit=WARNINGS)
+            found = await self._database.run("warn", days=days, before=before, limit=_WARNINGS)
             told = []
             for connection in every(found, rows.connection):
                 told.append(event(connection))
