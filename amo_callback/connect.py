@@ -26,7 +26,7 @@ from amo_callback.errors import (
     StoreUnavailable,
 )
 from amo_callback.event import Event, Level
-from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome
+from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome, support_code
 from amo_callback.model import Connection, fingerprint
 from amo_callback.tasks import done_within
 
@@ -141,6 +141,17 @@ class Connect:
             raise NotFound
         return self._told(grant)
 
+    async def again(self, handle: str, *, address: str | None = None) -> Outcome:
+        """Try once more with the code of the return address `handle`, where it has failed for a passing reason.
+
+        Raises as `returned` and `complete` do.
+        """
+        grant = await self._store.grant_by_handle(fingerprint(handle))
+        if grant is None or grant.expires_at <= self._clock.now():
+            raise NotFound
+        secrets = self._secrets(grant)
+        return await self.complete(code=secrets.code, state=secrets.state, host=secrets.domain, address=address)
+
     async def connection_of(self, outcome: Outcome) -> Connection | None:
         """Return the connection that a grant led to, as it is now."""
         return await self._store.connection(outcome.connection_id) if outcome.connection_id else None
@@ -247,6 +258,8 @@ class Connect:
             code=secrets.code,
             state=secrets.state,
             handle=secrets.handle,
+            domain=secrets.domain,
+            support=support_code(grant.code_hash),
             connection_id=grant.connection_id,
         )
 

@@ -20,7 +20,7 @@ from amo_callback.errors import (
     ShuttingDown,
 )
 from amo_callback.event import Event, Level
-from amo_callback.grant import Grant, GrantedPair, GrantStatus
+from amo_callback.grant import Grant, GrantedPair, GrantStatus, support_code
 from amo_callback.model import Connection, Issued, RefreshRules, Status, connection_id
 from amo_callback.ports import Priority
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
@@ -158,7 +158,7 @@ class Exchanger:
 
     def _tell_failed(self, grant: Grant, error: AmoCallbackError, domain: str) -> None:
         level = Level.INFO if isinstance(error, PersonMustAct) else Level.WARNING
-        fields = {"domain": domain, "word": grant.error, **error.fields}
+        fields = {"grant": support_code(grant.code_hash), "domain": domain, "word": grant.error, **error.fields}
         self._observer(Event(name="grant.failed", level=level, fields=fields))
 
 

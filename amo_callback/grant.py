@@ -93,4 +93,13 @@ class Outcome:
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False)
     handle: str = field(repr=False)
+    domain: str
+    """The account's host, as it was exchanged at."""
+    support: str
+    """A name for the grant that tells nothing of it: on the page, and in the log."""
     connection_id: str | None = None
+
+
+def support_code(code_hash: str) -> str:
+    """Return what a person may read to whoever supports them, and an administrator finds in the log."""
+    return code_hash[:8]
