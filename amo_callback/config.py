@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -23,6 +24,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from amo_callback.hosts import check_host
 from amo_callback.identity import read_api_keys
+from amo_callback.identity.users import read_secret
 
 PREFIX = "AMO_CALLBACK_"
 
@@ -70,6 +72,11 @@ def _api_keys(value: SecretStr) -> SecretStr:
     return value
 
 
+def _jwt_secret(value: SecretStr) -> SecretStr:
+    read_secret(value.get_secret_value())
+    return value
+
+
 def _split(value: object) -> object:
     """Read a list from the environment or a secret file: separated by commas or white space."""
     return tuple(re.findall(r"[^\s,]+", value)) if isinstance(value, str) else value
@@ -102,6 +109,7 @@ def _store_url(value: str) -> str:
 Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
 Door = Annotated[str, AfterValidator(_door)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
+Text = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]
 
 
@@ -165,17 +173,36 @@ class App(_Section):
     state: Literal["app", "issued"] = "app"
     android_package: str | None = None
     name: str = "For You"
-    jwt_secret: SecretStr | None = None
-    jwks_url: str | None = None
-    jwt_audience: str | None = None
-    jwt_issuer: str | None = None
-    jwt_user_claim: str = "sub"
+    jwt_secret: Annotated[SecretStr, AfterValidator(_jwt_secret)] | None = None
+    jwks_url: WebAddress | None = None
+    jwt_audience: Annotated[Text | None, Field(validate_default=True)] = None
+    jwt_issuer: Text | None = None
+    jwt_user_claim: Text = "sub"
 
     @field_validator("deep_link")
     @classmethod
     def _safe_scheme(cls, value: str) -> str:
         if value.partition(":")[0].lower() in {"javascript", "data", "vbscript", "file", "blob", "about"}:
             raise ValueError("must be an address of the app's own")
+        return value
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _one_kind_of_key(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("jwt_secret", "bad") is not None:
+            raise ValueError("not beside app.jwt_secret: JWTs are verified with the one or the other")
+        return value
+
+    @field_validator("jwt_audience", "jwt_issuer", "jwt_user_claim")
+    @classmethod
+    def _keys_are_there(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # A key that was refused is not among the data: its own line is enough.
+        verified = any(info.data.get(key, "bad") is not None for key in ("jwt_secret", "jwks_url"))
+        default = "sub" if info.field_name == "jwt_user_claim" else None
+        if value != default and not verified:
+            raise ValueError("has no effect without app.jwt_secret or app.jwks_url")
+        if info.field_name == "jwt_audience" and value is None and verified:
+            raise ValueError("is required with app.jwt_secret and with app.jwks_url: it must be in each JWT's aud")
         return value
 
 

@@ -165,7 +165,8 @@ def _explain(error: ValidationError) -> list[str]:
         elif not key:
             lines.append(text)
         else:
-            given = "" if _is_secret(key) or "@" in str(problem["input"]) else f" {problem['input']!r}:"
+            shown = problem["input"] is not None and "@" not in str(problem["input"]) and not _is_secret(key)
+            given = f" {problem['input']!r}:" if shown else ""
             lines.append(f"{key}:{given} {text[0].lower()}{text[1:]}")
     return lines
 
@@ -191,11 +192,6 @@ def _not_built_yet(settings: Settings) -> list[str]:
         "app.hand_back": settings.app.hand_back == "ticket",
         "app.state": settings.app.state == "issued",
         "app.android_package": settings.app.android_package,
-        "app.jwt_secret": settings.app.jwt_secret,
-        "app.jwks_url": settings.app.jwks_url,
-        "app.jwt_audience": settings.app.jwt_audience,
-        "app.jwt_issuer": settings.app.jwt_issuer,
-        "app.jwt_user_claim": settings.app.jwt_user_claim != "sub",
         "notify.url": settings.notify.url,
         "notify.secret": settings.notify.secret,
     }

@@ -221,6 +221,17 @@ class StoreUnavailable(MustWait):
         self.what = what
 
 
+class KeySetUnavailable(MustWait):
+    """The key set at app.jwks_url cannot be had: whose the app's JWTs are is not known until it can."""
+
+    code = "key_set_unavailable"
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        """A word of ours for what went wrong."""
+
+
 # --- mend the configuration ----------------------------------------------------------------------
 
 
@@ -284,6 +295,17 @@ class Forbidden(AmoCallbackError):
     def __init__(self, scope: str) -> None:
         super().__init__()
         self.scope = scope
+
+
+class Unauthorized(AmoCallbackError):
+    """The app's JWT is missing, has expired, or is not one of the app's."""
+
+    code = "unauthorized"
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        """A word of ours for the check that failed: it tells an operator a wrong app.jwt_audience from a forgery."""
 
 
 class NeedsReauth(AmoCallbackError):

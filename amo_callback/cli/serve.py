@@ -104,4 +104,6 @@ def _secrets(settings: Settings) -> list[str]:
     values = [settings.amo.client_secret.get_secret_value()]
     values += settings.storage.encryption_keys.get_secret_value().split()
     values += [line.rpartition(":")[2].strip() for line in settings.api.keys.get_secret_value().splitlines()]
+    if settings.app.jwt_secret is not None:
+        values.append(settings.app.jwt_secret.get_secret_value())
     return values

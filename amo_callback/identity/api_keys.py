@@ -1,4 +1,4 @@
-"""Who is asking: API keys and what they may do."""
+"""API keys and what they may do."""
 
 from __future__ import annotations
 
