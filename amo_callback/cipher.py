@@ -11,12 +11,12 @@ import dataclasses
 import hashlib
 import json
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from amo_callback.errors import Unreadable
-from amo_callback.grant import GrantSecrets
+from amo_callback.grant import AuthorizationRequest, GrantSecrets
 from amo_callback.model import TokenPair
 
 if TYPE_CHECKING:
@@ -91,11 +91,13 @@ class Cipher:
 
     def seal_grant(self, secrets: GrantSecrets, *, code_hash: str) -> bytes:
         """Seal what a grant hands back, for that grant."""
-        content = {
+        content: dict[str, object] = {
             "handle": secrets.handle,
-            "code": base64.b64encode(secrets.code).decode(),
-            "state": None if secrets.state is None else base64.b64encode(secrets.state).decode(),
+            "code": _text(secrets.code),
+            "state": _text(secrets.state),
             "domain": secrets.domain,
+            "ticket": secrets.ticket,
+            "request": None if secrets.request is None else _request_fields(secrets.request),
         }
         return self.seal(json.dumps(content).encode(), bound_to=_grant(code_hash))
 
@@ -105,9 +107,19 @@ class Cipher:
         return GrantSecrets(
             handle=content["handle"],
             code=base64.b64decode(content["code"]),
-            state=None if content["state"] is None else base64.b64decode(content["state"]),
+            state=_bytes(content["state"]),
             domain=content["domain"],
+            ticket=content.get("ticket", ""),
+            request=_request(content["request"]) if content.get("request") else None,
         )
+
+    def seal_request(self, request: AuthorizationRequest, *, state_hash: str) -> bytes:
+        """Seal what a state stands for, for that state."""
+        return self.seal(json.dumps(_request_fields(request)).encode(), bound_to=_state(state_hash))
+
+    def open_request(self, sealed: bytes, *, state_hash: str) -> AuthorizationRequest:
+        """Open what a state stands for; raises `Unreadable`."""
+        return _request(json.loads(self.open(sealed, bound_to=_state(state_hash))))
 
     def seal_canary(self) -> bytes:
         """Return the record by which a store tells at start whether it can be read."""
@@ -116,6 +128,31 @@ class Cipher:
     def check_canary(self, sealed: bytes) -> None:
         """Raise `Unreadable` where no key of ours wrote this store."""
         self.open(sealed, bound_to="canary")
+
+
+def _request_fields(request: AuthorizationRequest) -> dict[str, object]:
+    return {
+        "user": request.user,
+        "vouched": request.vouched,
+        "challenge": request.challenge,
+        "state": _text(request.state),
+    }
+
+
+def _request(content: dict[str, Any]) -> AuthorizationRequest:
+    return AuthorizationRequest(**{**content, "state": _bytes(content["state"])})
+
+
+def _text(content: bytes | None) -> str | None:
+    return None if content is None else base64.b64encode(content).decode()
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)
+
+
+def _state(state_hash: str) -> str:
+    return f"state:{state_hash}"
 
 
 def _grant(code_hash: str) -> str:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import (
     AmoCallbackError,
+    Crowded,
     Frozen,
     GrantExpired,
     NotFound,
@@ -26,17 +27,20 @@ from amo_callback.errors import (
     StoreUnavailable,
 )
 from amo_callback.event import Event, Level
-from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome, support_code
+from amo_callback.exchange import CodeExchange, priority_of
+from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome, Visit, support_code
 from amo_callback.model import Connection, fingerprint
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from amo_callback.admission import Admission
     from amo_callback.cipher import Cipher
     from amo_callback.custody.leases import Leases
     from amo_callback.exchange import Exchanger
-    from amo_callback.limits import Unproven
+    from amo_callback.grant import AuthorizationRequest
+    from amo_callback.limits import Rooms, Unproven
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
 
 _LOOK_AGAIN = 0.25
@@ -55,17 +59,6 @@ class ConnectRules:
     """How long a claimed grant is one process's alone."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Visit:
-    """What one caller brings: who gets there first, decides."""
-
-    code: bytes = field(repr=False)
-    code_hash: str
-    state: bytes | None = field(repr=False)
-    host: str | None
-    address: str | None
-
-
 class Connect:
     """Complete grants."""
 
@@ -78,10 +71,12 @@ class Connect:
         clock: Clock,
         observer: Observer,
         exchanger: Exchanger,
+        admission: Admission,
         unproven: Unproven,
+        rooms: Rooms,
         leases: Leases,
         rules: ConnectRules,
-        new_handle: Callable[[], str],
+        new_secret: Callable[[], str],
     ) -> None:
         self._store = store
         self._amo = amo
@@ -89,42 +84,45 @@ class Connect:
         self._clock = clock
         self._observer = observer
         self._exchanger = exchanger
+        self._admission = admission
         self._unproven = unproven
+        self._rooms = rooms
         self._leases = leases
         self._rules = rules
-        self._new_handle = new_handle
+        self._new_secret = new_secret
         self._flights: dict[str, asyncio.Task[Outcome]] = {}
         self._pending: dict[str, Outcome] = {}
         """Where the results of flights will be found, once their grants have been written."""
         self._claimed: set[str] = set()
         self._stopping = asyncio.Event()
 
-    async def complete(
-        self, *, code: bytes, state: bytes | None, host: str | None, address: str | None = None
-    ) -> Outcome:
+    async def complete(self, visit: Visit) -> Outcome:
         """Return what became of a code, exchanging it if that was not done; `EXCHANGING` after `patience`.
 
-        `host` is the account's as the caller names it: it is checked, and only where AMO is to be asked; without
-        one a code is asked about where it was seen before, or at the default. `address` is whose unproven codes
-        are limited. Raises `PersonMustAct` where AMO is not asked, `StoreUnavailable` and `ShuttingDown`. A
-        caller who is cancelled cancels nothing else.
+        Who gets there first, decides: the host that is named is checked, and only where AMO is to be asked. Raises
+        `PersonMustAct` where AMO is not asked, `NotFound`, `Crowded`, `StoreUnavailable` and `ShuttingDown`. A caller
+        who is cancelled cancels nothing else.
         """
-        visit = _Visit(code=code, code_hash=fingerprint(code), state=state, host=host, address=address)
+        outcome = await self._completed(visit)
+        self._admission.check_same_state(visit, outcome.state)
+        return outcome
+
+    async def _completed(self, visit: Visit) -> Outcome:
         while True:
             flight, joined = self._flight(visit)
             if not await done_within(flight, seconds=self._rules.patience, clock=self._clock):
                 break
             try:
                 return flight.result()
-            except PersonMustAct:
+            except (PersonMustAct, NotFound, Crowded):
                 if not joined:
                     raise
-                # Another caller's failure (no host, no place): it need not be this one's.
+                # Another caller's failure (no host, no state, no place): it need not be this one's.
         if visit.code_hash not in self._pending:
             raise StoreUnavailable("late")
         return self._pending[visit.code_hash]
 
-    def _flight(self, visit: _Visit) -> tuple[asyncio.Task[Outcome], bool]:
+    def _flight(self, visit: Visit) -> tuple[asyncio.Task[Outcome], bool]:
         """Return the code's one flight, and whether it was under way: never two for a code in one process."""
         flight = self._flights.get(visit.code_hash)
         if flight is not None and not flight.done():
@@ -150,7 +148,7 @@ class Connect:
         if grant is None or grant.expires_at <= self._clock.now():
             raise NotFound
         secrets = self._secrets(grant)
-        return await self.complete(code=secrets.code, state=secrets.state, host=secrets.domain, address=address)
+        return await self.complete(Visit(code=secrets.code, state=secrets.state, host=secrets.domain, address=address))
 
     async def connection_of(self, outcome: Outcome) -> Connection | None:
         """Return the connection that a grant led to, as it is now."""
@@ -181,36 +179,56 @@ class Connect:
 
     # --- one grant -------------------------------------------------------------------------------
 
-    async def _fly(self, visit: _Visit) -> Outcome:
+    async def _fly(self, visit: Visit) -> Outcome:
         while True:
             grant = await self._store.grant(visit.code_hash)
             if grant is not None and grant.expires_at <= self._clock.now():
                 raise GrantExpired
             abandoned = self._abandoned(grant)
             if grant is None or abandoned or grant.status is GrantStatus.FAILED:
-                started = self._clock.monotonic()
-                fresh, domain = self._begun(visit, grant)
-                place = self._unproven.take(visit.address)
-                try:
-                    grant = await self._store.claim_grant(fresh, now=self._clock.now(), abandoned=abandoned)
-                except (StoreUnavailable, Frozen):
-                    place.give_back()
-                    raise
-                except asyncio.CancelledError:
-                    await self._unclaim(fresh)
-                    raise
-                if grant.attempt == fresh.attempt:
-                    self._claimed.add(visit.code_hash)
-                    self._pending[visit.code_hash] = self._told(grant)
-                    ended = await self._exchanger.exchange(
-                        grant, code=visit.code, domain=domain, started=started, place=place
-                    )
-                    return self._told(ended)
-                place.give_back()  # somebody else was faster
+                grant, ended = await self._try(visit, grant, abandoned)
+                if ended:
+                    return self._told(grant)
             if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
                 return self._told(grant)
             self._pending[visit.code_hash] = self._told(grant)
             await self._clock.sleep(_LOOK_AGAIN)
+
+    async def _try(self, visit: Visit, before: Grant | None, abandoned: str | None) -> tuple[Grant, bool]:
+        """Claim the code and exchange it; return the grant as it is then, and whether it was this one's to end."""
+        started = self._clock.monotonic()
+        known = None if before is None else self._secrets(before)
+        if known is None:
+            request = await self._admission.request_of(visit)
+        else:
+            self._admission.check_same_state(visit, known.state)
+            request = known.request
+        # Without a host the code is asked about where it was seen before, or at the default.
+        domain = self._amo.check_domain(visit.host or (known.domain if known else None))
+        fresh = self._begun(visit, domain, request)
+        priority = priority_of(request)
+        with self._rooms.enter(priority):
+            place = self._unproven.take(visit.address, among=priority)
+            try:
+                grant = await self._store.claim_grant(
+                    fresh,
+                    now=self._clock.now(),
+                    abandoned=abandoned,
+                    state_hash=None if known or request is None else fingerprint(visit.state or b""),
+                )
+            except (StoreUnavailable, Frozen):
+                place.give_back()
+                raise
+            except asyncio.CancelledError:
+                await self._unclaim(fresh)
+                raise
+            if grant.attempt != fresh.attempt:
+                place.give_back()  # somebody else was faster
+                return grant, False
+            self._claimed.add(visit.code_hash)
+            self._pending[visit.code_hash] = self._told(grant)
+            exchange = CodeExchange(code=visit.code, domain=domain, request=request, started=started, place=place)
+            return await self._exchanger.exchange(grant, exchange), True
 
     async def _unclaim(self, fresh: Grant) -> None:
         """Give back a claim that was written although its flight was let go: nothing was sent for it."""
@@ -230,22 +248,27 @@ class Connect:
         left = self._leases.left_of(grant.code_hash, grant.attempt, grant.lease_until)
         return None if left else grant.attempt
 
-    def _begun(self, visit: _Visit, before: Grant | None) -> tuple[Grant, str]:
-        """Return the grant as it begins, and the account's host, checked."""
-        known = self._secrets(before).domain if before else None
-        domain = self._amo.check_domain(visit.host or known)
-        secrets = GrantSecrets(handle=self._new_handle(), code=visit.code, state=visit.state, domain=domain)
+    def _begun(self, visit: Visit, domain: str, request: AuthorizationRequest | None) -> Grant:
+        """Return the grant as it begins."""
+        secrets = GrantSecrets(
+            handle=self._new_secret(),
+            code=visit.code,
+            state=visit.state,
+            domain=domain,
+            ticket=self._new_secret(),
+            request=request,
+        )
         now = self._clock.now()
-        grant = Grant(
+        return Grant(
             code_hash=visit.code_hash,
             handle_hash=fingerprint(secrets.handle),
+            ticket_hash=fingerprint(secrets.ticket),
             sealed=self._cipher.seal_grant(secrets, code_hash=visit.code_hash),
             status=GrantStatus.EXCHANGING,
             attempt=uuid.uuid4().hex,
             lease_until=now + timedelta(seconds=self._rules.lease),
             expires_at=now + timedelta(seconds=self._rules.code_life),
         )
-        return grant, domain
 
     def _told(self, grant: Grant) -> Outcome:
         secrets = self._secrets(grant)
@@ -258,6 +281,8 @@ class Connect:
             code=secrets.code,
             state=secrets.state,
             handle=secrets.handle,
+            ticket=secrets.ticket,
+            request=secrets.request,
             domain=secrets.domain,
             support=support_code(grant.code_hash),
             connection_id=grant.connection_id,

@@ -51,6 +51,12 @@ class InvalidRequest(PersonMustAct):
     code = word = "invalid_request"
 
 
+class InvalidState(PersonMustAct):
+    """The state was not issued here, or is older than half an hour, or was used with another code."""
+
+    code = word = "invalid_state"
+
+
 class AccountNotAllowed(PersonMustAct):
     """The account, or the host that the callback names, is not one that may connect here."""
 
@@ -193,6 +199,12 @@ class Busy(MustWait):
         """The code of the error that is being waited out."""
 
 
+class Crowded(MustWait):
+    """So many codes wait for AMO that one more would only grow old: it may be sent again."""
+
+    code = "crowded"
+
+
 class VerdictHeld(MustWait):
     """So many connections died at once that it is not believed: see the check `verdicts` of /readyz."""
 
@@ -306,6 +318,18 @@ class Unauthorized(AmoCallbackError):
         super().__init__()
         self.what = what
         """A word of ours for the check that failed: it tells an operator a wrong app.jwt_audience from a forgery."""
+
+
+class WrongVerifier(AmoCallbackError):
+    """The grant was started with a code challenge, and the code verifier does not fit it."""
+
+    code = "forbidden"
+
+
+class NotTheirs(AmoCallbackError):
+    """The grant was started for another user, or the account is another user's already."""
+
+    code = "forbidden"
 
 
 class NeedsReauth(AmoCallbackError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.custody.remember import remember
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 
     from amo_callback.cipher import Cipher
     from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.grant import AuthorizationRequest
     from amo_callback.limits import Place
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
 
+TICKET_LIFE = timedelta(minutes=10)
 _LAST_SLOT = 3.0
 """Seconds that an exchange may still wait for its slot once the process is to end."""
 
@@ -44,6 +47,21 @@ class ExchangeRules:
 
     allowed_accounts: Collection[str] = ()
     refresh: RefreshRules = field(default_factory=RefreshRules)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodeExchange:
+    """A code that is to be spent."""
+
+    code: bytes = field(repr=False)
+    domain: str
+    """The account's host, checked."""
+    request: AuthorizationRequest | None
+    """What its grant began with, where that was here."""
+    started: float
+    """The monotonic time before the grant was claimed."""
+    place: Place
+    """Its address's among the unproven ones."""
 
 
 class Exchanger:
@@ -78,33 +96,42 @@ class Exchanger:
         self._stopping.set()
         self._unsaved.stop()
 
-    async def exchange(self, grant: Grant, *, code: bytes, domain: str, started: float, place: Place) -> Grant:
+    async def exchange(self, grant: Grant, what: CodeExchange) -> Grant:
         """Spend a claimed grant's code, store the pair it brings, and return how the grant ended.
 
-        `started` is the monotonic time before the claim, `place` the address's among its unproven codes. Raises
-        `StoreUnavailable` where a refusal cannot be written down; a pair is held until it can be, or `ShuttingDown`
-        once it is in its rescue file.
+        Raises `StoreUnavailable` where a refusal cannot be written down; a pair is held until it can be, or
+        `ShuttingDown` once it is in its rescue file.
         """
         try:
-            await self._slot(started)
-            not_after = started + self._rules.refresh.lease - self._amo.timeout
-            issued = await self._amo.exchange(code=code, domain=domain, not_after=not_after)
-            place.give_back()
+            await self._slot(priority_of(what.request), what.started)
+            not_after = what.started + self._rules.refresh.lease - self._amo.timeout
+            issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
+            what.place.give_back()
             if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
                 raise AccountNotAllowed
         except AmoCallbackError as error:
             if isinstance(error, NotSent | ShuttingDown | Busy):
-                place.give_back()  # AMO was not asked
+                what.place.give_back()  # AMO was not asked
             ended = _failed(grant, error)
-            self._tell_failed(ended, error, domain)
+            self._tell_failed(ended, error, what.domain)
             await self._store.finish_grant(ended)
             return ended
         except BaseException:
             await self._store.finish_grant(_failed(grant, OutcomeOpen("a bug")))
             raise
-        connection = self._granted(issued, domain)
-        ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=connection.id)
-        granted = GrantedPair(grant=ended, connection=connection, token_iat=issued.account.token_iat)
+        connection = self._granted(issued, what.domain)
+        ended = dataclasses.replace(
+            grant,
+            status=GrantStatus.CONNECTED,
+            connection_id=connection.id,
+            ticket_until=self._clock.now() + TICKET_LIFE,
+        )
+        granted = GrantedPair(
+            grant=ended,
+            connection=connection,
+            token_iat=issued.account.token_iat,
+            owner=what.request.vouched_owner if what.request else None,
+        )
         connected = _connected(connection)
         if await self._unsaved.save(granted, connection=connection, events=[connected]) is None:
             # A later grant's pair was stored meanwhile.
@@ -115,12 +142,12 @@ class Exchanger:
             self._connected()
         return ended
 
-    async def _slot(self, started: float) -> None:
+    async def _slot(self, priority: Priority, started: float) -> None:
         """Wait for a slot at the rate limit: as long as the request can still end within the claim's lease.
 
         After that somebody else might hold the claim; and whoever leaves the queue takes no slot from the others.
         """
-        slot = self._amo.slot(Priority.PEOPLE)
+        slot = self._amo.slot(priority)
         left = self._left(started)
         served = await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0))
         if self._left(started) <= 0:
@@ -160,6 +187,13 @@ class Exchanger:
         level = Level.INFO if isinstance(error, PersonMustAct) else Level.WARNING
         fields = {"grant": support_code(grant.code_hash), "domain": domain, "word": grant.error, **error.fields}
         self._observer(Event(name="grant.failed", level=level, fields=fields))
+
+
+def priority_of(request: AuthorizationRequest | None) -> Priority:
+    """Return who goes first: a link alone, which anybody can follow, is less than a user who is known."""
+    if request is None:
+        return Priority.STRANGER
+    return Priority.STARTED if request.user is None else Priority.EXPECTED
 
 
 def _connected(connection: Connection) -> Event:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING
+
+from amo_callback.model import fingerprint
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -32,6 +34,73 @@ class Redirect:
     """Installed from inside AMO: perhaps no browser."""
 
 
+STATE_PREFIX = "ac1."
+"""What the states begin with that are issued here; 128 bits follow."""
+
+
+def is_issued(state: bytes | None) -> bool:
+    """Tell whether a state has the form of those that are issued here."""
+    return state is not None and state.startswith(STATE_PREFIX.encode())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuthorizationRequest:
+    """A grant that was started here: for whom, and what proves that its end is where it began."""
+
+    user: str | None = None
+    """The app's user; nobody where it began with a plain link."""
+    vouched: bool = False
+    """Whether a backend has named the user, and answers for him."""
+    challenge: str | None = field(default=None, repr=False)
+    """The S256 code challenge (RFC 7636) whose verifier only the app's instance has that began."""
+    state: bytes | None = field(default=None, repr=False)
+    """The app's own state: handed back in place of the issued one."""
+
+    @property
+    def vouched_owner(self) -> str | None:
+        """Who becomes an owner with the grant's end alone; where there is a challenge, its verifier is waited for."""
+        return self.user if self.vouched and self.challenge is None else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IssuedState:
+    """A state that was issued, as it is stored: its request only sealed."""
+
+    state_hash: str
+    sealed: bytes | None = field(repr=False)
+    expires_at: datetime
+    used_by: str | None = None
+    """The hash of the code that it came back with."""
+
+
+class Arrival(Enum):
+    """Which way a code comes."""
+
+    BROWSER = "browser"
+    VENDOR = "vendor"
+    """From AMO's own server, or from inside AMO: it may have no state."""
+    APP = "app"
+    """From the app, after the deep link: it names no state."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Visit:
+    """A code, and all that whoever brings it tells."""
+
+    code: bytes = field(repr=False)
+    state: bytes | None = field(repr=False, default=None)
+    host: str | None = None
+    """The account's, as the caller names it; without one it is where the code was seen before, or the default."""
+    address: str | None = None
+    """Whose unproven codes are limited."""
+    arrival: Arrival = Arrival.BROWSER
+
+    @property
+    def code_hash(self) -> str:
+        """The code's name."""
+        return fingerprint(self.code)
+
+
 class GrantStatus(StrEnum):
     """How far an authorization code has come."""
 
@@ -57,6 +126,9 @@ class Grant:
     doubtful: bool = False
     """Whether an attempt of ours may have spent the code without an answer."""
     expires_at: datetime
+    ticket_hash: str | None = None
+    ticket_until: datetime | None = None
+    """Until when its ticket is taken for it; told once it is connected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +139,9 @@ class GrantSecrets:
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False)
     domain: str
+    ticket: str = field(default="", repr=False)
+    """What may be handed back in place of AMO's code."""
+    request: AuthorizationRequest | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +152,8 @@ class GrantedPair:
     connection: Connection
     token_iat: int | None
     """AMO's time of issue: between two grants of one connection the later one holds."""
+    owner: str | None = None
+    """Whom a backend has vouched for: an owner from now on."""
 
     @property
     def connection_id(self) -> str:
@@ -92,12 +169,20 @@ class Outcome:
     error: str | None
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False)
+    """As it came with the code."""
     handle: str = field(repr=False)
+    ticket: str = field(repr=False)
+    request: AuthorizationRequest | None
     domain: str
     """The account's host, as it was exchanged at."""
     support: str
     """A name for the grant that tells nothing of it: on the page, and in the log."""
     connection_id: str | None = None
+
+    @property
+    def handed_back(self) -> bytes | None:
+        """The state that the app gets back: its own."""
+        return self.state if self.request is None or self.request.state is None else self.request.state
 
 
 def support_code(code_hash: str) -> str:

@@ -1,15 +1,18 @@
-"""How many exchanges one address may have begun that AMO has not accepted yet."""
+"""How many codes may be on their way to AMO: of one address, and of all."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import TooManyUnproven
+from amo_callback.errors import Crowded, TooManyUnproven
+from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from amo_callback.ports import Clock
 
 _ADDRESSES = 50_000
@@ -23,21 +26,24 @@ class Unproven:
         self._places = places
         self._window = window
         self._clock = clock
-        self._taken: OrderedDict[str, deque[float]] = OrderedDict()
+        self._taken: OrderedDict[tuple[Priority, str], deque[float]] = OrderedDict()
 
-    def take(self, address: str | None) -> Place:
-        """Take a place for `window` seconds; raises `TooManyUnproven`. Nobody's address has no limit."""
+    def take(self, address: str | None, *, among: Priority = Priority.STRANGER) -> Place:
+        """Take a place for `window` seconds; raises `TooManyUnproven`. Nobody's address has no limit.
+
+        Whoever is better known has places of his own: strangers behind the same address cannot take them.
+        """
         if address is None:
             return Place(deque(), 0.0)
-        network = _network(address)
+        key = (among, _network(address))
         now = self._clock.monotonic()
-        taken = self._taken.setdefault(network, deque())
+        taken = self._taken.setdefault(key, deque())
         while taken and now - taken[0] >= self._window:
             taken.popleft()
         if len(taken) >= self._places:
             raise TooManyUnproven
         taken.append(now)
-        self._taken.move_to_end(network)
+        self._taken.move_to_end(key)
         while len(self._taken) > _ADDRESSES:
             self._taken.popitem(last=False)
         return Place(taken, now)
@@ -55,6 +61,33 @@ class Place:
         with suppress(ValueError):  # its window is over
             self._taken.remove(self._at)
         self._taken = deque()
+
+
+class Rooms:
+    """How many codes may wait for AMO at once, strangers apart from those who are known.
+
+    More would grow old in the queue, and each costs the store a write that a refresh may wait for.
+    """
+
+    def __init__(self, *, size: int) -> None:
+        self._size = size
+        self._inside = dict.fromkeys(Priority, 0)
+
+    @contextmanager
+    def enter(self, priority: Priority) -> Iterator[None]:
+        """Be in the room meanwhile; raises `Crowded`."""
+        if self._inside[priority] >= self._size:
+            raise Crowded
+        self._inside[priority] += 1
+        try:
+            yield
+        finally:
+            self._inside[priority] -= 1
+
+
+def room_for(*, per_second: float, seconds: float) -> int:
+    """Return how many can have their turn within so many seconds, where refreshes take every other slot."""
+    return max(1, int(per_second / 2 * seconds))
 
 
 def _network(address: str) -> str:

@@ -213,6 +213,7 @@ class Filter:
     """Which connections are listed: what is not named does not matter."""
 
     account_id: str | None = None
+    owner: str | None = None
     status: Status | None = None
     domain: str | None = None
 

@@ -244,7 +244,7 @@ def test_a_bad_secret_is_named_and_not_shown(key: str, value: str, said: str) ->
 
 
 @pytest.mark.parametrize(
-    "key", ["SERVER__METRICS_AUTH=true", "APP__HAND_BACK=ticket", "APP__STATE=issued", "NOTIFY__URL=https://a.example"],
+    "key", ["SERVER__METRICS_AUTH=true", "NOTIFY__URL=https://a.example"],
 )  # fmt: skip
 def test_what_this_version_cannot_do_is_refused_and_not_ignored(key: str) -> None:
     """A setting that would be without effect stops the start."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from amo_callback.admission import Admission
 from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.authorization import Authorizations
 from amo_callback.connect import Connect, ConnectRules
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.unsaved import Unsaved
@@ -23,8 +25,8 @@ from amo_callback.errors import (
     TooManyUnproven,
 )
 from amo_callback.exchange import Exchanger, ExchangeRules
-from amo_callback.grant import GrantStatus
-from amo_callback.limits import Unproven
+from amo_callback.grant import GrantStatus, Visit
+from amo_callback.limits import Rooms, Unproven
 from amo_callback.model import Issued, Status, fingerprint
 from amo_callback.ports import Priority
 from tests.conftest import HOST, Amo
@@ -87,17 +89,32 @@ class Process:
                 random=lambda: 0.5,
                 connected=self._wake,
             ),
+            admission=Admission(
+                authorizations=self.authorizations(client=client, cipher=cipher),
+                issued_only=False,
+                lists_accounts=False,
+            ),
             unproven=Unproven(places=places, window=60, clock=self.clock),
+            rooms=Rooms(size=100),
             leases=Leases(length=60.0, store=cast("Store", self.failing), clock=self.clock),
             rules=ConnectRules(**rules),
-            new_handle=Counter(),
+            new_secret=Counter(),
+        )
+
+    def authorizations(self, *, client: object, cipher: Cipher) -> Authorizations:
+        return Authorizations(
+            store=cast("Store", self.failing),
+            amo=cast("AmoOAuth", client),
+            cipher=cipher,
+            clock=self.clock,
+            new_secret=lambda: "0123456789abcdefghijkl",
         )
 
     def _wake(self) -> None:
         self.woken += 1
 
     async def complete(self, code: str, state: bytes | None = b"s") -> Outcome:
-        return await self.connect.complete(code=code.encode(), state=state, host=HOST, address="192.0.2.1")
+        return await self.connect.complete(Visit(code=code.encode(), state=state, host=HOST, address="192.0.2.1"))
 
     @asynccontextmanager
     async def slow_exchange(self, code: str) -> AsyncIterator[asyncio.Task[Outcome]]:
@@ -265,7 +282,7 @@ class Queue:
         return HOST
 
     async def slot(self, priority: Priority) -> None:
-        assert priority is Priority.PEOPLE
+        assert priority is Priority.STRANGER
         await self.clock.sleep(self.wait)
 
     async def exchange(self, **_: object) -> Issued:
@@ -383,8 +400,8 @@ async def test_callers_at_once_claim_once(process: Process) -> None:
 async def test_a_caller_without_a_host_does_not_spoil_one_who_names_it(process: Process) -> None:
     """The app is faster than the callback, and does not say where: its failure is its own."""
     code = process.amo.code().encode()
-    nameless = asyncio.create_task(process.connect.complete(code=code, state=None, host=None))
-    named = asyncio.create_task(process.connect.complete(code=code, state=b"s", host=HOST))
+    nameless = asyncio.create_task(process.connect.complete(Visit(code=code)))
+    named = asyncio.create_task(process.connect.complete(Visit(code=code, state=b"s", host=HOST)))
     assert (await named).status is GrantStatus.CONNECTED
     with pytest.raises(InvalidRequest):
         await nameless
@@ -400,7 +417,7 @@ async def test_one_process_never_exchanges_a_code_twice(process: Process) -> Non
     await process.clock.until_sleeping(8)
     process.clock.advance(68)
     assert (await callback).status is GrantStatus.EXCHANGING
-    app = asyncio.create_task(process.connect.complete(code=code.encode(), state=None, host=None))
+    app = asyncio.create_task(process.connect.complete(Visit(code=code.encode())))
     await process.clock.until_sleeping(8)
     process.failing.away = set()
     await process.clock.until_sleeping(1)
@@ -418,7 +435,7 @@ async def test_another_addresss_full_limit_is_not_inherited(
     code = process.amo.code()
     full = asyncio.create_task(process.complete(code))
     free = asyncio.create_task(
-        process.connect.complete(code=code.encode(), state=b"s", host=HOST, address="198.51.100.9")
+        process.connect.complete(Visit(code=code.encode(), state=b"s", host=HOST, address="198.51.100.9"))
     )
     with pytest.raises(TooManyUnproven):
         await full

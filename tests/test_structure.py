@@ -16,8 +16,10 @@ FLOORS = [
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk"},
     {"config_load", "custody", "amo", "store", "observe"},
-    {"exchange", "transfer"},
+    {"proof", "authorization", "exchange", "transfer"},
+    {"admission"},
     {"connect"},
+    {"redeem"},
     {"web"},
     {"cli"},
 ]
@@ -33,7 +35,7 @@ ONE_ROOM = {
     "uvloop": {"cli.serve"},
 }
 EDGES = {"amo", "store", "observe"}
-USE_CASES = {"custody", "exchange", "connect", "transfer", "web"}
+USE_CASES = {"custody", "authorization", "admission", "exchange", "connect", "redeem", "transfer", "web"}
 JOINED_IN = {"web.lifecycle", "cli"}
 """Where `amo`, `store` and `observe` meet the use cases."""
 

@@ -99,6 +99,10 @@ class AmoClient:
         self.timeout = timeout
         self.client_id = integration.client_id
 
+    def consent_address(self, state: str) -> str:
+        """Return AMO's page where a person allows access."""
+        return self._integration.consent_address(state)
+
     def read_redirect(self, query: bytes) -> Redirect:
         """Read the raw query of AMO's redirect."""
         return read_redirect(query, default_domain=self._default_domain, allowed_domains=self._allowed)

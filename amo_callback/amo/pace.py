@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Pace:
     """Hand out slots, evenly spaced.
 
-    A person waits in front of a screen, so people go first. But anybody can send codes: under contention
-    people get every other slot and no more, so that junk codes cannot starve refreshing.
+    A person waits in front of a screen, so people go first, those first whom we expect. But anybody can send codes:
+    under contention people get every other slot and no more, so that junk codes cannot starve refreshing.
     """
 
     def __init__(self, *, per_second: float, clock: Clock) -> None:
@@ -54,9 +54,10 @@ class Pace:
             turn.set_result(None)
 
     def _next(self) -> Priority:
-        if all(self._waiting.values()):
-            return Priority.BACKGROUND if self._last is Priority.PEOPLE else Priority.PEOPLE
-        return Priority.PEOPLE if self._waiting[Priority.PEOPLE] else Priority.BACKGROUND
+        """Return whose turn it is; somebody waits."""
+        first = next(priority for priority in Priority if self._waiting[priority])
+        others_turn = self._last is not Priority.BACKGROUND and self._waiting[Priority.BACKGROUND]
+        return Priority.BACKGROUND if others_turn else first
 
     def _somebody_waits(self) -> bool:
         for queue in self._waiting.values():

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, TypeGuard
+from urllib.parse import urlencode
 
 from amo_callback.amo.claims import account_of, json_object, life_of, read_claims
 from amo_callback.errors import (
@@ -49,6 +50,12 @@ class Integration:
     client_secret: str = field(repr=False)
     redirect_uri: str
     endpoint: str = "https://{domain}"
+    authorize_url: str = "https://www.amocrm.ru/oauth"
+
+    def consent_address(self, state: str) -> str:
+        """Return the page where a person allows access; what may be asked for is fixed in the integration."""
+        query = urlencode({"client_id": self.client_id, "state": state, "mode": "popup"})
+        return f"{self.authorize_url}{'&' if '?' in self.authorize_url else '?'}{query}"
 
     def address(self, domain: str, path: str) -> str:
         """Return where a host of AMO's is asked."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from amo_callback.cli.local import Local, Place
+    from amo_callback.model import Connection
 
 _PATIENCE = aiohttp.ClientTimeout(total=30)
 _UNIX = "unix:"
@@ -148,12 +149,20 @@ class _Store:
     async def connections(self, only: Mapping[str, str]) -> list[dict[str, Any]]:
         found = await self._store.page(after="", limit=_MANY, only=Filter(**only))  # type: ignore[arg-type]  # reason: a status is its text
         all_frozen = await self._store.frozen() is not None
-        return [connection_shape(connection, frozen=all_frozen or connection.frozen) for connection in found]
+        owners = await self._store.owners_of([connection.id for connection in found])
+        return [
+            connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen)
+            for connection in found
+        ]
 
     async def connection(self, selector: str) -> dict[str, Any]:
         [found, *_] = await self._selection.find(selector)
         events = await self._store.events(connection_id=found.id, limit=20)
-        return {**connection_shape(found), "events": [event_shape(event) for event in events]}
+        return {**await self._shape(found), "events": [event_shape(event) for event in events]}
+
+    async def _shape(self, connection: Connection) -> dict[str, Any]:
+        owners = await self._store.owners_of([connection.id])
+        return connection_shape(connection, owners[connection.id])
 
     async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
         return [event_shape(event) for event in await self._store.events(**whose(selector), limit=limit)]
@@ -162,6 +171,6 @@ class _Store:
         if selector is not None:
             connection = await self._selection.only(selector)
             await (self._freezer.freeze(connection) if frozen else self._freezer.thaw(connection))
-            return connection_shape(await self._selection.only(connection.id))
+            return await self._shape(await self._selection.only(connection.id))
         await (self._freezer.freeze_all(why="asked by the command") if frozen else self._freezer.thaw_all())
         return {"frozen": self._freezer.frozen is not None, "open_attempts": len(await self._store.attempts())}

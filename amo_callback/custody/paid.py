@@ -62,6 +62,7 @@ def seal_paid(paid: Paid, cipher: Cipher) -> bytes:
             "grant": _fields(paid.grant),
             "connection": _fields(paid.connection),
             "token_iat": paid.token_iat,
+            "owner": paid.owner,
         }
     return cipher.seal(json.dumps(content, default=_encode).encode(), bound_to=_bound(name_of(paid)))
 
@@ -77,6 +78,7 @@ def open_paid(name: str, sealed: bytes, cipher: Cipher) -> Paid:
             grant=Grant(**{**grant, "status": GrantStatus(grant["status"])}),
             connection=Connection(**{**connection, "status": Status(connection["status"])}),
             token_iat=content["token_iat"],
+            owner=content.get("owner"),
         )
     except (KeyError, TypeError, ValueError):  # of another version of amo-callback
         raise Unreadable from None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.ports import Clock, Observer, Store
 
-_KEEP_GRANTS = 86400.0
+_KEEP = 86400.0
 """Seconds for which an expired code is still told apart from one never seen."""
 _PRUNE_EVERY = 60.0
 _LOOK_UPS = 2
@@ -229,7 +229,7 @@ class Refresher:
             self._pruned_at = self._clock.monotonic()
             await self._unsaved.restore()
             try:
-                await self._store.prune(now=self._clock.now(), keep_grants=_KEEP_GRANTS)
+                await self._store.prune(now=self._clock.now(), keep=_KEEP)
             except StoreUnavailable as error:  # no reason to refresh nothing
                 self._tell_failed(error)
 

@@ -1,4 +1,4 @@
-"""Which connections a selector names: an id, or `account:ID`."""
+"""Which connections a selector names: an id, `account:ID`, or `owner:ID`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.ports import Store
 
-_ACCOUNT = "account:"
+_ACCOUNT, _OWNER = "account:", "owner:"
 
 
 class Selection:
@@ -25,6 +25,8 @@ class Selection:
 
     async def find(self, selector: str) -> Sequence[Connection]:
         """Return the connections that a selector names, the freshest active one first; raises `NotFound`."""
+        if selector.startswith(_OWNER):
+            return self._living(await self._store.connections_owned(selector.removeprefix(_OWNER)))
         account_id = selector.removeprefix(_ACCOUNT) if selector.startswith(_ACCOUNT) else None
         if account_id == "":
             raise NotFound  # it would name everyone whose account AMO did not tell
@@ -39,11 +41,15 @@ class Selection:
             if held is None:
                 raise
             return [held]
-        found = [self._unsaved.newest(one) for one in stored if one.status is not Status.DISCONNECTED]
-        if not found and not stored:
+        if not stored:
             held = self._unsaved.find(connection_id=selector, account_id=account_id or "")
             known = None if held is None else await self._store.connection(held.id)
-            found = [] if held is None or (known and known.status is Status.DISCONNECTED) else [held]
+            if held is not None and not (known and known.status is Status.DISCONNECTED):
+                return [held]
+        return self._living(stored)
+
+    def _living(self, stored: Sequence[Connection]) -> Sequence[Connection]:
+        found = [self._unsaved.newest(one) for one in stored if one.status is not Status.DISCONNECTED]
         if not found:
             raise NotFound
         return found

@@ -39,10 +39,15 @@ class Observer(Protocol):
 
 
 class Priority(IntEnum):
-    """Who goes first at AMO's rate limit."""
+    """Who goes first at AMO's rate limit: people before the rest, the better known before strangers."""
 
-    PEOPLE = 0
-    BACKGROUND = 1
+    EXPECTED = 0
+    """A person whose grant began here, for a user that is known."""
+    STARTED = 1
+    """A person whose grant began here, with a plain link: anybody can."""
+    STRANGER = 2
+    """Whoever brings a code."""
+    BACKGROUND = 3
 
 
 class AmoOAuth(Protocol):
@@ -55,6 +60,9 @@ class AmoOAuth(Protocol):
     @property
     def timeout(self) -> float:
         """Seconds that one request may take."""
+
+    def consent_address(self, state: str) -> str:
+        """Return AMO's page where a person allows access."""
 
     def read_redirect(self, query: bytes) -> Redirect:
         """Read the raw query of AMO's redirect; what is wrong with it is in its `error`."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from amo_callback.brought import Brought
     from amo_callback.event import Event, Notice, Recorded
-    from amo_callback.grant import Grant, GrantedPair
+    from amo_callback.grant import Grant, GrantedPair, IssuedState
     from amo_callback.model import Claim, Connection, Extension, Filter, Fleet, Freeze, RefreshedPair, Verdict
 
 
@@ -34,8 +34,8 @@ class Store(Protocol):
     async def canary(self, fresh: bytes) -> bytes:
         """Return the record by which the store tells whose keys wrote it; a new store keeps the fresh one."""
 
-    async def prune(self, *, now: datetime, keep_grants: float) -> None:
-        """Erase what expired grants hold, and forget them `keep_grants` seconds later."""
+    async def prune(self, *, now: datetime, keep: float) -> None:
+        """Erase what expired grants and states hold, and forget them `keep` seconds later."""
 
     async def deaths_held(self) -> bool:
         """Tell whether more deaths are not to be believed, as some process has found."""
@@ -149,7 +149,7 @@ class Store(Protocol):
         """Say that we may have spent the token of a connection given up; `False` where it has changed since."""
 
     async def disconnect(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
-        """Erase a connection's tokens; `False` where it has changed since it was read.
+        """Erase a connection's tokens, and who owned it; `False` where it has changed since it was read.
 
         A pair granted before `at` does not come back; without it, whatever was granted may be stored later.
         """
@@ -177,10 +177,22 @@ class Store(Protocol):
     async def exchanging(self, *, now: datetime) -> Sequence[Grant]:
         """Return the grants whose code is being exchanged, or whose process died at it."""
 
-    async def claim_grant(self, grant: Grant, *, now: datetime, abandoned: str | None = None) -> Grant:
+    async def grant_by_ticket(self, ticket_hash: str) -> Grant | None:
+        """Return the grant that a ticket stands for."""
+
+    async def issue_state(self, issued: IssuedState) -> None:
+        """Remember a state that is issued."""
+
+    async def issued_state(self, state_hash: str) -> IssuedState | None:
+        """Return what is known of a state that was issued."""
+
+    async def claim_grant(
+        self, grant: Grant, *, now: datetime, abandoned: str | None = None, state_hash: str | None = None
+    ) -> Grant:
         """Begin a grant, or try a failed one again, or the `abandoned` attempt, whose lease was seen to end.
 
-        Who began it is told by the result's `attempt`. Raises `Frozen`.
+        With it an issued state is used. Who began it is told by the result's `attempt`. Raises `Frozen`, and
+        `InvalidState` where the state was used with another code, or is over.
         """
 
     async def finish_grant(self, grant: Grant) -> bool:
@@ -191,6 +203,23 @@ class Store(Protocol):
 
         A pair granted earlier than the connection's present grant (by AMO's `iat`), or before it was
         disconnected, changes nothing: `None`.
+        """
+
+    # --- owners ----------------------------------------------------------------------------------
+
+    async def owners_of(self, ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the owners of each of these connections, who came first, first."""
+
+    async def connections_owned(self, owner: str) -> Sequence[Connection]:
+        """Return an owner's connections, the freshest active one first."""
+
+    async def bind(self, connection_id: str, *, owner: str, at: datetime, first_only: bool) -> bool:
+        """Make somebody an owner; `False` where the connection is gone, or has another one and `first_only` is said."""
+
+    async def unbind(self, owner: str, *, at: datetime) -> Sequence[Event]:
+        """Take somebody from all that is his; what has no owner left is disconnected. Raises `Frozen`.
+
+        Returns what that was, as it is remembered.
         """
 
     # --- from elsewhere --------------------------------------------------------------------------

@@ -34,6 +34,8 @@ class Connections(Writer):
     async def page(self, *, after: str, limit: int, only: Filter) -> Sequence[Connection]:
         """Return connections by their ids, from the one after `after` on."""
         statement = "page" if only.account_id is None else "page_of_account"
+        if only.owner is not None:
+            statement = "page_of_owner"
         found = await self._database.read(statement, after=after, limit=limit, **values_of(only))
         return every(found, rows.connection)
 
@@ -125,11 +127,21 @@ class Connections(Writer):
         return await self._change_read("doubt", connection, events=events)
 
     async def disconnect(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
-        """Erase a connection's tokens; `False` where it has changed since it was read.
+        """Erase a connection's tokens, and who owned it; `False` where it has changed since it was read.
 
         A pair granted before `at` does not come back; without it, whatever was granted may be stored later.
         """
-        return await self._change_read("disconnect", connection, events=events, at=at)
+
+        async def unit() -> bool:
+            changed = await self._database.run(
+                "disconnect", id=connection.id, row_version=connection.row_version, at=at
+            )
+            if changed:
+                await self._record(events, connection)
+                await self._database.run("forget_owners", connection_id=connection.id)
+            return bool(changed)
+
+        return await self._database.unit(unit)
 
     async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
         """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Frozen
+from amo_callback.errors import Frozen, InvalidState
 from amo_callback.store import rows
 from amo_callback.store.connections import values_of
 from amo_callback.store.writer import Writer, every, first
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.event import Event
-    from amo_callback.grant import Grant, GrantedPair
+    from amo_callback.grant import Grant, GrantedPair, IssuedState
     from amo_callback.model import Connection
 
 
@@ -25,6 +25,18 @@ class Grants(Writer):
         """Return what is known of an authorization code."""
         return first(await self._database.read("grant", code_hash=code_hash), rows.grant)
 
+    async def grant_by_ticket(self, ticket_hash: str) -> Grant | None:
+        """Return the grant that a ticket stands for."""
+        return first(await self._database.read("grant_by_ticket", ticket_hash=ticket_hash), rows.grant)
+
+    async def issue_state(self, issued: IssuedState) -> None:
+        """Remember a state that is issued."""
+        await self._database.write("issue_state", **values_of(issued))
+
+    async def issued_state(self, state_hash: str) -> IssuedState | None:
+        """Return what is known of a state that was issued."""
+        return first(await self._database.read("issued_state", state_hash=state_hash), rows.issued_state)
+
     async def grant_by_handle(self, handle_hash: str) -> Grant | None:
         """Return the grant that a return address names."""
         return first(await self._database.read("grant_by_handle", handle_hash=handle_hash), rows.grant)
@@ -33,10 +45,13 @@ class Grants(Writer):
         """Return the grants whose code is being exchanged, or whose process died at it."""
         return every(await self._database.read("exchanging", now=now), rows.grant)
 
-    async def claim_grant(self, grant: Grant, *, now: datetime, abandoned: str | None = None) -> Grant:
+    async def claim_grant(
+        self, grant: Grant, *, now: datetime, abandoned: str | None = None, state_hash: str | None = None
+    ) -> Grant:
         """Begin a grant, or try a failed one again, or the `abandoned` attempt, whose lease was seen to end.
 
-        Who began it is told by the result's `attempt`. Raises `Frozen`.
+        With it an issued state is used. Who began it is told by the result's `attempt`. Raises `Frozen`, and
+        `InvalidState` where the state was used with another code, or is over.
         """
 
         async def unit() -> Grant:
@@ -44,7 +59,12 @@ class Grants(Writer):
                 raise Frozen
             await self._database.run("claim_grant", **values_of(grant), now=now, abandoned=abandoned)
             [row] = await self._database.run("grant", code_hash=grant.code_hash)
-            return rows.grant(dict(row))
+            claimed = rows.grant(dict(row))
+            if claimed.attempt == grant.attempt and state_hash is not None:
+                used = await self._database.run("use_state", state_hash=state_hash, code_hash=grant.code_hash, now=now)
+                if not used:
+                    raise InvalidState
+            return claimed
 
         return await self._database.unit(unit)
 
@@ -60,6 +80,8 @@ class Grants(Writer):
                 "save_connected", **values_of(granted.connection), token_iat=granted.token_iat
             )
             saved = first(found, rows.connection)
+            if granted.owner is not None:
+                await self._bind(granted.connection_id, owner=granted.owner, at=self._clock.now())
             if saved is not None:
                 await self._record(events, saved)
             await self._database.run("finish_grant", **values_of(granted.grant))

@@ -54,12 +54,14 @@ class History(Writer):
         """Return what waits in the outbox, oldest first."""
         return every(await self._database.read("notices", limit=limit), rows.notice)
 
-    async def prune(self, *, now: datetime, keep_grants: float) -> None:
-        """Erase what expired grants hold, and forget them `keep_grants` seconds later."""
+    async def prune(self, *, now: datetime, keep: float) -> None:
+        """Erase what expired grants and states hold, and forget them `keep` seconds later."""
 
         async def unit() -> None:
             await self._database.run("erase_grants", now=now)
-            await self._database.run("forget_grants", before=now - timedelta(seconds=keep_grants))
+            await self._database.run("forget_grants", before=now - timedelta(seconds=keep))
+            await self._database.run("erase_states", now=now)
+            await self._database.run("forget_states", before=now - timedelta(seconds=keep))
 
         await self._database.unit(unit)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from amo_callback.clock import rfc3339
 from amo_callback.event import Notice, Recorded
-from amo_callback.grant import Grant, GrantStatus
+from amo_callback.grant import Grant, GrantStatus, IssuedState
 from amo_callback.model import Connection, Freeze, Reason, Status
 
 if TYPE_CHECKING:
@@ -79,6 +79,18 @@ def grant(row: Mapping[str, Any]) -> Grant:
         lease_until=moment(row["lease_until"]),
         doubtful=bool(row["doubtful"]),
         expires_at=moment(row["expires_at"]),
+        ticket_hash=row["ticket_hash"],
+        ticket_until=_maybe(row["ticket_until"]),
+    )
+
+
+def issued_state(row: Mapping[str, Any]) -> IssuedState:
+    """Read a row of `states`."""
+    return IssuedState(
+        state_hash=row["state_hash"],
+        sealed=row["sealed"],
+        expires_at=moment(row["expires_at"]),
+        used_by=row["used_by"],
     )
 
 

@@ -6,14 +6,13 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amo_callback.event import NOTICES
+from amo_callback.event import NOTICES, Event
 from amo_callback.store import rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from amo_callback.event import Event
     from amo_callback.model import Connection
     from amo_callback.ports import Clock
     from amo_callback.store.database import Database, Row
@@ -46,9 +45,21 @@ class Writer:
         for event in events:
             await self._database.run("save_event", **self._event_row(event, now))
             if event.name in NOTICES and connection is not None:
+                owners = await self._owners(connection.id)
                 await self._database.run(
-                    "save_notice", id=uuid.uuid4().hex, at=now, type=event.name, data=_notice(event, connection)
+                    "save_notice", id=uuid.uuid4().hex, at=now, type=event.name, data=_notice(event, connection, owners)
                 )
+
+    async def _owners(self, connection_id: str) -> Sequence[str]:
+        """Return a connection's owners, within a unit."""
+        return [row["owner"] for row in await self._database.run("owners_of", ids=json_list([connection_id]))]
+
+    async def _bind(self, connection_id: str, *, owner: str, at: datetime) -> bool:
+        """Make somebody an owner, within a unit; `False` where the connection is gone, or he is one already."""
+        bound = bool(await self._database.run("bind_owner", connection_id=connection_id, owner=owner, at=at))
+        if bound:
+            await self._record([Event(name="owner.bound", connection_id=connection_id, fields={"owner": owner})])
+        return bound
 
     def _event_row(self, event: Event, now: datetime) -> dict[str, object]:
         return {
@@ -60,11 +71,12 @@ class Writer:
         }
 
 
-def _notice(event: Event, connection: Connection) -> str:
+def _notice(event: Event, connection: Connection, owners: Sequence[str]) -> str:
     data = {
         "connection_id": connection.id,
         "account_id": connection.account_id,
         "domain": connection.domain,
+        "owners": owners,
         "reason": event.fields.get("reason"),
     }
     return json.dumps({name: value for name, value in data.items() if value is not None})

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiohttp import web
+
+from amo_callback.model import Status
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from amo_callback.model import Connection
 
 
 def success(data: object, message: str) -> web.Response:
@@ -13,6 +22,19 @@ def success(data: object, message: str) -> web.Response:
 def failure(error: str, message: str, *, status: int) -> web.Response:
     """Answer `{"success": false, "error": CODE, "message": …}`."""
     return web.json_response({"success": False, "error": error, "message": message}, status=status)
+
+
+def told_connection(connection: Connection | None, now: datetime) -> dict[str, object]:
+    """Return a connection as the app knows it."""
+    if connection is None or connection.status is Status.DISCONNECTED:
+        return {"connected": False, "hasTokens": False, "domain": None, "accountId": None}
+    expires_at = connection.access_expires_at
+    return {
+        "connected": connection.status is Status.ACTIVE,
+        "hasTokens": connection.sealed_pair is not None and expires_at is not None and expires_at > now,
+        "domain": connection.domain,
+        "accountId": connection.account_id,
+    }
 
 
 def status_of(word: str) -> int:

@@ -8,14 +8,32 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from amo_callback.identity import ApiKeys, read_api_keys
+from amo_callback.limits import Unproven
 from amo_callback.web import health
-from amo_callback.web.keys import AMO, API_KEYS, CLOCK, CONNECT, CUSTODY, HANDOUT, LOG, PAGES, PROXIES, SETTINGS, STORE
+from amo_callback.web.keys import (
+    AMO,
+    API_KEYS,
+    AUTHORIZATIONS,
+    CLOCK,
+    CONNECT,
+    CUSTODY,
+    HANDOUT,
+    LOG,
+    PAGES,
+    PROXIES,
+    REDEEMER,
+    SETTINGS,
+    STARTS,
+    STORE,
+    USERS,
+)
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
+from amo_callback.web.private import authorizations as private_authorizations
 from amo_callback.web.private import connections, events, tokens
 from amo_callback.web.private.authorization import authorize
 from amo_callback.web.private.errors import problem_errors
-from amo_callback.web.public import callback, exchange, hooks, returning
+from amo_callback.web.public import authorizations, callback, exchange, hooks, returning, users
 from amo_callback.web.public.errors import envelope_errors
 from amo_callback.web.public.headers import protect
 from amo_callback.web.requests import log_requests
@@ -49,6 +67,11 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
     app[AMO] = services.amo
     app[CONNECT] = services.connect
     app[CUSTODY] = services.custody
+    app[STORE] = services.store
+    app[AUTHORIZATIONS] = services.authorizations
+    app[REDEEMER] = services.redeemer
+    limits = settings.limits
+    app[STARTS] = Unproven(places=limits.unproven, window=limits.window, clock=services.clock)
     app[PAGES] = Pages(app_name=settings.app.name)
     base = settings.server.base_path
     app.add_routes(
@@ -57,9 +80,13 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
             *returning.routes(base),
             *exchange.routes(base),
             *hooks.routes(base),
+            *authorizations.routes(base),
             web.get("/healthz", health.healthz),
         ]
     )
+    if services.users is not None:
+        app[USERS] = services.users
+        app.add_routes([*authorizations.app_routes(base), *users.routes(base)])
     app.on_response_prepare.append(protect)
     return app
 
@@ -67,6 +94,7 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
 def _private(settings: Settings, services: Services, log: FilteringBoundLogger) -> web.Application:
     app = _app(settings, services, log, door="private", errors=problem_errors)
     app.middlewares.append(authorize(open_paths=("/healthz", "/readyz")))
+    app[AUTHORIZATIONS] = services.authorizations
     app[HANDOUT] = services.custody.handout
     app[CUSTODY] = services.custody
     app[STORE] = services.store
@@ -82,6 +110,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
             *tokens.routes(),
             *connections.routes(),
             *events.routes(),
+            *private_authorizations.routes(),
             web.get("/healthz", health.healthz),
             web.get("/readyz", health.readyz),
         ]

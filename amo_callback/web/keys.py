@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from amo_callback.authorization import Authorizations
 from amo_callback.config import Settings
 from amo_callback.connect import Connect
 from amo_callback.custody.build import Custody
 from amo_callback.custody.handout import Handout
 from amo_callback.identity import ApiKeys
+from amo_callback.identity.users import Users
+from amo_callback.limits import Unproven
 from amo_callback.ports import AmoOAuth, Clock, Store
+from amo_callback.redeem import Redeemer
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
 
@@ -20,6 +24,10 @@ SETTINGS = web.AppKey("settings", Settings)
 PROXIES = web.AppKey("proxies", TrustedProxies)
 LOG = web.AppKey("log", FilteringBoundLogger)
 CLOCK = web.AppKey("clock", Clock)
+AUTHORIZATIONS = web.AppKey("authorizations", Authorizations)
+REDEEMER = web.AppKey("redeemer", Redeemer)
+USERS = web.AppKey("users", Users)
+STARTS = web.AppKey("starts", Unproven)
 AMO = web.AppKey("amo", AmoOAuth)
 STORE = web.AppKey("store", Store)
 CONNECT = web.AppKey("connect", Connect)
@@ -35,6 +43,10 @@ class Services:
 
     store: Store
     amo: AmoOAuth
+    authorizations: Authorizations
     connect: Connect
+    redeemer: Redeemer
+    users: Users | None
+    """Who the app's users are; `None` where their JWTs are not configured."""
     custody: Custody
     clock: Clock

@@ -14,9 +14,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from amo_callback.admission import Admission
 from amo_callback.amo.client import AmoClient, open_session
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
+from amo_callback.authorization import Authorizations
 from amo_callback.cipher import Cipher
 from amo_callback.connect import Connect, ConnectRules
 from amo_callback.custody.build import Custody, make_custody
@@ -24,8 +26,10 @@ from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
 from amo_callback.event import Event, Level
 from amo_callback.exchange import Exchanger, ExchangeRules
-from amo_callback.limits import Unproven
+from amo_callback.identity.build import open_users
+from amo_callback.limits import Rooms, Unproven, room_for
 from amo_callback.model import RefreshRules
+from amo_callback.redeem import Redeemer
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
 from amo_callback.web.doors import Door, open_door
@@ -100,6 +104,9 @@ async def open_service(
         )
         await custody.freezer.begin()
         await custody.unsaved.restore()
+        users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observer))
+        authorizations = Authorizations(store=store, amo=amo, cipher=cipher, clock=clock, new_secret=_new_secret)
+        unproven = Unproven(places=settings.limits.unproven, window=settings.limits.window, clock=clock)
         connect = Connect(
             store=store,
             amo=amo,
@@ -117,12 +124,27 @@ async def open_service(
                 random=random.random,
                 connected=lambda: _connected(custody),
             ),
-            unproven=Unproven(places=settings.limits.unproven, window=settings.limits.window, clock=clock),
+            admission=Admission(
+                authorizations=authorizations,
+                issued_only=settings.app.state == "issued",
+                lists_accounts=bool(settings.amo.allowed_accounts),
+            ),
+            unproven=unproven,
+            rooms=Rooms(size=_room(settings)),
             leases=custody.leases,
             rules=ConnectRules(lease=settings.refresh.lease),
-            new_handle=lambda: secrets.token_urlsafe(16),
+            new_secret=_new_secret,
         )
-        services = Services(store=store, amo=amo, connect=connect, custody=custody, clock=clock)
+        services = Services(
+            store=store,
+            amo=amo,
+            authorizations=authorizations,
+            connect=connect,
+            redeemer=Redeemer(store=store, cipher=cipher, clock=clock, connect=connect, unproven=unproven),
+            users=users,
+            custody=custody,
+            clock=clock,
+        )
         await stack.enter_async_context(_draining(custody))
         await stack.enter_async_context(_draining(connect))
         died = await stack.enter_async_context(_running(custody.refresher, observer))
@@ -178,6 +200,7 @@ async def _client(settings: Settings, clock: Clock) -> AsyncIterator[AmoClient]:
                     client_secret=settings.amo.client_secret.get_secret_value(),
                     redirect_uri=settings.amo.redirect_uri,
                     endpoint=settings.amo.endpoint,
+                    authorize_url=settings.amo.authorize_url,
                 ),
                 pace=pace,
                 clock=clock,
@@ -220,6 +243,16 @@ async def _running(refresher: Refresher, observer: Observer) -> AsyncIterator[as
         if died.done():
             died.exception()  # looked at, also where nobody waited for it
         died.cancel()
+
+
+def _new_secret() -> str:
+    """Return 128 random bits, as `[A-Za-z0-9_-]`: what links carry unharmed."""
+    return secrets.token_urlsafe(16)
+
+
+def _room(settings: Settings) -> int:
+    """Return how many codes can have their turn before they have grown old."""
+    return room_for(per_second=settings.amo.requests_per_second, seconds=settings.refresh.lease - settings.amo.timeout)
 
 
 def _refresh_rules(settings: Settings) -> RefreshRules:

@@ -198,7 +198,7 @@ async def test_429_pauses_everybody(client: AmoClient, amo: Amo) -> None:
     amo.sandbox.faults.add(Fault.TOO_MANY)
     with pytest.raises(RateLimited):
         await client.refresh(refresh_token="r", domain=HOST, not_after=math.inf)
-    slot = asyncio.ensure_future(client.slot(Priority.PEOPLE))
+    slot = asyncio.ensure_future(client.slot(Priority.STRANGER))
     done, _ = await asyncio.wait({slot}, timeout=0.1)
     assert not done
     slot.cancel()

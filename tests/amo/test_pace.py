@@ -52,7 +52,7 @@ async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
     """Under contention a person goes before the background, and every other slot is the background's."""
     queue = Queue(Pace(per_second=1, clock=clock))
     tasks = [queue.join(f"b{number}", Priority.BACKGROUND) for number in range(4)]
-    tasks += [queue.join(f"p{number}", Priority.PEOPLE) for number in range(4)]
+    tasks += [queue.join(f"p{number}", Priority.STRANGER) for number in range(4)]
     await _settle()
     for _ in range(8):
         clock.advance(1)
@@ -65,7 +65,7 @@ async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeCl
     """After a 429 nobody goes for as long as AMO asked."""
     pace = Pace(per_second=10, clock=clock)
     queue = Queue(pace)
-    tasks = [queue.join(name, Priority.PEOPLE) for name in ("first", "second")]
+    tasks = [queue.join(name, Priority.STRANGER) for name in ("first", "second")]
     await _settle()
     pause = 60
     pace.pause(pause)
@@ -84,7 +84,7 @@ async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
     first, gone, person, last = (
         queue.join("first", Priority.BACKGROUND),
         queue.join("gone", Priority.BACKGROUND),
-        queue.join("person", Priority.PEOPLE),
+        queue.join("person", Priority.STRANGER),
         queue.join("last", Priority.BACKGROUND),
     )
     await _settle()
@@ -101,7 +101,7 @@ async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
 async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
     """Nothing runs on after the end."""
     pace = Pace(per_second=1, clock=clock)
-    waiting = [asyncio.ensure_future(pace.slot(Priority.PEOPLE)) for _ in range(2)]
+    waiting = [asyncio.ensure_future(pace.slot(Priority.STRANGER)) for _ in range(2)]
     await _settle()
     for task in waiting:
         task.cancel()

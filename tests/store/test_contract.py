@@ -380,11 +380,11 @@ async def test_a_connection_and_its_grants_end_are_one(store: Store) -> None:
 async def test_expired_grants_are_erased_then_forgotten(store: Store) -> None:
     """After the code's life nothing sealed is left, a day later nothing at all."""
     grant = await store.claim_grant(a_grant(), now=START)
-    await store.prune(now=grant.expires_at - SECOND, keep_grants=DAY.total_seconds())
+    await store.prune(now=grant.expires_at - SECOND, keep=DAY.total_seconds())
     assert await store.grant(grant.code_hash) == grant
-    await store.prune(now=grant.expires_at, keep_grants=DAY.total_seconds())
+    await store.prune(now=grant.expires_at, keep=DAY.total_seconds())
     assert await store.grant(grant.code_hash) == dataclasses.replace(grant, sealed=None)
-    await store.prune(now=grant.expires_at + DAY, keep_grants=DAY.total_seconds())
+    await store.prune(now=grant.expires_at + DAY, keep=DAY.total_seconds())
     assert await store.grant(grant.code_hash) is None
 
 
@@ -455,7 +455,8 @@ async def test_a_change_that_others_are_notified_of_is_in_the_outbox_with_it(sto
     assert one.id != other.id
     assert (one.type, one.at) == (name, START)
     assert one.data == {
-        "connection_id": stored.id, "account_id": stored.account_id, "domain": stored.domain, "reason": "x"
+        "connection_id": stored.id, "account_id": stored.account_id, "domain": stored.domain,
+        "owners": [], "reason": "x",
     }  # fmt: skip
 
 

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.amo.client import AmoClient
+    from amo_callback.authorization import Authorizations
     from amo_callback.connect import Connect
     from amo_callback.custody.build import Custody
     from amo_callback.ports import Store
+    from amo_callback.redeem import Redeemer
     from tests.conftest import Amo
 
 SECRET = "def50200" + "ab" * 30
@@ -39,7 +41,10 @@ class Broken:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    async def complete(self, **_: object) -> None:
+    async def complete(self, _visit: object) -> None:
+        raise self.error
+
+    async def redeem(self, _presented: object) -> None:
         raise self.error
 
     async def returned(self, _handle: str) -> None:
@@ -77,7 +82,10 @@ class Doors:
         services = Services(
             store=cast("Store", broken),
             amo=self.client,
+            authorizations=cast("Authorizations", broken),
             connect=cast("Connect", broken),
+            redeemer=cast("Redeemer", broken),
+            users=None,
             custody=cast("Custody", broken),
             clock=clock,
         )

@@ -88,7 +88,7 @@ async def test_a_dead_connection_is_told_as_that(app: Running) -> None:
     app.amo.account.disabled = True
     answer = await app.private(f"/connections/{connection}/refresh", method="POST")
     assert (answer.status, answer.json()["code"], answer.json()["reason"]) == (409, "needs_reauth", "revoked")
-    assert answer.json()["reconnect_url"].startswith("https://www.amocrm.ru/oauth?client_id=")
+    assert answer.json()["reconnect_url"] == "http://127.0.0.1:8080/api/amo-crm/connect"
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,7 @@ async def test_a_connection_that_needs_its_person_says_where_to_connect(run: Any
             assert answer.headers["Content-Type"].startswith("application/problem+json")
             problem = answer.json()
             assert (answer.status, problem["code"], problem["reason"]) == (409, "needs_reauth", "revoked")
-            client = app.settings.amo.client_id
-            assert problem["reconnect_url"] == f"https://www.amocrm.ru/oauth?client_id={client}&mode=popup"
+            assert problem["reconnect_url"] == "http://127.0.0.1:8080/api/amo-crm/connect"
 
 
 async def test_wrong_credentials_are_told_as_ours_to_mend(run: Any) -> None:

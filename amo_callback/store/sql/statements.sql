@@ -82,6 +82,15 @@ WHERE id > :after
 ORDER BY id
 LIMIT :limit;
 
+-- name: page_of_owner
+SELECT * FROM connections
+WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner) AND id > :after
+    AND (:account_id IS NULL OR account_id = :account_id)
+    AND (:status IS NULL OR status = :status)
+    AND (:domain IS NULL OR domain = :domain)
+ORDER BY id
+LIMIT :limit;
+
 -- name: page_of_account
 SELECT * FROM connections
 WHERE account_id = :account_id AND id > :after
@@ -291,8 +300,8 @@ SELECT * FROM grants WHERE handle_hash = :handle_hash;
 
 -- name: claim_grant
 -- A failed grant may be tried again; and one whose process died, by whoever has seen its lease end.
-INSERT INTO grants (code_hash, handle_hash, sealed, status, attempt, lease_until, expires_at)
-VALUES (:code_hash, :handle_hash, :sealed, 'exchanging', :attempt, :lease_until, :expires_at)
+INSERT INTO grants (code_hash, handle_hash, ticket_hash, sealed, status, attempt, lease_until, expires_at)
+VALUES (:code_hash, :handle_hash, :ticket_hash, :sealed, 'exchanging', :attempt, :lease_until, :expires_at)
 ON CONFLICT (code_hash) DO UPDATE SET
     doubtful = grants.doubtful OR grants.status = 'exchanging',
     status = 'exchanging', error = NULL, attempt = excluded.attempt, lease_until = excluded.lease_until
@@ -300,7 +309,9 @@ WHERE grants.expires_at > :now
     AND (grants.status = 'failed' OR (grants.status = 'exchanging' AND grants.attempt = :abandoned));
 
 -- name: finish_grant
-UPDATE grants SET status = :status, error = :error, connection_id = :connection_id, doubtful = :doubtful
+UPDATE grants SET
+    status = :status, error = :error, connection_id = :connection_id, doubtful = :doubtful,
+    ticket_until = :ticket_until
 WHERE code_hash = :code_hash AND attempt = :attempt
 RETURNING code_hash;
 
@@ -309,6 +320,49 @@ UPDATE grants SET sealed = NULL WHERE sealed IS NOT NULL AND expires_at <= :now;
 
 -- name: forget_grants
 DELETE FROM grants WHERE expires_at <= :before;
+
+-- name: grant_by_ticket
+SELECT * FROM grants WHERE ticket_hash = :ticket_hash;
+
+-- name: issue_state
+INSERT INTO states (state_hash, sealed, expires_at) VALUES (:state_hash, :sealed, :expires_at);
+
+-- name: issued_state
+SELECT * FROM states WHERE state_hash = :state_hash;
+
+-- name: use_state
+-- Once: with one code, however often that one is tried.
+UPDATE states SET used_by = :code_hash
+WHERE state_hash = :state_hash AND (used_by = :code_hash OR (used_by IS NULL AND expires_at > :now))
+RETURNING state_hash;
+
+-- name: erase_states
+UPDATE states SET sealed = NULL WHERE sealed IS NOT NULL AND expires_at <= :now;
+
+-- name: forget_states
+DELETE FROM states WHERE expires_at <= :before;
+
+-- name: owners_of
+SELECT connection_id, owner FROM owners
+WHERE connection_id IN (SELECT value FROM json_each(:ids))
+ORDER BY connection_id, bound_at, owner;
+
+-- name: connections_owned
+SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen FROM connections
+WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner) AND status <> 'disconnected'
+ORDER BY status = 'active' DESC, access_expires_at DESC;
+
+-- name: bind_owner
+INSERT INTO owners (connection_id, owner, bound_at)
+SELECT id, :owner, :at FROM connections WHERE id = :connection_id AND status <> 'disconnected'
+ON CONFLICT (connection_id, owner) DO NOTHING
+RETURNING owner;
+
+-- name: unbind_owner
+DELETE FROM owners WHERE connection_id = :connection_id AND owner = :owner;
+
+-- name: forget_owners
+DELETE FROM owners WHERE connection_id = :connection_id;
 
 -- name: exchanging
 SELECT * FROM grants WHERE status = 'exchanging' AND expires_at > :now;

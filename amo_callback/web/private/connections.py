@@ -39,22 +39,25 @@ def routes() -> Sequence[web.RouteDef]:
 async def index(request: web.Request) -> web.Response:
     """List connections, by their ids."""
     require(request, Scope.READ)
-    parameters = Parameters(request, known={"limit", "cursor", "account_id", "status", "domain"})
+    parameters = Parameters(request, known={"limit", "cursor", "account_id", "owner", "status", "domain"})
     status = parameters.text("status")
     if status is not None and status not in set(Status):
         raise invalid("status", f"one of {', '.join(Status)}")
     only = Filter(
         account_id=parameters.text("account_id"),
+        owner=parameters.text("owner"),
         status=None if status is None else Status(status),
         domain=parameters.text("domain"),
     )
     limit = parameters.limit()
     all_frozen = await request.app[STORE].frozen() is not None
     found = await request.app[STORE].page(after=parameters.text("cursor") or "", limit=limit + 1, only=only)
+    owners = await request.app[STORE].owners_of([connection.id for connection in found])
     return web.json_response(
         {
             "items": [
-                connection_shape(connection, frozen=all_frozen or connection.frozen) for connection in found[:limit]
+                connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen)
+                for connection in found[:limit]
             ],
             "next_cursor": found[limit - 1].id if len(found) > limit else None,
         }
@@ -66,7 +69,7 @@ async def show(request: web.Request) -> web.Response:
     require(request, Scope.READ)
     [connection, *_] = await request.app[CUSTODY].selection.find(request.match_info["id"])
     events = await request.app[STORE].events(connection_id=connection.id, limit=_LAST_EVENTS)
-    return web.json_response({**connection_shape(connection), "events": [event_shape(event) for event in events]})
+    return web.json_response({**await _shape(request, connection), "events": [event_shape(event) for event in events]})
 
 
 async def freeze(request: web.Request) -> web.Response:
@@ -86,7 +89,7 @@ async def _change(request: web.Request, *, frozen: bool) -> web.Response:
     await (custody.freezer.freeze(connection) if frozen else custody.freezer.thaw(connection))
     custody.refresher.wake()
     request.app[LOG].info("freeze.asked", key=key.name, connection_id=connection.id, frozen=frozen)
-    return web.json_response(connection_shape(await custody.selection.only(connection.id)))
+    return web.json_response(await _shape(request, await custody.selection.only(connection.id)))
 
 
 async def freeze_all(request: web.Request) -> web.Response:
@@ -117,13 +120,18 @@ async def _told(request: web.Request) -> web.Response:
     )
 
 
-def connection_shape(connection: Connection, *, frozen: bool | None = None) -> dict[str, object]:
+async def _shape(request: web.Request, connection: Connection) -> dict[str, object]:
+    owners = await request.app[STORE].owners_of([connection.id])
+    return connection_shape(connection, owners[connection.id])
+
+
+def connection_shape(connection: Connection, owners: Sequence[str], *, frozen: bool | None = None) -> dict[str, object]:
     """Return a connection as the contract shows it; it may be `frozen` although its own row does not tell."""
     return {
         "id": connection.id,
         "account_id": connection.account_id,
         "user_id": connection.user_id,
-        "owners": [],
+        "owners": owners,
         "domain": connection.domain,
         "status": connection.status,
         "reason": connection.reason,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -106,5 +105,4 @@ def _retry_after(error: AmoCallbackError, settings: Settings) -> str:
 
 
 def _reauth(error: NeedsReauth, settings: Settings) -> dict[str, object]:
-    query = urlencode({"client_id": settings.amo.client_id, "mode": "popup"})
-    return {"reason": error.reason, "reconnect_url": f"{settings.amo.authorize_url}?{query}"}
+    return {"reason": error.reason, "reconnect_url": f"{settings.amo.redirect_uri.removesuffix('/callback')}/connect"}

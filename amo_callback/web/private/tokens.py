@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from amo_callback.clock import rfc3339
 from amo_callback.identity import Scope
 from amo_callback.web.keys import CLOCK, HANDOUT, LOG, SETTINGS
 from amo_callback.web.private.authorization import require
+from amo_callback.web.private.bodies import read_body
 from amo_callback.web.private.parameters import Parameters
-from amo_callback.web.private.problems import invalid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 
 MAX_TOKEN = 16 * 1024
 _DEFAULT_MIN_TTL, _MOST_MIN_TTL = 300, 999_999_999
-_BODY_PATIENCE = 10.0
-_MAX_NAME = 64
+_WANTED = 'the body is {"rejected_access_token": "…"}, or nothing'
 
 
 def routes() -> Sequence[web.RouteDef]:
@@ -53,7 +51,7 @@ async def token(request: web.Request) -> web.Response:
 async def refresh(request: web.Request) -> web.Response:
     """Refresh a connection's pair now, and hand out its access token; never a stale one."""
     key = require(request, Scope.TOKEN)
-    body = await _read_body(request)
+    body = await read_body(request, RefreshBody, wanted=_WANTED)
     handed_out = await request.app[HANDOUT].refresh(request.match_info["id"], rejected=body.rejected_access_token)
     return _hand_out(request, key, handed_out)
 
@@ -67,18 +65,6 @@ def _hand_out(request: web.Request, key: ApiKey, handed_out: HandedOut) -> web.R
         reason=handed_out.reason,
     )
     return web.json_response(_shape(request, handed_out), headers={"Cache-Control": "no-store"})
-
-
-async def _read_body(request: web.Request) -> RefreshBody:
-    try:
-        content = await asyncio.wait_for(request.read(), _BODY_PATIENCE)
-        return RefreshBody.model_validate_json(content) if content else RefreshBody()
-    except ValidationError as error:
-        [first, *_] = error.errors(include_url=False, include_input=False)
-        name = ".".join(str(part) for part in first["loc"]) or "body"
-        raise invalid(name[:_MAX_NAME], 'the body is {"rejected_access_token": "…"}, or nothing') from None
-    except (TimeoutError, web.RequestPayloadError):
-        raise invalid("body", "it did not come in time, or not whole") from None
 
 
 def _min_ttl(request: web.Request) -> int:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from amo_callback.errors import AmoCallbackError
+from amo_callback.grant import Arrival, Redirect, Visit
 from amo_callback.web.keys import AMO, CONNECT, LOG, PAGES, PROXIES, SETTINGS
+from amo_callback.web.public.look import is_prefetch, without_work
 from amo_callback.web.public.way_back import choose_way, fail, lead_back
 
 if TYPE_CHECKING:
@@ -22,11 +24,6 @@ def routes(base: str) -> Sequence[web.RouteDef]:
     ]
 
 
-async def without_work(_request: web.Request) -> web.Response:
-    """Answer a look that is no visit."""
-    return web.Response()
-
-
 async def callback(request: web.Request) -> web.Response:
     """Complete the grant and lead the person back to the app."""
     if is_prefetch(request):
@@ -37,12 +34,7 @@ async def callback(request: web.Request) -> web.Response:
     if redirect.code is None or redirect.domain is None:
         return fail(settings.app, pages, way, error=redirect.error or "auth_failed", state=redirect.state)
     try:
-        outcome = await request.app[CONNECT].complete(
-            code=redirect.code,
-            state=redirect.state,
-            host=redirect.domain,
-            address=request.app[PROXIES].client_of(request),
-        )
+        outcome = await request.app[CONNECT].complete(_visit(request, redirect.code, redirect))
     except AmoCallbackError as error:
         return fail(settings.app, pages, way, error=error.word, state=redirect.state)
     except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
@@ -58,10 +50,14 @@ async def callback(request: web.Request) -> web.Response:
     )
 
 
-def is_prefetch(request: web.Request) -> bool:
-    """Tell whether a browser asks before the person does: that must not spend the code."""
-    told = (request.headers.get(name, "") for name in ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"))
-    return any("prefetch" in value.lower() or "preview" in value.lower() for value in told)
+def _visit(request: web.Request, code: bytes, redirect: Redirect) -> Visit:
+    return Visit(
+        code=code,
+        state=redirect.state,
+        host=redirect.domain,
+        address=request.app[PROXIES].client_of(request),
+        arrival=Arrival.VENDOR if redirect.from_server or redirect.from_widget else Arrival.BROWSER,
+    )
 
 
 def raw_query(request: web.Request) -> bytes:

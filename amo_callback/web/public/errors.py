@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from amo_callback.web.answers import failure
+from amo_callback.errors import (
+    AmoCallbackError,
+    GrantExpired,
+    InvalidRequest,
+    NotFound,
+    NotTheirs,
+    Unauthorized,
+    WrongVerifier,
+)
+from amo_callback.web.answers import failure, status_of
 from amo_callback.web.keys import LOG
 
 if TYPE_CHECKING:
@@ -18,12 +27,33 @@ if TYPE_CHECKING:
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
+_MESSAGES = {
+    "account_not_allowed": "This amoCRM account cannot be connected here.",
+    "invalid_state": "The link belongs to another attempt: connect again.",
+    "code_expired": "The code has expired: connect again.",
+    "code_used": "The code was already used elsewhere: connect again.",
+    "amo_unavailable": "amoCRM cannot be asked right now: try again with the same code.",
+    "rate_limited": "Too many attempts: wait a minute.",
+    "auth_failed": "amoCRM does not accept the code: connect again.",
+}
+
+_REFUSALS: tuple[tuple[type[AmoCallbackError], int, str, str], ...] = (
+    (Unauthorized, 401, "unauthorized", "Send the user's JWT: Authorization: Bearer JWT."),
+    (WrongVerifier, 403, "forbidden", "The code_verifier does not fit the code_challenge."),
+    (NotTheirs, 403, "forbidden", "This amoCRM account is another user's, or another user has begun to connect it."),
+    (NotFound, 404, "not_found", "This code is not known here: connect again."),
+    (GrantExpired, 410, "code_expired", _MESSAGES["code_expired"]),
+)
+"""What the app is told of errors that no deep link tells: the first class that fits."""
+
 
 @web.middleware
 async def envelope_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer errors in the envelope."""
     try:
         return await handler(request)
+    except AmoCallbackError as error:
+        return _refusal(error)
     except web.HTTPException as error:
         return _http_error(error)
     except ConnectionError:
@@ -31,6 +61,29 @@ async def envelope_errors(request: web.Request, handler: Handler) -> web.StreamR
     except Exception as bug:  # noqa: BLE001 -- because nobody outside may see a trace
         request.app[LOG].error("http.bug", exc_info=bug)
         return failure("internal_error", "Something went wrong on our side. Please try again.", status=500)
+
+
+def refuse(word: str) -> web.Response:
+    """Answer with one of the deep link's words."""
+    return _answer(status_of(word), word, _MESSAGES.get(word, _MESSAGES["auth_failed"]))
+
+
+def _refusal(error: AmoCallbackError) -> web.Response:
+    if isinstance(error, InvalidRequest):
+        return _answer(400, error.word, str(error))
+    for kind, status, code, message in _REFUSALS:
+        if isinstance(error, kind):
+            return _answer(status, code, message)
+    return refuse(error.word)
+
+
+def _answer(status: int, code: str, message: str) -> web.Response:
+    answer = failure(code, message, status=status)
+    if status == HTTPStatus.UNAUTHORIZED:
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+        answer.headers["Retry-After"] = "5"
+    return answer
 
 
 def _http_error(error: web.HTTPException) -> web.Response:

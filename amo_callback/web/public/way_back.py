@@ -55,7 +55,12 @@ def link_to_app(app: App, outcome: Outcome, *, state: bytes | None) -> str | Non
         return None
     if outcome.error is not None:
         return failure_link(app.deep_link, error=outcome.error, state=state)
-    return success_link(app.deep_link, hand_back=app.hand_back, code=outcome.code, state=state)
+    return success_link(app.deep_link, hand_back=app.hand_back, code=code_of(app, outcome), state=state)
+
+
+def code_of(app: App, outcome: Outcome) -> bytes:
+    """Return what the app may present: AMO's code, or the ticket that stands for it."""
+    return outcome.ticket.encode() if app.hand_back == "ticket" else outcome.code
 
 
 def show(app: App, pages: Pages, outcome: Outcome, *, state: bytes | None) -> web.Response:
@@ -79,7 +84,7 @@ def lead_back(
         return web.Response(text=f"{outcome.status.value}\n")  # also while it goes on: AMO's server cannot wait
     if outcome.error is not None or outcome.status is GrantStatus.EXCHANGING:
         return fail(app, pages, way, error=outcome.error or LATE, state=state)
-    return _location(302, success_link(app.deep_link, hand_back=app.hand_back, code=outcome.code, state=state))
+    return _location(302, success_link(app.deep_link, hand_back=app.hand_back, code=code_of(app, outcome), state=state))
 
 
 def fail(app: App, pages: Pages, way: Way, *, error: str, state: bytes | None) -> web.Response:

@@ -1,0 +1,79 @@
+"""A grant, started: a state of ours for AMO's consent page, and what it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import InvalidState
+from amo_callback.grant import STATE_PREFIX, AuthorizationRequest, IssuedState, is_issued
+from amo_callback.model import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.ports import AmoOAuth, Clock, Store
+
+STATE_LIFE = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """Where the person goes to allow access, and what the app will get back."""
+
+    authorize_url: str = field(repr=False)
+    state: bytes = field(repr=False)
+    """The state that the deep link will carry: the app's own, or the issued one."""
+    expires_at: datetime
+
+
+class Authorizations:
+    """Start grants, and know them again."""
+
+    def __init__(
+        self, *, store: Store, amo: AmoOAuth, cipher: Cipher, clock: Clock, new_secret: Callable[[], str]
+    ) -> None:
+        self._store = store
+        self._amo = amo
+        self._cipher = cipher
+        self._clock = clock
+        self._new_secret = new_secret
+
+    async def start(self, request: AuthorizationRequest) -> Started:
+        """Issue a state, good for half an hour and one code."""
+        state = STATE_PREFIX + self._new_secret()
+        state_hash = fingerprint(state)
+        issued = IssuedState(
+            state_hash=state_hash,
+            sealed=self._cipher.seal_request(request, state_hash=state_hash),
+            expires_at=self._clock.now() + STATE_LIFE,
+        )
+        await self._store.issue_state(issued)
+        return Started(
+            authorize_url=self._amo.consent_address(state),
+            state=state.encode() if request.state is None else request.state,
+            expires_at=issued.expires_at,
+        )
+
+    async def request_of(self, state: bytes) -> AuthorizationRequest:
+        """Return what an issued state stands for; raises `InvalidState` for one that is unknown, used or over."""
+        issued = await self._store.issued_state(fingerprint(state))
+        if issued is None or issued.sealed is None or issued.used_by or issued.expires_at <= self._clock.now():
+            raise InvalidState
+        return self._open(issued.sealed, issued.state_hash)
+
+    async def handed_back(self, state: bytes | None) -> bytes | None:
+        """Return the state that the app gets back for the one that came: its own, where it gave one."""
+        if state is None or not is_issued(state):
+            return state
+        issued = await self._store.issued_state(fingerprint(state))
+        if issued is None or issued.sealed is None:
+            return state
+        own = self._open(issued.sealed, issued.state_hash).state
+        return state if own is None else own
+
+    def _open(self, sealed: bytes, state_hash: str) -> AuthorizationRequest:
+        return self._cipher.open_request(sealed, state_hash=state_hash)

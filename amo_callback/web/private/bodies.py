@@ -1,0 +1,29 @@
+"""JSON bodies of backends: small, in time, and of the shape that was agreed on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from amo_callback.web.private.problems import invalid
+
+Body = TypeVar("Body", bound=BaseModel)
+
+_PATIENCE = 10.0
+_MAX_NAME = 64
+
+
+async def read_body(request: web.Request, shape: type[Body], *, wanted: str) -> Body:
+    """Read a request's JSON, nothing being `{}`; raises `InvalidRequest`: the field, and what is `wanted`."""
+    try:
+        content = await asyncio.wait_for(request.read(), _PATIENCE)
+        return shape.model_validate_json(content or b"{}")
+    except ValidationError as error:
+        [first, *_] = error.errors(include_url=False, include_input=False)
+        name = str(first["loc"][0]) if first["loc"] else "body"
+        raise invalid(name[:_MAX_NAME], wanted) from None
+    except (TimeoutError, web.RequestPayloadError):
+        raise invalid("body", "it did not come in time, or not whole") from None

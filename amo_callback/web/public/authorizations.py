@@ -1,0 +1,69 @@
+"""Starting a grant: `POST {base}/authorizations` for the app, `GET {base}/connect` as a plain link."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from amo_callback.errors import AmoCallbackError, InvalidRequest
+from amo_callback.grant import Redirect
+from amo_callback.ports import Priority
+from amo_callback.web.answers import success
+from amo_callback.web.keys import AUTHORIZATIONS, PAGES, PROXIES, SETTINGS, STARTS
+from amo_callback.web.public.bodies import read_body
+from amo_callback.web.public.look import is_prefetch, without_work
+from amo_callback.web.public.users import user_of
+from amo_callback.web.public.way_back import choose_way, fail
+from amo_callback.web.starting import StartBody, read_request, started_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_WANTED = 'The body may hold "state" and, together, "code_challenge" and "code_challenge_method": "S256"; each is text.'
+
+
+def app_routes(base: str) -> Sequence[web.RouteDef]:
+    """Return the routes that are there where users' JWTs are configured."""
+    return [web.post(f"{base}/authorizations", start)]
+
+
+def routes(base: str) -> Sequence[web.RouteDef]:
+    """Return the routes that are always there; HEAD is not GET here, or it would issue a state."""
+    return [web.get(f"{base}/connect", connect, allow_head=False), web.head(f"{base}/connect", without_work)]
+
+
+async def start(request: web.Request) -> web.Response:
+    """Start a grant for the app's user."""
+    user = await user_of(request)
+    given = read_request(await read_body(request, StartBody, wanted=_WANTED), user=user)
+    request.app[STARTS].take(user, among=Priority.EXPECTED)
+    started = await request.app[AUTHORIZATIONS].start(given)
+    return success(started_shape(started), "Open authorize_url in a browser.")
+
+
+async def connect(request: web.Request) -> web.Response:
+    """Start a grant for whoever follows a link, and lead to AMO's consent page."""
+    if is_prefetch(request):
+        return web.Response(status=204)
+    try:
+        given = read_request(_start_of(request))
+        request.app[STARTS].take(request.app[PROXIES].client_of(request))
+        started = await request.app[AUTHORIZATIONS].start(given)
+    except AmoCallbackError as error:
+        settings = request.app[SETTINGS]
+        way = choose_way(settings.app, Redirect(), request)
+        return fail(settings.app, request.app[PAGES], way, error=error.word, state=None)
+    return web.Response(status=303, headers={"Location": started.authorize_url})
+
+
+def _start_of(request: web.Request) -> StartBody:
+    """Read the query: each parameter once; what else is there is ignored."""
+    given = {name: request.query.getall(name) for name in StartBody.model_fields if name in request.query}
+    try:
+        if any(len(values) > 1 for values in given.values()):
+            raise InvalidRequest
+        return StartBody(**{name: values[0] for name, values in given.items()})
+    except ValidationError:
+        raise InvalidRequest from None
