@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amo_callback.event import Event
     from amo_callback.model import Connection
 
@@ -18,3 +20,5 @@ class Brought:
     over: Connection | None
     """What it replaces, as that was read; whatever else is stored by then stays."""
     event: Event
+    owners: Sequence[str] = ()
+    """Whose it is from now on, beside whoever owned it here."""

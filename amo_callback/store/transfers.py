@@ -41,6 +41,13 @@ class Transfers(Writer):
             stored = {row["id"]: row["sealed_pair"] for row in found}
             # No two sealings are the same: what is stored as it was given was written here.
             done = {one.connection.id for one in brought if stored[one.connection.id] == one.connection.sealed_pair}
+            owners = [
+                {"connection_id": one.connection.id, "owner": owner, "at": now}
+                for one in brought
+                if one.connection.id in done
+                for owner in one.owners
+            ]
+            await self._database.run_many("bring_owner", owners)
             events = [self._event_row(one.event, now) for one in brought if one.connection.id in done]
             await self._database.run_many("save_event", events)
             for one in brought:

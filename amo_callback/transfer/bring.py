@@ -172,6 +172,7 @@ async def carry_out(
                 connection=(connection := _connection(record, cipher, rules, random)),
                 over=over.get(record.id),
                 event=_event(connection, record, source=source, replaces=record.id in over),
+                owners=record.owners,
             )
             for record in batch
         ]

@@ -88,6 +88,7 @@ async def export(
     unreadable = []
     after = ""
     while page := await store.page(after=after, limit=PAGE, only=Filter()):
+        owners = await store.owners_of([connection.id for connection in page])
         for connection in page:
             if connection.status is Status.DISCONNECTED:
                 continue
@@ -95,7 +96,7 @@ async def export(
             if pair is None:
                 unreadable.append(connection.id)
             else:
-                writer.add(record_of(connection, pair))
+                writer.add(record_of(connection, pair, owners[connection.id]))
         after = page[-1].id
         advance(writer.count)
     writer.end()

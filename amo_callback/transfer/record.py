@@ -11,6 +11,8 @@ from pydantic.dataclasses import dataclass as checked
 from amo_callback.model import Reason, Status, TokenPair
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amo_callback.model import Connection
 
 MAX_TOKEN = 128 * 1024
@@ -49,6 +51,8 @@ class Record:
     look_up_at: AwareDatetime | None
     frozen: bool
     """Whether this one was frozen by itself: it may live elsewhere already."""
+    owners: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] = ()
+    """Whose it is, among the app's users."""
 
     @property
     def pair(self) -> TokenPair:
@@ -82,7 +86,7 @@ class Problem:
 _RECORD = TypeAdapter(Record)
 
 
-def record_of(connection: Connection, pair: TokenPair) -> Record:
+def record_of(connection: Connection, pair: TokenPair, owners: Sequence[str] = ()) -> Record:
     """Return a connection as it travels; what an open attempt has been spending is doubtful from now on."""
     return Record(
         id=connection.id,
@@ -104,6 +108,7 @@ def record_of(connection: Connection, pair: TokenPair) -> Record:
         doubtful=connection.spending or connection.doubtful,
         look_up_at=connection.look_up_at,
         frozen=connection.frozen,
+        owners=tuple(owners),
     )
 
 

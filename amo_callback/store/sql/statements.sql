@@ -358,6 +358,10 @@ SELECT id, :owner, :at FROM connections WHERE id = :connection_id AND status <> 
 ON CONFLICT (connection_id, owner) DO NOTHING
 RETURNING owner;
 
+-- name: bring_owner
+INSERT INTO owners (connection_id, owner, bound_at) VALUES (:connection_id, :owner, :at)
+ON CONFLICT (connection_id, owner) DO NOTHING;
+
 -- name: unbind_owner
 DELETE FROM owners WHERE connection_id = :connection_id AND owner = :owner;
 
