@@ -171,7 +171,9 @@ class App(_Section):
     return_mode: Literal["redirect", "page", "auto"] = "auto"
     hand_back: Literal["code", "ticket", "none"] = "code"
     state: Literal["app", "issued"] = "app"
-    android_package: str | None = None
+    android_package: (
+        Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)+$", max_length=255)] | None
+    ) = None
     name: str = "For You"
     jwt_secret: Annotated[SecretStr, AfterValidator(_jwt_secret)] | None = None
     jwks_url: WebAddress | None = None

@@ -189,7 +189,6 @@ def _not_built_yet(settings: Settings) -> list[str]:
     """Refuse what this version does not do yet, rather than ignore it."""
     asked = {
         "server.metrics_auth": settings.server.metrics_auth,
-        "app.android_package": settings.app.android_package,
         "notify.url": settings.notify.url,
         "notify.secret": settings.notify.secret,
     }

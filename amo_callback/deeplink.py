@@ -24,6 +24,17 @@ def failure_link(base: str, *, error: str, state: bytes | None) -> str:
     return _link(base, "error", error.encode(), state)
 
 
+def intent_link(link: str, *, package: str) -> str:
+    """Return the same link as Android's `intent:`, which opens that app and no other.
+
+    There is nothing of the person's behind `#Intent;`, for Android takes orders there, and no
+    `browser_fallback_url`, for with one Chrome does not ask whether to open the app.
+    Source: https://developer.chrome.com/docs/android/intents
+    """
+    scheme, _, rest = link.partition(":")
+    return f"intent:{rest}#Intent;scheme={scheme.lower()};package={package};end"
+
+
 def _link(base: str, name: str, value: bytes, state: bytes | None) -> str:
     link = f"{base}?{name}={quote_from_bytes(value, safe='')}"
     return link if state is None else f"{link}&state={quote_from_bytes(state, safe='')}"

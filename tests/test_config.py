@@ -210,6 +210,8 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
         ("AMO__REQUESTS_PER_SECOND", "0", "amo.requests_per_second: '0': input should be greater than 0"),
         ("APP__DEEP_LINK", "javascript:alert(1)", "app.deep_link: 'javascript:alert(1)': must be an address"),
         ("APP__DEEP_LINK", "foryoure://a?b=c", "app.deep_link: 'foryoure://a?b=c': string should match pattern"),
+        ("APP__ANDROID_PACKAGE", "app", "app.android_package: 'app': string should match pattern"),
+        ("APP__ANDROID_PACKAGE", "a.b;end", "app.android_package: 'a.b;end': string should match pattern"),
         ("APP__RETURN_MODE", "popup", "app.return_mode: 'popup': input should be 'redirect', 'page' or 'auto'"),
         ("REFRESH__AT", "1.5", "refresh.at: '1.5': input should be less than 1"),
         ("REFRESH__CONCURRENCY", "0", "refresh.concurrency: '0': input should be greater than 0"),

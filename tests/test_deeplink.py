@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amo_callback.deeplink import failure_link, success_link
+from amo_callback.deeplink import failure_link, intent_link, success_link
 
 BASE = "foryoure://amo-crm/callback"
 
@@ -36,3 +36,18 @@ def test_state_is_always_in_a_success_and_in_a_failure_only_if_it_came() -> None
 def test_the_code_stays_at_home_where_nothing_is_handed_back() -> None:
     """With `none` the link says only that it went well."""
     assert success_link(BASE, hand_back="none", code=b"c", state=b"s") == f"{BASE}?success=true&state=s"
+
+
+@pytest.mark.parametrize(
+    ("base", "intent"),
+    [
+        (BASE, "intent://amo-crm/callback?code=c&state={}#Intent;scheme=foryoure;package=com.example.app;end"),
+        ("Com.Example:/amo", "intent:/amo?code=c&state={}#Intent;scheme=com.example;package=com.example.app;end"),
+    ],
+)
+def test_an_intent_holds_nothing_of_the_persons_among_its_orders(base: str, intent: str) -> None:
+    """Behind `#Intent;` stand the scheme, in small letters as Android compares it, the package, and nothing else."""
+    state = b"#Intent;scheme=https;package=evil;S.browser_fallback_url=https://evil;end"
+    encoded = "%23Intent%3Bscheme%3Dhttps%3Bpackage%3Devil%3BS.browser_fallback_url%3Dhttps%3A%2F%2Fevil%3Bend"
+    link = success_link(base, hand_back="code", code=b"c", state=state)
+    assert intent_link(link, package="com.example.app") == intent.format(encoded)

@@ -46,11 +46,12 @@ async def _stored(store: Store, record: Record) -> Connection:
 
 async def test_a_connection_arrives_as_it_left(store: Store, cipher: Cipher) -> None:
     """Every field, its tokens sealed with this store's key; due when its pair is, and told in the history."""
-    record = a_record(doubtful="a fingerprint", look_up_at=START + DAY)
+    record = a_record(doubtful="a fingerprint", look_up_at=START + DAY, owners=("17", "42"))
     await _bring(store, cipher, record)
+    assert await store.owners_of([record.id]) == {record.id: ["17", "42"]}
     stored = await _stored(store, record)
     assert cipher.pair_of(stored) == record.pair
-    same = set(dataclasses.asdict(record)) - {"access_token", "refresh_token", "issued_at", "expires_at"}
+    same = set(dataclasses.asdict(record)) - {"access_token", "refresh_token", "issued_at", "expires_at", "owners"}
     assert {name: getattr(stored, name) for name in same} == {name: getattr(record, name) for name in same}
     assert (stored.access_issued_at, stored.access_expires_at) == (START, START + DAY)
     assert (stored.next_refresh_at, stored.pair_version, stored.attempt) == (START + DAY / 2, 1, None)

@@ -86,6 +86,16 @@ async def test_every_connection_travels_but_those_that_are_disconnected(store: S
     assert all(record.refresh_token == f"refresh {record.account_id}" for record in records)
 
 
+async def test_owners_travel_with_their_connections(store: Store, cipher: Cipher) -> None:
+    """Whose a connection is goes with it, or nobody would find his own on the next host."""
+    connection = await _connect(store, cipher)
+    for owner in ("42", "17"):
+        assert await store.bind(connection.id, owner=owner, at=START, first_only=False)
+    await freeze(store, why="a test")
+    _, [record] = await _export(store, cipher)
+    assert set(record.owners) == {"17", "42"}
+
+
 async def test_a_source_is_frozen_and_stays_so(store: Store, cipher: Cipher, clock: FakeClock) -> None:
     """No refresh and no grant begins any more, before, during and after."""
     connection = await _connect(store, cipher)

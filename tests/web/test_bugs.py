@@ -152,7 +152,8 @@ async def test_a_store_that_is_away_is_told_to_each_in_their_words(doors: Doors)
     asked = await doors.ask(away, callback)
     assert asked.location == "foryoure://amo-crm/callback?error=amo_unavailable&state=s"
     assert (await doors.ask(away, callback, accept="text/html")).status == 503
-    assert (await doors.ask(away, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA")).status == 503
+    page = await doors.ask(away, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA")
+    assert (page.status, 'id="again"' in page.text, 'id="open"' in page.text) == (503, True, False)
     assert (await doors.ask(away, f"{BASE}/exchange-code")).status == 503
     problem = await doors.ask(away, "/connections/x/token", private=True)
     assert (problem.status, json.loads(problem.text)["code"]) == (503, "store_unavailable")

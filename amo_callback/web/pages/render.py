@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 import secrets
-import tomllib
-from importlib import resources
+from typing import TYPE_CHECKING
 
 from aiohttp import web
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-_FOLDER = resources.files("amo_callback.web.pages")
-_RELOAD_SECONDS = 2
+from amo_callback.web.pages.visitor import LANGUAGES, Kind
+from amo_callback.web.pages.wording import fill, read_texts
+
+if TYPE_CHECKING:
+    from amo_callback.web.pages.view import View
+    from amo_callback.web.pages.visitor import Visitor
+    from amo_callback.web.pages.wording import Texts
+
+_LOOK_AGAIN = 2
+"""Seconds after which a page that waits for its result is loaded again."""
 _POLICY = (
-    "default-src 'none'; style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "default-src 'none'; {script}style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+_NOTES = {Kind.OTHER: "on_phone", Kind.IN_APP: "in_app"}
 
 
 class Pages:
-    """Render the page in its variants: `connected`, `exchanging`, `gone`, and each of the deep link's words."""
+    """Render the page in its variants and languages."""
 
     def __init__(self, *, app_name: str) -> None:
-        texts = tomllib.loads((_FOLDER / "en.toml").read_text(encoding="utf-8"))
-        self._texts = _named(texts, app_name)
-        environment = Environment(autoescape=True, undefined=StrictUndefined)
-        self._template = environment.from_string((_FOLDER / "page.html").read_text(encoding="utf-8"))
+        self._app_name = app_name
+        self._texts = {language: read_texts(language) for language in LANGUAGES}
+        environment = Environment(
+            loader=PackageLoader("amo_callback.web", "pages"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._template = environment.get_template("page.html")
 
-    def render(self, variant: str, *, status: int, link: str | None = None) -> web.Response:
-        """Render one variant, with a link to the app where it makes sense."""
+    def render(self, view: View, visitor: Visitor) -> web.Response:
+        """Render what `view` says, for whom it is."""
+        texts = fill(self._texts[visitor.language], {"app": self._app_name, "domain": view.domain or ""})
         nonce = secrets.token_urlsafe(16)
         html = self._template.render(
-            text=self._texts[variant],
-            open=self._texts["open"],
-            hint=self._texts["hint"],
-            link=link,
+            view=view,
+            language=visitor.language,
+            texts=texts,
+            text=texts[view.variant],
+            todo=_todo(view, texts),
+            note=texts["page"][_NOTES[visitor.kind]] if view.link and visitor.kind in _NOTES else None,
             nonce=nonce,
-            reload=_RELOAD_SECONDS if variant == "exchanging" else None,
         )
-        return web.Response(
-            text=html,
-            status=status,
-            content_type="text/html",
-            charset="utf-8",
-            headers={"Content-Security-Policy": _POLICY.format(nonce=nonce)},
-        )
+        answer = web.Response(text=html, status=view.status, content_type="text/html", charset="utf-8")
+        script = f"script-src 'nonce-{nonce}'; " if view.link else ""
+        answer.headers["Content-Security-Policy"] = _POLICY.format(nonce=nonce, script=script)
+        answer.headers["Vary"] = "Accept, Accept-Language, User-Agent"
+        if view.variant == "exchanging":
+            # A header, since `<meta http-equiv=refresh>` is held against a page by those who test for accessibility.
+            answer.headers["Refresh"] = str(_LOOK_AGAIN)
+        return answer
 
 
-def _named(texts: dict[str, object], app_name: str) -> dict[str, object]:
-    named: dict[str, object] = {}
-    for key, value in texts.items():
-        named[key] = _named(value, app_name) if isinstance(value, dict) else str(value).replace("{app}", app_name)
-    return named
+def _todo(view: View, texts: Texts) -> str | None:
+    return texts["todo"]["again"] if view.again is not None else texts[view.variant].get("todo")

@@ -11,11 +11,11 @@ from amo_callback.errors import AmoCallbackError, InvalidRequest
 from amo_callback.grant import Redirect
 from amo_callback.ports import Priority
 from amo_callback.web.answers import success
-from amo_callback.web.keys import AUTHORIZATIONS, PAGES, PROXIES, SETTINGS, STARTS
+from amo_callback.web.keys import AUTHORIZATIONS, PROXIES, SETTINGS, STARTS
 from amo_callback.web.public.bodies import read_body
 from amo_callback.web.public.look import is_prefetch, without_work
 from amo_callback.web.public.users import user_of
-from amo_callback.web.public.way_back import choose_way, fail
+from amo_callback.web.public.way_back import choose_way, fail, send_on
 from amo_callback.web.starting import StartBody, read_request, started_shape
 
 if TYPE_CHECKING:
@@ -52,10 +52,9 @@ async def connect(request: web.Request) -> web.Response:
         request.app[STARTS].take(request.app[PROXIES].client_of(request))
         started = await request.app[AUTHORIZATIONS].start(given)
     except AmoCallbackError as error:
-        settings = request.app[SETTINGS]
-        way = choose_way(settings.app, Redirect(), request)
-        return fail(settings.app, request.app[PAGES], way, error=error.word, state=None)
-    return web.Response(status=303, headers={"Location": started.authorize_url})
+        way = choose_way(request.app[SETTINGS].app, Redirect(), request)
+        return fail(request, way, error=error.word, state=None)
+    return send_on(303, started.authorize_url)
 
 
 def _start_of(request: web.Request) -> StartBody:

@@ -8,9 +8,9 @@ from aiohttp import web
 
 from amo_callback.errors import AmoCallbackError
 from amo_callback.grant import Arrival, Redirect, Visit
-from amo_callback.web.keys import AMO, CONNECT, LOG, PAGES, PROXIES, SETTINGS
+from amo_callback.web.keys import AMO, AUTHORIZATIONS, CONNECT, LOG, PROXIES, SETTINGS
 from amo_callback.web.public.look import is_prefetch, without_work
-from amo_callback.web.public.way_back import choose_way, fail, lead_back
+from amo_callback.web.public.way_back import Way, choose_way, fail, lead_back
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,26 +28,18 @@ async def callback(request: web.Request) -> web.Response:
     """Complete the grant and lead the person back to the app."""
     if is_prefetch(request):
         return web.Response(status=204)
-    settings, pages = request.app[SETTINGS], request.app[PAGES]
     redirect = request.app[AMO].read_redirect(raw_query(request))
-    way = choose_way(settings.app, redirect, request)
+    way = choose_way(request.app[SETTINGS].app, redirect, request)
     if redirect.code is None or redirect.domain is None:
-        return fail(settings.app, pages, way, error=redirect.error or "auth_failed", state=redirect.state)
+        return await _fail(request, way, redirect, error=redirect.error or "auth_failed")
     try:
         outcome = await request.app[CONNECT].complete(_visit(request, redirect.code, redirect))
     except AmoCallbackError as error:
-        return fail(settings.app, pages, way, error=error.word, state=redirect.state)
+        return await _fail(request, way, redirect, error=error.word)
     except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
         request.app[LOG].error("http.bug", exc_info=bug)
-        return fail(settings.app, pages, way, error="auth_failed", state=redirect.state)
-    return lead_back(
-        settings.app,
-        pages,
-        way,
-        outcome=outcome,
-        state=redirect.state,
-        return_path=f"{settings.server.base_path}/return/",
-    )
+        return await _fail(request, way, redirect, error="auth_failed")
+    return lead_back(request, way, outcome=outcome, state=redirect.state)
 
 
 def _visit(request: web.Request, code: bytes, redirect: Redirect) -> Visit:
@@ -58,6 +50,15 @@ def _visit(request: web.Request, code: bytes, redirect: Redirect) -> Visit:
         address=request.app[PROXIES].client_of(request),
         arrival=Arrival.VENDOR if redirect.from_server or redirect.from_widget else Arrival.BROWSER,
     )
+
+
+async def _fail(request: web.Request, way: Way, redirect: Redirect, *, error: str) -> web.Response:
+    """Answer with an error's word, and with the app's own state where the one that came was issued for it."""
+    try:
+        state = await request.app[AUTHORIZATIONS].handed_back(redirect.state)
+    except Exception:  # noqa: BLE001 -- because the word matters more, and what is wrong has been told
+        state = redirect.state
+    return fail(request, way, error=error, state=state)
 
 
 def raw_query(request: web.Request) -> bytes:

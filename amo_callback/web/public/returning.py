@@ -6,26 +6,47 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from amo_callback.errors import MustMend, MustWait, NotFound
-from amo_callback.web.keys import CONNECT, PAGES, SETTINGS
-from amo_callback.web.public.way_back import LATE, show
+from amo_callback.errors import AmoCallbackError, MustMend, MustWait, NotFound
+from amo_callback.web.keys import CONNECT, PROXIES
+from amo_callback.web.public.look import is_prefetch, without_work
+from amo_callback.web.public.way_back import Way, away, fail, gone, return_address, send_on, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from amo_callback.grant import Outcome
+
 
 def routes(base: str) -> Sequence[web.RouteDef]:
-    """Return this module's routes."""
-    return [web.get(f"{base}/return/{{handle}}", page)]
+    """Return this module's routes; HEAD is not GET here, or it would try again what has failed."""
+    return [
+        web.get(f"{base}/return/{{handle}}", page, allow_head=False),
+        web.head(f"{base}/return/{{handle}}", without_work),
+    ]
 
 
 async def page(request: web.Request) -> web.Response:
-    """Show the outcome that the handle names, any number of times."""
-    pages = request.app[PAGES]
+    """Show the outcome that the handle names, any number of times; with `?again=1` try first what has failed."""
+    again = request.query.getall("again", []) == ["1"]
+    if again and is_prefetch(request):
+        return web.Response(status=204)
     try:
         outcome = await request.app[CONNECT].returned(request.match_info["handle"])
     except NotFound:
-        return pages.render("gone", status=404)
+        return gone(request)
     except (MustWait, MustMend):
-        return pages.render(LATE, status=503)
-    return show(request.app[SETTINGS].app, pages, outcome, state=outcome.state)
+        return away(request)
+    if again:
+        return await _try_again(request, outcome)
+    return show(request, outcome, state=outcome.state, again="?again=1")
+
+
+async def _try_again(request: web.Request, before: Outcome) -> web.Response:
+    """Try with the grant's code once more, and send the person on to the clean address, where its end is shown."""
+    try:
+        outcome = await request.app[CONNECT].again(before.handle, address=request.app[PROXIES].client_of(request))
+    except NotFound:
+        return gone(request)  # its 20 minutes have just ended
+    except AmoCallbackError as error:
+        return fail(request, Way.PAGE, error=error.word, state=before.state, support=before.support)
+    return send_on(303, return_address(request, outcome))

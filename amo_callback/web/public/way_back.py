@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from amo_callback.deeplink import failure_link, success_link
+from amo_callback.deeplink import failure_link, intent_link, success_link
 from amo_callback.grant import GrantStatus, Outcome, Redirect
 from amo_callback.web.answers import status_of
+from amo_callback.web.keys import PAGES, SETTINGS
+from amo_callback.web.pages.view import View
+from amo_callback.web.pages.visitor import Kind, Visitor, read_visitor
 
 if TYPE_CHECKING:
     from amo_callback.config import App
-    from amo_callback.web.pages.render import Pages
 
 LATE = "amo_unavailable"
+_PASSING = frozenset({LATE, "rate_limited"})
+"""The words of what may be over in a minute."""
 
 
 class Way(Enum):
@@ -53,50 +58,97 @@ def link_to_app(app: App, outcome: Outcome, *, state: bytes | None) -> str | Non
     """Return the deep link that tells an outcome; `None` while there is none to tell."""
     if outcome.status is GrantStatus.EXCHANGING:
         return None
+    state = state_for_app(outcome, state)
     if outcome.error is not None:
         return failure_link(app.deep_link, error=outcome.error, state=state)
-    return success_link(app.deep_link, hand_back=app.hand_back, code=code_of(app, outcome), state=state)
+    code = outcome.ticket.encode() if app.hand_back == "ticket" else outcome.code
+    return success_link(app.deep_link, hand_back=app.hand_back, code=code, state=state)
 
 
-def code_of(app: App, outcome: Outcome) -> bytes:
-    """Return what the app may present: AMO's code, or the ticket that stands for it."""
-    return outcome.ticket.encode() if app.hand_back == "ticket" else outcome.code
+def state_for_app(outcome: Outcome, state: bytes | None) -> bytes | None:
+    """Return what the app gets back for the state that came: its own, or where its grant began here the one it gave."""
+    return outcome.handed_back if state == outcome.state else state
 
 
-def show(app: App, pages: Pages, outcome: Outcome, *, state: bytes | None) -> web.Response:
-    """Answer with the page for an outcome."""
-    link = link_to_app(app, outcome, state=state)
-    if outcome.error is not None:
-        return pages.render(outcome.error, status=status_of(outcome.error), link=link)
-    return pages.render(outcome.status.value, status=200, link=link)
+def show(request: web.Request, outcome: Outcome, *, state: bytes | None, again: str = "") -> web.Response:
+    """Answer with the page for an outcome; `again` is where a failed one is tried again: here, if it is empty."""
+    connected = outcome.status is GrantStatus.CONNECTED
+    tried = any(value != "0" for value in request.query.getall("n", []))
+    view = View(
+        variant=outcome.error or outcome.status.value,
+        status=status_of(outcome.error) if outcome.error is not None else 200,
+        link=link_to_app(request.app[SETTINGS].app, outcome, state=state),
+        sends=connected and not tried and visitor_of(request).may_be_sent,
+        tried=tried,
+        again=again if outcome.status is GrantStatus.FAILED else None,
+        domain=outcome.domain if connected else None,
+        support=outcome.support,
+    )
+    return _page(request, view)
 
 
-def lead_back(
-    app: App, pages: Pages, way: Way, *, outcome: Outcome, state: bytes | None, return_path: str
-) -> web.Response:
+def gone(request: web.Request) -> web.Response:
+    """Answer with the page for a return address that is unknown or over."""
+    return _page(request, View(variant="gone", status=404))
+
+
+def away(request: web.Request) -> web.Response:
+    """Answer with the page for a store that cannot be asked: not even the state is known that the app waits for."""
+    return _page(request, View(variant=LATE, status=status_of(LATE), again=""))
+
+
+def lead_back(request: web.Request, way: Way, *, outcome: Outcome, state: bytes | None) -> web.Response:
     """Answer the callback with an outcome."""
     if way is Way.PAGE:
         if outcome.state == state:
-            return _location(303, return_path + outcome.handle)
+            return send_on(303, return_address(request, outcome))
         # The address is the first one's, who sent another state: this one gets its own back, here.
-        return show(app, pages, outcome, state=state)
+        return show(request, outcome, state=state)
     if way is Way.PLAIN and outcome.error is None:
         return web.Response(text=f"{outcome.status.value}\n")  # also while it goes on: AMO's server cannot wait
-    if outcome.error is not None or outcome.status is GrantStatus.EXCHANGING:
-        return fail(app, pages, way, error=outcome.error or LATE, state=state)
-    return _location(302, success_link(app.deep_link, hand_back=app.hand_back, code=code_of(app, outcome), state=state))
+    link = link_to_app(request.app[SETTINGS].app, outcome, state=state)
+    if link is None or way is Way.PLAIN:
+        return fail(request, way, error=outcome.error or LATE, state=state_for_app(outcome, state))
+    return send_on(302, link)
 
 
-def fail(app: App, pages: Pages, way: Way, *, error: str, state: bytes | None) -> web.Response:
-    """Answer the callback with an error's word, at once."""
+def fail(
+    request: web.Request, way: Way, *, error: str, state: bytes | None, support: str | None = None
+) -> web.Response:
+    """Answer with the word of an error that was found before AMO was asked, at the address that was asked for.
+
+    Nothing was written, so where the word is one of patience, the same address can be tried again.
+    """
     if way is Way.PLAIN:
         return web.Response(text=f"{error}\n", status=status_of(error))
-    link = failure_link(app.deep_link, error=error, state=state)
+    link = failure_link(request.app[SETTINGS].app.deep_link, error=error, state=state)
     if way is Way.PAGE:
-        return pages.render(error, status=status_of(error), link=link)
-    return _location(302, link)
+        again = "" if error in _PASSING else None
+        view = View(variant=error, status=status_of(error), link=link, again=again, support=support)
+        return _page(request, view)
+    return send_on(302, link)
 
 
-def _location(status: int, address: str) -> web.Response:
-    """Redirect by hand: `web.HTTPFound` would rewrite the address, and this one is an app's."""
+def send_on(status: int, address: str) -> web.Response:
+    """Redirect by hand: `web.HTTPFound` would rewrite the address, and this one may be an app's."""
     return web.Response(status=status, headers={"Location": address})
+
+
+def return_address(request: web.Request, outcome: Outcome) -> str:
+    """Return the clean address of an outcome's page."""
+    return f"{request.app[SETTINGS].server.base_path}/return/{outcome.handle}"
+
+
+def visitor_of(request: web.Request) -> Visitor:
+    """Return who has sent a request."""
+    return read_visitor(
+        user_agent=request.headers.get("User-Agent", ""),
+        accept_language=",".join(request.headers.getall("Accept-Language", [])),
+    )
+
+
+def _page(request: web.Request, view: View) -> web.Response:
+    visitor, package = visitor_of(request), request.app[SETTINGS].app.android_package
+    if view.link and package and visitor.kind is Kind.ANDROID:
+        view = dataclasses.replace(view, intent=intent_link(view.link, package=package))
+    return request.app[PAGES].render(view, visitor)

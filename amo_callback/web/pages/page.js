@@ -1,0 +1,42 @@
+(() => {
+  const open = document.getElementById("open");
+  const status = document.getElementById("status");
+  const link = open.getAttribute("href");
+  let tries = 0, left = false;
+  const seen = () => {
+    const mark = "tried " + location.pathname;
+    try {
+      if (sessionStorage.getItem(mark)) return true;
+      sessionStorage.setItem(mark, "1");
+    } catch { /* Storage is forbidden: the address remembers it. */ }
+    return false;
+  };
+  const late = () => setTimeout(() => {
+    if (!document.hidden && !status.textContent) status.textContent = status.dataset.late;
+  }, 2000);
+  const back = () => {
+    status.textContent = status.dataset.back;
+    document.getElementById("help").open = true;
+  };
+  /* Not before `load`: leaving earlier would cut off what is not parsed yet. */
+  addEventListener("load", () => {
+    const [visit] = performance.getEntriesByType("navigation");
+    const again = visit && (visit.type === "reload" || visit.type === "back_forward");
+    if (!("auto" in open.dataset) || tries || again || seen()) return;
+    tries = 1;
+    history.replaceState(null, "", (location.search ? location.search + "&" : "?") + "n=1");
+    location.href = open.href;
+    late();
+  });
+  open.addEventListener("click", () => {
+    tries += 1;
+    /* Safari refuses an address that was cancelled once. */
+    if (tries > 1) open.href = link + "&n=" + tries;
+    late();
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) left = true;
+    else if (left) back();
+  });
+  addEventListener("pageshow", (event) => { if (event.persisted) back(); });
+})();
