@@ -255,6 +255,55 @@ def test_what_this_version_cannot_do_is_refused_and_not_ignored(key: str) -> Non
     assert problem.endswith("this version cannot do that yet; leave it at its default")
 
 
+JWT_SECRET = "APP__JWT_SECRET=" + "sekret" * 6
+KEYS_ELSEWHERE = "APP__JWKS_URL=https://a.example/keys"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((JWT_SECRET,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
+        ((KEYS_ELSEWHERE,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
+        ((JWT_SECRET, KEYS_ELSEWHERE, "APP__JWT_AUDIENCE=a"), ["app.jwks_url: 'https://a.example/keys': not beside"]),
+        (("APP__JWT_AUDIENCE=a",), ["app.jwt_audience: 'a': has no effect without app.jwt_secret or app.jwks_url"]),
+        (
+            ("APP__JWT_ISSUER=a", "APP__JWT_USER_CLAIM=id"),
+            ["app.jwt_issuer: 'a': has no effect without", "app.jwt_user_claim: 'id': has no effect without"],
+        ),
+        (("APP__JWT_SECRET=sekret", "APP__JWT_AUDIENCE=a"), ["app.jwt_secret: must have 32 bytes or more"]),
+        (
+            ('APP__JWT_SECRET={"kty":"RSA","n":"sekret","e":"AQAB"}', "APP__JWT_AUDIENCE=a"),
+            ["app.jwt_secret: is a key of another kind (PEM, SSH, JWK): HS256 takes a secret"],
+        ),
+        (
+            ("APP__JWKS_URL=http://a.example/keys", "APP__JWT_AUDIENCE=a"),
+            ["app.jwks_url: 'http://a.example/keys': must begin with https://"],
+        ),
+        ((JWT_SECRET, "APP__JWT_AUDIENCE="), ["app.jwt_audience: '': string should have at least 1"]),
+        ((JWT_SECRET, "APP__JWT_AUDIENCE=a", "APP__JWT_ISSUER="), ["app.jwt_issuer: '': string should have at"]),
+        ((JWT_SECRET, "APP__JWT_AUDIENCE=a", "APP__JWT_USER_CLAIM="), ["app.jwt_user_claim: '': string should have"]),
+    ],
+)
+def test_how_users_are_told_is_whole_or_not_there(given: tuple[str, ...], said: list[str]) -> None:
+    """One kind of key, its audience with it, and nothing that would be without effect; no line shows the secret."""
+    environ = {f"AMO_CALLBACK_{name}": value for name, _, value in (setting.partition("=") for setting in given)}
+    problems = _problems(environ)
+    assert len(problems) == len(said)
+    for problem, start in zip(problems, said, strict=True):
+        assert problem.startswith(start)
+        assert "sekret" not in problem
+
+
+@pytest.mark.parametrize("key", [JWT_SECRET, KEYS_ELSEWHERE, "APP__JWKS_URL=http://127.0.0.1:9100/keys"])
+def test_users_are_told_by_a_secret_or_a_key_set(key: str) -> None:
+    """With either, the other settings of JWTs may be given; the secret is in no repr."""
+    name, _, value = key.partition("=")
+    more = {"APP__JWT_AUDIENCE": "a", "APP__JWT_ISSUER": "b", "APP__JWT_USER_CLAIM": "c", name: value}
+    settings = load_settings(None, {**REQUIRED, **{f"AMO_CALLBACK_{key}": value for key, value in more.items()}})
+    assert (settings.app.jwt_audience, settings.app.jwt_issuer, settings.app.jwt_user_claim) == ("a", "b", "c")
+    assert "sekret" not in repr(settings)
+
+
 def test_a_file_that_cannot_be_read_is_named_without_its_content(tmp_path: Path) -> None:
     """Missing, broken or binary: the message says where, and quotes nothing, for the line may hold a secret."""
     assert _problems({}, tmp_path / "none.toml") == [

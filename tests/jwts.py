@@ -1,0 +1,64 @@
+"""JWTs as the app's issuer makes them, and as others forge them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from functools import cache
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+
+from amo_callback.identity.users import UserRules
+from tests.fakes import START
+
+SECRET = "the-app's-jwt-secret-0123456789-0123456789"
+AUDIENCE = "foryoure-api"
+RULES = UserRules(audience=AUDIENCE)
+NOW = int(START.timestamp())
+
+
+@cache
+def rsa_key(name: str, bits: int = 2048) -> rsa.RSAPrivateKey:
+    """Return a key of its own for each name."""
+    assert name
+    return rsa.generate_private_key(public_exponent=65537, key_size=bits)
+
+
+@cache
+def ec_key(name: str, curve: type[ec.EllipticCurve] = ec.SECP256R1) -> ec.EllipticCurvePrivateKey:
+    """Return a key of its own for each name."""
+    assert name
+    return ec.generate_private_key(curve())
+
+
+def jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, **more: Any) -> dict[str, Any]:
+    """Return a key as its issuer publishes it."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        return {**RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), "key_ops": ["verify"], **more}
+    return {**ECAlgorithm.to_jwk(key.public_key(), as_dict=True), **more}
+
+
+def claims(*, without: str = "", **changes: Any) -> dict[str, Any]:
+    """Return what a good token says, but for the changes."""
+    said = {"sub": "42", "aud": AUDIENCE, "exp": NOW + 300, **changes}
+    return {name: value for name, value in said.items() if name != without}
+
+
+def b64(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def unsigned(said: dict[str, Any] | bytes, **header: Any) -> str:
+    """Return a token's first two parts."""
+    payload = said if isinstance(said, bytes) else json.dumps(said).encode()
+    return f"{b64(json.dumps(header).encode())}.{b64(payload)}"
+
+
+def signed(said: dict[str, Any] | bytes | None = None, *, key: Any = SECRET, alg: str = "HS256", **header: Any) -> str:
+    """Return a token signed with whatever key is given: nothing stops a forger from using a public one."""
+    text = unsigned(claims() if said is None else said, alg=alg, **header)
+    material = key.encode() if isinstance(key, str) else key
+    return f"{text}.{b64(jwt.get_algorithm_by_name(alg).sign(text.encode(), material))}"

@@ -1,0 +1,395 @@
+"""The app's users by its JWTs: what is no good one, and whose a good one is."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import SecretStr
+
+from amo_callback.config import App
+from amo_callback.errors import KeySetUnavailable, Unauthorized
+from amo_callback.identity.build import open_users
+from amo_callback.identity.jwk import read_key_set
+from amo_callback.identity.key_set import KeySet
+from amo_callback.identity.users import MAX_TOKEN, Key, SharedSecret, UserRules, claims_signed_by_one, read_token
+from tests.fakes import FakeClock, Witness
+from tests.jwts import AUDIENCE, NOW, RULES, SECRET, b64, claims, ec_key, jwk, rsa_key, signed, unsigned
+
+PEM = rsa_key("issuer").public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+async def _user(token: str, *, rules: UserRules = RULES, clock: FakeClock | None = None) -> str:
+    return await SharedSecret(SECRET, rules=rules, clock=clock or FakeClock()).user_of(token)
+
+
+async def _refused(token: str, **options: Any) -> str:
+    """Return why; of the token nothing is told, nor of the library's opinion of it."""
+    with pytest.raises(Unauthorized) as raised:
+        await _user(token, **options)
+    error = raised.value
+    assert str(error) == Unauthorized.__doc__
+    assert error.__cause__ is None
+    assert error.__suppress_context__ or error.__context__ is None
+    return error.what
+
+
+# --- forged --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        (unsigned(claims(), alg="none") + ".", "form"),
+        (unsigned(claims(), alg="none") + ".AAAA", "signature"),
+        (unsigned(claims(), alg="None") + "." + signed().rpartition(".")[2], "signature"),
+        (signed(alg="HS384"), "signature"),
+        (signed(alg="HS512"), "signature"),
+        (signed(alg="RS256", key=rsa_key("issuer")), "signature"),
+        (signed(key="another-secret-of-32-bytes-or-more!!"), "signature"),
+        (signed(key=b""), "signature"),
+        (unsigned(claims()) + "." + signed().rpartition(".")[2], "signature"),
+        (unsigned(claims(), alg=["HS256"]) + "." + signed().rpartition(".")[2], "signature"),
+        (unsigned(claims(sub="1"), alg="HS256") + "." + signed().rpartition(".")[2], "signature"),
+        (signed() + "A", "signature"),
+    ],
+)
+async def test_what_is_not_signed_with_the_secret_by_hs256_is_refused(token: str, why: str) -> None:
+    """No `alg` of a token's own is believed, and none is left unchecked."""
+    assert await _refused(token) == why
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"crit": ["exp"]},
+        {"crit": []},
+        {"b64": False},
+        {"b64": True},
+        {"zip": "DEF"},
+        {"enc": "A128GCM"},
+        {"kid": 1},
+        {"kid": ["a"]},
+    ],
+)
+async def test_headers_that_change_the_meaning_are_refused(header: dict[str, Any]) -> None:
+    """What we would have to understand, and do not, is not passed over."""
+    assert await _refused(signed(**header)) == "form"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        "a.b",
+        "a.b.c",
+        "a.b.c.d.e",
+        "null",
+        "\udcff",
+        "ключ.ключ.ключ",
+        signed() + "\n",
+        " " + signed(),
+        "Bearer " + signed(),
+        signed() + "=",
+        signed() + ".",
+        f"{b64(b'[]')}.{b64(b'{}')}.AAAA",
+        f"{b64(b'[' * 5000)}.{b64(b'{}')}.AAAA",
+        f"{b64(b'{')}.{b64(b'{}')}.AAAA",
+        f"{b64(chr(0x7B).encode('utf-16'))}.{b64(b'{}')}.AAAA",
+        f'{b64(b"""{"alg":"none","alg":"HS256"}""")}.{b64(b"{}")}.AAAA',
+        signed(b"[]"),
+        signed(b"42"),
+        signed(b"\xff"),
+        signed(b"[" * 4000),
+        signed(signed().encode(), cty="JWT"),
+        signed(b'{"sub":"1","sub":"42","aud":"' + AUDIENCE.encode() + b'","exp":' + str(NOW + 60).encode() + b"}"),
+        signed(b'{"sub":"42","x":NaN,"aud":"' + AUDIENCE.encode() + b'","exp":' + str(NOW + 60).encode() + b"}"),
+        signed(b'{"sub":"42","exp":' + b"9" * 5000 + b"}"),
+    ],
+)
+async def test_what_is_no_token_is_refused(token: str) -> None:
+    """Junk, encrypted and nested tokens, and JSON that two readers could read differently."""
+    assert await _refused(token) == "form"
+
+
+async def test_a_token_of_more_than_8_kib_is_not_looked_at() -> None:
+    """Where it is a byte shorter, the same token is good."""
+    fill = MAX_TOKEN - len(signed(claims(x="")))
+    fitting = next(
+        token
+        for token in (signed(claims(x="x" * n)) for n in range(fill * 3 // 4 + 3, 0, -1))
+        if len(token) <= MAX_TOKEN
+    )
+    longer = signed(claims(x="x" * (fill * 3 // 4 + 3)))
+    assert await _user(fitting) == "42"
+    assert len(longer) > MAX_TOKEN
+    assert await _refused(longer) == "form"
+
+
+# --- when ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (claims(exp=NOW - 61), "expired"),
+        (claims(exp=NOW - 60), "expired"),
+        (claims(without="exp"), "expired"),
+        (claims(exp=None), "time"),
+        (claims(exp=str(NOW + 300)), "time"),
+        (claims(exp=True), "time"),
+        (claims(exp=-1), "time"),
+        (claims(exp=(NOW + 300) * 1000), "time"),
+        (claims(exp=10**4000), "time"),
+        (claims(exp=[NOW + 300]), "time"),
+        (claims(nbf=NOW + 61), "time"),
+        (claims(nbf=None), "time"),
+        (claims(nbf="0"), "time"),
+        (claims(iat=NOW + 61), "time"),
+        (claims(iat=True), "time"),
+        (claims(iat=-1), "time"),
+    ],
+)
+async def test_a_token_is_good_for_its_time_only(said: dict[str, Any], why: str) -> None:
+    """Expired, not begun, made in the future, or with times that are none."""
+    assert await _refused(signed(said)) == why
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "1E+999"])
+async def test_a_number_too_big_for_a_float_is_no_time(number: str) -> None:
+    """JSON can write what becomes infinity: such a token would be good for ever."""
+    said = json.dumps(claims(exp=0)).replace('"exp": 0', f'"exp": {number}')
+    assert await _refused(signed(said.encode())) == "time"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity"])
+async def test_what_json_does_not_know_is_no_number(number: str) -> None:
+    """Python's reader would take them."""
+    said = json.dumps(claims(exp=0)).replace('"exp": 0', f'"exp": {number}')
+    assert await _refused(signed(said.encode())) == "form"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        claims(exp=NOW - 59),
+        claims(exp=NOW - 59.5),
+        claims(nbf=NOW + 60, iat=NOW + 60.0),
+        claims(iat=0, nbf=0),
+    ],
+)
+async def test_clocks_may_differ_by_a_minute(said: dict[str, Any]) -> None:
+    """The issuer's clock is not ours."""
+    assert await _user(signed(said)) == "42"
+
+
+async def test_our_clock_decides() -> None:
+    """Time is the service's own, which goes on while a token stays the same."""
+    clock = FakeClock()
+    token = signed(claims(exp=NOW + 10))
+    assert await _user(token, clock=clock) == "42"
+    clock.step(timedelta(days=1))
+    assert await _refused(token, clock=clock) == "expired"
+
+
+# --- for whom, by whom, whose --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        claims(aud="another"),
+        claims(aud=AUDIENCE + "x"),
+        claims(aud=AUDIENCE.upper()),
+        claims(aud=["another"]),
+        claims(aud=[]),
+        claims(aud=[[AUDIENCE]]),
+        claims(aud={AUDIENCE: 1}),
+        claims(aud=None),
+        claims(without="aud"),
+    ],
+)
+async def test_a_token_for_another_audience_is_refused(said: dict[str, Any]) -> None:
+    """What the issuer gives to others does not open this door."""
+    assert await _refused(signed(said)) == "audience"
+
+
+async def test_one_of_several_audiences_is_enough() -> None:
+    """The list form of `aud`."""
+    assert await _user(signed(claims(aud=["another", AUDIENCE]))) == "42"
+
+
+async def test_the_issuer_must_be_the_configured_one() -> None:
+    """Where none is configured, nobody looks."""
+    rules = UserRules(audience=AUDIENCE, issuer="https://id.example")
+    assert await _user(signed(claims(iss="https://id.example")), rules=rules) == "42"
+    assert await _user(signed(claims(iss="https://other.example"))) == "42"
+    for said in (claims(iss="https://id.example/"), claims(iss=["https://id.example"]), claims()):
+        assert await _refused(signed(said), rules=rules) == "issuer"
+
+
+@pytest.mark.parametrize(
+    "sub",
+    [
+        None, "", "x" * 256, "a\nb", "a\x00b", "\ud800", "a\u200bb", True, False, 1.0, ["42"], {"id": "42"},
+        10**255,
+    ],
+)  # fmt: skip
+async def test_a_user_that_is_no_text_or_number_is_refused(sub: object) -> None:
+    """An id is text that can be read, or a whole number."""
+    assert await _refused(signed(claims(sub=sub))) == "user"
+    assert await _refused(signed(claims(without="sub"))) == "user"
+
+
+@pytest.mark.parametrize(
+    ("sub", "user"), [("x" * 255, "x" * 255), ("Иван 7", "Иван 7"), (42, "42"), (0, "0"), (-7, "-7")]
+)
+async def test_the_user_is_the_text_or_the_number_as_text(sub: object, user: str) -> None:
+    """Backends number their users, or name them."""
+    assert await _user(signed(claims(sub=sub))) == user
+
+
+async def test_another_claim_may_be_the_user() -> None:
+    """And then `sub` is nobody."""
+    name = "https://id.example/user"
+    rules = UserRules(audience=AUDIENCE, user_claim=name)
+    assert await _user(signed({**claims(), name: 7}), rules=rules) == "7"
+    assert await _refused(signed(claims()), rules=rules) == "user"
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+def test_a_secret_is_long_and_no_public_key() -> None:
+    """What everybody has would let everybody in."""
+    for secret in ("", "x" * 31, PEM.decode(), json.dumps(jwk(rsa_key("issuer"))), "ssh-rsa " + "A" * 300):
+        with pytest.raises(ValueError, match=r"must have 32 bytes|is a key of another kind") as raised:
+            SharedSecret(secret, rules=RULES, clock=FakeClock())
+        assert not secret or secret not in str(raised.value)
+    SharedSecret("ё" * 16, rules=RULES, clock=FakeClock())
+
+
+def _set(*keys: object) -> bytes:
+    return json.dumps({"keys": keys}).encode()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"kty": "oct", "k": b64(SECRET.encode()), "kid": "a"},
+        jwk(rsa_key("weak", 1024), kid="a"),
+        jwk(rsa_key("issuer"), kid="a", use="enc"),
+        jwk(rsa_key("issuer"), kid="a", use=None),
+        jwk(rsa_key("issuer"), kid="a", alg="RS384"),
+        jwk(rsa_key("issuer"), kid="a", alg="PS256"),
+        jwk(rsa_key("issuer"), kid="a", alg="HS256"),
+        jwk(rsa_key("issuer"), kid="a", alg="ES256"),
+        jwk(rsa_key("issuer"), kid="a", key_ops=["encrypt"]),
+        jwk(rsa_key("issuer"), kid="a", key_ops="verify"),
+        jwk(rsa_key("issuer"), kid="a", d=b64(b"private")),
+        jwk(rsa_key("issuer"), kid=7),
+        jwk(rsa_key("issuer"), kid="a", n=7),
+        jwk(rsa_key("issuer"), kid="a", n="A" * 3000),
+        jwk(rsa_key("issuer"), kid="a", e="not base64url!"),
+        jwk(rsa_key("issuer"), kid="a", e=b64(b"\x02")),
+        {"kty": "RSA", "kid": "a"},
+        jwk(ec_key("issuer"), kid="a", alg="RS256"),
+        jwk(ec_key("issuer"), kid="a", x=b64(b"x" * 32)),
+        jwk(ec_key("issuer", ec.SECP384R1), kid="a"),
+        jwk(ec_key("issuer", ec.SECP256K1), kid="a"),
+        {"kty": "OKP", "crv": "Ed25519", "x": b64(b"x" * 32), "kid": "a"},
+        {"kid": "a"},
+        "a",
+        None,
+    ],
+)
+def test_keys_of_another_kind_are_passed_over(bad: object) -> None:
+    """Secret, short, on another curve, private, broken, or meant for something else: the others in the set count."""
+    good = jwk(ec_key("good"), kid="good", use="sig", alg="ES256")
+    assert [(key.kid, key.algorithm) for key in read_key_set(_set(bad, good))] == [("good", "ES256")]
+    with pytest.raises(ValueError, match="has no key that may be used"):
+        read_key_set(_set(bad))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"keys":{}}', b"<html>", b"\xff", b'{"keys":[],"keys":[]}'])
+def test_what_is_no_key_set_is_refused(content: bytes) -> None:
+    """HTML of a proxy, or JSON of something else."""
+    with pytest.raises(ValueError, match=r".+"):
+        read_key_set(content)
+
+
+KEYS = read_key_set(_set(jwk(rsa_key("issuer"), kid="rsa"), jwk(ec_key("issuer"), kid="ec")))
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        signed(key=PEM, kid="rsa"),
+        signed(key=PEM.strip(), kid="rsa"),
+        signed(key=json.dumps(jwk(rsa_key("issuer"), kid="rsa")), kid="rsa"),
+        signed(key=rsa_key("issuer"), alg="RS384", kid="rsa"),
+        signed(key=rsa_key("issuer"), alg="PS256", kid="rsa"),
+        signed(key=ec_key("issuer"), alg="ES256", kid="rsa"),
+        signed(key=rsa_key("issuer"), alg="RS256", kid="ec"),
+        signed(key=rsa_key("attacker"), alg="RS256", kid="rsa"),
+        signed(key=rsa_key("attacker"), alg="RS256", kid="rsa", jwk=jwk(rsa_key("attacker"), kid="rsa")),
+        unsigned(claims(), alg="none", kid="rsa") + ".AAAA",
+        unsigned(claims(), alg="ES256", kid="ec") + "." + b64(bytes(64)),
+    ],
+)
+def test_the_key_decides_the_algorithm(token: str) -> None:
+    """A public key is no secret of HS256, and a `kid` that points elsewhere finds a key that did not sign."""
+    with pytest.raises(Unauthorized) as raised:
+        claims_signed_by_one(KEYS, read_token(token))
+    assert raised.value.what == "signature"
+
+
+def test_each_kind_of_key_signs_for_its_own_name() -> None:
+    """RS256 and ES256, found by `kid`."""
+    for alg, key, kid in (("RS256", rsa_key("issuer"), "rsa"), ("ES256", ec_key("issuer"), "ec")):
+        assert claims_signed_by_one(KEYS, read_token(signed(key=key, alg=alg, kid=kid))) == claims()
+
+
+def test_a_token_that_names_no_key_is_tried_with_the_only_one() -> None:
+    """Where there are several nobody guesses; two of one name are both tried."""
+    token = read_token(signed(key=rsa_key("issuer"), alg="RS256"))
+    assert claims_signed_by_one(KEYS[:1], token) == claims()
+    assert claims_signed_by_one(KEYS, token) is None
+    twins = read_key_set(_set(jwk(ec_key("issuer"), kid="a"), jwk(rsa_key("issuer"), kid="a")))
+    assert claims_signed_by_one(twins, read_token(signed(key=rsa_key("issuer"), alg="RS256", kid="a"))) == claims()
+
+
+def test_reprs_hold_neither_key_nor_token() -> None:
+    """They may be logged by accident."""
+    assert SECRET not in repr(Key(algorithm="HS256", material=SECRET.encode()))
+    token = signed(claims(sub="somebody"))
+    assert token.split(".")[1] not in repr(read_token(token))
+    assert SECRET not in repr(App(jwt_secret=SecretStr(SECRET), jwt_audience=AUDIENCE))
+
+
+# --- as configured -------------------------------------------------------------------------------
+
+
+async def test_the_configuration_says_how_users_are_told() -> None:
+    """By a secret, by a key set, or not at all."""
+    clock, witness = FakeClock(), Witness()
+    async with open_users(App(), clock=clock, observer=witness) as users:
+        assert users is None
+    app = App(jwt_secret=SecretStr(SECRET), jwt_audience=AUDIENCE, jwt_issuer="me", jwt_user_claim="id")
+    async with open_users(app, clock=clock, observer=witness) as users:
+        assert users is not None
+        assert await users.user_of(signed(claims(iss="me", id=7))) == "7"
+        with pytest.raises(Unauthorized):
+            await users.user_of(signed(claims(id=7)))
+    app = App(jwks_url="http://127.0.0.1:1/keys", jwt_audience=AUDIENCE)
+    async with open_users(app, clock=clock, observer=witness) as users:
+        assert isinstance(users, KeySet)
+        with pytest.raises(KeySetUnavailable):
+            await users.user_of(signed(key=rsa_key("issuer"), alg="RS256"))
