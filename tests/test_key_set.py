@@ -216,12 +216,13 @@ async def test_the_last_good_set_is_kept_for_a_day(
     issuer.status = 200
     clock.advance(60)
     assert await users.user_of(_by("first")) == "42"
+    assert await _unauthorized(users, _by("second")) == "key"
     assert [event.name for event in witness.events] == ["key_set.failing", "key_set.recovered"]
     assert witness.events[0].fields == {"error": "key_set_unavailable", "what": "status_503"}
 
 
 async def test_an_issuer_that_fails_is_asked_less_and_less_often(
-    users: KeySet, issuer: Issuer, clock: FakeClock
+    users: KeySet, issuer: Issuer, clock: FakeClock, witness: Witness
 ) -> None:
     """After 5 seconds, then twice as long each time, up to a minute: callers are answered at once meanwhile."""
     issuer.status = 500
@@ -231,6 +232,7 @@ async def test_an_issuer_that_fails_is_asked_less_and_less_often(
         assert await _unavailable(users, _by("first")) == "status_500"
         assert len(issuer.requests) == number
         clock.advance(1)
+    assert [event.name for event in witness.events] == ["key_set.failing"]
     issuer.status = 200
     assert await users.user_of(_by("first")) == "42"
 
@@ -306,12 +308,15 @@ async def test_an_issuer_that_is_slow_or_gone_is_a_failure(clock: FakeClock, wit
         assert await _unavailable(await stack.enter_async_context(gone), _by("first")) == "connection"
 
 
-async def test_no_proxy_of_the_environment_is_asked(
-    users: KeySet, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_proxy_of_the_environment_is_asked(users: KeySet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where keys come from is configured, and nowhere else."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     assert await users.user_of(_by("first")) == "42"
+
+
+async def test_a_request_asks_for_little(users: KeySet, issuer: Issuer) -> None:
+    """A plain answer, for an unpacked one can be of any size, and no connection that is kept for the next."""
+    assert await users.user_of(_by("first")) == "42"
     [request] = issuer.requests
-    assert request.headers["Accept-Encoding"] == "identity"
+    assert (request.headers["Accept-Encoding"], request.headers["Connection"]) == ("identity", "close")

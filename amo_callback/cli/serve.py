@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     path = find_config(options.config, environ)
     settings = load_settings(path, environ)
     log = make_logger(
-        level=settings.log.level, style=settings.log.format, stream=sys.stdout, secrets=_secrets(settings)
+        level=settings.log.level, style=settings.log.format, stream=sys.stdout, secrets=secrets_of(settings)
     )
     take_over_library_logs(log)
     folder = storage_folder(path, environ)
@@ -100,7 +100,8 @@ def on_signal(observer: Observer) -> asyncio.Future[None]:
     return signalled
 
 
-def _secrets(settings: Settings) -> list[str]:
+def secrets_of(settings: Settings) -> list[str]:
+    """Return what must be in no line of the log."""
     values = [settings.amo.client_secret.get_secret_value()]
     values += settings.storage.encryption_keys.get_secret_value().split()
     values += [line.rpartition(":")[2].strip() for line in settings.api.keys.get_secret_value().splitlines()]

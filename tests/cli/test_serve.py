@@ -1,0 +1,23 @@
+"""What `serve` tells the log never to write."""
+
+from __future__ import annotations
+
+from amo_callback.cipher import new_key
+from amo_callback.cli.serve import secrets_of
+from amo_callback.config_load import load_settings
+
+
+def test_every_configured_secret_is_kept_out_of_the_log() -> None:
+    """The client's secret, keys of both kinds, each by itself, and the secret of the app's JWTs where there is one."""
+    keys = [new_key(), new_key()]
+    environ = {
+        "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
+        "AMO_CALLBACK_AMO__CLIENT_SECRET": "the-client-secret",
+        "AMO_CALLBACK_AMO__REDIRECT_URI": "https://admin.example.com/api/amo-crm/callback",
+        "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": "\n".join(keys),
+        "AMO_CALLBACK_API__KEYS": f"a:{'k' * 32}\nb:read:{'l' * 32}",
+    }
+    known = ["the-client-secret", *keys, "k" * 32, "l" * 32]
+    assert secrets_of(load_settings(None, environ)) == known
+    environ |= {"AMO_CALLBACK_APP__JWT_SECRET": "j" * 32, "AMO_CALLBACK_APP__JWT_AUDIENCE": "foryoure-api"}
+    assert secrets_of(load_settings(None, environ)) == [*known, "j" * 32]
