@@ -38,7 +38,7 @@ async def start(request: web.Request) -> web.Response:
     """Start a grant for the app's user."""
     user = await user_of(request)
     given = read_request(await read_body(request, StartBody, wanted=_WANTED), user=user)
-    request.app[STARTS].take(user, among=Priority.EXPECTED)
+    request.app[STARTS].take(f"user {user}", among=Priority.EXPECTED)
     started = await request.app[AUTHORIZATIONS].start(given)
     return success(started_shape(started), "Open authorize_url in a browser.")
 
