@@ -20,6 +20,7 @@ from amo_callback.errors import (
     Crowded,
     Frozen,
     GrantExpired,
+    InvalidState,
     NotFound,
     OutcomeOpen,
     PersonMustAct,
@@ -210,14 +211,15 @@ class Connect:
         with self._rooms.enter(priority):
             place = self._unproven.take(visit.address, among=priority)
             try:
-                grant = await self._store.claim_grant(
-                    fresh,
-                    now=self._clock.now(),
-                    abandoned=abandoned,
-                    state_hash=None if known or request is None else fingerprint(visit.state or b""),
-                )
-            except (StoreUnavailable, Frozen):
-                place.give_back()
+                async with self._rooms.turn(priority):
+                    grant = await self._store.claim_grant(
+                        fresh,
+                        now=self._clock.now(),
+                        abandoned=abandoned,
+                        state_hash=None if known or request is None else fingerprint(visit.state or b""),
+                    )
+            except (StoreUnavailable, Frozen, InvalidState):
+                place.give_back()  # AMO is not asked
                 raise
             except asyncio.CancelledError:
                 await self._unclaim(fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict, deque
 from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -12,6 +13,7 @@ from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from amo_callback.ports import Clock
 
@@ -66,12 +68,14 @@ class Place:
 class Rooms:
     """How many codes may wait for AMO at once, strangers apart from those who are known.
 
-    More would grow old in the queue, and each costs the store a write that a refresh may wait for.
+    More would grow old in the queue. Each costs the store a write, and writes are one after the other: so of each
+    kind one at a time is written down, or a refresh, and whoever is expected, would wait for all the strangers' ones.
     """
 
     def __init__(self, *, size: int) -> None:
         self._size = size
         self._inside = dict.fromkeys(Priority, 0)
+        self._turns = {priority: asyncio.Lock() for priority in Priority}
 
     @contextmanager
     def enter(self, priority: Priority) -> Iterator[None]:
@@ -83,6 +87,10 @@ class Rooms:
             yield
         finally:
             self._inside[priority] -= 1
+
+    def turn(self, priority: Priority) -> AbstractAsyncContextManager[None]:
+        """Be the only one of the kind meanwhile."""
+        return self._turns[priority]
 
 
 def room_for(*, per_second: float, seconds: float) -> int:

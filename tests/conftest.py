@@ -298,7 +298,8 @@ def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
         *, lives: Mapping[str, float] | None = None, machine: str = "here", **more: str
     ) -> AsyncIterator[Running]:
         clock = ShiftedClock()
-        async with serve_amo(clock, **(lives or {})) as amo, aiohttp.ClientSession() as http:
+        connector = aiohttp.TCPConnector(limit=0)  # as many callers as a test likes
+        async with serve_amo(clock, **(lives or {})) as amo, aiohttp.ClientSession(connector=connector) as http:
             settings = load_settings(None, environment(amo, encryption_key, **more))
             stream = io.StringIO()
             secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY, encryption_key]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.errors import TooManyUnproven
-from amo_callback.limits import Unproven
+from amo_callback.errors import Crowded, TooManyUnproven
+from amo_callback.limits import Rooms, Unproven, room_for
+from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
     from tests.fakes import FakeClock
@@ -82,3 +83,35 @@ def test_memory_is_bounded(clock: FakeClock) -> None:
     for number in range(50_000):
         limit.take(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     limit.take("192.0.2.1")
+
+
+def test_the_known_have_places_apart_from_strangers(clock: FakeClock) -> None:
+    """Whoever shares an address with strangers is not kept out by them."""
+    limit = _limit(clock)
+    for _ in range(2):
+        limit.take("192.0.2.1")
+    for _ in range(2):
+        limit.take("192.0.2.1", among=Priority.EXPECTED)
+    for among in (Priority.STRANGER, Priority.EXPECTED):
+        with pytest.raises(TooManyUnproven):
+            limit.take("192.0.2.1", among=among)
+
+
+def test_a_room_is_full_for_its_own_kind() -> None:
+    """So many at once, and whoever leaves, however he does, makes room."""
+    rooms = Rooms(size=1)
+    with rooms.enter(Priority.STRANGER):
+        with pytest.raises(Crowded), rooms.enter(Priority.STRANGER):
+            pytest.fail("there was no room")
+        with rooms.enter(Priority.EXPECTED):
+            pass
+    with pytest.raises(ZeroDivisionError), rooms.enter(Priority.STRANGER):
+        raise ZeroDivisionError
+    with rooms.enter(Priority.STRANGER):
+        pass
+
+
+def test_a_room_holds_who_can_have_a_turn() -> None:
+    """Half of AMO's requests are people's, for as long as a claim may wait; one at least."""
+    assert room_for(per_second=5, seconds=45) == 112
+    assert room_for(per_second=0.1, seconds=1) == 1

@@ -61,6 +61,27 @@ async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
     await asyncio.gather(*tasks)
 
 
+async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
+    """The better known first, whenever they come; and the background has every other slot all the same."""
+    queue = Queue(Pace(per_second=1, clock=clock))
+    tasks = [
+        queue.join(priority.name.lower(), priority)
+        for priority in (
+            Priority.STRANGER,
+            Priority.BACKGROUND,
+            Priority.STARTED,
+            Priority.EXPECTED,
+            Priority.BACKGROUND,
+        )
+    ]
+    await _settle()
+    for _ in range(5):
+        clock.advance(1)
+        await _settle()
+    assert queue.served == ["expected", "background", "started", "background", "stranger"]
+    await asyncio.gather(*tasks)
+
+
 async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeClock) -> None:
     """After a 429 nobody goes for as long as AMO asked."""
     pace = Pace(per_second=10, clock=clock)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.errors import Frozen
+from amo_callback.errors import Frozen, InvalidState
 from amo_callback.event import NOTICES, Event
-from amo_callback.grant import GrantedPair, GrantStatus
+from amo_callback.grant import GrantedPair, GrantStatus, IssuedState
 from amo_callback.model import Demand, Filter, Freeze, Reason, Status, fingerprint
 from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save
 from tests.fakes import START
@@ -386,6 +386,120 @@ async def test_expired_grants_are_erased_then_forgotten(store: Store) -> None:
     assert await store.grant(grant.code_hash) == dataclasses.replace(grant, sealed=None)
     await store.prune(now=grant.expires_at + DAY, keep=DAY.total_seconds())
     assert await store.grant(grant.code_hash) is None
+
+
+# --- states and owners ----------------------------------------------------------------------------
+
+
+def a_state(**more: Any) -> IssuedState:
+    """Return a state as it is issued."""
+    values: dict[str, Any] = {"state_hash": "state", "sealed": b"sealed", "expires_at": START + DAY / 48}
+    return IssuedState(**{**values, **more})
+
+
+async def test_a_state_is_used_with_the_claim_of_its_code(store: Store) -> None:
+    """Both are one: a code whose state is another code's is not claimed; its own code is claimed again with it."""
+    await store.issue_state(a_state())
+    assert await store.issued_state("state") == a_state()
+    grant = await store.claim_grant(a_grant(), now=START, state_hash="state")
+    assert await store.issued_state("state") == a_state(used_by=grant.code_hash)
+    with pytest.raises(InvalidState):
+        await store.claim_grant(a_grant("another"), now=START, state_hash="state")
+    assert await store.grant(fingerprint("another")) is None
+    await store.finish_grant(dataclasses.replace(grant, status=GrantStatus.FAILED))
+    again = await store.claim_grant(a_grant(attempt="2"), now=START + DAY / 100, state_hash="state")
+    assert again.attempt == "2"
+
+
+@pytest.mark.parametrize("name", ["state", "unknown"])
+async def test_a_state_that_is_over_or_unknown_claims_nothing(store: Store, name: str) -> None:
+    """From its last moment on."""
+    await store.issue_state(a_state())
+    with pytest.raises(InvalidState):
+        await store.claim_grant(a_grant(), now=a_state().expires_at, state_hash=name)
+    assert await store.grant(fingerprint("code")) is None
+
+
+async def test_expired_states_are_erased_then_forgotten(store: Store) -> None:
+    """What they stand for goes at once, that they were there a day later."""
+    await store.issue_state(a_state())
+    for at, left in (
+        (a_state().expires_at - SECOND, a_state()),
+        (a_state().expires_at, a_state(sealed=None)),
+        (a_state().expires_at + DAY, None),
+    ):
+        await store.prune(now=at, keep=DAY.total_seconds())
+        assert await store.issued_state("state") == left
+
+
+async def test_a_grant_is_found_by_its_ticket(store: Store) -> None:
+    """From the claim on; until when it is good is told with the end."""
+    grant = await store.claim_grant(a_grant(ticket_hash="ticket"), now=START)
+    assert await store.grant_by_ticket("ticket") == grant
+    ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, ticket_until=START + DAY / 144)
+    assert await store.finish_grant(ended)
+    assert await store.grant_by_ticket("ticket") == ended
+    assert await store.grant_by_ticket("another") is None
+
+
+async def test_an_owner_is_bound_once_and_the_first_only_where_there_is_none(store: Store) -> None:
+    """Who is bound already stays so; who may only be first is refused where somebody is."""
+    stored = await save(store, a_connection())
+    for _ in range(2):
+        assert await store.bind(stored.id, owner="42", at=START, first_only=True)
+    assert not await store.bind(stored.id, owner="17", at=START, first_only=True)
+    assert await store.bind(stored.id, owner="17", at=START + SECOND, first_only=False)
+    assert await store.owners_of([stored.id, "unknown"]) == {stored.id: ["42", "17"], "unknown": []}
+    assert [one.id for one in await store.connections_owned("17")] == [stored.id]
+    assert [one.id for one in await store.page(after="", limit=9, only=Filter(owner="42"))] == [stored.id]
+    assert await store.page(after="", limit=9, only=Filter(owner="42", status=Status.NEEDS_REAUTH)) == []
+    assert await store.page(after="", limit=9, only=Filter(owner="42", account_id="7")) == []
+    told = [event.details for event in await store.events(connection_id=stored.id, limit=9)]
+    assert told == [{"owner": "17"}, {"owner": "42"}]
+
+
+async def test_nobody_is_bound_to_what_is_gone(store: Store) -> None:
+    """Neither to a connection that was disconnected, nor to one that never was; and who owned it is forgotten."""
+    stored = await save(store, a_connection())
+    await store.bind(stored.id, owner="42", at=START, first_only=True)
+    assert await store.disconnect(stored, at=START)
+    assert await store.owners_of([stored.id]) == {stored.id: []}
+    for name in (stored.id, "unknown"):
+        assert not await store.bind(name, owner="42", at=START, first_only=False)
+    assert await store.connections_owned("42") == []
+
+
+async def test_a_vouched_owner_is_bound_with_the_pair(store: Store) -> None:
+    """Committed with the grant's end, also where a later grant's pair was kept; not to what is disconnected."""
+    pair = GrantedPair(grant=a_grant(), connection=a_connection(), token_iat=2, owner="42")
+    assert await store.save_connected(pair) is not None
+    earlier = dataclasses.replace(pair, grant=a_grant("earlier"), token_iat=1, owner="17")
+    assert await store.save_connected(earlier) is None
+    assert sorted((await store.owners_of([a_connection().id]))[a_connection().id]) == ["17", "42"]
+    await store.disconnect(await now(store, a_connection()), at=START + DAY)
+    assert await store.save_connected(earlier) is None
+    assert await store.owners_of([a_connection().id]) == {a_connection().id: []}
+
+
+async def test_who_leaves_takes_along_what_nobody_else_owns(store: Store) -> None:
+    """His connections alone; those that others own stay as they are. Nothing of it while all is frozen."""
+    alone, shared, foreign = [await save(store, a_connection(number)) for number in (1, 2, 3)]
+    for one in (alone, shared):
+        await store.bind(one.id, owner="42", at=START, first_only=False)
+    for one in (shared, foreign):
+        await store.bind(one.id, owner="17", at=START, first_only=False)
+    await store.freeze_all(why="a test")
+    with pytest.raises(Frozen):
+        await store.unbind("42", at=START)
+    assert len(await store.connections_owned("42")) == 2
+    await store.thaw_all(machine=None)
+    told = {(event.connection_id, event.name) for event in await store.unbind("42", at=START)}
+    assert told == {(alone.id, "connection.disconnected"), (shared.id, "owner.unbound")}
+    assert [(await now(store, one)).status for one in (alone, shared, foreign)] == ["disconnected", "active", "active"]
+    assert await store.owners_of([alone.id, shared.id, foreign.id]) == {
+        alone.id: [], shared.id: ["17"], foreign.id: ["17"]
+    }  # fmt: skip
+    assert await store.unbind("42", at=START) == []
 
 
 async def test_the_canary_is_the_first_one(store: Store) -> None:
