@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import API_KEY, BASE, HOST
+from tests.conftest import ADMIN_KEY, API_KEY, BASE, HOST
+from tests.web.phone import SECRET, WITH_USERS, Phone, allow, challenge_of, jwt_of, of
 from tests.web.test_callback import BROKEN
 
 if TYPE_CHECKING:
@@ -21,11 +23,13 @@ WRONG_KEY = "a-wrong-key-that-is-somebody-elses-4711-4711"
 async def test_no_secret_is_in_a_log_line_an_error_an_answer_or_the_database(run: Any, encryption_key: str) -> None:
     """Good and hostile requests, every fault of AMO's, hand-outs and refusals: nothing secret is found afterwards."""
     lives = {"access": 1000}
-    async with run(lives=lives, AMO__TIMEOUT="0.5", LOG__LEVEL="debug", LIMITS__UNPROVEN="1000") as app:
+    settings = {"AMO__TIMEOUT": "0.5", "LOG__LEVEL": "debug", "LIMITS__UNPROVEN": "1000", **WITH_USERS}
+    async with run(lives=lives, **settings) as app:
         lived = await _live(app)
+        begun = await _begin(app)
         app.clock.advance(600)  # everything is due, and refreshed
         await app.witness.until("refresh.succeeded")
-    secrets = {
+    kept = {
         "client secret": {app.settings.amo.client_secret.get_secret_value()},
         "encryption key": {encryption_key},
         "api key": {API_KEY, WRONG_KEY},
@@ -34,8 +38,10 @@ async def test_no_secret_is_in_a_log_line_an_error_an_answer_or_the_database(run
         "code": {entry.presented for entry in app.amo.vendor.ledger.exchanges() if len(entry.presented) > 20},
         "refresh token": set(app.amo.vendor.ledger.issued),
         "access token": lived.tokens,
+        "JWT secret": {SECRET},
+        **begun,
     }
-    assert all(secrets.values())
+    assert all(kept.values())
     written = {
         "log": app.log.getvalue(),
         "events": "\n".join(repr(event) for event in app.witness.events),
@@ -44,13 +50,39 @@ async def test_no_secret_is_in_a_log_line_an_error_an_answer_or_the_database(run
         "database": "".join(file.read_bytes().decode("latin-1") for file in app.folder.glob("*.db*")),
     }
     for where, text in written.items():
-        for what, values in secrets.items():
+        for what, values in kept.items():
             for value in values:
                 for form in {value, quote(value, safe=""), json.dumps(value)[1:-1]}:
                     assert form not in text, f"a {what} is in the {where}"
     assert "Traceback" not in app.log.getvalue()
     events = {line["event"] for line in app.lines()}
     assert {"http.request", "grant.failed", "connection.connected", "refresh.succeeded", "token.handed_out"} <= events
+
+
+async def _begin(app: Running) -> dict[str, set[str]]:
+    """Begin and end grants of users, well and badly, and return what was secret about it."""
+    phone, own = Phone(app, "42"), "the-own-state-of-the-app-77aa"
+    started = await phone.start(state=own)
+    issued = of(started["authorize_url"])["state"]
+    ticket = secrets.token_urlsafe(16)
+    await phone.exchange(ticket, referer=HOST)
+    await app.callback(f"error=access_denied&state={issued}")
+    await app.callback(app.query(state=issued + "x"))
+    await phone.exchange(of((await allow(app, started["authorize_url"])).location)["code"])
+    await Phone(app, "17").exchange(ticket, verified=False)
+    unsigned = jwt_of("42").rpartition(".")[0] + ".AAAA"
+    for token in (unsigned, "x" * 9000):
+        await app.public(f"{BASE}/status", headers={"Authorization": f"Bearer {token}"})
+    await app.private("/authorizations", key=ADMIN_KEY, method="POST", json={"owner": "42", "state": own})
+    await app.public(f"{BASE}/connect?state={own}&code_challenge=x")
+    return {
+        "issued state": {issued},
+        "app's own state": {own},
+        "verifier": {phone.verifier},
+        "challenge": {challenge_of(phone.verifier)},
+        "ticket": {ticket},
+        "JWT": {unsigned, jwt_of("42")},
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

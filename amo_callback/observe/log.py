@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 _NAMES = frozenset(
     {
         "code",
+        "code_verifier",
+        "code_challenge",
+        "ticket",
         "state",
+        "authorize_url",
         "access_token",
         "refresh_token",
         "client_secret",
