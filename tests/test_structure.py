@@ -16,10 +16,7 @@ FLOORS = [
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk"},
     {"config_load", "custody", "amo", "store", "observe"},
-    {"proof", "authorization", "exchange", "transfer"},
-    {"admission"},
-    {"connect"},
-    {"redeem"},
+    {"connect", "transfer"},
     {"web"},
     {"cli"},
 ]
@@ -35,7 +32,7 @@ ONE_ROOM = {
     "uvloop": {"cli.serve"},
 }
 EDGES = {"amo", "store", "observe"}
-USE_CASES = {"custody", "authorization", "admission", "exchange", "connect", "redeem", "transfer", "web"}
+USE_CASES = {"custody", "connect", "transfer", "web"}
 JOINED_IN = {"web.lifecycle", "cli"}
 """Where `amo`, `store` and `observe` meet the use cases."""
 

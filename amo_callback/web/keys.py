@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from amo_callback.authorization import Authorizations
 from amo_callback.config import Settings
-from amo_callback.connect import Connect
+from amo_callback.connect.authorization import Authorizations
+from amo_callback.connect.completion import Connect
+from amo_callback.connect.redemption import Redeemer
 from amo_callback.custody.build import Custody
 from amo_callback.custody.handout import Handout
 from amo_callback.identity import ApiKeys
 from amo_callback.identity.users import Users
 from amo_callback.limits import Unproven
 from amo_callback.ports import AmoOAuth, Clock, Store
-from amo_callback.redeem import Redeemer
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
 

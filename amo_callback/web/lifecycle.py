@@ -14,22 +14,22 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.admission import Admission
 from amo_callback.amo.client import AmoClient, open_session
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
-from amo_callback.authorization import Authorizations
 from amo_callback.cipher import Cipher
-from amo_callback.connect import Connect, ConnectRules
+from amo_callback.connect.admission import Admission
+from amo_callback.connect.authorization import Authorizations
+from amo_callback.connect.completion import Connect, ConnectRules
+from amo_callback.connect.exchange import Exchanger, ExchangeRules
+from amo_callback.connect.redemption import Redeemer
 from amo_callback.custody.build import Custody, make_custody
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
 from amo_callback.event import Event, Level
-from amo_callback.exchange import Exchanger, ExchangeRules
 from amo_callback.identity.build import open_users
 from amo_callback.limits import Rooms, Unproven, room_for
 from amo_callback.model import RefreshRules
-from amo_callback.redeem import Redeemer
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
 from amo_callback.web.doors import Door, open_door

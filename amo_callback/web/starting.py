@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from amo_callback.clock import rfc3339
+from amo_callback.connect.proof import is_challenge
 from amo_callback.errors import InvalidRequest
 from amo_callback.grant import MAX_STATE, AuthorizationRequest, is_issued
-from amo_callback.proof import is_challenge
 
 if TYPE_CHECKING:
-    from amo_callback.authorization import Started
+    from amo_callback.connect.authorization import Started
 
 _Text = Annotated[str, Field(max_length=MAX_STATE)]
 

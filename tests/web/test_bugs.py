@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.amo.client import AmoClient
-    from amo_callback.authorization import Authorizations
-    from amo_callback.connect import Connect
+    from amo_callback.connect.authorization import Authorizations
+    from amo_callback.connect.completion import Connect
+    from amo_callback.connect.redemption import Redeemer
     from amo_callback.custody.build import Custody
     from amo_callback.ports import Store
-    from amo_callback.redeem import Redeemer
     from tests.conftest import Amo
 
 SECRET = "def50200" + "ab" * 30

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from amo_callback.connect.redemption import Presented
 from amo_callback.grant import MAX_CODE, GrantStatus
-from amo_callback.redeem import Presented
 from amo_callback.web.answers import success, told_connection
 from amo_callback.web.keys import CLOCK, PROXIES, REDEEMER
 from amo_callback.web.public.bodies import read_body

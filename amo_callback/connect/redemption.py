@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from amo_callback.connect.proof import check_verifier, is_proven
 from amo_callback.errors import GrantExpired, NotTheirs
 from amo_callback.grant import Arrival, GrantStatus, Visit
 from amo_callback.model import Status, fingerprint
 from amo_callback.ports import Priority
-from amo_callback.proof import check_verifier, is_proven
 
 if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
-    from amo_callback.connect import Connect
+    from amo_callback.connect.completion import Connect
     from amo_callback.grant import AuthorizationRequest, Grant, GrantSecrets, Outcome
     from amo_callback.limits import Unproven
     from amo_callback.model import Connection

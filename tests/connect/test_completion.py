@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from amo_callback.admission import Admission
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.authorization import Authorizations
-from amo_callback.connect import Connect, ConnectRules
+from amo_callback.connect.admission import Admission
+from amo_callback.connect.authorization import Authorizations
+from amo_callback.connect.completion import Connect, ConnectRules
+from amo_callback.connect.exchange import Exchanger, ExchangeRules
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import (
@@ -24,7 +25,6 @@ from amo_callback.errors import (
     StoreUnavailable,
     TooManyUnproven,
 )
-from amo_callback.exchange import Exchanger, ExchangeRules
 from amo_callback.grant import GrantStatus, Visit
 from amo_callback.limits import Rooms, Unproven
 from amo_callback.model import Issued, Status, fingerprint

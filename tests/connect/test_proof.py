@@ -8,9 +8,9 @@ import json
 
 import pytest
 
+from amo_callback.connect.proof import check_verifier, is_challenge, is_proven
 from amo_callback.errors import NotTheirs, WrongVerifier
 from amo_callback.grant import AuthorizationRequest
-from amo_callback.proof import check_verifier, is_challenge, is_proven
 
 VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
 CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"

@@ -9,7 +9,7 @@ from amo_callback.errors import InvalidState, NotFound
 from amo_callback.grant import Arrival, AuthorizationRequest, is_issued
 
 if TYPE_CHECKING:
-    from amo_callback.authorization import Authorizations
+    from amo_callback.connect.authorization import Authorizations
     from amo_callback.grant import Visit
 
 _NO_STATE = (None, b"", b"false")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from amo_callback.connect.exchange import CodeExchange, priority_of
 from amo_callback.errors import (
     AmoCallbackError,
     Crowded,
@@ -28,7 +29,6 @@ from amo_callback.errors import (
     StoreUnavailable,
 )
 from amo_callback.event import Event, Level
-from amo_callback.exchange import CodeExchange, priority_of
 from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome, Visit, support_code
 from amo_callback.model import Connection, fingerprint
 from amo_callback.tasks import done_within
@@ -36,10 +36,10 @@ from amo_callback.tasks import done_within
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from amo_callback.admission import Admission
     from amo_callback.cipher import Cipher
+    from amo_callback.connect.admission import Admission
+    from amo_callback.connect.exchange import Exchanger
     from amo_callback.custody.leases import Leases
-    from amo_callback.exchange import Exchanger
     from amo_callback.grant import AuthorizationRequest
     from amo_callback.limits import Rooms, Unproven
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
