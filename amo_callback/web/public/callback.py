@@ -54,10 +54,13 @@ def _visit(request: web.Request, code: bytes, redirect: Redirect) -> Visit:
 
 async def _fail(request: web.Request, way: Way, redirect: Redirect, *, error: str) -> web.Response:
     """Answer with an error's word, and with the app's own state where the one that came was issued for it."""
+    state = redirect.state
     try:
-        state = await request.app[AUTHORIZATIONS].handed_back(redirect.state)
-    except Exception:  # noqa: BLE001 -- because the word matters more, and what is wrong has been told
-        state = redirect.state
+        state = await request.app[AUTHORIZATIONS].handed_back(state)
+    except AmoCallbackError:
+        pass  # the word matters more: the state goes back as it came
+    except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
+        request.app[LOG].error("http.bug", exc_info=bug)
     return fail(request, way, error=error, state=state)
 
 
