@@ -6,6 +6,7 @@ import io
 import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -28,7 +29,6 @@ from tests.fakes import FakeClock, ShiftedClock, Witness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-    from pathlib import Path
 
     from amo_callback.config import Settings
     from amo_callback.event import Event
@@ -46,6 +46,12 @@ _SECONDS_A_ROUND = 20
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--screenshots",
+        type=Path,
+        metavar="FOLDER",
+        help="where the browser tests save how the page looks in each state, language and colour scheme",
+    )
     parser.addoption(
         "--rounds",
         type=int,

@@ -1,0 +1,104 @@
+"""Every state of the page, and how a person gets there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from amo_callback.amo.sandbox.faults import Fault
+from tests.conftest import BASE, HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from tests.conftest import Running
+
+STATE = "the-app's state"
+
+
+def public(app: Running, path: str) -> str:
+    """Return an address on the public door."""
+    return f"http://{app.service.public}{path}"
+
+
+async def returned(app: Running, query: str | None = None) -> str:
+    """Come back from AMO as a browser does, and return the clean address that it is sent on to."""
+    answer = await app.callback(query or app.query(state=STATE), html=True)
+    assert answer.status == 303, answer.text
+    return public(app, answer.location)
+
+
+def early(query: str) -> Callable[[Running], Awaitable[str]]:
+    """Return how to get to an error that is found before AMO is asked."""
+
+    async def reach(app: Running) -> str:
+        return public(app, f"{BASE}/callback?{query}")
+
+    return reach
+
+
+async def _connected(app: Running) -> str:
+    return await returned(app)
+
+
+async def _exchanging(app: Running) -> str:
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    asked = asyncio.create_task(returned(app))
+    await app.amo.sandbox.asked.wait()
+    await app.clock.until_sleeping(8)
+    app.clock.advance(8)
+    return await asked
+
+
+async def _gone(app: Running) -> str:
+    return public(app, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA")
+
+
+async def _code_expired(app: Running) -> str:
+    app.amo.sandbox.faults.add(Fault.HTTP_500_AFTER)
+    query = app.query(state=STATE)
+    await app.callback(query)
+    return await returned(app, query)
+
+
+async def _code_used(app: Running) -> str:
+    code = app.amo.code()
+    app.amo.spend(grant_type="authorization_code", code=code)
+    return await returned(app, app.query(code=code, state=STATE))
+
+
+async def _amo_unavailable(app: Running) -> str:
+    app.amo.sandbox.faults.add(Fault.HTTP_500)
+    return await returned(app)
+
+
+async def _rate_limited(app: Running) -> str:
+    await app.callback(app.query(code="the-last-that-is-asked-about"))
+    return public(app, f"{BASE}/callback?{app.query(code='one-too-many', state=STATE)}")
+
+
+async def _auth_failed(app: Running) -> str:
+    return await returned(app, app.query(code="junk", state=STATE))
+
+
+STATES: Mapping[str, Callable[[Running], Awaitable[str]]] = {
+    "connected": _connected,
+    "exchanging": _exchanging,
+    "gone": _gone,
+    "missing_code": early("state=s"),
+    "access_denied": early("error=access_denied&state=s"),
+    "invalid_state": early(f"code=a&state=ac1.{'A' * 22}&referer={HOST}"),
+    "invalid_request": early(f"code=a&code=b&state=s&referer={HOST}"),
+    "account_not_allowed": early("code=a&state=s&referer=evil.com"),
+    "code_expired": _code_expired,
+    "code_used": _code_used,
+    "amo_unavailable": _amo_unavailable,
+    "rate_limited": _rate_limited,
+    "auth_failed": _auth_failed,
+}
+
+SETTINGS: Mapping[str, Mapping[str, str]] = {"rate_limited": {"LIMITS__UNPROVEN": "1"}}
+"""What a state needs set."""
+
+BEFORE_AMO = ("missing_code", "access_denied", "invalid_state", "invalid_request", "account_not_allowed")
+"""Errors that are found before AMO is asked."""

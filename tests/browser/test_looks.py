@@ -1,0 +1,203 @@
+"""How the page looks and reads: in each state, language and colour scheme, small, large and zoomed."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.web.pages.visitor import LANGUAGES
+from amo_callback.web.pages.wording import read_texts
+from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Device, picture
+from tests.browser.states import SETTINGS, STATES, returned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from playwright.async_api import Page, Route
+
+    from tests.browser.chromium import Chromium
+    from tests.conftest import Running
+
+pytestmark = pytest.mark.timeout(180)
+
+_SIZES = {
+    "small phone": (320, 568),
+    "phone": (390, 760),
+    "desktop": (1280, 800),
+    "desktop at 200 %": (640, 400),
+    "desktop at 400 %": (320, 200),
+}
+_OVERFLOW = """() => {
+  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  const out = [...document.body.querySelectorAll('*')].filter(each => {
+    const box = each.getBoundingClientRect();
+    return box.width && (box.right > innerWidth + .5 || box.left < -.5 || each.scrollWidth > each.clientWidth + 1
+      && getComputedStyle(each).display !== 'inline');
+  });
+  return [...(wide > 0 ? [`the page by ${wide}`] : []), ...out.map(each => each.outerHTML.slice(0, 80))];
+}"""
+_AXE = """async () => {
+  const {violations, incomplete, passes} = await axe.run(document, {runOnly: {type: 'tag', values: [
+    'wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22a', 'wcag22aa', 'best-practice']}});
+  const told = rules => rules.flatMap(rule => rule.nodes.map(node => `${rule.id}: ${node.target} ${
+    node.failureSummary ?? ''}`));
+  return {
+    violations: told(violations), undecided: told(incomplete),
+    contrast: passes.filter(rule => rule.id === 'color-contrast').flatMap(rule => rule.nodes.map(
+      node => node.html.match(/^<(\\w+)/)[1])),
+  };
+}"""
+LONG_NAME = "Застосунок із дуже довгою назвоюбезжодногопробілувсередині та ще двома словами"
+LONG_HOST = "a-very-long-name-of-an-account-that-has-as-many-letters-as-dns.amocrm.ru"
+
+
+async def _without_refresh(route: Route) -> None:
+    """Let a page that would load itself again stand still, to be looked at."""
+    answer = await route.fetch()
+    headers = {name: value for name, value in answer.headers.items() if name != "refresh"}
+    await route.fulfill(response=answer, headers=headers)
+
+
+async def _open_all(page: Page) -> None:
+    await page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+
+
+async def _see_it_fits(page: Page, case: str) -> None:
+    """See that nothing is wider than the screen, at any size."""
+    for size, (width, height) in _SIZES.items():
+        await page.set_viewport_size({"width": width, "height": height})
+        assert (case, size, await page.evaluate(_OVERFLOW)) == (case, size, [])
+    await page.set_viewport_size({"width": IPHONE.width, "height": IPHONE.height})
+
+
+async def _axe(page: Page) -> dict[str, list[str]]:
+    """Let axe-core judge the page as it stands."""
+    source = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    await page.evaluate(f"() => {{ {source} }}")
+    found: dict[str, list[str]] = await page.evaluate(_AXE)
+    return found
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_every_state_is_readable(
+    chromium: Chromium,
+    run: Any,
+    pictures: Path | None,
+    record_property: Callable[[str, object], None],
+    language: str,
+) -> None:
+    """Axe-core finds nothing, light or dark, with all help open, and nothing is wider than the screen."""
+    texts = read_texts(language)
+    looked = 0
+    violations: list[str] = []
+    tab = await chromium.tab(ELSEWHERE["android-telegram"], language=language)
+    page = tab.page
+    await page.route("**/*", _without_refresh)
+    for state, reach in STATES.items():
+        async with run(APP__ANDROID_PACKAGE="ae.foryoure.app", **SETTINGS.get(state, {})) as app:
+            await page.goto(await reach(app))
+            title = texts[state]["title"]
+            assert (await page.locator("h1").inner_text(), await page.title()) == (title, title)
+            assert await page.evaluate("document.documentElement.lang") == language
+            await picture(tab, pictures, f"{state}-{language}-closed")
+            await _open_all(page)
+            for scheme in ("light", "dark"):
+                await page.emulate_media(color_scheme=scheme)
+                found = await _axe(page)
+                looked += 1
+                case = f"{state}, {language}, {scheme}"
+                violations += [f"{case}: {what}" for what in found["violations"] + found["undecided"]]
+                assert {"h1", "p"} <= set(found["contrast"]), case
+                await picture(tab, pictures, f"{state}-{language}-{scheme}")
+            await page.set_viewport_size({"width": 320, "height": 568})
+            await picture(tab, pictures, f"{state}-{language}-320")
+            await _see_it_fits(page, state)
+            await page.goto("about:blank")
+            app.amo.sandbox.go_on.set()
+    record_property("pages looked at", looked)
+    record_property("axe violations", len(violations))
+    assert violations == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_long_names_fit(chromium: Chromium, run: Any, pictures: Path | None, language: str) -> None:
+    """The longest host of an account and a long name of the app wrap at every size, with text twice as large, too."""
+    async with run(APP__NAME=LONG_NAME) as app:
+        app.amo.account.host = LONG_HOST
+        query = f"code={app.amo.code()}&state=s&referer={LONG_HOST}"
+        address = await returned(app, query)
+        for kind, device in {"desktop": DESKTOP, "phone": IPHONE, "view": ELSEWHERE["ios-instagram"]}.items():
+            tab = await chromium.tab(device, language=language, same_browser=True)
+            await tab.page.goto(f"{address}?n=1")
+            assert LONG_HOST in await tab.page.locator("main").inner_text()
+            for text in ("100%", "200%"):
+                await tab.page.evaluate("size => { document.documentElement.style.fontSize = size }", text)
+                for size, (width, height) in _SIZES.items():
+                    await tab.page.set_viewport_size({"width": width, "height": height})
+                    assert (kind, text, size, await tab.page.evaluate(_OVERFLOW)) == (kind, text, size, [])
+                    if size == "small phone":
+                        await picture(tab, pictures, f"long-{language}-{kind}-{text.removesuffix('%')}")
+            await tab.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_the_keyboard_goes_through_the_page_in_its_order(chromium: Chromium, run: Any, scheme: Any) -> None:
+    """The Tab key stops at the button first, then at what helps, in reading order, and each stop is seen."""
+    async with run() as app:
+        tab = await chromium.tab(DESKTOP, scheme=scheme)
+        await tab.page.goto(await returned(app))
+        await _open_all(tab.page)
+        stops = await tab.page.evaluate("[...document.querySelectorAll('a, summary')].map(each => each.outerHTML)")
+        assert 'id="open"' in stops[0]
+        for stop in stops:
+            await tab.page.keyboard.press("Tab")
+            seen = await tab.page.evaluate(
+                """() => {
+                  const [at, style] = [document.activeElement, getComputedStyle(document.activeElement)];
+                  return [at.outerHTML, style.outlineStyle, parseFloat(style.outlineWidth)];
+                }"""
+            )
+            assert seen == [stop, "solid", 3]
+
+
+async def test_what_is_tapped_is_large_enough(chromium: Chromium, app: Running) -> None:
+    """The button is as wide as the text and at least 48 pixels high, and so is every other thing to tap."""
+    tab = await chromium.tab(ANDROID)
+    await tab.page.goto(f"{await returned(app)}?n=1")
+    boxes = await tab.page.evaluate(
+        """[...document.querySelectorAll('a.button, a.second, summary')].map(each => {
+          const main = document.querySelector('main'), box = each.getBoundingClientRect();
+          const style = getComputedStyle(main);
+          return [each.id || each.localName, box.height,
+            box.width - (main.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight))];
+        })"""
+    )
+    assert len(boxes) >= 2
+    for what, height, wider in boxes:
+        assert (what, height >= 48, abs(wider) < 1) == (what, True, True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "language"),
+    [("uk-UA", "uk"), ("ru", "ru"), ("en-GB", "en"), ("de-DE", "en"), ("kk-KZ", "en")],
+)
+async def test_the_page_speaks_the_browsers_language(
+    chromium: Chromium, app: Running, asked: str, language: str
+) -> None:
+    """The browser's language decides, and English stands in for those that the page does not speak."""
+    tab = await chromium.tab(Device(), language=asked)
+    await tab.page.goto(await returned(app))
+    assert await tab.page.evaluate("document.documentElement.lang") == language
+    assert await tab.page.locator("h1").inner_text() == read_texts(language)["connected"]["title"]
+
+
+async def test_nothing_moves_for_who_wants_no_motion(chromium: Chromium, app: Running) -> None:
+    """No element is animated, least of all where less motion is asked for."""
+    tab = await chromium.tab(IPHONE)
+    await tab.page.emulate_media(reduced_motion="reduce")
+    await tab.page.goto(f"{await returned(app)}?n=1")
+    await _open_all(tab.page)
+    assert await tab.page.evaluate("document.getAnimations().length") == 0

@@ -1,0 +1,143 @@
+"""What the page lets in and out: headers, frames, other hosts, referrers, and its own policy."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from tests.browser.chromium import ANDROID, IPHONE
+from tests.browser.states import SETTINGS, STATES, public, returned
+from tests.conftest import BASE
+
+if TYPE_CHECKING:
+    from tests.browser.chromium import Chromium
+    from tests.browser.conftest import Site
+    from tests.conftest import Running
+
+_NONCE = re.compile(r"'nonce-([\w-]{22})'")
+
+
+async def test_the_policy_holds_back_nothing_of_ours(chromium: Chromium, run: Any) -> None:
+    """In each state, with taps, open help and a return from the app, the browser finds nothing to refuse or to say."""
+    for state, reach in STATES.items():
+        async with run(APP__ANDROID_PACKAGE="ae.foryoure.app", **SETTINGS.get(state, {})) as app:
+            tab = await chromium.tab(ANDROID, same_browser=True)
+            address = await reach(app)
+            answer = await tab.page.goto(address)
+            assert answer is not None
+            headers = await answer.all_headers()
+            policy = headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'; ")
+            assert "unsafe" not in policy
+            assert headers["content-type"] == "text/html; charset=utf-8"
+            assert headers["cache-control"] == "no-store"
+            nonces = set(_NONCE.findall(policy))
+            assert len(nonces) == 1
+            used = await tab.page.evaluate("[...document.querySelectorAll('script, style')].map(each => each.nonce)")
+            assert set(used) == nonces
+            if await tab.link() is not None:
+                await tab.page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+                await tab.hide_and_show()
+                await tab.tap()
+            assert (state, tab.violations, tab.dialogs) == (state, [], [])
+            assert [text for text in tab.console if text.startswith("uncaught")] == []
+            app.amo.sandbox.go_on.set()
+            await tab.context.close()
+
+
+async def test_the_policy_is_in_force(chromium: Chromium, app: Running, elsewhere: Site) -> None:
+    """What somebody would bring onto the page does not run: scripts, handlers, styles, pictures, forms, frames."""
+    tab = await chromium.tab()
+    await tab.page.goto(await returned(app))
+    await tab.page.evaluate(
+        """evil => {
+          document.querySelector('main').insertAdjacentHTML('beforeend', `
+            <img src="${evil}/x.png" onerror="window.__x = 1"><iframe src="${evil}/frame"></iframe>
+            <style>h1 { display: none }</style><form action="${evil}/form"><button id="send"></button></form>
+            <a id="script" href="javascript:window.__x=1">x</a>`);
+          const script = document.createElement('script');
+          script.textContent = 'window.__x = 1';
+          document.body.append(script);
+          document.querySelector('#script').click();
+          document.querySelector('#send').click();
+        }""",
+        elsewhere.address,
+    )
+    await tab.pass_time(1)
+    assert await tab.page.evaluate("window.__x") is None
+    assert await tab.page.locator("h1").is_visible()
+    assert elsewhere.visits == []
+    refused = " ".join(tab.violations)
+    for directive in ("script-src", "style-src", "img-src", "default-src", "form-action"):
+        assert directive in refused
+
+
+async def test_the_page_cannot_be_framed(chromium: Chromium, app: Running, elsewhere: Site) -> None:
+    """A frame on another site shows neither the page nor the callback, and so no link that could be tapped unseen."""
+    for address in (await returned(app), public(app, f"{BASE}/callback?error=access_denied&state=s")):
+        elsewhere.pages["/"] = f'<!doctype html><iframe src="{address}"></iframe>'
+        tab = await chromium.tab(IPHONE, same_browser=True)
+        async with tab.page.expect_console_message(lambda message: "frame" in message.text):
+            await tab.page.goto(elsewhere.address)
+        [_, frame] = tab.page.frames
+        assert await frame.locator("#open").count() == 0
+        assert tab.launches == []
+        await tab.context.close()
+
+
+async def test_a_visit_asks_nobody_else(chromium: Chromium, app: Running) -> None:
+    """The page loads nothing from any other host, and nothing from ours but itself."""
+    tab = await chromium.tab(IPHONE)
+    callback = public(app, f"{BASE}/callback?{app.query(state='s')}")
+    await tab.page.goto(callback)
+    link = await tab.until_launched()
+    await tab.pass_time(60)
+    assert tab.hosts == {app.service.public}
+    page = tab.page.url.partition("?")[0]
+    assert [address for address in tab.requests if not address.startswith("data:")] == [callback, page, link]
+
+
+async def test_who_leaves_takes_no_referrer_along(chromium: Chromium, app: Running, elsewhere: Site) -> None:
+    """A link away from the page, and from an error page at the callback's own address, tells no site where it was."""
+    for address in (await returned(app), public(app, f"{BASE}/callback?error=access_denied&state=secret-state")):
+        tab = await chromium.tab(same_browser=True)
+        await tab.page.goto(address)
+        await tab.page.evaluate(
+            """to => {
+              const link = Object.assign(document.createElement('a'), {href: to, textContent: 'away', id: 'away'});
+              document.querySelector('main').append(link);
+            }""",
+            elsewhere.address + "/away",
+        )
+        await tab.page.click("#away")
+        await tab.page.wait_for_url("**/away")
+        [headers] = [headers for path, headers in elsewhere.visits if path == "/away"]
+        assert "Referer" not in headers
+        assert await tab.page.evaluate("document.referrer") == ""
+        elsewhere.visits.clear()
+        await tab.context.close()
+
+
+async def test_nobodys_word_moves_the_address(app: Running) -> None:
+    """Where the page is does not depend on what a request says of its host, and cookies play no part."""
+    for headers in (
+        {"Host": "evil.example"},
+        {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "gopher"},
+        {"Forwarded": "host=evil.example", "Cookie": "session=evil.example"},
+        {"X-Original-URL": "//evil.example", "X-Rewrite-URL": "//evil.example"},
+    ):
+        answer = await app.callback(app.query(), html=True, headers=headers)
+        assert re.fullmatch(rf"{BASE}/return/[\w-]{{22}}", answer.location)
+        page = await app.public(answer.location, headers=headers)
+        assert "evil.example" not in page.text + repr(answer.headers) + repr(page.headers)
+        assert "Set-Cookie" not in {**answer.headers, **page.headers}
+
+
+async def test_only_get_is_a_visit(app: Running) -> None:
+    """Other methods are refused with what is allowed, spend nothing and lead nowhere."""
+    query = app.query()
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        answer = await app.public(f"{BASE}/callback?{query}", method=method, headers={"Accept": "text/html"})
+        assert (answer.status, "Location" in answer.headers) == (405, False)
+        assert {word.strip() for word in answer.headers["Allow"].split(",")} == {"GET", "HEAD"}
+    assert app.amo.sandbox.requests == 0
