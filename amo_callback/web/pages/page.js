@@ -2,14 +2,14 @@
   const open = document.getElementById("open");
   const status = document.getElementById("status");
   const link = open.getAttribute("href");
-  let tries = 0, left = false;
-  const seen = () => {
-    const mark = "tried " + location.pathname;
-    try {
-      if (sessionStorage.getItem(mark)) return true;
-      sessionStorage.setItem(mark, "1");
-    } catch { /* Storage is forbidden: the address remembers it. */ }
-    return false;
+  const mark = "tried " + location.pathname;
+  let tries = Number((/[?&]n=(\d{1,3})(?:&|$)/.exec(location.search) || [])[1] || 0), left = false;
+  try {
+    tries = Math.max(tries, Number(sessionStorage.getItem(mark)) || 0);
+  } catch { /* Storage is forbidden: the address remembers. */ }
+  const count = () => {
+    tries += 1;
+    try { sessionStorage.setItem(mark, tries); } catch { /* The same. */ }
   };
   const late = () => setTimeout(() => {
     if (!document.hidden && !status.textContent) status.textContent = status.dataset.late;
@@ -22,14 +22,14 @@
   addEventListener("load", () => {
     const [visit] = performance.getEntriesByType("navigation");
     const again = visit && (visit.type === "reload" || visit.type === "back_forward");
-    if (!("auto" in open.dataset) || tries || again || seen()) return;
-    tries = 1;
+    if (!("auto" in open.dataset) || tries || again) return;
+    count();
     history.replaceState(null, "", (location.search ? location.search + "&" : "?") + "n=1");
     location.href = open.href;
     late();
   });
   open.addEventListener("click", () => {
-    tries += 1;
+    count();
     /* Safari refuses an address that was cancelled once. */
     if (tries > 1) open.href = link + "&n=" + tries;
     late();
