@@ -29,19 +29,20 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     connections = group.add_subparsers(required=True, metavar="COMMAND")
     listing = _command(connections, "list", "list them", _list, Scope.READ)
     listing.add_argument("--account-id", metavar="ID")
+    listing.add_argument("--owner", metavar="ID", help="the app's user")
     listing.add_argument("--domain", metavar="HOST")
     listing.add_argument("--status", choices=list(Status))
     showing = _command(connections, "show", "show one, and what happened to it last", _show, Scope.READ)
-    showing.add_argument("selector", metavar="ID", help="its id, or account:ID")
+    showing.add_argument("selector", metavar="ID", help="its id, account:ID, or owner:ID")
     for name, what in (("freeze", "spend nothing until thawed"), ("thaw", "spend again, on this machine")):
         parser = _command(connections, name, what, _freeze, Scope.ADMIN)
         which = parser.add_mutually_exclusive_group(required=True)
-        which.add_argument("selector", metavar="ID", nargs="?", help="one connection: its id, or account:ID")
+        which.add_argument("selector", metavar="ID", nargs="?", help="one connection: its id, account:ID, or owner:ID")
         which.add_argument("--all", action="store_true", help="all of them")
         parser.set_defaults(frozen=name == "freeze")
     transfer.add_to(connections)
     events = _command(commands, "events", "what happened: who spent a token, when, and why", _events, Scope.READ)
-    events.add_argument("selector", metavar="ID", nargs="?", help="of one connection: its id, or account:ID")
+    events.add_argument("selector", metavar="ID", nargs="?", help="of one connection: its id, account:ID, or owner:ID")
     events.add_argument("--limit", type=int, default=50, metavar="N", help="default: 50")
 
 
@@ -69,7 +70,7 @@ def _command(
 
 
 async def _list(operations: Operations, options: argparse.Namespace) -> str:
-    given = {"account_id": options.account_id, "domain": options.domain, "status": options.status}
+    given = {name: getattr(options, name) for name in ("account_id", "owner", "domain", "status")}
     found = await operations.connections({name: value for name, value in given.items() if value})
     if options.json:
         return json.dumps(found)
@@ -95,7 +96,10 @@ async def _freeze(operations: Operations, options: argparse.Namespace) -> str:
 
 
 def _facts(found: Mapping[str, Any]) -> str:
-    return table(("what", "is"), [[name, value if value != [] else None] for name, value in found.items()])
+    return table(
+        ("what", "is"),
+        [[name, ", ".join(value) if isinstance(value, list) else value] for name, value in found.items()],
+    )
 
 
 def _history(events: list[dict[str, Any]]) -> str:

@@ -79,10 +79,11 @@ class Store(Protocol):
         *,
         connection_id: str | None = None,
         account_id: str | None = None,
+        owner: str | None = None,
         before: int | None = None,
         limit: int,
     ) -> Sequence[Recorded]:
-        """Return what happened, newest first, from before an event's id on: to one connection, an account, or all."""
+        """Return what happened, newest first, from before an event's id on: to whom is named, or to all."""
 
     async def forget(self, *, now: datetime) -> bool:
         """Forget a step of what is too old to be asked about; `True` where there is more."""

@@ -37,13 +37,17 @@ class History(Writer):
         *,
         connection_id: str | None = None,
         account_id: str | None = None,
+        owner: str | None = None,
         before: int | None = None,
         limit: int,
     ) -> Sequence[Recorded]:
-        """Return what happened, newest first, from before an event's id on: to one connection, an account, or all."""
+        """Return what happened, newest first, from before an event's id on: to whom is named, or to all."""
         until = _LAST if before is None else before
         if account_id is not None:
             found = await self._database.read("events_of_account", account_id=account_id, before=until, limit=limit)
+            return every(found, rows.recorded)
+        if owner is not None:
+            found = await self._database.read("events_of_owner", owner=owner, before=until, limit=limit)
             return every(found, rows.recorded)
         if connection_id is None:
             return every(await self._database.read("events", before=until, limit=limit), rows.recorded)

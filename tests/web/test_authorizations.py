@@ -305,6 +305,9 @@ async def test_a_backend_starts_a_grant_and_vouches_for_its_owner(run: Any) -> N
         assert (await app.private("/connections/owner:42/token")).json()["connection_id"] == connection["id"]
         assert (await app.private("/connections?owner=4")).json()["items"] == []
         assert (await app.private("/connections/owner:4")).status == 404
+        told = (await app.private("/events?connection=owner:42")).json()["items"]
+        assert {"owner.bound", "connection.connected"} <= {event["name"] for event in told}
+        assert (await app.private("/events?connection=owner:4")).json()["items"] == []
         assert any(line["event"] == "grant.started" and line["owner"] == "42" for line in app.lines())
         [notice] = await app.service.services.store.notices(limit=9)
         assert (notice.type, notice.data["owners"]) == ("connection.connected", ["42"])

@@ -388,6 +388,13 @@ WHERE connection_id IN (SELECT id FROM connections WHERE account_id = :account_i
 ORDER BY id DESC
 LIMIT :limit;
 
+-- name: events_of_owner
+-- Of the connections that are his now.
+SELECT * FROM events
+WHERE connection_id IN (SELECT connection_id FROM owners WHERE owner = :owner) AND id < :before
+ORDER BY id DESC
+LIMIT :limit;
+
 -- name: prune_events
 -- A step at a time: years of a large fleet's are not deleted in one transaction.
 DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < :before ORDER BY at LIMIT :limit)

@@ -46,8 +46,10 @@ def whose(selector: str | None) -> dict[str, Any]:
     """Return whose events a selector means: what happened outlives its connection, so none is looked for."""
     if selector is None:
         return {}
-    kind, _, account_id = selector.partition(":")
-    return {"account_id": account_id} if kind == "account" and account_id else {"connection_id": selector}
+    kind, _, name = selector.partition(":")
+    if name and kind in {"account", "owner"}:
+        return {"account_id" if kind == "account" else "owner": name}
+    return {"connection_id": selector}
 
 
 def event_shape(event: Recorded) -> dict[str, object]:
