@@ -96,10 +96,8 @@ async def _freeze(operations: Operations, options: argparse.Namespace) -> str:
 
 
 def _facts(found: Mapping[str, Any]) -> str:
-    return table(
-        ("what", "is"),
-        [[name, ", ".join(value) if isinstance(value, list) else value] for name, value in found.items()],
-    )
+    facts = {name: ", ".join(value) if isinstance(value, list) else value for name, value in found.items()}
+    return table(("what", "is"), list(facts.items()))
 
 
 def _history(events: list[dict[str, Any]]) -> str:
