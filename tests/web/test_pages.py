@@ -126,7 +126,7 @@ def test_a_success_shows_the_account_and_one_button(pages: Pages) -> None:
         True,
     )
     assert re.search(r'<p id="status"[^>]*></p>', html)
-    assert f"This connected {HOST}." in html
+    assert f"You connected {HOST}." in html
     assert markup.said("summary") == "Wrong account? Did not get to the app?"
     assert markup.said("code") == "0a1b2c3d"
     assert "open" not in markup.id("help")
