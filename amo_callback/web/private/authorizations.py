@@ -37,8 +37,8 @@ async def start(request: web.Request) -> web.Response:
     key = require(request, Scope.TOKEN)
     body = await read_body(request, OwnedStartBody, wanted=_WANTED)
     owner = str(body.owner)
-    if not owner.isprintable():
-        raise invalid("owner", "printable characters")
+    if len(owner) > MAX_USER or not owner.isprintable():
+        raise invalid("owner", f"at most {MAX_USER} printable characters")
     started = await request.app[AUTHORIZATIONS].start(read_request(body, user=owner, vouched=True))
     request.app[LOG].info("grant.started", key=key.name, owner=owner)
     return web.json_response(started_shape(started), headers={"Cache-Control": "no-store"})

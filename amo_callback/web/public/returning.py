@@ -48,5 +48,5 @@ async def _try_again(request: web.Request, before: Outcome) -> web.Response:
     except NotFound:
         return gone(request)  # its 20 minutes have just ended
     except AmoCallbackError as error:
-        return fail(request, Way.PAGE, error=error.word, state=before.state, support=before.support)
+        return fail(request, Way.PAGE, error=error.word, state=before.handed_back, support=before.support)
     return send_on(303, return_address(request, outcome))
