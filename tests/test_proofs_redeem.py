@@ -13,9 +13,11 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.authorization import Authorizations
 from amo_callback.errors import (
+    Crowded,
     Frozen,
     GrantExpired,
     InvalidState,
+    NotFound,
     NotTheirs,
     StoreUnavailable,
     TooManyUnproven,
