@@ -24,13 +24,13 @@ from amo_callback.errors import (
     WrongVerifier,
 )
 from amo_callback.exchange import priority_of
-from amo_callback.grant import Arrival, AuthorizationRequest, GrantedPair, GrantStatus, Visit
+from amo_callback.grant import Arrival, AuthorizationRequest, GrantedPair, GrantStatus, IssuedState, Visit
 from amo_callback.limits import Rooms, Unproven
-from amo_callback.model import fingerprint
+from amo_callback.model import Filter, fingerprint
 from amo_callback.ports import Priority
 from amo_callback.proof import is_proven
 from amo_callback.redeem import Presented, Redeemer
-from tests.builders import a_connection, a_grant
+from tests.builders import a_connection, a_grant, save
 from tests.fakes import START, FailingStore, Instead
 from tests.test_connect import Counter, Process
 
@@ -222,17 +222,33 @@ def test_a_place_given_back_twice_gives_back_no_other(clock: FakeClock) -> None:
 
 async def test_a_turn_is_had_by_one_of_a_kind() -> None:
     """Strangers wait for each other to be written down, and nobody who is better known waits for them."""
-    rooms = Rooms(size=9)
+    rooms, came = Rooms(size=9), asyncio.Queue[Priority]()
+
+    async def come(priority: Priority) -> None:
+        async with rooms.turn(priority):
+            came.put_nowait(priority)
+
     async with rooms.turn(Priority.STRANGER):
-        second = asyncio.create_task(_turn(rooms, Priority.STRANGER))
-        await _turn(rooms, Priority.EXPECTED)
-        assert not second.done()
+        second = asyncio.create_task(come(Priority.STRANGER))
+        expected = asyncio.create_task(come(Priority.EXPECTED))
+        assert await came.get() is Priority.EXPECTED
+        await expected
     await second
+    assert await came.get() is Priority.STRANGER
 
 
-async def _turn(rooms: Rooms, priority: Priority) -> None:
-    async with rooms.turn(priority):
-        await asyncio.sleep(0)
+async def test_who_is_late_by_a_moment_has_his_state_yet(store: Store) -> None:
+    """The code was claimed by another process meanwhile: the state that it came with here is not used up by that."""
+    for name in ("theirs", "ours"):
+        await store.issue_state(
+            IssuedState(state_hash=name, sealed=b"sealed", expires_at=START + timedelta(minutes=30))
+        )
+    theirs, ours = a_grant(), a_grant(attempt="attempt-2", handle_hash="another")
+    await store.claim_grant(theirs, now=START, state_hash="theirs")
+    assert (await store.claim_grant(ours, now=START, state_hash="ours")).attempt == theirs.attempt
+    issued = await store.issued_state("ours")
+    assert issued is not None
+    assert issued.used_by is None
 
 
 async def test_who_comes_with_a_state_that_was_just_used_keeps_his_place(process: Process, other: Process) -> None:
@@ -302,3 +318,17 @@ def test_a_link_that_anybody_can_follow_makes_nobody_expected() -> None:
     assert priority_of(AuthorizationRequest(user="42")) is Priority.EXPECTED
     assert priority_of(AuthorizationRequest()) is Priority.STARTED
     assert priority_of(None) is Priority.STRANGER
+
+
+async def test_an_owners_connections_are_paged(store: Store) -> None:
+    """Each page begins after the last one's end."""
+    names = [(await save(store, a_connection(number), iat=number)).id for number in (1, 2, 3)]
+    for name in names:
+        await store.bind(name, owner="42", at=START, first_only=True)
+    after, seen = "", list[str]()
+    for _ in names:
+        [one] = await store.page(after=after, limit=1, only=Filter(owner="42"))
+        after = one.id
+        seen.append(one.id)
+    assert seen == sorted(names)
+    assert await store.page(after=after, limit=1, only=Filter(owner="42")) == []
