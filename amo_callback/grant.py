@@ -94,6 +94,8 @@ class Visit:
     address: str | None = None
     """Whose unproven codes are limited."""
     arrival: Arrival = Arrival.BROWSER
+    verifier: str | None = field(repr=False, default=None)
+    """The code verifier that the app presents."""
 
     @property
     def code_hash(self) -> str:
@@ -127,8 +129,8 @@ class Grant:
     """Whether an attempt of ours may have spent the code without an answer."""
     expires_at: datetime
     ticket_hash: str | None = None
-    ticket_until: datetime | None = None
-    """Until when its ticket is taken for it; told once it is connected."""
+    accepted_at: datetime | None = None
+    """When AMO accepted the code."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,6 +180,7 @@ class Outcome:
     support: str
     """A name for the grant that tells nothing of it: on the page, and in the log."""
     connection_id: str | None = None
+    accepted_at: datetime | None = None
 
     @property
     def handed_back(self) -> bytes | None:

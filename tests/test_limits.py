@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -115,3 +116,44 @@ def test_a_room_holds_who_can_have_a_turn() -> None:
     """Half of AMO's requests are people's, for as long as a claim may wait; one at least."""
     assert room_for(per_second=5, seconds=45) == 112
     assert room_for(per_second=0.1, seconds=1) == 1
+
+
+def test_who_was_heard_of_again_is_not_the_next_to_be_forgotten(clock: FakeClock) -> None:
+    """Beyond what is remembered, it is those heard of longest ago that are forgotten, not those that came first."""
+    unproven = Unproven(places=2, window=60, clock=clock)
+    unproven.take("192.0.2.1")
+    for number in range(49_999):
+        unproven.take(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    unproven.take("192.0.2.1")
+    unproven.take("192.0.2.2")
+    with pytest.raises(TooManyUnproven):
+        unproven.take("192.0.2.1")
+
+
+def test_a_place_given_back_twice_gives_back_no_other(clock: FakeClock) -> None:
+    """Two were taken in the same moment: each is its own."""
+    unproven = Unproven(places=2, window=60, clock=clock)
+    place = unproven.take("192.0.2.1")
+    unproven.take("192.0.2.1")
+    place.give_back()
+    place.give_back()
+    unproven.take("192.0.2.1")
+    with pytest.raises(TooManyUnproven):
+        unproven.take("192.0.2.1")
+
+
+async def test_a_turn_is_had_by_one_of_a_kind() -> None:
+    """Strangers wait for each other to be written down, and nobody who is better known waits for them."""
+    rooms, came = Rooms(size=9), asyncio.Queue[Priority]()
+
+    async def come(priority: Priority) -> None:
+        async with rooms.turn(priority):
+            came.put_nowait(priority)
+
+    async with rooms.turn(Priority.STRANGER):
+        second = asyncio.create_task(come(Priority.STRANGER))
+        expected = asyncio.create_task(come(Priority.EXPECTED))
+        assert await came.get() is Priority.EXPECTED
+        await expected
+    await second
+    assert await came.get() is Priority.STRANGER

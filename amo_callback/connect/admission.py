@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING
 
+from amo_callback.connect.proof import check_verifier
 from amo_callback.errors import InvalidState, NotFound
 from amo_callback.grant import Arrival, AuthorizationRequest, is_issued
 
@@ -28,25 +29,28 @@ class Admission:
         """Return what a code's state stands for, `None` for the app's own; of a code that was never seen.
 
         Where only issued states are taken, a code without one comes from AMO itself, for a listed account (which is
-        checked once AMO has told whose it is). Raises `InvalidState`, `NotFound` for a code that only the app names.
+        checked once AMO has told whose it is). Raises `InvalidState`, `NotFound` for a code that only the app names,
+        and `WrongVerifier` where it expects its challenge to be known.
         """
         if visit.state is not None and is_issued(visit.state):
             return await self._authorizations.request_of(visit.state)
+        if visit.arrival is Arrival.APP:
+            if self._issued_only:
+                raise NotFound
+            check_verifier(None, visit.verifier)
         if not self._issued_only:
             return None
-        if visit.arrival is Arrival.APP:
-            raise NotFound
         if visit.arrival is Arrival.VENDOR and visit.state in _NO_STATE and self._lists_accounts:
             return None
         raise InvalidState
 
-    def check_same_state(self, visit: Visit, state: bytes | None) -> None:
-        """Raise `InvalidState` where a code that is known came with another state than the first time.
+    def check(self, visit: Visit, *, state: bytes | None, request: AuthorizationRequest | None) -> None:
+        """Check who asks for the outcome of a code that is known, by the state and the request that it came with.
 
-        An issued state is a secret of the browser that brings it: who has only the code is somebody else. The app
-        names no state: what it may have is told by its verifier.
+        An issued state is a secret of the browser that brings it: who has only the code is somebody else. Raises
+        `InvalidState`. The app names no state: it has the verifier, or `WrongVerifier` is raised.
         """
-        if visit.arrival is Arrival.APP or not (self._issued_only or is_issued(state)):
-            return
-        if not hmac.compare_digest(visit.state or b"", state or b""):
+        if visit.arrival is Arrival.APP:
+            check_verifier(request, visit.verifier)
+        elif (self._issued_only or is_issued(state)) and not hmac.compare_digest(visit.state or b"", state or b""):
             raise InvalidState

@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import InvalidState
+from amo_callback.errors import Crowded, InvalidState, TooManyUnproven
 from amo_callback.grant import STATE_PREFIX, AuthorizationRequest, IssuedState, is_issued
 from amo_callback.model import fingerprint
+from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from datetime import datetime
 
     from amo_callback.cipher import Cipher
+    from amo_callback.limits import Rooms, Unproven
     from amo_callback.ports import AmoOAuth, Clock, Store
 
 STATE_LIFE = timedelta(minutes=30)
+
+
+def priority_of(request: AuthorizationRequest | None) -> Priority:
+    """Return who goes first: a link alone, which anybody can follow, is less than a user who is known."""
+    if request is None:
+        return Priority.STRANGER
+    return Priority.STARTED if request.user is None else Priority.EXPECTED
+
+
+class Starts:
+    """How many grants may be started: by one user, by one address, and by plain links in all.
+
+    Anybody can follow a link, from as many addresses as he has, and each costs the store a write.
+    """
+
+    def __init__(self, *, each: Unproven, links: Unproven, rooms: Rooms) -> None:
+        self._each = each
+        self._links = links
+        self._rooms = rooms
+
+    @asynccontextmanager
+    async def turn(self, request: AuthorizationRequest, *, address: str | None) -> AsyncIterator[None]:
+        """Be the only one of the kind meanwhile; raises `TooManyUnproven`, `Crowded`."""
+        priority = priority_of(request)
+        with self._rooms.enter(priority):
+            if not request.vouched:
+                self._each.take(f"user {request.user}" if request.user is not None else address, among=priority)
+            if request.user is None:
+                self._take_link()
+            async with self._rooms.turn(priority):
+                yield
+
+    def _take_link(self) -> None:
+        try:
+            self._links.take("anybody")
+        except TooManyUnproven:
+            raise Crowded from None  # it is not this address that has sent too many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,16 +74,28 @@ class Authorizations:
     """Start grants, and know them again."""
 
     def __init__(
-        self, *, store: Store, amo: AmoOAuth, cipher: Cipher, clock: Clock, new_secret: Callable[[], str]
+        self,
+        *,
+        store: Store,
+        amo: AmoOAuth,
+        cipher: Cipher,
+        clock: Clock,
+        starts: Starts,
+        new_secret: Callable[[], str],
     ) -> None:
         self._store = store
         self._amo = amo
         self._cipher = cipher
         self._clock = clock
+        self._starts = starts
         self._new_secret = new_secret
 
-    async def start(self, request: AuthorizationRequest) -> Started:
-        """Issue a state, good for half an hour and one code."""
+    async def start(self, request: AuthorizationRequest, *, address: str | None = None) -> Started:
+        """Issue a state, good for half an hour and one code.
+
+        `address` is whose it is where no user is known. Raises `TooManyUnproven`, and `Crowded` where too many others
+        start at the same time.
+        """
         state = STATE_PREFIX + self._new_secret()
         state_hash = fingerprint(state)
         issued = IssuedState(
@@ -51,7 +103,8 @@ class Authorizations:
             sealed=self._cipher.seal_request(request, state_hash=state_hash),
             expires_at=self._clock.now() + STATE_LIFE,
         )
-        await self._store.issue_state(issued)
+        async with self._starts.turn(request, address=address):
+            await self._store.issue_state(issued)
         return Started(
             authorize_url=self._amo.consent_address(state),
             state=state.encode() if request.state is None else request.state,

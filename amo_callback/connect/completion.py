@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.connect.exchange import CodeExchange, priority_of
+from amo_callback.connect.authorization import priority_of
+from amo_callback.connect.exchange import CodeExchange
 from amo_callback.errors import (
     AmoCallbackError,
     Crowded,
@@ -27,6 +28,7 @@ from amo_callback.errors import (
     PersonMustAct,
     ShuttingDown,
     StoreUnavailable,
+    WrongVerifier,
 )
 from amo_callback.event import Event, Level
 from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome, Visit, support_code
@@ -105,7 +107,7 @@ class Connect:
         who is cancelled cancels nothing else.
         """
         outcome = await self._completed(visit)
-        self._admission.check_same_state(visit, outcome.state)
+        self._admission.check(visit, state=outcome.state, request=outcome.request)
         return outcome
 
     async def _completed(self, visit: Visit) -> Outcome:
@@ -115,7 +117,7 @@ class Connect:
                 break
             try:
                 return flight.result()
-            except (PersonMustAct, NotFound, Crowded):
+            except (PersonMustAct, NotFound, WrongVerifier, Crowded):
                 if not joined:
                     raise
                 # Another caller's failure (no host, no state, no place): it need not be this one's.
@@ -185,37 +187,39 @@ class Connect:
             grant = await self._store.grant(visit.code_hash)
             if grant is not None and grant.expires_at <= self._clock.now():
                 raise GrantExpired
-            abandoned = self._abandoned(grant)
-            if grant is None or abandoned or grant.status is GrantStatus.FAILED:
-                grant, ended = await self._try(visit, grant, abandoned)
+            if grant is None or self._is_abandoned(grant) or grant.status is GrantStatus.FAILED:
+                grant, ended = await self._try(visit, grant)
                 if ended:
                     return self._told(grant)
+                if grant.status is GrantStatus.FAILED:
+                    continue  # somebody else was faster, and had no luck: now it is a known one
             if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
                 return self._told(grant)
             self._pending[visit.code_hash] = self._told(grant)
             await self._clock.sleep(_LOOK_AGAIN)
 
-    async def _try(self, visit: Visit, before: Grant | None, abandoned: str | None) -> tuple[Grant, bool]:
+    async def _try(self, visit: Visit, before: Grant | None) -> tuple[Grant, bool]:
         """Claim the code and exchange it; return the grant as it is then, and whether it was this one's to end."""
         started = self._clock.monotonic()
         known = None if before is None else self._secrets(before)
         if known is None:
             request = await self._admission.request_of(visit)
         else:
-            self._admission.check_same_state(visit, known.state)
+            self._admission.check(visit, state=known.state, request=known.request)
             request = known.request
         # Without a host the code is asked about where it was seen before, or at the default.
         domain = self._amo.check_domain(visit.host or (known.domain if known else None))
         fresh = self._begun(visit, domain, request)
         priority = priority_of(request)
         with self._rooms.enter(priority):
-            place = self._unproven.take(visit.address, among=priority)
+            who = f"user {request.user}" if request is not None and request.user is not None else visit.address
+            place = self._unproven.take(who, among=priority)
             try:
                 async with self._rooms.turn(priority):
                     grant = await self._store.claim_grant(
                         fresh,
                         now=self._clock.now(),
-                        abandoned=abandoned,
+                        over=None if before is None else before.attempt,
                         state_hash=None if known or request is None else fingerprint(visit.state or b""),
                     )
             except (StoreUnavailable, Frozen, InvalidState):
@@ -240,15 +244,12 @@ class Connect:
                 dataclasses.replace(grant, status=GrantStatus.FAILED, error=ShuttingDown.word)
             )
 
-    def _abandoned(self, grant: Grant | None) -> str | None:
-        """Return the attempt whose process has died, for its lease has passed since this one first saw it."""
-        if grant is None:
-            return None
+    def _is_abandoned(self, grant: Grant) -> bool:
+        """Tell whether the process that tried it has died: its lease has passed since this one first saw it."""
         if grant.status is not GrantStatus.EXCHANGING:
             self._leases.forget(grant.code_hash)
-            return None
-        left = self._leases.left_of(grant.code_hash, grant.attempt, grant.lease_until)
-        return None if left else grant.attempt
+            return False
+        return not self._leases.left_of(grant.code_hash, grant.attempt, grant.lease_until)
 
     def _begun(self, visit: Visit, domain: str, request: AuthorizationRequest | None) -> Grant:
         """Return the grant as it begins."""
@@ -288,6 +289,7 @@ class Connect:
             domain=secrets.domain,
             support=support_code(grant.code_hash),
             connection_id=grant.connection_id,
+            accepted_at=grant.accepted_at,
         )
 
     def _secrets(self, grant: Grant) -> GrantSecrets:

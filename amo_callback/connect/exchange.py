@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from amo_callback.connect.authorization import priority_of
 from amo_callback.custody.remember import remember
 from amo_callback.errors import (
     AccountNotAllowed,
@@ -23,7 +23,6 @@ from amo_callback.errors import (
 from amo_callback.event import Event, Level
 from amo_callback.grant import Grant, GrantedPair, GrantStatus, support_code
 from amo_callback.model import Connection, Issued, RefreshRules, Status, connection_id
-from amo_callback.ports import Priority
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 from amo_callback.tasks import done_unless
 
@@ -34,9 +33,8 @@ if TYPE_CHECKING:
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.grant import AuthorizationRequest
     from amo_callback.limits import Place
-    from amo_callback.ports import AmoOAuth, Clock, Observer, Store
+    from amo_callback.ports import AmoOAuth, Clock, Observer, Priority, Store
 
-TICKET_LIFE = timedelta(minutes=10)
 _LAST_SLOT = 3.0
 """Seconds that an exchange may still wait for its slot once the process is to end."""
 
@@ -124,7 +122,7 @@ class Exchanger:
             grant,
             status=GrantStatus.CONNECTED,
             connection_id=connection.id,
-            ticket_until=self._clock.now() + TICKET_LIFE,
+            accepted_at=connection.connected_at,
         )
         granted = GrantedPair(
             grant=ended,
@@ -187,13 +185,6 @@ class Exchanger:
         level = Level.INFO if isinstance(error, PersonMustAct) else Level.WARNING
         fields = {"grant": support_code(grant.code_hash), "domain": domain, "word": grant.error, **error.fields}
         self._observer(Event(name="grant.failed", level=level, fields=fields))
-
-
-def priority_of(request: AuthorizationRequest | None) -> Priority:
-    """Return who goes first: a link alone, which anybody can follow, is less than a user who is known."""
-    if request is None:
-        return Priority.STRANGER
-    return Priority.STARTED if request.user is None else Priority.EXPECTED
 
 
 def _connected(connection: Connection) -> Event:

@@ -13,6 +13,7 @@ import hmac
 import json
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
 from amo_callback.errors import NotTheirs, WrongVerifier
 
@@ -76,6 +77,9 @@ def _user_named_in(state: bytes | None) -> str | None:
 
 
 def _padded(state: bytes) -> bytes:
-    """Return base64 of either alphabet in the URL-safe one, padded; a space was a `+` before it was in an address."""
-    plain = state.rstrip(b"=").replace(b" ", b"-").replace(b"+", b"-").replace(b"/", b"_")
+    """Return base64 of either alphabet in the URL-safe one, padded.
+
+    On its way it may have been escaped once more than it was read, or not at all: a space was a `+` then.
+    """
+    plain = unquote_to_bytes(state).rstrip(b"=").replace(b" ", b"-").replace(b"+", b"-").replace(b"/", b"_")
     return plain + b"=" * (-len(plain) % 4)

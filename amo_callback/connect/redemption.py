@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.connect.proof import check_verifier, is_proven
-from amo_callback.errors import GrantExpired, NotTheirs
+from amo_callback.connect.proof import is_proven
+from amo_callback.errors import GrantExpired, NotTheirs, WrongVerifier
 from amo_callback.grant import Arrival, GrantStatus, Visit
 from amo_callback.model import Status, fingerprint
 from amo_callback.ports import Priority
@@ -14,10 +15,13 @@ from amo_callback.ports import Priority
 if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
     from amo_callback.connect.completion import Connect
-    from amo_callback.grant import AuthorizationRequest, Grant, GrantSecrets, Outcome
-    from amo_callback.limits import Unproven
+    from amo_callback.grant import Grant, GrantSecrets, Outcome
+    from amo_callback.limits import Place, Unproven
     from amo_callback.model import Connection
     from amo_callback.ports import Clock, Store
+
+TICKET_LIFE = timedelta(minutes=10)
+"""Counted from AMO's acceptance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,64 +41,76 @@ class Presented:
 class Redeemer:
     """Tell what became of a grant, any number of times, to whoever proves to be where it began."""
 
-    def __init__(self, *, store: Store, cipher: Cipher, clock: Clock, connect: Connect, unproven: Unproven) -> None:
+    def __init__(
+        self, *, store: Store, cipher: Cipher, clock: Clock, connect: Connect, unproven: Unproven, issued_only: bool
+    ) -> None:
         self._store = store
         self._cipher = cipher
         self._clock = clock
         self._connect = connect
         self._unproven = unproven
+        self._issued_only = issued_only
 
     async def redeem(self, presented: Presented) -> tuple[Outcome, Connection | None]:
         """Return a grant's outcome, and its connection as it is now, the user bound to it.
 
         Raises `WrongVerifier`, `NotTheirs`, `GrantExpired` (of a ticket, too), and as `Connect.complete`.
         """
-        code = presented.code
-        known = await self._known(fingerprint(code))
-        if known is not None:
-            code = known.code
-            self._check(known.request, presented)  # first: who cannot prove it has nothing tried for him
-        outcome = await self._connect.complete(
-            Visit(code=code, host=presented.host, address=presented.address, arrival=Arrival.APP)
+        known = await self._known(fingerprint(presented.code))
+        visit = Visit(
+            code=presented.code if known is None else known.code,
+            verifier=presented.verifier,
+            host=presented.host,
+            address=presented.address,
+            arrival=Arrival.APP,
         )
-        if known is None:
-            self._check(outcome.request, presented)  # the callback may have come meanwhile
+        place = self._place(presented, known)
+        try:
+            outcome = await self._connect.complete(visit)
+        except WrongVerifier:
+            raise  # and keeps the place: whoever guesses comes to an end
+        except BaseException:
+            place.give_back()
+            raise
+        place.give_back()
         connection = await self._bind(outcome, presented) if outcome.status is GrantStatus.CONNECTED else None
         return outcome, connection
 
     async def _known(self, name: str) -> GrantSecrets | None:
-        grant = await self._store.grant(name)
-        if grant is None:
-            grant = await self._store.grant_by_ticket(name)
-            if grant is not None and self._is_over(grant):
-                raise GrantExpired
+        """Return what is known of a ticket or a code: a ticket is one whatever was tried with it as a code."""
+        grant = await self._store.grant_by_ticket(name)
+        if grant is not None and self._is_over(grant):
+            raise GrantExpired
+        grant = grant or await self._store.grant(name)
         if grant is None or grant.sealed is None:
             return None
         return self._cipher.open_grant(grant.sealed, code_hash=grant.code_hash)
 
     def _is_over(self, grant: Grant) -> bool:
         now = self._clock.now()
-        return grant.expires_at <= now or grant.ticket_until is None or grant.ticket_until <= now
+        return grant.expires_at <= now or grant.accepted_at is None or grant.accepted_at + TICKET_LIFE <= now
 
-    def _check(self, request: AuthorizationRequest | None, presented: Presented) -> None:
-        """Check the verifier; one that does not fit keeps its address's place among the unproven."""
-        if presented.verifier is None and (request is None or request.challenge is None):
-            return
-        known_user = Priority.STRANGER if presented.user is None else Priority.EXPECTED
-        place = self._unproven.take(presented.address, among=known_user)
-        check_verifier(request, presented.verifier)
-        place.give_back()
+    def _place(self, presented: Presented, known: GrantSecrets | None) -> Place:
+        """Take a place among the unproven for a verifier that may not fit."""
+        asked = known is not None and known.request is not None and known.request.challenge is not None
+        if presented.verifier is None and not asked:
+            return self._unproven.take(None)
+        if presented.user is None:
+            return self._unproven.take(presented.address)
+        return self._unproven.take(f"user {presented.user}", among=Priority.EXPECTED)
 
     async def _bind(self, outcome: Outcome, presented: Presented) -> Connection | None:
         """Bind who has proved to be an owner, and return the connection as it is then."""
-        request, owner = outcome.request, presented.user
+        request, owner, first_only = outcome.request, presented.user, False
         if owner is not None:
             first_only = not is_proven(request, user=owner, state=outcome.handed_back)
-        else:
-            owner, first_only = request.user if request and request.vouched and request.challenge else None, False
+            if request is None and self._issued_only:
+                raise NotTheirs  # AMO's own call had no state: whoever follows such a link began nothing
+        elif request is not None and request.vouched and request.challenge is not None:
+            owner = request.user
         if owner is not None and outcome.connection_id is not None:
             bound = await self._store.bind(
-                outcome.connection_id, owner=owner, at=self._clock.now(), first_only=first_only
+                outcome.connection_id, owner=owner, accepted_at=outcome.accepted_at, first_only=first_only
             )
             connection = await self._connect.connection_of(outcome)
             if not bound and connection is not None and connection.status is not Status.DISCONNECTED:

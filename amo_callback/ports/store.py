@@ -188,9 +188,9 @@ class Store(Protocol):
         """Return what is known of a state that was issued."""
 
     async def claim_grant(
-        self, grant: Grant, *, now: datetime, abandoned: str | None = None, state_hash: str | None = None
+        self, grant: Grant, *, now: datetime, over: str | None = None, state_hash: str | None = None
     ) -> Grant:
-        """Begin a grant, or try a failed one again, or the `abandoned` attempt, whose lease was seen to end.
+        """Begin a grant, or try again `over` the attempt that was read, failed or with a lease that was seen to end.
 
         With it an issued state is used. Who began it is told by the result's `attempt`. Raises `Frozen`, and
         `InvalidState` where the state was used with another code, or is over.
@@ -214,13 +214,17 @@ class Store(Protocol):
     async def connections_owned(self, owner: str) -> Sequence[Connection]:
         """Return an owner's connections, the freshest active one first."""
 
-    async def bind(self, connection_id: str, *, owner: str, at: datetime, first_only: bool) -> bool:
-        """Make somebody an owner; `False` where the connection is gone, or has another one and `first_only` is said."""
+    async def bind(self, connection_id: str, *, owner: str, accepted_at: datetime | None, first_only: bool) -> bool:
+        """Make somebody an owner, by what AMO accepted then.
+
+        `False` where the connection is gone, where whose it was has been forgotten since, or he has left since, and
+        where it has another owner and `first_only` is said.
+        """
 
     async def unbind(self, owner: str, *, at: datetime) -> Sequence[Event]:
-        """Take somebody from all that is his; what has no owner left is disconnected. Raises `Frozen`.
+        """Take somebody from all that is his; what has no owner left is disconnected.
 
-        Returns what that was, as it is remembered.
+        Returns what that was, as it is remembered. Raises `Frozen` where something of it is: that may live elsewhere.
         """
 
     # --- from elsewhere --------------------------------------------------------------------------

@@ -134,7 +134,7 @@ class Connections(Writer):
 
         async def unit() -> bool:
             changed = await self._database.run(
-                "disconnect", id=connection.id, row_version=connection.row_version, at=at
+                "disconnect", id=connection.id, row_version=connection.row_version, at=at, now=self._clock.now()
             )
             if changed:
                 await self._record(events, connection)

@@ -46,9 +46,9 @@ class Grants(Writer):
         return every(await self._database.read("exchanging", now=now), rows.grant)
 
     async def claim_grant(
-        self, grant: Grant, *, now: datetime, abandoned: str | None = None, state_hash: str | None = None
+        self, grant: Grant, *, now: datetime, over: str | None = None, state_hash: str | None = None
     ) -> Grant:
-        """Begin a grant, or try a failed one again, or the `abandoned` attempt, whose lease was seen to end.
+        """Begin a grant, or try again `over` the attempt that was read, failed or with a lease that was seen to end.
 
         With it an issued state is used. Who began it is told by the result's `attempt`. Raises `Frozen`, and
         `InvalidState` where the state was used with another code, or is over.
@@ -57,7 +57,7 @@ class Grants(Writer):
         async def unit() -> Grant:
             if await self._database.run("frozen"):
                 raise Frozen
-            await self._database.run("claim_grant", **values_of(grant), now=now, abandoned=abandoned)
+            await self._database.run("claim_grant", **values_of(grant), now=now, over=over)
             [row] = await self._database.run("grant", code_hash=grant.code_hash)
             claimed = rows.grant(dict(row))
             if claimed.attempt == grant.attempt and state_hash is not None:
@@ -81,7 +81,9 @@ class Grants(Writer):
             )
             saved = first(found, rows.connection)
             if granted.owner is not None:
-                await self._bind(granted.connection_id, owner=granted.owner, at=self._clock.now())
+                await self._bind(
+                    granted.connection_id, owner=granted.owner, accepted_at=granted.connection.connected_at
+                )
             if saved is not None:
                 await self._record(events, saved)
             await self._database.run("finish_grant", **values_of(granted.grant))

@@ -59,15 +59,13 @@ class History(Writer):
         return every(await self._database.read("notices", limit=limit), rows.notice)
 
     async def prune(self, *, now: datetime, keep: float) -> None:
-        """Erase what expired grants and states hold, and forget them `keep` seconds later."""
-
-        async def unit() -> None:
-            await self._database.run("erase_grants", now=now)
-            await self._database.run("forget_grants", before=now - timedelta(seconds=keep))
-            await self._database.run("erase_states", now=now)
-            await self._database.run("forget_states", before=now - timedelta(seconds=keep))
-
-        await self._database.unit(unit)
+        """Erase what expired grants and states hold, and forget them `keep` seconds later; step by step."""
+        before = now - timedelta(seconds=keep)
+        for kind in ("grants", "states"):
+            while len(await self._database.write(f"erase_{kind}", now=now, limit=_STEP)) == _STEP:
+                continue
+            while len(await self._database.write(f"forget_{kind}", before=before, limit=_STEP)) == _STEP:
+                continue
 
     async def forget(self, *, now: datetime) -> bool:
         """Forget a step of what is too old to be asked about; `True` where there is more."""

@@ -125,7 +125,9 @@ class Marks(Writer):
             await self._database.run("save_seen_at", value=str(ticks(time)).encode())
             if back < _STEPPED:
                 return timedelta(0)
-            await self._database.run("shift_times", by=back // timedelta(microseconds=1), now=time)
+            by = back // timedelta(microseconds=1)
+            await self._database.run("shift_times", by=by, now=time)
+            await self._database.run("shift_leaves", by=by, now=time)
             await self._record(
                 [Event(name="clock.went_back", level=Level.WARNING, fields={"seconds": back.total_seconds()})]
             )

@@ -30,8 +30,14 @@ class Owners(Writer):
         """Return an owner's connections, the freshest active one first."""
         return every(await self._database.read("connections_owned", owner=owner), rows.connection)
 
-    async def bind(self, connection_id: str, *, owner: str, at: datetime, first_only: bool) -> bool:
-        """Make somebody an owner; `False` where the connection is gone, or has another one and `first_only` is said."""
+    async def bind(self, connection_id: str, *, owner: str, accepted_at: datetime | None, first_only: bool) -> bool:
+        """Make somebody an owner, by what AMO accepted then.
+
+        `False` where the connection is gone, where whose it was has been forgotten since, or he has left since, and
+        where it has another owner and `first_only` is said.
+        """
+        if owner in (await self.owners_of([connection_id]))[connection_id]:
+            return True  # told again, as often as he asks: nothing is written
 
         async def unit() -> bool:
             owners = await self._owners(connection_id)
@@ -39,31 +45,34 @@ class Owners(Writer):
                 return True
             if owners and first_only:
                 return False
-            return await self._bind(connection_id, owner=owner, at=at)
+            return await self._bind(connection_id, owner=owner, accepted_at=accepted_at)
 
         return await self._database.unit(unit)
 
     async def unbind(self, owner: str, *, at: datetime) -> Sequence[Event]:
-        """Take somebody from all that is his; what has no owner left is disconnected. Raises `Frozen`.
+        """Take somebody from all that is his; what has no owner left is disconnected.
 
-        Returns what that was, as it is remembered.
+        Returns what that was, as it is remembered. Raises `Frozen` where something of it is: that may live elsewhere.
         """
+        if not await self.connections_owned(owner):
+            return []  # as often as he asks: nothing is written
 
         async def unit() -> Sequence[Event]:
-            if await self._database.run("frozen"):
-                raise Frozen
             owned = every(await self._database.run("connections_owned", owner=owner), rows.connection)
+            if any(connection.frozen for connection in owned):
+                raise Frozen
             return [await self._take(connection, owner=owner, at=at) for connection in owned]
 
         return await self._database.unit(unit)
 
     async def _take(self, connection: Connection, *, owner: str, at: datetime) -> Event:
-        if await self._owners(connection.id) == [owner]:
-            told = {"reason": "asked by its owner", "owner": owner}
-            gone = happened("connection.disconnected", connection, told=told)
-            await self._database.run("disconnect", id=connection.id, row_version=connection.row_version, at=at)
-        else:
-            gone = happened("owner.unbound", connection, told={"owner": owner})
+        last = await self._owners(connection.id) == [owner]
+        told = {"owner": owner, "reason": "asked by its owner" if last else None}
+        gone = happened("connection.disconnected" if last else "owner.unbound", connection, told=told)
         await self._record([gone], connection)
-        await self._database.run("unbind_owner", connection_id=connection.id, owner=owner)
+        if last:
+            await self._database.run("disconnect", id=connection.id, row_version=connection.row_version, at=at, now=at)
+            await self._database.run("forget_owners", connection_id=connection.id)
+        else:
+            await self._database.run("unbind_owner", connection_id=connection.id, owner=owner, at=at)
         return gone

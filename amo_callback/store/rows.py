@@ -80,7 +80,7 @@ def grant(row: Mapping[str, Any]) -> Grant:
         doubtful=bool(row["doubtful"]),
         expires_at=moment(row["expires_at"]),
         ticket_hash=row["ticket_hash"],
-        ticket_until=_maybe(row["ticket_until"]),
+        accepted_at=_maybe(row["accepted_at"]),
     )
 
 

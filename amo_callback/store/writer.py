@@ -54,12 +54,14 @@ class Writer:
         """Return a connection's owners, within a unit."""
         return [row["owner"] for row in await self._database.run("owners_of", ids=json_list([connection_id]))]
 
-    async def _bind(self, connection_id: str, *, owner: str, at: datetime) -> bool:
-        """Make somebody an owner, within a unit; `False` where the connection is gone, or he is one already."""
-        bound = bool(await self._database.run("bind_owner", connection_id=connection_id, owner=owner, at=at))
+    async def _bind(self, connection_id: str, *, owner: str, accepted_at: datetime | None) -> bool:
+        """Make somebody an owner, within a unit; `False` where he may not be, or is one already."""
+        bound = await self._database.run(
+            "bind_owner", connection_id=connection_id, owner=owner, at=self._clock.now(), accepted_at=accepted_at
+        )
         if bound:
             await self._record([Event(name="owner.bound", connection_id=connection_id, fields={"owner": owner})])
-        return bound
+        return bool(bound)
 
     def _event_row(self, event: Event, now: datetime) -> dict[str, object]:
         return {

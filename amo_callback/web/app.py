@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from amo_callback.identity import ApiKeys, read_api_keys
-from amo_callback.limits import Unproven
 from amo_callback.web import health
 from amo_callback.web.keys import (
     AMO,
@@ -23,7 +22,6 @@ from amo_callback.web.keys import (
     PROXIES,
     REDEEMER,
     SETTINGS,
-    STARTS,
     STORE,
     USERS,
 )
@@ -70,8 +68,6 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
     app[STORE] = services.store
     app[AUTHORIZATIONS] = services.authorizations
     app[REDEEMER] = services.redeemer
-    limits = settings.limits
-    app[STARTS] = Unproven(places=limits.unproven, window=limits.window, clock=services.clock)
     app[PAGES] = Pages(app_name=settings.app.name)
     base = settings.server.base_path
     app.add_routes(

@@ -15,7 +15,6 @@ from amo_callback.custody.build import Custody
 from amo_callback.custody.handout import Handout
 from amo_callback.identity import ApiKeys
 from amo_callback.identity.users import Users
-from amo_callback.limits import Unproven
 from amo_callback.ports import AmoOAuth, Clock, Store
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
@@ -27,7 +26,6 @@ CLOCK = web.AppKey("clock", Clock)
 AUTHORIZATIONS = web.AppKey("authorizations", Authorizations)
 REDEEMER = web.AppKey("redeemer", Redeemer)
 USERS = web.AppKey("users", Users)
-STARTS = web.AppKey("starts", Unproven)
 AMO = web.AppKey("amo", AmoOAuth)
 STORE = web.AppKey("store", Store)
 CONNECT = web.AppKey("connect", Connect)

@@ -19,7 +19,7 @@ from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
 from amo_callback.cipher import Cipher
 from amo_callback.connect.admission import Admission
-from amo_callback.connect.authorization import Authorizations
+from amo_callback.connect.authorization import Authorizations, Starts
 from amo_callback.connect.completion import Connect, ConnectRules
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
 from amo_callback.connect.redemption import Redeemer
@@ -105,7 +105,9 @@ async def open_service(
         await custody.freezer.begin()
         await custody.unsaved.restore()
         users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observer))
-        authorizations = Authorizations(store=store, amo=amo, cipher=cipher, clock=clock, new_secret=_new_secret)
+        authorizations = Authorizations(
+            store=store, amo=amo, cipher=cipher, clock=clock, starts=_starts(settings, clock), new_secret=_new_secret
+        )
         unproven = Unproven(places=settings.limits.unproven, window=settings.limits.window, clock=clock)
         connect = Connect(
             store=store,
@@ -140,7 +142,14 @@ async def open_service(
             amo=amo,
             authorizations=authorizations,
             connect=connect,
-            redeemer=Redeemer(store=store, cipher=cipher, clock=clock, connect=connect, unproven=unproven),
+            redeemer=Redeemer(
+                store=store,
+                cipher=cipher,
+                clock=clock,
+                connect=connect,
+                unproven=unproven,
+                issued_only=settings.app.state == "issued",
+            ),
             users=users,
             custody=custody,
             clock=clock,
@@ -248,6 +257,17 @@ async def _running(refresher: Refresher, observer: Observer) -> AsyncIterator[as
 def _new_secret() -> str:
     """Return 128 random bits, as `[A-Za-z0-9_-]`: what links carry unharmed."""
     return secrets.token_urlsafe(16)
+
+
+def _starts(settings: Settings, clock: Clock) -> Starts:
+    """Limit plain links to half of what people can have exchanged: the rest is for codes that began elsewhere."""
+    limits = settings.limits
+    links = room_for(per_second=settings.amo.requests_per_second / 2, seconds=limits.window)
+    return Starts(
+        each=Unproven(places=limits.unproven, window=limits.window, clock=clock),
+        links=Unproven(places=links, window=limits.window, clock=clock),
+        rooms=Rooms(size=_room(settings)),
+    )
 
 
 def _room(settings: Settings) -> int:

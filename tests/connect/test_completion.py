@@ -11,7 +11,7 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.connect.admission import Admission
-from amo_callback.connect.authorization import Authorizations
+from amo_callback.connect.authorization import Authorizations, Starts
 from amo_callback.connect.completion import Connect, ConnectRules
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
 from amo_callback.custody.leases import Leases
@@ -107,8 +107,13 @@ class Process:
             amo=cast("AmoOAuth", client),
             cipher=cipher,
             clock=self.clock,
+            starts=self.starts(),
             new_secret=lambda: "0123456789abcdefghijkl",
         )
+
+    def starts(self) -> Starts:
+        places = Unproven(places=100, window=60, clock=self.clock)
+        return Starts(each=places, links=places, rooms=Rooms(size=100))
 
     def _wake(self) -> None:
         self.woken += 1

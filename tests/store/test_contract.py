@@ -351,8 +351,9 @@ async def test_a_failed_grant_is_tried_again_at_its_address(store: Store) -> Non
     grant = await store.claim_grant(a_grant(), now=START)
     failed = dataclasses.replace(grant, status=GrantStatus.FAILED, error="e", doubtful=True)
     assert await store.finish_grant(failed)
-    assert (await store.claim_grant(a_grant(attempt="2"), now=grant.expires_at)).attempt == "attempt-1"
-    again = await store.claim_grant(a_grant(attempt="2", handle_hash="another"), now=START)
+    for over, at in ((grant.attempt, grant.expires_at), (None, START), ("another", START)):
+        assert (await store.claim_grant(a_grant(attempt="2"), now=at, over=over)).attempt == "attempt-1"
+    again = await store.claim_grant(a_grant(attempt="2", handle_hash="another"), now=START, over=grant.attempt)
     assert (again.status, again.error, again.attempt, again.doubtful) == (GrantStatus.EXCHANGING, None, "2", True)
     assert again.handle_hash == grant.handle_hash
     assert not await store.finish_grant(failed)
@@ -362,9 +363,9 @@ async def test_an_abandoned_grant_may_have_spent_its_code(store: Store) -> None:
     """A process that died during its exchange is followed by one who saw its lease end, with doubt; by nobody else."""
     grant = await store.claim_grant(a_grant(), now=START)
     for abandoned in (None, "another"):
-        kept = await store.claim_grant(a_grant(attempt="2"), now=grant.lease_until + DAY / 1440, abandoned=abandoned)
+        kept = await store.claim_grant(a_grant(attempt="2"), now=grant.lease_until + DAY / 1440, over=abandoned)
         assert kept.attempt == grant.attempt
-    after = await store.claim_grant(a_grant(attempt="2"), now=START, abandoned=grant.attempt)
+    after = await store.claim_grant(a_grant(attempt="2"), now=START, over=grant.attempt)
     assert (after.attempt, after.doubtful) == ("2", True)
 
 
@@ -407,7 +408,7 @@ async def test_a_state_is_used_with_the_claim_of_its_code(store: Store) -> None:
         await store.claim_grant(a_grant("another"), now=START, state_hash="state")
     assert await store.grant(fingerprint("another")) is None
     await store.finish_grant(dataclasses.replace(grant, status=GrantStatus.FAILED))
-    again = await store.claim_grant(a_grant(attempt="2"), now=START + DAY / 100, state_hash="state")
+    again = await store.claim_grant(a_grant(attempt="2"), now=START + DAY / 100, over=grant.attempt, state_hash="state")
     assert again.attempt == "2"
 
 
@@ -436,7 +437,7 @@ async def test_a_grant_is_found_by_its_ticket(store: Store) -> None:
     """From the claim on; until when it is good is told with the end."""
     grant = await store.claim_grant(a_grant(ticket_hash="ticket"), now=START)
     assert await store.grant_by_ticket("ticket") == grant
-    ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, ticket_until=START + DAY / 144)
+    ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, accepted_at=START)
     assert await store.finish_grant(ended)
     assert await store.grant_by_ticket("ticket") == ended
     assert await store.grant_by_ticket("another") is None
@@ -446,10 +447,10 @@ async def test_an_owner_is_bound_once_and_the_first_only_where_there_is_none(sto
     """Who is bound already stays so; who may only be first is refused where somebody is."""
     stored = await save(store, a_connection())
     for _ in range(2):
-        assert await store.bind(stored.id, owner="42", at=START, first_only=True)
-    assert not await store.bind(stored.id, owner="17", at=START, first_only=True)
-    assert await store.bind(stored.id, owner="17", at=START + SECOND, first_only=False)
-    assert await store.owners_of([stored.id, "unknown"]) == {stored.id: ["42", "17"], "unknown": []}
+        assert await store.bind(stored.id, owner="42", accepted_at=START, first_only=True)
+    assert not await store.bind(stored.id, owner="17", accepted_at=START, first_only=True)
+    assert await store.bind(stored.id, owner="17", accepted_at=START + SECOND, first_only=False)
+    assert await store.owners_of([stored.id, "unknown"]) == {stored.id: ["17", "42"], "unknown": []}
     assert [one.id for one in await store.connections_owned("17")] == [stored.id]
     assert [one.id for one in await store.page(after="", limit=9, only=Filter(owner="42"))] == [stored.id]
     assert await store.page(after="", limit=9, only=Filter(owner="42", status=Status.NEEDS_REAUTH)) == []
@@ -461,11 +462,11 @@ async def test_an_owner_is_bound_once_and_the_first_only_where_there_is_none(sto
 async def test_nobody_is_bound_to_what_is_gone(store: Store) -> None:
     """Neither to a connection that was disconnected, nor to one that never was; and who owned it is forgotten."""
     stored = await save(store, a_connection())
-    await store.bind(stored.id, owner="42", at=START, first_only=True)
+    await store.bind(stored.id, owner="42", accepted_at=START, first_only=True)
     assert await store.disconnect(stored, at=START)
     assert await store.owners_of([stored.id]) == {stored.id: []}
     for name in (stored.id, "unknown"):
-        assert not await store.bind(name, owner="42", at=START, first_only=False)
+        assert not await store.bind(name, owner="42", accepted_at=START, first_only=False)
     assert await store.connections_owned("42") == []
 
 
@@ -481,13 +482,30 @@ async def test_a_vouched_owner_is_bound_with_the_pair(store: Store) -> None:
     assert await store.owners_of([a_connection().id]) == {a_connection().id: []}
 
 
+async def test_nobody_is_bound_by_what_was_accepted_before_it_was_forgotten(store: Store) -> None:
+    """Neither what was disconnected and connected again since, nor what he has left himself; a later grant binds."""
+    stored = await save(store, a_connection(), iat=1)
+    before, at, after = START - SECOND, START, START + SECOND
+    for owner in ("42", "17"):
+        assert await store.bind(stored.id, owner=owner, accepted_at=before, first_only=False)
+    await store.unbind("42", at=at)
+    for accepted_at in (before, at, None):
+        assert not await store.bind(stored.id, owner="42", accepted_at=accepted_at, first_only=False)
+    assert await store.bind(stored.id, owner="42", accepted_at=after, first_only=False)
+    await store.disconnect(await now(store, stored), at=at)
+    await save(store, a_connection(connected_at=after), iat=2)
+    for accepted_at in (before, at, None):
+        assert not await store.bind(stored.id, owner="7", accepted_at=accepted_at, first_only=True)
+    assert await store.bind(stored.id, owner="7", accepted_at=after, first_only=True)
+
+
 async def test_who_leaves_takes_along_what_nobody_else_owns(store: Store) -> None:
     """His connections alone; those that others own stay as they are. Nothing of it while all is frozen."""
     alone, shared, foreign = [await save(store, a_connection(number)) for number in (1, 2, 3)]
     for one in (alone, shared):
-        await store.bind(one.id, owner="42", at=START, first_only=False)
+        await store.bind(one.id, owner="42", accepted_at=START, first_only=False)
     for one in (shared, foreign):
-        await store.bind(one.id, owner="17", at=START, first_only=False)
+        await store.bind(one.id, owner="17", accepted_at=START, first_only=False)
     await store.freeze_all(why="a test")
     with pytest.raises(Frozen):
         await store.unbind("42", at=START)

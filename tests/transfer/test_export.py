@@ -90,7 +90,7 @@ async def test_owners_travel_with_their_connections(store: Store, cipher: Cipher
     """Whose a connection is goes with it, or nobody would find his own on the next host."""
     connection = await _connect(store, cipher)
     for owner in ("42", "17"):
-        assert await store.bind(connection.id, owner=owner, at=START, first_only=False)
+        assert await store.bind(connection.id, owner=owner, accepted_at=START, first_only=False)
     await freeze(store, why="a test")
     _, [record] = await _export(store, cipher)
     assert set(record.owners) == {"17", "42"}

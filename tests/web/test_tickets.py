@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_plus, unquote_to_bytes
 
 import pytest
 
@@ -84,25 +83,3 @@ async def test_nothing_may_be_handed_back(run: Any) -> None:
     """With `none` the link tells the success alone."""
     async with run(APP__HAND_BACK="none") as app:
         assert (await app.callback(app.query(state="s"))).location == f"{LINK}?success=true&state=s"
-
-
-def expo_parse(url: str) -> dict[str, str]:
-    """Read a deep link's query as expo-linking does: by URLSearchParams, and then each value decoded once more."""
-    found: dict[str, str] = {}
-    for part in url.partition("?")[2].split("&"):
-        name, _, value = part.partition("=")
-        once = unquote_plus(value)
-        found[unquote_plus(name)] = unquote_to_bytes(once).decode()
-        if re.search(r"%(?![0-9A-Fa-f]{2})", once):
-            raise ValueError("URI malformed")
-    return found
-
-
-async def test_expos_double_decoding_leaves_a_ticket_as_it_was(app: Running) -> None:
-    """A ticket and an issued state are made of what no decoding changes, so the app reads what was sent."""
-    phone = Phone(app, "42")
-    started = await phone.start()
-    link = (await allow(app, started["authorize_url"])).location
-    assert expo_parse(link) == {"code": of(link)["code"], "state": started["state"]}
-    with pytest.raises(ValueError, match="malformed"):
-        expo_parse((await app.callback(app.query(state="100%"))).location)

@@ -61,7 +61,11 @@ UPDATE connections SET
     disconnected_at = CASE WHEN disconnected_at > :now THEN disconnected_at - :by ELSE disconnected_at END,
     died_at = CASE WHEN died_at > :now THEN died_at - :by ELSE died_at END,
     hook_at = CASE WHEN hook_at > :now THEN hook_at - :by ELSE hook_at END,
+    forgotten_at = CASE WHEN forgotten_at > :now THEN forgotten_at - :by ELSE forgotten_at END,
     row_version = row_version + 1;
+
+-- name: shift_leaves
+UPDATE owners SET left_at = left_at - :by WHERE left_at > :now;
 
 -- name: save_canary
 INSERT INTO meta (name, value) VALUES ('canary', :value) ON CONFLICT (name) DO NOTHING;
@@ -84,7 +88,7 @@ LIMIT :limit;
 
 -- name: page_of_owner
 SELECT * FROM connections
-WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner) AND id > :after
+WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_at IS NULL) AND id > :after
     AND (:account_id IS NULL OR account_id = :account_id)
     AND (:status IS NULL OR status = :status)
     AND (:domain IS NULL OR domain = :domain)
@@ -239,7 +243,7 @@ RETURNING *;
 -- A late pair finds another `pair_version`.
 UPDATE connections SET
     status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL,
-    disconnected_at = COALESCE(:at, disconnected_at),
+    disconnected_at = COALESCE(:at, disconnected_at), forgotten_at = :now,
     access_issued_at = NULL, access_expires_at = NULL, refresh_expires_at = NULL, next_refresh_at = NULL,
     failures = 0, died_at = NULL, look_up_at = NULL, frozen_at = NULL, warned_days = NULL,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
@@ -299,27 +303,31 @@ SELECT * FROM grants WHERE code_hash = :code_hash;
 SELECT * FROM grants WHERE handle_hash = :handle_hash;
 
 -- name: claim_grant
--- A failed grant may be tried again; and one whose process died, by whoever has seen its lease end.
+-- A grant is tried again only over the very attempt that was read: a failed one, or one whose lease was seen to end.
 INSERT INTO grants (code_hash, handle_hash, ticket_hash, sealed, status, attempt, lease_until, expires_at)
 VALUES (:code_hash, :handle_hash, :ticket_hash, :sealed, 'exchanging', :attempt, :lease_until, :expires_at)
 ON CONFLICT (code_hash) DO UPDATE SET
     doubtful = grants.doubtful OR grants.status = 'exchanging',
     status = 'exchanging', error = NULL, attempt = excluded.attempt, lease_until = excluded.lease_until
 WHERE grants.expires_at > :now
-    AND (grants.status = 'failed' OR (grants.status = 'exchanging' AND grants.attempt = :abandoned));
+    AND grants.status IN ('failed', 'exchanging') AND grants.attempt = :over;
 
 -- name: finish_grant
 UPDATE grants SET
     status = :status, error = :error, connection_id = :connection_id, doubtful = :doubtful,
-    ticket_until = :ticket_until
+    accepted_at = :accepted_at
 WHERE code_hash = :code_hash AND attempt = :attempt
 RETURNING code_hash;
 
 -- name: erase_grants
-UPDATE grants SET sealed = NULL WHERE sealed IS NOT NULL AND expires_at <= :now;
+UPDATE grants SET sealed = NULL WHERE code_hash IN (
+    SELECT code_hash FROM grants WHERE sealed IS NOT NULL AND expires_at <= :now LIMIT :limit
+)
+RETURNING code_hash;
 
 -- name: forget_grants
-DELETE FROM grants WHERE expires_at <= :before;
+DELETE FROM grants WHERE code_hash IN (SELECT code_hash FROM grants WHERE expires_at <= :before LIMIT :limit)
+RETURNING code_hash;
 
 -- name: grant_by_ticket
 SELECT * FROM grants WHERE ticket_hash = :ticket_hash;
@@ -337,33 +345,40 @@ WHERE state_hash = :state_hash AND (used_by = :code_hash OR (used_by IS NULL AND
 RETURNING state_hash;
 
 -- name: erase_states
-UPDATE states SET sealed = NULL WHERE sealed IS NOT NULL AND expires_at <= :now;
+UPDATE states SET sealed = NULL WHERE state_hash IN (
+    SELECT state_hash FROM states WHERE sealed IS NOT NULL AND expires_at <= :now LIMIT :limit
+)
+RETURNING state_hash;
 
 -- name: forget_states
-DELETE FROM states WHERE expires_at <= :before;
+DELETE FROM states WHERE state_hash IN (SELECT state_hash FROM states WHERE expires_at <= :before LIMIT :limit)
+RETURNING state_hash;
 
 -- name: owners_of
 SELECT connection_id, owner FROM owners
-WHERE connection_id IN (SELECT value FROM json_each(:ids))
+WHERE connection_id IN (SELECT value FROM json_each(:ids)) AND left_at IS NULL
 ORDER BY connection_id, bound_at, owner;
 
 -- name: connections_owned
 SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen FROM connections
-WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner) AND status <> 'disconnected'
+WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_at IS NULL) AND status <> 'disconnected'
 ORDER BY status = 'active' DESC, access_expires_at DESC;
 
 -- name: bind_owner
+-- Nobody becomes an owner by what AMO accepted before he left, or before whose it was then was forgotten.
 INSERT INTO owners (connection_id, owner, bound_at)
-SELECT id, :owner, :at FROM connections WHERE id = :connection_id AND status <> 'disconnected'
-ON CONFLICT (connection_id, owner) DO NOTHING
+SELECT id, :owner, :at FROM connections
+WHERE id = :connection_id AND status <> 'disconnected' AND (forgotten_at IS NULL OR forgotten_at < :accepted_at)
+ON CONFLICT (connection_id, owner) DO UPDATE SET bound_at = excluded.bound_at, left_at = NULL
+WHERE owners.left_at < :accepted_at
 RETURNING owner;
 
 -- name: bring_owner
 INSERT INTO owners (connection_id, owner, bound_at) VALUES (:connection_id, :owner, :at)
-ON CONFLICT (connection_id, owner) DO NOTHING;
+ON CONFLICT (connection_id, owner) DO UPDATE SET left_at = NULL;
 
 -- name: unbind_owner
-DELETE FROM owners WHERE connection_id = :connection_id AND owner = :owner;
+UPDATE owners SET left_at = :at WHERE connection_id = :connection_id AND owner = :owner;
 
 -- name: forget_owners
 DELETE FROM owners WHERE connection_id = :connection_id;
@@ -391,7 +406,7 @@ LIMIT :limit;
 -- name: events_of_owner
 -- Of the connections that are his now.
 SELECT * FROM events
-WHERE connection_id IN (SELECT connection_id FROM owners WHERE owner = :owner) AND id < :before
+WHERE connection_id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_at IS NULL) AND id < :before
 ORDER BY id DESC
 LIMIT :limit;
 

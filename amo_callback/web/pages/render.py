@@ -51,7 +51,7 @@ class Pages:
             texts=texts,
             text=texts[view.variant],
             todo=_todo(view, texts),
-            note=texts["page"][_NOTES[visitor.kind]] if view.link and visitor.kind in _NOTES else None,
+            note=_note(view, visitor, texts),
             nonce=nonce,
         )
         answer = web.Response(text=html, status=view.status, content_type="text/html", charset="utf-8")
@@ -62,6 +62,13 @@ class Pages:
             # A header, since `<meta http-equiv=refresh>` is held against a page by those who test for accessibility.
             answer.headers["Refresh"] = str(_LOOK_AGAIN)
         return answer
+
+
+def _note(view: View, visitor: Visitor, texts: Texts) -> str | None:
+    """Return what to know of the button where it may not work; where there is another one first, that is enough."""
+    if view.link is None or view.again is not None or visitor.kind not in _NOTES:
+        return None
+    return texts["page"][_NOTES[visitor.kind]]
 
 
 def _todo(view: View, texts: Texts) -> str | None:

@@ -9,9 +9,8 @@ from pydantic import ValidationError
 
 from amo_callback.errors import AmoCallbackError, InvalidRequest
 from amo_callback.grant import Redirect
-from amo_callback.ports import Priority
 from amo_callback.web.answers import success
-from amo_callback.web.keys import AUTHORIZATIONS, PROXIES, SETTINGS, STARTS
+from amo_callback.web.keys import AUTHORIZATIONS, PROXIES, SETTINGS
 from amo_callback.web.public.bodies import read_body
 from amo_callback.web.public.look import is_prefetch, without_work
 from amo_callback.web.public.users import user_of
@@ -38,7 +37,6 @@ async def start(request: web.Request) -> web.Response:
     """Start a grant for the app's user."""
     user = await user_of(request)
     given = read_request(await read_body(request, StartBody, wanted=_WANTED), user=user)
-    request.app[STARTS].take(f"user {user}", among=Priority.EXPECTED)
     started = await request.app[AUTHORIZATIONS].start(given)
     return success(started_shape(started), "Open authorize_url in a browser.")
 
@@ -48,9 +46,8 @@ async def connect(request: web.Request) -> web.Response:
     if is_prefetch(request):
         return web.Response(status=204)
     try:
-        given = read_request(_start_of(request))
-        request.app[STARTS].take(request.app[PROXIES].client_of(request))
-        started = await request.app[AUTHORIZATIONS].start(given)
+        address = request.app[PROXIES].client_of(request)
+        started = await request.app[AUTHORIZATIONS].start(read_request(_start_of(request)), address=address)
     except AmoCallbackError as error:
         way = choose_way(request.app[SETTINGS].app, Redirect(), request)
         return fail(request, way, error=error.word, state=None)

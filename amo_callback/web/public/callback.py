@@ -39,7 +39,8 @@ async def callback(request: web.Request) -> web.Response:
     except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
         request.app[LOG].error("http.bug", exc_info=bug)
         return await _fail(request, way, redirect, error="auth_failed")
-    return lead_back(request, way, outcome=outcome, state=redirect.state)
+    state = redirect.state if redirect.state == outcome.state else await _handed_back(request, redirect.state)
+    return lead_back(request, way, outcome=outcome, state=state)
 
 
 def _visit(request: web.Request, code: bytes, redirect: Redirect) -> Visit:
@@ -53,15 +54,18 @@ def _visit(request: web.Request, code: bytes, redirect: Redirect) -> Visit:
 
 
 async def _fail(request: web.Request, way: Way, redirect: Redirect, *, error: str) -> web.Response:
-    """Answer with an error's word, and with the app's own state where the one that came was issued for it."""
-    state = redirect.state
+    return fail(request, way, error=error, state=await _handed_back(request, redirect.state))
+
+
+async def _handed_back(request: web.Request, state: bytes | None) -> bytes | None:
+    """Return the state that the app gets back: its own, where the one that came was issued for it."""
     try:
-        state = await request.app[AUTHORIZATIONS].handed_back(state)
+        return await request.app[AUTHORIZATIONS].handed_back(state)
     except AmoCallbackError:
-        pass  # the word matters more: the state goes back as it came
+        return state  # the word matters more: the state goes back as it came
     except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
         request.app[LOG].error("http.bug", exc_info=bug)
-    return fail(request, way, error=error, state=state)
+        return state
 
 
 def raw_query(request: web.Request) -> bytes:

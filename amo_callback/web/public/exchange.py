@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from amo_callback.connect.redemption import Presented
 from amo_callback.grant import MAX_CODE, GrantStatus
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _WANTED = 'The body must be JSON: {"code": "…"}, with a code of 1 to 4096 bytes.'
-_MAX_VERIFIER = 1024
 
 
 class ExchangeBody(BaseModel):
@@ -29,7 +28,7 @@ class ExchangeBody(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     code: str
-    code_verifier: str | None = None
+    code_verifier: Annotated[str, Field(max_length=1024)] | None = None
     referer: str | None = None
 
     @field_validator("code")

@@ -61,7 +61,9 @@ def link_to_app(app: App, outcome: Outcome, *, state: bytes | None) -> str | Non
     state = state_for_app(outcome, state)
     if outcome.error is not None:
         return failure_link(app.deep_link, error=outcome.error, state=state)
-    code = outcome.ticket.encode() if app.hand_back == "ticket" else outcome.code
+    code = outcome.code
+    if app.hand_back == "ticket" and outcome.ticket:  # a grant of a version before has none
+        code = outcome.ticket.encode()
     return success_link(app.deep_link, hand_back=app.hand_back, code=code, state=state)
 
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.authorization import Authorizations
+from amo_callback.connect.authorization import Authorizations, priority_of
+from amo_callback.connect.proof import is_proven
+from amo_callback.connect.redemption import Presented, Redeemer
 from amo_callback.errors import (
     Crowded,
     Frozen,
@@ -20,19 +22,15 @@ from amo_callback.errors import (
     NotFound,
     NotTheirs,
     StoreUnavailable,
-    TooManyUnproven,
     WrongVerifier,
 )
-from amo_callback.exchange import priority_of
 from amo_callback.grant import Arrival, AuthorizationRequest, GrantedPair, GrantStatus, IssuedState, Visit
-from amo_callback.limits import Rooms, Unproven
+from amo_callback.limits import Unproven
 from amo_callback.model import Filter, fingerprint
 from amo_callback.ports import Priority
-from amo_callback.proof import is_proven
-from amo_callback.redeem import Presented, Redeemer
 from tests.builders import a_connection, a_grant, save
+from tests.connect.test_completion import Counter, Process
 from tests.fakes import START, FailingStore, Instead
-from tests.test_connect import Counter, Process
 
 if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
@@ -62,6 +60,7 @@ def _authorizations(process: Process) -> Authorizations:
         amo=cast("AmoOAuth", process.client),
         cipher=process.cipher,
         clock=process.clock,
+        starts=process.starts(),
         new_secret=Counter(),
     )
 
@@ -73,6 +72,7 @@ def _redeemer(process: Process, store: object) -> Redeemer:
         clock=process.clock,
         connect=process.connect,
         unproven=Unproven(places=30, window=60, clock=process.clock),
+        issued_only=False,
     )
 
 
@@ -158,7 +158,7 @@ async def test_a_pair_that_is_offered_again_does_not_bind_again(store: Store) ->
     pair = GrantedPair(grant=grant, connection=a_connection(), token_iat=1, owner="42")
     assert await store.save_connected(pair) is not None
     name = pair.connection_id
-    await store.bind(name, owner="17", at=START, first_only=False)
+    await store.bind(name, owner="17", accepted_at=START, first_only=False)
     await store.unbind("42", at=START + timedelta(seconds=1))
     assert await store.save_connected(pair) is None
     assert (await store.owners_of([name]))[name] == ["17"]
@@ -191,50 +191,6 @@ def test_a_state_padded_too_much_names_its_user_too(more: bytes) -> None:
     state = base64.b64encode(b'{"userId": "42"}').rstrip(b"=")
     with pytest.raises(NotTheirs):
         is_proven(None, user="666", state=state + more)
-
-
-# --- limits ---------------------------------------------------------------------------------------
-
-
-def test_who_was_heard_of_again_is_not_the_next_to_be_forgotten(clock: FakeClock) -> None:
-    """Beyond what is remembered, it is those heard of longest ago that are forgotten, not those that came first."""
-    unproven = Unproven(places=2, window=60, clock=clock)
-    unproven.take("192.0.2.1")
-    for number in range(49_999):
-        unproven.take(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-    unproven.take("192.0.2.1")
-    unproven.take("192.0.2.2")
-    with pytest.raises(TooManyUnproven):
-        unproven.take("192.0.2.1")
-
-
-def test_a_place_given_back_twice_gives_back_no_other(clock: FakeClock) -> None:
-    """Two were taken in the same moment: each is its own."""
-    unproven = Unproven(places=2, window=60, clock=clock)
-    place = unproven.take("192.0.2.1")
-    unproven.take("192.0.2.1")
-    place.give_back()
-    place.give_back()
-    unproven.take("192.0.2.1")
-    with pytest.raises(TooManyUnproven):
-        unproven.take("192.0.2.1")
-
-
-async def test_a_turn_is_had_by_one_of_a_kind() -> None:
-    """Strangers wait for each other to be written down, and nobody who is better known waits for them."""
-    rooms, came = Rooms(size=9), asyncio.Queue[Priority]()
-
-    async def come(priority: Priority) -> None:
-        async with rooms.turn(priority):
-            came.put_nowait(priority)
-
-    async with rooms.turn(Priority.STRANGER):
-        second = asyncio.create_task(come(Priority.STRANGER))
-        expected = asyncio.create_task(come(Priority.EXPECTED))
-        assert await came.get() is Priority.EXPECTED
-        await expected
-    await second
-    assert await came.get() is Priority.STRANGER
 
 
 async def test_who_is_late_by_a_moment_has_his_state_yet(store: Store) -> None:
@@ -324,7 +280,7 @@ async def test_an_owners_connections_are_paged(store: Store) -> None:
     """Each page begins after the last one's end."""
     names = [(await save(store, a_connection(number), iat=number)).id for number in (1, 2, 3)]
     for name in names:
-        await store.bind(name, owner="42", at=START, first_only=True)
+        await store.bind(name, owner="42", accepted_at=START, first_only=True)
     after, seen = "", list[str]()
     for _ in names:
         [one] = await store.page(after=after, limit=1, only=Filter(owner="42"))
