@@ -11,11 +11,13 @@ from urllib.parse import quote
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.cipher import Cipher
 from tests.conftest import ADMIN_KEY, BASE, HOST
 from tests.web.phone import WITH_USERS, Phone, allow, bearer, of, owners
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from tests.conftest import Answer, Running
 
@@ -96,16 +98,20 @@ async def test_a_stolen_ticket_cannot_be_burnt(run: Any, mode: str) -> None:
         assert await owners(app) == ["42"]
 
 
-async def test_a_grant_of_before_tickets_hands_back_something(run: Any) -> None:
-    """Connected by a version that made no tickets, its page still leads to the app with what the app can present."""
-    async with run(APP__HAND_BACK="ticket") as app:
-        answer = await app.callback(app.query(state="s"), html=True)
-        cipher = app.service.services.connect._cipher  # noqa: SLF001 -- because only it can write what was written then
-        with closing(sqlite3.connect(app.folder / "amo-callback.db")) as database, database:
-            [(code_hash, sealed)] = database.execute("SELECT code_hash, sealed FROM grants").fetchall()
+def _take_tickets_away(path: Path, cipher: Cipher) -> None:
+    """Leave the grants as a version before wrote them."""
+    with closing(sqlite3.connect(path)) as database, database:
+        for code_hash, sealed in database.execute("SELECT code_hash, sealed FROM grants").fetchall():
             content = cipher.open(sealed, bound_to=f"grant:{code_hash}").replace(b'"ticket": "', b'"before": "')
             old = cipher.seal(content, bound_to=f"grant:{code_hash}")
             database.execute("UPDATE grants SET sealed = ?, ticket_hash = NULL", [old])
+
+
+async def test_a_grant_of_before_tickets_hands_back_something(run: Any, encryption_key: str) -> None:
+    """Connected by a version that made no tickets, its page still leads to the app with what the app can present."""
+    async with run(APP__HAND_BACK="ticket") as app:
+        answer = await app.callback(app.query(state="s"), html=True)
+        await asyncio.to_thread(_take_tickets_away, app.folder / "amo-callback.db", Cipher([encryption_key]))
         page = await app.public(answer.location)
         assert "?code=&amp;" not in page.text
 
@@ -168,12 +174,9 @@ async def test_a_flood_of_links_does_not_stand_before_a_refresh(run: Any) -> Non
 async def test_links_have_an_end_over_all_addresses(run: Any) -> None:
     """A quarter of what AMO takes: beyond, nothing is written, and who is known still starts."""
     async with run(AMO__REQUESTS_PER_SECOND="0.2", **WITH_USERS) as app:
-        words = [
-            of((await app.public(f"{BASE}/connect", headers={"X-Forwarded-For": f"192.0.2.{number}"})).location).get(
-                "error"
-            )
-            for number in range(5)
-        ]
+        addresses = [{"X-Forwarded-For": f"192.0.2.{number}"} for number in range(5)]
+        answers = [await app.public(f"{BASE}/connect", headers=address) for address in addresses]
+        words = [of(answer.location).get("error") for answer in answers]
         assert words == [None] * 3 + ["amo_unavailable"] * 2
         await Phone(app, "42").start()
         app.clock.advance(60)
