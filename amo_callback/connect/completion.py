@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import uuid
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.connect.authorization import priority_of
@@ -24,42 +21,28 @@ from amo_callback.errors import (
     GrantExpired,
     InvalidState,
     NotFound,
-    OutcomeOpen,
     PersonMustAct,
     ShuttingDown,
     StoreUnavailable,
     WrongVerifier,
 )
 from amo_callback.event import Event, Level
-from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome, Visit, support_code
+from amo_callback.grant import Grant, GrantStatus, Outcome, Visit
 from amo_callback.model import Connection, fingerprint
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from amo_callback.cipher import Cipher
     from amo_callback.connect.admission import Admission
     from amo_callback.connect.exchange import Exchanger
+    from amo_callback.connect.records import Records
     from amo_callback.custody.leases import Leases
-    from amo_callback.grant import AuthorizationRequest
     from amo_callback.limits import Rooms, Unproven
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
 
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at a grant that another process is exchanging."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConnectRules:
-    """How long things are waited for and remembered, in seconds."""
-
-    patience: float = 8.0
-    """After which a person is told that it takes longer; the exchange goes on."""
-    code_life: float = 1200.0
-    """How long AMO's codes live, and our memory of them."""
-    lease: float = 60.0
-    """How long a claimed grant is one process's alone."""
+PATIENCE = 8.0
+"""Seconds after which a person is told that it takes longer; the exchange goes on."""
 
 
 class Connect:
@@ -70,7 +53,7 @@ class Connect:
         *,
         store: Store,
         amo: AmoOAuth,
-        cipher: Cipher,
+        records: Records,
         clock: Clock,
         observer: Observer,
         exchanger: Exchanger,
@@ -78,12 +61,11 @@ class Connect:
         unproven: Unproven,
         rooms: Rooms,
         leases: Leases,
-        rules: ConnectRules,
-        new_secret: Callable[[], str],
+        patience: float = PATIENCE,
     ) -> None:
         self._store = store
         self._amo = amo
-        self._cipher = cipher
+        self._records = records
         self._clock = clock
         self._observer = observer
         self._exchanger = exchanger
@@ -91,8 +73,7 @@ class Connect:
         self._unproven = unproven
         self._rooms = rooms
         self._leases = leases
-        self._rules = rules
-        self._new_secret = new_secret
+        self._patience = patience
         self._flights: dict[str, asyncio.Task[Outcome]] = {}
         self._pending: dict[str, Outcome] = {}
         """Where the results of flights will be found, once their grants have been written."""
@@ -100,7 +81,7 @@ class Connect:
         self._stopping = asyncio.Event()
 
     async def complete(self, visit: Visit) -> Outcome:
-        """Return what became of a code, exchanging it if that was not done; `EXCHANGING` after `patience`.
+        """Return what became of a code, exchanging it if that was not done; `EXCHANGING` after `patience` seconds.
 
         Who gets there first, decides: the host that is named is checked, and only where AMO is to be asked. Raises
         `PersonMustAct` where AMO is not asked, `NotFound`, `Crowded`, `StoreUnavailable` and `ShuttingDown`. A caller
@@ -113,7 +94,7 @@ class Connect:
     async def _completed(self, visit: Visit) -> Outcome:
         while True:
             flight, joined = self._flight(visit)
-            if not await done_within(flight, seconds=self._rules.patience, clock=self._clock):
+            if not await done_within(flight, seconds=self._patience, clock=self._clock):
                 break
             try:
                 return flight.result()
@@ -140,7 +121,7 @@ class Connect:
         grant = await self._store.grant_by_handle(fingerprint(handle))
         if grant is None or grant.expires_at <= self._clock.now():
             raise NotFound
-        return self._told(grant)
+        return self._records.told(grant)
 
     async def again(self, handle: str, *, address: str | None = None) -> Outcome:
         """Try once more with the code of the return address `handle`, where it has failed for a passing reason.
@@ -150,7 +131,7 @@ class Connect:
         grant = await self._store.grant_by_handle(fingerprint(handle))
         if grant is None or grant.expires_at <= self._clock.now():
             raise NotFound
-        secrets = self._secrets(grant)
+        secrets = self._records.secrets_of(grant)
         return await self.complete(Visit(code=secrets.code, state=secrets.state, host=secrets.domain, address=address))
 
     async def connection_of(self, outcome: Outcome) -> Connection | None:
@@ -190,18 +171,18 @@ class Connect:
             if grant is None or self._is_abandoned(grant) or grant.status is GrantStatus.FAILED:
                 grant, ended = await self._try(visit, grant)
                 if ended:
-                    return self._told(grant)
+                    return self._records.told(grant)
                 if grant.status is GrantStatus.FAILED:
                     continue  # somebody else was faster, and had no luck: now it is a known one
             if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
-                return self._told(grant)
-            self._pending[visit.code_hash] = self._told(grant)
+                return self._records.told(grant)
+            self._pending[visit.code_hash] = self._records.told(grant)
             await self._clock.sleep(_LOOK_AGAIN)
 
     async def _try(self, visit: Visit, before: Grant | None) -> tuple[Grant, bool]:
         """Claim the code and exchange it; return the grant as it is then, and whether it was this one's to end."""
         started = self._clock.monotonic()
-        known = None if before is None else self._secrets(before)
+        known = None if before is None else self._records.secrets_of(before)
         if known is None:
             request = await self._admission.request_of(visit)
         else:
@@ -209,7 +190,7 @@ class Connect:
             request = known.request
         # Without a host the code is asked about where it was seen before, or at the default.
         domain = self._amo.check_domain(visit.host or (known.domain if known else None))
-        fresh = self._begun(visit, domain, request)
+        fresh = self._records.begin(visit, domain=domain, request=request)
         priority = priority_of(request)
         with self._rooms.enter(priority):
             who = f"user {request.user}" if request is not None and request.user is not None else visit.address
@@ -232,7 +213,7 @@ class Connect:
                 place.give_back()  # somebody else was faster
                 return grant, False
             self._claimed.add(visit.code_hash)
-            self._pending[visit.code_hash] = self._told(grant)
+            self._pending[visit.code_hash] = self._records.told(grant)
             exchange = CodeExchange(code=visit.code, domain=domain, request=request, started=started, place=place)
             return await self._exchanger.exchange(grant, exchange), True
 
@@ -250,47 +231,3 @@ class Connect:
             self._leases.forget(grant.code_hash)
             return False
         return not self._leases.left_of(grant.code_hash, grant.attempt, grant.lease_until)
-
-    def _begun(self, visit: Visit, domain: str, request: AuthorizationRequest | None) -> Grant:
-        """Return the grant as it begins."""
-        secrets = GrantSecrets(
-            handle=self._new_secret(),
-            code=visit.code,
-            state=visit.state,
-            domain=domain,
-            ticket=self._new_secret(),
-            request=request,
-        )
-        now = self._clock.now()
-        return Grant(
-            code_hash=visit.code_hash,
-            handle_hash=fingerprint(secrets.handle),
-            ticket_hash=fingerprint(secrets.ticket),
-            sealed=self._cipher.seal_grant(secrets, code_hash=visit.code_hash),
-            status=GrantStatus.EXCHANGING,
-            attempt=uuid.uuid4().hex,
-            lease_until=now + timedelta(seconds=self._rules.lease),
-            expires_at=now + timedelta(seconds=self._rules.code_life),
-        )
-
-    def _told(self, grant: Grant) -> Outcome:
-        secrets = self._secrets(grant)
-        status, error = grant.status, grant.error
-        if status is GrantStatus.EXCHANGING and grant.lease_until <= self._clock.now():
-            status, error = GrantStatus.FAILED, OutcomeOpen.word  # whoever tried has died
-        return Outcome(
-            status=status,
-            error=error,
-            code=secrets.code,
-            state=secrets.state,
-            handle=secrets.handle,
-            ticket=secrets.ticket,
-            request=secrets.request,
-            domain=secrets.domain,
-            support=support_code(grant.code_hash),
-            connection_id=grant.connection_id,
-            accepted_at=grant.accepted_at,
-        )
-
-    def _secrets(self, grant: Grant) -> GrantSecrets:
-        return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)

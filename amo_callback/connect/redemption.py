@@ -13,8 +13,8 @@ from amo_callback.model import Status, fingerprint
 from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
-    from amo_callback.cipher import Cipher
     from amo_callback.connect.completion import Connect
+    from amo_callback.connect.records import Records
     from amo_callback.grant import Grant, GrantSecrets, Outcome
     from amo_callback.limits import Place, Unproven
     from amo_callback.model import Connection
@@ -42,10 +42,10 @@ class Redeemer:
     """Tell what became of a grant, any number of times, to whoever proves to be where it began."""
 
     def __init__(
-        self, *, store: Store, cipher: Cipher, clock: Clock, connect: Connect, unproven: Unproven, issued_only: bool
+        self, *, store: Store, records: Records, clock: Clock, connect: Connect, unproven: Unproven, issued_only: bool
     ) -> None:
         self._store = store
-        self._cipher = cipher
+        self._records = records
         self._clock = clock
         self._connect = connect
         self._unproven = unproven
@@ -84,7 +84,7 @@ class Redeemer:
         grant = grant or await self._store.grant(name)
         if grant is None or grant.sealed is None:
             return None
-        return self._cipher.open_grant(grant.sealed, code_hash=grant.code_hash)
+        return self._records.secrets_of(grant)
 
     def _is_over(self, grant: Grant) -> bool:
         now = self._clock.now()

@@ -20,8 +20,9 @@ from amo_callback.amo.protocol import Integration
 from amo_callback.cipher import Cipher
 from amo_callback.connect.admission import Admission
 from amo_callback.connect.authorization import Authorizations, Starts
-from amo_callback.connect.completion import Connect, ConnectRules
+from amo_callback.connect.completion import Connect
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
+from amo_callback.connect.records import RecordRules, Records
 from amo_callback.connect.redemption import Redeemer
 from amo_callback.custody.build import Custody, make_custody
 from amo_callback.custody.rescue import Rescue
@@ -108,11 +109,14 @@ async def open_service(
         authorizations = Authorizations(
             store=store, amo=amo, cipher=cipher, clock=clock, starts=_starts(settings, clock), new_secret=_new_secret
         )
+        records = Records(
+            cipher=cipher, clock=clock, rules=RecordRules(lease=settings.refresh.lease), new_secret=_new_secret
+        )
         unproven = Unproven(places=settings.limits.unproven, window=settings.limits.window, clock=clock)
         connect = Connect(
             store=store,
             amo=amo,
-            cipher=cipher,
+            records=records,
             clock=clock,
             observer=observer,
             exchanger=Exchanger(
@@ -134,8 +138,6 @@ async def open_service(
             unproven=unproven,
             rooms=Rooms(size=_room(settings)),
             leases=custody.leases,
-            rules=ConnectRules(lease=settings.refresh.lease),
-            new_secret=_new_secret,
         )
         services = Services(
             store=store,
@@ -144,7 +146,7 @@ async def open_service(
             connect=connect,
             redeemer=Redeemer(
                 store=store,
-                cipher=cipher,
+                records=records,
                 clock=clock,
                 connect=connect,
                 unproven=unproven,

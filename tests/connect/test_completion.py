@@ -12,8 +12,9 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.connect.admission import Admission
 from amo_callback.connect.authorization import Authorizations, Starts
-from amo_callback.connect.completion import Connect, ConnectRules
+from amo_callback.connect.completion import PATIENCE, Connect
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
+from amo_callback.connect.records import RecordRules, Records
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import (
@@ -61,6 +62,7 @@ class Process:
         self.store, self.client, self.cipher = store, client, cipher
         self.failing = FailingStore(store, clock)
         self.woken = 0
+        self.new_secret = Counter()
         self.rescue = MemoryRescue()
         self.unsaved = Unsaved(
             store=cast("Store", self.failing),
@@ -71,11 +73,11 @@ class Process:
         )
         self.connect = self.make(client=client, cipher=cipher)
 
-    def make(self, *, client: object, cipher: Cipher, places: int = 30, **rules: Any) -> Connect:
+    def make(self, *, client: object, cipher: Cipher, places: int = 30, patience: float = PATIENCE) -> Connect:
         return Connect(
             store=cast("Store", self.failing),
             amo=cast("AmoOAuth", client),
-            cipher=cipher,
+            records=self.records(cipher),
             clock=self.clock,
             observer=self.witness,
             exchanger=Exchanger(
@@ -97,8 +99,7 @@ class Process:
             unproven=Unproven(places=places, window=60, clock=self.clock),
             rooms=Rooms(size=100),
             leases=Leases(length=60.0, store=cast("Store", self.failing), clock=self.clock),
-            rules=ConnectRules(**rules),
-            new_secret=Counter(),
+            patience=patience,
         )
 
     def authorizations(self, *, client: object, cipher: Cipher) -> Authorizations:
@@ -110,6 +111,9 @@ class Process:
             starts=self.starts(),
             new_secret=lambda: "0123456789abcdefghijkl",
         )
+
+    def records(self, cipher: Cipher) -> Records:
+        return Records(cipher=cipher, clock=self.clock, rules=RecordRules(), new_secret=self.new_secret)
 
     def starts(self) -> Starts:
         places = Unproven(places=100, window=60, clock=self.clock)

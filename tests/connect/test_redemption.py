@@ -68,7 +68,7 @@ def _authorizations(process: Process) -> Authorizations:
 def _redeemer(process: Process, store: object) -> Redeemer:
     return Redeemer(
         store=cast("Store", store),
-        cipher=process.cipher,
+        records=process.records(process.cipher),
         clock=process.clock,
         connect=process.connect,
         unproven=Unproven(places=30, window=60, clock=process.clock),

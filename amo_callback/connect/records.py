@@ -1,0 +1,85 @@
+"""Grants as they are written down, their secrets sealed, and as they are told."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import OutcomeOpen
+from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome, support_code
+from amo_callback.model import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.grant import AuthorizationRequest, Visit
+    from amo_callback.ports import Clock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordRules:
+    """How long things are remembered, in seconds."""
+
+    code_life: float = 1200.0
+    """How long AMO's codes live, and our memory of them."""
+    lease: float = 60.0
+    """How long a claimed grant is one process's alone."""
+
+
+class Records:
+    """Write grants, and read them."""
+
+    def __init__(self, *, cipher: Cipher, clock: Clock, rules: RecordRules, new_secret: Callable[[], str]) -> None:
+        self._cipher = cipher
+        self._clock = clock
+        self._rules = rules
+        self._new_secret = new_secret
+
+    def begin(self, visit: Visit, *, domain: str, request: AuthorizationRequest | None) -> Grant:
+        """Return the grant as it begins, with a handle and a ticket of its own."""
+        secrets = GrantSecrets(
+            handle=self._new_secret(),
+            code=visit.code,
+            state=visit.state,
+            domain=domain,
+            ticket=self._new_secret(),
+            request=request,
+        )
+        now = self._clock.now()
+        return Grant(
+            code_hash=visit.code_hash,
+            handle_hash=fingerprint(secrets.handle),
+            ticket_hash=fingerprint(secrets.ticket),
+            sealed=self._cipher.seal_grant(secrets, code_hash=visit.code_hash),
+            status=GrantStatus.EXCHANGING,
+            attempt=uuid.uuid4().hex,
+            lease_until=now + timedelta(seconds=self._rules.lease),
+            expires_at=now + timedelta(seconds=self._rules.code_life),
+        )
+
+    def secrets_of(self, grant: Grant) -> GrantSecrets:
+        """Return what a grant keeps sealed; raises `Unreadable`, also once that was erased."""
+        return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
+
+    def told(self, grant: Grant) -> Outcome:
+        """Return what is told of a grant now."""
+        secrets = self.secrets_of(grant)
+        status, error = grant.status, grant.error
+        if status is GrantStatus.EXCHANGING and grant.lease_until <= self._clock.now():
+            status, error = GrantStatus.FAILED, OutcomeOpen.word  # whoever tried has died
+        return Outcome(
+            status=status,
+            error=error,
+            code=secrets.code,
+            state=secrets.state,
+            handle=secrets.handle,
+            ticket=secrets.ticket,
+            request=secrets.request,
+            domain=secrets.domain,
+            support=support_code(grant.code_hash),
+            connection_id=grant.connection_id,
+            accepted_at=grant.accepted_at,
+        )
