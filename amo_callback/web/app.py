@@ -63,11 +63,11 @@ def make_apps(settings: Settings, services: Services, log: FilteringBoundLogger)
 def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -> web.Application:
     app = _app(settings, services, log, door="public", errors=envelope_errors)
     app[AMO] = services.amo
-    app[CONNECT] = services.connect
+    app[CONNECT] = services.connecting.connect
     app[CUSTODY] = services.custody
     app[STORE] = services.store
-    app[AUTHORIZATIONS] = services.authorizations
-    app[REDEEMER] = services.redeemer
+    app[AUTHORIZATIONS] = services.connecting.authorizations
+    app[REDEEMER] = services.connecting.redeemer
     app[PAGES] = Pages(app_name=settings.app.name)
     base = settings.server.base_path
     app.add_routes(
@@ -90,7 +90,7 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
 def _private(settings: Settings, services: Services, log: FilteringBoundLogger) -> web.Application:
     app = _app(settings, services, log, door="private", errors=problem_errors)
     app.middlewares.append(authorize(open_paths=("/healthz", "/readyz")))
-    app[AUTHORIZATIONS] = services.authorizations
+    app[AUTHORIZATIONS] = services.connecting.authorizations
     app[HANDOUT] = services.custody.handout
     app[CUSTODY] = services.custody
     app[STORE] = services.store

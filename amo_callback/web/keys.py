@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
@@ -18,6 +19,9 @@ from amo_callback.identity.users import Users
 from amo_callback.ports import AmoOAuth, Clock, Store
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
+
+if TYPE_CHECKING:
+    from amo_callback.connect.build import Connecting
 
 SETTINGS = web.AppKey("settings", Settings)
 PROXIES = web.AppKey("proxies", TrustedProxies)
@@ -41,9 +45,7 @@ class Services:
 
     store: Store
     amo: AmoOAuth
-    authorizations: Authorizations
-    connect: Connect
-    redeemer: Redeemer
+    connecting: Connecting
     users: Users | None
     """Who the app's users are; `None` where their JWTs are not configured."""
     custody: Custody

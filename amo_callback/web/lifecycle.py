@@ -18,18 +18,12 @@ from amo_callback.amo.client import AmoClient, open_session
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
 from amo_callback.cipher import Cipher
-from amo_callback.connect.admission import Admission
-from amo_callback.connect.authorization import Authorizations, Starts
-from amo_callback.connect.completion import Connect
-from amo_callback.connect.exchange import Exchanger, ExchangeRules
-from amo_callback.connect.records import RecordRules, Records
-from amo_callback.connect.redemption import Redeemer
+from amo_callback.connect.build import ConnectRules, make_connecting
 from amo_callback.custody.build import Custody, make_custody
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
 from amo_callback.event import Event, Level
 from amo_callback.identity.build import open_users
-from amo_callback.limits import Rooms, Unproven, room_for
 from amo_callback.model import RefreshRules
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
@@ -43,6 +37,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
+    from amo_callback.connect.completion import Connect
     from amo_callback.custody.refresher import Refresher
     from amo_callback.ports import Clock, Observer, Store
 
@@ -106,58 +101,21 @@ async def open_service(
         await custody.freezer.begin()
         await custody.unsaved.restore()
         users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observer))
-        authorizations = Authorizations(
-            store=store, amo=amo, cipher=cipher, clock=clock, starts=_starts(settings, clock), new_secret=_new_secret
-        )
-        records = Records(
-            cipher=cipher, clock=clock, rules=RecordRules(lease=settings.refresh.lease), new_secret=_new_secret
-        )
-        unproven = Unproven(places=settings.limits.unproven, window=settings.limits.window, clock=clock)
-        connect = Connect(
+        connecting = make_connecting(
             store=store,
             amo=amo,
-            records=records,
+            cipher=cipher,
             clock=clock,
             observer=observer,
-            exchanger=Exchanger(
-                store=store,
-                amo=amo,
-                cipher=cipher,
-                clock=clock,
-                observer=observer,
-                unsaved=custody.unsaved,
-                rules=_exchange_rules(settings),
-                random=random.random,
-                connected=lambda: _connected(custody),
-            ),
-            admission=Admission(
-                authorizations=authorizations,
-                issued_only=settings.app.state == "issued",
-                lists_accounts=bool(settings.amo.allowed_accounts),
-            ),
-            unproven=unproven,
-            rooms=Rooms(size=_room(settings)),
+            unsaved=custody.unsaved,
             leases=custody.leases,
+            rules=_connect_rules(settings),
+            random=random.random,
+            connected=lambda: _connected(custody),
         )
-        services = Services(
-            store=store,
-            amo=amo,
-            authorizations=authorizations,
-            connect=connect,
-            redeemer=Redeemer(
-                store=store,
-                records=records,
-                clock=clock,
-                connect=connect,
-                unproven=unproven,
-                issued_only=settings.app.state == "issued",
-            ),
-            users=users,
-            custody=custody,
-            clock=clock,
-        )
+        services = Services(store=store, amo=amo, connecting=connecting, users=users, custody=custody, clock=clock)
         await stack.enter_async_context(_draining(custody))
-        await stack.enter_async_context(_draining(connect))
+        await stack.enter_async_context(_draining(connecting.connect))
         died = await stack.enter_async_context(_running(custody.refresher, observer))
         apps = make_apps(settings, services, log)
         public = await stack.enter_async_context(
@@ -170,7 +128,7 @@ async def open_service(
 
         def stop() -> None:
             custody.stop()
-            connect.stop()
+            connecting.connect.stop()
 
         stack.callback(stop)  # the first thing at the end, also where nobody sent a signal
         fields = {"public": public.address, "private": private.address}
@@ -256,27 +214,6 @@ async def _running(refresher: Refresher, observer: Observer) -> AsyncIterator[as
         died.cancel()
 
 
-def _new_secret() -> str:
-    """Return 128 random bits, as `[A-Za-z0-9_-]`: what links carry unharmed."""
-    return secrets.token_urlsafe(16)
-
-
-def _starts(settings: Settings, clock: Clock) -> Starts:
-    """Limit plain links to half of what people can have exchanged: the rest is for codes that began elsewhere."""
-    limits = settings.limits
-    links = room_for(per_second=settings.amo.requests_per_second / 2, seconds=limits.window)
-    return Starts(
-        each=Unproven(places=limits.unproven, window=limits.window, clock=clock),
-        links=Unproven(places=links, window=limits.window, clock=clock),
-        rooms=Rooms(size=_room(settings)),
-    )
-
-
-def _room(settings: Settings) -> int:
-    """Return how many codes can have their turn before they have grown old."""
-    return room_for(per_second=settings.amo.requests_per_second, seconds=settings.refresh.lease - settings.amo.timeout)
-
-
 def _refresh_rules(settings: Settings) -> RefreshRules:
     refresh = settings.refresh
     return RefreshRules(
@@ -290,5 +227,12 @@ def _refresh_rules(settings: Settings) -> RefreshRules:
     )
 
 
-def _exchange_rules(settings: Settings) -> ExchangeRules:
-    return ExchangeRules(allowed_accounts=frozenset(settings.amo.allowed_accounts), refresh=_refresh_rules(settings))
+def _connect_rules(settings: Settings) -> ConnectRules:
+    return ConnectRules(
+        issued_only=settings.app.state == "issued",
+        allowed_accounts=frozenset(settings.amo.allowed_accounts),
+        refresh=_refresh_rules(settings),
+        unproven=settings.limits.unproven,
+        window=settings.limits.window,
+        requests_per_second=settings.amo.requests_per_second,
+    )

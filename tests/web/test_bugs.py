@@ -13,6 +13,7 @@ import pytest
 from yarl import URL
 
 from amo_callback.config_load import load_settings
+from amo_callback.connect.build import Connecting
 from amo_callback.errors import StoreUnavailable
 from amo_callback.observe.log import make_logger
 from amo_callback.web.app import make_apps
@@ -85,9 +86,11 @@ class Doors:
         services = Services(
             store=cast("Store", broken),
             amo=self.client,
-            authorizations=cast("Authorizations", broken),
-            connect=cast("Connect", broken),
-            redeemer=cast("Redeemer", broken),
+            connecting=Connecting(
+                authorizations=cast("Authorizations", broken),
+                connect=cast("Connect", broken),
+                redeemer=cast("Redeemer", broken),
+            ),
             users=None,
             custody=cast("Custody", broken),
             clock=clock,

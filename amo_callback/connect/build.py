@@ -1,0 +1,125 @@
+"""Grants, put together: who may start one, how it is completed, and to whom its end is told."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from amo_callback.connect.admission import Admission
+from amo_callback.connect.authorization import Authorizations, Starts
+from amo_callback.connect.completion import Connect
+from amo_callback.connect.exchange import Exchanger, ExchangeRules
+from amo_callback.connect.records import RecordRules, Records
+from amo_callback.connect.redemption import Redeemer
+from amo_callback.limits import Rooms, Unproven, room_for
+from amo_callback.model import RefreshRules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.custody.leases import Leases
+    from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.ports import AmoOAuth, Clock, Observer, Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectRules:
+    """Who may connect, and how many at once: of the configuration."""
+
+    issued_only: bool = False
+    """Whether only states are taken that were issued here."""
+    allowed_accounts: Collection[str] = ()
+    refresh: RefreshRules = field(default_factory=RefreshRules)
+    unproven: int = 30
+    window: float = 60.0
+    requests_per_second: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Connecting:
+    """What connects accounts, of one process."""
+
+    authorizations: Authorizations
+    connect: Connect
+    redeemer: Redeemer
+
+
+def make_connecting(
+    *,
+    store: Store,
+    amo: AmoOAuth,
+    cipher: Cipher,
+    clock: Clock,
+    observer: Observer,
+    unsaved: Unsaved,
+    leases: Leases,
+    rules: ConnectRules,
+    random: Callable[[], float],
+    connected: Callable[[], None],
+) -> Connecting:
+    """Build it all; nothing is started. `connected` is called where AMO has accepted a code."""
+    unproven = Unproven(places=rules.unproven, window=rules.window, clock=clock)
+    room = room_for(per_second=rules.requests_per_second, seconds=rules.refresh.lease - amo.timeout)
+    authorizations = Authorizations(
+        store=store,
+        amo=amo,
+        cipher=cipher,
+        clock=clock,
+        starts=Starts(
+            each=Unproven(places=rules.unproven, window=rules.window, clock=clock),
+            links=Unproven(places=_links(rules), window=rules.window, clock=clock),
+            rooms=Rooms(size=room),
+        ),
+        new_secret=_new_secret,
+    )
+    records = Records(cipher=cipher, clock=clock, rules=RecordRules(lease=rules.refresh.lease), new_secret=_new_secret)
+    connect = Connect(
+        store=store,
+        amo=amo,
+        records=records,
+        clock=clock,
+        observer=observer,
+        exchanger=Exchanger(
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            clock=clock,
+            observer=observer,
+            unsaved=unsaved,
+            rules=ExchangeRules(allowed_accounts=rules.allowed_accounts, refresh=rules.refresh),
+            random=random,
+            connected=connected,
+        ),
+        admission=Admission(
+            authorizations=authorizations,
+            issued_only=rules.issued_only,
+            lists_accounts=bool(rules.allowed_accounts),
+        ),
+        unproven=unproven,
+        rooms=Rooms(size=room),
+        leases=leases,
+    )
+    redeemer = Redeemer(
+        store=store,
+        records=records,
+        clock=clock,
+        connect=connect,
+        unproven=unproven,
+        issued_only=rules.issued_only,
+    )
+    return Connecting(authorizations=authorizations, connect=connect, redeemer=redeemer)
+
+
+def _links(rules: ConnectRules) -> int:
+    """Return how many plain links are followed in a window: half of what people can have exchanged.
+
+    The other half is for codes that began elsewhere.
+    """
+    return room_for(per_second=rules.requests_per_second / 2, seconds=rules.window)
+
+
+def _new_secret() -> str:
+    """Return 128 random bits, as `[A-Za-z0-9_-]`: what links carry unharmed."""
+    return secrets.token_urlsafe(16)
