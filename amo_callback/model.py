@@ -60,6 +60,15 @@ class Account:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """What an access token tells of itself, as far as it does; unverified hints."""
+
+    account: Account
+    client_id: str | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Issued:
     """What AMO answered to an exchange or a refresh: a pair, and whose it is."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import base64
 import json
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeGuard
 
 from amo_callback.hosts import check_host
-from amo_callback.model import Account
+from amo_callback.model import Account, Told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,17 @@ def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Acc
         user_id=_identifier(claims.get("sub")),
         api_domain=check_host(host, allowed=allowed),
         token_iat=issued if type(issued) is int and 0 <= issued < 2**53 else None,
+    )
+
+
+def told_by(access_token: str, *, allowed: Sequence[str] = ()) -> Told:
+    """Return what an access token tells of itself."""
+    claims = read_claims(access_token)
+    audience, expires = claims.get("aud"), claims.get("exp")
+    return Told(
+        account=account_of(claims, allowed=allowed),
+        client_id=audience if isinstance(audience, str) else None,
+        expires_at=datetime.fromtimestamp(expires, UTC) if type(expires) is int and 0 <= expires < 2**33 else None,
     )
 
 

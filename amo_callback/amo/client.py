@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from amo_callback import __version__
-from amo_callback.amo.claims import account_of, json_object, read_claims
+from amo_callback.amo.claims import account_of, json_object, read_claims, told_by
 from amo_callback.amo.lookup import (
     ACCESS_TOKEN_DEAD,
     REFRESH_TOKEN_REFUSED,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.pace import Pace
     from amo_callback.grant import Redirect
-    from amo_callback.model import Account, Issued, Sighting
+    from amo_callback.model import Account, Issued, Sighting, Told
     from amo_callback.ports import Clock, Priority
 
 
@@ -124,6 +124,10 @@ class AmoClient:
     def account_of(self, access_token: str) -> Account:
         """Return whose access token it is, as far as it tells."""
         return account_of(read_claims(access_token), allowed=self._allowed)
+
+    def told_by(self, access_token: str) -> Told:
+        """Return what an access token tells of itself."""
+        return told_by(access_token, allowed=self._allowed)
 
     def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
         """Tell whether AMO signed that our integration was switched off in this account."""

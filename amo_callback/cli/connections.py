@@ -1,4 +1,4 @@
-"""`amo-callback connections …` and `amo-callback events`."""
+"""`amo-callback connections …`, `amo-callback token` and `amo-callback events`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,15 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         which.add_argument("selector", metavar="ID", nargs="?", help="one connection: its id, account:ID, or owner:ID")
         which.add_argument("--all", action="store_true", help="all of them")
         parser.set_defaults(frozen=name == "freeze")
+    refreshing = _command(connections, "refresh", "refresh its pair now", _refresh, Scope.TOKEN)
+    refreshing.add_argument("selector", metavar="ID", help="its id, account:ID, or owner:ID")
+    parting = _command(connections, "disconnect", "forget it and erase its tokens", _disconnect, Scope.ADMIN)
+    parting.add_argument("selector", metavar="ID", help="its id; or account:ID, owner:ID where that is one connection")
     transfer.add_to(connections)
+    token = _command(
+        commands, "token", "print an access token, refreshed where it has little life left", _token, Scope.TOKEN
+    )
+    token.add_argument("selector", metavar="ID", help="its id, account:ID, or owner:ID")
     events = _command(commands, "events", "what happened: who spent a token, when, and why", _events, Scope.READ)
     events.add_argument("selector", metavar="ID", nargs="?", help="of one connection: its id, account:ID, or owner:ID")
     events.add_argument("--limit", type=int, default=50, metavar="N", help="default: 50")
@@ -88,6 +96,22 @@ async def _show(operations: Operations, options: argparse.Namespace) -> str:
 async def _events(operations: Operations, options: argparse.Namespace) -> str:
     found = await operations.events(options.selector, limit=min(max(options.limit, 1), 10_000))
     return json.dumps(found) if options.json else _history(found)
+
+
+async def _token(operations: Operations, options: argparse.Namespace) -> str:
+    found = await operations.token(options.selector)
+    return json.dumps(found) if options.json else str(found["access_token"])
+
+
+async def _refresh(operations: Operations, options: argparse.Namespace) -> str:
+    found = await operations.refresh(options.selector)
+    del found["access_token"]  # whoever wants that asks for it: `token`
+    return json.dumps(found) if options.json else _facts(found)
+
+
+async def _disconnect(operations: Operations, options: argparse.Namespace) -> str:
+    found = await operations.disconnect(options.selector)
+    return json.dumps(found) if options.json else _facts(found)
 
 
 async def _freeze(operations: Operations, options: argparse.Namespace) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import aiohttp
 
 from amo_callback.cli.local import open_local
+from amo_callback.custody.farewell import Farewell
 from amo_callback.custody.freezer import Freezer
 from amo_callback.custody.rescue import Rescue
 from amo_callback.custody.selection import Selection
@@ -23,6 +24,7 @@ from amo_callback.machine import machine_mark
 from amo_callback.model import Filter
 from amo_callback.web.private.connections import connection_shape
 from amo_callback.web.private.events import event_shape, whose
+from amo_callback.web.private.tokens import token_shape
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -49,6 +51,15 @@ class Operations(Protocol):
 
     async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
         """Freeze or thaw one connection, or all where none is named."""
+
+    async def token(self, selector: str) -> dict[str, Any]:
+        """Hand out an access token."""
+
+    async def refresh(self, selector: str) -> dict[str, Any]:
+        """Refresh a pair now, and hand out its access token."""
+
+    async def disconnect(self, selector: str) -> dict[str, Any]:
+        """Forget a connection."""
 
 
 @asynccontextmanager
@@ -96,6 +107,15 @@ class _Door:
         one = "" if selector is None else _path(selector)
         return await self._ask("POST", f"{one}/{'freeze' if frozen else 'thaw'}")
 
+    async def token(self, selector: str) -> dict[str, Any]:
+        return await self._ask("GET", f"{_path(selector)}/token")
+
+    async def refresh(self, selector: str) -> dict[str, Any]:
+        return await self._ask("POST", f"{_path(selector)}/refresh")
+
+    async def disconnect(self, selector: str) -> dict[str, Any]:
+        return await self._ask("DELETE", _path(selector))
+
     async def _pages(self, path: str, query: Mapping[str, str], *, most: int) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
         cursor: dict[str, str] = {}
@@ -130,6 +150,7 @@ class _Store:
     """The store, where no service runs."""
 
     def __init__(self, local: Local) -> None:
+        self._local = local
         self._store = local.store
         unsaved = Unsaved(
             store=local.store,
@@ -159,6 +180,22 @@ class _Store:
         [found, *_] = await self._selection.find(selector)
         events = await self._store.events(connection_id=found.id, limit=20)
         return {**await self._shape(found), "events": [event_shape(event) for event in events]}
+
+    async def token(self, selector: str) -> dict[str, Any]:
+        """Hand out what lives; nothing is refreshed: whoever spends must stay to store what it brings."""
+        [found, *_] = await self._selection.find(selector)
+        pair, now = self._local.cipher.pair_of(found), self._local.clock.now()
+        if pair is None or pair.expires_at <= now:
+            raise CommandFailed("it has no live access token, and only the running service gets a new one: start it")
+        return token_shape(found, pair, now=now, endpoint=self._local.place.settings.amo.endpoint)
+
+    async def refresh(self, selector: str) -> dict[str, Any]:
+        raise CommandFailed(f"only the running service refreshes: start it, and ask for {selector} again")
+
+    async def disconnect(self, selector: str) -> dict[str, Any]:
+        farewell = Farewell(store=self._store, clock=self._local.clock, observer=lambda _event: None)
+        connection = await self._selection.only(selector)
+        return await self._shape(await farewell.disconnect(connection, why="asked by the command"))
 
     async def _shape(self, connection: Connection) -> dict[str, Any]:
         owners = await self._store.owners_of([connection.id])

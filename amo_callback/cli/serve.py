@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
+from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
 from amo_callback.machine import machine_mark
-from amo_callback.observe.log import LogObserver, make_logger, take_over_library_logs
+from amo_callback.observe.log import LogObserver, Redactor, make_logger, take_over_library_logs
 from amo_callback.store import database_file
 from amo_callback.web.lifecycle import Home, Service, open_service
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from amo_callback.config import Settings
     from amo_callback.ports import Observer
+    from amo_callback.web.reload import Reloader
 
 T = TypeVar("T")
 
@@ -38,9 +40,8 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     path = find_config(options.config, environ)
     settings = load_settings(path, environ)
-    log = make_logger(
-        level=settings.log.level, style=settings.log.format, stream=sys.stdout, secrets=secrets_of(settings)
-    )
+    redactor = Redactor(secrets_of(settings))
+    log = make_logger(level=settings.log.level, style=settings.log.format, stream=sys.stdout, redactor=redactor)
     take_over_library_logs(log)
     folder = storage_folder(path, environ)
     home = Home(
@@ -48,7 +49,13 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         rescue=rescue_folder(settings, path, environ),
         machine=machine_mark(database_file(settings.storage.url, folder=folder)),
     )
-    return run_loop(_serve(settings, home=home, log=log))
+
+    def read_again() -> Settings:
+        fresh = load_settings(path, environ)
+        redactor.also(secrets_of(fresh))
+        return fresh
+
+    return run_loop(_serve(settings, home=home, log=log, read_again=read_again))
 
 
 def run_loop(work: Coroutine[object, object, T]) -> T:
@@ -64,10 +71,13 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
         return runner.run(work)
 
 
-async def _serve(settings: Settings, *, home: Home, log: FilteringBoundLogger) -> int:
+async def _serve(
+    settings: Settings, *, home: Home, log: FilteringBoundLogger, read_again: Callable[[], Settings]
+) -> int:
     observer = LogObserver(log)
     signalled = on_signal(observer)  # first: a signal during the start is one, too
     async with open_service(settings, home=home, clock=SystemClock(), log=log, observer=observer) as service:
+        on_reload(lambda: _reload(service.reloader, read_again, observer))
         status = await until_end(service, signalled)
     observer(Event(name="service.stopped", fields={"status": status}))
     return status
@@ -94,10 +104,26 @@ def on_signal(observer: Observer) -> asyncio.Future[None]:
     loop.add_signal_handler(
         signal.SIGHUP,
         lambda: observer(
-            Event(name="reload.ignored", level=Level.WARNING, fields={"text": "restart to read files again"})
+            Event(name="reload.ignored", level=Level.WARNING, fields={"text": "it has not begun, or does not reload"})
         ),
     )
     return signalled
+
+
+def on_reload(reload: Callable[[], None]) -> None:
+    """Reload with each SIGHUP."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
+
+def _reload(reloader: Reloader, read_again: Callable[[], Settings], observer: Observer) -> None:
+    """Take in what is written in the files now; where that cannot be used, all stays as it was."""
+    try:
+        needs_restart = reloader.take(read_again())
+    except ConfigurationError as error:
+        observer(Event(name="reload.failed", level=Level.ERROR, fields={"problems": list(error.problems)}))
+        return
+    level = Level.WARNING if needs_restart else Level.INFO
+    observer(Event(name="reload.done", level=level, fields={"needs_restart": list(needs_restart)}))
 
 
 def secrets_of(settings: Settings) -> list[str]:

@@ -8,11 +8,11 @@ import secrets
 import signal
 import stat
 import sys
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from amo_callback.amo.claims import account_of, read_claims
+from amo_callback.amo.claims import told_by
 from amo_callback.cli.local import acting_as_owner, add_config, find_place, open_local
 from amo_callback.cli.passphrase import known_passphrase, new_lock
 from amo_callback.cli.progress import Progress
@@ -25,7 +25,7 @@ from amo_callback.model import RefreshRules
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan, until_settled
 from amo_callback.transfer.export import export, freeze, until_quiet
 from amo_callback.transfer.files import new_file
-from amo_callback.transfer.plain import Told, read_plain
+from amo_callback.transfer.plain import read_plain
 from amo_callback.transfer.sealed import (
     MAX_LINE,
     SealedWriter,
@@ -185,18 +185,7 @@ async def _import(place: Place, file: IO[bytes], cipher: Cipher | None, options:
 
 def _read_plain(file: IO[bytes], place: Place, clock: Clock) -> Iterator[Arrival | Problem]:
     amo = place.settings.amo
-
-    def tell(access_token: str) -> Told:
-        claims = read_claims(access_token)
-        audience, expires = claims.get("aud"), claims.get("exp")
-        return Told(
-            account=account_of(claims, allowed=amo.allowed_domains),
-            client_id=audience if isinstance(audience, str) else None,
-            expires_at=datetime.fromtimestamp(expires, UTC)
-            if isinstance(expires, int) and 0 <= expires < 2**33
-            else None,
-        )
-
+    tell = partial(told_by, allowed=amo.allowed_domains)
     return read_plain(file.read(), tell=tell, client_id=amo.client_id, now=clock.now())
 
 

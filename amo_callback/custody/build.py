@@ -9,6 +9,7 @@ from amo_callback.custody.attempt import Attempts
 from amo_callback.custody.breaker import Breaker
 from amo_callback.custody.checks import Checks
 from amo_callback.custody.deadlines import Deadlines
+from amo_callback.custody.farewell import Farewell
 from amo_callback.custody.freezer import Freezer
 from amo_callback.custody.handout import Handout
 from amo_callback.custody.inquiry import Inquiry
@@ -39,6 +40,7 @@ class Custody:
     handout: Handout
     checks: Checks
     breaker: Breaker
+    farewell: Farewell
     freezer: Freezer
     selection: Selection
     leases: Leases
@@ -143,6 +145,7 @@ def make_custody(
         handout=Handout(selection=selection, amo=amo, keeper=keeper, liveness=liveness, cipher=cipher, clock=clock),
         checks=checks,
         breaker=breaker,
+        farewell=Farewell(store=store, clock=clock, observer=observer),
         freezer=freezer,
         selection=selection,
         leases=leases,

@@ -44,6 +44,10 @@ class ApiKeys:
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._keys = tuple(keys)
 
+    def replace(self, keys: Sequence[ApiKey]) -> None:
+        """Take these keys from now on, and no other."""
+        self._keys = tuple(keys)
+
     def find(self, presented: str) -> ApiKey | None:
         """Return the key presented; every key is compared, each in constant time."""
         digest = _digest(presented)

@@ -55,6 +55,10 @@ class Redactor:
     def __init__(self, secrets: Collection[str] = ()) -> None:
         self._secrets = sorted((s for s in secrets if len(s) >= _SHORTEST), key=len, reverse=True)
 
+    def also(self, secrets: Collection[str]) -> None:
+        """Take these out, too, from now on."""
+        self._secrets = sorted({*self._secrets, *(s for s in secrets if len(s) >= _SHORTEST)}, key=len, reverse=True)
+
     def __call__(self, _logger: object, _method: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
         """Scrub a line; a structlog processor."""
         return {key: _GONE if key in _NAMES else self._clean(value) for key, value in line.items()}
@@ -75,7 +79,9 @@ class Redactor:
         return self.scrub(value.isoformat() if hasattr(value, "isoformat") else str(value))
 
 
-def make_logger(*, level: str, style: str, stream: TextIO, secrets: Collection[str] = ()) -> FilteringBoundLogger:
+def make_logger(
+    *, level: str, style: str, stream: TextIO, secrets: Collection[str] = (), redactor: Redactor | None = None
+) -> FilteringBoundLogger:
     """Make the process's logger: `style` is `json`, `console`, or `auto` (console on a terminal)."""
     console = style == "console" or (style == "auto" and stream.isatty())
     processors: list[Processor] = [
@@ -83,7 +89,7 @@ def make_logger(*, level: str, style: str, stream: TextIO, secrets: Collection[s
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        Redactor(secrets),
+        redactor or Redactor(secrets),
     ]
     if console:
         processors.append(structlog.dev.ConsoleRenderer(colors=stream.isatty()))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from amo_callback.event import Event
     from amo_callback.grant import Redirect
-    from amo_callback.model import Account, Issued, Sighting
+    from amo_callback.model import Account, Issued, Sighting, Told
 
 __all__ = ["AmoOAuth", "Clock", "Observer", "Priority", "RescueFiles", "Store"]
 
@@ -72,6 +72,9 @@ class AmoOAuth(Protocol):
 
     def account_of(self, access_token: str) -> Account:
         """Return whose access token it is, as far as it tells."""
+
+    def told_by(self, access_token: str) -> Told:
+        """Return what an access token tells of itself."""
 
     def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
         """Tell whether AMO signed that our integration was switched off in this account."""

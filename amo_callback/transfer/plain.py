@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from amo_callback.errors import CommandFailed
-from amo_callback.model import Account, Reason, Status, TokenPair, connection_id
+from amo_callback.model import Account, Reason, Status, TokenPair, Told, connection_id
 from amo_callback.schedule import REFRESH_TOKEN_LIFE
 from amo_callback.transfer.record import Arrival, Host, Problem, Record, Token, TokenOrNone, faults
 
@@ -42,15 +42,6 @@ class _Entry:
 
 
 _ENTRY = TypeAdapter(_Entry)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
-    """What an access token tells of itself, as far as it does."""
-
-    account: Account
-    client_id: str | None = None
-    expires_at: datetime | None = None
 
 
 def read_plain(

@@ -13,6 +13,7 @@ from amo_callback.web.keys import (
     AMO,
     API_KEYS,
     AUTHORIZATIONS,
+    CIPHER,
     CLOCK,
     CONNECT,
     CUSTODY,
@@ -28,9 +29,10 @@ from amo_callback.web.keys import (
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
 from amo_callback.web.private import authorizations as private_authorizations
-from amo_callback.web.private import connections, events, tokens
+from amo_callback.web.private import connections, events, imports, tokens
 from amo_callback.web.private.authorization import authorize
 from amo_callback.web.private.errors import problem_errors
+from amo_callback.web.private.refusals import Refusals
 from amo_callback.web.public import authorizations, callback, exchange, hooks, returning, users
 from amo_callback.web.public.errors import envelope_errors
 from amo_callback.web.public.headers import protect
@@ -89,11 +91,15 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
 
 def _private(settings: Settings, services: Services, log: FilteringBoundLogger) -> web.Application:
     app = _app(settings, services, log, door="private", errors=problem_errors)
-    app.middlewares.append(authorize(open_paths=("/healthz", "/readyz")))
+    refusals = Refusals(clock=services.clock, log=log)
+    app.middlewares.append(authorize(open_paths=("/healthz", "/readyz"), refusals=refusals))
+    app.on_cleanup.append(refusals.close)
     app[AUTHORIZATIONS] = services.connecting.authorizations
     app[HANDOUT] = services.custody.handout
     app[CUSTODY] = services.custody
     app[STORE] = services.store
+    app[AMO] = services.amo
+    app[CIPHER] = services.cipher
     app[API_KEYS] = ApiKeys(read_api_keys(settings.api.keys.get_secret_value()))
     app[health.READINESS] = health.Readiness(
         store=services.store,
@@ -104,6 +110,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
     app.add_routes(
         [
             *tokens.routes(),
+            *imports.routes(),
             *connections.routes(),
             *events.routes(),
             *private_authorizations.routes(),

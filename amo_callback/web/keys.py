@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from amo_callback.cipher import Cipher
 from amo_callback.config import Settings
 from amo_callback.connect.authorization import Authorizations
 from amo_callback.connect.completion import Connect
@@ -31,6 +32,7 @@ AUTHORIZATIONS = web.AppKey("authorizations", Authorizations)
 REDEEMER = web.AppKey("redeemer", Redeemer)
 USERS = web.AppKey("users", Users)
 AMO = web.AppKey("amo", AmoOAuth)
+CIPHER = web.AppKey("cipher", Cipher)
 STORE = web.AppKey("store", Store)
 CONNECT = web.AppKey("connect", Connect)
 CUSTODY = web.AppKey("custody", Custody)
@@ -45,6 +47,7 @@ class Services:
 
     store: Store
     amo: AmoOAuth
+    cipher: Cipher
     connecting: Connecting
     users: Users | None
     """Who the app's users are; `None` where their JWTs are not configured."""

@@ -28,7 +28,8 @@ from amo_callback.model import RefreshRules
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
 from amo_callback.web.doors import Door, open_door
-from amo_callback.web.keys import Services
+from amo_callback.web.keys import API_KEYS, Services
+from amo_callback.web.reload import Reloader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -53,6 +54,7 @@ class Service:
     """Ends with `TaskDied` where the refresher does."""
     stop: Callable[[], None]
     """Begin nothing new from now on: what a signal does first."""
+    reloader: Reloader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +115,9 @@ async def open_service(
             random=random.random,
             connected=lambda: _connected(custody),
         )
-        services = Services(store=store, amo=amo, connecting=connecting, users=users, custody=custody, clock=clock)
+        services = Services(
+            store=store, amo=amo, cipher=cipher, connecting=connecting, users=users, custody=custody, clock=clock
+        )
         await stack.enter_async_context(_draining(custody))
         await stack.enter_async_context(_draining(connecting.connect))
         died = await stack.enter_async_context(_running(custody.refresher, observer))
@@ -133,7 +137,14 @@ async def open_service(
         stack.callback(stop)  # the first thing at the end, also where nobody sent a signal
         fields = {"public": public.address, "private": private.address}
         observer(Event(name="service.started", fields=fields))
-        yield Service(public=public.address, private=private.address, services=services, died=died, stop=stop)
+        yield Service(
+            public=public.address,
+            private=private.address,
+            services=services,
+            died=died,
+            stop=stop,
+            reloader=Reloader(settings, api_keys=apps.private[API_KEYS]),
+        )
         observer(Event(name="service.stopping"))
 
 

@@ -46,6 +46,7 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
                 shown = await _told(stage, "connections", "show", name)
                 events = await _told(stage, "events", name)
                 thawed = await _told(stage, "connections", "thaw", name)
+                token = await _told(stage, "token", name)
                 all_frozen = await _told(stage, "connections", "freeze", "--all")
                 all_thawed = await _told(stage, "connections", "thaw", "--all")
                 assert {each["account_id"] for each in listed} == {str(each.id) for each in stage.accounts}
@@ -53,11 +54,23 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
                 assert [event["name"] for event in events][-2:] == ["connection.frozen", "connection.connected"]
                 assert shown["events"][0]["name"] == "connection.frozen"
                 assert (all_frozen["frozen"], all_frozen["open_attempts"], all_thawed["frozen"]) == (True, 0, False)
+                assert (token["account_id"], token["access_token"][:3]) == (str(one.id), "eyJ")
+                    str(one.id),
+                    "Bearer",
+                    "eyJ",
+                )
                 answers.append((set(frozen), set(shown), set(events[0]), {event["process"] for event in events[:1]}))
                 assert "There is no such connection" in await _failed(stage, "connections", "show", "unknown")
                 if number == 0:
+                    refreshed = await _told(stage, "connections", "refresh", name)
+                    assert refreshed["expires_in"] > 0
+                    assert "access_token" not in refreshed
                     process.signal(signal.SIGTERM)
                     assert await process.ended() == 0
+        assert "only the running service refreshes" in await _failed(stage, "connections", "refresh", name)
+        gone = await _told(stage, "connections", "disconnect", name)
+        assert gone["status"] == "disconnected"
+        assert "There is no such connection" in await _failed(stage, "token", name)
         assert answers[0][:3] == answers[1][:3]
         assert answers[0][3] != answers[1][3]
         status, out, err = await command("events", folder=tmp_path, environ=stage.environ())

@@ -115,12 +115,33 @@ async def test_its_files_are_the_owners_and_its_log_is_json_without_secrets(
     }
 
 
-async def test_a_hangup_does_not_end_it(living_amo: Amo, tmp_path: Path, encryption_key: str) -> None:
-    """A closed terminal is no reason to stop; the log says what to do for a reload."""
-    async with serving(environment(living_amo, encryption_key), tmp_path) as process:
-        await process.until("service.started")
+async def test_a_hangup_reads_the_keys_again(living_amo: Amo, tmp_path: Path, encryption_key: str) -> None:
+    """After SIGHUP the file's new key opens the door and the old one does not; what cannot be used changes nothing."""
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    file, new = secrets / "api.keys", "another-api-key-0123456789-0123456789-0123456789"
+    environ = environment(living_amo, encryption_key, SERVER__SECRETS=str(secrets))
+    file.write_text(environ.pop("AMO_CALLBACK_API__KEYS"))
+    async with serving(environ, tmp_path) as process, aiohttp.ClientSession() as http:
+        door = (await process.until("service.started"))["private"]
+
+        async def status(key: str) -> int:
+            headers = {"Authorization": f"Bearer {key}"}
+            async with http.get(f"http://{door}/connections", headers=headers) as answer:
+                return answer.status
+
+        file.write_text("backend:short")
         process.signal(signal.SIGHUP)
-        await process.until("reload.ignored")
+        failed = await process.until("reload.failed")
+        assert ["api.keys" in problem for problem in failed["problems"]] == [True]
+            True,
+            False,
+        )
+        assert (await status(API_KEY), await status(new)) == (200, 401)
+        file.write_text(f"backend:{new}")
+        process.signal(signal.SIGHUP)
+        assert (await process.until("reload.done"))["needs_restart"] == []
+        assert (await status(API_KEY), await status(new)) == (401, 200)
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
 

@@ -9,9 +9,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.amo.claims import account_of, read_claims
-from amo_callback.model import Account, RefreshRules, Status, connection_id
+from amo_callback.model import Account, RefreshRules, Status, Told, connection_id
 from amo_callback.transfer.bring import Rules, carry_out
-from amo_callback.transfer.plain import Told
 from amo_callback.transfer.record import Arrival, Record
 from amo_callback.transfer.sealed import SealedWriter, lock_with_key
 from tests.builders import DAY

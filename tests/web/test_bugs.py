@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.amo.client import AmoClient
+    from amo_callback.cipher import Cipher
     from amo_callback.connect.authorization import Authorizations
     from amo_callback.connect.completion import Connect
     from amo_callback.connect.redemption import Redeemer
@@ -86,6 +87,7 @@ class Doors:
         services = Services(
             store=cast("Store", broken),
             amo=self.client,
+            cipher=cast("Cipher", broken),
             connecting=Connecting(
                 authorizations=cast("Authorizations", broken),
                 connect=cast("Connect", broken),

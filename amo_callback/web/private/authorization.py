@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
 
     from amo_callback.identity import Scope
+    from amo_callback.web.private.refusals import Refusals
 
 API_KEY = web.RequestKey("api_key", ApiKey)
 _SCHEME = "bearer "
 
 
-def authorize(*, open_paths: Collection[str]) -> Middleware:
+def authorize(*, open_paths: Collection[str], refusals: Refusals) -> Middleware:
     """Make the middleware: every path but the open ones needs a key, also one that does not exist."""
 
     @web.middleware
@@ -33,6 +34,7 @@ def authorize(*, open_paths: Collection[str]) -> Middleware:
         presented = header[len(_SCHEME) :].strip() if header[: len(_SCHEME)].lower() == _SCHEME else ""
         key = request.app[API_KEYS].find(presented)
         if key is None:
+            refusals.count()
             return render(
                 Problem(
                     status=401,

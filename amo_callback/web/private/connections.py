@@ -29,6 +29,7 @@ def routes() -> Sequence[web.RouteDef]:
     return [
         web.get("/connections", index, allow_head=False),
         web.get("/connections/{id}", show, allow_head=False),
+        web.delete("/connections/{id}", disconnect),
         web.post("/connections/{id}/freeze", freeze),
         web.post("/connections/{id}/thaw", thaw),
         web.post("/freeze", freeze_all),
@@ -70,6 +71,15 @@ async def show(request: web.Request) -> web.Response:
     [connection, *_] = await request.app[CUSTODY].selection.find(request.match_info["id"])
     events = await request.app[STORE].events(connection_id=connection.id, limit=_LAST_EVENTS)
     return web.json_response({**await _shape(request, connection), "events": [event_shape(event) for event in events]})
+
+
+async def disconnect(request: web.Request) -> web.Response:
+    """Forget one connection and erase its tokens; AMO's side lives on until the integration is removed there."""
+    key = require(request, Scope.ADMIN)
+    custody = request.app[CUSTODY]
+    connection = await custody.selection.only(request.match_info["id"])
+    forgotten = await custody.farewell.disconnect(connection, why=f"asked by {key.name}")
+    return web.json_response(await _shape(request, forgotten))
 
 
 async def freeze(request: web.Request) -> web.Response:

@@ -16,9 +16,11 @@ from amo_callback.web.private.parameters import Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from amo_callback.custody.handout import HandedOut
     from amo_callback.identity import ApiKey
+    from amo_callback.model import Connection, TokenPair
 
 MAX_TOKEN = 16 * 1024
 _DEFAULT_MIN_TTL, _MOST_MIN_TTL = 300, 999_999_999
@@ -73,19 +75,23 @@ def _min_ttl(request: web.Request) -> int:
 
 
 def _shape(request: web.Request, handed_out: HandedOut) -> dict[str, object]:
-    connection, pair = handed_out.connection, handed_out.pair
-    left = (pair.expires_at - request.app[CLOCK].now()).total_seconds()
-    shape: dict[str, object] = {
+    settings, now = request.app[SETTINGS], request.app[CLOCK].now()
+    shape = token_shape(handed_out.connection, handed_out.pair, now=now, endpoint=settings.amo.endpoint)
+    if handed_out.stale:
+        shape |= {"stale": True, "reason": handed_out.reason}
+    return shape
+
+
+def token_shape(connection: Connection, pair: TokenPair, *, now: datetime, endpoint: str) -> dict[str, object]:
+    """Return an access token as the contract shows it."""
+    return {
         "connection_id": connection.id,
         "access_token": pair.access_token,
         "token_type": "Bearer",
         "expires_at": rfc3339(pair.expires_at),
-        "expires_in": max(int(left), 0),
+        "expires_in": max(int((pair.expires_at - now).total_seconds()), 0),
         "issued_at": rfc3339(pair.issued_at),
         "account_id": connection.account_id,
         "domain": connection.domain,
-        "base_url": request.app[SETTINGS].amo.endpoint.replace("{domain}", connection.domain),
+        "base_url": endpoint.replace("{domain}", connection.domain),
     }
-    if handed_out.stale:
-        shape |= {"stale": True, "reason": handed_out.reason}
-    return shape

@@ -1,0 +1,129 @@
+"""`POST /connections/import`: pairs from another system."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import TYPE_CHECKING, Annotated, Any
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from amo_callback.errors import Busy, CommandFailed, InvalidRequest
+from amo_callback.identity import Scope
+from amo_callback.model import RefreshRules
+from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
+from amo_callback.transfer.plain import read_plain
+from amo_callback.web.keys import AMO, CIPHER, CLOCK, CUSTODY, LOG, SETTINGS, STORE
+from amo_callback.web.private.authorization import require
+from amo_callback.web.private.problems import Problem, invalid, render
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amo_callback.transfer.record import Problem as Fault
+
+MOST = 1024 * 1024
+"""Bytes of a body: some seven hundred connections. Whoever has more takes the command, which can be broken off."""
+_PATIENCE = 60.0
+_TOLD = 20
+"""Problems that are told at most."""
+
+
+class ImportBody(BaseModel):
+    """What a backend sends: connections as `amo-callback connections import` reads them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    connections: Annotated[list[dict[str, Any]], Field(min_length=1)] = Field(repr=False)
+    replace: bool = False
+    """Also over other tokens of the same connection."""
+
+
+def routes() -> Sequence[web.RouteDef]:
+    """Return this module's routes."""
+    return [web.post("/connections/import", bring)]
+
+
+async def bring(request: web.Request) -> web.Response:
+    """Take in connections; where anything is wrong with one of them, nothing is changed."""
+    key = require(request, Scope.ADMIN)
+    body = await _read(request)
+    plan = await _plan(request, body)
+    if plan.problems:
+        return _refused(plan.problems)
+    _check_quiet(request, plan)
+    left = await carry_out(
+        plan,
+        store=request.app[STORE],
+        cipher=request.app[CIPHER],
+        rules=RefreshRules(**request.app[SETTINGS].refresh.model_dump()),
+        random=random.random,
+        source=f"the API key {key.name}",
+        advance=lambda _done: None,
+    )
+    request.app[CUSTODY].refresher.wake()
+    told = {
+        "new": len(plan.new),
+        "replaced": len(plan.replaced),
+        "same": plan.same,
+        "newer": plan.newer,
+        "left": list(left),
+    }
+    request.app[LOG].info("connections.imported", key=key.name, **{**told, "left": len(left)})
+    return web.json_response(told)
+
+
+async def _read(request: web.Request) -> ImportBody:
+    content = bytearray()
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            async for chunk in request.content.iter_any():
+                content += chunk
+                if len(content) > MOST:
+                    raise web.HTTPRequestEntityTooLarge(max_size=MOST, actual_size=len(content))
+        return ImportBody.model_validate_json(bytes(content))
+    except ValidationError as error:
+        [first, *_] = error.errors(include_url=False, include_input=False)
+        name = str(first["loc"][0]) if first["loc"] else "body"
+        raise invalid(name[:64], 'the body is {"connections": [{…}, …], "replace": false}') from None
+    except (TimeoutError, web.RequestPayloadError):
+        raise invalid("body", "it did not come in time, or not whole") from None
+
+
+async def _plan(request: web.Request, body: ImportBody) -> Plan:
+    amo, settings = request.app[AMO], request.app[SETTINGS].amo
+    content = json.dumps(body.connections).encode()
+    try:
+        arrivals = list(
+            read_plain(content, tell=amo.told_by, client_id=settings.client_id, now=request.app[CLOCK].now())
+        )
+    except CommandFailed as error:
+        raise invalid("connections", str(error)) from None
+    rules = Rules(
+        client_id=settings.client_id,
+        allowed_domains=settings.allowed_domains,
+        allowed_accounts=settings.allowed_accounts,
+        replace=body.replace,
+    )
+    return await make_plan(arrivals, store=request.app[STORE], cipher=request.app[CIPHER], rules=rules)
+
+
+def _refused(faults: Sequence[Fault]) -> web.Response:
+    told = [{"place": fault.place, "why": fault.why} for fault in faults[:_TOLD]]
+    return render(
+        Problem(
+            status=400,
+            code=InvalidRequest.code,
+            detail=f"connections: {len(faults)} of them cannot be taken; nothing was changed",
+            more={"problems": told},
+        )
+    )
+
+
+def _check_quiet(request: web.Request, plan: Plan) -> None:
+    """Replace nothing that somebody may be refreshing at this moment: his pair would be lost, or this one."""
+    left = max((request.app[CUSTODY].leases.left(stored) for _, stored in plan.replaced), default=0.0)
+    if left:
+        raise Busy(left)

@@ -1,0 +1,126 @@
+"""`POST /connections/import`: pairs from another system, by one request."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from tests.conftest import ADMIN_KEY, API_KEY, HOST
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer, Running
+
+PATH = "/connections/import"
+
+
+async def _import(app: Running, body: Any, key: str = ADMIN_KEY) -> Answer:
+    return await app.private(PATH, key=key, method="POST", json=body)
+
+
+async def _theirs(app: Running) -> dict[str, Any]:
+    """Return a pair as another system has it that has connected the account."""
+    body = app.amo.request(grant_type="authorization_code", code=app.amo.code())
+    async with app.http.post(f"http://{app.amo.address}/{HOST}/oauth2/access_token", json=body) as answer:
+        issued = await answer.json()
+    return {
+        "domain": HOST,
+        "access_token": issued["access_token"],
+        "refresh_token": issued["refresh_token"],
+        "expires_in": issued["expires_in"],
+    }
+
+
+async def test_another_systems_pairs_are_taken_over(app: Running) -> None:
+    """They are stored, handed out, kept fresh from then on, and the history tells where they came from."""
+    theirs = await _theirs(app)
+    answer = await _import(app, {"connections": [theirs]})
+    assert (answer.status, answer.json()) == (200, {"new": 1, "replaced": 0, "same": 0, "newer": 0, "left": []})
+    account = f"account:{app.amo.account.id}"
+    assert (await app.private(f"/connections/{account}/token")).json()["access_token"] == theirs["access_token"]
+    refreshed = await app.private(f"/connections/{account}/refresh", method="POST")
+    assert (refreshed.status, refreshed.json()["access_token"] != theirs["access_token"]) == (200, True)
+    told = (await app.private(f"/events?connection={account}")).json()["items"]
+    [imported] = [event for event in told if event["name"] == "connection.imported"]
+    assert imported["details"]["source"] == "the API key admin"
+    assert "refresh_token" not in str(told)
+
+
+async def test_the_same_again_changes_nothing(app: Running) -> None:
+    """An import whose answer was lost may be sent again."""
+    theirs = await _theirs(app)
+    for new, same in ((1, 0), (0, 1)):
+        told = (await _import(app, {"connections": [theirs]})).json()
+        assert (told["new"], told["same"]) == (new, same)
+
+
+async def test_what_is_here_is_replaced_only_where_that_is_said(app: Running) -> None:
+    """Else nothing of the whole request is taken, and each is named by its place, not by what stands there."""
+    await app.connected()
+    app.clock.advance(1)
+    theirs = await _theirs(app)
+    refused = await _import(app, {"connections": [theirs]})
+    assert (refused.status, refused.json()["code"]) == (400, "invalid_request")
+    [problem] = refused.json()["problems"]
+    assert problem["place"] == "entry 1"
+    assert theirs["access_token"] not in refused.text
+    replaced = await _import(app, {"connections": [theirs], "replace": True})
+    assert (replaced.status, replaced.json()["replaced"]) == (200, 1)
+
+
+async def test_one_bad_one_keeps_all_out(app: Running) -> None:
+    """Nothing is changed where anything is wrong."""
+    theirs = await _theirs(app)
+    answer = await _import(app, {"connections": [theirs, {**theirs, "domain": "evil.com"}, {"domain": HOST}]})
+    assert (answer.status, [problem["place"] for problem in answer.json()["problems"]]) == (400, ["entry 2", "entry 3"])
+    assert (await app.private("/connections")).json()["items"] == []
+
+
+async def test_nothing_is_replaced_that_is_being_refreshed(app: Running) -> None:
+    """The pair that is on its way would be lost, or this one: come again."""
+    connection = await app.connected()
+    app.clock.advance(1)
+    theirs = await _theirs(app)
+    app.amo.sandbox.asked.clear()
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    refresh = asyncio.create_task(app.private(f"/connections/{connection}/refresh", method="POST"))
+    await app.amo.sandbox.asked.wait()
+    answer = await _import(app, {"connections": [theirs], "replace": True})
+    assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (503, True)
+    app.amo.sandbox.go_on.set()
+    assert (await refresh).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "connections"),
+        ({"connections": []}, "connections"),
+        ({"connections": "x"}, "connections"),
+        ({"connections": ["x"]}, "connections"),
+        ({"connections": [{}], "replace": "yes"}, "replace"),
+        ({"connections": [{}], "more": 1}, "more"),
+        ([], "body"),
+    ],
+)
+async def test_a_bad_body_is_400_and_the_field_is_named(app: Running, body: Any, field: str) -> None:
+    """What is no such JSON is the sender's fault."""
+    answer = await _import(app, body)
+    assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
+    assert answer.json()["detail"].startswith(f"{field}:")
+
+
+async def test_a_body_is_not_endless(app: Running) -> None:
+    """Above a mebibyte it is 413: whoever has more takes the command."""
+    body = io.BytesIO(b'{"connections": [' + b" " * 1024 * 1024 + b"]}")
+    answer = await app.private(PATH, key=ADMIN_KEY, method="POST", data=body)
+    assert (answer.status, answer.json()["code"]) == (413, "invalid_request")
+
+
+async def test_only_an_administrator_imports(app: Running) -> None:
+    """The scope is `admin`, and the public door knows nothing of it."""
+    assert (await _import(app, {"connections": [{}]}, key=API_KEY)).status == 403
+    assert (await app.public(PATH, method="POST", json={})).status == 404
