@@ -55,10 +55,6 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
                 assert shown["events"][0]["name"] == "connection.frozen"
                 assert (all_frozen["frozen"], all_frozen["open_attempts"], all_thawed["frozen"]) == (True, 0, False)
                 assert (token["account_id"], token["access_token"][:3]) == (str(one.id), "eyJ")
-                    str(one.id),
-                    "Bearer",
-                    "eyJ",
-                )
                 answers.append((set(frozen), set(shown), set(events[0]), {event["process"] for event in events[:1]}))
                 assert "There is no such connection" in await _failed(stage, "connections", "show", "unknown")
                 if number == 0:

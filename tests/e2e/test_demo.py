@@ -47,7 +47,7 @@ async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp
 
         consent = start.rstrip("/") + await follow(start, r'id="connect" href="([^"]+)"')
         allow = start.rstrip("/") + await follow(consent, r'class="allow" href="([^"]+)"')
-        app = await follow(allow, r'id="open" href="([^"]+)"')
+        app = await follow(allow, r'id="open" [^>]*href="([^"]+)"')
         async with http.get(app) as response:
             landed = await response.text()
     assert "Back in the app" in landed
