@@ -172,7 +172,7 @@ class _Store:
         all_frozen = await self._store.frozen() is not None
         owners = await self._store.owners_of([connection.id for connection in found])
         return [
-            connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen)
+            dict(connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen))
             for connection in found
         ]
 
@@ -199,10 +199,10 @@ class _Store:
 
     async def _shape(self, connection: Connection) -> dict[str, Any]:
         owners = await self._store.owners_of([connection.id])
-        return connection_shape(connection, owners[connection.id])
+        return dict(connection_shape(connection, owners[connection.id]))
 
     async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
-        return [event_shape(event) for event in await self._store.events(**whose(selector), limit=limit)]
+        return [dict(event_shape(event)) for event in await self._store.events(**whose(selector), limit=limit)]
 
     async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
         if selector is not None:

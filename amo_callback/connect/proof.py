@@ -20,13 +20,9 @@ from amo_callback.errors import NotTheirs, WrongVerifier
 if TYPE_CHECKING:
     from amo_callback.grant import AuthorizationRequest
 
-_CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
+CHALLENGE = "^[A-Za-z0-9_-]{43}$"
+"""A challenge of the method S256: 32 bytes, URL-safe base64."""
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
-
-
-def is_challenge(value: str) -> bool:
-    """Tell whether it may be a challenge of the method S256: 32 bytes, URL-safe base64."""
-    return _CHALLENGE.fullmatch(value) is not None
 
 
 def check_verifier(request: AuthorizationRequest | None, verifier: str | None) -> None:

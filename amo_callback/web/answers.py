@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from aiohttp import web
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from amo_callback.model import Status
 
@@ -14,20 +17,76 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection
 
 
+Data = TypeVar("Data")
+
+
+class FailureCode(StrEnum):
+    """What went wrong, for the app: the deep link's words, and those of HTTP."""
+
+    INVALID_REQUEST = "invalid_request"
+    INVALID_STATE = "invalid_state"
+    ACCOUNT_NOT_ALLOWED = "account_not_allowed"
+    CODE_EXPIRED = "code_expired"
+    CODE_USED = "code_used"
+    AUTH_FAILED = "auth_failed"
+    RATE_LIMITED = "rate_limited"
+    AMO_UNAVAILABLE = "amo_unavailable"
+    UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    STORE_UNAVAILABLE = "store_unavailable"
+    INTERNAL_ERROR = "internal_error"
+
+
+class Success(TypedDict, Generic[Data]):
+    """What was asked for."""
+
+    success: Literal[True]
+    data: Data
+    message: str
+
+
+class FailureShape(TypedDict):
+    """Why there is nothing."""
+
+    success: Literal[False]
+    error: FailureCode
+    message: str
+
+
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class ToldConnection(TypedDict):
+    """A connection as the app knows it."""
+
+    connected: bool
+    hasTokens: bool
+    """Whether a live access token is held."""
+    domain: str | None
+    accountId: str | None
+
+
+TOLD: ToldConnection = {"connected": True, "hasTokens": True, "domain": "example.amocrm.ru", "accountId": "31920194"}
+"""An example."""
+NOBODYS: ToldConnection = {"connected": False, "hasTokens": False, "domain": None, "accountId": None}
+
+
 def success(data: object, message: str) -> web.Response:
     """Answer `{"success": true, "data": …, "message": …}`."""
-    return web.json_response({"success": True, "data": data, "message": message})
+    told: Success[object] = {"success": True, "data": data, "message": message}
+    return web.json_response(told)
 
 
-def failure(error: str, message: str, *, status: int) -> web.Response:
+def failure(error: FailureCode, message: str, *, status: int) -> web.Response:
     """Answer `{"success": false, "error": CODE, "message": …}`."""
-    return web.json_response({"success": False, "error": error, "message": message}, status=status)
+    told: FailureShape = {"success": False, "error": error, "message": message}
+    return web.json_response(told, status=status)
 
 
-def told_connection(connection: Connection | None, now: datetime) -> dict[str, object]:
+def told_connection(connection: Connection | None, now: datetime) -> ToldConnection:
     """Return a connection as the app knows it."""
     if connection is None or connection.status is Status.DISCONNECTED:
-        return {"connected": False, "hasTokens": False, "domain": None, "accountId": None}
+        return NOBODYS
     expires_at = connection.access_expires_at
     return {
         "connected": connection.status is Status.ACTIVE,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from amo_callback.identity import ApiKeys, read_api_keys
-from amo_callback.web import health
+from amo_callback.web import health, openapi
 from amo_callback.web.keys import (
     AMO,
     API_KEYS,
@@ -59,7 +59,11 @@ class Apps:
 
 def make_apps(settings: Settings, services: Services, log: FilteringBoundLogger) -> Apps:
     """Build both doors."""
-    return Apps(public=_public(settings, services, log), private=_private(settings, services, log))
+    apps = Apps(public=_public(settings, services, log), private=_private(settings, services, log))
+    apps.private[openapi.DOCUMENT] = openapi.Document(
+        public=apps.public, private=apps.private, redirect_uri=settings.amo.redirect_uri
+    )
+    return apps
 
 
 def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -> web.Application:
@@ -114,6 +118,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
             *connections.routes(),
             *events.routes(),
             *private_authorizations.routes(),
+            *openapi.routes(),
             web.get("/healthz", health.healthz),
             web.get("/readyz", health.readyz),
         ]

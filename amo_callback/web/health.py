@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
 from amo_callback.errors import AmoCallbackError, StoreUnavailable
 from amo_callback.tasks import done_within
+from amo_callback.web.operation import Operation, Reply, describe
 
 if TYPE_CHECKING:
     from amo_callback.custody.build import Custody
     from amo_callback.ports import Clock, Store
 
 _STORE_PATIENCE = 2.0
+
+
+class Alive(TypedDict):
+    """The process is alive."""
+
+    status: Literal["ok"]
+
+
+class Check(TypedDict):
+    """One check, with a word for people."""
+
+    ok: bool
+    detail: str
+
+
+class Ready(TypedDict):
+    """Whether the service can do its work."""
+
+    status: Literal["ready", "not ready"]
+    checks: dict[str, Check]
+
+
+_GOOD: Ready = {"status": "ready", "checks": {"store": {"ok": True, "detail": "works"}}}
+_BAD: Ready = {"status": "not ready", "checks": {"store": {"ok": False, "detail": "no answer within 2 s"}}}
 
 
 class Readiness:
@@ -27,7 +53,7 @@ class Readiness:
         self._clock = clock
         self._oldest_beat = max(3 * poll_interval, 15.0)
 
-    async def checks(self) -> dict[str, dict[str, object]]:
+    async def checks(self) -> dict[str, Check]:
         """Return each check by its name: whether it is `ok`, and a `detail` for people."""
         store, fresh = await asyncio.gather(self._check_store(), self._check_fresh())
         found = {
@@ -107,15 +133,29 @@ class Readiness:
 READINESS = web.AppKey("readiness", Readiness)
 
 
+@describe(
+    Operation(
+        id="healthz",
+        replies={200: Reply(about="Alive.", shape=Alive, examples={"alive": {"status": "ok"}})},
+    )
+)
 async def healthz(_request: web.Request) -> web.Response:
     """Answer that the process is alive."""
     return web.json_response({"status": "ok"})
 
 
+@describe(
+    Operation(
+        id="readyz",
+        replies={
+            200: Reply(about="Every check is good.", shape=Ready, examples={"ready": _GOOD}),
+            503: Reply(about="One is not.", shape=Ready, examples={"not ready": _BAD}),
+        },
+    )
+)
 async def readyz(request: web.Request) -> web.Response:
     """Answer 200 where every check is good, else 503."""
     checks = await request.app[READINESS].checks()
     ready = all(check["ok"] for check in checks.values())
-    return web.json_response(
-        {"status": "ready" if ready else "not ready", "checks": checks}, status=200 if ready else 503
-    )
+    told: Ready = {"status": "ready" if ready else "not ready", "checks": checks}
+    return web.json_response(told, status=200 if ready else 503)

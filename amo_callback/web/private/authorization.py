@@ -9,7 +9,7 @@ from aiohttp import web
 from amo_callback.errors import Forbidden
 from amo_callback.identity import ApiKey
 from amo_callback.web.keys import API_KEYS
-from amo_callback.web.private.problems import Problem, render
+from amo_callback.web.private.problems import Code, Problem, render
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -38,7 +38,7 @@ def authorize(*, open_paths: Collection[str], refusals: Refusals) -> Middleware:
             return render(
                 Problem(
                     status=401,
-                    code="unauthorized",
+                    code=Code.UNAUTHORIZED,
                     detail="Send a known API key: Authorization: Bearer KEY.",
                     headers={"WWW-Authenticate": "Bearer"},
                 )

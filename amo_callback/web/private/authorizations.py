@@ -12,8 +12,9 @@ from amo_callback.identity.users import MAX_USER
 from amo_callback.web.keys import AUTHORIZATIONS, LOG
 from amo_callback.web.private.authorization import require
 from amo_callback.web.private.bodies import read_body
-from amo_callback.web.private.problems import invalid
-from amo_callback.web.starting import StartBody, read_request, started_shape
+from amo_callback.web.private.operation import operation
+from amo_callback.web.private.problems import Code, invalid
+from amo_callback.web.starting import STARTED, StartBody, StartedShape, read_request, started_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,14 @@ class OwnedStartBody(StartBody):
     owner: Annotated[str, Field(min_length=1, max_length=MAX_USER)] | int
 
 
+@operation(
+    "start_grant",
+    scope=Scope.TOKEN,
+    body=OwnedStartBody,
+    answer=StartedShape,
+    example=STARTED,
+    problems=[Code.AMO_UNAVAILABLE, Code.STORE_UNAVAILABLE],
+)
 async def start(request: web.Request) -> web.Response:
     """Start a grant for `owner`, who is bound once it is completed."""
     key = require(request, Scope.TOKEN)

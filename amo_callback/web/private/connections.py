@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
 from amo_callback.identity import Scope
-from amo_callback.model import Filter, Status
+from amo_callback.model import Filter, Reason, Status
 from amo_callback.web.keys import CUSTODY, LOG, STORE
+from amo_callback.web.operation import Time
 from amo_callback.web.private.authorization import require
-from amo_callback.web.private.events import event_shape
-from amo_callback.web.private.parameters import Parameters
-from amo_callback.web.private.problems import invalid
+from amo_callback.web.private.events import EVENT, EventShape, event_shape
+from amo_callback.web.private.operation import SELECTS, operation
+from amo_callback.web.private.parameters import Paged, Text, read_query
+from amo_callback.web.private.problems import Code
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from amo_callback.model import Connection
@@ -37,42 +41,145 @@ def routes() -> Sequence[web.RouteDef]:
     ]
 
 
+class ConnectionsQuery(Paged):
+    """Which connections."""
+
+    cursor: Text | None = None
+    """the next_cursor of the page before"""
+    account_id: Text | None = None
+    """1 to 256 characters: the AMO account's id"""
+    owner: Text | None = None
+    """1 to 256 characters: the app's user"""
+    status: Status | None = None
+    """one of active, needs_reauth, disconnected"""
+    domain: Text | None = None
+    """1 to 256 characters: the account's host"""
+
+
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class ConnectionShape(TypedDict):
+    """One AMO account, connected by one AMO user; never a token."""
+
+    id: str
+    account_id: str
+    user_id: str
+    """The AMO user's."""
+    owners: Sequence[str]
+    """The app's users whose it is."""
+    domain: str
+    status: Status
+    reason: Reason | None
+    """Why its person has to connect again."""
+    last_error: str | None
+    access_expires_at: Time | None
+    refresh_expires_at: Time | None
+    refreshed_at: Time | None
+    next_refresh_at: Time | None
+    failures: int
+    """Refreshes that failed since the last one that succeeded."""
+    connected_at: Time
+    frozen: bool
+    """Whether nothing of it is spent until somebody thaws it."""
+
+
+class ShownConnection(ConnectionShape):
+    """A connection, and what happened to it last."""
+
+    events: list[EventShape]
+
+
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class ConnectionsPage(TypedDict):
+    """A part of the connections, by their ids."""
+
+    items: list[ConnectionShape]
+    next_cursor: str | None
+    """The `cursor` of the next page; `null` on the last one."""
+
+
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class FreezeShape(TypedDict):
+    """Whether anything is spent."""
+
+    frozen: bool
+    since: Time | None
+    why: str | None
+    open_attempts: int
+    """Refreshes that have not come to their end yet."""
+
+
+_EXAMPLE: ConnectionShape = {
+    "id": "6ca5af66-2b5a-5a4f-9b53-5d9a6c0b6f5e",
+    "account_id": "31920194",
+    "user_id": "7",
+    "owners": ["42"],
+    "domain": "example.amocrm.ru",
+    "status": Status.ACTIVE,
+    "reason": None,
+    "last_error": None,
+    "access_expires_at": "2026-11-25T12:00:00Z",
+    "refresh_expires_at": "2027-02-24T12:00:00Z",
+    "refreshed_at": None,
+    "next_refresh_at": "2026-11-25T00:00:00Z",
+    "failures": 0,
+    "connected_at": "2026-11-24T12:00:00Z",
+    "frozen": False,
+}
+
+
+@operation(
+    "list_connections",
+    scope=Scope.READ,
+    query=ConnectionsQuery,
+    answer=ConnectionsPage,
+    example={"items": [_EXAMPLE], "next_cursor": None},
+    problems=[Code.STORE_UNAVAILABLE],
+)
 async def index(request: web.Request) -> web.Response:
     """List connections, by their ids."""
     require(request, Scope.READ)
-    parameters = Parameters(request, known={"limit", "cursor", "account_id", "owner", "status", "domain"})
-    status = parameters.text("status")
-    if status is not None and status not in set(Status):
-        raise invalid("status", f"one of {', '.join(Status)}")
-    only = Filter(
-        account_id=parameters.text("account_id"),
-        owner=parameters.text("owner"),
-        status=None if status is None else Status(status),
-        domain=parameters.text("domain"),
-    )
-    limit = parameters.limit()
+    query = read_query(request, ConnectionsQuery)
+    only = Filter(account_id=query.account_id, owner=query.owner, status=query.status, domain=query.domain)
+    limit = query.limit
     all_frozen = await request.app[STORE].frozen() is not None
-    found = await request.app[STORE].page(after=parameters.text("cursor") or "", limit=limit + 1, only=only)
+    found = await request.app[STORE].page(after=query.cursor or "", limit=limit + 1, only=only)
     owners = await request.app[STORE].owners_of([connection.id for connection in found])
-    return web.json_response(
-        {
-            "items": [
-                connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen)
-                for connection in found[:limit]
-            ],
-            "next_cursor": found[limit - 1].id if len(found) > limit else None,
-        }
-    )
+    page: ConnectionsPage = {
+        "items": [
+            connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen)
+            for connection in found[:limit]
+        ],
+        "next_cursor": found[limit - 1].id if len(found) > limit else None,
+    }
+    return web.json_response(page)
 
 
+@operation(
+    "show_connection",
+    scope=Scope.READ,
+    answer=ShownConnection,
+    example={**_EXAMPLE, "events": [EVENT]},
+    problems=SELECTS,
+)
 async def show(request: web.Request) -> web.Response:
     """Show one connection, with its last events."""
     require(request, Scope.READ)
     [connection, *_] = await request.app[CUSTODY].selection.find(request.match_info["id"])
     events = await request.app[STORE].events(connection_id=connection.id, limit=_LAST_EVENTS)
-    return web.json_response({**await _shape(request, connection), "events": [event_shape(event) for event in events]})
+    shown: ShownConnection = {
+        **await _shape(request, connection),
+        "events": [event_shape(event) for event in events],
+    }
+    return web.json_response(shown)
 
 
+@operation(
+    "disconnect_connection",
+    scope=Scope.ADMIN,
+    answer=ConnectionShape,
+    example={**_EXAMPLE, "status": Status.DISCONNECTED, "access_expires_at": None, "next_refresh_at": None},
+    problems=(*SELECTS, Code.AMBIGUOUS),
+)
 async def disconnect(request: web.Request) -> web.Response:
     """Forget one connection and erase its tokens; AMO's side lives on until the integration is removed there."""
     key = require(request, Scope.ADMIN)
@@ -82,11 +189,25 @@ async def disconnect(request: web.Request) -> web.Response:
     return web.json_response(await _shape(request, forgotten))
 
 
+@operation(
+    "freeze_connection",
+    scope=Scope.ADMIN,
+    answer=ConnectionShape,
+    example={**_EXAMPLE, "frozen": True},
+    problems=(*SELECTS, Code.AMBIGUOUS),
+)
 async def freeze(request: web.Request) -> web.Response:
     """Spend nothing of one connection."""
     return await _change(request, frozen=True)
 
 
+@operation(
+    "thaw_connection",
+    scope=Scope.ADMIN,
+    answer=ConnectionShape,
+    example=_EXAMPLE,
+    problems=(*SELECTS, Code.AMBIGUOUS),
+)
 async def thaw(request: web.Request) -> web.Response:
     """Spend again of one connection."""
     return await _change(request, frozen=False)
@@ -102,6 +223,13 @@ async def _change(request: web.Request, *, frozen: bool) -> web.Response:
     return web.json_response(await _shape(request, await custody.selection.only(connection.id)))
 
 
+@operation(
+    "freeze_all",
+    scope=Scope.ADMIN,
+    answer=FreezeShape,
+    example={"frozen": True, "since": "2026-11-24T12:00:00Z", "why": "asked by admin", "open_attempts": 0},
+    problems=[Code.STORE_UNAVAILABLE],
+)
 async def freeze_all(request: web.Request) -> web.Response:
     """Spend nothing from now on; `open_attempts` is how many refreshes have not come to their end yet."""
     key = require(request, Scope.ADMIN)
@@ -109,6 +237,13 @@ async def freeze_all(request: web.Request) -> web.Response:
     return await _told(request)
 
 
+@operation(
+    "thaw_all",
+    scope=Scope.ADMIN,
+    answer=FreezeShape,
+    example={"frozen": False, "since": None, "why": None, "open_attempts": 0},
+    problems=[Code.STORE_UNAVAILABLE],
+)
 async def thaw_all(request: web.Request) -> web.Response:
     """Spend again, on this machine from now on."""
     require(request, Scope.ADMIN)
@@ -120,22 +255,21 @@ async def thaw_all(request: web.Request) -> web.Response:
 
 async def _told(request: web.Request) -> web.Response:
     frozen = request.app[CUSTODY].freezer.frozen
-    return web.json_response(
-        {
-            "frozen": frozen is not None,
-            "since": _time(frozen.at if frozen else None),
-            "why": frozen.why if frozen else None,
-            "open_attempts": len(await request.app[STORE].attempts()),
-        }
-    )
+    told: FreezeShape = {
+        "frozen": frozen is not None,
+        "since": _time(frozen.at if frozen else None),
+        "why": frozen.why if frozen else None,
+        "open_attempts": len(await request.app[STORE].attempts()),
+    }
+    return web.json_response(told)
 
 
-async def _shape(request: web.Request, connection: Connection) -> dict[str, object]:
+async def _shape(request: web.Request, connection: Connection) -> ConnectionShape:
     owners = await request.app[STORE].owners_of([connection.id])
     return connection_shape(connection, owners[connection.id])
 
 
-def connection_shape(connection: Connection, owners: Sequence[str], *, frozen: bool | None = None) -> dict[str, object]:
+def connection_shape(connection: Connection, owners: Sequence[str], *, frozen: bool | None = None) -> ConnectionShape:
     """Return a connection as the contract shows it; it may be `frozen` although its own row does not tell."""
     return {
         "id": connection.id,
@@ -151,7 +285,7 @@ def connection_shape(connection: Connection, owners: Sequence[str], *, frozen: b
         "refreshed_at": _time(connection.refreshed_at),
         "next_refresh_at": _time(connection.next_refresh_at),
         "failures": connection.failures,
-        "connected_at": _time(connection.connected_at),
+        "connected_at": rfc3339(connection.connected_at),
         "frozen": connection.frozen if frozen is None else frozen,
     }
 

@@ -8,16 +8,18 @@ import random
 from typing import TYPE_CHECKING, Annotated, Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
+from typing_extensions import TypedDict
 
-from amo_callback.errors import Busy, CommandFailed, InvalidRequest
+from amo_callback.errors import Busy, CommandFailed
 from amo_callback.identity import Scope
 from amo_callback.model import RefreshRules
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
 from amo_callback.transfer.plain import read_plain
 from amo_callback.web.keys import AMO, CIPHER, CLOCK, CUSTODY, LOG, SETTINGS, STORE
 from amo_callback.web.private.authorization import require
-from amo_callback.web.private.problems import Problem, invalid, render
+from amo_callback.web.private.operation import operation
+from amo_callback.web.private.problems import Code, Problem, invalid, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +36,9 @@ _TOLD = 20
 class ImportBody(BaseModel):
     """What a backend sends: connections as `amo-callback connections import` reads them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     connections: Annotated[list[dict[str, Any]], Field(min_length=1)] = Field(repr=False)
     replace: bool = False
@@ -46,6 +50,28 @@ def routes() -> Sequence[web.RouteDef]:
     return [web.post("/connections/import", bring)]
 
 
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class ImportedShape(TypedDict):
+    """How many connections came, and which did not."""
+
+    new: int
+    replaced: int
+    same: int
+    """They were here already."""
+    newer: int
+    """What is stored of them here is newer than what was sent."""
+    left: list[str]
+    """Connections that changed meanwhile, and were left as they are."""
+
+
+@operation(
+    "import_connections",
+    scope=Scope.ADMIN,
+    body=ImportBody,
+    answer=ImportedShape,
+    example={"new": 1, "replaced": 0, "same": 0, "newer": 0, "left": []},
+    problems=[Code.AMO_UNAVAILABLE, Code.STORE_UNAVAILABLE],
+)
 async def bring(request: web.Request) -> web.Response:
     """Take in connections; where anything is wrong with one of them, nothing is changed."""
     key = require(request, Scope.ADMIN)
@@ -64,7 +90,7 @@ async def bring(request: web.Request) -> web.Response:
         advance=lambda _done: None,
     )
     request.app[CUSTODY].refresher.wake()
-    told = {
+    told: ImportedShape = {
         "new": len(plan.new),
         "replaced": len(plan.replaced),
         "same": plan.same,
@@ -115,7 +141,7 @@ def _refused(faults: Sequence[Fault]) -> web.Response:
     return render(
         Problem(
             status=400,
-            code=InvalidRequest.code,
+            code=Code.INVALID_REQUEST,
             detail=f"connections: {len(faults)} of them cannot be taken; nothing was changed",
             more={"problems": told},
         )

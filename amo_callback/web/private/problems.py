@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, NotRequired
 
 from aiohttp import web
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from amo_callback.errors import (
     AccountRefused,
@@ -33,12 +36,73 @@ if TYPE_CHECKING:
 _RETRY_AFTER = 5.0
 
 
+class Code(StrEnum):
+    """What is wrong, for programs."""
+
+    INVALID_REQUEST = "invalid_request"
+    UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    NEEDS_REAUTH = "needs_reauth"
+    AMBIGUOUS = "ambiguous"
+    INTERNAL_ERROR = "internal_error"
+    AMO_REFUSED = "amo_refused"
+    AMO_UNAVAILABLE = "amo_unavailable"
+    AMO_CREDENTIALS = "amo_credentials"
+    FROZEN = "frozen"
+    STORE_UNAVAILABLE = "store_unavailable"
+
+
+STATUSES = {
+    Code.INVALID_REQUEST: 400,
+    Code.UNAUTHORIZED: 401,
+    Code.FORBIDDEN: 403,
+    Code.NOT_FOUND: 404,
+    Code.NEEDS_REAUTH: 409,
+    Code.AMBIGUOUS: 409,
+    Code.INTERNAL_ERROR: 500,
+    Code.AMO_REFUSED: 502,
+    Code.AMO_UNAVAILABLE: 503,
+    Code.AMO_CREDENTIALS: 503,
+    Code.FROZEN: 503,
+    Code.STORE_UNAVAILABLE: 503,
+}
+"""The status that goes with each code; what HTTP itself refuses (405, 413) is `invalid_request` with its own."""
+
+
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class RefusedRecord(TypedDict):
+    """What is wrong with a connection that was sent."""
+
+    place: str
+    """Where it stands in what was sent."""
+    why: str
+
+
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class ProblemShape(TypedDict):
+    """Why there is no answer (RFC 9457)."""
+
+    status: int
+    code: Code
+    detail: str
+    """What is wrong, for people; of a bad request it begins with the field's name."""
+    scope: NotRequired[str]
+    """What the API key is not allowed."""
+    reason: NotRequired[str | None]
+    """Why the person has to connect again."""
+    reconnect_url: NotRequired[str]
+    """Where the person connects again."""
+    problems: NotRequired[list[RefusedRecord]]
+    """What is wrong with the connections to be imported, the first of them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
     """One problem, its `code` from a fixed list."""
 
     status: int
-    code: str
+    code: Code
     detail: str
     headers: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, object] = field(default_factory=dict)
@@ -59,35 +123,36 @@ def invalid(field_name: str, wanted: str) -> InvalidRequest:
     return InvalidRequest(f"{field_name}: {wanted}")
 
 
-_CODES: tuple[tuple[type[AmoCallbackError], int, str], ...] = (
-    (InvalidRequest, 400, "invalid_request"),
-    (Forbidden, 403, "forbidden"),
-    (NotFound, 404, "not_found"),
-    (NeedsReauth, 409, "needs_reauth"),
-    (Ambiguous, 409, "ambiguous"),
-    (Frozen, 503, "frozen"),
-    (AccountRefused, 502, "amo_refused"),
-    (MustMend, 503, "amo_credentials"),
-    (StoreUnavailable, 503, "store_unavailable"),
-    (MustWait, 503, "amo_unavailable"),
-    (AmoCallbackError, 500, "internal_error"),
+_CODES: tuple[tuple[type[AmoCallbackError], Code], ...] = (
+    (InvalidRequest, Code.INVALID_REQUEST),
+    (Forbidden, Code.FORBIDDEN),
+    (NotFound, Code.NOT_FOUND),
+    (NeedsReauth, Code.NEEDS_REAUTH),
+    (Ambiguous, Code.AMBIGUOUS),
+    (Frozen, Code.FROZEN),
+    (AccountRefused, Code.AMO_REFUSED),
+    (MustMend, Code.AMO_CREDENTIALS),
+    (StoreUnavailable, Code.STORE_UNAVAILABLE),
+    (MustWait, Code.AMO_UNAVAILABLE),
+    (AmoCallbackError, Code.INTERNAL_ERROR),
 )
 """What each error is to a backend: the first class that fits."""
 
 
 _WAITED_OUT = {
-    AccountRefused.code: (502, "amo_refused"),
-    ClientRefused.code: (503, "amo_credentials"),
-    StoreUnavailable.code: (503, "store_unavailable"),
+    AccountRefused.code: Code.AMO_REFUSED,
+    ClientRefused.code: Code.AMO_CREDENTIALS,
+    StoreUnavailable.code: Code.STORE_UNAVAILABLE,
 }
 """What is told while the back-off after an error lasts: the same as of the error itself."""
 
 
 def problem_of(error: AmoCallbackError, *, settings: Settings) -> Problem:
     """Return what a backend is told of an error, and what it can do."""
-    status, code = next((status, code) for kind, status, code in _CODES if isinstance(error, kind))
+    code = next(code for kind, code in _CODES if isinstance(error, kind))
     if isinstance(error, Busy):
-        status, code = _WAITED_OUT.get(error.because or "", (status, code))
+        code = _WAITED_OUT.get(error.because or "", code)
+    status = STATUSES[code]
     more: dict[str, object] = {}
     if isinstance(error, Forbidden):
         more = {"scope": error.scope}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, NotRequired
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
 from amo_callback.identity import Scope
 from amo_callback.web.keys import CLOCK, HANDOUT, LOG, SETTINGS
+from amo_callback.web.operation import Time
 from amo_callback.web.private.authorization import require
 from amo_callback.web.private.bodies import read_body
-from amo_callback.web.private.parameters import Parameters
+from amo_callback.web.private.operation import HANDS_OUT, operation
+from amo_callback.web.private.parameters import WHOLE, Query, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection, TokenPair
 
 MAX_TOKEN = 16 * 1024
-_DEFAULT_MIN_TTL, _MOST_MIN_TTL = 300, 999_999_999
 _WANTED = 'the body is {"rejected_access_token": "…"}, or nothing'
 
 
@@ -35,21 +37,76 @@ def routes() -> Sequence[web.RouteDef]:
     ]
 
 
+class TokenQuery(Query):
+    """How much life the token must have."""
+
+    min_ttl: Annotated[int, Field(ge=0, le=999_999_999), WHOLE] = 300
+    """a whole number from 0 to 999999999: the seconds that the token lives at least, else it is refreshed first"""
+
+
 class RefreshBody(BaseModel):
     """What a backend may send: the access token that AMO has rejected."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"rejected_access_token": "eyJ0…"}, {}]},
+    )
 
     rejected_access_token: Annotated[str, Field(min_length=1, max_length=MAX_TOKEN)] | None = None
+    """Only where this is still the stored one it is refreshed; else the stored one is handed out."""
 
 
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class HandedOutToken(TypedDict):
+    """An access token, and where it is good."""
+
+    connection_id: str
+    access_token: str
+    token_type: Literal["Bearer"]
+    expires_at: Time
+    expires_in: int
+    """Seconds."""
+    issued_at: Time
+    account_id: str
+    domain: str
+    base_url: str
+    """Where AMO's API is for this account."""
+    stale: NotRequired[Literal[True]]
+    """It has less life than was asked for, since the refresh failed."""
+    reason: NotRequired[str | None]
+    """Why it is stale."""
+
+
+_EXAMPLE: HandedOutToken = {
+    "connection_id": "6ca5af66-2b5a-5a4f-9b53-5d9a6c0b6f5e",
+    "access_token": "eyJ0…",
+    "token_type": "Bearer",
+    "expires_at": "2026-11-24T12:00:00Z",
+    "expires_in": 86399,
+    "issued_at": "2026-11-23T12:00:00Z",
+    "account_id": "31920194",
+    "domain": "example.amocrm.ru",
+    "base_url": "https://example.amocrm.ru",
+}
+
+
+@operation(
+    "take_token", scope=Scope.TOKEN, query=TokenQuery, answer=HandedOutToken, example=_EXAMPLE, problems=HANDS_OUT
+)
 async def token(request: web.Request) -> web.Response:
     """Hand out a connection's access token, refreshed first where it has too little life left."""
     key = require(request, Scope.TOKEN)
-    handed_out = await request.app[HANDOUT].token(request.match_info["id"], min_ttl=_min_ttl(request))
+    query = read_query(request, TokenQuery)
+    handed_out = await request.app[HANDOUT].token(request.match_info["id"], min_ttl=query.min_ttl)
     return _hand_out(request, key, handed_out)
 
 
+@operation(
+    "refresh_token", scope=Scope.TOKEN, body=RefreshBody, answer=HandedOutToken, example=_EXAMPLE, problems=HANDS_OUT
+)
 async def refresh(request: web.Request) -> web.Response:
     """Refresh a connection's pair now, and hand out its access token; never a stale one."""
     key = require(request, Scope.TOKEN)
@@ -69,20 +126,15 @@ def _hand_out(request: web.Request, key: ApiKey, handed_out: HandedOut) -> web.R
     return web.json_response(_shape(request, handed_out), headers={"Cache-Control": "no-store"})
 
 
-def _min_ttl(request: web.Request) -> int:
-    parameters = Parameters(request, known={"min_ttl"})
-    return parameters.number("min_ttl", default=_DEFAULT_MIN_TTL, least=0, most=_MOST_MIN_TTL)
-
-
-def _shape(request: web.Request, handed_out: HandedOut) -> dict[str, object]:
+def _shape(request: web.Request, handed_out: HandedOut) -> HandedOutToken:
     settings, now = request.app[SETTINGS], request.app[CLOCK].now()
     shape = token_shape(handed_out.connection, handed_out.pair, now=now, endpoint=settings.amo.endpoint)
     if handed_out.stale:
-        shape |= {"stale": True, "reason": handed_out.reason}
+        shape["stale"], shape["reason"] = True, handed_out.reason
     return shape
 
 
-def token_shape(connection: Connection, pair: TokenPair, *, now: datetime, endpoint: str) -> dict[str, object]:
+def token_shape(connection: Connection, pair: TokenPair, *, now: datetime, endpoint: str) -> HandedOutToken:
     """Return an access token as the contract shows it."""
     return {
         "connection_id": connection.id,

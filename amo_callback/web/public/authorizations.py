@@ -9,13 +9,15 @@ from pydantic import ValidationError
 
 from amo_callback.errors import AmoCallbackError, InvalidRequest
 from amo_callback.grant import Redirect
-from amo_callback.web.answers import success
+from amo_callback.web.answers import FailureCode, success
 from amo_callback.web.keys import AUTHORIZATIONS, PROXIES, SETTINGS
+from amo_callback.web.operation import Jwt, Reply
 from amo_callback.web.public.bodies import read_body
 from amo_callback.web.public.look import is_prefetch, without_work
+from amo_callback.web.public.operation import PAGES, PREFETCH, TO_APP, app_operation, page_operation
 from amo_callback.web.public.users import user_of
 from amo_callback.web.public.way_back import choose_way, fail, send_on
-from amo_callback.web.starting import StartBody, read_request, started_shape
+from amo_callback.web.starting import STARTED, StartBody, StartedShape, read_request, started_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +35,14 @@ def routes(base: str) -> Sequence[web.RouteDef]:
     return [web.get(f"{base}/connect", connect, allow_head=False), web.head(f"{base}/connect", without_work)]
 
 
+@app_operation(
+    "start",
+    jwt=Jwt.REQUIRED,
+    body=StartBody,
+    answer=StartedShape,
+    example=STARTED,
+    failures={429: [FailureCode.RATE_LIMITED], 503: [FailureCode.AMO_UNAVAILABLE]},
+)
 async def start(request: web.Request) -> web.Response:
     """Start a grant for the app's user."""
     user = await user_of(request)
@@ -41,6 +51,16 @@ async def start(request: web.Request) -> web.Response:
     return success(started_shape(started), "Open authorize_url in a browser.")
 
 
+@page_operation(
+    "connect",
+    query=StartBody,
+    replies={
+        204: PREFETCH,
+        302: TO_APP,
+        303: Reply(about="To AMO's consent page.", headers=("Location",)),
+        **PAGES,
+    },
+)
 async def connect(request: web.Request) -> web.Response:
     """Start a grant for whoever follows a link, and lead to AMO's consent page."""
     if is_prefetch(request):
@@ -60,6 +80,6 @@ def _start_of(request: web.Request) -> StartBody:
     try:
         if any(len(values) > 1 for values in given.values()):
             raise InvalidRequest
-        return StartBody(**{name: values[0] for name, values in given.items()})
+        return StartBody.model_validate({name: values[0] for name, values in given.items()})
     except ValidationError:
         raise InvalidRequest from None

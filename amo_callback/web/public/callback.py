@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict
 
 from amo_callback.errors import AmoCallbackError
 from amo_callback.grant import Arrival, Redirect, Visit
 from amo_callback.web.keys import AMO, AUTHORIZATIONS, CONNECT, LOG, PROXIES, SETTINGS
+from amo_callback.web.operation import Reply
 from amo_callback.web.public.look import is_prefetch, without_work
+from amo_callback.web.public.operation import PAGES, PREFETCH, TEXT, TO_APP, page_operation
 from amo_callback.web.public.way_back import Way, choose_way, fail, lead_back
 
 if TYPE_CHECKING:
@@ -24,6 +27,36 @@ def routes(base: str) -> Sequence[web.RouteDef]:
     ]
 
 
+class CallbackQuery(BaseModel):
+    """What AMO's redirect says. It is read from the query's bytes, so this documents it, and validates nothing."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    code: str | None = None
+    """AMO's authorization code."""
+    state: str | None = None
+    """Goes back to the app byte for byte."""
+    referer: str | None = None
+    """The account's host."""
+    error: str | None = None
+    """`access_denied`, where the person refused."""
+    from_exchange: Literal["1"] | None = None
+    """AMO's server is calling, not a browser."""
+    from_widget: Literal["1"] | None = None
+    """The integration was installed from inside AMO."""
+
+
+@page_operation(
+    "callback",
+    query=CallbackQuery,
+    replies={
+        200: Reply(about="What became of the code.", shape=str, media=TEXT),
+        204: PREFETCH,
+        302: TO_APP,
+        303: Reply(about="To the page that returns the person to the app.", headers=("Location",)),
+        **PAGES,
+    },
+)
 async def callback(request: web.Request) -> web.Response:
     """Complete the grant and lead the person back to the app."""
     if is_prefetch(request):

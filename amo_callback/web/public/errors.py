@@ -19,13 +19,13 @@ from amo_callback.errors import (
     Unauthorized,
     WrongVerifier,
 )
-from amo_callback.web.answers import failure, status_of
+from amo_callback.web.answers import FailureCode, failure, status_of
 from amo_callback.web.keys import LOG
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-_CODES = {404: "not_found", 405: "method_not_allowed"}
+_CODES = {404: FailureCode.NOT_FOUND, 405: FailureCode.METHOD_NOT_ALLOWED}
 
 _MESSAGES = {
     "account_not_allowed": "This amoCRM account cannot be connected here.",
@@ -37,12 +37,17 @@ _MESSAGES = {
     "auth_failed": "amoCRM does not accept the code: connect again.",
 }
 
-_REFUSALS: tuple[tuple[type[AmoCallbackError], int, str, str], ...] = (
-    (Unauthorized, 401, "unauthorized", "Send the user's JWT: Authorization: Bearer JWT."),
-    (WrongVerifier, 403, "forbidden", "The code_verifier does not fit the code_challenge."),
-    (NotTheirs, 403, "forbidden", "This amoCRM account is another user's, or another user has begun to connect it."),
-    (NotFound, 404, "not_found", "This code is not known here: connect again."),
-    (GrantExpired, 410, "code_expired", _MESSAGES["code_expired"]),
+_REFUSALS: tuple[tuple[type[AmoCallbackError], int, FailureCode, str], ...] = (
+    (Unauthorized, 401, FailureCode.UNAUTHORIZED, "Send the user's JWT: Authorization: Bearer JWT."),
+    (WrongVerifier, 403, FailureCode.FORBIDDEN, "The code_verifier does not fit the code_challenge."),
+    (
+        NotTheirs,
+        403,
+        FailureCode.FORBIDDEN,
+        "This amoCRM account is another user's, or another has begun to connect it.",
+    ),
+    (NotFound, 404, FailureCode.NOT_FOUND, "This code is not known here: connect again."),
+    (GrantExpired, 410, FailureCode.CODE_EXPIRED, _MESSAGES["code_expired"]),
 )
 """What the app is told of errors that no deep link tells: the first class that fits."""
 
@@ -60,24 +65,24 @@ async def envelope_errors(request: web.Request, handler: Handler) -> web.StreamR
         raise  # the client has gone away in the middle
     except Exception as bug:  # noqa: BLE001 -- because nobody outside may see a trace
         request.app[LOG].error("http.bug", exc_info=bug)
-        return failure("internal_error", "Something went wrong on our side. Please try again.", status=500)
+        return failure(FailureCode.INTERNAL_ERROR, "Something went wrong on our side. Please try again.", status=500)
 
 
 def refuse(word: str) -> web.Response:
     """Answer with one of the deep link's words."""
-    return _answer(status_of(word), word, _MESSAGES.get(word, _MESSAGES["auth_failed"]))
+    return _answer(status_of(word), FailureCode(word), _MESSAGES.get(word, _MESSAGES["auth_failed"]))
 
 
 def _refusal(error: AmoCallbackError) -> web.Response:
     if isinstance(error, InvalidRequest):
-        return _answer(400, error.word, str(error))
+        return _answer(400, FailureCode.INVALID_REQUEST, str(error))
     for kind, status, code, message in _REFUSALS:
         if isinstance(error, kind):
             return _answer(status, code, message)
     return refuse(error.word)
 
 
-def _answer(status: int, code: str, message: str) -> web.Response:
+def _answer(status: int, code: FailureCode, message: str) -> web.Response:
     answer = failure(code, message, status=status)
     if status == HTTPStatus.UNAUTHORIZED:
         answer.headers["WWW-Authenticate"] = "Bearer"
@@ -88,7 +93,8 @@ def _answer(status: int, code: str, message: str) -> web.Response:
 
 def _http_error(error: web.HTTPException) -> web.Response:
     phrase = HTTPStatus(error.status).phrase
-    answer = failure(_CODES.get(error.status, "invalid_request"), f"{error.status} {phrase}", status=error.status)
+    code = _CODES.get(error.status, FailureCode.INVALID_REQUEST)
+    answer = failure(code, f"{error.status} {phrase}", status=error.status)
     if "Allow" in error.headers:
         answer.headers["Allow"] = error.headers["Allow"]
     return answer

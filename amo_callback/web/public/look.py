@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from amo_callback.web.operation import Operation, Reply, describe
 
+
+@describe(Operation(id="look", replies={200: Reply(about="Nothing was done.")}))
 async def without_work(_request: web.Request) -> web.Response:
     """Answer a look that is no visit."""
     return web.Response()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
 
 from amo_callback.errors import AmoCallbackError, MustMend, MustWait, NotFound
 from amo_callback.web.keys import CONNECT, PROXIES
+from amo_callback.web.operation import Reply
 from amo_callback.web.public.look import is_prefetch, without_work
+from amo_callback.web.public.operation import PAGES, PREFETCH, page_operation
 from amo_callback.web.public.way_back import Way, away, fail, gone, return_address, send_on, show
 
 if TYPE_CHECKING:
@@ -25,6 +28,31 @@ def routes(base: str) -> Sequence[web.RouteDef]:
     ]
 
 
+class PageQuery(BaseModel):
+    """What may be asked of the page; whatever else stands there is ignored."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    again: Literal["1"] | None = None
+    """Try first what has failed for a passing reason."""
+
+
+_HTML = ("text/html",)
+_Handle = Annotated[str, Field(min_length=1, description="Which outcome is shown.")]
+
+
+@page_operation(
+    "return_page",
+    path={"handle": _Handle},
+    query=PageQuery,
+    replies={
+        200: Reply(about="The page, with a link back to the app.", shape=str, media=_HTML),
+        204: PREFETCH,
+        303: Reply(about="It was tried again: to the page that shows how it ended.", headers=("Location",)),
+        404: Reply(about="The handle is unknown, or older than 20 minutes.", shape=str, media=_HTML),
+        **PAGES,
+    },
+)
 async def page(request: web.Request) -> web.Response:
     """Show the outcome that the handle names, any number of times; with `?again=1` try first what has failed."""
     again = request.query.getall("again", []) == ["1"]

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from amo_callback.errors import NotFound, Unauthorized
-from amo_callback.web.answers import success, told_connection
+from amo_callback.web.answers import NOBODYS, TOLD, FailureCode, ToldConnection, success, told_connection
 from amo_callback.web.keys import CLOCK, CUSTODY, LOG, STORE, USERS
+from amo_callback.web.operation import Jwt
+from amo_callback.web.public.operation import app_operation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +42,13 @@ async def user_of(request: web.Request) -> str:
     return user
 
 
+@app_operation(
+    "status",
+    jwt=Jwt.REQUIRED,
+    answer=ToldConnection,
+    example=TOLD,
+    failures={503: [FailureCode.AMO_UNAVAILABLE]},
+)
 async def status(request: web.Request) -> web.Response:
     """Tell the user what is connected for him."""
     user = await user_of(request)
@@ -51,6 +60,13 @@ async def status(request: web.Request) -> web.Response:
     return success(told, "amoCRM is connected." if told["connected"] else "amoCRM is not connected.")
 
 
+@app_operation(
+    "disconnect",
+    jwt=Jwt.REQUIRED,
+    answer=ToldConnection,
+    example=NOBODYS,
+    failures={503: [FailureCode.AMO_UNAVAILABLE]},
+)
 async def disconnect(request: web.Request) -> web.Response:
     """Take the user from his connections; the tokens of those that nobody else owns are erased."""
     user = await user_of(request)
