@@ -25,10 +25,13 @@ from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.store import open_store
 from amo_callback.web.doors import open_door
 from amo_callback.web.lifecycle import Home, Service, open_service
+from tests.agreed import agreed
 from tests.fakes import FakeClock, ShiftedClock, Witness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
     from amo_callback.event import Event
@@ -206,6 +209,8 @@ class Running:
     log: io.StringIO
     folder: Path
     settings: Settings = field(repr=False)
+    quiet: FilteringBoundLogger = field(repr=False)
+    """A log of the service's kind, for what asks for one and says nothing."""
 
     async def callback(
         self, query: str | None = None, *, html: bool = False, headers: Mapping[str, str] | None = None
@@ -235,9 +240,12 @@ class Running:
         async with self.http.request(
             method, URL(f"http://{address}{path}", encoded=True), allow_redirects=False, **options
         ) as response:
-            return Answer(
+            answer = Answer(
                 status=response.status, headers=dict(response.headers), text=await response.text(errors="replace")
             )
+        door = "public" if address == self.service.public else "private"
+        agreed(self).check(door, method, path, answer)
+        return answer
 
     async def connected(self) -> str:
         """Connect the account, and return the connection's id."""
@@ -322,6 +330,7 @@ def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
                     log=stream,
                     folder=tmp_path,
                     settings=settings,
+                    quiet=log,
                 )
 
     return running
