@@ -49,9 +49,9 @@ class Agreed:
         """Return the operation at a path; `None` where there is none."""
         path = path.partition("?")[0]
         for template, pattern in self._patterns.items():
-            if pattern.fullmatch(path):
-                found = self.paths[template].get(method.lower())
-                return found if found and (door in found["tags"] or len(found["servers"]) > 1) else None
+            found = self.paths[template].get(method.lower()) if pattern.fullmatch(path) else None
+            if found and (door in found["tags"] or len(found["servers"]) > 1):
+                return found
         return None
 
     def check(self, door: str, method: str, path: str, answer: Answer) -> None:

@@ -45,6 +45,7 @@ BASE = "/api/amo-crm"
 
 
 ROUNDS = 3
+FUZZ = 10
 _SECONDS_A_ROUND = 20
 
 
@@ -65,14 +66,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             "by several processes, callers all at once (default: %(default)s, which is quick; 40 for figures)"
         ),
     )
+    parser.addoption(
+        "--fuzz",
+        type=int,
+        default=FUZZ,
+        metavar="N",
+        help="how many cases schemathesis tries of each operation (default: %(default)s; 1000 for a night)",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give tests that run in rounds time for as many as were asked for."""
     patience = pytest.mark.timeout(60 + _SECONDS_A_ROUND * config.getoption("rounds"))
+    fuzz_patience = pytest.mark.timeout(120 + 6 * config.getoption("fuzz"))
     for item in items:
         if isinstance(item, pytest.Function) and "rounds" in item.fixturenames:
             item.add_marker(patience)
+        if isinstance(item, pytest.Function) and "fuzz_cases" in item.fixturenames:
+            item.add_marker(fuzz_patience)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -87,6 +98,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture
 def rounds(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("rounds"))
+
+
+@pytest.fixture
+def fuzz_cases(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("fuzz"))
 
 
 @dataclass(kw_only=True, slots=True)

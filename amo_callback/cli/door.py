@@ -187,7 +187,7 @@ class _Store:
         pair, now = self._local.cipher.pair_of(found), self._local.clock.now()
         if pair is None or pair.expires_at <= now:
             raise CommandFailed("it has no live access token, and only the running service gets a new one: start it")
-        return token_shape(found, pair, now=now, endpoint=self._local.place.settings.amo.endpoint)
+        return dict(token_shape(found, pair, now=now, endpoint=self._local.place.settings.amo.endpoint))
 
     async def refresh(self, selector: str) -> dict[str, Any]:
         raise CommandFailed(f"only the running service refreshes: start it, and ask for {selector} again")

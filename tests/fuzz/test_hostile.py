@@ -1,0 +1,291 @@
+"""What no client would send, at every path of both doors: a 4xx, and no trace of a bug in answer or log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import ADMIN_KEY, BASE, HOST, READ_KEY
+from tests.web.phone import WITH_USERS, bearer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from tests.conftest import Answer, Running
+
+DEEP = b"[" * 10_000
+BODIES = {
+    "nothing of JSON": b"\x00\x01\x02 not JSON",
+    "half of JSON": b'{"',
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b"7",
+    "NaN": b"NaN",
+    "minus infinity": b"-Infinity",
+    "broken UTF-8": b'{"code": "\xff\xfe", "owner": "\xff", "state": "\xff", "rejected_access_token": "\xff"}',
+    "half a character": b'{"code": "\\ud800", "owner": "\\ud800", "state": "\\ud800", "rejected_access_token": "\\ud800"}',
+    "UTF-16": '{"code": "x", "owner": "42"}'.encode("utf-16"),
+    "10,000 levels of lists": DEEP,
+    "10,000 levels of objects": b'{"a":' * 10_000,
+    "5 MB": b'{"code": "' + b"x" * 5_000_000 + b'"}',
+    "a number of 5,000 digits": b'{"code": 1%(n)s, "owner": 1%(n)s, "state": 1%(n)s, "rejected_access_token": 1%(n)s, '
+    b'"connections": [{"access_token": 1%(n)s}]}' % {b"n": b"0" * 5_000},
+    "a number of 4,000 digits": b'{"code": 1%(n)s, "owner": 1%(n)s, "state": 1%(n)s, "rejected_access_token": 1%(n)s, '
+    b'"connections": [{"access_token": 1%(n)s}]}' % {b"n": b"0" * 4_000},
+    "1e999": b'{"code": 1e999, "owner": 1e999, "state": 1e999, "rejected_access_token": 1e999, '
+    b'"connections": [{"expires_at": 1e999}]}',
+    "NaN as values": b'{"code": NaN, "owner": NaN, "state": NaN, "rejected_access_token": NaN, '
+    b'"connections": [{"access_token": "x", "refresh_token": "x", "domain": "a.amocrm.ru", "expires_at": NaN}]}',
+    "wrong types": b'{"code": {}, "owner": [], "state": {}, "rejected_access_token": {}, "connections": {}}',
+}
+TYPES = ("application/x-www-form-urlencoded", "text/plain", "application/xml", "multipart/form-data; boundary=x",
+         "application/json; charset=utf-7", "application/json; charset=nonsense", "\xff")  # fmt: skip
+NAMES = {
+    "an encoded slash": "a%2Fb",
+    "an encoded NUL": "%00",
+    "dots": "..%2f..%2f..%2fetc%2fpasswd",
+    "encoded dots": "%2e%2e%2f%2e%2e",
+    "no UTF-8": "%ff%fe",
+    "half a character": "%ed%a0%80",
+    "raw bytes": b"\xff\xfe".decode("latin-1"),
+    "10 kB": "x" * 10_000,
+    "an account of none": "account:",
+    "an owner of none": "owner:",
+    "an owner that is no UTF-8": "owner:%ff",
+    "an account with NUL": "account:%00",
+    "a broken escape": "%zz",
+    "an injection": "account:1%27%20OR%20%271%27=%271",
+    "new lines": "a%0d%0aX-Evil:%201",
+}
+METHODS = ("PUT", "PATCH", "TRACE", "OPTIONS", "PROPFIND", "BREW", "get")
+
+
+@pytest.fixture
+async def app(run: Any) -> AsyncIterator[Running]:
+    """Run the service with users."""
+    async with run(**WITH_USERS, LIMITS__UNPROVEN="1000000", AMO__DEFAULT_DOMAIN=HOST) as running:
+        yield running
+
+
+async def _operations(app: Running) -> list[tuple[str, str, Any]]:
+    document = (await app.private("/openapi.json", key=READ_KEY)).json()
+    return [
+        (method.upper(), path, operation)
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if method != "head"
+    ]
+
+
+async def _ask(app: Running, path: str, *, door: str, method: str, **options: Any) -> Answer:
+    """Ask as whoever may do most at a door."""
+    if door == "private":
+        return await app.private(path, key=ADMIN_KEY, method=method, **options)
+    options["headers"] = {**bearer("42"), **options.get("headers", {})}
+    return await app.public(path, method=method, **options)
+
+
+def _named(path: str, name: str = "unknown") -> str:
+    return re.sub(r"\{\w+\}", lambda _: name, path)
+
+
+def _check(app: Running, answer: Answer, name: str, *, fine: range = range(400, 500)) -> None:
+    assert answer.status in fine, f"{name}: {answer.status} {answer.text[:200]}"
+    for trace in ("Traceback", 'File "', "aiohttp", "pydantic", "Error("):
+        assert trace not in answer.text, name
+    assert "X-Evil" not in answer.headers, name
+
+
+def _check_log(app: Running) -> None:
+    text = app.log.getvalue()
+    assert "Traceback" not in text
+    assert [line for line in app.lines() if line["event"] == "http.bug" or line.get("status", 0) >= 500] == []
+
+
+async def test_a_bad_body_is_refused_at_every_operation_that_reads_one(
+    app: Running, record_property: Callable[[str, object], None]
+) -> None:
+    """400, or 413 where it is too long, whatever is wrong with it; nobody is asked and nothing is begun."""
+    asked = 0
+    for method, path, operation in await _operations(app):
+        if "requestBody" not in operation:
+            continue
+        for name, body in BODIES.items():
+            answer = await _ask(app, _named(path), door=operation["tags"][0], method=method, data=body)
+            _check(app, answer, f"{path} with {name}", fine=range(400, 414))
+            asked += 1
+    assert app.amo.vendor.ledger.entries == []
+    _check_log(app)
+    record_property("cases", asked)
+
+
+async def test_a_body_is_read_as_json_whatever_it_calls_itself(app: Running) -> None:
+    """Its Content-Type changes nothing: neither what is refused nor, for `curl -d`, what is taken."""
+    for method, path, operation in await _operations(app):
+        if "requestBody" not in operation:
+            continue
+        for kind in TYPES:
+            headers = {"Content-Type": kind}
+            answer = await _ask(
+                app, _named(path), door=operation["tags"][0], method=method, data=b"a=b&c=d", headers=headers
+            )
+            _check(app, answer, f"{path} as {kind}")
+    answer = await app.private(
+        "/authorizations", method="POST", data=b'{"owner": "42"}', headers={"Content-Type": TYPES[0]}
+    )
+    assert answer.status == 200
+    _check_log(app)
+
+
+async def test_a_body_where_none_is_read_changes_nothing(app: Running) -> None:
+    """What an operation does not read it does not stumble over."""
+    for method, path, operation in await _operations(app):
+        if "requestBody" in operation or path in {f"{BASE}/connect", f"{BASE}/callback"}:
+            continue
+        plain = await _ask(app, _named(path), door=operation["tags"][0], method=method)
+        for body in (BODIES["nothing of JSON"], DEEP, BODIES["5 MB"]):
+            answer = await _ask(app, _named(path), door=operation["tags"][0], method=method, data=body)
+            assert answer.status == plain.status, path
+    _check_log(app)
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
+async def test_a_name_that_is_none_is_not_found(app: Running, name: str) -> None:
+    """404 at every path that names something, whatever stands there."""
+    for method, path, operation in await _operations(app):
+        if "{" not in path:
+            continue
+        body = b"{}" if "requestBody" in operation else None
+        answer = await _ask(app, _named(path, name), door=operation["tags"][0], method=method, data=body)
+        _check(app, answer, f"{method} {path} with {name[:40]}")
+        assert answer.status in {400, 404}, path
+    _check_log(app)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_method_that_does_not_exist_is_405(app: Running, method: str) -> None:
+    """Or 400 where it is no word of HTTP's; the answer names those that do."""
+    for _, path, operation in await _operations(app):
+        answer = await _ask(app, _named(path), door=operation["tags"][0], method=method)
+        _check(app, answer, f"{method} {path}")
+        assert answer.status in {400, 405}
+        assert answer.status == 400 or answer.headers["Allow"]
+    _check_log(app)
+
+
+async def test_a_bad_parameter_is_refused_by_its_name(app: Running) -> None:
+    """Doubled, empty, of raw bytes, of 10 kB, or unknown: 400 at every private list."""
+    asked = 0
+    for method, path, operation in await _operations(app):
+        if operation["tags"] != ["private"]:
+            continue
+        for parameter in (one["name"] for one in operation["parameters"] if one["in"] == "query"):
+            for value in ("1&{}=1", "", "%00", "%ff%00", "\xff\x01", "x" * 10_000, "%0d%0aX-Evil:1"):
+                answer = await _ask(
+                    app,
+                    f"{_named(path)}?{parameter}={value.replace('{}', parameter)}",
+                    door="private",
+                    method=method,
+                )
+                _check(app, answer, f"{path} {parameter}={value[:20]}")
+                assert answer.status in {400}, (path, parameter, value[:20])
+                asked += 1
+    assert asked > 40
+    _check_log(app)
+
+
+async def test_a_damaged_query_of_the_public_door_is_no_bug(app: Running) -> None:
+    """What a browser brings is read leniently, and never as more than it is."""
+    for method, path, operation in await _operations(app):
+        if operation["tags"] != ["public"]:
+            continue
+        for query in _queries(operation):
+            answer = await _ask(app, f"{_named(path)}?{query}", door="public", method=method)
+            _check(app, answer, f"{path}?{query[:40]}", fine=range(200, 500))
+    _check_log(app)
+
+
+def _queries(operation: Any) -> Iterator[str]:
+    for parameter in (one["name"] for one in operation["parameters"] if one["in"] == "query"):
+        for value in ("a&{}=b", "", "%00", "%ff", "\xff", "%", "x" * 10_000, "[]", "%0d%0aX-Evil:%201"):
+            yield f"{parameter}={value.replace('{}', parameter)}"
+    yield "&".join(f"a{number}=b" for number in range(2_000))
+    yield "%ff=%ff&\xff=\xff&=&&=="
+
+
+FLOODS = {
+    "a thousand headers": [(f"X-Flood-{number}", "x" * 20) for number in range(1_000)],
+    "one of 64 kB": [("X-Flood", "x" * 64_000)],
+    "keys of 20 kB": [("Authorization", "Bearer " + "x" * 20_000)],
+    "two keys": [("Authorization", "Bearer x"), ("Authorization", "Bearer y")],
+    "strange bytes": [("X-Flood", "\xff\xfe"), ("Accept", "\xff"), ("X-Forwarded-For", "\xff"), ("User-Agent", "\xff")],
+    "strange numbers": [("Content-Length", "-1")],
+    "two lengths": [("Content-Length", "1"), ("Content-Length", "2")],
+    "a length and chunks": [("Content-Length", "1"), ("Transfer-Encoding", "chunked")],
+    "an unknown coding": [("Transfer-Encoding", "nonsense")],
+    "an unknown packing": [("Content-Encoding", "nonsense"), ("Content-Length", "2")],
+    "an expectation": [("Expect", "nonsense")],
+}
+
+
+@pytest.mark.parametrize("headers", FLOODS.values(), ids=FLOODS.keys())
+async def test_headers_that_nobody_sends_are_no_bug(app: Running, headers: list[tuple[str, str]]) -> None:
+    """Both doors refuse them, or pass over them, and live on."""
+    key = ("Authorization", f"Bearer {ADMIN_KEY}")
+    for address, path in (
+        (app.service.private, "/connections/unknown/token"),
+        (app.service.private, "/connections/unknown"),
+        (app.service.public, f"{BASE}/status"),
+        (app.service.public, f"{BASE}/nowhere"),
+    ):
+        own = [] if any(name == "Authorization" for name, _ in headers) else [key]
+        status, text = await _raw(address, f"GET {path} HTTP/1.1", [*own, *headers])
+        assert 400 <= status < 500, (path, status, text[:300])
+        assert "x" * 100 not in text
+        assert "Traceback" not in text
+    assert (await app.private("/healthz", key=None)).status == 200
+    assert (await app.public("/healthz")).status == 200
+    _check_log(app)
+
+
+@pytest.mark.parametrize(
+    "line", ["GET /" + "x" * 70_000 + " HTTP/1.1", "GET", "\x00\x01", "GET / HTTP/9.9", "GET http://[::1 HTTP/1.1",
+             "GET //evil.com/%2e%2e HTTP/1.1", "CONNECT a:443 HTTP/1.1", "GET * HTTP/1.1", "OPTIONS * HTTP/1.1",
+             "GET /connections/\xff/token HTTP/1.1", "GET /connections?owner=\xff HTTP/1.1"],
+    ids=range(11),
+)  # fmt: skip
+async def test_a_line_that_is_no_request_is_refused(app: Running, line: str) -> None:
+    """Whatever the first line says: a 4xx, of which nothing tells what stood there."""
+    for address in (app.service.private, app.service.public):
+        status, text = await _raw(address, line, [("Authorization", f"Bearer {ADMIN_KEY}")])
+        assert 400 <= status < 500, (status, text[:300])
+        assert "x" * 100 not in text
+        assert "Traceback" not in text
+    _check_log(app)
+
+
+async def _raw(address: str, line: str, headers: list[tuple[str, str]]) -> tuple[int, str]:
+    """Send a request byte for byte, and return the status and the whole answer."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        fields = [("Host", "a"), ("Connection", "close"), *headers]
+        head = "\r\n".join([line, *(f"{name}: {value}" for name, value in fields)])
+        writer.write(head.encode("latin-1") + b"\r\n\r\n")
+        await writer.drain()
+        answer = (await reader.read(1_000_000)).decode("latin-1")
+    finally:
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+    return int(answer.split(" ", 2)[1]), answer
+
+
+async def test_json_in_an_answer_is_json(app: Running) -> None:
+    """What was sent comes back nowhere as it was: an unknown parameter's name is written as JSON, and cut."""
+    answer = await app.private("/connections?%00%22%0a" + "n" * 500 + "=1", key=ADMIN_KEY)
+    _check(app, answer, "a name")
+    assert len(json.loads(answer.text)["detail"]) < 250
