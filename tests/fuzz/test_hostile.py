@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ BODIES = {
     "NaN": b"NaN",
     "minus infinity": b"-Infinity",
     "broken UTF-8": b'{"code": "\xff\xfe", "owner": "\xff", "state": "\xff", "rejected_access_token": "\xff"}',
-    "half a character": b'{"code": "\\ud800", "owner": "\\ud800", "state": "\\ud800", "rejected_access_token": "\\ud800"}',
+    "half a character": b'{"code": "\\ud800", "owner": "\\ud800", "state": "\\ud800", '
+    b'"rejected_access_token": "\\ud800"}',
     "UTF-16": '{"code": "x", "owner": "42"}'.encode("utf-16"),
     "10,000 levels of lists": DEEP,
     "10,000 levels of objects": b'{"a":' * 10_000,
@@ -61,7 +63,7 @@ NAMES = {
     "an injection": "account:1%27%20OR%20%271%27=%271",
     "new lines": "a%0d%0aX-Evil:%201",
 }
-METHODS = ("PUT", "PATCH", "TRACE", "OPTIONS", "PROPFIND", "BREW", "get")
+METHODS = ("PUT", "PATCH", "TRACE", "OPTIONS", "PROPFIND", "BREW")
 
 
 @pytest.fixture
@@ -83,6 +85,8 @@ async def _operations(app: Running) -> list[tuple[str, str, Any]]:
 
 async def _ask(app: Running, path: str, *, door: str, method: str, **options: Any) -> Answer:
     """Ask as whoever may do most at a door."""
+    if isinstance(body := options.get("data"), bytes):
+        options["data"] = io.BytesIO(body)  # sent in parts, or a body of 5 MB would hold up the loop
     if door == "private":
         return await app.private(path, key=ADMIN_KEY, method=method, **options)
     options["headers"] = {**bearer("42"), **options.get("headers", {})}
@@ -93,7 +97,7 @@ def _named(path: str, name: str = "unknown") -> str:
     return re.sub(r"\{\w+\}", lambda _: name, path)
 
 
-def _check(app: Running, answer: Answer, name: str, *, fine: range = range(400, 500)) -> None:
+def _check(answer: Answer, name: str, *, fine: range = range(400, 500)) -> None:
     assert answer.status in fine, f"{name}: {answer.status} {answer.text[:200]}"
     for trace in ("Traceback", 'File "', "aiohttp", "pydantic", "Error("):
         assert trace not in answer.text, name
@@ -116,7 +120,7 @@ async def test_a_bad_body_is_refused_at_every_operation_that_reads_one(
             continue
         for name, body in BODIES.items():
             answer = await _ask(app, _named(path), door=operation["tags"][0], method=method, data=body)
-            _check(app, answer, f"{path} with {name}", fine=range(400, 414))
+            _check(answer, f"{path} with {name}", fine=range(400, 414))
             asked += 1
     assert app.amo.vendor.ledger.entries == []
     _check_log(app)
@@ -133,10 +137,9 @@ async def test_a_body_is_read_as_json_whatever_it_calls_itself(app: Running) -> 
             answer = await _ask(
                 app, _named(path), door=operation["tags"][0], method=method, data=b"a=b&c=d", headers=headers
             )
-            _check(app, answer, f"{path} as {kind}")
-    answer = await app.private(
-        "/authorizations", method="POST", data=b'{"owner": "42"}', headers={"Content-Type": TYPES[0]}
-    )
+            _check(answer, f"{path} as {kind}")
+    form = {"Content-Type": TYPES[0]}
+    answer = await app.private("/authorizations", method="POST", data=b'{"owner": "42"}', headers=form)
     assert answer.status == 200
     _check_log(app)
 
@@ -161,7 +164,7 @@ async def test_a_name_that_is_none_is_not_found(app: Running, name: str) -> None
             continue
         body = b"{}" if "requestBody" in operation else None
         answer = await _ask(app, _named(path, name), door=operation["tags"][0], method=method, data=body)
-        _check(app, answer, f"{method} {path} with {name[:40]}")
+        _check(answer, f"{method} {path} with {name[:40]}")
         assert answer.status in {400, 404}, path
     _check_log(app)
 
@@ -171,7 +174,7 @@ async def test_a_method_that_does_not_exist_is_405(app: Running, method: str) ->
     """Or 400 where it is no word of HTTP's; the answer names those that do."""
     for _, path, operation in await _operations(app):
         answer = await _ask(app, _named(path), door=operation["tags"][0], method=method)
-        _check(app, answer, f"{method} {path}")
+        _check(answer, f"{method} {path}")
         assert answer.status in {400, 405}
         assert answer.status == 400 or answer.headers["Allow"]
     _check_log(app)
@@ -184,15 +187,15 @@ async def test_a_bad_parameter_is_refused_by_its_name(app: Running) -> None:
         if operation["tags"] != ["private"]:
             continue
         for parameter in (one["name"] for one in operation["parameters"] if one["in"] == "query"):
-            for value in ("1&{}=1", "", "%00", "%ff%00", "\xff\x01", "x" * 10_000, "%0d%0aX-Evil:1"):
+            for value in ("1&{}=1", "", "%00", "%ff%00", "%01\xff", "x" * 10_000, "%0d%0aX-Evil:1"):
                 answer = await _ask(
                     app,
                     f"{_named(path)}?{parameter}={value.replace('{}', parameter)}",
                     door="private",
                     method=method,
                 )
-                _check(app, answer, f"{path} {parameter}={value[:20]}")
-                assert answer.status in {400}, (path, parameter, value[:20])
+                _check(answer, f"{path} {parameter}={value[:20]}")
+                assert answer.status == 400, (path, parameter, value[:20])
                 asked += 1
     assert asked > 40
     _check_log(app)
@@ -205,7 +208,7 @@ async def test_a_damaged_query_of_the_public_door_is_no_bug(app: Running) -> Non
             continue
         for query in _queries(operation):
             answer = await _ask(app, f"{_named(path)}?{query}", door="public", method=method)
-            _check(app, answer, f"{path}?{query[:40]}", fine=range(200, 500))
+            _check(answer, f"{path}?{query[:40]}", fine=range(200, 500))
     _check_log(app)
 
 
@@ -287,5 +290,5 @@ async def _raw(address: str, line: str, headers: list[tuple[str, str]]) -> tuple
 async def test_json_in_an_answer_is_json(app: Running) -> None:
     """What was sent comes back nowhere as it was: an unknown parameter's name is written as JSON, and cut."""
     answer = await app.private("/connections?%00%22%0a" + "n" * 500 + "=1", key=ADMIN_KEY)
-    _check(app, answer, "a name")
+    _check(answer, "a name")
     assert len(json.loads(answer.text)["detail"]) < 250
