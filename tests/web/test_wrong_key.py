@@ -1,0 +1,91 @@
+"""Who comes to the private door with a wrong key learns nothing: not what exists, and not what does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import API_KEY
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer, Running
+
+ITS_OWN = {"X-Request-ID", "Date"}
+"""What differs from each answer to the next, whoever asks."""
+
+KEYS: dict[str, dict[str, str]] = {
+    "none": {},
+    "an empty one": {"Authorization": ""},
+    "nothing after the scheme": {"Authorization": "Bearer "},
+    "a wrong one": {"Authorization": "Bearer wrong-api-key-0123456789-0123456789"},
+    "the good one's beginning": {"Authorization": f"Bearer {API_KEY[:-1]}"},
+    "the good one in another scheme": {"Authorization": f"Basic {API_KEY}"},
+    "no UTF-8": {"Authorization": "Bearer \xff\xfe"},
+    "a very long one": {"Authorization": "Bearer " + "x" * 4_000},
+}
+
+
+async def _asked(app: Running, headers: dict[str, str]) -> dict[str, Answer]:
+    """Ask at every kind of path, and return the answers."""
+    connection = await app.connected()
+    paths = [
+        ("GET", f"/connections/{connection}/token"),
+        ("GET", f"/connections/account:{app.amo.account.id}/token"),
+        ("GET", "/connections/unknown/token"),
+        ("GET", "/connections/%00%ff/token"),
+        ("GET", f"/connections/{connection}/token?min_ttl=nonsense"),
+        ("GET", f"/connections/{'x' * 5_000}"),
+        ("GET", "/connections"),
+        ("GET", "/connections?nonsense=1"),
+        ("GET", "/events"),
+        ("GET", "/openapi.json"),
+        ("GET", "/nowhere"),
+        ("GET", "/healthz/"),
+        ("GET", "/%2e%2e/readyz"),
+        ("POST", f"/connections/{connection}/refresh"),
+        ("POST", f"/connections/{connection}/freeze"),
+        ("POST", "/connections/import"),
+        ("POST", f"/connections/{connection}/token"),
+        ("DELETE", f"/connections/{connection}"),
+        ("DELETE", "/connections/unknown"),
+        ("PUT", "/nowhere"),
+        ("OPTIONS", "/connections"),
+        ("PATCH", f"/connections/{connection}"),
+    ]
+    return {
+        f"{method} {path}": await app.private(
+            path, key=None, method=method, headers=headers, data=b"{" if method == "POST" else None
+        )
+        for method, path in paths
+    }
+
+
+# The time is the same, too, for all that is stored: `authorize` compares the key, each known one in constant time,
+# before any handler is called, so no connection has been looked for, no body and no parameter been read when the
+# answer is made. What comes before it is the router, which knows only the paths of the document and nothing stored,
+# and the request's line in the log. No timing is asserted: a busy machine would decide the test.
+@pytest.mark.parametrize("headers", KEYS.values(), ids=KEYS.keys())
+async def test_a_wrong_key_gets_one_and_the_same_answer(app: Running, headers: dict[str, str]) -> None:
+    """Status, bytes and headers are those of an unknown route without a key, whatever is asked for and with what."""
+    nothing = await app.private("/nowhere", key=None)
+    assert (nothing.status, nothing.json()["code"]) == (401, "unauthorized")
+    assert nothing.headers["WWW-Authenticate"] == "Bearer"
+    for name, answer in (await _asked(app, headers)).items():
+        assert (answer.status, answer.text) == (nothing.status, nothing.text), name
+        assert _told(answer) == _told(nothing), name
+    assert app.amo.vendor.ledger.refreshes() == []
+    assert (await app.private("/connections")).json()["items"][0]["status"] == "active"
+
+
+async def test_the_method_head_learns_no_more(app: Running) -> None:
+    """HEAD has the same headers as well, also where no route answers it."""
+    connection = await app.connected()
+    nothing = await app.private("/nowhere", key=None)
+    for path in (f"/connections/{connection}", "/connections/unknown", "/nowhere", "/openapi.json"):
+        answer = await app.private(path, key=None, method="HEAD")
+        assert (answer.status, answer.text, _told(answer)) == (401, "", _told(nothing))
+
+
+def _told(answer: Answer) -> dict[str, str]:
+    return {name: value for name, value in answer.headers.items() if name not in ITS_OWN}
