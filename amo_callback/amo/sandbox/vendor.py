@@ -236,6 +236,10 @@ class Vendor:
             return None
         return found[0]
 
+    def forget(self, access_token: str) -> None:
+        """Take an access token back before its time: from now on AMO's API answers it 401."""
+        self._access_tokens.pop(access_token, None)
+
     def current_subdomain(self, refresh_token: str) -> Reply:
         """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
         token = self._refresh_tokens.get(refresh_token)

@@ -1,0 +1,95 @@
+"""The README's recipes for backends, as they stand there, against the running service and the stand-in for AMO."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import API_KEY
+
+if TYPE_CHECKING:
+    from tests.conftest import Running
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ADDRESS = "http://127.0.0.1:8081"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A recipe by its name in the README, and what runs it."""
+
+    name: str
+    file: str
+    command: tuple[str, ...]
+
+
+RECIPES = [
+    Recipe(name="requests", file="recipe.py", command=(sys.executable,)),
+    Recipe(name="aiohttp", file="recipe.py", command=(sys.executable,)),
+    Recipe(name="node", file="recipe.mjs", command=("node",)),
+    Recipe(name="php", file="recipe.php", command=("php",)),
+]
+
+
+async def _run(app: Running, *command: str) -> str:
+    """Run a command as a backend would, and return what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env={"PATH": os.environ["PATH"], "AMO_CALLBACK": f"http://{app.service.private}", "API_KEY": API_KEY},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert (process.returncode, err) == (0, b"")
+    return out.decode()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+async def test_a_recipe_calls_amo_and_lives_through_a_rejected_token(
+    app: Running, tmp_path: Path, recipe: Recipe
+) -> None:
+    """It prints the account's id; where AMO answers 401 it says so, gets the next token, and tries once more."""
+    if shutil.which(recipe.command[0]) is None:
+        pytest.skip(f"{recipe.command[0]} is not installed")
+    if recipe.name == "php" and b"curl" not in (await _run(app, "php", "-m")).encode():
+        pytest.skip("php has no curl")
+    found = re.search(rf"<!-- recipe: {recipe.name} -->\n```\w+\n(.*?)\n```\n", README, re.DOTALL)
+    assert found is not None
+    (tmp_path / recipe.file).write_text(found[1] + "\n", encoding="utf-8")
+    connection = await app.connected()
+    command = [*recipe.command, str(tmp_path / recipe.file)]
+    assert await _run(app, *command) == f"{app.amo.account.id}\n"
+    assert app.amo.vendor.ledger.refreshes() == []
+    app.amo.vendor.forget((await app.private(f"/connections/{connection}/token")).json()["access_token"])
+    assert await _run(app, *command) == f"{app.amo.account.id}\n"
+    assert len(app.amo.vendor.ledger.refreshes()) == 1
+    assert await _run(app, *command) == f"{app.amo.account.id}\n"
+    assert len(app.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_the_examples_for_curl_hand_out_a_token(app: Running) -> None:
+    """Both commands of the README's "For backends" answer with the account's token, as JSON."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    await app.connected()
+    section = README.partition("### For backends")[2].partition("\n## ")[0]
+    commands = re.findall(r"```sh\n(curl .*?)\n```", section, re.DOTALL)
+    assert len(commands) == 2
+    for command in commands:
+        assert ADDRESS in command
+        command_here = command.replace(ADDRESS, f"http://{app.service.private}").replace("curl ", "curl -sS ", 1)
+        assert f'"account_id": "{app.amo.account.id}"' in await _run(app, "sh", "-c", command_here)
+    assert app.amo.vendor.ledger.refreshes() == []
