@@ -59,10 +59,31 @@ class Recorded:
 class Notice:
     """A row of the outbox: what others are to be notified of, under an id that stays."""
 
+    number: int
+    """Its place in the order in which notices came."""
     id: str
     at: datetime
     type: str
+    connection_id: str
     data: Mapping[str, object]
+    tries: int = 0
+    next_try_at: datetime
+    last_error: str | None = None
+    """Why the last try failed: a word of ours, or the receiver's status."""
+    parked_at: datetime | None = None
+    """When it was given up: it is kept, and tried again only where somebody says so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Undelivered:
+    """What a try that failed leaves of a notice."""
+
+    id: str
+    lease: str
+    """Of the try: what somebody else is at by now is left to him."""
+    error: str
+    next_try_at: datetime | None
+    """`None`: it is parked."""
 
 
 NOTICES = frozenset(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from amo_callback.brought import Brought
-    from amo_callback.event import Event, Notice, Recorded
+    from amo_callback.event import Event, Notice, Recorded, Undelivered
     from amo_callback.grant import Grant, GrantedPair, IssuedState
     from amo_callback.model import Claim, Connection, Extension, Filter, Fleet, Freeze, RefreshedPair, Verdict
 
@@ -88,8 +88,28 @@ class Store(Protocol):
     async def forget(self, *, now: datetime) -> bool:
         """Forget a step of what is too old to be asked about; `True` where there is more."""
 
-    async def notices(self, *, limit: int) -> Sequence[Notice]:
-        """Return what waits in the outbox, oldest first."""
+    # --- notices ---------------------------------------------------------------------------------
+
+    def on_notice(self, told: Callable[[], None]) -> None:
+        """Tell of each notice that this process commits, or wants tried again: somebody delivers them."""
+
+    async def notices(self, *, limit: int, after: int = 0) -> Sequence[Notice]:
+        """Return what waits in the outbox or is parked there, in its order, from the one after a number on."""
+
+    async def next_notice(self, *, now: datetime, until: datetime) -> datetime | None:
+        """Return when the next delivery comes due, by leases that end at `until` where they begin now."""
+
+    async def claim_notices(self, *, now: datetime, until: datetime, lease: str, limit: int) -> Sequence[Notice]:
+        """Commit a lease of notices that are due, each the first of its connection that is not parked."""
+
+    async def notice_delivered(self, notice_id: str, *, events: Sequence[Event] = ()) -> bool:
+        """Take a notice out of the outbox; `False` where it is gone already."""
+
+    async def notice_failed(self, failed: Undelivered, *, events: Sequence[Event] = ()) -> bool:
+        """Commit when it is tried again, or that it is parked; `False` where the lease is no longer ours."""
+
+    async def retry_notices(self, notice_id: str | None) -> Sequence[str]:
+        """Let a notice, or all that are parked, be tried now; return which these are."""
 
     # --- connections -----------------------------------------------------------------------------
 

@@ -118,6 +118,7 @@ class Database:
         self._sql = statements
         self._clock = clock
         self._writing = asyncio.Lock()
+        self._afterwards: list[Callable[[], None]] = []
         self.failed_at: float | None = None
         self.failing: str | None = None
 
@@ -141,6 +142,10 @@ class Database:
         """Run a statement within a unit."""
         return await self._execute(self._writer, statement, values)
 
+    def afterwards(self, told: Callable[[], None]) -> None:
+        """Call `told` once the present unit is committed, and not where it is not."""
+        self._afterwards.append(told)
+
     async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
         """Run a statement within a unit, once for each row of values: one after the other would take much longer."""
         await self._writer.executemany(self._sql[statement], [_parameters(values) for values in rows])
@@ -155,7 +160,10 @@ class Database:
             raise self._failed(error) from None
         finally:
             await self._roll_back()
+            afterwards, self._afterwards = self._afterwards, []
         self.failing = None
+        for told in afterwards:
+            told()
         return result
 
     async def _roll_back(self) -> None:

@@ -11,18 +11,21 @@ from amo_callback.store.writer import Writer, every
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.event import Event, Notice, Recorded
+    from amo_callback.event import Event, Recorded
 
 _KEEP_EVENTS = timedelta(days=90)
 """A refresh token's whole life: as long as somebody may ask who spent it."""
 _KEEP_NOTICES = timedelta(days=7)
+"""Where nobody delivers them: for whoever begins to."""
+_KEEP_UNDELIVERED = timedelta(days=30)
+"""Those that were given up; and where they are delivered, any that wait: none is lost in silence."""
 _STEP = 1000
 """Rows that are deleted in one transaction."""
 _LAST = 2**62
 
 
 class History(Writer):
-    """The tables `events` and `outbox`."""
+    """The table `events`, and what is too old in that and in `outbox`."""
 
     async def record(self, event: Event) -> None:
         """Remember what happened outside of any other write."""
@@ -54,10 +57,6 @@ class History(Writer):
         found = await self._database.read("events_of", connection_id=connection_id, before=until, limit=limit)
         return every(found, rows.recorded)
 
-    async def notices(self, *, limit: int) -> Sequence[Notice]:
-        """Return what waits in the outbox, oldest first."""
-        return every(await self._database.read("notices", limit=limit), rows.notice)
-
     async def prune(self, *, now: datetime, keep: float) -> None:
         """Erase what expired grants and states hold, and forget them `keep` seconds later; step by step."""
         before = now - timedelta(seconds=keep)
@@ -72,7 +71,9 @@ class History(Writer):
 
         async def unit() -> bool:
             gone = await self._database.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
-            await self._database.run("prune_notices", before=now - _KEEP_NOTICES, limit=_STEP)
+            keep = _KEEP_NOTICES if self._told is None else _KEEP_UNDELIVERED
+            await self._database.run("prune_notices", before=now - keep, limit=_STEP)
+            await self._database.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
             return len(gone) == _STEP
 
         return await self._database.unit(unit)

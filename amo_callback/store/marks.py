@@ -128,6 +128,7 @@ class Marks(Writer):
             by = back // timedelta(microseconds=1)
             await self._database.run("shift_times", by=by, now=time)
             await self._database.run("shift_leaves", by=by, now=time)
+            await self._database.run("shift_notices", by=by, now=time)
             await self._record(
                 [Event(name="clock.went_back", level=Level.WARNING, fields={"seconds": back.total_seconds()})]
             )

@@ -108,7 +108,18 @@ def recorded(row: Mapping[str, Any]) -> Recorded:
 
 def notice(row: Mapping[str, Any]) -> Notice:
     """Read a row of `outbox`."""
-    return Notice(id=row["id"], at=moment(row["at"]), type=row["type"], data=json.loads(row["data"]))
+    return Notice(
+        number=row["number"],
+        id=row["id"],
+        at=moment(row["at"]),
+        type=row["type"],
+        connection_id=row["connection_id"],
+        data=json.loads(row["data"]),
+        tries=row["tries"],
+        next_try_at=moment(row["next_try_at"]),
+        last_error=row["last_error"],
+        parked_at=_maybe(row["parked_at"]),
+    )
 
 
 def freeze(value: bytes) -> Freeze:

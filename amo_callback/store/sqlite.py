@@ -6,11 +6,12 @@ from amo_callback.store.connections import Connections
 from amo_callback.store.grants import Grants
 from amo_callback.store.history import History
 from amo_callback.store.marks import Marks
+from amo_callback.store.outbox import Outbox
 from amo_callback.store.owners import Owners
 from amo_callback.store.transfers import Transfers
 
 
-class SqliteStore(Marks, Connections, Grants, Owners, History, Transfers):
+class SqliteStore(Marks, Connections, Grants, Owners, History, Outbox, Transfers):
     """The `Store` port on SQLite: its parts, on one database."""
 
     @property

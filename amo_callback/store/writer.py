@@ -27,6 +27,11 @@ class Writer:
         self._database = database
         self._clock = clock
         self._process = process
+        self._told: Callable[[], None] | None = None
+
+    def on_notice(self, told: Callable[[], None]) -> None:
+        """Tell of each notice that this process commits, or wants tried again: somebody delivers them."""
+        self._told = told
 
     async def _change(self, name: str, *, events: Sequence[Event] = (), **values: object) -> Connection | None:
         """Change one connection, and record what that is; `None` where it is no longer as the statement wants it."""
@@ -47,8 +52,19 @@ class Writer:
             if event.name in NOTICES and connection is not None:
                 owners = await self._owners(connection.id)
                 await self._database.run(
-                    "save_notice", id=uuid.uuid4().hex, at=now, type=event.name, data=_notice(event, connection, owners)
+                    "save_notice",
+                    id=uuid.uuid4().hex,
+                    at=now,
+                    type=event.name,
+                    connection_id=connection.id,
+                    data=_notice(event, connection, owners),
                 )
+                self._tell_of_notices()
+
+    def _tell_of_notices(self) -> None:
+        """Wake whoever delivers them, once this unit is committed."""
+        if self._told is not None:
+            self._database.afterwards(self._told)
 
     async def _owners(self, connection_id: str) -> Sequence[str]:
         """Return a connection's owners, within a unit."""

@@ -416,13 +416,77 @@ DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < :before ORDER B
 RETURNING id;
 
 -- name: save_notice
-INSERT INTO outbox (id, at, type, data) VALUES (:id, :at, :type, :data);
+INSERT INTO outbox (id, at, type, connection_id, data, next_try_at)
+VALUES (:id, :at, :type, :connection_id, :data, :at);
 
 -- name: notices
-SELECT * FROM outbox ORDER BY at LIMIT :limit;
+SELECT * FROM outbox WHERE number > :after ORDER BY number LIMIT :limit;
+
+-- name: notice
+SELECT * FROM outbox WHERE id = :id;
+
+-- name: next_notice
+-- Of each connection the first that is not parked: the others wait for that.
+SELECT min(CASE WHEN lease_until > :now AND lease_until <= :until THEN lease_until ELSE next_try_at END) AS at
+FROM outbox AS one
+WHERE parked_at IS NULL
+    AND NOT EXISTS (
+        SELECT 1 FROM outbox AS earlier
+        WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number AND earlier.parked_at IS NULL
+    )
+    AND NOT EXISTS (
+        SELECT 1 FROM meta WHERE name = 'frozen' AND json_extract(CAST(value AS TEXT), '$.elsewhere')
+    );
+
+-- name: claim_notices
+-- A lease that ends later than one that begins now was written by a clock that has gone back since: it is over, too.
+-- What may live elsewhere is delivered there: no process can miss that here.
+UPDATE outbox SET lease = :lease, lease_until = :until, tries = tries + 1
+WHERE number IN (
+    SELECT number FROM outbox AS one
+    WHERE parked_at IS NULL AND next_try_at <= :now
+        AND (lease_until IS NULL OR lease_until <= :now OR lease_until > :until)
+        AND NOT EXISTS (
+            SELECT 1 FROM outbox AS earlier
+            WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
+                AND earlier.parked_at IS NULL
+        )
+        AND NOT EXISTS (
+            SELECT 1 FROM meta WHERE name = 'frozen' AND json_extract(CAST(value AS TEXT), '$.elsewhere')
+        )
+    ORDER BY next_try_at
+    LIMIT :limit
+)
+RETURNING *;
+
+-- name: notice_delivered
+-- By whoever it was: delivered is delivered.
+DELETE FROM outbox WHERE id = :id RETURNING id;
+
+-- name: notice_failed
+UPDATE outbox SET
+    last_error = :error, next_try_at = COALESCE(:next_try_at, next_try_at),
+    parked_at = CASE WHEN :next_try_at IS NULL THEN :now END, lease = NULL, lease_until = NULL
+WHERE id = :id AND lease = :lease
+RETURNING id;
+
+-- name: retry_notices
+-- Whatever is named, or all that is parked. What was given up begins anew.
+UPDATE outbox SET
+    next_try_at = :now, tries = CASE WHEN parked_at IS NULL THEN tries ELSE 0 END, parked_at = NULL
+WHERE id = :id OR (:id IS NULL AND parked_at IS NOT NULL)
+RETURNING id;
+
+-- name: shift_notices
+UPDATE outbox SET at = CASE WHEN at > :now THEN at - :by ELSE at END, next_try_at = min(next_try_at, :now);
 
 -- name: prune_notices
-DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE at < :before ORDER BY at LIMIT :limit);
+DELETE FROM outbox WHERE number IN (
+    SELECT number FROM outbox WHERE at < :before AND parked_at IS NULL ORDER BY at LIMIT :limit
+);
+
+-- name: prune_parked
+DELETE FROM outbox WHERE number IN (SELECT number FROM outbox WHERE parked_at < :before ORDER BY parked_at LIMIT :limit);
 
 -- name: connections_by_id
 SELECT * FROM connections WHERE id IN (SELECT value FROM json_each(:ids));

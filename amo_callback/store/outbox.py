@@ -1,0 +1,63 @@
+"""Notices: what waits to be delivered, who is at it, and what was given up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amo_callback.store import rows
+from amo_callback.store.connections import values_of
+from amo_callback.store.writer import Writer, every
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from amo_callback.event import Event, Notice, Undelivered
+
+
+class Outbox(Writer):
+    """The table `outbox`."""
+
+    async def notices(self, *, limit: int, after: int = 0) -> Sequence[Notice]:
+        """Return what waits in the outbox or is parked there, in its order, from the one after a number on."""
+        return every(await self._database.read("notices", after=after, limit=limit), rows.notice)
+
+    async def next_notice(self, *, now: datetime, until: datetime) -> datetime | None:
+        """Return when the next delivery comes due, by leases that end at `until` where they begin now."""
+        [row] = await self._database.read("next_notice", now=now, until=until)
+        return None if row["at"] is None else rows.moment(row["at"])
+
+    async def claim_notices(self, *, now: datetime, until: datetime, lease: str, limit: int) -> Sequence[Notice]:
+        """Commit a lease of notices that are due, each the first of its connection that is not parked."""
+        found = await self._database.write("claim_notices", now=now, until=until, lease=lease, limit=limit)
+        return every(found, rows.notice)
+
+    async def notice_delivered(self, notice_id: str, *, events: Sequence[Event] = ()) -> bool:
+        """Take a notice out of the outbox; `False` where it is gone already."""
+
+        async def unit() -> bool:
+            gone = await self._database.run("notice_delivered", id=notice_id)
+            await self._record(events if gone else [])
+            return bool(gone)
+
+        return await self._database.unit(unit)
+
+    async def notice_failed(self, failed: Undelivered, *, events: Sequence[Event] = ()) -> bool:
+        """Commit when it is tried again, or that it is parked; `False` where the lease is no longer ours."""
+
+        async def unit() -> bool:
+            changed = await self._database.run("notice_failed", **values_of(failed), now=self._clock.now())
+            await self._record(events if changed else [])
+            return bool(changed)
+
+        return await self._database.unit(unit)
+
+    async def retry_notices(self, notice_id: str | None) -> Sequence[str]:
+        """Let a notice, or all that are parked, be tried now; return which these are."""
+
+        async def unit() -> Sequence[str]:
+            found = await self._database.run("retry_notices", id=notice_id, now=self._clock.now())
+            self._tell_of_notices()
+            return [row["id"] for row in found]
+
+        return await self._database.unit(unit)
