@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from amo_callback.hosts import check_host
 from amo_callback.identity import read_api_keys
 from amo_callback.identity.users import read_secret
+from amo_callback.webhook import read_secrets
 
 PREFIX = "AMO_CALLBACK_"
 
@@ -74,6 +75,12 @@ def _api_keys(value: SecretStr) -> SecretStr:
 
 def _jwt_secret(value: SecretStr) -> SecretStr:
     read_secret(value.get_secret_value())
+    return value
+
+
+def _notify_secret(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        read_secrets(value.get_secret_value())
     return value
 
 
@@ -153,6 +160,11 @@ class Amo(_Section):
         if "{domain}" not in value:
             raise ValueError("must contain {domain}, where the account's host is put in")
         return value.rstrip("/")
+
+    @property
+    def connect_url(self) -> str:
+        """Where a person connects, again or for the first time."""
+        return f"{self.redirect_uri.removesuffix('/callback')}/connect"
 
     @model_validator(mode="after")
     def _default_is_allowed(self) -> Self:
@@ -244,8 +256,19 @@ class Api(_Section):
 class Notify(_Section):
     """`[notify]`: where signed notices go."""
 
-    url: str | None = None
-    secret: SecretStr | None = None
+    url: WebAddress | None = None
+    secret: Annotated[SecretStr | None, AfterValidator(_notify_secret), Field(validate_default=True)] = None
+
+    @field_validator("secret")
+    @classmethod
+    def _both_or_none(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if "url" not in info.data:  # it was refused: its own line is enough
+            return value
+        if info.data["url"] is None and value is not None:
+            raise ValueError("has no effect without notify.url")
+        if info.data["url"] is not None and value is None:
+            raise ValueError("is required with notify.url: by it the receiver tells that a notice is ours")
+        return value
 
 
 class Log(_Section):

@@ -189,7 +189,5 @@ def _not_built_yet(settings: Settings) -> list[str]:
     """Refuse what this version does not do yet, rather than ignore it."""
     asked = {
         "server.metrics_auth": settings.server.metrics_auth,
-        "notify.url": settings.notify.url,
-        "notify.secret": settings.notify.secret,
     }
     return [f"{key}: this version cannot do that yet; leave it at its default" for key, value in asked.items() if value]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 KEY = new_key()
+NEW = "whsec_" + "A" * 32
+"""A secret of notices."""
 REQUIRED = {
     "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
     "AMO_CALLBACK_AMO__CLIENT_SECRET": "the-client-secret",
@@ -215,6 +217,8 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
         ("APP__RETURN_MODE", "popup", "app.return_mode: 'popup': input should be 'redirect', 'page' or 'auto'"),
         ("REFRESH__AT", "1.5", "refresh.at: '1.5': input should be less than 1"),
         ("REFRESH__CONCURRENCY", "0", "refresh.concurrency: '0': input should be greater than 0"),
+        ("NOTIFY__URL", "http://a.example/hook", "notify.url: 'http://a.example/hook': must begin with https://"),
+        ("NOTIFY__URL", "https://a.example/hook", "notify.secret: is required with notify.url"),
         ("LOG__LEVEL", "loud", "log.level: 'loud': input should be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
@@ -234,6 +238,12 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> N
         ),
         ("STORAGE__ENCRYPTION_KEYS", f"{KEY}\nsekret!", "storage.encryption_keys: line 2 is no key"),
         ("STORAGE__ENCRYPTION_KEYS", " ", "storage.encryption_keys: must hold at least one key"),
+        ("NOTIFY__SECRET", "whsec_sekret", "notify.secret: line 1 is no secret: whsec_ and 24 to 64 bytes in base64"),
+        ("NOTIFY__SECRET", f"{NEW}\nsekret" + "A" * 32, "notify.secret: line 2 is no secret"),
+        ("NOTIFY__SECRET", f"{NEW}é", "notify.secret: line 1 is no secret"),
+        ("NOTIFY__SECRET", "whsec_" + "A" * 28, "notify.secret: line 1 is no secret"),
+        ("NOTIFY__SECRET", " ", "notify.secret: must hold at least one secret"),
+        ("NOTIFY__SECRET", NEW, "notify.secret: has no effect without notify.url"),
         ("API__KEYS", "name:sekret", "api.keys: the key in line 1 is shorter than 32 characters"),
         ("AMO__CLIENT_SECRET", "", "amo.client_secret: value should have at least 1"),
     ],
@@ -245,9 +255,7 @@ def test_a_bad_secret_is_named_and_not_shown(key: str, value: str, said: str) ->
     assert "sekret" not in problem
 
 
-@pytest.mark.parametrize(
-    "key", ["SERVER__METRICS_AUTH=true", "NOTIFY__URL=https://a.example"],
-)  # fmt: skip
+@pytest.mark.parametrize("key", ["SERVER__METRICS_AUTH=true"])
 def test_what_this_version_cannot_do_is_refused_and_not_ignored(key: str) -> None:
     """A setting that would be without effect stops the start."""
     name, _, value = key.partition("=")

@@ -8,7 +8,7 @@ from amo_callback.config_load import load_settings
 
 
 def test_every_configured_secret_is_kept_out_of_the_log() -> None:
-    """The client's secret, keys of both kinds, each by itself, and the secret of the app's JWTs where there is one."""
+    """The client's secret, keys of both kinds, each by itself, and those of JWTs and notices where there are any."""
     keys = [new_key(), new_key()]
     environ = {
         "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
@@ -21,3 +21,6 @@ def test_every_configured_secret_is_kept_out_of_the_log() -> None:
     assert secrets_of(load_settings(None, environ)) == known
     environ |= {"AMO_CALLBACK_APP__JWT_SECRET": "j" * 32, "AMO_CALLBACK_APP__JWT_AUDIENCE": "foryoure-api"}
     assert secrets_of(load_settings(None, environ)) == [*known, "j" * 32]
+    secrets = ["whsec_" + "A" * 32, "whsec_" + "B" * 32]
+    environ |= {"AMO_CALLBACK_NOTIFY__URL": "https://a.example", "AMO_CALLBACK_NOTIFY__SECRET": "\n".join(secrets)}
+    assert secrets_of(load_settings(None, environ)) == [*known, "j" * 32, *secrets]

@@ -170,4 +170,4 @@ def _retry_after(error: AmoCallbackError, settings: Settings) -> str:
 
 
 def _reauth(error: NeedsReauth, settings: Settings) -> dict[str, object]:
-    return {"reason": error.reason, "reconnect_url": f"{settings.amo.redirect_uri.removesuffix('/callback')}/connect"}
+    return {"reason": error.reason, "reconnect_url": settings.amo.connect_url}

@@ -1,0 +1,85 @@
+"""A notice as a signed webhook, as Standard Webhooks has it (https://www.standardwebhooks.com): no I/O.
+
+Signing is left to that project's own library, which receivers verify with: one module of the standard library's HMAC,
+typed, with nothing of its own to install since 1.1.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from standardwebhooks import Webhook
+
+from amo_callback.clock import rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from amo_callback.event import Notice
+
+_PREFIX = "whsec_"
+_LEAST, _MOST = 24, 64
+"""Bytes of a secret, as the specification has them."""
+_ENDS_IN_A_PERSON = frozenset({"connection.needs_reauth", "connection.expiring"})
+"""Of what a person can mend, by connecting again."""
+
+
+def read_secrets(text: str) -> Sequence[str]:
+    """Return the secrets, one a line, newest first; raises `ValueError`, which tells the line and not the secret."""
+    lines = text.split()
+    if not lines:
+        raise ValueError("must hold at least one secret")
+    for number, line in enumerate(lines, start=1):
+        if not _is_secret(line):
+            raise ValueError(
+                f"line {number} is no secret: {_PREFIX} and {_LEAST} to {_MOST} bytes in base64, as "
+                f'echo "{_PREFIX}$(openssl rand -base64 32)" makes one'
+            )
+    return lines
+
+
+def _is_secret(line: str) -> bool:
+    try:
+        size = len(base64.b64decode(line.removeprefix(_PREFIX), validate=True))
+    except ValueError:
+        return False
+    return line.startswith(_PREFIX) and _LEAST <= size <= _MOST
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """What is posted."""
+
+    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+
+
+class Signer:
+    """Write notices as messages, signed with every secret: so that one can be replaced by the next without a gap."""
+
+    def __init__(self, secrets: Sequence[str], *, reconnect_url: str) -> None:
+        self._webhooks = [Webhook(secret) for secret in secrets]
+        self._reconnect_url = reconnect_url
+
+    def message(self, notice: Notice, *, now: datetime) -> Message:
+        """Return a notice's message as it is sent now: its id and body are the same each time."""
+        body = json.dumps({"type": notice.type, "timestamp": rfc3339(notice.at), "data": self._data(notice)})
+        signatures = [webhook.sign(msg_id=notice.id, timestamp=now, data=body) for webhook in self._webhooks]
+        return Message(
+            body=body.encode(),
+            headers={
+                "Content-Type": "application/json",
+                "webhook-id": notice.id,
+                "webhook-timestamp": str(int(now.timestamp())),
+                "webhook-signature": " ".join(signatures),
+            },
+        )
+
+    def _data(self, notice: Notice) -> Mapping[str, object]:
+        if notice.type in _ENDS_IN_A_PERSON:
+            return {**notice.data, "reconnect_url": self._reconnect_url}
+        return notice.data
