@@ -14,9 +14,9 @@ FLOORS = [
     {"model", "event"},
     {"grant", "brought"},
     {"ports", "identity", "hosts"},
-    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk"},
+    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook"},
     {"config_load", "custody", "amo", "store", "observe"},
-    {"connect", "transfer"},
+    {"connect", "transfer", "notices"},
     {"web"},
     {"cli"},
 ]
@@ -29,10 +29,13 @@ ONE_ROOM = {
     "jwt": {"identity.jwk", "identity.users"},
     "jinja2": {"web.pages.render", "amo.sandbox.app", "cli.demo"},
     "pydantic_settings": {"config", "config_load"},
+    "standardwebhooks": {"webhook"},
     "uvloop": {"cli.serve"},
 }
+CALLERS = {"amo.client", "identity.key_set", "notices.sender"}
+"""Where others are asked over HTTP."""
 EDGES = {"amo", "store", "observe"}
-USE_CASES = {"custody", "connect", "transfer", "web"}
+USE_CASES = {"custody", "connect", "transfer", "notices", "web"}
 JOINED_IN = {"web.lifecycle", "cli"}
 """Where `amo`, `store` and `observe` meet the use cases."""
 
@@ -90,7 +93,7 @@ def test_each_outside_library_has_one_room(module: str, tree: ast.Module) -> Non
     libraries = {name.partition(".")[0] for name in _imports(tree)}
     assert {library for library in libraries & set(ONE_ROOM) if module not in ONE_ROOM[library]} == set()
     if "aiohttp" in libraries:
-        assert module in {"amo.client", "identity.key_set"} or module.startswith(("web", "cli", "amo.sandbox"))
+        assert module in CALLERS or module.startswith(("web", "cli", "amo.sandbox"))
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("test_*.py")), ids=lambda path: path.stem)

@@ -24,6 +24,7 @@ from amo_callback.machine import machine_mark
 from amo_callback.model import Filter
 from amo_callback.web.private.connections import connection_shape
 from amo_callback.web.private.events import event_shape, whose
+from amo_callback.web.private.notices import notice_shape
 from amo_callback.web.private.tokens import token_shape
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ class Operations(Protocol):
 
     async def disconnect(self, selector: str) -> dict[str, Any]:
         """Forget a connection."""
+
+    async def notices(self) -> list[dict[str, Any]]:
+        """List what was not delivered."""
+
+    async def retry_notices(self, notice_id: str | None) -> dict[str, Any]:
+        """Try one again, or all that are parked where none is named."""
 
 
 @asynccontextmanager
@@ -116,6 +123,13 @@ class _Door:
     async def disconnect(self, selector: str) -> dict[str, Any]:
         return await self._ask("DELETE", _path(selector))
 
+    async def notices(self) -> list[dict[str, Any]]:
+        return await self._pages("/notices", {"limit": "200"}, most=_MANY)
+
+    async def retry_notices(self, notice_id: str | None) -> dict[str, Any]:
+        one = "" if notice_id is None else f"/{_quoted(notice_id)}"
+        return await self._ask("POST", f"/notices{one}/retry")
+
     async def _pages(self, path: str, query: Mapping[str, str], *, most: int) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
         cursor: dict[str, str] = {}
@@ -141,9 +155,13 @@ class _Door:
 
 
 def _path(selector: str) -> str:
-    if selector in {"", ".", ".."}:  # they would name another place: all of them
+    return f"/connections/{_quoted(selector)}"
+
+
+def _quoted(name: str) -> str:
+    if name in {"", ".", ".."}:  # they would name another place: all of them
         raise NotFound
-    return f"/connections/{quote(selector, safe='')}"
+    return quote(name, safe="")
 
 
 class _Store:
@@ -211,3 +229,12 @@ class _Store:
             return await self._shape(await self._selection.only(connection.id))
         await (self._freezer.freeze_all(why="asked by the command") if frozen else self._freezer.thaw_all())
         return {"frozen": self._freezer.frozen is not None, "open_attempts": len(await self._store.attempts())}
+
+    async def notices(self) -> list[dict[str, Any]]:
+        return [notice_shape(notice) for notice in await self._store.notices(limit=_MANY)]
+
+    async def retry_notices(self, notice_id: str | None) -> dict[str, Any]:
+        found = await self._store.retry_notices(notice_id)
+        if notice_id is not None and not found:
+            raise NotFound("There is no such notice.")
+        return {"retried": found}

@@ -29,7 +29,7 @@ from amo_callback.web.keys import (
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
 from amo_callback.web.private import authorizations as private_authorizations
-from amo_callback.web.private import connections, events, imports, tokens
+from amo_callback.web.private import connections, events, imports, notices, tokens
 from amo_callback.web.private.authorization import authorize
 from amo_callback.web.private.errors import problem_errors
 from amo_callback.web.private.refusals import Refusals
@@ -123,6 +123,8 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
             web.get("/readyz", health.readyz),
         ]
     )
+    if settings.notify.url is not None:
+        app.add_routes(notices.routes())
     return app
 
 

@@ -25,11 +25,14 @@ from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
 from amo_callback.event import Event, Level
 from amo_callback.identity.build import open_users
 from amo_callback.model import RefreshRules
+from amo_callback.notices.courier import Courier
+from amo_callback.notices.sender import open_sender
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
 from amo_callback.web.doors import Door, open_door
 from amo_callback.web.keys import API_KEYS, Services
 from amo_callback.web.reload import Reloader
+from amo_callback.webhook import Signer, read_secrets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -51,7 +54,7 @@ class Service:
     private: str
     services: Services
     died: asyncio.Future[None]
-    """Ends with `TaskDied` where the refresher does."""
+    """Ends with `TaskDied` where the refresher does, or the courier of notices."""
     stop: Callable[[], None]
     """Begin nothing new from now on: what a signal does first."""
     reloader: Reloader
@@ -73,7 +76,7 @@ class Home:
 async def open_service(
     settings: Settings, *, home: Home, clock: Clock, log: FilteringBoundLogger, observer: Observer
 ) -> AsyncIterator[Service]:
-    """Open the whole service: store, client, custody, grants, refresher, then both doors.
+    """Open the whole service: store, client, custody, grants, courier, refresher, then both doors.
 
     Raises `ConfigurationError` where it cannot begin. At the end nothing new is begun, the doors drain, and what is in
     flight is stored.
@@ -118,9 +121,12 @@ async def open_service(
         services = Services(
             store=store, amo=amo, cipher=cipher, connecting=connecting, users=users, custody=custody, clock=clock
         )
+        died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stack.callback(_look_at, died)
+        courier = await stack.enter_async_context(_courier(settings, store, clock=clock, observer=observer, died=died))
         await stack.enter_async_context(_draining(custody))
         await stack.enter_async_context(_draining(connecting.connect))
-        died = await stack.enter_async_context(_running(custody.refresher, observer))
+        await stack.enter_async_context(_running(custody.refresher, name="refresher", observer=observer, died=died))
         apps = make_apps(settings, services, log)
         public = await stack.enter_async_context(
             open_door(apps.public, settings.server.public, name="public", clock=clock, log=log)
@@ -133,6 +139,8 @@ async def open_service(
         def stop() -> None:
             custody.stop()
             connecting.connect.stop()
+            if courier is not None:
+                courier.stop()
 
         stack.callback(stop)  # the first thing at the end, also where nobody sent a signal
         fields = {"public": public.address, "private": private.address}
@@ -203,26 +211,54 @@ async def _draining(worker: Custody | Connect) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _running(refresher: Refresher, observer: Observer) -> AsyncIterator[asyncio.Future[None]]:
-    """Run the refresher's loop; yield a future that fails where the loop ends before it was told to."""
-    died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(refresher.run(), name="refresher")
+async def _courier(
+    settings: Settings, store: Store, *, clock: Clock, observer: Observer, died: asyncio.Future[None]
+) -> AsyncIterator[Courier | None]:
+    """Deliver notices where somebody wants them; at the end what is in flight gets its answer."""
+    notify = settings.notify
+    if notify.url is None or notify.secret is None:
+        yield None
+        return
+    async with open_sender(notify.url) as sender:
+        courier = Courier(
+            store=store,
+            sender=sender,
+            signer=Signer(read_secrets(notify.secret.get_secret_value()), reconnect_url=settings.amo.connect_url),
+            clock=clock,
+            observer=observer,
+            poll_interval=settings.refresh.poll_interval,
+            random=random.random,
+        )
+        store.on_notice(courier.wake)
+        async with _running(courier, name="courier", observer=observer, died=died):
+            yield courier
+
+
+@asynccontextmanager
+async def _running(
+    loop: Refresher | Courier, *, name: str, observer: Observer, died: asyncio.Future[None]
+) -> AsyncIterator[None]:
+    """Run a loop; `died` fails where it ends before it was told to."""
+    task = asyncio.create_task(loop.run(), name=name)
 
     def look(ended: asyncio.Task[None]) -> None:
-        if not died.done() and not refresher.stopped:
+        if not died.done() and not loop.stopped:
             error = None if ended.cancelled() else ended.exception()
-            observer(Event(name="refresher.died", level=Level.ERROR, error=error))
+            observer(Event(name=f"{name}.died", level=Level.ERROR, error=error))
             died.set_exception(TaskDied())
 
     task.add_done_callback(look)
     try:
-        yield died
+        yield
     finally:
-        refresher.stop()
+        loop.stop()
         await asyncio.wait({task})
-        if died.done():
-            died.exception()  # looked at, also where nobody waited for it
-        died.cancel()
+
+
+def _look_at(died: asyncio.Future[None]) -> None:
+    if died.done():
+        died.exception()  # looked at, also where nobody waited for it
+    died.cancel()
 
 
 def _refresh_rules(settings: Settings) -> RefreshRules:
