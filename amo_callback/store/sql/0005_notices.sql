@@ -23,5 +23,7 @@ SELECT id, at, type, json_extract(data, '$.connection_id'), data, at FROM old_ou
 DROP TABLE old_outbox;
 
 CREATE INDEX outbox_by_time ON outbox (at);
+CREATE INDEX outbox_by_try ON outbox (next_try_at, number) WHERE parked_at IS NULL;
+CREATE INDEX outbox_by_lease ON outbox (lease_until) WHERE lease_until IS NOT NULL;
 CREATE INDEX outbox_by_connection ON outbox (connection_id, number) WHERE parked_at IS NULL;
 CREATE INDEX outbox_by_parking ON outbox (parked_at) WHERE parked_at IS NOT NULL;

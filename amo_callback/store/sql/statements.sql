@@ -426,17 +426,25 @@ SELECT * FROM outbox WHERE number > :after ORDER BY number LIMIT :limit;
 SELECT * FROM outbox WHERE id = :id;
 
 -- name: next_notice
--- Of each connection the first that is not parked: the others wait for that.
-SELECT min(CASE WHEN lease_until > :now AND lease_until <= :until THEN lease_until ELSE next_try_at END) AS at
-FROM outbox AS one
-WHERE parked_at IS NULL
-    AND NOT EXISTS (
-        SELECT 1 FROM outbox AS earlier
-        WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number AND earlier.parked_at IS NULL
+-- Of each connection the first that is not parked: the others wait for that. And when the first lease ends.
+SELECT min(at) AS at FROM (
+    SELECT * FROM (
+        SELECT next_try_at AS at FROM outbox AS one
+        WHERE parked_at IS NULL AND (lease_until IS NULL OR lease_until <= :now OR lease_until > :until)
+            AND NOT EXISTS (
+                SELECT 1 FROM outbox AS earlier
+                WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
+                    AND earlier.parked_at IS NULL
+            )
+        ORDER BY next_try_at, number
+        LIMIT 1
     )
-    AND NOT EXISTS (
-        SELECT 1 FROM meta WHERE name = 'frozen' AND json_extract(CAST(value AS TEXT), '$.elsewhere')
-    );
+    UNION ALL
+    SELECT min(lease_until) FROM outbox WHERE lease_until > :now AND lease_until <= :until
+)
+WHERE NOT EXISTS (
+    SELECT 1 FROM meta WHERE name = 'frozen' AND json_extract(CAST(value AS TEXT), '$.elsewhere')
+);
 
 -- name: claim_notices
 -- A lease that ends later than one that begins now was written by a clock that has gone back since: it is over, too.
@@ -454,7 +462,7 @@ WHERE number IN (
         AND NOT EXISTS (
             SELECT 1 FROM meta WHERE name = 'frozen' AND json_extract(CAST(value AS TEXT), '$.elsewhere')
         )
-    ORDER BY next_try_at
+    ORDER BY next_try_at, number
     LIMIT :limit
 )
 RETURNING *;
