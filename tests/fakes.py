@@ -127,10 +127,14 @@ class Witness:
 
     async def until(self, name: str, *, times: int = 1) -> Event:
         """Wait until an event of this name has happened so many times; return the last."""
-        while len(self.named(name)) < times:
+        await self.until_either((name,), times=times)
+        return self.named(name)[-1]
+
+    async def until_either(self, names: tuple[str, ...], *, times: int) -> None:
+        """Wait until events of these names have happened so many times in all."""
+        while sum(event.name in names for event in self.events) < times:
             self._heard.clear()
             await asyncio.wait_for(self._heard.wait(), 10)
-        return self.named(name)[-1]
 
 
 class FailingStore:

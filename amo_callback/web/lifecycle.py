@@ -242,9 +242,11 @@ async def _running(
     task = asyncio.create_task(loop.run(), name=name)
 
     def look(ended: asyncio.Task[None]) -> None:
-        if not died.done() and not loop.stopped:
-            error = None if ended.cancelled() else ended.exception()
-            observer(Event(name=f"{name}.died", level=Level.ERROR, error=error))
+        if loop.stopped:
+            return
+        error = None if ended.cancelled() else ended.exception()
+        observer(Event(name=f"{name}.died", level=Level.ERROR, error=error))
+        if not died.done():
             died.set_exception(TaskDied())
 
     task.add_done_callback(look)

@@ -1,0 +1,198 @@
+"""What every store promises of notices."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import aiosqlite
+
+from amo_callback.event import Event, Undelivered, happened
+from amo_callback.store import open_store
+from amo_callback.store.migrate import migrate_sqlite
+from amo_callback.store.statements import load_migrations
+from tests.builders import DAY, a_connection, now, save
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from amo_callback.event import Notice
+    from amo_callback.ports import Store
+    from tests.fakes import FakeClock
+
+SECOND = timedelta(seconds=1)
+LEASE = timedelta(seconds=60)
+
+
+async def _write(store: Store, *accounts: int) -> list[str]:
+    """Write a notice of each of these accounts' connections."""
+    for account in accounts:
+        connection = a_connection(account)
+        if await store.connection(connection.id) is None:
+            await save(store, connection)
+        stored = await now(store, connection)
+        await store.look_up_again(stored, at=START, events=[happened("connection.moved", stored)])
+    return [notice.id for notice in await store.notices(limit=99)]
+
+
+async def _claim(store: Store, *, at: datetime = START, lease: str = "lease-1", limit: int = 9) -> list[str]:
+    found = await store.claim_notices(now=at, until=at + LEASE, lease=lease, limit=limit)
+    return sorted(notice.id for notice in found)
+
+
+async def _fail(store: Store, notice: str, *, lease: str = "lease-1", again: datetime | None = None) -> bool:
+    failed = Undelivered(id=notice, lease=lease, error="status_500", next_try_at=again)
+    return await store.notice_failed(failed, events=[Event(name="notice.parked")] if again is None else [])
+
+
+async def _next(store: Store, at: datetime = START) -> datetime | None:
+    return await store.next_notice(now=at, until=at + LEASE)
+
+
+async def _all(store: Store) -> Sequence[Notice]:
+    return await store.notices(limit=99)
+
+
+async def test_notices_are_read_in_their_order_page_by_page(store: Store) -> None:
+    """Also those of the same moment."""
+    ids = await _write(store, 1, 2, 1)
+    first = await store.notices(limit=2)
+    assert [notice.id for notice in first] == ids[:2]
+    assert [notice.id for notice in await store.notices(limit=2, after=first[-1].number)] == ids[2:]
+
+
+async def test_a_notice_is_one_claimants_until_its_lease_ends(store: Store) -> None:
+    """Whoever looks meanwhile is told when that is."""
+    ids = await _write(store, 1, 2)
+    assert await _next(store) == START
+    assert await _claim(store, limit=1) == ids[:1]
+    assert await _claim(store, lease="lease-2") == ids[1:]
+    assert await _claim(store) == []
+    assert await _next(store) == START + LEASE
+    assert await _claim(store, at=START + LEASE) == sorted(ids)
+    assert {notice.tries for notice in await _all(store)} == {2}
+
+
+async def test_a_lease_of_a_clock_that_was_ahead_is_over(store: Store) -> None:
+    """Nobody waits for days because somebody's clock was wrong."""
+    ids = await _write(store, 1)
+    assert await _claim(store, at=START + DAY) == ids
+    assert await _claim(store, at=START + SECOND) == ids
+
+
+async def test_the_first_of_a_connection_that_is_not_parked_is_due(store: Store) -> None:
+    """The next waits for its delivery, or for its end."""
+    one, two, three = await _write(store, 1, 1, 1)
+    assert await _claim(store) == [one]
+    assert await _fail(store, one, again=START + 5 * SECOND)
+    assert await _claim(store) == []
+    assert await _next(store) == START + 5 * SECOND
+    assert await _claim(store, at=START + 5 * SECOND) == [one]
+    assert await _fail(store, one)
+    assert await _claim(store) == [two]
+    assert await store.notice_delivered(two)
+    assert await _claim(store) == [three]
+    assert await store.notice_delivered(three)
+    assert await _next(store) is None
+
+
+async def test_only_the_latest_claimant_says_what_became_of_it(store: Store) -> None:
+    """But whoever has delivered it, has."""
+    [notice] = await _write(store, 1)
+    await _claim(store)
+    await _claim(store, at=START + LEASE, lease="lease-2")
+    assert not await _fail(store, notice)
+    assert await store.notice_delivered(notice, events=[Event(name="notice.delivered")])
+    assert not await store.notice_delivered(notice, events=[Event(name="notice.delivered")])
+    assert not await _fail(store, notice, lease="lease-2")
+    assert [event.name for event in await store.events(limit=9)].count("notice.delivered") == 1
+    assert "notice.parked" not in {event.name for event in await store.events(limit=9)}
+
+
+async def test_what_is_parked_begins_anew_where_it_is_asked_for(store: Store) -> None:
+    """One by its id, or all that are parked; what waits can be hurried, and keeps its count."""
+    one, two, three = await _write(store, 1, 2, 3)
+    await _claim(store)
+    assert await _fail(store, one)
+    assert await _fail(store, two)
+    assert await _fail(store, three, again=START + DAY)
+    assert await _next(store) == START + DAY
+    assert await store.retry_notices("unknown") == []
+    assert await store.retry_notices(one) == [one]
+    assert await store.retry_notices(None) == [two]
+    assert await store.retry_notices(None) == []
+    assert await _claim(store) == sorted([one, two])
+    assert await store.retry_notices(three) == [three]
+    assert await _claim(store) == [three]
+    assert {notice.id: notice.tries for notice in await _all(store)} == {one: 1, two: 1, three: 2}
+
+
+async def test_whoever_delivers_is_told_of_what_is_committed(store: Store) -> None:
+    """Of a notice, and of one that is to be tried again; of nothing that was not written."""
+    told: list[int] = []
+    await _write(store, 1)
+    store.on_notice(lambda: told.append(1))
+    stored = await now(store, a_connection(1))
+    event = happened("connection.moved", stored)
+    assert await store.look_up_again(stored, at=START, events=[event])
+    assert len(told) == 1
+    assert not await store.look_up_again(stored, at=START, events=[event])
+    await store.record(happened("refresh.failed", stored))
+    assert len(told) == 1
+    await store.retry_notices(None)
+    assert len(told) == 2
+
+
+async def test_notices_are_kept_for_a_week_and_for_a_month_where_somebody_delivers_them(
+    store: Store, clock: FakeClock
+) -> None:
+    """Those that were given up always for a month, from then on."""
+    parked, waiting = await _write(store, 1, 2)
+    clock.advance(DAY.total_seconds())
+    await _claim(store, limit=1)
+    assert await _fail(store, parked)
+
+    async def left(days: int) -> list[str]:
+        await store.forget(now=START + days * DAY + SECOND)
+        return [notice.id for notice in await _all(store)]
+
+    assert await left(6) == [parked, waiting]
+    store.on_notice(lambda: None)
+    assert await left(29) == [parked, waiting]
+    assert await left(30) == [parked]
+    assert await left(31) == []
+    [other] = await _write(store, 3)
+    assert await left(6) == [other]
+
+
+async def test_a_week_is_enough_where_nobody_delivers(store: Store) -> None:
+    """For whoever begins to."""
+    await _write(store, 1)
+    await store.forget(now=START + 7 * DAY + SECOND)
+    assert await _all(store) == []
+
+
+async def test_a_clock_that_went_back_puts_no_notice_off(store: Store) -> None:
+    """What was to be tried later is due, and is not older than it was."""
+    [notice] = await _write(store, 1)
+    await _claim(store)
+    await _fail(store, notice, again=START + 5 * SECOND)
+    await store.keep_time(now=lambda: START)
+    await store.keep_time(now=lambda: START - DAY)
+    [shifted] = await _all(store)
+    assert (shifted.at, shifted.next_try_at) == (START - DAY, START - DAY)
+
+
+async def test_notices_of_an_older_version_are_kept_in_their_order(tmp_path: Path, clock: FakeClock) -> None:
+    """They are delivered after the upgrade, where somebody wants them."""
+    file = tmp_path / "amo-callback.db"
+    async with aiosqlite.connect(file, isolation_level=None) as old:
+        await migrate_sqlite(old, load_migrations()[:4], keep=lambda _version: None)
+        for name, at in (("second", 2), ("first", 1)):
+            values = (name, at, "connection.moved", '{"connection_id": "c"}')
+            await old.execute("INSERT INTO outbox (id, at, type, data) VALUES (?, ?, ?, ?)", values)
+    async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=clock) as store:
+        assert [(notice.id, notice.connection_id) for notice in await _all(store)] == [("first", "c"), ("second", "c")]
+        assert await _claim(store) == ["first"]

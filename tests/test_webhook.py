@@ -1,0 +1,70 @@
+"""Notices as Standard Webhooks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from amo_callback.event import Notice
+from amo_callback.webhook import Message, Signer, read_secrets
+from tests.fakes import START
+from tests.notices.receiver import OTHER_SECRET, SECRET
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NOTICE = Notice(
+    number=1,
+    id="4f1d",
+    at=START,
+    type="connection.moved",
+    connection_id="c",
+    data={"connection_id": "c", "domain": "пример.рф"},
+    next_try_at=START,
+)
+
+
+def _message(secrets: Sequence[str]) -> Message:
+    return Signer(secrets, reconnect_url="https://a.example/connect").message(NOTICE, now=datetime.now(UTC))
+
+
+def _verify(secret: str, message: Message, body: bytes | None = None) -> object:
+    return Webhook(secret).verify(message.body if body is None else body, dict(message.headers))
+
+
+def test_the_receivers_library_verifies_what_is_sent() -> None:
+    """With the secret, and only what was signed."""
+    message = _message([SECRET])
+    assert _verify(SECRET, message) == {
+        "type": "connection.moved", "timestamp": "2026-11-23T12:00:00Z", "data": dict(NOTICE.data),
+    }  # fmt: skip
+    for secret, body in ((OTHER_SECRET, message.body), (SECRET, message.body + b" ")):
+        with pytest.raises(WebhookVerificationError):
+            _verify(secret, message, body)
+
+
+def test_while_a_secret_is_replaced_both_verify() -> None:
+    """A receiver changes over when it likes."""
+    message = _message([OTHER_SECRET, SECRET])
+    assert _verify(SECRET, message) == _verify(OTHER_SECRET, message)
+
+
+def test_secrets_are_read_a_line_each() -> None:
+    """24 to 64 bytes, in base64, with the prefix."""
+    longest, too_long = ("whsec_" + "QUFB" * number for number in (21, 22))
+    assert read_secrets(f"{SECRET}\n\n {longest}\n") == [SECRET, longest]
+    for bad in ("", SECRET.removeprefix("whsec_"), SECRET + "!", SECRET[:-8], too_long):
+        with pytest.raises(ValueError, match="secret"):
+            read_secrets(bad)
+
+
+def test_nothing_shows_a_secret_or_a_signature() -> None:
+    """In no representation."""
+    signer = Signer([SECRET], reconnect_url="https://a.example/connect")
+    message = signer.message(NOTICE, now=START)
+    shown = f"{signer!r} {vars(signer)!r} {message!r}"
+    assert SECRET[6:] not in shown
+    assert message.headers["webhook-signature"] not in shown
