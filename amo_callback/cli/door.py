@@ -231,7 +231,7 @@ class _Store:
         return {"frozen": self._freezer.frozen is not None, "open_attempts": len(await self._store.attempts())}
 
     async def notices(self) -> list[dict[str, Any]]:
-        return [notice_shape(notice) for notice in await self._store.notices(limit=_MANY)]
+        return [dict(notice_shape(notice)) for notice in await self._store.notices(limit=_MANY)]
 
     async def retry_notices(self, notice_id: str | None) -> dict[str, Any]:
         found = await self._store.retry_notices(notice_id)

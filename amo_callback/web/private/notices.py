@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from aiohttp import web
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
 from amo_callback.errors import NotFound
 from amo_callback.identity import Scope
 from amo_callback.web.keys import LOG, STORE
+from amo_callback.web.operation import Time
 from amo_callback.web.private.authorization import require
-from amo_callback.web.private.parameters import Parameters
-from amo_callback.web.private.problems import invalid
+from amo_callback.web.private.operation import operation
+from amo_callback.web.private.parameters import Paged, read_query
+from amo_callback.web.private.problems import Code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,27 +33,95 @@ def routes() -> Sequence[web.RouteDef]:
     ]
 
 
+class NoticesQuery(Paged):
+    """Which notices."""
+
+    cursor: Annotated[str, Field(pattern="^[0-9]{1,18}$")] | None = None
+    """the next_cursor of the page before"""
+
+
+class NoticeShape(TypedDict):
+    """A notice that has not been delivered; what is parked has no next try."""
+
+    id: str
+    type: str
+    at: Time
+    connection_id: str
+    status: Literal["waiting", "parked"]
+    tries: int
+    last_error: str | None
+    next_try_at: Time | None
+    parked_at: Time | None
+
+
+class NoticesPage(TypedDict):
+    """A part of the notices, in the order in which they came."""
+
+    items: list[NoticeShape]
+    next_cursor: str | None
+
+
+class RetriedShape(TypedDict):
+    """The ids of the notices that are tried again."""
+
+    retried: list[str]
+
+
+_ID = "2f0c9f6a1c7b4c0f8d3e5a6b7c8d9e0f"
+_EXAMPLE: NoticeShape = {
+    "id": _ID,
+    "type": "connection.needs_reauth",
+    "at": "2026-11-24T12:00:00Z",
+    "connection_id": "6ca5af66-2b5a-5a4f-9b53-5d9a6c0b6f5e",
+    "status": "waiting",
+    "tries": 2,
+    "last_error": "status_500",
+    "next_try_at": "2026-11-24T12:02:30Z",
+    "parked_at": None,
+}
+NoticeId = Annotated[str, Field(min_length=1, description="A notice's id.", examples=[_ID])]
+
+
+@operation(
+    "list_notices",
+    scope=Scope.READ,
+    query=NoticesQuery,
+    answer=NoticesPage,
+    example={"items": [_EXAMPLE], "next_cursor": None},
+    problems=[Code.STORE_UNAVAILABLE],
+)
 async def index(request: web.Request) -> web.Response:
     """List what has not been delivered, in the order in which it came."""
     require(request, Scope.READ)
-    parameters = Parameters(request, known={"limit", "cursor"})
-    cursor, limit = parameters.text("cursor") or "0", parameters.limit()
-    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 19):
-        raise invalid("cursor", "the next_cursor of the page before")
-    found = await request.app[STORE].notices(after=int(cursor), limit=limit + 1)
-    return web.json_response(
-        {
-            "items": [notice_shape(notice) for notice in found[:limit]],
-            "next_cursor": str(found[limit - 1].number) if len(found) > limit else None,
-        }
-    )
+    query = read_query(request, NoticesQuery)
+    found = await request.app[STORE].notices(after=int(query.cursor or "0"), limit=query.limit + 1)
+    page: NoticesPage = {
+        "items": [notice_shape(notice) for notice in found[: query.limit]],
+        "next_cursor": str(found[query.limit - 1].number) if len(found) > query.limit else None,
+    }
+    return web.json_response(page)
 
 
+@operation(
+    "retry_notice",
+    scope=Scope.ADMIN,
+    answer=RetriedShape,
+    example={"retried": [_ID]},
+    named=NoticeId,
+    problems=[Code.NOT_FOUND, Code.STORE_UNAVAILABLE],
+)
 async def retry(request: web.Request) -> web.Response:
     """Try a notice now, also one that was given up."""
     return await _retry(request, request.match_info["id"])
 
 
+@operation(
+    "retry_notices",
+    scope=Scope.ADMIN,
+    answer=RetriedShape,
+    example={"retried": [_ID]},
+    problems=[Code.STORE_UNAVAILABLE],
+)
 async def retry_all(request: web.Request) -> web.Response:
     """Try all that were given up."""
     return await _retry(request, None)
@@ -64,7 +136,7 @@ async def _retry(request: web.Request, notice_id: str | None) -> web.Response:
     return web.json_response({"retried": found})
 
 
-def notice_shape(notice: Notice) -> dict[str, object]:
+def notice_shape(notice: Notice) -> NoticeShape:
     """Return a notice as it is shown; what is parked has no next try."""
     parked = notice.parked_at is not None
     return {
