@@ -117,14 +117,13 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
             *imports.routes(),
             *connections.routes(),
             *events.routes(),
+            *notices.routes(),
             *private_authorizations.routes(),
             *openapi.routes(),
             web.get("/healthz", health.healthz),
             web.get("/readyz", health.readyz),
         ]
     )
-    if settings.notify.url is not None:
-        app.add_routes(notices.routes())
     return app
 
 

@@ -54,6 +54,10 @@ class Receiver:
         self._server = TestServer(app)
 
     @property
+    def types(self) -> list[str]:
+        return [delivery.content["type"] for delivery in self.deliveries]
+
+    @property
     def url(self) -> str:
         return str(self._server.make_url("/hook"))
 

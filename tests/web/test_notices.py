@@ -13,8 +13,10 @@ from standardwebhooks import Webhook
 
 from amo_callback.cli.serve import until_end
 from amo_callback.config_load import load_settings
+from amo_callback.event import happened
 from amo_callback.observe.log import make_logger
 from amo_callback.web.lifecycle import Home, open_service
+from tests.builders import a_connection, save
 from tests.conftest import ADMIN_KEY, API_KEY, READ_KEY, environment
 from tests.fakes import ShiftedClock
 from tests.notices.receiver import OTHER_SECRET, SECRET, Receiver
@@ -74,8 +76,9 @@ async def test_whoever_has_to_connect_again_is_told_where(notifying: Running, re
     notifying.amo.account.disabled = True
     notifying.clock.advance(86_400 * 0.9)
     await notifying.witness.until("connection.needs_reauth")
-    await notifying.witness.until("notice.delivered", times=2)
-    data = receiver.deliveries[1].content["data"]
+    while "connection.needs_reauth" not in receiver.types:
+        await receiver.until_came(len(receiver.deliveries) + 1)
+    data = receiver.deliveries[receiver.types.index("connection.needs_reauth")].content["data"]
     assert set(data) == {"connection_id", "account_id", "domain", "owners", "reason", "reconnect_url"}
     assert data["reconnect_url"] == notifying.settings.amo.redirect_uri.removesuffix("/callback") + "/connect"
     issued = notifying.amo.vendor.ledger.issued
@@ -135,12 +138,11 @@ async def test_each_route_wants_its_scope(notifying: Running) -> None:
     assert (await _retry(notifying, "/notices/unknown/retry")).status == 404
 
 
-async def test_without_a_receiver_there_is_nothing_to_see(app: Running) -> None:
-    """Notices wait in the outbox, for whoever begins to deliver them."""
+async def test_without_a_receiver_notices_wait(app: Running) -> None:
+    """In the outbox, where they are seen, for whoever begins to deliver them."""
     await app.connected()
-    assert (await app.private("/notices")).status == 404
-    [waiting] = await app.service.services.store.notices(limit=9)
-    assert (waiting.tries, waiting.parked_at) == (0, None)
+    [waiting] = (await _list(app))["items"]
+    assert (waiting["status"], waiting["tries"], waiting["last_error"]) == ("waiting", 0, None)
 
 
 async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: Receiver) -> None:
@@ -189,10 +191,8 @@ async def test_no_secret_of_notices_leaves(run: Any, receiver: Receiver) -> None
     for secret in (SECRET, SECRET[6:], OTHER_SECRET[6:], receiver.url, *signatures):
         assert secret not in written
     assert SECRET[6:] not in repr(app.settings)
-    assert (
-        Webhook(SECRET).verify(receiver.deliveries[-1].body, dict(receiver.deliveries[-1].headers), json_parse=False)
-        is None
-    )
+    last = receiver.deliveries[-1]
+    assert Webhook(SECRET).verify(last.body, dict(last.headers), json_parse=False) is None
 
 
 class Death(BaseException):
@@ -220,7 +220,8 @@ async def test_a_courier_that_dies_ends_the_process_with_a_status(
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     async with open_service(settings, home=home, clock=DeadlyClock(), log=log, observer=witness) as service:
         store = service.services.store
-        await _write_notice(store)
+        stored = await save(store, a_connection())
+        await store.look_up_again(stored, at=stored.connected_at, events=[happened("connection.moved", stored)])
         assert await until_end(service, never) == 1
     assert isinstance(witness.named("courier.died")[0].error, Death)
     assert "refresher.died" not in witness.names()
