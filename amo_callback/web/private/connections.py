@@ -178,7 +178,7 @@ async def show(request: web.Request) -> web.Response:
     scope=Scope.ADMIN,
     answer=ConnectionShape,
     example={**_EXAMPLE, "status": Status.DISCONNECTED, "access_expires_at": None, "next_refresh_at": None},
-    problems=(*SELECTS, Code.AMBIGUOUS),
+    problems=(*SELECTS, Code.AMBIGUOUS, Code.FROZEN),
 )
 async def disconnect(request: web.Request) -> web.Response:
     """Forget one connection and erase its tokens; AMO's side lives on until the integration is removed there."""
