@@ -218,6 +218,16 @@ class Freeze:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Changed:
+    """What a write of this process may have changed, for whoever remembers connections."""
+
+    connections: frozenset[str] | None
+    """Their ids; `None`: any of them."""
+    belonging: bool
+    """Whether it may be a connection that its account, or an owner, did not have before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Filter:
     """Which connections are listed: what is not named does not matter."""
 

@@ -147,6 +147,9 @@ class FailingStore:
         self.failed_at: float | None = None
         self.failing: str | None = None
 
+    def watch(self, listener: Any) -> None:
+        self._store.watch(listener)
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
 

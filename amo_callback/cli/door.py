@@ -15,6 +15,7 @@ import aiohttp
 from amo_callback.cli.local import open_local
 from amo_callback.custody.farewell import Farewell
 from amo_callback.custody.freezer import Freezer
+from amo_callback.custody.memory import Memory
 from amo_callback.custody.rescue import Rescue
 from amo_callback.custody.selection import Selection
 from amo_callback.custody.unsaved import Unsaved
@@ -177,7 +178,8 @@ class _Store:
             clock=local.clock,
             observer=lambda _event: None,
         )
-        self._selection = Selection(store=local.store, unsaved=unsaved)
+        memory = Memory(store=local.store, clock=local.clock)
+        self._selection = Selection(store=local.store, unsaved=unsaved, memory=memory)
         self._freezer = Freezer(
             store=local.store,
             clock=local.clock,

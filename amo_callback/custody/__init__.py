@@ -10,6 +10,7 @@ A refresh spends a credential: AMO's refresh tokens work once, and the answer th
 - `inquiry`: what can be asked of AMO without spending anything; `checks` and `liveness` ask it.
 - `unsaved`, with `paid` and `rescue`: pairs that the store does not take.
 - `refresher`: the loop. `handout`: tokens for whoever may have them, found by `selection`.
+- `memory`: what was read for a hand-out, for as long as it is certain; `opened`: the pairs that were opened for one.
 - `freezer`: when nothing may be spent, because a copy may be at work elsewhere. `deadlines`: clocks that were stepped,
   and refresh tokens whose three months run out.
 - `build` puts it all together.

@@ -17,6 +17,8 @@ from amo_callback.custody.judge import Judge
 from amo_callback.custody.keeper import Keeper
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.liveness import Liveness
+from amo_callback.custody.memory import Memory
+from amo_callback.custody.opened import Opened
 from amo_callback.custody.refresher import Refresher
 from amo_callback.custody.selection import Selection
 from amo_callback.custody.unsaved import Unsaved
@@ -46,6 +48,7 @@ class Custody:
     leases: Leases
     liveness: Liveness
     unsaved: Unsaved
+    memory: Memory
 
     async def switched_off(self, account_id: str) -> None:
         """Check an account of which AMO's hook says that the integration was switched off there."""
@@ -59,6 +62,7 @@ class Custody:
 
     async def drain(self) -> None:
         """Wait until what is in flight is stored, or in its rescue file."""
+        await self.memory.drain()
         await self.liveness.drain()
         await self.keeper.drain()
 
@@ -138,11 +142,13 @@ def make_custody(
         rest=rules.retry_base,
     )
     liveness = Liveness(inquiry=inquiry, leases=leases, clock=clock)
-    selection = Selection(store=store, unsaved=unsaved)
+    memory = Memory(store=store, clock=clock)
+    opened = Opened(store=store, cipher=cipher)
+    selection = Selection(store=store, unsaved=unsaved, memory=memory)
     return Custody(
         keeper=keeper,
         refresher=refresher,
-        handout=Handout(selection=selection, amo=amo, keeper=keeper, liveness=liveness, cipher=cipher, clock=clock),
+        handout=Handout(selection=selection, amo=amo, keeper=keeper, liveness=liveness, opened=opened, clock=clock),
         checks=checks,
         breaker=breaker,
         farewell=Farewell(store=store, clock=clock, observer=observer),
@@ -151,4 +157,5 @@ def make_custody(
         leases=leases,
         liveness=liveness,
         unsaved=unsaved,
+        memory=memory,
     )

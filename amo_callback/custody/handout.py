@@ -15,9 +15,9 @@ from amo_callback.tasks import done_within
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from amo_callback.cipher import Cipher
     from amo_callback.custody.keeper import Keeper
     from amo_callback.custody.liveness import Liveness
+    from amo_callback.custody.opened import Opened
     from amo_callback.custody.selection import Selection
     from amo_callback.ports import AmoOAuth, Clock
 
@@ -45,28 +45,35 @@ class Handout:
         amo: AmoOAuth,
         keeper: Keeper,
         liveness: Liveness,
-        cipher: Cipher,
+        opened: Opened,
         clock: Clock,
     ) -> None:
         self._selection = selection
         self._amo = amo
         self._keeper = keeper
         self._liveness = liveness
-        self._cipher = cipher
+        self._opened = opened
         self._clock = clock
 
     async def token(self, selector: str, *, min_ttl: float) -> HandedOut:
         """Return a token of the connection with this id, or of the account in `account:ID`.
 
         A token with less than `min_ttl` seconds is refreshed first; where that fails and it lives still, it is
-        handed out as stale. Raises `NotFound`, `NeedsReauth`, `MustWait`, `MustMend`: then there is no live one.
+        handed out as stale, and so is the last that is known while the store is away. Raises `NotFound`,
+        `NeedsReauth`, `MustWait`, `MustMend`: then there is no live one.
         """
 
         def is_fresh(connection: Connection) -> bool:
-            pair = self._cipher.pair_of(connection)
+            pair = self._opened.pair_of(connection)
             return pair is not None and fresh_enough(pair, now=self._clock.now(), min_ttl=min_ttl)
 
-        connection = (await self._selection.find(selector))[0]
+        recalled = await self._selection.recall(selector)
+        if recalled.away is not None:
+            handed_out = await self._as_it_is(recalled.connection, error=recalled.away)
+            if handed_out is None:
+                raise recalled.away
+            return handed_out
+        connection = recalled.connection
         satisfied: Callable[[Connection], bool] = is_fresh
         if is_fresh(connection):
             if handed_out := await self._as_it_is(connection):
@@ -75,8 +82,9 @@ class Handout:
         try:
             return await self._refreshed(connection, demand=Demand.HAND_OUT, satisfied=satisfied, patience=_PATIENCE)
         except (MustWait, MustMend, NeedsReauth) as error:
-            connection = (await self._selection.find(connection.id))[0]  # another process may have stored a newer pair
-            handed_out = await self._as_it_is(connection, error=None if is_fresh(connection) else error)
+            recalled = await self._selection.recall(connection.id, anew=True)  # another process may have stored a pair
+            stale = recalled.away is not None or not is_fresh(recalled.connection)
+            handed_out = await self._as_it_is(recalled.connection, error=error if stale else None)
             if handed_out is None:
                 raise
             return handed_out
@@ -111,7 +119,7 @@ class Handout:
             connection = refreshing.result()
         finally:
             refreshing.cancel()
-        pair = self._cipher.pair_of(connection)
+        pair = self._opened.pair_of(connection)
         if pair is None:
             raise NeedsReauth(Reason.UNREADABLE)
         if not lives(pair, now=self._clock.now()):
@@ -120,7 +128,7 @@ class Handout:
 
     async def _as_it_is(self, connection: Connection, *, error: AmoCallbackError | None = None) -> HandedOut | None:
         """Hand out what there is, if it lives: as stale where `error` kept it from being refreshed."""
-        pair = self._cipher.pair_of(connection)
+        pair = self._opened.pair_of(connection)
         if pair is None or not lives(pair, now=self._clock.now()):
             return None
         if not await self._liveness.lives(connection, pair) or not lives(pair, now=self._clock.now()):
@@ -143,7 +151,7 @@ class Handout:
         return next((one for one in candidates if one.id == name), candidates[0])
 
     def _is_stored(self, connection: Connection, access_token: str) -> bool:
-        pair = self._cipher.pair_of(connection)
+        pair = self._opened.pair_of(connection)
         return pair is not None and hmac.compare_digest(pair.access_token.encode(), access_token.encode())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import Ambiguous, NotFound, StoreUnavailable
@@ -10,32 +11,53 @@ from amo_callback.model import Connection, Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from amo_callback.custody.memory import Memory
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.ports import Store
 
 _ACCOUNT, _OWNER = "account:", "owner:"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recalled:
+    """The connection that a selector names; where the store was `away`, the one that it named when that was known."""
+
+    connection: Connection
+    away: StoreUnavailable | None = None
+
+
 class Selection:
     """Find connections, each with what is not yet stored of it."""
 
-    def __init__(self, *, store: Store, unsaved: Unsaved) -> None:
+    def __init__(self, *, store: Store, unsaved: Unsaved, memory: Memory) -> None:
         self._store = store
         self._unsaved = unsaved
+        self._memory = memory
+
+    async def recall(self, selector: str, *, anew: bool = False) -> Recalled:
+        """Return the first connection of those that a selector names, from memory where that is certain.
+
+        Where it is to be read `anew`, or is not certain, it is read; where it cannot be, memory is all there is.
+        """
+        if not anew and (stored := self._memory.certain(selector)) is not None:
+            return Recalled(connection=self._unsaved.newest(stored[0]))
+        try:
+            return Recalled(connection=(await self.find(selector))[0])
+        except StoreUnavailable as error:
+            last = self._memory.last(selector)
+            if last is None:
+                raise
+            return Recalled(connection=self._unsaved.newest(last[0]), away=error)
 
     async def find(self, selector: str) -> Sequence[Connection]:
         """Return the connections that a selector names, the freshest active one first; raises `NotFound`."""
         if selector.startswith(_OWNER):
-            return self._living(await self._store.connections_owned(selector.removeprefix(_OWNER)))
+            return self._living(await self._read(selector))
         account_id = selector.removeprefix(_ACCOUNT) if selector.startswith(_ACCOUNT) else None
         if account_id == "":
             raise NotFound  # it would name everyone whose account AMO did not tell
         try:
-            if account_id is None:
-                connection = await self._store.connection(selector)
-                stored = [] if connection is None else [connection]
-            else:
-                stored = list(await self._store.connections_of(account_id))
+            stored = await self._read(selector)
         except StoreUnavailable:
             held = self._unsaved.find(connection_id=selector, account_id=account_id or "")
             if held is None:
@@ -47,6 +69,20 @@ class Selection:
             if held is not None and not (known and known.status is Status.DISCONNECTED):
                 return [held]
         return self._living(stored)
+
+    async def _read(self, selector: str) -> Sequence[Connection]:
+        """Read what the store has, and remember it."""
+        moment = self._memory.begin()
+        stored: Sequence[Connection]
+        if selector.startswith(_OWNER):
+            stored = await self._store.connections_owned(selector.removeprefix(_OWNER))
+        elif selector.startswith(_ACCOUNT):
+            stored = await self._store.connections_of(selector.removeprefix(_ACCOUNT))
+        else:
+            connection = await self._store.connection(selector)
+            stored = [] if connection is None else [connection]
+        self._memory.keep(selector, stored, moment)
+        return stored
 
     def _living(self, stored: Sequence[Connection]) -> Sequence[Connection]:
         found = [self._unsaved.newest(one) for one in stored if one.status is not Status.DISCONNECTED]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from amo_callback.brought import Brought
     from amo_callback.event import Event, Notice, Recorded, Undelivered
     from amo_callback.grant import Grant, GrantedPair, IssuedState
-    from amo_callback.model import Claim, Connection, Extension, Filter, Fleet, Freeze, RefreshedPair, Verdict
+    from amo_callback.model import Changed, Claim, Connection, Extension, Filter, Fleet, Freeze, RefreshedPair, Verdict
 
 
 class Store(Protocol):
@@ -27,6 +27,15 @@ class Store(Protocol):
     @property
     def failing(self) -> str | None:
         """Why the last write failed; `None` where it did not."""
+
+    def watch(self, listener: Callable[[Changed], None]) -> None:
+        """Let `listener` hear of every write of this process that changes connections, or whose they are.
+
+        It hears after the commit, and before whoever wrote does. It must not raise.
+        """
+
+    async def others_version(self) -> int:
+        """Return a number that is another one once any other process has committed anything."""
 
     async def ping(self) -> None:
         """Read something."""

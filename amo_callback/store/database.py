@@ -21,12 +21,14 @@ from amo_callback.store.copies import keep
 from amo_callback.store.migrate import migrate_sqlite
 from amo_callback.store.rows import ticks
 from amo_callback.store.statements import load_migrations, load_statements
+from amo_callback.store.touched import Touched
 from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
+    from amo_callback.model import Changed
     from amo_callback.ports import Clock
 
 T = TypeVar("T")
@@ -119,6 +121,9 @@ class Database:
         self._clock = clock
         self._writing = asyncio.Lock()
         self._afterwards: list[Callable[[], None]] = []
+        self._touched = Touched(statements)
+        self._changes: list[Changed] = []
+        self._listeners: list[Callable[[Changed], None]] = []
         self.failed_at: float | None = None
         self.failing: str | None = None
 
@@ -140,7 +145,9 @@ class Database:
 
     async def run(self, statement: str, /, **values: object) -> list[Row]:
         """Run a statement within a unit."""
-        return await self._execute(self._writer, statement, values)
+        found = await self._execute(self._writer, statement, values)
+        self._note(statement, values, found)
+        return found
 
     def afterwards(self, told: Callable[[], None]) -> None:
         """Call `told` once the present unit is committed, and not where it is not."""
@@ -149,6 +156,23 @@ class Database:
     async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
         """Run a statement within a unit, once for each row of values: one after the other would take much longer."""
         await self._writer.executemany(self._sql[statement], [_parameters(values) for values in rows])
+        for values in rows:
+            self._note(statement, values, None)
+
+    def watch(self, listener: Callable[[Changed], None]) -> None:
+        """Let `listener` hear of every commit that changes connections, or whose they are."""
+        self._listeners.append(listener)
+
+    async def others_version(self) -> int:
+        """Return SQLite's number for the file's content, which stays where the connection that is asked writes itself.
+
+        So the one that writes is asked: what is seen there is another process's (https://sqlite.org/pragma.html).
+        """
+        try:
+            [[version]] = await self._writer.execute_fetchall("PRAGMA data_version")
+        except (sqlite3.Error, ValueError) as error:
+            raise self._failed(error) from None
+        return int(version)
 
     async def _transaction(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -161,10 +185,22 @@ class Database:
         finally:
             await self._roll_back()
             afterwards, self._afterwards = self._afterwards, []
+            self._tell()  # in any case: a COMMIT that fails may have come about
         self.failing = None
         for told in afterwards:
             told()
         return result
+
+    def _note(self, statement: str, values: Mapping[str, object], found: Sequence[Row] | None) -> None:
+        changed = self._touched.by(statement, values, found)
+        if changed is not None:
+            self._changes.append(changed)
+
+    def _tell(self) -> None:
+        changes, self._changes = self._changes, []
+        for changed in changes:
+            for listener in self._listeners:
+                listener(changed)
 
     async def _roll_back(self) -> None:
         """End a transaction that was not committed, so that the next unit finds none open."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from amo_callback.store.connections import Connections
 from amo_callback.store.grants import Grants
 from amo_callback.store.history import History
@@ -9,6 +11,11 @@ from amo_callback.store.marks import Marks
 from amo_callback.store.outbox import Outbox
 from amo_callback.store.owners import Owners
 from amo_callback.store.transfers import Transfers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amo_callback.model import Changed
 
 
 class SqliteStore(Marks, Connections, Grants, Owners, History, Outbox, Transfers):
@@ -23,3 +30,11 @@ class SqliteStore(Marks, Connections, Grants, Owners, History, Outbox, Transfers
     def failing(self) -> str | None:
         """Why the last write failed; `None` where it did not."""
         return self._database.failing
+
+    def watch(self, listener: Callable[[Changed], None]) -> None:
+        """Let `listener` hear of every write of this process that changes connections, or whose they are."""
+        self._database.watch(listener)
+
+    async def others_version(self) -> int:
+        """Return a number that is another one once any other process has committed anything."""
+        return await self._database.others_version()

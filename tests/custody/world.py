@@ -159,6 +159,9 @@ class _Store:
         self.failed_at: float | None = None
         self.failing: str | None = None
 
+    def watch(self, listener: Any) -> None:
+        self._process.world.store.watch(listener)
+
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
             process, world = self._process, self._process.world

@@ -1,0 +1,156 @@
+"""What was read of connections, by what they were asked for, so that a hand-out does not read it again.
+
+It is certain for less than a second, and only until this process changes it:
+
+- What this process writes it hears of at once, and forgets. A read that a write overtook is not remembered at all.
+- What another process writes, a look at the store's `others_version` tells: where that stays the same, all that was
+  remembered is certain for one more second. It is looked at in the background, in good time, so that no caller waits
+  for it; and where it cannot be, or is too late, a caller reads as if nothing were remembered.
+
+What is no longer certain is kept all the same: it is the last that is known while the store is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import StoreUnavailable
+from amo_callback.model import Changed, Connection, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amo_callback.ports import Clock, Store
+
+CONNECTIONS = 10_000
+_CERTAIN = 1.0
+"""Seconds within which another process's change is seen."""
+_LOOK = 0.4
+"""Seconds between two looks at whether another process has changed anything."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """When a read was begun: what it returns is no newer than that."""
+
+    at: float
+    look: int
+    changes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    connections: tuple[Connection, ...] = field(repr=False)
+    moment: Moment
+
+
+class Memory:
+    """Remember up to `limit` connections, the last that were asked for."""
+
+    def __init__(self, *, store: Store, clock: Clock, limit: int = CONNECTIONS) -> None:
+        self._store = store
+        self._clock = clock
+        self._limit = limit
+        self._found: OrderedDict[str, _Found] = OrderedDict()
+        self._selectors: dict[str, set[str]] = {}
+        """By which selectors each connection is remembered."""
+        self._held = 0
+        self._changes = 0
+        """How often this process has changed anything."""
+        self._version: int | None = None
+        self._look = 0
+        """How often a look has found that another process did."""
+        self._looked_at = -math.inf
+        self._next_look_at = -math.inf
+        self._looking: asyncio.Task[None] | None = None
+        store.watch(self._changed)
+
+    def __len__(self) -> int:
+        """Count the connections, one that several selectors name several times."""
+        return self._held
+
+    def certain(self, selector: str) -> Sequence[Connection] | None:
+        """Return what a selector names, where that is certain; and see to it that it stays so."""
+        now = self._clock.monotonic()
+        if now >= self._next_look_at and self._looking is None:
+            self._next_look_at = now + _LOOK
+            self._looking = asyncio.create_task(self._look_out(now), name="memory:look")
+            self._looking.add_done_callback(self._looked)
+        found = self._found.get(selector)
+        if found is None or found.moment.look != self._look:
+            return None
+        if now - max(found.moment.at, self._looked_at) >= _CERTAIN:
+            return None
+        self._found.move_to_end(selector)
+        return found.connections
+
+    def last(self, selector: str) -> Sequence[Connection] | None:
+        """Return what a selector named when that was last known; of an id also where another selector named it."""
+        if (found := self._found.get(selector)) is not None:
+            return found.connections
+        for name in self._selectors.get(selector, ()):
+            return [one for one in self._found[name].connections if one.id == selector]
+        return None
+
+    def begin(self) -> Moment:
+        """Return the moment before a read."""
+        return Moment(at=self._clock.monotonic(), look=self._look, changes=self._changes)
+
+    def keep(self, selector: str, connections: Sequence[Connection], moment: Moment) -> None:
+        """Remember what a read has found; not one that a write of this process overtook, for it may be of before."""
+        living = tuple(one for one in connections if one.status is not Status.DISCONNECTED)
+        if moment.changes != self._changes:
+            return
+        self._drop(selector)
+        if not living:
+            return  # whoever asks for what is not there may ask for anything
+        self._found[selector] = _Found(connections=living, moment=moment)
+        for one in living:
+            self._selectors.setdefault(one.id, set()).add(selector)
+        self._held += len(living)
+        while self._held > self._limit:
+            self._drop(next(iter(self._found)))
+
+    async def drain(self) -> None:
+        """Look no more."""
+        if self._looking is not None:
+            self._looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._looking
+
+    def _drop(self, selector: str) -> None:
+        found = self._found.pop(selector, None)
+        for one in found.connections if found is not None else ():
+            self._held -= 1
+            self._selectors[one.id].discard(selector)
+            if not self._selectors[one.id]:
+                del self._selectors[one.id]
+
+    def _changed(self, changed: Changed) -> None:
+        self._changes += 1
+        if changed.connections is None:
+            names = set(self._found)
+        else:
+            names = {name for one in changed.connections for name in self._selectors.get(one, ())}
+            if changed.belonging:
+                names |= {name for name in self._found if ":" in name}
+        for name in names:
+            self._drop(name)
+
+    async def _look_out(self, now: float) -> None:
+        with suppress(StoreUnavailable):
+            version = await self._store.others_version()
+            if version != self._version:
+                self._version = version
+                self._look += 1
+            self._looked_at = now
+
+    def _looked(self, look: asyncio.Task[None]) -> None:
+        self._looking = None
+        if not look.cancelled():
+            look.result()
