@@ -1,0 +1,175 @@
+"""How many access tokens are handed out in a second, and how long one takes while others are refreshed.
+
+    python -m tests.benchmarks.handout [--rounds 5] [--seconds 4] [--connections 1000]
+
+The real service, with its log in a file, is measured against a bare aiohttp handler that answers with the same bytes:
+each in a process of its own, in alternation, under the same load. Then again while every connection is refreshed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from amo_callback.cipher import new_key
+from amo_callback.cli.serve import run_loop
+from amo_callback.clock import SystemClock
+from tests.benchmarks.load import WRK, Load
+from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+_CLIENTS = 64
+_PATHS = 100
+"""Connections that are asked for in turn; all of them are in the database."""
+_LATENCY = 0.2
+"""Seconds that AMO takes for a refresh."""
+_AT_ONCE = 16
+_SERVE = ("-m", "amo_callback.cli.main", "serve")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """A process that serves, and where."""
+
+    public: str = ""
+    private: str
+
+
+@asynccontextmanager
+async def _process(*arguments: str, folder: Path, environ: dict[str, str], out: Path) -> AsyncIterator[None]:
+    """Run Python with its output in a file."""
+    with out.open("wb") as file:
+        here = {"PYTHONPATH": str(Path.cwd()), "PATH": "/usr/bin:/bin", **environ}
+        process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=folder, env=here, stdout=file)
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def _service(folder: Path, environ: dict[str, str], *, access: bool) -> AsyncIterator[Server]:
+    out = folder / f"access-{access}.log"
+    environ = {**environ, "AMO_CALLBACK_LOG__ACCESS": str(access).lower()}
+    async with _process(*_SERVE, folder=folder, environ=environ, out=out):
+        while "service.started" not in (text := out.read_text(encoding="utf-8")):
+            await asyncio.sleep(0.05)
+        [line] = [line for line in map(json.loads, text.splitlines()) if line["event"] == "service.started"]
+        yield Server(public=f"http://{line['public']}", private=f"http://{line['private']}")
+
+
+@asynccontextmanager
+async def _bare(folder: Path, answer: bytes) -> AsyncIterator[Server]:
+    out, body = folder / "bare.log", folder / "answer"
+    body.write_bytes(answer)
+    async with _process("-m", "tests.benchmarks.bare", str(body), folder=folder, environ={}, out=out):
+        while not (address := out.read_text(encoding="utf-8").strip()):
+            await asyncio.sleep(0.05)
+        yield Server(private=address)
+
+
+async def _connect(http: aiohttp.ClientSession, server: Server, amo: Amo, *, connections: int) -> list[str]:
+    """Connect accounts, and return what names them."""
+    accounts = [amo.vendor.open_account(f"account{number}.amocrm.ru") for number in range(connections)]
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def connect(number: int) -> None:
+        account = accounts[number]
+        query = f"code={amo.vendor.allow(account)}&referer={account.host}"
+        async with places, http.get(f"{server.public}{BASE}/callback?{query}", allow_redirects=False) as answer:
+            assert answer.headers["Location"].startswith("foryoure://amo-crm/callback?code="), answer
+
+    await asyncio.gather(*map(connect, range(connections)))
+    return [f"account:{account.id}" for account in accounts]
+
+
+async def _refresh(http: aiohttp.ClientSession, server: Server, names: Sequence[str]) -> float:
+    """Refresh them all, as many at a time as the service does; return how many were done in a second."""
+    places, began = asyncio.Semaphore(_AT_ONCE), time.perf_counter()
+
+    async def refresh(name: str) -> None:
+        async with places, http.post(f"{server.private}/connections/{name}/refresh", headers=_key()) as answer:
+            assert answer.status == 200, await answer.text()
+
+    await asyncio.gather(*map(refresh, names))
+    return len(names) / (time.perf_counter() - began)
+
+
+def _key() -> dict[str, str]:
+    return {"Authorization": f"Bearer {API_KEY}"}
+
+
+def _told(figures: Sequence[float], form: str) -> str:
+    """Write the least, the median and the most of some figures."""
+    return " / ".join(format(figure, form) for figure in (min(figures), statistics.median(figures), max(figures)))
+
+
+async def _measure(options: argparse.Namespace, folder: Path) -> None:
+    async with AsyncExitStack() as stack:
+        amo = await stack.enter_async_context(serve_amo(SystemClock()))
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        environ = environment(amo, new_key(), LIMITS__UNPROVEN="100000")
+        async with _service(folder, environ, access=False) as service:
+            names = await _connect(http, service, amo, connections=options.connections)
+            async with http.get(f"{service.private}/connections/{names[0]}/token", headers=_key()) as given:
+                answer = await given.read()
+        paths = [f"/connections/{name}/token" for name in names[:_PATHS]]
+        load = Load(folder=folder, paths=paths, key=API_KEY, callers=_CLIENTS)
+        print(f"{'wrk' if WRK else 'our own client'}, {_CLIENTS} clients, {options.connections} connections")
+        bare = await stack.enter_async_context(_bare(folder, answer))
+        for access in (False, True):
+            async with _service(folder, environ, access=access) as service:
+                await _compare(load, service, bare, access=access, options=options)
+        async with _service(folder, environ, access=False) as service:
+            amo.sandbox.latency = _LATENCY
+            await load.on(service.private, seconds=1)
+            refreshing = asyncio.create_task(_refresh(http, service, names))
+            figures = await load.on(service.private, seconds=options.seconds)
+            assert not refreshing.done(), "too few connections for so many seconds"
+            print(
+                f"while refreshing: {figures.per_second:.0f} hand-outs/s, p50 {figures.p50:.1f} ms, "
+                f"p99 {figures.p99:.1f} ms, longest {figures.max:.1f} ms; {await refreshing:.0f} refreshes/s"
+            )
+
+
+async def _compare(load: Load, service: Server, bare: Server, *, access: bool, options: argparse.Namespace) -> None:
+    ours, theirs = [], []
+    for server in (service, bare):  # the first hand-outs warm the memory
+        await load.on(server.private, seconds=1)
+    for _ in range(options.rounds):
+        theirs.append(await load.on(bare.private, seconds=options.seconds))
+        ours.append(await load.on(service.private, seconds=options.seconds))
+    ratios = [our.per_second / their.per_second for our, their in zip(ours, theirs, strict=True)]
+    print(f"access lines {'on' if access else 'off'} (least / median / most of {options.rounds} rounds)")
+    print(f"  hand-outs/s  {_told([our.per_second for our in ours], '.0f')}")
+    print(f"  bare/s       {_told([their.per_second for their in theirs], '.0f')}")
+    print(f"  ratio        {_told(ratios, '.2f')}")
+    print(f"  p99, ms      {_told([our.p99 for our in ours], '.1f')}")
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4, help="of each load")
+    parser.add_argument("--connections", type=int, default=1000)
+    with TemporaryDirectory() as folder:
+        run_loop(_measure(parser.parse_args(), Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
