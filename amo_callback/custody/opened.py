@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from amo_callback.cipher import Cipher
     from amo_callback.model import Changed, Connection, TokenPair
     from amo_callback.ports import Store
 
 PAIRS = 10_000
-
-
-class _Sealed(NamedTuple):
-    """All that an opened pair depends on."""
-
-    content: bytes | None
-    issued_at: datetime | None
-    expires_at: datetime | None
 
 
 class Opened:
@@ -33,7 +23,7 @@ class Opened:
     def __init__(self, *, cipher: Cipher, store: Store, limit: int = PAIRS) -> None:
         self._cipher = cipher
         self._limit = limit
-        self._pairs: OrderedDict[str, tuple[_Sealed, TokenPair]] = OrderedDict()
+        self._pairs: OrderedDict[str, tuple[Connection, TokenPair]] = OrderedDict()
         store.watch(self._changed)
 
     def __len__(self) -> int:
@@ -41,14 +31,13 @@ class Opened:
 
     def pair_of(self, connection: Connection) -> TokenPair | None:
         """Return a connection's token pair, or `None` where no key opens it."""
-        sealed = _Sealed(connection.sealed_pair, connection.access_issued_at, connection.access_expires_at)
         known = self._pairs.get(connection.id)
-        if known is not None and known[0] == sealed:
+        if known is not None and _same(known[0], connection):
             self._pairs.move_to_end(connection.id)
             return known[1]
         pair = self._cipher.pair_of(connection)
         if pair is not None:
-            self._pairs[connection.id] = sealed, pair
+            self._pairs[connection.id] = connection, pair
             self._pairs.move_to_end(connection.id)
             while len(self._pairs) > self._limit:
                 self._pairs.popitem(last=False)
@@ -60,3 +49,12 @@ class Opened:
             return
         for name in changed.connections:
             self._pairs.pop(name, None)
+
+
+def _same(one: Connection, other: Connection) -> bool:
+    """Tell whether all that an opened pair depends on is the same."""
+    return one is other or (
+        one.sealed_pair == other.sealed_pair
+        and one.access_issued_at == other.access_issued_at
+        and one.access_expires_at == other.access_expires_at
+    )

@@ -11,11 +11,12 @@ import logging
 import re
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
-from amo_callback.event import Event, Level
+from amo_callback.event import REQUEST_ID, Event, Level
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, MutableMapping
@@ -44,6 +45,9 @@ _SHAPES = re.compile(
     r"|(?i:bearer )\S+"
     r"|\b(?P<name>code|state|client_secret|(?:access_|refresh_)?token)=[^&\s\"']+"
 )
+_HINTS = ("eyJ", "def502", "=")
+"""One of these, or `bearer `, is in whatever has one of the shapes."""
+_PLAIN = frozenset({int, float, bool, type(None)})
 _GONE = "[redacted]"
 _SHORTEST = 6
 """Secrets shorter than this are not searched for: they are parts of ordinary words."""
@@ -54,6 +58,7 @@ class Redactor:
 
     def __init__(self, secrets: Collection[str] = ()) -> None:
         self._secrets = sorted((s for s in secrets if len(s) >= _SHORTEST), key=len, reverse=True)
+        self._hints = (*self._secrets, *_HINTS)
 
     def also(self, secrets: Collection[str]) -> None:
         """Take these out, too, from now on."""
@@ -61,6 +66,8 @@ class Redactor:
 
     def __call__(self, _logger: object, _method: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
         """Scrub a line; a structlog processor."""
+        if self._is_clean(line):
+            return line
         return {key: _GONE if key in _NAMES else self._clean(value) for key, value in line.items()}
 
     def scrub(self, text: str) -> str:
@@ -68,6 +75,22 @@ class Redactor:
         for secret in self._secrets:
             text = text.replace(secret, _GONE)
         return _SHAPES.sub(lambda found: f"{found['name']}={_GONE}" if found["name"] else _GONE, text)
+
+    def _is_clean(self, line: Mapping[str, Any]) -> bool:
+        """Tell of most lines, at one look, that there is nothing to scrub; the others are looked through."""
+        if not _NAMES.isdisjoint(line):
+            return False
+        texts = []
+        for value in line.values():
+            if type(value) is str:
+                texts.append(value)
+            elif type(value) not in _PLAIN:
+                return False
+        text = "\n".join(texts)
+        for hint in self._hints:
+            if hint in text:
+                return False
+        return "bearer " not in text.lower()
 
     def _clean(self, value: object) -> object:
         if isinstance(value, bool | int | float | None):
@@ -85,22 +108,39 @@ def make_logger(
     """Make the process's logger: `style` is `json`, `console`, or `auto` (console on a terminal)."""
     console = style == "console" or (style == "auto" and stream.isatty())
     processors: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _add_request,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_time,
         structlog.processors.format_exc_info,
         redactor or Redactor(secrets),
     ]
     if console:
         processors.append(structlog.dev.ConsoleRenderer(colors=stream.isatty()))
     else:
-        processors.append(structlog.processors.JSONRenderer(serializer=json.dumps, ensure_ascii=False))
+        processors.append(_as_json)
     return structlog.wrap_logger(  # type: ignore[no-any-return]  # reason: structlog types it as Any
         _Sink(stream),
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        cache_logger_on_first_use=True,
-    )
+    ).bind()  # a logger at once: what `wrap_logger` returns makes one for every line
+
+
+def _add_request(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if (request_id := REQUEST_ID.get()) is not None:
+        line["request_id"] = request_id
+    return line
+
+
+def _add_time(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    line["timestamp"] = datetime.now(UTC).isoformat()[:-6] + "Z"  # structlog's own takes three times as long
+    return line
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` makes one for every line
+
+
+def _as_json(_logger: object, _method: str, line: Mapping[str, Any]) -> str:
+    return _encode(line)
 
 
 class _Sink:
@@ -112,7 +152,8 @@ class _Sink:
     def msg(self, line: str) -> None:
         """Write one line."""
         with suppress(OSError, ValueError):
-            print(line, file=self._stream, flush=True)
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
 
     debug = info = warning = error = critical = msg
 

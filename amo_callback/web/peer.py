@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 
+_REMEMBERED = 256
 _UNKNOWN = "unknown"
 """A peer that was gone before it could be asked for its address: a stranger like any other."""
 
@@ -21,6 +23,7 @@ class TrustedProxies:
 
     def __init__(self, networks: Sequence[str]) -> None:
         self._networks = [ip_network(network, strict=False) for network in networks]
+        self._trusts = functools.lru_cache(_REMEMBERED)(self._is_trusted)  # the same few proxies come again and again
 
     def client_of(self, request: web.Request) -> str | None:
         """Return the client's address, or `None` behind a Unix socket that names none."""
@@ -44,7 +47,7 @@ class TrustedProxies:
                 return hop
         return peer
 
-    def _trusts(self, text: str) -> bool:
+    def _is_trusted(self, text: str) -> bool:
         address = _address(text)
         return address is not None and any(address in network for network in self._networks)
 

@@ -6,8 +6,8 @@ import secrets
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from structlog.contextvars import bound_contextvars
 
+from amo_callback.event import REQUEST_ID
 from amo_callback.web.keys import CLOCK, PROXIES
 
 if TYPE_CHECKING:
@@ -20,25 +20,33 @@ def log_requests(log: FilteringBoundLogger, *, door: str, access: bool) -> Middl
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        clock = request.app[CLOCK]
-        started = clock.monotonic()
+        started = request.app[CLOCK].monotonic() if access else 0.0
         request_id = secrets.token_hex(8)
-        with bound_contextvars(request_id=request_id):
+        token = REQUEST_ID.set(request_id)
+        try:
             response = await handler(request)  # the errors' middleware below lets none through
             response.headers["X-Request-ID"] = request_id
             if access:
-                log.info(
-                    "http.request",
-                    door=door,
-                    method=request.method if request.method in _METHODS else "other",
-                    route=_route(request),
-                    status=response.status,
-                    ms=round((clock.monotonic() - started) * 1000, 1),
-                    peer=request.app[PROXIES].client_of(request),
-                )
-            return response
+                _log(log, request, response, door=door, started=started)
+        finally:
+            REQUEST_ID.reset(token)
+        return response
 
     return middleware
+
+
+def _log(
+    log: FilteringBoundLogger, request: web.Request, response: web.StreamResponse, *, door: str, started: float
+) -> None:
+    log.info(
+        "http.request",
+        door=door,
+        method=request.method if request.method in _METHODS else "other",
+        route=_route(request),
+        status=response.status,
+        ms=round((request.app[CLOCK].monotonic() - started) * 1000, 1),
+        peer=request.app[PROXIES].client_of(request),
+    )
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -27,7 +27,7 @@ async def serve(answer: bytes) -> None:
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    print("http://{}:{}".format(*runner.addresses[0]), flush=True)  # noqa: T201 -- because it is what the caller reads
+    print("http://{}:{}".format(*runner.addresses[0]), flush=True)
     await asyncio.Event().wait()
 
 

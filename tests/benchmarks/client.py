@@ -92,4 +92,4 @@ async def load(address: str, paths: list[str], key: str, *, callers: int, second
 
 if __name__ == "__main__":
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print(json.dumps(run_loop(load(**asked))))  # noqa: T201 -- because it is what the caller reads
+    print(json.dumps(run_loop(load(**asked))))
