@@ -65,7 +65,6 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
         raise ConfigurationError(*(problems or [str(error)])) from None
     except ValidationError as error:
         raise ConfigurationError(*problems, *_explain(error)) from None
-    problems += _not_built_yet(settings)
     if problems:
         raise ConfigurationError(*problems)
     return settings
@@ -183,11 +182,3 @@ _SECRETS = frozenset({"amo.client_secret", "app.jwt_secret", "storage.encryption
 
 def _is_secret(key: str) -> bool:
     return any(key.startswith(secret) or secret.startswith(f"{key}.") for secret in _SECRETS)
-
-
-def _not_built_yet(settings: Settings) -> list[str]:
-    """Refuse what this version does not do yet, rather than ignore it."""
-    asked = {
-        "server.metrics_auth": settings.server.metrics_auth,
-    }
-    return [f"{key}: this version cannot do that yet; leave it at its default" for key, value in asked.items() if value]

@@ -255,14 +255,6 @@ def test_a_bad_secret_is_named_and_not_shown(key: str, value: str, said: str) ->
     assert "sekret" not in problem
 
 
-@pytest.mark.parametrize("key", ["SERVER__METRICS_AUTH=true"])
-def test_what_this_version_cannot_do_is_refused_and_not_ignored(key: str) -> None:
-    """A setting that would be without effect stops the start."""
-    name, _, value = key.partition("=")
-    [problem] = _problems({f"AMO_CALLBACK_{name}": value})
-    assert problem.endswith("this version cannot do that yet; leave it at its default")
-
-
 JWT_SECRET = "APP__JWT_SECRET=" + "sekret" * 6
 KEYS_ELSEWHERE = "APP__JWKS_URL=https://a.example/keys"
 

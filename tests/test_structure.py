@@ -27,6 +27,7 @@ ONE_ROOM = {
     "sqlite3": {"store.copies", "store.database", "store.migrate"},
     "cryptography": {"cipher"},
     "jwt": {"identity.jwk", "identity.users"},
+    "prometheus_client": {"observe.metrics"},
     "jinja2": {"web.pages.render", "amo.sandbox.app", "cli.demo"},
     "pydantic_settings": {"config", "config_load"},
     "standardwebhooks": {"webhook"},

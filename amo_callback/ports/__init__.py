@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from amo_callback.grant import Redirect
     from amo_callback.model import Account, Issued, Sighting, Told
 
-__all__ = ["AmoOAuth", "Clock", "Observer", "Priority", "RescueFiles", "Store"]
+__all__ = ["AmoOAuth", "Clock", "Metrics", "Observer", "Priority", "RescueFiles", "Store"]
 
 
 class Clock(Protocol):
@@ -36,6 +36,19 @@ class Observer(Protocol):
 
     def __call__(self, event: Event) -> None:
         """Take note; never raise."""
+
+
+class Metrics(Protocol):
+    """Whoever counts."""
+
+    def key_refused(self) -> None:
+        """Count a request whose API key is none of ours."""
+
+    def handed_out(self, *, stale: bool) -> None:
+        """Count an access token that was handed out."""
+
+    def text(self) -> bytes:
+        """Return all of it in Prometheus's text format."""
 
 
 class Priority(IntEnum):

@@ -19,6 +19,7 @@ from amo_callback.web.keys import (
     CUSTODY,
     HANDOUT,
     LOG,
+    METRICS,
     PAGES,
     PROXIES,
     REDEEMER,
@@ -29,7 +30,7 @@ from amo_callback.web.keys import (
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
 from amo_callback.web.private import authorizations as private_authorizations
-from amo_callback.web.private import connections, events, imports, notices, tokens
+from amo_callback.web.private import connections, events, imports, metrics, notices, tokens
 from amo_callback.web.private.authorization import authorize
 from amo_callback.web.private.errors import problem_errors
 from amo_callback.web.private.refusals import Refusals
@@ -95,8 +96,9 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
 
 def _private(settings: Settings, services: Services, log: FilteringBoundLogger) -> web.Application:
     app = _app(settings, services, log, door="private", errors=problem_errors)
-    refusals = Refusals(clock=services.clock, log=log)
-    app.middlewares.append(authorize(open_paths=("/healthz", "/readyz"), refusals=refusals))
+    refusals = Refusals(clock=services.clock, log=log, metrics=services.metrics)
+    open_paths = {"/healthz", "/readyz", *(() if settings.server.metrics_auth else ("/metrics",))}
+    app.middlewares.append(authorize(open_paths=open_paths, refusals=refusals))
     app.on_cleanup.append(refusals.close)
     app[AUTHORIZATIONS] = services.connecting.authorizations
     app[HANDOUT] = services.custody.handout
@@ -104,6 +106,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
     app[STORE] = services.store
     app[AMO] = services.amo
     app[CIPHER] = services.cipher
+    app[METRICS] = services.metrics
     app[API_KEYS] = ApiKeys(read_api_keys(settings.api.keys.get_secret_value()))
     app[health.READINESS] = health.Readiness(
         store=services.store,
@@ -118,6 +121,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
             *connections.routes(),
             *events.routes(),
             *notices.routes(),
+            *metrics.routes(guarded=settings.server.metrics_auth),
             *private_authorizations.routes(),
             *openapi.routes(),
             web.get("/healthz", health.healthz),

@@ -17,7 +17,7 @@ from amo_callback.custody.build import Custody
 from amo_callback.custody.handout import Handout
 from amo_callback.identity import ApiKeys
 from amo_callback.identity.users import Users
-from amo_callback.ports import AmoOAuth, Clock, Store
+from amo_callback.ports import AmoOAuth, Clock, Metrics, Store
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
 
@@ -32,6 +32,7 @@ AUTHORIZATIONS = web.AppKey("authorizations", Authorizations)
 REDEEMER = web.AppKey("redeemer", Redeemer)
 USERS = web.AppKey("users", Users)
 AMO = web.AppKey("amo", AmoOAuth)
+METRICS = web.AppKey("metrics", Metrics)
 CIPHER = web.AppKey("cipher", Cipher)
 STORE = web.AppKey("store", Store)
 CONNECT = web.AppKey("connect", Connect)
@@ -53,3 +54,4 @@ class Services:
     """Who the app's users are; `None` where their JWTs are not configured."""
     custody: Custody
     clock: Clock
+    metrics: Metrics

@@ -27,6 +27,7 @@ from amo_callback.identity.build import open_users
 from amo_callback.model import RefreshRules
 from amo_callback.notices.courier import Courier
 from amo_callback.notices.sender import open_sender
+from amo_callback.observe.metrics import Metrics
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
 from amo_callback.web.doors import Door, open_door
@@ -119,7 +120,14 @@ async def open_service(
             connected=lambda: _connected(custody),
         )
         services = Services(
-            store=store, amo=amo, cipher=cipher, connecting=connecting, users=users, custody=custody, clock=clock
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            connecting=connecting,
+            users=users,
+            custody=custody,
+            clock=clock,
+            metrics=Metrics(),
         )
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_look_at, died)

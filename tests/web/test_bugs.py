@@ -16,6 +16,7 @@ from amo_callback.config_load import load_settings
 from amo_callback.connect.build import Connecting
 from amo_callback.errors import StoreUnavailable
 from amo_callback.observe.log import make_logger
+from amo_callback.observe.metrics import Metrics
 from amo_callback.web.app import make_apps
 from amo_callback.web.doors import open_door
 from amo_callback.web.keys import Services
@@ -96,6 +97,7 @@ class Doors:
             users=None,
             custody=cast("Custody", broken),
             clock=clock,
+            metrics=Metrics(),
         )
         apps = make_apps(self.settings, services, log)
         async with (

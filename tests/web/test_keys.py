@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.config_load import load_settings
 from amo_callback.observe.log import make_logger
+from amo_callback.observe.metrics import Metrics
 from amo_callback.web.private.refusals import Refusals
 from tests.conftest import ADMIN_KEY, API_KEY, READ_KEY, environment
 
@@ -38,8 +39,8 @@ async def test_what_cannot_be_taken_while_it_runs_is_named(app: Running, encrypt
 
 async def test_refused_keys_are_told_once_a_minute(clock: FakeClock) -> None:
     """The first at once, the rest as a number with the minute's end, and nothing where there was none."""
-    stream = io.StringIO()
-    refusals = Refusals(clock=clock, log=make_logger(level="info", style="json", stream=stream))
+    stream, metrics = io.StringIO(), Metrics()
+    refusals = Refusals(clock=clock, log=make_logger(level="info", style="json", stream=stream), metrics=metrics)
     for _ in range(100):
         refusals.count()
     assert stream.getvalue().count("authorization.refused") == 1
@@ -49,7 +50,7 @@ async def test_refused_keys_are_told_once_a_minute(clock: FakeClock) -> None:
     assert '"count": 99' in stream.getvalue()
     clock.advance(60)
     assert stream.getvalue().count("authorization.refused") == 2
-    assert refusals.total == 100
+    assert b"amo_callback_api_keys_refused_total 100.0" in metrics.text()
 
 
 async def test_a_neighbour_with_an_old_key_locks_nobody_out(app: Running) -> None:

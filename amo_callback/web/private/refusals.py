@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from aiohttp import web
     from structlog.typing import FilteringBoundLogger
 
-    from amo_callback.ports import Clock
+    from amo_callback.ports import Clock, Metrics
 
 _MINUTE = 60.0
 
@@ -17,16 +17,16 @@ _MINUTE = 60.0
 class Refusals:
     """Count refused keys; nobody is slowed or locked out by that: a neighbour with an old key harms no other."""
 
-    def __init__(self, *, clock: Clock, log: FilteringBoundLogger) -> None:
+    def __init__(self, *, clock: Clock, log: FilteringBoundLogger, metrics: Metrics) -> None:
         self._clock = clock
         self._log = log
+        self._metrics = metrics
         self._untold = 0
         self._telling: asyncio.Task[None] | None = None
-        self.total = 0
 
     def count(self) -> None:
         """Count one: the first is told at once, more of them with the minute's end."""
-        self.total += 1
+        self._metrics.key_refused()
         self._untold += 1
         if self._telling is None or self._telling.done():
             self._tell()

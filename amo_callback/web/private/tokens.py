@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
 from amo_callback.identity import Scope
-from amo_callback.web.keys import CLOCK, HANDOUT, LOG, SETTINGS
+from amo_callback.web.keys import CLOCK, HANDOUT, LOG, METRICS, SETTINGS
 from amo_callback.web.operation import Time
 from amo_callback.web.private.authorization import require
 from amo_callback.web.private.bodies import read_body
@@ -125,6 +125,7 @@ def _hand_out(request: web.Request, key: ApiKey, handed_out: HandedOut) -> web.R
         stale=handed_out.stale,
         reason=handed_out.reason,
     )
+    request.app[METRICS].handed_out(stale=handed_out.stale)
     return web.Response(body=_encode(_shape(request, handed_out)).encode(), headers=_HEADERS)
 
 
