@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 UNREADABLE = "this request cannot be read"
 """What the parser says of what is no HTTP: it knows no operation."""
 
-_kept: dict[tuple[bool, str], Agreed] = {}
+_kept: dict[tuple[bool, bool, str], Agreed] = {}
 
 
 def agreed(running: Running) -> Agreed:
     """Return what is agreed on with this service; the document is the same where the routes are."""
     services, settings = running.service.services, running.settings
-    key = (services.users is not None, settings.server.base_path)
+    key = (services.users is not None, settings.server.metrics_auth, settings.server.base_path)
     if key not in _kept:
         apps = make_apps(settings, services, running.quiet)
         _kept[key] = Agreed(json.loads(apps.private[DOCUMENT].text))
