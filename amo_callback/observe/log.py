@@ -57,12 +57,14 @@ class Redactor:
     """Take secrets out of log lines: by field name, by shape, and the configured ones by value."""
 
     def __init__(self, secrets: Collection[str] = ()) -> None:
-        self._secrets = sorted((s for s in secrets if len(s) >= _SHORTEST), key=len, reverse=True)
-        self._hints = (*self._secrets, *_HINTS)
+        self._secrets: list[str] = []
+        self._hints: tuple[str, ...] = ()
+        self.also(secrets)
 
     def also(self, secrets: Collection[str]) -> None:
         """Take these out, too, from now on."""
         self._secrets = sorted({*self._secrets, *(s for s in secrets if len(s) >= _SHORTEST)}, key=len, reverse=True)
+        self._hints = (*self._secrets, *_HINTS)
 
     def __call__(self, _logger: object, _method: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
         """Scrub a line; a structlog processor."""

@@ -72,6 +72,23 @@ def test_secrets_are_known_by_value_and_by_shape(text: str, scrubbed: str) -> No
     assert Redactor(["configured-secret", "tiny"]).scrub(text) == scrubbed
 
 
+def test_a_secret_that_is_read_again_later_is_taken_out_too() -> None:
+    """From then on, of plain lines as of others; the one before it is still a secret."""
+    redactor = Redactor(["the-first-secret"])
+    log = Log(redactor=redactor)
+    redactor.also(["another-secret"])
+    log.logger.info("a.b", text="another-secret, the-first-secret", nested=["another-secret"])
+    assert log.line() == {
+        "event": "a.b",
+        "level": "info",
+        "text": "[redacted], [redacted]",
+        "nested": ["[redacted]"],
+    }
+    plain = Log(redactor=redactor)
+    plain.logger.info("a.b", text="another-secret")
+    assert plain.line()["text"] == "[redacted]"
+
+
 def test_fields_with_telling_names_are_dropped() -> None:
     """Whatever somebody puts under such a name, also inside another field."""
     log = Log()
