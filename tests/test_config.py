@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from amo_callback.cipher import new_key
 from amo_callback.config import Settings
 from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
 from amo_callback.errors import ConfigurationError
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
-KEY = new_key()
+KEY = "tQRvEK4i32xUy-FfF4sxzkorot4eA0h7hCH2cGQzfk4="
 NEW = "whsec_" + "A" * 32
 """A secret of notices."""
 REQUIRED = {

@@ -261,6 +261,7 @@ async def test_a_wrong_verifier_has_nothing_tried_for_it(app: Running) -> None:
 @pytest.mark.parametrize(
     "header",
     ["Bearer", "Bearer x.y.z", "Basic NDI6", "bearer " + jwt_of("42") + "x", jwt_of("42")],
+    ids=["no token", "junk", "another scheme", "a forged signature", "no scheme"],
 )
 async def test_a_bad_jwt_is_never_ignored(app: Running, header: str) -> None:
     """Also where none is needed, a JWT that is not the app's is 401, and AMO is not asked."""
