@@ -25,8 +25,8 @@ AT_ONCE = 8
 LEASE = timedelta(seconds=60)
 """For how long a notice is one process's alone: well over a request's time, and the store's patience after it.
 
-It is told by the wall clock: where that is put forward under a delivery, or a process is stopped for a minute, the
-notice is sent twice under its one id, which costs nobody anything.
+It is told by the wall clock: where that is put forward under another process's delivery, or that one is stopped for a
+minute, the notice is sent twice under its one id, which costs nobody anything.
 """
 
 
@@ -52,7 +52,7 @@ class Courier:
         self._poll_interval = poll_interval
         self._random = random
         self._receiver = Receiver(clock=clock, observer=observer)
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = False
 
@@ -80,7 +80,7 @@ class Courier:
                 self._tell_failed(error)
                 pause = self._poll_interval
             await self._sleep(pause)
-        await asyncio.gather(*self._running)  # each has its own end to its patience
+        await asyncio.gather(*self._running.values())  # each has its own end to its patience
 
     async def _start_due(self) -> float:
         """Start what is due, as far as there are places; return how long nothing more can be."""
@@ -88,24 +88,28 @@ class Courier:
             if pause := self._receiver.pause_left:
                 return min(pause, self._poll_interval)
             now = self._clock.now()
-            upcoming = await self._store.next_notice(now=now, until=now + LEASE)  # no write where nothing is due
-            if upcoming is None or upcoming > now:
+            until, apart = now + LEASE, tuple(self._running)  # our own, whatever the clock says of their leases
+            upcoming = await self._store.next_notice(now=now, until=until, apart_from=apart)
+            if upcoming is None or upcoming > now:  # and nothing is written
                 return self._until(upcoming, now)
             lease = uuid.uuid4().hex
-            claimed = await self._store.claim_notices(now=now, until=now + LEASE, lease=lease, limit=places)
+            claimed = await self._store.claim_notices(now=now, until=until, lease=lease, limit=places, apart_from=apart)
             for notice in claimed:
-                task = asyncio.create_task(self._deliver(notice, lease=lease), name=f"notice:{notice.id}")
-                self._running.add(task)
-                task.add_done_callback(self._ended)
+                self._start(notice, lease=lease)
         return self._poll_interval  # the end of one wakes us
+
+    def _start(self, notice: Notice, *, lease: str) -> None:
+        def ended(_: object) -> None:
+            self._running.pop(notice.id, None)
+            self.wake()
+
+        task = asyncio.create_task(self._deliver(notice, lease=lease), name=f"notice:{notice.id}")
+        self._running[notice.id] = task
+        task.add_done_callback(ended)
 
     def _until(self, upcoming: datetime | None, now: datetime) -> float:
         left = self._poll_interval if upcoming is None else (upcoming - now).total_seconds()
         return min(left, self._poll_interval)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self.wake()
 
     async def _deliver(self, notice: Notice, *, lease: str) -> None:
         """Try once; where the store does not take what came of it, the lease ends, and it is tried again."""

@@ -105,10 +105,12 @@ class Store(Protocol):
     async def notices(self, *, limit: int, after: int = 0) -> Sequence[Notice]:
         """Return what waits in the outbox or is parked there, in its order, from the one after a number on."""
 
-    async def next_notice(self, *, now: datetime, until: datetime) -> datetime | None:
+    async def next_notice(self, *, now: datetime, until: datetime, apart_from: Sequence[str] = ()) -> datetime | None:
         """Return when the next delivery comes due, by leases that end at `until` where they begin now."""
 
-    async def claim_notices(self, *, now: datetime, until: datetime, lease: str, limit: int) -> Sequence[Notice]:
+    async def claim_notices(
+        self, *, now: datetime, until: datetime, lease: str, limit: int, apart_from: Sequence[str] = ()
+    ) -> Sequence[Notice]:
         """Commit a lease of notices that are due, each the first of its connection that is not parked."""
 
     async def notice_delivered(self, notice_id: str, *, events: Sequence[Event] = ()) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.store import rows
 from amo_callback.store.connections import values_of
-from amo_callback.store.writer import Writer, every
+from amo_callback.store.writer import Writer, every, json_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,14 +22,18 @@ class Outbox(Writer):
         """Return what waits in the outbox or is parked there, in its order, from the one after a number on."""
         return every(await self._database.read("notices", after=after, limit=limit), rows.notice)
 
-    async def next_notice(self, *, now: datetime, until: datetime) -> datetime | None:
+    async def next_notice(self, *, now: datetime, until: datetime, apart_from: Sequence[str] = ()) -> datetime | None:
         """Return when the next delivery comes due, by leases that end at `until` where they begin now."""
-        [row] = await self._database.read("next_notice", now=now, until=until)
+        [row] = await self._database.read("next_notice", now=now, until=until, apart_from=json_list(apart_from))
         return None if row["at"] is None else rows.moment(row["at"])
 
-    async def claim_notices(self, *, now: datetime, until: datetime, lease: str, limit: int) -> Sequence[Notice]:
+    async def claim_notices(
+        self, *, now: datetime, until: datetime, lease: str, limit: int, apart_from: Sequence[str] = ()
+    ) -> Sequence[Notice]:
         """Commit a lease of notices that are due, each the first of its connection that is not parked."""
-        found = await self._database.write("claim_notices", now=now, until=until, lease=lease, limit=limit)
+        found = await self._database.write(
+            "claim_notices", now=now, until=until, lease=lease, limit=limit, apart_from=json_list(apart_from)
+        )
         return every(found, rows.notice)
 
     async def notice_delivered(self, notice_id: str, *, events: Sequence[Event] = ()) -> bool:

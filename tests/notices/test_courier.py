@@ -254,6 +254,20 @@ async def test_what_a_killed_process_was_at_is_delivered_after_its_lease(office:
     assert office.receiver.ids == [notice.id]
 
 
+async def test_a_clock_that_is_put_forward_has_nothing_sent_twice_at_once(office: Office) -> None:
+    """A process knows what it is at itself, also where the lease looks over."""
+    office.receiver.open.clear()
+    notice = await office.write()
+    async with office.courier():
+        await office.receiver.until_came(1)
+        await office.after(HOUR)
+        await office.clock.until_sleeping()
+        assert office.receiver.ids == [notice.id]
+        office.receiver.open.set()
+        await office.witness.until("notice.delivered")
+    assert office.receiver.ids == [notice.id]
+
+
 async def test_a_stop_begins_nothing_new_and_awaits_what_is_in_flight(office: Office) -> None:
     """What the receiver takes at that moment is noted; the next one is delivered by whoever comes after."""
     office.receiver.open.clear()

@@ -431,6 +431,7 @@ SELECT min(at) AS at FROM (
     SELECT * FROM (
         SELECT next_try_at AS at FROM outbox AS one
         WHERE parked_at IS NULL AND (lease_until IS NULL OR lease_until <= :now OR lease_until > :until)
+            AND id NOT IN (SELECT value FROM json_each(:apart_from))
             AND NOT EXISTS (
                 SELECT 1 FROM outbox AS earlier
                 WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
@@ -454,6 +455,7 @@ WHERE number IN (
     SELECT number FROM outbox AS one
     WHERE parked_at IS NULL AND next_try_at <= :now
         AND (lease_until IS NULL OR lease_until <= :now OR lease_until > :until)
+        AND id NOT IN (SELECT value FROM json_each(:apart_from))
         AND NOT EXISTS (
             SELECT 1 FROM outbox AS earlier
             WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
