@@ -44,7 +44,7 @@ def _add(
 
     async def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> str:
         place = find_place(options, environ)
-        if place.settings.notify.url is None:
+        if scope is Scope.ADMIN and place.settings.notify.url is None:
             raise CommandFailed("notify.url is not set: notices are delivered to nobody")
         async with open_operations(place, scope=scope) as operations:
             return await work(operations, options)

@@ -1,0 +1,64 @@
+"""The administrator's `notices`: through the private door where the service runs, else in the store."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.process import command
+from tests.e2e.stage import staged
+from tests.notices.receiver import SECRET, Receiver
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.e2e.stage import Stage
+
+
+async def _run(stage: Stage, *arguments: str) -> tuple[int, str, str]:
+    return await command("notices", *arguments, folder=stage.folder, environ=stage.environ())
+
+
+async def _told(stage: Stage, *arguments: str) -> Any:
+    status, out, err = await _run(stage, *arguments, "--json")
+    assert (status, err) == (0, "")
+    return json.loads(out)
+
+
+@pytest.mark.timeout(120)  # some ten processes, one after the other
+async def test_notices_are_listed_and_tried_again_beside_the_service_and_without_it(
+    tmp_path: Path, encryption_key: str
+) -> None:
+    """The same lines either way; what is asked for without the service is done by the next one."""
+    async with Receiver().serve() as receiver, staged(tmp_path, encryption_key, access=600, accounts=1) as stage:
+        stage.settings |= {"NOTIFY__URL": receiver.url, "NOTIFY__SECRET": SECRET, "LOG__LEVEL": "debug"}
+        stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
+        receiver.always = 410
+        async with stage.serving() as process:
+            await stage.connect(process)
+            await process.until("notice.parked")
+            [beside] = await _told(stage)
+            assert (beside["status"], beside["last_error"], beside["tries"]) == ("parked", "status_410", 1)
+            assert await _told(stage, "retry", beside["id"]) == {"retried": [beside["id"]]}
+            await process.until("notice.parked", times=2)
+            status, _, err = await _run(stage, "retry", "unknown")
+            assert (status, "There is no such notice" in err) == (1, True)
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+        [without] = await _told(stage)
+        assert {**without, "parked_at": None} == {**beside, "parked_at": None}
+        status, out, _ = await _run(stage, "retry", "--all")
+        assert (status, out) == (0, "1 to be tried again\n")
+        assert (await _told(stage))[0]["status"] == "waiting"
+        receiver.always = None
+        async with stage.serving() as process:
+            await process.until("notice.delivered")
+            assert await _told(stage) == []
+        assert receiver.ids == [beside["id"]] * 3
+        del stage.settings["NOTIFY__URL"], stage.settings["NOTIFY__SECRET"]
+        status, _, err = await _run(stage, "retry", "--all")
+        assert (status, err) == (1, "amo-callback: notify.url is not set: notices are delivered to nobody\n")
+        assert await _told(stage) == []
