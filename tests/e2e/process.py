@@ -84,4 +84,6 @@ async def command(*arguments: str, folder: Path, environ: Mapping[str, str] | No
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
-    return process.returncode or 0, out.decode(), err.decode()
+    # In development mode asyncio tells there of steps that took long on a busy machine.
+    told = [line for line in err.decode().splitlines(keepends=True) if not line.startswith("Executing <")]
+    return process.returncode or 0, out.decode(), "".join(told)
