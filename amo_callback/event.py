@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from amo_callback.errors import AmoCallbackError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
@@ -45,6 +47,13 @@ def happened(
     """Return what happened to a connection; of what is `told`, what is not known is left out."""
     known = {key: value for key, value in (told or {}).items() if value is not None}
     return Event(name=name, level=level, connection_id=connection.id, fields={"domain": connection.domain, **known})
+
+
+def failed(name: str, error: Exception) -> Event:
+    """Return that something failed: an error of ours by its code, any other as the bug that it is."""
+    if isinstance(error, AmoCallbackError):
+        return Event(name=name, level=Level.ERROR, fields={"error": error.code})
+    return Event(name=name, level=Level.ERROR, error=error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -42,6 +42,15 @@ async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) 
     return task.done()
 
 
+async def rest(woken: asyncio.Event, *, seconds: float, clock: Clock) -> None:
+    """Wait until somebody wakes, at most `seconds`."""
+    waiting = asyncio.ensure_future(woken.wait())
+    try:
+        await done_within(waiting, seconds=seconds, clock=clock)
+    finally:
+        waiting.cancel()
+
+
 async def done_unless(
     work: Coroutine[object, object, object],
     *,

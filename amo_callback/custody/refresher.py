@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
-from amo_callback.event import Event, Level
+from amo_callback.event import Event, Level, failed
 from amo_callback.model import Connection, Demand
-from amo_callback.tasks import done_within
+from amo_callback.tasks import rest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -97,7 +97,7 @@ class Refresher:
                 self._tell_failed(error)
                 pause = self._poll_interval
             self._tell_store()
-            await self._sleep(pause)
+            await rest(self._wake, seconds=pause, clock=self._clock)
         await asyncio.gather(*self._running.values(), *self._looking_up.values())
 
     async def _sweep(self) -> float:
@@ -233,19 +233,5 @@ class Refresher:
             except StoreUnavailable as error:  # no reason to refresh nothing
                 self._tell_failed(error)
 
-    async def _sleep(self, seconds: float) -> None:
-        woken = asyncio.ensure_future(self._wake.wait())
-        try:
-            await done_within(woken, seconds=seconds, clock=self._clock)
-        finally:
-            woken.cancel()
-
     def _tell_failed(self, error: Exception) -> None:
-        self._observer(
-            Event(
-                name="refresher.failed",
-                level=Level.ERROR,
-                fields={"error": error.code} if isinstance(error, AmoCallbackError) else {},
-                error=None if isinstance(error, AmoCallbackError) else error,
-            )
-        )
+        self._observer(failed("refresher.failed", error))

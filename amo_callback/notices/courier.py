@@ -7,11 +7,10 @@ import uuid
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import AmoCallbackError
-from amo_callback.event import Event, Level, Undelivered
+from amo_callback.event import Event, Level, Undelivered, failed
 from amo_callback.notices.receiver import Receiver
 from amo_callback.notices.verdict import Answer, next_try
-from amo_callback.tasks import done_within
+from amo_callback.tasks import rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +78,7 @@ class Courier:
             except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
                 self._tell_failed(error)
                 pause = self._poll_interval
-            await self._sleep(pause)
+            await rest(self._wake, seconds=pause, clock=self._clock)
         await asyncio.gather(*self._running.values())  # each has its own end to its patience
 
     async def _start_due(self) -> float:
@@ -150,20 +149,5 @@ class Courier:
         fields = {"notice": notice.id, "type": notice.type, "tries": notice.tries, **more}
         return Event(name=name, level=level, connection_id=notice.connection_id, fields=fields)
 
-    async def _sleep(self, seconds: float) -> None:
-        woken = asyncio.ensure_future(self._wake.wait())
-        try:
-            await done_within(woken, seconds=seconds, clock=self._clock)
-        finally:
-            woken.cancel()
-
     def _tell_failed(self, error: Exception) -> None:
-        known = isinstance(error, AmoCallbackError)
-        self._observer(
-            Event(
-                name="courier.failed",
-                level=Level.ERROR,
-                fields=error.fields if isinstance(error, AmoCallbackError) else {},
-                error=None if known else error,
-            )
-        )
+        self._observer(failed("courier.failed", error))

@@ -60,14 +60,15 @@ class Operation:
     replies: Mapping[int, Reply]
 
 
-_OPERATIONS: dict[object, Operation] = {}
+_MARK = "__operation__"
+"""The handler's attribute that holds its operation."""
 
 
 def describe(operation: Operation) -> Callable[[Handler], Handler]:
     """Declare a handler's operation; its summary is the handler's docstring."""
 
     def remember(handler: Handler) -> Handler:
-        _OPERATIONS[handler] = replace(operation, summary=inspect.getdoc(handler) or "")
+        vars(handler)[_MARK] = replace(operation, summary=inspect.getdoc(handler) or "")
         return handler
 
     return remember
@@ -75,4 +76,5 @@ def describe(operation: Operation) -> Callable[[Handler], Handler]:
 
 def operation_of(handler: object) -> Operation | None:
     """Return the operation that was declared for a handler."""
-    return _OPERATIONS.get(handler)
+    found = getattr(handler, _MARK, None)
+    return found if isinstance(found, Operation) else None

@@ -20,6 +20,9 @@ _TOGETHER = ("code_challenge", "code_challenge_method")
 _SHOWN = {"pattern": f"^(?!{STATE_PREFIX.replace('.', '[.]')})[^\\ufffd]*$"}
 """What `read_request` asks of a state, as far as a pattern can say it: it counts bytes, which none can."""
 
+_State = Annotated[str, Field(max_length=MAX_STATE, json_schema_extra=_SHOWN)]
+_Challenge = Annotated[str, Field(pattern=CHALLENGE)]
+
 
 class StartBody(BaseModel):
     """What the app may send; what else it sends is ignored."""
@@ -37,9 +40,11 @@ class StartBody(BaseModel):
         },
     )
 
-    state: Annotated[str, Field(max_length=MAX_STATE, json_schema_extra=_SHOWN)] | None = None
+    state: Annotated[
+        Annotated[str, Field(max_length=MAX_STATE, json_schema_extra=_SHOWN)] | None, Field(repr=False)
+    ] = None
     """Any text of at most 2048 bytes of UTF-8: it comes back as it is."""
-    code_challenge: Annotated[str, Field(pattern=CHALLENGE)] | None = None
+    code_challenge: Annotated[_Challenge | None, Field(repr=False)] = None
     """The SHA-256 of the verifier, 43 characters of base64url (RFC 7636)."""
     code_challenge_method: Literal["S256"] | None = None
     """There together with the challenge, or not at all."""

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.web.private.tokens import RefreshBody
+from amo_callback.web.public.exchange import ExchangeBody
+from amo_callback.web.starting import StartBody
 from tests.conftest import BASE, HOST, Answer
 
 if TYPE_CHECKING:
@@ -205,3 +208,14 @@ async def test_other_methods_are_405(app: Running) -> None:
     """Only POST, and the answer says so."""
     answer = await app.public(PATH)
     assert (answer.status, answer.headers["Allow"], answer.json()["error"]) == (405, "POST", "method_not_allowed")
+
+
+def test_no_body_shows_what_is_secret_in_it() -> None:
+    """Neither code, verifier, state, challenge nor token is in a repr, which may end up in any text."""
+    challenge = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+    bodies = [
+        ExchangeBody(code="sekret", code_verifier="sekret"),
+        StartBody(state="sekret", code_challenge=challenge, code_challenge_method="S256"),
+        RefreshBody(rejected_access_token="sekret"),
+    ]
+    assert not [body for body in bodies if "sekret" in repr(body) or challenge in repr(body)]

@@ -25,7 +25,7 @@ async def _junk(app: Running, number: int, *, spread: bool) -> Answer:
 
 
 @pytest.mark.parametrize("spread", [False, True], ids=["one address", "many addresses"])
-async def test_a_flood_of_junk_stops_neither_refreshing_nor_who_is_expected(run: Any, spread: bool) -> None:  # noqa: FBT001
+async def test_a_flood_of_junk_stops_neither_refreshing_nor_who_is_expected(run: Any, *, spread: bool) -> None:
     """While hundreds of junk codes wait, a refresh and a person with an issued state have the next turns at AMO.
 
     The person comes from the flood's own address, too.

@@ -185,7 +185,7 @@ async def test_a_user_named_in_a_state_is_no_owner_by_that(app: Running) -> None
 
 @pytest.mark.parametrize("encoded", [base64.b64encode, base64.urlsafe_b64encode])
 @pytest.mark.parametrize("padded", [True, False])
-async def test_a_state_is_read_however_it_was_encoded(app: Running, encoded: Any, padded: bool) -> None:  # noqa: FBT001
+async def test_a_state_is_read_however_it_was_encoded(app: Running, encoded: Any, *, padded: bool) -> None:
     """Both alphabets of base64, padded or not: a state that names another user is never taken for an opaque one."""
     state = encoded(json.dumps({"userId": "42", "r": "??>>~~ÿ"}, ensure_ascii=False).encode()).decode()
     code = await _own_flow(app, state if padded else state.rstrip("="))

@@ -56,7 +56,9 @@ class RefreshBody(BaseModel):
         json_schema_extra={"examples": [{"rejected_access_token": "eyJ0…"}, {}]},
     )
 
-    rejected_access_token: Annotated[str, Field(min_length=1, max_length=MAX_TOKEN)] | None = None
+    rejected_access_token: Annotated[
+        Annotated[str, Field(min_length=1, max_length=MAX_TOKEN)] | None, Field(repr=False)
+    ] = None
     """Only where this is still the stored one it is refreshed; else the stored one is handed out."""
 
 

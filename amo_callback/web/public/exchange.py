@@ -29,9 +29,9 @@ class ExchangeBody(BaseModel):
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
-    code: Annotated[str, Field(min_length=1, max_length=MAX_CODE)]
+    code: Annotated[str, Field(min_length=1, max_length=MAX_CODE, repr=False)]
     """What the deep link brought: AMO's code, or a ticket."""
-    code_verifier: Annotated[str, Field(max_length=1024)] | None = None
+    code_verifier: Annotated[Annotated[str, Field(max_length=1024)] | None, Field(repr=False)] = None
     """What fits the challenge that the grant began with (RFC 7636)."""
     referer: str | None = None
     """The account's host, for a code that the callback has not seen."""
