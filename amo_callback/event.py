@@ -49,10 +49,10 @@ def happened(
     return Event(name=name, level=level, connection_id=connection.id, fields={"domain": connection.domain, **known})
 
 
-def failed(name: str, error: Exception) -> Event:
-    """Return that something failed: an error of ours by its code, any other as the bug that it is."""
+def failed(name: str, error: Exception, *, details: bool = True) -> Event:
+    """Return that something failed: an error of ours by its code, and its `details`; any other as the bug that it is."""
     if isinstance(error, AmoCallbackError):
-        return Event(name=name, level=Level.ERROR, fields={"error": error.code})
+        return Event(name=name, level=Level.ERROR, fields=error.fields if details else {"error": error.code})
     return Event(name=name, level=Level.ERROR, error=error)
 
 

@@ -234,4 +234,4 @@ class Refresher:
                 self._tell_failed(error)
 
     def _tell_failed(self, error: Exception) -> None:
-        self._observer(failed("refresher.failed", error))
+        self._observer(failed("refresher.failed", error, details=False))  # the store has its own line
