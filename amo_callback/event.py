@@ -50,7 +50,7 @@ def happened(
 
 
 def failed(name: str, error: Exception, *, details: bool = True) -> Event:
-    """Return that something failed: an error of ours by its code, and its `details`; any other as the bug that it is."""
+    """Return that something failed: an error of ours by its code and `details`, any other as the bug that it is."""
     if isinstance(error, AmoCallbackError):
         return Event(name=name, level=Level.ERROR, fields=error.fields if details else {"error": error.code})
     return Event(name=name, level=Level.ERROR, error=error)
