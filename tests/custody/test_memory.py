@@ -202,6 +202,21 @@ async def test_a_read_that_a_write_overtook_is_not_remembered(house: House) -> N
     assert (await _token(house, connection.id)).connection.pair_version == refreshed.pair_version
 
 
+async def test_a_read_of_before_a_write_is_not_remembered_after_it(store: Store, clock: FakeClock) -> None:
+    """What was found in the meantime may be of before: it is read again, by whatever name it was asked for."""
+    memory = Memory(store=store, clock=clock)
+    stored = await save(store, a_connection())
+    moment = memory.begin()
+    before = await now(store, stored)
+    await store.save_refreshed(a_refreshed(stored))
+    memory.keep(stored.id, [before], moment)
+    memory.keep("account:1", [before], moment)
+    assert (len(memory), memory.last(stored.id), memory.last("account:1")) == (0, None, None)
+    memory.keep(stored.id, [await now(store, stored)], memory.begin())
+    [known] = memory.last(stored.id) or []
+    assert known.pair_version == stored.pair_version + 1
+
+
 async def test_the_memory_is_bounded(store: Store, clock: FakeClock, cipher: Cipher) -> None:
     """What was asked for longest ago is forgotten first, connections and opened pairs alike."""
     memory = Memory(store=store, clock=clock, limit=3)
