@@ -67,6 +67,8 @@ class Handout:
             pair = self._opened.pair_of(connection)
             return pair is not None and fresh_enough(pair, now=self._clock.now(), min_ttl=min_ttl)
 
+        if handed_out := self._at_hand(selector, is_fresh):
+            return handed_out
         recalled = await self._selection.recall(selector)
         if recalled.away is not None:
             handed_out = await self._as_it_is(recalled.connection, error=recalled.away)
@@ -107,6 +109,14 @@ class Handout:
             satisfied=_newer_than(connection),
             patience=max(_PATIENCE, self._amo.timeout + 1.0),
         )
+
+    def _at_hand(self, selector: str, is_fresh: Callable[[Connection], bool]) -> HandedOut | None:
+        """Hand out what is certain, fresh and in no doubt: almost every time, and there is nothing to wait for."""
+        connection = self._selection.remembered(selector)
+        if connection is None or not is_fresh(connection) or self._liveness.is_doubtful(connection):
+            return None
+        pair = self._opened.pair_of(connection)
+        return None if pair is None else HandedOut(connection=connection, pair=pair)
 
     async def _refreshed(
         self, connection: Connection, *, demand: Demand, satisfied: Callable[[Connection], bool], patience: float

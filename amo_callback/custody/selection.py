@@ -34,13 +34,18 @@ class Selection:
         self._unsaved = unsaved
         self._memory = memory
 
+    def remembered(self, selector: str) -> Connection | None:
+        """Return the first connection of those that a selector names, where memory is certain of them."""
+        stored = self._memory.certain(selector)
+        return None if stored is None else self._unsaved.newest(stored[0])
+
     async def recall(self, selector: str, *, anew: bool = False) -> Recalled:
         """Return the first connection of those that a selector names, from memory where that is certain.
 
         Where it is to be read `anew`, or is not certain, it is read; where it cannot be, memory is all there is.
         """
-        if not anew and (stored := self._memory.certain(selector)) is not None:
-            return Recalled(connection=self._unsaved.newest(stored[0]))
+        if not anew and (connection := self.remembered(selector)) is not None:
+            return Recalled(connection=connection)
         try:
             return Recalled(connection=(await self.find(selector))[0])
         except StoreUnavailable as error:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
+from pydantic_core import PydanticSerializationError, to_json
 
 from amo_callback.event import REQUEST_ID, Event, Level
 
@@ -138,11 +139,11 @@ def _add_time(_logger: object, _method: str, line: MutableMapping[str, Any]) -> 
     return line
 
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode  # made once: `json.dumps` makes one for every line
-
-
 def _as_json(_logger: object, _method: str, line: Mapping[str, Any]) -> str:
-    return _encode(line)
+    try:
+        return to_json(line).decode()  # a third of what `json` takes
+    except PydanticSerializationError:
+        return json.dumps(line, default=str)  # half a surrogate pair, say: no reason to lose a line
 
 
 class _Sink:

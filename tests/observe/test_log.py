@@ -48,6 +48,13 @@ def test_an_event_is_one_line() -> None:
     }  # fmt: skip
 
 
+def test_a_text_that_is_no_unicode_costs_no_line() -> None:
+    """What came in bytes that are no UTF-8 is told with its escapes."""
+    log = Log()
+    log.logger.info("a.b", text="caf\udce9")
+    assert log.line() == {"event": "a.b", "level": "info", "text": "caf\udce9"}
+
+
 def test_a_bug_keeps_its_trace_without_secrets() -> None:
     """The trace is there, the text of the exception is scrubbed."""
     log = Log(secrets=["configured-secret"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Literal, NotRequired
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, with_config
+from pydantic_core import to_json
 from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
@@ -120,27 +120,23 @@ async def refresh(request: web.Request) -> web.Response:
 
 
 def _hand_out(request: web.Request, key: ApiKey, handed_out: HandedOut) -> web.Response:
-    request.app[LOG].info(
+    app, stale = request.app, handed_out.stale
+    app[LOG].info(
         "token.handed_out",
         key=key.name,
         connection_id=handed_out.connection.id,
-        stale=handed_out.stale,
+        stale=stale,
         reason=handed_out.reason,
     )
-    request.app[METRICS].handed_out(stale=handed_out.stale)
-    return web.Response(body=_encode(_shape(request, handed_out)).encode(), headers=_HEADERS)
-
-
-_encode = json.JSONEncoder().encode  # made once: `json.dumps` and `web.json_response` make more than it takes
-_HEADERS = {"Content-Type": "application/json; charset=utf-8", "Cache-Control": "no-store"}
-
-
-def _shape(request: web.Request, handed_out: HandedOut) -> HandedOutToken:
-    settings, now = request.app[SETTINGS], request.app[CLOCK].now()
-    shape = token_shape(handed_out.connection, handed_out.pair, now=now, endpoint=settings.amo.endpoint)
-    if handed_out.stale:
+    app[METRICS].handed_out(stale=stale)
+    endpoint = app[SETTINGS].amo.endpoint
+    shape = token_shape(handed_out.connection, handed_out.pair, now=app[CLOCK].now(), endpoint=endpoint)
+    if stale:
         shape["stale"], shape["reason"] = True, handed_out.reason
-    return shape
+    return web.Response(body=to_json(shape), headers=_HEADERS)
+
+
+_HEADERS = {"Content-Type": "application/json; charset=utf-8", "Cache-Control": "no-store"}
 
 
 def token_shape(connection: Connection, pair: TokenPair, *, now: datetime, endpoint: str) -> HandedOutToken:
