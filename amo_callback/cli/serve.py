@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, TypeVar
@@ -13,12 +14,14 @@ from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
 from amo_callback.machine import machine_mark
 from amo_callback.observe.log import LogObserver, Redactor, make_logger, take_over_library_logs
+from amo_callback.observe.systemd import Notifier, handed_over
 from amo_callback.store import database_file
 from amo_callback.web.lifecycle import Home, Service, open_service
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Coroutine, Mapping
+    import socket
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
@@ -55,7 +58,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         redactor.also(secrets_of(fresh))
         return fresh
 
-    return run_loop(_serve(settings, home=home, log=log, read_again=read_again))
+    notifier = Notifier(environ, pid=os.getpid())
+    listeners = handed_over(environ, pid=os.getpid(), names=("public", "private"))
+    return run_loop(_serve(settings, home=home, log=log, read_again=read_again, notifier=notifier, listeners=listeners))
 
 
 def run_loop(work: Coroutine[object, object, T]) -> T:
@@ -72,12 +77,26 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
 
 
 async def _serve(
-    settings: Settings, *, home: Home, log: FilteringBoundLogger, read_again: Callable[[], Settings]
+    settings: Settings,
+    *,
+    home: Home,
+    log: FilteringBoundLogger,
+    read_again: Callable[[], Settings],
+    notifier: Notifier,
+    listeners: Mapping[str, Sequence[socket.socket]],
 ) -> int:
-    observer = LogObserver(log)
+    observer, clock = LogObserver(log), SystemClock()
     signalled = on_signal(observer)  # first: a signal during the start is one, too
-    async with open_service(settings, home=home, clock=SystemClock(), log=log, observer=observer) as service:
-        on_reload(lambda: _reload(service.reloader, read_again, observer))
+
+    def reload() -> None:
+        notifier("RELOADING=1", f"MONOTONIC_USEC={clock.monotonic() * 1e6:.0f}")
+        _reload(service.reloader, read_again, observer)
+        notifier("READY=1")
+
+    async with open_service(
+        settings, home=home, clock=clock, log=log, observer=observer, supervisor=notifier, listeners=listeners
+    ) as service:
+        on_reload(reload)
         status = await until_end(service, signalled)
     observer(Event(name="service.stopped", fields={"status": status}))
     return status

@@ -67,6 +67,11 @@ class Unsaved:
         """The unsaved pairs, by the names of their files."""
         return sorted({*(name_of(held.paid) for held in self._refused()), *self._unreadable, *self._orphans})
 
+    @property
+    def at_risk(self) -> bool:
+        """Whether a pair is nowhere but in memory: neither stored nor in its rescue file."""
+        return any(not held.rescued for held in self._held.values())
+
     def blocks(self, connection: Connection) -> bool:
         """Tell whether the connection's stored pair has been spent already, for one that is unsaved."""
         for owner, version in map(replaced_by, self._unreadable | self._orphans):

@@ -14,7 +14,7 @@ from aiohttp import web
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
@@ -35,12 +35,21 @@ _SERVER = "amo-callback"
 
 @asynccontextmanager
 async def open_door(
-    app: web.Application, address: str, *, name: str, clock: Clock, log: FilteringBoundLogger
+    app: web.Application,
+    address: str,
+    *,
+    name: str,
+    clock: Clock,
+    log: FilteringBoundLogger,
+    listeners: Sequence[socket.socket] = (),
 ) -> AsyncIterator[Door]:
-    """Serve `app` at `address` (`host:port`, `unix:/path`) until the end of the block, or of `Door.close`."""
+    """Serve `app` at `address` (`host:port`, `unix:/path`) until the end of the block, or of `Door.close`.
+
+    Where there are `listeners`, that somebody else has opened and keeps open, it is served there instead.
+    """
     door = Door(app, name=name, clock=clock, log=log)
     try:
-        await door.open(address)
+        await door.open(address, listeners)
         yield door
     finally:
         await door.close()
@@ -56,7 +65,8 @@ class Door:
         self._name = name
         self._clock = clock
         self._draining = False
-        self._listener: socket.socket | None = None
+        self._listeners: Sequence[socket.socket] = ()
+        self._ours = False
         self._closed = asyncio.Lock()
         app.on_response_prepare.append(self._prepare)
         self._runner = _Runner(
@@ -69,26 +79,30 @@ class Door:
             lingering_time=_LINGERING,
         )
 
-    async def open(self, address: str) -> None:
+    async def open(self, address: str, handed_over: Sequence[socket.socket] = ()) -> None:
         """Listen; raises `ConfigurationError`."""
-        self._listener = _listen(address, self._name)
-        self.address = _address(self._listener)
+        self._ours = not handed_over
+        self._listeners = handed_over or [_listen(address, self._name)]
+        self.address = _address(self._listeners[0])
         await self._runner.setup()
-        await web.SockSite(self._runner, self._listener, backlog=_BACKLOG).start()
+        for listener in self._listeners:
+            await web.SockSite(self._runner, listener, backlog=_BACKLOG).start()
 
     async def close(self) -> None:
         """Drain and close; a second time does nothing."""
         async with self._closed:
-            if self._listener is None:
+            if not self._listeners:
                 return
             self._draining = True
-            _remove_socket(self._listener)
+            if self._ours:
+                _remove_socket(self._listeners[0])
             for site in list(self._runner.sites):
                 await site.stop()
             await self._clock.sleep(_ACCEPTED)
             await self._runner.cleanup()
-            self._listener.close()
-            self._listener = None
+            for listener in self._listeners:
+                listener.close()  # of one that was handed over this is our copy: the next process takes it from there
+            self._listeners = ()
 
     async def _prepare(self, _request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = _SERVER

@@ -44,6 +44,11 @@ _GOOD: Ready = {"status": "ready", "checks": {"store": {"ok": True, "detail": "w
 _BAD: Ready = {"status": "not ready", "checks": {"store": {"ok": False, "detail": "no answer within 2 s"}}}
 
 
+def oldest_beat(poll_interval: float) -> float:
+    """Return how many seconds ago the refresher has beaten at the latest, if it lives."""
+    return max(3 * poll_interval, 15.0)
+
+
 class Readiness:
     """Tell whether the service can do its work."""
 
@@ -51,7 +56,7 @@ class Readiness:
         self._store = store
         self._custody = custody
         self._clock = clock
-        self._oldest_beat = max(3 * poll_interval, 15.0)
+        self._oldest_beat = oldest_beat(poll_interval)
 
     async def checks(self) -> dict[str, Check]:
         """Return each check by its name: whether it is `ok`, and a `detail` for people."""

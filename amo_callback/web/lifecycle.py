@@ -12,6 +12,7 @@ import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from amo_callback.amo.client import AmoClient, open_session
@@ -28,15 +29,18 @@ from amo_callback.model import RefreshRules
 from amo_callback.notices.courier import Courier
 from amo_callback.notices.sender import open_sender
 from amo_callback.observe.metrics import Metrics
+from amo_callback.observe.systemd import Notifier
 from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
 from amo_callback.web.doors import Door, open_door
+from amo_callback.web.health import oldest_beat
+from amo_callback.web.heart import Heart, beating
 from amo_callback.web.keys import API_KEYS, Services
 from amo_callback.web.reload import Reloader
 from amo_callback.webhook import Signer, read_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from amo_callback.connect.completion import Connect
     from amo_callback.custody.refresher import Refresher
     from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.web.heart import Supervisor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +80,18 @@ class Home:
 
 @asynccontextmanager
 async def open_service(
-    settings: Settings, *, home: Home, clock: Clock, log: FilteringBoundLogger, observer: Observer
+    settings: Settings,
+    *,
+    home: Home,
+    clock: Clock,
+    log: FilteringBoundLogger,
+    observer: Observer,
+    supervisor: Supervisor | None = None,
+    listeners: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
 ) -> AsyncIterator[Service]:
     """Open the whole service: store, client, custody, grants, courier, refresher, then both doors.
+
+    `listeners` are the sockets of doors that somebody else has opened, by the doors' names.
 
     Raises `ConfigurationError` where it cannot begin. At the end nothing new is begun, the doors drain, and what is in
     flight is stored.
@@ -129,6 +143,14 @@ async def open_service(
             clock=clock,
             metrics=Metrics(),
         )
+        heart = Heart(
+            supervisor=supervisor or Notifier({}, pid=0),
+            custody=custody,
+            store=store,
+            clock=clock,
+            oldest_beat=oldest_beat(settings.refresh.poll_interval),
+        )
+        await stack.enter_async_context(beating(heart))  # to the end of all that drains
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_look_at, died)
         courier = await stack.enter_async_context(_courier(settings, store, clock=clock, observer=observer, died=died))
@@ -137,14 +159,29 @@ async def open_service(
         await stack.enter_async_context(_running(custody.refresher, name="refresher", observer=observer, died=died))
         apps = make_apps(settings, services, log)
         public = await stack.enter_async_context(
-            open_door(apps.public, settings.server.public, name="public", clock=clock, log=log)
+            open_door(
+                apps.public,
+                settings.server.public,
+                name="public",
+                clock=clock,
+                log=log,
+                listeners=listeners.get("public", ()),
+            )
         )
         private = await stack.enter_async_context(
-            open_door(apps.private, settings.server.private, name="private", clock=clock, log=log)
+            open_door(
+                apps.private,
+                settings.server.private,
+                name="private",
+                clock=clock,
+                log=log,
+                listeners=listeners.get("private", ()),
+            )
         )
         stack.push_async_callback(_close_together, public, private)
 
         def stop() -> None:
+            heart.stop()
             custody.stop()
             connecting.connect.stop()
             if courier is not None:
@@ -153,6 +190,7 @@ async def open_service(
         stack.callback(stop)  # the first thing at the end, also where nobody sent a signal
         fields = {"public": public.address, "private": private.address}
         observer(Event(name="service.started", fields=fields))
+        heart.ready()
         yield Service(
             public=public.address,
             private=private.address,

@@ -1,0 +1,82 @@
+"""What systemd is told, and the sockets that it hands over.
+
+The protocols are stable and need no library (https://systemd.io/PORTABILITY_AND_STABILITY/): sd_notify(3),
+sd_watchdog_enabled(3), sd_listen_fds(3).
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_FIRST = 3
+"""The first file descriptor that is handed over."""
+_PATIENCE = 1.0
+"""Seconds that a full queue of systemd's is waited for."""
+
+
+class Notifier:
+    """Tell systemd, where it has asked for it; elsewhere tell nobody."""
+
+    def __init__(self, environ: Mapping[str, str], *, pid: int) -> None:
+        self._address = _address(environ.get("NOTIFY_SOCKET", ""))
+        self.watchdog = _watchdog(environ, pid) if self.asked else None
+        """Seconds within which it wants to hear that the service is alive; `None` where it does not."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether anybody listens."""
+        return self._address is not None
+
+    def __call__(self, *facts: str) -> None:
+        """Tell some facts, in one message; one that does not get through costs nothing: the next one may."""
+        if self._address is None:
+            return
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(_PATIENCE)
+            sender.connect(self._address)
+            sender.sendall("\n".join(facts).encode())
+
+
+def handed_over(
+    environ: Mapping[str, str], *, pid: int, names: Sequence[str], first: int = _FIRST
+) -> Mapping[str, Sequence[socket.socket]]:
+    """Return the listening sockets that systemd has opened for us, by their names.
+
+    Raises `ConfigurationError` for one whose name is none of `names`: nobody would answer there.
+    """
+    if environ.get("LISTEN_PID") != str(pid):
+        return {}
+    count, given = int(environ.get("LISTEN_FDS", "0")), environ.get("LISTEN_FDNAMES", "").split(":")
+    given += [""] * (count - len(given))
+    if unknown := set(given[:count]) - set(names):
+        raise ConfigurationError(
+            f"systemd hands over a socket named {min(unknown) or 'nothing'!r}: name it {' or '.join(names)}, with "
+            "FileDescriptorName= in its .socket unit"
+        )
+    found: dict[str, list[socket.socket]] = {}
+    for number, name in enumerate(given[:count]):
+        listener = socket.socket(fileno=first + number)
+        listener.set_inheritable(False)
+        found.setdefault(name, []).append(listener)
+    return found
+
+
+def _address(told: str) -> str | None:
+    if not told:
+        return None
+    if told[0] not in "/@":
+        raise ConfigurationError("NOTIFY_SOCKET: neither a path nor an abstract name, and no other kind is known here")
+    return "\0" + told[1:] if told[0] == "@" else told
+
+
+def _watchdog(environ: Mapping[str, str], pid: int) -> float | None:
+    if environ.get("WATCHDOG_PID", str(pid)) != str(pid) or not environ.get("WATCHDOG_USEC"):
+        return None
+    return int(environ["WATCHDOG_USEC"]) / 1e6

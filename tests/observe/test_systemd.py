@@ -1,0 +1,123 @@
+"""What systemd is told, and the sockets that it hands over."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.errors import ConfigurationError
+from amo_callback.observe.systemd import Notifier, handed_over
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NAMES = ("public", "private")
+
+
+@pytest.fixture(params=["path", "abstract"])
+def heard(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[socket.socket]:
+    """Listen as systemd does, at a path or at an abstract name."""
+    name = str(tmp_path / "notify") if request.param == "path" else f"\0amo-callback-test-{secrets.token_hex(4)}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(name)
+        listener.settimeout(5)
+        yield listener
+
+
+def _told(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    return f"@{name[1:].decode()}" if isinstance(name, bytes) else str(name)
+
+
+def test_facts_are_told_in_one_message(heard: socket.socket) -> None:
+    """One datagram holds them all, a line each: of two, systemd might hear one."""
+    notifier = Notifier({"NOTIFY_SOCKET": _told(heard)}, pid=1)
+    notifier("RELOADING=1", "MONOTONIC_USEC=5")
+    notifier("READY=1")
+    assert notifier.asked
+    assert [heard.recv(100), heard.recv(100)] == [b"RELOADING=1\nMONOTONIC_USEC=5", b"READY=1"]
+
+
+def test_where_nobody_listens_nothing_is_told() -> None:
+    """Without systemd the service runs all the same; and where the socket has gone it goes on."""
+    quiet = Notifier({}, pid=1)
+    quiet("READY=1")
+    assert (quiet.asked, quiet.watchdog) == (False, None)
+    Notifier({"NOTIFY_SOCKET": "/nowhere/at/all"}, pid=1)("READY=1")
+
+
+def test_an_address_of_another_kind_is_refused() -> None:
+    """A start that systemd would wait for in vain ends with a word instead."""
+    with pytest.raises(ConfigurationError, match="NOTIFY_SOCKET"):
+        Notifier({"NOTIFY_SOCKET": "vsock:2:1234"}, pid=1)
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "7"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "8"}, None),
+        ({}, None),
+    ],
+    ids=["anybody's", "ours", "another process's", "none"],
+)
+def test_a_watchdog_is_fed_by_the_process_that_it_is_for(environ: dict[str, str], seconds: float | None) -> None:
+    """Microseconds are told as seconds; what is meant for another process is none of ours."""
+    assert Notifier({"NOTIFY_SOCKET": "/run/x", **environ}, pid=7).watchdog == seconds
+
+
+def _environ(**more: str) -> dict[str, str]:
+    return {"LISTEN_PID": "7", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "public:private", **more}
+
+
+@pytest.fixture
+def pair() -> Iterator[int]:
+    """Open two listening sockets with neighbouring descriptors, and return the first one's."""
+    one, two = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+    first = 200
+    for number, listener in enumerate((one, two)):
+        os.dup2(listener.fileno(), first + number)
+        listener.close()
+    yield first
+    for number in (first, first + 1):
+        try:
+            os.close(number)
+        except OSError:
+            continue
+
+
+def test_sockets_are_taken_by_their_names(pair: int) -> None:
+    """Each door gets its own, and no child of ours would."""
+    found = handed_over(_environ(), pid=7, names=NAMES, first=pair)
+    [public], [private] = found["public"], found["private"]
+    with public, private:
+        assert (public.fileno(), private.fileno()) == (pair, pair + 1)
+        assert not public.get_inheritable()
+        assert public.getsockname() != private.getsockname()
+
+
+def test_a_door_may_have_several_sockets(pair: int) -> None:
+    """IPv4 and IPv6, say."""
+    found = handed_over(_environ(LISTEN_FDNAMES="public:public"), pid=7, names=NAMES, first=pair)
+    assert [len(listeners) for listeners in found.values()] == [2]
+    for listener in found["public"]:
+        listener.close()
+
+
+def test_sockets_of_another_process_are_none_of_ours() -> None:
+    """A shell between systemd and us inherits the variables, and hands nothing over."""
+    assert handed_over(_environ(LISTEN_PID="8"), pid=7, names=NAMES) == {}
+    assert handed_over({}, pid=7, names=NAMES) == {}
+
+
+@pytest.mark.parametrize("names", ["public:backdoor", "public", ""])
+def test_a_socket_that_is_no_door_is_refused(pair: int, names: str) -> None:
+    """Nobody would answer there: the start ends, and says which name it wants."""
+    with pytest.raises(ConfigurationError, match="FileDescriptorName"):
+        handed_over(_environ(LISTEN_FDNAMES=names), pid=7, names=NAMES, first=pair)

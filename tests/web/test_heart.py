@@ -1,0 +1,169 @@
+"""What a supervisor hears of the service."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.errors import StoreUnavailable
+from amo_callback.model import Freeze
+from amo_callback.web.heart import Heart, beating
+from tests.fakes import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.custody.build import Custody
+    from amo_callback.ports import Store
+
+
+class Supervisor:
+    """Whoever listens."""
+
+    def __init__(self, *, asked: bool = True, watchdog: float | None = 6.0) -> None:
+        self.asked = asked
+        self.watchdog = watchdog
+        self.told: list[tuple[str, ...]] = []
+
+    def __call__(self, *facts: str) -> None:
+        self.told.append(facts)
+
+    def heard(self, fact: str) -> int:
+        return sum(one.startswith(fact) for facts in self.told for one in facts)
+
+
+class Body:
+    """A custody and a store that are as a test says."""
+
+    def __init__(self) -> None:
+        self.failing: str | None = None
+        self.beat_age = 0.0
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.broken = False
+        self.custody: Any = SimpleNamespace(
+            refresher=self,
+            unsaved=SimpleNamespace(at_risk=False, names=[]),
+            breaker=SimpleNamespace(refused=None, held=False),
+            freezer=SimpleNamespace(frozen=None),
+        )
+
+    async def ping(self) -> None:
+        if self.broken:
+            raise StoreUnavailable("SQLITE_IOERR")
+        await self.answers.wait()
+
+
+class Beating:
+    """A heart, its body, its time and who hears it."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor, self.body, self.clock = supervisor, Body(), FakeClock()
+        self.heart = Heart(
+            supervisor=supervisor,
+            custody=cast("Custody", self.body.custody),
+            store=cast("Store", self.body),
+            clock=self.clock,
+            oldest_beat=15.0,
+        )
+
+    async def beat(self, seconds: float = 2.0) -> None:
+        """Let one more beat pass."""
+        self.clock.advance(seconds)
+        await self.clock.until_sleeping(seconds)
+
+
+@asynccontextmanager
+async def _beating(**options: Any) -> AsyncIterator[Beating]:
+    made = Beating(Supervisor(**options))
+    async with beating(made.heart):
+        if made.supervisor.asked:
+            await made.clock.until_sleeping()
+        yield made
+
+
+async def test_the_watchdog_is_fed_three_times_as_often_as_it_asks() -> None:
+    """One beat may be late, or not get through."""
+    async with _beating(watchdog=6.0) as made:
+        for _ in range(5):
+            await made.beat()
+        assert made.supervisor.heard("WATCHDOG=1") == 6
+
+
+async def test_a_refresher_that_stands_still_starves_the_watchdog() -> None:
+    """The store answers, and still its loop does not come round: only a restart helps."""
+    async with _beating() as made:
+        made.body.beat_age = 15.1
+        await made.beat()
+        await made.beat()
+        assert made.supervisor.heard("WATCHDOG=1") == 1
+        made.body.beat_age = 0.1
+        await made.beat()
+        assert made.supervisor.heard("WATCHDOG=1") == 2
+
+
+@pytest.mark.parametrize("how", ["refuses", "hangs"])
+async def test_a_store_that_does_not_answer_kills_nobody(how: str) -> None:
+    """The refresher waits for it: what only the memory holds must not be lost for that."""
+    async with _beating() as made:
+        made.body.beat_age = 1000.0
+        made.body.broken = how == "refuses"
+        if how == "hangs":
+            made.body.answers.clear()
+            made.clock.advance(2)
+            await made.clock.until_sleeping(2)  # for the store's answer
+        await made.beat()
+        assert made.supervisor.heard("WATCHDOG=1") == 2
+
+
+async def test_it_says_once_a_minute_how_it_is() -> None:
+    """One line, at the start and then with each minute."""
+    async with _beating(watchdog=None) as made:
+        for _ in range(11):
+            await made.beat(10.0)
+        assert made.supervisor.heard("STATUS=keeps tokens fresh") == 2
+
+
+async def test_it_says_what_is_wrong() -> None:
+    """Whatever an administrator has to mend is in the line."""
+    async with _beating() as made:
+        made.body.failing = "SQLITE_FULL"
+        custody = made.body.custody
+        custody.unsaved.names = ["a-1"]
+        custody.breaker.refused, custody.breaker.held = "invalid_client", True
+        custody.freezer.frozen = Freeze(at=datetime(2026, 11, 24, tzinfo=UTC), why="asked for", elsewhere=False)
+        made.heart.ready()
+        [ready, status] = made.supervisor.told[-1]
+        assert ready == "READY=1"
+        assert status == (
+            "STATUS=the database cannot be written (SQLITE_FULL); AMO refuses our credentials; too many connections "
+            "died at once, nothing is refreshed; frozen, nothing is spent; 1 new pairs wait for the database"
+        )
+
+
+async def test_at_the_end_it_asks_for_more_time_while_a_pair_is_in_memory_alone() -> None:
+    """Neither stored nor in its rescue file: a kill would lose it. Once it is safe nothing more is asked for."""
+    async with _beating() as made:
+        made.heart.stop()
+        made.heart.stop()
+        made.body.custody.unsaved.at_risk = True
+        await made.beat()
+        await made.beat()
+        made.body.custody.unsaved.at_risk = False
+        await made.beat()
+        said = made.supervisor.told
+        assert made.supervisor.heard("STOPPING=1") == 1
+        assert said[-2:] == [("EXTEND_TIMEOUT_USEC=30000000",)] * 2
+        assert made.supervisor.heard("WATCHDOG=1") == 1
+
+
+async def test_where_nobody_listens_nothing_beats() -> None:
+    """No task, and nothing told."""
+    async with _beating(asked=False) as made:
+        assert made.clock.sleeping() == []
+        assert made.supervisor.told == []
