@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    import socket
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
 PATIENCE = 20
@@ -60,12 +61,29 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **more}
 
 
+_HAND_OVER = """
+import os, sys
+given = [os.dup2(int(number), 100 + at) for at, number in enumerate(sys.argv[1:])]
+for at, number in enumerate(given):
+    os.dup2(number, 3 + at)
+    os.close(number)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(given))}
+os.execv(sys.executable, [sys.executable, "-m", "amo_callback.cli.main", "serve"])
+"""
+"""Hands sockets over as systemd does: from descriptor 3 on, and to this process alone."""
+
+
 @asynccontextmanager
-async def serving(environ: Mapping[str, str], folder: Path) -> AsyncIterator[Process]:
-    """Run `amo-callback serve`, and see to it that it ends."""
+async def serving(
+    environ: Mapping[str, str], folder: Path, *, doors: Sequence[socket.socket] = (), names: str = "public:private"
+) -> AsyncIterator[Process]:
+    """Run `amo-callback serve`, with the sockets of its `doors` where there are some, and see to it that it ends."""
+    descriptors = [door.fileno() for door in doors]
+    run = ["-c", _HAND_OVER, *map(str, descriptors)] if doors else ["-m", "amo_callback.cli.main", "serve"]
+    handed_over = {"LISTEN_FDNAMES": names} if doors else {}
     started = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "amo_callback.cli.main", "serve",
-        cwd=folder, env=_environment(environ), stdout=asyncio.subprocess.PIPE, limit=2**20,
+        sys.executable, *run, cwd=folder, env=_environment({**environ, **handed_over}), pass_fds=descriptors,
+        stdout=asyncio.subprocess.PIPE, limit=2**20,
     )  # fmt: skip
     process = Process(started)
     try:
