@@ -37,7 +37,7 @@ CALLERS = {"amo.client", "identity.key_set", "notices.sender"}
 """Where others are asked over HTTP."""
 EDGES = {"amo", "store", "observe"}
 USE_CASES = {"custody", "connect", "transfer", "notices", "web"}
-JOINED_IN = {"web.lifecycle", "cli"}
+JOINED_IN = {"web.lifecycle", "web.resources", "cli"}
 """Where `amo`, `store` and `observe` meet the use cases."""
 
 

@@ -15,19 +15,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from amo_callback.amo.client import AmoClient, open_session
-from amo_callback.amo.pace import Pace
-from amo_callback.amo.protocol import Integration
 from amo_callback.cipher import Cipher
-from amo_callback.connect.build import ConnectRules, make_connecting
+from amo_callback.connect.build import make_connecting
 from amo_callback.custody.build import Custody, make_custody
 from amo_callback.custody.rescue import Rescue
-from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
-from amo_callback.event import Event, Level
+from amo_callback.event import Event
 from amo_callback.identity.build import open_users
-from amo_callback.model import RefreshRules
-from amo_callback.notices.courier import Courier
-from amo_callback.notices.sender import open_sender
 from amo_callback.observe.metrics import Metrics
 from amo_callback.observe.systemd import Notifier
 from amo_callback.store import open_store
@@ -37,7 +30,15 @@ from amo_callback.web.health import oldest_beat
 from amo_callback.web.heart import Heart, beating
 from amo_callback.web.keys import API_KEYS, Services
 from amo_callback.web.reload import Reloader
-from amo_callback.webhook import Signer, read_secrets
+from amo_callback.web.resources import (
+    check_canary,
+    connect_rules,
+    draining,
+    open_client,
+    open_courier,
+    refresh_rules,
+    running,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -46,9 +47,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
-    from amo_callback.connect.completion import Connect
-    from amo_callback.custody.refresher import Refresher
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.ports import Clock, Observer
     from amo_callback.web.heart import Supervisor
 
 
@@ -102,8 +101,8 @@ async def open_service(
         store = await stack.enter_async_context(
             open_store(settings.storage.url, folder=home.folder, clock=clock, process=process)
         )
-        await _check_canary(store, cipher)
-        amo = await stack.enter_async_context(_client(settings, clock))
+        await check_canary(store, cipher)
+        amo = await stack.enter_async_context(open_client(settings, clock))
         files = Rescue(home.rescue)
         await asyncio.to_thread(files.open)
         custody = make_custody(
@@ -113,7 +112,7 @@ async def open_service(
             rescue=files,
             clock=clock,
             observer=observer,
-            rules=_refresh_rules(settings),
+            rules=refresh_rules(settings),
             owner=process,
             machine=home.machine,
             random=random.random,
@@ -129,7 +128,7 @@ async def open_service(
             observer=observer,
             unsaved=custody.unsaved,
             leases=custody.leases,
-            rules=_connect_rules(settings),
+            rules=connect_rules(settings),
             random=random.random,
             connected=lambda: _connected(custody),
         )
@@ -153,10 +152,12 @@ async def open_service(
         await stack.enter_async_context(beating(heart))  # to the end of all that drains
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_look_at, died)
-        courier = await stack.enter_async_context(_courier(settings, store, clock=clock, observer=observer, died=died))
-        await stack.enter_async_context(_draining(custody))
-        await stack.enter_async_context(_draining(connecting.connect))
-        await stack.enter_async_context(_running(custody.refresher, name="refresher", observer=observer, died=died))
+        courier = await stack.enter_async_context(
+            open_courier(settings, store, clock=clock, observer=observer, died=died)
+        )
+        await stack.enter_async_context(draining(custody))
+        await stack.enter_async_context(draining(connecting.connect))
+        await stack.enter_async_context(running(custody.refresher, name="refresher", observer=observer, died=died))
         apps = make_apps(settings, services, log)
         public = await stack.enter_async_context(
             open_door(
@@ -212,122 +213,7 @@ async def _close_together(*doors: Door) -> None:
     await asyncio.gather(*(door.close() for door in doors))
 
 
-async def _check_canary(store: Store, cipher: Cipher) -> None:
-    """Refuse to start on a store that our keys cannot read: every connection in it would look lost."""
-    try:
-        cipher.check_canary(await store.canary(cipher.seal_canary()))
-    except Unreadable:
-        raise ConfigurationError(
-            "storage.encryption_keys: none of them opens this database; give the keys it was written with"
-        ) from None
-
-
-@asynccontextmanager
-async def _client(settings: Settings, clock: Clock) -> AsyncIterator[AmoClient]:
-    pace = Pace(per_second=settings.amo.requests_per_second, clock=clock)
-    try:
-        async with open_session() as session:
-            yield AmoClient(
-                session=session,
-                integration=Integration(
-                    client_id=settings.amo.client_id,
-                    client_secret=settings.amo.client_secret.get_secret_value(),
-                    redirect_uri=settings.amo.redirect_uri,
-                    endpoint=settings.amo.endpoint,
-                    authorize_url=settings.amo.authorize_url,
-                ),
-                pace=pace,
-                clock=clock,
-                timeout=settings.amo.timeout,
-                default_domain=settings.amo.default_domain,
-                allowed_domains=settings.amo.allowed_domains,
-            )
-    finally:
-        await pace.close()
-
-
-@asynccontextmanager
-async def _draining(worker: Custody | Connect) -> AsyncIterator[None]:
-    """Wait at the end for what is in flight: it has been paid for."""
-    try:
-        yield
-    finally:
-        worker.stop()
-        await worker.drain()
-
-
-@asynccontextmanager
-async def _courier(
-    settings: Settings, store: Store, *, clock: Clock, observer: Observer, died: asyncio.Future[None]
-) -> AsyncIterator[Courier | None]:
-    """Deliver notices where somebody wants them; at the end what is in flight gets its answer."""
-    notify = settings.notify
-    if notify.url is None or notify.secret is None:
-        yield None
-        return
-    async with open_sender(notify.url) as sender:
-        courier = Courier(
-            store=store,
-            sender=sender,
-            signer=Signer(read_secrets(notify.secret.get_secret_value()), reconnect_url=settings.amo.connect_url),
-            clock=clock,
-            observer=observer,
-            poll_interval=settings.refresh.poll_interval,
-            random=random.random,
-        )
-        store.on_notice(courier.wake)
-        async with _running(courier, name="courier", observer=observer, died=died):
-            yield courier
-
-
-@asynccontextmanager
-async def _running(
-    loop: Refresher | Courier, *, name: str, observer: Observer, died: asyncio.Future[None]
-) -> AsyncIterator[None]:
-    """Run a loop; `died` fails where it ends before it was told to."""
-    task = asyncio.create_task(loop.run(), name=name)
-
-    def look(ended: asyncio.Task[None]) -> None:
-        if loop.stopped:
-            return
-        error = None if ended.cancelled() else ended.exception()
-        observer(Event(name=f"{name}.died", level=Level.ERROR, error=error))
-        if not died.done():
-            died.set_exception(TaskDied())
-
-    task.add_done_callback(look)
-    try:
-        yield
-    finally:
-        loop.stop()
-        await asyncio.wait({task})
-
-
 def _look_at(died: asyncio.Future[None]) -> None:
     if died.done():
         died.exception()  # looked at, also where nobody waited for it
     died.cancel()
-
-
-def _refresh_rules(settings: Settings) -> RefreshRules:
-    refresh = settings.refresh
-    return RefreshRules(
-        at=refresh.at,
-        jitter=refresh.jitter,
-        concurrency=refresh.concurrency,
-        poll_interval=refresh.poll_interval,
-        lease=refresh.lease,
-        retry_base=refresh.retry_base,
-        retry_cap=refresh.retry_cap,
-    )
-
-
-def _connect_rules(settings: Settings) -> ConnectRules:
-    return ConnectRules(
-        issued_only=settings.app.state == "issued",
-        allowed_accounts=frozenset(settings.amo.allowed_accounts),
-        refresh=_refresh_rules(settings),
-        unproven=settings.limits.unproven,
-        window=settings.limits.window,
-        requests_per_second=settings.amo.requests_per_second,
-    )
