@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
-import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -26,7 +23,8 @@ from amo_callback.cipher import new_key
 from amo_callback.cli.serve import run_loop
 from amo_callback.clock import SystemClock
 from tests.benchmarks.load import WRK, Load
-from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
+from tests.benchmarks.service import AT_ONCE, Server, connect_accounts, key_header, running, serving
+from tests.conftest import API_KEY, environment, serve_amo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -36,81 +34,28 @@ _PATHS = 100
 """Connections that are asked for in turn; all of them are in the database."""
 _LATENCY = 0.2
 """Seconds that AMO takes for a refresh."""
-_AT_ONCE = 16
-_SERVE = ("-m", "amo_callback.cli.main", "serve")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Server:
-    """A process that serves, and where."""
-
-    public: str = ""
-    private: str
-
-
-@asynccontextmanager
-async def _process(*arguments: str, folder: Path, environ: dict[str, str], out: Path) -> AsyncIterator[None]:
-    """Run Python with its output in a file."""
-    with out.open("wb") as file:
-        here = {"PYTHONPATH": str(Path.cwd()), "PATH": "/usr/bin:/bin", **environ}
-        process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=folder, env=here, stdout=file)
-    try:
-        yield
-    finally:
-        process.kill()
-        await process.wait()
-
-
-@asynccontextmanager
-async def _service(folder: Path, environ: dict[str, str], *, access: bool) -> AsyncIterator[Server]:
-    out = folder / f"access-{access}.log"
-    environ = {**environ, "AMO_CALLBACK_LOG__ACCESS": str(access).lower()}
-    async with _process(*_SERVE, folder=folder, environ=environ, out=out):
-        while "service.started" not in (text := out.read_text(encoding="utf-8")):
-            await asyncio.sleep(0.05)
-        [line] = [line for line in map(json.loads, text.splitlines()) if line["event"] == "service.started"]
-        yield Server(public=f"http://{line['public']}", private=f"http://{line['private']}")
 
 
 @asynccontextmanager
 async def _bare(folder: Path, answer: bytes) -> AsyncIterator[Server]:
     out, body = folder / "bare.log", folder / "answer"
     body.write_bytes(answer)
-    async with _process("-m", "tests.benchmarks.bare", str(body), folder=folder, environ={}, out=out):
+    async with running("-m", "tests.benchmarks.bare", str(body), folder=folder, environ={}, out=out):
         while not (address := out.read_text(encoding="utf-8").strip()):
             await asyncio.sleep(0.05)
         yield Server(private=address)
 
 
-async def _connect(http: aiohttp.ClientSession, server: Server, amo: Amo, *, connections: int) -> list[str]:
-    """Connect accounts, and return what names them."""
-    accounts = [amo.vendor.open_account(f"account{number}.amocrm.ru") for number in range(connections)]
-    places = asyncio.Semaphore(_AT_ONCE)
-
-    async def connect(number: int) -> None:
-        account = accounts[number]
-        query = f"code={amo.vendor.allow(account)}&referer={account.host}"
-        async with places, http.get(f"{server.public}{BASE}/callback?{query}", allow_redirects=False) as answer:
-            assert answer.headers["Location"].startswith("foryoure://amo-crm/callback?code="), answer
-
-    await asyncio.gather(*map(connect, range(connections)))
-    return [f"account:{account.id}" for account in accounts]
-
-
 async def _refresh(http: aiohttp.ClientSession, server: Server, names: Sequence[str]) -> float:
     """Refresh them all, as many at a time as the service does; return how many were done in a second."""
-    places, began = asyncio.Semaphore(_AT_ONCE), time.perf_counter()
+    places, began = asyncio.Semaphore(AT_ONCE), time.perf_counter()
 
     async def refresh(name: str) -> None:
-        async with places, http.post(f"{server.private}/connections/{name}/refresh", headers=_key()) as answer:
+        async with places, http.post(f"{server.private}/connections/{name}/refresh", headers=key_header()) as answer:
             assert answer.status == 200, await answer.text()
 
     await asyncio.gather(*map(refresh, names))
     return len(names) / (time.perf_counter() - began)
-
-
-def _key() -> dict[str, str]:
-    return {"Authorization": f"Bearer {API_KEY}"}
 
 
 def _told(figures: Sequence[float], form: str) -> str:
@@ -123,18 +68,18 @@ async def _measure(options: argparse.Namespace, folder: Path) -> None:
         amo = await stack.enter_async_context(serve_amo(SystemClock()))
         http = await stack.enter_async_context(aiohttp.ClientSession())
         environ = environment(amo, new_key(), LIMITS__UNPROVEN="100000", AMO__REQUESTS_PER_SECOND="50")
-        async with _service(folder, environ, access=False) as service:
-            names = await _connect(http, service, amo, connections=options.connections)
-            async with http.get(f"{service.private}/connections/{names[0]}/token", headers=_key()) as given:
+        async with serving(folder, environ, access=False) as service:
+            names = await connect_accounts(http, service, amo, connections=options.connections)
+            async with http.get(f"{service.private}/connections/{names[0]}/token", headers=key_header()) as given:
                 answer = await given.read()
         paths = [f"/connections/{name}/token" for name in names[:_PATHS]]
         load = Load(folder=folder, paths=paths, key=API_KEY, callers=_CLIENTS)
         print(f"{'wrk' if WRK else 'our own client'}, {_CLIENTS} clients, {options.connections} connections")
         bare = await stack.enter_async_context(_bare(folder, answer))
         for access in (False, True):
-            async with _service(folder, environ, access=access) as service:
+            async with serving(folder, environ, access=access) as service:
                 await _compare(load, service, bare, access=access, options=options)
-        async with _service(folder, environ, access=False) as service:
+        async with serving(folder, environ, access=False) as service:
             amo.sandbox.latency = _LATENCY
             await load.on(service.private, seconds=1)
             refreshing = asyncio.create_task(_refresh(http, service, names))
