@@ -135,7 +135,9 @@ def _rotated_told(rotated: Rotated) -> str:
     elif tally.idle:
         lines.append(_IDLE.format(keys=_named(tally.idle)))
     if needed and not rotated.overtaken:
-        lines.append(f"Still needed: {_named(needed)}. Pairs wait in the rescue folder until the database takes them.")
+        lines.append(
+            f"Still needed: {_named(needed)}. Pairs wait in the rescue folder: once they are stored, run this again."
+        )
     return "\n".join(lines)
 
 
