@@ -12,7 +12,8 @@ from amo_callback.config_load import find_config, load_settings, rescue_folder, 
 from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
 from amo_callback.machine import machine_mark
-from amo_callback.observe.log import LogObserver, Redactor, make_logger, take_over_library_logs
+from amo_callback.observe.journal import is_journal
+from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
 from amo_callback.store import database_file
 from amo_callback.web.lifecycle import Home, Service, open_service
 
@@ -40,8 +41,14 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     path = find_config(options.config, environ)
     settings = load_settings(path, environ)
-    redactor = Redactor(secrets_of(settings))
-    log = make_logger(level=settings.log.level, style=settings.log.format, stream=sys.stdout, redactor=redactor)
+    redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
+    log = make_logger(
+        level=threshold,
+        style=settings.log.format,
+        stream=sys.stdout,
+        redactor=redactor,
+        journal=is_journal(sys.stdout, environ),
+    )
     take_over_library_logs(log)
     folder = storage_folder(path, environ)
     home = Home(
@@ -55,7 +62,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         redactor.also(secrets_of(fresh))
         return fresh
 
-    return run_loop(_serve(settings, home=home, log=log, read_again=read_again))
+    return run_loop(_serve(settings, home=home, log=log, threshold=threshold, read_again=read_again))
 
 
 def run_loop(work: Coroutine[object, object, T]) -> T:
@@ -72,11 +79,17 @@ def run_loop(work: Coroutine[object, object, T]) -> T:
 
 
 async def _serve(
-    settings: Settings, *, home: Home, log: FilteringBoundLogger, read_again: Callable[[], Settings]
+    settings: Settings,
+    *,
+    home: Home,
+    log: FilteringBoundLogger,
+    threshold: Threshold,
+    read_again: Callable[[], Settings],
 ) -> int:
     observer = LogObserver(log)
     signalled = on_signal(observer)  # first: a signal during the start is one, too
     async with open_service(settings, home=home, clock=SystemClock(), log=log, observer=observer) as service:
+        service.reloader.also("log.level", lambda fresh: threshold.set(fresh.log.level))
         on_reload(lambda: _reload(service.reloader, read_again, observer))
         status = await until_end(service, signalled)
     observer(Event(name="service.stopped", fields={"status": status}))
