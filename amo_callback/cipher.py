@@ -13,11 +13,12 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.fernet import Fernet, InvalidToken
 
 from amo_callback.errors import Unreadable
 from amo_callback.grant import AuthorizationRequest, GrantSecrets
 from amo_callback.model import TokenPair
+from amo_callback.sealing import Kind, place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,22 +38,35 @@ class Cipher:
     """Seal with the newest key, open with any."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self._fernet = MultiFernet([Fernet(key) for key in keys])
+        self._keys = [Fernet(key) for key in keys]
 
     def seal(self, content: bytes, *, bound_to: str) -> bytes:
         """Encrypt and authenticate `content`, to be opened only under the same name."""
-        return self._fernet.encrypt(bound_to.encode() + b"\0" + content)
+        return self._keys[0].encrypt(bound_to.encode() + b"\0" + content)
 
     def open(self, sealed: bytes, *, bound_to: str) -> bytes:
         """Return what was sealed under this name; raises `Unreadable`."""
-        try:
-            opened = self._fernet.decrypt(sealed)
-        except InvalidToken:
-            raise Unreadable from None
-        name, _, content = opened.partition(b"\0")
-        if name != bound_to.encode():
-            raise Unreadable
-        return content
+        return self._opened(sealed, bound_to)[1]
+
+    def key_of(self, sealed: bytes, *, bound_to: str) -> int:
+        """Return the place of the key that opens this among ours, 0 for the newest; raises `Unreadable`."""
+        return self._opened(sealed, bound_to)[0]
+
+    def reseal(self, sealed: bytes, *, bound_to: str) -> bytes:
+        """Seal the same with the newest key; raises `Unreadable`."""
+        return self.seal(self.open(sealed, bound_to=bound_to), bound_to=bound_to)
+
+    def _opened(self, sealed: bytes, bound_to: str) -> tuple[int, bytes]:
+        for number, key in enumerate(self._keys):
+            try:
+                opened = key.decrypt(sealed)
+            except InvalidToken:
+                continue
+            name, _, content = opened.partition(b"\0")
+            if name != bound_to.encode():
+                raise Unreadable
+            return number, content
+        raise Unreadable
 
     def seal_pair(self, pair: TokenPair, *, connection_id: str) -> bytes:
         """Seal a token pair for one connection."""
@@ -62,11 +76,11 @@ class Cipher:
             "issued_at": pair.issued_at.isoformat(),
             "expires_at": pair.expires_at.isoformat(),
         }
-        return self.seal(json.dumps(content).encode(), bound_to=_connection(connection_id))
+        return self.seal(json.dumps(content).encode(), bound_to=place(Kind.CONNECTION, connection_id))
 
     def open_pair(self, sealed: bytes, *, connection_id: str) -> TokenPair:
         """Open a connection's token pair; raises `Unreadable`."""
-        content = json.loads(self.open(sealed, bound_to=_connection(connection_id)))
+        content = json.loads(self.open(sealed, bound_to=place(Kind.CONNECTION, connection_id)))
         return TokenPair(
             access_token=content["access_token"],
             refresh_token=content["refresh_token"],
@@ -99,11 +113,11 @@ class Cipher:
             "ticket": secrets.ticket,
             "request": None if secrets.request is None else _request_fields(secrets.request),
         }
-        return self.seal(json.dumps(content).encode(), bound_to=_grant(code_hash))
+        return self.seal(json.dumps(content).encode(), bound_to=place(Kind.GRANT, code_hash))
 
     def open_grant(self, sealed: bytes, *, code_hash: str) -> GrantSecrets:
         """Open what a grant hands back; raises `Unreadable`."""
-        content = json.loads(self.open(sealed, bound_to=_grant(code_hash)))
+        content = json.loads(self.open(sealed, bound_to=place(Kind.GRANT, code_hash)))
         return GrantSecrets(
             handle=content["handle"],
             code=base64.b64decode(content["code"]),
@@ -115,19 +129,19 @@ class Cipher:
 
     def seal_request(self, request: AuthorizationRequest, *, state_hash: str) -> bytes:
         """Seal what a state stands for, for that state."""
-        return self.seal(json.dumps(_request_fields(request)).encode(), bound_to=_state(state_hash))
+        return self.seal(json.dumps(_request_fields(request)).encode(), bound_to=place(Kind.STATE, state_hash))
 
     def open_request(self, sealed: bytes, *, state_hash: str) -> AuthorizationRequest:
         """Open what a state stands for; raises `Unreadable`."""
-        return _request(json.loads(self.open(sealed, bound_to=_state(state_hash))))
+        return _request(json.loads(self.open(sealed, bound_to=place(Kind.STATE, state_hash))))
 
     def seal_canary(self) -> bytes:
         """Return the record by which a store tells at start whether it can be read."""
-        return self.seal(_CANARY, bound_to="canary")
+        return self.seal(_CANARY, bound_to=place(Kind.CANARY, ""))
 
     def check_canary(self, sealed: bytes) -> None:
         """Raise `Unreadable` where no key of ours wrote this store."""
-        self.open(sealed, bound_to="canary")
+        self.open(sealed, bound_to=place(Kind.CANARY, ""))
 
 
 def _request_fields(request: AuthorizationRequest) -> dict[str, object]:
@@ -149,18 +163,6 @@ def _text(content: bytes | None) -> str | None:
 
 def _bytes(text: str | None) -> bytes | None:
     return None if text is None else base64.b64decode(text)
-
-
-def _state(state_hash: str) -> str:
-    return f"state:{state_hash}"
-
-
-def _grant(code_hash: str) -> str:
-    return f"grant:{code_hash}"
-
-
-def _connection(connection_id: str) -> str:
-    return f"connection:{connection_id}"
 
 
 # --- passphrases ---------------------------------------------------------------------------------

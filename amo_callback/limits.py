@@ -30,6 +30,11 @@ class Unproven:
         self._clock = clock
         self._taken: OrderedDict[tuple[Priority, str], deque[float]] = OrderedDict()
 
+    def change(self, *, places: int, window: float) -> None:
+        """Have other limits from now on; the places that are taken stay so."""
+        self._places = places
+        self._window = window
+
     def take(self, address: str | None, *, among: Priority = Priority.STRANGER) -> Place:
         """Take a place for `window` seconds; raises `TooManyUnproven`. Nobody's address has no limit.
 

@@ -157,3 +157,19 @@ async def test_a_turn_is_had_by_one_of_a_kind() -> None:
         await expected
     await second
     assert await came.get() is Priority.STRANGER
+
+
+def test_limits_may_change_while_places_are_taken(clock: FakeClock) -> None:
+    """What is taken counts against the new limit, for the new time."""
+    limit = _limit(clock)
+    limit.take("192.0.2.1")
+    limit.take("192.0.2.1")
+    limit.change(places=3, window=10)
+    limit.take("192.0.2.1")
+    with pytest.raises(TooManyUnproven):
+        limit.take("192.0.2.1")
+    clock.advance(10)
+    limit.change(places=1, window=10)
+    limit.take("192.0.2.1")
+    with pytest.raises(TooManyUnproven):
+        limit.take("192.0.2.1")

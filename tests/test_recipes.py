@@ -91,5 +91,5 @@ async def test_the_examples_for_curl_hand_out_a_token(app: Running) -> None:
     for command in commands:
         assert ADDRESS in command
         command_here = command.replace(ADDRESS, f"http://{app.service.private}").replace("curl ", "curl -sS ", 1)
-        assert f'"account_id": "{app.amo.account.id}"' in await _run(app, "sh", "-c", command_here)
+        assert f'"account_id":"{app.amo.account.id}"' in await _run(app, "sh", "-c", command_here)
     assert app.amo.vendor.ledger.refreshes() == []

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parent.parent / "amo_callback"
 FLOORS = [
     {"errors"},
     {"model", "event"},
-    {"grant", "brought"},
+    {"grant", "brought", "sealing"},
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook"},
     {"config_load", "custody", "amo", "store", "observe"},
-    {"connect", "transfer", "notices"},
+    {"connect", "transfer", "notices", "rotation"},
     {"web"},
     {"cli"},
 ]
@@ -36,7 +36,7 @@ ONE_ROOM = {
 CALLERS = {"amo.client", "identity.key_set", "notices.sender"}
 """Where others are asked over HTTP."""
 EDGES = {"amo", "store", "observe"}
-USE_CASES = {"custody", "connect", "transfer", "notices", "web"}
+USE_CASES = {"custody", "connect", "transfer", "notices", "rotation", "web"}
 JOINED_IN = {"web.lifecycle", "web.resources", "cli"}
 """Where `amo`, `store` and `observe` meet the use cases."""
 

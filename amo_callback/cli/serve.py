@@ -13,7 +13,8 @@ from amo_callback.config_load import find_config, load_settings, rescue_folder, 
 from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
 from amo_callback.machine import machine_mark
-from amo_callback.observe.log import LogObserver, Redactor, make_logger, take_over_library_logs
+from amo_callback.observe.journal import is_journal
+from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.systemd import Notifier, handed_over
 from amo_callback.store import database_file
 from amo_callback.web.lifecycle import Home, Service, open_service
@@ -43,8 +44,14 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     path = find_config(options.config, environ)
     settings = load_settings(path, environ)
-    redactor = Redactor(secrets_of(settings))
-    log = make_logger(level=settings.log.level, style=settings.log.format, stream=sys.stdout, redactor=redactor)
+    redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
+    log = make_logger(
+        level=threshold,
+        style=settings.log.format,
+        stream=sys.stdout,
+        redactor=redactor,
+        journal=is_journal(sys.stdout, environ),
+    )
     take_over_library_logs(log)
     folder = storage_folder(path, environ)
     home = Home(
@@ -60,7 +67,17 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     notifier = Notifier(environ, pid=os.getpid())
     listeners = handed_over(environ, pid=os.getpid(), names=("public", "private"))
-    return run_loop(_serve(settings, home=home, log=log, read_again=read_again, notifier=notifier, listeners=listeners))
+    return run_loop(
+        _serve(
+            settings,
+            home=home,
+            log=log,
+            threshold=threshold,
+            read_again=read_again,
+            notifier=notifier,
+            listeners=listeners,
+        )
+    )
 
 
 def run_loop(work: Coroutine[object, object, T]) -> T:
@@ -81,6 +98,7 @@ async def _serve(
     *,
     home: Home,
     log: FilteringBoundLogger,
+    threshold: Threshold,
     read_again: Callable[[], Settings],
     notifier: Notifier,
     listeners: Mapping[str, Sequence[socket.socket]],
@@ -96,6 +114,7 @@ async def _serve(
     async with open_service(
         settings, home=home, clock=clock, log=log, observer=observer, supervisor=notifier, listeners=listeners
     ) as service:
+        service.reloader.also("log.level", lambda fresh: threshold.set(fresh.log.level))
         on_reload(reload)
         status = await until_end(service, signalled)
     observer(Event(name="service.stopped", fields={"status": status}))

@@ -44,6 +44,30 @@ class Connecting:
     authorizations: Authorizations
     connect: Connect
     redeemer: Redeemer
+    limits: Limits
+
+
+class Limits:
+    """How many codes of one address may be on their way to AMO, and how many grants may be started."""
+
+    def __init__(self, *, unproven: int, window: float, requests_per_second: float, clock: Clock) -> None:
+        self._requests_per_second = requests_per_second
+        self.codes = Unproven(places=unproven, window=window, clock=clock)
+        self.starts = Unproven(places=unproven, window=window, clock=clock)
+        self.links = Unproven(places=self._links(window), window=window, clock=clock)
+
+    def change(self, *, unproven: int, window: float) -> None:
+        """Have others from now on."""
+        for limit in (self.codes, self.starts):
+            limit.change(places=unproven, window=window)
+        self.links.change(places=self._links(window), window=window)
+
+    def _links(self, window: float) -> int:
+        """Return how many plain links are followed in a window: half of what people can have exchanged.
+
+        The other half is for codes that began elsewhere.
+        """
+        return room_for(per_second=self._requests_per_second / 2, seconds=window)
 
 
 def make_connecting(
@@ -60,7 +84,9 @@ def make_connecting(
     connected: Callable[[], None],
 ) -> Connecting:
     """Build it all; nothing is started. `connected` is called where AMO has accepted a code."""
-    unproven = Unproven(places=rules.unproven, window=rules.window, clock=clock)
+    limits = Limits(
+        unproven=rules.unproven, window=rules.window, requests_per_second=rules.requests_per_second, clock=clock
+    )
     room = room_for(per_second=rules.requests_per_second, seconds=rules.refresh.lease - amo.timeout)
     authorizations = Authorizations(
         store=store,
@@ -68,8 +94,8 @@ def make_connecting(
         cipher=cipher,
         clock=clock,
         starts=Starts(
-            each=Unproven(places=rules.unproven, window=rules.window, clock=clock),
-            links=Unproven(places=_links(rules), window=rules.window, clock=clock),
+            each=limits.starts,
+            links=limits.links,
             rooms=Rooms(size=room),
         ),
         new_secret=_new_secret,
@@ -97,7 +123,7 @@ def make_connecting(
             issued_only=rules.issued_only,
             lists_accounts=bool(rules.allowed_accounts),
         ),
-        unproven=unproven,
+        unproven=limits.codes,
         rooms=Rooms(size=room),
         leases=leases,
     )
@@ -106,18 +132,10 @@ def make_connecting(
         records=records,
         clock=clock,
         connect=connect,
-        unproven=unproven,
+        unproven=limits.codes,
         issued_only=rules.issued_only,
     )
-    return Connecting(authorizations=authorizations, connect=connect, redeemer=redeemer)
-
-
-def _links(rules: ConnectRules) -> int:
-    """Return how many plain links are followed in a window: half of what people can have exchanged.
-
-    The other half is for codes that began elsewhere.
-    """
-    return room_for(per_second=rules.requests_per_second / 2, seconds=rules.window)
+    return Connecting(authorizations=authorizations, connect=connect, redeemer=redeemer, limits=limits)
 
 
 def _new_secret() -> str:

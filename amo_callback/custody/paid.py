@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from amo_callback.errors import Unreadable
 from amo_callback.grant import Grant, GrantedPair, GrantStatus
 from amo_callback.model import Connection, RefreshedPair, Status
+from amo_callback.sealing import Kind, Sealed, place
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amo_callback.cipher import Cipher
 
 Paid = RefreshedPair | GrantedPair
@@ -64,12 +67,12 @@ def seal_paid(paid: Paid, cipher: Cipher) -> bytes:
             "token_iat": paid.token_iat,
             "owner": paid.owner,
         }
-    return cipher.seal(json.dumps(content, default=_encode).encode(), bound_to=_bound(name_of(paid)))
+    return cipher.seal(json.dumps(content, default=_encode).encode(), bound_to=place(Kind.RESCUE, name_of(paid)))
 
 
 def open_paid(name: str, sealed: bytes, cipher: Cipher) -> Paid:
     """Open what a file holds; raises `Unreadable`, also for what was put there by hand."""
-    content = json.loads(cipher.open(sealed, bound_to=_bound(name)), object_hook=_decode)
+    content = json.loads(cipher.open(sealed, bound_to=place(Kind.RESCUE, name)), object_hook=_decode)
     try:
         if "refreshed" in content:
             return RefreshedPair(**content["refreshed"])
@@ -84,8 +87,15 @@ def open_paid(name: str, sealed: bytes, cipher: Cipher) -> Paid:
         raise Unreadable from None
 
 
-def _bound(name: str) -> str:
-    return f"rescue:{name}"
+def sealed_in(paid: Paid) -> Sequence[Sealed]:
+    """Return what lies sealed within it, and goes into the store as it is."""
+    if isinstance(paid, RefreshedPair):
+        return [Sealed(kind=Kind.CONNECTION, name=paid.connection_id, content=paid.sealed_pair)]
+    pair, grant = paid.connection, paid.grant
+    found = [Sealed(kind=Kind.CONNECTION, name=pair.id, content=pair.sealed_pair or b"")]
+    return (
+        found if grant.sealed is None else [*found, Sealed(kind=Kind.GRANT, name=grant.code_hash, content=grant.sealed)]
+    )
 
 
 def _fields(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- because any dataclass is taken

@@ -12,12 +12,15 @@ import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 from pydantic_core import PydanticSerializationError, to_json
+from structlog.processors import NAME_TO_LEVEL
 
 from amo_callback.event import REQUEST_ID, Event, Level
+from amo_callback.observe.journal import PREFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, MutableMapping
@@ -105,12 +108,39 @@ class Redactor:
         return self.scrub(value.isoformat() if hasattr(value, "isoformat") else str(value))
 
 
+class Threshold:
+    """The level below which nothing is written; it may be another one at any time. A structlog processor."""
+
+    def __init__(self, level: str) -> None:
+        self.set(level)
+
+    def set(self, level: str) -> None:
+        """Write from this level on."""
+        self._number = logging.getLevelName(level.upper())
+
+    def __call__(self, _logger: object, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Let a line through, or drop it."""
+        if NAME_TO_LEVEL[method] < self._number:
+            raise structlog.DropEvent
+        return line
+
+
 def make_logger(
-    *, level: str, style: str, stream: TextIO, secrets: Collection[str] = (), redactor: Redactor | None = None
+    *,
+    level: str | Threshold,
+    style: str,
+    stream: TextIO,
+    secrets: Collection[str] = (),
+    redactor: Redactor | None = None,
+    journal: bool = False,
 ) -> FilteringBoundLogger:
-    """Make the process's logger: `style` is `json`, `console`, or `auto` (console on a terminal)."""
+    """Make the process's logger: `style` is `json`, `console`, or `auto` (console on a terminal).
+
+    Where the `journal` reads the stream, it is told how urgent each JSON line is.
+    """
     console = style == "console" or (style == "auto" and stream.isatty())
     processors: list[Processor] = [
+        level if isinstance(level, Threshold) else Threshold(level),
         _add_request,
         structlog.processors.add_log_level,
         _add_time,
@@ -122,9 +152,9 @@ def make_logger(
     else:
         processors.append(_as_json)
     return structlog.wrap_logger(  # type: ignore[no-any-return]  # reason: structlog types it as Any
-        _Sink(stream),
+        _Sink(stream, prefixes=PREFIXES if journal and not console else {}),
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),  # which of them are written may change
     ).bind()  # a logger at once: what `wrap_logger` returns makes one for every line
 
 
@@ -149,16 +179,15 @@ def _as_json(_logger: object, _method: str, line: Mapping[str, Any]) -> str:
 class _Sink:
     """Where lines go. A full disk or a closed pipe costs lines, and never what they tell of."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, prefixes: Mapping[str, str]) -> None:
         self._stream = stream
+        for level in PREFIXES:
+            setattr(self, level, partial(self._write, prefixes.get(level, "")))
 
-    def msg(self, line: str) -> None:
-        """Write one line."""
+    def _write(self, prefix: str, line: str) -> None:
         with suppress(OSError, ValueError):
-            self._stream.write(f"{line}\n")
+            self._stream.write(f"{prefix}{line}\n")
             self._stream.flush()
-
-    debug = info = warning = error = critical = msg
 
 
 class LogObserver:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from amo_callback.event import Event, Notice, Recorded, Undelivered
     from amo_callback.grant import Grant, GrantedPair, IssuedState
     from amo_callback.model import Changed, Claim, Connection, Extension, Filter, Fleet, Freeze, RefreshedPair, Verdict
+    from amo_callback.sealing import Kind, Resealed, Sealed
 
 
 class Store(Protocol):
@@ -171,9 +172,6 @@ class Store(Protocol):
     ) -> bool:
         """Put off a refresh that was not begun; `False` where the connection has changed since it was read."""
 
-    async def reseal(self, *, connection_id: str, before: bytes, sealed_pair: bytes) -> bool:
-        """Put the same pair under another key; `False` where the stored bytes are no longer those read."""
-
     async def revive(self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()) -> bool:
         """Make a connection active again; `False` where it has changed since it was read."""
 
@@ -271,3 +269,14 @@ class Store(Protocol):
 
         One is left where the store has another one by now than it was meant to replace, or one that is being refreshed.
         """
+
+    # --- sealed ----------------------------------------------------------------------------------
+
+    async def count_sealed(self) -> int:
+        """Count what lies sealed in the store, of any kind."""
+
+    async def sealed(self, kind: Kind, *, after: str, limit: int) -> Sequence[Sealed]:
+        """Return what lies sealed of one kind by its names, from the one after `after` on."""
+
+    async def reseal(self, resealed: Sequence[Resealed]) -> Sequence[Sealed]:
+        """Commit the same under another key as one; return those that were left: other bytes are stored by then."""

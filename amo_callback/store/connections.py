@@ -112,12 +112,6 @@ class Connections(Writer):
             "postpone", connection, events=events, last_error=last_error, next_refresh_at=next_refresh_at
         )
 
-    async def reseal(self, *, connection_id: str, before: bytes, sealed_pair: bytes) -> bool:
-        """Put the same pair under another key; `False` where the stored bytes are no longer those read."""
-        return bool(
-            await self._database.write("reseal", connection_id=connection_id, before=before, sealed_pair=sealed_pair)
-        )
-
     async def revive(self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()) -> bool:
         """Make a connection active again; `False` where it has changed since it was read."""
         return await self._change_read("revive", connection, events=events, next_refresh_at=next_refresh_at)

@@ -20,6 +20,7 @@ from amo_callback.connect.build import make_connecting
 from amo_callback.custody.build import Custody, make_custody
 from amo_callback.custody.rescue import Rescue
 from amo_callback.event import Event
+from amo_callback.identity import ApiKeys, read_api_keys
 from amo_callback.identity.build import open_users
 from amo_callback.observe.metrics import Metrics
 from amo_callback.observe.systemd import Notifier
@@ -47,8 +48,10 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
+    from amo_callback.connect.build import Connecting
     from amo_callback.ports import Clock, Observer
     from amo_callback.web.heart import Supervisor
+    from amo_callback.web.reload import Taker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,9 +201,21 @@ async def open_service(
             services=services,
             died=died,
             stop=stop,
-            reloader=Reloader(settings, api_keys=apps.private[API_KEYS]),
+            reloader=Reloader(settings, _takers(apps.private[API_KEYS], connecting)),
         )
         observer(Event(name="service.stopping"))
+
+
+def _takers(api_keys: ApiKeys, connecting: Connecting) -> Mapping[str, Taker]:
+    """Return who takes what may change while the service runs."""
+
+    def take_keys(fresh: Settings) -> None:
+        api_keys.replace(read_api_keys(fresh.api.keys.get_secret_value()))
+
+    def take_limits(fresh: Settings) -> None:
+        connecting.limits.change(unproven=fresh.limits.unproven, window=fresh.limits.window)
+
+    return {"api.keys": take_keys, "limits.unproven": take_limits, "limits.window": take_limits}
 
 
 def _connected(custody: Custody) -> None:

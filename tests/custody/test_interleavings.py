@@ -22,6 +22,7 @@ from amo_callback.errors import (
     StoreUnavailable,
 )
 from amo_callback.model import Connection, Demand, Issued, Reason, Status
+from amo_callback.sealing import Kind, Resealed, Sealed
 from tests.builders import a_claim, a_refreshed, an_extension
 from tests.custody.house import API_DOMAIN
 from tests.fakes import FailingStore
@@ -226,18 +227,14 @@ async def test_a_key_change_during_a_flight_loses_neither(house: House, encrypti
     )
     await gated.answered.wait()
     read = await house.now(connection)
-    pair = new.open_pair(read.sealed_pair or b"", connection_id=read.id)
-    sealed = new.seal_pair(pair, connection_id=read.id)
-
-    async def reseal() -> bool:
-        return await house.store.reseal(connection_id=read.id, before=read.sealed_pair or b"", sealed_pair=sealed)
-
-    assert await reseal()
+    sealed = Sealed(kind=Kind.CONNECTION, name=read.id, content=read.sealed_pair or b"")
+    resealed = Resealed(read=sealed, content=new.reseal(sealed.content, bound_to=sealed.place))
+    assert await house.store.reseal([resealed]) == []
     gated.go_on.set()
     stored = await flight
     assert stored.pair_version == 2
     assert house.amo.vendor.is_good(house.pair(stored).refresh_token)
-    assert not await reseal()  # the very bytes that were read are gone: read again
+    assert await house.store.reseal([resealed]) == [sealed]  # the very bytes that were read are gone: read again
     assert await house.now(connection) == stored
 
 

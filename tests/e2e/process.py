@@ -55,7 +55,7 @@ class Process:
         return await self.process.wait()
 
 
-def _environment(more: Mapping[str, str]) -> dict[str, str]:
+def process_environment(more: Mapping[str, str]) -> dict[str, str]:
     """Return an environment with nothing of the tests' in it but what Python and coverage need."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AMO_CALLBACK", "PYTEST"))}
     return {**kept, **more}
@@ -82,7 +82,7 @@ async def serving(
     run = ["-c", _HAND_OVER, *map(str, descriptors)] if doors else ["-m", "amo_callback.cli.main", "serve"]
     handed_over = {"LISTEN_FDNAMES": names} if doors else {}
     started = await asyncio.create_subprocess_exec(
-        sys.executable, *run, cwd=folder, env=_environment({**environ, **handed_over}), pass_fds=descriptors,
+        sys.executable, *run, cwd=folder, env=process_environment({**environ, **handed_over}), pass_fds=descriptors,
         stdout=asyncio.subprocess.PIPE, limit=2**20,
     )  # fmt: skip
     process = Process(started)
@@ -98,7 +98,7 @@ async def command(*arguments: str, folder: Path, environ: Mapping[str, str] | No
     """Run `amo-callback` to its end; return exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", *arguments,
-        cwd=folder, env=_environment(environ or {}),
+        cwd=folder, env=process_environment(environ or {}),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, err = await asyncio.wait_for(process.communicate(), PATIENCE)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import signal
 import sqlite3
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -16,7 +20,7 @@ from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
 from amo_callback.store import open_store
 from tests.conftest import API_KEY, BASE, HOST, Amo, environment, serve_amo
-from tests.e2e.process import command, serving
+from tests.e2e.process import command, process_environment, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -141,6 +145,79 @@ async def test_a_hangup_reads_the_keys_again(living_amo: Amo, tmp_path: Path, en
         assert (await status(API_KEY), await status(new)) == (401, 200)
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
+
+
+async def test_a_hangup_changes_the_level_and_the_limits_and_names_what_it_cannot(
+    living_amo: Amo, tmp_path: Path, encryption_key: str
+) -> None:
+    """Lines of requests end and come back; a setting that needs a restart is named until it is as it was."""
+    config = tmp_path / "config.toml"
+
+    def write(level: str, unproven: int, poll_interval: float) -> None:
+        config.write_text(
+            f'[log]\nlevel = "{level}"\n[limits]\nunproven = {unproven}\n[refresh]\npoll_interval = {poll_interval}\n'
+        )
+
+    write("info", 30, 5.0)
+    async with (
+        serving(environment(living_amo, encryption_key), tmp_path) as process,
+        aiohttp.ClientSession() as http,
+    ):
+        door = (await process.until("service.started"))["private"]
+
+        async def asked() -> None:
+            async with http.get(f"http://{door}/healthz") as answer:
+                assert answer.status == 200
+
+        await asked()
+        await process.until("http.request")
+        write("warning", 1, 6.0)
+        process.signal(signal.SIGHUP)
+        assert (await process.until("reload.done"))["needs_restart"] == ["refresh.poll_interval"]
+        await asked()
+        write("info", 1, 5.0)
+        process.signal(signal.SIGHUP)
+        assert (await process.until("reload.done", times=2))["needs_restart"] == []
+        assert len(process.named("http.request")) == 1
+        await asked()
+        await process.until("http.request", times=2)
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+
+
+@pytest.mark.parametrize("format_", ["json", "auto"])
+async def test_in_the_journal_each_line_says_how_urgent_it_is(
+    living_amo: Amo, tmp_path: Path, encryption_key: str, format_: str
+) -> None:
+    """Where standard output is the stream that JOURNAL_STREAM names; the line's JSON follows the prefix."""
+    reading, writing = os.pipe()
+    status = os.fstat(writing)
+    more = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}", "AMO_CALLBACK_LOG__FORMAT": format_}
+    with os.fdopen(reading, encoding="utf-8") as journal:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "amo_callback.cli.main", "serve",
+            cwd=tmp_path, env=process_environment(environment(living_amo, encryption_key) | more), stdout=writing,
+        )  # fmt: skip
+        os.close(writing)
+        lines = []
+        while line := await asyncio.to_thread(journal.readline):
+            lines.append((line[:3], json.loads(line[3:])))
+            if lines[-1][1]["event"] == "service.started":
+                process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert {prefix for prefix, told in lines if told["level"] == "info"} == {"<6>"}
+    assert "service.stopped" in [told["event"] for _, told in lines]
+
+
+async def test_without_access_lines_the_rest_is_written(living_amo: Amo, tmp_path: Path, encryption_key: str) -> None:
+    """`log.access = false` leaves out the line of each request, and no event."""
+    environ = environment(living_amo, encryption_key, LOG__ACCESS="false")
+    async with serving(environ, tmp_path) as process:
+        await _connect(living_amo, process, accounts=1)
+        await process.until("connection.connected")
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+    assert process.named("http.request") == []
 
 
 async def test_a_bad_configuration_is_told_line_by_line_with_status_78(tmp_path: Path) -> None:

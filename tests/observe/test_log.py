@@ -15,7 +15,7 @@ import pytest
 
 from amo_callback.event import Event, Level
 from amo_callback.model import Status
-from amo_callback.observe.log import LogObserver, Redactor, make_logger, take_over_library_logs
+from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +116,43 @@ def test_levels_and_styles() -> None:
     console.logger.info("hello", name="value")
     assert "hello" in console.stream.getvalue()
     assert "name=value" in console.stream.getvalue()
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_the_level_may_be_another_one_at_any_time(level: str) -> None:
+    """Of whoever has the logger already; also of what libraries and events bring by number."""
+    levels = ["debug", "info", "warning", "error"]
+    threshold = Threshold("error")
+    log = Log(level=threshold)
+    threshold.set(level)
+    for name in levels:
+        getattr(log.logger, name)(f"direct.{name}")
+        LogObserver(log.logger)(Event(name=f"event.{name}", level=Level(name)))
+    told = [json.loads(line)["event"] for line in log.stream.getvalue().splitlines()]
+    written = levels[levels.index(level) :]
+    assert told == [f"{kind}.{name}" for name in written for kind in ("direct", "event")]
+
+
+def test_the_journal_is_told_how_urgent_a_line_is() -> None:
+    """By a prefix to each, which stays one line whatever is in it; the rest is the same JSON."""
+    log = Log(level="debug", journal=True)
+    for name in ("debug", "info", "warning", "error", "critical"):
+        getattr(log.logger, name)("e", text="two\nlines\r\x00\u2028")
+    try:
+        raise ValueError("a bug")
+    except ValueError:
+        log.logger.exception("e")
+    lines = log.stream.getvalue().split("\n")
+    assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>", "<2>", "<3>", ""]
+    assert [json.loads(line[3:])["level"] for line in lines[:5]] == ["debug", "info", "warning", "error", "critical"]
+    assert "\x00" not in log.stream.getvalue()
+
+
+def test_the_console_is_for_people_also_in_the_journal() -> None:
+    """Its lines are several where there is a trace, so they carry no prefix."""
+    log = Log(style="console", journal=True)
+    log.logger.warning("hello")
+    assert not log.stream.getvalue().startswith("<")
 
 
 def test_a_log_that_cannot_be_written_stops_nothing() -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
     from amo_callback.connect.authorization import Authorizations
+    from amo_callback.connect.build import Limits
     from amo_callback.connect.completion import Connect
     from amo_callback.connect.redemption import Redeemer
     from amo_callback.custody.build import Custody
@@ -93,6 +94,7 @@ class Doors:
                 authorizations=cast("Authorizations", broken),
                 connect=cast("Connect", broken),
                 redeemer=cast("Redeemer", broken),
+                limits=cast("Limits", broken),
             ),
             users=None,
             custody=cast("Custody", broken),

@@ -9,7 +9,7 @@ from amo_callback.config_load import load_settings
 from amo_callback.observe.log import make_logger
 from amo_callback.observe.metrics import Metrics
 from amo_callback.web.private.refusals import Refusals
-from tests.conftest import ADMIN_KEY, API_KEY, READ_KEY, environment
+from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, environment
 
 if TYPE_CHECKING:
     from tests.conftest import Running
@@ -37,6 +37,27 @@ async def test_what_cannot_be_taken_while_it_runs_is_named(app: Running, encrypt
     assert changed == ["amo.client_secret", "log.level"]
 
 
+async def test_limits_that_were_read_again_hold_at_once(app: Running, encryption_key: str) -> None:
+    """For codes of an address, and for connects that it starts: fewer, then more."""
+
+    async def junk() -> list[str]:
+        answers = [await app.callback(app.query(code=f"junk{number}", state="s")) for number in range(2)]
+        return [answer.location.partition("error=")[2].partition("&")[0] for answer in answers]
+
+    async def starts() -> list[int]:
+        return [(await app.public(f"{BASE}/connect")).status for _ in range(2)]
+
+    for unproven in ("1", "3"):
+        fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__UNPROVEN=unproven))
+        assert app.service.reloader.take(fresh) == []
+        assert await junk() == (["auth_failed", "rate_limited"] if unproven == "1" else ["auth_failed"] * 2)
+        assert await starts() == ([303, 302] if unproven == "1" else [303, 303])
+    fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__UNPROVEN="3", LIMITS__WINDOW="3600"))
+    assert app.service.reloader.take(fresh) == []
+    app.clock.advance(60)
+    assert await starts() == [302, 302]
+
+
 async def test_refused_keys_are_told_once_a_minute(clock: FakeClock) -> None:
     """The first at once, the rest as a number with the minute's end, and nothing where there was none."""
     stream, metrics = io.StringIO(), Metrics()
@@ -47,7 +68,7 @@ async def test_refused_keys_are_told_once_a_minute(clock: FakeClock) -> None:
     await clock.until_sleeping(60)
     clock.advance(60)
     await clock.until_sleeping(60)
-    assert '"count": 99' in stream.getvalue()
+    assert '"count":99' in stream.getvalue()
     clock.advance(60)
     assert stream.getvalue().count("authorization.refused") == 2
     assert b"amo_callback_api_keys_refused_total 100.0" in metrics.text()

@@ -204,12 +204,6 @@ UPDATE connections SET
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
--- name: reseal
--- The same pair under another key: only over the very bytes that were read.
-UPDATE connections SET sealed_pair = :sealed_pair, row_version = row_version + 1
-WHERE id = :connection_id AND sealed_pair = :before
-RETURNING *;
-
 -- name: revive
 UPDATE connections SET
     status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL, look_up_at = NULL,
@@ -526,3 +520,40 @@ ON CONFLICT (id) DO UPDATE SET
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
 WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :over_pair
     AND connections.attempt IS :over_attempt AND connections.lease_until IS :over_lease_until;
+
+-- name: count_sealed
+SELECT (SELECT count(*) FROM connections WHERE sealed_pair IS NOT NULL)
+    + (SELECT count(*) FROM grants WHERE sealed IS NOT NULL)
+    + (SELECT count(*) FROM states WHERE sealed IS NOT NULL)
+    + (SELECT count(*) FROM meta WHERE name = 'canary');
+
+-- name: sealed_connection
+SELECT id AS name, sealed_pair AS content FROM connections
+WHERE id > :after AND sealed_pair IS NOT NULL ORDER BY id LIMIT :limit;
+
+-- name: sealed_grant
+SELECT code_hash AS name, sealed AS content FROM grants
+WHERE code_hash > :after AND sealed IS NOT NULL ORDER BY code_hash LIMIT :limit;
+
+-- name: sealed_state
+SELECT state_hash AS name, sealed AS content FROM states
+WHERE state_hash > :after AND sealed IS NOT NULL ORDER BY state_hash LIMIT :limit;
+
+-- name: sealed_canary
+SELECT name, value AS content FROM meta WHERE name = 'canary' AND name > :after LIMIT :limit;
+
+-- name: reseal_connection
+-- The same under another key, here and below: only over the very bytes that were read. The pair is no other one, so
+-- `pair_version` stays; whoever remembers its bytes learns by `row_version` that they are others.
+UPDATE connections SET sealed_pair = :content, row_version = row_version + 1
+WHERE id = :id AND sealed_pair = :read
+RETURNING id;
+
+-- name: reseal_grant
+UPDATE grants SET sealed = :content WHERE code_hash = :id AND sealed = :read RETURNING code_hash;
+
+-- name: reseal_state
+UPDATE states SET sealed = :content WHERE state_hash = :id AND sealed = :read RETURNING state_hash;
+
+-- name: reseal_canary
+UPDATE meta SET value = :content WHERE name = :id AND value = :read RETURNING name;

@@ -1,0 +1,161 @@
+"""Another encryption key: whatever older keys have sealed is sealed again with the newest, while the service runs.
+
+A record is replaced only where it still holds the very bytes that were read, so whatever was stored meanwhile wins.
+Nothing is written down of how far it is: what the newest key opens is done, and whoever is interrupted begins again.
+
+The canary comes last, and only where all else is done: until then a process that has only the newest key refuses to
+start, rather than find its connections unreadable; from then on one refuses that has only older ones.
+
+Rescue files are counted and left: each belongs to a process that holds the same pair in memory, and removes the file
+once that is stored. Sealed anew by somebody else, one might come back after that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from amo_callback.custody.paid import open_paid, sealed_in
+from amo_callback.errors import CommandFailed, Unreadable
+from amo_callback.event import Event
+from amo_callback.sealing import Kind, Resealed, Sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.ports import Clock, RescueFiles, Store
+
+BATCH = 100
+"""Records of one transaction."""
+_REST = 0.02
+"""Seconds that others have, at least, to write between two of ours: SQLite's lock goes to whoever asks just then."""
+_STORED = (Kind.CONNECTION, Kind.GRANT, Kind.STATE)
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """What is sealed with which key, as one look at everything has found it."""
+
+    keys: list[Counter[Kind]]
+    """Of each key, the newest first: how many of each kind it opens."""
+    unreadable: list[Sealed] = field(default_factory=list)
+    """What none of them opens."""
+    resealed: int = 0
+    outdated: int = 0
+    """How many in the store an older key opened when they were read, the canary left aside."""
+
+    @property
+    def idle(self) -> Sequence[int]:
+        """The older keys that nothing needs, by their places."""
+        return [number for number, found in enumerate(self.keys) if number > 0 and not found.total()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rotated:
+    """What a rotation has done, and what is sealed with which key after it."""
+
+    resealed: int
+    after: Tally
+    overtaken: bool
+    """Somebody has sealed with an older key meanwhile: a process runs that does not have the newest one first."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all there is opens with the newest key, and nobody seals with another one."""
+        return not self.overtaken and not self.after.unreadable and len(self.after.idle) == len(self.after.keys) - 1
+
+
+class Rotation:
+    """Seal everything with the newest of `keys` keys."""
+
+    def __init__(self, *, store: Store, rescue: RescueFiles, cipher: Cipher, keys: int, clock: Clock) -> None:
+        self._store = store
+        self._rescue = rescue
+        self._cipher = cipher
+        self._keys = keys
+        self._clock = clock
+
+    async def survey(self, advance: Callable[[int], None]) -> Tally:
+        """Count what is sealed with which key; changes nothing."""
+        return await self._look((*_STORED, Kind.CANARY), advance, reseal=False)
+
+    async def run(self, advance: Callable[[int], None]) -> Rotated:
+        """Seal again what an older key has sealed.
+
+        A second look tells whether all of it stayed so: what an older key opens then was written by somebody since.
+        """
+        tally = await self._look(_STORED, advance, reseal=True)
+        resealed, overtaken = tally.resealed, False
+        if tally.outdated:
+            tally = await self._look(_STORED, lambda _: None, reseal=True)
+            resealed += tally.resealed
+            overtaken = tally.outdated > 0
+        done = not tally.outdated and len(tally.idle) == self._keys - 1
+        for canary in await self._store.sealed(Kind.CANARY, after="", limit=1):
+            resealed += await self._turn([canary], tally, reseal=done)
+        if resealed:
+            await self._store.record(Event(name="keys.rotated", fields={"resealed": resealed}))
+        return Rotated(resealed=resealed, after=tally, overtaken=overtaken)
+
+    async def _look(self, kinds: Sequence[Kind], advance: Callable[[int], None], *, reseal: bool) -> Tally:
+        tally = Tally(keys=[Counter() for _ in range(self._keys)])
+        self._count_rescued(tally)  # first: what is stored from here on is found below
+        done = 0
+        for kind in kinds:
+            after = ""
+            while page := await self._store.sealed(kind, after=after, limit=BATCH):
+                began = self._clock.monotonic()
+                written = await self._turn(page, tally, reseal=reseal)
+                tally.resealed += written
+                after = page[-1].name
+                done += len(page)
+                advance(done)
+                if written:
+                    await self._clock.sleep(max(self._clock.monotonic() - began, _REST))
+        return tally
+
+    async def _turn(self, page: Sequence[Sealed], tally: Tally, *, reseal: bool) -> int:
+        """Count what is read, and seal again what is outdated; return how many were."""
+        outdated = []
+        for one in page:
+            number = self._count(one, tally)
+            if number is not None and number > 0:
+                outdated.append((one, number))
+        tally.outdated += sum(one.kind is not Kind.CANARY for one, _ in outdated)
+        if not reseal or not outdated:
+            return 0
+        resealed = [
+            Resealed(read=one, content=self._cipher.reseal(one.content, bound_to=one.place)) for one, _ in outdated
+        ]
+        left = {one.name for one in await self._store.reseal(resealed)}
+        for one, number in outdated:
+            tally.keys[number][one.kind] -= 1  # what was left is somebody else's by now: the second look counts it
+            tally.keys[0][one.kind] += one.name not in left
+        return len(outdated) - len(left)
+
+    def _count(self, one: Sealed, tally: Tally) -> int | None:
+        try:
+            number = self._cipher.key_of(one.content, bound_to=one.place)
+        except Unreadable:
+            tally.unreadable.append(one)
+            return None
+        tally.keys[number][one.kind] += 1
+        return number
+
+    def _count_rescued(self, tally: Tally) -> None:
+        """Count rescue files: each by the oldest key that it needs, itself or for what goes into the store from it."""
+        try:
+            files = self._rescue.read()
+        except OSError as error:
+            raise CommandFailed(f"the rescue folder cannot be read: {error.strerror}") from None
+        for name, content in files.items():
+            file = Sealed(kind=Kind.RESCUE, name=name, content=content or b"")
+            try:
+                inner = sealed_in(open_paid(name, file.content, self._cipher))
+                numbers = [self._cipher.key_of(one.content, bound_to=one.place) for one in (file, *inner)]
+            except Unreadable:
+                tally.unreadable.append(file)
+            else:
+                tally.keys[max(numbers)][Kind.RESCUE] += 1

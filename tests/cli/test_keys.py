@@ -1,0 +1,205 @@
+"""`rotate-keys` as an administrator runs it: beside the service, interrupted, and what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import signal
+import sqlite3
+import sys
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.brought import Brought
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.clock import SystemClock
+from amo_callback.custody.paid import name_of, seal_paid
+from amo_callback.errors import Unreadable
+from amo_callback.event import Event
+from amo_callback.model import TokenPair
+from amo_callback.store import open_store
+from tests.builders import a_connection, a_refreshed
+from tests.conftest import environment
+from tests.e2e.process import command, process_environment
+from tests.e2e.stage import eventually, staged
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Amo
+
+URL = "sqlite:///amo-callback.db"
+KEYS = "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"
+PAIR = TokenPair(access_token="access", refresh_token="refresh", issued_at=START, expires_at=START)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """A database that an old key has sealed, and its administrator, who has a new one."""
+
+    folder: Path
+    amo: Amo
+    old: str = field(default_factory=new_key, repr=False)
+    new: str = field(default_factory=new_key, repr=False)
+
+    @property
+    def both(self) -> str:
+        return f"{self.new}\n{self.old}"
+
+    def environ(self, keys: str) -> dict[str, str]:
+        return environment(self.amo, keys)
+
+    async def rotate(self, *options: str, keys: str | None = None) -> tuple[int, str, str]:
+        environ = self.environ(self.both if keys is None else keys)
+        told = await command("rotate-keys", *options, folder=self.folder, environ=environ)
+        assert [key for key in (self.old, self.new) if key in "".join(map(str, told))] == []
+        return told
+
+    async def fill(self, count: int) -> None:
+        cipher = Cipher([self.old])
+        async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:
+            await store.canary(cipher.seal_canary())
+            await store.bring([_brought(number, cipher) for number in range(count)])
+
+    def run(self, statement: str) -> list[Any]:
+        with closing(sqlite3.connect(self.folder / "amo-callback.db")) as database, database:
+            return database.execute(statement).fetchall()
+
+    def opened(self, key: str) -> int:
+        """Count the connections whose pair a key opens."""
+        return sum(_opens(Cipher([key]), *row) for row in self.run("SELECT id, sealed_pair FROM connections"))
+
+
+def _brought(number: int, cipher: Cipher) -> Brought:
+    connection = a_connection(number)
+    connection = a_connection(number, sealed_pair=cipher.seal_pair(PAIR, connection_id=connection.id))
+    return Brought(connection=connection, over=None, event=Event(name="a.test", connection_id=connection.id))
+
+
+def _opens(cipher: Cipher, name: str, sealed: bytes) -> bool:
+    try:
+        return cipher.open_pair(sealed, connection_id=name) == PAIR
+    except Unreadable:
+        return False
+
+
+@pytest.fixture
+def here(tmp_path: Path, amo: Amo) -> Place:
+    return Place(folder=tmp_path, amo=amo)
+
+
+async def test_keys_are_replaced_while_the_service_refreshes(tmp_path: Path) -> None:
+    """With the new key first everywhere, everything is sealed again; then it works with the new key alone."""
+    old, new = new_key(), new_key()
+    async with staged(tmp_path, old, access=2, accounts=4) as stage:
+        async with stage.serving() as process:
+            await stage.connect(process)
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+        stage.key = f"{new}\n{old}"
+        async with stage.serving() as process:
+            await stage.until_refreshed()
+            status, out, err = await command("rotate-keys", "--json", folder=tmp_path, environ=stage.environ())
+            assert (status, err, json.loads(out)["not_needed"]) == (0, "", [2])
+            await stage.until_refreshed()
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+        stage.key = new
+        async with stage.serving() as process:
+            await stage.until_refreshed()
+            for account in stage.accounts:
+                assert (await stage.token(process, account)).status == 200
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+        assert stage.lost() == []
+        assert stage.ledger.doubles() == 0
+    status, _, err = await command("serve", folder=tmp_path, environ={**stage.environ(), KEYS: old})
+    assert status == 78
+    assert "storage.encryption_keys: none of them opens this database" in err
+
+
+async def test_killed_in_the_middle_it_goes_on_where_it_was(here: Place) -> None:
+    """Each pair opens with one key or the other, the new one alone is refused until the end, a second run ends it."""
+    count = 2000
+    await here.fill(count)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "amo_callback.cli.main", "rotate-keys",
+        cwd=here.folder, env=process_environment(here.environ(here.both)), stdout=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    await eventually(lambda: here.opened(here.new) > 0)
+    process.kill()
+    assert await process.wait() == -signal.SIGKILL
+    done = here.opened(here.new)
+    assert 0 < done < count
+    assert here.opened(here.old) == count - done
+    status, _, err = await here.rotate(keys=here.new)
+    assert (status, "none of them opens this database" in err) == (78, True)
+    status, out, _ = await here.rotate("--json")
+    told = json.loads(out)
+    assert (status, told["resealed"], told["not_needed"]) == (0, count - done + 1, [2])
+    assert here.opened(here.new) == count
+    status, out, _ = await here.rotate("--json", keys=here.new)
+    assert (status, json.loads(out)["resealed"]) == (0, 0)
+
+
+async def test_it_says_what_is_sealed_with_which_key_and_what_is_not_needed_any_more(here: Place) -> None:
+    """Beforehand as a trial that changes nothing; afterwards with what to do, and with what needs the old key yet."""
+    await here.fill(3)
+    status, out, err = await here.rotate("--dry-run")
+    assert (status, err) == (0, "")
+    table = [line.split("  ") for line in out.splitlines()]
+    assert [[cell.strip() for cell in line if cell] for line in table] == [
+        ["key", "connections", "grants", "states", "canary", "rescue files"],
+        ["1, the newest", "0", "0", "0", "0", "0"],
+        ["2", "3", "0", "0", "1", "0"],
+    ]
+    assert here.opened(here.old) == 3
+    status, out, err = await here.rotate()
+    assert (status, err) == (0, "")
+    assert "\nSealed again: 4.\nNothing needs key 2 any more: take it out of storage.encryption_keys" in out
+    assert "Backups made before now still need" in out
+    status, out, _ = await here.rotate(keys=here.new)
+    assert (status, "There is one key." in out) == (0, True)
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["rotate", "dry-run"])
+async def test_what_no_key_opens_is_named_with_status_1(here: Place, options: tuple[str, ...]) -> None:
+    """The rest is sealed again all the same."""
+    await here.fill(2)
+    lost = a_connection(0).id
+    here.run(f"UPDATE connections SET sealed_pair = x'00' WHERE id = '{lost}'")  # noqa: S608 -- because it is ours
+    status, out, err = await here.rotate(*options)
+    assert (status, err) == (1, "")
+    assert f"No key opens: connection:{lost}" in out
+    assert here.opened(here.new) == (0 if options else 1)
+    status, out, _ = await here.rotate(*options, "--json")
+    assert (status, json.loads(out)["unreadable"]) == (1, {"count": 1, "named": [f"connection:{lost}"]})
+
+
+async def test_a_pair_in_the_rescue_folder_keeps_the_old_key(here: Place) -> None:
+    """It is its process's, who stores it: status 1 until then, and the key that it needs is named."""
+    await here.fill(1)
+    paid = a_refreshed(_brought(0, Cipher([here.old])).connection)
+    (here.folder / "rescue").mkdir()
+    file = here.folder / "rescue" / name_of(paid)
+    sealed = Cipher([here.old]).seal_pair(PAIR, connection_id=paid.connection_id)
+    file.write_bytes(content := seal_paid(dataclasses.replace(paid, sealed_pair=sealed), Cipher([here.old])))
+    status, out, err = await here.rotate()
+    assert (status, err, file.read_bytes()) == (1, "", content)
+    assert "Still needed: key 2. Pairs wait in the rescue folder" in out
+    file.unlink()
+    status, out, _ = await here.rotate()
+    assert (status, "Sealed again: 1.\nNothing needs key 2 any more" in out) == (0, True)
+
+
+async def test_where_there_is_no_database_none_is_made(here: Place) -> None:
+    """A folder that was misspelt is told."""
+    status, out, err = await here.rotate()
+    assert (status, out) == (78, "")
+    assert "there is no database" in err
+    assert list(here.folder.iterdir()) == []

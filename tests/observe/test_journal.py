@@ -1,0 +1,31 @@
+"""Whether lines go to systemd's journal."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING
+
+from amo_callback.observe.journal import is_journal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_variable_must_name_the_very_stream(tmp_path: Path) -> None:
+    """A process of the same unit whose output was sent elsewhere has the variable, too."""
+    with (tmp_path / "here").open("w") as here, (tmp_path / "elsewhere").open("w") as elsewhere:
+        status = os.fstat(here.fileno())
+        environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        assert is_journal(here, environ)
+        assert not is_journal(elsewhere, environ)
+        assert not is_journal(here, {})
+        assert not is_journal(here, {"JOURNAL_STREAM": "nonsense"})
+
+
+def test_what_is_no_open_file_is_no_journal(tmp_path: Path) -> None:
+    """A stream in memory, or one that was closed."""
+    assert not is_journal(io.StringIO(), {"JOURNAL_STREAM": "1:2"})
+    with (tmp_path / "closed").open("w") as closed:
+        pass
+    assert not is_journal(closed, {"JOURNAL_STREAM": "1:2"})

@@ -1,0 +1,262 @@
+"""Another encryption key, while everything goes on."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.custody.paid import name_of, seal_paid
+from amo_callback.errors import CommandFailed, StoreUnavailable, Unreadable
+from amo_callback.grant import AuthorizationRequest, GrantedPair, GrantSecrets, IssuedState
+from amo_callback.model import TokenPair
+from amo_callback.rotation import BATCH, Rotation
+from amo_callback.sealing import Kind, Resealed, Sealed
+from tests.builders import a_connection, a_grant, a_refreshed, now, save
+from tests.fakes import START, Instead, MemoryRescue, ShiftedClock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amo_callback.model import Connection
+    from amo_callback.ports import Store
+    from amo_callback.rotation import Rotated
+
+OLD, NEW = new_key(), new_key()
+BEFORE, BOTH, AFTER = Cipher([OLD]), Cipher([NEW, OLD]), Cipher([NEW])
+REQUEST = AuthorizationRequest(user="42", vouched=False, challenge="challenge", state=b"the app's")
+SECRETS = GrantSecrets(handle="handle", code=b"code", state=b"state", domain="a.amocrm.ru", ticket="", request=REQUEST)
+
+
+def _pair(number: int, *, refreshed: bool = False) -> TokenPair:
+    token = f"{'second' if refreshed else 'first'} of {number}"
+    return TokenPair(access_token=token, refresh_token=token, issued_at=START, expires_at=START)
+
+
+def _sealed(number: int, cipher: Cipher = BEFORE, *, refreshed: bool = False) -> bytes:
+    return cipher.seal_pair(_pair(number, refreshed=refreshed), connection_id=a_connection(number).id)
+
+
+async def _fill(store: Store, count: int = 3) -> list[Connection]:
+    """Have connections, a state and the canary, as the old key has sealed them, each connection with its grant."""
+    connections = []
+    for number in range(count):
+        connection = a_connection(number, sealed_pair=_sealed(number))
+        grant = a_grant(f"code {number}")
+        grant = a_grant(f"code {number}", sealed=BEFORE.seal_grant(SECRETS, code_hash=grant.code_hash))
+        await store.claim_grant(grant, now=START)
+        await store.save_connected(GrantedPair(grant=grant, connection=connection, token_iat=None))
+        connections.append(connection)
+    sealed = BEFORE.seal_request(REQUEST, state_hash="state")
+    await store.issue_state(IssuedState(state_hash="state", sealed=sealed, expires_at=START + timedelta(minutes=30)))
+    await store.canary(BEFORE.seal_canary())
+    return connections
+
+
+def _rotation(store: Any, *, cipher: Cipher = BOTH, keys: int = 2, rescue: Any = None) -> Rotation:
+    return Rotation(store=store, rescue=rescue or MemoryRescue(), cipher=cipher, keys=keys, clock=ShiftedClock())
+
+
+async def _rotate(store: Any, **more: Any) -> Rotated:
+    return await _rotation(store, **more).run(lambda _: None)
+
+
+async def _everything(store: Store) -> list[Sealed]:
+    kinds = (Kind.CONNECTION, Kind.GRANT, Kind.STATE, Kind.CANARY)
+    return [one for kind in kinds for one in await store.sealed(kind, after="", limit=10 * BATCH)]
+
+
+async def test_whatever_the_old_key_sealed_opens_with_the_new_one_alone(store: Store) -> None:
+    """Pairs, what grants hand back, what states stand for, and the canary; then nothing needs the old key."""
+    connections = await _fill(store)
+    rotated = await _rotate(store)
+    assert (rotated.resealed, rotated.is_complete, rotated.after.idle) == (3 + 3 + 1 + 1, True, [1])
+    for number, connection in enumerate(connections):
+        stored = await now(store, connection)
+        assert AFTER.open_pair(stored.sealed_pair or b"", connection_id=stored.id) == _pair(number)
+        grant = await store.grant(a_grant(f"code {number}").code_hash)
+        assert grant is not None
+        assert AFTER.open_grant(grant.sealed or b"", code_hash=grant.code_hash) == SECRETS
+    state = await store.issued_state("state")
+    assert state is not None
+    assert AFTER.open_request(state.sealed or b"", state_hash="state") == REQUEST
+    canary = await store.canary(b"")
+    AFTER.check_canary(canary)
+    with pytest.raises(Unreadable):
+        BEFORE.check_canary(canary)
+    [event] = await store.events(limit=10)
+    assert (event.name, event.details) == ("keys.rotated", {"resealed": 8})
+
+
+async def test_a_second_run_changes_nothing(store: Store) -> None:
+    """What the newest key opens is done."""
+    await _fill(store)
+    await _rotate(store)
+    before = await _everything(store)
+    again = await _rotate(store)
+    assert (again.resealed, again.is_complete) == (0, True)
+    assert await _everything(store) == before
+    assert len(await store.events(limit=10)) == 1
+
+
+async def test_a_survey_counts_by_key_and_changes_nothing(store: Store) -> None:
+    """Of every kind, and of the rescue files."""
+    connections = await _fill(store)
+    await store.save_refreshed(a_refreshed(connections[0], sealed_pair=_sealed(0, BOTH, refreshed=True)))
+    before = await _everything(store)
+    done: list[int] = []
+    tally = await _rotation(store).survey(done.append)
+    newest, older = tally.keys
+    assert (dict(+newest), dict(+older)) == (
+        {Kind.CONNECTION: 1},
+        {Kind.CONNECTION: 2, Kind.GRANT: 3, Kind.STATE: 1, Kind.CANARY: 1},
+    )
+    assert done[-1] == await store.count_sealed()
+    assert await _everything(store) == before
+
+
+async def test_whoever_is_interrupted_goes_on_where_he_was(store: Store) -> None:
+    """What was committed stays; until the end the canary is the old key's, so nobody starts with the new one alone."""
+    await _fill(store, 2 * BATCH + 1)
+    pages = 0
+
+    async def reseal(resealed: Sequence[Resealed]) -> Sequence[Sealed]:
+        nonlocal pages
+        pages += 1
+        if pages == 2:
+            raise StoreUnavailable("killed")
+        return await store.reseal(resealed)
+
+    with pytest.raises(StoreUnavailable):
+        await _rotate(Instead(store, reseal=reseal))
+    BEFORE.check_canary(await store.canary(b""))
+    rotated = await _rotate(store)
+    total = await store.count_sealed()
+    assert (rotated.resealed, rotated.is_complete) == (total - BATCH, True)
+
+
+def _meanwhile(store: Store, connection: Connection, cipher: Cipher) -> Any:
+    """Return a store in which a refresh is stored between what is read and what is written."""
+    refreshed = False
+
+    async def reseal(resealed: Sequence[Resealed]) -> Sequence[Sealed]:
+        nonlocal refreshed
+        if not refreshed:
+            refreshed = True
+            pair = _sealed(0, cipher, refreshed=True)
+            assert await store.save_refreshed(a_refreshed(connection, sealed_pair=pair))
+        return await store.reseal(resealed)
+
+    return Instead(store, reseal=reseal)
+
+
+async def test_a_refresh_that_happens_in_between_wins(store: Store) -> None:
+    """Its pair is the one that is kept; sealed by a process that has the newest key first, it is done, too."""
+    first, *_ = await _fill(store)
+    rotated = await _rotate(_meanwhile(store, first, BOTH))
+    stored = await now(store, first)
+    assert AFTER.open_pair(stored.sealed_pair or b"", connection_id=stored.id) == _pair(0, refreshed=True)
+    assert (rotated.resealed, rotated.is_complete, stored.pair_version) == (7, True, 2)
+
+
+async def test_a_process_that_seals_with_the_old_key_is_noticed(store: Store) -> None:
+    """Its pair is sealed again, but it will seal more: no key is free yet, and the canary stays the old key's."""
+    first, *_ = await _fill(store)
+    rotated = await _rotate(_meanwhile(store, first, BEFORE))
+    stored = await now(store, first)
+    assert AFTER.open_pair(stored.sealed_pair or b"", connection_id=stored.id) == _pair(0, refreshed=True)
+    assert (rotated.resealed, rotated.overtaken, rotated.is_complete) == (7, True, False)
+    BEFORE.check_canary(await store.canary(b""))
+    assert (await _rotate(store)).is_complete  # once that process was restarted
+
+
+async def test_what_no_key_opens_is_told_and_left(store: Store) -> None:
+    """A row that somebody has copied over another one, or a key that is lost: the others are sealed again."""
+    first, second, third = await _fill(store)
+    copied = await now(store, second)
+    [read] = [one for one in await store.sealed(Kind.CONNECTION, after="", limit=10) if one.name == first.id]
+    await store.reseal([Resealed(read=read, content=copied.sealed_pair or b"")])
+    rotated = await _rotate(store)
+    assert [one.place for one in rotated.after.unreadable] == [f"connection:{first.id}"]
+    assert (rotated.resealed, rotated.is_complete, rotated.after.idle) == (7, False, [1])
+    assert (await now(store, first)).sealed_pair == copied.sealed_pair
+    for one in (second, third):
+        AFTER.open((await now(store, one)).sealed_pair or b"", bound_to=f"connection:{one.id}")
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(BEFORE, BEFORE), (BOTH, BEFORE)], ids=["old", "old-within-new"])
+async def test_a_pair_in_the_rescue_folder_keeps_its_key(store: Store, outer: Cipher, inner: Cipher) -> None:
+    """The file is its process's, and stays as it is; the key that it needs is told to be needed."""
+    [connection] = await _fill(store, 1)
+    rescue = MemoryRescue()
+    paid = a_refreshed(connection, sealed_pair=_sealed(0, inner, refreshed=True))
+    rescue.files[name_of(paid)] = content = seal_paid(paid, outer)
+    rotated = await _rotate(store, rescue=rescue)
+    assert (dict(+rotated.after.keys[1]), rotated.after.idle) == ({Kind.RESCUE: 1, Kind.CANARY: 1}, [])
+    assert not rotated.is_complete
+    BEFORE.check_canary(await store.canary(b""))
+    assert rescue.files == {name_of(paid): content}
+    rescue.files.clear()
+    await store.save_refreshed(paid)  # by whoever held it
+    again = await _rotate(store, rescue=rescue)
+    assert (again.resealed, again.is_complete) == (2, True)
+
+
+async def test_a_granted_pair_in_the_rescue_folder_needs_the_keys_of_all_that_is_in_it(store: Store) -> None:
+    """Of its pair, and of what its grant hands back."""
+    grant = a_grant("rescued")
+    grant = a_grant("rescued", sealed=BEFORE.seal_grant(SECRETS, code_hash=grant.code_hash))
+    paid = GrantedPair(grant=grant, connection=a_connection(0, sealed_pair=_sealed(0, AFTER)), token_iat=None)
+    rescue = MemoryRescue()
+    rescue.files = {name_of(paid): seal_paid(paid, AFTER), "somebody's": b"nonsense"}
+    tally = await _rotation(store, rescue=rescue).survey(lambda _: None)
+    assert ([dict(+found) for found in tally.keys], tally.idle) == ([{}, {Kind.RESCUE: 1}], [])
+    assert [one.place for one in tally.unreadable] == ["rescue:somebody's"]
+
+
+async def test_a_rescue_folder_that_cannot_be_read_is_told(store: Store) -> None:
+    """What it needs is not known, so nothing is changed."""
+
+    class Locked(MemoryRescue):
+        def read(self) -> Any:
+            raise PermissionError(13, "Permission denied")
+
+    await _fill(store)
+    before = await _everything(store)
+    with pytest.raises(CommandFailed, match="Permission denied"):
+        await _rotate(store, rescue=Locked())
+    assert await _everything(store) == before
+
+
+async def test_of_several_keys_each_is_told_by_itself(store: Store) -> None:
+    """Two old ones, and one that was never used: none is needed afterwards."""
+    unused = new_key()
+    await _fill(store, 1)
+    await save(store, a_connection(7, sealed_pair=_sealed(7, Cipher([NEW]))), code="7")
+    newest = new_key()
+    keys = [newest, NEW, unused, OLD]
+    rotation = _rotation(store, cipher=Cipher(keys), keys=len(keys))
+    tally = await rotation.survey(lambda _: None)
+    assert ([found[Kind.CONNECTION] for found in tally.keys], tally.idle) == ([0, 1, 0, 1], [2])
+    rotated = await rotation.run(lambda _: None)
+    assert rotated.after.idle == [1, 2, 3]
+    assert [one.kind for one in rotated.after.unreadable] == [Kind.GRANT]  # the bytes that `save` makes up
+
+
+async def test_others_have_time_to_write_between_two_transactions(store: Store) -> None:
+    """After each page that was written somebody else may have the lock."""
+    await _fill(store, BATCH + 1)
+    clock = ShiftedClock()
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    rotation = Rotation(
+        store=store, rescue=MemoryRescue(), cipher=BOTH, keys=2, clock=cast("Any", Instead(clock, sleep=sleep))
+    )
+    await rotation.run(lambda _: None)
+    assert len(slept) == 2 + 2 + 1
+    assert min(slept) > 0
