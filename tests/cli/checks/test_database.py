@@ -10,7 +10,7 @@ import pytest
 
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.cli.checks.database import check_database, check_rescue
-from amo_callback.cli.checks.finding import Verdict, guarded
+from amo_callback.cli.checks.finding import Verdict, guarded, ok
 from amo_callback.cli.local import Place
 from amo_callback.config_load import load_settings
 from amo_callback.machine import machine_mark
@@ -183,8 +183,8 @@ def test_a_check_that_throws_ends_no_other() -> None:
     """What it found before is kept, and its error's text, which may quote anything, is not."""
 
     def throwing() -> Iterator[Finding]:
+        yield ok("store", "there")
         raise RuntimeError("the-secret")
-        yield
 
-    [finding] = guarded("store", throwing())
-    assert (finding.verdict, finding.told) == (Verdict.FAIL, "could not be looked at: RuntimeError")
+    found = [(finding.verdict, finding.told) for finding in guarded("store", throwing())]
+    assert found == [(Verdict.OK, "there"), (Verdict.FAIL, "could not be looked at: RuntimeError")]
