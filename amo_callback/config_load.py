@@ -20,10 +20,12 @@ from amo_callback.config import PREFIX, Settings
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 CONFIG_VARIABLE = "AMO_CALLBACK_CONFIG"
 DEFAULT_PATHS = (Path("config.toml"), Path("/etc/amo-callback/config.toml"))
+SECRETS = frozenset({"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "api.keys", "notify.secret"})
+"""The settings that are secret; each may be a file of that name."""
 
 
 def find_config(given: str | None, environ: Mapping[str, str]) -> Path | None:
@@ -37,10 +39,7 @@ def find_config(given: str | None, environ: Mapping[str, str]) -> Path | None:
 def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """Load the configuration; raises `ConfigurationError` with one line for each problem."""
     toml = _read_toml(path)
-    folders = [Path(folder) for folder in [environ.get("CREDENTIALS_DIRECTORY")] if folder]
-    own = environ.get(f"{PREFIX}SERVER__SECRETS") or _value(toml, "server", "secrets")
-    if isinstance(own, str):
-        folders.append(_beside(path, Path(own)))
+    folders = _secret_folders(path, toml, environ)
 
     class Loaded(Settings):
         """The settings of this one load: their sources are bound to what was passed."""
@@ -68,6 +67,17 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     if problems:
         raise ConfigurationError(*problems)
     return settings
+
+
+def secret_folders(path: Path | None, environ: Mapping[str, str]) -> Sequence[Path]:
+    """Return where files of secrets are looked for; raises `ConfigurationError`."""
+    return _secret_folders(path, _read_toml(path), environ)
+
+
+def secrets_in(path: Path) -> Sequence[str]:
+    """Return the names of the secrets that a configuration file itself holds; raises `ConfigurationError`."""
+    toml = _read_toml(path)
+    return sorted(name for name in SECRETS if _value(toml, *name.split(".")) is not None)
 
 
 def storage_folder(path: Path | None, environ: Mapping[str, str]) -> Path:
@@ -137,6 +147,14 @@ def _beside(path: Path | None, other: Path) -> Path:
     return ((path.parent if path else Path()) / other).resolve()
 
 
+def _secret_folders(path: Path | None, toml: dict[str, Any], environ: Mapping[str, str]) -> list[Path]:
+    folders = [Path(folder) for folder in [environ.get("CREDENTIALS_DIRECTORY")] if folder]
+    own = environ.get(f"{PREFIX}SERVER__SECRETS") or _value(toml, "server", "secrets")
+    if isinstance(own, str):
+        folders.append(_beside(path, Path(own)))
+    return folders
+
+
 def _value(toml: dict[str, Any], section: str, key: str) -> object:
     content = toml.get(section)
     return content.get(key) if isinstance(content, dict) else None
@@ -177,8 +195,5 @@ def _how_to_give(key: str) -> str:
     return f"set it in the configuration file, as a secret file {key}, or as {variable}"
 
 
-_SECRETS = frozenset({"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "api.keys", "notify.secret"})
-
-
 def _is_secret(key: str) -> bool:
-    return any(key.startswith(secret) or secret.startswith(f"{key}.") for secret in _SECRETS)
+    return any(key.startswith(secret) or secret.startswith(f"{key}.") for secret in SECRETS)

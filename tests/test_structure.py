@@ -14,7 +14,7 @@ FLOORS = [
     {"model", "event"},
     {"grant", "brought", "sealing"},
     {"ports", "identity", "hosts"},
-    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook"},
+    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook", "probe"},
     {"config_load", "custody", "amo", "store", "observe"},
     {"connect", "transfer", "notices", "rotation"},
     {"web"},
@@ -24,7 +24,7 @@ FLOORS = [
 
 ONE_ROOM = {
     "aiosqlite": {"store.database", "store.migrate"},
-    "sqlite3": {"store.copies", "store.database", "store.migrate"},
+    "sqlite3": {"store.copies", "store.database", "store.migrate", "store.survey"},
     "cryptography": {"cipher"},
     "jwt": {"identity.jwk", "identity.users"},
     "prometheus_client": {"observe.metrics"},

@@ -6,6 +6,7 @@ the store by whoever may read the configuration anyway.
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from amo_callback.cli.local import Local, Place
     from amo_callback.model import Connection
 
-_PATIENCE = aiohttp.ClientTimeout(total=30)
+_PATIENCE = 30.0
+"""Seconds."""
 _UNIX = "unix:"
 _MANY = 10_000
 
@@ -75,15 +77,28 @@ async def open_operations(place: Place, *, scope: Scope) -> AsyncIterator[Operat
     """Open the way that there is: the door of the service that runs, else the store."""
     key = key_with(place.settings.api.keys.get_secret_value(), scope)
     if key is not None:
-        address = place.settings.server.private
-        connector = aiohttp.UnixConnector(address.removeprefix(_UNIX)) if address.startswith(_UNIX) else None
-        base = "http://localhost" if connector else f"http://{address}"
-        async with aiohttp.ClientSession(base, connector=connector, timeout=_PATIENCE) as session:
+        async with private_session(place.settings.server.private) as session:
             if await _somebody_listens(session):
                 yield _Door(session, key)
                 return
     async with open_local(place) as local:
         yield _Store(local)
+
+
+@asynccontextmanager
+async def private_session(address: str, *, patience: float = _PATIENCE) -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a session to the private door at an address of the configuration: `host:port` or `unix:/path`."""
+    connector = aiohttp.UnixConnector(address.removeprefix(_UNIX)) if address.startswith(_UNIX) else None
+    base = "http://localhost" if connector else f"http://{address}"
+    timeout = aiohttp.ClientTimeout(total=patience)
+    async with aiohttp.ClientSession(base, connector=connector, timeout=timeout, trust_env=False) as session:
+        yield session
+
+
+def why_unconnected(error: aiohttp.ClientConnectorError) -> str:
+    """Say why there is no connection; the library's text names addresses once more."""
+    number = error.os_error.errno
+    return os.strerror(number) if number else "nobody listens"
 
 
 async def _somebody_listens(session: aiohttp.ClientSession) -> bool:

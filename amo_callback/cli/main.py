@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from amo_callback import __version__
-from amo_callback.cli import connections, copies, demo, keys, notices, serve
+from amo_callback.cli import check, connections, copies, demo, keys, notices, serve
 from amo_callback.errors import AmoCallbackError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve.add_to(commands)
     demo.add_to(commands)
+    check.add_to(commands)
     connections.add_to(commands)
     notices.add_to(commands)
     copies.add_to(commands)

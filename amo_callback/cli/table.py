@@ -18,5 +18,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    text = "-" if value is None or value == "" else str(value)
+    return printable("-" if value is None or value == "" else str(value))
+
+
+def printable(text: str) -> str:
+    """Return a text that moves no cursor."""
     return "".join(character if character.isprintable() else "?" for character in text)

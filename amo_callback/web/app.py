@@ -37,6 +37,7 @@ from amo_callback.web.private.refusals import Refusals
 from amo_callback.web.public import authorizations, callback, exchange, hooks, returning, users
 from amo_callback.web.public.errors import envelope_errors
 from amo_callback.web.public.headers import protect
+from amo_callback.web.public.probe import answer_probe
 from amo_callback.web.requests import log_requests
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
     app[STORE] = services.store
     app[AUTHORIZATIONS] = services.connecting.authorizations
     app[REDEEMER] = services.connecting.redeemer
+    app[CIPHER] = services.cipher
     app[PAGES] = Pages(app_name=settings.app.name)
     base = settings.server.base_path
     app.add_routes(
@@ -91,6 +93,7 @@ def _public(settings: Settings, services: Services, log: FilteringBoundLogger) -
         app[USERS] = services.users
         app.add_routes([*authorizations.app_routes(base), *users.routes(base)])
     app.on_response_prepare.append(protect)
+    app.on_response_prepare.append(answer_probe)
     return app
 
 

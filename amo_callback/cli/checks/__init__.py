@@ -1,0 +1,1 @@
+"""What `amo-callback check` looks at. Each check yields findings; none of them changes or spends anything."""

@@ -1,0 +1,101 @@
+"""Files: who may read secrets, whose they are, and whether the disk has room."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.config_load import SECRETS, secret_folders, secrets_in
+from amo_callback.custody.rescue import RESERVE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from amo_callback.cli.local import Place
+
+_ENOUGH = 256 * 1024 * 1024
+"""Bytes of free disk below which it is told."""
+_MIB = 1024 * 1024
+
+
+def check_secrets(config: Path | None, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Look who may read what is secret: the configuration file where it holds any, and files of secrets."""
+    found: list[Finding] = []
+    if config is not None:
+        found += _changeable(config)
+        if held := secrets_in(config):
+            found += _readable(config, f"it holds {', '.join(held)}", fix="or give each of them a file of its own")
+    for folder in secret_folders(config, environ):
+        for file in sorted(folder.iterdir()):
+            if file.name in SECRETS and file.is_file():
+                found += [*_readable(file, "it is a secret"), *_changeable(file)]
+    yield from found or [ok("secrets", "no other user can read them in a file, or change it")]
+
+
+def _readable(file: Path, why: str, *, fix: str = "") -> Iterator[Finding]:
+    if open_to_others(file, stat.S_IROTH):
+        mend = f"chmod o-rwx {file}{f', {fix}' if fix else ''}"
+        yield fail("secrets", f"{file} can be read by every user of this machine, and {why}", fix=mend)
+
+
+def _changeable(file: Path) -> Iterator[Finding]:
+    if open_to_others(file, stat.S_IWOTH):
+        yield fail("secrets", f"{file} can be changed by every user of this machine", fix=f"chmod o-w {file}")
+
+
+def open_to_others(file: Path, permission: int) -> bool:
+    """Tell whether everybody has this permission for a file: a folder above it that they cannot enter closes it."""
+    real = file.resolve()
+    if not real.stat().st_mode & permission:
+        return False
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in real.parents)
+
+
+def check_disk(place: Place) -> Iterator[Finding]:
+    """Look at the files beside the database, and at the room for it and for the rescue folder."""
+    yield from _ownership(place.database)
+    if place.database.exists() and open_to_others(place.database, stat.S_IROTH):
+        yield warn(
+            "disk",
+            f"{place.database} can be read by every user: tokens are sealed in it, accounts and owners are not",
+            fix=f"chmod 600 {place.database}",
+        )
+    yield _room(place)
+
+
+def _ownership(database: Path) -> Iterator[Finding]:
+    if not database.exists():
+        return
+    owner = database.stat().st_uid
+    for suffix in ("-wal", "-shm"):
+        beside = database.with_name(database.name + suffix)
+        if beside.exists() and beside.stat().st_uid != owner:
+            yield fail(
+                "disk",
+                f"{beside} is another user's than {database.name}: the service cannot write",
+                fix=f"chown --reference={database} {beside}",
+            )
+
+
+def _room(place: Place) -> Finding:
+    # The database's disk and the rescue folder's may be two.
+    known = {_existing(path).stat().st_dev: _existing(path) for path in (place.database.parent, place.rescue)}
+    free = {folder: os.statvfs(folder) for folder in known.values()}
+    folder = min(free, key=lambda folder: free[folder].f_bavail * free[folder].f_frsize)
+    room = free[folder].f_bavail * free[folder].f_frsize
+    told = f"{room // _MIB:,} MiB are free in {folder}"
+    without_names = [path for path, disk in free.items() if disk.f_files and not disk.f_favail]
+    if without_names:
+        return fail("disk", f"{without_names[0]}: no more files can be made", fix="remove files there")
+    if room < 4 * RESERVE:
+        return fail("disk", f"{told}: soon no pair can be stored", fix="make room")
+    if room < _ENOUGH:
+        return warn("disk", told, fix="make room before it is full")
+    return ok("disk", told)
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())

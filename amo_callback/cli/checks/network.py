@@ -1,0 +1,102 @@
+"""Others: AMO and its clock, the app's key set, the receiver of notices. Nothing is presented to any of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from amo_callback.cli.checks.asking import Silent
+from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.identity.jwk import read_key_set
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.cli.checks.asking import Answered, Asker
+    from amo_callback.config import Settings
+
+SKEW_TOLD, SKEW_BAD = 30.0, 300.0
+"""Seconds between AMO's clock and ours: when a token ends is counted by ours."""
+_SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
+
+
+async def check_amo(settings: Settings, asker: Asker) -> AsyncIterator[Finding]:
+    """Look whether AMO is reached, and what time it is there.
+
+    The token endpoint of `amo.default_domain` is looked at with HEAD, else the page that asks for consent: no code,
+    no token and no secret goes there.
+    """
+    domain = settings.amo.default_domain
+    url = settings.amo.authorize_url
+    if domain is not None:
+        url = settings.amo.endpoint.replace("{domain}", domain) + "/oauth2/access_token"
+    name = urlsplit(url).netloc
+    answer = await asker.ask("HEAD", url)
+    if isinstance(answer, Silent):
+        yield fail(
+            "amo", f"{name}: {answer.why}", fix="let this machine out to AMO by https: DNS, firewall, certificates"
+        )
+        yield warn("clock", "AMO's is not known, so ours cannot be compared", fix="reach AMO, and check again")
+        return
+    if answer.status >= 500 or answer.status in {403, 429}:
+        yield warn(
+            "amo", f"{name} answers {answer.status}", fix="check again later; 403 and 429: AMO blocks this address"
+        )
+    else:
+        yield ok("amo", f"{name} answers")
+    yield _clock(answer)
+
+
+def _clock(answer: Answered) -> Finding:
+    try:
+        theirs = parsedate_to_datetime(answer.headers.get("Date", ""))
+    except ValueError:
+        return warn("clock", "AMO tells no time", fix="compare this machine's clock yourself: timedatectl")
+    ahead = (answer.at - _aware(theirs)).total_seconds() - 0.5  # a date has no fractions: half a second on average
+    told = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
+    if abs(ahead) >= SKEW_BAD:
+        return fail(
+            "clock", f"{told}: tokens are dead, or refreshed too early, without anybody's noticing", fix=_SET_CLOCK
+        )
+    if abs(ahead) >= SKEW_TOLD:
+        return warn("clock", told, fix=_SET_CLOCK)
+    return ok("clock", f"within {SKEW_TOLD:.0f} s of AMO's")
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+async def check_key_set(settings: Settings, asker: Asker) -> AsyncIterator[Finding]:
+    """Look whether the app's JWTs can be verified."""
+    if settings.app.jwks_url is None:
+        return
+    name = urlsplit(settings.app.jwks_url).netloc
+    answer = await asker.ask("GET", settings.app.jwks_url)
+    fix = "mend app.jwks_url, or whoever serves it: without keys no user of the app is known"
+    if isinstance(answer, Silent):
+        yield fail("jwks_url", f"{name}: {answer.why}", fix=fix)
+    elif answer.status != 200:
+        yield fail("jwks_url", f"{name} answers {answer.status}", fix=fix)
+    else:
+        try:
+            keys = read_key_set(answer.body)
+        except ValueError:
+            yield fail("jwks_url", f"{name}: no key that may be used (RSA of 2048 bits or more, or P-256)", fix=fix)
+        else:
+            yield ok("jwks_url", f"{len(keys)} keys at {name}")
+
+
+async def check_receiver(settings: Settings, asker: Asker) -> AsyncIterator[Finding]:
+    """Look whether somebody listens at `notify.url`; whatever he answers to a HEAD, he is there."""
+    if settings.notify.url is None:
+        return
+    name = urlsplit(settings.notify.url).netloc
+    answer = await asker.ask("HEAD", settings.notify.url)
+    if isinstance(answer, Silent):
+        fix = "mend notify.url, or start the receiver; notices wait for him, up to a day"
+        yield warn("notify", f"{name}: {answer.why}", fix=fix)
+    else:
+        yield ok("notify", f"{name} is there")

@@ -1,0 +1,92 @@
+"""The service itself: whether it runs and is ready, and whether systemd will start it again."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import TYPE_CHECKING
+
+from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.cli.readiness import NotUnderstood, Ready, ask_ready
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from amo_callback.config import Settings
+    from amo_callback.ports import Clock
+
+UNIT = "amo-callback.service"
+SOCKET = "amo-callback.socket"
+_ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result")
+_STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generated", "linked", "alias"})
+
+
+async def check_service(settings: Settings, *, clock: Clock, patience: float) -> AsyncIterator[Finding]:
+    """Ask the private door whether the service is ready."""
+    address = settings.server.private
+    try:
+        ready = await ask_ready(address, clock=clock, patience=patience)
+    except NotUnderstood as error:
+        yield fail(
+            "service", f"{address}: {error}: something else listens there", fix="mend server.private, or stop the other"
+        )
+        return
+    if not isinstance(ready, Ready):
+        yield warn(
+            "service", f"{address}: {ready.why}", fix="start it: amo-callback serve, or systemctl start amo-callback"
+        )
+    elif ready.red:
+        for name, detail in ready.red.items():
+            yield (warn if ready.only_frozen else fail)(
+                "service", f"it runs; {name}: {detail}", fix="see the README's table of /readyz"
+            )
+    else:
+        yield ok("service", f"ready at {address}")
+
+
+async def check_unit(environ: Mapping[str, str], *, patience: float) -> AsyncIterator[Finding]:
+    """Ask systemd for the unit, where there is one."""
+    systemctl = shutil.which("systemctl", path=environ.get("PATH"))
+    if systemctl is None:
+        return
+    service = await _show(systemctl, UNIT, patience=patience)
+    if not service:
+        yield ok("systemd", "does not run on this machine")
+        return
+    socket = await _show(systemctl, SOCKET, patience=patience)
+    yield read_unit(service, socket)
+
+
+def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
+    """Tell how the unit is, by what `systemctl show` says of it and of its socket."""
+    if service.get("LoadState") == "not-found":
+        return warn("systemd", f"there is no {UNIT}", fix="amo-callback systemd install, if systemd is to run it")
+    if service.get("LoadState") != "loaded":
+        return fail(
+            "systemd", f"{UNIT} is {service.get('LoadState')}", fix=f"systemctl status {UNIT}; mend or unmask it"
+        )
+    state = service.get("ActiveState")
+    if state == "failed":
+        return fail("systemd", f"{UNIT} has failed ({service.get('Result')})", fix=f"journalctl -u {UNIT} says why")
+    listens = socket.get("ActiveState") == "active"
+    if state not in {"active", "reloading"} and not listens:
+        return warn("systemd", f"{UNIT} is {state}", fix=f"systemctl start {UNIT}")
+    if not {service.get("UnitFileState"), socket.get("UnitFileState")} & _STARTED_BY_ITSELF:
+        return warn("systemd", f"{UNIT} is not started with the machine", fix=f"systemctl enable {UNIT}")
+    return ok("systemd", f"{UNIT} is {state}{', its socket listens' if listens else ''}")
+
+
+async def _show(systemctl: str, unit: str, *, patience: float) -> Mapping[str, str]:
+    """Return properties of a unit; none where no systemd answers."""
+    process = await asyncio.create_subprocess_exec(
+        systemctl, "show", unit, *(f"--property={name}" for name in _ASKED),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), patience)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return {}
+    lines = [line.partition("=") for line in out.decode(errors="replace").splitlines()]
+    return {} if process.returncode else {name: value for name, _, value in lines}

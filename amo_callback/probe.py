@@ -1,0 +1,66 @@
+"""Whom does the service see come: a question that only who holds the keys can ask, and read the answer to.
+
+`amo-callback check` asks it by the public address, and so learns whether that leads to this service, and whether the
+proxy in front says whose requests they are. To anybody else the header is noise, and is not answered.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import Unreadable
+
+if TYPE_CHECKING:
+    from amo_callback.cipher import Cipher
+
+HEADER = "X-Amo-Callback-Probe"
+"""Of the request and of its answer."""
+_LIMIT = 512
+"""Characters: what is longer is not looked at."""
+_QUESTION, _ANSWER = "probe", "probe:answer"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """What the service sees of a request that came by the public door."""
+
+    peer: str | None
+    """Who has connected; `None` on a Unix socket."""
+    forwarded: bool
+    """Whether there was an `X-Forwarded-For`."""
+    client: str | None
+    """Whose request it is taken for."""
+
+
+def ask(cipher: Cipher, *, nonce: str) -> str:
+    """Return the question's header."""
+    return cipher.seal(nonce.encode(), bound_to=_QUESTION).decode()
+
+
+def answer(cipher: Cipher, question: str, *, seen: Seen) -> str | None:
+    """Return the answer's header, or `None` where nobody who holds the keys has asked."""
+    nonce = _opened(cipher, question, bound_to=_QUESTION)
+    if nonce is None:
+        return None
+    content = [nonce.decode(), seen.peer, seen.forwarded, seen.client]
+    return cipher.seal(json.dumps(content).encode(), bound_to=_ANSWER).decode()
+
+
+def read_answer(cipher: Cipher, header: str, *, nonce: str) -> Seen | None:
+    """Return what the service sees, or `None` where this is no answer to this question."""
+    content = _opened(cipher, header, bound_to=_ANSWER)
+    if content is None:
+        return None
+    asked, peer, forwarded, client = json.loads(content)
+    return Seen(peer=peer, forwarded=forwarded, client=client) if asked == nonce else None
+
+
+def _opened(cipher: Cipher, header: str, *, bound_to: str) -> bytes | None:
+    if len(header) > _LIMIT or not header.isascii():
+        return None
+    try:
+        return cipher.open(header.encode(), bound_to=bound_to)
+    except Unreadable:
+        return None

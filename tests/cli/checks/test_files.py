@@ -1,0 +1,101 @@
+"""Who may read what is secret."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.cli.checks.files import check_disk, check_secrets
+from amo_callback.cli.checks.finding import Verdict
+from amo_callback.cli.local import Place
+from amo_callback.config_load import load_settings
+from tests.cli.checks.test_words import GOOD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Give a folder that everybody may enter, as pytest's own may not be."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def _verdicts(config: Path | None, **environ: str) -> list[Verdict]:
+    return [finding.verdict for finding in check_secrets(config, environ)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "verdict"),
+    [
+        (0o644, '[amo]\nclient_secret = "x"', Verdict.FAIL),
+        (0o640, '[amo]\nclient_secret = "x"', Verdict.OK),
+        (0o644, '[amo]\nclient_id = "x"', Verdict.OK),
+        (0o602, '[amo]\nclient_id = "x"', Verdict.FAIL),
+    ],
+)
+def test_a_configuration_file_is_closed_where_it_holds_secrets(
+    mode: int, text: str, verdict: Verdict, folder: Path
+) -> None:
+    """Its secrets are named, not shown; one that anybody may change is never good."""
+    config = folder / "config.toml"
+    config.write_text(text)
+    config.chmod(mode)
+    [finding] = check_secrets(config, {})
+    assert finding.verdict is verdict
+    assert '"x"' not in finding.told
+
+
+@pytest.mark.parametrize(
+    ("mode", "above", "verdict"),
+    [(0o644, 0o755, Verdict.FAIL), (0o644, 0o700, Verdict.OK), (0o600, 0o755, Verdict.OK)],
+)
+def test_files_of_secrets_are_closed(mode: int, above: int, verdict: Verdict, folder: Path) -> None:
+    """Their own mode closes them, or that of a folder above; other files beside them are nobody's business."""
+    secrets = folder / "secrets"
+    secrets.mkdir()
+    (secrets / "README").touch(0o666)
+    file = secrets / "amo.client_secret"
+    file.touch()
+    file.chmod(mode)
+    secrets.chmod(above)
+    assert _verdicts(None, CREDENTIALS_DIRECTORY=str(secrets)) == [verdict]
+    config = folder / "config.toml"
+    config.write_text('[server]\nsecrets = "secrets"')
+    assert _verdicts(config) == [verdict]
+
+
+def _place(folder: Path) -> Place:
+    environ = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()}
+    environ["AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"] = "A" * 43 + "="
+    return Place(
+        settings=load_settings(None, environ), folder=folder, database=folder / "a.db", rescue=folder / "no" / "rescue"
+    )
+
+
+def test_the_room_is_told_also_before_there_is_a_folder(folder: Path) -> None:
+    """The nearest folder that is there has the same disk."""
+    [finding] = check_disk(_place(folder))
+    assert finding.verdict in {Verdict.OK, Verdict.WARN}
+    assert "MiB are free" in finding.told
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_beside_the_database_are_its_owners(folder: Path) -> None:
+    """One that root has left keeps the service from writing; one that others may read tells who the accounts are."""
+    place = _place(folder)
+    place.database.touch()
+    place.database.chmod(0o644)
+    (folder / "a.db-wal").touch()
+    os.chown(place.database, NOBODY, NOBODY)
+    first, second, _ = check_disk(place)
+    assert (first.verdict, second.verdict) == (Verdict.FAIL, Verdict.WARN)
+    assert "a.db-wal is another user's" in first.told

@@ -1,0 +1,175 @@
+"""AMO and others, asked over a socket."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from amo_callback.cli.checks.asking import open_asker
+from amo_callback.cli.checks.finding import Verdict, guarded_async
+from amo_callback.cli.checks.network import check_amo, check_key_set, check_receiver
+from amo_callback.clock import SystemClock
+from amo_callback.config_load import load_settings
+from amo_callback.observe.log import make_logger
+from amo_callback.web.doors import open_door
+from tests.conftest import HOST, environment
+from tests.fakes import ShiftedClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from amo_callback.config import Settings
+    from tests.conftest import Amo
+
+    Check = Callable[..., AsyncIterator[object]]
+
+KEY_SET = json.dumps(
+    {
+        "keys": [
+            {
+                "kty": "EC",
+                "crv": "P-256",
+                "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+                "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
+            }
+        ]
+    }
+)
+"""The public key of RFC 7517's example."""
+
+
+@asynccontextmanager
+async def _other(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    """Serve somebody else."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    log = make_logger(level="error", style="json", stream=io.StringIO())
+    async with open_door(app, "127.0.0.1:0", name="other", clock=ShiftedClock(), log=log) as door:
+        yield door.address
+
+
+async def _check(check: Check, settings: Settings, *, patience: float = 5) -> list[tuple[str, Verdict, str]]:
+    async with open_asker(clock=SystemClock(), patience=patience) as asker:
+        found = await guarded_async("check", check(settings, asker))  # type: ignore[arg-type]  # reason: each yields findings
+    return [(finding.check, finding.verdict, finding.told) for finding in found]
+
+
+async def test_amo_is_looked_at_and_nothing_is_presented(amo: Amo, encryption_key: str) -> None:
+    """The token endpoint is reached by its address, and has been asked for no token."""
+    settings = load_settings(None, environment(amo, encryption_key, AMO__DEFAULT_DOMAIN=HOST))
+    assert await _check(check_amo, settings) == [
+        ("amo", Verdict.OK, f"{amo.address} answers"),
+        ("clock", Verdict.OK, "within 30 s of AMO's"),
+    ]
+    assert amo.sandbox.requests == 0
+    assert amo.vendor.ledger.entries == []
+
+
+@pytest.mark.parametrize(
+    ("ahead", "verdict"),
+    [(0, Verdict.OK), (-20, Verdict.OK), (45, Verdict.WARN), (-45, Verdict.WARN), (400, Verdict.FAIL)],
+)
+async def test_clocks_that_differ_are_told(ahead: int, verdict: Verdict, amo: Amo, encryption_key: str) -> None:
+    """From half a minute on it is told, from five minutes on it fails."""
+    asked = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append((request.method, request.path, request.query_string, await request.read()))
+        date = datetime.now(UTC) - timedelta(seconds=ahead)
+        return web.Response(headers={"Date": format_datetime(date, usegmt=True)})
+
+    async with _other(answer) as address:
+        settings = load_settings(
+            None, environment(amo, encryption_key, AMO__AUTHORIZE_URL=f"http://{address}/oauth", AMO__TIMEOUT="5")
+        )
+        _, (name, found, told) = await _check(check_amo, settings)
+    assert (name, found) == ("clock", verdict)
+    assert ("behind" in told) is (ahead == -45)
+    assert asked == [("HEAD", "/oauth", "", b"")]
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"),
+    [(405, Verdict.OK), (302, Verdict.OK), (403, Verdict.WARN), (429, Verdict.WARN), (502, Verdict.WARN)],
+)
+async def test_what_amo_answers_is_told(status: int, verdict: Verdict, amo: Amo, encryption_key: str) -> None:
+    """A redirect, or a method that is not allowed, is an answer; a redirect is not followed."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status, headers={"Location": "http://127.0.0.1:1/", "Date": "yesterday"})
+
+    async with _other(answer) as address:
+        settings = load_settings(None, environment(amo, encryption_key, AMO__AUTHORIZE_URL=f"http://{address}/oauth"))
+        found = await _check(check_amo, settings)
+    assert [each[:2] for each in found] == [("amo", verdict), ("clock", Verdict.WARN)]
+
+
+async def test_amo_out_of_reach_fails(amo: Amo, encryption_key: str) -> None:
+    """Refused, or no HTTP: each with its reason, and the clock is not known."""
+
+    async def broken(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async with _other(broken) as address:
+        settings = load_settings(None, environment(amo, encryption_key, AMO__AUTHORIZE_URL=f"http://{address}/oauth"))
+        assert await _check(check_amo, settings) == [
+            ("amo", Verdict.FAIL, f"{address}: no HTTP answer"),
+            ("clock", Verdict.WARN, "AMO's is not known, so ours cannot be compared"),
+        ]
+    [(_, verdict, told), _] = await _check(check_amo, settings)
+    assert (verdict, told) == (Verdict.FAIL, f"{address}: Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "verdict"),
+    [
+        (200, KEY_SET, Verdict.OK),
+        (200, '{"keys": []}', Verdict.FAIL),
+        (200, "<html>", Verdict.FAIL),
+        (200, "x" * 1024 * 1024, Verdict.FAIL),
+        (404, KEY_SET, Verdict.FAIL),
+    ],
+    ids=["keys", "none", "html", "huge", "not_found"],
+)
+async def test_the_key_set_must_hold_a_key(
+    status: int, body: str, verdict: Verdict, amo: Amo, encryption_key: str
+) -> None:
+    """Without one no user of the app is known; where none is configured there is nothing to tell."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status, text=body)
+
+    async with _other(answer) as address:
+        more = {"APP__JWKS_URL": f"http://{address}/jwks.json", "APP__JWT_AUDIENCE": "app"}
+        settings = load_settings(None, environment(amo, encryption_key, **more))
+        [(name, found, _)] = await _check(check_key_set, settings)
+    assert (name, found) == ("jwks_url", verdict)
+    [(_, gone, _)] = await _check(check_key_set, settings)
+    assert gone is Verdict.FAIL
+    assert await _check(check_key_set, load_settings(None, environment(amo, encryption_key))) == []
+
+
+async def test_a_receiver_is_there_whatever_he_answers(amo: Amo, encryption_key: str) -> None:
+    """No notice is sent to him; one who is away is told, and notices wait for him."""
+    methods = []
+
+    async def answer(request: web.Request) -> web.Response:
+        methods.append(request.method)
+        return web.Response(status=405)
+
+    async with _other(answer) as address:
+        more = {"NOTIFY__URL": f"http://{address}/hook", "NOTIFY__SECRET": "whsec_" + "A" * 32}
+        settings = load_settings(None, environment(amo, encryption_key, **more))
+        assert await _check(check_receiver, settings) == [("notify", Verdict.OK, f"{address} is there")]
+    assert methods == ["HEAD"]
+    [(_, verdict, _)] = await _check(check_receiver, settings)
+    assert verdict is Verdict.WARN

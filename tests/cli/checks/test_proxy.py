@@ -1,0 +1,161 @@
+"""The public address, with a proxy in front that is right or wrong."""
+
+from __future__ import annotations
+
+import io
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from amo_callback import probe
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.cli.checks.asking import open_asker
+from amo_callback.cli.checks.finding import Verdict
+from amo_callback.cli.checks.proxy import check_proxy
+from amo_callback.clock import SystemClock
+from amo_callback.observe.log import make_logger
+from amo_callback.probe import Seen
+from amo_callback.web.doors import open_door
+from tests.conftest import BASE
+from tests.fakes import ShiftedClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from amo_callback.config import Settings
+    from tests.conftest import Running
+
+NONCE = "0123456789abcdef"
+CLIENT = "203.0.113.9"
+
+
+@asynccontextmanager
+async def _proxy(target: str, *, adds: Mapping[str, str], status: int | None = None) -> AsyncIterator[str]:
+    """Serve a reverse proxy: it passes on what comes, and says with what headers."""
+
+    async def pass_on(request: web.Request) -> web.Response:
+        if status is not None:
+            return web.Response(status=status)
+        headers = {**request.headers, **adds}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(request.method, f"http://{target}{request.path_qs}", headers=headers) as answer,
+        ):
+            return web.Response(status=answer.status, headers=answer.headers)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", pass_on)
+    log = make_logger(level="error", style="json", stream=io.StringIO())
+    async with open_door(app, "127.0.0.1:0", name="proxy", clock=ShiftedClock(), log=log) as door:
+        yield door.address
+
+
+def _at(app: Running, address: str) -> Settings:
+    """Return the configuration with the redirect URI at an address."""
+    amo = app.settings.amo.model_copy(update={"redirect_uri": f"http://{address}{BASE}/callback"})
+    return app.settings.model_copy(update={"amo": amo})
+
+
+async def _check(settings: Settings, key: str) -> tuple[Verdict, str]:
+    async with open_asker(clock=SystemClock(), patience=5) as asker:
+        [finding] = [each async for each in check_proxy(settings, asker, cipher=Cipher([key]), nonce=NONCE)]
+    return finding.verdict, finding.told
+
+
+async def test_a_proxy_that_tells_the_client_is_ok(app: Running, encryption_key: str) -> None:
+    """The service tells whom it sees come; it has begun nothing for it, and shows nothing of it to others."""
+    async with _proxy(app.service.public, adds={"X-Forwarded-For": CLIENT}) as address:
+        verdict, told = await _check(_at(app, address), encryption_key)
+    assert (verdict, told) == (Verdict.OK, f"{address} leads to this service, which sees this machine as {CLIENT}")
+    assert [line["event"] for line in app.lines() if line["event"].startswith("grant")] == []
+
+
+async def test_a_proxy_that_is_not_trusted_is_told(run: Any, encryption_key: str) -> None:
+    """Without its address in the list everybody who comes through it is one person to the limits."""
+    async with run(SERVER__TRUSTED_PROXIES="192.0.2.1") as app:
+        question = probe.ask(Cipher([encryption_key]), nonce=NONCE)
+        headers = {probe.HEADER: question, "X-Forwarded-For": CLIENT}
+        answer = await app.public(f"{BASE}/callback", method="HEAD", headers=headers)
+    seen = probe.read_answer(Cipher([encryption_key]), answer.headers[probe.HEADER], nonce=NONCE)
+    assert seen == Seen(peer="127.0.0.1", forwarded=True, client="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict", "told"),
+    [
+        (Seen(peer="172.18.0.1", forwarded=True, client="172.18.0.1"), Verdict.WARN, "172.18.0.1 is no trusted proxy"),
+        (Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1"), Verdict.WARN, "does not say whose"),
+        (Seen(peer=None, forwarded=False, client=None), Verdict.WARN, "does not say whose"),
+        (Seen(peer="127.0.0.1", forwarded=True, client="127.0.0.1"), Verdict.OK, "as 127.0.0.1"),
+        (Seen(peer=None, forwarded=True, client=CLIENT), Verdict.OK, f"as {CLIENT}"),
+    ],
+    ids=["untrusted", "untold", "untold_socket", "this_machine", "socket"],
+)
+async def test_what_the_service_sees_is_judged(
+    seen: Seen, verdict: Verdict, told: str, app: Running, encryption_key: str
+) -> None:
+    """Whether the client's address comes through, and is believed."""
+    cipher = Cipher([encryption_key])
+
+    class Proxy:
+        async def ask(self, _method: str, _url: str, *, headers: Mapping[str, str]) -> Any:
+            from amo_callback.cli.checks.asking import Answered  # noqa: PLC0415 -- because only here it is made
+
+            answer = probe.answer(cipher, headers[probe.HEADER], seen=seen) or ""
+            return Answered(status=200, at=SystemClock().now(), headers={probe.HEADER: answer}, body=b"")
+
+    amo = app.settings.amo.model_copy(update={"redirect_uri": "https://admin.example.com/api/amo-crm/callback"})
+    settings = app.settings.model_copy(update={"amo": amo})
+    asker: Any = Proxy()
+    [finding] = [each async for each in check_proxy(settings, asker, cipher=cipher, nonce=NONCE)]
+    assert finding.verdict is verdict
+    assert told in finding.told
+
+
+@pytest.mark.parametrize(("status", "told"), [(502, "does not reach the service"), (404, "something else answers")])
+async def test_a_proxy_that_leads_elsewhere_fails(status: int, told: str, app: Running, encryption_key: str) -> None:
+    """To nobody, or to something else."""
+    async with _proxy(app.service.public, adds={}, status=status) as address:
+        verdict, found = await _check(_at(app, address), encryption_key)
+    assert verdict is Verdict.FAIL
+    assert told in found
+
+
+async def test_another_installation_is_told_apart(app: Running) -> None:
+    """A service with other keys does not answer, and looks like one nevertheless."""
+    verdict, told = await _check(_at(app, app.service.public), new_key())
+    assert verdict is Verdict.FAIL
+    assert "but not with the keys of this configuration" in told
+
+
+async def test_what_cannot_be_asked_from_here_is_a_warning(app: Running, encryption_key: str) -> None:
+    """Many networks do not lead back to themselves: that is no fault of the proxy's."""
+    verdict, told = await _check(_at(app, "127.0.0.1:1"), encryption_key)
+    assert (verdict, told) == (Verdict.WARN, "127.0.0.1:1: Connection refused, asked from this machine")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("question", ["", "no question", "x" * 600, "é", "answer", "other"])
+async def test_nobody_else_is_answered(method: str, question: str, app: Running, encryption_key: str) -> None:
+    """Noise, an answer of ours sent back as a question, another key's question: the header is not there."""
+    cipher = Cipher([encryption_key])
+    made = {
+        "answer": probe.answer(
+            cipher, probe.ask(cipher, nonce=NONCE), seen=Seen(peer=None, forwarded=False, client="")
+        ),
+        "other": probe.ask(Cipher([new_key()]), nonce=NONCE),
+    }
+    answer = await app.public(f"{BASE}/callback", method=method, headers={probe.HEADER: made.get(question) or question})
+    assert probe.HEADER not in answer.headers
+
+
+def test_an_answer_to_another_question_is_none(encryption_key: str) -> None:
+    """A cache in between may have kept it."""
+    cipher = Cipher([encryption_key])
+    answer = probe.answer(cipher, probe.ask(cipher, nonce="one"), seen=Seen(peer=None, forwarded=False, client=None))
+    assert answer is not None
+    assert probe.read_answer(cipher, answer, nonce="other") is None
+    assert probe.read_answer(cipher, answer, nonce="one") == Seen(peer=None, forwarded=False, client=None)

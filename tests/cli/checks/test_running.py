@@ -1,0 +1,82 @@
+"""The service that runs, and its unit."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.cli.checks.finding import Verdict
+from amo_callback.cli.checks.running import check_service, check_unit
+from amo_callback.clock import SystemClock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from amo_callback.cli.checks.finding import Finding
+    from amo_callback.config import Settings
+    from tests.conftest import Running
+
+
+async def _service(settings: Settings, address: str) -> list[Finding]:
+    server = settings.server.model_copy(update={"private": address})
+    known = settings.model_copy(update={"server": server})
+    return [each async for each in check_service(known, clock=SystemClock(), patience=5)]
+
+
+async def test_the_service_is_asked_whether_it_is_ready(app: Running) -> None:
+    """Ready; frozen, which is a warning; something else at that address; nobody there."""
+    [ready] = await _service(app.settings, app.service.private)
+    assert (ready.verdict, ready.told) == (Verdict.OK, f"ready at {app.service.private}")
+    await app.service.services.custody.freezer.freeze_all(why="a test")
+    [frozen] = await _service(app.settings, app.service.private)
+    assert frozen.verdict is Verdict.WARN
+    assert "a test" in frozen.told
+    [other] = await _service(app.settings, app.service.public)
+    assert other.verdict is Verdict.FAIL
+    [nobody] = await _service(app.settings, "127.0.0.1:1")
+    assert (nobody.verdict, nobody.told) == (Verdict.WARN, "127.0.0.1:1: Connection refused")
+
+
+def _systemctl(folder: Path, script: str) -> dict[str, str]:
+    """Put a `systemctl` on the path."""
+    command = folder / "systemctl"
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
+    return {"PATH": f"{folder}:{os.defpath}"}
+
+
+_SHOWN = 'case "$2" in *.socket) echo ActiveState={socket} UnitFileState={at_boot} | tr " " "\\n";; *) {service};; esac'
+
+
+@pytest.mark.parametrize(
+    ("service", "socket", "at_boot", "verdict", "told"),
+    [
+        ("loaded active enabled", "inactive", "disabled", Verdict.OK, "is active"),
+        ("loaded inactive disabled", "active", "enabled", Verdict.OK, "is inactive, its socket listens"),
+        ("loaded active disabled", "inactive", "disabled", Verdict.WARN, "not started with the machine"),
+        ("loaded inactive enabled", "inactive", "disabled", Verdict.WARN, "is inactive"),
+        ("loaded failed enabled", "active", "enabled", Verdict.FAIL, "has failed (exit-code)"),
+        ("masked inactive masked", "inactive", "", Verdict.FAIL, "is masked"),
+        ("not-found inactive ", "inactive", "", Verdict.WARN, "there is no amo-callback.service"),
+    ],
+    ids=["active", "by_its_socket", "not_at_boot", "inactive", "failed", "masked", "not_installed"],
+)
+async def test_the_unit_is_judged_by_what_systemd_says(
+    service: str, socket: str, at_boot: str, verdict: Verdict, told: str, tmp_path: Path
+) -> None:
+    """Installed, running or waiting at its socket, and started with the machine."""
+    load, active, unit_file = service.split(" ")
+    lines = f"LoadState={load}\\nActiveState={active}\\nUnitFileState={unit_file}\\nResult=exit-code\\n"
+    script = _SHOWN.format(service=f'printf "{lines}"', socket=socket, at_boot=at_boot)
+    [finding] = [each async for each in check_unit(_systemctl(tmp_path, script), patience=5)]
+    assert finding.verdict is verdict
+    assert told in finding.told
+
+
+async def test_without_systemd_there_is_nothing_wrong(tmp_path: Path) -> None:
+    """No `systemctl`, or one that reaches nobody."""
+    assert [each async for each in check_unit({"PATH": str(tmp_path)}, patience=5)] == []
+    [finding] = [each async for each in check_unit(_systemctl(tmp_path, "exit 1"), patience=5)]
+    assert (finding.verdict, finding.told) == (Verdict.OK, "does not run on this machine")

@@ -1,0 +1,125 @@
+"""`check` as an administrator runs it, and as a monitoring system does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import API_KEY, BASE, HOST
+from tests.e2e.process import command
+from tests.e2e.stage import staged
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.e2e.stage import Stage
+
+NOBODY = 65534
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _settle(stage: Stage, folder: Path) -> None:
+    """Give the doors addresses that the configuration knows beforehand."""
+    public = f"127.0.0.1:{_free_port()}"
+    stage.settings |= {
+        "SERVER__PUBLIC": public,
+        "SERVER__PRIVATE": f"unix:{folder}/private.sock",
+        "AMO__REDIRECT_URI": f"http://{public}{BASE}/callback",
+        "AMO__DEFAULT_DOMAIN": HOST,
+    }
+
+
+async def _checked(stage: Stage) -> tuple[int, dict[str, Any]]:
+    status, out, err = await command("check", "--json", folder=stage.folder, environ=stage.environ())
+    assert err == ""
+    for secret in (API_KEY, stage.key, stage.amo.vendor.integration.client_secret):
+        assert secret not in out
+    return status, json.loads(out)
+
+
+async def test_a_service_that_runs_well_is_checked_from_end_to_end(tmp_path: Path, encryption_key: str) -> None:
+    """All is ok but that it is not https; nothing was asked of AMO's token endpoint, and no secret is in the output."""
+    async with staged(tmp_path, encryption_key, access=600, accounts=2) as stage:
+        _settle(stage, tmp_path)
+        stage.amo.vendor.integration = stage.amo.vendor.integration.__class__(
+            redirect_uri=stage.settings["AMO__REDIRECT_URI"]
+        )
+        async with stage.serving() as process:
+            await stage.connect(process)
+            before = stage.amo.sandbox.requests
+            status, told = await _checked(stage)
+            assert stage.amo.sandbox.requests == before
+            health = await command("check", "--health", folder=tmp_path, environ=stage.environ())
+            without_config = await command(
+                "check", "--health", "--door", f"unix:{tmp_path}/private.sock", folder=tmp_path
+            )
+        not_ok = {one["check"] for one in told["findings"] if one["verdict"] != "ok"}
+        assert not_ok - {"systemd", "disk"} == {"redirect_uri"}
+        assert (status, told["verdict"]) == (0, "warn")
+        by_name = {one["check"]: one["told"] for one in told["findings"]}
+        assert by_name["keys"] == "open all 2 pairs"
+        assert "leads to this service" in by_name["proxy"]
+        for answer in (health, without_config):
+            assert (answer[0], answer[2]) == (0, "")
+            assert answer[1].startswith("AMO-CALLBACK OK - ready, ")
+
+
+async def test_without_a_service_what_is_wrong_is_told(tmp_path: Path, encryption_key: str) -> None:
+    """Each finding with what mends it, counted at the end; no database is made; health is critical."""
+    async with staged(tmp_path, encryption_key, access=600, accounts=1) as stage:
+        _settle(stage, tmp_path)
+        status, out, err = await command("check", folder=tmp_path, environ=stage.environ())
+        assert (status, err) == (0, "")
+        assert "warn  store            there is no database" in out
+        assert "> start it: amo-callback serve" in out
+        assert out.splitlines()[-1].endswith("0 fail")
+        stage.settings["SERVER__BASE_PATH"] = "/elsewhere"
+        status, told = await _checked(stage)
+        assert (status, told["verdict"]) == (1, "fail")
+        status, out, _ = await command("check", "--health", folder=tmp_path, environ=stage.environ())
+        assert (status, out) == (
+            2,
+            f"AMO-CALLBACK CRITICAL - unix:{tmp_path}/private.sock: No such file or directory\n",
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_configuration_that_cannot_be_used_is_a_finding(tmp_path: Path) -> None:
+    """One for each problem, and health is unknown."""
+    status, out, _ = await command("check", "--json", folder=tmp_path)
+    findings = json.loads(out)["findings"]
+    assert status == 1
+    assert {one["check"] for one in findings if one["verdict"] == "fail"} == {"configuration"}
+    status, out, _ = await command("check", "--health", folder=tmp_path)
+    assert status == 3
+    assert out.startswith("AMO-CALLBACK UNKNOWN - the configuration cannot be used: ")
+
+
+@pytest.mark.parametrize("arguments", [("--door", "127.0.0.1:1"), ("--timeout", "0"), ("--health", "--json")])
+async def test_options_that_mean_nothing_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """As any other misuse of the command."""
+    assert (await command("check", *arguments, folder=tmp_path))[0] == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at what is another's")
+async def test_root_leaves_nothing_beside_the_database(tmp_path: Path, encryption_key: str) -> None:
+    """Checked as root while nobody serves: the folder holds what it held, and all of it is its owner's."""
+    async with staged(tmp_path, encryption_key, access=600, accounts=1) as stage:
+        _settle(stage, tmp_path)
+        async with stage.serving() as process:
+            await process.until("service.started")
+        for path in (tmp_path, *tmp_path.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        tmp_path.chmod(0o755)
+        before = sorted(tmp_path.rglob("*"))
+        await _checked(stage)
+        assert sorted(tmp_path.rglob("*")) == before
+        assert {path.stat().st_uid for path in before} == {NOBODY}
