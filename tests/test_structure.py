@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "amo_callback"
 FLOORS = [
     {"errors"},
     {"model", "event"},
-    {"grant", "brought"},
+    {"grant", "brought", "survey"},
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook"},
     {"config_load", "custody", "amo", "store", "observe"},
@@ -27,7 +27,7 @@ ONE_ROOM = {
     "sqlite3": {"store.copies", "store.database", "store.migrate"},
     "cryptography": {"cipher"},
     "jwt": {"identity.jwk", "identity.users"},
-    "prometheus_client": {"observe.metrics"},
+    "prometheus_client": {"observe.metrics", "observe.gauges"},
     "jinja2": {"web.pages.render", "amo.sandbox.app", "cli.demo"},
     "pydantic_settings": {"config", "config_load"},
     "standardwebhooks": {"webhook"},

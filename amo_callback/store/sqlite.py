@@ -10,6 +10,7 @@ from amo_callback.store.history import History
 from amo_callback.store.marks import Marks
 from amo_callback.store.outbox import Outbox
 from amo_callback.store.owners import Owners
+from amo_callback.store.surveys import Surveys
 from amo_callback.store.transfers import Transfers
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from amo_callback.model import Changed
 
 
-class SqliteStore(Marks, Connections, Grants, Owners, History, Outbox, Transfers):
+class SqliteStore(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Surveys):
     """The `Store` port on SQLite: its parts, on one database."""
 
     @property
