@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from amo_callback.config import Settings
     from amo_callback.connect.completion import Connect
     from amo_callback.custody.refresher import Refresher
+    from amo_callback.custody.surveyor import Surveyor
     from amo_callback.ports import Clock, Observer, Store
 
 
@@ -55,7 +56,7 @@ class Service:
     private: str
     services: Services
     died: asyncio.Future[None]
-    """Ends with `TaskDied` where the refresher does, or the courier of notices."""
+    """Ends with `TaskDied` where the refresher does, the surveyor, or the courier of notices."""
     stop: Callable[[], None]
     """Begin nothing new from now on: what a signal does first."""
     reloader: Reloader
@@ -83,13 +84,15 @@ async def open_service(
     flight is stored.
     """
     async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        observer = _both(observer, metrics)
         cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
         process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         store = await stack.enter_async_context(
             open_store(settings.storage.url, folder=home.folder, clock=clock, process=process)
         )
         await _check_canary(store, cipher)
-        amo = await stack.enter_async_context(_client(settings, clock))
+        amo = await stack.enter_async_context(_client(settings, clock, observer))
         files = Rescue(home.rescue)
         await asyncio.to_thread(files.open)
         custody = make_custody(
@@ -127,7 +130,7 @@ async def open_service(
             users=users,
             custody=custody,
             clock=clock,
-            metrics=Metrics(),
+            metrics=metrics,
         )
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_look_at, died)
@@ -135,6 +138,8 @@ async def open_service(
         await stack.enter_async_context(_draining(custody))
         await stack.enter_async_context(_draining(connecting.connect))
         await stack.enter_async_context(_running(custody.refresher, name="refresher", observer=observer, died=died))
+        await custody.surveyor.look()  # before anybody may ask what it has seen
+        await stack.enter_async_context(_running(custody.surveyor, name="surveyor", observer=observer, died=died))
         apps = make_apps(settings, services, log)
         public = await stack.enter_async_context(
             open_door(apps.public, settings.server.public, name="public", clock=clock, log=log)
@@ -164,6 +169,16 @@ async def open_service(
         observer(Event(name="service.stopping"))
 
 
+def _both(log: Observer, metrics: Metrics) -> Observer:
+    """Let what happens be told, and counted."""
+
+    def observe(event: Event) -> None:
+        log(event)
+        metrics(event)
+
+    return observe
+
+
 def _connected(custody: Custody) -> None:
     """Tell of an exchange that succeeded: AMO takes our credentials, and there is one more to keep fresh."""
     custody.breaker.accepted()
@@ -185,7 +200,7 @@ async def _check_canary(store: Store, cipher: Cipher) -> None:
 
 
 @asynccontextmanager
-async def _client(settings: Settings, clock: Clock) -> AsyncIterator[AmoClient]:
+async def _client(settings: Settings, clock: Clock, observer: Observer) -> AsyncIterator[AmoClient]:
     pace = Pace(per_second=settings.amo.requests_per_second, clock=clock)
     try:
         async with open_session() as session:
@@ -200,6 +215,7 @@ async def _client(settings: Settings, clock: Clock) -> AsyncIterator[AmoClient]:
                 ),
                 pace=pace,
                 clock=clock,
+                observer=observer,
                 timeout=settings.amo.timeout,
                 default_domain=settings.amo.default_domain,
                 allowed_domains=settings.amo.allowed_domains,
@@ -244,7 +260,7 @@ async def _courier(
 
 @asynccontextmanager
 async def _running(
-    loop: Refresher | Courier, *, name: str, observer: Observer, died: asyncio.Future[None]
+    loop: Refresher | Courier | Surveyor, *, name: str, observer: Observer, died: asyncio.Future[None]
 ) -> AsyncIterator[None]:
     """Run a loop; `died` fails where it ends before it was told to."""
     task = asyncio.create_task(loop.run(), name=name)
