@@ -11,12 +11,14 @@ from amo_callback.model import (
     Claim,
     Connection,
     Extension,
+    Reason,
     RefreshedPair,
     Status,
     Verdict,
     connection_id,
     fingerprint,
 )
+from amo_callback.survey import Standing, Survey
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -112,6 +114,43 @@ def a_verdict(connection: Connection, **more: Any) -> Verdict:
         "next_refresh_at": START + DAY,
     }
     return Verdict(**{**values, **more})
+
+
+def a_survey(**more: Any) -> Survey:
+    """Return what the store tells of two connections that do well."""
+    values: dict[str, Any] = {
+        "active": 2,
+        "fresh": 2,
+        "needs_reauth": dict.fromkeys(Reason, 0),
+        "disconnected": 0,
+        "expired": 0,
+        "due": 0,
+        "overdue": 0,
+        "next_expiry": START + DAY,
+        "next_deadline": START + 90 * DAY,
+        "waiting": 0,
+        "waiting_since": None,
+        "parked": 0,
+    }
+    return Survey(**{**values, **more})
+
+
+def a_standing(**more: Any) -> Standing:
+    """Return how a service stands that does well."""
+    values: dict[str, Any] = {
+        "checks": {"store": True},
+        "survey": a_survey(),
+        "survey_age": 3.0,
+        "survey_seconds": 0.01,
+        "beat_age": 1.0,
+        "in_flight": 0,
+        "unsaved": 0,
+        "frozen": False,
+        "credentials_refused": False,
+        "verdicts_held": False,
+        "notices_delivered": True,
+    }
+    return Standing(**{**values, **more})
 
 
 async def now(store: Store, connection: Connection) -> Connection:

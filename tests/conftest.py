@@ -167,6 +167,7 @@ async def amo_client(amo: Amo, clock: Clock, *, timeout: float = 5.0) -> AsyncIt
             ),
             pace=pace,
             clock=clock,
+            observer=Witness(),
             timeout=timeout,
         )
         await pace.close()

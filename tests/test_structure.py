@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "amo_callback"
 FLOORS = [
     {"errors"},
     {"model", "event"},
-    {"grant", "brought", "sealing"},
+    {"grant", "brought", "sealing", "survey"},
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook", "probe"},
     {"config_load", "custody", "amo", "store", "observe"},
@@ -24,10 +24,10 @@ FLOORS = [
 
 ONE_ROOM = {
     "aiosqlite": {"store.database", "store.migrate"},
-    "sqlite3": {"store.copies", "store.database", "store.migrate", "store.survey"},
+    "sqlite3": {"store.copies", "store.database", "store.migrate", "store.inspection"},
     "cryptography": {"cipher"},
     "jwt": {"identity.jwk", "identity.users"},
-    "prometheus_client": {"observe.metrics"},
+    "prometheus_client": {"observe.metrics", "observe.gauges"},
     "jinja2": {"web.pages.render", "amo.sandbox.app", "cli.demo"},
     "pydantic_settings": {"config", "config_load"},
     "standardwebhooks": {"webhook"},

@@ -37,17 +37,20 @@ from amo_callback.amo.protocol import (
 )
 from amo_callback.amo.redirect import read_redirect
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, NotSent, OutcomeOpen, RateLimited
+from amo_callback.event import Event, Level
 from amo_callback.hosts import check_host
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 
     from amo_callback.amo.pace import Pace
     from amo_callback.grant import Redirect
     from amo_callback.model import Account, Issued, Sighting, Told
-    from amo_callback.ports import Clock, Priority
+    from amo_callback.ports import Clock, Observer, Priority
 
 
+_KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}
+"""What a request is for, as it is told."""
 _LAST = 0.05
 """The share of a request's time that it gets at the end, whatever came between."""
 
@@ -86,6 +89,7 @@ class AmoClient:
         integration: Integration,
         pace: Pace,
         clock: Clock,
+        observer: Observer,
         timeout: float,
         default_domain: str | None = None,
         allowed_domains: Sequence[str] = (),
@@ -94,6 +98,7 @@ class AmoClient:
         self._integration = integration
         self._pace = pace
         self._clock = clock
+        self._observer = observer
         self._default_domain = default_domain
         self._allowed = tuple(allowed_domains)
         self.timeout = timeout
@@ -165,7 +170,7 @@ class AmoClient:
         )
 
     async def _issued(self, request: AmoRequest, grant_type: GrantType, *, not_after: float) -> Issued:
-        answer = await self._ask(request, not_after=not_after)
+        answer = await self._ask(request, _KINDS[grant_type], not_after=not_after)
         try:
             return read_answer(answer, grant_type=grant_type, now=self._clock.now(), allowed=self._allowed)
         except RateLimited as refused:
@@ -176,14 +181,29 @@ class AmoClient:
         if request is None:
             return UNASKED
         try:
-            answer = await self._ask(request)
+            answer = await self._ask(request, "look_up")
         except (NotSent, OutcomeOpen):
             return UNKNOWN
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
             self._pace.pause(retry_after(answer))
         return read_sighting(answer, account_id=account_id, refusals=refusals, allowed=self._allowed)
 
-    async def _ask(self, request: AmoRequest, *, not_after: float = math.inf) -> Answer:
+    async def _ask(self, request: AmoRequest, kind: str, *, not_after: float = math.inf) -> Answer:
+        """Send a request, and tell whoever watches how long it took, and what came of it."""
+        began, told = self._clock.monotonic(), {"kind": kind}
+        try:
+            answer = await self._answer(request, not_after=not_after)
+        except (NotSent, OutcomeOpen) as error:
+            self._tell({**told, **error.fields}, began)
+            raise
+        self._tell({**told, "status": answer.status}, began)
+        return answer
+
+    def _tell(self, fields: Mapping[str, object], began: float) -> None:
+        seconds = round(self._clock.monotonic() - began, 3)
+        self._observer(Event(name="amo.asked", level=Level.DEBUG, fields={**fields, "seconds": seconds}))
+
+    async def _answer(self, request: AmoRequest, *, not_after: float) -> Answer:
         context = SimpleNamespace(sent=False)
 
         def sending() -> None:

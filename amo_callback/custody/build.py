@@ -21,6 +21,7 @@ from amo_callback.custody.memory import Memory
 from amo_callback.custody.opened import Opened
 from amo_callback.custody.refresher import Refresher
 from amo_callback.custody.selection import Selection
+from amo_callback.custody.surveyor import Surveyor
 from amo_callback.custody.unsaved import Unsaved
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Custody:
     liveness: Liveness
     unsaved: Unsaved
     memory: Memory
+    surveyor: Surveyor
 
     async def switched_off(self, account_id: str) -> None:
         """Check an account of which AMO's hook says that the integration was switched off there."""
@@ -158,4 +160,5 @@ def make_custody(
         liveness=liveness,
         unsaved=unsaved,
         memory=memory,
+        surveyor=Surveyor(store=store, clock=clock, observer=observer),
     )

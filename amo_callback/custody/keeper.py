@@ -72,6 +72,11 @@ class Keeper:
         self._flights: dict[str, asyncio.Task[Connection]] = {}
         self._stopping = asyncio.Event()
 
+    @property
+    def in_flight(self) -> int:
+        """How many refreshes are under way, those too that wait for their turn."""
+        return len(self._flights)
+
     async def refresh(
         self, connection_id: str, *, demand: Demand, satisfied: Callable[[Connection], bool] | None = None
     ) -> Connection:

@@ -1,35 +1,223 @@
-"""What is counted, in Prometheus's words: its own registry, and no label that grows with accounts."""
+"""What is counted, in Prometheus's words: its own registry, and no label that grows with accounts.
+
+Every label's values are listed here, so that each series is there from the start, at zero; what is on no list is
+`other`, whatever it was.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Info
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import generate_latest
 
 from amo_callback import __version__
+from amo_callback.errors import (
+    AccountRefused,
+    ClientRefused,
+    NoAnswer,
+    NotSent,
+    OutcomeOpen,
+    RateLimited,
+    RefreshTokenDead,
+    UnexplainedRefusal,
+    UnknownRefusal,
+    Unreadable,
+    VerdictHeld,
+)
+from amo_callback.model import Reason
+from amo_callback.observe.gauges import Gauges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
+
+    from amo_callback.event import Event
+    from amo_callback.survey import Standing
+
+OTHER = "other"
+HAND_OUTS = (
+    "fresh",
+    "stale",
+    "not_found",
+    "needs_reauth",
+    "amo_refused",
+    "amo_unavailable",
+    "amo_credentials",
+    "frozen",
+    "store_unavailable",
+    OTHER,
+)
+CALLBACKS = (
+    "connected",
+    "exchanging",
+    "missing_code",
+    "access_denied",
+    "invalid_state",
+    "invalid_request",
+    "account_not_allowed",
+    "code_expired",
+    "code_used",
+    "amo_unavailable",
+    "rate_limited",
+    "auth_failed",
+    OTHER,
+)
+_FAILURES = (
+    *(
+        error.code
+        for error in (
+            AccountRefused,
+            ClientRefused,
+            NoAnswer,
+            NotSent,
+            OutcomeOpen,
+            RateLimited,
+            RefreshTokenDead,
+            UnexplainedRefusal,
+            UnknownRefusal,
+            Unreadable,
+            VerdictHeld,
+        )
+    ),
+    OTHER,
+)
+_REFRESHES = {
+    "succeeded": ("",),
+    "superseded": ("",),
+    "failed": _FAILURES,
+    "given_up": (*Reason, OTHER),
+}
+"""The reasons of each outcome."""
+_OUTCOMES = {
+    "refresh.succeeded": "succeeded",
+    "refresh.superseded": "superseded",
+    "refresh.failed": "failed",
+    "refresh.verdict_unsaved": "failed",
+    "connection.needs_reauth": "given_up",
+}
+"""The events with which an attempt ends."""
+_KINDS = ("exchange", "refresh", "look_up", OTHER)
+_STATUSES = ("2xx", "3xx", "4xx", "429", "5xx", "not_sent", "no_answer", OTHER)
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
 
 
 class Metrics:
-    """Count what happens at the private door."""
+    """Count what happens: what it hears as an observer, and what it is told at the doors."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        Info("amo_callback_build", "The version that runs.", registry=self._registry).info({"version": __version__})
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        Info("amo_callback_build", "The version that runs.", registry=registry).info({"version": __version__})
+        self._refreshes = Counter(
+            "amo_callback_refreshes", "Attempts at a refresh that ended.", ["outcome", "reason"], registry=registry
+        )
+        self._refresh_seconds = Histogram(
+            "amo_callback_refresh_duration_seconds",
+            "How long attempts at a refresh took.",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._asked = Counter(
+            "amo_callback_amo_requests", "Requests to AMO, by its answer.", ["kind", "status"], registry=registry
+        )
+        self._asked_seconds = Histogram(
+            "amo_callback_amo_request_duration_seconds",
+            "How long AMO took to answer, or we to give up.",
+            ["kind"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._callbacks = Counter(
+            "amo_callback_callbacks", "Callbacks, by what became of them.", ["outcome"], registry=registry
+        )
+        self._hand_outs = Counter(
+            "amo_callback_hand_outs",
+            "Access tokens asked for, by what was handed out, or why none was.",
+            ["outcome"],
+            registry=registry,
+        )
         self._refused = Counter(
-            "amo_callback_api_keys_refused", "Requests with no API key, or an unknown one.", registry=self._registry
+            "amo_callback_api_keys_refused", "Requests with no API key, or an unknown one.", registry=registry
         )
-        handed_out = Counter(
-            "amo_callback_tokens_handed_out", "Access tokens handed out.", ["outcome"], registry=self._registry
-        )
-        self._handed_out = {stale: handed_out.labels("stale" if stale else "fresh") for stale in (False, True)}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Let each series begin at zero, so that the first of its kind is a rise."""
+        for outcome, reasons in _REFRESHES.items():
+            for reason in reasons:
+                self._refreshes.labels(outcome, reason)
+        for kind in _KINDS[:-1]:
+            self._asked_seconds.labels(kind)
+            for status in _STATUSES[:-1]:
+                self._asked.labels(kind, status)
+        for outcome in CALLBACKS:
+            self._callbacks.labels(outcome)
+        for outcome in HAND_OUTS:
+            self._hand_outs.labels(outcome)
+
+    def __call__(self, event: Event) -> None:
+        """Count an event that is one of those that are counted."""
+        if event.name == "amo.asked":
+            self._count_asked(event)
+        elif event.name in _OUTCOMES:
+            self._count_refresh(event, _OUTCOMES[event.name])
+
+    def _count_refresh(self, event: Event, outcome: str) -> None:
+        reasons = _REFRESHES[outcome]
+        told = str(event.fields.get("reason" if outcome == "given_up" else "error", ""))
+        self._refreshes.labels(outcome, reasons[0] if len(reasons) == 1 else _among(reasons, told)).inc()
+        seconds = event.fields.get("seconds")
+        if isinstance(seconds, float):
+            self._refresh_seconds.observe(seconds)
+
+    def _count_asked(self, event: Event) -> None:
+        kind = _among(_KINDS, str(event.fields.get("kind")))
+        self._asked.labels(kind, _class_of(event.fields.get("status"), str(event.fields.get("error")))).inc()
+        seconds = event.fields.get("seconds")
+        if isinstance(seconds, float):
+            self._asked_seconds.labels(kind).observe(seconds)
 
     def key_refused(self) -> None:
         """Count a request whose API key is none of ours."""
         self._refused.inc()
 
-    def handed_out(self, *, stale: bool) -> None:
-        """Count an access token that was handed out."""
-        self._handed_out[stale].inc()
+    def handed_out(self, outcome: str) -> None:
+        """Count an access token that was asked for: what was handed out, or the code of what kept it back."""
+        self._hand_outs.labels(_among(HAND_OUTS, outcome)).inc()
 
-    def text(self) -> bytes:
-        """Return all of it in Prometheus's text format."""
-        return generate_latest(self._registry)
+    def called_back(self, outcome: str) -> None:
+        """Count a callback: how its grant stands, or the word of what was wrong."""
+        self._callbacks.labels(_among(CALLBACKS, outcome)).inc()
+
+    def text(self, standing: Standing) -> bytes:
+        """Return all of it in Prometheus's text format, and how the service does at this moment."""
+        return generate_latest(_Exposed(self._registry, Gauges(standing)))
+
+
+class _Exposed(CollectorRegistry):
+    """What one scrape gets: all but the times at which counters began, which double it and tell nobody anything."""
+
+    def __init__(self, *collectors: Collector) -> None:
+        super().__init__()
+        self._parts = collectors
+
+    def collect(self) -> Iterator[Metric]:
+        """Return each metric."""
+        for part in self._parts:
+            for metric in part.collect():
+                metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+                yield metric
+
+
+def _among(values: Iterable[str], value: str) -> str:
+    return value if value in values else OTHER
+
+
+def _class_of(status: object, error: str) -> str:
+    """Return a status as its class, 429 as itself, and of no answer whether anything was sent."""
+    if not isinstance(status, int):
+        return {NotSent.code: "not_sent", OutcomeOpen.code: "no_answer"}.get(error, OTHER)
+    return "429" if status == 429 else _among(_STATUSES, f"{status // 100}xx")

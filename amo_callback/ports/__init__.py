@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from amo_callback.event import Event
     from amo_callback.grant import Redirect
     from amo_callback.model import Account, Issued, Sighting, Told
+    from amo_callback.survey import Standing
 
 __all__ = ["AmoOAuth", "Clock", "Metrics", "Observer", "Priority", "RescueFiles", "Store"]
 
@@ -44,11 +45,14 @@ class Metrics(Protocol):
     def key_refused(self) -> None:
         """Count a request whose API key is none of ours."""
 
-    def handed_out(self, *, stale: bool) -> None:
-        """Count an access token that was handed out."""
+    def handed_out(self, outcome: str) -> None:
+        """Count an access token that was asked for: what was handed out, or the code of what kept it back."""
 
-    def text(self) -> bytes:
-        """Return all of it in Prometheus's text format."""
+    def called_back(self, outcome: str) -> None:
+        """Count a callback: how its grant stands, or the word of what was wrong."""
+
+    def text(self, standing: Standing) -> bytes:
+        """Return all of it in Prometheus's text format, and how the service does at this moment."""
 
 
 class Priority(IntEnum):

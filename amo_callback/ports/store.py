@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amo_callback.grant import Grant, GrantedPair, IssuedState
     from amo_callback.model import Changed, Claim, Connection, Extension, Filter, Fleet, Freeze, RefreshedPair, Verdict
     from amo_callback.sealing import Kind, Resealed, Sealed
+    from amo_callback.survey import Survey
 
 
 class Store(Protocol):
@@ -151,6 +152,9 @@ class Store(Protocol):
 
     async def fleet(self, *, now: datetime, since: datetime) -> Fleet:
         """Count the living, those of them whose access tokens live, and those given up since."""
+
+    async def survey(self, *, now: datetime, late: datetime) -> Survey:
+        """Count connections and notices; as overdue the refreshes that were due before `late`. Quick for any fleet."""
 
     async def claim(self, claim: Claim, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit a claim; `None` where the connection has changed since it was read, or is frozen."""

@@ -28,7 +28,8 @@ def moment(value: int) -> datetime:
     return _EPOCH + value * _TICK
 
 
-def _maybe(value: int | None) -> datetime | None:
+def maybe_moment(value: int | None) -> datetime | None:
+    """Return a stored time, where there is one."""
     return None if value is None else moment(value)
 
 
@@ -45,22 +46,22 @@ def connection(row: Mapping[str, Any]) -> Connection:
         reason=Reason(row["reason"]) if row["reason"] else None,
         last_error=row["last_error"],
         sealed_pair=row["sealed_pair"],
-        access_issued_at=_maybe(row["access_issued_at"]),
-        access_expires_at=_maybe(row["access_expires_at"]),
-        refresh_expires_at=_maybe(row["refresh_expires_at"]),
-        refreshed_at=_maybe(row["refreshed_at"]),
-        next_refresh_at=_maybe(row["next_refresh_at"]),
+        access_issued_at=maybe_moment(row["access_issued_at"]),
+        access_expires_at=maybe_moment(row["access_expires_at"]),
+        refresh_expires_at=maybe_moment(row["refresh_expires_at"]),
+        refreshed_at=maybe_moment(row["refreshed_at"]),
+        next_refresh_at=maybe_moment(row["next_refresh_at"]),
         failures=row["failures"],
         connected_at=moment(row["connected_at"]),
         pair_version=row["pair_version"],
         row_version=row["row_version"],
         attempt=row["attempt"],
         lease_owner=row["lease_owner"],
-        lease_until=_maybe(row["lease_until"]),
+        lease_until=maybe_moment(row["lease_until"]),
         spending=row["spending"],
         doubtful=row["doubtful"],
-        look_up_at=_maybe(row["look_up_at"]),
-        hook_at=_maybe(row["hook_at"]),
+        look_up_at=maybe_moment(row["look_up_at"]),
+        hook_at=maybe_moment(row["hook_at"]),
         grant_iat=row["grant_iat"],
         frozen=row["frozen_at"] is not None or bool(row.get("all_frozen")),
     )
@@ -80,7 +81,7 @@ def grant(row: Mapping[str, Any]) -> Grant:
         doubtful=bool(row["doubtful"]),
         expires_at=moment(row["expires_at"]),
         ticket_hash=row["ticket_hash"],
-        accepted_at=_maybe(row["accepted_at"]),
+        accepted_at=maybe_moment(row["accepted_at"]),
     )
 
 
@@ -118,7 +119,7 @@ def notice(row: Mapping[str, Any]) -> Notice:
         tries=row["tries"],
         next_try_at=moment(row["next_try_at"]),
         last_error=row["last_error"],
-        parked_at=_maybe(row["parked_at"]),
+        parked_at=maybe_moment(row["parked_at"]),
     )
 
 

@@ -11,6 +11,7 @@ from amo_callback.store.marks import Marks
 from amo_callback.store.outbox import Outbox
 from amo_callback.store.owners import Owners
 from amo_callback.store.seals import Seals
+from amo_callback.store.surveys import Surveys
 from amo_callback.store.transfers import Transfers
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from amo_callback.model import Changed
 
 
-class SqliteStore(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Seals):
+class SqliteStore(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Seals, Surveys):
     """The `Store` port on SQLite: its parts, on one database."""
 
     @property

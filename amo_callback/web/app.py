@@ -109,13 +109,12 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
     app[STORE] = services.store
     app[AMO] = services.amo
     app[CIPHER] = services.cipher
-    app[METRICS] = services.metrics
     app[API_KEYS] = ApiKeys(read_api_keys(settings.api.keys.get_secret_value()))
     app[health.READINESS] = health.Readiness(
         store=services.store,
         custody=services.custody,
-        clock=services.clock,
         poll_interval=settings.refresh.poll_interval,
+        notices_delivered=settings.notify.url is not None,
     )
     app.add_routes(
         [
@@ -145,4 +144,5 @@ def _app(
     app[PROXIES] = TrustedProxies(settings.server.trusted_proxies)
     app[CLOCK] = services.clock
     app[LOG] = log
+    app[METRICS] = services.metrics
     return app

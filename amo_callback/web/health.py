@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
-from amo_callback.errors import AmoCallbackError, StoreUnavailable
-from amo_callback.tasks import done_within
+from amo_callback.survey import Standing
 from amo_callback.web.operation import Operation, Reply, describe
 
 if TYPE_CHECKING:
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import Clock, Store
-
-_STORE_PATIENCE = 2.0
+    from amo_callback.ports import Store
 
 
 class Alive(TypedDict):
@@ -41,7 +37,7 @@ class Ready(TypedDict):
 
 
 _GOOD: Ready = {"status": "ready", "checks": {"store": {"ok": True, "detail": "works"}}}
-_BAD: Ready = {"status": "not ready", "checks": {"store": {"ok": False, "detail": "no answer within 2 s"}}}
+_BAD: Ready = {"status": "not ready", "checks": {"store": {"ok": False, "detail": "no answer for 2 s"}}}
 
 
 def oldest_beat(poll_interval: float) -> float:
@@ -50,53 +46,61 @@ def oldest_beat(poll_interval: float) -> float:
 
 
 class Readiness:
-    """Tell whether the service can do its work."""
+    """Tell whether the service can do its work: at once, from what is known.
 
-    def __init__(self, *, store: Store, custody: Custody, clock: Clock, poll_interval: float) -> None:
+    The store is asked in the background (`custody/surveyor.py`), so that whoever asks never waits for it.
+    """
+
+    def __init__(self, *, store: Store, custody: Custody, poll_interval: float, notices_delivered: bool) -> None:
         self._store = store
         self._custody = custody
-        self._clock = clock
         self._oldest_beat = oldest_beat(poll_interval)
+        self._notices_delivered = notices_delivered
 
-    async def checks(self) -> dict[str, Check]:
+    def checks(self) -> dict[str, Check]:
         """Return each check by its name: whether it is `ok`, and a `detail` for people."""
-        store, fresh = await asyncio.gather(self._check_store(), self._check_fresh())
         found = {
-            "store": store,
+            "store": self._check_store(),
             "refresher": self._check_refresher(),
             "amo_credentials": self._check_credentials(),
             "unsaved_pairs": self._check_unsaved(),
             "frozen": self._check_frozen(),
             "verdicts": self._check_verdicts(),
-            "fresh": fresh,
+            "fresh": self._check_fresh(),
         }
         return {name: {"ok": ok, "detail": detail} for name, (ok, detail) in found.items()}
 
-    async def _check_store(self) -> tuple[bool, str]:
-        ping = asyncio.ensure_future(self._store.ping())
-        if not await done_within(ping, seconds=_STORE_PATIENCE, clock=self._clock):
-            ping.cancel()
-            return False, f"no answer within {_STORE_PATIENCE:g} s"
-        error = ping.exception()
-        if isinstance(error, AmoCallbackError):
-            return False, error.code
-        ping.result()
+    def standing(self) -> Standing:
+        """Return how the service does, for monitoring."""
+        custody = self._custody
+        return Standing(
+            checks={name: check["ok"] for name, check in self.checks().items()},
+            survey=custody.surveyor.last,
+            survey_age=custody.surveyor.age,
+            survey_seconds=custody.surveyor.seconds,
+            beat_age=custody.refresher.beat_age,
+            in_flight=custody.keeper.in_flight,
+            unsaved=len(custody.unsaved.names),
+            frozen=custody.freezer.frozen is not None,
+            credentials_refused=custody.breaker.refused is not None,
+            verdicts_held=custody.breaker.held,
+            notices_delivered=self._notices_delivered,
+        )
+
+    def _check_store(self) -> tuple[bool, str]:
+        trouble = self._custody.surveyor.trouble
+        if trouble is not None:
+            return False, trouble
         if self._store.failing is not None:
             return False, f"cannot be written: {self._store.failing}"
         return True, "works"
 
-    async def _check_fresh(self) -> tuple[bool, str]:
-        now = self._clock.now()
-        counting = asyncio.ensure_future(self._store.fleet(now=now, since=now))
-        try:
-            if not await done_within(counting, seconds=_STORE_PATIENCE, clock=self._clock):
-                return False, f"no answer within {_STORE_PATIENCE:g} s"
-            fleet = counting.result()
-        except StoreUnavailable as error:
-            return False, error.code
-        finally:
-            counting.cancel()
-        return 2 * fleet.fresh >= fleet.living, f"{fleet.fresh} of {fleet.living} active connections hold a live token"
+    def _check_fresh(self) -> tuple[bool, str]:
+        survey, trouble = self._custody.surveyor.last, self._custody.surveyor.trouble
+        if survey is None or trouble is not None:
+            return False, f"not known: {trouble}"
+        told = f"{survey.fresh} of {survey.active} active connections hold a live token"
+        return 2 * survey.fresh >= survey.active, told
 
     def _check_refresher(self) -> tuple[bool, str]:
         age = self._custody.refresher.beat_age
@@ -160,7 +164,7 @@ async def healthz(_request: web.Request) -> web.Response:
 )
 async def readyz(request: web.Request) -> web.Response:
     """Answer 200 where every check is good, else 503."""
-    checks = await request.app[READINESS].checks()
+    checks = request.app[READINESS].checks()
     ready = all(check["ok"] for check in checks.values())
     told: Ready = {"status": "ready" if ready else "not ready", "checks": checks}
     return web.json_response(told, status=200 if ready else 503)

@@ -86,7 +86,8 @@ class Heart:
             worries.append("frozen, nothing is spent")
         if unsaved := len(custody.unsaved.names):
             worries.append(f"{unsaved} new pairs wait for the database")
-        return "; ".join(worries) or "keeps tokens fresh"
+        survey = custody.surveyor.last
+        return "; ".join(worries) or f"keeps {0 if survey is None else survey.active} connections fresh"
 
     async def beat(self) -> None:
         """Beat until cancelled."""

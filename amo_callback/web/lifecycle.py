@@ -62,7 +62,7 @@ class Service:
     private: str
     services: Services
     died: asyncio.Future[None]
-    """Ends with `TaskDied` where the refresher does, or the courier of notices."""
+    """Ends with `TaskDied` where the refresher does, the surveyor, or the courier of notices."""
     stop: Callable[[], None]
     """Begin nothing new from now on: what a signal does first."""
     reloader: Reloader
@@ -99,13 +99,15 @@ async def open_service(
     flight is stored.
     """
     async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        observer = _both(observer, metrics)
         cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
         process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         store = await stack.enter_async_context(
             open_store(settings.storage.url, folder=home.folder, clock=clock, process=process)
         )
         await check_canary(store, cipher)
-        amo = await stack.enter_async_context(open_client(settings, clock))
+        amo = await stack.enter_async_context(open_client(settings, clock, observer))
         files = Rescue(home.rescue)
         await asyncio.to_thread(files.open)
         custody = make_custody(
@@ -143,7 +145,7 @@ async def open_service(
             users=users,
             custody=custody,
             clock=clock,
-            metrics=Metrics(),
+            metrics=metrics,
         )
         heart = Heart(
             supervisor=supervisor or Notifier({}, pid=0),
@@ -161,6 +163,8 @@ async def open_service(
         await stack.enter_async_context(draining(custody))
         await stack.enter_async_context(draining(connecting.connect))
         await stack.enter_async_context(running(custody.refresher, name="refresher", observer=observer, died=died))
+        await custody.surveyor.look()  # before anybody may ask what it has seen
+        await stack.enter_async_context(running(custody.surveyor, name="surveyor", observer=observer, died=died))
         apps = make_apps(settings, services, log)
         public = await stack.enter_async_context(
             open_door(
@@ -216,6 +220,16 @@ def _takers(api_keys: ApiKeys, connecting: Connecting) -> Mapping[str, Taker]:
         connecting.limits.change(unproven=fresh.limits.unproven, window=fresh.limits.window)
 
     return {"api.keys": take_keys, "limits.unproven": take_limits, "limits.window": take_limits}
+
+
+def _both(log: Observer, metrics: Metrics) -> Observer:
+    """Let what happens be told, and counted."""
+
+    def observe(event: Event) -> None:
+        log(event)
+        metrics(event)
+
+    return observe
 
 
 def _connected(custody: Custody) -> None:

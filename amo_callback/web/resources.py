@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from amo_callback.connect.completion import Connect
     from amo_callback.custody.build import Custody
     from amo_callback.custody.refresher import Refresher
+    from amo_callback.custody.surveyor import Surveyor
     from amo_callback.ports import Clock, Observer, Store
 
 
@@ -40,7 +41,7 @@ async def check_canary(store: Store, cipher: Cipher) -> None:
 
 
 @asynccontextmanager
-async def open_client(settings: Settings, clock: Clock) -> AsyncIterator[AmoClient]:
+async def open_client(settings: Settings, clock: Clock, observer: Observer) -> AsyncIterator[AmoClient]:
     """Talk to AMO, at the rate that it allows."""
     pace = Pace(per_second=settings.amo.requests_per_second, clock=clock)
     try:
@@ -56,6 +57,7 @@ async def open_client(settings: Settings, clock: Clock) -> AsyncIterator[AmoClie
                 ),
                 pace=pace,
                 clock=clock,
+                observer=observer,
                 timeout=settings.amo.timeout,
                 default_domain=settings.amo.default_domain,
                 allowed_domains=settings.amo.allowed_domains,
@@ -100,7 +102,7 @@ async def open_courier(
 
 @asynccontextmanager
 async def running(
-    loop: Refresher | Courier, *, name: str, observer: Observer, died: asyncio.Future[None]
+    loop: Refresher | Courier | Surveyor, *, name: str, observer: Observer, died: asyncio.Future[None]
 ) -> AsyncIterator[None]:
     """Run a loop; `died` fails where it ends before it was told to."""
     task = asyncio.create_task(loop.run(), name=name)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
+import pytest
+
 from amo_callback.web.health import Readiness
+from tests.builders import a_survey
 from tests.fakes import FailingStore, FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from amo_callback.custody.build import Custody
     from amo_callback.ports import Store
+    from amo_callback.store.sqlite import SqliteStore
+    from amo_callback.survey import Survey
     from tests.conftest import Running
 
 
@@ -23,7 +30,7 @@ async def test_both_doors_say_that_the_process_lives(app: Running) -> None:
         assert (answer.status, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_a_working_service_is_ready(app: Running) -> None:
+async def test_a_working_service_is_ready_from_its_first_answer_on(app: Running) -> None:
     """Store readable, refresher beating: 200, with a word about each, and no key needed."""
     answer = await app.private("/readyz", key=None)
     assert answer.status == 200
@@ -51,57 +58,80 @@ async def test_a_refresher_that_does_not_beat_is_not_ready(app: Running) -> None
 
 
 class Beat:
-    """A refresher of a given age, and nothing wrong with the rest."""
+    """A custody of which a test says how it does."""
 
     beat_age = 0.0
+    in_flight = 0
     refused: str | None = None
     held = False
     frozen = None
     names: Sequence[str] = ()
+    last: Survey | None = a_survey()
+    age: float | None = 0.0
+    seconds: float | None = 0.0
+    trouble: str | None = None
 
     @property
     def refresher(self) -> Beat:
         return self
 
-    breaker = unsaved = freezer = refresher
+    breaker = unsaved = freezer = surveyor = keeper = refresher
 
 
-async def test_the_oldest_beat_follows_the_poll_interval(store: Store, clock: FakeClock) -> None:
+def _readiness(store: object, custody: object, *, poll_interval: float = 5) -> Readiness:
+    return Readiness(
+        store=cast("Store", store),
+        custody=cast("Custody", custody),
+        poll_interval=poll_interval,
+        notices_delivered=False,
+    )
+
+
+async def test_the_oldest_beat_follows_the_poll_interval(store: Store) -> None:
     """At a slow poll interval the loop may be silent for three of them."""
     beat = Beat()
-    readiness = Readiness(store=store, custody=cast("Custody", beat), clock=clock, poll_interval=60)
+    readiness = _readiness(store, beat, poll_interval=60)
     for age, ok in ((0.0, True), (180.0, True), (180.1, False)):
         beat.beat_age = age
-        assert (await readiness.checks())["refresher"]["ok"] is ok
+        assert readiness.checks()["refresher"]["ok"] is ok
 
 
-async def test_a_store_that_is_away_is_not_ready(store: Store, clock: FakeClock) -> None:
-    """Away, or without an answer for two seconds."""
-    failing = FailingStore(store, clock)
-    failing.away = {"ping"}
-    readiness = Readiness(store=cast("Store", failing), custody=cast("Custody", Beat()), clock=clock, poll_interval=5)
-    assert (await readiness.checks())["store"] == {"ok": False, "detail": "store_unavailable"}
+def test_before_anything_was_seen_it_is_not_ready() -> None:
+    """What is not known yet is not said to be good."""
+    beat = Beat()
+    beat.last, beat.trouble = None, "not looked at yet"
+    checks = _readiness(None, beat).checks()
+    assert checks["store"] == {"ok": False, "detail": "not looked at yet"}
+    assert checks["fresh"] == {"ok": False, "detail": "not known: not looked at yet"}
 
 
-async def test_a_store_that_hangs_is_not_ready(clock: FakeClock) -> None:
-    """Readiness itself is never late."""
+def test_what_was_seen_before_the_store_fell_silent_is_not_believed() -> None:
+    """A good result that is too old is no good result."""
+    beat = Beat()
+    beat.trouble = "last looked at 31 s ago"
+    checks = _readiness(None, beat).checks()
+    assert checks["store"] == {"ok": False, "detail": "last looked at 31 s ago"}
+    assert checks["fresh"] == {"ok": False, "detail": "not known: last looked at 31 s ago"}
 
-    class Hanging:
-        async def ping(self) -> None:
-            await clock.sleep(3600)
 
-        async def fleet(self, **_: object) -> None:
-            await clock.sleep(3600)
+def test_a_store_that_can_be_read_and_not_written_is_not_ready(clock: FakeClock) -> None:
+    """The last write tells, at once."""
+    failing = FailingStore(cast("Store", None), clock)
+    failing.failing = "SQLITE_FULL"
+    assert _readiness(failing, Beat()).checks()["store"] == {"ok": False, "detail": "cannot be written: SQLITE_FULL"}
 
-    readiness = Readiness(store=cast("Store", Hanging()), custody=cast("Custody", Beat()), clock=clock, poll_interval=5)
-    checking = asyncio.create_task(readiness.checks())
-    await clock.until_sleeping(2)
-    clock.advance(2)
-    assert (await checking)["store"] == {"ok": False, "detail": "no answer within 2 s"}
+
+@pytest.mark.parametrize(("fresh", "ok"), [(0, False), (1, False), (2, True), (3, True)])
+def test_half_of_the_active_connections_must_hold_a_live_token(store: Store, fresh: int, ok: bool) -> None:  # noqa: FBT001
+    """Fewer, and it is not ready, whatever else works."""
+    beat = Beat()
+    beat.last = a_survey(active=3, fresh=fresh)
+    told = {"ok": ok, "detail": f"{fresh} of 3 active connections hold a live token"}
+    assert _readiness(store, beat).checks()["fresh"] == told
 
 
 async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None:
-    """What breaks below a running service reaches its readiness."""
+    """What breaks below a running service reaches its readiness with the next look."""
 
     def lose() -> None:
         database = sqlite3.connect(app.folder / "amo-callback.db")
@@ -109,5 +139,42 @@ async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None
         database.close()
 
     await asyncio.to_thread(lose)
+    await app.service.services.custody.surveyor.look()
     answer = await app.private("/readyz", key=None)
     assert (answer.status, answer.json()["checks"]["store"]["ok"]) == (503, False)
+
+
+@asynccontextmanager
+async def _stuck(store: Store) -> AsyncIterator[None]:
+    """Let a read of the store end no sooner than the block."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        go_on.wait(30)
+
+    reader = cast("SqliteStore", store)._database._reader  # noqa: SLF001 -- because only a dying disk does it from outside
+    await reader.create_function("wait", 0, wait)
+    reading = asyncio.create_task(reader.execute_fetchall("SELECT wait()"))
+    await asyncio.to_thread(begun.wait)
+    try:
+        yield
+    finally:
+        go_on.set()
+        await reading
+
+
+async def test_a_store_that_is_stuck_keeps_nobody_waiting(app: Running) -> None:
+    """While nothing can be read, whoever asks how the service does is answered, and told."""
+    surveyor = app.service.services.custody.surveyor
+    async with _stuck(app.service.services.store):
+        looking = asyncio.create_task(surveyor.look())
+        await app.clock.until_sleeping(2)
+        app.clock.advance(2)
+        await looking
+        answer = await app.private("/readyz", key=None)
+        assert answer.status == 503
+        assert answer.json()["checks"]["store"] == {"ok": False, "detail": "no answer for 2 s"}
+        assert 'amo_callback_check_ok{check="store"} 0.0' in (await app.private("/metrics", key=None)).text
+    await surveyor.look()
+    assert (await app.private("/readyz", key=None)).status == 200

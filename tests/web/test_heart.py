@@ -51,6 +51,7 @@ class Body:
             unsaved=SimpleNamespace(at_risk=False, names=[]),
             breaker=SimpleNamespace(refused=None, held=False),
             freezer=SimpleNamespace(frozen=None),
+            surveyor=SimpleNamespace(last=SimpleNamespace(active=42)),
         )
 
     async def ping(self) -> None:
@@ -126,7 +127,7 @@ async def test_it_says_once_a_minute_how_it_is() -> None:
     async with _beating(watchdog=None) as made:
         for _ in range(11):
             await made.beat(10.0)
-        assert made.supervisor.heard("STATUS=keeps tokens fresh") == 2
+        assert made.supervisor.heard("STATUS=keeps 42 connections fresh") == 2
 
 
 async def test_it_says_what_is_wrong() -> None:

@@ -6,34 +6,110 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import API_KEY, READ_KEY
+from amo_callback.amo.sandbox.faults import Fault
+from tests.conftest import API_KEY, HOST, READ_KEY
 
 if TYPE_CHECKING:
     from tests.conftest import Running
 
 
-def _samples(text: str) -> dict[tuple[str, str], float]:
+async def _scrape(app: Running) -> dict[str, float]:
+    """Return each sample that is not zero, under its name with the values of its labels."""
+    answer = await app.private("/metrics", key=None)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
     return {
-        (sample.name, sample.labels.get("outcome", "")): sample.value
-        for family in text_string_to_metric_families(text)
+        " ".join([sample.name, *sample.labels.values()]).strip(): sample.value
+        for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
+        if sample.value
+    }
+
+
+async def _count(app: Running, name: str) -> dict[str, float]:
+    """Return the samples of one counter."""
+    counter = f"amo_callback_{name}_total"
+    return {
+        key.removeprefix(counter).strip(): value
+        for key, value in (await _scrape(app)).items()
+        if key.split(" ")[0] == counter
     }
 
 
 async def test_hand_outs_and_refused_keys_are_counted(app: Running) -> None:
-    """In Prometheus's text, without a key; no account, key or token is in it."""
+    """By what was handed out, or why nothing was."""
     connection = await app.connected()
     for _ in range(3):
         await app.private(f"/connections/{connection}/token")
     for _ in range(2):
         await app.private(f"/connections/{connection}/token", key="wrong" * 10)
-    answer = await app.private("/metrics", key=None)
-    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
-    found = _samples(answer.text)
-    assert found["amo_callback_tokens_handed_out_total", "fresh"] == 3
-    assert found["amo_callback_tokens_handed_out_total", "stale"] == 0
-    assert found["amo_callback_api_keys_refused_total", ""] == 2
-    assert not any(word in answer.text for word in (connection, API_KEY, str(app.amo.account.id)))
+    await app.private("/connections/account:1/token")
+    app.amo.sandbox.faults.add(Fault.UNPAID)
+    await app.private(f"/connections/{connection}/refresh", method="POST")
+    assert await _count(app, "hand_outs") == {"fresh": 3, "not_found": 1, "amo_refused": 1}
+    assert await _count(app, "refreshes") == {"failed account_refused": 1}
+    assert await _count(app, "api_keys_refused") == {"": 2}
+
+
+async def test_refreshes_are_counted_by_how_they_ended(app: Running) -> None:
+    """One that succeeds, and one whose token another system has spent."""
+    connection, services = await app.connected(), app.service.services
+    await app.private(f"/connections/{connection}/refresh", method="POST")
+    stored = await services.store.connection(connection)
+    pair = None if stored is None else services.cipher.pair_of(stored)
+    assert pair is not None
+    app.amo.spend(grant_type="refresh_token", refresh_token=pair.refresh_token)
+    await app.private(f"/connections/{connection}/refresh", method="POST")
+    assert await _count(app, "refreshes") == {"succeeded": 1, "given_up revoked": 1}
+    assert (await _scrape(app))["amo_callback_refresh_duration_seconds_count"] == 2
+
+
+async def test_requests_to_amo_are_counted_by_their_answers(app: Running) -> None:
+    """With how long they took."""
+    connection = await app.connected()
+    await app.private(f"/connections/{connection}/refresh", method="POST")
+    found = await _count(app, "amo_requests")
+    assert found == {"exchange 2xx": 1, "refresh 2xx": 1}
+    assert (await _scrape(app))["amo_callback_amo_request_duration_seconds_count exchange"] == 1
+
+
+async def test_callbacks_are_counted_by_what_became_of_them(app: Running) -> None:
+    """Also those that never came to AMO; a prefetch is none."""
+    await app.connected()
+    await app.callback(f"error=access_denied&state=s&referer={HOST}")
+    await app.callback("")
+    await app.callback(app.query(), headers={"Sec-Purpose": "prefetch"})
+    await app.callback("code=x&state=s&referer=evil.example.com")
+    assert await _count(app, "callbacks") == {
+        "connected": 1,
+        "access_denied": 1,
+        "missing_code": 1,
+        "account_not_allowed": 1,
+    }
+
+
+async def test_how_the_service_does_is_told(app: Running) -> None:
+    """Checks, connections by their status, what is due, the nearest ends; notices not, where nobody receives them."""
+    connection = await app.connected()
+    await app.service.services.custody.surveyor.look()
+    found = await _scrape(app)
+    assert found["amo_callback_check_ok store"] == 1
+    assert found["amo_callback_connections active"] == 1
+    stored = await app.service.services.store.connection(connection)
+    assert stored is not None
+    assert stored.access_expires_at is not None
+    assert found["amo_callback_access_token_next_expiry_timestamp_seconds"] == stored.access_expires_at.timestamp()
+    assert not any(name.startswith("amo_callback_notices") for name in found)
+
+
+async def test_a_scrape_names_nobody(app: Running) -> None:
+    """No account, host, key, token or connection is in it, whatever has happened."""
+    connection = await app.connected()
+    await app.private(f"/connections/{connection}/token")
+    await app.private("/connections/account:777123777/token", key="wrong" * 10)
+    await app.callback(f"error=quite_another&state=s&referer={HOST}")
+    text = (await app.private("/metrics", key=None)).text
+    for word in (connection, API_KEY, str(app.amo.account.id), "amocrm", "777123777", "wrong", "quite_another"):
+        assert word not in text
 
 
 async def test_metrics_may_ask_for_a_key(run: Any) -> None:

@@ -10,14 +10,14 @@ from amo_callback.clock import rfc3339
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import Unreadable
 from amo_callback.machine import machine_mark
-from amo_callback.store.survey import open_survey
+from amo_callback.store.inspection import open_inspection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from amo_callback.cli.local import Place
-    from amo_callback.store.survey import SealedPair, Survey
+    from amo_callback.store.inspection import Inspection, SealedPair
 
     ProgressOf = Callable[[int], AbstractContextManager[Callable[[int], None]]]
     """Shows how many are done of so many."""
@@ -31,13 +31,13 @@ def check_database(place: Place, *, progress: ProgressOf) -> Iterator[Finding]:
     if not place.database.exists():
         yield _missing(place)
         return
-    with open_survey(place.database) as survey:
-        found = _state(survey, place)
+    with open_inspection(place.database) as inspected:
+        found = _state(inspected, place)
         yield found
-        if not 0 < survey.schema() <= survey.known_schema:
+        if not 0 < inspected.schema() <= inspected.known_schema:
             return
-        yield from _keys(survey, place, progress)
-        yield _frozen(survey, place)
+        yield from _keys(inspected, place, progress)
+        yield _frozen(inspected, place)
 
 
 def check_rescue(place: Place) -> Iterator[Finding]:
@@ -64,8 +64,8 @@ def _missing(place: Place) -> Finding:
     )
 
 
-def _state(survey: Survey, place: Place) -> Finding:
-    schema, known = survey.schema(), survey.known_schema
+def _state(inspected: Inspection, place: Place) -> Finding:
+    schema, known = inspected.schema(), inspected.known_schema
     if schema == 0:
         return fail("store", f"{place.database} is no database of amo-callback", fix="mend storage.url")
     if schema > known:
@@ -74,13 +74,13 @@ def _state(survey: Survey, place: Place) -> Finding:
             f"{place.database} is of a newer amo-callback (schema {schema}, known here: {known})",
             fix="install that version, or restore an older backup",
         )
-    if not survey.is_whole():
+    if not inspected.is_whole():
         return fail(
             "store",
             f"{place.database} is damaged",
             fix="stop the service, and restore a backup: amo-callback restore FILE",
         )
-    told = f"{place.database}, {survey.count():,} connections"
+    told = f"{place.database}, {inspected.count():,} connections"
     if schema < known:
         return warn(
             "store",
@@ -90,9 +90,9 @@ def _state(survey: Survey, place: Place) -> Finding:
     return ok("store", f"{told}, schema {schema}")
 
 
-def _keys(survey: Survey, place: Place, progress: ProgressOf) -> Iterator[Finding]:
+def _keys(inspected: Inspection, place: Place, progress: ProgressOf) -> Iterator[Finding]:
     keys = place.settings.storage.encryption_keys.get_secret_value().split()
-    canary = survey.canary()
+    canary = inspected.canary()
     if canary is not None:
         try:
             Cipher(keys).check_canary(canary)
@@ -103,15 +103,15 @@ def _keys(survey: Survey, place: Place, progress: ProgressOf) -> Iterator[Findin
                 fix="give the keys that it was written with; or is it another installation's database?",
             )
             return
-    yield _pairs(survey, keys, progress)
+    yield _pairs(inspected, keys, progress)
 
 
-def _pairs(survey: Survey, keys: list[str], progress: ProgressOf) -> Finding:
+def _pairs(inspected: Inspection, keys: list[str], progress: ProgressOf) -> Finding:
     """Open every pair; of each only whether it opens is kept."""
     newest, every = Cipher(keys[:1]), Cipher(keys)
     older, unreadable, some, done = 0, 0, list[str](), 0
-    with progress(survey.count()) as advance:
-        for pair in survey.pairs():
+    with progress(inspected.count()) as advance:
+        for pair in inspected.pairs():
             if not _opens(newest, pair):
                 if len(keys) > 1 and _opens(every, pair):
                     older += 1
@@ -139,8 +139,8 @@ def _opens(cipher: Cipher, pair: SealedPair) -> bool:
     return True
 
 
-def _frozen(survey: Survey, place: Place) -> Finding:
-    frozen, machine = survey.frozen(), survey.machine()
+def _frozen(inspected: Inspection, place: Place) -> Finding:
+    frozen, machine = inspected.frozen(), inspected.machine()
     if frozen is not None:
         return warn(
             "frozen",

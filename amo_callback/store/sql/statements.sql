@@ -152,6 +152,35 @@ SELECT
     (SELECT count(*) FROM connections WHERE status = 'active' AND access_expires_at > :now) AS fresh,
     (SELECT count(*) FROM connections WHERE status = 'needs_reauth' AND died_at > :since) AS died;
 
+-- name: survey
+-- Each count is made in an index alone: no connection is read, however many there are. The engine is told which, where
+-- it would choose another. What is frozen is not due, and nobody wonders that its access token has expired.
+SELECT * FROM (
+    SELECT
+        count(*) AS active,
+        count(*) FILTER (WHERE access_expires_at > :now) AS fresh,
+        min(refresh_expires_at) AS next_deadline
+    FROM connections INDEXED BY connections_by_deadline WHERE status = 'active'
+), (
+    SELECT
+        count(*) FILTER (WHERE access_expires_at <= :now) AS expired,
+        min(access_expires_at) AS next_expiry,
+        count(*) FILTER (WHERE next_refresh_at <= :now AND NOT all_frozen) AS due,
+        count(*) FILTER (WHERE next_refresh_at <= :late AND NOT all_frozen) AS overdue
+    FROM (SELECT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen),
+        connections INDEXED BY connections_by_due
+    WHERE status = 'active' AND frozen_at IS NULL
+), (
+    SELECT json_group_object(name, number) AS not_active FROM (
+        SELECT COALESCE(reason, status) AS name, count(*) AS number
+        FROM connections INDEXED BY connections_by_status WHERE status <> 'active' GROUP BY status, reason
+    )
+), (
+    SELECT count(*) AS waiting, min(at) AS waiting_since FROM outbox WHERE parked_at IS NULL
+), (
+    SELECT count(*) AS parked FROM outbox WHERE parked_at IS NOT NULL
+);
+
 -- name: claim
 -- Of the very row that was read. What an open attempt was spending whose lease has ended may be spent.
 UPDATE connections SET

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
+from amo_callback.errors import AmoCallbackError
 from amo_callback.identity import Scope
 from amo_callback.web.keys import CLOCK, HANDOUT, LOG, METRICS, SETTINGS
 from amo_callback.web.operation import Time
@@ -17,9 +18,10 @@ from amo_callback.web.private.authorization import require
 from amo_callback.web.private.bodies import read_body
 from amo_callback.web.private.operation import HANDS_OUT, operation
 from amo_callback.web.private.parameters import WHOLE, Query, read_query
+from amo_callback.web.private.problems import Code, problem_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
     from datetime import datetime
 
     from amo_callback.custody.handout import HandedOut
@@ -104,7 +106,8 @@ async def token(request: web.Request) -> web.Response:
     """Hand out a connection's access token, refreshed first where it has too little life left."""
     key = require(request, Scope.TOKEN)
     query = read_query(request, TokenQuery) if request.query_string else _DEFAULTS
-    handed_out = await request.app[HANDOUT].token(request.match_info["id"], min_ttl=query.min_ttl)
+    taking = request.app[HANDOUT].token(request.match_info["id"], min_ttl=query.min_ttl)
+    handed_out = await _counted(request, taking)
     return _hand_out(request, key, handed_out)
 
 
@@ -115,8 +118,24 @@ async def refresh(request: web.Request) -> web.Response:
     """Refresh a connection's pair now, and hand out its access token; never a stale one."""
     key = require(request, Scope.TOKEN)
     body = await read_body(request, RefreshBody, wanted=_WANTED)
-    handed_out = await request.app[HANDOUT].refresh(request.match_info["id"], rejected=body.rejected_access_token)
+    taking = request.app[HANDOUT].refresh(request.match_info["id"], rejected=body.rejected_access_token)
+    handed_out = await _counted(request, taking)
     return _hand_out(request, key, handed_out)
+
+
+async def _counted(request: web.Request, taking: Awaitable[HandedOut]) -> HandedOut:
+    """Count what comes of a hand-out."""
+    metrics = request.app[METRICS]
+    try:
+        handed_out = await taking
+    except AmoCallbackError as error:
+        metrics.handed_out(problem_of(error, settings=request.app[SETTINGS]).code)
+        raise
+    except Exception:
+        metrics.handed_out(Code.INTERNAL_ERROR)
+        raise
+    metrics.handed_out("stale" if handed_out.stale else "fresh")
+    return handed_out
 
 
 def _hand_out(request: web.Request, key: ApiKey, handed_out: HandedOut) -> web.Response:
@@ -128,7 +147,6 @@ def _hand_out(request: web.Request, key: ApiKey, handed_out: HandedOut) -> web.R
         stale=stale,
         reason=handed_out.reason,
     )
-    app[METRICS].handed_out(stale=stale)
     endpoint = app[SETTINGS].amo.endpoint
     shape = token_shape(handed_out.connection, handed_out.pair, now=app[CLOCK].now(), endpoint=endpoint)
     if stale:

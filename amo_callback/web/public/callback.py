@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from amo_callback.errors import AmoCallbackError
 from amo_callback.grant import Arrival, Redirect, Visit
-from amo_callback.web.keys import AMO, AUTHORIZATIONS, CONNECT, LOG, PROXIES, SETTINGS
+from amo_callback.web.keys import AMO, AUTHORIZATIONS, CONNECT, LOG, METRICS, PROXIES, SETTINGS
 from amo_callback.web.operation import Reply
 from amo_callback.web.public.look import is_prefetch, without_work
 from amo_callback.web.public.operation import PAGES, PREFETCH, TEXT, TO_APP, page_operation
@@ -72,6 +72,7 @@ async def callback(request: web.Request) -> web.Response:
     except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
         request.app[LOG].error("http.bug", exc_info=bug)
         return await _fail(request, way, redirect, error="auth_failed")
+    request.app[METRICS].called_back(outcome.error or outcome.status.value)
     state = redirect.state if redirect.state == outcome.state else await _handed_back(request, redirect.state)
     return lead_back(request, way, outcome=outcome, state=state)
 
@@ -87,6 +88,7 @@ def _visit(request: web.Request, code: bytes, redirect: Redirect) -> Visit:
 
 
 async def _fail(request: web.Request, way: Way, redirect: Redirect, *, error: str) -> web.Response:
+    request.app[METRICS].called_back(error)
     return fail(request, way, error=error, state=await _handed_back(request, redirect.state))
 
 

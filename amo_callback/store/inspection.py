@@ -30,7 +30,7 @@ class SealedPair:
 
 
 @contextmanager
-def open_survey(path: Path) -> Iterator[Survey]:
+def open_inspection(path: Path) -> Iterator[Inspection]:
     """Open a database file that is there; raises `StoreUnavailable`, and so does whoever looks into it.
 
     Where the service runs it is opened for reading. Where none does, a reader would make the files of the write-ahead
@@ -43,10 +43,10 @@ def open_survey(path: Path) -> Iterator[Survey]:
     with closing(database):
         with _told():
             database.execute("PRAGMA query_only = ON")
-        yield Survey(database)
+        yield Inspection(database)
 
 
-class Survey:
+class Inspection:
     """What a database holds. Nothing but pages is kept in memory."""
 
     def __init__(self, database: sqlite3.Connection) -> None:

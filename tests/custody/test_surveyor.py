@@ -1,0 +1,145 @@
+"""The look at all connections that monitoring is answered from."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from amo_callback.custody.surveyor import Surveyor
+from amo_callback.errors import StoreUnavailable
+from tests.builders import a_survey
+
+if TYPE_CHECKING:
+    from amo_callback.ports import Store
+    from amo_callback.survey import Survey
+    from tests.conftest import Running
+    from tests.fakes import FakeClock, Witness
+
+
+class Told:
+    """A store that tells what a test says, when it says it."""
+
+    def __init__(self) -> None:
+        self.asked: list[asyncio.Future[Survey]] = []
+        self.error: Exception | None = None
+        self.waits = False
+
+    async def survey(self, **_: object) -> Survey:
+        answer: asyncio.Future[Survey] = asyncio.get_running_loop().create_future()
+        self.asked.append(answer)
+        if self.error is not None:
+            raise self.error
+        if not self.waits:
+            answer.set_result(a_survey(active=len(self.asked)))
+        return await answer
+
+
+class Post:
+    """A surveyor, and what is around it."""
+
+    def __init__(self, clock: FakeClock, witness: Witness) -> None:
+        self.clock, self.witness, self.store = clock, witness, Told()
+        self.surveyor = Surveyor(store=cast("Store", self.store), clock=clock, observer=witness)
+
+
+@pytest.fixture
+def post(clock: FakeClock, witness: Witness) -> Post:
+    return Post(clock, witness)
+
+
+def test_nothing_is_known_before_the_first_look(post: Post) -> None:
+    """Neither good nor bad: it says that nobody has looked."""
+    assert (post.surveyor.last, post.surveyor.age) == (None, None)
+    assert post.surveyor.trouble == "not looked at yet"
+
+
+async def test_what_was_seen_grows_old(post: Post) -> None:
+    """It is good for half a minute, and from then on not to be relied on."""
+    await post.surveyor.look()
+    assert (post.surveyor.last, post.surveyor.age, post.surveyor.trouble) == (a_survey(active=1), 0.0, None)
+    post.clock.advance(30)
+    assert post.surveyor.trouble is None
+    post.clock.advance(1)
+    assert post.surveyor.trouble == "last looked at 31 s ago"
+
+
+async def _silence(post: Post) -> None:
+    looking = asyncio.create_task(post.surveyor.look())
+    await post.clock.until_sleeping(2)
+    post.clock.advance(2)
+    await looking
+
+
+async def test_a_silent_store_is_asked_once(post: Post) -> None:
+    """However often it is looked at, one question waits; the last answer stays, and how long it is silent is told."""
+    await post.surveyor.look()
+    post.store.waits = True
+    for seconds in (2, 4):
+        await _silence(post)
+        assert post.surveyor.trouble == f"no answer for {seconds} s"
+    assert len(post.store.asked) == 2
+    assert (post.surveyor.last, post.surveyor.age) == (a_survey(active=1), 4.0)
+
+
+async def test_an_answer_that_is_late_is_as_old_as_its_question(post: Post) -> None:
+    """It counts from when it was asked for: what it tells is from then."""
+    post.store.waits = True
+    await _silence(post)
+    post.clock.advance(1)
+    post.store.asked[0].set_result(a_survey(active=7))
+    await post.surveyor.look()
+    assert (post.surveyor.last, post.surveyor.age, post.surveyor.trouble) == (a_survey(active=7), 3.0, None)
+    assert post.surveyor.seconds == 3.0
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble", "told"),
+    [
+        (StoreUnavailable("SQLITE_IOERR"), "store_unavailable", []),
+        (ZeroDivisionError("secret"), "a bug", ["survey.failed"]),
+    ],
+    ids=["away", "bug"],
+)
+async def test_a_look_that_fails_is_told_and_followed_by_the_next(
+    post: Post, error: Exception, trouble: str, told: list[str]
+) -> None:
+    """The loop outlives it, what was seen before stays, and its text goes nowhere."""
+    await post.surveyor.look()
+    post.store.error = error
+    await post.surveyor.look()
+    assert (post.surveyor.trouble, post.surveyor.last) == (trouble, a_survey(active=1))
+    assert post.witness.names() == told
+    post.store.error = None
+    await post.surveyor.look()
+    assert (post.surveyor.trouble, post.surveyor.last) == (None, a_survey(active=3))
+
+
+async def test_it_looks_every_ten_seconds_until_it_is_stopped(post: Post) -> None:
+    """With nobody asking; and it ends at once, also where the store is silent."""
+    running = asyncio.create_task(post.surveyor.run())
+    for looks in range(3):
+        await post.clock.until_sleeping(10)
+        assert len(post.store.asked) == looks
+        post.clock.advance(10)
+    await post.clock.until_sleeping(10)
+    post.store.waits = True
+    post.clock.advance(10)
+    await post.clock.until_sleeping(2)
+    post.surveyor.stop()
+    post.clock.advance(2)
+    await running
+    assert post.surveyor.stopped
+    assert post.store.asked[-1].cancelled()
+
+
+async def test_the_running_service_looks_by_itself(app: Running) -> None:
+    """A connection is in the next look."""
+    surveyor = app.service.services.custody.surveyor
+    before = surveyor.last
+    assert before == a_survey(active=0, fresh=0, next_expiry=None, next_deadline=None)
+    await app.connected()
+    while surveyor.last == before:
+        await app.clock.until_sleeping(10)
+        app.clock.advance(10)

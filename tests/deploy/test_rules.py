@@ -1,0 +1,85 @@
+"""The alert rules: that they are good Prometheus, that each fires where it should, and that each tells what to do."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from amo_callback.observe.metrics import Metrics
+from tests.builders import a_standing, a_survey
+from tests.fakes import START
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+RULES = ROOT / "amo_callback" / "deploy" / "prometheus-rules.yml"
+CASES = HERE / "prometheus-rules.test.yml"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROMTOOL = shutil.which("promtool")
+
+ALERTS = re.findall(
+    r"^      - alert: (\w+)\n((?:(?!      - alert: ).*\n)*)", RULES.read_text(encoding="utf-8"), re.MULTILINE
+)
+
+
+def _promtool(*arguments: str) -> None:
+    command = [str(PROMTOOL), *arguments]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)  # noqa: S603 -- because it is the tool that a test asks
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+
+
+@needs_promtool
+def test_the_rules_are_good_prometheus() -> None:
+    """Prometheus takes them."""
+    _promtool("check", "rules", str(RULES))
+
+
+@needs_promtool
+def test_each_alert_fires_where_it_should_and_nowhere_else() -> None:
+    """The cases beside this file come out as they say."""
+    _promtool("test", "rules", str(CASES))
+
+
+def test_each_alert_has_a_case() -> None:
+    """No alert is written that was never seen to fire."""
+    assert ALERTS
+    told = set(re.findall(r"\bAmoCallback\w+", CASES.read_text(encoding="utf-8")))
+    assert told == {name for name, _ in ALERTS}
+
+
+@pytest.mark.parametrize(("name", "rule"), ALERTS, ids=[name for name, _ in ALERTS])
+def test_each_alert_says_how_bad_it_is_and_what_to_do(name: str, rule: str) -> None:
+    """A severity, a summary, an action, and a row in the README."""
+    assert re.search(r"labels: \{severity: (critical|warning)\}", rule)
+    assert "summary: " in rule
+    assert "action: " in rule
+    assert f"| `{name}` |" in README
+
+
+def test_the_readme_tells_of_no_other_alert() -> None:
+    """Each row there is one of the rules."""
+    assert set(re.findall(r"^\| `(AmoCallback\w+)` \|", README, re.MULTILINE)) == {name for name, _ in ALERTS}
+
+
+def _exposed() -> set[str]:
+    text = Metrics().text(a_standing(survey=a_survey(waiting_since=START))).decode()
+    return {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE amo_callback_")}
+
+
+def test_the_readme_names_every_metric_and_no_other() -> None:
+    """Its table is what `/metrics` exposes."""
+    told = re.findall(r"^\| `(amo_callback_\w+)", README, re.MULTILINE)
+    assert sorted(told) == sorted(_exposed())
+
+
+def test_the_rules_ask_for_metrics_that_there_are() -> None:
+    """A metric that was renamed would leave an alert silent for ever."""
+    asked = set(re.findall(r"\bamo_callback_\w+(?=\{| |\[|$)", "\n".join(rule for _, rule in ALERTS)))
+    assert asked
+    assert asked <= _exposed()
