@@ -31,6 +31,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.config import Door
 from amo_callback.config_load import find_config
 from amo_callback.errors import ConfigurationError
+from amo_callback.machine import machine_mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -114,18 +115,20 @@ def _findings(options: argparse.Namespace, environ: Mapping[str, str], clock: Cl
     yield ok("configuration", f"{config or 'the environment'} can be used")
     yield from guarded("configuration", check_words(place.settings))
     # As the owner of the database: root would leave files there that the service could not open.
+    # What reads no file of his is done before: Python loads modules late, and he may not be able to read them.
+    machine = machine_mark(place.database)
     with acting_as_owner(place.database) if place.database.parent.exists() else nullcontext():
-        yield from _local(place, clock)
+        yield from _local(place, clock, machine=machine)
     yield from asyncio.run(_others(place, environ, clock=clock, patience=options.timeout))
 
 
-def _local(place: Place, clock: Clock) -> Iterator[Finding]:
+def _local(place: Place, clock: Clock, *, machine: str) -> Iterator[Finding]:
     yield from guarded("disk", check_disk(place))
 
     def progress(total: int) -> Progress:
         return Progress("opening pairs", total=total, stream=sys.stderr, monotonic=clock.monotonic)
 
-    yield from guarded("store", check_database(place, progress=progress))
+    yield from guarded("store", check_database(place, machine=machine, progress=progress))
     yield from guarded("rescue", check_rescue(place))
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +17,7 @@ from tests.e2e.process import command
 from tests.e2e.stage import staged
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from tests.e2e.stage import Stage
 
@@ -109,17 +112,31 @@ async def test_options_that_mean_nothing_are_refused(arguments: tuple[str, ...],
     assert (await command("check", *arguments, folder=tmp_path))[0] == 2
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Give a folder that another user can reach, as pytest's own may not be."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield Path(name)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at what is another's")
-async def test_root_leaves_nothing_beside_the_database(tmp_path: Path, encryption_key: str) -> None:
-    """Checked as root while nobody serves: the folder holds what it held, and all of it is its owner's."""
-    async with staged(tmp_path, encryption_key, access=600, accounts=1) as stage:
-        _settle(stage, tmp_path)
+async def test_root_looks_as_the_owner_of_the_database(folder: Path, encryption_key: str) -> None:
+    """Nothing of root's is left beside it, and what its owner cannot read is told though root could."""
+    async with staged(folder, encryption_key, access=600, accounts=1) as stage:
+        _settle(stage, folder)
         async with stage.serving() as process:
             await process.until("service.started")
-        for path in (tmp_path, *tmp_path.rglob("*")):
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+        for path in (folder, *folder.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
-        tmp_path.chmod(0o755)
-        before = sorted(tmp_path.rglob("*"))
-        await _checked(stage)
-        assert sorted(tmp_path.rglob("*")) == before
+        before = sorted(folder.rglob("*"))
+        _, told = await _checked(stage)
+        verdicts = {one["check"]: one["verdict"] for one in told["findings"]}
+        assert (verdicts["store"], verdicts["keys"], verdicts["rescue"]) == ("ok", "ok", "ok")
+        assert sorted(folder.rglob("*")) == before
         assert {path.stat().st_uid for path in before} == {NOBODY}
+        os.chown(folder / "rescue", 0, 0)
+        status, told = await _checked(stage)
+        [rescue] = [one for one in told["findings"] if one["check"] == "rescue"]
+        assert (status, rescue["told"]) == (1, "could not be looked at: PermissionError: Permission denied")

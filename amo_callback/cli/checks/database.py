@@ -9,7 +9,6 @@ from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.clock import rfc3339
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import Unreadable
-from amo_callback.machine import machine_mark
 from amo_callback.store.inspection import open_inspection
 
 if TYPE_CHECKING:
@@ -26,8 +25,11 @@ _NAMED = 5
 _THAW = "amo-callback connections thaw --all"
 
 
-def check_database(place: Place, *, progress: ProgressOf) -> Iterator[Finding]:
-    """Look into the database without making, upgrading or writing one; `progress` shows how many pairs are opened."""
+def check_database(place: Place, *, machine: str, progress: ProgressOf) -> Iterator[Finding]:
+    """Look into the database without making, upgrading or writing one.
+
+    `machine` is the name of this place; `progress` shows how many pairs are opened.
+    """
     if not place.database.exists():
         yield _missing(place)
         return
@@ -37,7 +39,7 @@ def check_database(place: Place, *, progress: ProgressOf) -> Iterator[Finding]:
         if not 0 < inspected.schema() <= inspected.known_schema:
             return
         yield from _keys(inspected, place, progress)
-        yield _frozen(inspected, place)
+        yield _frozen(inspected, machine)
 
 
 def check_rescue(place: Place) -> Iterator[Finding]:
@@ -139,7 +141,7 @@ def _opens(cipher: Cipher, pair: SealedPair) -> bool:
     return True
 
 
-def _frozen(inspected: Inspection, place: Place) -> Finding:
+def _frozen(inspected: Inspection, here: str) -> Finding:
     frozen, machine = inspected.frozen(), inspected.machine()
     if frozen is not None:
         return warn(
@@ -147,7 +149,7 @@ def _frozen(inspected: Inspection, place: Place) -> Finding:
             f"nothing is spent since {rfc3339(frozen.at)}: {frozen.why}",
             fix=f"once nobody else works with these tokens: {_THAW}",
         )
-    if machine is not None and machine != machine_mark(place.database):
+    if machine is not None and machine != here:
         return warn(
             "frozen",
             "it was last served on another machine or in another folder: it will be frozen when it is served here",

@@ -42,7 +42,7 @@ def _place(folder: Path, *keys: str) -> Place:
 
 
 def _check(place: Place) -> dict[str, tuple[Verdict, str]]:
-    return _by_name(guarded("store", check_database(place, progress=_progress)))
+    return _by_name(guarded("store", check_database(place, machine=machine_mark(place.database), progress=_progress)))
 
 
 def _by_name(findings: Iterator[Finding]) -> dict[str, tuple[Verdict, str]]:
@@ -86,7 +86,7 @@ async def test_beside_the_service_it_is_only_read(place: Place) -> None:
     """Whoever serves it goes on writing while it is looked at, and what he wrote is seen."""
     async with open_store(f"sqlite:///{NAME}", folder=place.folder, clock=FakeClock()) as store:
         await save(store, a_connection(9))  # its pair is no sealed one
-        findings = check_database(place, progress=_progress)
+        findings = check_database(place, machine=machine_mark(place.database), progress=_progress)
         found = {finding.check: finding for finding in [next(findings), next(findings)]}
         await store.freeze_all(why="meanwhile")
         frozen = next(findings)

@@ -152,6 +152,13 @@ async def test_nobody_else_is_answered(method: str, question: str, app: Running,
     assert probe.HEADER not in answer.headers
 
 
+async def test_only_a_look_is_answered(app: Running, encryption_key: str) -> None:
+    """What does work says nothing of who sent it, whoever asks."""
+    headers = {probe.HEADER: probe.ask(Cipher([encryption_key]), nonce=NONCE)}
+    answers = [await app.public(f"{BASE}/callback", method=method, headers=headers) for method in ("GET", "HEAD")]
+    assert [probe.HEADER in answer.headers for answer in answers] == [False, True]
+
+
 def test_an_answer_to_another_question_is_none(encryption_key: str) -> None:
     """A cache in between may have kept it."""
     cipher = Cipher([encryption_key])
