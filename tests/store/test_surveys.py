@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from tests.fakes import START
 if TYPE_CHECKING:
     from amo_callback.ports import Store
     from amo_callback.survey import Survey
+    from tests.fakes import FakeClock
 
 MINUTE = timedelta(minutes=1)
 
@@ -92,12 +92,12 @@ async def test_what_is_frozen_is_not_due(store: Store) -> None:
     assert (found.active, found.due, found.overdue, found.expired) == (2, 0, 0, 1)
 
 
-async def test_notices_wait_or_are_parked(store: Store) -> None:
+async def test_notices_wait_or_are_parked(store: Store, clock: FakeClock) -> None:
     """They are counted apart, and of those that wait the oldest is told."""
     stored = await save(store, a_connection())
-    frozen = dataclasses.replace(stored)
     for _ in range(2):
-        await store.doubt(await now(store, frozen), events=[_change(frozen.id)])
+        await store.doubt(await now(store, stored), events=[_change(stored.id)])
+        clock.advance(60)
     found = await _survey(store)
     assert (found.waiting, found.waiting_since, found.parked) == (2, START, 0)
     [notice] = await store.claim_notices(now=START, until=START + MINUTE, lease="lease", limit=1)
