@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 
 def test_none_is_made(tmp_path: Path) -> None:
     """Where there is no database, or it goes away at this moment, there is none afterwards."""
-    with pytest.raises(StoreUnavailable), open_inspection(tmp_path / "amo-callback.db") as survey:
-        survey.schema()
+    with pytest.raises(StoreUnavailable), open_inspection(tmp_path / "amo-callback.db") as inspected:
+        inspected.schema()
     assert list(tmp_path.iterdir()) == []
