@@ -16,13 +16,15 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource  # noqa: 
 from pydantic_settings.exceptions import SettingsError
 from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
-from amo_callback.config import PREFIX, Settings
+from amo_callback.config import PREFIX, Server, Settings
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 CONFIG_VARIABLE = "AMO_CALLBACK_CONFIG"
+CREDENTIALS_PREFIX = "amo-callback_"
+"""What systemd puts before the names of the files of a folder: `LoadCredential=amo-callback:/folder`."""
 DEFAULT_PATHS = (Path("config.toml"), Path("/etc/amo-callback/config.toml"))
 SECRETS = frozenset({"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "api.keys", "notify.secret"})
 """The settings that are secret; each may be a file of that name."""
@@ -80,6 +82,32 @@ def secrets_in(path: Path) -> Sequence[str]:
     return sorted(name for name in SECRETS if _value(toml, *name.split(".")) is not None)
 
 
+def load_server(path: Path) -> Server:
+    """Load what the file says of the doors, whatever else is still missing; raises `ConfigurationError`."""
+    try:
+        return Server.model_validate(_read_toml(path).get("server", {}))
+    except ValidationError as error:
+        raise ConfigurationError(*_explain(error, section="server")) from None
+
+
+def secrets_folder(path: Path, server: Server) -> Path | None:
+    """Return where the secret files are, if the file says so."""
+    return None if server.secrets is None else _beside(path, server.secrets)
+
+
+def given_keys(path: Path, secrets: Path) -> frozenset[str]:
+    """Return which keys the file and the secret files hold, as `section.key`; raises `ConfigurationError`."""
+    sources = [_read_toml(path), _read_secrets(secrets) if secrets.is_dir() else {}]
+    return frozenset(
+        f"{section}.{key}"
+        for source in sources
+        for section, content in source.items()
+        if isinstance(content, dict)
+        for key, value in content.items()
+        if value != ""
+    )
+
+
 def storage_folder(path: Path | None, environ: Mapping[str, str]) -> Path:
     """Return where relative storage paths start: `$STATE_DIRECTORY`, else beside the configuration file."""
     state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
@@ -134,7 +162,7 @@ def _read_secrets(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{folder}: the secrets cannot be read: {error.strerror}") from None
     for file in files:
-        section, dot, key = file.name.partition(".")
+        section, dot, key = file.name.removeprefix(CREDENTIALS_PREFIX).partition(".")
         if dot and section in Settings.model_fields and key and file.is_file():
             try:
                 found.setdefault(section, {})[key] = file.read_text(encoding="utf-8").strip()
@@ -169,11 +197,11 @@ def _unknown_sections(environ: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, *, section: str | None = None) -> list[str]:
     """Return one line for each problem: key, what was given (never a secret), what is wanted."""
     lines = []
     for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"])
+        key = ".".join(str(part) for part in ((section,) if section else ()) + problem["loc"])
         text = str(problem["msg"]).removeprefix("Value error, ")
         if problem["type"] == "missing":
             lines.append(f"{key}: is missing; {_how_to_give(key)}")

@@ -16,7 +16,7 @@ FLOORS = [
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook", "probe"},
     {"config_load", "custody", "amo", "store", "observe"},
-    {"connect", "transfer", "notices", "rotation"},
+    {"connect", "transfer", "notices", "rotation", "deploy"},
     {"web"},
     {"cli"},
 ]

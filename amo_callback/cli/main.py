@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from amo_callback import __version__
-from amo_callback.cli import check, connections, copies, demo, keys, notices, serve
+from amo_callback.cli import check, connections, copies, demo, keys, notices, serve, systemd
 from amo_callback.errors import AmoCallbackError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     notices.add_to(commands)
     copies.add_to(commands)
     keys.add_to(commands)
+    systemd.add_to(commands)
     keygen = commands.add_parser("keygen", help="print a new encryption key")
     keygen.set_defaults(run=_keygen)
     version = commands.add_parser("version", help="print the version")

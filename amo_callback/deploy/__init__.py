@@ -1,0 +1,1 @@
+"""What an installation needs beside the package: units for systemd, an example for nginx, rules for Prometheus."""

@@ -1,0 +1,102 @@
+"""What an installation would write, compared with what is there."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amo_callback.deploy.units import SYSUSERS, UNITS, Installation, render
+from amo_callback.disk import sync
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+UNIT_FOLDER = Path("etc/systemd/system")
+SYSUSERS_FILE = Path("etc/sysusers.d/amo-callback.conf")
+
+
+class Change(StrEnum):
+    """What writing a file does."""
+
+    NEW = "written"
+    REPLACED = "replaced"
+    NONE = "unchanged"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """A file to write, and what is there now."""
+
+    path: Path
+    content: str = field(repr=False)
+    there: str | None = field(repr=False)
+
+    @property
+    def change(self) -> Change:
+        """What writing it does."""
+        if self.there is None:
+            return Change.NEW
+        return Change.NONE if self.there == self.content else Change.REPLACED
+
+    def diff(self) -> str:
+        """Return what writing it changes, as `diff -u` shows it."""
+        before, after = ((text or "").splitlines(keepends=True) for text in (self.there, self.content))
+        return "".join(difflib.unified_diff(before, after, fromfile=f"{self.path}", tofile=f"{self.path} (new)"))
+
+
+def planned(installation: Installation, *, root: Path) -> Sequence[File]:
+    """Return the files of an installation below `root`."""
+    files = [(root / UNIT_FOLDER / name, name) for name in UNITS] + [(root / SYSUSERS_FILE, SYSUSERS)]
+    return [File(path=path, content=render(name, installation), there=_there(path)) for path, name in files]
+
+
+def installed_units(root: Path) -> Sequence[Path]:
+    """Return the units that are there."""
+    return [path for name in UNITS if (path := root / UNIT_FOLDER / name).is_file()]
+
+
+def write(files: Iterable[File]) -> None:
+    """Write what differs, each file all at once: systemd may read it at any moment."""
+    for file in files:
+        if file.change is Change.NONE:
+            continue
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.path.with_name(f".{file.path.name}.new")
+        beside.write_text(file.content, encoding="utf-8")
+        beside.chmod(0o644)
+        beside.replace(file.path)
+
+
+def _there(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+
+def keep_secret(folder: Path, name: str, value: str) -> None:
+    """Write a secret into a file of its own that root alone may read, all at once."""
+    beside = folder / f".{name}.new"
+    beside.unlink(missing_ok=True)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(f"{value}\n")
+    sync(beside)
+    beside.replace(folder / name)
+    sync(folder)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and see to it that it and its files are root's alone, or whose this process is."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path, mode in [(folder, 0o700), *((file, 0o600) for file in folder.iterdir() if file.is_file())]:
+        if not path.is_symlink():
+            os.chown(path, os.geteuid(), os.getegid())
+            path.chmod(mode)

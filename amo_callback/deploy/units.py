@@ -1,0 +1,136 @@
+"""The files of this folder, filled in for one installation: pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import resources
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SERVICE = "amo-callback.service"
+SOCKETS = ("amo-callback-public.socket", "amo-callback-private.socket")
+UNITS = (*SOCKETS, SERVICE)
+SYSUSERS = "amo-callback.sysusers"
+CONFIG = Path("/etc/amo-callback/config.toml")
+
+_UNIX = "unix:"
+_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/srv", "/boot", "/mnt", "/media", "/dev", "/proc")  # noqa: S108 -- because the unit hides it
+"""What the unit does not let the service see."""
+_LIBRARIES = ("/usr/lib", "-/usr/lib64", "-/lib", "-/lib64")
+_TOOLS = ("/bin/kill",)
+_PLAIN = re.compile(r"/[A-Za-z0-9._/+@~-]*")
+"""A path that means in a unit what it says: no specifier, no quotation, no second word."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interpreter:
+    """The Python that runs, and the virtual environment that it runs in."""
+
+    venv: Path
+    base: Path
+    """Where the environment was made from (`sys.base_prefix`)."""
+    executable: Path
+    """The binary itself, behind all links."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Installation:
+    """What the units name."""
+
+    interpreter: Interpreter
+    config: Path
+    credentials: Path
+    public: str
+    private: str
+
+
+def names() -> list[str]:
+    """Return the names of the files that can be printed."""
+    files = (entry.name for entry in resources.files(__package__).iterdir() if entry.is_file())
+    return sorted(name for name in files if not name.endswith(".py"))
+
+
+def find(name: str) -> str | None:
+    """Return the file that a name means: its own, or it without its ending where that fits one alone."""
+    known = names()
+    fitting = [one for one in known if one == name] or [one for one in known if one.rpartition(".")[0] == name]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def text_of(name: str) -> str:
+    """Return a file of this folder as it lies there."""
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
+
+
+def render(name: str, installation: Installation) -> str:
+    """Return a file, filled in; raises `ConfigurationError` for what a unit cannot say."""
+    text = text_of(name)
+    return text.format_map(_values(installation)) if name in UNITS else text
+
+
+def check_places(installation: Installation) -> None:
+    """Raise `ConfigurationError` where the service would not see its own program."""
+    python = installation.interpreter
+    problems = [
+        f"{path}: is hidden from the service ({hidden}): make the virtual environment with /usr/bin/python3, under /opt"
+        for path in dict.fromkeys((python.venv, python.executable))
+        if (hidden := _hidden(path))
+    ]
+    if python.venv == python.base:
+        problems.append(
+            f"{python.venv}: is no virtual environment, and all of it would have to be executable: "
+            "make one with /usr/bin/python3, under /opt"
+        )
+    if hidden := _hidden(installation.config):
+        problems.append(f"{installation.config}: is hidden from the service ({hidden}): put it into {CONFIG.parent}")
+    if problems:
+        raise ConfigurationError(*problems)
+
+
+def _hidden(path: Path) -> str | None:
+    return next((folder for folder in _HIDDEN if path.is_relative_to(folder)), None)
+
+
+def _values(installation: Installation) -> Mapping[str, str]:
+    return {
+        "venv": _plain(installation.interpreter.venv),
+        "config": _plain(installation.config),
+        "credentials": _plain(installation.credentials),
+        "executable": " ".join(_executable(installation.interpreter)),
+        "public": _stream("public", installation.public),
+        "private": _stream("private", installation.private),
+    }
+
+
+def _executable(python: Interpreter) -> list[str]:
+    """Return what `ExecPaths=` has to name, so that `NoExecPaths=/` leaves the service able to start."""
+    ours = [_plain(python.venv), _plain(python.executable)]
+    if python.base != Path("/usr"):
+        ours.append(f"{_plain(python.base)}/lib")
+    return [*dict.fromkeys((*ours, *_LIBRARIES, *_TOOLS))]
+
+
+def _stream(door: str, address: str) -> str:
+    """Return an address of the configuration as `ListenStream=` takes it: no names of hosts."""
+    if address.startswith(_UNIX):
+        return _plain(Path(address.removeprefix(_UNIX)))
+    host, _, port = address.rpartition(":")
+    host = "127.0.0.1" if host == "localhost" else host.strip("[]")
+    try:
+        numbers = ip_address(host)
+    except ValueError:
+        raise ConfigurationError(f"server.{door}: {address!r}: systemd listens at addresses, not at names") from None
+    return f"[{numbers}]:{port}" if numbers.version == 6 else f"{numbers}:{port}"
+
+
+def _plain(path: Path) -> str:
+    if not _PLAIN.fullmatch(str(path)):
+        raise ConfigurationError(f"{str(path)!r}: a unit needs absolute paths of letters, digits and . _ / + @ ~ -")
+    return str(path)
