@@ -90,7 +90,7 @@ def load_server(path: Path) -> Server:
         raise ConfigurationError(*_explain(error, section="server")) from None
 
 
-def secrets_folder(path: Path, server: Server) -> Path | None:
+def configured_secrets(path: Path, server: Server) -> Path | None:
     """Return where the secret files are, if the file says so."""
     return None if server.secrets is None else _beside(path, server.secrets)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.cipher import new_key
 from amo_callback.config import Server
-from amo_callback.config_load import given_keys, load_server, load_settings, secrets_folder
+from amo_callback.config_load import configured_secrets, given_keys, load_server, load_settings
 from amo_callback.deploy import plan, units
 from amo_callback.deploy.plan import Change
 from amo_callback.errors import CommandFailed, ConfigurationError
@@ -143,7 +143,7 @@ def _installation(interpreter: units.Interpreter, *, config: Path, there: Path |
     return units.Installation(
         interpreter=interpreter,
         config=config,
-        credentials=secrets_folder(config, server) or config.parent / "credentials",
+        credentials=configured_secrets(config, server) or config.parent / "credentials",
         public=server.public,
         private=server.private,
     )

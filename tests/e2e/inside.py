@@ -1,0 +1,246 @@
+"""What is run inside a booted machine, with amo-callback and none of its tests at hand: one command each."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import http.client
+import json
+import mmap
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HOST = "reforyou.amocrm.ru"
+FOLDER = "run/probe"
+
+
+def main(command: str, *arguments: str) -> int:
+    """Run a command."""
+    run: dict[str, Callable[..., int]] = {"amo": _amo, "ask": _ask, "load": _load, "probe": _probe}
+    return run[command](*arguments)
+
+
+# --- the stand-in for AMO ------------------------------------------------------------------------
+
+
+def _amo(address: str, redirect_uri: str) -> int:
+    from amo_callback.amo.sandbox.app import Sandbox  # noqa: PLC0415 -- because probes run without it
+    from amo_callback.amo.sandbox.vendor import Lives, SandboxIntegration, Vendor  # noqa: PLC0415 -- the same
+    from amo_callback.clock import SystemClock  # noqa: PLC0415 -- the same
+    from amo_callback.observe.log import make_logger  # noqa: PLC0415 -- the same
+    from amo_callback.web.doors import open_door  # noqa: PLC0415 -- the same
+
+    async def serve() -> None:
+        clock = SystemClock()
+        integration = SandboxIntegration(redirect_uri=redirect_uri)
+        vendor = Vendor(integration=integration, now=clock.now, lives=Lives(access=3600))
+        vendor.open_account(HOST)
+        log = make_logger(level="error", style="json", stream=sys.stderr)
+        async with open_door(Sandbox(vendor, clock=clock).app(), address, name="amo", clock=clock, log=log):
+            await asyncio.Event().wait()
+
+    asyncio.run(serve())
+    return 0
+
+
+# --- a client ------------------------------------------------------------------------------------
+
+
+def _ask(method: str, url: str, *headers: str) -> int:
+    """Print one answer as JSON."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=20)
+    path = parts.path + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request(method, path, headers=dict(header.split(": ", 1) for header in headers))
+        answer = connection.getresponse()
+    except OSError as error:
+        print(json.dumps({"status": 0, "text": str(error), "headers": {}}))  # noqa: T201 -- because it is read
+        return 0
+    told = {"status": answer.status, "text": answer.read().decode(), "headers": dict(answer.getheaders())}
+    print(json.dumps(told))  # noqa: T201 -- because it is read
+    return 0
+
+
+def _load(url: str, clients: str, *headers: str) -> int:
+    """Ask without a pause until the standard input ends, half over kept connections; print what became of it."""
+    parts = urlsplit(url)
+    lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", *headers]
+    counts: Counter[str] = Counter()
+
+    async def client(*, keep: bool) -> None:
+        kind = "kept" if keep else "new"
+        request = "\r\n".join([*lines, f"Connection: {'keep-alive' if keep else 'close'}", "", ""]).encode()
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        while not ended.is_set():
+            counts[f"{kind}_made"] += 1
+            try:
+                streams = streams or await asyncio.open_connection(parts.hostname, parts.port)
+                again = await _exchange(*streams, request)
+            except (OSError, EOFError, ValueError):
+                counts[f"{kind}_lost"] += 1
+                again = False
+            if not again and streams is not None:
+                streams[1].close()
+                streams = None
+        if streams is not None:
+            streams[1].close()
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(0, ended.set)
+        await asyncio.gather(*(client(keep=bool(number % 2)) for number in range(int(clients))))
+
+    ended = asyncio.Event()
+    asyncio.run(run())
+    print(json.dumps(counts))  # noqa: T201 -- because it is read
+    return 0
+
+
+async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bool:
+    """Send a request, read its answer, and return whether the connection may be used again."""
+    writer.write(request)
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    if " 200 " not in head.split("\r\n")[0]:
+        raise ValueError(head)
+    length = next(line for line in head.split("\r\n") if line.startswith("content-length:"))
+    await reader.readexactly(int(length.partition(":")[2]))
+    return "connection: close" not in head
+
+
+# --- what a service is not to be able to do ------------------------------------------------------
+
+libc = ctypes.CDLL(None, use_errno=True)
+_DELETE_MODULE = {"aarch64": 106}.get(os.uname().machine, 176)
+
+
+def _probe(*names: str) -> int:
+    """Try things, each in a process of its own; print for each whether the kernel did it, or let it come to that."""
+    print(json.dumps({name: _tried(name) for name in names or PROBES}))  # noqa: T201 -- because it is read
+    return 0
+
+
+def _tried(name: str) -> str:
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        try:
+            PROBES[name]()
+            told = "done"
+        except OSError as error:
+            told = errno.errorcode.get(error.errno or 0, "unknown")
+        os.write(writer, told.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        return answer.read()
+
+
+def _call(name: str, *arguments: Any, reached: tuple[int, ...] = ()) -> None:
+    """Call the kernel; some calls are made wrong, so that they change nothing where they are `reached`."""
+    if getattr(libc, name)(*arguments) == -1 and (number := ctypes.get_errno()) not in reached:
+        raise OSError(number, os.strerror(number))
+
+
+def _own(name: str) -> Path:
+    return Path(os.environ.get("STATE_DIRECTORY", f"/{FOLDER}")) / name
+
+
+def _mount() -> None:
+    target = f"/{FOLDER}".encode()
+    _call("mount", b"none", target, b"tmpfs", 0, None)
+    _call("umount", target)
+
+
+def _run() -> None:
+    subprocess.run(["/bin/true"], check=True)
+
+
+def _socket(family: int) -> None:
+    socket.socket(family, socket.SOCK_RAW).close()
+
+
+def _set_user_id_bit() -> None:
+    path = _own("suid")
+    path.touch()
+    try:
+        path.chmod(0o4700)
+    finally:
+        path.unlink()
+
+
+def _chown() -> None:
+    path = _own("owned")
+    path.touch()
+    try:
+        os.chown(path, os.getuid(), os.getgid())
+    finally:
+        path.unlink()
+
+
+def _gain() -> None:
+    if libc.prctl(39, 0, 0, 0, 0):  # PR_GET_NO_NEW_PRIVS
+        raise PermissionError(errno.EPERM, "no new privileges")
+
+
+def _dump_core() -> None:
+    if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
+        raise PermissionError(errno.EPERM, "no core dumps")
+
+
+def _make_cgroup() -> None:
+    folder = Path("/sys/fs/cgroup/probe")
+    folder.mkdir()
+    folder.rmdir()
+
+
+PROBES: dict[str, Callable[[], object]] = {
+    "write outside": lambda: Path("/var/lib/probe").write_text("x"),
+    "read /root": lambda: Path("/root/.probe").read_text(),
+    "read /srv": lambda: Path("/srv/.probe").read_text(),
+    "read others' /tmp": lambda: Path("/tmp/probe").read_text(),  # noqa: S108 -- because that is what is tried
+    "read the secrets' folder": lambda: list(Path("/etc/amo-callback/credentials").iterdir()),
+    "run a program": _run,
+    "use a device": lambda: Path("/dev/probe").read_bytes(),
+    "see others' processes": lambda: Path("/proc/1").stat(),
+    "see the machine": lambda: Path("/proc/meminfo").read_text(),
+    "tune the kernel": lambda: os.close(os.open("/proc/irq/default_smp_affinity", os.O_RDWR)),
+    "change cgroups": _make_cgroup,
+    "open a netlink socket": lambda: _socket(socket.AF_NETLINK),
+    "open a packet socket": lambda: _socket(socket.AF_PACKET),
+    "map memory to write and execute": lambda: mmap.mmap(-1, 4096, prot=7).close(),
+    "trace": lambda: _call("ptrace", 0, 0, 0, 0),
+    "become another user": lambda: os.setuid(65534),
+    "change an owner": _chown,
+    "mount": _mount,
+    "change the root": lambda: os.chroot("/"),
+    "make a namespace": lambda: _call("unshare", 0x10000000),
+    "set the host's name": lambda: _call("sethostname", None, -1, reached=(errno.EINVAL,)),
+    "set the clock": lambda: _call("clock_settime", 0, (ctypes.c_long * 2)(-1, 0), reached=(errno.EINVAL,)),
+    "read the kernel's log": lambda: _call("klogctl", 10, None, 0),
+    "unload a module": lambda: _call("syscall", _DELETE_MODULE, b"no_such_module", 0, reached=(errno.ENOENT,)),
+    "run in real time": lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)),
+    "choose processors": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+    "set a set-user-id bit": _set_user_id_bit,
+    "change personality": lambda: _call("personality", 0x0040000),
+    "lock memory": lambda: _call("mlock", ctypes.create_string_buffer(1), 1),
+    "use protection keys": lambda: _call("pkey_alloc", 0, 0, reached=(errno.ENOSPC, errno.EINVAL)),
+    "gain privileges": _gain,
+    "dump core": _dump_core,
+}
+
+if __name__ == "__main__":
+    with suppress(BrokenPipeError):
+        sys.exit(main(*sys.argv[1:]))

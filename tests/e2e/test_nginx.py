@@ -1,0 +1,213 @@
+"""The example for nginx, as it is printed, in front of the service and of another backend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from amo_callback.deploy.units import text_of
+from amo_callback.web.doors import open_door
+from tests.conftest import BASE
+from tests.e2e.stage import eventually
+from tests.fakes import ShiftedClock
+from tests.web.phone import WITH_USERS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from tests.conftest import Running
+
+EXAMPLE = text_of("nginx.conf")
+MAIN = """
+daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log error;
+events {{}}
+http {{
+    access_log {folder}/access.log;
+    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+    scgi_temp_path {folder}; uwsgi_temp_path {folder};
+    include {folder}/example.conf;
+}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nginx:
+    """A running nginx, and the folder with its logs."""
+
+    address: str
+    folder: Path
+
+    def logged(self) -> str:
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
+
+
+def _nginx() -> str:
+    found = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin") or shutil.which("nginx")
+    if found is None or shutil.which("openssl") is None:
+        pytest.skip("nginx and openssl are not both installed")
+    return found
+
+
+async def _run(*words: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await process.communicate()
+    return process.returncode or 0, out.decode()
+
+
+async def _written(folder: Path, *, service: str, other: str) -> str:
+    """Write the example with our addresses, logs and certificate into a folder, and return where it listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    made = await _run(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+        "-subj", "/CN=admin.example.com", "-keyout", str(key), "-out", str(certificate),
+    )  # fmt: skip
+    assert made[0] == 0, made
+    text = EXAMPLE
+    for theirs, ours in {
+        "listen 443 ssl;": f"listen {address} ssl;",
+        "/etc/ssl/certs/admin.example.com.pem": str(certificate),
+        "/etc/ssl/private/admin.example.com.key": str(key),
+        "http://127.0.0.1:8080;": f"http://{service};",
+        "http://127.0.0.1:3000;": f"http://{other};",
+        "/var/log/nginx/": f"{folder}/",
+    }.items():
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    (folder / "example.conf").write_text(text, encoding="utf-8")
+    (folder / "nginx.conf").write_text(MAIN.format(folder=folder), encoding="utf-8")
+    return address
+
+
+@asynccontextmanager
+async def _fronted(folder: Path, *, service: str, other: str) -> AsyncIterator[Nginx]:
+    nginx = _nginx()
+    address = await _written(folder, service=service, other=other)
+    process = await asyncio.create_subprocess_exec(nginx, "-p", str(folder), "-c", str(folder / "nginx.conf"))
+    host, _, port = address.partition(":")
+
+    def listens() -> bool:
+        assert process.returncode is None, (folder / "error.log").read_text()
+        with socket.socket() as client:
+            return client.connect_ex((host, int(port))) == 0
+
+    try:
+        await eventually(listens)
+        yield Nginx(address=address, folder=folder)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def _echo(name: str, log: FilteringBoundLogger) -> AsyncIterator[str]:
+    """Serve a backend that tells its name and the addresses that it was told of."""
+
+    async def tell(request: web.Request) -> web.Response:
+        return web.json_response({"name": name, "from": request.headers.getall("X-Forwarded-For", [])})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", tell)
+    async with open_door(app, "127.0.0.1:0", name=name, clock=ShiftedClock(), log=log) as door:
+        yield door.address
+
+
+async def test_nginx_takes_the_example(tmp_path: Path) -> None:
+    """`nginx -t` finds nothing wrong with it, and warns of nothing."""
+    nginx = _nginx()
+    await _written(tmp_path, service="127.0.0.1:8080", other="127.0.0.1:3000")
+    status, told = await _run(nginx, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"))
+    assert status == 0, told
+    assert "warn" not in told
+
+
+async def test_our_routes_pass_and_all_others_are_the_other_backends(app: Running, tmp_path: Path) -> None:
+    """A callback leads back to the app; what the public door does not know comes to the backend of before."""
+    async with (
+        _echo("other", app.quiet) as other,
+        _fronted(tmp_path, service=app.service.public, other=other) as nginx,
+    ):
+        query = app.query()
+        url = URL(f"https://{nginx.address}{BASE}/callback?{query}", encoded=True)
+        async with app.http.get(url, ssl=False, allow_redirects=False) as answer:
+            assert answer.status == 302
+            assert answer.headers["Location"].startswith("foryoure://amo-crm/callback?code=")
+        for path in ("/", "/callback/x", "/connections", "/return/", "/hooks"):
+            async with app.http.get(f"https://{nginx.address}{BASE}{path}", ssl=False) as answer:
+                assert (await answer.json())["name"] == "other", path
+        async with app.http.get(f"https://{nginx.address}{BASE}/return/AbC-dEf_1?x=secret", ssl=False) as answer:
+            assert answer.status == 404
+        logged = nginx.logged()
+    assert f'"GET {BASE}/callback" 302' in logged
+    assert f'"GET {BASE}/return/" 404' in logged
+    code = query.partition("code=")[2].partition("&")[0]
+    assert [secret for secret in (code, "state", "AbC-dEf_1", "secret") if secret in logged] == []
+
+
+async def test_every_route_of_the_public_door_is_let_through(run: Any, tmp_path: Path) -> None:
+    """The pattern in the example has all routes under the base path that the document has, with users and without."""
+    async with run(**WITH_USERS) as app:
+        document = json.loads((await app.private("/openapi.json")).text)
+        paths = [path.replace("{handle}", "h") for path in document["paths"] if path.startswith(BASE)]
+        async with (
+            _echo("other", app.quiet) as other,
+            _echo("service", app.quiet) as service,
+            _fronted(tmp_path, service=service, other=other) as nginx,
+        ):
+            for path in paths:
+                async with app.http.get(f"https://{nginx.address}{path}", ssl=False) as answer:
+                    assert (await answer.json())["name"] == "service", path
+    assert len(paths) == 8
+
+
+async def test_an_address_cannot_be_forged(app: Running, tmp_path: Path) -> None:
+    """What a client writes into X-Forwarded-For is replaced by where it comes from."""
+    async with (
+        _echo("service", app.quiet) as service,
+        _fronted(tmp_path, service=service, other=service) as nginx,
+    ):
+        url = f"https://{nginx.address}{BASE}/callback"
+        async with app.http.get(url, ssl=False, headers={"X-Forwarded-For": "203.0.113.7"}) as answer:
+            assert (await answer.json())["from"] == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("length", [40_000, 200_000], ids=["long", "longer"])
+async def test_what_cannot_be_read_gets_a_page_of_ours_and_is_not_logged(
+    app: Running, tmp_path: Path, length: int
+) -> None:
+    """A request line over nginx's limit is answered for a person, and neither log quotes it."""
+    async with (
+        _echo("service", app.quiet) as service,
+        _fronted(tmp_path, service=service, other=service) as nginx,
+    ):
+        url = URL(f"https://{nginx.address}{BASE}/callback?code=def50200{'a' * length}", encoded=True)
+        async with app.http.get(url, ssl=False) as answer:
+            assert answer.status == 400
+            assert "Go back to the app" in await answer.text()
+        await eventually(lambda: '" 400 ' in nginx.logged())  # written once the client is done
+        assert "def50200" not in nginx.logged()
+
+
+async def test_a_service_that_is_away_leaves_no_code_in_the_log(app: Running, tmp_path: Path) -> None:
+    """Where nobody listens the answer is 502, and nginx's error log does not quote the request."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nobody = f"127.0.0.1:{listener.getsockname()[1]}"
+    async with _fronted(tmp_path, service=nobody, other=nobody) as nginx:
+        async with app.http.get(f"https://{nginx.address}{BASE}/callback?code=def50200", ssl=False) as answer:
+            assert answer.status == 502
+        assert "def50200" not in nginx.logged()

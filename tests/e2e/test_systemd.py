@@ -1,0 +1,295 @@
+"""Under a real systemd: installed from a wheel, run, killed, restarted under load, shut in, and removed.
+
+They need a command that boots one apart from this machine's, named by AMO_CALLBACK_TEST_SYSTEMD, which understands
+`start`, `sh COMMAND…` (inside) and `stop`. The machine is one for all of them; each begins with a running service.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.amo.sandbox.vendor import SandboxIntegration
+from amo_callback.deploy import units
+from tests.e2e.inside import FOLDER, PROBES
+from tests.e2e.lab import AMO, CONFIG, ETC, PRIVATE, PUBLIC, booted, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.e2e.lab import Lab
+
+pytestmark = pytest.mark.timeout(180)  # the first one also builds, installs and boots
+
+UNIT = f"/etc/systemd/system/{units.SERVICE}"
+DROP_IN = "/run/systemd/system/amo-callback.service.d/test.conf"
+SOCKET_DROP_IN = "/run/systemd/system/amo-callback-public.socket.d/test.conf"
+TOKEN = f"http://{PRIVATE}/connections/account:31920194/token"
+RESTARTS = 7
+PYTHON = Path("/usr/bin/python3").resolve()
+STATE = "/var/lib/amo-callback"
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Lab]:
+    """Give a machine with the service installed, a stand-in for AMO beside it, and one account connected."""
+    with booted() as lab:
+        known = SandboxIntegration()
+        lab.write(f"{ETC}/config.toml", CONFIG)
+        lab.write(f"{ETC}/credentials/amo.client_secret", known.client_secret)
+        amo = [lab.python, str(lab.program), "amo", AMO, known.redirect_uri]
+        lab.sh("systemd-run", "--quiet", "--unit=amo", *amo)
+        lab.sh(lab.amo_callback, "systemd", "install")
+        lab.sh("systemctl", "enable", "--now", "amo-callback")
+        until(lambda: lab.ask(f"http://{AMO}/")["status"] == 404)
+        lab.connect()
+        yield lab
+
+
+@pytest.fixture
+def lab(machine: Lab) -> Iterator[Lab]:
+    """Give the machine with its service running, and see to it that the next test gets that, too."""
+    yield machine
+    machine.write(f"{ETC}/config.toml", CONFIG)
+    machine.sh("rm", "-f", DROP_IN, SOCKET_DROP_IN)
+    machine.sh("systemctl", "daemon-reload")
+    if machine.state() != "active":
+        machine.sh("systemctl", "start", "amo-callback")
+
+
+def test_an_installation_answers_and_refreshes(machine: Lab, record_property: Callable[[str, object], None]) -> None:
+    """Installed from a wheel it takes a callback, hands out a token, and gets a new one from AMO when asked to."""
+    times = machine.show(
+        "amo-callback", "ActiveEnterTimestampMonotonic", "InactiveExitTimestampMonotonic", "Type", "NRestarts"
+    )
+    machine.connect()
+    token = json.loads(machine.ask(TOKEN, machine.key())["text"])
+    refreshed = json.loads(machine.ask(TOKEN.replace("/token", "/refresh"), machine.key(), method="POST")["text"])
+    assert (times["Type"], times["NRestarts"]) == ("notify", "0")
+    assert token["account_id"] == refreshed["account_id"] == "31920194"
+    assert token["access_token"] != refreshed["access_token"]
+    began, ready = (int(times[f"{name}TimestampMonotonic"]) for name in ("InactiveExit", "ActiveEnter"))
+    record_property("seconds_to_ready", round((ready - began) / 1e6, 2))
+
+
+def test_the_units_are_in_order_and_shut_in(machine: Lab, record_property: Callable[[str, object], None]) -> None:
+    """Systemd finds nothing wrong with what was installed, and puts its exposure at 1.1 of 10 or lower."""
+    files = [f"/etc/systemd/system/{name}" for name in units.UNITS]
+    verified = machine.sh("systemd-analyze", "verify", "--recursive-errors=no", *files)
+    rated = machine.sh("systemd-analyze", "security", "--offline=true", "--threshold=11", "--no-pager", UNIT)
+    assert verified.out + verified.err == ""
+    record_property("exposure", rated.out.rpartition("service: ")[2].split()[0])
+
+
+def test_a_second_installation_changes_nothing(machine: Lab) -> None:
+    """All files are as they were, secrets too, and the service goes on as the process that it was."""
+    look = [
+        "sh",
+        "-c",
+        f"stat -c '%n %i %Y %a %U' /etc/systemd/system/amo* {ETC} {ETC}/credentials {ETC}/credentials/*",
+    ]
+    before, process = machine.sh(*look).out, machine.show("amo-callback", "MainPID")
+    told = machine.sh(machine.amo_callback, "systemd", "install").out
+    assert (machine.sh(*look).out, machine.show("amo-callback", "MainPID")) == (before, process)
+    assert told.count(": unchanged") == 4
+    secrets = {
+        line.rpartition("/")[2].split()[0]: line.split()[3:] for line in before.splitlines() if "credentials" in line
+    }
+    assert secrets == {
+        "credentials": ["700", "root"],
+        "amo.client_secret": ["600", "root"],
+        "api.keys": ["600", "root"],
+        "storage.encryption_keys": ["600", "root"],
+    }
+
+
+def test_both_doors_queue_four_thousand(machine: Lab) -> None:
+    """The sockets keep the length of queue that they were opened with, though the service listens at them again."""
+    lines = [line.split() for line in machine.sh("ss", "-Hltn").out.splitlines()]
+    queues = {line[3]: line[2] for line in lines}
+    assert (queues[PUBLIC], queues[PRIVATE]) == ("4096", "4096")
+
+
+def test_a_bad_configuration_does_not_restart_for_ever(lab: Lab) -> None:
+    """It ends with the status 78, is failed, and is left at that until somebody mends it."""
+    lab.write(f"{ETC}/config.toml", CONFIG + "\n[log]\nlevel = 'loud'\n")
+    lab.sh("systemctl", "restart", "amo-callback", check=False)
+    until(lambda: lab.state() == "failed")
+    told = lab.show("amo-callback", "ExecMainStatus", "NRestarts", "Result")
+    assert told == {"ExecMainStatus": "78", "NRestarts": "0", "Result": "exit-code"}
+    assert "log.level: 'loud'" in lab.journal()
+
+
+def test_whoever_knocks_does_not_start_a_bad_configuration_for_ever(lab: Lab) -> None:
+    """A waiting caller starts it again, until the door closes; once it is mended, a restart opens the door."""
+    lab.write(SOCKET_DROP_IN, "[Socket]\nTriggerLimitBurst=3\n")
+    lab.sh("systemctl", "daemon-reload")
+    lab.sh("systemctl", "stop", *units.UNITS)
+    lab.write(f"{ETC}/config.toml", CONFIG + "\n[log]\nlevel = 'loud'\n")
+    lab.sh("systemctl", "start", *units.SOCKETS)
+    assert lab.ask(f"http://{PUBLIC}/healthz")["status"] == 0
+    until(lambda: lab.show(units.SOCKETS[0], "Result") == {"Result": "trigger-limit-hit"})
+    until(lambda: lab.state() == "failed")
+    lab.write(f"{ETC}/config.toml", CONFIG)
+    lab.sh("rm", SOCKET_DROP_IN)
+    lab.sh("systemctl", "daemon-reload")
+    lab.sh("systemctl", "restart", "amo-callback")
+    assert lab.ask(f"http://{PUBLIC}/healthz")["status"] == 200
+
+
+def test_a_process_that_stands_still_is_replaced(lab: Lab) -> None:
+    """Where the loop no longer turns, systemd kills the process after WatchdogSec, and a new one answers."""
+    lab.write(DROP_IN, "[Service]\nWatchdogSec=2\n")
+    lab.sh("systemctl", "daemon-reload")
+    lab.sh("systemctl", "restart", "amo-callback")
+    process = lab.show("amo-callback", "MainPID")["MainPID"]
+    lab.sh("kill", "-STOP", process)
+    assert lab.ask(TOKEN, lab.key())["status"] == 200
+    told = lab.show("amo-callback", "MainPID", "NRestarts")
+    assert told["NRestarts"] == "1"
+    assert told["MainPID"] != process
+    assert "Watchdog timeout" in lab.journal()
+
+
+def test_restarts_under_load_lose_no_request(lab: Lab, record_property: Callable[[str, object], None]) -> None:
+    """Whoever comes while the service restarts, on new connections and on kept ones, gets his answer."""
+    key = lab.key()
+    with lab.loaded(TOKEN, clients=16) as counts:
+        for _ in range(RESTARTS):
+            lab.sh("systemctl", "restart", "amo-callback")
+            assert [lab.ask(TOKEN, key)["status"] for _ in range(3)] == [200, 200, 200]
+    for name in ("new_made", "new_lost", "kept_made", "kept_lost"):
+        record_property(name, counts.get(name, 0))
+    assert counts["new_made"] > 100 < counts["kept_made"]
+    assert (counts.get("new_lost", 0), counts.get("kept_lost", 0)) == (0, 0)
+
+
+def test_a_reload_is_told_and_a_secret_changes_with_a_restart(lab: Lab) -> None:
+    """Systemd reads secrets at a start: `reload` leaves the old API key in force, `restart` takes the new one."""
+    path, old = f"{ETC}/credentials/api.keys", lab.sh("cat", f"{ETC}/credentials/api.keys").out
+    before = lab.key()
+    lab.write(path, f"backend:{'n' * 64}\n")
+    try:
+        lab.sh("systemctl", "reload", "amo-callback")
+        until(lambda: "reload.done" in lab.journal())
+        assert lab.state() == "active"
+        assert (lab.ask(TOKEN, before)["status"], lab.ask(TOKEN, lab.key())["status"]) == (200, 401)
+        lab.sh("systemctl", "restart", "amo-callback")
+        assert (lab.ask(TOKEN, before)["status"], lab.ask(TOKEN, lab.key())["status"]) == (401, 200)
+    finally:
+        lab.write(path, old)
+        lab.sh("systemctl", "restart", "amo-callback")
+
+
+def test_the_command_leaves_nothing_of_roots_beside_the_database(lab: Lab) -> None:
+    """Root's commands work on a stopped service's database as its owner, with the secrets that the service has."""
+    lab.sh("systemctl", "stop", *units.UNITS)
+    listed = json.loads(lab.sh(lab.amo_callback, "connections", "list", "--json").out)
+    lab.sh(lab.amo_callback, "connections", "freeze", "--all")
+    lab.sh(lab.amo_callback, "connections", "thaw", "--all")
+    owners = set(lab.sh("find", STATE, "-printf", "%U\n").out.split())
+    assert [each["account_id"] for each in listed] == ["31920194"]
+    assert owners == {lab.sh("id", "-u", "amo-callback").out.strip()}
+
+
+# --- shut in -------------------------------------------------------------------------------------
+
+ALONE = {
+    "write outside": "ProtectSystem=strict",
+    "read /root": "ProtectHome=yes",
+    "read /srv": "InaccessiblePaths=/srv",
+    "read others' /tmp": "PrivateTmp=yes",
+    "read the secrets' folder": "User=amo-callback",
+    "run a program": "NoExecPaths=/",
+    "use a device": "PrivateDevices=yes",
+    "see others' processes": "User=amo-callback ProtectProc=invisible",
+    "see the machine": "ProcSubset=pid",
+    "tune the kernel": "ProtectKernelTunables=yes",
+    "change cgroups": "ProtectControlGroups=yes",
+    "open a netlink socket": "RestrictAddressFamilies=AF_INET",
+    "open a packet socket": "RestrictAddressFamilies=AF_INET",
+    "map memory to write and execute": "MemoryDenyWriteExecute=yes",
+    "trace": "SystemCallFilter=@system-service",
+    "become another user": "SystemCallFilter=~@setuid",
+    "change an owner": "SystemCallFilter=~@chown",
+    "mount": "CapabilityBoundingSet=",
+    "change the root": "CapabilityBoundingSet=",
+    "make a namespace": "RestrictNamespaces=yes",
+    "set the host's name": "ProtectHostname=yes",
+    "set the clock": "ProtectClock=yes",
+    "read the kernel's log": "ProtectKernelLogs=yes",
+    "unload a module": "ProtectKernelModules=yes",
+    "run in real time": "RestrictRealtime=yes",
+    "choose processors": "SystemCallFilter=~@resources",
+    "set a set-user-id bit": "RestrictSUIDSGID=yes",
+    "change personality": "LockPersonality=yes",
+    "lock memory": "SystemCallFilter=~@memlock",
+    "use protection keys": "SystemCallFilter=~@pkey",
+    "gain privileges": "NoNewPrivileges=yes",
+    "dump core": "LimitCORE=0",
+}
+"""What is tried, and the option that forbids it even to root."""
+
+
+@pytest.fixture(scope="module")
+def open_probes(machine: Lab) -> dict[str, str]:
+    """Give what the probes tell in a service of root's without any options."""
+    for path in ("/root/.probe", "/srv/.probe", "/tmp/probe"):  # noqa: S108 -- because that is what is tried
+        machine.write(path, "x")
+    machine.sh("mkdir", "-p", f"/{FOLDER}")
+    machine.sh("mknod", "-m", "666", "/dev/probe", "c", "1", "3")
+    return _probe(machine)
+
+
+@pytest.fixture(scope="module")
+def shut_in_probes(machine: Lab, open_probes: dict[str, str]) -> dict[str, str]:
+    """Give what the probes tell in the unit itself, where they take the place of the service."""
+    assert open_probes
+    program = f"{machine.python} {machine.program} probe"
+    drop_in = f"[Service]\nType=oneshot\nWatchdogSec=0\nRestart=no\nExecStart=\nExecStart={program}\n"
+    machine.write(DROP_IN, f"{drop_in}StandardOutput=truncate:/run/probes.json\n")
+    machine.sh("systemctl", "daemon-reload")
+    machine.sh("systemctl", "restart", "amo-callback")
+    machine.sh("rm", DROP_IN)
+    machine.sh("systemctl", "daemon-reload")
+    machine.sh("systemctl", "restart", "amo-callback")
+    return dict(json.loads(machine.sh("cat", "/run/probes.json").out))
+
+
+def _probe(lab: Lab, *names: str, options: str = "") -> dict[str, str]:
+    properties = [f"--property={option}" for option in options.split(" ") if option]
+    if options.startswith("NoExecPaths"):
+        properties.append(f"--property=ExecPaths={lab.folder} {PYTHON} /usr/lib -/lib -/lib64")
+    run = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", *properties]
+    return dict(json.loads(lab.sh(*run, lab.python, str(lab.program), "probe", *names).out))
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_what_the_unit_forbids_is_forbidden(
+    machine: Lab, open_probes: dict[str, str], shut_in_probes: dict[str, str], name: str
+) -> None:
+    """Each thing can be done without the options; with one of them root cannot, and in the unit nobody can."""
+    if open_probes[name] != "done":
+        pytest.skip(f"this machine forbids it anyway: {open_probes[name]}")
+    alone = _probe(machine, name, options=ALONE[name])
+    assert alone[name] != "done"
+    assert shut_in_probes[name] != "done"
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_uninstalling_removes_the_units_alone(lab: Lab) -> None:
+    """Service and doors go; configuration, secrets and database stay, and a new installation goes on with those."""
+    keys = lab.sh("cat", f"{ETC}/credentials/storage.encryption_keys").out
+    told = lab.sh(lab.amo_callback, "systemd", "uninstall").out
+    assert lab.sh("sh", "-c", "ls /etc/systemd/system | grep amo-callback", check=False).out == ""
+    assert lab.ask(f"http://{PUBLIC}/healthz")["status"] == lab.ask(f"http://{PRIVATE}/healthz")["status"] == 0
+    assert "kept" in told
+    lab.sh(lab.amo_callback, "systemd", "install")
+    lab.sh("systemctl", "enable", "--now", "amo-callback")
+    assert lab.sh("cat", f"{ETC}/credentials/storage.encryption_keys").out == keys
+    assert lab.ask(TOKEN, lab.key())["status"] == 200
