@@ -157,14 +157,14 @@ def booted() -> Iterator[Lab]:
 
 def _install_package(folder: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    steps = [
+    venv = folder / "venv"
+    for step in (
         [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(PROJECT)],
-        ["/usr/bin/python3", "-m", "venv", str(folder / "venv")],
-    ]
-    for step in steps:
+        ["/usr/bin/python3", "-m", "venv", "--without-pip", str(venv)],
+    ):
         assert (done := _run(step)).status == 0, done
     wheel = next(folder.glob("*.whl"))
-    done = _run([f"{folder}/venv/bin/pip", "--disable-pip-version-check", "install", "--quiet", str(wheel)])
+    done = _run([*pip, "--python", str(venv / "bin/python"), "install", "--quiet", str(wheel)])
     assert done.status == 0, done
     shutil.copy(Path(__file__).with_name("inside.py"), folder / "inside.py")
 

@@ -1,0 +1,143 @@
+"""`systemd print`, `install` and `uninstall`, below a folder that stands for a machine."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from amo_callback.cli.systemd import Target, install
+from amo_callback.deploy import units
+from amo_callback.errors import ConfigurationError
+from tests.deploy.test_units import PYTHON
+from tests.e2e.process import command
+
+CONFIG = """
+[server]
+secrets = "credentials"
+public = "127.0.0.1:9080"
+[amo]
+client_id = "c619"
+redirect_uri = "https://admin.example.com/api/amo-crm/callback"
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "etc/amo-callback").mkdir(parents=True)
+    (tmp_path / "etc/amo-callback/config.toml").write_text(CONFIG, encoding="utf-8")
+    return tmp_path
+
+
+def _install(root: Path, *, agreed: bool = False) -> int:
+    target = Target(root=root, real=False)
+    return install(target, interpreter=PYTHON, config=units.CONFIG, agreed=agreed, terminal=False)
+
+
+def _files(root: Path) -> dict[str, tuple[str, int]]:
+    return {
+        str(path.relative_to(root)): (path.read_text(encoding="utf-8"), path.stat().st_mtime_ns)
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_an_installation_writes_units_and_makes_secrets(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Units with the configuration's addresses, keys that nobody is shown; the one secret that is missing is told."""
+    assert _install(root) == 0
+    told = capsys.readouterr().out
+    folder = root / "etc/amo-callback/credentials"
+    made = {path.name: path.read_text(encoding="utf-8").strip() for path in folder.iterdir()}
+    assert set(made) == {"storage.encryption_keys", "api.keys"}
+    assert made["api.keys"].startswith("backend:")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert "ListenStream=127.0.0.1:9080\n" in (root / "etc/systemd/system" / units.SOCKETS[0]).read_text()
+    assert f"{folder}/amo.client_secret: is missing" in told
+    assert told.endswith("next: systemctl enable --now amo-callback\n")
+    assert [secret for secret in made.values() if secret.rpartition(":")[2] in told] == []
+
+
+def test_a_second_installation_changes_nothing(root: Path) -> None:
+    """No file is touched, secrets least of all."""
+    _install(root)
+    before = _files(root)
+    assert _install(root) == 0
+    assert _files(root) == before
+
+
+def test_secrets_that_are_given_elsewhere_are_not_made(root: Path) -> None:
+    """An encryption key in the configuration stays the one: a new one would not open the database."""
+    config = root / "etc/amo-callback/config.toml"
+    config.write_text(CONFIG + '[storage]\nencryption_keys = "given"\n[api]\nkeys = ""\n', encoding="utf-8")
+    _install(root)
+    assert [path.name for path in (root / "etc/amo-callback/credentials").iterdir()] == ["api.keys"]
+
+
+def test_a_unit_that_was_changed_is_not_replaced_without_being_asked(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a matter for a person, or for `--yes`; then the difference is shown."""
+    _install(root)
+    unit = root / "etc/systemd/system" / units.SERVICE
+    ours = unit.read_text(encoding="utf-8")
+    unit.write_text(ours.replace("WatchdogSec=30", "WatchdogSec=90"), encoding="utf-8")
+    before = _files(root)
+    assert _install(root) == 2
+    assert _files(root) == before
+    assert "say --yes" in capsys.readouterr().err
+    assert _install(root, agreed=True) == 0
+    told = capsys.readouterr().out
+    assert "\n-WatchdogSec=90\n+WatchdogSec=30\n" in told
+    assert told.endswith(f"next: systemctl restart {' '.join(units.UNITS)}\n")
+    assert unit.read_text(encoding="utf-8") == ours
+
+
+def test_nothing_is_written_where_it_could_not_run(root: Path) -> None:
+    """A missing configuration, or a bad address in it, is told before any file is made."""
+    config = root / "etc/amo-callback/config.toml"
+    config.write_text('[server]\npublic = "nowhere"\n', encoding="utf-8")
+    before = _files(root)
+    with pytest.raises(ConfigurationError, match=r"server\.public: 'nowhere'"):
+        _install(root)
+    assert _files(root) == before
+    config.unlink()
+    with pytest.raises(ConfigurationError, match=r"copy config\.example\.toml"):
+        _install(root)
+    assert _files(root) == {}
+
+
+async def test_uninstalling_removes_units_alone(root: Path) -> None:
+    """Configuration and secrets are as they were, and are said to be kept; a second time there is nothing to remove."""
+    before = {name: content for name, content in _files(root).items() if "systemd" not in name}
+    _install(root)
+    for expected in (3, 0):
+        status, out, err = await command("systemd", "uninstall", "--root", str(root), folder=root)
+        assert (status, out.count(": removed"), err) == (0, expected, "")
+        assert "are kept" in out
+    assert not list((root / "etc/systemd/system").iterdir())
+    assert before.items() <= _files(root).items()
+    assert len(list((root / "etc/amo-callback/credentials").iterdir())) == 2
+
+
+async def test_every_file_can_be_printed(tmp_path: Path) -> None:
+    """Without a name the names are told; each of them prints its file, the units filled in."""
+    _, listed, _ = await command("systemd", "print", folder=tmp_path)
+    assert listed.split() == units.names()
+    config = ("--config", str(tmp_path / "none.toml"))
+    _, nginx, _ = await command("systemd", "print", "nginx", *config, folder=tmp_path)
+    status, socket, _ = await command("systemd", "print", units.SOCKETS[0], *config, folder=tmp_path)
+    assert nginx == units.text_of("nginx.conf")
+    assert (status, "ListenStream=127.0.0.1:8080\n" in socket) == (0, True)
+    status, out, err = await command("systemd", "print", "nothing", *config, folder=tmp_path)
+    assert (status, out, "nothing: one of " in err) == (2, "", True)
+
+
+async def test_only_root_writes_units(tmp_path: Path) -> None:
+    """Where this is not root on a machine of systemd's, the command says what would be."""
+    if Path("/run/systemd/system").is_dir():
+        pytest.skip("this machine is one that could be installed on")
+    status, out, err = await command("systemd", "install", folder=tmp_path)
+    assert (status, out) == (1, "")
+    assert "--root FOLDER" in err

@@ -1,0 +1,124 @@
+"""The units as they are filled in, and the places that a service could not be in."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from amo_callback.deploy import units
+from amo_callback.errors import ConfigurationError
+
+PYTHON = units.Interpreter(
+    venv=Path("/opt/amo-callback/venv"), base=Path("/usr"), executable=Path("/usr/bin/python3.11")
+)
+HERE = units.Installation(
+    interpreter=PYTHON,
+    config=Path("/etc/amo-callback/config.toml"),
+    credentials=Path("/etc/amo-callback/credentials"),
+    public="127.0.0.1:8080",
+    private="127.0.0.1:8081",
+)
+
+
+def _values(text: str, key: str) -> list[str]:
+    return [line.partition("=")[2] for line in text.splitlines() if line.startswith(f"{key}=")]
+
+
+def test_the_service_names_the_places_of_the_installation() -> None:
+    """What it starts, where its secrets are, and all that may be executed, come from the installation."""
+    text = units.render(units.SERVICE, HERE)
+    assert _values(text, "ExecStart") == [
+        "/opt/amo-callback/venv/bin/amo-callback serve --config /etc/amo-callback/config.toml"
+    ]
+    assert _values(text, "LoadCredential") == ["amo-callback:/etc/amo-callback/credentials"]
+    assert _values(text, "ExecPaths") == [
+        "/opt/amo-callback/venv /usr/bin/python3.11 /usr/lib -/usr/lib64 -/lib -/lib64 /bin/kill"
+    ]
+
+
+def test_a_python_of_its_own_may_load_its_own_libraries() -> None:
+    """An interpreter outside /usr brings libraries along, and they may be executed."""
+    python = dataclasses.replace(PYTHON, base=Path("/opt/python"), executable=Path("/opt/python/bin/python3.13"))
+    text = units.render(units.SERVICE, dataclasses.replace(HERE, interpreter=python))
+    assert "/opt/python/bin/python3.13 /opt/python/lib " in _values(text, "ExecPaths")[0]
+
+
+@pytest.mark.parametrize(
+    ("address", "stream"),
+    [
+        ("127.0.0.1:8080", "127.0.0.1:8080"),
+        ("localhost:8080", "127.0.0.1:8080"),
+        ("[::1]:8080", "[::1]:8080"),
+        ("unix:/run/amo-callback/public.sock", "/run/amo-callback/public.sock"),
+    ],
+)
+def test_a_door_is_where_the_configuration_says(address: str, stream: str) -> None:
+    """Each kind of address is written as systemd reads it, under the name by which the service knows the door."""
+    text = units.render(units.SOCKETS[0], dataclasses.replace(HERE, public=address))
+    assert _values(text, "ListenStream") == [stream]
+    assert _values(text, "FileDescriptorName") == ["public"]
+
+
+def test_a_host_by_name_is_refused() -> None:
+    """Systemd listens at addresses alone, and says so too late."""
+    with pytest.raises(ConfigurationError, match=r"server\.private: 'db\.example:8081'"):
+        units.render(units.SOCKETS[1], dataclasses.replace(HERE, private="db.example:8081"))
+
+
+@pytest.mark.parametrize("path", ["/etc/a b", "/etc/%n", "/etc/$HOME", '/etc/"', "/etc/a\nExecStart=/bin/sh", "etc"])
+def test_a_path_that_would_mean_something_else_is_refused(path: str) -> None:
+    """Blanks, specifiers, variables, quotation and lines of their own do not get into a unit."""
+    with pytest.raises(ConfigurationError, match="absolute paths"):
+        units.render(units.SERVICE, dataclasses.replace(HERE, credentials=Path(path)))
+
+
+@pytest.mark.parametrize("folder", ["/home/me", "/root", "/run/user/1000", "/tmp", "/srv", "/mnt"])  # noqa: S108 -- refused
+@pytest.mark.parametrize("part", ["venv", "executable"])
+def test_what_the_service_cannot_see_is_refused_with_the_remedy(folder: str, part: str) -> None:
+    """A virtual environment or an interpreter where the unit hides it would fail at the start, without a word."""
+    path = Path(folder) / "x"
+    python = dataclasses.replace(PYTHON, venv=path) if part == "venv" else dataclasses.replace(PYTHON, executable=path)
+    with pytest.raises(ConfigurationError, match="with /usr/bin/python3, under /opt") as refused:
+        units.check_places(dataclasses.replace(HERE, interpreter=python))
+    assert refused.value.problems[0].startswith(f"{path}: is hidden from the service")
+
+
+def test_what_the_unit_hides_is_what_is_refused() -> None:
+    """Each folder that the unit makes inaccessible is refused as a place for the program."""
+    for folder in _values(units.text_of(units.SERVICE), "InaccessiblePaths")[0].split():
+        with pytest.raises(ConfigurationError):
+            units.check_places(dataclasses.replace(HERE, config=Path(folder.removeprefix("-")) / "config.toml"))
+    units.check_places(HERE)
+
+
+def test_the_system_s_own_packages_are_no_virtual_environment() -> None:
+    """Without a virtual environment all of /usr would be executable: refused."""
+    with pytest.raises(ConfigurationError, match="no virtual environment"):
+        units.check_places(dataclasses.replace(HERE, interpreter=dataclasses.replace(PYTHON, venv=Path("/usr"))))
+
+
+def test_systemd_finds_nothing_wrong_and_little_exposed(tmp_path: Path) -> None:
+    """The units verify without a word, and the service's exposure is 1.1 or lower (of 10)."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None or not Path("/usr/bin/python3").exists():
+        pytest.skip("systemd-analyze is not installed")
+    for name in units.UNITS:
+        text = units.render(name, HERE).replace("/opt/amo-callback/venv/bin/amo-callback", "/usr/bin/python3")
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    files = [str(tmp_path / name) for name in units.UNITS]
+    rated = [analyze, "security", "--offline=true", "--threshold=11", "--no-pager", files[-1]]
+    for command in ([analyze, "verify", "--recursive-errors=no", *files], rated):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 -- ours
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_file_is_found_with_and_without_its_ending() -> None:
+    """`nginx` is nginx.conf; what fits two files, or none, is not guessed."""
+    assert units.find("nginx") == units.find("nginx.conf") == "nginx.conf"
+    assert units.find("amo-callback") is None
+    assert units.find("../units") is None
+    assert {"nginx.conf", units.SYSUSERS, *units.UNITS} <= set(units.names())
