@@ -113,6 +113,14 @@ def test_environment_wins_over_credentials_over_secret_files_over_toml(tmp_path:
     assert settings.log.access is True
 
 
+def test_a_folder_that_systemd_hands_over_is_read(tmp_path: Path) -> None:
+    """`LoadCredential=` of a folder puts a name before those of its files, which counts for nothing."""
+    (tmp_path / "amo-callback_amo.client_secret").write_text("credentials\n", encoding="utf-8")
+    environ = {name: value for name, value in REQUIRED.items() if not name.endswith("SECRET")}
+    settings = load_settings(None, {**environ, "CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert settings.amo.client_secret.get_secret_value() == "credentials"
+
+
 def test_the_process_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment is a parameter."""
     monkeypatch.setenv("AMO_CALLBACK_APP__NAME", "leaked")

@@ -215,7 +215,6 @@ PROBES: dict[str, Callable[[], object]] = {
     "run a program": _run,
     "use a device": lambda: Path("/dev/probe").read_bytes(),
     "see others' processes": lambda: Path("/proc/1").stat(),
-    "see the machine": lambda: Path("/proc/meminfo").read_text(),
     "tune the kernel": lambda: os.close(os.open("/proc/irq/default_smp_affinity", os.O_RDWR)),
     "change cgroups": _make_cgroup,
     "open a netlink socket": lambda: _socket(socket.AF_NETLINK),
