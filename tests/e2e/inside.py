@@ -207,7 +207,7 @@ def _make_cgroup() -> None:
 
 
 PROBES: dict[str, Callable[[], object]] = {
-    "write outside": lambda: Path("/var/lib/probe").write_text("x"),
+    "write outside": lambda: Path("/var/lib/probe/x").write_text("x"),
     "read /root": lambda: Path("/root/.probe").read_text(),
     "read /srv": lambda: Path("/srv/.probe").read_text(),
     "read others' /tmp": lambda: Path("/tmp/probe").read_text(),  # noqa: S108 -- because that is what is tried

@@ -113,6 +113,15 @@ def test_metrics_have_the_process_s_own_figures(machine: Lab) -> None:
     assert "\nprocess_open_fds " in text
 
 
+def test_the_check_finds_the_service_in_order(machine: Lab) -> None:
+    """Root's `amo-callback check` sees unit, sockets, secrets and database as they are: nothing of them is to mend."""
+    told = json.loads(machine.sh(machine.amo_callback, "check", "--json", check=False).out)
+    found = {one["check"]: one for one in told["findings"]}
+    assert found["systemd"]["told"] == "amo-callback.service is active, its socket listens"
+    ours = ("systemd", "service", "secrets", "disk", "store", "keys")
+    assert {name: found[name]["verdict"] for name in ours} == dict.fromkeys(ours, "ok")
+
+
 def test_both_doors_queue_four_thousand(machine: Lab) -> None:
     """The sockets keep the length of queue that they were opened with, though the service listens at them again."""
     lines = [line.split() for line in machine.sh("ss", "-Hltn").out.splitlines()]
@@ -246,6 +255,7 @@ def open_probes(machine: Lab) -> dict[str, str]:
     for path in ("/root/.probe", "/srv/.probe", "/tmp/probe"):  # noqa: S108 -- because that is what is tried
         machine.write(path, "x")
     machine.sh("mkdir", "-p", f"/{FOLDER}")
+    machine.sh("mkdir", "-m", "777", "/var/lib/probe")
     machine.sh("mknod", "-m", "666", "/dev/probe", "c", "1", "3")
     return _probe(machine)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.cli.readiness import NotUnderstood, Ready, ask_ready
+from amo_callback.deploy import units
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from amo_callback.config import Settings
     from amo_callback.ports import Clock
 
-UNIT = "amo-callback.service"
-SOCKET = "amo-callback.socket"
+UNIT = units.SERVICE
+SOCKET = units.SOCKETS[0]
 _ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result")
 _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generated", "linked", "alias"})
 
