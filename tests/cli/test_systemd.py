@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import pty
 import stat
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,6 +97,37 @@ def test_a_unit_that_was_changed_is_not_replaced_without_being_asked(
     assert "\n-WatchdogSec=90\n+WatchdogSec=30\n" in told
     assert told.endswith(f"next: systemctl restart {' '.join(units.UNITS)}\n")
     assert unit.read_text(encoding="utf-8") == ours
+
+
+ASKING = """
+import sys
+from pathlib import Path
+from amo_callback.cli.systemd import Target, install
+from amo_callback.deploy.units import CONFIG, Interpreter
+python = Interpreter(venv=Path("/opt/x/venv"), base=Path("/usr"), executable=Path("/usr/bin/python3"))
+install(Target(root=Path(sys.argv[1]), real=False), interpreter=python, config=CONFIG, agreed=False, terminal=True)
+"""
+
+
+async def test_the_integration_s_secret_is_asked_for_and_not_shown(root: Path) -> None:
+    """On a terminal a person types it in; it is kept, and is nowhere to be seen."""
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ASKING, str(root), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the other end is closed
+        while chunk := await asyncio.to_thread(os.read, ours, 4096):
+            shown += chunk
+            if shown.endswith(b"(Enter: later): "):
+                os.write(ours, b"the-secret-key\n")
+    os.close(ours)
+    assert await process.wait() == 0
+    secret = root / "etc/amo-callback/credentials/amo.client_secret"
+    assert (secret.read_text(encoding="utf-8"), stat.S_IMODE(secret.stat().st_mode)) == ("the-secret-key\n", 0o600)
+    assert b"the-secret-key" not in shown
+    assert b"still to mend" not in shown
 
 
 def test_nothing_is_written_where_it_could_not_run(root: Path) -> None:
