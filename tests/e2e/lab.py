@@ -23,7 +23,7 @@ from tests.conftest import BASE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-VARIABLE = "AMO_CALLBACK_TEST_SYSTEMD"
+VARIABLE = "TEST_SYSTEMD"
 PROJECT = Path(__file__).parent.parent.parent
 PATIENCE = 30
 ETC = "/etc/amo-callback"

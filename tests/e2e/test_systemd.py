@@ -1,6 +1,6 @@
 """Under a real systemd: installed from a wheel, run, killed, restarted under load, shut in, and removed.
 
-They need a command that boots one apart from this machine's, named by AMO_CALLBACK_TEST_SYSTEMD, which understands
+They need a command that boots one apart from this machine's, named by TEST_SYSTEMD, which understands
 `start`, `sh COMMAND…` (inside) and `stop`. The machine is one for all of them; each begins with a running service.
 """
 
