@@ -31,7 +31,7 @@ ONE_ROOM = {
     "jinja2": {"web.pages.render", "amo.sandbox.app", "cli.demo"},
     "pydantic_settings": {"config", "config_load"},
     "standardwebhooks": {"webhook"},
-    "uvloop": {"cli.serve"},
+    "uvloop": {"cli.loop"},
 }
 CALLERS = {"amo.client", "identity.key_set", "notices.sender"}
 """Where others are asked over HTTP."""

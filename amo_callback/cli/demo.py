@@ -18,7 +18,8 @@ from jinja2 import Environment
 from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.vendor import Lives, SandboxIntegration, Vendor
 from amo_callback.cipher import new_key
-from amo_callback.cli.serve import on_signal, run_loop, until_end
+from amo_callback.cli.loop import run_loop
+from amo_callback.cli.serve import on_signal, until_end
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import load_settings
 from amo_callback.event import Level

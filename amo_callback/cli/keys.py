@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.cli.local import add_config, find_place, open_local
+from amo_callback.cli.loop import run_loop
 from amo_callback.cli.progress import Progress
-from amo_callback.cli.serve import run_loop
 from amo_callback.cli.table import table
 from amo_callback.custody.rescue import Rescue
 from amo_callback.rotation import Rotated, Rotation, Tally

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from amo_callback import __version__
-from amo_callback.cli import check, connections, copies, demo, keys, notices, serve, systemd
 from amo_callback.errors import AmoCallbackError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -18,9 +18,25 @@ EX_CONFIG = 78
 """sysexits.h: something was found in an unconfigured or misconfigured state."""
 
 
+COMMANDS = {
+    "serve": ("serve",),
+    "demo": ("demo",),
+    "check": ("check",),
+    "connections": ("connections", "token", "events"),
+    "notices": ("notices",),
+    "copies": ("backup", "restore"),
+    "keys": ("rotate-keys",),
+    "systemd": ("systemd",),
+}
+"""Each module's commands. Only the module that is asked for is loaded: most take longer to load than to run."""
+_SMALL = ("keygen", "version")
+"""Those that need no module of their own."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 good, 1 failed, 2 usage, 78 configuration."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = make_parser(words[0] if words else None).parse_args(words)
     try:
         return int(options.run(options, os.environ))
     except ConfigurationError as error:
@@ -35,20 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser(command: str | None) -> argparse.ArgumentParser:
+    """Make the parser of one command, or of all where it is none of those with a module of its own."""
     parser = argparse.ArgumentParser(
         prog="amo-callback",
         description="Bring people back to the mobile app from amoCRM / Kommo OAuth, and keep their tokens alive.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve.add_to(commands)
-    demo.add_to(commands)
-    check.add_to(commands)
-    connections.add_to(commands)
-    notices.add_to(commands)
-    copies.add_to(commands)
-    keys.add_to(commands)
-    systemd.add_to(commands)
+    modules = [name for name, own in COMMANDS.items() if command in own]
+    for module in modules or (() if command in _SMALL else COMMANDS):
+        import_module(f"amo_callback.cli.{module}").add_to(commands)
     keygen = commands.add_parser("keygen", help="print a new encryption key")
     keygen.set_defaults(run=_keygen)
     version = commands.add_parser("version", help="print the version")

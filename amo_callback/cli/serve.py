@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
 from amo_callback.errors import ConfigurationError
@@ -22,15 +23,13 @@ from amo_callback.web.lifecycle import Home, Service, open_service
 if TYPE_CHECKING:
     import argparse
     import socket
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
     from amo_callback.ports import Observer
     from amo_callback.web.reload import Reloader
-
-T = TypeVar("T")
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -78,19 +77,6 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             listeners=listeners,
         )
     )
-
-
-def run_loop(work: Coroutine[object, object, T]) -> T:
-    """Run on uvloop where there is one."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None
-    try:
-        import uvloop  # noqa: PLC0415 -- because it does not exist everywhere
-    except ImportError:
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
 
 
 async def _serve(

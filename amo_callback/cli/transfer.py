@@ -14,9 +14,9 @@ from typing import IO, TYPE_CHECKING
 
 from amo_callback.amo.claims import told_by
 from amo_callback.cli.local import acting_as_owner, add_config, find_place, open_local
+from amo_callback.cli.loop import run_loop
 from amo_callback.cli.passphrase import known_passphrase, new_lock
 from amo_callback.cli.progress import Progress
-from amo_callback.cli.serve import run_loop
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import CommandFailed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from amo_callback.cli.serve import run_loop
+from amo_callback.cli.loop import run_loop
 
 
 async def serve(answer: bytes) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amo_callback.cli.serve import run_loop
+from amo_callback.cli.loop import run_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

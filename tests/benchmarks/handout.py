@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from amo_callback.cipher import new_key
-from amo_callback.cli.serve import run_loop
+from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
 from tests.benchmarks.load import WRK, Load
 from tests.benchmarks.service import AT_ONCE, Server, connect_accounts, key_header, running, serving

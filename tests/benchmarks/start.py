@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import aiohttp
 
 from amo_callback.cipher import new_key
-from amo_callback.cli.serve import run_loop
+from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
 from tests.benchmarks.service import AT_ONCE, Server, connect_accounts, key_header, serving
 from tests.conftest import environment, serve_amo
