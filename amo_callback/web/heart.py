@@ -56,6 +56,7 @@ class Heart:
         self._oldest_beat = oldest_beat
         self._every = _BEAT if supervisor.watchdog is None else min(supervisor.watchdog / 3, _BEAT)
         self._told_at: float | None = None
+        self._ready = asyncio.Event()
         self._ending = False
 
     @property
@@ -66,6 +67,8 @@ class Heart:
     def ready(self) -> None:
         """Tell that the service is ready."""
         self._tell("READY=1", f"STATUS={self.status()}")
+        self._told_at = self._clock.monotonic()
+        self._ready.set()
 
     def stop(self) -> None:
         """Tell that the service ends."""
@@ -90,7 +93,8 @@ class Heart:
         return "; ".join(worries) or f"keeps {0 if survey is None else survey.active} connections fresh"
 
     async def beat(self) -> None:
-        """Beat until cancelled."""
+        """Beat until cancelled, once it is ready: before that a supervisor waits for nothing else."""
+        await self._ready.wait()
         while True:
             if self._ending:
                 if self._custody.unsaved.at_risk:

@@ -123,7 +123,12 @@ async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
 # --- what a service is not to be able to do ------------------------------------------------------
 
 libc = ctypes.CDLL(None, use_errno=True)
-_DELETE_MODULE = {"aarch64": 106}.get(os.uname().machine, 176)
+_ARM = os.uname().machine == "aarch64"
+_DELETE_MODULE = 106 if _ARM else 176
+_ADD_KEY = 217 if _ARM else 248
+_IO_SETUP = 0 if _ARM else 206
+SHARED_MEMORY = 0x616D6F
+"""The key of a segment that somebody else has made."""
 
 
 def _probe(*names: str) -> int:
@@ -200,6 +205,20 @@ def _dump_core() -> None:
         raise PermissionError(errno.EPERM, "no core dumps")
 
 
+def _keep_a_key() -> None:
+    _call("syscall", _ADD_KEY, b"user", b"probe", b"x", 1, -2)  # of this process alone
+
+
+def _queue_input() -> None:
+    _call("syscall", _IO_SETUP, 1, ctypes.byref(ctypes.c_ulong(0)))
+
+
+def _claim_rights() -> None:
+    header, rights = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    _call("capget", header, rights)
+    _call("capset", header, rights)  # those that it has
+
+
 def _make_cgroup() -> None:
     folder = Path("/sys/fs/cgroup/probe")
     folder.mkdir()
@@ -227,6 +246,7 @@ PROBES: dict[str, Callable[[], object]] = {
     "change the root": lambda: os.chroot("/"),
     "make a namespace": lambda: _call("unshare", 0x10000000),
     "set the host's name": lambda: _call("sethostname", None, -1, reached=(errno.EINVAL,)),
+    "have root's rights over the machine": lambda: _call("sethostname", None, -1, reached=(errno.EINVAL,)),
     "set the clock": lambda: _call("clock_settime", 0, (ctypes.c_long * 2)(-1, 0), reached=(errno.EINVAL,)),
     "read the kernel's log": lambda: _call("klogctl", 10, None, 0),
     "unload a module": lambda: _call("syscall", _DELETE_MODULE, b"no_such_module", 0, reached=(errno.ENOENT,)),
@@ -236,6 +256,10 @@ PROBES: dict[str, Callable[[], object]] = {
     "change personality": lambda: _call("personality", 0x0040000),
     "lock memory": lambda: _call("mlock", ctypes.create_string_buffer(1), 1),
     "use protection keys": lambda: _call("pkey_alloc", 0, 0, reached=(errno.ENOSPC, errno.EINVAL)),
+    "keep a key in the kernel": _keep_a_key,
+    "queue input and output": _queue_input,
+    "claim rights": _claim_rights,
+    "share memory with others": lambda: _call("shmget", SHARED_MEMORY, 0, 0),
     "gain privileges": _gain,
     "dump core": _dump_core,
 }

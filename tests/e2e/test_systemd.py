@@ -14,7 +14,7 @@ import pytest
 
 from amo_callback.amo.sandbox.vendor import SandboxIntegration
 from amo_callback.deploy import units
-from tests.e2e.inside import FOLDER, PROBES
+from tests.e2e.inside import FOLDER, PROBES, SHARED_MEMORY
 from tests.e2e.lab import AMO, CONFIG, ETC, PRIVATE, PUBLIC, booted, until
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ ALONE = {
     "change the root": "CapabilityBoundingSet=",
     "make a namespace": "RestrictNamespaces=yes",
     "set the host's name": "ProtectHostname=yes",
+    "have root's rights over the machine": "PrivateUsers=yes",
     "set the clock": "ProtectClock=yes",
     "read the kernel's log": "ProtectKernelLogs=yes",
     "unload a module": "ProtectKernelModules=yes",
@@ -243,6 +244,10 @@ ALONE = {
     "change personality": "LockPersonality=yes",
     "lock memory": "SystemCallFilter=~@memlock",
     "use protection keys": "SystemCallFilter=~@pkey",
+    "keep a key in the kernel": "SystemCallFilter=~@keyring",
+    "queue input and output": "SystemCallFilter=~@aio",
+    "claim rights": "SystemCallFilter=~@privileged",
+    "share memory with others": "PrivateIPC=yes",
     "gain privileges": "NoNewPrivileges=yes",
     "dump core": "LimitCORE=0",
 }
@@ -257,6 +262,8 @@ def open_probes(machine: Lab) -> dict[str, str]:
     machine.sh("mkdir", "-p", f"/{FOLDER}")
     machine.sh("mkdir", "-m", "777", "/var/lib/probe")
     machine.sh("mknod", "-m", "666", "/dev/probe", "c", "1", "3")
+    share = f"import ctypes; assert ctypes.CDLL(None).shmget({SHARED_MEMORY}, 4096, 0o1666) != -1"
+    machine.sh(machine.python, "-c", share)
     return _probe(machine)
 
 

@@ -84,6 +84,7 @@ async def _beating(**options: Any) -> AsyncIterator[Beating]:
     made = Beating(Supervisor(**options))
     async with beating(made.heart):
         if made.supervisor.asked:
+            made.heart.ready()
             await made.clock.until_sleeping()
         yield made
 
@@ -161,6 +162,17 @@ async def test_at_the_end_it_asks_for_more_time_while_a_pair_is_in_memory_alone(
         assert made.supervisor.heard("STOPPING=1") == 1
         assert said[-2:] == [("EXTEND_TIMEOUT_USEC=30000000",)] * 2
         assert made.supervisor.heard("WATCHDOG=1") == 1
+
+
+async def test_before_it_is_ready_it_says_nothing() -> None:
+    """A start takes as long as it takes; what is told first is that it is over."""
+    made = Beating(Supervisor())
+    async with beating(made.heart):
+        await asyncio.sleep(0)
+        assert (made.supervisor.told, made.clock.sleeping()) == ([], [])
+        made.heart.ready()
+        await made.clock.until_sleeping()
+        assert [facts[0] for facts in made.supervisor.told] == ["READY=1", "WATCHDOG=1"]
 
 
 async def test_where_nobody_listens_nothing_beats() -> None:
