@@ -162,16 +162,17 @@ async def test_our_routes_pass_and_all_others_are_the_other_backends(app: Runnin
 async def test_every_route_of_the_public_door_is_let_through(run: Any, tmp_path: Path) -> None:
     """The pattern in the example has all routes under the base path that the document has, with users and without."""
     async with run(**WITH_USERS) as app:
-        document = json.loads((await app.private("/openapi.json")).text)
-        paths = [path.replace("{handle}", "h") for path in document["paths"] if path.startswith(BASE)]
+        answer = await app.private("/openapi.json")
+        assert answer.status == 200, (answer.text, app.lines())
+        paths = [path.replace("{handle}", "h") for path in json.loads(answer.text)["paths"] if path.startswith(BASE)]
         async with (
             _echo("other", app.quiet) as other,
             _echo("service", app.quiet) as service,
             _fronted(tmp_path, service=service, other=other) as nginx,
         ):
             for path in paths:
-                async with app.http.get(f"https://{nginx.address}{path}", ssl=False) as answer:
-                    assert (await answer.json())["name"] == "service", path
+                async with app.http.get(f"https://{nginx.address}{path}", ssl=False) as passed:
+                    assert (await passed.json())["name"] == "service", path
     assert len(paths) == 8
 
 
