@@ -122,7 +122,7 @@ def test_a_store_that_can_be_read_and_not_written_is_not_ready(clock: FakeClock)
 
 
 @pytest.mark.parametrize(("fresh", "ok"), [(0, False), (1, False), (2, True), (3, True)])
-def test_half_of_the_active_connections_must_hold_a_live_token(store: Store, fresh: int, ok: bool) -> None:  # noqa: FBT001
+def test_half_of_the_active_connections_must_hold_a_live_token(store: Store, fresh: int, ok: bool) -> None:  # noqa: FBT001 -- because a parameter is one
     """Fewer, and it is not ready, whatever else works."""
     beat = Beat()
     beat.last = a_survey(active=3, fresh=fresh)
