@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from amo_callback.model import Account, Issued, Sighting, Told
     from amo_callback.survey import Standing
 
-__all__ = ["AmoOAuth", "Clock", "Metrics", "Observer", "Priority", "RescueFiles", "Store"]
+__all__ = ["AmoOAuth", "Clock", "Metrics", "Observer", "Priority", "RescueFiles", "Store", "Supervisor"]
 
 
 class Clock(Protocol):
@@ -53,6 +53,21 @@ class Metrics(Protocol):
 
     def text(self, standing: Standing) -> bytes:
         """Return all of it in Prometheus's text format, and how the service does at this moment."""
+
+
+class Supervisor(Protocol):
+    """Who watches over the process: systemd, or nobody."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether anybody listens."""
+
+    @property
+    def watchdog(self) -> float | None:
+        """Seconds within which it wants to hear that the service is alive."""
+
+    def __call__(self, *facts: str) -> None:
+        """Tell some facts, as in sd_notify(3)."""
 
 
 class Priority(IntEnum):

@@ -9,38 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
-
-from amo_callback.errors import StoreUnavailable
-from amo_callback.tasks import done_within
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import Clock, Store
+    from amo_callback.ports import Clock, Store, Supervisor
 
-_STORE_PATIENCE = 2.0
 _STATUS_EVERY = 60.0
 _MORE_TIME = 30.0
 """Seconds that are asked for at the end, again and again, while a pair is nowhere but in memory."""
 _BEAT = 10.0
 """Seconds between two beats where no watchdog asks for more."""
-
-
-class Supervisor(Protocol):
-    """Who watches over the process: systemd, or nobody."""
-
-    @property
-    def asked(self) -> bool:
-        """Whether anybody listens."""
-
-    @property
-    def watchdog(self) -> float | None:
-        """Seconds within which it wants to hear that the service is alive."""
-
-    def __call__(self, *facts: str) -> None:
-        """Tell some facts, as in sd_notify(3)."""
 
 
 class Heart:
@@ -99,24 +80,13 @@ class Heart:
             if self._ending:
                 if self._custody.unsaved.at_risk:
                     self._tell(f"EXTEND_TIMEOUT_USEC={_MORE_TIME * 1e6:.0f}")
-            elif await self._is_alive():
+            elif self._is_alive():
                 self._tell("WATCHDOG=1", *self._status_now_and_then())
             await self._clock.sleep(self._every)
 
-    async def _is_alive(self) -> bool:
-        return self._custody.refresher.beat_age <= self._oldest_beat or not await self._store_answers()
-
-    async def _store_answers(self) -> bool:
-        ping = asyncio.ensure_future(self._store.ping())
-        try:
-            if not await done_within(ping, seconds=_STORE_PATIENCE, clock=self._clock):
-                return False
-            ping.result()
-        except StoreUnavailable:
-            return False
-        finally:
-            ping.cancel()
-        return True
+    def _is_alive(self) -> bool:
+        waits_for_store = self._custody.surveyor.trouble is not None
+        return waits_for_store or self._custody.refresher.beat_age <= self._oldest_beat
 
     def _status_now_and_then(self) -> list[str]:
         now = self._clock.monotonic()

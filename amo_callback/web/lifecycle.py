@@ -49,8 +49,7 @@ if TYPE_CHECKING:
 
     from amo_callback.config import Settings
     from amo_callback.connect.build import Connecting
-    from amo_callback.ports import Clock, Observer
-    from amo_callback.web.heart import Supervisor
+    from amo_callback.ports import Clock, Observer, Supervisor
     from amo_callback.web.reload import Taker
 
 
