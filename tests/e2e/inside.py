@@ -163,6 +163,12 @@ def _own(name: str) -> Path:
     return Path(os.environ.get("STATE_DIRECTORY", f"/{FOLDER}")) / name
 
 
+def _write_outside() -> None:
+    path = Path("/var/lib/probe/x")
+    path.touch()
+    path.unlink()  # else it is root's, and whoever tries next is kept out by that
+
+
 def _mount() -> None:
     target = f"/{FOLDER}".encode()
     _call("mount", b"none", target, b"tmpfs", 0, None)
@@ -226,7 +232,7 @@ def _make_cgroup() -> None:
 
 
 PROBES: dict[str, Callable[[], object]] = {
-    "write outside": lambda: Path("/var/lib/probe/x").write_text("x"),
+    "write outside": _write_outside,
     "read /root": lambda: Path("/root/.probe").read_text(),
     "read /srv": lambda: Path("/srv/.probe").read_text(),
     "read others' /tmp": lambda: Path("/tmp/probe").read_text(),  # noqa: S108 -- because that is what is tried
