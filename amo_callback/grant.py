@@ -125,6 +125,8 @@ class Grant:
     connection_id: str | None = None
     attempt: str
     lease_until: datetime
+    lease_left: float | None = field(default=None, compare=False)
+    """Seconds that were left of it, by the store's clock, as this was read."""
     doubtful: bool = False
     """Whether an attempt of ours may have spent the code without an answer."""
     expires_at: datetime

@@ -118,6 +118,8 @@ class Connection:
     """AMO's time of issue of the pair that the present grant began with."""
     frozen: bool = False
     """Whether nothing of it may be spent: it is frozen, or all are."""
+    lease_left: float | None = field(default=None, compare=False)
+    """Seconds of the open attempt's lease that were left, by the store's clock, as this was read."""
     mended: bool = field(default=False, compare=False)
     """Whether the write that this is the answer to has made it active again."""
 
@@ -136,7 +138,8 @@ class Claim:
     """The row as it was read: an attempt that was extended, or begun, since then is not taken over from."""
     attempt: str
     owner: str
-    until: datetime
+    lease: timedelta
+    """For how long the attempt is left alone, from the commit on."""
     fingerprint: str
 
 
@@ -146,7 +149,8 @@ class Extension:
 
     connection_id: str
     attempt: str
-    until: datetime
+    lease: timedelta
+    """Counted from its commit."""
     domain: str
 
 
@@ -189,8 +193,8 @@ class Verdict:
     status: Status
     reason: Reason | None = None
     last_error: str
-    open_until: datetime | None = None
-    """The refresh token may have been spent: the attempt stays open, and nobody judges it before this."""
+    open_for: timedelta | None = None
+    """The refresh token may have been spent: the attempt stays open, and nobody judges it for so long."""
     next_refresh_at: datetime | None
     died_at: datetime | None = None
     look_up_at: datetime | None = None

@@ -71,7 +71,7 @@ def a_claim(connection: Connection, **more: Any) -> Claim:
         "row_version": connection.row_version,
         "attempt": "attempt-1",
         "owner": "process-1",
-        "until": START + timedelta(seconds=60),
+        "lease": timedelta(seconds=60),
         "fingerprint": "print-1",
     }
     return Claim(**{**values, **more})
@@ -82,7 +82,7 @@ def an_extension(connection: Connection, **more: Any) -> Extension:
     values: dict[str, Any] = {
         "connection_id": connection.id,
         "attempt": "attempt-1",
-        "until": START + DAY,
+        "lease": DAY,
         "domain": "b.amocrm.ru",
     }
     return Extension(**{**values, **more})

@@ -27,15 +27,17 @@ from amo_callback.web.doors import open_door
 from amo_callback.web.lifecycle import Home, Service, open_service
 from tests.agreed import agreed
 from tests.fakes import FakeClock, ShiftedClock, Witness
+from tests.postgres import databases, why_not
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
     from amo_callback.event import Event
     from amo_callback.ports import Clock, Store
+    from tests.postgres import Databases
 
 HOST = "reforyou.amocrm.ru"
 API_KEY = "test-api-key-0123456789-0123456789-0123456789"
@@ -203,6 +205,25 @@ def encryption_key() -> str:
 @pytest.fixture
 def cipher(encryption_key: str) -> Cipher:
     return Cipher([encryption_key])
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Databases]:
+    """Return where there are PostgreSQL databases."""
+    if (why := why_not()) is not None:
+        pytest.skip(why)
+    with databases() as found:
+        yield found
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def either(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """Return a new database of either engine."""
+    if request.param == "sqlite":
+        yield "sqlite:///amo-callback.db"
+        return
+    async with request.getfixturevalue("postgres").fresh() as url:
+        yield url
 
 
 @pytest.fixture

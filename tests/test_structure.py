@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "amo_callback"
 FLOORS = [
     {"errors"},
     {"model", "event"},
-    {"grant", "brought", "sealing", "survey"},
+    {"grant", "brought", "sealing", "survey", "slots"},
     {"ports", "identity", "hosts"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook", "probe"},
     {"config_load", "custody", "amo", "store", "observe"},
@@ -23,8 +23,9 @@ FLOORS = [
 """From the ground up: a room may import from its own floor and below."""
 
 ONE_ROOM = {
-    "aiosqlite": {"store.database", "store.migrate"},
-    "sqlite3": {"store.copies", "store.database", "store.migrate", "store.inspection"},
+    "aiosqlite": {"store.sqlite", "store.migrate"},
+    "sqlite3": {"store.copies", "store.sqlite", "store.migrate", "store.inspection"},
+    "asyncpg": {"store.postgres", "store.listener", "store.migrate"},
     "cryptography": {"cipher"},
     "jwt": {"identity.jwk", "identity.users"},
     "prometheus_client": {"observe.metrics", "observe.gauges"},

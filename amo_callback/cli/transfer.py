@@ -228,7 +228,7 @@ def _agreed() -> bool:
 async def _carry_out(plan: Plan, local: Local, *, source: str) -> int:
     total = len(plan.new) + len(plan.replaced)
     leases = Leases(length=local.place.settings.refresh.lease, store=local.store, clock=local.clock)
-    await until_settled(plan, leases=leases, clock=local.clock, tell=_waiting())
+    await until_settled(plan, store=local.store, leases=leases, clock=local.clock, tell=_waiting())
     with _progress("imported", local.clock, total=total) as advance:
         left = await carry_out(
             plan,

@@ -230,4 +230,4 @@ class Connect:
         if grant.status is not GrantStatus.EXCHANGING:
             self._leases.forget(grant.code_hash)
             return False
-        return not self._leases.left_of(grant.code_hash, grant.attempt, grant.lease_until)
+        return not self._leases.left_of(grant.code_hash, grant.attempt, grant.lease_until, told=grant.lease_left)

@@ -68,7 +68,7 @@ class Records:
         """Return what is told of a grant now."""
         secrets = self.secrets_of(grant)
         status, error = grant.status, grant.error
-        if status is GrantStatus.EXCHANGING and grant.lease_until <= self._clock.now():
+        if status is GrantStatus.EXCHANGING and grant.lease_left is not None and grant.lease_left <= 0:
             status, error = GrantStatus.FAILED, OutcomeOpen.word  # whoever tried has died
         return Outcome(
             status=status,

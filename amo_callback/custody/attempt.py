@@ -137,7 +137,7 @@ class Attempts:
                 row_version=connection.row_version,
                 attempt=uuid.uuid4().hex,
                 owner=self._owner,
-                until=self._clock.now() + timedelta(seconds=self._rules.lease),
+                lease=timedelta(seconds=self._rules.lease),
                 fingerprint="" if pair is None else fingerprint(pair.refresh_token),
             ),
             events=_taken_over(connection),
@@ -206,7 +206,7 @@ class Attempts:
         extension = Extension(
             connection_id=row.id,
             attempt=row.attempt or "",
-            until=self._clock.now() + timedelta(seconds=self._rules.lease),
+            lease=timedelta(seconds=self._rules.lease),
             domain=sighting.domain or "",
         )
         not_after = self._clock.monotonic() + self._rules.lease - self._amo.timeout

@@ -1,8 +1,11 @@
-"""How long other attempts' leases still run, told by this process's own monotonic clock.
+"""How long other attempts' leases still run.
 
-A lease is written with a wall-clock time, but a stepped clock must not end one early, nor keep one for days.
-So an attempt's lease counts as over when its length has passed since this process first saw it, or saw it
-extended. A process that has just started sees every open attempt for the first time.
+Where the store has a clock of its own that all instances share, that clock writes each lease, tells with each read
+how much of it is left, and guards the claim: nobody takes over before it says so, whatever his own clock says.
+
+Else a lease is written with a wall-clock time, but a stepped clock must not end one early, nor keep one for days. So
+an attempt's lease counts as over when its length has passed, by this process's own monotonic clock, since it first
+saw it, or saw it extended. A process that has just started sees every open attempt for the first time.
 
 While the store is away nobody can store what a refresh has brought: an attempt's owner may hold a good pair.
 So every lease counts anew from the last time that the store could not be used.
@@ -34,7 +37,7 @@ class Leases:
         if connection.attempt is None:
             self.forget(connection.id)
             return 0.0
-        return self.left_of(connection.id, connection.attempt, connection.lease_until)
+        return self.left_of(connection.id, connection.attempt, connection.lease_until, told=connection.lease_left)
 
     def forget(self, name: str) -> None:
         """Forget an attempt that has ended."""
@@ -49,12 +52,22 @@ class Leases:
         """Tell whether the connection's open attempt is one that has ended so."""
         return connection.attempt is not None and self._ended.get(connection.id) == connection.attempt
 
-    def left_of(self, name: str, attempt: str, until: datetime | None) -> float:
-        """Return for how many seconds an attempt, at whatever goes by this name, is left alone."""
+    def left_of(self, name: str, attempt: str, until: datetime | None, *, told: float | None) -> float:
+        """Return for how many seconds an attempt, at whatever goes by this name, is left alone.
+
+        `told` is how many the store's clock gave it when it was read: whoever waits reads again.
+        """
+        if self._store.keeps_time:
+            left = self._length if told is None else told
+        else:
+            left = self._length - self._seen_for(name, attempt, until)
+        if self._store.failed_at is not None:
+            left = max(left, self._length - (self._clock.monotonic() - self._store.failed_at))
+        return max(left, 0.0)
+
+    def _seen_for(self, name: str, attempt: str, until: datetime | None) -> float:
         *seen, since = self._seen.get(name, ("", None, 0.0))
         if seen != [attempt, until]:
             since = self._clock.monotonic()
             self._seen[name] = (attempt, until, since)
-        if self._store.failed_at is not None:
-            since = max(since, self._store.failed_at)
-        return max(self._length - (self._clock.monotonic() - since), 0.0)
+        return self._clock.monotonic() - since

@@ -44,7 +44,7 @@ def verdict_of(
         status=Status.ACTIVE if reason is None else Status.NEEDS_REAUTH,
         reason=reason,
         last_error=error.code,
-        open_until=now + timedelta(seconds=rules.lease) if isinstance(error, OutcomeOpen) else None,
+        open_for=timedelta(seconds=rules.lease) if isinstance(error, OutcomeOpen) else None,
         next_refresh_at=_again(error, claimed, now, rules, random) if reason is None else None,
         died_at=None if reason is None else now,
         look_up_at=None if reason is None else now + look_again_in(reason, rules),
@@ -63,7 +63,7 @@ def _of_a_trial(verdict: Verdict, claimed: Connection, now: datetime) -> Verdict
     return dataclasses.replace(
         verdict,
         status=Status.NEEDS_REAUTH,
-        reason=Reason.IN_DOUBT if verdict.open_until or verdict.reason is Reason.IN_DOUBT else claimed.reason,
+        reason=Reason.IN_DOUBT if verdict.open_for or verdict.reason is Reason.IN_DOUBT else claimed.reason,
         next_refresh_at=None,
         died_at=None,
         look_up_at=claimed.refresh_expires_at if refused else now + LOOK_UP_EVERY,

@@ -87,12 +87,14 @@ class Courier:
             if pause := self._receiver.pause_left:
                 return min(pause, self._poll_interval)
             now = self._clock.now()
-            until, apart = now + LEASE, tuple(self._running)  # our own, whatever the clock says of their leases
-            upcoming = await self._store.next_notice(now=now, until=until, apart_from=apart)
+            apart = tuple(self._running)  # our own, whatever the clock says of their leases
+            upcoming = await self._store.next_notice(now=now, length=LEASE, apart_from=apart)
             if upcoming is None or upcoming > now:  # and nothing is written
                 return self._until(upcoming, now)
             lease = uuid.uuid4().hex
-            claimed = await self._store.claim_notices(now=now, until=until, lease=lease, limit=places, apart_from=apart)
+            claimed = await self._store.claim_notices(
+                now=now, length=LEASE, lease=lease, limit=places, apart_from=apart
+            )
             for notice in claimed:
                 self._start(notice, lease=lease)
         return self._poll_interval  # the end of one wakes us

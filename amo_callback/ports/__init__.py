@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
+from amo_callback.ports.shared import Shared
 from amo_callback.ports.store import Store
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from amo_callback.model import Account, Issued, Sighting, Told
     from amo_callback.survey import Standing
 
-__all__ = ["AmoOAuth", "Clock", "Metrics", "Observer", "Priority", "RescueFiles", "Store", "Supervisor"]
+__all__ = ["AmoOAuth", "Clock", "Metrics", "Observer", "Priority", "RescueFiles", "Shared", "Store", "Supervisor"]
 
 
 class Clock(Protocol):

@@ -15,12 +15,21 @@ if TYPE_CHECKING:
     from amo_callback.event import Event, Notice, Recorded, Undelivered
     from amo_callback.grant import Grant, GrantedPair, IssuedState
     from amo_callback.model import Changed, Claim, Connection, Extension, Filter, Fleet, Freeze, RefreshedPair, Verdict
+    from amo_callback.ports.shared import Shared
     from amo_callback.sealing import Kind, Resealed, Sealed
     from amo_callback.survey import Survey
 
 
 class Store(Protocol):
     """What outlives the process. Every method raises `StoreUnavailable` where it cannot do its work."""
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether leases are told by the store's own clock, one for all instances."""
+
+    @property
+    def shared(self) -> Shared | None:
+        """What all instances share beside it; `None` where it is one process's own."""
 
     @property
     def failed_at(self) -> float | None:
@@ -33,11 +42,12 @@ class Store(Protocol):
     def watch(self, listener: Callable[[Changed], None]) -> None:
         """Let `listener` hear of every write of this process that changes connections, or whose they are.
 
-        It hears after the commit, and before whoever wrote does. It must not raise.
+        It hears after the commit, and before whoever wrote does; and of other processes' as soon as they can be heard
+        of. It must not raise.
         """
 
     async def others_version(self) -> int:
-        """Return a number that is another one once any other process has committed anything."""
+        """Return a number that is another one once any other process has committed anything that was not told."""
 
     async def ping(self) -> None:
         """Read something."""
@@ -107,13 +117,13 @@ class Store(Protocol):
     async def notices(self, *, limit: int, after: int = 0) -> Sequence[Notice]:
         """Return what waits in the outbox or is parked there, in its order, from the one after a number on."""
 
-    async def next_notice(self, *, now: datetime, until: datetime, apart_from: Sequence[str] = ()) -> datetime | None:
-        """Return when the next delivery comes due, by leases that end at `until` where they begin now."""
+    async def next_notice(self, *, now: datetime, length: timedelta, apart_from: Sequence[str] = ()) -> datetime | None:
+        """Return when the next delivery comes due, where leases are of this `length`."""
 
     async def claim_notices(
-        self, *, now: datetime, until: datetime, lease: str, limit: int, apart_from: Sequence[str] = ()
+        self, *, now: datetime, length: timedelta, lease: str, limit: int, apart_from: Sequence[str] = ()
     ) -> Sequence[Notice]:
-        """Commit a lease of notices that are due, each the first of its connection that is not parked."""
+        """Commit a lease of this `length` of notices that are due, each the first of its connection not parked."""
 
     async def notice_delivered(self, notice_id: str, *, events: Sequence[Event] = ()) -> bool:
         """Take a notice out of the outbox; `False` where it is gone already."""

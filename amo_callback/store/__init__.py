@@ -6,14 +6,23 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import ConfigurationError
+from amo_callback.store.whole import DatabaseStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from amo_callback.ports import Clock, Store
+    from amo_callback.store.database import Database
 
 SQLITE = "sqlite:///"
+POSTGRES = ("postgresql://", "postgres://")
+
+
+def is_postgres(url: str) -> bool:
+    """Tell whether `url` names a PostgreSQL database."""
+    return url.startswith(POSTGRES)
 
 
 def database_file(url: str, *, folder: Path) -> Path:
@@ -29,9 +38,19 @@ async def open_store(url: str, *, folder: Path, clock: Clock, process: str = "am
 
     `process` is who writes, as the history tells it. Raises `ConfigurationError` where it cannot be opened at all.
     """
-    path = database_file(url, folder=folder)
-    from amo_callback.store.database import open_database  # noqa: PLC0415 -- because another engine may be asked for
-    from amo_callback.store.sqlite import SqliteStore  # noqa: PLC0415 -- the same
+    async with _open_database(url, folder=folder, clock=clock, process=process) as database:
+        yield DatabaseStore(database, clock=clock, process=process)
 
-    async with open_database(path, clock=clock) as database:
-        yield SqliteStore(database, clock=clock, process=process)
+
+def _open_database(url: str, *, folder: Path, clock: Clock, process: str) -> AbstractAsyncContextManager[Database]:
+    if is_postgres(url):
+        try:
+            from amo_callback.store.postgres import open_postgres  # noqa: PLC0415 -- because it is an extra
+        except ModuleNotFoundError:
+            raise ConfigurationError(
+                "storage.url: PostgreSQL takes another package: pip install 'amo-callback[postgres]'"
+            ) from None
+        return open_postgres(url, clock=clock, process=process)
+    from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- because the other engine may be asked for
+
+    return open_sqlite(database_file(url, folder=folder), clock=clock)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from amo_callback.model import Claim, Connection, Extension, RefreshedPair, Verdict
+    from amo_callback.store.database import Unit
 
+_TURN = timedelta(seconds=30)
+"""For how long one of several instances has what is due to itself: as long as it may wait for its slots."""
 _WARNINGS = 100
 """Connections that are warned of in one transaction."""
 
@@ -45,7 +48,7 @@ class Connections(Writer):
 
     async def due(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[Connection]:
         """Return connections whose refresh is due, those with an open attempt too, oldest expiry first."""
-        found = await self._database.read("due", now=now, limit=limit, apart_from=json_list(apart_from))
+        found = await self._database.allot("due", now=now, limit=limit, apart_from=json_list(apart_from), turn=_TURN)
         return every(found, rows.connection)
 
     async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
@@ -59,7 +62,9 @@ class Connections(Writer):
 
     async def look_ups(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[str]:
         """Return the ids of connections whose tokens are to be looked up."""
-        found = await self._database.read("look_ups", now=now, limit=limit, apart_from=json_list(apart_from))
+        found = await self._database.allot(
+            "look_ups", now=now, limit=limit, apart_from=json_list(apart_from), turn=_TURN
+        )
         return [row["id"] for row in found]
 
     async def fleet(self, *, now: datetime, since: datetime) -> Fleet:
@@ -71,7 +76,15 @@ class Connections(Writer):
 
     async def claim(self, claim: Claim, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit a claim; `None` where the connection has changed since it was read, or is frozen."""
-        return await self._change("claim", events=events, **values_of(claim))
+
+        async def work(unit: Unit) -> Connection | None:
+            await unit.run("lock_for_spending")
+            claimed = first(await unit.run("claim", **values_of(claim)), rows.connection)
+            if claimed is not None:
+                await self._record(unit, events, claimed)
+            return claimed
+
+        return await self._database.unit(work)
 
     async def extend(self, extension: Extension, *, events: Sequence[Event] = ()) -> bool:
         """Commit a longer lease and the account's new host; `False` where the attempt is no longer ours."""
@@ -83,16 +96,17 @@ class Connections(Writer):
         A connection that was given up is `mended` by it, of which others are notified.
         """
 
-        async def unit() -> Connection | None:
-            before = first(await self._database.run("connection", id=refreshed.connection_id), rows.connection)
-            saved = first(await self._database.run("save_refreshed", **values_of(refreshed)), rows.connection)
+        async def work(unit: Unit) -> Connection | None:
+            await unit.run("lock_connection", id=refreshed.connection_id)
+            before = first(await unit.run("connection", id=refreshed.connection_id), rows.connection)
+            saved = first(await unit.run("save_refreshed", **values_of(refreshed)), rows.connection)
             if before is None or saved is None:
                 return None
             mended = before.status is Status.NEEDS_REAUTH
-            await self._record([*events, *([happened("connection.recovered", saved)] if mended else [])], saved)
+            await self._record(unit, [*events, *([happened("connection.recovered", saved)] if mended else [])], saved)
             return dataclasses.replace(saved, mended=mended)
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
     async def save_verdict(self, verdict: Verdict, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
@@ -126,16 +140,16 @@ class Connections(Writer):
         A pair granted before `at` does not come back; without it, whatever was granted may be stored later.
         """
 
-        async def unit() -> bool:
-            changed = await self._database.run(
+        async def work(unit: Unit) -> bool:
+            changed = await unit.run(
                 "disconnect", id=connection.id, row_version=connection.row_version, at=at, now=self._clock.now()
             )
             if changed:
-                await self._record(events, connection)
-                await self._database.run("forget_owners", connection_id=connection.id)
+                await self._record(unit, events, connection)
+                await unit.run("forget_owners", connection_id=connection.id)
             return bool(changed)
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
     async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
         """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
@@ -144,27 +158,27 @@ class Connections(Writer):
     async def warn(self, *, days: int, before: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
         """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
 
-        async def unit() -> Sequence[Event]:
-            found = await self._database.run("warn", days=days, before=before, limit=_WARNINGS)
+        async def work(unit: Unit) -> Sequence[Event]:
+            found = await unit.run("warn", days=days, before=before, limit=_WARNINGS)
             told = []
             for connection in every(found, rows.connection):
                 told.append(event(connection))
-                await self._record(told[-1:], connection)
+                await self._record(unit, told[-1:], connection)
             return told
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
     async def switched_off(self, account_id: str, *, now: datetime, quiet: float) -> Sequence[str]:
         """Note AMO's hook: look-ups are due now, unless the last hook came less than `quiet` seconds ago."""
 
-        async def unit() -> Sequence[str]:
+        async def work(unit: Unit) -> Sequence[str]:
             before = now - timedelta(seconds=quiet)
-            found = await self._database.run("switched_off", account_id=account_id, now=now, before=before)
+            found = await unit.run("switched_off", account_id=account_id, now=now, before=before)
             names = [row["id"] for row in found]
-            await self._record([Event(name="hook.received", connection_id=name) for name in names])
+            await self._record(unit, [Event(name="hook.received", connection_id=name) for name in names])
             return names
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
     async def look_up_again(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
         """Set when its tokens are looked up next; `False` where it has changed since it was read."""

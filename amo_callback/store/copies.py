@@ -19,7 +19,7 @@ from amo_callback.disk import sync
 from amo_callback.errors import NotCopied
 from amo_callback.model import Freeze
 from amo_callback.store import rows
-from amo_callback.store.statements import load_migrations, load_statements
+from amo_callback.store.statements import Engine, load_migrations, load_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
 
 def contents(snapshot: sqlite3.Connection) -> Contents:
     """Read what a snapshot holds, and when it was made: when the service last looked, or it became a copy."""
-    sql = load_statements()
+    sql = load_statements(Engine.SQLITE)
     frozen, seen = (snapshot.execute(sql[name]).fetchone() for name in ("frozen", "seen_at"))
     times = [rows.freeze(frozen[0]).at] if frozen else []
     times += [rows.moment(int(seen[0]))] if seen else []
@@ -151,7 +151,7 @@ def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Itera
 
 
 def _freeze(copy: sqlite3.Connection, now: datetime) -> None:
-    sql = load_statements()
+    sql = load_statements(Engine.SQLITE)
     copy.execute(sql["thaw_all"]).fetchall()
     if _number(copy, "PRAGMA user_version") >= _WITH_HISTORY:  # whoever asks who spent a token learns that it is a copy
         event = {"at": rows.ticks(now), "connection_id": None, "name": "service.copied", "process": "copy"}
@@ -165,7 +165,7 @@ def _publish(made: Path, target: Path) -> None:
 
 
 def _check(snapshot: sqlite3.Connection, path: Path) -> None:
-    version, known = _number(snapshot, "PRAGMA user_version"), len(load_migrations())
+    version, known = _number(snapshot, "PRAGMA user_version"), len(load_migrations(Engine.SQLITE))
     if version == 0:
         raise NotCopied(f"{path} is no database of amo-callback")
     if version > known:

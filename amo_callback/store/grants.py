@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amo_callback.event import Event
     from amo_callback.grant import Grant, GrantedPair, IssuedState
     from amo_callback.model import Connection
+    from amo_callback.store.database import Unit
 
 
 class Grants(Writer):
@@ -54,19 +55,20 @@ class Grants(Writer):
         `InvalidState` where the state was used with another code, or is over.
         """
 
-        async def unit() -> Grant:
-            if await self._database.run("frozen"):
+        async def work(unit: Unit) -> Grant:
+            await unit.run("lock_for_spending")
+            if await unit.run("frozen"):
                 raise Frozen
-            await self._database.run("claim_grant", **values_of(grant), now=now, over=over)
-            [row] = await self._database.run("grant", code_hash=grant.code_hash)
+            await unit.run("claim_grant", **values_of(grant), now=now, over=over)
+            [row] = await unit.run("grant", code_hash=grant.code_hash)
             claimed = rows.grant(dict(row))
             if claimed.attempt == grant.attempt and state_hash is not None:
-                used = await self._database.run("use_state", state_hash=state_hash, code_hash=grant.code_hash, now=now)
+                used = await unit.run("use_state", state_hash=state_hash, code_hash=grant.code_hash, now=now)
                 if not used:
                     raise InvalidState
             return claimed
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
     async def finish_grant(self, grant: Grant) -> bool:
         """Commit a grant's end where its attempt is still the one given."""
@@ -75,18 +77,16 @@ class Grants(Writer):
     async def save_connected(self, granted: GrantedPair, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit a granted pair and its grant's end as one; `None` where a later grant's pair was kept."""
 
-        async def unit() -> Connection | None:
-            found = await self._database.run(
-                "save_connected", **values_of(granted.connection), token_iat=granted.token_iat
-            )
+        async def work(unit: Unit) -> Connection | None:
+            found = await unit.run("save_connected", **values_of(granted.connection), token_iat=granted.token_iat)
             saved = first(found, rows.connection)
             if granted.owner is not None:
                 await self._bind(
-                    granted.connection_id, owner=granted.owner, accepted_at=granted.connection.connected_at
+                    unit, granted.connection_id, owner=granted.owner, accepted_at=granted.connection.connected_at
                 )
             if saved is not None:
-                await self._record(events, saved)
-            await self._database.run("finish_grant", **values_of(granted.grant))
+                await self._record(unit, events, saved)
+            await unit.run("finish_grant", **values_of(granted.grant))
             return saved
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from amo_callback.event import Event, Recorded
+    from amo_callback.store.database import Unit
 
 _KEEP_EVENTS = timedelta(days=90)
 """A refresh token's whole life: as long as somebody may ask who spent it."""
@@ -30,10 +31,10 @@ class History(Writer):
     async def record(self, event: Event) -> None:
         """Remember what happened outside of any other write."""
 
-        async def unit() -> None:
-            await self._record([event])
+        async def work(unit: Unit) -> None:
+            await self._record(unit, [event])
 
-        await self._database.unit(unit)
+        await self._database.unit(work)
 
     async def events(
         self,
@@ -69,11 +70,11 @@ class History(Writer):
     async def forget(self, *, now: datetime) -> bool:
         """Forget a step of what is too old to be asked about; `True` where there is more."""
 
-        async def unit() -> bool:
-            gone = await self._database.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
+        async def work(unit: Unit) -> bool:
+            gone = await unit.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
             keep = _KEEP_NOTICES if self._told is None else _KEEP_UNDELIVERED
-            await self._database.run("prune_notices", before=now - keep, limit=_STEP)
-            await self._database.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
+            await unit.run("prune_notices", before=now - keep, limit=_STEP)
+            await unit.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
             return len(gone) == _STEP
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)

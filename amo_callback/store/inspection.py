@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import StoreUnavailable
 from amo_callback.store import rows
-from amo_callback.store.statements import load_migrations, load_statements
+from amo_callback.store.statements import Engine, load_migrations, load_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +51,8 @@ class Inspection:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
-        self._sql = load_statements()
-        self.known_schema = len(load_migrations())
+        self._sql = load_statements(Engine.SQLITE)
+        self.known_schema = len(load_migrations(Engine.SQLITE))
 
     def schema(self) -> int:
         """Return the version of its schema; 0 where it is no database of ours."""

@@ -13,6 +13,8 @@ from amo_callback.store.writer import Writer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from amo_callback.store.database import Unit
+
 _STEPPED = timedelta(seconds=60)
 """By how much a clock must go back for its times to be taken back: less harms no token."""
 
@@ -27,12 +29,12 @@ class Marks(Writer):
     async def canary(self, fresh: bytes) -> bytes:
         """Return the store's canary; a new store keeps the fresh one."""
 
-        async def unit() -> bytes:
-            await self._database.run("save_canary", value=fresh)
-            [row] = await self._database.run("canary")
+        async def work(unit: Unit) -> bytes:
+            await unit.run("save_canary", value=fresh)
+            [row] = await unit.run("canary")
             return bytes(row["value"])
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
     async def deaths_held(self) -> bool:
         """Tell whether more deaths are not to be believed."""
@@ -45,11 +47,11 @@ class Marks(Writer):
     async def believe_deaths(self) -> None:
         """Believe those that were, and those to come."""
 
-        async def unit() -> None:
-            await self._database.run("release_deaths")
-            await self._database.run("believe_deaths")
+        async def work(unit: Unit) -> None:
+            await unit.run("release_deaths")
+            await unit.run("believe_deaths")
 
-        await self._database.unit(unit)
+        await self._database.unit(work)
 
     # --- frozen ----------------------------------------------------------------------------------
 
@@ -61,10 +63,10 @@ class Marks(Writer):
     async def freeze_all(self, *, why: str, elsewhere: bool = False) -> bool:
         """Spend nothing from now on, the tokens living `elsewhere` maybe; `False` where that was so."""
 
-        async def unit() -> bool:
-            return await self._freeze_all(why, elsewhere=elsewhere)
+        async def work(unit: Unit) -> bool:
+            return await self._freeze_all(unit, why, elsewhere=elsewhere)
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
     async def thaw_all(self, *, machine: str | None) -> bool:
         """Spend again, here: this machine is the store's from now on; `False` where it was not frozen.
@@ -72,42 +74,46 @@ class Marks(Writer):
         Where the tokens may have lived elsewhere meanwhile, all are due: so the dead are soon found out.
         """
 
-        async def unit() -> bool:
-            found = await self._database.run("frozen")
-            thawed = bool(await self._database.run("thaw_all"))
+        async def work(unit: Unit) -> bool:
+            found = await unit.run("frozen")
+            thawed = bool(await unit.run("thaw_all"))
             if thawed:
                 if freeze(found[0]["value"]).elsewhere:
-                    await self._database.run("all_due", now=self._clock.now())
+                    await unit.run("all_due", now=self._clock.now())
                 if machine is not None:
-                    await self._database.run("save_machine", value=machine.encode())
-                await self._record([Event(name="service.thawed")])
+                    here = await self._database.place(machine)
+                    await unit.run("save_machine", value=here.encode())
+                await self._record(unit, [Event(name="service.thawed")])
             return thawed
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
     async def check_machine(self, machine: str) -> Freeze | None:
         """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
 
-        async def unit() -> Freeze | None:
-            found = await self._database.run("machine")
+        async def work(unit: Unit) -> Freeze | None:
+            here = await self._database.place(machine)
+            found = await unit.run("machine")
             if not found:
-                await self._database.run("save_machine", value=machine.encode())
-            elif found[0]["value"] != machine.encode():
+                await unit.run("save_machine", value=here.encode())
+            elif found[0]["value"] != here.encode():
                 await self._freeze_all(
-                    "the database was last used on another machine or in another folder: if it is in use there, "
-                    "this copy must spend nothing",
+                    unit,
+                    "the database was last used in another place (another machine, folder or server): if it is in use "
+                    "there, this copy must spend nothing",
                     elsewhere=True,
                 )
-            frozen = await self._database.run("frozen")
+            frozen = await unit.run("frozen")
             return freeze(frozen[0]["value"]) if frozen else None
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
-    async def _freeze_all(self, why: str, *, elsewhere: bool) -> bool:
+    async def _freeze_all(self, unit: Unit, why: str, *, elsewhere: bool) -> bool:
         value = freeze_value(Freeze(at=self._clock.now(), why=why, elsewhere=elsewhere))
-        frozen = bool(await self._database.run("freeze_all", value=value))
+        await unit.run("lock_for_freezing")
+        frozen = bool(await unit.run("freeze_all", value=value))
         if frozen:
-            await self._record([Event(name="service.frozen", level=Level.WARNING, fields={"reason": why})])
+            await self._record(unit, [Event(name="service.frozen", level=Level.WARNING, fields={"reason": why})])
         return frozen
 
     # --- time ------------------------------------------------------------------------------------
@@ -115,23 +121,26 @@ class Marks(Writer):
     async def keep_time(self, *, now: Callable[[], datetime]) -> timedelta:
         """Note what time it is; where that is before what was noted last, take all times back by as much.
 
-        Returns by how much: nothing, where the clock has not gone back.
+        Returns by how much: nothing, where the clock has not gone back. Where several instances share a database
+        nothing is taken back: one whose clock is wrong must not shift the others' times.
         """
+        if self._database.keeps_time:
+            return timedelta(0)
 
-        async def unit() -> timedelta:
+        async def work(unit: Unit) -> timedelta:
             time = now()  # read under the lock: another process may have noted a later one while this one waited
-            found = await self._database.run("seen_at")
+            found = await unit.run("seen_at")
             back = moment(int(found[0]["value"])) - time if found else timedelta(0)
-            await self._database.run("save_seen_at", value=str(ticks(time)).encode())
+            await unit.run("save_seen_at", value=str(ticks(time)).encode())
             if back < _STEPPED:
                 return timedelta(0)
             by = back // timedelta(microseconds=1)
-            await self._database.run("shift_times", by=by, now=time)
-            await self._database.run("shift_leaves", by=by, now=time)
-            await self._database.run("shift_notices", by=by, now=time)
+            await unit.run("shift_times", by=by, now=time)
+            await unit.run("shift_leaves", by=by, now=time)
+            await unit.run("shift_notices", by=by, now=time)
             await self._record(
-                [Event(name="clock.went_back", level=Level.WARNING, fields={"seconds": back.total_seconds()})]
+                unit, [Event(name="clock.went_back", level=Level.WARNING, fields={"seconds": back.total_seconds()})]
             )
             return back
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import aiosqlite
+    from asyncpg.pool import PoolConnectionProxy
+
+_TAKEN = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename IN ('meta', 'connections')"
 
 
 async def migrate_sqlite(
@@ -28,10 +31,7 @@ async def migrate_sqlite(
     try:
         version = await _number(database, "PRAGMA user_version")
         if version > len(migrations):
-            raise ConfigurationError(
-                f"storage.url: the database is of a newer amo-callback (schema {version}, known here: "
-                f"{len(migrations)}): install that version, or restore an older backup"
-            )
+            raise _newer(version, len(migrations))
         if version == 0 and await _number(database, "SELECT count(*) FROM sqlite_master"):
             raise ConfigurationError("storage.url: the database holds something else: name a file of its own")
         if 0 < version < len(migrations):
@@ -45,6 +45,42 @@ async def migrate_sqlite(
         if database.in_transaction:  # on a full disk SQLite has rolled back by itself
             await database.execute("ROLLBACK")
         raise
+
+
+async def migrate_postgres(database: PoolConnectionProxy, migrations: Sequence[Sequence[str]]) -> None:
+    """Apply what is missing, all of it or nothing, whoever else begins at this moment; raises `ConfigurationError`."""
+    if await _schema(database) == len(migrations):
+        return
+    async with database.transaction():
+        await database.execute("SET LOCAL statement_timeout = 0")  # an index of a large table takes its time
+        await database.execute("SET LOCAL lock_timeout = 0")
+        await database.execute("SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.schema'))")
+        version = await _schema(database)
+        if version > len(migrations):
+            raise _newer(version, len(migrations))
+        if version == 0:
+            if await database.fetchval(_TAKEN):
+                raise ConfigurationError("storage.url: the database holds something else: name one of its own")
+            await database.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
+            await database.execute("INSERT INTO schema_version (version) VALUES (0)")
+        for statements in migrations[version:]:
+            for statement in statements:
+                await database.execute(statement)
+        await database.execute("UPDATE schema_version SET version = $1", len(migrations))
+
+
+async def _schema(database: PoolConnectionProxy) -> int:
+    """Return the version of the schema; 0 where there is none."""
+    if await database.fetchval("SELECT to_regclass('schema_version')") is None:
+        return 0
+    return int(await database.fetchval("SELECT version FROM schema_version"))
+
+
+def _newer(version: int, known: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"storage.url: the database is of a newer amo-callback (schema {version}, known here: {known}): install that "
+        "version, or restore an older backup"
+    )
 
 
 async def _number(database: aiosqlite.Connection, query: str) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.model import Connection
+    from amo_callback.store.database import Unit
 
 
 class Owners(Writer):
@@ -39,15 +40,16 @@ class Owners(Writer):
         if owner in (await self.owners_of([connection_id]))[connection_id]:
             return True  # told again, as often as he asks: nothing is written
 
-        async def unit() -> bool:
-            owners = await self._owners(connection_id)
+        async def work(unit: Unit) -> bool:
+            await unit.run("lock_connection", id=connection_id)
+            owners = await self._owners(unit, connection_id)
             if owner in owners:
                 return True
             if owners and first_only:
                 return False
-            return await self._bind(connection_id, owner=owner, accepted_at=accepted_at)
+            return await self._bind(unit, connection_id, owner=owner, accepted_at=accepted_at)
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
     async def unbind(self, owner: str, *, at: datetime) -> Sequence[Event]:
         """Take somebody from all that is his; what has no owner left is disconnected.
@@ -57,22 +59,23 @@ class Owners(Writer):
         if not await self.connections_owned(owner):
             return []  # as often as he asks: nothing is written
 
-        async def unit() -> Sequence[Event]:
-            owned = every(await self._database.run("connections_owned", owner=owner), rows.connection)
+        async def work(unit: Unit) -> Sequence[Event]:
+            await unit.run("lock_owned", owner=owner)
+            owned = every(await unit.run("connections_owned", owner=owner), rows.connection)
             if any(connection.frozen for connection in owned):
                 raise Frozen
-            return [await self._take(connection, owner=owner, at=at) for connection in owned]
+            return [await self._take(unit, connection, owner=owner, at=at) for connection in owned]
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
-    async def _take(self, connection: Connection, *, owner: str, at: datetime) -> Event:
-        last = await self._owners(connection.id) == [owner]
+    async def _take(self, unit: Unit, connection: Connection, *, owner: str, at: datetime) -> Event:
+        last = await self._owners(unit, connection.id) == [owner]
         told = {"owner": owner, "reason": "asked by its owner" if last else None}
         gone = happened("connection.disconnected" if last else "owner.unbound", connection, told=told)
-        await self._record([gone], connection)
+        await self._record(unit, [gone], connection)
         if last:
-            await self._database.run("disconnect", id=connection.id, row_version=connection.row_version, at=at, now=at)
-            await self._database.run("forget_owners", connection_id=connection.id)
+            await unit.run("disconnect", id=connection.id, row_version=connection.row_version, at=at, now=at)
+            await unit.run("forget_owners", connection_id=connection.id)
         else:
-            await self._database.run("unbind_owner", connection_id=connection.id, owner=owner, at=at)
+            await unit.run("unbind_owner", connection_id=connection.id, owner=owner, at=at)
         return gone

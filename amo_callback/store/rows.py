@@ -23,6 +23,11 @@ def ticks(moment: datetime) -> int:
     return (moment - _EPOCH) // _TICK
 
 
+def microseconds(length: timedelta) -> int:
+    """Return a length of time as what is added to such times."""
+    return length // _TICK
+
+
 def moment(value: int) -> datetime:
     """Return a stored time."""
     return _EPOCH + value * _TICK
@@ -64,7 +69,15 @@ def connection(row: Mapping[str, Any]) -> Connection:
         hook_at=maybe_moment(row["hook_at"]),
         grant_iat=row["grant_iat"],
         frozen=row["frozen_at"] is not None or bool(row.get("all_frozen")),
+        lease_left=_left(row),
     )
+
+
+def _left(row: Mapping[str, Any]) -> float | None:
+    """Return how many seconds of a lease were left when the row was read, where the statement asked the clock."""
+    if row["lease_until"] is None or row.get("clock") is None:
+        return None
+    return float((row["lease_until"] - row["clock"]) / 1e6)
 
 
 def grant(row: Mapping[str, Any]) -> Grant:
@@ -78,6 +91,7 @@ def grant(row: Mapping[str, Any]) -> Grant:
         connection_id=row["connection_id"],
         attempt=row["attempt"],
         lease_until=moment(row["lease_until"]),
+        lease_left=_left(row),
         doubtful=bool(row["doubtful"]),
         expires_at=moment(row["expires_at"]),
         ticket_hash=row["ticket_hash"],

@@ -10,6 +10,8 @@ from amo_callback.store.writer import Writer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from amo_callback.store.database import Unit
+
 
 class Seals(Writer):
     """Whatever is sealed in `connections`, `grants`, `states` and `meta`."""
@@ -27,12 +29,12 @@ class Seals(Writer):
     async def reseal(self, resealed: Sequence[Resealed]) -> Sequence[Sealed]:
         """Commit the same under another key as one; return those that were left: other bytes are stored by then."""
 
-        async def unit() -> Sequence[Sealed]:
-            return [one.read for one in resealed if not await self._reseal(one)]
+        async def work(unit: Unit) -> Sequence[Sealed]:
+            return [one.read for one in resealed if not await self._reseal(unit, one)]
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
-    async def _reseal(self, one: Resealed) -> bool:
+    async def _reseal(self, unit: Unit, one: Resealed) -> bool:
         read = one.read
-        changed = await self._database.run(f"reseal_{read.kind}", id=read.name, read=read.content, content=one.content)
+        changed = await unit.run(f"reseal_{read.kind}", id=read.name, read=read.content, content=one.content)
         return bool(changed)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amo_callback.brought import Brought
     from amo_callback.event import Event
     from amo_callback.model import Connection
+    from amo_callback.store.database import Unit
 
 
 class Transfers(Writer):
@@ -34,10 +35,10 @@ class Transfers(Writer):
     async def bring(self, brought: Sequence[Brought]) -> Sequence[str]:
         """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
 
-        async def unit() -> Sequence[str]:
+        async def work(unit: Unit) -> Sequence[str]:
             now = self._clock.now()
-            await self._database.run_many("bring", [{**_row(one), "now": now} for one in brought])
-            found = await self._database.run("connections_by_id", ids=json_list([one.connection.id for one in brought]))
+            await unit.run_many("bring", [{**_row(one), "now": now} for one in brought])
+            found = await unit.run("connections_by_id", ids=json_list([one.connection.id for one in brought]))
             stored = {row["id"]: row["sealed_pair"] for row in found}
             # No two sealings are the same: what is stored as it was given was written here.
             done = {one.connection.id for one in brought if stored[one.connection.id] == one.connection.sealed_pair}
@@ -47,15 +48,15 @@ class Transfers(Writer):
                 if one.connection.id in done
                 for owner in one.owners
             ]
-            await self._database.run_many("bring_owner", owners)
+            await unit.run_many("bring_owner", owners)
             events = [self._event_row(one.event, now) for one in brought if one.connection.id in done]
-            await self._database.run_many("save_event", events)
+            await unit.run_many("save_event", events)
             for one in brought:
                 if one.connection.id in done and (changed := _change_of_status(one)):
-                    await self._record([changed], one.connection)
+                    await self._record(unit, [changed], one.connection)
             return [one.connection.id for one in brought if one.connection.id not in done]
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
 
 def _change_of_status(brought: Brought) -> Event | None:

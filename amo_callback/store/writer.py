@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Connection
     from amo_callback.ports import Clock
-    from amo_callback.store.database import Database, Row
+    from amo_callback.store.database import Database, Row, Unit
 
 T = TypeVar("T")
 
@@ -36,22 +36,22 @@ class Writer:
     async def _change(self, name: str, *, events: Sequence[Event] = (), **values: object) -> Connection | None:
         """Change one connection, and record what that is; `None` where it is no longer as the statement wants it."""
 
-        async def unit() -> Connection | None:
-            changed = first(await self._database.run(name, **values), rows.connection)
+        async def work(unit: Unit) -> Connection | None:
+            changed = first(await unit.run(name, **values), rows.connection)
             if changed is not None:
-                await self._record(events, changed)
+                await self._record(unit, events, changed)
             return changed
 
-        return await self._database.unit(unit)
+        return await self._database.unit(work)
 
-    async def _record(self, events: Sequence[Event], connection: Connection | None = None) -> None:
+    async def _record(self, unit: Unit, events: Sequence[Event], connection: Connection | None = None) -> None:
         """Write events within a unit, and into the outbox those of which others are notified."""
         now = self._clock.now()
         for event in events:
-            await self._database.run("save_event", **self._event_row(event, now))
+            await unit.run("save_event", **self._event_row(event, now))
             if event.name in NOTICES and connection is not None:
-                owners = await self._owners(connection.id)
-                await self._database.run(
+                owners = await self._owners(unit, connection.id)
+                await unit.run(
                     "save_notice",
                     id=uuid.uuid4().hex,
                     at=now,
@@ -59,24 +59,24 @@ class Writer:
                     connection_id=connection.id,
                     data=_notice(event, connection, owners),
                 )
-                self._tell_of_notices()
+                self._tell_of_notices(unit)
 
-    def _tell_of_notices(self) -> None:
+    def _tell_of_notices(self, unit: Unit) -> None:
         """Wake whoever delivers them, once this unit is committed."""
         if self._told is not None:
-            self._database.afterwards(self._told)
+            unit.afterwards(self._told)
 
-    async def _owners(self, connection_id: str) -> Sequence[str]:
+    async def _owners(self, unit: Unit, connection_id: str) -> Sequence[str]:
         """Return a connection's owners, within a unit."""
-        return [row["owner"] for row in await self._database.run("owners_of", ids=json_list([connection_id]))]
+        return [row["owner"] for row in await unit.run("owners_of", ids=json_list([connection_id]))]
 
-    async def _bind(self, connection_id: str, *, owner: str, accepted_at: datetime | None) -> bool:
+    async def _bind(self, unit: Unit, connection_id: str, *, owner: str, accepted_at: datetime | None) -> bool:
         """Make somebody an owner, within a unit; `False` where he may not be, or is one already."""
-        bound = await self._database.run(
+        bound = await unit.run(
             "bind_owner", connection_id=connection_id, owner=owner, at=self._clock.now(), accepted_at=accepted_at
         )
         if bound:
-            await self._record([Event(name="owner.bound", connection_id=connection_id, fields={"owner": owner})])
+            await self._record(unit, [Event(name="owner.bound", connection_id=connection_id, fields={"owner": owner})])
         return bool(bound)
 
     def _event_row(self, event: Event, now: datetime) -> dict[str, object]:

@@ -141,14 +141,19 @@ def _why_not(stored: Connection) -> str:
 # --- writing -------------------------------------------------------------------------------------
 
 
-async def until_settled(plan: Plan, *, leases: Leases, clock: Clock, tell: Callable[[float], None]) -> None:
+async def until_settled(
+    plan: Plan, *, store: Store, leases: Leases, clock: Clock, tell: Callable[[float], None]
+) -> None:
     """Wait until nobody can be at work on what is replaced: a lease's length, where an attempt is open.
 
     A host that was frozen keeps the attempts of processes that died before. `tell` hears how many seconds are left.
     """
-    while left := max((leases.left(stored) for _, stored in plan.replaced), default=0.0):
+    waiting = [stored for _, stored in plan.replaced]
+    while waiting := [stored for stored in waiting if leases.left(stored)]:
+        left = max(map(leases.left, waiting))
         tell(left)
         await clock.sleep(min(left, _LOOK_AGAIN))
+        waiting = list(await store.connections_by_id([stored.id for stored in waiting]))
 
 
 async def carry_out(

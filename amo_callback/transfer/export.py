@@ -57,7 +57,7 @@ async def until_quiet(
 async def _left(store: Store, leases: Leases, clock: Clock) -> float:
     attempts = [leases.left(connection) for connection in await store.attempts()]
     exchanges = [
-        leases.left_of(grant.code_hash, grant.attempt, grant.lease_until)
+        leases.left_of(grant.code_hash, grant.attempt, grant.lease_until, told=grant.lease_left)
         for grant in await store.exchanging(now=clock.now())
     ]
     return max([*attempts, *exchanges], default=0.0)

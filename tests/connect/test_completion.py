@@ -269,7 +269,7 @@ async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(
         async def grant(self, _code_hash: str) -> None:
             await process.clock.sleep(3600)
 
-    process.failing = Stuck(cast("Store", None), process.clock)
+    process.failing = Stuck(process.store, process.clock)
     process.connect = process.make(client=None, cipher=cipher)
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.until_sleeping(8)

@@ -369,7 +369,7 @@ async def test_an_attempt_that_got_more_time_is_left_alone_for_as_long(house: Ho
 async def test_a_stepped_clock_ends_no_lease(house: House) -> None:
     """Hours forward or back on the wall clock: the lease runs by what this process itself has seen."""
     connection = await house.connect()
-    await house.store.claim(a_claim(connection, owner="process-2", until=house.clock.now() + timedelta(seconds=60)))
+    await house.store.claim(a_claim(connection, owner="process-2", lease=timedelta(seconds=60)))
     leases = house.make_custody().leases
     for hours in (5, -10):
         house.clock.step(timedelta(hours=hours))

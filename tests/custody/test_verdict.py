@@ -61,5 +61,5 @@ def test_only_listed_refusals_need_the_person(error: AmoCallbackError, doubtful:
 def test_whatever_else_is_waited_out(error: AmoCallbackError, seconds: float, doubtful: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
     """The connection stays active; an open outcome marks the token as doubtful and waits for a lease's length."""
     verdict = _judged(error)
-    assert (verdict.status, verdict.reason, verdict.open_until is not None) == (Status.ACTIVE, None, doubtful)
+    assert (verdict.status, verdict.reason, verdict.open_for is not None) == (Status.ACTIVE, None, doubtful)
     assert verdict.next_refresh_at == START + timedelta(seconds=seconds)

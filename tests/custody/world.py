@@ -158,6 +158,7 @@ class _Store:
         self._process = process
         self.failed_at: float | None = None
         self.failing: str | None = None
+        self.keeps_time = process.world.store.keeps_time
 
     def watch(self, listener: Any) -> None:
         self._process.world.store.watch(listener)

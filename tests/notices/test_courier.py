@@ -243,7 +243,7 @@ async def test_what_a_killed_process_was_at_is_delivered_after_its_lease(office:
     """It may have been delivered already: better twice under one id than never."""
     notice = await office.write()
     now = office.clock.now()
-    [claimed] = await office.store.claim_notices(now=now, until=now + LEASE, lease="killed", limit=9)
+    [claimed] = await office.store.claim_notices(now=now, length=LEASE, lease="killed", limit=9)
     assert claimed.id == notice.id
     async with office.courier():
         await office.after(LEASE.total_seconds() - 1)

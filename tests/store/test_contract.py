@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from tests.fakes import FakeClock
 
 SECOND = timedelta(seconds=1)
+OVER = timedelta(0)
+"""The length of a lease that has ended as it began."""
+
+
+def _runs_for(connection: Connection, length: timedelta) -> bool:
+    """Tell whether so much of its lease is left; the database's own clock has gone on meanwhile."""
+    seconds = length.total_seconds()
+    return connection.lease_left is not None and seconds - 30 < connection.lease_left <= seconds
 
 
 # --- connections ---------------------------------------------------------------------------------
@@ -123,12 +131,12 @@ async def test_the_next_due_time_is_the_earliest_that_is_free(store: Store) -> N
 
 
 async def test_one_claim_of_many_at_once_is_given(store: Store) -> None:
-    """Twenty claim the row that they read, one holds; who has seen that one may take over from it."""
+    """Twenty claim the row that they read, one holds; who has seen that one may take over from it after its lease."""
     stored = await save(store, a_connection())
-    claims = [a_claim(stored, attempt=f"attempt-{number}") for number in range(20)]
+    claims = [a_claim(stored, attempt=f"attempt-{number}", lease=OVER) for number in range(20)]
     given = [claimed for claimed in await asyncio.gather(*map(store.claim, claims)) if claimed]
     assert len(given) == 1
-    assert (given[0].attempt, given[0].spending) == ("attempt-0", "print-1")
+    assert given[0].spending == "print-1"
     assert await store.claim(a_claim(given[0], attempt="later")) is not None
 
 
@@ -136,9 +144,9 @@ async def test_a_claim_names_the_row_it_read(store: Store) -> None:
     """Whatever was written since, a claim, an extension or a new pair, a claim of the row as it was is refused."""
     stored = await save(store, a_connection())
     assert await store.claim(a_claim(stored, row_version=2)) is None
-    claimed = await store.claim(a_claim(stored))
+    claimed = await store.claim(a_claim(stored, lease=OVER))
     assert claimed is not None
-    assert await store.extend(an_extension(stored))
+    assert await store.extend(an_extension(stored, lease=OVER))
     assert await store.claim(a_claim(claimed, attempt="2")) is None
     await store.save_refreshed(a_refreshed(stored))
     assert await store.claim(a_claim(stored)) is None
@@ -150,15 +158,15 @@ async def test_an_extension_is_only_its_own_attempts(store: Store) -> None:
     await store.claim(a_claim(stored))
     assert not await store.extend(an_extension(stored, attempt="another"))
     assert await store.extend(an_extension(stored))
-    after = await store.connection(stored.id)
-    assert after is not None
-    assert (after.domain, after.lease_until, after.attempt) == ("b.amocrm.ru", START + DAY, "attempt-1")
+    after = await now(store, stored)
+    assert (after.domain, after.attempt) == ("b.amocrm.ru", "attempt-1")
+    assert _runs_for(after, DAY)
 
 
 async def test_a_claim_over_a_dead_one_marks_what_that_was_spending(store: Store) -> None:
     """A process that died after its claim may have spent the token: the fingerprint is doubtful from then on."""
     stored = await save(store, a_connection())
-    dead = await store.claim(a_claim(stored, fingerprint="maybe-spent"))
+    dead = await store.claim(a_claim(stored, fingerprint="maybe-spent", lease=OVER))
     assert dead is not None
     claimed = await store.claim(a_claim(dead, attempt="2", fingerprint="next"))
     assert claimed is not None
@@ -169,7 +177,7 @@ async def test_doubt_outlives_a_claim_that_could_present_nothing(store: Store) -
     """An unreadable pair is claimed without a fingerprint: what was doubtful before still is once its key is back."""
     claimed = await save(store, a_connection())
     for attempt, spending in (("dead", "maybe-spent"), ("unreadable", ""), ("3", "maybe-spent")):
-        after = await store.claim(a_claim(claimed, attempt=attempt, fingerprint=spending))
+        after = await store.claim(a_claim(claimed, attempt=attempt, fingerprint=spending, lease=OVER))
         assert after is not None
         claimed = after
     assert (claimed.doubtful, claimed.spending) == ("maybe-spent", "maybe-spent")
@@ -179,7 +187,7 @@ async def test_a_refreshed_pair_is_stored_and_ends_its_claim(store: Store) -> No
     """Pair, times, and nothing left of claim, doubt and failures."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored, fingerprint="1"))
-    judged = await store.save_verdict(a_verdict(stored, open_until=START + DAY))
+    judged = await store.save_verdict(a_verdict(stored, open_for=OVER))
     assert judged is not None
     await store.claim(a_claim(judged, attempt="2", fingerprint="1"))
     refreshed = a_refreshed(stored)
@@ -230,16 +238,17 @@ async def test_an_attempt_without_an_answer_stays_open(store: Store) -> None:
     """The verdict starts its lease anew, and what it was spending stays on record."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
-    after = await store.save_verdict(a_verdict(stored, open_until=START + DAY))
-    assert after is not None
-    assert (after.attempt, after.spending, after.lease_until) == ("attempt-1", "print-1", START + DAY)
+    await store.save_verdict(a_verdict(stored, open_for=DAY))
+    after = await now(store, stored)
+    assert (after.attempt, after.spending) == ("attempt-1", "print-1")
+    assert _runs_for(after, DAY)
 
 
 async def test_doubt_stays_until_a_pair_is_stored(store: Store) -> None:
     """An open outcome, then a refusal that passes: the token is as doubtful as before."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
-    judged = await store.save_verdict(a_verdict(stored, open_until=START + DAY))
+    judged = await store.save_verdict(a_verdict(stored, open_for=OVER))
     assert judged is not None
     await store.claim(a_claim(judged, attempt="2"))
     await store.save_verdict(a_verdict(stored, attempt="2", last_error="account_refused"))
@@ -330,11 +339,14 @@ async def test_one_of_many_begins_a_grant(store: Store) -> None:
     """Twenty at once: one begins it, all see the same one."""
     grants = [a_grant(attempt=f"attempt-{number}", handle_hash=f"handle-{number}") for number in range(20)]
     seen = await asyncio.gather(*(store.claim_grant(grant, now=START) for grant in grants))
-    assert {grant.attempt for grant in seen} == {"attempt-0"}
-    assert await store.grant(fingerprint("code")) == grants[0]
-    assert await store.grant_by_handle("handle-0") == grants[0]
+    [attempt] = {grant.attempt for grant in seen}
+    begun = await store.grant(fingerprint("code"))
+    assert begun is not None
+    [asked] = [grant for grant in grants if grant.attempt == attempt]
+    assert dataclasses.replace(begun, lease_until=asked.lease_until) == asked
+    assert await store.grant_by_handle(asked.handle_hash) == begun
     assert await store.grant("unknown") is None
-    assert await store.grant_by_handle("handle-1") is None
+    assert [await store.grant_by_handle(grant.handle_hash) for grant in grants if grant is not asked] == [None] * 19
 
 
 @pytest.mark.parametrize("status", [GrantStatus.CONNECTED, GrantStatus.REFUSED])
@@ -542,7 +554,7 @@ async def test_a_change_and_its_events_are_one(store: Store) -> None:
     await store.claim(a_claim(stored))
     await store.save_verdict(a_verdict(stored), events=[event])
     [told] = await store.events(limit=10)
-    assert (told.name, told.connection_id, told.process) == ("refresh.failed", stored.id, "amo-callback")
+    assert (told.name, told.connection_id, told.process) == ("refresh.failed", stored.id, "one")
     assert told.details == {"status": 503, "at": "2026-11-23T12:00:00Z", "demand": "schedule"}
 
 
@@ -643,13 +655,15 @@ async def test_a_disconnected_connection_is_not_frozen_any_more(store: Store) ->
     assert not await store.freeze(stored.id, at=START)
 
 
-async def test_a_store_knows_where_it_lives(store: Store) -> None:
+async def test_a_file_knows_where_it_lives(store: Store) -> None:
     """The first to ask is at home; from another place it is frozen, until it is thawed there."""
+    if store.keeps_time:
+        pytest.skip("where a server is, the server tells")
     assert await store.check_machine("here") is None
     assert await store.check_machine("here") is None
     elsewhere = await store.check_machine("there")
     assert elsewhere is not None
-    assert elsewhere.why.startswith("the database was last used on another machine or in another folder")
+    assert elsewhere.why.startswith("the database was last used in another place")
     assert await store.check_machine("here") == elsewhere
     await store.thaw_all(machine="there")
     assert await store.check_machine("there") is None
@@ -660,6 +674,8 @@ async def test_a_store_knows_where_it_lives(store: Store) -> None:
 
 async def test_a_clock_that_went_back_takes_the_stored_times_back(store: Store) -> None:
     """Ages stay, all is due, and what happened is not yet to come."""
+    if store.keeps_time:
+        pytest.skip("one instance's clock must not shift the others' times")
     stored = await save(store, a_connection())
     assert await store.keep_time(now=lambda: START + 59 * SECOND) == timedelta(0)
     assert await store.keep_time(now=lambda: START) == timedelta(0)

@@ -21,7 +21,7 @@ import pytest
 from amo_callback.clock import SystemClock
 from amo_callback.errors import Frozen, NotCopied
 from amo_callback.store import copies, open_store
-from amo_callback.store.statements import load_migrations
+from amo_callback.store.statements import Engine, load_migrations
 from tests.builders import a_claim, a_connection, a_grant, save
 from tests.fakes import START
 
@@ -481,7 +481,7 @@ async def test_a_copy_with_a_newer_schema_is_not_restored(database: Path, target
     _back_up(database, target)
     with closing(sqlite3.connect(target)) as newer:
         newer.execute("PRAGMA user_version = 99")
-    known = len(load_migrations())
+    known = len(load_migrations(Engine.SQLITE))
     assert f"is of a newer amo-callback (schema 99, known here: {known})" in _refused(target, database)
 
 
@@ -516,7 +516,7 @@ def _make_old(database: Path, *, version: int) -> None:
     """Make a database as an earlier version has left it."""
     with closing(sqlite3.connect(database, isolation_level=None)) as old:
         old.execute("PRAGMA journal_mode = WAL")
-        for statements in load_migrations()[:version]:
+        for statements in load_migrations(Engine.SQLITE)[:version]:
             for statement in statements:
                 old.execute(statement)
         old.execute(f"PRAGMA user_version = {version}")
@@ -531,14 +531,14 @@ def _version(database: Path) -> int:
         return int(opened.execute("PRAGMA user_version").fetchone()[0])
 
 
-@pytest.mark.parametrize("version", range(1, len(load_migrations())))
+@pytest.mark.parametrize("version", range(1, len(load_migrations(Engine.SQLITE))))
 async def test_an_upgrade_keeps_the_database_as_it_was(version: int, database: Path) -> None:
     """A copy with the old schema is beside it, whole, frozen and the owner's alone."""
     _make_old(database, version=version)
     assert await _read(database) == (["1"], None)
     kept = database.with_name(f"{NAME}.schema-{version}")
     assert sorted(file.name for file in database.parent.iterdir()) == [NAME, kept.name]
-    assert (_version(database), _version(kept)) == (len(load_migrations()), version)
+    assert (_version(database), _version(kept)) == (len(load_migrations(Engine.SQLITE)), version)
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     with copies.open_snapshot(kept) as snapshot:
         assert copies.contents(snapshot).connections == 1
@@ -582,4 +582,4 @@ async def test_processes_that_upgrade_at_once_keep_one_copy(database: Path) -> N
     await asyncio.gather(*(_read(database) for _ in range(4)))
     kept = database.with_name(f"{NAME}.schema-1")
     assert sorted(file.name for file in database.parent.iterdir()) == [NAME, kept.name]
-    assert (_version(database), _version(kept)) == (len(load_migrations()), 1)
+    assert (_version(database), _version(kept)) == (len(load_migrations(Engine.SQLITE)), 1)

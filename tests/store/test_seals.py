@@ -10,16 +10,13 @@ import pytest
 from amo_callback.errors import StoreUnavailable
 from amo_callback.grant import IssuedState
 from amo_callback.sealing import Kind, Resealed, Sealed
-from amo_callback.store import open_store
 from tests.builders import DAY, a_connection, a_refreshed, now, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from amo_callback.model import Changed
     from amo_callback.ports import Store
-    from tests.fakes import FakeClock
+    from tests.store.conftest import Beside
 
 STORED = [Kind.CONNECTION, Kind.GRANT, Kind.STATE, Kind.CANARY]
 
@@ -92,13 +89,17 @@ async def test_a_page_is_replaced_as_one_and_what_changed_is_left(store: Store) 
     assert await now(store, other) == refreshed
 
 
-async def test_other_processes_see_that_something_has_changed(store: Store, tmp_path: Path, clock: FakeClock) -> None:
-    """Whoever remembers connections looks at them again."""
+async def test_other_processes_see_that_something_has_changed(store: Store, beside: Beside) -> None:
+    """Whoever remembers connections looks at them again: he has heard of it, or is told that he may not have."""
     await _fill(store)
-    async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=clock) as other:
+    async with beside("other") as other:
+        heard: list[Changed] = []
+        other.watch(heard.append)
         before = await other.others_version()
-        await store.reseal([Resealed(read=await _one(store, Kind.CONNECTION), content=b"another")])
-        assert await other.others_version() != before
+        read = await _one(store, Kind.CONNECTION)
+        await store.reseal([Resealed(read=read, content=b"another")])
+        missed = await other.others_version() != before
+        assert missed or [changed.connections for changed in heard] == [frozenset({read.name})]
 
 
 async def test_a_page_that_cannot_be_written_is_left_whole(store: Store) -> None:

@@ -100,7 +100,7 @@ async def test_notices_wait_or_are_parked(store: Store, clock: FakeClock) -> Non
         clock.advance(60)
     found = await _survey(store)
     assert (found.waiting, found.waiting_since, found.parked) == (2, START, 0)
-    [notice] = await store.claim_notices(now=START, until=START + MINUTE, lease="lease", limit=1)
+    [notice] = await store.claim_notices(now=START, length=MINUTE, lease="lease", limit=1)
     failed: Any = Undelivered(id=notice.id, lease="lease", error="status_500", next_try_at=None)
     await store.notice_failed(failed)
     found = await _survey(store)

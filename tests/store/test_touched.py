@@ -7,10 +7,10 @@ import re
 import pytest
 
 from amo_callback.model import Changed
-from amo_callback.store.statements import load_statements
+from amo_callback.store.statements import Engine, load_statements
 from amo_callback.store.touched import ANY, Touched
 
-STATEMENTS = load_statements()
+STATEMENTS = load_statements(Engine.SQLITE)
 TOUCHED = Touched(STATEMENTS)
 WRITES = sorted(
     name

@@ -219,7 +219,7 @@ async def test_an_attempt_of_a_dead_process_is_replaced_after_its_lease(
     plan = await _plan(store, cipher, back, rules=REPLACE)
     told: list[float] = []
     leases = Leases(length=2.5, store=store, clock=clock)
-    waiting = asyncio.create_task(until_settled(plan, leases=leases, clock=clock, tell=told.append))
+    waiting = asyncio.create_task(until_settled(plan, store=store, leases=leases, clock=clock, tell=told.append))
     for left in (2.5, 1.5, 0.5):
         await clock.until_sleeping(min(left, 1))
         clock.advance(min(left, 1))

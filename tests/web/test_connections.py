@@ -210,5 +210,5 @@ async def test_a_database_from_another_machine_starts_frozen(app: Running, run: 
         assert (await twin.private("/readyz", key=None)).json()["checks"]["frozen"]["ok"] is False
         assert twin.amo.vendor.ledger.refreshes() == []
         [line] = [line for line in twin.lines() if line["event"] == "service.frozen"]
-        assert "another machine or in another folder" in line["why"]
+        assert "in another place" in line["why"]
         assert (await _ask(twin, "/thaw", method="POST")).status == 200

@@ -1,4 +1,4 @@
--- Each statement by its name. Every write of a connection counts `row_version` up; `pair_version` counts
+-- Each statement by its name, as both engines run it; what they say differently is in their folders. Every write of a connection counts `row_version` up; `pair_version` counts
 -- pairs, grants and disconnects, and is what a refresh compares before it replaces anything.
 
 -- name: ping
@@ -71,35 +71,35 @@ UPDATE owners SET left_at = left_at - :by WHERE left_at > :now;
 INSERT INTO meta (name, value) VALUES ('canary', :value) ON CONFLICT (name) DO NOTHING;
 
 -- name: connection
-SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen FROM connections WHERE id = :id;
+SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock FROM connections WHERE id = :id;
 
 -- name: connections_of
-SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen FROM connections
+SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock FROM connections
 WHERE account_id = :account_id AND status <> 'disconnected'
-ORDER BY status = 'active' DESC, access_expires_at DESC;
+ORDER BY status = 'active' DESC, COALESCE(access_expires_at, 0) DESC;
 
 -- name: page
 SELECT * FROM connections
 WHERE id > :after
-    AND (:status IS NULL OR status = :status)
-    AND (:domain IS NULL OR domain = :domain)
+    AND (CAST(:status AS TEXT) IS NULL OR status = :status)
+    AND (CAST(:domain AS TEXT) IS NULL OR domain = :domain)
 ORDER BY id
 LIMIT :limit;
 
 -- name: page_of_owner
 SELECT * FROM connections
 WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_at IS NULL) AND id > :after
-    AND (:account_id IS NULL OR account_id = :account_id)
-    AND (:status IS NULL OR status = :status)
-    AND (:domain IS NULL OR domain = :domain)
+    AND (CAST(:account_id AS TEXT) IS NULL OR account_id = :account_id)
+    AND (CAST(:status AS TEXT) IS NULL OR status = :status)
+    AND (CAST(:domain AS TEXT) IS NULL OR domain = :domain)
 ORDER BY id
 LIMIT :limit;
 
 -- name: page_of_account
 SELECT * FROM connections
 WHERE account_id = :account_id AND id > :after
-    AND (:status IS NULL OR status = :status)
-    AND (:domain IS NULL OR domain = :domain)
+    AND (CAST(:status AS TEXT) IS NULL OR status = :status)
+    AND (CAST(:domain AS TEXT) IS NULL OR domain = :domain)
 ORDER BY id
 LIMIT :limit;
 
@@ -109,42 +109,14 @@ SELECT id, sealed_pair FROM connections WHERE id > :after AND status <> 'disconn
 
 -- name: attempts
 -- Whoever waits for these tells by its own clock which of them may still be under way.
-SELECT * FROM connections WHERE attempt IS NOT NULL;
-
--- name: due
--- Those with an open attempt, too: whether its lease has ended is told by the observer's own clock.
--- The sort sees the index alone, so that a day's backlog costs little each time.
-SELECT * FROM connections
-WHERE id IN (
-    SELECT id FROM connections
-    WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at <= :now
-        AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
-        AND id NOT IN (SELECT value FROM json_each(:apart_from))
-    ORDER BY access_expires_at
-    LIMIT :limit
-)
-ORDER BY access_expires_at;
-
--- name: next_due
-SELECT next_refresh_at FROM connections
-WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL AND attempt IS NULL
-    AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
-    AND id NOT IN (SELECT value FROM json_each(:apart_from))
-ORDER BY next_refresh_at
-LIMIT 1;
+SELECT *, :clock AS clock FROM connections WHERE attempt IS NOT NULL;
 
 -- name: probe
-SELECT * FROM connections
+SELECT *, :clock AS clock FROM connections
 WHERE status = 'active' AND frozen_at IS NULL AND id NOT IN (SELECT value FROM json_each(:apart_from))
     AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
 ORDER BY next_refresh_at
 LIMIT 1;
-
--- name: look_ups
-SELECT id FROM connections
-WHERE look_up_at <= :now AND id NOT IN (SELECT value FROM json_each(:apart_from))
-ORDER BY look_up_at
-LIMIT :limit;
 
 -- name: fleet
 SELECT
@@ -152,47 +124,8 @@ SELECT
     (SELECT count(*) FROM connections WHERE status = 'active' AND access_expires_at > :now) AS fresh,
     (SELECT count(*) FROM connections WHERE status = 'needs_reauth' AND died_at > :since) AS died;
 
--- name: survey
--- Each count is made in an index alone: no connection is read, however many there are. The engine is told which, where
--- it would choose another. What is frozen is not due, and nobody wonders that its access token has expired.
-SELECT * FROM (
-    SELECT
-        count(*) AS active,
-        count(*) FILTER (WHERE access_expires_at > :now) AS fresh,
-        min(refresh_expires_at) AS next_deadline
-    FROM connections INDEXED BY connections_by_deadline WHERE status = 'active'
-), (
-    SELECT
-        count(*) FILTER (WHERE access_expires_at <= :now) AS expired,
-        min(access_expires_at) AS next_expiry,
-        count(*) FILTER (WHERE next_refresh_at <= :now AND NOT all_frozen) AS due,
-        count(*) FILTER (WHERE next_refresh_at <= :late AND NOT all_frozen) AS overdue
-    FROM (SELECT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen),
-        connections INDEXED BY connections_by_due
-    WHERE status = 'active' AND frozen_at IS NULL
-), (
-    SELECT json_group_object(name, number) AS not_active FROM (
-        SELECT COALESCE(reason, status) AS name, count(*) AS number
-        FROM connections INDEXED BY connections_by_status WHERE status <> 'active' GROUP BY status, reason
-    )
-), (
-    SELECT count(*) AS waiting, min(at) AS waiting_since FROM outbox WHERE parked_at IS NULL
-), (
-    SELECT count(*) AS parked FROM outbox WHERE parked_at IS NOT NULL
-);
-
--- name: claim
--- Of the very row that was read. What an open attempt was spending whose lease has ended may be spent.
-UPDATE connections SET
-    lease_owner = :owner, lease_until = :until, attempt = :attempt,
-    doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint,
-    row_version = row_version + 1
-WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconnected'
-    AND frozen_at IS NULL AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
-RETURNING *;
-
 -- name: extend
-UPDATE connections SET lease_until = :until, domain = :domain, row_version = row_version + 1
+UPDATE connections SET lease_until = :clock + :lease, domain = :domain, row_version = row_version + 1
 WHERE id = :connection_id AND attempt = :attempt
 RETURNING *;
 
@@ -207,7 +140,7 @@ UPDATE connections SET
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     pair_version = pair_version + 1, row_version = row_version + 1
 WHERE id = :connection_id AND pair_version = :pair_version
-    AND (:grant_iat IS NULL OR grant_iat IS NULL OR grant_iat = :grant_iat)
+    AND (CAST(:grant_iat AS BIGINT) IS NULL OR grant_iat IS NULL OR grant_iat = :grant_iat)
 RETURNING *;
 
 -- name: save_verdict
@@ -217,10 +150,10 @@ UPDATE connections SET
     next_refresh_at = :next_refresh_at, died_at = :died_at,
     look_up_at = CASE WHEN status = 'active' AND look_up_at < :look_up_at THEN look_up_at
         ELSE COALESCE(:look_up_at, look_up_at) END,
-    lease_until = :open_until,
-    lease_owner = CASE WHEN :open_until IS NOT NULL THEN lease_owner END,
-    attempt = CASE WHEN :open_until IS NOT NULL THEN attempt END,
-    spending = CASE WHEN :open_until IS NOT NULL THEN spending END,
+    lease_until = :clock + CAST(:open_for AS BIGINT),
+    lease_owner = CASE WHEN CAST(:open_for AS BIGINT) IS NOT NULL THEN lease_owner END,
+    attempt = CASE WHEN CAST(:open_for AS BIGINT) IS NOT NULL THEN attempt END,
+    spending = CASE WHEN CAST(:open_for AS BIGINT) IS NOT NULL THEN spending END,
     row_version = row_version + 1
 WHERE id = :connection_id AND attempt = :attempt
 RETURNING *;
@@ -246,7 +179,7 @@ RETURNING *;
 
 -- name: freeze
 UPDATE connections SET frozen_at = :at, row_version = row_version + 1
-WHERE id = :id AND status <> 'disconnected' AND (frozen_at IS NULL) = (:at IS NOT NULL)
+WHERE id = :id AND status <> 'disconnected' AND (frozen_at IS NULL) = (CAST(:at AS BIGINT) IS NOT NULL)
 RETURNING *;
 
 -- name: warn
@@ -257,7 +190,7 @@ WHERE id IN (
     WHERE status = 'active' AND refresh_expires_at <= :before AND (warned_days IS NULL OR warned_days > :days)
     ORDER BY refresh_expires_at
     LIMIT :limit
-)
+) AND (warned_days IS NULL OR warned_days > :days)
 RETURNING *;
 
 -- name: doubt
@@ -270,7 +203,7 @@ RETURNING *;
 -- A late pair finds another `pair_version`.
 UPDATE connections SET
     status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL,
-    disconnected_at = COALESCE(:at, disconnected_at), forgotten_at = :now,
+    disconnected_at = COALESCE(CAST(:at AS BIGINT), disconnected_at), forgotten_at = :now,
     access_issued_at = NULL, access_expires_at = NULL, refresh_expires_at = NULL, next_refresh_at = NULL,
     failures = 0, died_at = NULL, look_up_at = NULL, frozen_at = NULL, warned_days = NULL,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
@@ -283,7 +216,7 @@ RETURNING *;
 -- keeps the turn that may heal it.
 UPDATE connections SET
     look_up_at = CASE
-        WHEN status = 'active' OR hook_at IS NULL OR hook_at < COALESCE(refreshed_at, connected_at) THEN :now
+        WHEN status = 'active' OR hook_at IS NULL OR hook_at < COALESCE(refreshed_at, connected_at) THEN CAST(:now AS BIGINT)
         ELSE look_up_at END,
     hook_at = :now, row_version = row_version + 1
 WHERE account_id = :account_id AND status <> 'disconnected' AND (hook_at IS NULL OR hook_at <= :before)
@@ -324,15 +257,15 @@ WHERE (
 RETURNING *;
 
 -- name: grant
-SELECT * FROM grants WHERE code_hash = :code_hash;
+SELECT *, :clock AS clock FROM grants WHERE code_hash = :code_hash;
 
 -- name: grant_by_handle
-SELECT * FROM grants WHERE handle_hash = :handle_hash;
+SELECT *, :clock AS clock FROM grants WHERE handle_hash = :handle_hash;
 
 -- name: claim_grant
 -- A grant is tried again only over the very attempt that was read: a failed one, or one whose lease was seen to end.
 INSERT INTO grants (code_hash, handle_hash, ticket_hash, sealed, status, attempt, lease_until, expires_at)
-VALUES (:code_hash, :handle_hash, :ticket_hash, :sealed, 'exchanging', :attempt, :lease_until, :expires_at)
+VALUES (:code_hash, :handle_hash, :ticket_hash, :sealed, 'exchanging', :attempt, :clock + (CAST(:lease_until AS BIGINT) - :now), :expires_at)
 ON CONFLICT (code_hash) DO UPDATE SET
     doubtful = grants.doubtful OR grants.status = 'exchanging',
     status = 'exchanging', error = NULL, attempt = excluded.attempt, lease_until = excluded.lease_until
@@ -357,7 +290,7 @@ DELETE FROM grants WHERE code_hash IN (SELECT code_hash FROM grants WHERE expire
 RETURNING code_hash;
 
 -- name: grant_by_ticket
-SELECT * FROM grants WHERE ticket_hash = :ticket_hash;
+SELECT *, :clock AS clock FROM grants WHERE ticket_hash = :ticket_hash;
 
 -- name: issue_state
 INSERT INTO states (state_hash, sealed, expires_at) VALUES (:state_hash, :sealed, :expires_at);
@@ -387,9 +320,9 @@ WHERE connection_id IN (SELECT value FROM json_each(:ids)) AND left_at IS NULL
 ORDER BY connection_id, bound_at, owner;
 
 -- name: connections_owned
-SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen FROM connections
+SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock FROM connections
 WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_at IS NULL) AND status <> 'disconnected'
-ORDER BY status = 'active' DESC, access_expires_at DESC;
+ORDER BY status = 'active' DESC, COALESCE(access_expires_at, 0) DESC;
 
 -- name: bind_owner
 -- Nobody becomes an owner by what AMO accepted before he left, or before whose it was then was forgotten.
@@ -411,7 +344,7 @@ UPDATE owners SET left_at = :at WHERE connection_id = :connection_id AND owner =
 DELETE FROM owners WHERE connection_id = :connection_id;
 
 -- name: exchanging
-SELECT * FROM grants WHERE status = 'exchanging' AND expires_at > :now;
+SELECT *, :clock AS clock FROM grants WHERE status = 'exchanging' AND expires_at > :now;
 
 -- name: save_event
 INSERT INTO events (at, connection_id, name, process, details)
@@ -452,58 +385,14 @@ SELECT * FROM outbox WHERE number > :after ORDER BY number LIMIT :limit;
 -- name: notice
 SELECT * FROM outbox WHERE id = :id;
 
--- name: next_notice
--- Of each connection the first that is not parked: the others wait for that. And when the first lease ends.
-SELECT min(at) AS at FROM (
-    SELECT * FROM (
-        SELECT next_try_at AS at FROM outbox AS one
-        WHERE parked_at IS NULL AND (lease_until IS NULL OR lease_until <= :now OR lease_until > :until)
-            AND id NOT IN (SELECT value FROM json_each(:apart_from))
-            AND NOT EXISTS (
-                SELECT 1 FROM outbox AS earlier
-                WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
-                    AND earlier.parked_at IS NULL
-            )
-        ORDER BY next_try_at, number
-        LIMIT 1
-    )
-    UNION ALL
-    SELECT min(lease_until) FROM outbox WHERE lease_until > :now AND lease_until <= :until
-)
-WHERE NOT EXISTS (
-    SELECT 1 FROM meta WHERE name = 'frozen' AND json_extract(CAST(value AS TEXT), '$.elsewhere')
-);
-
--- name: claim_notices
--- A lease that ends later than one that begins now was written by a clock that has gone back since: it is over, too.
--- What may live elsewhere is delivered there: no process can miss that here.
-UPDATE outbox SET lease = :lease, lease_until = :until, tries = tries + 1
-WHERE number IN (
-    SELECT number FROM outbox AS one
-    WHERE parked_at IS NULL AND next_try_at <= :now
-        AND (lease_until IS NULL OR lease_until <= :now OR lease_until > :until)
-        AND id NOT IN (SELECT value FROM json_each(:apart_from))
-        AND NOT EXISTS (
-            SELECT 1 FROM outbox AS earlier
-            WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
-                AND earlier.parked_at IS NULL
-        )
-        AND NOT EXISTS (
-            SELECT 1 FROM meta WHERE name = 'frozen' AND json_extract(CAST(value AS TEXT), '$.elsewhere')
-        )
-    ORDER BY next_try_at, number
-    LIMIT :limit
-)
-RETURNING *;
-
 -- name: notice_delivered
 -- By whoever it was: delivered is delivered.
 DELETE FROM outbox WHERE id = :id RETURNING id;
 
 -- name: notice_failed
 UPDATE outbox SET
-    last_error = :error, next_try_at = COALESCE(:next_try_at, next_try_at),
-    parked_at = CASE WHEN :next_try_at IS NULL THEN :now END, lease = NULL, lease_until = NULL
+    last_error = :error, next_try_at = COALESCE(CAST(:next_try_at AS BIGINT), next_try_at),
+    parked_at = CASE WHEN CAST(:next_try_at AS BIGINT) IS NULL THEN CAST(:now AS BIGINT) END, lease = NULL, lease_until = NULL
 WHERE id = :id AND lease = :lease
 RETURNING id;
 
@@ -511,11 +400,11 @@ RETURNING id;
 -- Whatever is named, or all that is parked. What was given up begins anew.
 UPDATE outbox SET
     next_try_at = :now, tries = CASE WHEN parked_at IS NULL THEN tries ELSE 0 END, parked_at = NULL
-WHERE id = :id OR (:id IS NULL AND parked_at IS NOT NULL)
+WHERE id = :id OR (CAST(:id AS TEXT) IS NULL AND parked_at IS NOT NULL)
 RETURNING id;
 
 -- name: shift_notices
-UPDATE outbox SET at = CASE WHEN at > :now THEN at - :by ELSE at END, next_try_at = min(next_try_at, :now);
+UPDATE outbox SET at = CASE WHEN at > :now THEN at - :by ELSE at END, next_try_at = CASE WHEN next_try_at > :now THEN :now ELSE next_try_at END;
 
 -- name: prune_notices
 DELETE FROM outbox WHERE number IN (
@@ -524,35 +413,6 @@ DELETE FROM outbox WHERE number IN (
 
 -- name: prune_parked
 DELETE FROM outbox WHERE number IN (SELECT number FROM outbox WHERE parked_at < :before ORDER BY parked_at LIMIT :limit);
-
--- name: connections_by_id
-SELECT * FROM connections WHERE id IN (SELECT value FROM json_each(:ids));
-
--- name: bring
--- A connection from elsewhere. It replaces only the very pair that was read, and takes no attempt away from whoever is
--- at it: one that was open then, and is as it was, is of a process that died, for its lease has been waited for.
-INSERT INTO connections (
-    id, account_id, user_id, domain, api_domain, client_id, status, reason, sealed_pair, access_issued_at,
-    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, doubtful, look_up_at,
-    frozen_at
-) VALUES (
-    :id, :account_id, :user_id, :domain, :api_domain, :client_id, :status, :reason, :sealed_pair, :access_issued_at,
-    :access_expires_at, :refresh_expires_at, :refreshed_at, :next_refresh_at, :connected_at, :grant_iat, :doubtful,
-    :look_up_at, CASE WHEN :frozen THEN :now END
-)
-ON CONFLICT (id) DO UPDATE SET
-    domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
-    status = excluded.status, reason = excluded.reason, last_error = NULL, failures = 0,
-    sealed_pair = excluded.sealed_pair, access_issued_at = excluded.access_issued_at,
-    access_expires_at = excluded.access_expires_at, refresh_expires_at = excluded.refresh_expires_at,
-    refreshed_at = excluded.refreshed_at, next_refresh_at = excluded.next_refresh_at,
-    connected_at = excluded.connected_at, grant_iat = excluded.grant_iat, doubtful = excluded.doubtful,
-    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL,
-    look_up_at = excluded.look_up_at, died_at = NULL, hook_at = NULL, warned_days = NULL,
-    frozen_at = COALESCE(connections.frozen_at, excluded.frozen_at),
-    pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
-WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :over_pair
-    AND connections.attempt IS :over_attempt AND connections.lease_until IS :over_lease_until;
 
 -- name: count_sealed
 SELECT (SELECT count(*) FROM connections WHERE sealed_pair IS NOT NULL)
@@ -590,3 +450,32 @@ UPDATE states SET sealed = :content WHERE state_hash = :id AND sealed = :read RE
 
 -- name: reseal_canary
 UPDATE meta SET value = :content WHERE name = :id AND value = :read RETURNING name;
+
+-- name: connections_by_id
+SELECT *, :clock AS clock FROM connections WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: bring
+-- A connection from elsewhere. It replaces only the very pair that was read, and takes no attempt away from whoever is
+-- at it: one that was open then, and is as it was, is of a process that died, for its lease has been waited for.
+INSERT INTO connections (
+    id, account_id, user_id, domain, api_domain, client_id, status, reason, sealed_pair, access_issued_at,
+    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, doubtful, look_up_at,
+    frozen_at
+) VALUES (
+    :id, :account_id, :user_id, :domain, :api_domain, :client_id, :status, :reason, :sealed_pair, :access_issued_at,
+    :access_expires_at, :refresh_expires_at, :refreshed_at, :next_refresh_at, :connected_at, :grant_iat, :doubtful,
+    :look_up_at, CASE WHEN :frozen THEN CAST(:now AS BIGINT) END
+)
+ON CONFLICT (id) DO UPDATE SET
+    domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
+    status = excluded.status, reason = excluded.reason, last_error = NULL, failures = 0,
+    sealed_pair = excluded.sealed_pair, access_issued_at = excluded.access_issued_at,
+    access_expires_at = excluded.access_expires_at, refresh_expires_at = excluded.refresh_expires_at,
+    refreshed_at = excluded.refreshed_at, next_refresh_at = excluded.next_refresh_at,
+    connected_at = excluded.connected_at, grant_iat = excluded.grant_iat, doubtful = excluded.doubtful,
+    lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL,
+    look_up_at = excluded.look_up_at, died_at = NULL, hook_at = NULL, warned_days = NULL,
+    frozen_at = COALESCE(connections.frozen_at, excluded.frozen_at),
+    pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
+WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :over_pair
+    AND connections.attempt IS :over_attempt AND connections.lease_until IS :over_lease_until;

@@ -1,0 +1,79 @@
+"""Slots at the rate limit towards AMO: evenly spaced, people first, and in turns while background waits, too.
+
+AMO counts 7 requests a second for an integration, answers 429 above that, and bans who goes on. However many instances
+there are, they ask by one state, so what is written here holds for all of them together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+
+class Kind(StrEnum):
+    """Who waits for a slot."""
+
+    PEOPLE = "people"
+    BACKGROUND = "background"
+
+
+_NEVER = float("-inf")
+_REMEMBERED = 2
+"""Intervals for which somebody who has asked is taken to wait: within one he asks again."""
+_LATE = 0.5
+"""Intervals by which a slot may be asked for late and the next one be no later for it: to ask takes time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slots:
+    """When the next slot is, who had the last, and until when each kind is taken to wait; in seconds of one clock."""
+
+    free_at: float = _NEVER
+    last: Kind = Kind.BACKGROUND
+    people_until: float = _NEVER
+    background_until: float = _NEVER
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What comes of asking: the slot's `kind`, or nothing and for how many seconds to wait before asking again."""
+
+    slots: Slots
+    kind: Kind | None = None
+    wait: float = 0.0
+
+
+def ask(slots: Slots, *, now: float, interval: float, waiting: Collection[Kind]) -> Asked:
+    """Ask for a slot for one of those who are `waiting` here.
+
+    A person waits in front of a screen, so people go first. But anybody can send codes: while background waits, here or
+    elsewhere, people get every other slot and no more, so that junk codes cannot starve refreshing.
+    """
+    until = now + _REMEMBERED * interval
+    slots = dataclasses.replace(
+        slots,
+        people_until=until if Kind.PEOPLE in waiting else slots.people_until,
+        background_until=until if Kind.BACKGROUND in waiting else slots.background_until,
+    )
+    if now < slots.free_at:
+        return Asked(slots=slots, wait=slots.free_at - now)
+    turn = _turn(slots, now)
+    if turn not in waiting:
+        return Asked(slots=slots, wait=interval * _LATE)  # it is others', who ask at this moment, or have gone away
+    free_at = max(slots.free_at, now - interval * _LATE) + interval
+    return Asked(slots=dataclasses.replace(slots, free_at=free_at, last=turn), kind=turn)
+
+
+def pause(slots: Slots, *, now: float, seconds: float) -> Slots:
+    """Let nobody go for a while."""
+    return dataclasses.replace(slots, free_at=max(slots.free_at, now + seconds))
+
+
+def _turn(slots: Slots, now: float) -> Kind:
+    others_turn = slots.last is not Kind.BACKGROUND and now < slots.background_until
+    return Kind.PEOPLE if now < slots.people_until and not others_turn else Kind.BACKGROUND

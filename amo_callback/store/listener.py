@@ -1,0 +1,156 @@
+"""The connection that listens: to what other instances change, as it is committed, and whether the database is there.
+
+Whoever commits a change says so to a channel, in the same transaction. What was said while nobody listened is lost; so
+after each new beginning anything may have been missed, and where we do not even hear ourselves (a pooler in between
+does that) it may be at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from amo_callback.model import Changed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
+
+    from amo_callback.ports import Clock
+
+_CHANNEL = "amo_callback"
+_BEAT = 1.0
+"""Seconds between two looks at whether the connection lives."""
+_AGAIN = 0.5
+"""Seconds until the next try to connect."""
+_PATIENCE = 2.0
+"""Seconds that an answer may take."""
+_MOST = 100
+"""Connections that are named in one message, which may have 8,000 bytes; where there are more, it is any of them."""
+_ANY = Changed(connections=None, belonging=True)
+
+
+class Listener:
+    """Listen, for as long as the process lives."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[asyncpg.Connection]],
+        *,
+        clock: Clock,
+        errors: tuple[type[Exception], ...],
+    ) -> None:
+        self._connect = connect
+        self._clock = clock
+        self._errors = errors
+        self._name = secrets.token_hex(8)
+        self._connection: asyncpg.Connection | None = None
+        self._asking = asyncio.Lock()
+        self._listeners: list[Callable[[Changed], None]] = []
+        self._heard = asyncio.Event()
+        self._missed = 0
+        self.away: str | None = None
+        """Why the database cannot be reached; `None` where it can, as far as is known."""
+
+    def on_change(self, told: Callable[[Changed], None]) -> None:
+        """Tell of what other instances change."""
+        self._listeners.append(told)
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Listen meanwhile; from the first moment on, where that can be."""
+        with suppress(*self._errors):
+            await self._begin()
+        task = asyncio.create_task(self._live(), name="store:listen")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            self._end()
+
+    async def notify(self, connection: PoolConnectionProxy, changes: Iterable[Changed]) -> None:
+        """Say, with the transaction that `connection` is in, what it changes."""
+        if message := _message(list(changes)):
+            await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, f"{self._name} {message}")
+
+    async def missed(self) -> int:
+        """Return how often something may have been missed, once all has been heard that was said before."""
+        if not self._heard.is_set():
+            self._missed += 1  # we hear nothing: anything may have been said
+        else:
+            await self._ask()
+        return self._missed
+
+    async def _live(self) -> None:
+        while True:
+            try:
+                if self._connection is None:
+                    await self._begin()
+                await self._clock.sleep(_BEAT)
+                await self._ask()
+            except self._errors as error:
+                self.away = type(error).__name__
+                self._end()
+                await self._clock.sleep(_AGAIN)
+
+    async def _begin(self) -> None:
+        connection = await self._connect()
+        try:
+            await connection.add_listener(_CHANNEL, self._take)
+            await connection.execute(
+                "SELECT pg_notify($1, $2)", _CHANNEL, self._name
+            )  # heard before its answer, or not
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection = connection
+        self.away = None
+        self._missed += 1
+        self._say(_ANY)
+
+    async def _ask(self) -> None:
+        async with self._asking, asyncio.timeout(_PATIENCE):
+            if self._connection is None:
+                raise ConnectionError
+            await self._connection.execute("SELECT 1")
+
+    def _end(self) -> None:
+        connection, self._connection = self._connection, None
+        self._heard.clear()
+        if connection is not None:
+            connection.terminate()
+
+    def _take(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        sender, _, message = str(payload).partition(" ")
+        if sender != self._name:
+            self._say(_read(message))
+        elif not message:
+            self._heard.set()
+
+    def _say(self, changed: Changed) -> None:
+        for told in self._listeners:
+            told(changed)
+
+
+def _message(changes: list[Changed]) -> str:
+    """Return what was changed, as one line; nothing, where that is no connection."""
+    if not changes:
+        return ""
+    names = {name for changed in changes for name in changed.connections or ()}
+    if len(names) > _MOST or any(changed.connections is None for changed in changes):
+        return "*"
+    belonging = "+" if any(changed.belonging for changed in changes) else "-"
+    return " ".join([belonging, *sorted(names)])
+
+
+def _read(message: str) -> Changed:
+    kind, *names = message.split(" ")
+    if kind not in {"+", "-"}:
+        return _ANY
+    return Changed(connections=frozenset(names), belonging=kind == "+")

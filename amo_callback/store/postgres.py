@@ -1,0 +1,258 @@
+"""A PostgreSQL database: a pool of connections, and one that listens to what other instances change.
+
+Every write is one transaction on a connection of its own, out of reach of cancellation, so that none is left open.
+What a transaction reads first and then writes by it locks; the database's clock tells leases, for all instances.
+
+While the database is away nobody waits for it: the connection that listens finds out when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import asyncpg
+
+from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.store.database import Database, Row, Unit
+from amo_callback.store.dialect import Statement, translate
+from amo_callback.store.listener import Listener
+from amo_callback.store.migrate import migrate_postgres
+from amo_callback.store.rows import microseconds, ticks
+from amo_callback.store.shares import Shares
+from amo_callback.store.statements import Engine, load_migrations, load_statements
+from amo_callback.tasks import unbroken
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from asyncpg.pool import PoolConnectionProxy
+
+    from amo_callback.model import Changed
+    from amo_callback.ports import Clock
+    from amo_callback.store.touched import Touched
+
+T = TypeVar("T")
+
+_CONNECTIONS = 10
+"""Of one instance, beside the one that listens."""
+_PATIENCE = 5.0
+"""Seconds for a connection, a free one of the pool, or a statement: longer than that nobody is kept waiting."""
+_SESSION = {
+    "application_name": "amo-callback",
+    "statement_timeout": "5s",
+    "lock_timeout": "3s",
+    "idle_in_transaction_session_timeout": "5s",
+}
+"""What the server is told, unless the URL says otherwise. The last one is for a process that was stopped in the middle
+of a transaction: what it has locked is let go."""
+_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
+_MISCONFIGURED = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ClientConfigurationError,
+    asyncpg.InsufficientPrivilegeError,
+    ValueError,
+)
+"""What no second start mends; whatever else may pass."""
+_OUT_OF_REACH = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,  # and a timeout
+)
+"""What keeps everybody from storing anything; whatever else is one statement's own."""
+
+
+@asynccontextmanager
+async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterator[PostgresDatabase]:
+    """Open the database that `url` names, and bring its schema up to date.
+
+    Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
+    """
+    settings = _session(url)
+    async with _told():
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=_CONNECTIONS,
+            timeout=_PATIENCE,
+            command_timeout=_PATIENCE,
+            server_settings=settings,
+            reset=_left_as_it_is,
+        )
+    try:
+        async with _told(), pool.acquire() as connection:
+            await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
+            place = await _place(connection)
+        listener = Listener(
+            lambda: asyncpg.connect(url, timeout=_PATIENCE, command_timeout=_PATIENCE, server_settings=settings),
+            clock=clock,
+            errors=_ERRORS,
+        )
+        database = PostgresDatabase(pool=pool, listener=listener, place=place, clock=clock, process=process)
+        async with listener.listening():
+            yield database
+    finally:
+        await _close(pool)
+
+
+def _session(url: str) -> dict[str, str]:
+    named = {name for name, _ in parse_qsl(urlsplit(url).query)}
+    return {name: value for name, value in _SESSION.items() if name not in named}
+
+
+async def _left_as_it_is(_connection: object) -> None:
+    """Leave a connection as it is for the next: nothing that we do stays with it, and to ask takes a round trip."""
+
+
+_PLACE = "SELECT concat_ws('/', oid, datname, current_schema()) FROM pg_database WHERE datname = current_database()"
+_CLUSTER = "SELECT system_identifier FROM pg_control_system()"
+
+
+async def _place(connection: PoolConnectionProxy) -> str:
+    """Return a name for where the database is: a copy that is put back elsewhere is told by it."""
+    database, cluster = await connection.fetchval(_PLACE), ""
+    with suppress(asyncpg.InsufficientPrivilegeError):  # some who host it do not tell
+        cluster = await connection.fetchval(_CLUSTER)
+    return f"postgresql:{cluster}/{database}"
+
+
+async def _close(pool: asyncpg.Pool) -> None:
+    """Close the pool; a server that does not answer is not waited for."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await pool.close()
+    except (*_ERRORS, TimeoutError):
+        pool.terminate()
+
+
+@asynccontextmanager
+async def _told() -> AsyncIterator[None]:
+    """Tell what keeps the service from starting, without texts, which may quote values."""
+    try:
+        yield
+    except _MISCONFIGURED as error:
+        raise ConfigurationError(f"storage.url: the database cannot be used: {_name(error)}") from None
+    except _ERRORS as error:
+        raise StoreUnavailable(_name(error)) from None
+
+
+class PostgresDatabase(Database):
+    """A PostgreSQL database."""
+
+    keeps_time = True
+
+    def __init__(self, *, pool: asyncpg.Pool, listener: Listener, place: str, clock: Clock, process: str) -> None:
+        statements = load_statements(Engine.POSTGRES)
+        super().__init__(statements=statements, clock=clock)
+        self._pool = pool
+        self._listener = listener
+        self._place = place
+        self._process = process
+        self._name = secrets.token_hex(8)
+        self._sql = {name: translate(text) for name, text in statements.items()}
+        self.shared = Shares(self)
+        listener.on_change(lambda changed: self._tell([changed]))
+
+    async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
+        """Run a statement that changes nothing."""
+        try:
+            async with self._connection() as connection:
+                return await _Unit(connection, self._sql, self._touched, process=self._process).run(statement, **values)
+        except _ERRORS as error:
+            raise self._failed(error) from None
+
+    async def unit(self, work: Callable[[Unit], Awaitable[T]]) -> T:
+        """Commit all that `work` runs, or nothing of it."""
+        return await unbroken(self._transaction(work))
+
+    async def others_version(self) -> int:
+        """Return how often the connection that listens may have missed something; it has heard all there was."""
+        try:
+            return await self._listener.missed()
+        except _ERRORS as error:
+            raise self._failed(error) from None
+
+    async def allot(self, statement: str, /, **values: object) -> Sequence[Row]:
+        """Run a statement that gives this instance something to do, and nobody else meanwhile."""
+        return await self.write(statement, **values)
+
+    async def place(self, machine: str) -> str:
+        """Return where the database is, wherever this process is."""
+        del machine
+        return self._place
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[PoolConnectionProxy]:
+        if self._listener.away is not None:
+            raise ConnectionError(self._listener.away)
+        async with self._pool.acquire(timeout=_PATIENCE) as connection:
+            yield connection
+
+    async def _transaction(self, work: Callable[[Unit], Awaitable[T]]) -> T:
+        changes: list[Changed] = []
+        try:
+            async with self._connection() as connection, connection.transaction():
+                unit = _Unit(connection, self._sql, self._touched, process=self._process)
+                changes = unit.changes
+                result = await work(unit)
+                await self._listener.notify(connection, changes)
+        except _ERRORS as error:
+            self.failing = _name(error)
+            raise self._failed(error) from None
+        finally:
+            self._tell(changes)  # in any case: a COMMIT that fails may have come about
+        self.failing = None
+        for told in unit.told:
+            told()
+        return result
+
+    def _failed(self, error: BaseException) -> StoreUnavailable:
+        if isinstance(error, _OUT_OF_REACH):
+            self.failed_at = self._clock.monotonic()
+        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            self._expiring = asyncio.ensure_future(self._pool.expire_connections())  # another is written to by now
+        return StoreUnavailable(_name(error))
+
+
+class _Unit(Unit):
+    """A transaction on a connection of its own."""
+
+    def __init__(
+        self, connection: PoolConnectionProxy, statements: Mapping[str, Statement], touched: Touched, *, process: str
+    ) -> None:
+        super().__init__(touched)
+        self._connection = connection
+        self._sql = statements
+        self._process = process
+
+    async def _run(self, statement: str, values: Mapping[str, object]) -> Sequence[Row]:
+        sql = self._sql[statement]
+        return list(await self._connection.fetch(sql.text, *self._arguments(sql, values)))
+
+    async def _run_many(self, statement: str, rows: Sequence[Mapping[str, object]]) -> None:
+        sql = self._sql[statement]
+        await self._connection.executemany(sql.text, [self._arguments(sql, values) for values in rows])
+
+    def _arguments(self, sql: Statement, values: Mapping[str, object]) -> list[object]:
+        given = {"process": self._process, **values}
+        return [_plain(given[name]) for name in sql.parameters]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return ticks(value)
+    return microseconds(value) if isinstance(value, timedelta) else value
+
+
+def _name(error: BaseException) -> str:
+    """Name an error without its text, which may quote values."""
+    return type(error).__name__

@@ -1,0 +1,75 @@
+"""What all instances share beside the records, on PostgreSQL: each asks under a lock, by the database's clock.
+
+Why a row of slots, and not the n-th part of the rate for each of n instances: the whole rate is there for whichever of
+them has work, no instance need know how many there are, and while the database is away nobody goes, which is right:
+nothing could be claimed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amo_callback.slots import Asked, Kind, Slots, ask, pause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from amo_callback.store.database import Database, Row, Unit
+
+_SECOND = 1e6
+"""Microseconds."""
+
+
+class Shares:
+    """The tables `slots` and `places`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
+        """Ask for a slot at the rate limit, `interval` seconds after the last one."""
+        return await self._database.unit(
+            lambda unit: _ask(unit, lambda slots, now: ask(slots, now=now, interval=interval, waiting=waiting))
+        )
+
+    async def pause(self, seconds: float) -> None:
+        """Let nobody have a slot for a while."""
+        await self._database.unit(
+            lambda unit: _ask(unit, lambda slots, now: Asked(slots=pause(slots, now=now, seconds=seconds)))
+        )
+
+    async def take_place(self, name: str, *, places: int, window: float) -> float | None:
+        """Take one of so many places for `window` seconds; return when that was, `None` where all are taken."""
+        found = await self._database.write("take_place", name=name, places=places, window=int(window * _SECOND))
+        return found[0]["taken_at"] / _SECOND if found else None
+
+    async def give_back(self, name: str, taken_at: float) -> None:
+        """Give a place back, once."""
+        await self._database.write("give_place_back", name=name, taken_at=round(taken_at * _SECOND))
+
+
+async def _ask(unit: Unit, asking: Callable[[Slots, float], Asked]) -> Asked:
+    """Let one after the other ask, by what the one before has left."""
+    found = await unit.run("lock_slots")
+    if not found:
+        await unit.run("make_slots")
+        found = await unit.run("lock_slots")
+    asked = asking(_slots(found[0]), found[0]["clock"] / _SECOND)
+    slots = asked.slots
+    await unit.run(
+        "save_slots",
+        last=slots.last,
+        free_at=int(slots.free_at * _SECOND),
+        people_until=int(slots.people_until * _SECOND),
+        background_until=int(slots.background_until * _SECOND),
+    )
+    return asked
+
+
+def _slots(row: Row) -> Slots:
+    return Slots(
+        last=Kind(row["last"]),
+        free_at=row["free_at"] / _SECOND,
+        people_until=row["people_until"] / _SECOND,
+        background_until=row["background_until"] / _SECOND,
+    )

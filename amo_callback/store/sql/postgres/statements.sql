@@ -1,0 +1,189 @@
+-- What PostgreSQL says in its own way: its clock tells leases, for all instances, and nobody waits for what another
+-- instance holds.
+
+-- name: due
+-- Each is given to one instance at a time, for a turn: it keeps it apart from the others until the claim does. Whoever
+-- asks again, or finds an open attempt, is told how much of its lease is left.
+-- The sort sees the index alone, so that a day's backlog costs little each time.
+WITH candidates AS MATERIALIZED (
+    SELECT id FROM connections
+    WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at <= :now
+        AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND NOT EXISTS (
+            SELECT 1 FROM turns WHERE connection_id = connections.id AND until > :clock AND process <> :process
+        )
+    ORDER BY access_expires_at
+    LIMIT :limit
+), given AS (
+    INSERT INTO turns (connection_id, process, until)
+    SELECT id, :process, :clock + :turn FROM candidates ORDER BY id
+    ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
+    WHERE turns.until <= :clock OR turns.process = excluded.process
+    RETURNING connection_id
+)
+SELECT connections.*, :clock AS clock FROM connections JOIN given ON id = connection_id ORDER BY access_expires_at;
+
+-- name: next_due
+SELECT next_refresh_at FROM connections
+WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL AND attempt IS NULL
+    AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+    AND id NOT IN (SELECT value FROM json_each(:apart_from))
+    AND NOT EXISTS (
+        SELECT 1 FROM turns WHERE connection_id = connections.id AND until > :clock AND process <> :process
+    )
+ORDER BY next_refresh_at
+LIMIT 1;
+
+-- name: look_ups
+WITH candidates AS MATERIALIZED (
+    SELECT id, look_up_at FROM connections
+    WHERE look_up_at <= :now AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND NOT EXISTS (
+            SELECT 1 FROM turns WHERE connection_id = connections.id AND until > :clock AND process <> :process
+        )
+    ORDER BY look_up_at
+    LIMIT :limit
+), given AS (
+    INSERT INTO turns (connection_id, process, until)
+    SELECT id, :process, :clock + :turn FROM candidates ORDER BY id
+    ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
+    WHERE turns.until <= :clock OR turns.process = excluded.process
+    RETURNING connection_id
+)
+SELECT id FROM candidates JOIN given ON id = connection_id ORDER BY look_up_at;
+
+-- name: forget_turns
+DELETE FROM turns WHERE until <= :clock;
+
+-- name: survey
+-- Each count is made in an index alone, where the engine's own upkeep lets it.
+-- What is frozen is not due, and nobody wonders that its access token has expired.
+SELECT * FROM (
+    SELECT
+        count(*) AS active,
+        count(*) FILTER (WHERE access_expires_at > :now) AS fresh,
+        min(refresh_expires_at) AS next_deadline
+    FROM connections WHERE status = 'active'
+) AS living, (
+    SELECT
+        count(*) FILTER (WHERE access_expires_at <= :now) AS expired,
+        min(access_expires_at) AS next_expiry,
+        count(*) FILTER (WHERE next_refresh_at <= :now AND NOT all_frozen) AS due,
+        count(*) FILTER (WHERE next_refresh_at <= :late AND NOT all_frozen) AS overdue
+    FROM (SELECT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen) AS mark, connections
+    WHERE status = 'active' AND frozen_at IS NULL
+) AS thawed, (
+    SELECT COALESCE(CAST(json_object_agg(name, number) AS TEXT), '{}') AS not_active FROM (
+        SELECT COALESCE(reason, status) AS name, count(*) AS number
+        FROM connections WHERE status <> 'active' GROUP BY status, reason
+    ) AS counted
+) AS others, (
+    SELECT count(*) AS waiting, min(at) AS waiting_since FROM outbox WHERE parked_at IS NULL
+) AS undelivered, (
+    SELECT count(*) AS parked FROM outbox WHERE parked_at IS NOT NULL
+) AS given_up;
+
+-- name: claim
+-- Of the very row that was read, and over an open attempt only once the database's own clock says that its lease has
+-- ended. What that was spending may be spent.
+UPDATE connections SET
+    lease_owner = :owner, lease_until = :clock + :lease, attempt = :attempt,
+    doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint,
+    row_version = row_version + 1
+WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconnected'
+    AND (attempt IS NULL OR lease_until <= :clock)
+    AND frozen_at IS NULL AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+RETURNING *;
+
+-- name: next_notice
+-- Of each connection the first that is not parked: the others wait for that. And when the first lease ends.
+SELECT min(at) AS at FROM (
+    SELECT * FROM (
+        SELECT next_try_at AS at FROM outbox AS one
+        WHERE parked_at IS NULL AND (lease_until IS NULL OR lease_until <= :clock OR lease_until > :clock + :length)
+            AND id NOT IN (SELECT value FROM json_each(:apart_from))
+            AND NOT EXISTS (
+                SELECT 1 FROM outbox AS earlier
+                WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
+                    AND earlier.parked_at IS NULL
+            )
+        ORDER BY next_try_at, number
+        LIMIT 1
+    ) AS free
+    UNION ALL
+    SELECT min(lease_until) FROM outbox WHERE lease_until > :clock AND lease_until <= :clock + :length
+) AS times
+WHERE NOT EXISTS (
+    SELECT 1 FROM meta
+    WHERE name = 'frozen' AND CAST(CAST(convert_from(value, 'UTF8') AS json) ->> 'elsewhere' AS BOOLEAN)
+);
+
+-- name: claim_notices
+-- What another instance is at is skipped. What may live elsewhere is delivered there: no process can miss that here.
+UPDATE outbox SET lease = :lease, lease_until = :clock + :length, tries = tries + 1
+WHERE number IN (
+    SELECT number FROM outbox AS one
+    WHERE parked_at IS NULL AND next_try_at <= :now
+        AND (lease_until IS NULL OR lease_until <= :clock OR lease_until > :clock + :length)
+        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND NOT EXISTS (
+            SELECT 1 FROM outbox AS earlier
+            WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
+                AND earlier.parked_at IS NULL
+        )
+        AND NOT EXISTS (
+            SELECT 1 FROM meta
+            WHERE name = 'frozen' AND CAST(CAST(convert_from(value, 'UTF8') AS json) ->> 'elsewhere' AS BOOLEAN)
+        )
+    ORDER BY next_try_at, number
+    LIMIT :limit
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING *;
+
+-- name: lock_connection
+-- What a transaction reads first and then writes by, nobody changes in between.
+SELECT 1 FROM connections WHERE id = :id FOR UPDATE;
+
+-- name: lock_owned
+SELECT 1 FROM connections WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_at IS NULL)
+ORDER BY id
+FOR UPDATE;
+
+-- name: lock_for_spending
+-- Whoever freezes waits for the claims that are under way, and each claim after that sees it.
+SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.amo_callback.spending'));
+
+-- name: lock_for_freezing
+SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.spending'));
+
+-- name: lock_slots
+SELECT *, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS clock FROM slots
+WHERE name = 'amo' FOR UPDATE;
+
+-- name: make_slots
+INSERT INTO slots (name, last, free_at, people_until, background_until) VALUES ('amo', 'background', 0, 0, 0)
+ON CONFLICT (name) DO NOTHING;
+
+-- name: save_slots
+UPDATE slots SET
+    last = :last, free_at = :free_at, people_until = :people_until, background_until = :background_until
+WHERE name = 'amo';
+
+-- name: take_place
+-- Those that are over are let go with it. Whoever asks for the same name at the same moment is counted after this one.
+INSERT INTO places AS held (name, taken, until) VALUES (:name, ARRAY[:clock], :clock + :window)
+ON CONFLICT (name) DO UPDATE SET
+    taken = ARRAY(SELECT at FROM unnest(held.taken) AS at WHERE at > :clock - :window) || GREATEST(
+        :clock, held.taken[array_upper(held.taken, 1)] + 1
+    ),
+    until = GREATEST(held.until, excluded.until)
+WHERE (SELECT count(*) FROM unnest(held.taken) AS at WHERE at > :clock - :window) < :places
+RETURNING taken[array_upper(taken, 1)] AS taken_at;
+
+-- name: give_place_back
+UPDATE places SET taken = array_remove(taken, :taken_at) WHERE name = :name;
+
+-- name: forget_places
+DELETE FROM places WHERE until <= :clock;

