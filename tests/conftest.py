@@ -75,6 +75,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="how many cases schemathesis tries of each operation (default: %(default)s; 1000 for a night)",
     )
+    parser.addoption(
+        "--engines",
+        choices=("some", "both"),
+        default="some",
+        help="whether all tests of custody run on PostgreSQL, too, or some of them (default: %(default)s)",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
-    from amo_callback.ports import Clock
-
 _CHANNEL = "amo_callback"
 _BEAT = 1.0
 """Seconds between two looks at whether the connection lives."""
@@ -41,11 +39,9 @@ class Listener:
         self,
         connect: Callable[[], Awaitable[asyncpg.Connection]],
         *,
-        clock: Clock,
         errors: tuple[type[Exception], ...],
     ) -> None:
         self._connect = connect
-        self._clock = clock
         self._errors = errors
         self._name = secrets.token_hex(8)
         self._connection: asyncpg.Connection | None = None
@@ -92,12 +88,12 @@ class Listener:
             try:
                 if self._connection is None:
                     await self._begin()
-                await self._clock.sleep(_BEAT)
+                await asyncio.sleep(_BEAT)
                 await self._ask()
             except self._errors as error:
                 self.away = type(error).__name__
                 self._end()
-                await self._clock.sleep(_AGAIN)
+                await asyncio.sleep(_AGAIN)
 
     async def _begin(self) -> None:
         connection = await self._connect()

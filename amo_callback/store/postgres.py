@@ -94,7 +94,6 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
             place = await _place(connection)
         listener = Listener(
             lambda: asyncpg.connect(url, timeout=_PATIENCE, command_timeout=_PATIENCE, server_settings=settings),
-            clock=clock,
             errors=_ERRORS,
         )
         database = PostgresDatabase(pool=pool, listener=listener, place=place, clock=clock, process=process)

@@ -1,23 +1,97 @@
-"""What the tests of custody share."""
+"""What the tests of custody share: on SQLite, and some of them on PostgreSQL, too, whose clock is then the tests'."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
+from amo_callback.store import open_store
+from amo_callback.store.rows import ticks
 from tests.conftest import Amo, serve_amo
 from tests.custody.house import House
-from tests.fakes import InlineExecutor
+from tests.fakes import FakeClock, InlineExecutor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
     from amo_callback.ports import Store
-    from tests.fakes import FakeClock, Witness
+    from tests.fakes import Witness
+    from tests.postgres import Databases
+
+ON_BOTH = {"test_interleavings"}
+"""The tests that always run on both engines; the others do with `--engines both`."""
+_OUR_TIME = """
+CREATE SCHEMA ours;
+CREATE FUNCTION ours.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
+AS 'SELECT to_timestamp(CAST(pg_read_file(''{file}'') AS BIGINT) / 1e6)';
+"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on one engine, or on both."""
+    if "engine" in metafunc.fixturenames:
+        both = metafunc.module.__name__.rpartition(".")[2] in ON_BOTH or metafunc.config.getoption("engines") == "both"
+        metafunc.parametrize("engine", ["sqlite", "postgresql"] if both else ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class WrittenClock(FakeClock):
+    """A clock that a database server can read."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+        self._write()
+
+    def advance(self, seconds: float) -> None:
+        self._monotonic += seconds
+        self._write()
+        super().advance(0)
+
+    def _write(self) -> None:
+        """Write the time, which a step of the process's own wall clock does not change."""
+        self._file.write_text(str(ticks(self.now() - self._step)))
+
+
+@pytest.fixture
+def clock(engine: str, tmp_path: Path) -> FakeClock:
+    return FakeClock() if engine == "sqlite" else WrittenClock(tmp_path / "clock")
+
+
+@pytest.fixture
+async def store(engine: str, request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
+    url = "sqlite:///amo-callback.db"
+    if engine == "sqlite":
+        async with open_store(url, folder=tmp_path, clock=clock) as opened:
+            yield opened
+        return
+    async with _in_our_time(request.getfixturevalue("postgres"), tmp_path / "clock") as url:
+        async with open_store(url, folder=tmp_path, clock=clock) as opened:
+            yield opened
+
+
+@asynccontextmanager
+async def _in_our_time(postgres: Databases, file: Path) -> AsyncIterator[str]:
+    """Have a database whose clock is a file: what it asks the time is found before the server's own function."""
+    for folder in (file, *file.parents):
+        if folder.owner() == "root" and folder.stat().st_mode & 0o005 != 0o005:
+            folder.chmod(folder.stat().st_mode | 0o055)
+    async with postgres.fresh() as url:
+        connection = await asyncpg.connect(url)
+        await connection.execute(_OUR_TIME.format(file=file))
+        await connection.close()
+        yield f"{url}&search_path=ours,pg_catalog"
 
 
 @pytest.fixture(params=[False, True], ids=["mild", "harsh"])
