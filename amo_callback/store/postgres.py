@@ -81,7 +81,7 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
     async with _told():
         pool = await asyncpg.create_pool(
             url,
-            min_size=1,
+            min_size=0,
             max_size=_CONNECTIONS,
             timeout=_PATIENCE,
             command_timeout=_PATIENCE,

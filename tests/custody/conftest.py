@@ -76,9 +76,11 @@ async def store(engine: str, request: pytest.FixtureRequest, tmp_path: Path, clo
         async with open_store(url, folder=tmp_path, clock=clock) as opened:
             yield opened
         return
-    async with _in_our_time(request.getfixturevalue("postgres"), tmp_path / "clock") as url:
-        async with open_store(url, folder=tmp_path, clock=clock) as opened:
-            yield opened
+    async with (
+        _in_our_time(request.getfixturevalue("postgres"), tmp_path / "clock") as url,
+        open_store(url, folder=tmp_path, clock=clock) as opened,
+    ):
+        yield opened
 
 
 @asynccontextmanager
