@@ -79,7 +79,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--engines",
         choices=("some", "both"),
         default="some",
-        help="whether all tests of custody run on PostgreSQL, too, or some of them (default: %(default)s)",
+        help="whether only some tests of custody run on PostgreSQL, too, or all that can (default: %(default)s)",
     )
 
 

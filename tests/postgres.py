@@ -142,10 +142,10 @@ def databases() -> Iterator[Databases]:
         yield Databases(address=server.url())
 
 
-def why_not() -> str | None:
-    """Return why there is no PostgreSQL here; `None` where there is one."""
+def why_not(*, ours: bool = False) -> str | None:
+    """Return why there is no PostgreSQL here, or none that is `ours` to stop; `None` where there is one."""
     if find_spec("asyncpg") is None:
         return "no asyncpg: pip install 'amo-callback[dev]'"
-    if not os.environ.get(GIVEN) and programs() is None:
+    if (ours or not os.environ.get(GIVEN)) and programs() is None:
         return f"no PostgreSQL: pip install 'amo-callback[dev]', or name one in {GIVEN}"
     return None

@@ -138,15 +138,17 @@ def _message(changes: list[Changed]) -> str:
     """Return what was changed, as one line; nothing, where that is no connection."""
     if not changes:
         return ""
-    names = {name for changed in changes for name in changed.connections or ()}
-    if len(names) > _MOST or any(changed.connections is None for changed in changes):
-        return "*"
-    belonging = "+" if any(changed.belonging for changed in changes) else "-"
-    return " ".join([belonging, *sorted(names)])
+    names = sorted({name for changed in changes for name in changed.connections or ()})
+    every = len(names) > _MOST or any(changed.connections is None for changed in changes)
+    erased = any(changed.erased for changed in changes)
+    if every:
+        return f"every {'erased' if erased else 'changed'}"
+    kind = "erased" if erased else "belonging" if any(changed.belonging for changed in changes) else "changed"
+    return " ".join([kind, *names])
 
 
 def _read(message: str) -> Changed:
     kind, *names = message.split(" ")
-    if kind not in {"+", "-"}:
-        return _ANY
-    return Changed(connections=frozenset(names), belonging=kind == "+")
+    if kind == "every":
+        return Changed(connections=None, belonging=True, erased=names == ["erased"])
+    return Changed(connections=frozenset(names), belonging=kind != "changed", erased=kind == "erased")
