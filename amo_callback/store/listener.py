@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
+    from amo_callback.ports import Clock
+
 _CHANNEL = "amo_callback"
 _BEAT = 1.0
 """Seconds between two looks at whether the connection lives."""
@@ -39,9 +41,11 @@ class Listener:
         self,
         connect: Callable[[], Awaitable[asyncpg.Connection]],
         *,
+        clock: Clock,
         errors: tuple[type[Exception], ...],
     ) -> None:
         self._connect = connect
+        self._clock = clock
         self._errors = errors
         self._name = secrets.token_hex(8)
         self._connection: asyncpg.Connection | None = None
@@ -49,6 +53,8 @@ class Listener:
         self._listeners: list[Callable[[Changed], None]] = []
         self._heard = asyncio.Event()
         self._missed = 0
+        self.ahead = 0.0
+        """Seconds by which our clock is ahead of the server's, as was seen last."""
         self.away: str | None = None
         """Why the database cannot be reached; `None` where it can, as far as is known."""
 
@@ -114,7 +120,9 @@ class Listener:
         async with self._asking, asyncio.timeout(_PATIENCE):
             if self._connection is None:
                 raise ConnectionError
-            await self._connection.execute("SELECT 1")
+            began = self._clock.now()
+            theirs = await self._connection.fetchval("SELECT clock_timestamp()")
+            self.ahead = (began - theirs).total_seconds()
 
     def _end(self) -> None:
         connection, self._connection = self._connection, None

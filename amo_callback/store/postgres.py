@@ -94,6 +94,7 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
             place = await _place(connection)
         listener = Listener(
             lambda: asyncpg.connect(url, timeout=_PATIENCE, command_timeout=_PATIENCE, server_settings=settings),
+            clock=clock,
             errors=_ERRORS,
         )
         database = PostgresDatabase(pool=pool, listener=listener, place=place, clock=clock, process=process)
@@ -183,6 +184,11 @@ class PostgresDatabase(Database):
     async def allot(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement that gives this instance something to do, and nobody else meanwhile."""
         return await self.write(statement, **values)
+
+    @property
+    def ahead(self) -> float:
+        """Seconds by which this process's clock is ahead of the database's."""
+        return self._listener.ahead
 
     async def place(self, machine: str) -> str:
         """Return where the database is, wherever this process is."""

@@ -37,6 +37,8 @@ _OUR_TIME = """
 CREATE SCHEMA ours;
 CREATE FUNCTION ours.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
 AS 'SELECT to_timestamp(CAST(pg_read_file(''{file}'') AS BIGINT) / 1e6)';
+CREATE FUNCTION ours.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
+AS 'SELECT ours.statement_timestamp()';
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -284,6 +284,13 @@ async def test_whoever_does_not_even_hear_himself_may_have_missed_anything(url: 
     async with opened(url) as store:
         store._database._listener._heard.clear()  # type: ignore[attr-defined] # noqa: SLF001 -- because no pooler is at hand
         assert await store.others_version() != await store.others_version()
+
+
+async def test_a_clock_that_differs_is_known(url: str) -> None:
+    """The tests' own stands still, some days ago or ahead."""
+    async with opened(url) as store:
+        await store.others_version()
+        assert abs(store.ahead - (START - datetime.now(UTC)).total_seconds()) < 60
 
 
 # --- away ----------------------------------------------------------------------------------------
