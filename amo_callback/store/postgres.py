@@ -185,6 +185,11 @@ class PostgresDatabase(Database):
         """Run a statement that gives this instance something to do, and nobody else meanwhile."""
         return await self.write(statement, **values)
 
+    async def tidy(self) -> None:
+        """Forget the turns and the places that are over."""
+        for statement in ("forget_turns", "forget_places"):
+            await self.write(statement)
+
     async def place(self, machine: str) -> str:
         """Return where the database is, wherever this process is."""
         del machine

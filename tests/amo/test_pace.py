@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from amo_callback.alone import Alone
 from amo_callback.amo.pace import Pace
 from amo_callback.ports import Priority
+from tests.fakes import Witness
 
 if TYPE_CHECKING:
     from tests.fakes import FakeClock
@@ -27,6 +29,10 @@ class Queue:
         return asyncio.create_task(wait())
 
 
+def _pace(clock: FakeClock, *, per_second: float) -> Pace:
+    return Pace(per_second=per_second, shared=Alone(clock=clock), clock=clock, observer=Witness())
+
+
 async def _settle() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
@@ -34,7 +40,7 @@ async def _settle() -> None:
 
 async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
     """The first request goes at once, each later one an interval after the one before."""
-    queue = Queue(Pace(per_second=5, clock=clock))
+    queue = Queue(_pace(clock, per_second=5))
     tasks = [queue.join(str(number), Priority.BACKGROUND) for number in range(3)]
     await _settle()
     assert queue.served == ["0"]
@@ -50,7 +56,7 @@ async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
 
 async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
     """Under contention a person goes before the background, and every other slot is the background's."""
-    queue = Queue(Pace(per_second=1, clock=clock))
+    queue = Queue(_pace(clock, per_second=1))
     tasks = [queue.join(f"b{number}", Priority.BACKGROUND) for number in range(4)]
     tasks += [queue.join(f"p{number}", Priority.STRANGER) for number in range(4)]
     await _settle()
@@ -63,7 +69,7 @@ async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
 
 async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
     """The better known first, whenever they come; and the background has every other slot all the same."""
-    queue = Queue(Pace(per_second=1, clock=clock))
+    queue = Queue(_pace(clock, per_second=1))
     tasks = [
         queue.join(priority.name.lower(), priority)
         for priority in (
@@ -84,12 +90,12 @@ async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
 
 async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeClock) -> None:
     """After a 429 nobody goes for as long as AMO asked."""
-    pace = Pace(per_second=10, clock=clock)
+    pace = _pace(clock, per_second=10)
     queue = Queue(pace)
     tasks = [queue.join(name, Priority.STRANGER) for name in ("first", "second")]
     await _settle()
     pause = 60
-    pace.pause(pause)
+    await pace.pause(pause)
     clock.advance(59.9)
     await _settle()
     assert queue.served == ["first"]
@@ -101,7 +107,7 @@ async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeCl
 
 async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
     """A cancelled waiter leaves its slot to the next, in either queue."""
-    queue = Queue(Pace(per_second=1, clock=clock))
+    queue = Queue(_pace(clock, per_second=1))
     first, gone, person, last = (
         queue.join("first", Priority.BACKGROUND),
         queue.join("gone", Priority.BACKGROUND),
@@ -121,7 +127,7 @@ async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
 
 async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
     """Nothing runs on after the end."""
-    pace = Pace(per_second=1, clock=clock)
+    pace = _pace(clock, per_second=1)
     waiting = [asyncio.ensure_future(pace.slot(Priority.STRANGER)) for _ in range(2)]
     await _settle()
     for task in waiting:
