@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 from amo_callback.alone import Alone
 from amo_callback.amo.pace import Pace
+from amo_callback.errors import StoreUnavailable
 from amo_callback.ports import Priority
 from tests.fakes import Witness
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from amo_callback.slots import Asked, Kind
     from tests.fakes import FakeClock
 
 
@@ -134,3 +140,115 @@ async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
         task.cancel()
     await pace.close()
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
+
+
+# --- what is shared -------------------------------------------------------------------------------
+
+
+class Failing(Alone):
+    """What instances share, away or broken while a test says so; it tells when it is asked, and can be slow."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.error: Exception | None = None
+        self.asked = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        asked = await super().ask_for_slot(interval=interval, waiting=waiting)
+        await self.answers.wait()
+        return asked
+
+    async def pause(self, seconds: float) -> None:
+        if self.error is not None:
+            raise self.error
+        await super().pause(seconds)
+
+
+AWAY = StoreUnavailable("away")
+
+
+@pytest.mark.parametrize(("error", "told"), [(AWAY, []), (ZeroDivisionError(), ["pace.bug"])], ids=["away", "a bug"])
+async def test_nobody_goes_while_slots_cannot_be_had(clock: FakeClock, error: Exception, told: list[str]) -> None:
+    """It is asked again each second, and whoever still waits goes once there is an answer; a bug is told once."""
+    shared, witness = Failing(clock), Witness()
+    pace = Pace(per_second=5, shared=shared, clock=clock, observer=witness)
+    queue = Queue(pace)
+    shared.error = error
+    tasks = [queue.join(name, Priority.STRANGER) for name in ("gone", "patient")]
+    for _ in range(3):
+        await _settle()
+        clock.advance(1)
+    tasks[0].cancel()
+    shared.error = None
+    await _settle()
+    assert (queue.served, shared.asked, witness.names()) == (["patient"], 4, told)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_nobody_asks_for_those_who_went_away(clock: FakeClock) -> None:
+    """Whoever gives up while the store is away frees his place in the queue: no slot is taken for him later."""
+    shared = Failing(clock)
+    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    shared.error = AWAY
+    gone = queue.join("gone", Priority.BACKGROUND)
+    await _settle()
+    gone.cancel()
+    clock.advance(1)
+    await _settle()
+    assert shared.asked == 1
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
+
+
+async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeClock) -> None:
+    """AMO's 429 is heeded by who got it, whether or not the store takes it down."""
+    shared = Failing(clock)
+    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    shared.error = AWAY
+    pause = 60
+    await queue.pace.pause(pause)
+    shared.error = None
+    task = queue.join("patient", Priority.STRANGER)
+    await _settle()
+    clock.advance(59.9)
+    await _settle()
+    assert queue.served == []
+    clock.advance(0.2)
+    await _settle()
+    assert queue.served == ["patient"]
+    await task
+
+
+async def test_a_pause_is_everybodys(clock: FakeClock) -> None:
+    """What one has heard of AMO holds for all who ask by the same state."""
+    shared = Alone(clock=clock)
+    one, other = [Pace(per_second=5, shared=shared, clock=clock, observer=Witness()) for _ in range(2)]
+    queue = Queue(other)
+    pause = 60
+    await one.pause(pause)
+    task = queue.join("patient", Priority.STRANGER)
+    await _settle()
+    assert queue.served == []
+    clock.advance(60)
+    await _settle()
+    assert queue.served == ["patient"]
+    await task
+
+
+async def test_a_slot_whose_waiter_went_away_meanwhile_is_the_next_ones(clock: FakeClock) -> None:
+    """To ask takes time: a slot that was got for a person who has left is not wasted on nobody."""
+    shared = Failing(clock)
+    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    shared.answers.clear()
+    person, background = queue.join("person", Priority.STRANGER), queue.join("background", Priority.BACKGROUND)
+    await _settle()
+    person.cancel()
+    await _settle()
+    shared.answers.set()
+    await background
+    assert (queue.served, shared.asked) == (["background"], 1)
+    await queue.pace.close()
