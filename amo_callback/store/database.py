@@ -115,6 +115,10 @@ class Database(ABC):
     async def place(self, machine: str) -> str:
         """Return a name for where the database is, given one for where this process believes it to be."""
 
+    @abstractmethod
+    async def tidy(self) -> None:
+        """Forget what is over of that which keeps instances apart."""
+
     def watch(self, listener: Callable[[Changed], None]) -> None:
         """Let `listener` hear of every commit that changes connections, or whose they are."""
         self._listeners.append(listener)

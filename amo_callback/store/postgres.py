@@ -190,6 +190,11 @@ class PostgresDatabase(Database):
         """Seconds by which this process's clock is ahead of the database's."""
         return self._listener.ahead
 
+    async def tidy(self) -> None:
+        """Forget the turns and the places that are over."""
+        for statement in ("forget_turns", "forget_places"):
+            await self.write(statement)
+
     async def place(self, machine: str) -> str:
         """Return where the database is, wherever this process is."""
         del machine
