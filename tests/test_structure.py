@@ -13,7 +13,7 @@ FLOORS = [
     {"errors"},
     {"model", "event"},
     {"grant", "brought", "sealing", "survey", "slots"},
-    {"ports", "identity", "hosts"},
+    {"ports", "identity", "hosts", "database_url"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook", "probe"},
     {"config_load", "custody", "amo", "store", "observe"},
     {"connect", "transfer", "notices", "rotation", "deploy"},
@@ -25,7 +25,7 @@ FLOORS = [
 ONE_ROOM = {
     "aiosqlite": {"store.sqlite", "store.migrate"},
     "sqlite3": {"store.copies", "store.sqlite", "store.migrate", "store.inspection"},
-    "asyncpg": {"store.postgres", "store.listener", "store.migrate"},
+    "asyncpg": {"store.postgres", "store.listener", "store.migrate", "store.refusals", "store.postgres_inspection"},
     "cryptography": {"cipher"},
     "jwt": {"identity.jwk", "identity.users"},
     "prometheus_client": {"observe.metrics", "observe.gauges"},

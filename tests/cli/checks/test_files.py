@@ -92,10 +92,11 @@ def test_the_room_is_told_also_before_there_is_a_folder(folder: Path) -> None:
 def test_files_beside_the_database_are_its_owners(folder: Path) -> None:
     """One that root has left keeps the service from writing; one that others may read tells who the accounts are."""
     place = _place(folder)
-    place.database.touch()
-    place.database.chmod(0o644)
+    database = folder / "a.db"
+    database.touch()
+    database.chmod(0o644)
     (folder / "a.db-wal").touch()
-    os.chown(place.database, NOBODY, NOBODY)
+    os.chown(database, NOBODY, NOBODY)
     first, second, _ = check_disk(place)
     assert (first.verdict, second.verdict) == (Verdict.FAIL, Verdict.WARN)
     assert "a.db-wal is another user's" in first.told
