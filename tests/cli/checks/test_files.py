@@ -39,6 +39,9 @@ def _verdicts(config: Path | None, **environ: str) -> list[Verdict]:
         (0o644, '[amo]\nclient_secret = "x"', Verdict.FAIL),
         (0o640, '[amo]\nclient_secret = "x"', Verdict.OK),
         (0o644, '[amo]\nclient_id = "x"', Verdict.OK),
+        (0o644, '[storage]\nurl = "sqlite:///a.db"', Verdict.OK),
+        (0o644, '[storage]\nurl = "postgresql://u@h/d"', Verdict.OK),
+        (0o644, '[storage]\nurl = "postgresql://u:x@h/d"', Verdict.FAIL),
         (0o602, '[amo]\nclient_id = "x"', Verdict.FAIL),
     ],
 )
@@ -52,6 +55,7 @@ def test_a_configuration_file_is_closed_where_it_holds_secrets(
     [finding] = check_secrets(config, {})
     assert finding.verdict is verdict
     assert '"x"' not in finding.told
+    assert "u:x" not in finding.told
 
 
 @pytest.mark.parametrize(
