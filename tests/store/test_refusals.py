@@ -36,8 +36,10 @@ async def _refused(url: str, folder: Path) -> ConfigurationError | StoreUnavaila
         async with open_store(url, folder=folder, clock=SystemClock()):
             pass
     assert raised.value.__cause__ is None
-    assert "sekret" not in f"{raised.value}{raised.value.fields}"
-    return raised.value
+    error = raised.value
+    assert isinstance(error, ConfigurationError | StoreUnavailable)
+    assert "sekret" not in f"{error}{error.fields}"
+    return error
 
 
 async def _mistake(url: str, folder: Path) -> str:
