@@ -76,7 +76,7 @@ def read_postgres(url: str) -> PostgresAddress:
     hosts = list(_hosts(place)) or list(_hosts(query.get("host", "")))
     if not hosts:
         raise ValueError(
-            "must name a host, or the folder of a Unix socket: postgresql:///DATABASE?host=/run/postgresql"
+            "must name a host, or the folder of a Unix socket: postgresql://USER@/DATABASE?host=/run/postgresql"
         )
     database = unquote(parts.path.removeprefix("/")) or query.get("dbname") or query.get("database")
     if not database:

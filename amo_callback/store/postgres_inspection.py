@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amo_callback.model import Freeze
 
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
-_READ_ONLY = {"application_name": "amo-callback check", "default_transaction_read_only": "on"}
+_READ_ONLY = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
 _SERVER = """
 SELECT
     current_setting('server_version') AS version,
@@ -65,13 +65,13 @@ async def open_postgres_inspection(url: str, *, patience: float) -> AsyncIterato
     Raises `ConfigurationError` and `StoreUnavailable`; the latter also whoever looks into it.
     """
     try:
-        connection = await asyncpg.connect(
-            url, timeout=patience, command_timeout=patience, server_settings=_READ_ONLY, statement_cache_size=0
-        )
+        connection = await asyncpg.connect(url, timeout=patience, command_timeout=patience, statement_cache_size=0)
     except _ERRORS as error:
         raise refusal(error) from None
     try:
-        yield PostgresInspection(connection)
+        inspected = PostgresInspection(connection)
+        await inspected.read_only()
+        yield inspected
     finally:
         connection.terminate()
 
@@ -83,6 +83,10 @@ class PostgresInspection:
         self._connection = connection
         self._sql = {name: translate(text) for name, text in load_statements(Engine.POSTGRES).items()}
         self.known_schema = len(load_migrations(Engine.POSTGRES))
+
+    async def read_only(self) -> None:
+        """Have the server refuse every write of this session."""
+        await self._fetch(_READ_ONLY)
 
     async def server(self) -> Server:
         """Ask the server about itself."""
