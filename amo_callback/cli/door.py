@@ -1,6 +1,6 @@
 """The private door, asked by the command; where nobody listens there, the store itself.
 
-SQLite lets a second process work beside the service, so what a missing API key forbids at the door may be done in
+Both engines let another process work beside the service, so what a missing API key forbids at the door may be done in
 the store by whoever may read the configuration anyway.
 """
 

@@ -43,6 +43,8 @@ _MAY_PASS: Sequence[tuple[type[Exception], str]] = (
     (ssl.SSLError, "TLS does not come about"),
     (OSError, "it cannot be reached"),
 )
+MISTAKEN = "storage.url: PostgreSQL cannot be used: "
+"""What the text of a mistake begins with."""
 _NO_TLS = "it does not offer TLS, which sslmode asks for"
 
 
@@ -58,4 +60,4 @@ def refusal(error: Exception) -> ConfigurationError | StoreUnavailable:
 
 
 def _mistake(why: str, error: Exception) -> ConfigurationError:
-    return ConfigurationError(f"storage.url: PostgreSQL cannot be used: {why} ({type(error).__name__})")
+    return ConfigurationError(f"{MISTAKEN}{why} ({type(error).__name__})")

@@ -9,6 +9,7 @@ from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.postgres_inspection import open_postgres_inspection
+from amo_callback.store.refusals import MISTAKEN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -37,12 +38,16 @@ async def check_postgres(
             asked = clock.now()
             server = await inspected.server()
             took, at = clock.monotonic() - began, asked + (clock.now() - asked) / 2
-            for finding in _server(server, address, took=took, at=at):
+            for finding in check_server(server, address, took=took, at=at):
                 yield finding
             async for finding in _contents(inspected, address, keys, progress):
                 yield finding
     except ConfigurationError as error:
-        yield fail("store", f"{address}: {error}", fix="mend storage.url, or what the server lets in")
+        yield fail(
+            "store",
+            f"{address}: {str(error).removeprefix(MISTAKEN)}",
+            fix="mend storage.url, or what the server lets in",
+        )
     except StoreUnavailable as error:
         yield fail("store", f"{address}: {error.what}", fix="start the server, and let this machine reach it")
 
@@ -77,7 +82,8 @@ async def _pairs(inspected: PostgresInspection, keys: Sequence[str], progress: P
 # --- the server ----------------------------------------------------------------------------------
 
 
-def _server(server: Server, address: PostgresAddress, *, took: float, at: datetime) -> Iterator[Finding]:
+def check_server(server: Server, address: PostgresAddress, *, took: float, at: datetime) -> Iterator[Finding]:
+    """Look at what a server said of itself, `at` a moment by our clock, after so many seconds."""
     yield _version(server, took)
     yield _tls(server, address)
     yield _clock(server, at)

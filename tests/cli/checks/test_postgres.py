@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from amo_callback.cipher import Cipher, new_key
 from amo_callback.cli import check
 from amo_callback.cli.checks.finding import Verdict, guarded_async
 from amo_callback.clock import SystemClock
-from amo_callback.database_url import read_postgres
+from amo_callback.database_url import PostgresAddress, read_postgres
 from amo_callback.model import TokenPair
 from amo_callback.store import open_store
 from tests.builders import DAY, a_connection, save
@@ -26,7 +28,8 @@ if (why := why_not()) is not None:
 
 import asyncpg
 
-from amo_callback.cli.checks.postgres import check_postgres
+from amo_callback.cli.checks.postgres import check_postgres, check_server
+from amo_callback.store.postgres_inspection import Server, open_postgres_inspection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -152,10 +155,51 @@ async def test_too_few_connections_are_told(served: str, encryption_key: str) ->
     assert (verdict, told) == (Verdict.WARN, "5 connections are allowed; an instance takes up to 11")
 
 
+FIT = Server(version="12.1", major=12, is_standby=False, tls="TLSv1.3", now=START, allowed=22)
+
+
+def _looked_at(host: str = "db.example.com", **more: Any) -> dict[str, tuple[Verdict, str]]:
+    address = PostgresAddress(hosts=(host,), database="amo", secrets=())
+    found = check_server(dataclasses.replace(FIT, **more), address, took=0.004, at=START)
+    return {finding.check: (finding.verdict, finding.told) for finding in found}
+
+
+def test_a_server_that_fits_is_ok() -> None:
+    """Old enough, encrypted, on time, and with room."""
+    assert _looked_at() == {
+        "server": (Verdict.OK, "PostgreSQL 12.1, answered in 4 ms"),
+        "server_tls": (Verdict.OK, "TLSv1.3"),
+        "server_clock": (Verdict.OK, "within 3 s of ours"),
+        "server_room": (
+            Verdict.OK,
+            "22 connections are allowed; an instance takes up to 11: enough for 2, if nobody else has any",
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "verdict"),
+    [
+        ("server", {"major": 11}, Verdict.FAIL),
+        ("server", {"is_standby": True}, Verdict.FAIL),
+        ("server_tls", {"tls": None}, Verdict.WARN),
+        ("server_tls", {"tls": None, "host": "127.0.0.1"}, Verdict.OK),
+        ("server_clock", {"now": START + timedelta(seconds=2)}, Verdict.OK),
+        ("server_clock", {"now": START + timedelta(seconds=3)}, Verdict.WARN),
+        ("server_clock", {"now": START - timedelta(seconds=3)}, Verdict.WARN),
+        ("server_room", {"allowed": 11}, Verdict.OK),
+        ("server_room", {"allowed": 10}, Verdict.WARN),
+    ],
+)
+def test_a_server_that_does_not_fit_is_told(name: str, more: dict[str, Any], verdict: Verdict) -> None:
+    """Too old, only for reading, in the clear, by another time, or without room; the rest of it is ok all the same."""
+    found = _looked_at(**more)
+    assert found.pop(name)[0] is verdict
+    assert {verdict for verdict, _ in found.values()} == {Verdict.OK}
+
+
 async def test_nothing_can_be_written_by_it(served: str) -> None:
     """Whatever it would do wrong, the server takes no write from it."""
-    from amo_callback.store.postgres_inspection import open_postgres_inspection  # noqa: PLC0415 -- only this goes there
-
     async with open_postgres_inspection(served, patience=5) as inspected:
         connection = inspected._connection  # noqa: SLF001 -- because nothing of it writes
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
