@@ -124,17 +124,17 @@ class PostgresInspection:
         """Count the connections that are not disconnected."""
         return int((await self._fetch(self._sql["count_connections"].text))[0][0])
 
-    async def pairs(self) -> AsyncIterator[SealedPair]:
-        """Go through the connections that are not disconnected, page by page."""
+    async def pairs(self, *, page: int = PAGE) -> AsyncIterator[SealedPair]:
+        """Go through the connections that are not disconnected, so many at a time."""
         after, sql = "", self._sql["sealed_pairs"]
         while True:
-            given = {"after": after, "limit": PAGE}
-            page = await self._fetch(sql.text, *(given[name] for name in sql.parameters))
-            for name, sealed in page:
+            given = {"after": after, "limit": page}
+            found = await self._fetch(sql.text, *(given[name] for name in sql.parameters))
+            for name, sealed in found:
                 yield SealedPair(connection_id=name, sealed=sealed)
-            if not page:
+            if not found:
                 return
-            after = page[-1][0]
+            after = found[-1][0]
 
     async def _mark(self, name: str) -> bytes | None:
         found = await self._fetch(self._sql[name].text)

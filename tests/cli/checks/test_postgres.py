@@ -198,6 +198,14 @@ def test_a_server_that_does_not_fit_is_told(name: str, more: dict[str, Any], ver
     assert {verdict for verdict, _ in found.values()} == {Verdict.OK}
 
 
+async def test_pairs_are_gone_through_page_by_page(served: str) -> None:
+    """Each once, whatever a page has room for."""
+    async with open_postgres_inspection(served, patience=5) as inspected:
+        for page in (1, 2, CONNECTIONS):
+            found = [pair.connection_id async for pair in inspected.pairs(page=page)]
+            assert len(set(found)) == len(found) == CONNECTIONS
+
+
 async def test_nothing_can_be_written_by_it(served: str) -> None:
     """Whatever it would do wrong, the server takes no write from it."""
     async with open_postgres_inspection(served, patience=5) as inspected:
