@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
 GIVEN = "TEST_POSTGRES"
+ASKING, CLOSED = "asking", "closed"
+"""Databases of which a server of our own asks for a password, and lets nobody in, whether they are there or not."""
 _PATIENCE = 20.0
 
 
@@ -53,6 +55,8 @@ class Server:
             for path in (self._folder, data):
                 shutil.chown(path, self._user)
         self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "--username=postgres", "-D", str(data))
+        rules = data / "pg_hba.conf"
+        rules.write_text(f"local {ASKING} all scram-sha-256\nlocal {CLOSED} all reject\n{rules.read_text()}")
 
     def start(self) -> None:
         """Start, and wait until it takes connections."""

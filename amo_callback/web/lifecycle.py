@@ -104,7 +104,7 @@ async def open_service(
         cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
         process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         store = await stack.enter_async_context(
-            open_store(settings.storage.url, folder=home.folder, clock=clock, process=process)
+            open_store(settings.storage.url.get_secret_value(), folder=home.folder, clock=clock, process=process)
         )
         await check_canary(store, cipher)
         shared = store.shared or Alone(clock=clock)
