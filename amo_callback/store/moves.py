@@ -83,6 +83,7 @@ class Moves(Writer):
             written = [*step.new, *(here for _, here in step.changed)]
             await unit.run_many(f"move_drop_{step.table}", [_key(step.table, record) for record in step.gone])
             await unit.run_many(f"move_put_{step.table}", [record.values for record in written])
+            await unit.run("go_on_numbering")
             return []
 
         return await self._database.unit(work)
@@ -97,7 +98,6 @@ class Moves(Writer):
         async def work(unit: Unit) -> None:
             await _check_coming(unit, source)
             await unit.run("end_leases")
-            await unit.run("go_on_numbering")
             await unit.run("end_coming")
             await unit.run("save_machine", value=(await self._database.place(machine)).encode())
             if frozen is None:
