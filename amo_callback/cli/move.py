@@ -69,7 +69,7 @@ async def _move(place: Place, url: str, *, yes: bool) -> int:
             new=Side(store=new, machine=_machine(url, place.folder)),
             cipher=local.cipher,
         )
-        if not (yes or _agreed(await local.store.count(), url)):
+        if not (yes or _agreed(await local.store.count(), _shown(url, place.folder))):
             _say("Nothing was moved.")
             return 1
         _tell(await _carry_out(move, local))
@@ -119,14 +119,14 @@ def _tell(moved: Moved) -> None:
         shown = [*moved.unreadable[:_NAMED], *([f"{others:,} others"] if others > 0 else [])]
         _say(f"No key opens these pairs, there as here: {', '.join(shown)}")
     if moved.frozen:
-        _say(f"The new one is frozen, too, as the old one was: {moved.frozen.why}")
+        _say(f"The new one is frozen, too, as the old one was, until it is thawed: {moved.frozen.why}")
     _say(_NEXT)
 
 
-def _agreed(connections: int, url: str) -> bool:
+def _agreed(connections: int, target: str) -> bool:
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask on: say --yes; nothing was moved")
-    print(_ASK.format(connections=connections, target=_shown(url)), end="Move them? [y/N] ", flush=True)
+    print(_ASK.format(connections=connections, target=target), end="Move them? [y/N] ", flush=True)
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
@@ -163,11 +163,13 @@ def _has_password(url: str) -> bool:
     return parts.password is not None or "password" in parse_qs(parts.query)
 
 
-def _shown(url: str) -> str:
-    """Return a URL as it may be shown: without user, password and options."""
+def _shown(url: str, folder: Path) -> str:
+    """Return where a URL leads as it may be shown: without user, password and options."""
+    if not is_postgres(url):
+        return str(database_file(url, folder=folder))
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2] or ",".join(parse_qs(parts.query).get("host", []))
-    return f"{host}{parts.path}" if is_postgres(url) else parts.path
+    return f"{host}{parts.path}"
 
 
 @asynccontextmanager
