@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "amo_callback"
 FLOORS = [
     {"errors"},
     {"model", "event"},
-    {"grant", "brought", "sealing", "survey", "slots"},
+    {"grant", "brought", "sealing", "survey", "slots", "moving"},
     {"ports", "identity", "hosts", "database_url"},
     {
         *("schedule", "deeplink", "tasks", "clock", "cipher", "limits", "alone", "config", "machine", "disk"),

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.cli import transfer
+from amo_callback.cli import move, transfer
 from amo_callback.cli.door import open_operations
 from amo_callback.cli.local import add_config, find_place
 from amo_callback.cli.table import table
@@ -45,6 +45,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parting = _command(connections, "disconnect", "forget it and erase its tokens", _disconnect, Scope.ADMIN)
     parting.add_argument("selector", metavar="ID", help="its id; or account:ID, owner:ID where that is one connection")
     transfer.add_to(connections)
+    move.add_to(connections)
     token = _command(
         commands, "token", "print an access token, refreshed where it has little life left", _token, Scope.TOKEN
     )

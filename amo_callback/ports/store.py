@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from amo_callback.event import Event, Notice, Recorded, Undelivered
     from amo_callback.grant import Grant, GrantedPair, IssuedState
     from amo_callback.model import Changed, Claim, Connection, Extension, Filter, Fleet, Freeze, RefreshedPair, Verdict
+    from amo_callback.moving import Key, Record, Step, Table, Target
     from amo_callback.ports.shared import Shared
     from amo_callback.sealing import Kind, Resealed, Sealed
     from amo_callback.survey import Survey
@@ -298,3 +299,38 @@ class Store(Protocol):
 
     async def reseal(self, resealed: Sequence[Resealed]) -> Sequence[Sealed]:
         """Commit the same under another key as one; return those that were left: other bytes are stored by then."""
+
+    # --- moved to another database ---------------------------------------------------------------
+
+    async def place(self, machine: str) -> str:
+        """Return a name for where the store is, given one for where this process believes it to be."""
+
+    async def records(self, table: Table, *, after: Key | None, limit: int) -> Sequence[Record]:
+        """Return rows of a table by their keys, from the one after `after` on."""
+
+    async def count_records(self) -> Mapping[Table, int]:
+        """Count the rows that a move brings, of each table."""
+
+    async def leave(self, frozen: Freeze) -> Freeze:
+        """Note of a store that is `frozen` so, that what it holds lives elsewhere; return how it is frozen now."""
+
+    async def target(self, source: str) -> Target:
+        """Return what this store is to a move from `source`; changes nothing."""
+
+    async def coming(self) -> bool:
+        """Tell whether all this store holds is still on its way into it."""
+
+    async def begin_coming(self, source: str) -> Target:
+        """Be the target of a move: frozen until it ends; only a new store, and one where it was begun."""
+
+    async def take_over(self, step: Step, *, source: str) -> Sequence[Record]:
+        """Commit a step of a move as one; return the connections that were left, for they are others than were read.
+
+        Raises `CommandFailed` where this is no longer the target of that move.
+        """
+
+    async def end_coming(self, *, source: str, machine: str, frozen: Freeze | None) -> None:
+        """End a move: all is here, and lives in this place; it stays `frozen` where the other one was by itself.
+
+        Raises `CommandFailed` where this is no longer the target of that move.
+        """

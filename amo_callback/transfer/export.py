@@ -37,7 +37,7 @@ async def freeze(store: Store, *, why: str) -> Freeze:
     await store.freeze_all(why=why, elsewhere=True)
     frozen = await store.frozen()
     if frozen is None:
-        raise CommandFailed("it was thawed at this moment: nothing is exported")
+        raise CommandFailed("it was thawed at this moment: nothing leaves it")
     return frozen
 
 
@@ -51,7 +51,7 @@ async def until_quiet(
     while left := await _left(store, leases, clock):
         tell(left)
         await clock.sleep(min(left, _LOOK_AGAIN))
-    _none_unsaved(rescue)
+    none_unsaved(rescue)
 
 
 async def _left(store: Store, leases: Leases, clock: Clock) -> float:
@@ -63,7 +63,8 @@ async def _left(store: Store, leases: Leases, clock: Clock) -> float:
     return max([*attempts, *exchanges], default=0.0)
 
 
-def _none_unsaved(rescue: RescueFiles) -> None:
+def none_unsaved(rescue: RescueFiles) -> None:
+    """See to it that no pair waits to be stored; raises `CommandFailed`."""
     try:
         files = len(rescue.read())
     except OSError as error:
@@ -71,7 +72,7 @@ def _none_unsaved(rescue: RescueFiles) -> None:
     if files:
         raise CommandFailed(
             f"pairs that the store did not take wait in the rescue folder ({files}): see to it that the service runs "
-            "and is ready, then export again"
+            "and is ready, then try again"
         )
 
 
@@ -100,7 +101,7 @@ async def export(
         after = page[-1].id
         advance(writer.count)
     writer.end()
-    _none_unsaved(rescue)
+    none_unsaved(rescue)
     if await store.frozen() != frozen:
         raise CommandFailed("it was thawed meanwhile: what was read may be spent by now, so nothing is exported")
     return Exported(count=writer.count, unreadable=unreadable)

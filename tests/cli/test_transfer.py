@@ -327,7 +327,7 @@ async def test_no_secret_is_in_anything_that_is_said(here: Host, there: Host, tm
 # --- at a terminal -------------------------------------------------------------------------------
 
 
-async def _typed(host: Host, *arguments: str, lines: Sequence[str]) -> tuple[int, str]:
+async def typed(host: Host, *arguments: str, lines: Sequence[str]) -> tuple[int, str]:
     """Run a command at a terminal of its own, and type these lines; return its status and what it showed."""
     terminal, side = os.openpty()
     try:
@@ -354,13 +354,13 @@ async def test_a_person_is_asked_for_the_passphrase_and_before_anything_is_writt
     """Twice for a new one; and a word that is not yes changes nothing."""
     await here.fill(a_record())
     export = str(here.folder / "all.export")
-    status, shown = await _typed(here, "export", export, lines=[PASSPHRASE, "something else"])
+    status, shown = await typed(here, "export", export, lines=[PASSPHRASE, "something else"])
     assert (status, "the two passphrases are not the same" in shown, here.is_frozen()) == (1, True, False)
-    status, shown = await _typed(here, "export", export, lines=[PASSPHRASE, PASSPHRASE])
+    status, shown = await typed(here, "export", export, lines=[PASSPHRASE, PASSPHRASE])
     assert (status, "1 connections, sealed" in shown) == (0, True)
-    status, shown = await _typed(there, "import", export, lines=[PASSPHRASE, "nonsense"])
+    status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "nonsense"])
     assert (status, "Nothing was changed." in shown, there.rows()) == (1, True, [])
-    status, shown = await _typed(there, "import", export, lines=[PASSPHRASE, "y"])
+    status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "y"])
     assert (status, "Imported 1 connections." in shown) == (0, True)
     assert await there.tokens() == _tokens_of([a_record()])
     assert PASSPHRASE not in shown

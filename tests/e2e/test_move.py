@@ -1,4 +1,4 @@
-"""A move from one host to another while both serve: no connection is lost, and no token is presented twice."""
+"""A move, to another host or another database, while both serve: nothing is lost, and no token is presented twice."""
 
 from __future__ import annotations
 
@@ -86,6 +86,40 @@ async def test_a_move_under_load_loses_nothing(
             for process in (leaving, coming):
                 process.signal(signal.SIGTERM)
             assert [await leaving.ended(), await coming.ended()] == [0, 0]
+        assert (len(new.rows()), new.lost()) == (ACCOUNTS, [])
+    record_property("in flight", in_flight)
+    record_property("refreshes before", spent)
+    record_property("refreshes after", len(new.ledger.refreshes()) - spent)
+    record_property("double spends", new.ledger.doubles())
+    assert new.ledger.doubles() == 0
+
+
+async def test_a_move_to_another_database_under_load_loses_nothing(
+    tmp_path: Path, encryption_key: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Moved while refreshes are under way: a service on the new database goes on, one on the old spends nothing."""
+    old_folder, new_folder = tmp_path / "old", tmp_path / "new"
+    old_folder.mkdir()
+    new_folder.mkdir()
+    async with staged(old_folder, encryption_key, access=ACCESS, accounts=ACCOUNTS) as old:
+        new = dataclasses.replace(old, folder=new_folder)
+        async with old.serving() as leaving:
+            await old.connect(leaving)
+            old.amo.sandbox.latency = 0.3
+            async with _asked(old, leaving):
+                await old.until_refreshed()
+                in_flight = len(old.open_claims())
+                await _run(old, "move", "--to", f"sqlite:///{new_folder / DATABASE}", "--yes")
+                spent = len(old.ledger.refreshes())
+                assert (old.rows(), old.open_claims()) == (new.rows(), {})
+                async with new.serving() as coming:
+                    async with _asked(new, coming):
+                        await new.until_refreshed(times=2)
+                    answers = [await new.token(coming, account, min_ttl=1) for account in new.accounts]
+                    assert {answer.status for answer in answers} == {200}
+                    coming.signal(signal.SIGTERM)
+                    assert await coming.ended() == 0
+                assert "frozen" in (await old.ready(leaving))[1]
         assert (len(new.rows()), new.lost()) == (ACCOUNTS, [])
     record_property("in flight", in_flight)
     record_property("refreshes before", spent)

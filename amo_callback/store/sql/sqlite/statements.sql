@@ -123,3 +123,7 @@ SELECT 1;
 
 -- name: lock_for_freezing
 SELECT 1;
+
+-- name: go_on_numbering
+-- It goes on after the largest by itself.
+SELECT 1;

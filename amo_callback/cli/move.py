@@ -1,0 +1,197 @@
+"""`amo-callback connections move`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+from amo_callback.cli.local import add_config, find_place, open_local
+from amo_callback.cli.loop import run_loop
+from amo_callback.cli.progress import Progress
+from amo_callback.custody.leases import Leases
+from amo_callback.custody.rescue import Rescue
+from amo_callback.errors import CommandFailed, ConfigurationError, StoreUnavailable
+from amo_callback.machine import machine_mark
+from amo_callback.moving import Table
+from amo_callback.store import SQLITE, database_file, is_postgres, open_store
+from amo_callback.transfer.move import WHY, Side, prepare
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator, Mapping
+
+    from amo_callback.cli.local import Local, Place
+    from amo_callback.model import Freeze
+    from amo_callback.ports import Clock, Store
+    from amo_callback.transfer.move import Move, Moved
+
+_NAMED = 20
+_ASK = """\
+{connections:,} connections, and all that belongs to them, go to {target}.
+From then on nothing of this database is spent; live tokens are handed out until the service has the new one.
+"""
+_NEXT = """\
+Next: set storage.url to the new database, and restart the service, wherever it runs on this one.
+Keep the old database until you are sure of the new one, and never thaw it: tokens that two databases refresh are lost
+to both."""
+
+
+def add_to(connections: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = connections.add_parser("move", help="bring all into another database, and freeze them in this one")
+    add_config(parser)
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--to", metavar="URL", help="as in storage.url, and without a password")
+    target.add_argument("--to-file", metavar="FILE", type=Path, help="its first line is the URL")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    place = find_place(options, environ)
+    url = _url(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: says how it was left
+    return run_loop(_move(place, url, yes=options.yes))
+
+
+async def _move(place: Place, url: str, *, yes: bool) -> int:
+    async with open_local(place) as local, _opened(url, place=place, clock=local.clock) as new:
+        old_machine = _machine(place.settings.storage.url, place.folder)
+        await local.store.check_machine(old_machine)  # a copy says so, before it is frozen by us
+        move = await prepare(
+            old=Side(store=local.store, machine=old_machine),
+            new=Side(store=new, machine=_machine(url, place.folder)),
+            cipher=local.cipher,
+        )
+        if not (yes or _agreed(await local.store.count(), _shown(url, place.folder))):
+            _say("Nothing was moved.")
+            return 1
+        _tell(await _carry_out(move, local))
+    return 0
+
+
+async def _carry_out(move: Move, local: Local) -> Moved:
+    leases = Leases(length=local.place.settings.refresh.lease, store=local.store, clock=local.clock)
+    terminal = _Terminal(local.clock)
+    try:
+        return await move.run(leases=leases, clock=local.clock, rescue=Rescue(local.place.rescue), listener=terminal)
+    except BaseException:
+        how = "the old database stays frozen" if terminal.is_frozen else "the old database is as it was"
+        print(f"amo-callback: {how}; run it again to go on where it was", file=sys.stderr)
+        raise
+
+
+class _Terminal:
+    """Tell a person how far it is."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._told = False
+        self.is_frozen = False
+
+    def progress(self, label: str, total: int) -> Progress:
+        return Progress(label, total=total, stream=sys.stderr, monotonic=self._clock.monotonic)
+
+    def waiting(self, left: float) -> None:
+        if not self._told:
+            _say(f"Waiting for refreshes that are under way, {left:.0f} s at most.")
+        self._told = True
+
+    def frozen(self, frozen: Freeze) -> None:
+        self.is_frozen = True
+        if frozen.why != WHY:
+            _say(f"Was frozen already: {frozen.why}")
+
+
+def _tell(moved: Moved) -> None:
+    for table, number in moved.counts.items():
+        if table is not Table.MARKS:
+            _say(f"{number:>11,}  {table}")
+    _say("All of it is in the new database. From now on nothing of the old one is spent.")
+    if moved.unreadable:
+        others = len(moved.unreadable) - _NAMED
+        shown = [*moved.unreadable[:_NAMED], *([f"{others:,} others"] if others > 0 else [])]
+        _say(f"No key opens these pairs, there as here: {', '.join(shown)}")
+    if moved.frozen:
+        _say(f"The new one is frozen, too, as the old one was, until it is thawed: {moved.frozen.why}")
+    _say(_NEXT)
+
+
+def _agreed(connections: int, target: str) -> bool:
+    if not sys.stdin.isatty():
+        raise CommandFailed("there is no terminal to ask on: say --yes; nothing was moved")
+    print(_ASK.format(connections=connections, target=target), end="Move them? [y/N] ", flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+# --- where it goes -------------------------------------------------------------------------------
+
+
+def _url(options: argparse.Namespace) -> str:
+    url = options.to
+    if url is None:
+        try:
+            url = options.to_file.read_text(encoding="utf-8").split("\n", 1)[0].strip()
+        except (OSError, UnicodeDecodeError):
+            raise CommandFailed(f"{options.to_file}: cannot be read as text") from None
+    if not (_is_url(url) and (is_postgres(url) or (url.startswith(SQLITE) and url != SQLITE))):
+        raise CommandFailed(f"the new database's URL must begin with postgresql:// or {SQLITE}")
+    if options.to and _has_password(url):
+        raise CommandFailed(
+            "--to: a command line is no place for a password, all users of the machine can read it: put the URL into a "
+            "file and name that with --to-file, or have the password in PGPASSFILE or PGPASSWORD"
+        )
+    return str(url)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        urlsplit(text)
+    except ValueError:  # its text quotes what may be a password
+        return False
+    return True
+
+
+def _has_password(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.password is not None or "password" in parse_qs(parts.query)
+
+
+def _shown(url: str, folder: Path) -> str:
+    """Return where a URL leads as it may be shown: without user, password and options."""
+    if not is_postgres(url):
+        return str(database_file(url, folder=folder))
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2] or ",".join(parse_qs(parts.query).get("host", []))
+    return f"{host}{parts.path}"
+
+
+@asynccontextmanager
+async def _opened(url: str, *, place: Place, clock: Clock) -> AsyncIterator[Store]:
+    """Open the new database; what is wrong with it is told as that."""
+    process = f"{socket.gethostname()}:{os.getpid()} (command)"
+    async with AsyncExitStack() as stack:
+        try:
+            opening = open_store(url, folder=place.folder, clock=clock, process=process)
+            store = await stack.enter_async_context(opening)
+        except ConfigurationError as error:
+            problems = [problem.removeprefix("storage.url: ") for problem in error.problems]
+            raise CommandFailed(f"the new database: {'; '.join(problems)}") from None
+        except StoreUnavailable as error:
+            raise CommandFailed(f"the new database cannot be reached: {error.what}") from None
+        yield store
+
+
+def _machine(url: str, folder: Path) -> str:
+    """Return the name of the place where a file is; a server tells its own."""
+    return "" if is_postgres(url) else machine_mark(database_file(url, folder=folder))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
