@@ -37,9 +37,8 @@ _ASK = """\
 From then on nothing of this database is spent; live tokens are handed out until the service has the new one.
 """
 _NEXT = """\
-Next: set storage.url to the new database, and restart the service, wherever it runs on this one.
-Keep the old database until you are sure of the new one, and never thaw it: tokens that two databases refresh are lost
-to both."""
+Next: set storage.url to the new database, and restart the service at once, wherever it runs on the old one.
+Keep that until you are sure of the new one, and never thaw it: tokens that two databases refresh are lost to both."""
 
 
 def add_to(connections: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 NEXT = """\
 All of it is in the new database. From now on nothing of the old one is spent.
-Next: set storage.url to the new database, and restart the service, wherever it runs on this one.
-Keep the old database until you are sure of the new one, and never thaw it: tokens that two databases refresh are lost
-to both.
+Next: set storage.url to the new database, and restart the service at once, wherever it runs on the old one.
+Keep that until you are sure of the new one, and never thaw it: tokens that two databases refresh are lost to both.
 """
 PASSWORD = "a-password-of-the-database"
 
