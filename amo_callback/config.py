@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from amo_callback.database_url import check_url
 from amo_callback.hosts import check_host
 from amo_callback.identity import read_api_keys
 from amo_callback.identity.users import read_secret
@@ -107,9 +108,8 @@ def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-def _store_url(value: str) -> str:
-    if not value.startswith("sqlite:///") or value == "sqlite:///":
-        raise ValueError("must begin with sqlite:/// and name a file (an absolute path has four slashes)")
+def _store_url(value: SecretStr) -> SecretStr:
+    check_url(value.get_secret_value())
     return value
 
 
@@ -242,7 +242,8 @@ class Refresh(_Section):
 class Storage(_Section):
     """`[storage]`: where the sealed pairs are."""
 
-    url: Annotated[str, AfterValidator(_store_url)] = "sqlite:///amo-callback.db"
+    # A secret, since it may hold a password.
+    url: Annotated[SecretStr, AfterValidator(_store_url)] = SecretStr("sqlite:///amo-callback.db")
     encryption_keys: Annotated[SecretStr, AfterValidator(_encryption_keys)]
     rescue: Path | None = None
 

@@ -17,6 +17,7 @@ from pydantic_settings.exceptions import SettingsError
 from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
 from amo_callback.config import PREFIX, Server, Settings
+from amo_callback.database_url import SQLITE, is_postgres, url_secrets
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ CONFIG_VARIABLE = "AMO_CALLBACK_CONFIG"
 CREDENTIALS_PREFIX = "amo-callback_"
 """What systemd puts before the names of the files of a folder: `LoadCredential=amo-callback:/folder`."""
 DEFAULT_PATHS = (Path("config.toml"), Path("/etc/amo-callback/config.toml"))
-SECRETS = frozenset({"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "api.keys", "notify.secret"})
-"""The settings that are secret; each may be a file of that name."""
+SECRETS = frozenset(
+    {"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "storage.url", "api.keys", "notify.secret"}
+)
+"""The settings that are secret, or may hold a secret; each may be a file of that name."""
 
 
 def find_config(given: str | None, environ: Mapping[str, str]) -> Path | None:
@@ -79,7 +82,10 @@ def secret_folders(path: Path | None, environ: Mapping[str, str]) -> Sequence[Pa
 def secrets_in(path: Path) -> Sequence[str]:
     """Return the names of the secrets that a configuration file itself holds; raises `ConfigurationError`."""
     toml = _read_toml(path)
-    return sorted(name for name in SECRETS if _value(toml, *name.split(".")) is not None)
+    held = {name: value for name in SECRETS if (value := _value(toml, *name.split("."))) is not None}
+    if not url_secrets(str(held.get("storage.url", ""))):
+        held.pop("storage.url", None)
+    return sorted(held)
 
 
 def load_server(path: Path) -> Server:
@@ -115,13 +121,17 @@ def storage_folder(path: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def rescue_folder(settings: Settings, path: Path | None, environ: Mapping[str, str]) -> Path:
-    """Return where pairs wait that the store does not take: `$STATE_DIRECTORY/rescue`, else beside the database."""
+    """Return where pairs wait that the store does not take: `$STATE_DIRECTORY/rescue`, else beside the database.
+
+    Each instance has one of its own: where the database is no file it is beside the configuration.
+    """
     folder = storage_folder(path, environ)
     if settings.storage.rescue is not None:
         return folder / settings.storage.rescue
-    if environ.get("STATE_DIRECTORY"):
+    url = settings.storage.url.get_secret_value()
+    if environ.get("STATE_DIRECTORY") or is_postgres(url):
         return folder / "rescue"
-    return (folder / settings.storage.url.removeprefix("sqlite:///")).parent / "rescue"
+    return (folder / url.removeprefix(SQLITE)).parent / "rescue"
 
 
 class _Environment(EnvSettingsSource):

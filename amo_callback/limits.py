@@ -3,71 +3,75 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
 from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Crowded, TooManyUnproven
+from amo_callback.errors import Crowded, StoreUnavailable, TooManyUnproven
+from amo_callback.model import fingerprint
 from amo_callback.ports import Priority
+from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager
 
-    from amo_callback.ports import Clock
-
-_ADDRESSES = 50_000
-"""Addresses that are remembered at once; beyond, those heard of longest ago are forgotten."""
+    from amo_callback.ports import Shared
 
 
 class Unproven:
-    """Places for exchanges: taken before AMO is asked, given back when it accepts the code."""
+    """Places for exchanges: taken before AMO is asked, given back when it accepts the code.
 
-    def __init__(self, *, places: int, window: float, clock: Clock) -> None:
+    `kind` says what is limited: each has places of its own. They are one for all instances.
+    """
+
+    def __init__(self, *, kind: str, places: int, window: float, shared: Shared) -> None:
+        self._kind = kind
         self._places = places
         self._window = window
-        self._clock = clock
-        self._taken: OrderedDict[tuple[Priority, str], deque[float]] = OrderedDict()
+        self._shared = shared
 
     def change(self, *, places: int, window: float) -> None:
         """Have other limits from now on; the places that are taken stay so."""
         self._places = places
         self._window = window
 
-    def take(self, address: str | None, *, among: Priority = Priority.STRANGER) -> Place:
-        """Take a place for `window` seconds; raises `TooManyUnproven`. Nobody's address has no limit.
+    async def take(self, address: str | None, *, among: Priority = Priority.STRANGER) -> Place:
+        """Take a place for `window` seconds; nobody's address has no limit.
 
-        Whoever is better known has places of his own: strangers behind the same address cannot take them.
+        Whoever is better known has places of his own: strangers behind the same address cannot take them. Raises
+        `TooManyUnproven`, and `StoreUnavailable`: then nothing could be claimed either. Who is cancelled meanwhile may
+        leave a place taken, until its window is over.
         """
         if address is None:
-            return Place(deque(), 0.0)
-        key = (among, _network(address))
-        now = self._clock.monotonic()
-        taken = self._taken.setdefault(key, deque())
-        while taken and now - taken[0] >= self._window:
-            taken.popleft()
-        if len(taken) >= self._places:
+            return Place(self._shared)
+        # An address is personal data: it is not to be read in a database.
+        name = fingerprint(f"{self._kind} {among.name} {_network(address)}")
+        taken_at = await self._shared.take_place(name, places=self._places, window=self._window)
+        if taken_at is None:
             raise TooManyUnproven
-        taken.append(now)
-        self._taken.move_to_end(key)
-        while len(self._taken) > _ADDRESSES:
-            self._taken.popitem(last=False)
-        return Place(taken, now)
+        return Place(self._shared, name=name, taken_at=taken_at)
 
 
 class Place:
-    """A place that was taken."""
+    """A place that was taken; nobody's, where there is no name."""
 
-    def __init__(self, taken: deque[float], at: float) -> None:
-        self._taken = taken
-        self._at = at
+    def __init__(self, shared: Shared, *, name: str = "", taken_at: float | None = None) -> None:
+        self._shared = shared
+        self._name = name
+        self._taken_at = taken_at
 
-    def give_back(self) -> None:
-        """Give the place back, once: AMO has accepted the code, or was not asked."""
-        with suppress(ValueError):  # its window is over
-            self._taken.remove(self._at)
-        self._taken = deque()
+    async def give_back(self) -> None:
+        """Give the place back, once: AMO has accepted the code, or was not asked.
+
+        Where the store is away it stays taken until its window is over: that is no reason to fail. Whoever is cancelled
+        meanwhile has given it back.
+        """
+        if self._taken_at is None:
+            return
+        taken_at, self._taken_at = self._taken_at, None
+        with suppress(StoreUnavailable):
+            await unbroken(self._shared.give_back(self._name, taken_at))
 
 
 class Rooms:

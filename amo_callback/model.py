@@ -223,12 +223,14 @@ class Freeze:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Changed:
-    """What a write of this process may have changed, for whoever remembers connections."""
+    """What a write may have changed, of this process or of another, for whoever remembers connections."""
 
     connections: frozenset[str] | None
     """Their ids; `None`: any of them."""
     belonging: bool
     """Whether it may be a connection that its account, or an owner, did not have before."""
+    erased: bool = False
+    """Whether its tokens were erased: they are not to be handed out even while nothing else is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,7 +26,9 @@ _NEVER = float("-inf")
 _REMEMBERED = 2
 """Intervals for which somebody who has asked is taken to wait: within one he asks again."""
 _LATE = 0.5
-"""Intervals by which a slot may be asked for late and the next one be no later for it: to ask takes time."""
+"""Intervals by which a slot may be asked for late and the next one be no later for it: to ask others takes time."""
+_LONGEST = 3600.0
+"""Seconds of a pause, at most: whatever seems to be longer was left behind by a clock that has been set back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,24 +50,29 @@ class Asked:
     wait: float = 0.0
 
 
-def ask(slots: Slots, *, now: float, interval: float, waiting: Collection[Kind]) -> Asked:
-    """Ask for a slot for one of those who are `waiting` here.
+def ask(slots: Slots, *, now: float, interval: float, waiting: Collection[Kind], alone: bool = False) -> Asked:
+    """Ask for a slot for one of those who are `waiting` here; where they are `alone`, nobody waits elsewhere.
 
     A person waits in front of a screen, so people go first. But anybody can send codes: while background waits, here or
     elsewhere, people get every other slot and no more, so that junk codes cannot starve refreshing.
     """
     until = now + _REMEMBERED * interval
+    if alone:
+        slots = Slots(free_at=slots.free_at, last=slots.last)  # who does not wait here has gone away
     slots = dataclasses.replace(
         slots,
-        people_until=until if Kind.PEOPLE in waiting else slots.people_until,
-        background_until=until if Kind.BACKGROUND in waiting else slots.background_until,
+        free_at=min(slots.free_at, now + max(_LONGEST, interval)),
+        people_until=until if Kind.PEOPLE in waiting else min(slots.people_until, until),
+        background_until=until if Kind.BACKGROUND in waiting else min(slots.background_until, until),
     )
     if now < slots.free_at:
         return Asked(slots=slots, wait=slots.free_at - now)
     turn = _turn(slots, now)
     if turn not in waiting:
-        return Asked(slots=slots, wait=interval * _LATE)  # it is others', who ask at this moment, or have gone away
-    free_at = max(slots.free_at, now - interval * _LATE) + interval
+        # It is others', who ask at this moment, or have gone away.
+        gone = (slots.people_until if turn is Kind.PEOPLE else slots.background_until) - now
+        return Asked(slots=slots, wait=min(interval * _LATE, gone))
+    free_at = (now if alone else max(slots.free_at, now - interval * _LATE)) + interval
     return Asked(slots=dataclasses.replace(slots, free_at=free_at, last=turn), kind=turn)
 
 

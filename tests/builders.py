@@ -82,7 +82,7 @@ def an_extension(connection: Connection, **more: Any) -> Extension:
     values: dict[str, Any] = {
         "connection_id": connection.id,
         "attempt": "attempt-1",
-        "lease": DAY,
+        "lease": timedelta(seconds=60),
         "domain": "b.amocrm.ru",
     }
     return Extension(**{**values, **more})

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
+from amo_callback.alone import Alone
 from amo_callback.amo.client import AmoClient, open_session
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
@@ -74,6 +75,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=FUZZ,
         metavar="N",
         help="how many cases schemathesis tries of each operation (default: %(default)s; 1000 for a night)",
+    )
+    parser.addoption(
+        "--engines",
+        choices=("some", "both"),
+        default="some",
+        help="whether only some tests of custody run on PostgreSQL, too, or all that can (default: %(default)s)",
     )
 
 
@@ -158,7 +165,8 @@ async def amo_client(amo: Amo, clock: Clock, *, timeout: float = 5.0) -> AsyncIt
     """Open a client of the stand-in."""
     known = amo.vendor.integration
     async with open_session() as session:
-        pace = Pace(per_second=1000, clock=SystemClock())
+        system = SystemClock()
+        pace = Pace(per_second=1000, shared=Alone(clock=system), clock=system, observer=Witness())
         yield AmoClient(
             session=session,
             integration=Integration(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
 GIVEN = "TEST_POSTGRES"
+ASKING, CLOSED = "asking", "closed"
+"""Databases of which a server of our own asks for a password, and lets nobody in, whether they are there or not."""
 _PATIENCE = 20.0
 
 
@@ -53,6 +55,8 @@ class Server:
             for path in (self._folder, data):
                 shutil.chown(path, self._user)
         self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "--username=postgres", "-D", str(data))
+        rules = data / "pg_hba.conf"
+        rules.write_text(f"local {ASKING} all scram-sha-256\nlocal {CLOSED} all reject\n{rules.read_text()}")
 
     def start(self) -> None:
         """Start, and wait until it takes connections."""
@@ -142,10 +146,10 @@ def databases() -> Iterator[Databases]:
         yield Databases(address=server.url())
 
 
-def why_not() -> str | None:
-    """Return why there is no PostgreSQL here; `None` where there is one."""
+def why_not(*, ours: bool = False) -> str | None:
+    """Return why there is no PostgreSQL here, or none that is `ours` to stop; `None` where there is one."""
     if find_spec("asyncpg") is None:
         return "no asyncpg: pip install 'amo-callback[dev]'"
-    if not os.environ.get(GIVEN) and programs() is None:
+    if (ours or not os.environ.get(GIVEN)) and programs() is None:
         return f"no PostgreSQL: pip install 'amo-callback[dev]', or name one in {GIVEN}"
     return None

@@ -121,6 +121,13 @@ def test_a_folder_that_systemd_hands_over_is_read(tmp_path: Path) -> None:
     assert settings.amo.client_secret.get_secret_value() == "credentials"
 
 
+def test_where_the_database_is_may_be_a_secret_file(tmp_path: Path) -> None:
+    """A URL with a password in it is kept as other secrets are."""
+    (tmp_path / "storage.url").write_text("postgresql://u:sekret@h/d\n", encoding="utf-8")
+    settings = load_settings(None, {**REQUIRED, "CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert settings.storage.url.get_secret_value() == "postgresql://u:sekret@h/d"
+
+
 def test_the_process_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment is a parameter."""
     monkeypatch.setenv("AMO_CALLBACK_APP__NAME", "leaked")
@@ -212,8 +219,6 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
         ("AMO__ALLOWED_DOMAINS", ".com", "amo.allowed_domains: '.com': '.com' is neither"),
         ("AMO__ALLOWED_DOMAINS", "https://a.example", "amo.allowed_domains: 'https://a.example': 'https"),
         ("SERVER__TRUSTED_PROXIES", "10.0.0.0/8 nginx", "server.trusted_proxies: "),
-        ("STORAGE__URL", "postgresql://u:sekret@a/b", "storage.url: must begin with sqlite:///"),
-        ("STORAGE__URL", "postgresql://a/b", "storage.url: 'postgresql://a/b': must begin with sqlite:///"),
         ("AMO__TIMEOUT", "60", "refresh.lease: must be greater than amo.timeout"),
         ("AMO__TIMEOUT", "nan", "amo.timeout: 'nan': input should be"),
         ("AMO__REQUESTS_PER_SECOND", "0", "amo.requests_per_second: '0': input should be greater than 0"),
@@ -251,6 +256,8 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> N
         ("NOTIFY__SECRET", "whsec_" + "A" * 28, "notify.secret: line 1 is no secret"),
         ("NOTIFY__SECRET", " ", "notify.secret: must hold at least one secret"),
         ("NOTIFY__SECRET", NEW, "notify.secret: has no effect without notify.url"),
+        ("STORAGE__URL", "mysql://u:sekret@a/b", "storage.url: must begin with sqlite:/// and name a file"),
+        ("STORAGE__URL", "postgresql://u:sekret@a", "storage.url: must name a database"),
         ("API__KEYS", "name:sekret", "api.keys: the key in line 1 is shorter than 32 characters"),
         ("AMO__CLIENT_SECRET", "", "amo.client_secret: value should have at least 1"),
     ],
@@ -334,7 +341,9 @@ def test_a_secrets_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_no_repr_shows_a_secret() -> None:
     """Settings may be logged by accident."""
-    shown = repr(load_settings(None, {**REQUIRED, "AMO_CALLBACK_API__KEYS": "a:" + "k" * 40}))
+    more = {"AMO_CALLBACK_API__KEYS": "a:" + "k" * 40, "AMO_CALLBACK_STORAGE__URL": "postgresql://u:sekret@h/d"}
+    shown = repr(load_settings(None, {**REQUIRED, **more}))
+    assert "sekret" not in shown
     assert "the-client-secret" not in shown
     assert KEY not in shown
     assert "k" * 40 not in shown
@@ -348,10 +357,13 @@ def test_no_repr_shows_a_secret() -> None:
         ("sqlite:////data/a.db", None, "/var/lib/app", "/var/lib/app/rescue"),
         ("sqlite:///a.db", "kept", "/var/lib/app", "/var/lib/app/kept"),
         ("sqlite:///a.db", "/mnt/kept", None, "/mnt/kept"),
+        ("postgresql://h/d", None, None, "/etc/app/rescue"),
+        ("postgresql://h/d", None, "/var/lib/app", "/var/lib/app/rescue"),
+        ("postgresql://h/d", "kept", "/var/lib/app", "/var/lib/app/kept"),
     ],
 )
 def test_where_unsaved_pairs_wait(url: str, rescue: str | None, state: str | None, expected: str) -> None:
-    """In the state directory, else beside the database; where the operator says so, there."""
+    """In the state directory, else beside the database file or the configuration; where the operator says so, there."""
     environ = {"AMO_CALLBACK_STORAGE__URL": url}
     if rescue:
         environ["AMO_CALLBACK_STORAGE__RESCUE"] = rescue

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from amo_callback.alone import Alone
 from amo_callback.errors import Crowded, TooManyUnproven
 from amo_callback.limits import Rooms, Unproven, room_for
 from amo_callback.ports import Priority
@@ -16,36 +17,40 @@ if TYPE_CHECKING:
 
 
 def _limit(clock: FakeClock) -> Unproven:
-    return Unproven(places=2, window=60, clock=clock)
+    return _unproven(clock, places=2)
 
 
-def test_a_place_is_free_again_after_the_window_or_when_proven(clock: FakeClock) -> None:
+def _unproven(clock: FakeClock, *, places: int) -> Unproven:
+    return Unproven(kind="codes", places=places, window=60, shared=Alone(clock=clock))
+
+
+async def test_a_place_is_free_again_after_the_window_or_when_proven(clock: FakeClock) -> None:
     """Two places: the third waits for a window, or for AMO to accept one of the two."""
     limit = _limit(clock)
-    limit.take("192.0.2.1")
+    await limit.take("192.0.2.1")
     clock.advance(30)
-    proven = limit.take("192.0.2.1")
+    proven = await limit.take("192.0.2.1")
     with pytest.raises(TooManyUnproven):
-        limit.take("192.0.2.1")
-    proven.give_back()
-    proven.give_back()  # counts once
-    limit.take("192.0.2.1")
+        await limit.take("192.0.2.1")
+    await proven.give_back()
+    await proven.give_back()  # counts once
+    await limit.take("192.0.2.1")
     with pytest.raises(TooManyUnproven):
-        limit.take("192.0.2.1")
+        await limit.take("192.0.2.1")
     clock.advance(30)
-    limit.take("192.0.2.1")
+    await limit.take("192.0.2.1")
 
 
-def test_a_place_whose_window_is_over_gives_back_nobody_elses(clock: FakeClock) -> None:
+async def test_a_place_whose_window_is_over_gives_back_nobody_elses(clock: FakeClock) -> None:
     """An exchange that took longer than the window frees nothing when it is accepted."""
     limit = _limit(clock)
-    late = limit.take("192.0.2.1")
+    late = await limit.take("192.0.2.1")
     clock.advance(60)
-    limit.take("192.0.2.1")
-    limit.take("192.0.2.1")
-    late.give_back()
+    await limit.take("192.0.2.1")
+    await limit.take("192.0.2.1")
+    await late.give_back()
     with pytest.raises(TooManyUnproven):
-        limit.take("192.0.2.1")
+        await limit.take("192.0.2.1")
 
 
 @pytest.mark.parametrize(
@@ -58,44 +63,44 @@ def test_a_place_whose_window_is_over_gives_back_nobody_elses(clock: FakeClock) 
         ("unix", "unix", True),
     ],
 )
-def test_a_subscriber_is_an_ipv4_address_or_a_64(clock: FakeClock, one: str, other: str, same: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
+async def test_a_subscriber_is_an_ipv4_address_or_a_64(clock: FakeClock, one: str, other: str, same: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
     """Whoever holds a /64 has one budget, not 2**64."""
     limit = _limit(clock)
-    limit.take(one)
-    limit.take(one)
+    await limit.take(one)
+    await limit.take(one)
     if same:
         with pytest.raises(TooManyUnproven):
-            limit.take(other)
+            await limit.take(other)
     else:
-        limit.take(other)
+        await limit.take(other)
 
 
-def test_nobodys_address_is_not_limited(clock: FakeClock) -> None:
+async def test_nobodys_address_is_not_limited(clock: FakeClock) -> None:
     """A Unix socket that names no client cannot be told apart."""
     limit = _limit(clock)
     for _ in range(5):
-        limit.take(None).give_back()
+        await (await limit.take(None)).give_back()
 
 
-def test_memory_is_bounded(clock: FakeClock) -> None:
+async def test_memory_is_bounded(clock: FakeClock) -> None:
     """A flood from everywhere forgets those heard of longest ago."""
-    limit = Unproven(places=1, window=60, clock=clock)
-    limit.take("192.0.2.1")
+    limit = _unproven(clock, places=1)
+    await limit.take("192.0.2.1")
     for number in range(50_000):
-        limit.take(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-    limit.take("192.0.2.1")
+        await limit.take(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    await limit.take("192.0.2.1")
 
 
-def test_the_known_have_places_apart_from_strangers(clock: FakeClock) -> None:
+async def test_the_known_have_places_apart_from_strangers(clock: FakeClock) -> None:
     """Whoever shares an address with strangers is not kept out by them."""
     limit = _limit(clock)
     for _ in range(2):
-        limit.take("192.0.2.1")
+        await limit.take("192.0.2.1")
     for _ in range(2):
-        limit.take("192.0.2.1", among=Priority.EXPECTED)
+        await limit.take("192.0.2.1", among=Priority.EXPECTED)
     for among in (Priority.STRANGER, Priority.EXPECTED):
         with pytest.raises(TooManyUnproven):
-            limit.take("192.0.2.1", among=among)
+            await limit.take("192.0.2.1", among=among)
 
 
 def test_a_room_is_full_for_its_own_kind() -> None:
@@ -118,28 +123,28 @@ def test_a_room_holds_who_can_have_a_turn() -> None:
     assert room_for(per_second=0.1, seconds=1) == 1
 
 
-def test_who_was_heard_of_again_is_not_the_next_to_be_forgotten(clock: FakeClock) -> None:
+async def test_who_was_heard_of_again_is_not_the_next_to_be_forgotten(clock: FakeClock) -> None:
     """Beyond what is remembered, it is those heard of longest ago that are forgotten, not those that came first."""
-    unproven = Unproven(places=2, window=60, clock=clock)
-    unproven.take("192.0.2.1")
+    unproven = _unproven(clock, places=2)
+    await unproven.take("192.0.2.1")
     for number in range(49_999):
-        unproven.take(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-    unproven.take("192.0.2.1")
-    unproven.take("192.0.2.2")
+        await unproven.take(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    await unproven.take("192.0.2.1")
+    await unproven.take("192.0.2.2")
     with pytest.raises(TooManyUnproven):
-        unproven.take("192.0.2.1")
+        await unproven.take("192.0.2.1")
 
 
-def test_a_place_given_back_twice_gives_back_no_other(clock: FakeClock) -> None:
+async def test_a_place_given_back_twice_gives_back_no_other(clock: FakeClock) -> None:
     """Two were taken in the same moment: each is its own."""
-    unproven = Unproven(places=2, window=60, clock=clock)
-    place = unproven.take("192.0.2.1")
-    unproven.take("192.0.2.1")
-    place.give_back()
-    place.give_back()
-    unproven.take("192.0.2.1")
+    unproven = _unproven(clock, places=2)
+    place = await unproven.take("192.0.2.1")
+    await unproven.take("192.0.2.1")
+    await place.give_back()
+    await place.give_back()
+    await unproven.take("192.0.2.1")
     with pytest.raises(TooManyUnproven):
-        unproven.take("192.0.2.1")
+        await unproven.take("192.0.2.1")
 
 
 async def test_a_turn_is_had_by_one_of_a_kind() -> None:
@@ -159,17 +164,17 @@ async def test_a_turn_is_had_by_one_of_a_kind() -> None:
     assert await came.get() is Priority.STRANGER
 
 
-def test_limits_may_change_while_places_are_taken(clock: FakeClock) -> None:
+async def test_limits_may_change_while_places_are_taken(clock: FakeClock) -> None:
     """What is taken counts against the new limit, for the new time."""
     limit = _limit(clock)
-    limit.take("192.0.2.1")
-    limit.take("192.0.2.1")
+    await limit.take("192.0.2.1")
+    await limit.take("192.0.2.1")
     limit.change(places=3, window=10)
-    limit.take("192.0.2.1")
+    await limit.take("192.0.2.1")
     with pytest.raises(TooManyUnproven):
-        limit.take("192.0.2.1")
+        await limit.take("192.0.2.1")
     clock.advance(10)
     limit.change(places=1, window=10)
-    limit.take("192.0.2.1")
+    await limit.take("192.0.2.1")
     with pytest.raises(TooManyUnproven):
-        limit.take("192.0.2.1")
+        await limit.take("192.0.2.1")

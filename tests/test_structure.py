@@ -13,8 +13,11 @@ FLOORS = [
     {"errors"},
     {"model", "event"},
     {"grant", "brought", "sealing", "survey", "slots", "moving"},
-    {"ports", "identity", "hosts"},
-    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook", "probe"},
+    {"ports", "identity", "hosts", "database_url"},
+    {
+        *("schedule", "deeplink", "tasks", "clock", "cipher", "limits", "alone", "config", "machine", "disk"),
+        *("webhook", "probe"),
+    },
     {"config_load", "custody", "amo", "store", "observe"},
     {"connect", "transfer", "notices", "rotation", "deploy"},
     {"web"},
@@ -25,7 +28,7 @@ FLOORS = [
 ONE_ROOM = {
     "aiosqlite": {"store.sqlite", "store.migrate"},
     "sqlite3": {"store.copies", "store.sqlite", "store.migrate", "store.inspection"},
-    "asyncpg": {"store.postgres", "store.listener", "store.migrate"},
+    "asyncpg": {"store.postgres", "store.listener", "store.migrate", "store.refusals", "store.postgres_inspection"},
     "cryptography": {"cipher"},
     "jwt": {"identity.jwk", "identity.users"},
     "prometheus_client": {"observe.metrics", "observe.gauges"},

@@ -174,7 +174,7 @@ class AmoClient:
         try:
             return read_answer(answer, grant_type=grant_type, now=self._clock.now(), allowed=self._allowed)
         except RateLimited as refused:
-            self._pace.pause(refused.retry_after)
+            await self._pace.pause(refused.retry_after)
             raise
 
     async def _sighting(self, request: AmoRequest | None, account_id: str, refusals: frozenset[int]) -> Sighting:
@@ -185,7 +185,7 @@ class AmoClient:
         except (NotSent, OutcomeOpen):
             return UNKNOWN
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-            self._pace.pause(retry_after(answer))
+            await self._pace.pause(retry_after(answer))
         return read_sighting(answer, account_id=account_id, refusals=refusals, allowed=self._allowed)
 
     async def _ask(self, request: AmoRequest, kind: str, *, not_after: float = math.inf) -> Answer:

@@ -1,34 +1,43 @@
 """The rate limit towards AMO: so many requests a second, people before background.
 
-AMO counts 7 a second for an integration, answers 429 above that, and bans who goes on.
+AMO counts 7 a second for an integration, answers 429 above that, and bans who goes on. However many instances there
+are, all of them ask for each slot by one state.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from amo_callback.ports import Clock, Priority
+from amo_callback.errors import StoreUnavailable
+from amo_callback.event import Event, Level
+from amo_callback.ports import Priority
+from amo_callback.slots import Kind
 
 if TYPE_CHECKING:
     from asyncio import Future
 
+    from amo_callback.ports import Clock, Observer, Shared
+
+_ASK_AGAIN = 1.0
+"""Seconds after which a slot is asked for again where the store was away: nobody goes meanwhile, nor could claim."""
+_PEOPLE = tuple(priority for priority in Priority if priority is not Priority.BACKGROUND)
+
 
 class Pace:
-    """Hand out slots, evenly spaced.
+    """Hand out slots, evenly spaced, to those first whom we expect; between people and background see `slots`."""
 
-    A person waits in front of a screen, so people go first, those first whom we expect. But anybody can send codes:
-    under contention people get every other slot and no more, so that junk codes cannot starve refreshing.
-    """
-
-    def __init__(self, *, per_second: float, clock: Clock) -> None:
+    def __init__(self, *, per_second: float, shared: Shared, clock: Clock, observer: Observer) -> None:
         self._interval = 1.0 / per_second
+        self._shared = shared
         self._clock = clock
+        self._observer = observer
         self._free_at = clock.monotonic()
         self._waiting: dict[Priority, deque[Future[None]]] = {priority: deque() for priority in Priority}
-        self._last = Priority.BACKGROUND
         self._dispatcher: asyncio.Task[None] | None = None
+        self._broken = False
 
     async def slot(self, priority: Priority) -> None:
         """Wait for a slot; a cancelled waiter takes none."""
@@ -38,32 +47,57 @@ class Pace:
             self._dispatcher = asyncio.create_task(self._dispatch(), name="amo-pace")
         await turn
 
-    def pause(self, seconds: float) -> None:
-        """Let nobody go for a while: AMO said so."""
+    async def pause(self, seconds: float) -> None:
+        """Let nobody go for a while, here or elsewhere: AMO said so."""
         self._free_at = max(self._free_at, self._clock.monotonic() + seconds)
+        with suppress(StoreUnavailable):  # then it holds here: the others get no slots while it is away
+            await self._shared.pause(seconds)
 
     async def _dispatch(self) -> None:
-        while self._somebody_waits():
+        while waiting := self._who_waits():
             wait = self._free_at - self._clock.monotonic()
+            if wait <= 0:
+                wait = await self._ask(waiting)
             if wait > 0:
-                await self._clock.sleep(wait)
-                continue  # meanwhile somebody may have gone away, come, or paused us
-            self._last = self._next()
-            self._free_at = self._clock.monotonic() + self._interval
-            turn = self._waiting[self._last].popleft()
-            turn.set_result(None)
+                await self._clock.sleep(wait)  # meanwhile somebody may have gone away, come, or paused us
 
-    def _next(self) -> Priority:
-        """Return whose turn it is; somebody waits."""
-        first = next(priority for priority in Priority if self._waiting[priority])
-        others_turn = self._last is not Priority.BACKGROUND and self._waiting[Priority.BACKGROUND]
-        return Priority.BACKGROUND if others_turn else first
+    async def _ask(self, waiting: tuple[Kind, ...]) -> float:
+        """Ask for a slot, and let whose it is go; return for how many seconds nobody need ask again."""
+        try:
+            asked = await self._shared.ask_for_slot(interval=self._interval, waiting=waiting)
+        except StoreUnavailable:
+            return _ASK_AGAIN
+        except Exception as error:  # noqa: BLE001 -- because whoever waits must not wait for ever
+            self._tell(error)
+            return _ASK_AGAIN
+        self._broken = False
+        if asked.kind is not None:
+            self._let_go(asked.kind)
+        return asked.wait
 
-    def _somebody_waits(self) -> bool:
+    def _let_go(self, kind: Kind) -> None:
+        """Let the first of a kind go; where all have gone away meanwhile, any other."""
+        background = self._waiting[Priority.BACKGROUND]
+        people = [self._waiting[priority] for priority in _PEOPLE]
+        for queue in (background, *people) if kind is Kind.BACKGROUND else (*people, background):
+            while queue:
+                turn = queue.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+                    return
+
+    def _who_waits(self) -> tuple[Kind, ...]:
         for queue in self._waiting.values():
             while queue and queue[0].done():
                 del queue[0]  # was cancelled
-        return any(self._waiting.values())
+        people = any(self._waiting[priority] for priority in _PEOPLE)
+        kinds = (Kind.PEOPLE, people), (Kind.BACKGROUND, bool(self._waiting[Priority.BACKGROUND]))
+        return tuple(kind for kind, waits in kinds if waits)
+
+    def _tell(self, error: Exception) -> None:
+        if not self._broken:
+            self._observer(Event(name="pace.bug", level=Level.ERROR, error=error))
+        self._broken = True
 
     async def close(self) -> None:
         """End the dispatcher; whoever still waits has been cancelled before."""

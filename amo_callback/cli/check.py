@@ -9,7 +9,6 @@ import math
 import secrets
 import sys
 from collections import Counter
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
@@ -31,10 +30,9 @@ from amo_callback.clock import SystemClock
 from amo_callback.config import Door
 from amo_callback.config_load import find_config
 from amo_callback.errors import ConfigurationError
-from amo_callback.machine import machine_mark
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from amo_callback.cli.checks.finding import Finding
     from amo_callback.cli.local import Place
@@ -116,20 +114,34 @@ def _findings(options: argparse.Namespace, environ: Mapping[str, str], clock: Cl
     yield from guarded("configuration", check_words(place.settings))
     # As the owner of the database: root would leave files there that the service could not open.
     # What reads no file of his is done before: Python loads modules late, and he may not be able to read them.
-    machine = machine_mark(place.database)
-    with acting_as_owner(place.database) if place.database.parent.exists() else nullcontext():
-        yield from _local(place, clock, machine=machine)
+    database = _database(place, clock, patience=options.timeout)
+    with acting_as_owner(place.owned):
+        yield from guarded("disk", check_disk(place))
+        yield from guarded("store", database)
+        yield from guarded("rescue", check_rescue(place))
     yield from asyncio.run(_others(place, environ, clock=clock, patience=options.timeout))
 
 
-def _local(place: Place, clock: Clock, *, machine: str) -> Iterator[Finding]:
-    yield from guarded("disk", check_disk(place))
+def _database(place: Place, clock: Clock, *, patience: float) -> Iterable[Finding]:
+    """Return what looks into the database once it is gone through, of whichever engine it is."""
+    storage = place.settings.storage
+    url, keys = storage.url.get_secret_value(), storage.encryption_keys.get_secret_value().split()
 
     def progress(total: int) -> Progress:
         return Progress("opening pairs", total=total, stream=sys.stderr, monotonic=clock.monotonic)
 
-    yield from guarded("store", check_database(place, machine=machine, progress=progress))
-    yield from guarded("rescue", check_rescue(place))
+    if place.database is not None:
+        return check_database(place.database, keys=keys, machine=place.machine, progress=progress)
+    try:
+        from amo_callback.cli.checks.postgres import check_postgres  # noqa: PLC0415 -- because it is an extra
+    except ModuleNotFoundError:
+        return [fail("store", "PostgreSQL takes another package", fix="pip install 'amo-callback[postgres]'")]
+
+    def look() -> Iterator[Finding]:
+        found = check_postgres(url, keys=keys, clock=clock, patience=patience, progress=progress)
+        yield from asyncio.run(guarded_async("store", found))
+
+    return look()
 
 
 async def _others(place: Place, environ: Mapping[str, str], *, clock: Clock, patience: float) -> list[Finding]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from amo_callback.cipher import Cipher
 from amo_callback.cli.local import acting_as_owner, add_config, find_place
 from amo_callback.clock import SystemClock, rfc3339
-from amo_callback.errors import ConfigurationError, Unreadable
+from amo_callback.errors import CommandFailed, ConfigurationError, Unreadable
 from amo_callback.store import copies
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 EX_USAGE = 2
 _THAW = "amo-callback connections thaw --all"
+_OF_POSTGRES = """\
+this is for SQLite alone. PostgreSQL has its own ways: pg_dump and pg_restore, or an archive of its log.
+Put back into a database that was made anew, or on another server, it starts frozen by itself. Put back into the same
+database, or with the whole server (an archive, a snapshot), it does not: stop every instance first, then say
+`amo-callback connections freeze --all` before any is started, and thaw once nobody else works with these tokens."""
 _ASK = """\
 {copy} holds {connections} connections, as they were {made_at}.
 It takes the place of {database}, which is kept beside it, and starts frozen: nothing is spent
@@ -42,13 +47,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _back_up(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    place = find_place(options, environ)
-    if not place.database.exists():
-        raise ConfigurationError(f"storage.url: there is no database {place.database}")
+    database = _file(find_place(options, environ))
+    if not database.exists():
+        raise ConfigurationError(f"storage.url: there is no database {database}")
     _end_tidily()
     with ExitStack() as stack:
-        with acting_as_owner(place.database):
-            snapshot = stack.enter_context(copies.open_snapshot(place.database))
+        with acting_as_owner(database):
+            snapshot = stack.enter_context(copies.open_snapshot(database))
         copies.back_up(snapshot, options.file, now=SystemClock().now())
         print(f"{options.file} holds {copies.contents(snapshot).connections} connections; put back, it starts frozen")
     return 0
@@ -56,8 +61,9 @@ def _back_up(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _restore(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     place = find_place(options, environ)
-    if not place.database.parent.is_dir():
-        raise ConfigurationError(f"storage.url: there is no folder {place.database.parent}")
+    database = _file(place)
+    if not database.parent.is_dir():
+        raise ConfigurationError(f"storage.url: there is no folder {database.parent}")
     if not (options.yes or sys.stdin.isatty()):
         print("amo-callback: restore asks before it replaces the database: say --yes", file=sys.stderr)
         return EX_USAGE
@@ -65,15 +71,21 @@ def _restore(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with copies.open_snapshot(options.file) as snapshot:
         found = copies.contents(snapshot)
         _check_keys(place, found, options.file)
-        if not (options.yes or _agreed(place, found, options.file)):
+        if not (options.yes or _agreed(database, found, options.file)):
             print("nothing was changed")
             return 1
-        with acting_as_owner(place.database):
-            kept = copies.restore(snapshot, place.database, now=SystemClock().now())
+        with acting_as_owner(database):
+            kept = copies.restore(snapshot, database, now=SystemClock().now())
     print(f"{found.connections} connections are restored; nothing is spent until `{_THAW}`")
     if kept:
         print(f"the database that was there is {kept}")
     return 0
+
+
+def _file(place: Place) -> Path:
+    if place.database is None:
+        raise CommandFailed(_OF_POSTGRES)
+    return place.database
 
 
 def _end_tidily() -> None:
@@ -90,10 +102,8 @@ def _check_keys(place: Place, found: copies.Contents, copy: Path) -> None:
         raise ConfigurationError(f"storage.encryption_keys: none of them opens {copy}") from None
 
 
-def _agreed(place: Place, found: copies.Contents, copy: Path) -> bool:
+def _agreed(database: Path, found: copies.Contents, copy: Path) -> bool:
     made_at = f"at {rfc3339(found.made_at)}" if found.made_at else "nobody knows when"
-    question = _ASK.format(
-        copy=copy, connections=found.connections, made_at=made_at, database=place.database, thaw=_THAW
-    )
+    question = _ASK.format(copy=copy, connections=found.connections, made_at=made_at, database=database, thaw=_THAW)
     print(question, end="Restore it? [y/N] ", flush=True)
     return sys.stdin.readline().strip().lower() in {"y", "yes"}

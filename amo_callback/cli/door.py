@@ -1,6 +1,6 @@
 """The private door, asked by the command; where nobody listens there, the store itself.
 
-SQLite lets a second process work beside the service, so what a missing API key forbids at the door may be done in
+Both engines let another process work beside the service, so what a missing API key forbids at the door may be done in
 the store by whoever may read the configuration anyway.
 """
 
@@ -22,7 +22,6 @@ from amo_callback.custody.selection import Selection
 from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import CommandFailed, NotFound
 from amo_callback.identity import Scope, key_with
-from amo_callback.machine import machine_mark
 from amo_callback.model import Filter
 from amo_callback.web.private.connections import connection_shape
 from amo_callback.web.private.events import event_shape, whose
@@ -199,7 +198,7 @@ class _Store:
             store=local.store,
             clock=local.clock,
             observer=lambda _event: None,
-            machine=machine_mark(local.place.database),
+            machine=local.place.machine,
         )
 
     async def connections(self, only: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
 from amo_callback.errors import ConfigurationError, Unreadable
+from amo_callback.machine import machine_mark
 from amo_callback.store import database_file, open_store
 
 if TYPE_CHECKING:
@@ -25,12 +26,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """The configuration, and the database file that it names."""
+    """The configuration, and the database file that it names: none, where that is PostgreSQL."""
 
     settings: Settings = field(repr=False)
     folder: Path
-    database: Path
+    database: Path | None
     rescue: Path
+
+    @property
+    def owned(self) -> Path:
+        """What the service owns: the database file, else its rescue folder."""
+        return self.database or self.rescue
+
+    @property
+    def machine(self) -> str:
+        """A name for the place of the database file."""
+        return machine_mark(self.database)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,22 +67,22 @@ def find_place(options: argparse.Namespace, environ: Mapping[str, str]) -> Place
     return Place(
         settings=settings,
         folder=folder,
-        database=database_file(settings.storage.url, folder=folder),
+        database=database_file(settings.storage.url.get_secret_value(), folder=folder),
         rescue=rescue_folder(settings, path, environ),
     )
 
 
-def _owner(database: Path) -> os.stat_result:
-    """Return whose the database is: its file's, or its folder's where there is none yet, or a link elsewhere."""
-    is_file = database.exists() and not database.is_symlink()
-    return (database if is_file else database.parent).stat()
+def _owner(owned: Path) -> os.stat_result:
+    """Return whose it is: its own, or its folder's where there is none yet, or a link elsewhere."""
+    is_there = owned.exists() and not owned.is_symlink()
+    return next(path for path in (*([owned] if is_there else []), *owned.absolute().parents) if path.exists()).stat()
 
 
-def become_owner(database: Path) -> None:
-    """Act as the owner of the database file from now on: what root leaves beside it the service could not open."""
+def become_owner(owned: Path) -> None:
+    """Act as the owner of what the service owns from now on: what root leaves beside it the service could not open."""
     if os.geteuid() != 0:
         return
-    owner = _owner(database)
+    owner = _owner(owned)
     if owner.st_uid != 0:
         os.setgroups([])
         os.setgid(owner.st_gid)
@@ -79,12 +90,12 @@ def become_owner(database: Path) -> None:
 
 
 @contextmanager
-def acting_as_owner(database: Path) -> Iterator[None]:
-    """Act as the owner of the database file for a while: root would write wherever that folder's links lead."""
+def acting_as_owner(owned: Path) -> Iterator[None]:
+    """Act as the owner of what the service owns for a while: root would write wherever that folder's links lead."""
     if os.geteuid() != 0:
         yield
         return
-    owner = _owner(database)
+    owner = _owner(owned)
     groups = os.getgroups()
     os.setgroups([])
     os.setegid(owner.st_gid)
@@ -100,13 +111,14 @@ def acting_as_owner(database: Path) -> Iterator[None]:
 @asynccontextmanager
 async def open_local(place: Place, *, make: bool = False) -> AsyncIterator[Local]:
     """Open the store that there is, or `make` one; raises `ConfigurationError`, also where no key opens it."""
-    if not make and not place.database.exists():
+    if not make and place.database is not None and not place.database.exists():
         raise ConfigurationError(f"storage.url: there is no database {place.database}")
-    become_owner(place.database)
+    become_owner(place.owned)
     clock = SystemClock()
     cipher = Cipher(place.settings.storage.encryption_keys.get_secret_value().split())
+    url = place.settings.storage.url.get_secret_value()
     process = f"{socket.gethostname()}:{os.getpid()} (command)"
-    async with open_store(place.settings.storage.url, folder=place.folder, clock=clock, process=process) as store:
+    async with open_store(url, folder=place.folder, clock=clock, process=process) as store:
         try:
             cipher.check_canary(await store.canary(cipher.seal_canary()))
         except Unreadable:

@@ -9,17 +9,17 @@ import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, urlsplit
 
 from amo_callback.cli.local import add_config, find_place, open_local
 from amo_callback.cli.loop import run_loop
 from amo_callback.cli.progress import Progress
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import Rescue
+from amo_callback.database_url import check_url, read_postgres, url_secrets
 from amo_callback.errors import CommandFailed, ConfigurationError, StoreUnavailable
 from amo_callback.machine import machine_mark
 from amo_callback.moving import Table
-from amo_callback.store import SQLITE, database_file, is_postgres, open_store
+from amo_callback.store import database_file, open_store
 from amo_callback.transfer.move import WHY, Side, prepare
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from amo_callback.cli.local import Local, Place
+    from amo_callback.database_url import PostgresAddress
     from amo_callback.model import Freeze
     from amo_callback.ports import Clock, Store
     from amo_callback.transfer.move import Move, Moved
@@ -61,14 +62,14 @@ def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 async def _move(place: Place, url: str, *, yes: bool) -> int:
     async with open_local(place) as local, _opened(url, place=place, clock=local.clock) as new:
-        old_machine = _machine(place.settings.storage.url, place.folder)
-        await local.store.check_machine(old_machine)  # a copy says so, before it is frozen by us
+        await local.store.check_machine(place.machine)  # a copy says so, before it is frozen by us
+        file = database_file(url, folder=place.folder)
         move = await prepare(
-            old=Side(store=local.store, machine=old_machine),
-            new=Side(store=new, machine=_machine(url, place.folder)),
+            old=Side(store=local.store, machine=place.machine),
+            new=Side(store=new, machine=machine_mark(file)),
             cipher=local.cipher,
         )
-        if not (yes or _agreed(await local.store.count(), _shown(url, place.folder))):
+        if not (yes or _agreed(await local.store.count(), file or read_postgres(url))):
             _say("Nothing was moved.")
             return 1
         _tell(await _carry_out(move, local))
@@ -122,7 +123,7 @@ def _tell(moved: Moved) -> None:
     _say(_NEXT)
 
 
-def _agreed(connections: int, target: str) -> bool:
+def _agreed(connections: int, target: Path | PostgresAddress) -> bool:
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask on: say --yes; nothing was moved")
     print(_ASK.format(connections=connections, target=target), end="Move them? [y/N] ", flush=True)
@@ -139,36 +140,16 @@ def _url(options: argparse.Namespace) -> str:
             url = options.to_file.read_text(encoding="utf-8").split("\n", 1)[0].strip()
         except (OSError, UnicodeDecodeError):
             raise CommandFailed(f"{options.to_file}: cannot be read as text") from None
-    if not (_is_url(url) and (is_postgres(url) or (url.startswith(SQLITE) and url != SQLITE))):
-        raise CommandFailed(f"the new database's URL must begin with postgresql:// or {SQLITE}")
-    if options.to and _has_password(url):
+    try:
+        check_url(url)
+    except ValueError as error:  # which quotes nothing
+        raise CommandFailed(f"the new database's URL {error}") from None
+    if options.to and url_secrets(url):
         raise CommandFailed(
             "--to: a command line is no place for a password, all users of the machine can read it: put the URL into a "
             "file and name that with --to-file, or have the password in PGPASSFILE or PGPASSWORD"
         )
     return str(url)
-
-
-def _is_url(text: str) -> bool:
-    try:
-        urlsplit(text)
-    except ValueError:  # its text quotes what may be a password
-        return False
-    return True
-
-
-def _has_password(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.password is not None or "password" in parse_qs(parts.query)
-
-
-def _shown(url: str, folder: Path) -> str:
-    """Return where a URL leads as it may be shown: without user, password and options."""
-    if not is_postgres(url):
-        return str(database_file(url, folder=folder))
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2] or ",".join(parse_qs(parts.query).get("host", []))
-    return f"{host}{parts.path}"
 
 
 @asynccontextmanager
@@ -185,11 +166,6 @@ async def _opened(url: str, *, place: Place, clock: Clock) -> AsyncIterator[Stor
         except StoreUnavailable as error:
             raise CommandFailed(f"the new database cannot be reached: {error.what}") from None
         yield store
-
-
-def _machine(url: str, folder: Path) -> str:
-    """Return the name of the place where a file is; a server tells its own."""
-    return "" if is_postgres(url) else machine_mark(database_file(url, folder=folder))
 
 
 def _say(text: str) -> None:

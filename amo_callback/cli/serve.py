@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
+from amo_callback.database_url import url_secrets
 from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
 from amo_callback.machine import machine_mark
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     home = Home(
         folder=folder,
         rescue=rescue_folder(settings, path, environ),
-        machine=machine_mark(database_file(settings.storage.url, folder=folder)),
+        machine=machine_mark(database_file(settings.storage.url.get_secret_value(), folder=folder)),
     )
 
     def read_again() -> Settings:
@@ -154,6 +155,7 @@ def secrets_of(settings: Settings) -> list[str]:
     """Return what must be in no line of the log."""
     values = [settings.amo.client_secret.get_secret_value()]
     values += settings.storage.encryption_keys.get_secret_value().split()
+    values += url_secrets(settings.storage.url.get_secret_value())
     values += [line.rpartition(":")[2].strip() for line in settings.api.keys.get_secret_value().splitlines()]
     if settings.app.jwt_secret is not None:
         values.append(settings.app.jwt_secret.get_secret_value())

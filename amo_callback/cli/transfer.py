@@ -20,7 +20,6 @@ from amo_callback.cli.progress import Progress
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import CommandFailed
-from amo_callback.machine import machine_mark
 from amo_callback.model import RefreshRules
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan, until_settled
 from amo_callback.transfer.export import export, freeze, until_quiet
@@ -81,7 +80,7 @@ def _run_export(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing half-written stays behind
     with new_file(options.file) as file:
         lock = new_lock(passphrase_file=options.passphrase_file, key_file=options.to_key_file)
-        with acting_as_owner(place.database):
+        with acting_as_owner(place.owned):
             exported = run_loop(_export(place, file, lock))
     _say(f"{options.file}: {exported.count:,} connections, sealed. From now on nothing of this database is spent.")
     if exported.unreadable:
@@ -93,7 +92,7 @@ def _run_export(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 async def _export(place: Place, file: IO[bytes], lock: Lock) -> Exported:
     async with open_local(place) as local:
-        await local.store.check_machine(machine_mark(place.database))  # a copy says so, before it is frozen by us
+        await local.store.check_machine(place.machine)  # a copy says so, before it is frozen by us
         frozen = await freeze(local.store, why=_WHY)
         if frozen.why != _WHY:
             _say(f"Was frozen already: {frozen.why}")
@@ -142,7 +141,7 @@ def _run_import(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             cipher = open_lock(first_line, keys=keys, passphrase=lambda: known_passphrase(options.passphrase_file))
         if cipher is None:
             _check_size(file, _MAX_PLAIN)
-        with acting_as_owner(place.database):
+        with acting_as_owner(place.owned):
             return run_loop(_import(place, file, cipher, options))
 
 

@@ -43,19 +43,20 @@ class Starts:
 
     @asynccontextmanager
     async def turn(self, request: AuthorizationRequest, *, address: str | None) -> AsyncIterator[None]:
-        """Be the only one of the kind meanwhile; raises `TooManyUnproven`, `Crowded`."""
+        """Be the only one of the kind meanwhile; raises `TooManyUnproven`, `Crowded`, `StoreUnavailable`."""
         priority = priority_of(request)
         with self._rooms.enter(priority):
             if not request.vouched:
-                self._each.take(f"user {request.user}" if request.user is not None else address, among=priority)
+                who = f"user {request.user}" if request.user is not None else address
+                await self._each.take(who, among=priority)
             if request.user is None:
-                self._take_link()
+                await self._take_link()
             async with self._rooms.turn(priority):
                 yield
 
-    def _take_link(self) -> None:
+    async def _take_link(self) -> None:
         try:
-            self._links.take("anybody")
+            await self._links.take("anybody")
         except TooManyUnproven:
             raise Crowded from None  # it is not this address that has sent too many
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
     from amo_callback.custody.leases import Leases
     from amo_callback.custody.unsaved import Unsaved
-    from amo_callback.ports import AmoOAuth, Clock, Observer, Store
+    from amo_callback.ports import AmoOAuth, Clock, Observer, Shared, Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +50,11 @@ class Connecting:
 class Limits:
     """How many codes of one address may be on their way to AMO, and how many grants may be started."""
 
-    def __init__(self, *, unproven: int, window: float, requests_per_second: float, clock: Clock) -> None:
+    def __init__(self, *, unproven: int, window: float, requests_per_second: float, shared: Shared) -> None:
         self._requests_per_second = requests_per_second
-        self.codes = Unproven(places=unproven, window=window, clock=clock)
-        self.starts = Unproven(places=unproven, window=window, clock=clock)
-        self.links = Unproven(places=self._links(window), window=window, clock=clock)
+        self.codes = Unproven(kind="codes", places=unproven, window=window, shared=shared)
+        self.starts = Unproven(kind="starts", places=unproven, window=window, shared=shared)
+        self.links = Unproven(kind="links", places=self._links(window), window=window, shared=shared)
 
     def change(self, *, unproven: int, window: float) -> None:
         """Have others from now on."""
@@ -73,6 +73,7 @@ class Limits:
 def make_connecting(
     *,
     store: Store,
+    shared: Shared,
     amo: AmoOAuth,
     cipher: Cipher,
     clock: Clock,
@@ -85,7 +86,7 @@ def make_connecting(
 ) -> Connecting:
     """Build it all; nothing is started. `connected` is called where AMO has accepted a code."""
     limits = Limits(
-        unproven=rules.unproven, window=rules.window, requests_per_second=rules.requests_per_second, clock=clock
+        unproven=rules.unproven, window=rules.window, requests_per_second=rules.requests_per_second, shared=shared
     )
     room = room_for(per_second=rules.requests_per_second, seconds=rules.refresh.lease - amo.timeout)
     authorizations = Authorizations(

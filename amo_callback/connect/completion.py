@@ -194,7 +194,7 @@ class Connect:
         priority = priority_of(request)
         with self._rooms.enter(priority):
             who = f"user {request.user}" if request is not None and request.user is not None else visit.address
-            place = self._unproven.take(who, among=priority)
+            place = await self._unproven.take(who, among=priority)
             try:
                 async with self._rooms.turn(priority):
                     grant = await self._store.claim_grant(
@@ -204,13 +204,14 @@ class Connect:
                         state_hash=None if known or request is None else fingerprint(visit.state or b""),
                     )
             except (StoreUnavailable, Frozen, InvalidState):
-                place.give_back()  # AMO is not asked
+                await place.give_back()  # AMO is not asked
                 raise
             except asyncio.CancelledError:
                 await self._unclaim(fresh)
+                await place.give_back()
                 raise
             if grant.attempt != fresh.attempt:
-                place.give_back()  # somebody else was faster
+                await place.give_back()  # somebody else was faster
                 return grant, False
             self._claimed.add(visit.code_hash)
             self._pending[visit.code_hash] = self._records.told(grant)

@@ -104,12 +104,12 @@ class Exchanger:
             await self._slot(priority_of(what.request), what.started)
             not_after = what.started + self._rules.refresh.lease - self._amo.timeout
             issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
-            what.place.give_back()
             if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
+                await what.place.give_back()
                 raise AccountNotAllowed
         except AmoCallbackError as error:
             if isinstance(error, NotSent | ShuttingDown | Busy):
-                what.place.give_back()  # AMO was not asked
+                await what.place.give_back()  # AMO was not asked
             ended = _failed(grant, error)
             self._tell_failed(ended, error, what.domain)
             await self._store.finish_grant(ended)
@@ -131,13 +131,16 @@ class Exchanger:
             owner=what.request.vouched_owner if what.request else None,
         )
         connected = _connected(connection)
-        if await self._unsaved.save(granted, connection=connection, events=[connected]) is None:
-            # A later grant's pair was stored meanwhile.
-            superseded = Event(name="grant.superseded", level=Level.WARNING, connection_id=connection.id)
-            await remember(superseded, store=self._store, observer=self._observer)
-        else:
-            self._observer(connected)
-            self._connected()
+        try:
+            if await self._unsaved.save(granted, connection=connection, events=[connected]) is None:
+                # A later grant's pair was stored meanwhile.
+                superseded = Event(name="grant.superseded", level=Level.WARNING, connection_id=connection.id)
+                await remember(superseded, store=self._store, observer=self._observer)
+            else:
+                self._observer(connected)
+                self._connected()
+        finally:
+            await what.place.give_back()  # only now: nothing may come between a pair and the store
         return ended
 
     async def _slot(self, priority: Priority, started: float) -> None:

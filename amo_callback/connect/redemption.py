@@ -64,15 +64,15 @@ class Redeemer:
             address=presented.address,
             arrival=Arrival.APP,
         )
-        place = self._place(presented, known)
+        place = await self._place(presented, known)
         try:
             outcome = await self._connect.complete(visit)
         except WrongVerifier:
             raise  # and keeps the place: whoever guesses comes to an end
         except BaseException:
-            place.give_back()
+            await place.give_back()
             raise
-        place.give_back()
+        await place.give_back()
         connection = await self._bind(outcome, presented) if outcome.status is GrantStatus.CONNECTED else None
         return outcome, connection
 
@@ -90,14 +90,14 @@ class Redeemer:
         now = self._clock.now()
         return grant.expires_at <= now or grant.accepted_at is None or grant.accepted_at + TICKET_LIFE <= now
 
-    def _place(self, presented: Presented, known: GrantSecrets | None) -> Place:
+    async def _place(self, presented: Presented, known: GrantSecrets | None) -> Place:
         """Take a place among the unproven for a verifier that may not fit."""
         asked = known is not None and known.request is not None and known.request.challenge is not None
         if presented.verifier is None and not asked:
-            return self._unproven.take(None)
+            return await self._unproven.take(None)
         if presented.user is None:
-            return self._unproven.take(presented.address)
-        return self._unproven.take(f"user {presented.user}", among=Priority.EXPECTED)
+            return await self._unproven.take(presented.address)
+        return await self._unproven.take(f"user {presented.user}", among=Priority.EXPECTED)
 
     async def _bind(self, outcome: Outcome, presented: Presented) -> Connection | None:
         """Bind who has proved to be an owner, and return the connection as it is then."""

@@ -40,6 +40,7 @@ class Deadlines:
         self._observer = observer
         self._steady_since = clock.monotonic()
         self._last: tuple[datetime, float] | None = None
+        self._agrees = True
         self._look_at = self._warn_at = clock.monotonic()
 
     async def watch(self) -> None:
@@ -54,6 +55,7 @@ class Deadlines:
             fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
             self._observer(Event(name="clock.went_back", level=Level.WARNING, fields=fields))
             self._steady_since = self._clock.monotonic()
+        self._tell_difference()
         self._look_at = self._clock.monotonic() + _LOOK_EVERY
         if self._clock.monotonic() < self._steady_since + _STEADY:
             return
@@ -63,6 +65,16 @@ class Deadlines:
         if self._clock.monotonic() >= self._warn_at:
             self._warn_at = self._clock.monotonic() + _WARN_EVERY
             await self._warn()
+
+    def _tell_difference(self) -> None:
+        """Tell once that this process's clock and the store's differ: one of them is wrong."""
+        ahead = self._store.ahead
+        agrees = abs(ahead) < _STEPPED
+        if not agrees and self._agrees:
+            text = "what is due here, and who is let in, is told by a wrong clock: set both by NTP"
+            fields = {"seconds_ahead": round(ahead), "text": text}
+            self._observer(Event(name="clock.differs", level=Level.ERROR, fields=fields))
+        self._agrees = agrees
 
     def _stepped(self) -> bool:
         """Tell whether the wall clock has parted from the monotonic one since the last look."""

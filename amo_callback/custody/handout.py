@@ -71,7 +71,7 @@ class Handout:
             return handed_out
         recalled = await self._selection.recall(selector)
         if recalled.away is not None:
-            handed_out = await self._as_it_is(recalled.connection, error=recalled.away)
+            handed_out = await self._as_it_is(recalled.connection, error=recalled.away, changed=recalled.changed)
             if handed_out is None:
                 raise recalled.away
             return handed_out
@@ -136,12 +136,17 @@ class Handout:
             raise Busy(1.0)  # the process was stopped for longer than a token lives
         return HandedOut(connection=connection, pair=pair)
 
-    async def _as_it_is(self, connection: Connection, *, error: AmoCallbackError | None = None) -> HandedOut | None:
-        """Hand out what there is, if it lives: as stale where `error` kept it from being refreshed."""
+    async def _as_it_is(
+        self, connection: Connection, *, error: AmoCallbackError | None = None, changed: bool = False
+    ) -> HandedOut | None:
+        """Hand out what there is, if it lives: as stale where `error` kept it from being refreshed.
+
+        One that was `changed` since it was read may have been replaced: AMO is asked.
+        """
         pair = self._opened.pair_of(connection)
         if pair is None or not lives(pair, now=self._clock.now()):
             return None
-        if not await self._liveness.lives(connection, pair) or not lives(pair, now=self._clock.now()):
+        if not await self._liveness.lives(connection, pair, doubted=changed) or not lives(pair, now=self._clock.now()):
             return None
         return HandedOut(
             connection=connection, pair=pair, stale=error is not None, reason=None if error is None else _reason(error)

@@ -2,17 +2,20 @@
 
 It is certain for less than a second, and only until this process changes it:
 
-- What this process writes it hears of at once, and forgets. A read that a write overtook is not remembered at all.
-- What another process writes, a look at the store's `others_version` tells: where that stays the same, all that was
-  remembered is certain for one more second. It is looked at in the background, in good time, so that no caller waits
+- What this process writes it hears of at once, and so it does of others' writes where the store can tell. A read that a
+  write overtook is not remembered at all.
+- What nobody told of, a look at the store's `others_version` tells: where that stays the same, all that was remembered
+  is certain for one more second. It is looked at in the background, in good time, so that no caller waits
   for it; and where it cannot be, or is too late, a caller reads as if nothing were remembered.
 
-What is no longer certain is kept all the same: it is the last that is known while the store is away.
+What is no longer certain, or was changed, is kept all the same, unless it was erased: it is the last that is known
+while the store is away.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from collections import OrderedDict
 from contextlib import suppress
@@ -47,6 +50,15 @@ class Moment:
 class _Found:
     connections: tuple[Connection, ...] = field(repr=False)
     moment: Moment
+    changed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Last:
+    """What was known last; where it was `changed` since then, nobody knows into what."""
+
+    connections: tuple[Connection, ...] = field(repr=False)
+    changed: bool
 
 
 class Memory:
@@ -82,19 +94,21 @@ class Memory:
             self._looking = asyncio.create_task(self._look_out(now), name="memory:look")
             self._looking.add_done_callback(self._looked)
         found = self._found.get(selector)
-        if found is None or found.moment.look != self._look:
+        if found is None or found.changed or found.moment.look != self._look:
             return None
         if now - max(found.moment.at, self._looked_at) >= _CERTAIN:
             return None
         self._found.move_to_end(selector)
         return found.connections
 
-    def last(self, selector: str) -> Sequence[Connection] | None:
+    def last(self, selector: str) -> Last | None:
         """Return what a selector named when that was last known; of an id also where another selector named it."""
         if (found := self._found.get(selector)) is not None:
-            return found.connections
+            return Last(connections=found.connections, changed=found.changed)
         for name in self._selectors.get(selector, ()):
-            return [one for one in self._found[name].connections if one.id == selector]
+            found = self._found[name]
+            named = tuple(one for one in found.connections if one.id == selector)
+            return Last(connections=named, changed=found.changed)
         return None
 
     def begin(self) -> Moment:
@@ -140,7 +154,10 @@ class Memory:
             if changed.belonging:
                 names |= {name for name in self._found if ":" in name}
         for name in names:
-            self._drop(name)
+            if changed.erased:
+                self._drop(name)
+            else:
+                self._found[name] = dataclasses.replace(self._found[name], changed=True)
 
     async def _look_out(self, now: float) -> None:
         with suppress(StoreUnavailable):

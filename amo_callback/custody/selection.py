@@ -24,6 +24,8 @@ class Recalled:
 
     connection: Connection
     away: StoreUnavailable | None = None
+    changed: bool = False
+    """Whether it was changed since then: another pair may have taken the place of the one that is known."""
 
 
 class Selection:
@@ -52,7 +54,9 @@ class Selection:
             last = self._memory.last(selector)
             if last is None:
                 raise
-            return Recalled(connection=self._unsaved.newest(last[0]), away=error)
+            newest = self._unsaved.newest(last.connections[0])
+            changed = last.changed and newest is last.connections[0]
+            return Recalled(connection=newest, away=error, changed=changed)
 
     async def find(self, selector: str) -> Sequence[Connection]:
         """Return the connections that a selector names, the freshest active one first; raises `NotFound`."""

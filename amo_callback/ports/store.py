@@ -29,6 +29,10 @@ class Store(Protocol):
         """Whether leases are told by the store's own clock, one for all instances."""
 
     @property
+    def ahead(self) -> float:
+        """Seconds by which this process's clock is ahead of that one."""
+
+    @property
     def shared(self) -> Shared | None:
         """What all instances share beside it; `None` where it is one process's own."""
 

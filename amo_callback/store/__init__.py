@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from amo_callback.database_url import SQLITE, is_postgres
 from amo_callback.errors import ConfigurationError
 from amo_callback.store.whole import DatabaseStore
 
@@ -16,17 +17,11 @@ if TYPE_CHECKING:
     from amo_callback.ports import Clock, Store
     from amo_callback.store.database import Database
 
-SQLITE = "sqlite:///"
-POSTGRES = ("postgresql://", "postgres://")
 
-
-def is_postgres(url: str) -> bool:
-    """Tell whether `url` names a PostgreSQL database."""
-    return url.startswith(POSTGRES)
-
-
-def database_file(url: str, *, folder: Path) -> Path:
-    """Return the file that `url` names; raises `ConfigurationError`."""
+def database_file(url: str, *, folder: Path) -> Path | None:
+    """Return the file that `url` names, `None` where that is PostgreSQL; raises `ConfigurationError`."""
+    if is_postgres(url):
+        return None
     if not url.startswith(SQLITE):
         raise ConfigurationError(f"storage.url: must begin with {SQLITE}")
     return folder / url.removeprefix(SQLITE)
@@ -43,7 +38,8 @@ async def open_store(url: str, *, folder: Path, clock: Clock, process: str = "am
 
 
 def _open_database(url: str, *, folder: Path, clock: Clock, process: str) -> AbstractAsyncContextManager[Database]:
-    if is_postgres(url):
+    file = database_file(url, folder=folder)
+    if file is None:
         try:
             from amo_callback.store.postgres import open_postgres  # noqa: PLC0415 -- because it is an extra
         except ModuleNotFoundError:
@@ -53,4 +49,4 @@ def _open_database(url: str, *, folder: Path, clock: Clock, process: str) -> Abs
         return open_postgres(url, clock=clock, process=process)
     from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- because the other engine may be asked for
 
-    return open_sqlite(database_file(url, folder=folder), clock=clock)
+    return open_sqlite(file, clock=clock)

@@ -106,9 +106,18 @@ class Database(ABC):
     async def others_version(self) -> int:
         """Return a number that is another one once another process has changed anything that was not told."""
 
+    @property
+    def ahead(self) -> float:
+        """Seconds by which this process's clock is ahead of the one that leases are told by."""
+        return 0.0
+
     @abstractmethod
     async def place(self, machine: str) -> str:
         """Return a name for where the database is, given one for where this process believes it to be."""
+
+    @abstractmethod
+    async def tidy(self) -> None:
+        """Forget what is over of that which keeps instances apart."""
 
     def watch(self, listener: Callable[[Changed], None]) -> None:
         """Let `listener` hear of every commit that changes connections, or whose they are."""

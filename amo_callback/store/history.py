@@ -66,6 +66,7 @@ class History(Writer):
                 continue
             while len(await self._database.write(f"forget_{kind}", before=before, limit=_STEP)) == _STEP:
                 continue
+        await self._database.tidy()
 
     async def forget(self, *, now: datetime) -> bool:
         """Forget a step of what is too old to be asked about; `True` where there is more."""

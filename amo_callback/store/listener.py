@@ -53,6 +53,8 @@ class Listener:
         self._listeners: list[Callable[[Changed], None]] = []
         self._heard = asyncio.Event()
         self._missed = 0
+        self.ahead = 0.0
+        """Seconds by which our clock is ahead of the server's, as was seen last."""
         self.away: str | None = None
         """Why the database cannot be reached; `None` where it can, as far as is known."""
 
@@ -92,12 +94,12 @@ class Listener:
             try:
                 if self._connection is None:
                     await self._begin()
-                await self._clock.sleep(_BEAT)
+                await asyncio.sleep(_BEAT)
                 await self._ask()
             except self._errors as error:
                 self.away = type(error).__name__
                 self._end()
-                await self._clock.sleep(_AGAIN)
+                await asyncio.sleep(_AGAIN)
 
     async def _begin(self) -> None:
         connection = await self._connect()
@@ -118,7 +120,9 @@ class Listener:
         async with self._asking, asyncio.timeout(_PATIENCE):
             if self._connection is None:
                 raise ConnectionError
-            await self._connection.execute("SELECT 1")
+            began = self._clock.now()
+            theirs = await self._connection.fetchval("SELECT clock_timestamp()")
+            self.ahead = (began - theirs).total_seconds()
 
     def _end(self) -> None:
         connection, self._connection = self._connection, None
@@ -142,15 +146,17 @@ def _message(changes: list[Changed]) -> str:
     """Return what was changed, as one line; nothing, where that is no connection."""
     if not changes:
         return ""
-    names = {name for changed in changes for name in changed.connections or ()}
-    if len(names) > _MOST or any(changed.connections is None for changed in changes):
-        return "*"
-    belonging = "+" if any(changed.belonging for changed in changes) else "-"
-    return " ".join([belonging, *sorted(names)])
+    names = sorted({name for changed in changes for name in changed.connections or ()})
+    every = len(names) > _MOST or any(changed.connections is None for changed in changes)
+    erased = any(changed.erased for changed in changes)
+    if every:
+        return f"every {'erased' if erased else 'changed'}"
+    kind = "erased" if erased else "belonging" if any(changed.belonging for changed in changes) else "changed"
+    return " ".join([kind, *names])
 
 
 def _read(message: str) -> Changed:
     kind, *names = message.split(" ")
-    if kind not in {"+", "-"}:
-        return _ANY
-    return Changed(connections=frozenset(names), belonging=kind == "+")
+    if kind == "every":
+        return Changed(connections=None, belonging=True, erased=names == ["erased"])
+    return Changed(connections=frozenset(names), belonging=kind != "changed", erased=kind == "erased")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import aiosqlite
     from asyncpg.pool import PoolConnectionProxy
 
-_TAKEN = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename IN ('meta', 'connections')"
+_IS_THERE = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = ANY($1)"
 
 
 async def migrate_sqlite(
@@ -59,7 +59,7 @@ async def migrate_postgres(database: PoolConnectionProxy, migrations: Sequence[S
         if version > len(migrations):
             raise _newer(version, len(migrations))
         if version == 0:
-            if await database.fetchval(_TAKEN):
+            if await database.fetchval(_IS_THERE, ["meta", "connections"]):
                 raise ConfigurationError("storage.url: the database holds something else: name one of its own")
             await database.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
             await database.execute("INSERT INTO schema_version (version) VALUES (0)")
@@ -71,7 +71,8 @@ async def migrate_postgres(database: PoolConnectionProxy, migrations: Sequence[S
 
 async def _schema(database: PoolConnectionProxy) -> int:
     """Return the version of the schema; 0 where there is none."""
-    if await database.fetchval("SELECT to_regclass('schema_version')") is None:
+    # Asked of the catalogue: `to_regclass` may remember from before the lock that there was none.
+    if not await database.fetchval(_IS_THERE, ["schema_version"]):
         return 0
     return int(await database.fetchval("SELECT version FROM schema_version"))
 

@@ -17,11 +17,12 @@ from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
-from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.errors import StoreUnavailable
 from amo_callback.store.database import Database, Row, Unit
 from amo_callback.store.dialect import Statement, translate
 from amo_callback.store.listener import Listener
 from amo_callback.store.migrate import migrate_postgres
+from amo_callback.store.refusals import refusal
 from amo_callback.store.rows import microseconds, ticks
 from amo_callback.store.shares import Shares
 from amo_callback.store.statements import Engine, load_migrations, load_statements
@@ -51,14 +52,6 @@ _SESSION = {
 """What the server is told, unless the URL says otherwise. The last one is for a process that was stopped in the middle
 of a transaction: what it has locked is let go."""
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
-_MISCONFIGURED = (
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.ClientConfigurationError,
-    asyncpg.InsufficientPrivilegeError,
-    ValueError,
-)
-"""What no second start mends; whatever else may pass."""
 _OUT_OF_REACH = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
@@ -81,7 +74,7 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
     async with _told():
         pool = await asyncpg.create_pool(
             url,
-            min_size=1,
+            min_size=0,
             max_size=_CONNECTIONS,
             timeout=_PATIENCE,
             command_timeout=_PATIENCE,
@@ -91,7 +84,7 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
     try:
         async with _told(), pool.acquire() as connection:
             await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
-            place = await _place(connection)
+            place = await place_of(connection)
         listener = Listener(
             lambda: asyncpg.connect(url, timeout=_PATIENCE, command_timeout=_PATIENCE, server_settings=settings),
             clock=clock,
@@ -117,7 +110,7 @@ _PLACE = "SELECT concat_ws('/', oid, datname, current_schema()) FROM pg_database
 _CLUSTER = "SELECT system_identifier FROM pg_control_system()"
 
 
-async def _place(connection: PoolConnectionProxy) -> str:
+async def place_of(connection: PoolConnectionProxy | asyncpg.Connection) -> str:
     """Return a name for where the database is: a copy that is put back elsewhere is told by it."""
     database, cluster = await connection.fetchval(_PLACE), ""
     with suppress(asyncpg.InsufficientPrivilegeError):  # some who host it do not tell
@@ -136,13 +129,11 @@ async def _close(pool: asyncpg.Pool) -> None:
 
 @asynccontextmanager
 async def _told() -> AsyncIterator[None]:
-    """Tell what keeps the service from starting, without texts, which may quote values."""
+    """Tell what keeps the service from starting."""
     try:
         yield
-    except _MISCONFIGURED as error:
-        raise ConfigurationError(f"storage.url: the database cannot be used: {_name(error)}") from None
     except _ERRORS as error:
-        raise StoreUnavailable(_name(error)) from None
+        raise refusal(error) from None
 
 
 class PostgresDatabase(Database):
@@ -184,6 +175,16 @@ class PostgresDatabase(Database):
     async def allot(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement that gives this instance something to do, and nobody else meanwhile."""
         return await self.write(statement, **values)
+
+    @property
+    def ahead(self) -> float:
+        """Seconds by which this process's clock is ahead of the database's."""
+        return self._listener.ahead
+
+    async def tidy(self) -> None:
+        """Forget the turns and the places that are over."""
+        for statement in ("forget_turns", "forget_places"):
+            await self.write(statement)
 
     async def place(self, machine: str) -> str:
         """Return where the database is, wherever this process is."""

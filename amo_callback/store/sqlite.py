@@ -152,6 +152,9 @@ class SqliteDatabase(Database):
         """Return where the file is, as this process sees it."""
         return machine
 
+    async def tidy(self) -> None:
+        """Forget nothing: there is only this one instance."""
+
     async def _transaction(self, work: Callable[[Unit], Awaitable[T]]) -> T:
         unit = _Unit(self._writer, self._sql, self._touched, self._clock)
         try:

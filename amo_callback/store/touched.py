@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WRITE = re.compile(r"^(?P<verb>UPDATE|INSERT INTO|DELETE FROM) (?P<table>\w+)", re.MULTILINE)
 _RETURNING = re.compile(r"\bRETURNING\b")
+_ERASED = "status = 'disconnected'"
 _FROZEN = "'frozen'"
 """The one mark of the store's that every connection is read with."""
 
@@ -29,6 +30,7 @@ ANY = Changed(connections=None, belonging=True)
 class _Write:
     all: bool
     belonging: bool
+    erasing: bool
     returning: bool
 
 
@@ -50,7 +52,7 @@ class Touched:
         named = values.get("connection_id", values.get("id"))
         if not ids and named is not None:
             ids = {str(named)}
-        return Changed(connections=frozenset(ids), belonging=write.belonging) if ids else ANY
+        return Changed(connections=frozenset(ids), belonging=write.belonging, erased=write.erasing) if ids else ANY
 
 
 def _read(text: str) -> _Write | None:
@@ -63,5 +65,6 @@ def _read(text: str) -> _Write | None:
         all=write["table"] == "meta",
         # A connection that comes may be an account's first, and one that gets an owner is not among his yet.
         belonging=write["table"] == "owners" or write["verb"] == "INSERT INTO",
+        erasing=_ERASED in text,
         returning=_RETURNING.search(text) is not None,
     )

@@ -31,6 +31,11 @@ class DatabaseStore(Marks, Connections, Grants, Owners, History, Outbox, Transfe
         return self._database.keeps_time
 
     @property
+    def ahead(self) -> float:
+        """Seconds by which this process's clock is ahead of that one."""
+        return self._database.ahead
+
+    @property
     def shared(self) -> Shared | None:
         """What all instances share beside it; `None` where it is one process's own."""
         return self._database.shared

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from amo_callback.alone import Alone
 from amo_callback.cipher import Cipher
 from amo_callback.connect.build import make_connecting
 from amo_callback.custody.build import Custody, make_custody
@@ -103,10 +104,11 @@ async def open_service(
         cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
         process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         store = await stack.enter_async_context(
-            open_store(settings.storage.url, folder=home.folder, clock=clock, process=process)
+            open_store(settings.storage.url.get_secret_value(), folder=home.folder, clock=clock, process=process)
         )
         await check_canary(store, cipher)
-        amo = await stack.enter_async_context(open_client(settings, clock, observer))
+        shared = store.shared or Alone(clock=clock)
+        amo = await stack.enter_async_context(open_client(settings, shared=shared, clock=clock, observer=observer))
         files = Rescue(home.rescue)
         await asyncio.to_thread(files.open)
         custody = make_custody(
@@ -126,6 +128,7 @@ async def open_service(
         users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observer))
         connecting = make_connecting(
             store=store,
+            shared=shared,
             amo=amo,
             cipher=cipher,
             clock=clock,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amo_callback.custody.build import Custody
     from amo_callback.custody.refresher import Refresher
     from amo_callback.custody.surveyor import Surveyor
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.ports import Clock, Observer, Shared, Store
 
 
 async def check_canary(store: Store, cipher: Cipher) -> None:
@@ -41,9 +41,11 @@ async def check_canary(store: Store, cipher: Cipher) -> None:
 
 
 @asynccontextmanager
-async def open_client(settings: Settings, clock: Clock, observer: Observer) -> AsyncIterator[AmoClient]:
+async def open_client(
+    settings: Settings, *, shared: Shared, clock: Clock, observer: Observer
+) -> AsyncIterator[AmoClient]:
     """Talk to AMO, at the rate that it allows."""
-    pace = Pace(per_second=settings.amo.requests_per_second, clock=clock)
+    pace = Pace(per_second=settings.amo.requests_per_second, shared=shared, clock=clock, observer=observer)
     try:
         async with open_session() as session:
             yield AmoClient(

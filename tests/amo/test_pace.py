@@ -5,10 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
+from amo_callback.alone import Alone
 from amo_callback.amo.pace import Pace
+from amo_callback.errors import StoreUnavailable
 from amo_callback.ports import Priority
+from tests.fakes import Witness
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from amo_callback.slots import Asked, Kind
     from tests.fakes import FakeClock
 
 
@@ -27,6 +35,10 @@ class Queue:
         return asyncio.create_task(wait())
 
 
+def _pace(clock: FakeClock, *, per_second: float) -> Pace:
+    return Pace(per_second=per_second, shared=Alone(clock=clock), clock=clock, observer=Witness())
+
+
 async def _settle() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
@@ -34,7 +46,7 @@ async def _settle() -> None:
 
 async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
     """The first request goes at once, each later one an interval after the one before."""
-    queue = Queue(Pace(per_second=5, clock=clock))
+    queue = Queue(_pace(clock, per_second=5))
     tasks = [queue.join(str(number), Priority.BACKGROUND) for number in range(3)]
     await _settle()
     assert queue.served == ["0"]
@@ -50,7 +62,7 @@ async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
 
 async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
     """Under contention a person goes before the background, and every other slot is the background's."""
-    queue = Queue(Pace(per_second=1, clock=clock))
+    queue = Queue(_pace(clock, per_second=1))
     tasks = [queue.join(f"b{number}", Priority.BACKGROUND) for number in range(4)]
     tasks += [queue.join(f"p{number}", Priority.STRANGER) for number in range(4)]
     await _settle()
@@ -63,7 +75,7 @@ async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
 
 async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
     """The better known first, whenever they come; and the background has every other slot all the same."""
-    queue = Queue(Pace(per_second=1, clock=clock))
+    queue = Queue(_pace(clock, per_second=1))
     tasks = [
         queue.join(priority.name.lower(), priority)
         for priority in (
@@ -84,12 +96,12 @@ async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
 
 async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeClock) -> None:
     """After a 429 nobody goes for as long as AMO asked."""
-    pace = Pace(per_second=10, clock=clock)
+    pace = _pace(clock, per_second=10)
     queue = Queue(pace)
     tasks = [queue.join(name, Priority.STRANGER) for name in ("first", "second")]
     await _settle()
     pause = 60
-    pace.pause(pause)
+    await pace.pause(pause)
     clock.advance(59.9)
     await _settle()
     assert queue.served == ["first"]
@@ -101,7 +113,7 @@ async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeCl
 
 async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
     """A cancelled waiter leaves its slot to the next, in either queue."""
-    queue = Queue(Pace(per_second=1, clock=clock))
+    queue = Queue(_pace(clock, per_second=1))
     first, gone, person, last = (
         queue.join("first", Priority.BACKGROUND),
         queue.join("gone", Priority.BACKGROUND),
@@ -121,10 +133,122 @@ async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
 
 async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
     """Nothing runs on after the end."""
-    pace = Pace(per_second=1, clock=clock)
+    pace = _pace(clock, per_second=1)
     waiting = [asyncio.ensure_future(pace.slot(Priority.STRANGER)) for _ in range(2)]
     await _settle()
     for task in waiting:
         task.cancel()
     await pace.close()
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
+
+
+# --- what is shared -------------------------------------------------------------------------------
+
+
+class Failing(Alone):
+    """What instances share, away or broken while a test says so; it tells when it is asked, and can be slow."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.error: Exception | None = None
+        self.asked = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        asked = await super().ask_for_slot(interval=interval, waiting=waiting)
+        await self.answers.wait()
+        return asked
+
+    async def pause(self, seconds: float) -> None:
+        if self.error is not None:
+            raise self.error
+        await super().pause(seconds)
+
+
+AWAY = StoreUnavailable("away")
+
+
+@pytest.mark.parametrize(("error", "told"), [(AWAY, []), (ZeroDivisionError(), ["pace.bug"])], ids=["away", "a bug"])
+async def test_nobody_goes_while_slots_cannot_be_had(clock: FakeClock, error: Exception, told: list[str]) -> None:
+    """It is asked again each second, and whoever still waits goes once there is an answer; a bug is told once."""
+    shared, witness = Failing(clock), Witness()
+    pace = Pace(per_second=5, shared=shared, clock=clock, observer=witness)
+    queue = Queue(pace)
+    shared.error = error
+    tasks = [queue.join(name, Priority.STRANGER) for name in ("gone", "patient")]
+    for _ in range(3):
+        await _settle()
+        clock.advance(1)
+    tasks[0].cancel()
+    shared.error = None
+    await _settle()
+    assert (queue.served, shared.asked, witness.names()) == (["patient"], 4, told)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_nobody_asks_for_those_who_went_away(clock: FakeClock) -> None:
+    """Whoever gives up while the store is away frees his place in the queue: no slot is taken for him later."""
+    shared = Failing(clock)
+    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    shared.error = AWAY
+    gone = queue.join("gone", Priority.BACKGROUND)
+    await _settle()
+    gone.cancel()
+    clock.advance(1)
+    await _settle()
+    assert shared.asked == 1
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
+
+
+async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeClock) -> None:
+    """AMO's 429 is heeded by who got it, whether or not the store takes it down."""
+    shared = Failing(clock)
+    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    shared.error = AWAY
+    pause = 60
+    await queue.pace.pause(pause)
+    shared.error = None
+    task = queue.join("patient", Priority.STRANGER)
+    await _settle()
+    clock.advance(59.9)
+    await _settle()
+    assert queue.served == []
+    clock.advance(0.2)
+    await _settle()
+    assert queue.served == ["patient"]
+    await task
+
+
+async def test_a_pause_is_everybodys(clock: FakeClock) -> None:
+    """What one has heard of AMO holds for all who ask by the same state."""
+    shared = Alone(clock=clock)
+    one, other = [Pace(per_second=5, shared=shared, clock=clock, observer=Witness()) for _ in range(2)]
+    queue = Queue(other)
+    pause = 60
+    await one.pause(pause)
+    task = queue.join("patient", Priority.STRANGER)
+    await _settle()
+    assert queue.served == []
+    clock.advance(60)
+    await _settle()
+    assert queue.served == ["patient"]
+    await task
+
+
+async def test_a_slot_whose_waiter_went_away_meanwhile_is_the_next_ones(clock: FakeClock) -> None:
+    """To ask takes time: a slot that was got for a person who has left is not wasted on nobody."""
+    shared = Failing(clock)
+    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    shared.answers.clear()
+    person, background = queue.join("person", Priority.STRANGER), queue.join("background", Priority.BACKGROUND)
+    await _settle()
+    person.cancel()
+    await _settle()
+    shared.answers.set()
+    await background
+    assert (queue.served, shared.asked) == (["background"], 1)
+    await queue.pace.close()

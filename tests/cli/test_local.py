@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.cli.local import acting_as_owner
+from amo_callback.cipher import new_key
+from amo_callback.cli.local import Place, acting_as_owner
+from amo_callback.config_load import load_settings
+from tests.cli.checks.test_words import GOOD
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NOBODY = 65534
+SETTINGS = load_settings(
+    None, {f"AMO_CALLBACK_{name}": value for name, value in {**GOOD, "STORAGE__ENCRYPTION_KEYS": new_key()}.items()}
+)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")
@@ -33,6 +39,18 @@ def _be_interrupted_as_nobody(database: Path) -> None:
     with acting_as_owner(database):
         assert (os.geteuid(), os.getegid(), os.getgroups()) == (NOBODY, NOBODY, [])
         raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")
+@pytest.mark.parametrize("there", ["rescue", "", "no/such/rescue"])
+def test_where_the_database_is_a_server_the_rescue_folder_says_who_the_service_is(tmp_path: Path, there: str) -> None:
+    """Or, before there is one, the nearest folder above it."""
+    (tmp_path / "rescue").mkdir()
+    os.chown(tmp_path / "rescue" if there == "rescue" else tmp_path, NOBODY, NOBODY)
+    place = Place(settings=SETTINGS, folder=tmp_path, database=None, rescue=tmp_path / (there or "other"))
+    with acting_as_owner(place.owned):
+        assert os.geteuid() == NOBODY
+    assert place.machine == ""
 
 
 def test_whoever_owns_the_database_already_stays_who_he_is(tmp_path: Path) -> None:

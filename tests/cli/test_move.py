@@ -66,11 +66,10 @@ async def test_everything_moves_to_postgresql(here: Host, postgres: Databases) -
 
 
 REFUSED = {
-    "no place for a password": ["--to", f"postgresql://me:{PASSWORD}@db.example/amo"],
-    "no place for a password, all": ["--to", f"postgresql://me@db.example/amo?password={PASSWORD}"],
-    "must begin with postgresql://": ["--to", f"mysql://me:{PASSWORD}@db.example/amo"],
-    "must begin with postgresql:// or sqlite:///": ["--to", f"postgresql://me:{PASSWORD}@[db.example/amo"],
-    "URL must begin with": ["--to", "sqlite:///"],
+    "no place for a password, all": ["--to", f"postgresql://me:{PASSWORD}@db.example/amo"],
+    "no place for a password": ["--to", f"postgresql://me@db.example/amo?password={PASSWORD}"],
+    "new database's URL must begin with": ["--to", f"mysql://me:{PASSWORD}@db.example/amo"],
+    "new database's URL is no URL": ["--to", f"postgresql://me:{PASSWORD}@[db.example/amo"],
     "nowhere: cannot be read as text": ["--to-file", "nowhere"],
 }
 

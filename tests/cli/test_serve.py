@@ -8,7 +8,7 @@ from amo_callback.config_load import load_settings
 
 
 def test_every_configured_secret_is_kept_out_of_the_log() -> None:
-    """The client's secret, keys of both kinds, each by itself, and those of JWTs and notices where there are any."""
+    """The client's secret, keys of both kinds, each by itself; those of JWTs, notices and the database, if any."""
     keys = [new_key(), new_key()]
     environ = {
         "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
@@ -24,3 +24,5 @@ def test_every_configured_secret_is_kept_out_of_the_log() -> None:
     secrets = ["whsec_" + "A" * 32, "whsec_" + "B" * 32]
     environ |= {"AMO_CALLBACK_NOTIFY__URL": "https://a.example", "AMO_CALLBACK_NOTIFY__SECRET": "\n".join(secrets)}
     assert secrets_of(load_settings(None, environ)) == [*known, "j" * 32, *secrets]
+    environ["AMO_CALLBACK_STORAGE__URL"] = "postgresql://u:pass%20word@a.example/b"
+    assert {"pass%20word", "pass word"} <= set(secrets_of(load_settings(None, environ)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from amo_callback.alone import Alone
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.connect.admission import Admission
 from amo_callback.connect.authorization import Authorizations, Starts
@@ -61,6 +62,7 @@ class Process:
         self.amo, self.clock, self.witness = amo, clock, Witness()
         self.store, self.client, self.cipher = store, client, cipher
         self.failing = FailingStore(store, clock)
+        self.shared = Alone(clock=clock)
         self.woken = 0
         self.new_secret = Counter()
         self.rescue = MemoryRescue()
@@ -96,7 +98,7 @@ class Process:
                 issued_only=False,
                 lists_accounts=False,
             ),
-            unproven=Unproven(places=places, window=60, clock=self.clock),
+            unproven=Unproven(kind="codes", places=places, window=60, shared=self.shared),
             rooms=Rooms(size=100),
             leases=Leases(length=60.0, store=cast("Store", self.failing), clock=self.clock),
             patience=patience,
@@ -116,7 +118,7 @@ class Process:
         return Records(cipher=cipher, clock=self.clock, rules=RecordRules(), new_secret=self.new_secret)
 
     def starts(self) -> Starts:
-        places = Unproven(places=100, window=60, clock=self.clock)
+        places = Unproven(kind="starts", places=100, window=60, shared=self.shared)
         return Starts(each=places, links=places, rooms=Rooms(size=100))
 
     def _wake(self) -> None:

@@ -71,7 +71,7 @@ def _redeemer(process: Process, store: object) -> Redeemer:
         records=process.records(process.cipher),
         clock=process.clock,
         connect=process.connect,
-        unproven=Unproven(places=30, window=60, clock=process.clock),
+        unproven=Unproven(kind="codes", places=30, window=60, shared=process.shared),
         issued_only=False,
     )
 

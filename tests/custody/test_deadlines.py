@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -14,9 +14,11 @@ from amo_callback.errors import AccountRefused, AmoCallbackError, Frozen, StoreU
 from amo_callback.model import Connection, Status
 from tests.builders import a_connection, save
 from tests.custody.house import DAY
+from tests.fakes import Instead
 
 if TYPE_CHECKING:
     from amo_callback.event import Event
+    from amo_callback.ports import Store
     from tests.custody.house import House
 
 HOUR = 3600.0
@@ -255,3 +257,14 @@ async def test_a_clock_that_is_put_on_erases_no_history(house: House) -> None:
     house.clock.step(timedelta(days=100))
     await _watch_for(house, deadlines, HOUR / 2, step=60)
     assert len(await house.store.events(connection_id=connection.id, limit=9)) == 1
+
+
+async def test_a_clock_that_differs_from_the_stores_is_told_once(house: House) -> None:
+    """An administrator sets it right; until then leases are told by the store's, and all else by a wrong one."""
+    store = Instead(house.store, ahead=59.0)
+    deadlines = Deadlines(store=cast("Store", store), clock=house.clock, observer=house.witness)
+    for ahead in (59.0, -61.0, -61.0, 0.5, 61.0):
+        store.__dict__["ahead"] = ahead
+        await deadlines.watch()
+        house.clock.advance(60)
+    assert [event.fields["seconds_ahead"] for event in house.witness.named("clock.differs")] == [-61, 61]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from amo_callback.alone import Alone
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.custody.breaker import is_epidemic
@@ -256,7 +257,7 @@ async def test_a_backlog_is_spread_by_the_rate_limit_and_whose_token_dies_first_
     house: House, rounds: int
 ) -> None:
     """Everything due at once after a day's outage: so many a second, the oldest expiry first, and each once."""
-    pace = Pace(per_second=5, clock=house.clock)
+    pace = Pace(per_second=5, shared=Alone(clock=house.clock), clock=house.clock, observer=house.witness)
     slots: list[float] = []
     sent: list[str] = []
 

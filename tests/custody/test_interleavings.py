@@ -140,7 +140,7 @@ async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(house:
     keeper = house.make_keeper(amo=cast("AmoOAuth", queue))
     refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
     await queue.asked.wait()
-    died = await house.store.claim(a_claim(connection, owner="process-2"))
+    died = await house.store.claim(a_claim(connection, owner="process-2", lease=timedelta(0)))
     assert died is not None
     await house.store.claim(a_claim(died, owner="process-3", attempt="given back"))
     await house.store.release(connection_id=connection.id, attempt="given back")

@@ -181,6 +181,38 @@ async def test_what_is_remembered_is_handed_out_while_the_store_is_away(house: H
         await _token(house, connection.id)
 
 
+async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_knows_it(house: House) -> None:
+    """Another pair may have taken its place, and nobody can read which: AMO is asked whether this one lives."""
+    connection, selectors = await _owned(house)
+    for selector in selectors:
+        await _token(house, selector)
+    await house.store.look_up_again(await house.now(connection), at=None)
+    house.failing.away = {*READS, "others_version"}
+    asked = house.amo.sandbox.look_ups
+    for selector in selectors:
+        handed_out = await _token(house, selector)
+        assert (handed_out.pair, handed_out.stale) == (house.pair(connection), True)
+    assert house.amo.sandbox.look_ups == asked + 1
+    house.clock.advance(5)
+    house.amo.vendor.unknowns.refresh_kills_access = True
+    house.amo.spend(grant_type="refresh_token", refresh_token=house.pair(connection).refresh_token)
+    for selector in selectors:
+        with pytest.raises(StoreUnavailable):
+            await _token(house, selector)
+
+
+async def test_what_was_disconnected_as_the_store_went_away_is_not_handed_out(house: House) -> None:
+    """Its tokens were erased on request: that they are remembered, and live, is no reason."""
+    connection, selectors = await _owned(house)
+    for selector in selectors:
+        await _token(house, selector)
+    assert await house.store.disconnect(await house.now(connection), at=house.clock.now())
+    house.failing.away = {*READS, "others_version"}
+    for selector in selectors:
+        with pytest.raises(StoreUnavailable):
+            await _token(house, selector)
+
+
 async def test_a_read_that_a_write_overtook_is_not_remembered(house: House) -> None:
     """It may be of before the write; whoever asks next reads again."""
     connection = await house.connect()
@@ -213,8 +245,9 @@ async def test_a_read_of_before_a_write_is_not_remembered_after_it(store: Store,
     memory.keep("account:1", [before], moment)
     assert (len(memory), memory.last(stored.id), memory.last("account:1")) == (0, None, None)
     memory.keep(stored.id, [await now(store, stored)], memory.begin())
-    [known] = memory.last(stored.id) or []
-    assert known.pair_version == stored.pair_version + 1
+    last = memory.last(stored.id)
+    assert last is not None
+    assert ([one.pair_version for one in last.connections], last.changed) == ([stored.pair_version + 1], False)
 
 
 async def test_the_memory_is_bounded(store: Store, clock: FakeClock, cipher: Cipher) -> None:

@@ -45,6 +45,7 @@ class Row:
     status: str
     reason: str | None
     attempt: str | None
+    lease_owner: str | None
     spending: str | None
     pair_version: int
     refresh_token: str = field(repr=False)
@@ -118,6 +119,7 @@ class Stage:
                 status=row["status"],
                 reason=row["reason"],
                 attempt=row["attempt"],
+                lease_owner=row["lease_owner"],
                 spending=row["spending"],
                 pair_version=row["pair_version"],
                 refresh_token=cipher.open_pair(row["sealed_pair"], connection_id=row["id"]).refresh_token,
@@ -165,12 +167,13 @@ class Stage:
         await self.until_asked(self.chance.randint(1, 2 * len(self.accounts)))
         await asyncio.sleep(self.chance.uniform(0, 0.02 + self.amo.sandbox.latency))
 
-    async def until_ready(self, process: Process, *, failing: Iterable[str] = ()) -> None:
-        """Wait until a process is ready, or until just these checks say that it is not."""
+    async def until_ready(self, process: Process, *, failing: Iterable[str] = (), among: bool = False) -> None:
+        """Wait until a process is ready, or until just these checks say that it is not; or these `among` others."""
         wanted = (not failing, list(failing))
 
         async def is_so() -> bool:
-            return await self.ready(process) == wanted
+            ready, told = await self.ready(process)
+            return set(failing) <= set(told) if among else (ready, told) == wanted
 
         await eventually(is_so)
 

@@ -115,9 +115,9 @@ def test_what_was_seen_before_the_store_fell_silent_is_not_believed() -> None:
     assert checks["fresh"] == {"ok": False, "detail": "not known: last looked at 31 s ago"}
 
 
-def test_a_store_that_can_be_read_and_not_written_is_not_ready(clock: FakeClock) -> None:
+def test_a_store_that_can_be_read_and_not_written_is_not_ready(store: Store, clock: FakeClock) -> None:
     """The last write tells, at once."""
-    failing = FailingStore(cast("Store", None), clock)
+    failing = FailingStore(store, clock)
     failing.failing = "SQLITE_FULL"
     assert _readiness(failing, Beat()).checks()["store"] == {"ok": False, "detail": "cannot be written: SQLITE_FULL"}
 

@@ -56,19 +56,18 @@ def open_to_others(file: Path, permission: int) -> bool:
 
 def check_disk(place: Place) -> Iterator[Finding]:
     """Look at the files beside the database, and at the room for it and for the rescue folder."""
-    yield from _ownership(place.database)
-    if place.database.exists() and open_to_others(place.database, stat.S_IROTH):
-        yield warn(
-            "disk",
-            f"{place.database} can be read by every user: tokens are sealed in it, accounts and owners are not",
-            fix=f"chmod 600 {place.database}",
-        )
+    if place.database is not None and place.database.exists():
+        yield from _ownership(place.database)
+        if open_to_others(place.database, stat.S_IROTH):
+            yield warn(
+                "disk",
+                f"{place.database} can be read by every user: tokens are sealed in it, accounts and owners are not",
+                fix=f"chmod 600 {place.database}",
+            )
     yield _room(place)
 
 
 def _ownership(database: Path) -> Iterator[Finding]:
-    if not database.exists():
-        return
     owner = database.stat().st_uid
     for suffix in ("-wal", "-shm"):
         beside = database.with_name(database.name + suffix)
@@ -82,7 +81,8 @@ def _ownership(database: Path) -> Iterator[Finding]:
 
 def _room(place: Place) -> Finding:
     # The database's disk and the rescue folder's may be two.
-    known = {_existing(path).stat().st_dev: _existing(path) for path in (place.database.parent, place.rescue)}
+    folders = [place.rescue] if place.database is None else [place.database.parent, place.rescue]
+    known = {_existing(path).stat().st_dev: _existing(path) for path in folders}
     free = {folder: os.statvfs(folder) for folder in known.values()}
     folder = min(free, key=lambda folder: free[folder].f_bavail * free[folder].f_frsize)
     room = free[folder].f_bavail * free[folder].f_frsize

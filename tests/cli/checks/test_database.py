@@ -42,7 +42,12 @@ def _place(folder: Path, *keys: str) -> Place:
 
 
 def _check(place: Place) -> dict[str, tuple[Verdict, str]]:
-    return _by_name(guarded("store", check_database(place, machine=machine_mark(place.database), progress=_progress)))
+    return _by_name(guarded("store", _findings(place)))
+
+
+def _findings(place: Place) -> Iterator[Finding]:
+    keys = place.settings.storage.encryption_keys.get_secret_value().split()
+    return check_database(place.folder / NAME, keys=keys, machine=place.machine, progress=_progress)
 
 
 def _by_name(findings: Iterator[Finding]) -> dict[str, tuple[Verdict, str]]:
@@ -72,21 +77,22 @@ async def place(tmp_path: Path, encryption_key: str) -> Place:
 
 def test_a_good_database_is_ok_and_left_as_it_was(place: Place) -> None:
     """Nothing is written, and no file beside it is left behind."""
-    before = place.database.read_bytes()
+    database = place.folder / NAME
+    before = database.read_bytes()
     found = _check(place)
     assert {name: verdict for name, (verdict, _) in found.items()} == dict.fromkeys(
         ("store", "keys", "frozen"), Verdict.OK
     )
     assert found["keys"][1] == "open all 3 pairs"
-    assert place.database.read_bytes() == before
-    assert list(place.folder.iterdir()) == [place.database]
+    assert database.read_bytes() == before
+    assert list(place.folder.iterdir()) == [database]
 
 
 async def test_beside_the_service_it_is_only_read(place: Place) -> None:
     """Whoever serves it goes on writing while it is looked at, and what he wrote is seen."""
     async with open_store(f"sqlite:///{NAME}", folder=place.folder, clock=FakeClock()) as store:
         await save(store, a_connection(9))  # its pair is no sealed one
-        findings = check_database(place, machine=machine_mark(place.database), progress=_progress)
+        findings = _findings(place)
         found = {finding.check: finding for finding in [next(findings), next(findings)]}
         await store.freeze_all(why="meanwhile")
         frozen = next(findings)
@@ -119,14 +125,14 @@ def test_a_schema_of_another_version_is_told(
     found = _check(place)
     assert found["store"][0] is verdict
     assert ("keys" in found) is others
-    with closing(sqlite3.connect(place.database)) as database:
+    with closing(sqlite3.connect(place.folder / NAME)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (version,)
 
 
 def test_what_is_no_database_is_told_without_its_text(tmp_path: Path, encryption_key: str) -> None:
     """The error's name is enough."""
     place = _place(tmp_path, encryption_key)
-    place.database.write_text("no database at all" * 100)
+    (tmp_path / NAME).write_text("no database at all" * 100)
     assert _check(place) == {"store": (Verdict.FAIL, "The store cannot be read or written. (SQLITE_NOTADB)")}
 
 

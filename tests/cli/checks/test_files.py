@@ -39,6 +39,9 @@ def _verdicts(config: Path | None, **environ: str) -> list[Verdict]:
         (0o644, '[amo]\nclient_secret = "x"', Verdict.FAIL),
         (0o640, '[amo]\nclient_secret = "x"', Verdict.OK),
         (0o644, '[amo]\nclient_id = "x"', Verdict.OK),
+        (0o644, '[storage]\nurl = "sqlite:///a.db"', Verdict.OK),
+        (0o644, '[storage]\nurl = "postgresql://u@h/d"', Verdict.OK),
+        (0o644, '[storage]\nurl = "postgresql://u:x@h/d"', Verdict.FAIL),
         (0o602, '[amo]\nclient_id = "x"', Verdict.FAIL),
     ],
 )
@@ -52,6 +55,7 @@ def test_a_configuration_file_is_closed_where_it_holds_secrets(
     [finding] = check_secrets(config, {})
     assert finding.verdict is verdict
     assert '"x"' not in finding.told
+    assert "u:x" not in finding.told
 
 
 @pytest.mark.parametrize(
@@ -92,10 +96,11 @@ def test_the_room_is_told_also_before_there_is_a_folder(folder: Path) -> None:
 def test_files_beside_the_database_are_its_owners(folder: Path) -> None:
     """One that root has left keeps the service from writing; one that others may read tells who the accounts are."""
     place = _place(folder)
-    place.database.touch()
-    place.database.chmod(0o644)
+    database = folder / "a.db"
+    database.touch()
+    database.chmod(0o644)
     (folder / "a.db-wal").touch()
-    os.chown(place.database, NOBODY, NOBODY)
+    os.chown(database, NOBODY, NOBODY)
     first, second, _ = check_disk(place)
     assert (first.verdict, second.verdict) == (Verdict.FAIL, Verdict.WARN)
     assert "a.db-wal is another user's" in first.told

@@ -54,7 +54,10 @@ WITH candidates AS MATERIALIZED (
 SELECT id FROM candidates JOIN given ON id = connection_id ORDER BY look_up_at;
 
 -- name: forget_turns
-DELETE FROM turns WHERE until <= :clock;
+-- What another instance is at is left for the next time: two that wait for each other's rows would wait for ever.
+DELETE FROM turns WHERE connection_id IN (
+    SELECT connection_id FROM turns WHERE until <= :clock FOR UPDATE SKIP LOCKED
+);
 
 -- name: survey
 -- Each count is made in an index alone, where the engine's own upkeep lets it.
@@ -172,21 +175,25 @@ UPDATE slots SET
 WHERE name = 'amo';
 
 -- name: take_place
--- Those that are over are let go with it. Whoever asks for the same name at the same moment is counted after this one.
+-- Those that are over are let go with it, and those that a clock which was set back has left in the future. Whoever asks
+-- for the same name at the same moment is counted after this one.
 INSERT INTO places AS held (name, taken, until) VALUES (:name, ARRAY[:clock], :clock + :window)
 ON CONFLICT (name) DO UPDATE SET
-    taken = ARRAY(SELECT at FROM unnest(held.taken) AS at WHERE at > :clock - :window) || GREATEST(
-        :clock, held.taken[array_upper(held.taken, 1)] + 1
+    taken = (
+        SELECT COALESCE(array_agg(at ORDER BY at), '{}') || GREATEST(:clock, max(at) + 1)
+        FROM unnest(held.taken) AS at WHERE at > :clock - :window AND at <= :clock + :window
     ),
     until = GREATEST(held.until, excluded.until)
-WHERE (SELECT count(*) FROM unnest(held.taken) AS at WHERE at > :clock - :window) < :places
+WHERE (
+    SELECT count(*) FROM unnest(held.taken) AS at WHERE at > :clock - :window AND at <= :clock + :window
+) < :places
 RETURNING taken[array_upper(taken, 1)] AS taken_at;
 
 -- name: give_place_back
 UPDATE places SET taken = array_remove(taken, :taken_at) WHERE name = :name;
 
 -- name: forget_places
-DELETE FROM places WHERE until <= :clock;
+DELETE FROM places WHERE name IN (SELECT name FROM places WHERE until <= :clock FOR UPDATE SKIP LOCKED);
 
 -- name: go_on_numbering
 -- After rows that came with their numbers; what counts them knows nothing of those.

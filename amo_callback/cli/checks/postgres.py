@@ -1,0 +1,134 @@
+"""A PostgreSQL database: reached, of our version, opened by our keys, free to work; and the server that has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amo_callback.cli.checks.contents import Pairs, freezing, newer, other_keys, usable
+from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.database_url import read_postgres
+from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.store.postgres_inspection import open_postgres_inspection
+from amo_callback.store.refusals import MISTAKEN
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from datetime import datetime
+
+    from amo_callback.cli.checks.database import ProgressOf
+    from amo_callback.database_url import PostgresAddress
+    from amo_callback.ports import Clock
+    from amo_callback.store.postgres_inspection import PostgresInspection, Server
+
+_OLDEST = 12
+"""The oldest version of PostgreSQL that the SQL is written for."""
+_APART = 3.0
+"""Seconds between the server's clock and ours from which it is told."""
+_AN_INSTANCE_TAKES = 11
+"""Connections: ten that work, and the one that listens."""
+
+
+async def check_postgres(
+    url: str, *, keys: Sequence[str], clock: Clock, patience: float, progress: ProgressOf
+) -> AsyncIterator[Finding]:
+    """Look into the database and at its server, for reading only; `progress` shows how many pairs are opened."""
+    address, began = read_postgres(url), clock.monotonic()
+    try:
+        async with open_postgres_inspection(url, patience=patience) as inspected:
+            asked = clock.now()
+            server = await inspected.server()
+            took, at = clock.monotonic() - began, asked + (clock.now() - asked) / 2
+            for finding in check_server(server, address, took=took, at=at):
+                yield finding
+            async for finding in _contents(inspected, address, keys, progress):
+                yield finding
+    except ConfigurationError as error:
+        yield fail(
+            "store",
+            f"{address}: {str(error).removeprefix(MISTAKEN)}",
+            fix="mend storage.url, or what the server lets in",
+        )
+    except StoreUnavailable as error:
+        yield fail("store", f"{address}: {error.what}", fix="start the server, and let this machine reach it")
+
+
+async def _contents(
+    inspected: PostgresInspection, address: PostgresAddress, keys: Sequence[str], progress: ProgressOf
+) -> AsyncIterator[Finding]:
+    schema, known = await inspected.schema(), inspected.known_schema
+    if schema is None:
+        yield fail("store", f"{address} holds something else", fix="name a database of its own in storage.url")
+    elif schema == 0:
+        yield warn(
+            "store", f"{address} is empty", fix="`amo-callback serve` makes the tables; if there were some: is it this?"
+        )
+    elif schema > known:
+        yield newer(address, schema, known)
+    else:
+        upgrade = "start this version of the service: it upgrades"
+        yield usable(address, schema, known, count=await inspected.count(), upgrade=upgrade)
+        yield other_keys(keys, await inspected.canary()) or await _pairs(inspected, keys, progress)
+        yield freezing(await inspected.frozen(), served=await inspected.machine(), here=await inspected.place())
+
+
+async def _pairs(inspected: PostgresInspection, keys: Sequence[str], progress: ProgressOf) -> Finding:
+    pairs = Pairs(keys)
+    with progress(await inspected.count()) as advance:
+        async for pair in inspected.pairs():
+            advance(pairs.open(pair))
+    return pairs.told()
+
+
+# --- the server ----------------------------------------------------------------------------------
+
+
+def check_server(server: Server, address: PostgresAddress, *, took: float, at: datetime) -> Iterator[Finding]:
+    """Look at what a server said of itself, `at` a moment by our clock, after so many seconds."""
+    yield _version(server, took)
+    yield _tls(server, address)
+    yield _clock(server, at)
+    yield _room(server)
+
+
+def _version(server: Server, took: float) -> Finding:
+    told = f"PostgreSQL {server.version}, answered in {took * 1000:.0f} ms"
+    if server.major < _OLDEST:
+        return fail("server", told, fix=f"use PostgreSQL {_OLDEST} or newer")
+    if server.is_standby:
+        return fail(
+            "server",
+            f"{told}: it is a standby, and takes no writes",
+            fix="name the primary in storage.url, or all hosts and target_session_attrs=read-write",
+        )
+    return ok("server", told)
+
+
+def _tls(server: Server, address: PostgresAddress) -> Finding:
+    if server.tls is not None:
+        return ok("server_tls", server.tls)
+    if address.is_local:
+        return ok("server_tls", "none, and none is needed: it is on this machine")
+    return warn(
+        "server_tls",
+        "none: accounts, owners and the password's proof pass the network in the clear",
+        fix="sslmode=verify-full in storage.url, and ssl = on in the server's configuration",
+    )
+
+
+def _clock(server: Server, at: datetime) -> Finding:
+    ahead = (at - server.now).total_seconds()
+    if abs(ahead) < _APART:
+        return ok("server_clock", f"within {_APART:.0f} s of ours")
+    return warn(
+        "server_clock",
+        f"ours is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's",
+        fix="have both set by NTP: leases are told by the server's clock, when a token ends by ours",
+    )
+
+
+def _room(server: Server) -> Finding:
+    instances = server.allowed // _AN_INSTANCE_TAKES
+    told = f"{server.allowed} connections are allowed; an instance takes up to {_AN_INSTANCE_TAKES}"
+    if instances == 0:
+        return warn("server_room", told, fix="raise max_connections, or the user's or the database's limit")
+    return ok("server_room", f"{told}: enough for {instances}, if nobody else has any")

@@ -1,0 +1,250 @@
+"""A PostgreSQL database and its server, looked at from outside."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.cli import check
+from amo_callback.cli.checks.finding import Verdict, guarded_async
+from amo_callback.clock import SystemClock
+from amo_callback.database_url import PostgresAddress, read_postgres
+from amo_callback.model import TokenPair
+from amo_callback.store import open_store
+from tests.builders import DAY, a_connection, save
+from tests.cli.checks.test_words import GOOD
+from tests.fakes import START, ShiftedClock
+from tests.postgres import why_not
+
+if (why := why_not()) is not None:
+    pytest.skip(why, allow_module_level=True)
+
+import asyncpg
+
+from amo_callback.cli.checks.postgres import check_postgres, check_server
+from amo_callback.store.postgres_inspection import Server, open_postgres_inspection
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from amo_callback.ports import Clock
+    from tests.postgres import Databases
+
+CONNECTIONS = 3
+SERVER = ("server", "server_tls", "server_clock", "server_room")
+
+
+@contextmanager
+def _progress(_total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda _done: None
+
+
+async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, tuple[Verdict, str]]:
+    found = check_postgres(url, keys=keys, clock=clock or SystemClock(), patience=5, progress=_progress)
+    return {finding.check: (finding.verdict, finding.told) for finding in await guarded_async("store", found)}
+
+
+async def _run(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(statement)
+    await connection.close()
+
+
+@pytest.fixture
+async def empty(postgres: Databases) -> AsyncIterator[str]:
+    async with postgres.fresh() as url:
+        yield url
+
+
+@pytest.fixture
+async def served(empty: str, tmp_path: Path, encryption_key: str) -> str:
+    """Give a database of some connections, that nobody has open."""
+    cipher = Cipher([encryption_key])
+    async with open_store(empty, folder=tmp_path, clock=SystemClock()) as store:
+        await store.canary(cipher.seal_canary())
+        await store.check_machine("")
+        for number in range(CONNECTIONS):
+            pair = TokenPair(access_token="a", refresh_token="r", issued_at=START, expires_at=START + DAY)
+            sealed = cipher.seal_pair(pair, connection_id=a_connection(number).id)
+            await save(store, a_connection(number, sealed_pair=sealed))
+    return empty
+
+
+async def test_a_good_database_is_ok(served: str, encryption_key: str) -> None:
+    """It is reached, and its server, its schema, its keys and each pair are told."""
+    found = await _check(served, encryption_key)
+    assert {name: verdict for name, (verdict, _) in found.items()} == dict.fromkeys(
+        (*SERVER, "store", "keys", "frozen"), Verdict.OK
+    )
+    assert f"{CONNECTIONS} connections, schema " in found["store"][1]
+    assert found["keys"][1] == "open all 3 pairs"
+
+
+async def test_an_empty_database_stays_so(empty: str, encryption_key: str) -> None:
+    """Before the first start there is no table, and the check makes none: told twice, it is told the same."""
+    for _ in range(2):
+        found = await _check(empty, encryption_key)
+        assert set(found) == {*SERVER, "store"}
+        assert found["store"][0] is Verdict.WARN
+        assert found["store"][1].endswith("is empty")
+
+
+async def test_somebody_elses_database_is_told(empty: str, encryption_key: str) -> None:
+    """Its tables are not looked into."""
+    await _run(empty, "CREATE TABLE theirs (x INTEGER)")
+    assert (await _check(empty, encryption_key))["store"][0] is Verdict.FAIL
+
+
+@pytest.mark.parametrize(("version", "verdict", "others"), [(99, Verdict.FAIL, False), (1, Verdict.WARN, True)])
+async def test_a_schema_of_another_version_is_told(
+    version: int,
+    verdict: Verdict,
+    others: bool,  # noqa: FBT001 -- because it is a column of the table above
+    served: str,
+    encryption_key: str,
+) -> None:
+    """It is not upgraded; an older one is looked into, a newer one is not."""
+    await _run(served, f"UPDATE schema_version SET version = {version}")  # noqa: S608 -- because it is a number
+    for _ in range(2):
+        found = await _check(served, encryption_key)
+        assert found["store"][0] is verdict
+        assert ("keys" in found) is others
+
+
+async def test_keys_and_pairs_are_told(served: str, encryption_key: str) -> None:
+    """Another's keys, a pair that none opens, and an older key that is still needed."""
+    assert "the service does not start" in (await _check(served, new_key()))["keys"][1]
+    assert "3 still need an older key" in (await _check(served, new_key(), encryption_key))["keys"][1]
+    await _run(served, "UPDATE connections SET sealed_pair = NULL")
+    assert (await _check(served, encryption_key))["keys"][1].startswith("no key opens 3 of 3 pairs: ")
+
+
+async def test_a_copy_will_be_frozen_and_a_frozen_one_is_told(served: str, encryption_key: str, tmp_path: Path) -> None:
+    """Before the service does it; the check itself freezes nothing."""
+    async with open_store(served, folder=tmp_path, clock=SystemClock()) as store:
+        await store.freeze_all(why="to move")
+    assert (await _check(served, encryption_key))["frozen"][1].endswith(": to move")
+    await _run(served, "DELETE FROM meta WHERE name = 'frozen'")
+    await _run(served, "UPDATE meta SET value = 'elsewhere' WHERE name = 'machine'")
+    for _ in range(2):
+        verdict, told = (await _check(served, encryption_key))["frozen"]
+        assert (verdict, "it will be frozen" in told) == (Verdict.WARN, True)
+
+
+async def test_a_clock_that_differs_from_the_servers_is_told(served: str, encryption_key: str) -> None:
+    """Leases are told by the server's, when a token ends by ours."""
+    clock = ShiftedClock()
+    clock.advance(60)
+    verdict, told = (await _check(served, encryption_key, clock=clock))["server_clock"]
+    assert verdict is Verdict.WARN
+    assert told == "ours is 60 s ahead of the server's"
+
+
+async def test_too_few_connections_are_told(served: str, encryption_key: str) -> None:
+    """The smallest limit counts: here the database's own."""
+    await _run(served, f"ALTER DATABASE {read_postgres(served).database} CONNECTION LIMIT 5")
+    verdict, told = (await _check(served, encryption_key))["server_room"]
+    assert (verdict, told) == (Verdict.WARN, "5 connections are allowed; an instance takes up to 11")
+
+
+FIT = Server(version="12.1", major=12, is_standby=False, tls="TLSv1.3", now=START, allowed=22)
+
+
+def _looked_at(host: str = "db.example.com", **more: Any) -> dict[str, tuple[Verdict, str]]:
+    address = PostgresAddress(hosts=(host,), database="amo", secrets=())
+    found = check_server(dataclasses.replace(FIT, **more), address, took=0.004, at=START)
+    return {finding.check: (finding.verdict, finding.told) for finding in found}
+
+
+def test_a_server_that_fits_is_ok() -> None:
+    """Old enough, encrypted, on time, and with room."""
+    assert _looked_at() == {
+        "server": (Verdict.OK, "PostgreSQL 12.1, answered in 4 ms"),
+        "server_tls": (Verdict.OK, "TLSv1.3"),
+        "server_clock": (Verdict.OK, "within 3 s of ours"),
+        "server_room": (
+            Verdict.OK,
+            "22 connections are allowed; an instance takes up to 11: enough for 2, if nobody else has any",
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "verdict"),
+    [
+        ("server", {"major": 11}, Verdict.FAIL),
+        ("server", {"is_standby": True}, Verdict.FAIL),
+        ("server_tls", {"tls": None}, Verdict.WARN),
+        ("server_tls", {"tls": None, "host": "127.0.0.1"}, Verdict.OK),
+        ("server_clock", {"now": START + timedelta(seconds=2)}, Verdict.OK),
+        ("server_clock", {"now": START + timedelta(seconds=3)}, Verdict.WARN),
+        ("server_clock", {"now": START - timedelta(seconds=3)}, Verdict.WARN),
+        ("server_room", {"allowed": 11}, Verdict.OK),
+        ("server_room", {"allowed": 10}, Verdict.WARN),
+    ],
+)
+def test_a_server_that_does_not_fit_is_told(name: str, more: dict[str, Any], verdict: Verdict) -> None:
+    """Too old, only for reading, in the clear, by another time, or without room; the rest of it is ok all the same."""
+    found = _looked_at(**more)
+    assert found.pop(name)[0] is verdict
+    assert {verdict for verdict, _ in found.values()} == {Verdict.OK}
+
+
+async def test_pairs_are_gone_through_page_by_page(served: str) -> None:
+    """Each once, whatever a page has room for."""
+    async with open_postgres_inspection(served, patience=5) as inspected:
+        for page in (1, 2, CONNECTIONS):
+            found = [pair.connection_id async for pair in inspected.pairs(page=page)]
+            assert len(set(found)) == len(found) == CONNECTIONS
+
+
+async def test_nothing_can_be_written_by_it(served: str) -> None:
+    """Whatever it would do wrong, the server takes no write from it."""
+    async with open_postgres_inspection(served, patience=5) as inspected:
+        connection = inspected._connection  # noqa: SLF001 -- because nothing of it writes
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await connection.execute("DELETE FROM connections")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://u:sekret@127.0.0.1:1/amo", "PostgreSQL database amo at 127.0.0.1: nobody listens there"),
+        ("postgresql://u:sekret@127.0.0.1:1/amo?sslmode=verify-full&sslrootcert=/no/file", "PostgreSQL database amo"),
+    ],
+)
+async def test_one_that_cannot_be_reached_is_told_without_its_password(url: str, said: str) -> None:
+    """Where it was looked for, and why it was not found."""
+    [(name, (verdict, told))] = (await _check(url, new_key())).items()
+    assert (name, verdict) == ("store", Verdict.FAIL)
+    assert told.startswith(said)
+    assert "sekret" not in told
+
+
+def test_the_command_looks_into_it(
+    served: str, encryption_key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a rescue folder that is beside no file, and without the URL's password anywhere."""
+    environ = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()}
+    environ |= {
+        "AMO_CALLBACK_AMO__REDIRECT_URI": "http://127.0.0.1:1/api/amo-crm/callback",
+        "AMO_CALLBACK_AMO__AUTHORIZE_URL": "http://127.0.0.1:1/oauth",
+        "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:1",
+        "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": encryption_key,
+        "AMO_CALLBACK_STORAGE__URL": f"{served}&password=sekret",
+        "STATE_DIRECTORY": str(tmp_path),
+    }
+    check.run(argparse.Namespace(config=None, health=False, json=True, door=None, timeout=5.0), environ)
+    out, err = capsys.readouterr()
+    found = {finding["check"]: finding["told"] for finding in json.loads(out)["findings"]}
+    assert found["keys"] == "open all 3 pairs"
+    assert found["rescue"] == f"nothing waits in {tmp_path}/rescue"
+    assert "sekret" not in out + err

@@ -1,0 +1,114 @@
+"""The command, where the database is PostgreSQL's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.cipher import Cipher
+from amo_callback.cli.main import make_parser
+from amo_callback.clock import SystemClock
+from amo_callback.errors import CommandFailed, StoreUnavailable
+from amo_callback.model import TokenPair
+from amo_callback.store import open_store
+from tests.builders import DAY, a_connection, save
+from tests.cli.checks.test_words import GOOD
+from tests.e2e.process import command
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.postgres import Databases
+
+URL = "AMO_CALLBACK_STORAGE__URL"
+
+
+@pytest.fixture
+async def environ(postgres: Databases, encryption_key: str, tmp_path: Path) -> AsyncIterator[dict[str, str]]:
+    """Give the environment of a service that does not run, with two connections in its database."""
+    cipher, now = Cipher([encryption_key]), SystemClock().now()
+    async with postgres.fresh() as url:
+        async with open_store(url, folder=tmp_path, clock=SystemClock()) as store:
+            await store.canary(cipher.seal_canary())
+            for number in (1, 2):
+                pair = TokenPair(
+                    access_token=f"a-token-{number}", refresh_token=f"r{number}", issued_at=now, expires_at=now + DAY
+                )
+                sealed = cipher.seal_pair(pair, connection_id=a_connection(number).id)
+                lives = {"access_issued_at": now, "access_expires_at": now + DAY, "refresh_expires_at": now + 90 * DAY}
+                await save(store, a_connection(number, sealed_pair=sealed, **lives))
+        yield {
+            **{f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()},
+            "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:1",
+            "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": encryption_key,
+            "STATE_DIRECTORY": str(tmp_path),
+            URL: url,
+        }
+
+
+def _run(environ: dict[str, str], *arguments: str) -> int:
+    options = make_parser(arguments[0]).parse_args(arguments)
+    return int(options.run(options, environ))
+
+
+def _told(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_connections_are_listed_frozen_and_thawed(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no service runs the command opens the database itself; one thaw ends it."""
+    assert _run(environ, "connections", "list", "--json") == 0
+    assert len(_told(capsys)) == 2
+    for action, frozen in (("freeze", True), ("thaw", False)):
+        assert _run(environ, "connections", action, "--all", "--json") == 0
+        assert _told(capsys)["frozen"] is frozen
+    assert _run(environ, "events", "--json") == 0
+    assert [event["name"] for event in _told(capsys)] == ["service.thawed", "service.frozen"]
+
+
+def test_tokens_notices_and_keys_are_told(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What reads, and what seals again."""
+    assert _run(environ, "token", a_connection(1).id, "--json") == 0
+    assert _told(capsys)["access_token"] == "a-token-1"
+    assert _run(environ, "notices", "--json") == 0
+    assert _told(capsys) == []
+    _run(environ, "rotate-keys", "--json")  # 1: the tests' grants are sealed with no key
+    assert _told(capsys)["keys"][0]["connections"] == 2
+
+
+@pytest.mark.parametrize("arguments", [("backup", "copy"), ("restore", "copy", "--yes")])
+def test_files_are_not_made_of_it_or_put_back(arguments: tuple[str, ...], environ: dict[str, str]) -> None:
+    """PostgreSQL's own tools do that; what freezes by itself and what does not is told."""
+    with pytest.raises(CommandFailed, match="pg_dump"):
+        _run(environ, *arguments)
+    assert not Path("copy").exists()
+
+
+def test_a_server_that_is_away_is_told_in_a_line(environ: dict[str, str], tmp_path: Path) -> None:
+    """With why, and without its password."""
+    environ[URL] = f"postgresql://u:sekret@/amo?host={tmp_path}"
+    with pytest.raises(StoreUnavailable) as raised:
+        _run(environ, "connections", "list")
+    assert str(raised.value.fields["what"]).startswith("there is no such socket")
+    assert "sekret" not in repr(raised.value.fields)
+
+
+async def test_connections_move_from_one_server_to_another(
+    environ: dict[str, str], postgres: Databases, encryption_key: str, tmp_path: Path
+) -> None:
+    """What was exported is frozen there, and imported elsewhere it is whole."""
+    (tmp_path / "key").write_text(encryption_key)
+    async with postgres.fresh() as url:
+        export = ("connections", "export", "out", "--to-key-file", "key")
+        status, _, err = await command(*export, folder=tmp_path, environ=environ)
+        assert status == 0, err
+        status, out, err = await command(
+            "connections", "import", "out", "--yes", folder=tmp_path, environ={**environ, URL: url}
+        )
+        assert status == 0, err
+        assert "Imported 2 connections." in out
+        async with open_store(environ[URL], folder=tmp_path, clock=SystemClock()) as store:
+            assert await store.frozen() is not None

@@ -1,0 +1,328 @@
+"""PostgreSQL's own ways: its clock, its locks, what instances hear of each other, and how it can be away."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from amo_callback.clock import SystemClock
+from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.event import happened
+from amo_callback.model import Changed
+from amo_callback.store import open_store
+from amo_callback.store.dialect import translate
+from amo_callback.store.migrate import migrate_postgres
+from amo_callback.store.statements import Engine, load_migrations, load_statements
+from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, save
+from tests.fakes import START, FakeClock
+from tests.postgres import serving_postgres
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from contextlib import AbstractAsyncContextManager
+
+    from amo_callback.ports import Store
+    from tests.postgres import Databases, Server
+
+OVER = timedelta(0)
+SCHEMA = """
+SELECT table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns
+WHERE table_schema = 'public'
+UNION ALL
+SELECT tablename, indexname, indexdef, '', '' FROM pg_indexes WHERE schemaname = 'public'
+ORDER BY 1, 2
+"""
+
+
+@pytest.fixture
+async def url(postgres: Databases) -> AsyncIterator[str]:
+    async with postgres.fresh() as found:
+        yield found
+
+
+def opened(url: str, process: str = "one") -> AbstractAsyncContextManager[Store]:
+    return open_store(url, folder=Path(), clock=FakeClock(), process=process)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+# --- schema --------------------------------------------------------------------------------------
+
+
+async def test_the_engine_takes_every_statement(url: str) -> None:
+    """Also those that are run on bad days only."""
+    async with opened(url), connected(url) as connection:
+        for text in load_statements(Engine.POSTGRES).values():
+            await connection.prepare(translate(text).text)
+
+
+async def test_a_fresh_schema_equals_a_migrated_one(postgres: Databases) -> None:
+    """Whichever version a database was made with, it ends the same."""
+    migrations = load_migrations(Engine.POSTGRES)
+    found = []
+    async with postgres.fresh() as one, postgres.fresh() as other:
+        for url, steps in ((one, [len(migrations)]), (other, range(1, len(migrations) + 1))):
+            async with asyncpg.create_pool(url, min_size=1) as pool, pool.acquire() as connection:
+                for step in steps:
+                    await migrate_postgres(connection, migrations[:step])
+                found.append([tuple(row) for row in await connection.fetch(SCHEMA)])
+    assert found[0] == found[1]
+    assert {name for name, *_ in found[0]} >= {"connections", "events", "grants", "meta", "outbox", "slots", "turns"}
+
+
+async def test_instances_that_begin_at_once_make_one_schema(url: str) -> None:
+    """Each finds it made, by itself or by another."""
+
+    async def begin(number: int) -> int:
+        async with opened(url, f"{number}") as store:
+            return await store.count()
+
+    assert await asyncio.gather(*map(begin, range(8))) == [0] * 8
+
+
+async def test_a_newer_schema_is_refused(url: str) -> None:
+    """What this version does not know it does not touch."""
+    async with opened(url), connected(url) as connection:
+        await connection.execute("UPDATE schema_version SET version = 99")
+    with pytest.raises(ConfigurationError, match=r"newer amo-callback \(schema 99"):
+        async with opened(url):
+            pass
+
+
+async def test_somebody_elses_database_is_refused(url: str) -> None:
+    """A table of a name that we would take is somebody else's."""
+    async with connected(url) as connection:
+        await connection.execute("CREATE TABLE connections (id INTEGER)")
+    with pytest.raises(ConfigurationError, match="holds something else"):
+        async with opened(url):
+            pass
+
+
+async def test_a_copy_in_another_database_is_frozen(postgres: Databases) -> None:
+    """What was restored elsewhere spends nothing, until a person says that it may."""
+    async with postgres.fresh() as url:
+        async with opened(url) as store:
+            assert await store.check_machine("here") is None
+            assert await store.check_machine("on another host") is None
+        async with connected(url) as connection:
+            await connection.execute("UPDATE meta SET value = 'postgresql:another/cluster' WHERE name = 'machine'")
+        async with opened(url) as store:
+            frozen = await store.check_machine("here")
+            assert frozen is not None
+            assert frozen.elsewhere
+            await store.thaw_all(machine="here")
+            assert await store.check_machine("here") is None
+
+
+# --- leases and turns ----------------------------------------------------------------------------
+
+
+async def test_nobody_takes_over_before_the_databases_clock_says_so(url: str) -> None:
+    """Whatever a process believes of the time; with each read it is told how much of the lease is left."""
+    async with opened(url) as one, opened(url, "other") as other:
+        stored = await save(one, a_connection())
+        claimed = await one.claim(a_claim(stored, lease=timedelta(seconds=60)))
+        assert claimed is not None
+        seen = await now(other, stored)
+        assert seen.lease_left is not None
+        assert 30 < seen.lease_left <= 60
+        assert await other.claim(a_claim(seen, attempt="2")) is None
+        async with connected(url) as connection:
+            await connection.execute("UPDATE connections SET lease_until = lease_until - 60 * 1000000")
+        assert await other.claim(a_claim(seen, attempt="2")) is not None
+
+
+async def test_what_is_due_is_given_to_one_instance_at_a_time(url: str) -> None:
+    """Two that ask at once share it; none is told that what the other has is what comes next."""
+    async with opened(url) as one, opened(url, "other") as other:
+        for number in range(20):
+            await save(one, a_connection(number))
+        given = await asyncio.gather(
+            *(store.due(now=START + DAY, limit=8, apart_from=()) for store in (one, other) * 3)
+        )
+        of_one = {connection.id for found in given[::2] for connection in found}
+        of_other = {connection.id for found in given[1::2] for connection in found}
+        assert of_one.isdisjoint(of_other)
+        assert await one.due(now=START + DAY, limit=20, apart_from=tuple(of_one)) != []
+        assert await other.due(now=START + DAY, limit=20, apart_from=tuple(of_other)) == []
+        assert await other.next_due(now=START + DAY, apart_from=tuple(of_other)) is None
+
+
+async def test_the_turn_of_an_instance_that_has_died_ends(url: str) -> None:
+    """Another one has what it was given."""
+    async with opened(url) as one, opened(url, "other") as other:
+        stored = await save(one, a_connection())
+        assert await one.due(now=START + DAY, limit=9, apart_from=()) == [stored]
+        assert await other.due(now=START + DAY, limit=9, apart_from=()) == []
+        async with connected(url) as connection:
+            await connection.execute("UPDATE turns SET until = until - 60 * 1000000")
+        assert await other.due(now=START + DAY, limit=9, apart_from=()) == [stored]
+        assert await one.due(now=START + DAY, limit=9, apart_from=()) == []
+
+
+# --- locks ---------------------------------------------------------------------------------------
+
+
+async def test_whoever_freezes_waits_for_the_claims_that_are_under_way(url: str) -> None:
+    """Once it is frozen, each claim is committed and can be waited for, or is refused."""
+    async with opened(url) as store, connected(url) as claiming:
+        async with claiming.transaction():
+            await claiming.execute(load_statements(Engine.POSTGRES)["lock_for_spending"])
+            freezing = asyncio.create_task(store.freeze_all(why="a move"))
+            await _until_somebody_waits(claiming)
+            assert not freezing.done()
+        assert await freezing
+
+
+async def test_two_who_claim_to_be_the_first_owner_are_not_both(url: str) -> None:
+    """Each at another instance, at the same moment."""
+    async with opened(url) as one, opened(url, "other") as other:
+        for number in range(10):
+            stored = await save(one, a_connection(number))
+            bound = await asyncio.gather(
+                *(
+                    store.bind(stored.id, owner=owner, accepted_at=START, first_only=True)
+                    for store, owner in ((one, "7"), (other, "8"))
+                )
+            )
+            assert sorted(bound) == [False, True]
+
+
+async def test_a_warning_is_given_once_by_however_many(url: str) -> None:
+    """Instances that look at the same moment do not both tell."""
+    async with opened(url) as one, opened(url, "other") as other:
+        for number in range(20):
+            await save(one, a_connection(number, refresh_expires_at=START + DAY))
+        told = await asyncio.gather(
+            *(
+                store.warn(days=1, before=START + DAY, event=lambda one: happened("connection.expiring", one))
+                for store in (one, other)
+            )
+        )
+        assert sorted(event.connection_id or "" for events in told for event in events) == sorted(
+            a_connection(number).id for number in range(20)
+        )
+
+
+async def test_what_a_stopped_process_has_locked_is_let_go(url: str) -> None:
+    """A transaction in which nothing happens is ended by the server: the others wait no longer than for that."""
+    quick = f"{url}&idle_in_transaction_session_timeout=200"
+    async with connected(quick) as stopped, opened(url) as store:
+        stored = await save(store, a_connection())
+        transaction = stopped.transaction()
+        await transaction.start()
+        await stopped.execute("SELECT 1 FROM connections FOR UPDATE")
+        assert await store.claim(a_claim(stored)) is not None
+
+
+async def _until_somebody_waits(connection: asyncpg.Connection) -> None:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with asyncio.timeout(10):
+        while not await connection.fetchval(waiting):  # noqa: ASYNC110 -- because it becomes so in the server
+            await asyncio.sleep(0.01)
+
+
+# --- what the others hear ------------------------------------------------------------------------
+
+
+class Ear:
+    """What an instance hears of its own and others' changes."""
+
+    def __init__(self, store: Store) -> None:
+        self.heard: list[Changed] = []
+        self._something = asyncio.Event()
+        store.watch(self._take)
+
+    def _take(self, changed: Changed) -> None:
+        self.heard.append(changed)
+        self._something.set()
+
+    async def until(self, changed: Changed) -> None:
+        async with asyncio.timeout(10):
+            while changed not in self.heard:
+                self._something.clear()
+                await self._something.wait()
+
+
+async def test_a_change_is_heard_by_the_others_and_not_twice_by_whoever_made_it(url: str) -> None:
+    """As it is committed; and nothing has been missed."""
+    async with opened(url) as one, opened(url, "other") as other:
+        stored = await save(one, a_connection())
+        ear, own = Ear(other), Ear(one)
+        missed = await other.others_version()
+        await one.save_refreshed(a_refreshed(stored))
+        changed = Changed(connections=frozenset({stored.id}), belonging=False)
+        await ear.until(changed)
+        await one.others_version()  # whatever was said so far has come
+        assert own.heard == [changed]
+        assert await other.others_version() == missed
+
+
+async def test_a_freeze_is_heard_as_a_change_of_all(url: str) -> None:
+    """Every connection is read with it."""
+    async with opened(url) as one, opened(url, "other") as other:
+        ear = Ear(other)
+        await one.freeze_all(why="a move")
+        await ear.until(Changed(connections=None, belonging=True))
+
+
+async def test_whoever_does_not_even_hear_himself_may_have_missed_anything(url: str) -> None:
+    """A pooler in between takes notifications away: then nothing that is remembered is certain for long."""
+    async with opened(url) as store:
+        store._database._listener._heard.clear()  # type: ignore[attr-defined] # noqa: SLF001 -- because no pooler is at hand
+        assert await store.others_version() != await store.others_version()
+
+
+async def test_a_clock_that_differs_is_known(url: str) -> None:
+    """The tests' own stands still, some days ago or ahead."""
+    async with opened(url) as store:
+        await store.others_version()
+        assert abs(store.ahead - (START - datetime.now(UTC)).total_seconds()) < 60
+
+
+# --- away ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving_postgres() as served:
+        yield served
+
+
+async def test_a_database_that_is_away_is_told_at_once_and_is_used_again_when_it_is_back(server: Server) -> None:
+    """Nobody waits for it; what it was away for is known; and whatever was remembered may be another by then."""
+    async with opened(server.url()) as store:
+        stored = await save(store, a_connection())
+        ear = Ear(store)
+        await asyncio.to_thread(server.stop)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await store.connection(stored.id)
+            with pytest.raises(StoreUnavailable):
+                await store.claim(a_claim(stored))
+        assert store.failed_at is not None
+        assert store.failing is not None
+        await asyncio.to_thread(server.start)
+        await ear.until(Changed(connections=None, belonging=True))
+        assert await store.claim(a_claim(stored)) is not None
+        assert store.failing is None
+
+
+async def test_a_database_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    """It may be there soon: that is nothing to mend in the configuration."""
+    with pytest.raises(StoreUnavailable):
+        async with open_store(f"postgresql://postgres@/postgres?host={tmp_path}", folder=tmp_path, clock=SystemClock()):
+            pass

@@ -1,0 +1,158 @@
+"""Why PostgreSQL cannot be used: in words, and whether another start may help."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from amo_callback.clock import SystemClock
+from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.store import open_store
+from tests.postgres import ASKING, CLOSED, GIVEN, why_not
+
+if (why := why_not()) is not None:
+    pytest.skip(why, allow_module_level=True)
+
+from amo_callback.store.refusals import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.postgres import Databases
+
+OUR_RULES = pytest.mark.skipif(GIVEN in os.environ, reason="whom a given server lets in, it says itself")
+
+
+async def _refused(url: str, folder: Path) -> ConfigurationError | StoreUnavailable:
+    with pytest.raises((ConfigurationError, StoreUnavailable)) as raised:
+        async with open_store(url, folder=folder, clock=SystemClock()):
+            pass
+    assert raised.value.__cause__ is None
+    error = raised.value
+    assert isinstance(error, ConfigurationError | StoreUnavailable)
+    assert "sekret" not in f"{error}{error.fields}"
+    return error
+
+
+async def _mistake(url: str, folder: Path) -> str:
+    error = await _refused(url, folder)
+    assert isinstance(error, ConfigurationError)
+    return str(error)
+
+
+async def _away(url: str, folder: Path) -> str:
+    error = await _refused(url, folder)
+    assert isinstance(error, StoreUnavailable)
+    return error.what
+
+
+def _other(postgres: Databases, *, database: str, user: str = "", query: str = "") -> str:
+    """Return the address of another database, or of another user's, on the server."""
+    parts = urlsplit(postgres.address)
+    place = f"{user}@{parts.netloc.rpartition('@')[2]}" if user else parts.netloc
+    return urlunsplit(parts._replace(netloc=place, path=f"/{database}", query=f"{parts.query}{query}"))
+
+
+@OUR_RULES
+async def test_a_wrong_password_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
+    """The server asks for one, and does not take this."""
+    told = await _mistake(_other(postgres, database=ASKING, user="postgres:sekret"), tmp_path)
+    assert told == (
+        "storage.url: PostgreSQL cannot be used: it does not take this user and password (InvalidPasswordError)"
+    )
+
+
+@OUR_RULES
+async def test_whom_the_server_lets_not_in_is_told_so(postgres: Databases, tmp_path: Path) -> None:
+    """By the rules of its pg_hba.conf."""
+    assert "it does not let this user in from here" in await _mistake(_other(postgres, database=CLOSED), tmp_path)
+
+
+async def test_a_database_that_is_not_there_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
+    """It is not made: the service's user should not be able to."""
+    assert "it has no database of that name" in await _mistake(_other(postgres, database="nowhere"), tmp_path)
+
+
+async def test_a_parameter_that_the_server_does_not_know_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
+    """Whatever asyncpg does not take for itself goes to the server."""
+    url = _other(postgres, database="postgres", query="&colour=sekret")
+    assert "a parameter that the server does not know" in await _mistake(url, tmp_path)
+
+
+async def test_who_may_not_make_tables_is_told_so(postgres: Databases, tmp_path: Path) -> None:
+    """Since PostgreSQL 15 that is everybody but the owner."""
+    import asyncpg  # noqa: PLC0415 -- because it is an extra
+
+    async with postgres.fresh() as url:
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute("CREATE ROLE a_guest LOGIN")
+            database = urlsplit(url).path[1:]
+            told = await _mistake(_other(postgres, database=database, user="a_guest"), tmp_path)
+        finally:
+            await connection.execute("DROP ROLE a_guest")
+            await connection.close()
+    assert "the user may not make or use tables there" in told
+
+
+async def test_a_server_that_is_away_may_come_back(tmp_path: Path) -> None:
+    """Nobody listens, or its socket is not there: the next start may find it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert (await _away(f"postgresql://u:sekret@127.0.0.1:{port}/amo", tmp_path)).startswith("nobody listens there (")
+    assert (await _away(f"postgresql:///amo?host={tmp_path}", tmp_path)).startswith("there is no such socket")
+
+
+async def test_a_server_without_tls_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
+    """A server that declines is a mistake in either's configuration; nothing was sent to it that is secret."""
+    async with _declining() as (port, heard):
+        told = await _mistake(f"postgresql://u:sekret@127.0.0.1:{port}/amo?sslmode=require", tmp_path)
+    assert "it does not offer TLS, which sslmode asks for" in told
+    assert b"sekret" not in heard
+
+
+@asynccontextmanager
+async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
+    """Answer as a server that has no TLS."""
+    heard, done = bytearray(), asyncio.Event()
+
+    async def decline(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend(await reader.readexactly(8))
+        writer.write(b"N")
+        heard.extend(await reader.read())
+        writer.close()
+        done.set()
+
+    server = await asyncio.start_server(decline, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], heard
+        await done.wait()
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "mistake"),
+    [
+        (socket.gaierror(-2, "sekret"), "its host's name is not known here (gaierror)", False),
+        (TimeoutError("sekret"), "it does not answer in time (TimeoutError)", False),
+        (ssl.SSLCertVerificationError("sekret"), "its certificate is not valid for it", True),
+        (ssl.SSLError("sekret"), "TLS does not come about (SSLError)", False),
+        (OSError("Multiple exceptions: sekret"), "it cannot be reached (OSError)", False),
+        (ValueError("sekret"), "the URL cannot be read (ValueError)", True),
+        (RuntimeError("sekret"), "RuntimeError", False),
+    ],
+)
+def test_each_refusal_has_its_words(error: Exception, said: str, *, mistake: bool) -> None:
+    """The library's own text, which may quote anything, is in none."""
+    told = refusal(error)
+    text = str(told) if isinstance(told, ConfigurationError) else told.what
+    assert said in text
+    assert "sekret" not in text
+    assert isinstance(told, ConfigurationError) is mistake

@@ -1,0 +1,213 @@
+"""What instances share on PostgreSQL: one rate limit, and one count of the unproven."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.alone import Alone
+from amo_callback.amo.pace import Pace
+from amo_callback.clock import SystemClock
+from amo_callback.ports import Priority
+from amo_callback.slots import Kind
+from amo_callback.store import open_store
+from tests.fakes import FakeClock, Instead, Witness
+from tests.postgres import programs, serving_postgres
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import asyncpg
+
+    from amo_callback.ports import Shared, Store
+    from amo_callback.slots import Asked
+    from tests.postgres import Databases
+
+INTERVAL = 0.01
+LONG = 60.0
+
+
+@asynccontextmanager
+async def _open(url: str) -> AsyncIterator[Shared]:
+    async with open_store(url, folder=Path(), clock=FakeClock()) as store:
+        assert store.shared is not None
+        yield store.shared
+
+
+@pytest.fixture
+async def url(postgres: Databases) -> AsyncIterator[str]:
+    async with postgres.fresh() as url:
+        yield url
+
+
+@pytest.fixture
+async def sql(url: str) -> AsyncIterator[asyncpg.Connection]:
+    import asyncpg  # noqa: PLC0415 -- because it is an extra
+
+    connection = await asyncpg.connect(url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def one(url: str) -> AsyncIterator[Shared]:
+    async with _open(url) as shared:
+        yield shared
+
+
+@pytest.fixture
+async def other(url: str) -> AsyncIterator[Shared]:
+    async with _open(url) as shared:
+        yield shared
+
+
+@pytest.fixture
+def either_shared(store: Store, clock: FakeClock) -> Shared:
+    return store.shared or Alone(clock=clock)
+
+
+# --- slots ----------------------------------------------------------------------------------------
+
+
+async def test_many_who_ask_at_once_have_each_a_slot_of_his_own(one: Shared, other: Shared) -> None:
+    """Two instances, ten who wait at each: every slot is an interval after the one before, by the database's clock."""
+    ends: list[float] = []
+    paces = [_pace(shared, ends) for shared in (one, other)]
+    everybody = [Priority.STRANGER, Priority.BACKGROUND] * 5
+    await asyncio.gather(*(pace.slot(priority) for pace in paces for priority in everybody))
+    for pace in paces:
+        await pace.close()
+    assert len(ends) == 20
+    assert all(later - earlier >= INTERVAL - 1e-5 for earlier, later in pairwise(sorted(ends)))
+
+
+def _pace(shared: Shared, ends: list[float]) -> Pace:
+    """Return a pace that notes until when the next slot is not free, for each slot that it gets."""
+
+    async def ask_for_slot(**asking: Any) -> Asked:
+        asked = await shared.ask_for_slot(**asking)
+        if asked.kind is not None:
+            ends.append(asked.slots.free_at)
+        return asked
+
+    noted = cast("Shared", Instead(shared, ask_for_slot=ask_for_slot))
+    return Pace(per_second=1 / INTERVAL, shared=noted, clock=SystemClock(), observer=Witness())
+
+
+async def test_people_of_one_instance_go_before_background_of_another(
+    one: Shared, other: Shared, sql: asyncpg.Connection
+) -> None:
+    """While people wait anywhere background has no slot but every other one, and then people have to wait for it."""
+    await one.pause(LONG)
+
+    async def ask(shared: Shared, kind: Kind) -> Kind | None:
+        return (await shared.ask_for_slot(interval=LONG, waiting={kind})).kind
+
+    assert await ask(one, Kind.PEOPLE) is None
+    await sql.execute("UPDATE slots SET free_at = 0")  # time passes
+    assert await ask(other, Kind.BACKGROUND) is None
+    assert await ask(one, Kind.PEOPLE) is Kind.PEOPLE
+    await sql.execute("UPDATE slots SET free_at = 0")
+    assert await ask(one, Kind.PEOPLE) is None
+    assert await ask(other, Kind.BACKGROUND) is Kind.BACKGROUND
+
+
+async def test_a_pause_at_one_instance_holds_at_the_other(one: Shared, other: Shared) -> None:
+    """AMO's 429 means the integration, and so all of its instances."""
+    await one.pause(LONG)
+    asked = await other.ask_for_slot(interval=INTERVAL, waiting=set(Kind))
+    assert asked.kind is None
+    assert LONG / 2 < asked.wait <= LONG
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+async def test_a_place_is_free_again_once_it_is_given_back_or_over(either_shared: Shared) -> None:
+    """Whoever gives his place back, gives no other's; after the window all are free; and each name has its own."""
+    shared = either_shared
+    first, second = [await shared.take_place("a", places=2, window=LONG) for _ in range(2)]
+    assert None not in (first, second)
+    assert await shared.take_place("a", places=2, window=LONG) is None
+    assert await shared.take_place("b", places=2, window=LONG) is not None
+    await shared.give_back("a", first or 0.0)
+    assert await shared.take_place("a", places=2, window=LONG) is not None
+    assert await shared.take_place("a", places=2, window=LONG) is None
+    assert await shared.take_place("a", places=1, window=0) is not None
+    await shared.give_back("nobody", first or 0.0)
+
+
+async def test_all_places_may_be_given_back(either_shared: Shared) -> None:
+    """Whoever has none left begins anew."""
+    for _ in range(3):
+        taken_at = await either_shared.take_place("a", places=1, window=LONG)
+        assert taken_at is not None
+        await either_shared.give_back("a", taken_at)
+
+
+async def test_a_place_taken_at_one_instance_counts_at_the_other(one: Shared, other: Shared) -> None:
+    """Whoever is full here is full there, and free there once he is free here."""
+    taken_at = await one.take_place("a", places=1, window=LONG)
+    assert await other.take_place("a", places=1, window=LONG) is None
+    await one.give_back("a", taken_at or 0.0)
+    assert await other.take_place("a", places=1, window=LONG) is not None
+
+
+async def test_of_fifty_at_once_as_many_have_a_place_as_there_are(one: Shared, other: Shared) -> None:
+    """The limit is exact, whoever comes wherever; and no two places are one."""
+    taking = [shared.take_place("a", places=7, window=LONG) for _ in range(25) for shared in (one, other)]
+    taken = [at for at in await asyncio.gather(*taking) if at is not None]
+    assert len(taken) == len(set(taken)) == 7
+    await asyncio.gather(*(one.give_back("a", at) for at in taken[:3]))
+    again = await asyncio.gather(*(other.take_place("a", places=7, window=LONG) for _ in range(10)))
+    assert sum(at is not None for at in again) == 3
+
+
+async def test_a_clock_that_was_set_back_keeps_nobody_out(one: Shared, sql: asyncpg.Connection) -> None:
+    """Places that were taken in the future are none: else an address would be shut out until then."""
+    await one.take_place("a", places=1, window=LONG)
+    await sql.execute("UPDATE places SET taken = ARRAY[taken[1] + 86400000000]")
+    assert await one.take_place("a", places=1, window=LONG) is not None
+    assert await one.take_place("a", places=1, window=LONG) is None
+
+
+# --- upkeep ---------------------------------------------------------------------------------------
+
+
+async def test_what_is_over_is_forgotten(url: str, clock: FakeClock, sql: asyncpg.Connection) -> None:
+    """Turns and places that have ended are pruned; what another instance holds, or is at, is not waited for."""
+    async with open_store(url, folder=Path(), clock=clock) as store:
+        assert store.shared is not None
+        await store.shared.take_place("over", places=1, window=0)
+        await store.shared.take_place("held", places=1, window=LONG)
+        turns = [("over", 0), ("locked", 0), ("held", 2**62)]
+        await sql.executemany("INSERT INTO turns VALUES ($1, 'other', $2)", turns)
+        async with sql.transaction():
+            await sql.execute("SELECT * FROM turns WHERE connection_id = 'locked' FOR UPDATE")
+            await store.prune(now=clock.now(), keep=LONG)
+    assert [row["name"] for row in await sql.fetch("SELECT name FROM places")] == ["held"]
+    left = await sql.fetch("SELECT connection_id FROM turns ORDER BY connection_id")
+    assert [row["connection_id"] for row in left] == ["held", "locked"]
+
+
+@pytest.mark.usefixtures("postgres")
+async def test_after_a_crash_of_the_database_all_begins_anew() -> None:
+    """What instances share is worth no write to its log: it is lost, and whoever asks next begins it again."""
+    if programs() is None:
+        pytest.skip("no PostgreSQL that may be made to crash")
+    with serving_postgres() as server:
+        async with _open(server.url()) as shared:
+            await shared.pause(LONG)
+            await shared.take_place("a", places=1, window=LONG)
+        server.stop(signal.SIGQUIT)
+        server.start()
+        async with _open(server.url()) as shared:
+            assert (await shared.ask_for_slot(interval=LONG, waiting=set(Kind))).kind is Kind.PEOPLE
+            assert await shared.take_place("a", places=1, window=LONG) is not None
+            assert await shared.take_place("a", places=1, window=LONG) is None

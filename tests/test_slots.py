@@ -1,0 +1,129 @@
+"""Slots at the rate limit: whose turn it is, and when."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amo_callback.slots import Asked, Kind, Slots, ask, pause
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+RATE = 5
+INTERVAL = 1 / RATE
+PEOPLE, BACKGROUND = {Kind.PEOPLE}, {Kind.BACKGROUND}
+BOTH = PEOPLE | BACKGROUND
+EARLY = 1e-6
+
+
+def _ask(slots: Slots, now: float, waiting: set[Kind]) -> Asked:
+    return ask(slots, now=now, interval=INTERVAL, waiting=waiting)
+
+
+def _play(askers: Sequence[set[Kind]], delays: Iterator[float], *, until: float) -> list[tuple[float, Kind]]:
+    """Let each asker ask when it was told to, and a little later; return the slots that were had."""
+    slots, had = Slots(), []
+    asking = [(next(delays), number) for number, _ in enumerate(askers)]
+    while (first := min(asking))[0] < until:
+        now, number = first
+        asked = _ask(slots, now, askers[number])
+        slots = asked.slots
+        if asked.kind is not None:
+            had.append((now, asked.kind))
+        asking[number] = (now + asked.wait + next(delays), number)
+    return had
+
+
+def _delays(data: st.DataObject) -> Iterator[float]:
+    while True:
+        yield data.draw(st.floats(min_value=EARLY, max_value=0.2 * INTERVAL))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(min_value=0, max_value=3 * INTERVAL), st.sampled_from([PEOPLE, BACKGROUND, BOTH]))))
+def test_whoever_asks_whenever_no_second_has_more_than_one_beyond_the_rate(asks: list[tuple[float, set[Kind]]]) -> None:
+    """AMO bans who goes beyond its limit, so however late somebody asks, there is one more in a second, and no two."""
+    slots, now, had = Slots(), 1000.0, []
+    for gap, waiting in asks:
+        now += gap
+        asked = _ask(slots, now, waiting)
+        slots = asked.slots
+        if asked.kind is not None:
+            had.append(now)
+    assert all(later - first > 1 - EARLY for first, later in zip(had, had[RATE + 1 :], strict=False))
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_people_and_background_take_turns_between_askers(data: st.DataObject) -> None:
+    """One instance has people, and another background: each has every other slot, though each asks a little late."""
+    kinds = [kind for _, kind in _play([PEOPLE, BACKGROUND], _delays(data), until=20 * INTERVAL)]
+    assert all(one is not other for one, other in pairwise(kinds))
+    assert len(kinds) >= 19
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_late_asks_are_made_up_for(data: st.DataObject) -> None:
+    """To ask takes time, and the rate is had all the same."""
+    had = _play([BACKGROUND], _delays(data), until=20 * INTERVAL)
+    assert len(had) >= 20
+
+
+def test_people_and_background_take_turns_at_one_asker() -> None:
+    """Who has both waiting is told whose the slot is."""
+    kinds = [kind for _, kind in _play([BOTH], iter(lambda: EARLY, None), until=6 * INTERVAL)]
+    assert kinds[:5] == [Kind.PEOPLE, Kind.BACKGROUND] * 2 + [Kind.PEOPLE]
+
+
+def test_who_asks_early_is_told_when() -> None:
+    """The next slot is an interval after the last one, and who asks before that has none."""
+    first = _ask(Slots(free_at=1000.0), 1000.0, PEOPLE)
+    early = _ask(first.slots, 1000.05, PEOPLE)
+    assert (first.kind, early.kind) == (Kind.PEOPLE, None)
+    assert early.wait == pytest.approx(INTERVAL - 0.05)
+
+
+@pytest.mark.parametrize(("gone", "waiting"), [(PEOPLE, BACKGROUND), (BACKGROUND, PEOPLE)])
+def test_who_went_away_blocks_nobody_for_longer_than_two_intervals(gone: set[Kind], waiting: set[Kind]) -> None:
+    """An instance that has asked, and ended, leaves its slot to the others."""
+    [kind] = waiting
+    slots = dataclasses.replace(_ask(Slots(free_at=1000.0 + EARLY), 1000.0, gone).slots, last=kind)
+    now = 1000.0 + EARLY
+    waited = _ask(slots, now, waiting)
+    assert waited.kind is None
+    while (asked := _ask(waited.slots, now, waiting)).kind is None:
+        now += max(asked.wait, EARLY)
+        waited = asked
+    assert asked.kind is kind
+    assert now == pytest.approx(1000 + 2 * INTERVAL)
+
+
+def test_alone_nobody_is_waited_for() -> None:
+    """In the only process who does not wait has gone away; and slots are never closer than an interval."""
+    person = ask(Slots(), now=1000.0, interval=INTERVAL, waiting=BOTH, alone=True)
+    another = ask(person.slots, now=1000.0 + 1.3 * INTERVAL, interval=INTERVAL, waiting=PEOPLE, alone=True)
+    assert (person.kind, another.kind) == (Kind.PEOPLE, Kind.PEOPLE)
+    assert another.slots.free_at == pytest.approx(1000 + 2.3 * INTERVAL)
+
+
+def test_a_pause_is_as_long_as_the_longest() -> None:
+    """Nobody goes before the end of a pause, and a shorter one takes nothing from it."""
+    slots = pause(pause(Slots(), now=1000.0, seconds=60), now=1000.0, seconds=1)
+    assert _ask(slots, 1059.9, BOTH).kind is None
+    assert _ask(slots, 1060.0, BOTH).kind is Kind.PEOPLE
+
+
+def test_a_clock_that_was_set_back_stops_nobody_for_longer_than_a_pause() -> None:
+    """What a clock wrote down that was a day ahead is let go: an hour is the longest that AMO is waited for."""
+    day = 86400.0
+    ahead = _ask(Slots(), 1000.0 + day, BOTH).slots
+    slots = _ask(ahead, 1000.0, BACKGROUND).slots
+    assert _ask(slots, 4599.0, BACKGROUND).kind is None
+    assert _ask(slots, 4601.0, BACKGROUND).kind is Kind.BACKGROUND
