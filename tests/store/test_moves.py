@@ -111,7 +111,8 @@ async def test_a_store_that_holds_anything_is_none(store: Store) -> None:
 
 
 async def test_a_move_that_has_ended_does_not_begin_again(store: Store) -> None:
-    """The store lives in its own place from then on, and is anybody's target no more."""
+    """The store lives in its own place from then on, wherever it was looked at before, and is nobody's target."""
+    await store.check_machine("where somebody tried it")
     await store.begin_coming(OLD)
     await store.end_coming(source=OLD, machine="here", frozen=None)
     assert (await store.frozen(), await store.coming()) == (None, False)
