@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amo_callback.ports import Clock, Observer, Shared
 
 _ASK_AGAIN = 1.0
-"""Seconds after which a slot is asked for again where the store was away: nobody goes meanwhile, nor could claim."""
+"""Seconds after which a slot is asked for again where the store was away."""
 _PEOPLE = tuple(priority for priority in Priority if priority is not Priority.BACKGROUND)
 
 
@@ -66,6 +66,8 @@ class Pace:
         try:
             asked = await self._shared.ask_for_slot(interval=self._interval, waiting=waiting)
         except StoreUnavailable:
+            # Nobody could claim, so nothing is spent by it: who goes asks whether a token lives that is handed out.
+            self._let_go(Kind.BACKGROUND, only=True)
             return _ASK_AGAIN
         except Exception as error:  # noqa: BLE001 -- because whoever waits must not wait for ever
             self._tell(error)
@@ -75,10 +77,10 @@ class Pace:
             self._let_go(asked.kind)
         return asked.wait
 
-    def _let_go(self, kind: Kind) -> None:
-        """Let the first of a kind go; where all have gone away meanwhile, any other."""
+    def _let_go(self, kind: Kind, *, only: bool = False) -> None:
+        """Let the first of a kind go; where all have gone away meanwhile, any other, unless it is for these `only`."""
         background = self._waiting[Priority.BACKGROUND]
-        people = [self._waiting[priority] for priority in _PEOPLE]
+        people = [] if only else [self._waiting[priority] for priority in _PEOPLE]
         for queue in (background, *people) if kind is Kind.BACKGROUND else (*people, background):
             while queue:
                 turn = queue.popleft()

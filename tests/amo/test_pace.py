@@ -195,13 +195,30 @@ async def test_nobody_asks_for_those_who_went_away(clock: FakeClock) -> None:
     shared = Failing(clock)
     queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
     shared.error = AWAY
-    gone = queue.join("gone", Priority.BACKGROUND)
+    gone = queue.join("gone", Priority.STRANGER)
     await _settle()
     gone.cancel()
     clock.advance(1)
     await _settle()
     assert shared.asked == 1
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
+
+
+async def test_look_ups_go_on_slowly_while_the_store_is_away(clock: FakeClock) -> None:
+    """One a second: nothing can be claimed, so they ask only whether what is handed out lives; people wait."""
+    shared = Failing(clock)
+    shared.error = AWAY
+    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    tasks = [queue.join(f"look-up {number}", Priority.BACKGROUND) for number in range(3)]
+    tasks.append(queue.join("person", Priority.EXPECTED))
+    for seconds in range(4):
+        await _settle()
+        assert queue.served == [f"look-up {number}" for number in range(min(seconds + 1, 3))]
+        clock.advance(1)
+    shared.error = None
+    await _settle()
+    assert queue.served[-1] == "person"
+    await asyncio.gather(*tasks)
 
 
 async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeClock) -> None:

@@ -70,6 +70,7 @@ REFUSED = {
     "no place for a password": ["--to", f"postgresql://me@db.example/amo?password={PASSWORD}"],
     "new database's URL must begin with": ["--to", f"mysql://me:{PASSWORD}@db.example/amo"],
     "new database's URL is no URL": ["--to", f"postgresql://me:{PASSWORD}@[db.example/amo"],
+    "database.s URL must begin with": ["--to", "sqlite:///"],
     "nowhere: cannot be read as text": ["--to-file", "nowhere"],
 }
 
