@@ -15,7 +15,7 @@ from amo_callback.cli.loop import run_loop
 from amo_callback.cli.progress import Progress
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import Rescue
-from amo_callback.database_url import check_url, is_postgres, read_postgres, url_secrets
+from amo_callback.database_url import check_url, read_postgres, url_secrets
 from amo_callback.errors import CommandFailed, ConfigurationError, StoreUnavailable
 from amo_callback.machine import machine_mark
 from amo_callback.moving import Table
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from amo_callback.cli.local import Local, Place
+    from amo_callback.database_url import PostgresAddress
     from amo_callback.model import Freeze
     from amo_callback.ports import Clock, Store
     from amo_callback.transfer.move import Move, Moved
@@ -37,9 +38,8 @@ _ASK = """\
 From then on nothing of this database is spent; live tokens are handed out until the service has the new one.
 """
 _NEXT = """\
-Next: set storage.url to the new database, and restart the service, wherever it runs on this one.
-Keep the old database until you are sure of the new one, and never thaw it: tokens that two databases refresh are lost
-to both."""
+Next: set storage.url to the new database, and restart the service at once, wherever it runs on the old one.
+Keep that until you are sure of the new one, and never thaw it: tokens that two databases refresh are lost to both."""
 
 
 def add_to(connections: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,14 +62,14 @@ def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 async def _move(place: Place, url: str, *, yes: bool) -> int:
     async with open_local(place) as local, _opened(url, place=place, clock=local.clock) as new:
-        old_machine = machine_mark(place.database)
-        await local.store.check_machine(old_machine)  # a copy says so, before it is frozen by us
+        await local.store.check_machine(place.machine)  # a copy says so, before it is frozen by us
+        file = database_file(url, folder=place.folder)
         move = await prepare(
-            old=Side(store=local.store, machine=old_machine),
-            new=Side(store=new, machine=machine_mark(database_file(url, folder=place.folder))),
+            old=Side(store=local.store, machine=place.machine),
+            new=Side(store=new, machine=machine_mark(file)),
             cipher=local.cipher,
         )
-        if not (yes or _agreed(await local.store.count(), _shown(url, place.folder))):
+        if not (yes or _agreed(await local.store.count(), file or read_postgres(url))):
             _say("Nothing was moved.")
             return 1
         _tell(await _carry_out(move, local))
@@ -123,7 +123,7 @@ def _tell(moved: Moved) -> None:
     _say(_NEXT)
 
 
-def _agreed(connections: int, target: str) -> bool:
+def _agreed(connections: int, target: Path | PostgresAddress) -> bool:
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask on: say --yes; nothing was moved")
     print(_ASK.format(connections=connections, target=target), end="Move them? [y/N] ", flush=True)
@@ -142,7 +142,7 @@ def _url(options: argparse.Namespace) -> str:
             raise CommandFailed(f"{options.to_file}: cannot be read as text") from None
     try:
         check_url(url)
-    except ValueError as error:
+    except ValueError as error:  # which quotes nothing
         raise CommandFailed(f"the new database's URL {error}") from None
     if options.to and url_secrets(url):
         raise CommandFailed(
@@ -150,11 +150,6 @@ def _url(options: argparse.Namespace) -> str:
             "file and name that with --to-file, or have the password in PGPASSFILE or PGPASSWORD"
         )
     return str(url)
-
-
-def _shown(url: str, folder: Path) -> str:
-    """Return where a URL leads as it may be shown."""
-    return str(read_postgres(url)) if is_postgres(url) else str(database_file(url, folder=folder))
 
 
 @asynccontextmanager

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 NEXT = """\
 All of it is in the new database. From now on nothing of the old one is spent.
-Next: set storage.url to the new database, and restart the service, wherever it runs on this one.
-Keep the old database until you are sure of the new one, and never thaw it: tokens that two databases refresh are lost
-to both.
+Next: set storage.url to the new database, and restart the service at once, wherever it runs on the old one.
+Keep that until you are sure of the new one, and never thaw it: tokens that two databases refresh are lost to both.
 """
 PASSWORD = "a-password-of-the-database"
 
@@ -67,11 +66,11 @@ async def test_everything_moves_to_postgresql(here: Host, postgres: Databases) -
 
 
 REFUSED = {
-    "no place for a password": ["--to", f"postgresql://me:{PASSWORD}@db.example/amo"],
-    "no place for a password, all": ["--to", f"postgresql://me@db.example/amo?password={PASSWORD}"],
-    "must begin with sqlite:///": ["--to", f"mysql://me:{PASSWORD}@db.example/amo"],
-    "is no URL": ["--to", f"postgresql://me:{PASSWORD}@[db.example/amo"],
-    "database's URL must begin with": ["--to", "sqlite:///"],
+    "no place for a password, all": ["--to", f"postgresql://me:{PASSWORD}@db.example/amo"],
+    "no place for a password": ["--to", f"postgresql://me@db.example/amo?password={PASSWORD}"],
+    "new database's URL must begin with": ["--to", f"mysql://me:{PASSWORD}@db.example/amo"],
+    "new database's URL is no URL": ["--to", f"postgresql://me:{PASSWORD}@[db.example/amo"],
+    "database.s URL must begin with": ["--to", "sqlite:///"],
     "nowhere: cannot be read as text": ["--to-file", "nowhere"],
 }
 

@@ -11,7 +11,10 @@ import sys
 from contextlib import asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING
 
-from amo_callback.cipher import new_key
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.clock import SystemClock
+from amo_callback.model import Filter
+from amo_callback.store import open_store
 from amo_callback.transfer.bring import BATCH
 from tests.e2e.process import command
 from tests.e2e.stage import DATABASE, eventually, staged
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.process import Process
     from tests.e2e.stage import Stage
+    from tests.postgres import Databases
 
 ACCESS = 2.0
 ACCOUNTS = 12
@@ -94,24 +98,20 @@ async def test_a_move_under_load_loses_nothing(
     assert new.ledger.doubles() == 0
 
 
-async def test_a_move_to_another_database_under_load_loses_nothing(
-    tmp_path: Path, encryption_key: str, record_property: Callable[[str, object], None]
+async def test_a_move_to_postgresql_under_load_loses_nothing(
+    tmp_path: Path, encryption_key: str, postgres: Databases, record_property: Callable[[str, object], None]
 ) -> None:
     """Moved while refreshes are under way: a service on the new database goes on, one on the old spends nothing."""
-    old_folder, new_folder = tmp_path / "old", tmp_path / "new"
-    old_folder.mkdir()
-    new_folder.mkdir()
-    async with staged(old_folder, encryption_key, access=ACCESS, accounts=ACCOUNTS) as old:
-        new = dataclasses.replace(old, folder=new_folder)
+    async with postgres.fresh() as url, staged(tmp_path, encryption_key, access=ACCESS, accounts=ACCOUNTS) as old:
+        new = dataclasses.replace(old, settings=old.settings | {"STORAGE__URL": url})
         async with old.serving() as leaving:
             await old.connect(leaving)
             old.amo.sandbox.latency = 0.3
             async with _asked(old, leaving):
                 await old.until_refreshed()
                 in_flight = len(old.open_claims())
-                await _run(old, "move", "--to", f"sqlite:///{new_folder / DATABASE}", "--yes")
+                await _run(old, "move", "--to", url, "--yes")
                 spent = len(old.ledger.refreshes())
-                assert (old.rows(), old.open_claims()) == (new.rows(), {})
                 async with new.serving() as coming:
                     async with _asked(new, coming):
                         await new.until_refreshed(times=2)
@@ -120,7 +120,11 @@ async def test_a_move_to_another_database_under_load_loses_nothing(
                     coming.signal(signal.SIGTERM)
                     assert await coming.ended() == 0
                 assert "frozen" in (await old.ready(leaving))[1]
-        assert (len(new.rows()), new.lost()) == (ACCOUNTS, [])
+        cipher = Cipher([encryption_key])
+        async with open_store(url, folder=tmp_path, clock=SystemClock()) as store:
+            pairs = [cipher.pair_of(one) for one in await store.page(after="", limit=99, only=Filter())]
+        live = new.live()
+        assert [pair is not None and pair.refresh_token in live for pair in pairs] == [True] * ACCOUNTS
     record_property("in flight", in_flight)
     record_property("refreshes before", spent)
     record_property("refreshes after", len(new.ledger.refreshes()) - spent)

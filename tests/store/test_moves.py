@@ -111,7 +111,8 @@ async def test_a_store_that_holds_anything_is_none(store: Store) -> None:
 
 
 async def test_a_move_that_has_ended_does_not_begin_again(store: Store) -> None:
-    """The store lives in its own place from then on, and is anybody's target no more."""
+    """The store lives in its own place from then on, wherever it was looked at before, and is nobody's target."""
+    await store.check_machine("where somebody tried it")
     await store.begin_coming(OLD)
     await store.end_coming(source=OLD, machine="here", frozen=None)
     assert (await store.frozen(), await store.coming()) == (None, False)
@@ -136,7 +137,8 @@ async def test_a_pair_is_replaced_only_where_it_is_the_one_that_was_read(store: 
     second, third = _pair(other, b"second", 2), _pair(other, b"third", 3)
     assert await store.take_over(Step(table=Table.CONNECTIONS, changed=[(there, second)]), source=OLD) == []
     assert (await _one(store)).values == second.values
-    for read, here in ((there, third), (_pair(there, b"second", 1), third), (second, _pair(other, b"first", 1))):
+    others = [there, _pair(there, b"second", 1), _pair(there, b"another", 2)]
+    for read, here in [*((read, third) for read in others), (second, _pair(other, b"first", 1))]:
         step = Step(table=Table.CONNECTIONS, changed=[(read, here)])
         assert await store.take_over(step, source=OLD) == [here]
         assert (await _one(store)).values == second.values

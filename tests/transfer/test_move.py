@@ -178,6 +178,8 @@ async def test_everything_arrives_as_it_was(house: House) -> None:
     assert all(before.values())
     assert {table: len(records) for table, records in (await _all(house.old)).items()} == moved.counts
     assert (moved.unreadable, moved.frozen) == ([], None)
+    assert await house.new.deaths_held()
+    house.cipher.check_canary(await house.new.canary(b"another"))
     frozen = await house.old.frozen()
     assert frozen is not None
     assert (frozen.why, frozen.elsewhere, house.person.told) == (WHY, True, [frozen])
