@@ -177,6 +177,17 @@ async def test_a_clock_that_was_set_back_keeps_nobody_out(one: Shared, sql: asyn
     assert await one.take_place("a", places=1, window=LONG) is None
 
 
+async def test_no_place_is_taken_for_another(one: Shared, sql: asyncpg.Connection) -> None:
+    """A place is told by when it was taken: whatever the clock says, that is later than the one before."""
+    await one.take_place("a", places=2, window=LONG)
+    before = await sql.fetchval("UPDATE places SET taken = ARRAY[taken[1] + 1000000] RETURNING taken[1]")
+    taken_at = await one.take_place("a", places=2, window=LONG)
+    assert taken_at is not None
+    assert taken_at > before / 1e6
+    await one.give_back("a", taken_at)
+    assert await sql.fetchval("SELECT taken FROM places") == [before]
+
+
 # --- upkeep ---------------------------------------------------------------------------------------
 
 
