@@ -7,8 +7,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import asyncpg
 import pytest
 
+from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.config_load import load_settings
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.web.lifecycle import Home, open_service
@@ -115,6 +117,17 @@ async def test_codes_that_were_not_proven_are_counted_over_all_instances(instanc
             for number, instance in enumerate((one, two, one, two))
         ]
         assert [word.partition("&")[0] == "rate_limited" for word in words] == [False, False, True, True]
+
+
+async def test_a_429_at_one_instance_pauses_all(instances: Any) -> None:
+    """AMO means the integration, not the instance that asked: the others would go on until all of them are banned."""
+    async with instances() as (one, _two):
+        one.amo.sandbox.faults.add(Fault.TOO_MANY)
+        database = await asyncpg.connect(one.settings.storage.url.get_secret_value())
+        before = await database.fetchval("SELECT extract(epoch FROM now()) * 1000000")
+        assert "error=amo_unavailable" in (await one.callback(one.query())).location
+        assert await database.fetchval("SELECT free_at FROM slots") - before >= 1_000_000  # AMO asked for a second
+        await database.close()
 
 
 async def test_what_one_instance_changes_the_other_hands_out(instances: Any) -> None:
