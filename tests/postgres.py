@@ -1,4 +1,4 @@
-"""A real PostgreSQL, started for the tests; or one that `TEST_POSTGRES` names, where each test gets a database."""
+"""A real PostgreSQL, started for the tests, or one that `AMO_CALLBACK_TEST_POSTGRES` names: a database a test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-GIVEN = "TEST_POSTGRES"
+GIVEN = "AMO_CALLBACK_TEST_POSTGRES"
 ASKING, CLOSED = "asking", "closed"
 """Databases of which a server of our own asks for a password, and lets nobody in, whether they are there or not."""
 _PATIENCE = 20.0
@@ -134,6 +134,11 @@ class Databases:
                 await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
         finally:
             await connection.close()
+
+
+def with_option(url: str, option: str) -> str:
+    """Return a URL with one more of its options."""
+    return f"{url}{'&' if '?' in url else '?'}{option}"
 
 
 @contextmanager

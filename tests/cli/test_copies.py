@@ -24,7 +24,7 @@ from amo_callback.store import open_store
 from amo_callback.store.statements import Engine, load_migrations
 from tests.builders import a_connection, save
 from tests.conftest import environment
-from tests.e2e.process import command, serving
+from tests.e2e.process import command, process_environment, serving
 from tests.fakes import FakeClock
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ async def _answering(answer: str, *arguments: str, folder: Path, environ: dict[s
     ours, its = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", *arguments,
-        cwd=folder, env={**os.environ, **environ}, stdin=its, stdout=asyncio.subprocess.PIPE,
+        cwd=folder, env=process_environment(environ), stdin=its, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     os.write(ours, answer.encode())
     out, _ = await process.communicate()
@@ -203,7 +203,7 @@ async def test_a_backup_that_is_stopped_leaves_nothing_half_made(
     target = tmp_path / "backups" / "copy"
     target.parent.mkdir()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "amo_callback.cli.main", "backup", target, cwd=living, env={**os.environ, **environ}
+        sys.executable, "-m", "amo_callback.cli.main", "backup", target, cwd=living, env=process_environment(environ)
     )
     while process.returncode is None and not list(target.parent.iterdir()):  # noqa: ASYNC110 -- because it becomes so in another process
         await asyncio.sleep(0.001)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sqlite3
 import sys
@@ -19,7 +18,7 @@ from amo_callback.errors import CommandFailed
 from amo_callback.model import Filter
 from amo_callback.store import open_store
 from tests.cli.test_transfer import Host, typed
-from tests.e2e.process import PATIENCE
+from tests.e2e.process import PATIENCE, process_environment
 from tests.transfer.goods import a_record
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ async def test_one_that_is_stopped_says_how_it_was_left_and_goes_on(here: Host) 
         database.execute("UPDATE connections SET attempt = 'of a dead process', spending = 'a token'")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", "connections", "move", "--to", "sqlite:///new.db", "--yes",
-        cwd=here.folder, env={**os.environ, **here.environ()},
+        cwd=here.folder, env=process_environment(here.environ()),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

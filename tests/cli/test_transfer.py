@@ -20,7 +20,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.model import Filter
 from amo_callback.store import open_store
 from amo_callback.transfer.bring import make_plan
-from tests.e2e.process import PATIENCE, command
+from tests.e2e.process import PATIENCE, command, process_environment
 from tests.transfer.goods import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ async def test_an_export_that_is_stopped_leaves_nothing_half_written(here: Host,
     here.file("key", new_key())
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", "connections", "export", "x.export", "--to-key-file", "key",
-        cwd=here.folder, env={**os.environ, **here.environ()},
+        cwd=here.folder, env=process_environment(here.environ()),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
@@ -333,7 +333,7 @@ async def typed(host: Host, *arguments: str, lines: Sequence[str]) -> tuple[int,
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "amo_callback.cli.main", "connections", *arguments,
-            cwd=host.folder, env={**os.environ, **host.environ()}, start_new_session=True,
+            cwd=host.folder, env=process_environment(host.environ()), start_new_session=True,
             stdin=side, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         assert process.stdout is not None

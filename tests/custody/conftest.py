@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from amo_callback.store.rows import ticks
 from tests.conftest import Amo, serve_amo
 from tests.custody.house import House
 from tests.fakes import FakeClock, InlineExecutor
+from tests.postgres import GIVEN, with_option
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,6 +99,8 @@ async def store(engine: str, request: pytest.FixtureRequest, tmp_path: Path, clo
 @asynccontextmanager
 async def _in_our_time(postgres: Databases, file: Path) -> AsyncIterator[str]:
     """Have a database whose clock is a file: what it asks the time is found before the server's own function."""
+    if GIVEN in os.environ:
+        pytest.skip("its server may not see our files")
     for folder in (file, *file.parents):
         if folder.owner() == "root" and folder.stat().st_mode & 0o005 != 0o005:
             folder.chmod(folder.stat().st_mode | 0o055)
@@ -104,7 +108,7 @@ async def _in_our_time(postgres: Databases, file: Path) -> AsyncIterator[str]:
         connection = await asyncpg.connect(url)
         await connection.execute(_OUR_TIME.format(file=file))
         await connection.close()
-        yield f"{url}&search_path=ours,pg_catalog"
+        yield with_option(url, "search_path=ours,pg_catalog")
 
 
 @pytest.fixture(params=[False, True], ids=["mild", "harsh"])

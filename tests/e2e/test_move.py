@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import signal
 import sqlite3
 import sys
@@ -16,7 +15,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.model import Filter
 from amo_callback.store import open_store
 from amo_callback.transfer.bring import BATCH
-from tests.e2e.process import command
+from tests.e2e.process import command, process_environment
 from tests.e2e.stage import DATABASE, eventually, staged
 from tests.transfer.goods import a_record, sealed
 
@@ -144,7 +143,7 @@ async def test_an_import_that_was_killed_goes_on_where_it_was(tmp_path: Path, en
     }
     importing = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", "connections", "import", "all.export", "--yes",
-        cwd=tmp_path, env={**os.environ, **environ}, stdout=asyncio.subprocess.DEVNULL,
+        cwd=tmp_path, env=process_environment(environ), stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     await eventually(lambda: _count(tmp_path) > 0)
     importing.kill()

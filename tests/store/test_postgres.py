@@ -21,7 +21,7 @@ from amo_callback.store.migrate import migrate_postgres
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, save
 from tests.fakes import START, FakeClock
-from tests.postgres import serving_postgres
+from tests.postgres import serving_postgres, with_option
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -219,7 +219,7 @@ async def test_a_warning_is_given_once_by_however_many(url: str) -> None:
 
 async def test_what_a_stopped_process_has_locked_is_let_go(url: str) -> None:
     """A transaction in which nothing happens is ended by the server: the others wait no longer than for that."""
-    quick = f"{url}&idle_in_transaction_session_timeout=200"
+    quick = with_option(url, "idle_in_transaction_session_timeout=200")
     async with connected(quick) as stopped, opened(url) as store:
         stored = await save(store, a_connection())
         transaction = stopped.transaction()
@@ -243,7 +243,7 @@ CREATE TRIGGER slow BEFORE UPDATE ON connections FOR EACH ROW EXECUTE FUNCTION s
 
 async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a_whole_table(url: str) -> None:
     """Nobody waits for one connection's; but a large fleet is thawed, however long that takes."""
-    async with opened(f"{url}&statement_timeout=50") as store, connected(url) as connection:
+    async with opened(with_option(url, "statement_timeout=50")) as store, connected(url) as connection:
         stored = await save(store, a_connection())
         await store.freeze_all(why="a copy", elsewhere=True)
         await connection.execute(SLOW)

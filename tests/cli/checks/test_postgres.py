@@ -21,7 +21,7 @@ from amo_callback.store import open_store
 from tests.builders import DAY, a_connection, save
 from tests.cli.checks.test_words import GOOD
 from tests.fakes import START, ShiftedClock
-from tests.postgres import why_not
+from tests.postgres import why_not, with_option
 
 if (why := why_not()) is not None:
     pytest.skip(why, allow_module_level=True)
@@ -246,7 +246,7 @@ def test_the_command_looks_into_it(
         "AMO_CALLBACK_AMO__AUTHORIZE_URL": "http://127.0.0.1:1/oauth",
         "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:1",
         "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": encryption_key,
-        "AMO_CALLBACK_STORAGE__URL": f"{served}&password=sekret",
+        "AMO_CALLBACK_STORAGE__URL": with_option(served, "password=sekret"),
         "STATE_DIRECTORY": str(tmp_path),
     }
     check.run(argparse.Namespace(config=None, health=False, json=True, door=None, timeout=5.0), environ)
