@@ -178,11 +178,11 @@ async def test_the_turn_of_an_instance_that_has_died_ends(url: str) -> None:
 
 async def test_whoever_freezes_waits_for_the_claims_that_are_under_way(url: str) -> None:
     """Once it is frozen, each claim is committed and can be waited for, or is refused."""
-    async with opened(url) as store, connected(url) as claiming:
+    async with opened(url) as store, connected(url) as claiming, connected(url) as watching:
         async with claiming.transaction():
             await claiming.execute(load_statements(Engine.POSTGRES)["lock_for_spending"])
             freezing = asyncio.create_task(store.freeze_all(why="a move"))
-            await _until_somebody_waits(claiming)
+            await _until_somebody_waits(watching)
             assert not freezing.done()
         assert await freezing
 
