@@ -40,26 +40,35 @@ class Unproven:
         """Take a place for `window` seconds; nobody's address has no limit.
 
         Whoever is better known has places of his own: strangers behind the same address cannot take them. Raises
-        `TooManyUnproven`, and `StoreUnavailable`: then nothing could be claimed either. Who is cancelled meanwhile may
-        leave a place taken, until its window is over.
+        `TooManyUnproven`, and `StoreUnavailable`: then nothing could be claimed either. Who is cancelled meanwhile has
+        taken none.
         """
         if address is None:
-            return Place(self._shared)
+            return Place(self._shared, name="")
         # An address is personal data: it is not to be read in a database.
         name = fingerprint(f"{self._kind} {among.name} {_network(address)}")
-        taken_at = await self._shared.take_place(name, places=self._places, window=self._window)
-        if taken_at is None:
-            raise TooManyUnproven
-        return Place(self._shared, name=name, taken_at=taken_at)
+        place = Place(self._shared, name=name)
+        try:
+            await unbroken(place.take(places=self._places, window=self._window))
+        except asyncio.CancelledError:
+            await place.give_back()
+            raise
+        return place
 
 
 class Place:
-    """A place that was taken; nobody's, where there is no name."""
+    """A place: nobody's, until it is taken."""
 
-    def __init__(self, shared: Shared, *, name: str = "", taken_at: float | None = None) -> None:
+    def __init__(self, shared: Shared, *, name: str) -> None:
         self._shared = shared
         self._name = name
-        self._taken_at = taken_at
+        self._taken_at: float | None = None
+
+    async def take(self, *, places: int, window: float) -> None:
+        """Take it, one of so many, for `window` seconds; raises `TooManyUnproven`."""
+        self._taken_at = await self._shared.take_place(self._name, places=places, window=window)
+        if self._taken_at is None:
+            raise TooManyUnproven
 
     async def give_back(self) -> None:
         """Give the place back, once: AMO has accepted the code, or was not asked.

@@ -199,10 +199,14 @@ class Slow(Alone):
         self.names: list[str] = []
         self.away = False
         self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+        self.go_on.set()
 
     async def take_place(self, name: str, *, places: int, window: float) -> float | None:
         self.names.append(name)
-        return await super().take_place(name, places=places, window=window)
+        taken_at = await super().take_place(name, places=places, window=window)
+        self.asked.set()
+        await self.go_on.wait()
+        return taken_at
 
     async def give_back(self, name: str, taken_at: float) -> None:
         self.asked.set()
@@ -238,11 +242,29 @@ async def test_who_is_cancelled_while_he_gives_a_place_back_has_done_so(clock: F
     """The end of the process does not keep an address out elsewhere."""
     shared = Slow(clock)
     limit = Unproven(kind="codes", places=1, window=60, shared=shared)
-    giving_back = asyncio.create_task((await limit.take("192.0.2.1")).give_back())
+    place = await limit.take("192.0.2.1")
+    shared.asked.clear()
+    shared.go_on.clear()
+    giving_back = asyncio.create_task(place.give_back())
     await shared.asked.wait()
     giving_back.cancel()
     await asyncio.sleep(0)
     shared.go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await giving_back
+    await limit.take("192.0.2.1")
+
+
+async def test_who_is_cancelled_while_he_takes_a_place_has_none(clock: FakeClock) -> None:
+    """The store has written it down, and nobody hears of it: it is given back."""
+    shared = Slow(clock)
+    shared.go_on.clear()
+    limit = Unproven(kind="codes", places=1, window=60, shared=shared)
+    taking = asyncio.create_task(limit.take("192.0.2.1"))
+    await shared.asked.wait()
+    taking.cancel()
+    await asyncio.sleep(0)
+    shared.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
     await limit.take("192.0.2.1")

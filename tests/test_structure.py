@@ -13,11 +13,8 @@ FLOORS = [
     {"errors"},
     {"model", "event"},
     {"grant", "brought", "sealing", "survey", "slots", "moving"},
-    {"ports", "identity", "hosts", "database_url"},
-    {
-        *("schedule", "deeplink", "tasks", "clock", "cipher", "limits", "alone", "config", "machine", "disk"),
-        *("webhook", "probe"),
-    },
+    {"ports", "identity", "hosts", "database_url", "alone"},
+    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook", "probe"},
     {"config_load", "custody", "amo", "store", "observe"},
     {"connect", "transfer", "notices", "rotation", "deploy"},
     {"web"},
