@@ -93,6 +93,16 @@ async def test_instances_that_begin_at_once_make_one_schema(url: str) -> None:
     assert await asyncio.gather(*map(begin, range(8))) == [0] * 8
 
 
+async def test_a_migration_takes_its_time(url: str) -> None:
+    """An index of a large table, or another instance that makes one, is waited for longer than other statements are."""
+    limited = await asyncpg.connect(url, command_timeout=1.0, server_settings={"statement_timeout": "1s"})
+    try:
+        await migrate_postgres(limited, [["SELECT pg_sleep(1.2)"]])
+        assert await limited.fetchval("SELECT version FROM schema_version") == 1
+    finally:
+        await limited.close()
+
+
 async def test_a_newer_schema_is_refused(url: str) -> None:
     """What this version does not know it does not touch."""
     async with opened(url), connected(url) as connection:
