@@ -151,6 +151,9 @@ class PostgresDatabase(Database):
         self._name = secrets.token_hex(8)
         self._sql = {name: translate(text) for name, text in statements.items()}
         self.shared = Shares(self)
+        # For all that we know nobody could write until now: another instance may still hold a pair that it could not
+        # store, whatever the database's clock says of its lease.
+        self.failed_at = clock.monotonic()
         listener.on_change(lambda changed: self._tell([changed]))
 
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
