@@ -52,6 +52,8 @@ _SESSION = {
 """What the server is told, unless the URL says otherwise. The last one is for a process that was stopped in the middle
 of a transaction: what it has locked is let go."""
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
+_NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
+"""What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
 _OUT_OF_REACH = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
@@ -161,6 +163,8 @@ class PostgresDatabase(Database):
         try:
             async with self._connection() as connection:
                 return await _Unit(connection, self._sql, self._touched, process=self._process).run(statement, **values)
+        except _NOT_A_TEXT:
+            return []
         except _ERRORS as error:
             raise self._failed(error) from None
 
