@@ -8,7 +8,8 @@ an attempt's lease counts as over when its length has passed, by this process's 
 saw it, or saw it extended. A process that has just started sees every open attempt for the first time.
 
 While the store is away nobody can store what a refresh has brought: an attempt's owner may hold a good pair.
-So every lease counts anew from the last time that the store could not be used.
+So every lease counts anew from the last time that the store could not be used; and for a process that has just started
+from then, since it cannot know whether it could before.
 """
 
 from __future__ import annotations

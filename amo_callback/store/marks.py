@@ -75,6 +75,7 @@ class Marks(Writer):
         """
 
         async def work(unit: Unit) -> bool:
+            await unit.run("lock_for_freezing")  # what is read is what is thawed
             found = await unit.run("frozen")
             thawed = bool(await unit.run("thaw_all"))
             if thawed:

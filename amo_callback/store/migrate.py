@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
+_PATIENCE = 86400.0
+"""Seconds for a step: the library's own limit is that of statements which somebody waits for."""
 _IS_THERE = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = ANY($1)"
 
 
@@ -57,7 +59,9 @@ async def migrate_postgres(
     async with database.transaction():
         await database.execute("SET LOCAL statement_timeout = 0")  # an index of a large table takes its time
         await database.execute("SET LOCAL lock_timeout = 0")
-        await database.execute("SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.schema'))")
+        await database.execute(
+            "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.schema'))", timeout=_PATIENCE
+        )
         version = await _schema(database)
         if version > len(migrations):
             raise _newer(version, len(migrations))
@@ -68,7 +72,7 @@ async def migrate_postgres(
             await database.execute("INSERT INTO schema_version (version) VALUES (0)")
         for statements in migrations[version:]:
             for statement in statements:
-                await database.execute(statement)
+                await database.execute(statement, timeout=_PATIENCE)
         await database.execute("UPDATE schema_version SET version = $1", len(migrations))
 
 

@@ -112,6 +112,7 @@ class Moves(Writer):
         """Note of a store that is `frozen` so, that what it holds lives elsewhere; return how it is frozen now."""
 
         async def work(unit: Unit) -> Freeze:
+            await unit.run("lock_for_freezing")  # nobody thaws it, and spends, between this look and what is written
             found = await unit.run("frozen")
             if not found or freeze(found[0]["value"]) != frozen:
                 raise CommandFailed("it was thawed at this moment: nothing leaves it")

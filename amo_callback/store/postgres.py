@@ -55,6 +55,8 @@ _LONG = frozenset({"all_due", "believe_deaths", "count_sealed", *(f"move_count_{
 _LONGER = 600.0
 """Statements that go through a whole table, which a person waits for, and seconds for one of these."""
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
+_NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
+"""What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
 _OUT_OF_REACH = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
@@ -163,6 +165,9 @@ class PostgresDatabase(Database):
         self._process = process
         self._sql = {name: translate(text) for name, text in statements.items()}
         self.shared = Shares(self)
+        # For all that we know nobody could write until now: another instance may still hold a pair that it could not
+        # store, whatever the database's clock says of its lease.
+        self.failed_at = clock.monotonic()
         listener.on_change(lambda changed: self._tell([changed]))
 
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
@@ -173,6 +178,8 @@ class PostgresDatabase(Database):
                 if statement in _LONG:
                     await stack.enter_async_context(connection.transaction(readonly=True))
                 return await self._begin(connection).run(statement, **values)
+        except _NOT_A_TEXT:
+            return []
         except _ERRORS as error:
             raise self._failed(error) from None
 

@@ -44,6 +44,19 @@ async def test_a_granted_pair_comes_out_as_it_went_in(store: Store) -> None:
     assert await store.connection("unknown") is None
 
 
+async def test_a_name_that_no_database_may_hold_is_nobodys(store: Store) -> None:
+    """PostgreSQL takes no NUL: asked for one it is no less well than SQLite, and there is nothing of that name."""
+    await save(store, a_connection())
+    for odd in ("\0", "1\0", "a\0b"):
+        assert await store.connection(odd) is None
+        assert await store.connections_of(odd) == []
+        assert await store.connections_owned(odd) == []
+        assert await store.owners_of([odd]) == {odd: []}
+        assert await store.page(after="", limit=9, only=Filter(owner=odd)) == []
+        assert await store.events(connection_id=odd, limit=9) == []
+    assert store.failing is None
+
+
 async def test_a_second_grant_renews_the_connection(store: Store) -> None:
     """The later grant's pair replaces the earlier one's, and what was said of the old one is forgotten."""
     stored = await save(store, a_connection(), iat=1)

@@ -12,12 +12,14 @@ import asyncpg
 import pytest
 
 from amo_callback.clock import SystemClock
-from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.custody.leases import Leases
+from amo_callback.errors import CommandFailed, ConfigurationError, StoreUnavailable
 from amo_callback.event import happened
-from amo_callback.model import Changed
+from amo_callback.model import Changed, Freeze
 from amo_callback.store import open_store
 from amo_callback.store.dialect import translate
 from amo_callback.store.migrate import migrate_postgres
+from amo_callback.store.rows import freeze_value
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, save
 from tests.fakes import START, FakeClock
@@ -93,6 +95,14 @@ async def test_instances_that_begin_at_once_make_one_schema(url: str) -> None:
     assert await asyncio.gather(*map(begin, range(8))) == [0] * 8
 
 
+async def test_a_migration_takes_its_time(url: str) -> None:
+    """An index of a large table, or another instance that makes one, is waited for longer than other statements are."""
+    pool = asyncpg.create_pool(url, min_size=0, command_timeout=1.0, server_settings={"statement_timeout": "1s"})
+    async with pool, pool.acquire() as connection:
+        await migrate_postgres(connection, [["SELECT pg_sleep(1.2)"]])
+        assert await connection.fetchval("SELECT version FROM schema_version") == 1
+
+
 async def test_a_newer_schema_is_refused(url: str) -> None:
     """What this version does not know it does not touch."""
     async with opened(url), connected(url) as connection:
@@ -145,6 +155,20 @@ async def test_nobody_takes_over_before_the_databases_clock_says_so(url: str) ->
         assert await other.claim(a_claim(seen, attempt="2")) is not None
 
 
+async def test_an_instance_that_begins_leaves_every_attempt_alone_for_a_whole_lease(url: str) -> None:
+    """Its lease may have ended while nobody could reach the database, and its owner still hold the pair it brought."""
+    clock = FakeClock()
+    async with opened(url) as one, connected(url) as connection:
+        stored = await save(one, a_connection())
+        assert await one.claim(a_claim(stored)) is not None
+        await connection.execute("UPDATE connections SET lease_until = 0")
+    async with open_store(url, folder=Path(), clock=clock, process="other") as other:
+        leases = Leases(length=60.0, store=other, clock=clock)
+        assert leases.left(await now(other, stored)) == 60.0
+        clock.advance(60.0)
+        assert leases.left(await now(other, stored)) == 0.0
+
+
 async def test_what_is_due_is_given_to_one_instance_at_a_time(url: str) -> None:
     """Two that ask at once share it; none is told that what the other has is what comes next."""
     async with opened(url) as one, opened(url, "other") as other:
@@ -185,6 +209,37 @@ async def test_whoever_freezes_waits_for_the_claims_that_are_under_way(url: str)
             await _until_somebody_waits(watching)
             assert not freezing.done()
         assert await freezing
+
+
+async def test_whoever_thaws_does_so_by_the_mark_that_is_there_by_then(url: str) -> None:
+    """Noted at this moment that all may live elsewhere: then all are due."""
+    async with opened(url) as store, connected(url) as leaving:
+        stored = await save(store, a_connection(next_refresh_at=START + DAY))
+        await store.freeze_all(why="a move")
+        async with leaving.transaction():
+            await leaving.execute(load_statements(Engine.POSTGRES)["lock_for_freezing"])
+            elsewhere = freeze_value(Freeze(at=START, why="a move", elsewhere=True))
+            await leaving.execute("UPDATE meta SET value = $1 WHERE name = 'frozen'", elsewhere)
+            thawing = asyncio.create_task(store.thaw_all(machine=None))
+            await _until_somebody_waits(leaving)
+        assert await thawing
+        assert (await now(store, stored)).next_refresh_at == START
+
+
+async def test_nothing_leaves_a_store_that_is_thawed_at_this_moment(url: str) -> None:
+    """Whoever thawed it may have spent what was read."""
+    async with opened(url) as store, connected(url) as thawing:
+        await store.freeze_all(why="a move")
+        frozen = await store.frozen()
+        assert frozen is not None
+        async with thawing.transaction():
+            await thawing.execute(load_statements(Engine.POSTGRES)["lock_for_freezing"])
+            await thawing.execute("DELETE FROM meta WHERE name = 'frozen'")
+            leaving = asyncio.create_task(store.leave(frozen))
+            await _until_somebody_waits(thawing)
+        with pytest.raises(CommandFailed, match="thawed at this moment"):
+            await leaving
+        assert await store.frozen() is None
 
 
 async def test_two_who_claim_to_be_the_first_owner_are_not_both(url: str) -> None:
@@ -323,16 +378,18 @@ def server() -> Iterator[Server]:
 
 async def test_a_database_that_is_away_is_told_at_once_and_is_used_again_when_it_is_back(server: Server) -> None:
     """Nobody waits for it; what it was away for is known; and whatever was remembered may be another by then."""
-    async with opened(server.url()) as store:
+    clock = FakeClock()
+    async with open_store(server.url(), folder=Path(), clock=clock) as store:
         stored = await save(store, a_connection())
         ear = Ear(store)
+        clock.advance(1.0)
         await asyncio.to_thread(server.stop)
         for _ in range(3):
             with pytest.raises(StoreUnavailable):
                 await store.connection(stored.id)
             with pytest.raises(StoreUnavailable):
                 await store.claim(a_claim(stored))
-        assert store.failed_at is not None
+        assert store.failed_at == clock.monotonic()
         assert store.failing is not None
         await asyncio.to_thread(server.start)
         await ear.until(Changed(connections=None, belonging=True))

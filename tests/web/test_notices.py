@@ -172,6 +172,15 @@ async def test_what_is_in_flight_at_the_end_is_noted(run: Any, receiver: Receive
     assert len(receiver.deliveries) == 1
 
 
+async def test_a_notice_that_can_be_none_is_not_found_on_either_database(run: Any, either: str) -> None:
+    """PostgreSQL takes no NUL: that is no failure of the store, which stays ready."""
+    async with run(STORAGE__URL=either) as app:
+        for name in ("%00", "a%00b", "a%FFb"):
+            assert (await _retry(app, f"/notices/{name}/retry")).status == 404
+            assert (await app.private(f"/connections/{name}/token")).status == 404
+        assert (await app.private("/readyz", key=None)).status == 200
+
+
 async def test_no_secret_of_notices_leaves(run: Any, receiver: Receiver) -> None:
     """Neither they nor the receiver's address are in the log, in events, in answers or in the database."""
     receiver.statuses = [500, 301]
