@@ -23,6 +23,8 @@ class PostgresAddress:
     hosts: Sequence[str]
     """Names, addresses, or folders of Unix sockets."""
     database: str
+    is_verified: bool
+    """Whether the server has to prove who it is."""
     secrets: Sequence[str] = field(repr=False)
     """Passwords, as they are written and as they are meant."""
 
@@ -81,9 +83,15 @@ def read_postgres(url: str) -> PostgresAddress:
     database = unquote(parts.path.removeprefix("/")) or query.get("dbname") or query.get("database")
     if not database:
         raise ValueError("must name a database: postgresql://USER:PASSWORD@HOST/DATABASE")
-    if query.get("sslmode", "prefer") not in _MODES:
+    mode = query.get("sslmode", "prefer")
+    if mode not in _MODES:
         raise ValueError(f"sslmode must be one of {', '.join(_MODES)}")
-    return PostgresAddress(hosts=tuple(hosts), database=database, secrets=tuple(_secrets(user, parts.query, query)))
+    return PostgresAddress(
+        hosts=tuple(hosts),
+        database=database,
+        is_verified=mode == "verify-full",
+        secrets=tuple(_secrets(user, parts.query, query)),
+    )
 
 
 def _hosts(text: str) -> Iterator[str]:

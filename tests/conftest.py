@@ -338,7 +338,7 @@ def environment(amo: Amo, encryption_key: str, **more: str) -> dict[str, str]:
     }
 
 
-class _Both:
+class Both:
     """Log events and remember them."""
 
     def __init__(self, witness: Witness, log: LogObserver) -> None:
@@ -364,7 +364,7 @@ def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
             stream = io.StringIO()
             secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY, encryption_key]
             log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
-            observer = _Both(witness, LogObserver(log))
+            observer = Both(witness, LogObserver(log))
             home = Home(folder=tmp_path, rescue=tmp_path / "rescue", machine=machine)
             async with open_service(settings, home=home, clock=clock, log=log, observer=observer) as service:
                 yield Running(

@@ -28,6 +28,7 @@ def test_a_url_names_hosts_and_a_database(url: str, shown: str, *, local: bool) 
     check_url(url)
     address = read_postgres(url)
     assert (str(address), address.is_local) == (shown, local)
+    assert address.is_verified == ("verify-full" in url)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.alone import Alone
-from amo_callback.errors import Crowded, TooManyUnproven
+from amo_callback.errors import Crowded, StoreUnavailable, TooManyUnproven
 from amo_callback.limits import Rooms, Unproven, room_for
 from amo_callback.ports import Priority
 
@@ -178,3 +179,70 @@ async def test_limits_may_change_while_places_are_taken(clock: FakeClock) -> Non
     await limit.take("192.0.2.1")
     with pytest.raises(TooManyUnproven):
         await limit.take("192.0.2.1")
+
+
+async def test_each_limit_has_places_of_its_own(clock: FakeClock) -> None:
+    """Whoever has started as many grants as he may, may still bring a code; all limits are kept in one place."""
+    shared = Alone(clock=clock)
+    for kind in ("codes", "starts"):
+        limit = Unproven(kind=kind, places=1, window=60, shared=shared)
+        await limit.take("192.0.2.1")
+        with pytest.raises(TooManyUnproven):
+            await limit.take("192.0.2.1")
+
+
+class Slow(Alone):
+    """What instances share, in a store that is slow or away; it remembers by which names it was asked."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.names: list[str] = []
+        self.away = False
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def take_place(self, name: str, *, places: int, window: float) -> float | None:
+        self.names.append(name)
+        return await super().take_place(name, places=places, window=window)
+
+    async def give_back(self, name: str, taken_at: float) -> None:
+        self.asked.set()
+        if self.away:
+            raise StoreUnavailable("away")
+        await self.go_on.wait()
+        await super().give_back(name, taken_at)
+
+
+async def test_no_address_is_told_to_the_store(clock: FakeClock) -> None:
+    """An address, or a user, is personal data: the name of a place tells nothing of it."""
+    shared = Slow(clock)
+    limit = Unproven(kind="codes", places=1, window=60, shared=shared)
+    for who in ("192.0.2.1", "2001:db8::1", "user 42"):
+        await limit.take(who)
+    assert [re.fullmatch(r"[0-9a-f]{64}", name) is not None for name in shared.names] == [True] * 3
+
+
+async def test_a_place_that_cannot_be_given_back_is_no_failure(clock: FakeClock) -> None:
+    """The store is away: what was done is told all the same, and the place is free after its window."""
+    shared = Slow(clock)
+    limit = Unproven(kind="codes", places=1, window=60, shared=shared)
+    place = await limit.take("192.0.2.1")
+    shared.away = True
+    await place.give_back()
+    with pytest.raises(TooManyUnproven):
+        await limit.take("192.0.2.1")
+    clock.advance(60)
+    await limit.take("192.0.2.1")
+
+
+async def test_who_is_cancelled_while_he_gives_a_place_back_has_done_so(clock: FakeClock) -> None:
+    """The end of the process does not keep an address out elsewhere."""
+    shared = Slow(clock)
+    limit = Unproven(kind="codes", places=1, window=60, shared=shared)
+    giving_back = asyncio.create_task((await limit.take("192.0.2.1")).give_back())
+    await shared.asked.wait()
+    giving_back.cancel()
+    await asyncio.sleep(0)
+    shared.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await giving_back
+    await limit.take("192.0.2.1")

@@ -73,7 +73,7 @@ class Pace:
             self._tell(error)
             return _ASK_AGAIN
         self._broken = False
-        if asked.kind is not None:
+        if asked.kind is not None and self._clock.monotonic() >= self._free_at:  # or we were paused meanwhile
             self._let_go(asked.kind)
         return asked.wait
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -78,6 +79,15 @@ def _owner(owned: Path) -> os.stat_result:
     return next(path for path in (*([owned] if is_there else []), *owned.absolute().parents) if path.exists()).stat()
 
 
+def _self(user: int) -> dict[str, str]:
+    """Return what the environment says of a user: PostgreSQL's library looks into his home, and takes his name."""
+    try:
+        known = pwd.getpwuid(user)
+    except KeyError:
+        return {"HOME": "/"}
+    return {"HOME": known.pw_dir, "LOGNAME": known.pw_name, "USER": known.pw_name}
+
+
 def become_owner(owned: Path) -> None:
     """Act as the owner of what the service owns from now on: what root leaves beside it the service could not open."""
     if os.geteuid() != 0:
@@ -87,6 +97,7 @@ def become_owner(owned: Path) -> None:
         os.setgroups([])
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)
+        os.environ.update(_self(owner.st_uid))
 
 
 @contextmanager
@@ -96,13 +107,16 @@ def acting_as_owner(owned: Path) -> Iterator[None]:
         yield
         return
     owner = _owner(owned)
-    groups = os.getgroups()
+    groups, environ = os.getgroups(), dict(os.environ)
     os.setgroups([])
     os.setegid(owner.st_gid)
     os.seteuid(owner.st_uid)
+    os.environ.update(_self(owner.st_uid))
     try:
         yield
     finally:
+        os.environ.clear()
+        os.environ.update(environ)
         os.seteuid(0)
         os.setegid(os.getgid())
         os.setgroups(groups)

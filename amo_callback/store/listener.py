@@ -132,10 +132,10 @@ class Listener:
 
     def _take(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         sender, _, message = str(payload).partition(" ")
-        if sender != self._name:
-            self._say(_read(message))
-        elif not message:
+        if sender == self._name:
             self._heard.set()
+        elif message:  # none: another one listens to itself
+            self._say(_read(message))
 
     def _say(self, changed: Changed) -> None:
         for told in self._listeners:

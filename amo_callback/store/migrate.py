@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import aiosqlite
+    import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
 _IS_THERE = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = ANY($1)"
@@ -47,7 +48,9 @@ async def migrate_sqlite(
         raise
 
 
-async def migrate_postgres(database: PoolConnectionProxy, migrations: Sequence[Sequence[str]]) -> None:
+async def migrate_postgres(
+    database: PoolConnectionProxy | asyncpg.Connection, migrations: Sequence[Sequence[str]]
+) -> None:
     """Apply what is missing, all of it or nothing, whoever else begins at this moment; raises `ConfigurationError`."""
     if await _schema(database) == len(migrations):
         return
@@ -69,7 +72,7 @@ async def migrate_postgres(database: PoolConnectionProxy, migrations: Sequence[S
         await database.execute("UPDATE schema_version SET version = $1", len(migrations))
 
 
-async def _schema(database: PoolConnectionProxy) -> int:
+async def _schema(database: PoolConnectionProxy | asyncpg.Connection) -> int:
     """Return the version of the schema; 0 where there is none."""
     # Asked of the catalogue: `to_regclass` may remember from before the lock that there was none.
     if not await database.fetchval(_IS_THERE, ["schema_version"]):

@@ -9,8 +9,7 @@ While the database is away nobody waits for it: the connection that listens find
 from __future__ import annotations
 
 import asyncio
-import secrets
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -18,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 import asyncpg
 
 from amo_callback.errors import StoreUnavailable
+from amo_callback.moving import Table
 from amo_callback.store.database import Database, Row, Unit
 from amo_callback.store.dialect import Statement, translate
 from amo_callback.store.listener import Listener
@@ -51,6 +51,9 @@ _SESSION = {
 }
 """What the server is told, unless the URL says otherwise. The last one is for a process that was stopped in the middle
 of a transaction: what it has locked is let go."""
+_LONG = frozenset({"all_due", "believe_deaths", "count_sealed", *(f"move_count_{table}" for table in Table)})
+_LONGER = 600.0
+"""Statements that go through a whole table, which a person waits for, and seconds for one of these."""
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
 _OUT_OF_REACH = (
     asyncpg.PostgresConnectionError,
@@ -82,7 +85,7 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
             reset=_left_as_it_is,
         )
     try:
-        async with _told(), pool.acquire() as connection:
+        async with _told(), _patient(url, settings) as connection:
             await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
             place = await place_of(connection)
         listener = Listener(
@@ -100,6 +103,16 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
 def _session(url: str) -> dict[str, str]:
     named = {name for name, _ in parse_qsl(urlsplit(url).query)}
     return {name: value for name, value in _SESSION.items() if name not in named}
+
+
+@asynccontextmanager
+async def _patient(url: str, settings: Mapping[str, str]) -> AsyncIterator[asyncpg.Connection]:
+    """Connect, for statements that may take their time."""
+    connection = await asyncpg.connect(url, timeout=_PATIENCE, server_settings=dict(settings))
+    try:
+        yield connection
+    finally:
+        await connection.close(timeout=_PATIENCE)
 
 
 async def _left_as_it_is(_connection: object) -> None:
@@ -148,7 +161,6 @@ class PostgresDatabase(Database):
         self._listener = listener
         self._place = place
         self._process = process
-        self._name = secrets.token_hex(8)
         self._sql = {name: translate(text) for name, text in statements.items()}
         self.shared = Shares(self)
         listener.on_change(lambda changed: self._tell([changed]))
@@ -156,8 +168,11 @@ class PostgresDatabase(Database):
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement that changes nothing."""
         try:
-            async with self._connection() as connection:
-                return await _Unit(connection, self._sql, self._touched, process=self._process).run(statement, **values)
+            async with AsyncExitStack() as stack:
+                connection = await stack.enter_async_context(self._connection())
+                if statement in _LONG:
+                    await stack.enter_async_context(connection.transaction(readonly=True))
+                return await self._begin(connection).run(statement, **values)
         except _ERRORS as error:
             raise self._failed(error) from None
 
@@ -202,7 +217,7 @@ class PostgresDatabase(Database):
         changes: list[Changed] = []
         try:
             async with self._connection() as connection, connection.transaction():
-                unit = _Unit(connection, self._sql, self._touched, process=self._process)
+                unit = self._begin(connection)
                 changes = unit.changes
                 result = await work(unit)
                 await self._listener.notify(connection, changes)
@@ -215,6 +230,9 @@ class PostgresDatabase(Database):
         for told in unit.told:
             told()
         return result
+
+    def _begin(self, connection: PoolConnectionProxy) -> _Unit:
+        return _Unit(connection, self._sql, self._touched, process=self._process)
 
     def _failed(self, error: BaseException) -> StoreUnavailable:
         if isinstance(error, _OUT_OF_REACH):
@@ -236,8 +254,11 @@ class _Unit(Unit):
         self._process = process
 
     async def _run(self, statement: str, values: Mapping[str, object]) -> Sequence[Row]:
-        sql = self._sql[statement]
-        return list(await self._connection.fetch(sql.text, *self._arguments(sql, values)))
+        sql, patience = self._sql[statement], _PATIENCE
+        if statement in _LONG:
+            patience = _LONGER
+            await self._connection.execute(f"SET LOCAL statement_timeout = '{patience:.0f}s'")
+        return list(await self._connection.fetch(sql.text, *self._arguments(sql, values), timeout=patience))
 
     async def _run_many(self, statement: str, rows: Sequence[Mapping[str, object]]) -> None:
         sql = self._sql[statement]

@@ -7,6 +7,7 @@ nothing could be claimed.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from amo_callback.slots import Asked, Kind, Slots, ask, pause
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _SECOND = 1e6
 """Microseconds."""
+_TAKERS = 2
+"""How many take places at once: who comes for the same one waits here, not at the database with a connection each."""
 
 
 class Shares:
@@ -25,6 +28,7 @@ class Shares:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._takers = asyncio.Semaphore(_TAKERS)
 
     async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
         """Ask for a slot at the rate limit, `interval` seconds after the last one."""
@@ -40,7 +44,8 @@ class Shares:
 
     async def take_place(self, name: str, *, places: int, window: float) -> float | None:
         """Take one of so many places for `window` seconds; return when that was, `None` where all are taken."""
-        found = await self._database.write("take_place", name=name, places=places, window=int(window * _SECOND))
+        async with self._takers:
+            found = await self._database.write("take_place", name=name, places=places, window=int(window * _SECOND))
         return found[0]["taken_at"] / _SECOND if found else None
 
     async def give_back(self, name: str, taken_at: float) -> None:

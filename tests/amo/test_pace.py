@@ -269,3 +269,21 @@ async def test_a_slot_whose_waiter_went_away_meanwhile_is_the_next_ones(clock: F
     await background
     assert (queue.served, shared.asked) == (["background"], 1)
     await queue.pace.close()
+
+
+async def test_a_pause_holds_who_has_just_asked(clock: FakeClock) -> None:
+    """To ask takes time: a slot that comes after AMO's 429 is not used."""
+    shared = Failing(clock)
+    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    shared.answers.clear()
+    task = queue.join("patient", Priority.STRANGER)
+    await _settle()
+    pause = 60
+    await queue.pace.pause(pause)
+    shared.answers.set()
+    await _settle()
+    assert queue.served == []
+    clock.advance(60)
+    await _settle()
+    assert queue.served == ["patient"]
+    await task

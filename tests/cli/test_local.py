@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import os
-from typing import TYPE_CHECKING
+import pwd
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +13,6 @@ from amo_callback.cipher import new_key
 from amo_callback.cli.local import Place, acting_as_owner
 from amo_callback.config_load import load_settings
 from tests.cli.checks.test_words import GOOD
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NOBODY = 65534
 SETTINGS = load_settings(
@@ -29,15 +28,17 @@ def test_root_acts_as_the_owner_of_the_database_for_a_while(tmp_path: Path, *, e
     if exists:
         database.touch()
     os.chown(database if exists else tmp_path, NOBODY, NOBODY)
-    before = (os.geteuid(), os.getegid(), os.getgroups())
+    before = (os.geteuid(), os.getegid(), os.getgroups(), dict(os.environ))
     with pytest.raises(KeyboardInterrupt):
         _be_interrupted_as_nobody(database)
-    assert (os.geteuid(), os.getegid(), os.getgroups()) == before
+    assert (os.geteuid(), os.getegid(), os.getgroups(), dict(os.environ)) == before
 
 
 def _be_interrupted_as_nobody(database: Path) -> None:
     with acting_as_owner(database):
         assert (os.geteuid(), os.getegid(), os.getgroups()) == (NOBODY, NOBODY, [])
+        assert Path.home() == Path(pwd.getpwuid(NOBODY).pw_dir)  # root's is closed to him, and libraries look there
+        assert getpass.getuser() == pwd.getpwuid(NOBODY).pw_name
         raise KeyboardInterrupt
 
 

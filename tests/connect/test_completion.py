@@ -75,7 +75,15 @@ class Process:
         )
         self.connect = self.make(client=client, cipher=cipher)
 
-    def make(self, *, client: object, cipher: Cipher, places: int = 30, patience: float = PATIENCE) -> Connect:
+    def make(
+        self,
+        *,
+        client: object,
+        cipher: Cipher,
+        places: int = 30,
+        patience: float = PATIENCE,
+        rules: ExchangeRules | None = None,
+    ) -> Connect:
         return Connect(
             store=cast("Store", self.failing),
             amo=cast("AmoOAuth", client),
@@ -89,7 +97,7 @@ class Process:
                 clock=self.clock,
                 observer=self.witness,
                 unsaved=self.unsaved,
-                rules=ExchangeRules(),
+                rules=rules or ExchangeRules(),
                 random=lambda: 0.5,
                 connected=self._wake,
             ),
@@ -467,7 +475,7 @@ async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(pr
 
 
 async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: Process, other: Process) -> None:
-    """The process ends while a claim is being committed: the next one may exchange the code at once, without doubt."""
+    """The process ends while a claim is being committed: the code, and its address's place, are free for the next."""
     writing, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(FailingStore):
@@ -478,7 +486,9 @@ async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: P
             return claimed
 
     process.failing = Slow(process.store, process.clock)
-    process.connect = process.make(client=process.client, cipher=process.cipher)
+    process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
+    other.shared = process.shared
+    other.connect = other.make(client=process.client, cipher=process.cipher, places=1)
     code = process.amo.code()
     waiting = asyncio.create_task(process.complete(code))
     await writing.wait()
@@ -506,6 +516,59 @@ async def test_what_never_reached_amo_takes_no_place(process: Process, cipher: C
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             await process.complete("code")
+
+
+async def test_what_amo_accepts_gives_its_place_back(process: Process) -> None:
+    """One address with one place connects as often as it likes."""
+    process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
+    for _ in range(3):
+        assert (await process.complete(process.amo.code())).status is GrantStatus.CONNECTED
+
+
+async def test_what_amo_accepts_for_a_foreign_account_gives_its_place_back(process: Process) -> None:
+    """It is not ours to keep, but it was no junk."""
+    rules = ExchangeRules(allowed_accounts=["1"])
+    process.connect = process.make(client=process.client, cipher=process.cipher, places=1, rules=rules)
+    for _ in range(3):
+        assert (await process.complete(process.amo.code())).error == "account_not_allowed"
+
+
+async def test_nothing_comes_between_a_pair_and_the_store(process: Process) -> None:
+    """Its address's place is given back once it is stored: that may take long, or fail."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Alone):
+        async def give_back(self, name: str, taken_at: float) -> None:
+            del name, taken_at
+            asked.set()
+            await go_on.wait()
+            raise StoreUnavailable("away")
+
+    process.shared = Slow(clock=process.clock)
+    process.connect = process.make(client=process.client, cipher=process.cipher)
+    connecting = asyncio.create_task(process.complete(process.amo.code()))
+    await asked.wait()
+    assert process.witness.names() == ["connection.connected"]
+    assert await process.store.connections_of(str(process.amo.account.id))
+    go_on.set()
+    assert (await connecting).status is GrantStatus.CONNECTED
+
+
+async def test_where_no_place_can_be_had_nothing_is_sent(process: Process) -> None:
+    """The store is away: the code could not be claimed either, and may be sent again."""
+
+    class Away(Alone):
+        async def take_place(self, *_: object, **__: object) -> float | None:
+            raise StoreUnavailable("away")
+
+    process.shared = Away(clock=process.clock)
+    process.connect = process.make(client=process.client, cipher=process.cipher)
+    code = process.amo.code()
+    with pytest.raises(StoreUnavailable):
+        await process.complete(code)
+    process.shared = Alone(clock=process.clock)
+    process.connect = process.make(client=process.client, cipher=process.cipher)
+    assert (await process.complete(code)).status is GrantStatus.CONNECTED
 
 
 async def test_junk_that_amo_refused_takes_a_place(process: Process, client: AmoClient, cipher: Cipher) -> None:

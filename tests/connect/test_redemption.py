@@ -35,6 +35,7 @@ from tests.fakes import START, FailingStore, Instead
 if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
+    from amo_callback.connect.completion import Connect
     from amo_callback.errors import AmoCallbackError
     from amo_callback.grant import Grant
     from amo_callback.ports import AmoOAuth, Store
@@ -65,13 +66,13 @@ def _authorizations(process: Process) -> Authorizations:
     )
 
 
-def _redeemer(process: Process, store: object) -> Redeemer:
+def _redeemer(process: Process, store: object, *, places: int = 30) -> Redeemer:
     return Redeemer(
         store=cast("Store", store),
         records=process.records(process.cipher),
         clock=process.clock,
         connect=process.connect,
-        unproven=Unproven(kind="codes", places=30, window=60, shared=process.shared),
+        unproven=Unproven(kind="codes", places=places, window=60, shared=process.shared),
         issued_only=False,
     )
 
@@ -288,3 +289,16 @@ async def test_an_owners_connections_are_paged(store: Store) -> None:
         seen.append(one.id)
     assert seen == sorted(names)
     assert await store.page(after=after, limit=1, only=Filter(owner="42")) == []
+
+
+async def test_who_cannot_be_answered_takes_no_place(process: Process) -> None:
+    """Only who guesses verifiers is counted: where the store is away it is nobody's guess."""
+
+    async def complete(_visit: Visit) -> None:
+        raise StoreUnavailable("away")
+
+    process.connect = cast("Connect", Instead(process.connect, complete=complete))
+    redeemer = _redeemer(process, process.store, places=1)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await redeemer.redeem(Presented(code=b"code", verifier="v" * 43, address="192.0.2.1"))

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from amo_callback.alone import Alone
+from amo_callback.amo.pace import Pace
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.errors import AccountRefused, MustWait, NeedsReauth, NotFound, OutcomeOpen
+from amo_callback.errors import AccountRefused, MustWait, NeedsReauth, NotFound, OutcomeOpen, StoreUnavailable
 from amo_callback.model import Demand
 from tests.builders import a_claim
 from tests.custody.house import API_DOMAIN, DAY
@@ -17,6 +19,7 @@ from tests.fakes import Instead
 if TYPE_CHECKING:
     from amo_callback.custody.handout import HandedOut
     from amo_callback.model import Connection, Sighting
+    from amo_callback.slots import Asked
     from tests.custody.house import House
 
 
@@ -94,6 +97,30 @@ async def test_a_slow_amo_keeps_nobody_waiting(house: House) -> None:
     house.clock.advance(3)
     assert (await handing_out).pair == house.pair(connection)
     await house.custody.liveness.drain()
+
+
+async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> None:
+    """Slots are the store's, which is away: after three seconds the token is handed out, also to who asks next."""
+
+    class Away(Alone):
+        async def ask_for_slot(self, **_: object) -> Asked:
+            raise StoreUnavailable("away")
+
+    connection = await _in_doubt(house)
+    pace = Pace(per_second=5, shared=Away(clock=house.clock), clock=house.clock, observer=house.witness)
+    custody = house.make_custody(amo=Instead(house.client, slot=pace.slot))
+    for _ in range(2):
+        gone, patient = [asyncio.create_task(custody.handout.token(connection.id, min_ttl=0)) for _ in range(2)]
+        await house.clock.until_sleeping(3)
+        gone.cancel()
+        for _ in range(3):
+            await house.clock.until_sleeping(1)
+            house.clock.advance(1)
+        assert (await patient).pair == house.pair(connection)
+        assert gone.cancelled()
+    await custody.liveness.drain()
+    await pace.close()
+    assert house.amo.sandbox.look_ups == 0
 
 
 @pytest.mark.parametrize("kills", [True, False])

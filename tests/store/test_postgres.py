@@ -235,6 +235,25 @@ async def _until_somebody_waits(connection: asyncpg.Connection) -> None:
             await asyncio.sleep(0.01)
 
 
+SLOW = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END';
+CREATE TRIGGER slow BEFORE UPDATE ON connections FOR EACH ROW EXECUTE FUNCTION slow();
+"""
+
+
+async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a_whole_table(url: str) -> None:
+    """Nobody waits for one connection's; but a large fleet is thawed, however long that takes."""
+    async with opened(f"{url}&statement_timeout=50") as store, connected(url) as connection:
+        stored = await save(store, a_connection())
+        await store.freeze_all(why="a copy", elsewhere=True)
+        await connection.execute(SLOW)
+        with pytest.raises(StoreUnavailable, match="cannot be read or written"):
+            await store.look_up_again(stored, at=START)
+        assert store.failing == "QueryCanceledError"
+        assert await store.thaw_all(machine="here")
+        assert (await now(store, stored)).next_refresh_at == START
+
+
 # --- what the others hear ------------------------------------------------------------------------
 
 

@@ -169,12 +169,37 @@ async def test_of_fifty_at_once_as_many_have_a_place_as_there_are(one: Shared, o
     assert sum(at is not None for at in again) == 3
 
 
+async def test_a_flood_of_places_leaves_the_database_to_others(one: Shared, url: str, sql: asyncpg.Connection) -> None:
+    """Many come for one place, and it is held up: each connection that waited for it would be missed by refreshes."""
+    async with open_store(url, folder=Path(), clock=FakeClock()) as store:
+        assert store.shared is not None
+        await one.take_place("a", places=50, window=LONG)
+        async with sql.transaction():
+            await sql.execute("SELECT * FROM places FOR UPDATE")
+            taking = [asyncio.create_task(store.shared.take_place("a", places=50, window=LONG)) for _ in range(20)]
+            for _ in range(20):
+                await store.ping()
+            assert not any(task.done() for task in taking)
+        assert None not in await asyncio.gather(*taking)
+
+
 async def test_a_clock_that_was_set_back_keeps_nobody_out(one: Shared, sql: asyncpg.Connection) -> None:
     """Places that were taken in the future are none: else an address would be shut out until then."""
     await one.take_place("a", places=1, window=LONG)
     await sql.execute("UPDATE places SET taken = ARRAY[taken[1] + 86400000000]")
     assert await one.take_place("a", places=1, window=LONG) is not None
     assert await one.take_place("a", places=1, window=LONG) is None
+
+
+async def test_no_place_is_taken_for_another(one: Shared, sql: asyncpg.Connection) -> None:
+    """A place is told by when it was taken: whatever the clock says, that is later than the one before."""
+    await one.take_place("a", places=2, window=LONG)
+    before = await sql.fetchval("UPDATE places SET taken = ARRAY[taken[1] + 1000000] RETURNING taken[1]")
+    taken_at = await one.take_place("a", places=2, window=LONG)
+    assert taken_at is not None
+    assert taken_at > before / 1e6
+    await one.give_back("a", taken_at)
+    assert await sql.fetchval("SELECT taken FROM places") == [before]
 
 
 # --- upkeep ---------------------------------------------------------------------------------------

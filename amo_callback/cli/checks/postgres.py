@@ -105,7 +105,8 @@ def _version(server: Server, took: float) -> Finding:
 
 def _tls(server: Server, address: PostgresAddress) -> Finding:
     if server.tls is not None:
-        return ok("server_tls", server.tls)
+        believed = "" if address.is_verified or address.is_local else "; whoever answers is believed: see sslmode"
+        return ok("server_tls", f"{server.tls}{believed}")
     if address.is_local:
         return ok("server_tls", "none, and none is needed: it is on this machine")
     return warn(

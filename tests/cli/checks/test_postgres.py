@@ -158,8 +158,8 @@ async def test_too_few_connections_are_told(served: str, encryption_key: str) ->
 FIT = Server(version="12.1", major=12, is_standby=False, tls="TLSv1.3", now=START, allowed=22)
 
 
-def _looked_at(host: str = "db.example.com", **more: Any) -> dict[str, tuple[Verdict, str]]:
-    address = PostgresAddress(hosts=(host,), database="amo", secrets=())
+def _looked_at(host: str = "db.example.com", *, verified: bool = True, **more: Any) -> dict[str, tuple[Verdict, str]]:
+    address = PostgresAddress(hosts=(host,), database="amo", is_verified=verified, secrets=())
     found = check_server(dataclasses.replace(FIT, **more), address, took=0.004, at=START)
     return {finding.check: (finding.verdict, finding.told) for finding in found}
 
@@ -175,6 +175,13 @@ def test_a_server_that_fits_is_ok() -> None:
             "22 connections are allowed; an instance takes up to 11: enough for 2, if nobody else has any",
         ),
     }
+
+
+def test_a_server_that_need_not_prove_who_it_is_is_told() -> None:
+    """Encrypted it is all the same, and on this machine nobody is in between."""
+    believed = "TLSv1.3; whoever answers is believed: see sslmode"
+    assert _looked_at(verified=False)["server_tls"] == (Verdict.OK, believed)
+    assert _looked_at("127.0.0.1", verified=False)["server_tls"] == (Verdict.OK, "TLSv1.3")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""Two instances of the service on one PostgreSQL: whichever is asked, the answer is the same."""
+
+from __future__ import annotations
+
+import io
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import asyncpg
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.config_load import load_settings
+from amo_callback.observe.log import LogObserver, make_logger
+from amo_callback.web.lifecycle import Home, open_service
+from tests.conftest import ADMIN_KEY, BASE, HOST, Both, Running, environment, serve_amo
+from tests.fakes import ShiftedClock, Witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.postgres import Databases
+
+PAGE = {"Accept": "text/html"}
+
+
+@pytest.fixture
+def instances(tmp_path: Path, encryption_key: str, postgres: Databases) -> Any:
+    """Return how to run two instances with some settings of one's own."""
+
+    @asynccontextmanager
+    async def running(**more: str) -> AsyncIterator[tuple[Running, Running]]:
+        clock, started = ShiftedClock(), []
+        async with AsyncExitStack() as stack:
+            url = await stack.enter_async_context(postgres.fresh())
+            amo = await stack.enter_async_context(serve_amo(clock))
+            http = await stack.enter_async_context(aiohttp.ClientSession())
+            for name in ("one", "two"):
+                settings = load_settings(None, environment(amo, encryption_key, STORAGE__URL=url, **more))
+                stream, witness = io.StringIO(), Witness()
+                log = make_logger(level="debug", style="json", stream=stream)
+                service = await stack.enter_async_context(
+                    open_service(
+                        settings,
+                        home=Home(folder=tmp_path, rescue=tmp_path / name, machine=""),
+                        clock=clock,
+                        log=log,
+                        observer=Both(witness, LogObserver(log)),
+                    )
+                )
+                started.append(
+                    Running(
+                        amo=amo, clock=clock, service=service, http=http, witness=witness, log=stream,
+                        folder=tmp_path, settings=settings, quiet=log,
+                    )
+                )  # fmt: skip
+            yield started[0], started[1]
+
+    return running
+
+
+async def _heard(instance: Running) -> None:
+    """Wait until an instance has heard all that was committed so far."""
+    await instance.service.services.store.others_version()
+
+
+async def test_a_callback_is_answered_alike_by_whichever_it_reaches(instances: Any) -> None:
+    """Reloaded at another instance, its code is not spent again; and the app learns its outcome from that one, too."""
+    async with instances() as (one, two):
+        query = one.query()
+        first = await one.callback(query)
+        again = await two.callback(query)
+        assert (first.status, again.status, again.location) == (302, 302, first.location)
+        code = query.partition("code=")[2].partition("&")[0]
+        told = await two.public(f"{BASE}/exchange-code", method="POST", json={"code": code})
+        assert (told.status, told.json()["data"]["connected"]) == (200, True)
+        assert len(one.amo.vendor.ledger.exchanges()) == 1
+
+
+async def test_the_page_that_returns_a_person_is_at_every_instance(instances: Any) -> None:
+    """The address that one gave is another's, too."""
+    async with instances() as (one, two):
+        page = await one.callback(one.query(), html=True)
+        assert page.status == 303
+        shown = await two.public(page.location, headers=PAGE)
+        assert shown.status == 200
+        assert "foryoure://amo-crm/callback?code=" in shown.text
+
+
+async def test_a_grant_that_was_started_at_one_instance_ends_at_another(instances: Any) -> None:
+    """Its state is known there, and used with one code, wherever that is tried."""
+    async with instances() as (one, two):
+        started = await one.private("/authorizations", method="POST", json={"owner": "42"})
+        state = started.json()["state"]
+        assert (await two.callback(one.query(state=state))).location.startswith("foryoure://amo-crm/callback?code=")
+        assert "error=invalid_state" in (await one.callback(one.query(state=state))).location
+        found = await one.private("/connections/owner:42")
+        assert found.json()["domain"] == HOST
+
+
+async def test_a_ticket_of_one_instance_is_redeemed_at_another(instances: Any) -> None:
+    """It stands for the grant, not for who wrote it."""
+    async with instances(APP__HAND_BACK="ticket") as (one, two):
+        answer = await one.callback(one.query())
+        ticket = answer.location.partition("code=")[2].partition("&")[0]
+        told = await two.public(f"{BASE}/exchange-code", method="POST", json={"code": ticket})
+        assert told.json()["data"]["connected"] is True
+
+
+async def test_codes_that_were_not_proven_are_counted_over_all_instances(instances: Any) -> None:
+    """Whoever guesses gains nothing by asking another one."""
+    async with instances(LIMITS__UNPROVEN="2") as (one, two):
+        words = [
+            (await instance.callback(f"code=guess{number}&referer={HOST}")).location.partition("error=")[2]
+            for number, instance in enumerate((one, two, one, two))
+        ]
+        assert [word.partition("&")[0] == "rate_limited" for word in words] == [False, False, True, True]
+
+
+async def test_a_429_at_one_instance_pauses_all(instances: Any) -> None:
+    """AMO means the integration, not the instance that asked: the others would go on until all of them are banned."""
+    async with instances() as (one, _two):
+        one.amo.sandbox.faults.add(Fault.TOO_MANY)
+        database = await asyncpg.connect(one.settings.storage.url.get_secret_value())
+        before = await database.fetchval("SELECT extract(epoch FROM now()) * 1000000")
+        assert "error=amo_unavailable" in (await one.callback(one.query())).location
+        assert await database.fetchval("SELECT free_at FROM slots") - before >= 1_000_000  # AMO asked for a second
+        await database.close()
+
+
+async def test_what_one_instance_changes_the_other_hands_out(instances: Any) -> None:
+    """A new pair, a freeze, a disconnect: as soon as it was committed."""
+    async with instances() as (one, two):
+        name = await one.connected()
+        path = f"/connections/{name}/token"
+        before = (await two.private(path)).json()["access_token"]
+        refreshed = await one.private(f"/connections/{name}/refresh", method="POST")
+        await _heard(two)
+        after = (await two.private(path)).json()["access_token"]
+        assert (after == before, after) == (False, refreshed.json()["access_token"])
+        await one.private("/freeze", method="POST", key=ADMIN_KEY)
+        await _heard(two)
+        frozen = await two.private(f"/connections/{name}/refresh", method="POST")
+        assert (frozen.status, frozen.json()["code"]) == (503, "frozen")
+        await one.private("/thaw", method="POST", key=ADMIN_KEY)
+        await one.private(f"/connections/{name}", method="DELETE", key=ADMIN_KEY)
+        await _heard(two)
+        assert (await two.private(path)).status == 404
