@@ -20,7 +20,7 @@ from amo_callback.model import Freeze, Reason, Status, TokenPair
 from amo_callback.moving import Table
 from amo_callback.store import open_store
 from amo_callback.transfer import move as moves
-from amo_callback.transfer.move import PAGE, WHY, Moved, Side, prepare
+from amo_callback.transfer.move import PAGE, WHY, Move, Moved, Side, prepare
 from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, now
 from tests.fakes import START, FakeClock, Instead, MemoryRescue
 
@@ -70,13 +70,17 @@ class House:
     rescue: MemoryRescue = field(default_factory=MemoryRescue)
     person: Person = field(default_factory=Person)
 
-    async def move(self, *, old: Any = None, new: Any = None) -> Moved:
-        """Move, maybe by way of other stores."""
-        move = await prepare(
+    async def prepare(self, *, old: Any = None, new: Any = None) -> Move:
+        """Look whether a move may be, maybe by way of other stores."""
+        return await prepare(
             old=Side(store=old or self.old, machine="old"),
             new=Side(store=new or self.new, machine="new"),
             cipher=self.cipher,
         )
+
+    async def move(self, *, old: Any = None, new: Any = None) -> Moved:
+        """Move."""
+        move = await self.prepare(old=old, new=new)
         leases = Leases(length=LEASE, store=self.old, clock=self.clock)
         return await move.run(leases=leases, clock=self.clock, rescue=self.rescue, listener=self.person)
 
@@ -461,13 +465,13 @@ async def test_two_that_do_not_hold_the_same_number_are_not_the_same(house: Hous
 
 
 async def test_a_database_that_holds_anything_is_refused(house: House) -> None:
-    """Nothing of it is changed, and the old one is not frozen."""
+    """Before anybody is asked; nothing of it is changed, and the old one is not frozen."""
     await house.connect()
     other = a_connection(7)
     await house.new.bring([Brought(connection=other, over=None, event=Event(name="connection.imported"))])
     before = await _all(house.new)
     with pytest.raises(CommandFailed, match="holds something already"):
-        await house.move()
+        await house.prepare()
     assert (await _all(house.new), await house.new.frozen(), await house.old.frozen()) == (before, None, None)
 
 
@@ -478,7 +482,7 @@ async def test_what_was_moved_is_not_moved_again(house: House) -> None:
     stored = await now(house.new, connection)
     await house.new.save_refreshed(a_refreshed(stored, sealed_pair=house.sealed(text="second")))
     with pytest.raises(CommandFailed, match="was moved there already: set"):
-        await house.move()
+        await house.prepare()
     assert (await house.token(house.new), await house.new.frozen()) == ("second", None)
 
 

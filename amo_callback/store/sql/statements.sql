@@ -501,4 +501,5 @@ UPDATE meta SET name = 'moved' WHERE name = 'moving';
 INSERT INTO meta (name, value) VALUES ('frozen', :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
 -- name: end_leases
-UPDATE connections SET lease_until = :clock, row_version = row_version + 1 WHERE lease_until > :clock;
+UPDATE connections SET lease_until = :clock, row_version = row_version + 1
+WHERE attempt IS NOT NULL AND lease_until > :clock;
