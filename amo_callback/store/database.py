@@ -102,6 +102,10 @@ class Database(ABC):
     async def unit(self, work: Callable[[Unit], Awaitable[T]]) -> T:
         """Commit all that `work` runs, or nothing of it."""
 
+    async def aside(self, work: Callable[[Unit], Awaitable[T]]) -> T:
+        """Commit what keeps instances apart: whether that can be written tells nothing of what has to last."""
+        return await self.unit(work)
+
     @abstractmethod
     async def others_version(self) -> int:
         """Return a number that is another one once another process has changed anything that was not told."""

@@ -126,6 +126,7 @@ class Marks(Writer):
         nothing is taken back: one whose clock is wrong must not shift the others' times.
         """
         if self._database.keeps_time:
+            await self._database.write("save_seen_at", value=str(ticks(now())).encode())
             return timedelta(0)
 
         async def work(unit: Unit) -> timedelta:

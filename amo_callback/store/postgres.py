@@ -185,7 +185,11 @@ class PostgresDatabase(Database):
 
     async def unit(self, work: Callable[[Unit], Awaitable[T]]) -> T:
         """Commit all that `work` runs, or nothing of it."""
-        return await unbroken(self._transaction(work))
+        return await unbroken(self._transaction(work, lasts=True))
+
+    async def aside(self, work: Callable[[Unit], Awaitable[T]]) -> T:
+        """Commit what keeps instances apart: where that can be written, what lasts may still find the disk full."""
+        return await unbroken(self._transaction(work, lasts=False))
 
     async def others_version(self) -> int:
         """Return how often the connection that listens may have missed something; it has heard all there was."""
@@ -196,7 +200,7 @@ class PostgresDatabase(Database):
 
     async def allot(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement that gives this instance something to do, and nobody else meanwhile."""
-        return await self.write(statement, **values)
+        return await self.aside(lambda unit: unit.run(statement, **values))
 
     @property
     def ahead(self) -> float:
@@ -206,7 +210,7 @@ class PostgresDatabase(Database):
     async def tidy(self) -> None:
         """Forget the turns and the places that are over."""
         for statement in ("forget_turns", "forget_places"):
-            await self.write(statement)
+            await self.allot(statement)
 
     async def place(self, machine: str) -> str:
         """Return where the database is, wherever this process is."""
@@ -220,7 +224,7 @@ class PostgresDatabase(Database):
         async with self._pool.acquire(timeout=_PATIENCE) as connection:
             yield connection
 
-    async def _transaction(self, work: Callable[[Unit], Awaitable[T]]) -> T:
+    async def _transaction(self, work: Callable[[Unit], Awaitable[T]], *, lasts: bool) -> T:
         changes: list[Changed] = []
         try:
             async with self._connection() as connection, connection.transaction():
@@ -229,11 +233,11 @@ class PostgresDatabase(Database):
                 result = await work(unit)
                 await self._listener.notify(connection, changes)
         except _ERRORS as error:
-            self.failing = _name(error)
+            self.failing = _name(error) if lasts else self.failing
             raise self._failed(error) from None
         finally:
             self._tell(changes)  # in any case: a COMMIT that fails may have come about
-        self.failing = None
+        self.failing = None if lasts else self.failing
         for told in unit.told:
             told()
         return result

@@ -32,25 +32,25 @@ class Shares:
 
     async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
         """Ask for a slot at the rate limit, `interval` seconds after the last one."""
-        return await self._database.unit(
+        return await self._database.aside(
             lambda unit: _ask(unit, lambda slots, now: ask(slots, now=now, interval=interval, waiting=waiting))
         )
 
     async def pause(self, seconds: float) -> None:
         """Let nobody have a slot for a while."""
-        await self._database.unit(
+        await self._database.aside(
             lambda unit: _ask(unit, lambda slots, now: Asked(slots=pause(slots, now=now, seconds=seconds)))
         )
 
     async def take_place(self, name: str, *, places: int, window: float) -> float | None:
         """Take one of so many places for `window` seconds; return when that was, `None` where all are taken."""
         async with self._takers:
-            found = await self._database.write("take_place", name=name, places=places, window=int(window * _SECOND))
+            found = await self._database.allot("take_place", name=name, places=places, window=int(window * _SECOND))
         return found[0]["taken_at"] / _SECOND if found else None
 
     async def give_back(self, name: str, taken_at: float) -> None:
         """Give a place back, once."""
-        await self._database.write("give_place_back", name=name, taken_at=round(taken_at * _SECOND))
+        await self._database.allot("give_place_back", name=name, taken_at=round(taken_at * _SECOND))
 
 
 async def _ask(unit: Unit, asking: Callable[[Slots, float], Asked]) -> Asked:

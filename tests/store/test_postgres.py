@@ -16,6 +16,7 @@ from amo_callback.custody.leases import Leases
 from amo_callback.errors import CommandFailed, ConfigurationError, StoreUnavailable
 from amo_callback.event import happened
 from amo_callback.model import Changed, Freeze
+from amo_callback.slots import Kind
 from amo_callback.store import open_store
 from amo_callback.store.dialect import translate
 from amo_callback.store.migrate import migrate_postgres
@@ -307,6 +308,28 @@ async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a
         assert store.failing == "QueryCanceledError"
         assert await store.thaw_all(machine="here")
         assert (await now(store, stored)).next_refresh_at == START
+
+
+FULL = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE disk_full; END';
+CREATE TRIGGER refuse BEFORE UPDATE ON connections FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
+async def test_that_a_slot_can_be_taken_does_not_say_that_a_pair_can_be_stored(url: str) -> None:
+    """What keeps instances apart is written without a log: it may go on where nothing else does."""
+    async with opened(url) as store, connected(url) as connection:
+        stored = await save(store, a_connection())
+        await connection.execute(FULL)
+        with pytest.raises(StoreUnavailable):
+            await store.save_refreshed(a_refreshed(stored))
+        assert store.failing == "DiskFullError"
+        assert store.shared is not None
+        await store.shared.ask_for_slot(interval=0.2, waiting=(Kind.PEOPLE,))
+        await store.due(now=START, limit=1, apart_from=())
+        assert store.failing == "DiskFullError"
+        await store.keep_time(now=lambda: START)
+        assert store.failing is None
 
 
 # --- what the others hear ------------------------------------------------------------------------
