@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 import asyncpg
 
 from amo_callback.errors import StoreUnavailable
+from amo_callback.moving import Table
 from amo_callback.store.database import Database, Row, Unit
 from amo_callback.store.dialect import Statement, translate
 from amo_callback.store.listener import Listener
@@ -43,6 +44,10 @@ _CONNECTIONS = 10
 """Of one instance, beside the one that listens."""
 _PATIENCE = 5.0
 """Seconds for a connection, a free one of the pool, or a statement: longer than that nobody is kept waiting."""
+_LEISURE = 600.0
+"""Seconds for a statement that goes through a whole table."""
+_AT_LEISURE = frozenset({"all_due", "believe_deaths", "end_leases", *(f"move_count_{table}" for table in Table)})
+"""Such statements: they are rare, and for a large fleet would never come to their end in a few seconds."""
 _SESSION = {
     "application_name": "amo-callback",
     "statement_timeout": "5s",
@@ -244,7 +249,12 @@ class _Unit(Unit):
 
     async def _run(self, statement: str, values: Mapping[str, object]) -> Sequence[Row]:
         sql = self._sql[statement]
-        return list(await self._connection.fetch(sql.text, *self._arguments(sql, values)))
+        arguments = self._arguments(sql, values)
+        if statement not in _AT_LEISURE:
+            return list(await self._connection.fetch(sql.text, *arguments))
+        async with self._connection.transaction():
+            await self._connection.execute("SET LOCAL statement_timeout = 0")
+            return list(await self._connection.fetch(sql.text, *arguments, timeout=_LEISURE))
 
     async def _run_many(self, statement: str, rows: Sequence[Mapping[str, object]]) -> None:
         sql = self._sql[statement]

@@ -16,6 +16,7 @@ from amo_callback.custody.leases import Leases
 from amo_callback.errors import CommandFailed, ConfigurationError, StoreUnavailable
 from amo_callback.event import happened
 from amo_callback.model import Changed, Freeze
+from amo_callback.moving import Table
 from amo_callback.store import open_store
 from amo_callback.store.dialect import translate
 from amo_callback.store.migrate import migrate_postgres
@@ -288,6 +289,22 @@ async def _until_somebody_waits(connection: asyncpg.Connection) -> None:
     async with asyncio.timeout(10):
         while not await connection.fetchval(waiting):  # noqa: ASYNC110 -- because it becomes so in the server
             await asyncio.sleep(0.01)
+
+
+async def test_what_goes_through_a_whole_table_takes_its_time(url: str) -> None:
+    """A large fleet that is thawed, or believed dead, or counted before a move: nobody else is kept waiting by it."""
+    async with opened(f"{url}&statement_timeout=1000") as store, connected(url) as connection:
+        stored = await save(store, a_connection(next_refresh_at=START + DAY))
+        await store.freeze_all(why="a copy", elsewhere=True)
+        await connection.execute("""
+            CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1.2); RETURN NULL; END';
+            CREATE TRIGGER slow BEFORE UPDATE ON connections FOR EACH STATEMENT EXECUTE FUNCTION slow();
+        """)
+        assert await store.thaw_all(machine=None)
+        assert (await now(store, stored)).next_refresh_at == START
+        assert (await store.count_records())[Table.CONNECTIONS] == 1
+        with pytest.raises(StoreUnavailable):  # and whatever else does not
+            await store.claim(a_claim(await now(store, stored)))
 
 
 # --- what the others hear ------------------------------------------------------------------------
