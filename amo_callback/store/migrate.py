@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 86400.0
 """Seconds for a step: the library's own limit is that of statements which somebody waits for."""
+ENCODINGS = ("UTF8", "SQL_ASCII")
+"""Those that take every text; the second one takes any bytes, which are ours."""
 _IS_THERE = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = ANY($1)"
 
 
@@ -54,6 +56,12 @@ async def migrate_postgres(
     database: PoolConnectionProxy | asyncpg.Connection, migrations: Sequence[Sequence[str]]
 ) -> None:
     """Apply what is missing, all of it or nothing, whoever else begins at this moment; raises `ConfigurationError`."""
+    encoding = await database.fetchval("SHOW server_encoding")
+    if encoding not in ENCODINGS:
+        # An owner's name that it does not take would keep a pair from being stored that has been paid for.
+        raise ConfigurationError(
+            f"storage.url: the database's encoding is {encoding}: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+        )
     if await _schema(database) == len(migrations):
         return
     async with database.transaction():

@@ -9,7 +9,7 @@ While the database is away nobody waits for it: the connection that listens find
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -51,9 +51,12 @@ _SESSION = {
 }
 """What the server is told, unless the URL says otherwise. The last one is for a process that was stopped in the middle
 of a transaction: what it has locked is let go."""
-_LONG = frozenset({"all_due", "believe_deaths", "count_sealed", *(f"move_count_{table}" for table in Table)})
-_LONGER = 600.0
-"""Statements that go through a whole table, which a person waits for, and seconds for one of these."""
+_LEISURE = 600.0
+"""Seconds for a statement that goes through a whole table."""
+_AT_LEISURE = frozenset(
+    {"all_due", "believe_deaths", "count_sealed", "end_leases", *(f"move_count_{table}" for table in Table)}
+)
+"""Such statements: they are rare, and for a large fleet would never come to their end in a few seconds."""
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 """What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
@@ -173,10 +176,7 @@ class PostgresDatabase(Database):
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement that changes nothing."""
         try:
-            async with AsyncExitStack() as stack:
-                connection = await stack.enter_async_context(self._connection())
-                if statement in _LONG:
-                    await stack.enter_async_context(connection.transaction(readonly=True))
+            async with self._connection() as connection:
                 return await self._begin(connection).run(statement, **values)
         except _NOT_A_TEXT:
             return []
@@ -265,11 +265,13 @@ class _Unit(Unit):
         self._process = process
 
     async def _run(self, statement: str, values: Mapping[str, object]) -> Sequence[Row]:
-        sql, patience = self._sql[statement], _PATIENCE
-        if statement in _LONG:
-            patience = _LONGER
-            await self._connection.execute(f"SET LOCAL statement_timeout = '{patience:.0f}s'")
-        return list(await self._connection.fetch(sql.text, *self._arguments(sql, values), timeout=patience))
+        sql = self._sql[statement]
+        arguments = self._arguments(sql, values)
+        if statement not in _AT_LEISURE:
+            return list(await self._connection.fetch(sql.text, *arguments))
+        async with self._connection.transaction():
+            await self._connection.execute("SET LOCAL statement_timeout = 0")
+            return list(await self._connection.fetch(sql.text, *arguments, timeout=_LEISURE))
 
     async def _run_many(self, statement: str, rows: Sequence[Mapping[str, object]]) -> None:
         sql = self._sql[statement]

@@ -31,6 +31,7 @@ SELECT
     pg_is_in_recovery() AS is_standby,
     (SELECT CASE WHEN ssl THEN version END FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls,
     clock_timestamp() AS now,
+    current_setting('server_encoding') AS encoding,
     LEAST(
         CAST(current_setting('max_connections') AS INTEGER)
             - CAST(current_setting('superuser_reserved_connections') AS INTEGER)
@@ -54,6 +55,7 @@ class Server:
     tls: str | None
     """The version of TLS that the connection has; `None` where it has none."""
     now: datetime
+    encoding: str
     allowed: int
     """Connections that this user may have to this database, all of its together."""
 

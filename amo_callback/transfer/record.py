@@ -51,7 +51,7 @@ class Record:
     look_up_at: AwareDatetime | None
     frozen: bool
     """Whether this one was frozen by itself: it may live elsewhere already."""
-    owners: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] = ()
+    owners: tuple[Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00]+$")], ...] = ()
     """Whose it is, among the app's users."""
 
     @property

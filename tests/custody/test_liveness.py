@@ -12,6 +12,7 @@ from amo_callback.amo.pace import Pace
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountRefused, MustWait, NeedsReauth, NotFound, OutcomeOpen, StoreUnavailable
 from amo_callback.model import Demand
+from amo_callback.ports import Priority
 from tests.builders import a_claim
 from tests.custody.house import API_DOMAIN, DAY
 from tests.fakes import Instead
@@ -100,7 +101,7 @@ async def test_a_slow_amo_keeps_nobody_waiting(house: House) -> None:
 
 
 async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> None:
-    """Slots are the store's, which is away: after three seconds the token is handed out, also to who asks next."""
+    """Slots are the store's, which is away: one look-up a second goes all the same, and who waits in vain is served."""
 
     class Away(Alone):
         async def ask_for_slot(self, **_: object) -> Asked:
@@ -109,18 +110,25 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> N
     connection = await _in_doubt(house)
     pace = Pace(per_second=5, shared=Away(clock=house.clock), clock=house.clock, observer=house.witness)
     custody = house.make_custody(amo=Instead(house.client, slot=pace.slot))
-    for _ in range(2):
-        gone, patient = [asyncio.create_task(custody.handout.token(connection.id, min_ttl=0)) for _ in range(2)]
-        await house.clock.until_sleeping(3)
-        gone.cancel()
-        for _ in range(3):
-            await house.clock.until_sleeping(1)
-            house.clock.advance(1)
-        assert (await patient).pair == house.pair(connection)
-        assert gone.cancelled()
+    others = [asyncio.create_task(pace.slot(Priority.BACKGROUND)) for _ in range(9)]  # before it in the queue
+    gone, patient = [asyncio.create_task(custody.handout.token(connection.id, min_ttl=0)) for _ in range(2)]
+    await house.clock.until_sleeping(3)
+    gone.cancel()
+    for _ in range(3):
+        await house.clock.until_sleeping(1)
+        house.clock.advance(1)
+    assert (await patient).pair == house.pair(connection)
+    assert (gone.cancelled(), house.amo.sandbox.look_ups) == (True, 0)
+    for waiting in others:
+        waiting.cancel()
     await custody.liveness.drain()
     await pace.close()
-    assert house.amo.sandbox.look_ups == 0
+    pace = Pace(per_second=5, shared=Away(clock=house.clock), clock=house.clock, observer=house.witness)
+    custody = house.make_custody(amo=Instead(house.client, slot=pace.slot))
+    assert (await custody.handout.token(connection.id, min_ttl=0)).pair == house.pair(connection)
+    assert house.amo.sandbox.look_ups == 1
+    await custody.liveness.drain()
+    await pace.close()
 
 
 @pytest.mark.parametrize("kills", [True, False])

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -111,6 +112,20 @@ async def test_a_newer_schema_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"newer amo-callback \(schema 99"):
         async with opened(url):
             pass
+
+
+async def test_a_database_that_does_not_take_every_text_is_refused(url: str) -> None:
+    """An owner whom it cannot write down would keep his pair from being stored, after it was paid for."""
+    name = f"{urlsplit(url).path[1:]}_1251"
+    async with connected(url) as connection:
+        how = "ENCODING 'WIN1251' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        await connection.execute(f"CREATE DATABASE {name} {how}")
+        try:
+            with pytest.raises(ConfigurationError, match="encoding is WIN1251: CREATE DATABASE"):
+                async with opened(urlunsplit(urlsplit(url)._replace(path=f"/{name}"))):
+                    pass
+        finally:
+            await connection.execute(f"DROP DATABASE {name}")
 
 
 async def test_somebody_elses_database_is_refused(url: str) -> None:

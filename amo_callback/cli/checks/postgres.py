@@ -8,6 +8,7 @@ from amo_callback.cli.checks.contents import Pairs, freezing, newer, other_keys,
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.store.migrate import ENCODINGS
 from amo_callback.store.postgres_inspection import open_postgres_inspection
 from amo_callback.store.refusals import MISTAKEN
 
@@ -88,6 +89,12 @@ def check_server(server: Server, address: PostgresAddress, *, took: float, at: d
     yield _tls(server, address)
     yield _clock(server, at)
     yield _room(server)
+    if server.encoding not in ENCODINGS:
+        yield fail(
+            "server_encoding",
+            f"the database's is {server.encoding}, which does not take every text",
+            fix="CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+        )
 
 
 def _version(server: Server, took: float) -> Finding:

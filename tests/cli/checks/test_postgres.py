@@ -155,7 +155,7 @@ async def test_too_few_connections_are_told(served: str, encryption_key: str) ->
     assert (verdict, told) == (Verdict.WARN, "5 connections are allowed; an instance takes up to 11")
 
 
-FIT = Server(version="12.1", major=12, is_standby=False, tls="TLSv1.3", now=START, allowed=22)
+FIT = Server(version="12.1", major=12, is_standby=False, tls="TLSv1.3", now=START, encoding="UTF8", allowed=22)
 
 
 def _looked_at(host: str = "db.example.com", *, verified: bool = True, **more: Any) -> dict[str, tuple[Verdict, str]]:
@@ -196,10 +196,11 @@ def test_a_server_that_need_not_prove_who_it_is_is_told() -> None:
         ("server_clock", {"now": START - timedelta(seconds=3)}, Verdict.WARN),
         ("server_room", {"allowed": 11}, Verdict.OK),
         ("server_room", {"allowed": 10}, Verdict.WARN),
+        ("server_encoding", {"encoding": "LATIN1"}, Verdict.FAIL),
     ],
 )
 def test_a_server_that_does_not_fit_is_told(name: str, more: dict[str, Any], verdict: Verdict) -> None:
-    """Too old, only for reading, in the clear, by another time, or without room; the rest of it is ok all the same."""
+    """Too old, only for reading, in the clear, late, full, or for few letters; the rest of it is ok all the same."""
     found = _looked_at(**more)
     assert found.pop(name)[0] is verdict
     assert {verdict for verdict, _ in found.values()} == {Verdict.OK}
