@@ -107,6 +107,7 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> N
         async def ask_for_slot(self, **_: object) -> Asked:
             raise StoreUnavailable("away")
 
+    house.amo.vendor.unknowns.refresh_kills_access = False
     connection = await _in_doubt(house)
     pace = Pace(per_second=5, shared=Away(clock=house.clock), clock=house.clock, observer=house.witness)
     custody = house.make_custody(amo=Instead(house.client, slot=pace.slot))
