@@ -59,6 +59,11 @@ of a transaction: what it has locked is let go."""
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 """What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
+_UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
+"""What ends a transaction for no fault of its own: two had locked what the other one wanted; another version of
+amo-callback has changed a table since the statement was prepared."""
+_AGAIN = 2
+"""How often such a one is tried again."""
 _OUT_OF_REACH = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
@@ -143,6 +148,10 @@ async def _told() -> AsyncIterator[None]:
         raise refusal(error) from None
 
 
+class _Undone(StoreUnavailable):
+    """The store has undone a transaction: it can be tried again."""
+
+
 class PostgresDatabase(Database):
     """A PostgreSQL database."""
 
@@ -175,7 +184,7 @@ class PostgresDatabase(Database):
 
     async def unit(self, work: Callable[[Unit], Awaitable[T]]) -> T:
         """Commit all that `work` runs, or nothing of it."""
-        return await unbroken(self._transaction(work))
+        return await unbroken(self._tried(work))
 
     async def others_version(self) -> int:
         """Return how often the connection that listens may have missed something; it has heard all there was."""
@@ -210,6 +219,14 @@ class PostgresDatabase(Database):
         async with self._pool.acquire(timeout=_PATIENCE) as connection:
             yield connection
 
+    async def _tried(self, work: Callable[[Unit], Awaitable[T]]) -> T:
+        for _ in range(_AGAIN):
+            try:
+                return await self._transaction(work)
+            except _Undone:
+                continue
+        return await self._transaction(work)
+
     async def _transaction(self, work: Callable[[Unit], Awaitable[T]]) -> T:
         changes: list[Changed] = []
         try:
@@ -231,6 +248,8 @@ class PostgresDatabase(Database):
     def _failed(self, error: BaseException) -> StoreUnavailable:
         if isinstance(error, _OUT_OF_REACH):
             self.failed_at = self._clock.monotonic()
+        if isinstance(error, _UNDONE):
+            return _Undone(_name(error))
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             self._expiring = asyncio.ensure_future(self._pool.expire_connections())  # another is written to by now
         return StoreUnavailable(_name(error))
