@@ -237,7 +237,7 @@ async def test_an_attempt_that_went_on_since_the_plan_keeps_its_claim(store: Sto
     claimed = await store.claim(a_claim(await _stored(store, a_record())))
     assert claimed is not None
     plan = await _plan(store, cipher, a_record(refresh_token="back", issued_at=START + DAY), rules=REPLACE)
-    assert await store.extend(an_extension(claimed))
+    assert await store.extend(an_extension(claimed, lease=timedelta(seconds=90)))
     assert await written(plan, store, cipher) == [a_record().id]
     assert (await _stored(store, a_record())).attempt == claimed.attempt
 
