@@ -40,6 +40,16 @@ class Leases:
             return 0.0
         return self.left_of(connection.id, connection.attempt, connection.lease_until, told=connection.lease_left)
 
+    def runs(self, connection: Connection) -> bool:
+        """Tell whether the connection's open attempt may be under way, also where it was read a while ago.
+
+        What the store's clock told then stays as it was told: from there on this process counts by itself.
+        """
+        if connection.attempt is None or not self._store.keeps_time:
+            return self.left(connection) > 0
+        seen_for = self._seen_for(connection.id, connection.attempt, connection.lease_until)
+        return seen_for < self._length and (connection.lease_left is None or connection.lease_left > 0)
+
     def forget(self, name: str) -> None:
         """Forget an attempt that has ended."""
         self._seen.pop(name, None)

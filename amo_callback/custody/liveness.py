@@ -70,7 +70,7 @@ class Liveness:
         if _pair(connection) in self._rejected or self._leases.has_ended(connection):
             return True
         # An attempt of which we know that it is under way is no reason for doubt: it is one when it ends badly.
-        return connection.attempt is not None and (connection.failures > 0 or not self._leases.left(connection))
+        return connection.attempt is not None and (connection.failures > 0 or not self._leases.runs(connection))
 
     def reject(self, connection: Connection) -> None:
         """Note that AMO has refused the access token to a backend, which is a hint and no more."""

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
+from amo_callback.database_url import read_postgres
 from amo_callback.errors import StoreUnavailable
 from amo_callback.moving import Table
 from amo_callback.store.database import Database, Row, Unit
@@ -57,9 +59,15 @@ _AT_LEISURE = frozenset(
     {"all_due", "believe_deaths", "count_sealed", "end_leases", *(f"move_count_{table}" for table in Table)}
 )
 """Such statements: they are rare, and for a large fleet would never come to their end in a few seconds."""
+_ATTRIBUTES = "target_session_attrs="
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 """What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
+_UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
+"""What ends a transaction for no fault of its own: two had locked what the other one wanted; another version of
+amo-callback has changed a table since the statement was prepared."""
+_AGAIN = 2
+"""How often such a one is tried again."""
 _OUT_OF_REACH = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
@@ -78,7 +86,7 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
 
     Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
     """
-    settings = _session(url)
+    settings, attributes = _session(url), _attributes(url)
     async with _told():
         pool = await asyncpg.create_pool(
             url,
@@ -87,6 +95,7 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
             timeout=_PATIENCE,
             command_timeout=_PATIENCE,
             server_settings=settings,
+            target_session_attrs=attributes,
             reset=_left_as_it_is,
         )
     try:
@@ -94,7 +103,13 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
             await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
             place = await place_of(connection)
         listener = Listener(
-            lambda: asyncpg.connect(url, timeout=_PATIENCE, command_timeout=_PATIENCE, server_settings=settings),
+            lambda: asyncpg.connect(
+                url,
+                timeout=_PATIENCE,
+                command_timeout=_PATIENCE,
+                server_settings=settings,
+                target_session_attrs=attributes,
+            ),
             clock=clock,
             errors=_ERRORS,
         )
@@ -113,11 +128,18 @@ def _session(url: str) -> dict[str, str]:
 @asynccontextmanager
 async def _patient(url: str, settings: Mapping[str, str]) -> AsyncIterator[asyncpg.Connection]:
     """Connect, for statements that may take their time."""
-    connection = await asyncpg.connect(url, timeout=_PATIENCE, server_settings=dict(settings))
+    connection = await asyncpg.connect(
+        url, timeout=_PATIENCE, server_settings=dict(settings), target_session_attrs=_attributes(url)
+    )
     try:
         yield connection
     finally:
         await connection.close(timeout=_PATIENCE)
+
+
+def _attributes(url: str) -> SessionAttribute | None:
+    """Use, of several hosts, the one that takes writes, unless the URL says otherwise: a standby may tell what is old."""
+    return SessionAttribute.read_write if len(read_postgres(url).hosts) > 1 and _ATTRIBUTES not in url else None
 
 
 async def _left_as_it_is(_connection: object) -> None:
@@ -154,6 +176,10 @@ async def _told() -> AsyncIterator[None]:
         raise refusal(error) from None
 
 
+class _Undone(StoreUnavailable):
+    """The store has undone a transaction: it can be tried again."""
+
+
 class PostgresDatabase(Database):
     """A PostgreSQL database."""
 
@@ -185,11 +211,11 @@ class PostgresDatabase(Database):
 
     async def unit(self, work: Callable[[Unit], Awaitable[T]]) -> T:
         """Commit all that `work` runs, or nothing of it."""
-        return await unbroken(self._transaction(work, lasts=True))
+        return await unbroken(self._tried(work, lasts=True))
 
     async def aside(self, work: Callable[[Unit], Awaitable[T]]) -> T:
         """Commit what keeps instances apart: where that can be written, what lasts may still find the disk full."""
-        return await unbroken(self._transaction(work, lasts=False))
+        return await unbroken(self._tried(work, lasts=False))
 
     async def others_version(self) -> int:
         """Return how often the connection that listens may have missed something; it has heard all there was."""
@@ -224,6 +250,14 @@ class PostgresDatabase(Database):
         async with self._pool.acquire(timeout=_PATIENCE) as connection:
             yield connection
 
+    async def _tried(self, work: Callable[[Unit], Awaitable[T]], *, lasts: bool) -> T:
+        for _ in range(_AGAIN):
+            try:
+                return await self._transaction(work, lasts=lasts)
+            except _Undone:
+                continue
+        return await self._transaction(work, lasts=lasts)
+
     async def _transaction(self, work: Callable[[Unit], Awaitable[T]], *, lasts: bool) -> T:
         changes: list[Changed] = []
         try:
@@ -248,6 +282,8 @@ class PostgresDatabase(Database):
     def _failed(self, error: BaseException) -> StoreUnavailable:
         if isinstance(error, _OUT_OF_REACH):
             self.failed_at = self._clock.monotonic()
+        if isinstance(error, _UNDONE):
+            return _Undone(_name(error))
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             self._expiring = asyncio.ensure_future(self._pool.expire_connections())  # another is written to by now
         return StoreUnavailable(_name(error))

@@ -37,7 +37,9 @@ class Transfers(Writer):
 
         async def work(unit: Unit) -> Sequence[str]:
             now = self._clock.now()
-            await unit.run_many("bring", [{**_row(one), "now": now} for one in brought])
+            # In one order: two that bring the same connections would else wait for each other.
+            ordered = sorted(brought, key=lambda one: one.connection.id)
+            await unit.run_many("bring", [{**_row(one), "now": now} for one in ordered])
             found = await unit.run("connections_by_id", ids=json_list([one.connection.id for one in brought]))
             stored = {row["id"]: row["sealed_pair"] for row in found}
             # No two sealings are the same: what is stored as it was given was written here.

@@ -176,6 +176,19 @@ async def test_an_attempt_extended_meanwhile_is_not_taken_over(house: House) -> 
     assert await house.store.claim(a_claim(seen, attempt="mine")) is None
 
 
+async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_it_is_remembered(house: House) -> None:
+    """Its process died with the answer: nobody has changed the connection since it was read, while the lease ran."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    assert await house.store.claim(a_claim(connection, owner="process-2")) is not None
+    house.fade(connection)
+    handout = house.custody.handout
+    for _ in range(120):
+        assert not (await handout.token(connection.id, min_ttl=0)).stale
+        await house.pass_time(0.5, step=0.5)
+    with pytest.raises(NeedsReauth):
+        await handout.token(connection.id, min_ttl=0)
+
+
 # --- while the answer is on its way ---------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,10 +13,11 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from amo_callback.brought import Brought
 from amo_callback.clock import SystemClock
 from amo_callback.custody.leases import Leases
 from amo_callback.errors import CommandFailed, ConfigurationError, StoreUnavailable
-from amo_callback.event import happened
+from amo_callback.event import Event, happened
 from amo_callback.model import Changed, Freeze
 from amo_callback.slots import Kind
 from amo_callback.store import open_store
@@ -299,6 +301,27 @@ async def test_what_a_stopped_process_has_locked_is_let_go(url: str) -> None:
         assert await store.claim(a_claim(stored)) is not None
 
 
+async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_again(url: str) -> None:
+    """Both locked what the other one wants next: neither is at fault, and whoever asked is told of no failure."""
+    first, second = sorted([a_connection(1), a_connection(2)], key=lambda one: one.id)
+    locks = "SELECT 1 FROM connections WHERE id = $1 FOR UPDATE"
+    async with opened(url) as store, connected(f"{url}&deadlock_timeout=20000") as other:
+        stored = [await save(store, one) for one in (first, second)]
+        event = Event(name="connection.imported")
+        brought = [
+            Brought(connection=dataclasses.replace(one, sealed_pair=b"brought"), over=one, event=event)
+            for one in stored
+        ]
+        async with other.transaction():
+            await other.execute(locks, second.id)
+            bringing = asyncio.create_task(store.bring(brought))
+            await _until_somebody_waits(other)
+            await other.execute(locks, first.id)
+        assert await bringing == []
+        assert {(await now(store, one)).sealed_pair for one in stored} == {b"brought"}
+        assert store.failing is None
+
+
 async def _until_somebody_waits(connection: asyncpg.Connection) -> None:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     async with asyncio.timeout(10):
@@ -433,6 +456,16 @@ async def test_a_database_that_is_away_is_told_at_once_and_is_used_again_when_it
         await ear.until(Changed(connections=None, belonging=True))
         assert await store.claim(a_claim(stored)) is not None
         assert store.failing is None
+
+
+async def test_of_several_hosts_the_one_that_takes_writes_is_used(server: Server) -> None:
+    """Also where the URL does not say so: what a standby tells may be old."""
+    with serving_postgres(settings=("fsync=off", "default_transaction_read_only=on")) as standby:
+        hosts = ",".join(one.url().partition("?host=")[2] for one in (standby, server))
+        async with opened(f"postgresql://postgres@/postgres?host={hosts}") as store:
+            stored = await save(store, a_connection())
+    async with opened(server.url()) as store:
+        assert await now(store, stored) == stored
 
 
 async def test_a_database_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
