@@ -25,7 +25,14 @@ FLOORS = [
 ONE_ROOM = {
     "aiosqlite": {"store.sqlite", "store.migrate"},
     "sqlite3": {"store.copies", "store.sqlite", "store.migrate", "store.inspection"},
-    "asyncpg": {"store.postgres", "store.listener", "store.migrate", "store.refusals", "store.postgres_inspection"},
+    "asyncpg": {
+        "store.postgres",
+        "store.postgres_pool",
+        "store.listener",
+        "store.migrate",
+        "store.refusals",
+        "store.postgres_inspection",
+    },
     "cryptography": {"cipher"},
     "jwt": {"identity.jwk", "identity.users"},
     "prometheus_client": {"observe.metrics", "observe.gauges"},

@@ -9,21 +9,19 @@ While the database is away nobody waits for it: the connection that listens find
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
-from asyncpg.connect_utils import SessionAttribute
 
-from amo_callback.database_url import read_postgres
 from amo_callback.errors import StoreUnavailable
 from amo_callback.moving import Table
 from amo_callback.store.database import Database, Row, Unit
 from amo_callback.store.dialect import Statement, translate
 from amo_callback.store.listener import Listener
 from amo_callback.store.migrate import migrate_postgres
+from amo_callback.store.postgres_pool import ERRORS, PATIENCE, connect, open_pool, place_of
 from amo_callback.store.refusals import refusal
 from amo_callback.store.rows import microseconds, ticks
 from amo_callback.store.shares import Shares
@@ -41,26 +39,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_CONNECTIONS = 10
-"""Of one instance, beside the one that listens."""
-_PATIENCE = 5.0
-"""Seconds for a connection, a free one of the pool, or a statement: longer than that nobody is kept waiting."""
-_SESSION = {
-    "application_name": "amo-callback",
-    "statement_timeout": "5s",
-    "lock_timeout": "3s",
-    "idle_in_transaction_session_timeout": "5s",
-}
-"""What the server is told, unless the URL says otherwise. The last one is for a process that was stopped in the middle
-of a transaction: what it has locked is let go."""
 _LEISURE = 600.0
 """Seconds for a statement that goes through a whole table."""
 _AT_LEISURE = frozenset(
     {"all_due", "believe_deaths", "count_sealed", "end_leases", *(f"move_count_{table}" for table in Table)}
 )
 """Such statements: they are rare, and for a large fleet would never come to their end in a few seconds."""
-_ATTRIBUTES = "target_session_attrs="
-_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 """What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
 _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
@@ -86,85 +70,23 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
 
     Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
     """
-    settings, attributes = _session(url), _attributes(url)
-    async with _told():
-        pool = await asyncpg.create_pool(
-            url,
-            min_size=0,
-            max_size=_CONNECTIONS,
-            timeout=_PATIENCE,
-            command_timeout=_PATIENCE,
-            server_settings=settings,
-            target_session_attrs=attributes,
-            reset=_left_as_it_is,
-        )
-    try:
-        async with _told(), _patient(url, settings) as connection:
-            await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
-            place = await place_of(connection)
-        listener = Listener(
-            lambda: asyncpg.connect(
-                url,
-                timeout=_PATIENCE,
-                command_timeout=_PATIENCE,
-                server_settings=settings,
-                target_session_attrs=attributes,
-            ),
-            clock=clock,
-            errors=_ERRORS,
-        )
+    async with open_pool(url) as pool:
+        async with _told():
+            place = await _prepare(url)
+        listener = Listener(lambda: connect(url), clock=clock, errors=ERRORS)
         database = PostgresDatabase(pool=pool, listener=listener, place=place, clock=clock, process=process)
         async with listener.listening():
             yield database
-    finally:
-        await _close(pool)
 
 
-def _session(url: str) -> dict[str, str]:
-    named = {name for name, _ in parse_qsl(urlsplit(url).query)}
-    return {name: value for name, value in _SESSION.items() if name not in named}
-
-
-@asynccontextmanager
-async def _patient(url: str, settings: Mapping[str, str]) -> AsyncIterator[asyncpg.Connection]:
-    """Connect, for statements that may take their time."""
-    connection = await asyncpg.connect(
-        url, timeout=_PATIENCE, server_settings=dict(settings), target_session_attrs=_attributes(url)
-    )
+async def _prepare(url: str) -> str:
+    """Bring the schema up to date, however long that takes; return where the database is."""
+    connection = await connect(url, patience=None)
     try:
-        yield connection
+        await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
+        return await place_of(connection)
     finally:
-        await connection.close(timeout=_PATIENCE)
-
-
-def _attributes(url: str) -> SessionAttribute | None:
-    """Use, of several hosts, the one that takes writes, unless the URL says otherwise: a standby may tell what is old."""
-    return SessionAttribute.read_write if len(read_postgres(url).hosts) > 1 and _ATTRIBUTES not in url else None
-
-
-async def _left_as_it_is(_connection: object) -> None:
-    """Leave a connection as it is for the next: nothing that we do stays with it, and to ask takes a round trip."""
-
-
-_PLACE = "SELECT concat_ws('/', oid, datname, current_schema()) FROM pg_database WHERE datname = current_database()"
-_CLUSTER = "SELECT system_identifier FROM pg_control_system()"
-
-
-async def place_of(connection: PoolConnectionProxy | asyncpg.Connection) -> str:
-    """Return a name for where the database is: a copy that is put back elsewhere is told by it."""
-    database, cluster = await connection.fetchval(_PLACE), ""
-    with suppress(asyncpg.InsufficientPrivilegeError):  # some who host it do not tell
-        cluster = await connection.fetchval(_CLUSTER)
-    return f"postgresql:{cluster}/{database}"
-
-
-async def _close(pool: asyncpg.Pool) -> None:
-    """Close the pool; a server that does not answer is not waited for."""
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            await pool.close()
-    except (*_ERRORS, TimeoutError):
-        pool.terminate()
+        await connection.close(timeout=PATIENCE)
 
 
 @asynccontextmanager
@@ -172,7 +94,7 @@ async def _told() -> AsyncIterator[None]:
     """Tell what keeps the service from starting."""
     try:
         yield
-    except _ERRORS as error:
+    except ERRORS as error:
         raise refusal(error) from None
 
 
@@ -206,7 +128,7 @@ class PostgresDatabase(Database):
                 return await self._begin(connection).run(statement, **values)
         except _NOT_A_TEXT:
             return []
-        except _ERRORS as error:
+        except ERRORS as error:
             raise self._failed(error) from None
 
     async def unit(self, work: Callable[[Unit], Awaitable[T]]) -> T:
@@ -221,7 +143,7 @@ class PostgresDatabase(Database):
         """Return how often the connection that listens may have missed something; it has heard all there was."""
         try:
             return await self._listener.missed()
-        except _ERRORS as error:
+        except ERRORS as error:
             raise self._failed(error) from None
 
     async def allot(self, statement: str, /, **values: object) -> Sequence[Row]:
@@ -247,7 +169,7 @@ class PostgresDatabase(Database):
     async def _connection(self) -> AsyncIterator[PoolConnectionProxy]:
         if self._listener.away is not None:
             raise ConnectionError(self._listener.away)
-        async with self._pool.acquire(timeout=_PATIENCE) as connection:
+        async with self._pool.acquire(timeout=PATIENCE) as connection:
             yield connection
 
     async def _tried(self, work: Callable[[Unit], Awaitable[T]], *, lasts: bool) -> T:
@@ -266,7 +188,7 @@ class PostgresDatabase(Database):
                 changes = unit.changes
                 result = await work(unit)
                 await self._listener.notify(connection, changes)
-        except _ERRORS as error:
+        except ERRORS as error:
             self.failing = _name(error) if lasts else self.failing
             raise self._failed(error) from None
         finally:

@@ -12,7 +12,7 @@ from amo_callback.errors import StoreUnavailable
 from amo_callback.store import rows
 from amo_callback.store.dialect import translate
 from amo_callback.store.inspection import PAGE, SealedPair
-from amo_callback.store.postgres import place_of
+from amo_callback.store.postgres_pool import ERRORS, place_of
 from amo_callback.store.refusals import refusal
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Freeze
 
-_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
 _READ_ONLY = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
 _SERVER = """
 SELECT
@@ -68,7 +67,7 @@ async def open_postgres_inspection(url: str, *, patience: float) -> AsyncIterato
     """
     try:
         connection = await asyncpg.connect(url, timeout=patience, command_timeout=patience, statement_cache_size=0)
-    except _ERRORS as error:
+    except ERRORS as error:
         raise refusal(error) from None
     try:
         inspected = PostgresInspection(connection)
@@ -114,7 +113,7 @@ class PostgresInspection:
         """Return the name of the place where it is."""
         try:
             return await place_of(self._connection)
-        except _ERRORS as error:
+        except ERRORS as error:
             raise StoreUnavailable(type(error).__name__) from None
 
     async def frozen(self) -> Freeze | None:
@@ -145,5 +144,5 @@ class PostgresInspection:
     async def _fetch(self, query: str, *values: object) -> Sequence[asyncpg.Record]:
         try:
             return list(await self._connection.fetch(query, *values))
-        except _ERRORS as error:
+        except ERRORS as error:
             raise StoreUnavailable(type(error).__name__) from None
