@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
+from amo_callback.database_url import read_postgres
 from amo_callback.errors import StoreUnavailable
 from amo_callback.moving import Table
 from amo_callback.store.database import Database, Row, Unit
@@ -56,6 +58,7 @@ _SESSION = {
 }
 """What the server is told, unless the URL says otherwise. The last one is for a process that was stopped in the middle
 of a transaction: what it has locked is let go."""
+_ATTRIBUTES = "target_session_attrs="
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 """What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
@@ -82,7 +85,7 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
 
     Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
     """
-    settings = _session(url)
+    settings, attributes = _session(url), _attributes(url)
     async with _told():
         pool = await asyncpg.create_pool(
             url,
@@ -91,6 +94,7 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
             timeout=_PATIENCE,
             command_timeout=_PATIENCE,
             server_settings=settings,
+            target_session_attrs=attributes,
             reset=_left_as_it_is,
         )
     try:
@@ -98,7 +102,13 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
             await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
             place = await place_of(connection)
         listener = Listener(
-            lambda: asyncpg.connect(url, timeout=_PATIENCE, command_timeout=_PATIENCE, server_settings=settings),
+            lambda: asyncpg.connect(
+                url,
+                timeout=_PATIENCE,
+                command_timeout=_PATIENCE,
+                server_settings=settings,
+                target_session_attrs=attributes,
+            ),
             clock=clock,
             errors=_ERRORS,
         )
@@ -112,6 +122,11 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
 def _session(url: str) -> dict[str, str]:
     named = {name for name, _ in parse_qsl(urlsplit(url).query)}
     return {name: value for name, value in _SESSION.items() if name not in named}
+
+
+def _attributes(url: str) -> SessionAttribute | None:
+    """Use, of several hosts, the one that takes writes, unless the URL says otherwise: a standby may tell what was."""
+    return SessionAttribute.read_write if len(read_postgres(url).hosts) > 1 and _ATTRIBUTES not in url else None
 
 
 async def _left_as_it_is(_connection: object) -> None:

@@ -433,6 +433,16 @@ async def test_a_database_that_is_away_is_told_at_once_and_is_used_again_when_it
         assert store.failing is None
 
 
+async def test_of_several_hosts_the_one_that_takes_writes_is_used(server: Server) -> None:
+    """Also where the URL does not say so: what a standby tells may be old."""
+    with serving_postgres(settings=("fsync=off", "default_transaction_read_only=on")) as standby:
+        hosts = ",".join(one.url().partition("?host=")[2] for one in (standby, server))
+        async with opened(f"postgresql://postgres@/postgres?host={hosts}") as store:
+            stored = await save(store, a_connection())
+    async with opened(server.url()) as store:
+        assert await now(store, stored) == stored
+
+
 async def test_a_database_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
     """It may be there soon: that is nothing to mend in the configuration."""
     with pytest.raises(StoreUnavailable):
