@@ -42,11 +42,9 @@ class Listener:
         connect: Callable[[], Awaitable[asyncpg.Connection]],
         *,
         clock: Clock,
-        errors: tuple[type[Exception], ...],
     ) -> None:
         self._connect = connect
         self._clock = clock
-        self._errors = errors
         self._name = secrets.token_hex(8)
         self._connection: asyncpg.Connection | None = None
         self._asking = asyncio.Lock()
@@ -65,7 +63,7 @@ class Listener:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Listen meanwhile; from the first moment on, where that can be."""
-        with suppress(*self._errors):
+        with suppress(Exception):  # it is tried again
             await self._begin()
         task = asyncio.create_task(self._live(), name="store:listen")
         try:
@@ -96,7 +94,7 @@ class Listener:
                     await self._begin()
                 await asyncio.sleep(_BEAT)
                 await self._ask()
-            except self._errors as error:
+            except Exception as error:  # noqa: BLE001 -- because whatever a server has answered, it may be well again
                 self.away = type(error).__name__
                 self._end()
                 await asyncio.sleep(_AGAIN)

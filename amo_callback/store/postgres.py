@@ -110,7 +110,6 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
                 target_session_attrs=attributes,
             ),
             clock=clock,
-            errors=_ERRORS,
         )
         database = PostgresDatabase(pool=pool, listener=listener, place=place, clock=clock, process=process)
         async with listener.listening():

@@ -22,6 +22,7 @@ from amo_callback.model import Changed, Freeze
 from amo_callback.moving import Table
 from amo_callback.store import open_store
 from amo_callback.store.dialect import translate
+from amo_callback.store.listener import Listener
 from amo_callback.store.migrate import migrate_postgres
 from amo_callback.store.rows import freeze_value
 from amo_callback.store.statements import Engine, load_migrations, load_statements
@@ -441,6 +442,22 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_used(server: Server
             stored = await save(store, a_connection())
     async with opened(server.url()) as store:
         assert await now(store, stored) == stored
+
+
+async def test_whatever_a_server_says_it_is_asked_again(url: str) -> None:
+    """One that tells no version, on which the library stumbles, keeps nobody from its successor."""
+    answers: list[Exception] = [AttributeError("server_version"), RuntimeError()]
+
+    async def connect() -> asyncpg.Connection:
+        if answers:
+            raise answers.pop()
+        return await asyncpg.connect(url)
+
+    listener, heard = Listener(connect, clock=FakeClock()), asyncio.Event()
+    listener.on_change(lambda _: heard.set())
+    async with listener.listening(), asyncio.timeout(10):
+        await heard.wait()
+        assert listener.away is None
 
 
 async def test_a_database_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
