@@ -12,12 +12,13 @@ import secrets
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+import asyncpg
+
 from amo_callback.model import Changed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
-    import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
     from amo_callback.ports import Clock
@@ -42,11 +43,9 @@ class Listener:
         connect: Callable[[], Awaitable[asyncpg.Connection]],
         *,
         clock: Clock,
-        errors: tuple[type[Exception], ...],
     ) -> None:
         self._connect = connect
         self._clock = clock
-        self._errors = errors
         self._name = secrets.token_hex(8)
         self._connection: asyncpg.Connection | None = None
         self._asking = asyncio.Lock()
@@ -65,7 +64,7 @@ class Listener:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Listen meanwhile; from the first moment on, where that can be."""
-        with suppress(*self._errors):
+        with suppress(Exception):  # it is tried again
             await self._begin()
         task = asyncio.create_task(self._live(), name="store:listen")
         try:
@@ -93,21 +92,23 @@ class Listener:
         while True:
             try:
                 if self._connection is None:
-                    await self._begin()
+                    async with asyncio.timeout(_PATIENCE):
+                        await self._begin()
                 await asyncio.sleep(_BEAT)
                 await self._ask()
-            except self._errors as error:
-                self.away = type(error).__name__
+            except Exception as error:  # noqa: BLE001 -- because whatever a server has answered, it may be well again
+                if self._connection is None:
+                    # One that was lost is made anew at once: only where that cannot be either is the database away; and
+                    # not where there is merely none to spare.
+                    self.away = None if isinstance(error, asyncpg.TooManyConnectionsError) else type(error).__name__
+                    await asyncio.sleep(_AGAIN)
                 self._end()
-                await asyncio.sleep(_AGAIN)
 
     async def _begin(self) -> None:
         connection = await self._connect()
         try:
             await connection.add_listener(_CHANNEL, self._take)
-            await connection.execute(
-                "SELECT pg_notify($1, $2)", _CHANNEL, self._name
-            )  # heard before its answer, or not
+            await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, self._name)  # is it heard?
         except BaseException:
             connection.terminate()
             raise

@@ -73,7 +73,7 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
     async with open_pool(url) as pool:
         async with _told():
             place = await _prepare(url)
-        listener = Listener(lambda: connect(url), clock=clock, errors=ERRORS)
+        listener = Listener(lambda: connect(url), clock=clock)
         database = PostgresDatabase(pool=pool, listener=listener, place=place, clock=clock, process=process)
         async with listener.listening():
             yield database

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -18,8 +20,7 @@ from tests.fakes import FakeClock, InlineExecutor
 from tests.postgres import GIVEN, with_option
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Iterator
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
@@ -62,7 +63,7 @@ class WrittenClock(FakeClock):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        self._file = file
+        self.file = file
         self._write()
 
     def advance(self, seconds: float) -> None:
@@ -72,25 +73,30 @@ class WrittenClock(FakeClock):
 
     def _write(self) -> None:
         """Write the time, which a step of the process's own wall clock does not change."""
-        fresh = self._file.with_name("clock.fresh")
+        fresh = self.file.with_name("clock.fresh")
         fresh.write_text(str(ticks(self.now() - self._step)))
-        fresh.replace(self._file)  # nobody reads half of it
+        fresh.replace(self.file)  # nobody reads half of it
 
 
 @pytest.fixture
-def clock(engine: str, tmp_path: Path) -> FakeClock:
-    return FakeClock() if engine == "sqlite" else WrittenClock(tmp_path / "clock")
-
-
-@pytest.fixture
-async def store(engine: str, request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
-    url = "sqlite:///amo-callback.db"
+def clock(engine: str) -> Iterator[FakeClock]:
     if engine == "sqlite":
+        yield FakeClock()
+        return
+    with tempfile.TemporaryDirectory(prefix="clock-") as folder:
+        Path(folder).chmod(0o755)  # the server is another user
+        yield WrittenClock(Path(folder) / "clock")
+
+
+@pytest.fixture
+async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
+    url = "sqlite:///amo-callback.db"
+    if not isinstance(clock, WrittenClock):
         async with open_store(url, folder=tmp_path, clock=clock) as opened:
             yield opened
         return
     async with (
-        _in_our_time(request.getfixturevalue("postgres"), tmp_path / "clock") as url,
+        _in_our_time(request.getfixturevalue("postgres"), clock.file) as url,
         open_store(url, folder=tmp_path, clock=clock) as opened,
     ):
         yield opened
@@ -101,9 +107,6 @@ async def _in_our_time(postgres: Databases, file: Path) -> AsyncIterator[str]:
     """Have a database whose clock is a file: what it asks the time is found before the server's own function."""
     if GIVEN in os.environ:
         pytest.skip("its server may not see our files")
-    for folder in (file, *file.parents):
-        if folder.owner() == "root" and folder.stat().st_mode & 0o005 != 0o005:
-            folder.chmod(folder.stat().st_mode | 0o055)
     async with postgres.fresh() as url:
         connection = await asyncpg.connect(url)
         await connection.execute(_OUR_TIME.format(file=file))

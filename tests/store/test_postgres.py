@@ -22,6 +22,7 @@ from amo_callback.model import Changed, Freeze
 from amo_callback.slots import Kind
 from amo_callback.store import open_store
 from amo_callback.store.dialect import translate
+from amo_callback.store.listener import Listener
 from amo_callback.store.migrate import migrate_postgres
 from amo_callback.store.rows import freeze_value
 from amo_callback.store.statements import Engine, load_migrations, load_statements
@@ -466,6 +467,51 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_used(server: Server
             stored = await save(store, a_connection())
     async with opened(server.url()) as store:
         assert await now(store, stored) == stored
+
+
+async def test_whatever_a_server_says_it_is_asked_again(url: str) -> None:
+    """One that tells no version, on which the library stumbles, keeps nobody from its successor."""
+    answers: list[Exception] = [AttributeError("server_version"), RuntimeError()]
+
+    async def connect() -> asyncpg.Connection:
+        if answers:
+            raise answers.pop()
+        return await asyncpg.connect(url)
+
+    listener, heard = Listener(connect, clock=FakeClock()), asyncio.Event()
+    listener.on_change(lambda _: heard.set())
+    async with listener.listening(), asyncio.timeout(10):
+        await heard.wait()
+        assert listener.away is None
+
+
+async def test_a_listener_that_is_lost_is_replaced_and_nobody_else_is_kept_waiting(url: str) -> None:
+    """Its connection was ended; the others work, and the store is not away for a moment."""
+    async with opened(url) as store, connected(url) as connection:
+        ear = Ear(store)
+        listeners = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%clock_timestamp()'"
+        await store.others_version()
+        await connection.execute(f"{listeners} AND pid <> pg_backend_pid() AND datname = current_database()")
+        async with asyncio.timeout(10):
+            while Changed(connections=None, belonging=True) not in ear.heard:
+                await store.ping()
+                await asyncio.sleep(0)
+
+
+async def test_where_there_is_no_connection_to_spare_the_others_are_used() -> None:
+    """A server whose connections are all taken takes no new listener: what is remembered is certain for no moment."""
+
+    async def connect() -> asyncpg.Connection:
+        tried.set()
+        raise asyncpg.TooManyConnectionsError
+
+    tried = asyncio.Event()
+    listener = Listener(connect, clock=FakeClock())
+    async with listener.listening(), asyncio.timeout(10):
+        for _ in range(2):
+            tried.clear()
+            await tried.wait()
+        assert (listener.away, await listener.missed() != await listener.missed()) == (None, True)
 
 
 async def test_a_database_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
