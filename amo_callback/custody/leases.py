@@ -27,7 +27,8 @@ class Leases:
     """Watch open attempts."""
 
     def __init__(self, *, length: float, store: Store, clock: Clock) -> None:
-        self._length = length
+        self.length = length
+        """Seconds."""
         self._store = store
         self._clock = clock
         self._seen: dict[str, tuple[str, datetime | None, float]] = {}
@@ -48,7 +49,7 @@ class Leases:
         if connection.attempt is None or not self._store.keeps_time:
             return self.left(connection) > 0
         seen_for = self._seen_for(connection.id, connection.attempt, connection.lease_until)
-        return seen_for < self._length and (connection.lease_left is None or connection.lease_left > 0)
+        return seen_for < self.length and (connection.lease_left is None or connection.lease_left > 0)
 
     def forget(self, name: str) -> None:
         """Forget an attempt that has ended."""
@@ -69,11 +70,11 @@ class Leases:
         `told` is how many the store's clock gave it when it was read: whoever waits reads again.
         """
         if self._store.keeps_time:
-            left = self._length if told is None else told
+            left = self.length if told is None else told
         else:
-            left = self._length - self._seen_for(name, attempt, until)
+            left = self.length - self._seen_for(name, attempt, until)
         if self._store.failed_at is not None:
-            left = max(left, self._length - (self._clock.monotonic() - self._store.failed_at))
+            left = max(left, self.length - (self._clock.monotonic() - self._store.failed_at))
         return max(left, 0.0)
 
     def _seen_for(self, name: str, attempt: str, until: datetime | None) -> float:

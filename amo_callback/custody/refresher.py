@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
 from amo_callback.event import Event, Level, failed
 from amo_callback.model import Connection, Demand
+from amo_callback.ports.store import TURN
 from amo_callback.tasks import rest
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ class Refresher:
         self._concurrency = concurrency
         self._poll_interval = poll_interval
         self._rest = rest
+        # What an instance had that has died is free with its leases, not later.
+        self._turn = min(TURN, timedelta(seconds=leases.length / 2))
         self._running: dict[str, asyncio.Task[None]] = {}
         self._looking_up: dict[str, asyncio.Task[None]] = {}
         self._aside: dict[str, float] = {}
@@ -126,7 +130,7 @@ class Refresher:
         """Start what is due, oldest expiry first, and leave what another process is at."""
         now = self._clock.now()
         while places := max(self._concurrency - len(self._running), 0):
-            due = await self._store.due(now=now, limit=places, apart_from=self._apart())
+            due = await self._store.due(now=now, limit=places, apart_from=self._apart(), turn=self._turn)
             for connection in due:
                 if self._is_taken(connection):
                     self._put_aside(connection.id, self._poll_interval)
@@ -154,7 +158,8 @@ class Refresher:
         places = _LOOK_UPS - len(self._looking_up)
         if places > 0:
             apart = self._apart()
-            for name in await self._store.look_ups(now=self._clock.now(), limit=places, apart_from=apart):
+            now = self._clock.now()
+            for name in await self._store.look_ups(now=now, limit=places, apart_from=apart, turn=self._turn):
                 self._start(name, self._look_up(name), among=self._looking_up)
 
     def _apart(self) -> tuple[str, ...]:

@@ -5,11 +5,12 @@ Changes of a connection take the `events` that they are: written with the change
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from amo_callback.brought import Brought
     from amo_callback.event import Event, Notice, Recorded, Undelivered
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from amo_callback.ports.shared import Shared
     from amo_callback.sealing import Kind, Resealed, Sealed
     from amo_callback.survey import Survey
+
+
+TURN = timedelta(seconds=30)
+"""For how long one of several instances has what is due to itself: as long as it may wait for its slots."""
 
 
 class Store(Protocol):
@@ -153,8 +158,13 @@ class Store(Protocol):
     async def attempts(self) -> Sequence[Connection]:
         """Return the connections with an open attempt."""
 
-    async def due(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[Connection]:
-        """Return connections whose refresh is due, those with an open attempt too, oldest expiry first."""
+    async def due(
+        self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
+    ) -> Sequence[Connection]:
+        """Return connections whose refresh is due, those with an open attempt too, oldest expiry first.
+
+        Where several instances share the store, each is given to one of them for a `turn`.
+        """
 
     async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
         """Return when the next refresh comes due that nobody is at."""
@@ -162,8 +172,10 @@ class Store(Protocol):
     async def probe(self, *, apart_from: Sequence[str]) -> Connection | None:
         """Return an active connection, the one due first."""
 
-    async def look_ups(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[str]:
-        """Return the ids of connections whose tokens are to be looked up."""
+    async def look_ups(
+        self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
+    ) -> Sequence[str]:
+        """Return the ids of connections whose tokens are to be looked up, each given to one instance for a `turn`."""
 
     async def fleet(self, *, now: datetime, since: datetime) -> Fleet:
         """Count the living, those of them whose access tokens live, and those given up since."""

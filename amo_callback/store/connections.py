@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from amo_callback.event import Event, happened
 from amo_callback.model import Filter, Fleet, Status
+from amo_callback.ports.store import TURN
 from amo_callback.store import rows
 from amo_callback.store.writer import Writer, every, first, json_list
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from amo_callback.model import Claim, Connection, Extension, RefreshedPair, Verdict
     from amo_callback.store.database import Unit
 
-_TURN = timedelta(seconds=30)
-"""For how long one of several instances has what is due to itself: as long as it may wait for its slots."""
 _WARNINGS = 100
 """Connections that are warned of in one transaction."""
 
@@ -46,9 +45,11 @@ class Connections(Writer):
         """Return the connections with an open attempt."""
         return every(await self._database.read("attempts"), rows.connection)
 
-    async def due(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[Connection]:
+    async def due(
+        self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
+    ) -> Sequence[Connection]:
         """Return connections whose refresh is due, those with an open attempt too, oldest expiry first."""
-        found = await self._database.allot("due", now=now, limit=limit, apart_from=json_list(apart_from), turn=_TURN)
+        found = await self._database.allot("due", now=now, limit=limit, apart_from=json_list(apart_from), turn=turn)
         return every(found, rows.connection)
 
     async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
@@ -60,10 +61,12 @@ class Connections(Writer):
         """Return an active connection, the one due first."""
         return first(await self._database.read("probe", apart_from=json_list(apart_from)), rows.connection)
 
-    async def look_ups(self, *, now: datetime, limit: int, apart_from: Sequence[str]) -> Sequence[str]:
+    async def look_ups(
+        self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
+    ) -> Sequence[str]:
         """Return the ids of connections whose tokens are to be looked up."""
         found = await self._database.allot(
-            "look_ups", now=now, limit=limit, apart_from=json_list(apart_from), turn=_TURN
+            "look_ups", now=now, limit=limit, apart_from=json_list(apart_from), turn=turn
         )
         return [row["id"] for row in found]
 

@@ -212,8 +212,9 @@ async def test_the_turn_of_an_instance_that_has_died_ends(url: str) -> None:
         assert await other.due(now=START + DAY, limit=9, apart_from=()) == []
         async with connected(url) as connection:
             await connection.execute("UPDATE turns SET until = until - 60 * 1000000")
-        assert await other.due(now=START + DAY, limit=9, apart_from=()) == [stored]
-        assert await one.due(now=START + DAY, limit=9, apart_from=()) == []
+        assert await other.due(now=START + DAY, limit=9, apart_from=(), turn=OVER) == [stored]
+        assert await one.due(now=START + DAY, limit=9, apart_from=()) == [stored]
+        assert await other.due(now=START + DAY, limit=9, apart_from=()) == []
 
 
 # --- locks ---------------------------------------------------------------------------------------
