@@ -113,7 +113,7 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> N
     custody = house.make_custody(amo=Instead(house.client, slot=pace.slot))
     others = [asyncio.create_task(pace.slot(Priority.BACKGROUND)) for _ in range(9)]  # before it in the queue
     gone, patient = [asyncio.create_task(custody.handout.token(connection.id, min_ttl=0)) for _ in range(2)]
-    while house.clock.sleeping().count(3) < 2:  # both of them
+    while house.clock.sleeping().count(3) < 2:  # noqa: ASYNC110 -- because a clock does not tell of both
         await asyncio.sleep(0)
     gone.cancel()
     for _ in range(3):
