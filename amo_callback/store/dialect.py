@@ -1,4 +1,4 @@
-"""The shared SQL as PostgreSQL takes it: numbered parameters, its own clock, and two phrases that it says otherwise."""
+"""The shared SQL as PostgreSQL takes it: numbered parameters, its own clock, and phrases that it says otherwise."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ _PHRASES = (
     # Many names at once come as a JSON list.
     (re.compile(r"json_each\((:\w+)\)"), r"jsonb_array_elements_text(CAST(\1 AS JSONB)) AS value"),
     (re.compile(r"\bIS (:\w+)"), r"IS NOT DISTINCT FROM \1"),
+    (
+        re.compile(r"json_extract\(CAST\((\w+) AS TEXT\), '\$\.(\w+)'\)"),
+        r"CAST(CAST(convert_from(\1, 'UTF8') AS JSON) ->> '\2' AS BOOLEAN)",
+    ),
 )
 _CLOCK = "CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS BIGINT)"
 

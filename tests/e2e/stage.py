@@ -19,7 +19,7 @@ from tests.conftest import API_KEY, BASE, Amo, Answer, environment, serve_amo
 from tests.e2e.process import PATIENCE, Process, serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -49,6 +49,21 @@ class Row:
     spending: str | None
     pair_version: int
     refresh_token: str = field(repr=False)
+
+
+def read_row(row: Mapping[str, Any] | sqlite3.Row, cipher: Cipher) -> Row:
+    """Return a row of either engine."""
+    return Row(
+        id=row["id"],
+        account_id=int(row["account_id"]),
+        status=row["status"],
+        reason=row["reason"],
+        attempt=row["attempt"],
+        lease_owner=row["lease_owner"],
+        spending=row["spending"],
+        pair_version=row["pair_version"],
+        refresh_token=cipher.open_pair(row["sealed_pair"], connection_id=row["id"]).refresh_token,
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -112,20 +127,7 @@ class Stage:
         with closing(sqlite3.connect(f"file:{self.folder / DATABASE}?mode=ro", uri=True)) as database:
             database.row_factory = sqlite3.Row
             found = database.execute("SELECT * FROM connections").fetchall()
-        return {
-            int(row["account_id"]): Row(
-                id=row["id"],
-                account_id=int(row["account_id"]),
-                status=row["status"],
-                reason=row["reason"],
-                attempt=row["attempt"],
-                lease_owner=row["lease_owner"],
-                spending=row["spending"],
-                pair_version=row["pair_version"],
-                refresh_token=cipher.open_pair(row["sealed_pair"], connection_id=row["id"]).refresh_token,
-            )
-            for row in found
-        }
+        return {int(row["account_id"]): read_row(row, cipher) for row in found}
 
     def open_claims(self) -> dict[int, Row]:
         """Return the connections whose refresh is in flight, or was when their process was killed."""

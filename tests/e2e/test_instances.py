@@ -21,7 +21,7 @@ from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
 from amo_callback.model import fingerprint
 from tests.conftest import ROUNDS
-from tests.e2e.stage import Row, eventually, staged
+from tests.e2e.stage import Row, eventually, read_row, staged
 from tests.postgres import serving_postgres, why_not
 
 if TYPE_CHECKING:
@@ -102,20 +102,7 @@ class Fleet:
             found = await connection.fetch("SELECT * FROM connections")
         finally:
             await connection.close()
-        return {
-            int(row["account_id"]): Row(
-                id=row["id"],
-                account_id=int(row["account_id"]),
-                status=row["status"],
-                reason=row["reason"],
-                attempt=row["attempt"],
-                lease_owner=row["lease_owner"],
-                spending=row["spending"],
-                pair_version=row["pair_version"],
-                refresh_token=cipher.open_pair(row["sealed_pair"], connection_id=row["id"]).refresh_token,
-            )
-            for row in found
-        }
+        return {int(row["account_id"]): read_row(dict(row), cipher) for row in found}
 
     async def claimed_by(self, instance: Process) -> dict[int, Row]:
         """Return the connections that an instance is at."""

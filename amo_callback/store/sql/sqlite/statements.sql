@@ -67,28 +67,6 @@ WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconne
     AND frozen_at IS NULL AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
 RETURNING *;
 
--- name: next_notice
--- Of each connection the first that is not parked: the others wait for that. And when the first lease ends.
-SELECT min(at) AS at FROM (
-    SELECT * FROM (
-        SELECT next_try_at AS at FROM outbox AS one
-        WHERE parked_at IS NULL AND (lease_until IS NULL OR lease_until <= :clock OR lease_until > :clock + :length)
-            AND id NOT IN (SELECT value FROM json_each(:apart_from))
-            AND NOT EXISTS (
-                SELECT 1 FROM outbox AS earlier
-                WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
-                    AND earlier.parked_at IS NULL
-            )
-        ORDER BY next_try_at, number
-        LIMIT 1
-    )
-    UNION ALL
-    SELECT min(lease_until) FROM outbox WHERE lease_until > :clock AND lease_until <= :clock + :length
-)
-WHERE NOT EXISTS (
-    SELECT 1 FROM meta WHERE name = 'frozen' AND json_extract(CAST(value AS TEXT), '$.elsewhere')
-);
-
 -- name: claim_notices
 -- A lease that ends later than one that begins now was written by a clock that has gone back since: it is over, too.
 -- What may live elsewhere is delivered there: no process can miss that here.
