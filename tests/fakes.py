@@ -146,7 +146,7 @@ class FailingStore:
         self.away: set[str] = set()
         self.failed_at: float | None = None
         self.failing: str | None = None
-        self.keeps_time, self.ahead = store.keeps_time, store.ahead
+        self.keeps_time, self.ahead, self.shared = store.keeps_time, store.ahead, store.shared
 
     def watch(self, listener: Any) -> None:
         self._store.watch(listener)

@@ -4,9 +4,11 @@ It is certain for less than a second, and only until this process changes it:
 
 - What this process writes it hears of at once, and so it does of others' writes where the store can tell. A read that a
   write overtook is not remembered at all.
-- What nobody told of, a look at the store's `others_version` tells: where that stays the same, all that was remembered
-  is certain for one more second. It is looked at in the background, in good time, so that no caller waits
-  for it; and where it cannot be, or is too late, a caller reads as if nothing were remembered.
+- Where several instances share the store, what was read is certain for that second and no longer: what was not heard of
+  is read then.
+- Where none do, a look at the store's `others_version` tells what nobody told of: where that stays the same, all that
+  was remembered is certain for one more second. It is looked at in the background, in good time, so that no caller
+  waits for it; and where it cannot be, or is too late, a caller reads as if nothing were remembered.
 
 What is no longer certain, or was changed, is kept all the same, unless it was erased: it is the last that is known
 while the store is away.
@@ -66,6 +68,7 @@ class Memory:
 
     def __init__(self, *, store: Store, clock: Clock, limit: int = CONNECTIONS) -> None:
         self._store = store
+        self._several = store.shared is not None
         self._clock = clock
         self._limit = limit
         self._found: OrderedDict[str, _Found] = OrderedDict()
@@ -89,7 +92,7 @@ class Memory:
     def certain(self, selector: str) -> Sequence[Connection] | None:
         """Return what a selector names, where that is certain; and see to it that it stays so."""
         now = self._clock.monotonic()
-        if now >= self._next_look_at and self._looking is None:
+        if not self._several and now >= self._next_look_at and self._looking is None:
             self._next_look_at = now + _LOOK
             self._looking = asyncio.create_task(self._look_out(now), name="memory:look")
             self._looking.add_done_callback(self._looked)

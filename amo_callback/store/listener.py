@@ -1,8 +1,7 @@
 """The connection that listens: to what other instances change, as it is committed, and whether the database is there.
 
-Whoever commits a change says so to a channel, in the same transaction. What was said while nobody listened is lost; so
-after each new beginning anything may have been missed, and where we do not even hear ourselves (a pooler in between
-does that) it may be at any time.
+Whoever commits a change says so to a channel, in the same transaction. What was said while nobody listened is lost, and
+a pooler in between may take all of it away: so whoever remembers what he read may do so for a moment only.
 """
 
 from __future__ import annotations
@@ -38,20 +37,13 @@ _ANY = Changed(connections=None, belonging=True)
 class Listener:
     """Listen, for as long as the process lives."""
 
-    def __init__(
-        self,
-        connect: Callable[[], Awaitable[asyncpg.Connection]],
-        *,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]], *, clock: Clock) -> None:
         self._connect = connect
         self._clock = clock
         self._name = secrets.token_hex(8)
         self._connection: asyncpg.Connection | None = None
         self._asking = asyncio.Lock()
         self._listeners: list[Callable[[Changed], None]] = []
-        self._heard = asyncio.Event()
-        self._missed = 0
         self.ahead = 0.0
         """Seconds by which our clock is ahead of the server's, as was seen last."""
         self.away: str | None = None
@@ -80,13 +72,14 @@ class Listener:
         if message := _message(list(changes)):
             await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, f"{self._name} {message}")
 
-    async def missed(self) -> int:
-        """Return how often something may have been missed, once all has been heard that was said before."""
-        if not self._heard.is_set():
-            self._missed += 1  # we hear nothing: anything may have been said
-        else:
-            await self._ask()
-        return self._missed
+    async def hear(self) -> None:
+        """Hear all that was said so far; what was said comes before the answer to whatever is asked after it."""
+        async with self._asking, asyncio.timeout(_PATIENCE):
+            if self._connection is None:
+                raise ConnectionError
+            began = self._clock.now()
+            theirs = await self._connection.fetchval("SELECT clock_timestamp()")
+            self.ahead = (began - theirs).total_seconds()
 
     async def _live(self) -> None:
         while True:
@@ -95,7 +88,7 @@ class Listener:
                     async with asyncio.timeout(_PATIENCE):
                         await self._begin()
                 await asyncio.sleep(_BEAT)
-                await self._ask()
+                await self.hear()
             except Exception as error:  # noqa: BLE001 -- because whatever a server has answered, it may be well again
                 if self._connection is None:
                     # One that was lost is made anew at once: only where that cannot be either is the database away; and
@@ -108,34 +101,21 @@ class Listener:
         connection = await self._connect()
         try:
             await connection.add_listener(_CHANNEL, self._take)
-            await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, self._name)  # is it heard?
         except BaseException:
             connection.terminate()
             raise
         self._connection = connection
         self.away = None
-        self._missed += 1
         self._say(_ANY)
-
-    async def _ask(self) -> None:
-        async with self._asking, asyncio.timeout(_PATIENCE):
-            if self._connection is None:
-                raise ConnectionError
-            began = self._clock.now()
-            theirs = await self._connection.fetchval("SELECT clock_timestamp()")
-            self.ahead = (began - theirs).total_seconds()
 
     def _end(self) -> None:
         connection, self._connection = self._connection, None
-        self._heard.clear()
         if connection is not None:
             connection.terminate()
 
     def _take(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         sender, _, message = str(payload).partition(" ")
-        if sender == self._name:
-            self._heard.set()
-        elif message:  # none: another one listens to itself
+        if sender != self._name:
             self._say(_read(message))
 
     def _say(self, changed: Changed) -> None:

@@ -140,11 +140,12 @@ class PostgresDatabase(Database):
         return await unbroken(self._tried(work, lasts=False))
 
     async def others_version(self) -> int:
-        """Return how often the connection that listens may have missed something; it has heard all there was."""
+        """Hear what other instances have said so far; there is no number for what they have not said."""
         try:
-            return await self._listener.missed()
+            await self._listener.hear()
         except ERRORS as error:
             raise self._failed(error) from None
+        return 0
 
     async def allot(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement that gives this instance something to do, and nobody else meanwhile."""
@@ -189,11 +190,13 @@ class PostgresDatabase(Database):
                 result = await work(unit)
                 await self._listener.notify(connection, changes)
         except ERRORS as error:
-            self.failing = _name(error) if lasts else self.failing
+            if lasts:
+                self.failing = _name(error)
             raise self._failed(error) from None
         finally:
             self._tell(changes)  # in any case: a COMMIT that fails may have come about
-        self.failing = None if lasts else self.failing
+        if lasts:
+            self.failing = None
         for told in unit.told:
             told()
         return result

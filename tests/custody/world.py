@@ -158,7 +158,7 @@ class _Store:
         self._process = process
         self.failed_at: float | None = None
         self.failing: str | None = None
-        self.keeps_time, self.ahead = process.world.store.keeps_time, 0.0
+        self.keeps_time, self.ahead, self.shared = process.world.store.keeps_time, 0.0, process.world.store.shared
 
     def watch(self, listener: Any) -> None:
         self._process.world.store.watch(listener)

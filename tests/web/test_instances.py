@@ -130,6 +130,24 @@ async def test_a_429_at_one_instance_pauses_all(instances: Any) -> None:
         await database.close()
 
 
+async def test_a_change_that_nobody_told_of_is_seen_within_a_second(instances: Any) -> None:
+    """Written by hand, or told through a pooler that takes messages away: what was read is certain for no longer."""
+    async with instances() as (one, two):
+        name = await one.connected()
+        path = f"/connections/{name}/token"
+        for _ in range(2):
+            assert (await two.private(path)).status == 200
+            await _heard(two)
+        database = await asyncpg.connect(one.settings.storage.url.get_secret_value())
+        await database.execute("UPDATE connections SET status = 'disconnected', sealed_pair = NULL")
+        await database.close()
+        two.clock.advance(0.5)
+        await two.private(path)  # that it is asked for all the time makes it no more certain
+        await _heard(two)
+        two.clock.advance(0.5)
+        assert (await two.private(path)).status == 404
+
+
 async def test_what_one_instance_changes_the_other_hands_out(instances: Any) -> None:
     """A new pair, a freeze, a disconnect: as soon as it was committed."""
     async with instances() as (one, two):
