@@ -24,7 +24,7 @@ from amo_callback.web.lifecycle import Home, Service, open_service
 if TYPE_CHECKING:
     import argparse
     import socket
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
@@ -40,8 +40,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status."""
+def run(
+    options: argparse.Namespace,
+    environ: Mapping[str, str],
+    *,
+    run_loop: Callable[[Coroutine[object, object, int]], int] = run_loop,
+) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status. Who measures the loop brings one of his own."""
     path = find_config(options.config, environ)
     settings = load_settings(path, environ)
     redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
