@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from amo_callback.ports import Shared
 
+_WRITTEN_AT_ONCE = 4
+"""Codes of each kind: a group of the store's, or less than half of its connections."""
+
 
 class Unproven:
     """Places for exchanges: taken before AMO is asked, given back when it accepts the code.
@@ -86,14 +89,14 @@ class Place:
 class Rooms:
     """How many codes may wait for AMO at once, strangers apart from those who are known.
 
-    More would grow old in the queue. Each costs the store a write, and writes are one after the other: so of each
-    kind one at a time is written down, or a refresh, and whoever is expected, would wait for all the strangers' ones.
+    More would grow old in the queue. Each costs the store a write, and it writes a few at once: so of each kind a few
+    at a time are written down, or a refresh, and whoever is expected, would wait for all the strangers' ones.
     """
 
     def __init__(self, *, size: int) -> None:
         self._size = size
         self._inside = dict.fromkeys(Priority, 0)
-        self._turns = {priority: asyncio.Lock() for priority in Priority}
+        self._turns = {priority: asyncio.Semaphore(_WRITTEN_AT_ONCE) for priority in Priority}
 
     @contextmanager
     def enter(self, priority: Priority) -> Iterator[None]:
@@ -107,7 +110,7 @@ class Rooms:
             self._inside[priority] -= 1
 
     def turn(self, priority: Priority) -> AbstractAsyncContextManager[None]:
-        """Be the only one of the kind meanwhile."""
+        """Be one of the few of the kind that are written down at this moment."""
         return self._turns[priority]
 
 

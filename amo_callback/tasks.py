@@ -6,14 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Coroutine
 
     from amo_callback.ports import Clock
 
 T = TypeVar("T")
 
 
-async def unbroken(work: Coroutine[object, object, T]) -> T:
+async def unbroken(work: Awaitable[T]) -> T:
     """Run `work` to its end even where the caller is cancelled meanwhile; the cancellation follows then."""
     task = asyncio.ensure_future(work)
     try:

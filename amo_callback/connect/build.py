@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
     from amo_callback.custody.leases import Leases
     from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.model import Connection
     from amo_callback.ports import AmoOAuth, Clock, Observer, Shared, Store
 
 
@@ -82,7 +83,7 @@ def make_connecting(
     leases: Leases,
     rules: ConnectRules,
     random: Callable[[], float],
-    connected: Callable[[], None],
+    connected: Callable[[Connection], None],
 ) -> Connecting:
     """Build it all; nothing is started. `connected` is called where AMO has accepted a code."""
     limits = Limits(

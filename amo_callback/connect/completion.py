@@ -27,7 +27,7 @@ from amo_callback.errors import (
     WrongVerifier,
 )
 from amo_callback.event import Event, Level
-from amo_callback.grant import Grant, GrantStatus, Outcome, Visit
+from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome, Visit
 from amo_callback.model import Connection, fingerprint
 from amo_callback.tasks import done_within
 
@@ -169,9 +169,9 @@ class Connect:
             if grant is not None and grant.expires_at <= self._clock.now():
                 raise GrantExpired
             if grant is None or self._is_abandoned(grant) or grant.status is GrantStatus.FAILED:
-                grant, ended = await self._try(visit, grant)
-                if ended:
-                    return self._records.told(grant)
+                grant, secrets = await self._try(visit, grant)
+                if secrets is not None:
+                    return self._records.told(grant, secrets)
                 if grant.status is GrantStatus.FAILED:
                     continue  # somebody else was faster, and had no luck: now it is a known one
             if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
@@ -179,8 +179,8 @@ class Connect:
             self._pending[visit.code_hash] = self._records.told(grant)
             await self._clock.sleep(_LOOK_AGAIN)
 
-    async def _try(self, visit: Visit, before: Grant | None) -> tuple[Grant, bool]:
-        """Claim the code and exchange it; return the grant as it is then, and whether it was this one's to end."""
+    async def _try(self, visit: Visit, before: Grant | None) -> tuple[Grant, GrantSecrets | None]:
+        """Claim the code and exchange it; return the grant as it is then, and its secrets where it was ours to end."""
         started = self._clock.monotonic()
         known = None if before is None else self._records.secrets_of(before)
         if known is None:
@@ -190,7 +190,7 @@ class Connect:
             request = known.request
         # Without a host the code is asked about where it was seen before, or at the default.
         domain = self._amo.check_domain(visit.host or (known.domain if known else None))
-        fresh = self._records.begin(visit, domain=domain, request=request)
+        fresh, secrets = self._records.begin(visit, domain=domain, request=request)
         priority = priority_of(request)
         with self._rooms.enter(priority):
             who = f"user {request.user}" if request is not None and request.user is not None else visit.address
@@ -212,11 +212,12 @@ class Connect:
                 raise
             if grant.attempt != fresh.attempt:
                 await place.give_back()  # somebody else was faster
-                return grant, False
+                return grant, None
+            secrets = known or secrets  # who tries again keeps what was handed out
             self._claimed.add(visit.code_hash)
-            self._pending[visit.code_hash] = self._records.told(grant)
+            self._pending[visit.code_hash] = self._records.told(grant, secrets)
             exchange = CodeExchange(code=visit.code, domain=domain, request=request, started=started, place=place)
-            return await self._exchanger.exchange(grant, exchange), True
+            return await self._exchanger.exchange(grant, exchange), secrets
 
     async def _unclaim(self, fresh: Grant) -> None:
         """Give back a claim that was written although its flight was let go: nothing was sent for it."""

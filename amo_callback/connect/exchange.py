@@ -76,7 +76,7 @@ class Exchanger:
         unsaved: Unsaved,
         rules: ExchangeRules,
         random: Callable[[], float],
-        connected: Callable[[], None],
+        connected: Callable[[Connection], None],
     ) -> None:
         self._store = store
         self._amo = amo
@@ -138,7 +138,7 @@ class Exchanger:
                 await remember(superseded, store=self._store, observer=self._observer)
             else:
                 self._observer(connected)
-                self._connected()
+                self._connected(connection)
         finally:
             await what.place.give_back()  # only now: nothing may come between a pair and the store
         return ended

@@ -38,8 +38,8 @@ class Records:
         self._rules = rules
         self._new_secret = new_secret
 
-    def begin(self, visit: Visit, *, domain: str, request: AuthorizationRequest | None) -> Grant:
-        """Return the grant as it begins, with a handle and a ticket of its own."""
+    def begin(self, visit: Visit, *, domain: str, request: AuthorizationRequest | None) -> tuple[Grant, GrantSecrets]:
+        """Return the grant as it begins, with a handle and a ticket of its own, and what it keeps sealed."""
         secrets = GrantSecrets(
             handle=self._new_secret(),
             code=visit.code,
@@ -49,7 +49,7 @@ class Records:
             request=request,
         )
         now = self._clock.now()
-        return Grant(
+        grant = Grant(
             code_hash=visit.code_hash,
             handle_hash=fingerprint(secrets.handle),
             ticket_hash=fingerprint(secrets.ticket),
@@ -59,14 +59,15 @@ class Records:
             lease_until=now + timedelta(seconds=self._rules.lease),
             expires_at=now + timedelta(seconds=self._rules.code_life),
         )
+        return grant, secrets
 
     def secrets_of(self, grant: Grant) -> GrantSecrets:
         """Return what a grant keeps sealed; raises `Unreadable`, also once that was erased."""
         return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
 
-    def told(self, grant: Grant) -> Outcome:
-        """Return what is told of a grant now."""
-        secrets = self.secrets_of(grant)
+    def told(self, grant: Grant, secrets: GrantSecrets | None = None) -> Outcome:
+        """Return what is told of a grant now; its `secrets` are opened where they are not at hand."""
+        secrets = secrets or self.secrets_of(grant)
         status, error = grant.status, grant.error
         if status is GrantStatus.EXCHANGING and grant.lease_left is not None and grant.lease_left <= 0:
             status, error = GrantStatus.FAILED, OutcomeOpen.word  # whoever tried has died

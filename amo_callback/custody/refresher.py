@@ -14,6 +14,7 @@ from amo_callback.tasks import rest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from datetime import datetime
 
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.checks import Checks
@@ -82,8 +83,13 @@ class Refresher:
         return self._stopping
 
     def wake(self) -> None:
-        """Look again now: a connection was added, or a refresh has ended."""
+        """Look again now: a refresh has ended, or more may be due than was."""
         self._wake.set()
+
+    def expect(self, due_at: datetime | None) -> None:
+        """Look again now where a connection comes due before the next look, which is a poll interval away at most."""
+        if due_at is not None and (due_at - self._clock.now()).total_seconds() < self._poll_interval:
+            self.wake()
 
     def stop(self) -> None:
         """Begin no refresh from now on, and end the loop."""

@@ -1,37 +1,45 @@
 """A SQLite file: one connection that writes, one that reads.
 
-Every write is one unit, `BEGIN IMMEDIATE … COMMIT`, under one lock and out of reach of cancellation. Two
-tasks that share a connection otherwise roll back each other's work, and a cancelled one leaves its
+Every write is a unit of a transaction, `BEGIN IMMEDIATE … COMMIT`, of which there is one at a time, out of reach of
+cancellation. Two tasks that share a connection otherwise roll back each other's work, and a cancelled one leaves its
 transaction open for the next. `synchronous=FULL`: what is said to be stored has been fsynced.
+
+A transaction runs to its end on the writer's thread, in one go, and units that wait for it go together. Where one of
+them fails nothing of them is committed, and each has a transaction of its own, as if it had come alone.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import aiosqlite
 
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.copies import keep
 from amo_callback.store.database import Database, Row, Unit
+from amo_callback.store.groups import Groups, Outcome
 from amo_callback.store.migrate import migrate_sqlite
 from amo_callback.store.rows import microseconds, ticks
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Generator, Sequence
     from pathlib import Path
 
     from amo_callback.ports import Clock
     from amo_callback.store.touched import Touched
 
 T = TypeVar("T")
+
+_Read = tuple[str, Mapping[str, object]]
+_Work = Callable[[Unit], Awaitable[Any]]
 
 _BUSY_TIMEOUT = 5.0
 """Seconds that a statement waits for another process's lock."""
@@ -60,10 +68,7 @@ async def open_sqlite(path: Path, *, clock: Clock) -> AsyncIterator[SqliteDataba
     except OSError as error:
         raise ConfigurationError(f"storage.url: {path} cannot be opened: {error.strerror}") from None
     # A connection left open keeps its thread, and that the process: so each in its own context.
-    async with (
-        aiosqlite.connect(path, isolation_level=None) as writer,
-        aiosqlite.connect(path, isolation_level=None) as reader,
-    ):
+    async with _Connection(path) as writer, _Connection(path) as reader:
         try:
             await _prepare(writer, clock)
             await migrate_sqlite(
@@ -78,6 +83,22 @@ async def open_sqlite(path: Path, *, clock: Clock) -> AsyncIterator[SqliteDataba
                 raise ConfigurationError(f"storage.url: {path} cannot be used: {_name(error)}") from None
             raise StoreUnavailable(_name(error)) from None
         yield SqliteDatabase(writer=writer, reader=reader, statements=load_statements(Engine.SQLITE), clock=clock)
+
+
+class _Connection(aiosqlite.Connection):
+    """The library's connection, whose thread also runs what is more than one statement."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(partial(sqlite3.connect, path, isolation_level=None), iter_chunk_size=64)
+
+    async def __aenter__(self) -> Self:
+        _ = await self  # opens it, and is the same
+        return self
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on the connection's thread."""
+        result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]  # reason: the library's own
+        return result
 
 
 async def _prepare(database: aiosqlite.Connection, clock: Clock) -> None:
@@ -113,8 +134,8 @@ class SqliteDatabase(Database):
     def __init__(
         self,
         *,
-        writer: aiosqlite.Connection,
-        reader: aiosqlite.Connection,
+        writer: _Connection,
+        reader: _Connection,
         statements: Mapping[str, str],
         clock: Clock,
     ) -> None:
@@ -122,20 +143,24 @@ class SqliteDatabase(Database):
         self._writer = writer
         self._reader = reader
         self._sql = statements
-        self._writing = asyncio.Lock()
+        self._reads: Groups[_Read] = Groups(self._read_all, name="store:read")
+        self._units: Groups[_Work] = Groups(self._commit, name="store:commit")
 
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement that changes nothing."""
         try:
-            found = await self._reader.execute_fetchall(self._sql[statement], _parameters(values, self._clock))
+            found: Sequence[Row] = await self._reads.join((self._sql[statement], _parameters(values, self._clock)))
         except (sqlite3.Error, ValueError) as error:
             raise self._failed(error) from None
-        return list(found)
+        return found
+
+    async def _read_all(self, reads: Sequence[_Read]) -> Sequence[Outcome]:
+        return await self._reader.run(lambda database: [_found(database, read) for read in reads])
 
     async def unit(self, work: Callable[[Unit], Awaitable[T]]) -> T:
-        """Commit all that `work` runs, or nothing of it."""
-        async with self._writing:
-            return await unbroken(self._transaction(work))
+        """Commit all that `work` runs, or nothing of it; it may be run again, and awaits nothing but its unit."""
+        result: T = await unbroken(self._units.join(work))
+        return result
 
     async def others_version(self) -> int:
         """Return SQLite's number for the file's content, which stays where the connection that is asked writes itself.
@@ -155,30 +180,50 @@ class SqliteDatabase(Database):
     async def tidy(self) -> None:
         """Forget nothing: there is only this one instance."""
 
-    async def _transaction(self, work: Callable[[Unit], Awaitable[T]]) -> T:
-        unit = _Unit(self._writer, self._sql, self._touched, self._clock)
+    async def _commit(self, works: Sequence[_Work]) -> Sequence[Outcome]:
+        together = await self._transaction(works)
+        return together or [outcome for work in works for outcome in await self._transaction([work])]
+
+    async def _transaction(self, works: Sequence[_Work]) -> Sequence[Outcome]:
+        """Commit works as one; return nothing where one of several has failed, and nothing was committed."""
+        units: list[_Unit] = []
         try:
-            await self._writer.execute("BEGIN IMMEDIATE")
-            result = await work(unit)
-            await self._writer.execute("COMMIT")
+            results = await self._writer.run(lambda database: self._transact(database, works, units))
         except (sqlite3.Error, ValueError) as error:
             self.failing = _name(error)
-            raise self._failed(error) from None
+            return [Outcome(error=self._failed(error))] * len(works)
+        except Exception as error:  # noqa: BLE001 -- because it is the work's own
+            return [Outcome(error=error)] * len(works)
         finally:
-            await self._roll_back()
-            self._tell(unit.changes)  # in any case: a COMMIT that fails may have come about
+            self._tell(changed for unit in units for changed in unit.changes)  # a COMMIT that fails may have come about
+        if results is None:
+            return []
         self.failing = None
-        for told in unit.told:
+        for told in (told for unit in units for told in unit.told):
             told()
-        return result
+        return [Outcome(result=result) for result in results]
 
-    async def _roll_back(self) -> None:
-        """End a transaction that was not committed, so that the next unit finds none open."""
+    def _transact(
+        self, database: sqlite3.Connection, works: Sequence[_Work], units: list[_Unit]
+    ) -> list[object] | None:
+        """Run works, on the writer's thread, and commit them."""
+        results = []
+        database.execute("BEGIN IMMEDIATE")
         try:
-            if self._writer.in_transaction:
-                await self._writer.execute("ROLLBACK")
-        except (sqlite3.Error, ValueError):
-            return  # the next BEGIN tells
+            for work in works:
+                units.append(_Unit(self._touched, database, self._sql, self._clock))
+                try:
+                    results.append(_to_end(work(units[-1])))
+                except Exception:
+                    if len(works) == 1:
+                        raise
+                    return None
+            database.execute("COMMIT")
+            return results
+        finally:
+            with suppress(sqlite3.Error):  # the next BEGIN tells
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
 
     def _failed(self, error: BaseException) -> StoreUnavailable:
         if _name(error).startswith(_OUT_OF_REACH):
@@ -187,21 +232,41 @@ class SqliteDatabase(Database):
 
 
 class _Unit(Unit):
-    """A transaction of the connection that writes."""
+    """A part of a transaction, on the writer's thread: what it runs is done at once."""
 
     def __init__(
-        self, writer: aiosqlite.Connection, statements: Mapping[str, str], touched: Touched, clock: Clock
+        self, touched: Touched, database: sqlite3.Connection, statements: Mapping[str, str], clock: Clock
     ) -> None:
         super().__init__(touched)
-        self._writer = writer
+        self._database = database
         self._sql = statements
         self._clock = clock
 
     async def _run(self, statement: str, values: Mapping[str, object]) -> Sequence[Row]:
-        return list(await self._writer.execute_fetchall(self._sql[statement], _parameters(values, self._clock)))
+        return self._database.execute(self._sql[statement], _parameters(values, self._clock)).fetchall()
 
     async def _run_many(self, statement: str, rows: Sequence[Mapping[str, object]]) -> None:
-        await self._writer.executemany(self._sql[statement], [_parameters(values, self._clock) for values in rows])
+        self._database.executemany(self._sql[statement], [_parameters(values, self._clock) for values in rows])
+
+
+def _found(database: sqlite3.Connection, read: _Read) -> Outcome:
+    """Run a statement, on the reader's thread; what goes wrong with it is no concern of the others'."""
+    try:
+        return Outcome(result=database.execute(*read).fetchall())
+    except Exception as error:  # noqa: BLE001 -- because whoever asked is to hear of it
+        return Outcome(error=error)
+
+
+def _to_end(work: Awaitable[T]) -> T:
+    """Run what awaits nothing but its unit: there is nothing to wait for."""
+    running: Generator[Any, Any, T] = work.__await__()
+    try:
+        next(running)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    running.close()
+    raise RuntimeError("the work of a unit awaits nothing but its unit")
 
 
 def _parameters(values: Mapping[str, object], clock: Clock) -> dict[str, object]:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from amo_callback.config import Settings
     from amo_callback.connect.build import Connecting
+    from amo_callback.model import Connection
     from amo_callback.ports import Clock, Observer, Supervisor
     from amo_callback.web.reload import Taker
 
@@ -137,7 +138,7 @@ async def open_service(
             leases=custody.leases,
             rules=connect_rules(settings),
             random=random.random,
-            connected=lambda: _connected(custody),
+            connected=lambda connection: _connected(custody, connection),
         )
         services = Services(
             store=store,
@@ -234,10 +235,10 @@ def _both(log: Observer, metrics: Metrics) -> Observer:
     return observe
 
 
-def _connected(custody: Custody) -> None:
+def _connected(custody: Custody, connection: Connection) -> None:
     """Tell of an exchange that succeeded: AMO takes our credentials, and there is one more to keep fresh."""
     custody.breaker.accepted()
-    custody.refresher.wake()
+    custody.refresher.expect(connection.next_refresh_at)
 
 
 async def _close_together(*doors: Door) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
     from amo_callback.grant import Grant, Outcome
-    from amo_callback.model import Issued
+    from amo_callback.model import Connection, Issued
     from amo_callback.ports import AmoOAuth, Store
 
 
@@ -129,7 +129,7 @@ class Process:
         places = Unproven(kind="starts", places=100, window=60, shared=self.shared)
         return Starts(each=places, links=places, rooms=Rooms(size=100))
 
-    def _wake(self) -> None:
+    def _wake(self, _connected: Connection) -> None:
         self.woken += 1
 
     async def complete(self, code: str, state: bytes | None = b"s") -> Outcome:

@@ -132,8 +132,17 @@ async def test_a_new_connection_wakes_the_loop(loop: Loop) -> None:
     async with loop.running(poll_interval=3600) as refresher:
         await loop.clock.until_sleeping(3600)
         await loop.due(1, at=1)
-        refresher.wake()
+        refresher.expect(START + timedelta(seconds=1))
         await loop.clock.until_sleeping(1)
+
+
+async def test_a_new_connection_that_is_due_later_than_the_next_look_wakes_nobody(loop: Loop) -> None:
+    """Ten thousand people who connect cost no ten thousand looks at what is due."""
+    async with loop.running(poll_interval=5) as refresher:
+        await loop.clock.until_sleeping(5)
+        refresher.expect(START + timedelta(hours=12))
+        await loop.store.connection("nobody's")  # a loop that was woken would be up by now
+        assert loop.clock.sleeping() == [5]
 
 
 async def test_so_many_at_once_and_the_oldest_expiry_first(loop: Loop) -> None:

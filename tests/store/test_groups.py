@@ -1,0 +1,132 @@
+"""What waits for a thread goes together, and nobody's bad luck is anybody else's."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.clock import SystemClock
+from amo_callback.errors import StoreUnavailable
+from amo_callback.store.groups import Groups, Outcome
+from amo_callback.store.sqlite import open_sqlite
+from tests.builders import a_claim, a_connection, now, save
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from amo_callback.ports import Store
+    from amo_callback.store.database import Unit
+
+
+class Thread:
+    """Works that take until the test lets them end."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[str]] = []
+        self.free = asyncio.Event()
+
+    async def __call__(self, works: Sequence[str]) -> Sequence[Outcome]:
+        self.groups.append(list(works))
+        await self.free.wait()
+        if "bad" in works:
+            raise ValueError
+        return [Outcome(error=KeyError(work)) if work == "wrong" else Outcome(result=work.upper()) for work in works]
+
+
+async def test_who_comes_while_a_group_is_under_way_goes_with_all_who_came_meanwhile() -> None:
+    """The first one goes alone and at once; the next hundred go together, 64 at most."""
+    thread = Thread()
+    groups = Groups(thread, name="test")
+    first = groups.join("first")
+    await asyncio.sleep(0)
+    others = [groups.join(f"n{number}") for number in range(100)]
+    thread.free.set()
+    assert await asyncio.gather(first, *others) == ["FIRST", *(f"N{number}" for number in range(100))]
+    assert [len(group) for group in thread.groups] == [1, 64, 36]
+
+
+async def test_each_hears_of_its_own_outcome() -> None:
+    """What goes wrong with one of a group is raised to whoever brought it, and to nobody else."""
+    thread = Thread()
+    thread.free.set()
+    groups = Groups(thread, name="test")
+    good, wrong = groups.join("good"), groups.join("wrong")
+    assert await good == "GOOD"
+    with pytest.raises(KeyError):
+        await wrong
+
+
+async def test_a_thread_that_fails_fails_for_all_and_the_next_group_goes() -> None:
+    """Nobody waits for ever."""
+    thread = Thread()
+    thread.free.set()
+    groups = Groups(thread, name="test")
+    failed = groups.join("good"), groups.join("bad")
+    for one in failed:
+        with pytest.raises(ValueError, match=r"^$"):
+            await one
+    assert await groups.join("good") == "GOOD"
+
+
+async def test_one_who_goes_away_takes_nothing_from_the_others() -> None:
+    """His work is done, and nobody is told."""
+    thread = Thread()
+    groups = Groups(thread, name="test")
+    gone, stays = groups.join("gone"), groups.join("stays")
+    gone.cancel()
+    thread.free.set()
+    assert await stays == "STAYS"
+    assert thread.groups == [["gone", "stays"]]
+
+
+async def test_at_the_end_of_the_loop_whoever_waits_is_cancelled() -> None:
+    """A group that is cut off ends the wait of those who had not yet gone, too."""
+    thread = Thread()
+    groups = Groups(thread, name="test")
+    going = groups.join("going")
+    await asyncio.sleep(0)
+    waits = groups.join("waits")
+    [running] = [task for task in asyncio.all_tasks() if task.get_name() == "test"]
+    running.cancel()
+    for one in (going, waits):
+        with pytest.raises(asyncio.CancelledError):
+            await one
+
+
+async def test_one_of_a_group_that_fails_is_rolled_back_alone(store: Store) -> None:
+    """Of ten who save at the same moment one cannot be stored: the nine others are, each whole."""
+    connections = [a_connection(number, account_id=None if number == 4 else str(number)) for number in range(10)]
+    saving = [save(store, connection, code=str(number)) for number, connection in enumerate(connections)]
+    outcomes = await asyncio.gather(*saving, return_exceptions=True)
+    assert [number for number, one in enumerate(outcomes) if isinstance(one, StoreUnavailable)] == [4]
+    for number, connection in enumerate(connections):
+        stored = await store.connection(connection.id)
+        assert (stored is None) is (number == 4)
+        if stored is not None:
+            assert stored.row_version == 1
+            assert await store.claim(a_claim(await now(store, stored))) is not None
+
+
+async def test_of_two_claims_in_one_group_one_holds(store: Store) -> None:
+    """Units that go together go one after the other: the second sees what the first has written."""
+    stored = await save(store, a_connection())
+    claims = [store.claim(a_claim(stored, attempt=f"attempt-{number}")) for number in range(10)]
+    held = [one for one in await asyncio.gather(*claims) if one is not None]
+    assert len(held) == 1
+    assert (await now(store, stored)).attempt == held[0].attempt
+
+
+async def test_a_unit_awaits_nothing_but_its_unit(tmp_path: Path) -> None:
+    """On the writer's thread there is no loop: what would wait for one is refused, and the next unit finds it free."""
+    async with open_sqlite(tmp_path / "x.db", clock=SystemClock()) as database:
+
+        async def waits(unit: Unit) -> None:
+            await unit.run("frozen")
+            await asyncio.sleep(0)
+
+        with pytest.raises(RuntimeError, match="nothing but its unit"):
+            await database.unit(waits)
+        assert await database.unit(lambda unit: unit.run("frozen")) == []
