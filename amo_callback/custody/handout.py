@@ -62,13 +62,12 @@ class Handout:
         handed out as stale, and so is the last that is known while the store is away. Raises `NotFound`,
         `NeedsReauth`, `MustWait`, `MustMend`: then there is no live one.
         """
+        if handed_out := self._at_hand(selector, min_ttl):
+            return handed_out
 
         def is_fresh(connection: Connection) -> bool:
-            pair = self._opened.pair_of(connection)
-            return pair is not None and fresh_enough(pair, now=self._clock.now(), min_ttl=min_ttl)
+            return self._fresh_pair(connection, min_ttl) is not None
 
-        if handed_out := self._at_hand(selector, is_fresh):
-            return handed_out
         recalled = await self._selection.recall(selector)
         if recalled.away is not None:
             handed_out = await self._as_it_is(recalled.connection, error=recalled.away, changed=recalled.changed)
@@ -110,13 +109,17 @@ class Handout:
             patience=max(_PATIENCE, self._amo.timeout + 1.0),
         )
 
-    def _at_hand(self, selector: str, is_fresh: Callable[[Connection], bool]) -> HandedOut | None:
+    def _at_hand(self, selector: str, min_ttl: float) -> HandedOut | None:
         """Hand out what is certain, fresh and in no doubt: almost every time, and there is nothing to wait for."""
         connection = self._selection.remembered(selector)
-        if connection is None or not is_fresh(connection) or self._liveness.is_doubtful(connection):
+        if connection is None or (pair := self._fresh_pair(connection, min_ttl)) is None:
             return None
+        return None if self._liveness.is_doubtful(connection) else HandedOut(connection=connection, pair=pair)
+
+    def _fresh_pair(self, connection: Connection, min_ttl: float) -> TokenPair | None:
+        """Return a connection's pair, where it has enough life left."""
         pair = self._opened.pair_of(connection)
-        return None if pair is None else HandedOut(connection=connection, pair=pair)
+        return pair if pair is not None and fresh_enough(pair, now=self._clock.now(), min_ttl=min_ttl) else None
 
     async def _refreshed(
         self, connection: Connection, *, demand: Demand, satisfied: Callable[[Connection], bool], patience: float

@@ -153,10 +153,9 @@ class Metrics:
             self._asked_seconds.labels(kind)
             for status in _STATUSES[:-1]:
                 self._asked.labels(kind, status)
-        for outcome in CALLBACKS:
-            self._callbacks.labels(outcome)
-        for outcome in HAND_OUTS:
-            self._hand_outs.labels(outcome)
+        # Looked up by their labels once: that takes longer than to count.
+        self._called_back = {outcome: self._callbacks.labels(outcome) for outcome in CALLBACKS}
+        self._handed_out = {outcome: self._hand_outs.labels(outcome) for outcome in HAND_OUTS}
 
     def __call__(self, event: Event) -> None:
         """Count an event that is one of those that are counted."""
@@ -186,11 +185,11 @@ class Metrics:
 
     def handed_out(self, outcome: str) -> None:
         """Count an access token that was asked for: what was handed out, or the code of what kept it back."""
-        self._hand_outs.labels(_among(HAND_OUTS, outcome)).inc()
+        self._handed_out[_among(self._handed_out, outcome)].inc()
 
     def called_back(self, outcome: str) -> None:
         """Count a callback: how its grant stands, or the word of what was wrong."""
-        self._callbacks.labels(_among(CALLBACKS, outcome)).inc()
+        self._called_back[_among(self._called_back, outcome)].inc()
 
     def text(self, standing: Standing) -> bytes:
         """Return all of it in Prometheus's text format, and how the service does at this moment."""
