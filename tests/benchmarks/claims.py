@@ -1,7 +1,5 @@
 """How many claims a second a store gives, with few connections and with a million: the ratio is what matters.
 
-    python -m tests.benchmarks.claims [--rows 1000 1000000] [--engine sqlite postgresql]
-
 A batch is what the refresher does: one question for what is due, then a claim of each, one committed write after the
 other. `few due`: a thousand connections are due, whatever their number; `all due`: every one is, as after a day off.
 What was claimed is refreshed between batches, outside of the time that is told, and is due again, as the last.
@@ -10,14 +8,12 @@ Databases write as in production (`synchronous=FULL`, `fsync=on`), where the tem
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sqlite3
 import statistics
 import time
-from contextlib import asynccontextmanager, closing
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from contextlib import ExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -25,21 +21,34 @@ import asyncpg
 from amo_callback.clock import SystemClock
 from amo_callback.store import open_store
 from amo_callback.store.rows import ticks
+from tests.benchmarks.figures import Bar, Figure, Outcome
+from tests.benchmarks.options import option
 from tests.builders import DAY, a_claim, a_refreshed
 from tests.postgres import serving_postgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     from amo_callback.ports import Store
-    from tests.postgres import Server
+    from tests.benchmarks.bench import Bench
 
 BATCH = 16
 """Connections that are claimed in one round of the refresher: its default concurrency."""
 BATCHES = 20
 DUE = 1000
-ROUNDS = 5
+_BAR = Bar(at_most=1.5)
+_ENGINES = ("sqlite", "postgresql")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How claims are measured."""
+
+    rows: tuple[int, ...] = option((1000, 1_000_000), quick=(1000, 5000), told="connections in the database")
+    engine: tuple[str, ...] = option(_ENGINES, told="of the database", choices=_ENGINES)
+
 
 _SQLITE = """
 INSERT INTO connections (
@@ -107,44 +116,47 @@ async def _round(store: Store, clock: SystemClock) -> float:
 
 
 @asynccontextmanager
-async def _opened(engine: str, folder: Path, server: Server, times: dict[str, int]) -> AsyncIterator[Store]:
-    url = "sqlite:///claims.db" if engine == "sqlite" else server.url()
+async def _opened(url: str, folder: Path, times: dict[str, int]) -> AsyncIterator[Store]:
     async with open_store(url, folder=folder, clock=SystemClock()) as store:
-        if engine == "sqlite":
+        if url.startswith("sqlite:"):
             await asyncio.to_thread(_fill_sqlite, folder / "claims.db", times)
         else:
             await _fill_postgres(url, times)
         yield store
 
 
-async def _measure(options: argparse.Namespace, folder: Path, server: Server) -> None:
-    for engine in options.engine:
-        for what in ("few due", "all due"):
-            medians = []
-            for rows in options.rows:
-                claims = await _claims(engine, folder, server, rows=rows, due=rows if what == "all due" else DUE)
-                medians.append(statistics.median(claims))
-                told = f"{min(claims):6.0f} / {medians[-1]:6.0f} / {max(claims):6.0f}"
-                print(f"{engine:<10}  {what}  {rows:>9,} connections  {told} claims/s", flush=True)
-            print(f"{engine:<10}  {what}  ratio of the medians {medians[0] / medians[-1]:.2f}")
+async def measure(options: Options, bench: Bench) -> Outcome:
+    """Measure, on each engine, and compare the most connections with the fewest."""
+    figures: list[Figure] = []
+    with ExitStack() as stack:
+        for engine in options.engine:
+            url = "sqlite:///claims.db"
+            if engine == "postgresql":
+                url = stack.enter_context(serving_postgres(settings=())).url()
+            for what in ("few due", "all due"):
+                found = []
+                for rows in sorted(options.rows):
+                    bench.say(f"claims, {engine}, {rows:,} connections, {what}")
+                    claims = await _claims(bench, url, rows=rows, due=rows if what == "all due" else DUE)
+                    name = f"claims, {engine}, {what}, {rows:,}"
+                    found.append(Figure(name=name, unit="1/s", values=claims))
+                figures += [*found, _ratio(found, engine=engine, what=what)]
+    return Outcome(figures=figures)
 
 
-async def _claims(engine: str, folder: Path, server: Server, *, rows: int, due: int) -> list[float]:
+def _ratio(found: Sequence[Figure], *, engine: str, what: str) -> Figure:
+    """Tell how many times as fast the fewest are as each round of the most."""
+    few = statistics.median(found[0].values)
+    return Figure(
+        name=f"claims, {engine}, {what}, fewest/most",
+        unit="ratio",
+        values=[few / value for value in found[-1].values],
+        bar=_BAR if what == "few due" else None,
+    )
+
+
+async def _claims(bench: Bench, url: str, *, rows: int, due: int) -> Sequence[float]:
     clock = SystemClock()
-    async with _opened(engine, folder, server, _times(clock.now(), rows=rows, due=due)) as store:
+    async with _opened(url, bench.folder, _times(clock.now(), rows=rows, due=due)) as store:
         await _round(store, clock)  # so that all begin warm
-        return [await _round(store, clock) for _ in range(ROUNDS)]
-
-
-def main() -> None:
-    """Measure, and print least, median and most."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 1_000_000])
-    parser.add_argument("--engine", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
-    options = parser.parse_args()
-    with TemporaryDirectory() as folder, serving_postgres(settings=()) as server:
-        asyncio.run(_measure(options, Path(folder), server))
-
-
-if __name__ == "__main__":
-    main()
+        return [await _round(store, clock) for _ in range(bench.rounds)]
