@@ -45,7 +45,7 @@ def main() -> int:
     earlier = from_json(given.compare.read_text(encoding="utf-8")) if given.compare else None
     rounds = given.rounds or (_QUICK_ROUNDS if given.quick else _ROUNDS)
     with TemporaryDirectory(prefix="benchmarks-") as folder:
-        report = run_loop(_measure(begin(quick=given.quick, rounds=rounds), given, Path(folder)))
+        report = run_loop(_measure(begin(folder=folder, quick=given.quick, rounds=rounds), given, Path(folder)))
     print(lines(report, earlier))
     if given.json:
         given.json.write_text(to_json(report), encoding="utf-8")
@@ -69,7 +69,7 @@ async def _add(report: Report, name: str, given: argparse.Namespace, *, folder: 
     options = read_options(vars(given), name, module.Options, quick=report.quick)
     own = folder / name
     own.mkdir()
-    bench = Bench(rounds=report.rounds, folder=own, idle=lags, curves=given.plots is not None, quick=report.quick)
+    bench = Bench(rounds=report.rounds, folder=own, idle=lags, curves=given.plots is not None)
     report = dataclasses.replace(report, options={**report.options, name: dataclasses.asdict(options)})
     try:
         outcome = await module.measure(options, bench)

@@ -56,4 +56,8 @@ def open_accounts(vendor: Vendor, number: int) -> Sequence[SandboxAccount]:
 
 def callback_paths(vendor: Vendor, accounts: Sequence[SandboxAccount]) -> Sequence[str]:
     """Let each account's user allow access, and return the paths that AMO redirects to."""
-    return [f"{BASE}/callback?{urlencode({'code': vendor.allow(one), 'referer': one.host})}" for one in accounts]
+    queries = (
+        {"code": vendor.allow(one), "state": "the app's state", "referer": one.host, "platform": "1"}
+        for one in accounts
+    )
+    return [f"{BASE}/callback?{urlencode(query)}" for query in queries]

@@ -32,7 +32,7 @@ _BAR = Bar(at_most=300)
 class Options:
     """How callbacks are measured while refreshes wait."""
 
-    seconds: float = option(30.0, quick=8.0, told="of each round")
+    seconds: float = option(30.0, quick=4.0, told="of each round")
     connections: int = option(5000, quick=500, told="whose refreshes wait")
     per_second: float = option(2.0, told="callbacks, evenly; half as many where they come at random")
     limit: float = option(5.0, told="requests a second that AMO allows")

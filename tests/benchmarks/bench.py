@@ -31,7 +31,6 @@ class Bench:
     """Where the lags of an idle loop are written."""
     curves: bool
     """Whether latency against load is asked for, too."""
-    quick: bool
 
     def say(self, what: str) -> None:
         """Tell what is done now."""

@@ -32,6 +32,7 @@ class Options:
     """How callbacks are measured."""
 
     accounts: int = option(2000, quick=200, told="that connect in each load")
+    relay_accounts: int = option(8000, quick=800, told="that come to the relay: it is quicker, and CPU time is coarse")
     callers: int = option(16, told="who come at once")
     plot_accounts: int = option(1000, quick=300, told="that connect in each load for the plot")
 
@@ -79,7 +80,7 @@ async def _round(
 
     accounts = open_accounts(amo.vendor, options.accounts)
     return _Round(
-        relay=await load(relay, open_accounts(amo.vendor, options.accounts)),
+        relay=await load(relay, open_accounts(amo.vendor, options.relay_accounts)),
         new=await load(service, accounts, since=since),
         again=await load(service, accounts),
     )

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import statistics
 import time
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from amo_callback.store.rows import ticks
 from tests.benchmarks.figures import Bar, Figure, Outcome
 from tests.benchmarks.options import option
 from tests.builders import DAY, a_claim, a_refreshed
-from tests.postgres import serving_postgres
+from tests.postgres import Databases, serving_postgres
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from amo_callback.ports import Store
     from tests.benchmarks.bench import Bench
+    from tests.postgres import Server
 
 BATCH = 16
 """Connections that are claimed in one round of the refresher: its default concurrency."""
@@ -100,9 +100,9 @@ async def _fill_postgres(url: str, times: dict[str, int]) -> None:
     await connection.close()
 
 
-async def _round(store: Store, clock: SystemClock) -> float:
+async def _round(store: Store) -> float:
     """Return how many claims a second some batches take, the refreshes after each left aside."""
-    seconds = 0.0
+    clock, seconds = SystemClock(), 0.0
     for _ in range(BATCHES):
         began = time.perf_counter()
         due = await store.due(now=clock.now(), limit=BATCH, apart_from=())
@@ -117,46 +117,44 @@ async def _round(store: Store, clock: SystemClock) -> float:
 
 @asynccontextmanager
 async def _opened(url: str, folder: Path, times: dict[str, int]) -> AsyncIterator[Store]:
+    """Open a store with so many connections in it."""
     async with open_store(url, folder=folder, clock=SystemClock()) as store:
         if url.startswith("sqlite:"):
-            await asyncio.to_thread(_fill_sqlite, folder / "claims.db", times)
+            await asyncio.to_thread(_fill_sqlite, folder / url.removeprefix("sqlite:///"), times)
         else:
             await _fill_postgres(url, times)
         yield store
 
 
 async def measure(options: Options, bench: Bench) -> Outcome:
-    """Measure, on each engine, and compare the most connections with the fewest."""
+    """Measure, on each engine: databases with ever more connections, in alternation."""
     figures: list[Figure] = []
-    with ExitStack() as stack:
-        for engine in options.engine:
-            url = "sqlite:///claims.db"
-            if engine == "postgresql":
-                url = stack.enter_context(serving_postgres(settings=())).url()
+    for engine in options.engine:
+        with serving_postgres(settings=()) if engine == "postgresql" else nullcontext() as server:
             for what in ("few due", "all due"):
-                found = []
-                for rows in sorted(options.rows):
-                    bench.say(f"claims, {engine}, {rows:,} connections, {what}")
-                    claims = await _claims(bench, url, rows=rows, due=rows if what == "all due" else DUE)
-                    name = f"claims, {engine}, {what}, {rows:,}"
-                    found.append(Figure(name=name, unit="1/s", values=claims))
-                figures += [*found, _ratio(found, engine=engine, what=what)]
+                bench.say(f"claims, {engine}, {what}")
+                figures += await _compare(options, bench, server, what=what)
     return Outcome(figures=figures)
 
 
-def _ratio(found: Sequence[Figure], *, engine: str, what: str) -> Figure:
-    """Tell how many times as fast the fewest are as each round of the most."""
-    few = statistics.median(found[0].values)
-    return Figure(
-        name=f"claims, {engine}, {what}, fewest/most",
-        unit="ratio",
-        values=[few / value for value in found[-1].values],
-        bar=_BAR if what == "few due" else None,
-    )
-
-
-async def _claims(bench: Bench, url: str, *, rows: int, due: int) -> Sequence[float]:
-    clock = SystemClock()
-    async with _opened(url, bench.folder, _times(clock.now(), rows=rows, due=due)) as store:
-        await _round(store, clock)  # so that all begin warm
-        return [await _round(store, clock) for _ in range(bench.rounds)]
+async def _compare(options: Options, bench: Bench, server: Server | None, *, what: str) -> Sequence[Figure]:
+    numbers = sorted(options.rows)
+    async with AsyncExitStack() as stack:
+        stores = []
+        for rows in numbers:
+            url = f"sqlite:///{what}-{rows}.db".replace(" ", "-")
+            if server is not None:
+                url = await stack.enter_async_context(Databases(address=server.url()).fresh())
+            times = _times(SystemClock().now(), rows=rows, due=rows if what == "all due" else DUE)
+            stores.append(await stack.enter_async_context(_opened(url, bench.folder, times)))
+        for store in stores:
+            await _round(store)  # so that all begin warm
+        rounds = [[await _round(store) for store in stores] for _ in range(bench.rounds)]
+    of = f"{'sqlite' if server is None else 'postgresql'}, {what}"
+    claims = [
+        Figure(name=f"claims, {of}, {rows:,} connections", unit="1/s", values=[one[number] for one in rounds])
+        for number, rows in enumerate(numbers)
+    ]
+    ratio = [one[0] / one[-1] for one in rounds]
+    bar = _BAR if what == "few due" else None
+    return [*claims, Figure(name=f"claims, {of}, fewest/most", unit="ratio", values=ratio, bar=bar)]

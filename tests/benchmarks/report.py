@@ -39,14 +39,19 @@ class Report:
     """Benchmarks that failed, and why."""
 
 
-def begin(*, quick: bool, rounds: int) -> Report:
-    """Return a report of this machine, without any outcome yet."""
+def begin(*, folder: str, quick: bool, rounds: int) -> Report:
+    """Return a report of this machine, where databases are in a folder, without any outcome yet."""
     return Report(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
         rounds=rounds,
         versions=_versions(),
-        machine={"cores": os.cpu_count(), "kernel": platform.release(), "cpu": _cpu()},
+        machine={
+            "cores": os.cpu_count(),
+            "kernel": platform.release(),
+            "cpu": _cpu(),
+            "filesystem": _said("stat", "--file-system", "--format=%T", folder),
+        },
     )
 
 
@@ -85,7 +90,7 @@ def _figure(content: dict[str, Any]) -> Figure:
 def _versions() -> Mapping[str, str]:
     return {
         "amo-callback": __version__,
-        "commit": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain") else ""),
+        "commit": _said("git", "rev-parse", "HEAD") + ("-dirty" if _said("git", "status", "--porcelain") else ""),
         "python": platform.python_version(),
         "aiohttp": version("aiohttp"),
         "uvloop": version("uvloop"),
@@ -93,13 +98,10 @@ def _versions() -> Mapping[str, str]:
     }
 
 
-def _git(*words: str) -> str:
-    """Return what git answers, nothing where it cannot."""
+def _said(*command: str) -> str:
+    """Return what a command says, nothing where it cannot."""
     try:
-        done = subprocess.run(  # noqa: S603 -- because the words are our own
-            ["git", *words],  # noqa: S607 -- because it is wherever it is installed
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)  # noqa: S603 -- because the words are our own
     except OSError:
         return ""
     return done.stdout.strip()

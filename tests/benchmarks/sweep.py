@@ -73,7 +73,8 @@ async def _round(options: Options, bench: Bench, amo: Amo, environ: Mapping[str,
     before, noted = amo.sandbox.requests, len(amo.vendor.ledger.entries)
     first = asyncio.create_task(_first_asked(amo, before + 1))
     async with serving(bench.folder, environ) as service:
-        _, watched = await seen(service, bench.idle, _swept(options, bench, version=version), since=service.ready)
+        swept = _swept(options, bench, amo, noted=noted, version=version)
+        _, watched = await seen(service, bench.idle, swept, since=service.ready)
     entries = amo.vendor.ledger.entries[noted:]
     if len(entries) != options.connections or not all(entry.spent for entry in entries):
         raise RuntimeError(f"AMO was asked {len(entries)} times for {options.connections} refreshes")
@@ -86,8 +87,10 @@ async def _first_asked(amo: Amo, times: int) -> datetime:
     return amo.vendor.now()
 
 
-async def _swept(options: Options, bench: Bench, *, version: int) -> None:
-    """Wait until every new pair is stored."""
+async def _swept(options: Options, bench: Bench, amo: Amo, *, noted: int, version: int) -> None:
+    """Wait until AMO has answered as often as there are connections, and every new pair is stored."""
     async with asyncio.timeout(_PATIENCE):
+        while len(amo.vendor.ledger.entries) < noted + options.connections:
+            await asyncio.sleep(0.05)
         while refreshed(bench.folder, version=version) < options.connections:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
