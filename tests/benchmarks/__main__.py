@@ -67,12 +67,11 @@ async def _add(report: Report, name: str, given: argparse.Namespace, *, folder: 
     """Run a benchmark, and return the report with what came of it; one that fails is not the others' end."""
     module: Any = BENCHMARKS[name]
     options = read_options(vars(given), name, module.Options, quick=report.quick)
-    own = folder / name
-    own.mkdir()
-    bench = Bench(rounds=report.rounds, folder=own, idle=lags, curves=given.plots is not None)
     report = dataclasses.replace(report, options={**report.options, name: dataclasses.asdict(options)})
     try:
-        outcome = await module.measure(options, bench)
+        with TemporaryDirectory(dir=folder) as own:
+            bench = Bench(rounds=report.rounds, folder=Path(own), idle=lags, curves=given.plots is not None)
+            outcome = await module.measure(options, bench)
     except Exception as error:  # noqa: BLE001 -- because an hour's other figures are worth keeping
         traceback.print_exc()
         return dataclasses.replace(report, failed={**report.failed, name: f"{type(error).__name__}: {error}"})

@@ -35,6 +35,7 @@ class Options:
     relay_accounts: int = option(8000, quick=800, told="that come to the relay: it is quicker, and CPU time is coarse")
     callers: int = option(16, told="who come at once")
     plot_accounts: int = option(1000, quick=300, told="that connect in each load for the plot")
+    plot_relay_accounts: int = option(8000, quick=2000, told="that come to the relay in each")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +62,8 @@ async def measure(options: Options, bench: Bench) -> Outcome:
             if bench.curves:
                 bench.say("callbacks, latency against load")
                 curves = {
-                    "amo-callback": await _curve(options, bench, amo, service),
-                    "bare relay": await _curve(options, bench, amo, relay),
+                    "amo-callback": await _curve(bench, amo, service, accounts=options.plot_accounts),
+                    "bare relay": await _curve(bench, amo, relay, accounts=options.plot_relay_accounts),
                 }
     note = f"{options.callers} callers; the main figures are of new accounts, {options.accounts} a load"
     return Outcome(figures=_figures(rounds), curves=curves, notes=[note])
@@ -100,9 +101,9 @@ def _figures(rounds: Sequence[_Round]) -> Sequence[Figure]:
     ]
 
 
-async def _curve(options: Options, bench: Bench, amo: Amo, server: Server) -> Sequence[Point]:
+async def _curve(bench: Bench, amo: Amo, server: Server, *, accounts: int) -> Sequence[Point]:
     async def load(callers: int) -> Answers:
-        paths = callback_paths(amo.vendor, open_accounts(amo.vendor, options.plot_accounts))
+        paths = callback_paths(amo.vendor, open_accounts(amo.vendor, accounts))
         return await callbacks(bench.folder, server.public, paths, callers=callers)
 
     return await curve(load, CALLERS)

@@ -13,6 +13,8 @@ import sqlite3
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -28,7 +30,6 @@ from tests.postgres import Databases, serving_postgres
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from datetime import datetime
-    from pathlib import Path
 
     from amo_callback.ports import Store
     from tests.benchmarks.bench import Bench
@@ -140,13 +141,14 @@ async def measure(options: Options, bench: Bench) -> Outcome:
 async def _compare(options: Options, bench: Bench, server: Server | None, *, what: str) -> Sequence[Figure]:
     numbers = sorted(options.rows)
     async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(dir=bench.folder)))  # a million take more than a gigabyte
         stores = []
         for rows in numbers:
-            url = f"sqlite:///{what}-{rows}.db".replace(" ", "-")
+            url = f"sqlite:///{rows}.db"
             if server is not None:
                 url = await stack.enter_async_context(Databases(address=server.url()).fresh())
             times = _times(SystemClock().now(), rows=rows, due=rows if what == "all due" else DUE)
-            stores.append(await stack.enter_async_context(_opened(url, bench.folder, times)))
+            stores.append(await stack.enter_async_context(_opened(url, folder, times)))
         for store in stores:
             await _round(store)  # so that all begin warm
         rounds = [[await _round(store) for store in stores] for _ in range(bench.rounds)]

@@ -33,10 +33,13 @@ def plot(name: str, curves: Mapping[str, Sequence[Point]], *, quick: bool) -> by
     import pygal  # type: ignore[import-untyped]  # noqa: PLC0415 -- because nothing else needs it
     from pygal.style import Style  # type: ignore[import-untyped]  # noqa: PLC0415 -- the same
 
+    speeds = sorted(point.per_second for points in curves.values() for point in points)
     chart: Any = pygal.XY(
         title=f"{name}: latency against load" + (" (a quick run: no figures to quote)" if quick else ""),
         x_title="answered a second, for so many callers as stand at the dots",
         y_title="milliseconds",
+        xrange=(speeds[0] * 0.8, speeds[-1] * 1.25),
+        x_labels=ticks(speeds),
         y_labels=ticks([value for points in curves.values() for point in points for value in (point.p50, point.p99)]),
         logarithmic=True,
         legend_at_bottom=True,
@@ -47,7 +50,7 @@ def plot(name: str, curves: Mapping[str, Sequence[Point]], *, quick: bool) -> by
     for who, points in curves.items():
         chart.add(f"{who}, p50", [_dot(point, point.p50, label=str(point.callers)) for point in points])
         p99 = [_dot(point, point.p99) for point in points]
-        chart.add(f"{who}, p99", p99, stroke_style={"dasharray": "3, 4"})
+        chart.add(f"{who}, p99 (dashed)", p99, stroke_style={"dasharray": "3, 4"})
     drawn: bytes = chart.render()
     return drawn
 

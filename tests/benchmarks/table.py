@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.report import Report
 
 _HEAD = ("BENCHMARK", "FIGURE", "UNIT", "LEAST", "MEDIAN", "MOST", "BAR", "REACHED")
+NO_LAG = "A longest lag of 0 is one of less than a millisecond."
 QUICK = "A QUICK RUN, to see that all works: these are no figures to quote."
 
 
@@ -29,6 +30,7 @@ def lines(report: Report, earlier: Report | None = None) -> str:
     told = [
         f"{report.when}, {report.rounds} rounds, {_of(report.versions)}, {_of(report.machine)}",
         *notes,
+        *([NO_LAG] if any(figure.name.startswith("longest lag") for figure in _all(report)) else []),
         *(f"{name} FAILED: {why}" for name, why in report.failed.items()),
         *([QUICK] if report.quick else []),
         *(["The earlier report is of a quick run."] if earlier is not None and earlier.quick else []),
@@ -41,6 +43,10 @@ def medians(report: Report) -> Mapping[tuple[str, str], float]:
     return {
         (name, figure.name): figure.median for name, outcome in report.outcomes.items() for figure in outcome.figures
     }
+
+
+def _all(report: Report) -> Sequence[Figure]:
+    return [figure for outcome in report.outcomes.values() for figure in outcome.figures]
 
 
 def _row(name: str, figure: Figure) -> Sequence[object]:
