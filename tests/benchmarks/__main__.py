@@ -74,7 +74,8 @@ async def _add(report: Report, name: str, given: argparse.Namespace, *, folder: 
             outcome = await module.measure(options, bench)
     except Exception as error:  # noqa: BLE001 -- because an hour's other figures are worth keeping
         traceback.print_exc()
-        return dataclasses.replace(report, failed={**report.failed, name: f"{type(error).__name__}: {error}"})
+        _, _, last_line = str(error).strip().rpartition("\n")
+        return dataclasses.replace(report, failed={**report.failed, name: f"{type(error).__name__}: {last_line}"})
     return dataclasses.replace(report, outcomes={**report.outcomes, name: outcome})
 
 

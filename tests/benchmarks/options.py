@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser, name: str, kind: type[Any]) -> No
             type=type(default[0]) if several else type(default),
             nargs="+" if several else None,
             choices=field.metadata["choices"],
-            metavar=field.name.rpartition("_")[2].upper() if field.metadata["choices"] is None else None,
+            metavar=None if field.metadata["choices"] else "N",
             help=f"{field.metadata['told']} (default: {shown})",
         )
 

@@ -64,7 +64,8 @@ async def measure(options: Options, bench: Bench) -> Outcome:
                 Figure(name="refreshes", unit="1/s", values=[await refreshing]),
                 *lag_figures([watched for _, watched in loads]),
             ]
-    return Outcome(figures=figures)
+    note = f"the values are of {len(loads)} loads, as many as the refreshes gave time for; {options.callers} callers"
+    return Outcome(figures=figures, notes=[note])
 
 
 async def _refresh(server: Server, names: Sequence[str]) -> float:

@@ -90,7 +90,8 @@ def _figure(content: dict[str, Any]) -> Figure:
 def _versions() -> Mapping[str, str]:
     return {
         "amo-callback": __version__,
-        "commit": _said("git", "rev-parse", "HEAD") + ("-dirty" if _said("git", "status", "--porcelain") else ""),
+        "commit": (_said("git", "rev-parse", "HEAD") or "unknown")
+        + ("-dirty" if _said("git", "status", "--porcelain") else ""),
         "python": platform.python_version(),
         "aiohttp": version("aiohttp"),
         "uvloop": version("uvloop"),

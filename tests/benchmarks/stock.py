@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import sqlite3
 from contextlib import closing
@@ -15,7 +14,7 @@ from amo_callback.model import connection_id
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 from amo_callback.store import open_store
 from amo_callback.store.rows import ticks
-from tests.benchmarks.amo import BigVendor, open_accounts
+from tests.benchmarks.amo import BigVendor, open_accounts, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,8 +44,7 @@ async def fill(folder: Path, cipher: Cipher, vendor: BigVendor, *, connections: 
     accounts = open_accounts(vendor, connections)
     with closing(sqlite3.connect(folder / FILE)) as database, database:
         database.executemany(_INSERT, _rows(vendor, cipher, accounts))
-    gc.collect()
-    gc.freeze()  # what the stand-in remembers is not looked through while others wait for its answers
+    settle()
     return [f"account:{account.id}" for account in accounts]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amo_callback.cipher import Cipher, new_key
-from tests.benchmarks.amo import BigVendor, serving_amo
+from tests.benchmarks.amo import BigVendor, serving_amo, settle
 from tests.benchmarks.bench import Bench, lag_figures
 from tests.benchmarks.figures import Bar, Figure, Outcome
 from tests.benchmarks.options import option
@@ -54,6 +54,7 @@ async def measure(options: Options, bench: Bench) -> Outcome:
         for number in range(bench.rounds):
             bench.say(f"sweep of {options.connections} connections, round {number + 1}")
             make_due(bench.folder)
+            settle()
             rounds.append(await _round(options, bench, amo, environ, version=number + 2))
     possible = options.concurrency / options.latency
     speed = [one.per_second for one in rounds]
