@@ -47,8 +47,6 @@ def main() -> int:
     with TemporaryDirectory(prefix="benchmarks-") as folder:
         report = run_loop(_measure(begin(folder=folder, quick=given.quick, rounds=rounds), given, Path(folder)))
     print(lines(report, earlier))
-    if given.json:
-        given.json.write_text(to_json(report), encoding="utf-8")
     if given.plots:
         for file in draw(report, given.plots):
             print(file)
@@ -60,6 +58,8 @@ async def _measure(report: Report, given: argparse.Namespace, folder: Path) -> R
         for name in given.benchmarks or BENCHMARKS:
             print(name, file=sys.stderr, flush=True)
             report = await _add(report, name, given, folder=folder, lags=lags)
+            if given.json:  # each time: who ends a long run keeps what it has found
+                given.json.write_text(to_json(report), encoding="utf-8")
     return report
 
 

@@ -82,20 +82,20 @@ async def serving(
         began = time.monotonic()
         async with running(*arguments, folder=folder, environ=env, out=out, errors=errors) as process:
             try:
-                await until(ready.done, process)
+                await until(lambda: ready.done() and _addresses(out) is not None, process, every=0.01)
             except RuntimeError as error:
                 raise RuntimeError(out.read_text(encoding="utf-8") + errors.read_text(encoding="utf-8")) from error
-            public, private = await _addresses(out)
+            public, private = _addresses(out) or ("", "")
             yield Server(public=public, private=private, pid=process.pid, lags=lags, began=began, ready=ready.result())
 
 
-async def _addresses(out: Path) -> tuple[str, str]:
-    while True:
-        for line in out.read_text(encoding="utf-8").splitlines(keepends=True):
-            if '"service.started"' in line and line.endswith("\n"):
-                told = json.loads(line)
-                return f"http://{told['public']}", f"http://{told['private']}"
-        await asyncio.sleep(0.01)
+def _addresses(out: Path) -> tuple[str, str] | None:
+    """Return where the service listens, once its log tells."""
+    for line in out.read_text(encoding="utf-8").splitlines(keepends=True):
+        if '"service.started"' in line and line.endswith("\n"):
+            told = json.loads(line)
+            return f"http://{told['public']}", f"http://{told['private']}"
+    return None
 
 
 @contextmanager
