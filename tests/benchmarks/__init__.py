@@ -1,1 +1,1 @@
-"""Figures, never asserted: each module is a command of its own, as `python -m tests.benchmarks.handout`."""
+"""Figures, never asserted: `python -m tests.benchmarks` measures all of it, or what is named."""

@@ -1,7 +1,5 @@
 """How many claims a second a store gives, with few connections and with a million: the ratio is what matters.
 
-    python -m tests.benchmarks.claims [--rows 1000 1000000] [--engine sqlite postgresql]
-
 A batch is what the refresher does: one question for what is due, then a claim of each, one committed write after the
 other. `few due`: a thousand connections are due, whatever their number; `all due`: every one is, as after a day off.
 What was claimed is refreshed between batches, outside of the time that is told, and is due again, as the last.
@@ -10,12 +8,11 @@ Databases write as in production (`synchronous=FULL`, `fsync=on`), where the tem
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sqlite3
-import statistics
 import time
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -25,21 +22,34 @@ import asyncpg
 from amo_callback.clock import SystemClock
 from amo_callback.store import open_store
 from amo_callback.store.rows import ticks
+from tests.benchmarks.figures import Bar, Figure, Outcome
+from tests.benchmarks.options import option
 from tests.builders import DAY, a_claim, a_refreshed
-from tests.postgres import serving_postgres
+from tests.postgres import Databases, serving_postgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from datetime import datetime
 
     from amo_callback.ports import Store
+    from tests.benchmarks.bench import Bench
     from tests.postgres import Server
 
 BATCH = 16
 """Connections that are claimed in one round of the refresher: its default concurrency."""
 BATCHES = 20
 DUE = 1000
-ROUNDS = 5
+_BAR = Bar(at_most=1.5)
+_ENGINES = ("sqlite", "postgresql")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How claims are measured."""
+
+    rows: tuple[int, ...] = option((1000, 1_000_000), quick=(1000, 5000), told="connections in the database")
+    engine: tuple[str, ...] = option(_ENGINES, told="of the database", choices=_ENGINES)
+
 
 _SQLITE = """
 INSERT INTO connections (
@@ -91,9 +101,9 @@ async def _fill_postgres(url: str, times: dict[str, int]) -> None:
     await connection.close()
 
 
-async def _round(store: Store, clock: SystemClock) -> float:
+async def _round(store: Store) -> float:
     """Return how many claims a second some batches take, the refreshes after each left aside."""
-    seconds = 0.0
+    clock, seconds = SystemClock(), 0.0
     for _ in range(BATCHES):
         began = time.perf_counter()
         due = await store.due(now=clock.now(), limit=BATCH, apart_from=())
@@ -107,44 +117,46 @@ async def _round(store: Store, clock: SystemClock) -> float:
 
 
 @asynccontextmanager
-async def _opened(engine: str, folder: Path, server: Server, times: dict[str, int]) -> AsyncIterator[Store]:
-    url = "sqlite:///claims.db" if engine == "sqlite" else server.url()
+async def _opened(url: str, folder: Path, times: dict[str, int]) -> AsyncIterator[Store]:
+    """Open a store with so many connections in it."""
     async with open_store(url, folder=folder, clock=SystemClock()) as store:
-        if engine == "sqlite":
-            await asyncio.to_thread(_fill_sqlite, folder / "claims.db", times)
+        if url.startswith("sqlite:"):
+            await asyncio.to_thread(_fill_sqlite, folder / url.removeprefix("sqlite:///"), times)
         else:
             await _fill_postgres(url, times)
         yield store
 
 
-async def _measure(options: argparse.Namespace, folder: Path, server: Server) -> None:
+async def measure(options: Options, bench: Bench) -> Outcome:
+    """Measure, on each engine: databases with ever more connections, in alternation."""
+    figures: list[Figure] = []
     for engine in options.engine:
-        for what in ("few due", "all due"):
-            medians = []
-            for rows in options.rows:
-                claims = await _claims(engine, folder, server, rows=rows, due=rows if what == "all due" else DUE)
-                medians.append(statistics.median(claims))
-                told = f"{min(claims):6.0f} / {medians[-1]:6.0f} / {max(claims):6.0f}"
-                print(f"{engine:<10}  {what}  {rows:>9,} connections  {told} claims/s", flush=True)
-            print(f"{engine:<10}  {what}  ratio of the medians {medians[0] / medians[-1]:.2f}")
+        with serving_postgres(settings=()) if engine == "postgresql" else nullcontext() as server:
+            for what in ("few due", "all due"):
+                bench.say(f"claims, {engine}, {what}")
+                figures += await _compare(options, bench, server, what=what)
+    return Outcome(figures=figures)
 
 
-async def _claims(engine: str, folder: Path, server: Server, *, rows: int, due: int) -> list[float]:
-    clock = SystemClock()
-    async with _opened(engine, folder, server, _times(clock.now(), rows=rows, due=due)) as store:
-        await _round(store, clock)  # so that all begin warm
-        return [await _round(store, clock) for _ in range(ROUNDS)]
-
-
-def main() -> None:
-    """Measure, and print least, median and most."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 1_000_000])
-    parser.add_argument("--engine", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
-    options = parser.parse_args()
-    with TemporaryDirectory() as folder, serving_postgres(settings=()) as server:
-        asyncio.run(_measure(options, Path(folder), server))
-
-
-if __name__ == "__main__":
-    main()
+async def _compare(options: Options, bench: Bench, server: Server | None, *, what: str) -> Sequence[Figure]:
+    numbers = sorted(options.rows)
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(dir=bench.folder)))  # a million take more than a gigabyte
+        stores = []
+        for rows in numbers:
+            url = f"sqlite:///{rows}.db"
+            if server is not None:
+                url = await stack.enter_async_context(Databases(address=server.url()).fresh())
+            times = _times(SystemClock().now(), rows=rows, due=rows if what == "all due" else DUE)
+            stores.append(await stack.enter_async_context(_opened(url, folder, times)))
+        for store in stores:
+            await _round(store)  # so that all begin warm
+        rounds = [[await _round(store) for store in stores] for _ in range(bench.rounds)]
+    of = f"{'sqlite' if server is None else 'postgresql'}, {what}"
+    claims = [
+        Figure(name=f"claims, {of}, {rows:,} connections", unit="1/s", values=[one[number] for one in rounds])
+        for number, rows in enumerate(numbers)
+    ]
+    ratio = [one[0] / one[-1] for one in rounds]
+    bar = _BAR if what == "few due" else None
+    return [*claims, Figure(name=f"claims, {of}, fewest/most", unit="ratio", values=ratio, bar=bar)]

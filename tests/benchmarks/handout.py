@@ -1,125 +1,123 @@
-"""How many access tokens are handed out in a second, and how long one takes while others are refreshed.
+"""How many access tokens are handed out in a second, with all of them in memory, beside a bare aiohttp server.
 
-    python -m tests.benchmarks.handout [--rounds 5] [--seconds 4] [--connections 1000]
-
-The real service, with its log in a file, is measured against a bare aiohttp handler that answers with the same bytes:
-each in a process of its own, in alternation, under the same load. Then again while every connection is refreshed.
+Both answer with the same bytes and headers, each in a process of its own, in alternation, under the same load.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import statistics
-import time
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
+import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
 
-from amo_callback.cipher import new_key
-from amo_callback.cli.loop import run_loop
-from amo_callback.clock import SystemClock
-from tests.benchmarks.load import WRK, Load
-from tests.benchmarks.service import AT_ONCE, Server, connect_accounts, key_header, running, serving
-from tests.conftest import API_KEY, environment, serve_amo
+from amo_callback.cipher import Cipher, new_key
+from tests.benchmarks.amo import BigVendor, serving_amo
+from tests.benchmarks.bench import CALLERS, Bench, cpu_of, curve, lag_figures, load_figures
+from tests.benchmarks.figures import Bar, Figure, Outcome, Point
+from tests.benchmarks.load import WRK, Answers, hand_outs
+from tests.benchmarks.options import option
+from tests.benchmarks.service import Seen, Server, bare, key_header, seen, serving
+from tests.benchmarks.stock import fill
+from tests.conftest import environment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Mapping, Sequence
 
-_CLIENTS = 64
 _PATHS = 100
 """Connections that are asked for in turn; all of them are in the database."""
-_LATENCY = 0.2
-"""Seconds that AMO takes for a refresh."""
+_BAR = Bar(at_least=0.6)
 
 
-@asynccontextmanager
-async def _bare(folder: Path, answer: bytes) -> AsyncIterator[Server]:
-    out, body = folder / "bare.log", folder / "answer"
-    body.write_bytes(answer)
-    async with running("-m", "tests.benchmarks.bare", str(body), folder=folder, environ={}, out=out):
-        while not (address := out.read_text(encoding="utf-8").strip()):
-            await asyncio.sleep(0.05)
-        yield Server(private=address)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How hand-outs are measured."""
+
+    seconds: float = option(4.0, quick=1.0, told="of each load")
+    connections: int = option(1000, quick=200, told="in the database")
+    callers: int = option(64, told="who ask at once")
+    plot_seconds: float = option(2.0, quick=1.0, told="of each load for the plot")
 
 
-async def _refresh(http: aiohttp.ClientSession, server: Server, names: Sequence[str]) -> float:
-    """Refresh them all, as many at a time as the service does; return how many were done in a second."""
-    places, began = asyncio.Semaphore(AT_ONCE), time.perf_counter()
-
-    async def refresh(name: str) -> None:
-        async with places, http.post(f"{server.private}/connections/{name}/refresh", headers=key_header()) as answer:
-            assert answer.status == 200, await answer.text()
-
-    await asyncio.gather(*map(refresh, names))
-    return len(names) / (time.perf_counter() - began)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Round:
+    bare: tuple[Answers, Seen]
+    ours: tuple[Answers, Seen]
 
 
-def _told(figures: Sequence[float], form: str) -> str:
-    """Write the least, the median and the most of some figures."""
-    return " / ".join(format(figure, form) for figure in (min(figures), statistics.median(figures), max(figures)))
-
-
-async def _measure(options: argparse.Namespace, folder: Path) -> None:
-    async with AsyncExitStack() as stack:
-        amo = await stack.enter_async_context(serve_amo(SystemClock()))
-        http = await stack.enter_async_context(aiohttp.ClientSession())
-        environ = environment(amo, new_key(), LIMITS__UNPROVEN="100000", AMO__REQUESTS_PER_SECOND="50")
-        async with serving(folder, environ, access=False) as service:
-            names = await connect_accounts(http, service, amo, connections=options.connections)
-            async with http.get(f"{service.private}/connections/{names[0]}/token", headers=key_header()) as given:
-                answer = await given.read()
+async def measure(options: Options, bench: Bench) -> Outcome:
+    """Measure, with the log's access lines off and on."""
+    key = new_key()
+    async with serving_amo() as amo:
+        assert isinstance(amo.vendor, BigVendor)
+        names = await fill(bench.folder, Cipher([key]), amo.vendor, connections=options.connections)
         paths = [f"/connections/{name}/token" for name in names[:_PATHS]]
-        load = Load(folder=folder, paths=paths, key=API_KEY, callers=_CLIENTS)
-        print(f"{'wrk' if WRK else 'our own client'}, {_CLIENTS} clients, {options.connections} connections")
-        bare = await stack.enter_async_context(_bare(folder, answer))
-        for access in (False, True):
-            async with serving(folder, environ, access=access) as service:
-                await _compare(load, service, bare, access=access, options=options)
-        async with serving(folder, environ, access=False) as service:
-            amo.sandbox.latency = _LATENCY
-            await load.on(service.private, seconds=1)
-            refreshing = asyncio.create_task(_refresh(http, service, names))
-            loads = []
-            while not refreshing.done():
-                loads.append(await load.on(service.private, seconds=options.seconds))
-            print(f"while {len(names)} are refreshed, {await refreshing:.0f} a second (of {len(loads)} loads)")
-            print(f"  hand-outs/s  {_told([one.per_second for one in loads], '.0f')}")
-            print(f"  p50, ms      {_told([one.p50 for one in loads], '.1f')}")
-            print(f"  p99, ms      {_told([one.p99 for one in loads], '.1f')}")
-            print(f"  longest, ms  {_told([one.max for one in loads], '.1f')}")
+        environ = environment(amo, key)
+        (bench.folder / "answer").write_bytes(await _answer(bench, environ, paths[0]))
+        figures: list[Figure] = []
+        curves: dict[str, Sequence[Point]] = {}
+        async with bare(bench.folder, "answer", str(bench.folder / "answer")) as other:
+            for access in (False, True):
+                bench.say(f"hand-outs, access lines {'on' if access else 'off'}")
+                async with serving(bench.folder, environ, access=access) as service:
+                    rounds = await _rounds(options, bench, service, other, paths)
+                    figures += _figures(rounds, suffix=", access lines on" if access else "")
+                    if bench.curves and not access:
+                        curves = await _curves(options, bench, service, other, paths)
+    note = f"{'wrk' if WRK else 'our own client'}, {options.callers} callers, {options.connections} connections"
+    return Outcome(figures=figures, curves=curves, notes=[note])
 
 
-async def _compare(load: Load, service: Server, bare: Server, *, access: bool, options: argparse.Namespace) -> None:
-    ours, theirs = [], []
-    for server in (service, bare):  # the first hand-outs warm the memory
-        await load.on(server.private, seconds=1)
-    for _ in range(options.rounds):
-        theirs.append(await load.on(bare.private, seconds=options.seconds))
-        ours.append(await load.on(service.private, seconds=options.seconds))
-    ratios = [our.per_second / their.per_second for our, their in zip(ours, theirs, strict=True)]
-    print(f"access lines {'on' if access else 'off'} (least / median / most of {options.rounds} rounds)")
-    print(f"  hand-outs/s  {_told([our.per_second for our in ours], '.0f')}")
-    print(f"  bare/s       {_told([their.per_second for their in theirs], '.0f')}")
-    print(f"  ratio        {_told(ratios, '.2f')}")
-    print(f"  p99, ms      {_told([our.p99 for our in ours], '.1f')}")
-    print(f"  bare's p99   {_told([their.p99 for their in theirs], '.1f')}")
-    print(f"  longest, ms  {_told([our.max for our in ours], '.1f')}")
-    print(f"  bare's       {_told([their.max for their in theirs], '.1f')}")
+async def _answer(bench: Bench, environ: Mapping[str, str], path: str) -> bytes:
+    async with (
+        serving(bench.folder, environ) as service,
+        aiohttp.ClientSession() as http,
+        http.get(service.private + path, headers=key_header()) as answer,
+    ):
+        assert answer.status == 200
+        return await answer.read()
 
 
-def main() -> None:
-    """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4, help="of each load")
-    parser.add_argument("--connections", type=int, default=1000)
-    with TemporaryDirectory() as folder:
-        run_loop(_measure(parser.parse_args(), Path(folder)))
+async def _rounds(
+    options: Options, bench: Bench, service: Server, other: Server, paths: Sequence[str]
+) -> Sequence[_Round]:
+    async def load(server: Server, *, since: float | None = None) -> tuple[Answers, Seen]:
+        loading = hand_outs(bench.folder, server.private, paths, callers=options.callers, seconds=options.seconds)
+        return await seen(server, bench.idle, loading, since=since)
+
+    for server in (other, service):  # the first hand-outs warm the memory
+        await hand_outs(bench.folder, server.private, paths, callers=options.callers, seconds=1)
+    rounds = []
+    for number in range(bench.rounds):
+        theirs = await load(other)
+        ours = await load(service, since=None if number else service.ready)
+        rounds.append(_Round(bare=theirs, ours=ours))
+    return rounds
 
 
-if __name__ == "__main__":
-    main()
+def _figures(rounds: Sequence[_Round], *, suffix: str) -> Sequence[Figure]:
+    ours, theirs = [one.ours for one in rounds], [one.bare for one in rounds]
+    speed = [one.ours[0].per_second / one.bare[0].per_second for one in rounds]
+    cpu = [cpu_of(*one.ours) / cpu_of(*one.bare) for one in rounds]
+    bar = None if suffix else _BAR
+    lags = lag_figures([watched for _, watched in ours], suffix=suffix)
+    return [
+        *load_figures(ours, what="hand-outs", suffix=suffix),
+        *load_figures(theirs, what="hand-outs", suffix=f", bare{suffix}", lag=True),
+        Figure(name=f"hand-outs, ours/bare{suffix}", unit="ratio", values=speed, bar=bar),
+        Figure(name=f"CPU a request, ours/bare{suffix}", unit="ratio", values=cpu),
+        *(lags if not suffix else [dataclasses.replace(one, bar=None) for one in lags]),
+    ]
+
+
+async def _curves(
+    options: Options, bench: Bench, service: Server, other: Server, paths: Sequence[str]
+) -> dict[str, Sequence[Point]]:
+    async def of(server: Server) -> Sequence[Point]:
+        async def load(callers: int) -> Answers:
+            return await hand_outs(bench.folder, server.private, paths, callers=callers, seconds=options.plot_seconds)
+
+        return await curve(load, CALLERS)
+
+    bench.say("hand-outs, latency against load")
+    return {"amo-callback": await of(service), "bare aiohttp": await of(other)}

@@ -1,93 +1,93 @@
-"""How long the service takes to be ready, and how much memory it holds, fresh and with many connections.
-
-    python -m tests.benchmarks.start [--rounds 5] [--connections 10000]
+"""How long the service takes to be ready, and how much memory it holds, with no connection and with very many.
 
 Ready is what systemd hears: `READY=1`, from the start of the process on. Memory is its resident set: when it is ready,
-and once the token of each connection has been handed out, so that all of them are remembered.
+and once the token of each connection has been handed out.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import socket
-import statistics
-import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import aiohttp
+from amo_callback.cipher import Cipher, new_key
+from tests.benchmarks.amo import BigVendor, serving_amo
+from tests.benchmarks.figures import Bar, Figure, Outcome
+from tests.benchmarks.imports import import_times
+from tests.benchmarks.load import hand_outs_once
+from tests.benchmarks.options import option
+from tests.benchmarks.process import resident
+from tests.benchmarks.service import AMO_CALLBACK, serving
+from tests.benchmarks.stock import fill
+from tests.conftest import environment
 
-from amo_callback.cipher import new_key
-from amo_callback.cli.loop import run_loop
-from amo_callback.clock import SystemClock
-from tests.benchmarks.service import AT_ONCE, Server, connect_accounts, key_header, serving
-from tests.conftest import environment, serve_amo
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
+    from tests.benchmarks.bench import Bench
 
-def _resident(server: Server) -> float:
-    """Return a process's resident set, in MB."""
-    [line] = [
-        line
-        for line in Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8").splitlines()
-        if line.startswith("VmRSS:")
-    ]
-    return int(line.split()[1]) / 1000
+_SECONDS, _EMPTY, _FULL = Bar(at_most=0.8), Bar(at_most=70), Bar(at_most=150)
 
 
-async def _start(folder: Path, environ: dict[str, str]) -> tuple[float, float]:
-    """Start once; return the seconds until it was ready, and its memory then."""
-    told = folder / "notify"
-    told.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as listener:
-        listener.bind(str(told))
-        began = time.perf_counter()
-        ready = asyncio.create_task(asyncio.get_running_loop().sock_recv(listener, 4096))
-        async with serving(folder, {**environ, "NOTIFY_SOCKET": str(told)}, access=False) as server:
-            assert (await ready).startswith(b"READY=1")
-            return time.perf_counter() - began, _resident(server)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How starts are measured."""
+
+    connections: int = option(100_000, quick=2000, told="in the full database")
+    callers: int = option(16, told="who ask at once, until each token was handed out")
 
 
-async def _measure(options: argparse.Namespace, folder: Path) -> None:
-    async with serve_amo(SystemClock()) as amo, aiohttp.ClientSession() as http:
-        environ = environment(amo, new_key(), LIMITS__UNPROVEN="100000")
-        starts = [await _start(folder, environ) for _ in range(options.rounds)]
-        _print("with no connection", starts)
-        async with serving(folder, environ, access=False) as server:
-            names = await connect_accounts(http, server, amo, connections=options.connections)
-            print(f"  after {options.connections} were connected: {_resident(server):.0f} MB")
-        starts = [await _start(folder, environ) for _ in range(options.rounds)]
-        _print(f"with {options.connections} connections", starts)
-        async with serving(folder, environ, access=False) as server:
-            await _hand_out(http, server, names)
-            print(f"  with all of them remembered: {_resident(server):.0f} MB")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Start:
+    seconds: float
+    memory: float
+    after: float | None = None
 
 
-async def _hand_out(http: aiohttp.ClientSession, server: Server, names: list[str]) -> None:
-    places = asyncio.Semaphore(AT_ONCE)
+async def measure(options: Options, bench: Bench) -> Outcome:
+    """Measure: with no connection, then with all of them, then what imports take."""
+    key = new_key()
+    async with serving_amo() as amo:
+        environ = environment(amo, key)
+        bench.say("starts with no connection")
+        await _start(bench, environ)  # makes the database, and has Python compile what it must
+        empty = [await _start(bench, environ) for _ in range(bench.rounds)]
+        bench.say(f"a database of {options.connections} connections")
+        names = await fill(bench.folder, Cipher([key]), BigVendor(), connections=options.connections)
+        paths = [f"/connections/{name}/token" for name in names]
+        full = []
+        for number in range(bench.rounds):
+            bench.say(f"start and {options.connections} hand-outs, round {number + 1}")
+            full.append(await _start(bench, environ, paths=paths, callers=options.callers))
+        imports = await _imports(bench, environ)
+    many = f", {options.connections:,} connections"
+    return Outcome(
+        figures=[
+            Figure(name="seconds to READY=1", unit="s", values=[one.seconds for one in empty], bar=_SECONDS),
+            Figure(name="memory", unit="MB", values=[one.memory for one in empty], bar=_EMPTY),
+            Figure(name=f"seconds to READY=1{many}", unit="s", values=[one.seconds for one in full]),
+            Figure(name=f"memory{many}", unit="MB", values=[one.memory for one in full]),
+            Figure(
+                name=f"memory{many} handed out",
+                unit="MB",
+                values=[one.after for one in full if one.after is not None],
+                bar=_FULL,
+            ),
+            *(Figure(name=f"import of {name}", unit="ms", values=[took]) for name, took in imports.items()),
+        ],
+        notes=["imports: each package's own modules, with -X importtime, which slows them down"],
+    )
 
-    async def take(name: str) -> None:
-        async with places, http.get(f"{server.private}/connections/{name}/token", headers=key_header()) as answer:
-            assert answer.status == 200, await answer.text()
 
-    await asyncio.gather(*map(take, names))
-
-
-def _print(what: str, starts: list[tuple[float, float]]) -> None:
-    seconds, memory = [one for one, _ in starts], [one for _, one in starts]
-    print(f"{what} (least / median / most of {len(starts)} starts)")
-    print(f"  seconds to READY  {min(seconds):.2f} / {statistics.median(seconds):.2f} / {max(seconds):.2f}")
-    print(f"  MB when ready     {min(memory):.0f} / {statistics.median(memory):.0f} / {max(memory):.0f}")
+async def _start(bench: Bench, environ: Mapping[str, str], *, paths: Sequence[str] = (), callers: int = 0) -> _Start:
+    """Start once, and hand out what is asked for."""
+    async with serving(bench.folder, environ, python=AMO_CALLBACK) as server:
+        memory = resident(server.pid)
+        if paths:
+            await hand_outs_once(bench.folder, server.private, paths, callers=callers)
+        return _Start(seconds=server.ready - server.began, memory=memory, after=resident(server.pid) if paths else None)
 
 
-def main() -> None:
-    """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--connections", type=int, default=10_000)
-    with TemporaryDirectory() as folder:
-        run_loop(_measure(parser.parse_args(), Path(folder)))
-
-
-if __name__ == "__main__":
-    main()
+async def _imports(bench: Bench, environ: Mapping[str, str]) -> Mapping[str, float]:
+    async with serving(bench.folder, environ, python=("-X", "importtime", *AMO_CALLBACK)):
+        pass
+    return import_times((bench.folder / "service.errors").read_text(encoding="utf-8"))
