@@ -25,7 +25,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from amo_callback.database_url import check_url
 from amo_callback.hosts import check_host
 from amo_callback.identity import read_api_keys
-from amo_callback.identity.users import read_secret
 from amo_callback.webhook import read_secrets
 
 PREFIX = "AMO_CALLBACK_"
@@ -75,6 +74,8 @@ def _api_keys(value: SecretStr) -> SecretStr:
 
 
 def _jwt_secret(value: SecretStr) -> SecretStr:
+    from amo_callback.identity.signatures import read_secret  # noqa: PLC0415 -- because few have JWTs
+
     read_secret(value.get_secret_value())
     return value
 

@@ -97,10 +97,11 @@ class Visit:
     verifier: str | None = field(repr=False, default=None)
     """The code verifier that the app presents."""
 
-    @property
-    def code_hash(self) -> str:
-        """The code's name."""
-        return fingerprint(self.code)
+    code_hash: str = field(init=False)
+    """The code's name."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code_hash", fingerprint(self.code))
 
 
 class GrantStatus(StrEnum):

@@ -27,6 +27,8 @@ _REMEMBERED = 2
 """Intervals for which somebody who has asked is taken to wait: within one he asks again."""
 _LATE = 0.5
 """Intervals by which a slot may be asked for late and the next one be no later for it: to ask others takes time."""
+_TICK = 0.01
+"""Seconds by which a loop may be late, where there are no others to ask: else a high rate would be its timers'."""
 _LONGEST = 3600.0
 """Seconds of a pause, at most: whatever seems to be longer was left behind by a clock that has been set back."""
 
@@ -72,7 +74,11 @@ def ask(slots: Slots, *, now: float, interval: float, waiting: Collection[Kind],
         # It is others', who ask at this moment, or have gone away.
         gone = (slots.people_until if turn is Kind.PEOPLE else slots.background_until) - now
         return Asked(slots=slots, wait=min(interval * _LATE, gone))
-    free_at = (now if alone else max(slots.free_at, now - interval * _LATE)) + interval
+    if alone:
+        begun = slots.free_at if now - slots.free_at <= _TICK else now
+    else:
+        begun = max(slots.free_at, now - interval * _LATE)
+    free_at = begun + interval
     return Asked(slots=dataclasses.replace(slots, free_at=free_at, last=turn), kind=turn)
 
 

@@ -144,6 +144,7 @@ class FailingStore:
         self._store = store
         self._clock = clock
         self.away: set[str] = set()
+        self.asked: Counter[str] = Counter()
         self.failed_at: float | None = None
         self.failing: str | None = None
         self.keeps_time, self.ahead, self.shared = store.keeps_time, store.ahead, store.shared
@@ -155,6 +156,7 @@ class FailingStore:
         method = getattr(self._store, name)
 
         async def call(*args: object, **kwargs: object) -> object:
+            self.asked[name] += 1
             if name in self.away:
                 self.failed_at = self._clock.monotonic()
                 raise StoreUnavailable("SQLITE_FULL")

@@ -106,11 +106,20 @@ def test_who_went_away_blocks_nobody_for_longer_than_two_intervals(gone: set[Kin
 
 
 def test_alone_nobody_is_waited_for() -> None:
-    """In the only process who does not wait has gone away; and slots are never closer than an interval."""
+    """In the only process who does not wait has gone away; and slots are an interval apart, or more."""
     person = ask(Slots(), now=1000.0, interval=INTERVAL, waiting=BOTH, alone=True)
     another = ask(person.slots, now=1000.0 + 1.3 * INTERVAL, interval=INTERVAL, waiting=PEOPLE, alone=True)
     assert (person.kind, another.kind) == (Kind.PEOPLE, Kind.PEOPLE)
     assert another.slots.free_at == pytest.approx(1000 + 2.3 * INTERVAL)
+
+
+def test_a_high_rate_is_reached_by_a_loop_that_looks_only_now_and_then() -> None:
+    """A thousand a second, and timers of 3 ms: at each look there are as many slots as time has passed for."""
+    slots, given = Slots(), 0
+    for look in range(1000):
+        while (asked := ask(slots, now=look * 0.003, interval=0.001, waiting=BACKGROUND, alone=True)).kind is not None:
+            slots, given = asked.slots, given + 1
+    assert given == pytest.approx(3000, abs=15)
 
 
 def test_a_pause_is_as_long_as_the_longest() -> None:

@@ -34,7 +34,7 @@ ONE_ROOM = {
         "store.postgres_inspection",
     },
     "cryptography": {"cipher"},
-    "jwt": {"identity.jwk", "identity.users"},
+    "jwt": {"identity.jwk", "identity.signatures"},
     "prometheus_client": {"observe.metrics", "observe.gauges"},
     "jinja2": {"web.pages.render", "amo.sandbox.app", "cli.demo"},
     "pydantic_settings": {"config", "config_load"},

@@ -16,7 +16,8 @@ from amo_callback.errors import KeySetUnavailable, Unauthorized
 from amo_callback.identity.build import open_users
 from amo_callback.identity.jwk import read_key_set
 from amo_callback.identity.key_set import KeySet
-from amo_callback.identity.users import MAX_TOKEN, Key, SharedSecret, UserRules, claims_signed_by_one, read_token
+from amo_callback.identity.signatures import Key, SharedSecret, claims_signed_by_one
+from amo_callback.identity.users import MAX_TOKEN, UserRules, read_token
 from tests.fakes import FakeClock, Witness
 from tests.jwts import AUDIENCE, NOW, RULES, SECRET, b64, claims, ec_key, jwk, rsa_key, signed, unsigned
 

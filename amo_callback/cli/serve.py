@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -72,6 +73,7 @@ def run(
 
     notifier = Notifier(environ, pid=os.getpid())
     listeners = handed_over(environ, pid=os.getpid(), names=("public", "private"))
+    gc.freeze()  # what is there now stays: the loop is not to stand still while garbage is looked for in it
     return run_loop(
         _serve(
             settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,7 @@ class Refresher:
         # What an instance had that has died is free with its leases, not later.
         self._turn = min(TURN, timedelta(seconds=leases.length / 2))
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._next: deque[str] = deque()
         self._looking_up: dict[str, asyncio.Task[None]] = {}
         self._aside: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -118,6 +120,7 @@ class Refresher:
         for watch in self._watches:
             await watch()
         await self._breaker.watch()
+        self._next.clear()
         if self._breaker.reason is None:
             await self._start_due()
         else:
@@ -133,17 +136,30 @@ class Refresher:
         return min(max((upcoming - self._clock.now()).total_seconds(), 0.0), self._poll_interval)
 
     async def _start_due(self) -> None:
-        """Start what is due, oldest expiry first, and leave what another process is at."""
+        """Start what is due, oldest expiry first, and leave what another process is at.
+
+        As many more are found as go at once, and each takes the place of one that ends: a backlog is not looked at
+        again for every one of it.
+        """
         now = self._clock.now()
         while places := max(self._concurrency - len(self._running), 0):
-            due = await self._store.due(now=now, limit=places, apart_from=self._apart(), turn=self._turn)
+            limit = places + self._concurrency
+            due = await self._store.due(now=now, limit=limit, apart_from=self._apart(), turn=self._turn)
             for connection in due:
                 if self._is_taken(connection):
                     self._put_aside(connection.id, self._poll_interval)
                 else:
-                    self._start(connection.id, self._refresh(connection.id, Demand.SCHEDULE))
+                    self._next.append(connection.id)
+            self._start_next()
             if not due:
                 return
+
+    def _start_next(self) -> None:
+        """Start what the last look has found due, as far as there are places; it is read again before it is spent."""
+        while self._next and len(self._running) < self._concurrency:
+            name = self._next.popleft()
+            if name not in self._running:
+                self._start(name, self._refresh(name, Demand.SCHEDULE))
 
     def _is_taken(self, connection: Connection) -> bool:
         """Tell whether another attempt is under way, here or elsewhere."""
@@ -169,7 +185,7 @@ class Refresher:
                 self._start(name, self._look_up(name), among=self._looking_up)
 
     def _apart(self) -> tuple[str, ...]:
-        return (*self._running, *self._looking_up, *self._aside)
+        return (*self._running, *self._next, *self._looking_up, *self._aside)
 
     def _start(
         self,
@@ -185,7 +201,11 @@ class Refresher:
 
     def _ended(self, connection_id: str, tasks: dict[str, asyncio.Task[None]]) -> None:
         tasks.pop(connection_id, None)
-        self.wake()
+        if self._stopping or self._breaker.reason is not None:
+            self._next.clear()
+        self._start_next()
+        if not self._next or tasks is self._looking_up:
+            self.wake()
 
     async def _refresh(self, connection_id: str, demand: Demand) -> None:
         await self._keeper.refresh(connection_id, demand=demand, satisfied=self._is_done)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from amo_callback.identity.key_set import open_key_set
-from amo_callback.identity.users import SharedSecret, UserRules
+from amo_callback.identity.users import UserRules
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -49,8 +48,12 @@ async def open_users(app: JwtSettings, *, clock: Clock, observer: Observer) -> A
         return
     rules = UserRules(audience=app.jwt_audience, issuer=app.jwt_issuer, user_claim=app.jwt_user_claim)
     if app.jwt_secret is not None:
+        from amo_callback.identity.signatures import SharedSecret  # noqa: PLC0415 -- because few have JWTs
+
         yield SharedSecret(app.jwt_secret.get_secret_value(), rules=rules, clock=clock)
     elif app.jwks_url is not None:
+        from amo_callback.identity.key_set import open_key_set  # noqa: PLC0415 -- likewise
+
         async with open_key_set(app.jwks_url, rules=rules, clock=clock, observer=observer) as key_set:
             yield key_set
     else:

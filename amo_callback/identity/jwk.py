@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import jwt
 
-from amo_callback.identity.users import Key, json_object
+from amo_callback.identity.signatures import Key
+from amo_callback.identity.users import json_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

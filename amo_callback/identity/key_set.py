@@ -14,12 +14,14 @@ from amo_callback import __version__
 from amo_callback.errors import KeySetUnavailable, Unauthorized
 from amo_callback.event import Event, Level
 from amo_callback.identity.jwk import read_key_set
-from amo_callback.identity.users import claims_signed_by_one, read_token, user_in
+from amo_callback.identity.signatures import claims_signed_by_one
+from amo_callback.identity.users import read_token, user_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from amo_callback.identity.users import Key, UserRules
+    from amo_callback.identity.signatures import Key
+    from amo_callback.identity.users import UserRules
     from amo_callback.ports import Clock, Observer
 
 TIMEOUT = 5.0

@@ -1,4 +1,4 @@
-"""Who the app's user is, by a JWT of the app's: what makes one good, without I/O.
+"""Who the app's user is, by a JWT of the app's: what makes one good but for its signature, without I/O.
 
 What is checked, and why: https://www.rfc-editor.org/rfc/rfc8725 (JSON Web Token best current practices).
 """
@@ -9,27 +9,17 @@ import base64
 import json
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
-
-import jwt
-from jwt.algorithms import HMACAlgorithm
+from typing import TYPE_CHECKING, Protocol
 
 from amo_callback.errors import Unauthorized
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
-
-    from jwt.algorithms import AllowedPublicKeys
-
-    from amo_callback.ports import Clock
 
 MAX_TOKEN = 8 * 1024
 """Bytes of a token that is looked at at all."""
 LEEWAY = 60.0
 """Seconds by which the issuer's clock may differ from ours."""
-MIN_SECRET = 32
-"""Bytes of an HS256 secret, as many as its hash has: https://www.rfc-editor.org/rfc/rfc7518#section-3.2."""
 MAX_USER = 255
 
 _END_OF_TIME = 253402300799
@@ -56,48 +46,12 @@ class UserRules:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Key:
-    """A key that verifies, with the one algorithm that it is used with: no token has a say in that."""
-
-    algorithm: Literal["HS256", "RS256", "ES256"]
-    material: AllowedPublicKeys | bytes = field(repr=False)
-    kid: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Token:
     """A token in the form of one, with the name of the key it says it was signed with. Nothing is proven."""
 
     text: str = field(repr=False)
     payload: str = field(repr=False)
     kid: str | None
-
-
-class SharedSecret:
-    """Verify what the app's backend signs with a secret that we have, too (HS256)."""
-
-    def __init__(self, secret: str, *, rules: UserRules, clock: Clock) -> None:
-        self._key = Key(algorithm="HS256", material=read_secret(secret))
-        self._rules = rules
-        self._clock = clock
-
-    async def user_of(self, token: str) -> str:
-        """Return the id of the user whose JWT this is; raises `Unauthorized`."""
-        claims = claims_signed_by(self._key, read_token(token))
-        if claims is None:
-            raise Unauthorized("signature")
-        return user_in(claims, rules=self._rules, now=self._clock.now())
-
-
-def read_secret(text: str) -> bytes:
-    """Return the secret's bytes; raises `ValueError` for one that is short, or that everybody has."""
-    secret = text.encode()
-    if len(secret) < MIN_SECRET:
-        raise ValueError(f"must have {MIN_SECRET} bytes or more")
-    try:
-        return HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
-    except jwt.InvalidKeyError:
-        raise ValueError("is a key of another kind (PEM, SSH, JWK): HS256 takes a secret of two parties") from None
 
 
 def read_token(text: str) -> Token:
@@ -112,29 +66,9 @@ def read_token(text: str) -> Token:
     return Token(text=text, payload=match[2], kid=kid)
 
 
-def claims_signed_by(key: Key, token: Token) -> dict[str, object] | None:
-    """Return the claims where this key signed them; raises `Unauthorized` where it signed something else."""
-    try:
-        jwt.PyJWS().decode_complete(token.text, key.material, algorithms=[key.algorithm])
-    except (jwt.PyJWTError, ValueError):
-        return None
+def claims_in(token: Token) -> dict[str, object]:
+    """Return what a token says, whoever has signed it; raises `Unauthorized`."""
     return _decode(token.payload)
-
-
-def claims_signed_by_one(keys: Sequence[Key], token: Token) -> dict[str, object] | None:
-    """Return the claims where the key that the token means signed them; `None` where that is not among these.
-
-    Raises `Unauthorized` where it is, and did not.
-    """
-    if token.kid is None:
-        return claims_signed_by(keys[0], token) if len(keys) == 1 else None
-    meant = [key for key in keys if key.kid == token.kid]
-    for key in meant:
-        if (claims := claims_signed_by(key, token)) is not None:
-            return claims
-    if meant:
-        raise Unauthorized("signature")
-    return None
 
 
 def user_in(claims: dict[str, object], *, rules: UserRules, now: datetime) -> str:

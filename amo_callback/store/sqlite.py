@@ -243,7 +243,8 @@ class _Unit(Unit):
         self._clock = clock
 
     async def _run(self, statement: str, values: Mapping[str, object]) -> Sequence[Row]:
-        return self._database.execute(self._sql[statement], _parameters(values, self._clock)).fetchall()
+        sql = self._sql[statement]
+        return self._database.execute(sql, _parameters(values, self._clock)).fetchall() if sql else []
 
     async def _run_many(self, statement: str, rows: Sequence[Mapping[str, object]]) -> None:
         self._database.executemany(self._sql[statement], [_parameters(values, self._clock) for values in rows])

@@ -22,6 +22,8 @@ class Engine(StrEnum):
 
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_SAYS_NOTHING = re.compile(r"(--.*\n?)*")
+"""What an engine need not do: a statement that is empty, but for why."""
 _FOLDER = resources.files("amo_callback.store") / "sql"
 
 
@@ -42,7 +44,8 @@ def load_migrations(engine: Engine) -> Sequence[Sequence[str]]:
 
 def _read(file: Traversable) -> Mapping[str, str]:
     _, *parts = _NAME.split(file.read_text(encoding="utf-8"))
-    return {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    texts = (part.strip() for part in parts[1::2])
+    return {name: "" if _SAYS_NOTHING.fullmatch(text) else text for name, text in zip(parts[::2], texts, strict=True)}
 
 
 def _split(script: str) -> Sequence[str]:

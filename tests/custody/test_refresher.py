@@ -145,6 +145,28 @@ async def test_a_new_connection_that_is_due_later_than_the_next_look_wakes_nobod
         assert loop.clock.sleeping() == [5]
 
 
+async def test_a_backlog_is_not_looked_at_again_for_each_of_it(loop: Loop) -> None:
+    """Of forty that are due, ten go at once; what takes the places of those that end was found along with them."""
+    await loop.due(*range(40))
+    async with loop.running(concurrency=10):
+        await loop.keeper.until_asked(40)
+        await loop.clock.until_sleeping(5)
+        assert loop.keeper.most_at_once == 10
+        assert len(set(loop.keeper.asked)) == 40
+        assert loop.failing.asked["due"] <= 8
+
+
+async def test_what_was_found_due_is_not_begun_once_it_is_to_end(loop: Loop) -> None:
+    """A loop that is stopped in a backlog refreshes what is under way, and nothing more."""
+    await loop.due(*range(10))
+    loop.keeper.held.clear()
+    async with loop.running(concurrency=2) as refresher:
+        await loop.keeper.until_asked(2)
+        refresher.stop()
+        loop.keeper.held.set()
+    assert len(loop.keeper.asked) == 2
+
+
 async def test_so_many_at_once_and_the_oldest_expiry_first(loop: Loop) -> None:
     """With two places, ten due connections go two by two, and whose token dies first goes first."""
     ids = []

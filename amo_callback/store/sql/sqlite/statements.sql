@@ -90,18 +90,13 @@ WHERE number IN (
 RETURNING *;
 
 -- name: lock_connection
--- A transaction here is the only one that writes: there is nothing to lock, here and below.
-SELECT 1;
+-- A transaction here is the only one that writes: there is nothing to lock, here and below, and nothing is run.
 
 -- name: lock_owned
-SELECT 1;
 
 -- name: lock_for_spending
-SELECT 1;
 
 -- name: lock_for_freezing
-SELECT 1;
 
 -- name: go_on_numbering
 -- It goes on after the largest by itself.
-SELECT 1;
