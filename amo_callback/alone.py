@@ -20,6 +20,8 @@ _NAMES = 50_000
 class Alone:
     """The port `Shared`, by this process's own clock; it is never away."""
 
+    at_once = True
+
     def __init__(self, *, clock: Clock) -> None:
         self._clock = clock
         self._slots = Slots()

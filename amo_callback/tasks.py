@@ -63,18 +63,23 @@ async def done_unless(
 
     Where it is not, it is cancelled.
     """
-    task = asyncio.ensure_future(work)
-    ends = [asyncio.ensure_future(_after(stop, grace, clock))]
-    if limit is not None:
-        ends.append(asyncio.ensure_future(clock.sleep(limit)))
+    task: asyncio.Future[object] = asyncio.ensure_future(work)
+    ends: list[asyncio.Future[None]] = []
     try:
-        await asyncio.wait([task, *ends], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0)
+        if not task.done():  # else it was done at once, as nearly always, and needs no timers
+            ends.append(asyncio.ensure_future(_after(stop, grace, clock)))
+            if limit is not None:
+                ends.append(asyncio.ensure_future(clock.sleep(limit)))
+            both: list[asyncio.Future[object] | asyncio.Future[None]] = [task, *ends]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
         return task.done()
     finally:
-        for unfinished in (task, *ends):
-            unfinished.cancel()
+        task.cancel()
+        for end in ends:
+            end.cancel()
 
 
 async def _after(stop: asyncio.Event, grace: float, clock: Clock) -> None:

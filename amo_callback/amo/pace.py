@@ -41,11 +41,25 @@ class Pace:
 
     async def slot(self, priority: Priority) -> None:
         """Wait for a slot; a cancelled waiter takes none."""
+        if self._shared.at_once and not self._dispatches and await self._has_one(priority):
+            return
         turn = asyncio.get_running_loop().create_future()
         self._waiting[priority].append(turn)
-        if self._dispatcher is None or self._dispatcher.done():
+        if not self._dispatches:
             self._dispatcher = asyncio.create_task(self._dispatch(), name="amo-pace")
         await turn
+
+    @property
+    def _dispatches(self) -> bool:
+        return self._dispatcher is not None and not self._dispatcher.done()
+
+    async def _has_one(self, priority: Priority) -> bool:
+        """Tell whether there is a slot at this moment, where nobody waits: it needs no queue, and no dispatcher."""
+        if self._clock.monotonic() < self._free_at:
+            return False
+        kind = Kind.PEOPLE if priority in _PEOPLE else Kind.BACKGROUND
+        asked = await self._shared.ask_for_slot(interval=self._interval, waiting=(kind,))
+        return asked.kind is not None
 
     async def pause(self, seconds: float) -> None:
         """Let nobody go for a while, here or elsewhere: AMO said so."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 class Shared(Protocol):
     """One rate limit towards AMO, and one count of those who have not proved themselves. Raises `StoreUnavailable`."""
 
+    at_once: bool
+    """Whether to ask takes no time, so that nothing can come between."""
+
     async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
         """Ask for a slot at the rate limit, `interval` seconds after the last one."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TICK = timedelta(microseconds=1)
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 def ticks(moment: datetime) -> int:
@@ -151,7 +152,7 @@ def freeze_value(freeze: Freeze) -> bytes:
 def details(fields: Mapping[str, object]) -> str:
     """Write what an event tells as JSON: times in RFC 3339, what is not known left out."""
     plain = {name: _plain(value) for name, value in fields.items() if value is not None}
-    return json.dumps(plain, ensure_ascii=False)
+    return _JSON.encode(plain)
 
 
 def _plain(value: object) -> object:

@@ -26,6 +26,8 @@ _TAKERS = 2
 class Shares:
     """The tables `slots` and `places`."""
 
+    at_once = False
+
     def __init__(self, database: Database) -> None:
         self._database = database
         self._takers = asyncio.Semaphore(_TAKERS)

@@ -104,6 +104,8 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> N
     """Slots are the store's, which is away: one look-up a second goes all the same, and who waits in vain is served."""
 
     class Away(Alone):
+        at_once = False
+
         async def ask_for_slot(self, **_: object) -> Asked:
             raise StoreUnavailable("away")
 
