@@ -45,7 +45,7 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What comes of asking: the slot's `kind`, or nothing and for how many seconds to wait before asking again."""
+    """What comes of asking: the slot's `kind`, or nothing, and for how many seconds nobody need ask again."""
 
     slots: Slots
     kind: Kind | None = None
@@ -79,7 +79,7 @@ def ask(slots: Slots, *, now: float, interval: float, waiting: Collection[Kind],
     else:
         begun = max(slots.free_at, now - interval * _LATE)
     free_at = begun + interval
-    return Asked(slots=dataclasses.replace(slots, free_at=free_at, last=turn), kind=turn)
+    return Asked(slots=dataclasses.replace(slots, free_at=free_at, last=turn), kind=turn, wait=max(free_at - now, 0.0))
 
 
 def pause(slots: Slots, *, now: float, seconds: float) -> Slots:

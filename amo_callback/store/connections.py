@@ -101,11 +101,11 @@ class Connections(Writer):
 
         async def work(unit: Unit) -> Connection | None:
             await unit.run("lock_connection", id=refreshed.connection_id)
-            before = first(await unit.run("connection", id=refreshed.connection_id), rows.connection)
+            before = await unit.run("connection", id=refreshed.connection_id)
             saved = first(await unit.run("save_refreshed", **values_of(refreshed)), rows.connection)
-            if before is None or saved is None:
+            if not before or saved is None:
                 return None
-            mended = before.status is Status.NEEDS_REAUTH
+            mended = before[0]["status"] == Status.NEEDS_REAUTH
             await self._record(unit, [*events, *([happened("connection.recovered", saved)] if mended else [])], saved)
             return dataclasses.replace(saved, mended=mended)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import Frozen, InvalidState
 from amo_callback.store import rows
 from amo_callback.store.connections import values_of
-from amo_callback.store.writer import Writer, every, first
+from amo_callback.store.writer import Writer, columns, every, first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ class Grants(Writer):
                 raise Frozen
             await unit.run("claim_grant", **values_of(grant), now=now, over=over)
             [row] = await unit.run("grant", code_hash=grant.code_hash)
-            claimed = rows.grant(dict(row))
+            claimed = rows.grant(columns(row))
             if claimed.attempt == grant.attempt and state_hash is not None:
                 used = await unit.run("use_state", state_hash=state_hash, code_hash=grant.code_hash, now=now)
                 if not used:

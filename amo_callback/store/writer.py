@@ -107,9 +107,14 @@ def json_list(names: Sequence[str]) -> str:
 
 def first(found: Sequence[Row], read: Callable[[Mapping[str, Any]], T]) -> T | None:
     """Return the first row as a value."""
-    return read(dict(found[0])) if found else None
+    return read(columns(found[0])) if found else None
 
 
 def every(found: Sequence[Row], read: Callable[[Mapping[str, Any]], T]) -> list[T]:
     """Return rows as values."""
-    return [read(dict(row)) for row in found]
+    return [read(columns(row)) for row in found]
+
+
+def columns(row: Row) -> dict[str, Any]:
+    """Return a row's values by their columns; SQLite's would look for each of them among all."""
+    return dict(zip(row.keys(), row, strict=True))
