@@ -41,20 +41,16 @@ class Pace:
 
     async def slot(self, priority: Priority) -> None:
         """Wait for a slot; a cancelled waiter takes none."""
-        if self._shared.at_once and not self._dispatches and await self._has_one(priority):
+        if self._shared.at_once and not any(self._waiting.values()) and await self._has_one(priority):
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting[priority].append(turn)
-        if not self._dispatches:
+        if self._dispatcher is None or self._dispatcher.done():
             self._dispatcher = asyncio.create_task(self._dispatch(), name="amo-pace")
         await turn
 
-    @property
-    def _dispatches(self) -> bool:
-        return self._dispatcher is not None and not self._dispatcher.done()
-
     async def _has_one(self, priority: Priority) -> bool:
-        """Tell whether there is a slot at this moment, where nobody waits: it needs no queue, and no dispatcher."""
+        """Tell whether there is a slot at this moment, where nobody waits: it needs no queue."""
         if self._clock.monotonic() < self._free_at:
             return False
         kind = Kind.PEOPLE if priority in _PEOPLE else Kind.BACKGROUND

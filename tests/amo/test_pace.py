@@ -60,6 +60,16 @@ async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
     await asyncio.gather(*tasks)
 
 
+async def test_a_free_slot_is_had_at_once(clock: FakeClock) -> None:
+    """Where nobody waits there is no queue, and nothing runs on: nearly always, at AMO's rates."""
+    queue = Queue(_pace(clock, per_second=1))
+    await queue.join("first", Priority.BACKGROUND)
+    clock.advance(1)
+    await queue.join("second", Priority.STRANGER)
+    assert queue.served == ["first", "second"]
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
+
+
 async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
     """Under contention a person goes before the background, and every other slot is the background's."""
     queue = Queue(_pace(clock, per_second=1))

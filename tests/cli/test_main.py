@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
 import pytest
 
@@ -30,3 +32,18 @@ def test_whoever_asks_for_none_is_shown_all(command: str | None) -> None:
 def test_a_small_command_loads_nothing() -> None:
     """`version` answers at once."""
     assert _commands(make_parser("version")) == ["keygen", "version"]
+
+
+_ASK = """
+import gc, sys
+from amo_callback.cli.main import make_parser
+
+make_parser("serve")
+print(gc.isenabled(), sorted({"jwt", "asyncpg", "amo_callback.amo.sandbox"} & sys.modules.keys()))
+"""
+
+
+def test_serving_loads_nothing_that_few_need() -> None:
+    """PyJWT waits for somebody's JWT, asyncpg for a PostgreSQL address; and garbage is looked for again afterwards."""
+    told = subprocess.run([sys.executable, "-c", _ASK], check=True, capture_output=True, text=True)  # noqa: S603 -- because it is our own
+    assert told.stdout == "True []\n"
