@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -148,20 +149,22 @@ async def test_a_place_given_back_twice_gives_back_no_other(clock: FakeClock) ->
         await unproven.take("192.0.2.1")
 
 
-async def test_a_turn_is_had_by_one_of_a_kind() -> None:
-    """Strangers wait for each other to be written down, and nobody who is better known waits for them."""
+async def test_a_turn_is_had_by_a_few_of_a_kind() -> None:
+    """Strangers wait until one of four is written down, and nobody who is better known waits for them."""
     rooms, came = Rooms(size=9), asyncio.Queue[Priority]()
 
     async def come(priority: Priority) -> None:
         async with rooms.turn(priority):
             came.put_nowait(priority)
 
-    async with rooms.turn(Priority.STRANGER):
-        second = asyncio.create_task(come(Priority.STRANGER))
+    async with AsyncExitStack() as turns:
+        for _ in range(4):
+            await turns.enter_async_context(rooms.turn(Priority.STRANGER))
+        fifth = asyncio.create_task(come(Priority.STRANGER))
         expected = asyncio.create_task(come(Priority.EXPECTED))
         assert await came.get() is Priority.EXPECTED
         await expected
-    await second
+    await fifth
     assert await came.get() is Priority.STRANGER
 
 
