@@ -42,27 +42,37 @@ class Groups(Generic[W]):
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((work, done))
         if self._running is None:
-            self._running = asyncio.create_task(self._run_all(), name=self._name)
+            self._start()
         return done
 
+    def _start(self) -> None:
+        self._running = asyncio.create_task(self._run_all(), name=self._name)
+        self._running.add_done_callback(self._ended)
+
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        """Go on where somebody has come meanwhile; where the loop ends, also before a group began, nobody waits on."""
+        self._running = None
+        if running.cancelled():
+            for _, done in self._waiting:
+                done.cancel()
+            self._waiting.clear()
+        elif self._waiting:
+            self._start()
+
     async def _run_all(self) -> None:
-        try:
-            while self._waiting:
-                group, self._waiting = self._waiting[:_LARGEST], self._waiting[_LARGEST:]
-                for outcome, (_, done) in zip(await self._outcomes(group), group, strict=True):
-                    _tell(done, outcome)
-        finally:
-            self._running = None
+        while self._waiting:
+            group, self._waiting = self._waiting[:_LARGEST], self._waiting[_LARGEST:]
+            for outcome, (_, done) in zip(await self._outcomes(group), group, strict=True):
+                _tell(done, outcome)
 
     async def _outcomes(self, group: Sequence[tuple[W, asyncio.Future[Any]]]) -> Sequence[Outcome]:
         try:
             return await self._run([work for work, _ in group])
         except Exception as error:  # noqa: BLE001 -- because whoever waits must hear of it, whatever it is
             return [Outcome(error=error)] * len(group)
-        except BaseException:  # the loop ends: nobody may wait for ever
-            for _, done in (*group, *self._waiting):
+        except BaseException:  # the loop ends
+            for _, done in group:
                 done.cancel()
-            self._waiting.clear()
             raise
 
 

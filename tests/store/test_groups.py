@@ -82,12 +82,14 @@ async def test_one_who_goes_away_takes_nothing_from_the_others() -> None:
     assert thread.groups == [["gone", "stays"]]
 
 
-async def test_at_the_end_of_the_loop_whoever_waits_is_cancelled() -> None:
-    """A group that is cut off ends the wait of those who had not yet gone, too."""
+@pytest.mark.parametrize("begun", [True, False])
+async def test_at_the_end_of_the_loop_whoever_waits_is_cancelled(begun: bool) -> None:  # noqa: FBT001 -- because pytest passes it
+    """A group that is cut off, or never begins, ends the wait of those who had not yet gone, too."""
     thread = Thread()
     groups = Groups(thread, name="test")
     going = groups.join("going")
-    await asyncio.sleep(0)
+    if begun:
+        await asyncio.sleep(0)
     waits = groups.join("waits")
     [running] = [task for task in asyncio.all_tasks() if task.get_name() == "test"]
     running.cancel()
