@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +149,12 @@ class Amo:
         """Play another system that presents what is ours."""
         body = json.dumps(self.request(**grant)).encode()
         assert self.vendor.token(self.account.host, body=body, content_type="application/json").status == 200
+
+
+def pytest_configure() -> None:
+    """Have SIGINT heard: a shell has it ignored by what it runs in the background, and so by all that this starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @asynccontextmanager
