@@ -97,7 +97,7 @@ class Visit:
     verifier: str | None = field(repr=False, default=None)
     """The code verifier that the app presents."""
 
-    code_hash: str = field(init=False)
+    code_hash: str = field(init=False, repr=False)
     """The code's name."""
 
     def __post_init__(self) -> None:

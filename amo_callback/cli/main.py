@@ -71,7 +71,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def _load(module: str) -> ModuleType:
-    """Import a command's module; to look for garbage in it meanwhile would take a tenth longer, and find none."""
+    """Import a command's module; to look for garbage in it meanwhile takes longer, and finds next to none."""
     gc.disable()
     try:
         return import_module(f"amo_callback.cli.{module}")

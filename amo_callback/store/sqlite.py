@@ -191,7 +191,7 @@ class SqliteDatabase(Database):
             results = await self._writer.run(lambda database: self._transact(database, works, units))
         except (sqlite3.Error, ValueError) as error:
             self.failing = _name(error)
-            return [Outcome(error=self._failed(error))] * len(works)
+            return [Outcome(error=self._failed(error)) for _ in works]  # each raises one of its own
         except Exception as error:  # noqa: BLE001 -- because it is the work's own
             return [Outcome(error=error)] * len(works)
         finally:
