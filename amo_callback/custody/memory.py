@@ -50,8 +50,11 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Found:
+    """What a read has found: values only, so that the search for garbage has little to look through."""
+
     connections: tuple[Connection, ...] = field(repr=False)
-    moment: Moment
+    at: float
+    look: int
     changed: bool = False
 
 
@@ -72,7 +75,7 @@ class Memory:
         self._clock = clock
         self._limit = limit
         self._found: OrderedDict[str, _Found] = OrderedDict()
-        self._selectors: dict[str, set[str]] = {}
+        self._selectors: dict[str, tuple[str, ...]] = {}
         """By which selectors each connection is remembered."""
         self._held = 0
         self._changes = 0
@@ -97,9 +100,9 @@ class Memory:
             self._looking = asyncio.create_task(self._look_out(now), name="memory:look")
             self._looking.add_done_callback(self._looked)
         found = self._found.get(selector)
-        if found is None or found.changed or found.moment.look != self._look:
+        if found is None or found.changed or found.look != self._look:
             return None
-        if now - max(found.moment.at, self._looked_at) >= _CERTAIN:
+        if now - max(found.at, self._looked_at) >= _CERTAIN:
             return None
         self._found.move_to_end(selector)
         return found.connections
@@ -126,9 +129,9 @@ class Memory:
         self._drop(selector)
         if not living:
             return  # whoever asks for what is not there may ask for anything
-        self._found[selector] = _Found(connections=living, moment=moment)
+        self._found[selector] = _Found(connections=living, at=moment.at, look=moment.look)
         for one in living:
-            self._selectors.setdefault(one.id, set()).add(selector)
+            self._selectors[one.id] = (*self._selectors.get(one.id, ()), selector)
         self._held += len(living)
         while self._held > self._limit:
             self._drop(next(iter(self._found)))
@@ -144,8 +147,10 @@ class Memory:
         found = self._found.pop(selector, None)
         for one in found.connections if found is not None else ():
             self._held -= 1
-            self._selectors[one.id].discard(selector)
-            if not self._selectors[one.id]:
+            left = tuple(name for name in self._selectors[one.id] if name != selector)
+            if left:
+                self._selectors[one.id] = left
+            else:
                 del self._selectors[one.id]
 
     def _changed(self, changed: Changed) -> None:

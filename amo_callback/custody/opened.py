@@ -23,7 +23,9 @@ class Opened:
     def __init__(self, *, cipher: Cipher, store: Store, limit: int = PAIRS) -> None:
         self._cipher = cipher
         self._limit = limit
-        self._pairs: OrderedDict[str, tuple[Connection, TokenPair]] = OrderedDict()
+        # Two mappings, and no tuples: the search for garbage would look through each of them.
+        self._pairs: OrderedDict[str, TokenPair] = OrderedDict()
+        self._of: dict[str, Connection] = {}
         store.watch(self._changed)
 
     def __len__(self) -> int:
@@ -31,24 +33,29 @@ class Opened:
 
     def pair_of(self, connection: Connection) -> TokenPair | None:
         """Return a connection's token pair, or `None` where no key opens it."""
-        known = self._pairs.get(connection.id)
-        if known is not None and _same(known[0], connection):
+        known = self._of.get(connection.id)
+        if known is not None and _same(known, connection):
             self._pairs.move_to_end(connection.id)
-            return known[1]
+            return self._pairs[connection.id]
         pair = self._cipher.pair_of(connection)
         if pair is not None:
-            self._pairs[connection.id] = connection, pair
+            self._pairs[connection.id], self._of[connection.id] = pair, connection
             self._pairs.move_to_end(connection.id)
             while len(self._pairs) > self._limit:
-                self._pairs.popitem(last=False)
+                self._forget(next(iter(self._pairs)))
         return pair
 
     def _changed(self, changed: Changed) -> None:
         if changed.connections is None:
             self._pairs.clear()
+            self._of.clear()
             return
         for name in changed.connections:
-            self._pairs.pop(name, None)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._pairs.pop(name, None)
+        self._of.pop(name, None)
 
 
 def _same(one: Connection, other: Connection) -> bool:
