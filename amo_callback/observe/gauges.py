@@ -57,7 +57,7 @@ def _connections(survey: Survey) -> Iterator[GaugeMetricFamily]:
         Status.NEEDS_REAUTH: sum(survey.needs_reauth.values()),
         Status.DISCONNECTED: survey.disconnected,
     }
-    yield _each("connections", "Connections.", "status", statuses)
+    yield _each("connections", "All connections, by their status.", "status", statuses)
     yield _each(
         "connections_needing_reauth",
         "Connections whose person must connect again, by why.",
@@ -65,7 +65,7 @@ def _connections(survey: Survey) -> Iterator[GaugeMetricFamily]:
         survey.needs_reauth,
     )
     yield _one("refreshes_due", "Refreshes that are due in the database, frozen ones apart.", survey.due)
-    yield _one("refreshes_overdue", "Those of them that have been due for more than five minutes.", survey.overdue)
+    yield _one("refreshes_overdue", "Refreshes that have been due for more than five minutes.", survey.overdue)
     yield _one(
         "access_tokens_expired", "Active connections, not frozen, whose access tokens have expired.", survey.expired
     )

@@ -70,7 +70,7 @@ STATUSES = {
 """The status that goes with each code; what HTTP itself refuses (405, 413) is `invalid_request` with its own."""
 
 TODO = {
-    Code.INVALID_REQUEST: "mend the request; `detail` names the field",
+    Code.INVALID_REQUEST: "mend the request (405: its method); `detail` names the field",
     Code.UNAUTHORIZED: "send a key that is in `api.keys`",
     Code.FORBIDDEN: "send a key that has the `scope`",
     Code.NOT_FOUND: "there is no such connection, or it was disconnected",
