@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -15,8 +16,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.demo.stage import Sites, choose_sites, open_stage
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from amo_callback.demo.life import ConnectionLife
     from amo_callback.demo.trials import Trials
@@ -42,9 +42,24 @@ The demo has ended; nothing of it is left on this machine. What to do next:
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("demo", help="try the whole flow on this machine, nothing to configure")
-    parser.add_argument("--token-life", type=int, default=30, metavar="SECONDS", help="default: 30")
-    parser.add_argument("--port", type=int, help="the first of three ports in a row; default: any that are free")
+    parser.add_argument(
+        "--token-life", type=_between(1, 86400), default=30, metavar="SECONDS", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--port", type=_between(1, 65533), help="the first of three ports in a row; default: any that are free"
+    )
     parser.set_defaults(run=run)
+
+
+def _between(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        number = int(text)
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"must be from {least} to {most}")
+        return number
+
+    read.__name__ = "number"  # as argparse calls it where `int` refuses
+    return read
 
 
 def run(options: argparse.Namespace, _environ: Mapping[str, str]) -> int:

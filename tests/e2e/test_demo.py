@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
+from amo_callback.cli.main import main
 from tests.e2e.process import PATIENCE
 
 if TYPE_CHECKING:
@@ -120,6 +121,15 @@ async def test_on_a_terminal_it_is_a_live_table_and_keys_try_what_goes_wrong(tmp
             await process.wait()
         os.close(ours)
         os.close(theirs)
+
+
+@pytest.mark.parametrize("options", [["--port", "65534"], ["--port", "x"], ["--token-life", "0"]])
+def test_numbers_that_make_no_sense_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A port without room for two more, or a life of nothing, is a mistake of the command line."""
+    with pytest.raises(SystemExit) as left:
+        main(["demo", *options])
+    assert left.value.code == 2
+    assert options[0] in capsys.readouterr().err
 
 
 async def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
