@@ -23,6 +23,7 @@ EX_CONFIG = 78
 COMMANDS = {
     "serve": ("serve",),
     "demo": ("demo",),
+    "init": ("init",),
     "check": ("check",),
     "connections": ("connections", "token", "events"),
     "notices": ("notices",),
