@@ -41,9 +41,9 @@ def read_callback(text: str) -> Callback:
     given = text if "://" in text else f"https://{text}"
     if not _VISIBLE.fullmatch(given):
         raise ValueError("must be an address of visible ASCII characters, as https://admin.example.com")
+    _check_parts(given)
     _refuse(lambda: TypeAdapter[str](WebAddress).validate_python(given))
     parts = urlsplit(given)
-    _port(given)
     if "?" in given or "#" in given:
         raise ValueError("must have no ? and no #: AMO adds its own")
     default = Server().base_path
@@ -111,10 +111,11 @@ def _refuse(validate: Callable[[], object]) -> None:
         raise ValueError(str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")) from None
 
 
-def _port(address: str) -> None:
+def _check_parts(address: str) -> None:
+    """Say what the library says in other words, and look at the port, which it does only when it is asked for."""
     try:
         found = urlsplit(address).port
     except ValueError:
         found = 0
     if found == 0:
-        raise ValueError("has a port that cannot be")
+        raise ValueError("must be an address, and a port a number: https://admin.example.com")
