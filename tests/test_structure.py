@@ -15,7 +15,7 @@ FLOORS = [
     {"grant", "brought", "sealing", "survey", "slots", "moving"},
     {"ports", "identity", "hosts", "database_url", "alone"},
     {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook", "probe"},
-    {"config_load", "custody", "amo", "store", "observe"},
+    {"config_load", "config_write", "custody", "amo", "store", "observe"},
     {"connect", "transfer", "notices", "rotation", "deploy"},
     {"web"},
     {"demo"},

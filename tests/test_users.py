@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ async def _refused(token: str, **options: Any) -> str:
         (unsigned(claims(sub="1"), alg="HS256") + "." + signed().rpartition(".")[2], "signature"),
         (signed() + "A", "signature"),
     ],
+    ids=count(),  # no token is the same in each process, and so none is a name
 )
 async def test_what_is_not_signed_with_the_secret_by_hs256_is_refused(token: str, why: str) -> None:
     """No `alg` of a token's own is believed, and none is left unchecked."""
@@ -345,6 +347,7 @@ KEYS = read_key_set(_set(jwk(rsa_key("issuer"), kid="rsa"), jwk(ec_key("issuer")
         unsigned(claims(), alg="none", kid="rsa") + ".AAAA",
         unsigned(claims(), alg="ES256", kid="ec") + "." + b64(bytes(64)),
     ],
+    ids=count(),
 )
 def test_the_key_decides_the_algorithm(token: str) -> None:
     """A public key is no secret of HS256, and a `kid` that points elsewhere finds a key that did not sign."""

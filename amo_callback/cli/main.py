@@ -31,6 +31,7 @@ STATUSES = {
 COMMANDS = {
     "serve": ("serve",),
     "demo": ("demo",),
+    "init": ("init",),
     "check": ("check",),
     "connections": ("connections", "token", "events"),
     "notices": ("notices",),
