@@ -231,9 +231,11 @@ class LibraryLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a library's record as one line."""
-        self._logger.log(
-            record.levelno, "library.log", library=record.name, text=record.getMessage(), exc_info=record.exc_info
-        )
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 -- because a line that a library has got wrong is no reason to break its work
+            text = str(record.msg)
+        self._logger.log(record.levelno, "library.log", library=record.name, text=text, exc_info=record.exc_info)
 
 
 def take_over_library_logs(logger: FilteringBoundLogger) -> None:

@@ -192,3 +192,14 @@ def test_what_libraries_log_comes_in_our_lines() -> None:
         warnings.simplefilter("default")
         warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
     assert "deprecated" in log.stream.getvalue().splitlines()[-1]
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_line_that_a_library_has_got_wrong_breaks_none_of_its_work() -> None:
+    """What does not fit its own placeholders is told as it stands, and nothing is raised where it was logged."""
+    log = Log()
+    take_over_library_logs(log.logger)
+    logging.getLogger("aiohttp.client").warning("odd: %d", "words")
+    assert log.line() == {
+        "event": "library.log", "level": "warning", "library": "aiohttp.client", "text": "odd: %d",
+    }  # fmt: skip
