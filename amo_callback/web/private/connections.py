@@ -17,7 +17,7 @@ from amo_callback.web.operation import Time
 from amo_callback.web.private.authorization import require
 from amo_callback.web.private.events import EVENT, EventShape, event_shape
 from amo_callback.web.private.operation import SELECTS, operation
-from amo_callback.web.private.parameters import Paged, Text, read_query
+from amo_callback.web.private.parameters import Paged, Text, cut, read_query
 from amo_callback.web.private.problems import Code
 
 if TYPE_CHECKING:
@@ -125,16 +125,16 @@ async def index(request: web.Request) -> web.Response:
     require(request, Scope.READ)
     query = read_query(request, ConnectionsQuery)
     only = Filter(account_id=query.account_id, owner=query.owner, status=query.status, domain=query.domain)
-    limit = query.limit
     all_frozen = await request.app[STORE].frozen() is not None
-    found = await request.app[STORE].page(after=query.cursor or "", limit=limit + 1, only=only)
-    owners = await request.app[STORE].owners_of([connection.id for connection in found])
+    found = await request.app[STORE].page(after=query.cursor or "", limit=query.limit + 1, only=only)
+    items, last = cut(found, query.limit)
+    owners = await request.app[STORE].owners_of([connection.id for connection in items])
     page: ConnectionsPage = {
         "items": [
             connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen)
-            for connection in found[:limit]
+            for connection in items
         ],
-        "next_cursor": found[limit - 1].id if len(found) > limit else None,
+        "next_cursor": None if last is None else last.id,
     }
     return web.json_response(page)
 

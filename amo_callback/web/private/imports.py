@@ -18,6 +18,7 @@ from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
 from amo_callback.transfer.plain import read_plain
 from amo_callback.web.keys import AMO, CIPHER, CLOCK, CUSTODY, LOG, SETTINGS, STORE
 from amo_callback.web.private.authorization import require
+from amo_callback.web.private.bodies import misshapen, unread
 from amo_callback.web.private.operation import operation
 from amo_callback.web.private.problems import Code, Problem, invalid, render
 
@@ -111,11 +112,9 @@ async def _read(request: web.Request) -> ImportBody:
                     raise web.HTTPRequestEntityTooLarge(max_size=MOST, actual_size=len(content))
         return ImportBody.model_validate_json(bytes(content))
     except ValidationError as error:
-        [first, *_] = error.errors(include_url=False, include_input=False)
-        name = str(first["loc"][0]) if first["loc"] else "body"
-        raise invalid(name[:64], 'the body is {"connections": [{…}, …], "replace": false}') from None
+        raise misshapen(error, 'the body is {"connections": [{…}, …], "replace": false}') from None
     except (TimeoutError, web.RequestPayloadError):
-        raise invalid("body", "it did not come in time, or not whole") from None
+        raise unread() from None
 
 
 async def _plan(request: web.Request, body: ImportBody) -> Plan:
