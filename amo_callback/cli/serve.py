@@ -17,7 +17,8 @@ from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
 from amo_callback.machine import machine_mark
 from amo_callback.observe.journal import is_journal
-from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.redaction import Redactor
 from amo_callback.observe.systemd import Notifier, handed_over
 from amo_callback.store import database_file
 from amo_callback.web.lifecycle import Home, Service, open_service

@@ -15,7 +15,8 @@ import pytest
 
 from amo_callback.event import Event, Level
 from amo_callback.model import Status
-from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
