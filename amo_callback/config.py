@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from amo_callback.database_url import check_url
 from amo_callback.hosts import check_host
 from amo_callback.identity import read_api_keys
+from amo_callback.model import RefreshRules
 from amo_callback.webhook import read_secrets
 
 PREFIX = "AMO_CALLBACK_"
@@ -139,7 +140,7 @@ class Server(_Section):
 class Amo(_Section):
     """`[amo]`: our integration there."""
 
-    client_id: Annotated[str, Field(min_length=1)]
+    client_id: Text
     client_secret: Annotated[SecretStr, Field(min_length=1)]
     redirect_uri: WebAddress
     authorize_url: WebAddress = "https://www.amocrm.ru/oauth"
@@ -238,6 +239,11 @@ class Refresh(_Section):
     lease: Seconds = 60.0
     retry_base: Seconds = 30.0
     retry_cap: Seconds = 900.0
+
+    @property
+    def rules(self) -> RefreshRules:
+        """The same, for whoever refreshes."""
+        return RefreshRules(**self.model_dump())
 
 
 class Storage(_Section):

@@ -20,7 +20,6 @@ from amo_callback.cli.progress import Progress
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import CommandFailed
-from amo_callback.model import RefreshRules
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan, until_settled
 from amo_callback.transfer.export import export, freeze, until_quiet
 from amo_callback.transfer.files import new_file
@@ -233,7 +232,7 @@ async def _carry_out(plan: Plan, local: Local, *, source: str) -> int:
             plan,
             store=local.store,
             cipher=local.cipher,
-            rules=RefreshRules(**local.place.settings.refresh.model_dump()),
+            rules=local.place.settings.refresh.rules,
             random=random.random,
             source=source,
             advance=advance,

@@ -19,7 +19,7 @@ from amo_callback.custody.rescue import Rescue
 from amo_callback.identity.build import open_users
 from amo_callback.store import open_store
 from amo_callback.web.keys import Services
-from amo_callback.web.resources import check_canary, connect_rules, open_client, refresh_rules
+from amo_callback.web.resources import check_canary, connect_rules, open_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -106,7 +106,7 @@ async def _open_custody(
         rescue=files,
         clock=clock,
         observer=observer,
-        rules=refresh_rules(settings),
+        rules=settings.refresh.rules,
         owner=process,
         machine=home.machine,
         random=random.random,

@@ -13,7 +13,6 @@ from typing_extensions import TypedDict
 
 from amo_callback.errors import Busy, CommandFailed
 from amo_callback.identity import Scope
-from amo_callback.model import RefreshRules
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
 from amo_callback.transfer.plain import read_plain
 from amo_callback.web.keys import AMO, CIPHER, CLOCK, CUSTODY, LOG, SETTINGS, STORE
@@ -85,7 +84,7 @@ async def bring(request: web.Request) -> web.Response:
         plan,
         store=request.app[STORE],
         cipher=request.app[CIPHER],
-        rules=RefreshRules(**request.app[SETTINGS].refresh.model_dump()),
+        rules=request.app[SETTINGS].refresh.rules,
         random=random.random,
         source=f"the API key {key.name}",
         advance=lambda _done: None,
