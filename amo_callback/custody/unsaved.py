@@ -110,9 +110,8 @@ class Unsaved:
     async def save(self, paid: Paid, *, connection: Connection, events: Sequence[Event] = ()) -> Connection | None:
         """Store a pair, however long it takes; `None` where a newer one was stored meanwhile.
 
-        `connection` is the one that it belongs to, as it was read; `events` are written with it.
-        Once the process is to end, a pair that is in
-        its rescue file is left there: raises `ShuttingDown`.
+        `connection` is the one that it belongs to, as it was read; `events` are written with it. Once the process is to
+        end, a pair that is in its rescue file is left there: raises `ShuttingDown`.
         """
         return await self._hold(_Held(paid, _with(connection, paid), rescued=False, events=events))
 
