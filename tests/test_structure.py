@@ -14,7 +14,7 @@ FLOORS = [
     {"model", "event"},
     {"grant", "brought", "sealing", "survey", "slots", "moving"},
     {"ports", "identity", "hosts", "database_url", "alone"},
-    {"schedule", "deeplink", "tasks", "clock", "cipher", "limits", "config", "machine", "disk", "webhook", "probe"},
+    {"schedule", "deeplink", "tasks", "clock", "cipher", "config", "machine", "disk", "webhook", "probe"},
     {"config_load", "custody", "amo", "store", "observe"},
     {"connect", "transfer", "notices", "rotation", "deploy"},
     {"web"},
