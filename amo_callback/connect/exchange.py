@@ -115,7 +115,7 @@ class Exchanger:
         return await self._save(grant, what, issued)
 
     async def _spend(self, what: CodeExchange) -> Issued:
-        """Present the code, in its turn; raises what its refusal means, also `AccountNotAllowed`: its pair is dropped."""
+        """Present the code, in its turn; raises what its refusal means, or `AccountNotAllowed`: it is dropped."""
         await self._slot(priority_of(what.request), what.started)
         not_after = what.started + self._rules.refresh.lease - self._amo.timeout
         issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
 from amo_callback.event import Event, Level, failed
 from amo_callback.model import Connection, Demand
-from amo_callback.ports.store import TURN
+from amo_callback.ports.connections import TURN
 from amo_callback.tasks import rest
 
 if TYPE_CHECKING:
