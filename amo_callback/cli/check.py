@@ -28,8 +28,8 @@ from amo_callback.cli.progress import Progress
 from amo_callback.cli.table import printable
 from amo_callback.cli.terminal import EX_USAGE
 from amo_callback.clock import SystemClock
-from amo_callback.config import Door
 from amo_callback.config_load import find_config
+from amo_callback.config_values import Door
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
