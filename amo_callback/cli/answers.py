@@ -10,7 +10,8 @@ from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from amo_callback.config import App, Server, WebAddress
+from amo_callback.config import App, Server
+from amo_callback.config_values import WebAddress
 from amo_callback.database_url import SQLITE, check_url, is_postgres, url_secrets
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from amo_callback.web.keys import (
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
 from amo_callback.web.private import authorizations as private_authorizations
-from amo_callback.web.private import connections, events, imports, metrics, notices, tokens
+from amo_callback.web.private import connections, events, freezing, imports, metrics, notices, tokens
 from amo_callback.web.private.authorization import authorize
 from amo_callback.web.private.errors import problem_errors
 from amo_callback.web.private.refusals import Refusals
@@ -121,6 +121,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
             *tokens.routes(),
             *imports.routes(),
             *connections.routes(),
+            *freezing.routes(),
             *events.routes(),
             *notices.routes(),
             *metrics.routes(guarded=settings.server.metrics_auth),
