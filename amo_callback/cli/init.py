@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from amo_callback.cli import answers
-from amo_callback.cli.layout import CLIENT_SECRET, Layout, refuse, write
+from amo_callback.cli.layout import CLIENT_SECRET, ENCRYPTION_KEYS, Layout, refuse, write
 from amo_callback.cli.table import printable
 from amo_callback.config import App
 from amo_callback.config_load import CONFIG_VARIABLE, DEFAULT_PATHS
@@ -199,9 +199,9 @@ def _registration(callback: answers.Callback) -> list[str]:
 
 def _after(layout: Layout, callback: answers.Callback, *, later: bool) -> list[str]:
     """Return what is left for a person to do."""
-    keys = layout.credentials if layout.systemd else layout.config
+    keys = layout.credentials / ENCRYPTION_KEYS if layout.systemd else layout.config
     lines = [
-        f"Keep a copy of the encryption key ({keys}), apart from the database's backups:",
+        f"Keep a copy of the encryption key (in {keys}), apart from the database's backups:",
         "without it nobody can read the tokens any more.",
         "",
         "In amoCRM:",

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from amo_callback.cli.answers import Callback
 
 CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- because it is the setting's name
+ENCRYPTION_KEYS = "storage.encryption_keys"
 _FOLDER = "credentials"
-_KEYS = "storage.encryption_keys"
 _API = "api.keys"
 
 
@@ -75,7 +75,7 @@ def refuse(layout: Layout, database: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CommandFailed(f"{folder}: this user can make no file there")
     there = database_file(database, folder=config.parent)
-    if there is not None and there.exists() and not layout.has(_KEYS):
+    if there is not None and there.exists() and not layout.has(ENCRYPTION_KEYS):
         raise CommandFailed(
             f"{there} is there already, and no new encryption key opens it: put back the configuration that has its "
             "key, or name another database by --database"
@@ -101,8 +101,8 @@ def _write_secrets(layout: Layout, client_secret: str | None) -> Sequence[str]:
     folder = layout.credentials
     plan.make_private(folder)
     told = []
-    for name, make in ((_KEYS, new_key), (_API, _new_api_key)):
-        told.append(f"{folder / name}: {'was there, and is kept' if layout.has(name) else 'made'}")
+    for name, make, what in ((ENCRYPTION_KEYS, new_key, ""), (_API, _new_api_key, ", with one key, named backend")):
+        told.append(f"{folder / name}: {'was there, and is kept' if layout.has(name) else f'made{what}'}")
         if not layout.has(name):
             plan.keep_secret(folder, name, make())
     if client_secret is not None:
