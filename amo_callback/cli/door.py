@@ -150,6 +150,8 @@ class _Door:
         cursor: dict[str, str] = {}
         while len(items) < most:
             page = await self._ask("GET", path, **query, **cursor)
+            if not {"items", "next_cursor"} <= page.keys():
+                raise _stranger(200)
             items += page["items"]
             if page["next_cursor"] is None:
                 break
@@ -161,12 +163,27 @@ class _Door:
             async with self._session.request(
                 method, path, params=query, headers=self._headers, allow_redirects=False
             ) as response:
-                content: dict[str, Any] = await response.json(content_type=None)
+                content = await _json(response)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise CommandFailed(f"the service did not answer: {type(error).__name__}") from None
-        if response.status >= 400:
-            raise CommandFailed(f"{content.get('code')}: {content.get('detail')}")
+        if response.status >= 400 and "code" in content:
+            raise CommandFailed(f"{content['code']}: {content.get('detail')}")
+        if response.status >= 400 or not content:
+            raise _stranger(response.status)
         return content
+
+
+def _stranger(status: int) -> CommandFailed:
+    return CommandFailed(f"server.private: what listens there is no service of ours: it answers {status}")
+
+
+async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """Return what was answered; nothing, where that is no object."""
+    try:
+        content = await response.json(content_type=None)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _path(selector: str) -> str:
