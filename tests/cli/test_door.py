@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from amo_callback.cli.door import open_operations
 from amo_callback.cli.local import Place
+from amo_callback.cli.operations import open_operations
 from amo_callback.config_load import load_settings
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
