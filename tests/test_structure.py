@@ -54,7 +54,7 @@ ONE_ROOM = {
     "standardwebhooks": {"webhook"},
     "uvloop": {"cli.loop"},
 }
-CALLERS = {"amo.client", "identity.key_set", "notices.sender"}
+CALLERS = {"amo.client", "amo.wire", "identity.key_set", "notices.sender"}
 """Where others are asked over HTTP."""
 EDGES = {"amo", "store", "observe"}
 USE_CASES = {"custody", "connect", "transfer", "notices", "rotation", "web"}

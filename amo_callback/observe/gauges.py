@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from amo_callback.survey import Standing, Survey
+    from amo_callback.survey import Condition, Survey
 
 
 Label = TypeVar("Label", bound=str)
@@ -26,12 +26,12 @@ Label = TypeVar("Label", bound=str)
 class Gauges:
     """The gauges of one moment, as Prometheus's library collects them."""
 
-    def __init__(self, standing: Standing) -> None:
-        self._standing = standing
+    def __init__(self, condition: Condition) -> None:
+        self._condition = condition
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return each gauge of which something is known."""
-        now, survey = self._standing, self._standing.survey
+        now, survey = self._condition, self._condition.survey
         yield _each("check_ok", "Whether a check of /readyz is good.", "check", now.checks)
         yield _one("refresher_beat_age_seconds", "How long ago the refresher last came round.", now.beat_age)
         yield _one("refreshes_in_flight", "Refreshes under way in this process.", now.in_flight)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from amo_callback.event import Event
-    from amo_callback.survey import Standing
+    from amo_callback.survey import Condition
 
 OTHER = "other"
 HAND_OUTS = (
@@ -188,9 +188,9 @@ class Metrics:
         """Count a callback: how its grant stands, or the word of what was wrong."""
         self._called_back[_among(self._called_back, outcome)].inc()
 
-    def text(self, standing: Standing) -> bytes:
+    def text(self, condition: Condition) -> bytes:
         """Return all of it in Prometheus's text format, and how the service does at this moment."""
-        return generate_latest(_Exposed(self._registry, Gauges(standing)))
+        return generate_latest(_Exposed(self._registry, Gauges(condition)))
 
 
 class _Exposed(CollectorRegistry):

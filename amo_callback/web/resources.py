@@ -7,9 +7,10 @@ import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from amo_callback.amo.client import AmoClient, open_session
+from amo_callback.amo.client import AmoClient
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
+from amo_callback.amo.wire import open_session
 from amo_callback.connect.build import ConnectRules
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
 from amo_callback.event import Event, Level
