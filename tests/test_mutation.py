@@ -34,6 +34,7 @@ class Port(Protocol):
         ("f(a, k=1)", {"f(a)", "f(None, k=1)", "f(a, k=2)", "f(a, k=0)", "pass"}),
         ("max('a', b'1')", {"max('A', b'1')", "max('a', b'1X')", "min('a', b'1')", "pass"}),
         ("[n for n in a if n]", {"[n for n in a]", "pass"}),
+        ("f('[a]{1,9}')", {"f('[A]{1,9}')", "f('[a]{2,9}')", "f('[a]{0,9}')", "f('[a]{1,10}')", "f('[a]{1,8}')"}),
         ("return True", {"return None", "return False"}),
         ("with a:\n    b()", {"if True:\n    b()", "with a:\n    pass"}),
         (

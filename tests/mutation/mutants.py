@@ -7,6 +7,7 @@ a `dataclass` is told of its making (whose fields are changed: a `repr` may be w
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ _OTHER_NAMES = {
 }
 _NEEDLESS = {"lower", "upper", "strip", "rstrip", "removesuffix"}
 """Methods without which a text is one still."""
+_BOUND = re.compile(r"(?<=[{,])[0-9]+(?=[,}])")
 _NOT_RUN = {"annotation", "returns"}
 
 
@@ -133,11 +135,21 @@ def _constant(node: ast.Constant) -> Iterator[ast.AST]:
             yield ast.Constant(node.value - 1)
         case str() | bytes():
             yield ast.Constant(_other_text(node.value))
+            if isinstance(node.value, str):
+                yield from map(ast.Constant, _other_counts(node.value))
 
 
 def _other_text(text: Any) -> Any:
     swapped = text.swapcase()
     return swapped if swapped != text else text + (b"X" if isinstance(text, bytes) else "X")
+
+
+def _other_counts(pattern: str) -> Iterator[str]:
+    """Yield a pattern with each bound of its repetitions one more, and one less."""
+    for bound in _BOUND.finditer(pattern):
+        for other in (int(bound[0]) + 1, int(bound[0]) - 1):
+            if other >= 0:
+                yield f"{pattern[: bound.start()]}{other}{pattern[bound.end() :]}"
 
 
 def _comparison(node: ast.Compare) -> Iterator[ast.AST]:
