@@ -38,6 +38,7 @@ def test_whatever_else_is_presented_is_nobodys(presented: str) -> None:
         (f"a:{KEY[1:]}", "the key in line 1 is shorter than 32"),
         (f"a b:{KEY}", "line 1 is neither"),
         (f"{'a' * 65}:{KEY}", "line 1 is neither"),
+        (f":{KEY}", "line 1 is neither"),
         (f"a:read:token:{KEY}", "line 1 is neither"),
     ],
 )
@@ -54,6 +55,13 @@ def test_a_key_is_kept_as_its_digest() -> None:
     assert KEY not in repr(key)
     assert KEY.encode() not in key.digest
     assert repr(key.digest) not in repr(key)
+
+
+def test_other_keys_take_the_place_of_those_before() -> None:
+    """Whose key is no longer among them stays outside."""
+    keys = ApiKeys(read_api_keys(f"one:{KEY}1"))
+    keys.replace(read_api_keys(f"two:{KEY}2"))
+    assert [key and key.name for key in map(keys.find, (f"{KEY}1", f"{KEY}2"))] == [None, "two"]
 
 
 def test_a_name_has_64_characters_at_most() -> None:

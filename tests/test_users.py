@@ -278,6 +278,17 @@ def _set(*keys: object) -> bytes:
     return json.dumps({"keys": keys}).encode()
 
 
+def _long_number(size: int) -> str:
+    """Return the issuer's modulus with zeros before it."""
+    return b64(rsa_key("issuer").public_key().public_numbers().n.to_bytes(size))
+
+
+def test_a_number_has_2048_characters_at_most() -> None:
+    """So long a one is no shorter than any real key's; a longer one is passed over, as is told below."""
+    [key] = read_key_set(_set(jwk(rsa_key("issuer"), n=_long_number(1536))))
+    assert claims_signed_by_one([key], read_token(signed(key=rsa_key("issuer"), alg="RS256"))) == claims()
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -297,7 +308,7 @@ def _set(*keys: object) -> bytes:
         jwk(rsa_key("issuer"), kid="a", n=b64(b"\xff" * 2000)),
         jwk(rsa_key("issuer"), kid="a", e="not base64url!"),
         jwk(rsa_key("issuer"), kid="a", e=b64(b"\x02")),
-        jwk(rsa_key("issuer"), kid="a", n="A" * 2049),
+        jwk(rsa_key("issuer"), kid="a", n=_long_number(1537)),
         {"kty": "RSA", "kid": "a"},
         {"kty": "EC", "crv": "P-256", "kid": "a"},
         jwk(ec_key("issuer"), kid="a", alg="RS256"),
