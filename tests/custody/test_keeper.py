@@ -37,6 +37,7 @@ from tests.custody.house import API_DOMAIN
 from tests.fakes import FailingStore, Instead
 
 if TYPE_CHECKING:
+    from amo_callback.model import Connection
     from amo_callback.ports import AmoOAuth
     from tests.custody.house import House
     from tests.fakes import FakeClock
@@ -66,6 +67,37 @@ async def test_callers_at_once_share_one_refresh(house: House) -> None:
     connection = await house.connect()
     stored = await asyncio.gather(*(house.refresh(connection, demand=Demand.HAND_OUT) for _ in range(60)))
     assert {one.pair_version for one in stored} == {2}
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_whoever_comes_as_a_refresh_ends_makes_one_of_his_own(house: House) -> None:
+    """What has ended is not joined, and its end takes nothing from the one that began meanwhile."""
+    connection = await house.connect()
+    ended = asyncio.Event()
+
+    def satisfied(_connection: Connection) -> bool:
+        ended.set()
+        return True
+
+    async def come() -> Connection:
+        await ended.wait()
+        return await house.refresh(connection)
+
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    coming = asyncio.create_task(come())
+    assert (await house.refresh(connection, satisfied=satisfied)).pair_version == 1
+    await house.amo.sandbox.asked.wait()
+    assert house.keeper.in_flight == 1
+    house.amo.sandbox.go_on.set()
+    assert (await coming).pair_version == 2
+    assert house.keeper.in_flight == 0
+
+
+async def test_a_refresh_that_satisfies_nobody_is_made_once(house: House) -> None:
+    """Whoever asked for it gets its pair, and may ask again."""
+    connection = await house.connect()
+    assert (await house.refresh(connection, satisfied=lambda now: now.pair_version > 2)).pair_version == 2
     assert len(house.amo.vendor.ledger.refreshes()) == 1
 
 
@@ -208,6 +240,17 @@ async def test_stopping_finishes_what_is_claimed_and_begins_nothing(house: House
     with pytest.raises(ShuttingDown):
         await house.refresh(other)
     assert len(house.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_stopping_does_not_wait_for_the_lease_of_another_process(house: House) -> None:
+    """Whoever looks for its pair from time to time is sent away at once."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.clock.until_sleeping(0.25)
+    house.keeper.stop()
+    with pytest.raises(ShuttingDown):
+        await refreshing
 
 
 async def test_stopping_does_not_wait_for_the_rate_limit(house: House, clock: FakeClock) -> None:
