@@ -156,7 +156,7 @@ async def test_what_was_refreshed_during_the_wait_for_a_slot_is_not_refreshed_ag
     refreshed = await house.make_keeper(owner="process-2").refresh(connection.id, demand=Demand.SCHEDULE)
     queue.served.set()
     assert await refreshing == refreshed
-    assert _spent(house) == 1
+    assert (_spent(house), house.traffic.calls["claim"]) == (1, 1)
 
 
 async def test_what_was_stopped_during_the_wait_for_a_slot_is_not_presented(house: House) -> None:

@@ -40,7 +40,7 @@ from tests.custody.house import API_DOMAIN
 from tests.fakes import FailingStore, Instead
 
 if TYPE_CHECKING:
-    from amo_callback.model import Connection, RefreshedPair
+    from amo_callback.model import Claim, Connection, RefreshedPair
     from amo_callback.ports import AmoOAuth
     from tests.custody.house import House
     from tests.fakes import FakeClock
@@ -250,6 +250,23 @@ async def test_a_pair_that_no_key_opens_needs_its_person(house: House) -> None:
         after = await house.now(connection)
         assert (after.status, after.reason, after.sealed_pair) == (Status.NEEDS_REAUTH, Reason.UNREADABLE, sealed)
     assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_a_claim_of_what_no_key_opens_names_no_token(house: House) -> None:
+    """Nothing goes out, so nothing can be in doubt; whose the claim is, and for how long, it tells all the same."""
+    connection = await house.connect(sealed_pair=Cipher([new_key()]).seal(b"", bound_to=""))
+    claims: list[Claim] = []
+
+    class Watched(FailingStore):
+        async def claim(self, claim: Any, **more: Any) -> Any:
+            claims.append(claim)
+            return await house.store.claim(claim, **more)
+
+    keeper = house.make_keeper(store=Watched(house.store, house.clock))
+    with pytest.raises(NeedsReauth):
+        await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    [claim] = claims
+    assert (claim.fingerprint, claim.owner, claim.lease) == ("", "process-1", timedelta(seconds=60))
 
 
 async def test_what_does_not_exist_cannot_be_refreshed(house: House) -> None:
