@@ -101,7 +101,7 @@ def _store_url(value: SecretStr) -> SecretStr:
 
 Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
 Door = Annotated[str, AfterValidator(_door)]
-WebAddress = Annotated[str, AfterValidator(_web_address)]
+WebAddress = Annotated[str, AfterValidator(_web_address), Field(json_schema_extra={"format": "uri"})]
 Text = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]
 Domains = Annotated[Words, AfterValidator(_domains)]

@@ -42,11 +42,14 @@ if TYPE_CHECKING:
 _PATIENCE = 10.0
 _NAMES = 15
 """Characters of the longest check's name."""
+_STATUSES = "Exit status of --health: " + "; ".join(f"{one}: {told}" for one, told in nagios.MEANINGS.items()) + "."
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("check", help="look at everything, and say what is wrong and what mends it")
+    parser = commands.add_parser(
+        "check", help="look at everything, and say what is wrong and what mends it", epilog=_STATUSES
+    )
     add_config(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="for programs")

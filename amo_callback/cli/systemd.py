@@ -112,7 +112,7 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
     """Write what is missing, ask before anything is replaced, and say what comes next."""
     there = target.below(config)
     if not there.is_file():
-        raise ConfigurationError(f"{there}: is missing: copy config.example.toml there, and fill it in")
+        raise ConfigurationError(f"{there}: is missing: `amo-callback init --systemd --config {there}` writes it")
     installation = _installation(interpreter, config=config, there=there)
     units.check_places(installation)
     files = plan.planned(installation, root=target.root)

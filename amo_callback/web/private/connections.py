@@ -121,7 +121,7 @@ CONNECTION: ConnectionShape = {
     problems=[Code.STORE_UNAVAILABLE],
 )
 async def index(request: web.Request) -> web.Response:
-    """List connections, by their ids."""
+    """List connections, by their ids; never a token."""
     require(request, Scope.READ)
     query = read_query(request, ConnectionsQuery)
     only = Filter(account_id=query.account_id, owner=query.owner, status=query.status, domain=query.domain)
@@ -147,7 +147,7 @@ async def index(request: web.Request) -> web.Response:
     problems=SELECTS,
 )
 async def show(request: web.Request) -> web.Response:
-    """Show one connection, with its last events."""
+    """Show one connection, with its last events; never a token."""
     require(request, Scope.READ)
     [connection, *_] = await request.app[CUSTODY].selection.find(request.match_info["id"])
     events = await request.app[STORE].events(connection_id=connection.id, limit=_LAST_EVENTS)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from amo_callback.web.operation import Handler, Operation, Reply, describe
-from amo_callback.web.private.problems import STATUSES, Code, ProblemShape
+from amo_callback.web.private.problems import STATUSES, TODO, Code, ProblemShape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -74,7 +74,7 @@ def operation(
 def _problem(status: int, codes: list[Code]) -> Reply:
     headers = {401: ("WWW-Authenticate",)}.get(status, ())
     return Reply(
-        about=", ".join(f"`{code}`" for code in codes),
+        about="\n".join(f"- `{code}`: {TODO[code]}" for code in codes),
         shape=Annotated[
             ProblemShape,
             Field(json_schema_extra={"properties": {"code": {"enum": [code.value for code in codes]}}}),
