@@ -18,8 +18,8 @@ _LABEL = re.compile(r'[{,](\w+)="')
 
 def metrics() -> list[str]:
     """Return the table of all metrics but those of the process, which every program has."""
-    condition = a_condition(survey=a_survey(waiting_since=START))
-    text = Metrics().text(condition).decode()
+    standing = a_condition(survey=a_survey(waiting_since=START))
+    text = Metrics().text(standing).decode()
     rows = [
         [code(family["name"]), family["type"], codes(_labels(family["samples"])), family["about"].removesuffix(".")]
         for family in _FAMILY.finditer(text)
