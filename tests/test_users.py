@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import types
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -402,7 +402,7 @@ async def test_the_configuration_says_how_users_are_told() -> None:
         with pytest.raises(Unauthorized):
             await users.user_of(signed(claims(id=7)))
     for left_out in ("jwt_audience", "jwt_secret"):  # the configuration refuses both, and this does not rely on it
-        odd = SimpleNamespace(**{**dict(app), left_out: None})
+        odd = types.SimpleNamespace(**{**dict(app), left_out: None})
         async with open_users(odd, clock=clock, observer=witness) as users:
             assert users is None
     app = App(jwks_url="http://127.0.0.1:1/keys", jwt_audience=AUDIENCE)
