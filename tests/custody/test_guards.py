@@ -328,7 +328,15 @@ async def test_a_rescue_folder_that_is_away_stops_only_those_whose_pair_may_lie_
         raise OSError(errno.EACCES, "Permission denied")
 
     keeper = house.make_keeper(rescue=Instead(house.rescue, read=read))
-    assert (await keeper.refresh(connection.id, demand=Demand.SCHEDULE)).pair_version == 2
+    refreshed = await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    assert refreshed.pair_version == 2
+    await house.store.claim(a_claim(refreshed, owner="process-2"))
+    refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.clock.until_sleeping(0.25)
+    house.clock.advance(60)
+    with pytest.raises(StoreUnavailable) as raised:
+        await refreshing
+    assert connection.id in raised.value.what
 
 
 async def test_an_attempt_that_got_more_time_is_looked_up_again(house: House) -> None:

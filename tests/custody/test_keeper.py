@@ -488,7 +488,7 @@ async def test_a_patient_caller_respects_the_back_off(house: House) -> None:
         await house.refresh(connection, demand=Demand.HAND_OUT)
     with pytest.raises(Busy) as raised:
         await house.refresh(connection, demand=Demand.HAND_OUT)
-    assert raised.value.retry_after == 900
+    assert (raised.value.retry_after, raised.value.because) == (900, "account_refused")
     assert house.amo.sandbox.requests == 2
     house.clock.advance(900)
     assert (await house.refresh(connection, demand=Demand.HAND_OUT)).pair_version == 2
