@@ -482,6 +482,25 @@ async def test_while_deaths_are_held_a_silent_look_up_presents_nothing_however_l
     assert house.amo.vendor.ledger.refreshes() == []
 
 
+async def test_while_deaths_are_held_each_pair_is_looked_up(house: House) -> None:
+    """What AMO has told of the pair before says nothing of the one that the person has brought meanwhile."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    slots = 0
+
+    async def slot(_priority: object) -> None:
+        nonlocal slots
+        slots += 1
+        if slots == 2:  # the one for the refresh
+            await house.connect(api_domain=API_DOMAIN)
+
+    custody = house.make_custody(amo=Instead(house.client, slot=slot))
+    await house.store.hold_deaths(now=house.clock.now())
+    await custody.breaker.watch()
+    house.clock.advance(60)
+    stored = await custody.keeper.refresh(connection.id, demand=Demand.PROBE)
+    assert (stored.pair_version, house.amo.sandbox.look_ups) == (3, 2)
+
+
 async def test_a_probe_whose_look_up_has_no_answer_was_the_probe(house: House) -> None:
     """An AMO that does not answer is asked once a minute, each time about another connection."""
     for _ in range(3):
