@@ -54,6 +54,16 @@ async def test_a_token_that_somebody_else_spent_is_told_as_such(house: House) ->
     assert (given_up.details["status"], len(str(given_up.details["request_id"]))) == (401, 32)
 
 
+async def test_a_move_is_told_before_the_refresh_that_follows_it(house: House) -> None:
+    """It is written down with the lease on which the token goes there."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.host = "renamed.amocrm.ru"
+    await house.refresh(connection)
+    moved, refreshed = await _told(house, connection)
+    assert (moved.name, moved.details["moved_to"]) == ("connection.moved", "renamed.amocrm.ru")
+    assert refreshed.name == "refresh.succeeded"
+
+
 async def test_a_token_that_we_may_have_spent_is_told_with_our_attempts(house: House) -> None:
     """An answer was lost: its attempt, who took it over, and the verdict all name the same token."""
     connection = await house.connect(api_domain=API_DOMAIN)
