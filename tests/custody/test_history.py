@@ -90,6 +90,7 @@ async def test_a_process_that_died_in_the_middle_is_named(house: House) -> None:
     await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     taken, succeeded = await _told(house, connection)
     assert (taken.details["from_process"], taken.details["token"]) == ("server-1:4711", "f" * 16)
+    assert taken.details["lease_until"]
     assert succeeded.name == "refresh.succeeded"
 
 

@@ -402,6 +402,24 @@ async def test_a_new_grant_during_a_flight_wins(house: House) -> None:
     assert await house.now(connection) == granted
 
 
+async def test_a_connection_that_has_gone_with_its_pair_is_not_found(house: House) -> None:
+    """Something newer was stored, and then all of it was erased, before the caller could be told."""
+    connection = await house.connect()
+
+    class Gone(FailingStore):
+        gone = False
+
+        async def save_refreshed(self, *_: Any, **__: Any) -> None:
+            await house.connect()
+            self.gone = True
+
+        async def connection(self, connection_id: str) -> Connection | None:
+            return None if self.gone else await house.store.connection(connection_id)
+
+    with pytest.raises(NotFound):
+        await house.make_keeper(store=Gone(house.store, house.clock)).refresh(connection.id, demand=Demand.SCHEDULE)
+
+
 # --- what an answer means --------------------------------------------------------------------------
 
 
