@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -78,6 +79,18 @@ async def test_a_token_that_we_may_have_spent_is_told_with_our_attempts(house: H
     assert {event.details["token"] for event in told} == {_mark(house, connection)}
     assert (told[0].details["error"], told[0].details["what"]) == ("outcome_open", "connection_lost")
     assert (told[1].details["from_process"], told[2].details["reason"]) == ("process-1", "in_doubt")
+
+
+async def test_an_attempt_that_presented_nothing_is_taken_over_without_a_token(house: House) -> None:
+    """Its process had no key that opens the pair, and died before it could tell."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, fingerprint=""))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.clock.until_sleeping(0.25)
+    house.clock.advance(60)
+    await refreshing
+    taken, _ = await _told(house, connection)
+    assert (taken.name, "token" in taken.details) == ("refresh.taken_over", False)
 
 
 async def test_a_process_that_died_in_the_middle_is_named(house: House) -> None:
