@@ -1,124 +1,36 @@
-"""The configuration as one frozen value; `config.example.toml` is the reference, `config_load` where it comes from."""
+"""The configuration as one frozen value: `config.example.toml` is the reference.
+
+`config_values` says what one setting may be, `config_load` where they come from.
+"""
 
 from __future__ import annotations
 
-import base64
-import re
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from amo_callback.database_url import check_url
+from amo_callback.config_values import (
+    ApiKeyLines,
+    DatabaseUrl,
+    Domains,
+    Door,
+    EncryptionKeys,
+    JwtSecret,
+    Networks,
+    NotifySecret,
+    Seconds,
+    Text,
+    WebAddress,
+    Words,
+)
+from amo_callback.deeplink import HandBack
 from amo_callback.hosts import check_host
-from amo_callback.identity import read_api_keys
-from amo_callback.webhook import read_secrets
+from amo_callback.model import RefreshRules
 
 PREFIX = "AMO_CALLBACK_"
-
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
-
-
-def _door(value: str) -> str:
-    if value.startswith("unix:/"):
-        return value
-    match = _ADDRESS.fullmatch(value)
-    if match is None or int(match["port"]) > 65535:
-        raise ValueError('must be "host:port" or "unix:/path"')
-    return value
-
-
-def _web_address(value: str) -> str:
-    """Require https, or http on this machine: nothing secret goes out unencrypted."""
-    parts = urlsplit(value)
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("must not hold a user name or password")
-    if parts.scheme == "https" and parts.hostname:
-        return value
-    if parts.scheme == "http" and parts.hostname in _LOOPBACK:
-        return value
-    raise ValueError("must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost)")
-
-
-def _encryption_keys(value: SecretStr) -> SecretStr:
-    lines = value.get_secret_value().split()
-    if not lines:
-        raise ValueError("must hold at least one key: amo-callback keygen makes one")
-    for number, line in enumerate(lines, start=1):
-        try:
-            good = len(base64.urlsafe_b64decode(line)) == 32
-        except ValueError:
-            good = False
-        if not good:
-            raise ValueError(f"line {number} is no key: amo-callback keygen makes one")
-    return value
-
-
-def _api_keys(value: SecretStr) -> SecretStr:
-    read_api_keys(value.get_secret_value())
-    return value
-
-
-def _jwt_secret(value: SecretStr) -> SecretStr:
-    from amo_callback.identity.signatures import read_secret  # noqa: PLC0415 -- because few have JWTs
-
-    read_secret(value.get_secret_value())
-    return value
-
-
-def _notify_secret(value: SecretStr | None) -> SecretStr | None:
-    if value is not None:
-        read_secrets(value.get_secret_value())
-    return value
-
-
-def _split(value: object) -> object:
-    """Read a list from the environment or a secret file: separated by commas or white space."""
-    return tuple(re.findall(r"[^\s,]+", value)) if isinstance(value, str) else value
-
-
-_NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}")
-
-
-def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Take hosts, and suffixes of two labels or more: `.com` would show our secret to the whole of it."""
-    lowered = tuple(value.lower() for value in values)
-    for value in lowered:
-        if not _NAME.fullmatch(value.removeprefix(".")):
-            raise ValueError(f'{value!r} is neither "host" nor ".suffix" of two labels or more')
-    return lowered
-
-
-def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        ip_network(value, strict=False)
-    return values
-
-
-def _store_url(value: SecretStr) -> SecretStr:
-    check_url(value.get_secret_value())
-    return value
-
-
-Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
-Door = Annotated[str, AfterValidator(_door)]
-WebAddress = Annotated[str, AfterValidator(_web_address)]
-Text = Annotated[str, Field(min_length=1)]
-Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]
 
 
 class _Section(BaseModel):
@@ -131,7 +43,7 @@ class Server(_Section):
     public: Door = "127.0.0.1:8080"
     private: Door = "127.0.0.1:8081"
     base_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]$")] = "/api/amo-crm"
-    trusted_proxies: Annotated[Words, AfterValidator(_networks)] = ("127.0.0.1", "::1")
+    trusted_proxies: Networks = ("127.0.0.1", "::1")
     secrets: Path | None = None
     metrics_auth: bool = False
 
@@ -139,13 +51,13 @@ class Server(_Section):
 class Amo(_Section):
     """`[amo]`: our integration there."""
 
-    client_id: Annotated[str, Field(min_length=1)]
+    client_id: Text
     client_secret: Annotated[SecretStr, Field(min_length=1)]
     redirect_uri: WebAddress
     authorize_url: WebAddress = "https://www.amocrm.ru/oauth"
     endpoint: WebAddress = "https://{domain}"
     default_domain: str | None = None
-    allowed_domains: Annotated[Words, AfterValidator(_domains)] = ()
+    allowed_domains: Domains = ()
     allowed_accounts: Words = ()
     requests_per_second: Annotated[float, Field(gt=0, le=1000)] = 5
     timeout: Annotated[float, Field(gt=0, le=300)] = 15.0
@@ -182,13 +94,13 @@ class App(_Section):
         "foryoure://amo-crm/callback"
     )
     return_mode: Literal["redirect", "page", "auto"] = "auto"
-    hand_back: Literal["code", "ticket", "none"] = "code"
+    hand_back: HandBack = "code"
     state: Literal["app", "issued"] = "app"
     android_package: (
         Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)+$", max_length=255)] | None
     ) = None
     name: str = "For You"
-    jwt_secret: Annotated[SecretStr, AfterValidator(_jwt_secret)] | None = None
+    jwt_secret: JwtSecret | None = None
     jwks_url: WebAddress | None = None
     jwt_audience: Annotated[Text | None, Field(validate_default=True)] = None
     jwt_issuer: Text | None = None
@@ -239,27 +151,31 @@ class Refresh(_Section):
     retry_base: Seconds = 30.0
     retry_cap: Seconds = 900.0
 
+    @property
+    def rules(self) -> RefreshRules:
+        """The same, for whoever refreshes."""
+        return RefreshRules(**self.model_dump())
+
 
 class Storage(_Section):
     """`[storage]`: where the sealed pairs are."""
 
-    # A secret, since it may hold a password.
-    url: Annotated[SecretStr, AfterValidator(_store_url)] = SecretStr("sqlite:///amo-callback.db")
-    encryption_keys: Annotated[SecretStr, AfterValidator(_encryption_keys)]
+    url: DatabaseUrl = SecretStr("sqlite:///amo-callback.db")
+    encryption_keys: EncryptionKeys
     rescue: Path | None = None
 
 
 class Api(_Section):
     """`[api]`: who may come through the private door."""
 
-    keys: Annotated[SecretStr, AfterValidator(_api_keys)] = SecretStr("")
+    keys: ApiKeyLines = SecretStr("")
 
 
 class Notify(_Section):
     """`[notify]`: where signed notices go."""
 
     url: WebAddress | None = None
-    secret: Annotated[SecretStr | None, AfterValidator(_notify_secret), Field(validate_default=True)] = None
+    secret: Annotated[NotifySecret | None, Field(validate_default=True)] = None
 
     @field_validator("secret")
     @classmethod

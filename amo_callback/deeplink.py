@@ -7,10 +7,40 @@ scheme browsers do not know.
 
 from __future__ import annotations
 
-from typing import Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import quote_from_bytes
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 HandBack = Literal["code", "ticket", "none"]
+
+
+class Word(NamedTuple):
+    """What a word says, for whoever writes an app."""
+
+    happened: str
+    todo: str
+
+
+WORDS: Mapping[str, Word] = MappingProxyType(
+    {
+        "missing_code": Word("the redirect brought neither a code nor an error", "start again"),
+        "access_denied": Word("the person refused", "nothing, or ask again"),
+        "invalid_state": Word("the link belongs to another attempt, or is older than half an hour", "start again"),
+        "invalid_request": Word("the redirect was damaged on its way", "start again"),
+        "account_not_allowed": Word(
+            "not amoCRM's host, or an account that is not in `amo.allowed_accounts`", "choose another account"
+        ),
+        "code_expired": Word("the code is older than 20 minutes", "start again"),
+        "code_used": Word("the code was spent elsewhere", "start again"),
+        "amo_unavailable": Word("amoCRM or this service is down or late", "try again in a minute"),
+        "rate_limited": Word("too many bad codes from one address", "wait a minute"),
+        "auth_failed": Word("amoCRM did not accept the code", "start again"),
+    }
+)
+"""Every `error` that the link may have."""
 
 
 def success_link(base: str, *, hand_back: HandBack, code: bytes, state: bytes | None) -> str:

@@ -40,7 +40,7 @@ class Survey:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class Condition:
     """How the service does at this moment; no account, domain or free text is in it."""
 
     checks: Mapping[str, bool]

@@ -18,7 +18,7 @@ from amo_callback.model import (
     connection_id,
     fingerprint,
 )
-from amo_callback.survey import Standing, Survey
+from amo_callback.survey import Condition, Survey
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def a_survey(**more: Any) -> Survey:
     return Survey(**{**values, **more})
 
 
-def a_standing(**more: Any) -> Standing:
+def a_condition(**more: Any) -> Condition:
     """Return how a service stands that does well."""
     values: dict[str, Any] = {
         "checks": {"store": True},
@@ -150,7 +150,7 @@ def a_standing(**more: Any) -> Standing:
         "verdicts_held": False,
         "notices_delivered": True,
     }
-    return Standing(**{**values, **more})
+    return Condition(**{**values, **more})
 
 
 async def now(store: Store, connection: Connection) -> Connection:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import types
 from datetime import timedelta
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,6 +60,7 @@ async def _refused(token: str, **options: Any) -> str:
         (unsigned(claims(sub="1"), alg="HS256") + "." + signed().rpartition(".")[2], "signature"),
         (signed() + "A", "signature"),
     ],
+    ids=count(),  # no token is the same in each process, and so none is a name
 )
 async def test_what_is_not_signed_with_the_secret_by_hs256_is_refused(token: str, why: str) -> None:
     """No `alg` of a token's own is believed, and none is left unchecked."""
@@ -356,6 +358,7 @@ KEYS = read_key_set(_set(jwk(rsa_key("issuer"), kid="rsa"), jwk(ec_key("issuer")
         unsigned(claims(), alg="none", kid="rsa") + ".AAAA",
         unsigned(claims(), alg="ES256", kid="ec") + "." + b64(bytes(64)),
     ],
+    ids=count(),
 )
 def test_the_key_decides_the_algorithm(token: str) -> None:
     """A public key is no secret of HS256, and a `kid` that points elsewhere finds a key that did not sign."""
@@ -402,7 +405,7 @@ async def test_the_configuration_says_how_users_are_told() -> None:
         with pytest.raises(Unauthorized):
             await users.user_of(signed(claims(id=7)))
     for left_out in ("jwt_audience", "jwt_secret"):  # the configuration refuses both, and this does not rely on it
-        odd = types.SimpleNamespace(**{**dict(app), left_out: None})
+        odd = SimpleNamespace(**{**dict(app), left_out: None})
         async with open_users(odd, clock=clock, observer=witness) as users:
             assert users is None
     app = App(jwks_url="http://127.0.0.1:1/keys", jwt_audience=AUDIENCE)

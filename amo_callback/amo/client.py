@@ -1,19 +1,12 @@
-"""AMO over HTTP: the thin edge under `protocol`."""
+"""AMO, as the use cases ask it: `protocol` and `lookup` say what goes out and what comes back, `wire` carries it."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from http import HTTPStatus
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-import aiohttp
-
-from amo_callback import __version__
-from amo_callback.amo.claims import account_of, json_object, read_claims, told_by
+from amo_callback.amo.claims import account_of, read_claims, told_by
 from amo_callback.amo.lookup import (
     ACCESS_TOKEN_DEAD,
     REFRESH_TOKEN_REFUSED,
@@ -25,7 +18,6 @@ from amo_callback.amo.lookup import (
     refresh_token_request,
 )
 from amo_callback.amo.protocol import (
-    ANSWER_LIMIT,
     AmoRequest,
     Answer,
     GrantType,
@@ -36,12 +28,15 @@ from amo_callback.amo.protocol import (
     retry_after,
 )
 from amo_callback.amo.redirect import read_redirect
+from amo_callback.amo.wire import Wire
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, NotSent, OutcomeOpen, RateLimited
 from amo_callback.event import Event, Level
 from amo_callback.hosts import check_host
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    import aiohttp
 
     from amo_callback.amo.pace import Pace
     from amo_callback.grant import Redirect
@@ -51,32 +46,6 @@ if TYPE_CHECKING:
 
 _KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}
 """What a request is for, as it is told."""
-_LAST = 0.05
-"""The share of a request's time that it gets at the end, whatever came between."""
-
-
-@asynccontextmanager
-async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Open the HTTP session for `AmoClient`.
-
-    A connection a request: one kept alive may be closed by AMO just as we write to it, and then nobody knows
-    whether the token was spent. The trace tells the moment just before the first byte is written, which is the
-    last one in which a request can be held back.
-    """
-    trace = aiohttp.TraceConfig()
-
-    async def sending(_session: object, context: SimpleNamespace, _params: object) -> None:
-        context.trace_request_ctx.sending()
-
-    trace.on_request_headers_sent.append(sending)
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(force_close=True),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trace_configs=[trace],
-        trust_env=False,
-        headers={"User-Agent": f"amo-callback/{__version__}"},
-    ) as session:
-        yield session
 
 
 class AmoClient:
@@ -94,7 +63,7 @@ class AmoClient:
         default_domain: str | None = None,
         allowed_domains: Sequence[str] = (),
     ) -> None:
-        self._session = session
+        self._wire = Wire(session, clock=clock, timeout=timeout)
         self._integration = integration
         self._pace = pace
         self._clock = clock
@@ -192,7 +161,7 @@ class AmoClient:
         """Send a request, and tell whoever watches how long it took, and what came of it."""
         began, told = self._clock.monotonic(), {"kind": kind}
         try:
-            answer = await self._answer(request, not_after=not_after)
+            answer = await self._wire.send(request, not_after=not_after)
         except (NotSent, OutcomeOpen) as error:
             self._tell({**told, **error.fields}, began)
             raise
@@ -202,95 +171,3 @@ class AmoClient:
     def _tell(self, fields: Mapping[str, object], began: float) -> None:
         seconds = round(self._clock.monotonic() - began, 3)
         self._observer(Event(name="amo.asked", level=Level.DEBUG, fields={**fields, "seconds": seconds}))
-
-    async def _answer(self, request: AmoRequest, *, not_after: float) -> Answer:
-        context = SimpleNamespace(sent=False)
-
-        def sending() -> None:
-            if self._clock.monotonic() > not_after:
-                raise NotSent
-            context.sent = True
-
-        context.sending = sending
-        received = _Received()
-        try:
-            await _within(self.timeout, self._send(request, context, received))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            # The library's texts may quote what was sent or received: none is kept, nor is the chain.
-            if not context.sent:
-                raise NotSent from None
-            if not received.is_pair:
-                raise OutcomeOpen(_what(error)) from None
-        return received.answer
-
-    async def _send(self, request: AmoRequest, context: SimpleNamespace, received: _Received) -> None:
-        async with self._session.request(
-            request.method,
-            request.url,
-            data=request.body,
-            headers=request.headers,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None),
-            trace_request_ctx=context,
-        ) as response:
-            received.status = response.status
-            received.retry_after = response.headers.get("Retry-After")
-            received.request_id = response.headers.get("X-Request-ID")
-            async for chunk in response.content.iter_chunked(16 * 1024):
-                received.body += chunk
-                if len(received.body) > ANSWER_LIMIT:
-                    break
-
-
-@dataclass(slots=True)
-class _Received:
-    """What has come of an answer so far."""
-
-    status: int = 0
-    body: bytearray = field(default_factory=bytearray, repr=False)
-    retry_after: str | None = None
-    request_id: str | None = None
-
-    @property
-    def is_pair(self) -> bool:
-        """Whether a whole object has come, though its end was not told: a pair in it has been paid for."""
-        return 200 <= self.status < 300 and json_object(bytes(self.body)) is not None
-
-    @property
-    def answer(self) -> Answer:
-        return Answer(
-            status=self.status,
-            body=bytes(self.body[:ANSWER_LIMIT]),
-            truncated=len(self.body) > ANSWER_LIMIT,
-            retry_after=self.retry_after,
-            request_id=self.request_id,
-        )
-
-
-async def _within(seconds: float, work: Coroutine[object, object, None]) -> None:
-    """Run `work`, at most so many seconds; raises `TimeoutError`.
-
-    A process that was stopped finds its time over and, in the same moment, the answer in its socket. So the last
-    twentieth is given only once the loop runs: what has arrived is read before anything is given up.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task}, timeout=seconds * (1 - _LAST))
-        if not task.done():
-            await asyncio.wait({task}, timeout=seconds * _LAST)
-        if task.done():
-            task.result()
-            return
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-    raise TimeoutError
-
-
-def _what(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return "half_an_answer"
-    return "connection_lost"

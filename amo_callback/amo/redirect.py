@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
@@ -49,22 +50,11 @@ def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: 
         return _refused(redirect, "account_not_allowed")
     if not _is_utf8(code):
         return _refused(redirect, "auth_failed")  # no JSON body can carry it, so AMO never issued it
-    return Redirect(
-        code=code,
-        state=state,
-        domain=domain,
-        from_server=redirect.from_server,
-        from_widget=redirect.from_widget,
-    )
+    return dataclasses.replace(redirect, code=code, domain=domain)
 
 
 def _refused(redirect: Redirect, error: str) -> Redirect:
-    return Redirect(
-        state=redirect.state,
-        error=error,
-        from_server=redirect.from_server,
-        from_widget=redirect.from_widget,
-    )
+    return dataclasses.replace(redirect, error=error)
 
 
 def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:

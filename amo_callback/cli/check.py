@@ -26,9 +26,10 @@ from amo_callback.cli.checks.words import check_words
 from amo_callback.cli.local import acting_as_owner, add_config, find_place
 from amo_callback.cli.progress import Progress
 from amo_callback.cli.table import printable
+from amo_callback.cli.terminal import EX_USAGE
 from amo_callback.clock import SystemClock
-from amo_callback.config import Door
 from amo_callback.config_load import find_config
+from amo_callback.config_values import Door
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -38,15 +39,17 @@ if TYPE_CHECKING:
     from amo_callback.cli.local import Place
     from amo_callback.ports import Clock
 
-EX_USAGE = 2
 _PATIENCE = 10.0
 _NAMES = 15
 """Characters of the longest check's name."""
+_STATUSES = "Exit status of --health: " + "; ".join(f"{one}: {told}" for one, told in nagios.MEANINGS.items()) + "."
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("check", help="look at everything, and say what is wrong and what mends it")
+    parser = commands.add_parser(
+        "check", help="look at everything, and say what is wrong and what mends it", epilog=_STATUSES
+    )
     add_config(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="for programs")

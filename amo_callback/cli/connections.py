@@ -7,8 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.cli import move, transfer
-from amo_callback.cli.door import open_operations
 from amo_callback.cli.local import add_config, find_place
+from amo_callback.cli.operations import open_operations
 from amo_callback.cli.table import table
 from amo_callback.identity import Scope
 from amo_callback.model import Status
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable, Mapping
 
-    from amo_callback.cli.door import Operations
+    from amo_callback.cli.operations import Operations
 
 _COLUMNS = ("id", "account_id", "domain", "status", "reason", "access_expires_at", "refresh_expires_at", "frozen")
 _LEFT_OUT = {"domain", "token", "next_token", "reason", "error"}

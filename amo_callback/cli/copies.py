@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.cipher import Cipher
 from amo_callback.cli.local import acting_as_owner, add_config, find_place
+from amo_callback.cli.terminal import EX_USAGE, end_tidily, is_agreed
 from amo_callback.clock import SystemClock, rfc3339
 from amo_callback.errors import CommandFailed, ConfigurationError, Unreadable
 from amo_callback.store import copies
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from amo_callback.cli.local import Place
 
-EX_USAGE = 2
 _THAW = "amo-callback connections thaw --all"
 _OF_POSTGRES = """\
 this is for SQLite alone. PostgreSQL has its own ways: pg_dump and pg_restore, or an archive of its log.
@@ -50,7 +49,7 @@ def _back_up(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     database = _file(find_place(options, environ))
     if not database.exists():
         raise ConfigurationError(f"storage.url: there is no database {database}")
-    _end_tidily()
+    end_tidily()
     with ExitStack() as stack:
         with acting_as_owner(database):
             snapshot = stack.enter_context(copies.open_snapshot(database))
@@ -67,7 +66,7 @@ def _restore(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if not (options.yes or sys.stdin.isatty()):
         print("amo-callback: restore asks before it replaces the database: say --yes", file=sys.stderr)
         return EX_USAGE
-    _end_tidily()
+    end_tidily()
     with copies.open_snapshot(options.file) as snapshot:
         found = copies.contents(snapshot)
         _check_keys(place, found, options.file)
@@ -88,11 +87,6 @@ def _file(place: Place) -> Path:
     return place.database
 
 
-def _end_tidily() -> None:
-    """End on SIGTERM as on Ctrl-C, so that nothing half-made stays behind."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
 def _check_keys(place: Place, found: copies.Contents, copy: Path) -> None:
     """Refuse what our keys cannot read: every connection in it would look lost."""
     cipher = Cipher(place.settings.storage.encryption_keys.get_secret_value().split())
@@ -105,5 +99,4 @@ def _check_keys(place: Place, found: copies.Contents, copy: Path) -> None:
 def _agreed(database: Path, found: copies.Contents, copy: Path) -> bool:
     made_at = f"at {rfc3339(found.made_at)}" if found.made_at else "nobody knows when"
     question = _ASK.format(copy=copy, connections=found.connections, made_at=made_at, database=database, thaw=_THAW)
-    print(question, end="Restore it? [y/N] ", flush=True)
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    return is_agreed(f"{question}Restore it?")

@@ -1,87 +1,27 @@
-"""The private door, asked by the command; where nobody listens there, the store itself.
-
-Both engines let another process work beside the service, so what a missing API key forbids at the door may be done in
-the store by whoever may read the configuration anyway.
-"""
+"""The private door, asked by the command."""
 
 from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
 
-from amo_callback.cli.local import open_local
-from amo_callback.custody.farewell import Farewell
-from amo_callback.custody.freezer import Freezer
-from amo_callback.custody.memory import Memory
-from amo_callback.custody.rescue import Rescue
-from amo_callback.custody.selection import Selection
-from amo_callback.custody.unsaved import Unsaved
+from amo_callback import probe
 from amo_callback.errors import CommandFailed, NotFound
-from amo_callback.identity import Scope, key_with
-from amo_callback.model import Filter
-from amo_callback.web.private.connections import connection_shape
-from amo_callback.web.private.events import event_shape, whose
-from amo_callback.web.private.notices import notice_shape
-from amo_callback.web.private.tokens import token_shape
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from amo_callback.cli.local import Local, Place
-    from amo_callback.model import Connection
+    from amo_callback.cipher import Cipher
 
 _PATIENCE = 30.0
 """Seconds."""
 _UNIX = "unix:"
-_MANY = 10_000
-
-
-class Operations(Protocol):
-    """What the command asks for; answers are what the private door's are."""
-
-    async def connections(self, only: Mapping[str, str]) -> list[dict[str, Any]]:
-        """List connections."""
-
-    async def connection(self, selector: str) -> dict[str, Any]:
-        """Show one, with its last events."""
-
-    async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
-        """List what happened, newest first."""
-
-    async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
-        """Freeze or thaw one connection, or all where none is named."""
-
-    async def token(self, selector: str) -> dict[str, Any]:
-        """Hand out an access token."""
-
-    async def refresh(self, selector: str) -> dict[str, Any]:
-        """Refresh a pair now, and hand out its access token."""
-
-    async def disconnect(self, selector: str) -> dict[str, Any]:
-        """Forget a connection."""
-
-    async def notices(self) -> list[dict[str, Any]]:
-        """List what was not delivered."""
-
-    async def retry_notices(self, notice_id: str | None) -> dict[str, Any]:
-        """Try one again, or all that are parked where none is named."""
-
-
-@asynccontextmanager
-async def open_operations(place: Place, *, scope: Scope) -> AsyncIterator[Operations]:
-    """Open the way that there is: the door of the service that runs, else the store."""
-    key = key_with(place.settings.api.keys.get_secret_value(), scope)
-    if key is not None:
-        async with private_session(place.settings.server.private) as session:
-            if await _somebody_listens(session):
-                yield _Door(session, key)
-                return
-    async with open_local(place) as local:
-        yield _Store(local)
+MANY = 10_000
+"""How many items are listed at most."""
 
 
 @asynccontextmanager
@@ -100,48 +40,69 @@ def why_unconnected(error: aiohttp.ClientConnectorError) -> str:
     return os.strerror(number) if number else "nobody listens"
 
 
-async def _somebody_listens(session: aiohttp.ClientSession) -> bool:
+async def is_served(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: str) -> bool:
+    """Tell whether the service listens: it proves that by our keys, before it is shown one of its own.
+
+    Raises `CommandFailed` where somebody else answers as it does.
+    """
     try:
-        async with session.get("/healthz") as response:
-            return response.status == 200
+        async with session.head("/healthz", headers={probe.HEADER: probe.ask(cipher, nonce=nonce)}) as response:
+            status, answer = response.status, response.headers.get(probe.HEADER, "")
     except (aiohttp.ClientError, TimeoutError, OSError):
         return False
+    if status != 200:
+        return False
+    if probe.read_answer(cipher, answer, nonce=nonce) is None:
+        raise CommandFailed(
+            "server.private: who listens there does not prove to be the service with the keys of this configuration, "
+            "and is sent no API key: restart the service if it was upgraded or its keys were changed"
+        )
+    return True
 
 
-class _Door:
-    """The service that runs."""
+class Door:
+    """What the private door does, asked with one of its keys."""
 
     def __init__(self, session: aiohttp.ClientSession, key: str) -> None:
         self._session = session
         self._headers = {"Authorization": f"Bearer {key}"}
 
     async def connections(self, only: Mapping[str, str]) -> list[dict[str, Any]]:
-        return await self._pages("/connections", {**only, "limit": "200"}, most=_MANY)
+        """List connections."""
+        return await self._pages("/connections", {**only, "limit": "200"}, most=MANY)
 
     async def connection(self, selector: str) -> dict[str, Any]:
+        """Show one, with its last events."""
         return await self._ask("GET", _path(selector))
 
     async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
+        """List what happened, newest first."""
         named = {} if selector is None else {"connection": selector}
         return await self._pages("/events", {**named, "limit": str(min(limit, 200))}, most=limit)
 
     async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
+        """Freeze or thaw one connection, or all where none is named."""
         one = "" if selector is None else _path(selector)
         return await self._ask("POST", f"{one}/{'freeze' if frozen else 'thaw'}")
 
     async def token(self, selector: str) -> dict[str, Any]:
+        """Hand out an access token."""
         return await self._ask("GET", f"{_path(selector)}/token")
 
     async def refresh(self, selector: str) -> dict[str, Any]:
+        """Refresh a pair now, and hand out its access token."""
         return await self._ask("POST", f"{_path(selector)}/refresh")
 
     async def disconnect(self, selector: str) -> dict[str, Any]:
+        """Forget a connection."""
         return await self._ask("DELETE", _path(selector))
 
     async def notices(self) -> list[dict[str, Any]]:
-        return await self._pages("/notices", {"limit": "200"}, most=_MANY)
+        """List what was not delivered."""
+        return await self._pages("/notices", {"limit": "200"}, most=MANY)
 
     async def retry_notices(self, notice_id: str | None) -> dict[str, Any]:
+        """Try one again, or all that are parked where none is named."""
         one = "" if notice_id is None else f"/{_quoted(notice_id)}"
         return await self._ask("POST", f"/notices{one}/retry")
 
@@ -150,6 +111,8 @@ class _Door:
         cursor: dict[str, str] = {}
         while len(items) < most:
             page = await self._ask("GET", path, **query, **cursor)
+            if not {"items", "next_cursor"} <= page.keys():
+                raise _stranger(200)
             items += page["items"]
             if page["next_cursor"] is None:
                 break
@@ -161,12 +124,27 @@ class _Door:
             async with self._session.request(
                 method, path, params=query, headers=self._headers, allow_redirects=False
             ) as response:
-                content: dict[str, Any] = await response.json(content_type=None)
+                content = await _json(response)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise CommandFailed(f"the service did not answer: {type(error).__name__}") from None
-        if response.status >= 400:
-            raise CommandFailed(f"{content.get('code')}: {content.get('detail')}")
+        if response.status >= 400 and "code" in content:
+            raise CommandFailed(f"{content['code']}: {content.get('detail')}")
+        if response.status >= 400 or not content:
+            raise _stranger(response.status)
         return content
+
+
+def _stranger(status: int) -> CommandFailed:
+    return CommandFailed(f"server.private: what listens there is no service of ours: it answers {status}")
+
+
+async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """Return what was answered; nothing, where that is no object."""
+    try:
+        content = await response.json(content_type=None)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _path(selector: str) -> str:
@@ -177,80 +155,3 @@ def _quoted(name: str) -> str:
     if name in {"", ".", ".."}:  # they would name another place: all of them
         raise NotFound
     return quote(name, safe="")
-
-
-class _Store:
-    """The store, where no service runs."""
-
-    def __init__(self, local: Local) -> None:
-        self._local = local
-        self._store = local.store
-        unsaved = Unsaved(
-            store=local.store,
-            rescue=Rescue(local.place.rescue),
-            cipher=local.cipher,
-            clock=local.clock,
-            observer=lambda _event: None,
-        )
-        memory = Memory(store=local.store, clock=local.clock)
-        self._selection = Selection(store=local.store, unsaved=unsaved, memory=memory)
-        self._freezer = Freezer(
-            store=local.store,
-            clock=local.clock,
-            observer=lambda _event: None,
-            machine=local.place.machine,
-        )
-
-    async def connections(self, only: Mapping[str, str]) -> list[dict[str, Any]]:
-        found = await self._store.page(after="", limit=_MANY, only=Filter(**only))  # type: ignore[arg-type]  # reason: a status is its text
-        all_frozen = await self._store.frozen() is not None
-        owners = await self._store.owners_of([connection.id for connection in found])
-        return [
-            dict(connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen))
-            for connection in found
-        ]
-
-    async def connection(self, selector: str) -> dict[str, Any]:
-        [found, *_] = await self._selection.find(selector)
-        events = await self._store.events(connection_id=found.id, limit=20)
-        return {**await self._shape(found), "events": [event_shape(event) for event in events]}
-
-    async def token(self, selector: str) -> dict[str, Any]:
-        """Hand out what lives; nothing is refreshed: whoever spends must stay to store what it brings."""
-        [found, *_] = await self._selection.find(selector)
-        pair, now = self._local.cipher.pair_of(found), self._local.clock.now()
-        if pair is None or pair.expires_at <= now:
-            raise CommandFailed("it has no live access token, and only the running service gets a new one: start it")
-        return dict(token_shape(found, pair, now=now, endpoint=self._local.place.settings.amo.endpoint))
-
-    async def refresh(self, selector: str) -> dict[str, Any]:
-        raise CommandFailed(f"only the running service refreshes: start it, and ask for {selector} again")
-
-    async def disconnect(self, selector: str) -> dict[str, Any]:
-        farewell = Farewell(store=self._store, clock=self._local.clock, observer=lambda _event: None)
-        connection = await self._selection.only(selector)
-        return await self._shape(await farewell.disconnect(connection, why="asked by the command"))
-
-    async def _shape(self, connection: Connection) -> dict[str, Any]:
-        owners = await self._store.owners_of([connection.id])
-        return dict(connection_shape(connection, owners[connection.id]))
-
-    async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
-        return [dict(event_shape(event)) for event in await self._store.events(**whose(selector), limit=limit)]
-
-    async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
-        if selector is not None:
-            connection = await self._selection.only(selector)
-            await (self._freezer.freeze(connection) if frozen else self._freezer.thaw(connection))
-            return await self._shape(await self._selection.only(connection.id))
-        await (self._freezer.freeze_all(why="asked by the command") if frozen else self._freezer.thaw_all())
-        return {"frozen": self._freezer.frozen is not None, "open_attempts": len(await self._store.attempts())}
-
-    async def notices(self) -> list[dict[str, Any]]:
-        return [dict(notice_shape(notice)) for notice in await self._store.notices(limit=_MANY)]
-
-    async def retry_notices(self, notice_id: str | None) -> dict[str, Any]:
-        found = await self._store.retry_notices(notice_id)
-        if notice_id is not None and not found:
-            raise NotFound("There is no such notice.")
-        return {"retried": found}

@@ -18,11 +18,20 @@ if TYPE_CHECKING:
 
 EX_CONFIG = 78
 """sysexits.h: something was found in an unconfigured or misconfigured state."""
+STATUSES = {
+    0: "done",
+    1: "failed, or `check` found what fails",
+    2: "the command line is not understood",
+    EX_CONFIG: "the configuration cannot be used",
+    130: "interrupted",
+}
+"""What each exit status means; `check --health` has its own."""
 
 
 COMMANDS = {
     "serve": ("serve",),
     "demo": ("demo",),
+    "init": ("init",),
     "check": ("check",),
     "connections": ("connections", "token", "events"),
     "notices": ("notices",),
@@ -36,7 +45,7 @@ _SMALL = ("keygen", "version")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 good, 1 failed, 2 usage, 78 configuration."""
+    """Run the command and return its exit status, one of `STATUSES`."""
     words = sys.argv[1:] if arguments is None else arguments
     options = make_parser(words[0] if words else None).parse_args(words)
     try:
@@ -58,6 +67,7 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="amo-callback",
         description="Bring people back to the mobile app from amoCRM / Kommo OAuth, and keep their tokens alive.",
+        epilog="Exit status: " + "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items()) + ".",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     modules = [name for name, own in COMMANDS.items() if command in own]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from amo_callback.cli.local import add_config, find_place, open_local
 from amo_callback.cli.loop import run_loop
 from amo_callback.cli.progress import Progress
+from amo_callback.cli.terminal import end_tidily, is_agreed, say, waiting
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import Rescue
 from amo_callback.database_url import check_url, read_postgres, url_secrets
@@ -20,7 +20,7 @@ from amo_callback.errors import CommandFailed, ConfigurationError, StoreUnavaila
 from amo_callback.machine import machine_mark
 from amo_callback.moving import Table
 from amo_callback.store import database_file, open_store
-from amo_callback.transfer.move import WHY, Side, prepare
+from amo_callback.transfer.move import WHY, Side, prepare, some
 
 if TYPE_CHECKING:
     import argparse
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from amo_callback.ports import Clock, Store
     from amo_callback.transfer.move import Move, Moved
 
-_NAMED = 20
 _ASK = """\
 {connections:,} connections, and all that belongs to them, go to {target}.
 From then on nothing of this database is spent; live tokens are handed out until the service has the new one.
@@ -56,7 +55,7 @@ def add_to(connections: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     place = find_place(options, environ)
     url = _url(options)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: says how it was left
+    end_tidily()
     return run_loop(_move(place, url, yes=options.yes))
 
 
@@ -70,7 +69,7 @@ async def _move(place: Place, url: str, *, yes: bool) -> int:
             cipher=local.cipher,
         )
         if not (yes or _agreed(await local.store.count(), file or read_postgres(url))):
-            _say("Nothing was moved.")
+            say("Nothing was moved.")
             return 1
         _tell(await _carry_out(move, local))
     return 0
@@ -100,34 +99,31 @@ class _Terminal:
 
     def waiting(self, left: float) -> None:
         if not self._told:
-            _say(f"Waiting for refreshes that are under way, {left:.0f} s at most.")
+            say(waiting(left))
         self._told = True
 
     def frozen(self, frozen: Freeze) -> None:
         self.is_frozen = True
         if frozen.why != WHY:
-            _say(f"Was frozen already: {frozen.why}")
+            say(f"Was frozen already: {frozen.why}")
 
 
 def _tell(moved: Moved) -> None:
     for table, number in moved.counts.items():
         if table is not Table.MARKS:
-            _say(f"{number:>11,}  {table}")
-    _say("All of it is in the new database. From now on nothing of the old one is spent.")
+            say(f"{number:>11,}  {table}")
+    say("All of it is in the new database. From now on nothing of the old one is spent.")
     if moved.unreadable:
-        others = len(moved.unreadable) - _NAMED
-        shown = [*moved.unreadable[:_NAMED], *([f"{others:,} others"] if others > 0 else [])]
-        _say(f"No key opens these pairs, there as here: {', '.join(shown)}")
+        say(f"No key opens these pairs, there as here: {some(moved.unreadable)}")
     if moved.frozen:
-        _say(f"The new one is frozen, too, as the old one was, until it is thawed: {moved.frozen.why}")
-    _say(_NEXT)
+        say(f"The new one is frozen, too, as the old one was, until it is thawed: {moved.frozen.why}")
+    say(_NEXT)
 
 
 def _agreed(connections: int, target: Path | PostgresAddress) -> bool:
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask on: say --yes; nothing was moved")
-    print(_ASK.format(connections=connections, target=target), end="Move them? [y/N] ", flush=True)
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    return is_agreed(f"{_ASK.format(connections=connections, target=target)}Move them?")
 
 
 # --- where it goes -------------------------------------------------------------------------------
@@ -166,7 +162,3 @@ async def _opened(url: str, *, place: Place, clock: Clock) -> AsyncIterator[Stor
         except StoreUnavailable as error:
             raise CommandFailed(f"the new database cannot be reached: {error.what}") from None
         yield store
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -26,6 +26,15 @@ class Status(IntEnum):
     UNKNOWN = 3
 
 
+MEANINGS = {
+    Status.OK: "every check of `/readyz` is good",
+    Status.WARNING: "only `frozen` is red: somebody wanted it, or has to look",
+    Status.CRITICAL: "anything else is red, or nobody answers within `--timeout`",
+    Status.UNKNOWN: "the configuration cannot be used, or something else answers there",
+}
+"""What each of them means."""
+
+
 async def tell_health(address: str, *, clock: Clock, patience: float) -> tuple[Status, str]:
     """Ask the service whether it is ready, and return status and line."""
     try:

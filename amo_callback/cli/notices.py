@@ -6,8 +6,8 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
-from amo_callback.cli.door import open_operations
 from amo_callback.cli.local import add_config, find_place
+from amo_callback.cli.operations import open_operations
 from amo_callback.cli.table import table
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable, Mapping
 
-    from amo_callback.cli.door import Operations
+    from amo_callback.cli.operations import Operations
 
 _COLUMNS = ("id", "type", "at", "connection_id", "status", "tries", "last_error", "next_try_at")
 

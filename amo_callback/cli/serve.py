@@ -9,17 +9,17 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from amo_callback.cli.local import add_config, find_place
 from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
-from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
+from amo_callback.config_load import find_config, load_settings
 from amo_callback.database_url import url_secrets
 from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
-from amo_callback.machine import machine_mark
 from amo_callback.observe.journal import is_journal
-from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.redaction import Redactor
 from amo_callback.observe.systemd import Notifier, handed_over
-from amo_callback.store import database_file
 from amo_callback.web.lifecycle import Home, Service, open_service
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("serve", help="run the service")
-    parser.add_argument("--config", metavar="FILE", help="default: ./config.toml, else /etc/amo-callback/config.toml")
+    add_config(parser)
     parser.set_defaults(run=run)
 
 
@@ -48,8 +48,8 @@ def run(
     run_loop: Callable[[Coroutine[object, object, int]], int] = run_loop,
 ) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status. Who measures the loop brings one of his own."""
-    path = find_config(options.config, environ)
-    settings = load_settings(path, environ)
+    path, place = find_config(options.config, environ), find_place(options, environ)
+    settings = place.settings
     redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
     log = make_logger(
         level=threshold,
@@ -59,12 +59,7 @@ def run(
         journal=is_journal(sys.stdout, environ),
     )
     take_over_library_logs(log)
-    folder = storage_folder(path, environ)
-    home = Home(
-        folder=folder,
-        rescue=rescue_folder(settings, path, environ),
-        machine=machine_mark(database_file(settings.storage.url.get_secret_value(), folder=folder)),
-    )
+    home = Home(folder=place.folder, rescue=place.rescue, machine=place.machine)
 
     def read_again() -> Settings:
         fresh = load_settings(path, environ)

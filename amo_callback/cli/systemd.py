@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amo_callback.cipher import new_key
+from amo_callback.cli.terminal import EX_USAGE, is_agreed
 from amo_callback.config import Server
 from amo_callback.config_load import configured_secrets, given_keys, load_server, load_settings
 from amo_callback.deploy import plan, units
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping, Sequence
 
-EX_USAGE = 2
 _START = "systemctl enable --now amo-callback"
 _RESTART = f"systemctl restart {' '.join(units.UNITS)}"
 _BOOTED = Path("/run/systemd/system")
@@ -112,7 +112,7 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
     """Write what is missing, ask before anything is replaced, and say what comes next."""
     there = target.below(config)
     if not there.is_file():
-        raise ConfigurationError(f"{there}: is missing: copy config.example.toml there, and fill it in")
+        raise ConfigurationError(f"{there}: is missing: `amo-callback init --systemd --config {there}` writes it")
     installation = _installation(interpreter, config=config, there=there)
     units.check_places(installation)
     files = plan.planned(installation, root=target.root)
@@ -154,8 +154,7 @@ def _confirmed(replaced: Iterable[plan.File], *, agreed: bool) -> bool:
         print(file.diff(), end="")
     if agreed:
         return True
-    print("Your own changes are better kept with `systemctl edit`. Replace them? [y/N] ", end="", flush=True)
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    return is_agreed("Your own changes are better kept with `systemctl edit`. Replace them?")
 
 
 def _make_secrets(folder: Path, *, given: frozenset[str], terminal: bool) -> Sequence[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import signal
 import stat
 import sys
 from functools import partial
@@ -17,10 +16,10 @@ from amo_callback.cli.local import acting_as_owner, add_config, find_place, open
 from amo_callback.cli.loop import run_loop
 from amo_callback.cli.passphrase import known_passphrase, new_lock
 from amo_callback.cli.progress import Progress
+from amo_callback.cli.terminal import end_tidily, is_agreed, say, waiting
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import CommandFailed
-from amo_callback.model import RefreshRules
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan, until_settled
 from amo_callback.transfer.export import export, freeze, until_quiet
 from amo_callback.transfer.files import new_file
@@ -77,16 +76,16 @@ def add_to(connections: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _run_export(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     place = find_place(options, environ)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing half-written stays behind
+    end_tidily()
     with new_file(options.file) as file:
         lock = new_lock(passphrase_file=options.passphrase_file, key_file=options.to_key_file)
         with acting_as_owner(place.owned):
             exported = run_loop(_export(place, file, lock))
-    _say(f"{options.file}: {exported.count:,} connections, sealed. From now on nothing of this database is spent.")
+    say(f"{options.file}: {exported.count:,} connections, sealed. From now on nothing of this database is spent.")
     if exported.unreadable:
-        _say(f"Not in it, for no key opens their pairs: {', '.join(exported.unreadable)}")
-    _say(f"Next, on the other host: amo-callback connections import {options.file.name}")
-    _say("Do not thaw here once they are there: tokens that two hosts refresh are lost to both.")
+        say(f"Not in it, for no key opens their pairs: {', '.join(exported.unreadable)}")
+    say(f"Next, on the other host: amo-callback connections import {options.file.name}")
+    say("Do not thaw here once they are there: tokens that two hosts refresh are lost to both.")
     return 0
 
 
@@ -95,7 +94,7 @@ async def _export(place: Place, file: IO[bytes], lock: Lock) -> Exported:
         await local.store.check_machine(place.machine)  # a copy says so, before it is frozen by us
         frozen = await freeze(local.store, why=_WHY)
         if frozen.why != _WHY:
-            _say(f"Was frozen already: {frozen.why}")
+            say(f"Was frozen already: {frozen.why}")
         try:
             return await _write(local, frozen, SealedWriter(file, lock, file_id=secrets.token_hex(16)))
         except BaseException:
@@ -120,7 +119,7 @@ def _waiting() -> Callable[[float], None]:
     def tell(left: float) -> None:
         nonlocal told
         if not told:
-            _say(f"Waiting for refreshes that are under way, {left:.0f} s at most.")
+            say(waiting(left))
         told = True
 
     return tell
@@ -177,7 +176,7 @@ async def _import(place: Place, file: IO[bytes], cipher: Cipher | None, options:
         if options.dry_run or not (plan.new or plan.replaced):
             return 0
         if not (options.yes or _agreed()):
-            _say("Nothing was changed.")
+            say("Nothing was changed.")
             return 1
         return await _carry_out(plan, local, source="plain JSON" if cipher is None else "an export")
 
@@ -213,15 +212,15 @@ def _tell_plan(plan: Plan, *, plain: bool) -> None:
     }
     for what, number in lines.items():
         if number or what == "new":
-            _say(f"{number:>9,}  {what}")
+            say(f"{number:>9,}  {what}")
     if plain and coming:
-        _say("The system that they come from must not refresh them any more: what two systems refresh is lost to both.")
+        say("The system that they come from must not refresh them any more: what two systems refresh is lost to both.")
 
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask on: say --yes; nothing was changed")
-    return input("Import them? [y/N] ").strip().lower() in {"y", "yes"}
+    return is_agreed("Import them?")
 
 
 async def _carry_out(plan: Plan, local: Local, *, source: str) -> int:
@@ -233,14 +232,14 @@ async def _carry_out(plan: Plan, local: Local, *, source: str) -> int:
             plan,
             store=local.store,
             cipher=local.cipher,
-            rules=RefreshRules(**local.place.settings.refresh.model_dump()),
+            rules=local.place.settings.refresh.rules,
             random=random.random,
             source=source,
             advance=advance,
         )
-    _say(f"Imported {total - len(left):,} connections.")
+    say(f"Imported {total - len(left):,} connections.")
     if frozen := await local.store.frozen():
-        _say(f"This database is frozen, so they are not refreshed yet: {frozen.why}")
+        say(f"This database is frozen, so they are not refreshed yet: {frozen.why}")
     for name in left:
         print(f"{name}: changed meanwhile, or is being refreshed: left as it is", file=sys.stderr)
     return 1 if left else 0
@@ -251,7 +250,3 @@ async def _carry_out(plan: Plan, local: Local, *, source: str) -> int:
 
 def _progress(label: str, clock: Clock, *, total: int | None = None) -> Progress:
     return Progress(label, total=total, stream=sys.stderr, monotonic=clock.monotonic)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -6,6 +6,7 @@
 - `records`: grants as they are written down, and as they are told.
 - `exchange`: the only place where a code is spent.
 - `redemption`: the app presents what its deep link brought, and its user becomes an owner.
-- `build`: all of it, put together.
 - `proof`: the rules by which somebody does.
+- `limits`: how many codes and grants may be on their way, of one address and of all.
+- `build`: all of it, put together.
 """

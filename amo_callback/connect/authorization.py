@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.cipher import Cipher
-    from amo_callback.limits import Rooms, Unproven
+    from amo_callback.connect.limits import Rooms, Unproven
     from amo_callback.ports import AmoOAuth, Clock, Store
 
 STATE_LIFE = timedelta(minutes=30)

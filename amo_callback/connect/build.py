@@ -10,9 +10,9 @@ from amo_callback.connect.admission import Admission
 from amo_callback.connect.authorization import Authorizations, Starts
 from amo_callback.connect.completion import Connect
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
-from amo_callback.connect.records import RecordRules, Records
+from amo_callback.connect.limits import Limits, Rooms, room_for
+from amo_callback.connect.records import Records
 from amo_callback.connect.redemption import Redeemer
-from amo_callback.limits import Rooms, Unproven, room_for
 from amo_callback.model import RefreshRules
 
 if TYPE_CHECKING:
@@ -48,29 +48,6 @@ class Connecting:
     limits: Limits
 
 
-class Limits:
-    """How many codes of one address may be on their way to AMO, and how many grants may be started."""
-
-    def __init__(self, *, unproven: int, window: float, requests_per_second: float, shared: Shared) -> None:
-        self._requests_per_second = requests_per_second
-        self.codes = Unproven(kind="codes", places=unproven, window=window, shared=shared)
-        self.starts = Unproven(kind="starts", places=unproven, window=window, shared=shared)
-        self.links = Unproven(kind="links", places=self._links(window), window=window, shared=shared)
-
-    def change(self, *, unproven: int, window: float) -> None:
-        """Have others from now on."""
-        for limit in (self.codes, self.starts):
-            limit.change(places=unproven, window=window)
-        self.links.change(places=self._links(window), window=window)
-
-    def _links(self, window: float) -> int:
-        """Return how many plain links are followed in a window: half of what people can have exchanged.
-
-        The other half is for codes that began elsewhere.
-        """
-        return room_for(per_second=self._requests_per_second / 2, seconds=window)
-
-
 def make_connecting(
     *,
     store: Store,
@@ -102,7 +79,7 @@ def make_connecting(
         ),
         new_secret=_new_secret,
     )
-    records = Records(cipher=cipher, clock=clock, rules=RecordRules(lease=rules.refresh.lease), new_secret=_new_secret)
+    records = Records(cipher=cipher, clock=clock, lease=rules.refresh.lease, new_secret=_new_secret)
     connect = Connect(
         store=store,
         amo=amo,

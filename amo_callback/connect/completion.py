@@ -34,9 +34,9 @@ from amo_callback.tasks import done_within
 if TYPE_CHECKING:
     from amo_callback.connect.admission import Admission
     from amo_callback.connect.exchange import Exchanger
+    from amo_callback.connect.limits import Rooms, Unproven
     from amo_callback.connect.records import Records
     from amo_callback.custody.leases import Leases
-    from amo_callback.limits import Rooms, Unproven
     from amo_callback.ports import AmoOAuth, Clock, Observer, Store
 
 _LOOK_AGAIN = 0.25

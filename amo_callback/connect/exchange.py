@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from amo_callback.cipher import Cipher
+    from amo_callback.connect.limits import Place
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.grant import AuthorizationRequest
-    from amo_callback.limits import Place
     from amo_callback.ports import AmoOAuth, Clock, Observer, Priority, Store
 
 _LAST_SLOT = 3.0
@@ -101,12 +101,7 @@ class Exchanger:
         `ShuttingDown` once it is in its rescue file.
         """
         try:
-            await self._slot(priority_of(what.request), what.started)
-            not_after = what.started + self._rules.refresh.lease - self._amo.timeout
-            issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
-            if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
-                await what.place.give_back()
-                raise AccountNotAllowed
+            issued = await self._spend(what)
         except AmoCallbackError as error:
             if isinstance(error, NotSent | ShuttingDown | Busy):
                 await what.place.give_back()  # AMO was not asked
@@ -117,6 +112,20 @@ class Exchanger:
         except BaseException:
             await self._store.finish_grant(_failed(grant, OutcomeOpen("a bug")))
             raise
+        return await self._save(grant, what, issued)
+
+    async def _spend(self, what: CodeExchange) -> Issued:
+        """Present the code, in its turn; raises what its refusal means, or `AccountNotAllowed`: it is dropped."""
+        await self._slot(priority_of(what.request), what.started)
+        not_after = what.started + self._rules.refresh.lease - self._amo.timeout
+        issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
+        if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
+            await what.place.give_back()
+            raise AccountNotAllowed
+        return issued
+
+    async def _save(self, grant: Grant, what: CodeExchange, issued: Issued) -> Grant:
+        """Store a pair that has been paid for, before anything else happens."""
         connection = self._granted(issued, what.domain)
         ended = dataclasses.replace(
             grant,

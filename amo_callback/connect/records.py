@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -19,23 +18,17 @@ if TYPE_CHECKING:
     from amo_callback.ports import Clock
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecordRules:
-    """How long things are remembered, in seconds."""
-
-    code_life: float = 1200.0
-    """How long AMO's codes live, and our memory of them."""
-    lease: float = 60.0
-    """How long a claimed grant is one process's alone."""
+CODE_LIFE = timedelta(minutes=20)
+"""How long AMO's codes live, and our memory of them."""
 
 
 class Records:
-    """Write grants, and read them."""
+    """Write grants, and read them; a claimed one is one process's alone for `lease` seconds."""
 
-    def __init__(self, *, cipher: Cipher, clock: Clock, rules: RecordRules, new_secret: Callable[[], str]) -> None:
+    def __init__(self, *, cipher: Cipher, clock: Clock, lease: float, new_secret: Callable[[], str]) -> None:
         self._cipher = cipher
         self._clock = clock
-        self._rules = rules
+        self._lease = timedelta(seconds=lease)
         self._new_secret = new_secret
 
     def begin(self, visit: Visit, *, domain: str, request: AuthorizationRequest | None) -> tuple[Grant, GrantSecrets]:
@@ -56,8 +49,8 @@ class Records:
             sealed=self._cipher.seal_grant(secrets, code_hash=visit.code_hash),
             status=GrantStatus.EXCHANGING,
             attempt=uuid.uuid4().hex,
-            lease_until=now + timedelta(seconds=self._rules.lease),
-            expires_at=now + timedelta(seconds=self._rules.code_life),
+            lease_until=now + self._lease,
+            expires_at=now + CODE_LIFE,
         )
         return grant, secrets
 

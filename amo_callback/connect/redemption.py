@@ -14,9 +14,9 @@ from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
     from amo_callback.connect.completion import Connect
+    from amo_callback.connect.limits import Place, Unproven
     from amo_callback.connect.records import Records
     from amo_callback.grant import Grant, GrantSecrets, Outcome
-    from amo_callback.limits import Place, Unproven
     from amo_callback.model import Connection
     from amo_callback.ports import Clock, Store
 

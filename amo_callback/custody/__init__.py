@@ -13,7 +13,8 @@ A refresh spends a credential: AMO's refresh tokens work once, and the answer th
 - `memory`: what was read for a hand-out, for as long as it is certain; `opened`: the pairs that were opened for one.
 - `freezer`: when nothing may be spent, because a copy may be at work elsewhere. `deadlines`: clocks that were stepped,
   and refresh tokens whose three months run out.
-- `build` puts it all together.
+- `farewell`: a connection is forgotten on request. `surveyor`: how all of them do, for monitoring.
+- `remember`: what happened outside of any write. `build` puts it all together.
 
 The life of doubt, as a row tells it:
 

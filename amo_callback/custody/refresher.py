@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
 from amo_callback.event import Event, Level, failed
 from amo_callback.model import Connection, Demand
-from amo_callback.ports.store import TURN
+from amo_callback.ports.connections import TURN
 from amo_callback.tasks import rest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _KEEP = 86400.0
 """Seconds for which an expired code is still told apart from one never seen."""
-_PRUNE_EVERY = 60.0
+_TIDY_EVERY = 60.0
 _LOOK_UPS = 2
 """How many look-ups go at once: refreshes come first."""
 
@@ -71,7 +71,7 @@ class Refresher:
         self._wake = asyncio.Event()
         self._stopping = False
         self._store_works = True
-        self._pruned_at = clock.monotonic() - _PRUNE_EVERY
+        self._tidied_at = clock.monotonic() - _TIDY_EVERY
         self._beat_at = clock.monotonic()
 
     @property
@@ -115,7 +115,7 @@ class Refresher:
     async def _sweep(self) -> float:
         """Start what is due, as far as there are places; return how long nothing more can be."""
         self._forget_aside()
-        await self._prune()
+        await self._tidy()
         await self._unsaved.settle()  # before anything new is spent
         for watch in self._watches:
             await watch()
@@ -255,9 +255,10 @@ class Refresher:
         now = self._clock.monotonic()
         self._aside = {name: until for name, until in self._aside.items() if until > now}
 
-    async def _prune(self) -> None:
-        if self._clock.monotonic() - self._pruned_at >= _PRUNE_EVERY:
-            self._pruned_at = self._clock.monotonic()
+    async def _tidy(self) -> None:
+        """Once a minute, take up what others have left in the rescue folder, and forget what has expired."""
+        if self._clock.monotonic() - self._tidied_at >= _TIDY_EVERY:
+            self._tidied_at = self._clock.monotonic()
             await self._unsaved.restore()
             try:
                 await self._store.prune(now=self._clock.now(), keep=_KEEP)

@@ -57,6 +57,7 @@ class Unsaved:
         self._orphans: set[str] = set()
         self._reserved = False
         self._restoring: set[asyncio.Task[Connection | None]] = set()
+        self._looking = asyncio.Lock()
         self._again = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -109,9 +110,8 @@ class Unsaved:
     async def save(self, paid: Paid, *, connection: Connection, events: Sequence[Event] = ()) -> Connection | None:
         """Store a pair, however long it takes; `None` where a newer one was stored meanwhile.
 
-        `connection` is the one that it belongs to, as it was read; `events` are written with it.
-        Once the process is to end, a pair that is in
-        its rescue file is left there: raises `ShuttingDown`.
+        `connection` is the one that it belongs to, as it was read; `events` are written with it. Once the process is to
+        end, a pair that is in its rescue file is left there: raises `ShuttingDown`.
         """
         return await self._hold(_Held(paid, _with(connection, paid), rescued=False, events=events))
 
@@ -119,23 +119,30 @@ class Unsaved:
         """Offer every rescue file to the store once, and those that it does not take again and again.
 
         At start, and every now and then: another process on the same folder may have ended and left some. One that
-        lives yet offers them, too, and each is stored once. Raises `ConfigurationError` where they cannot be read.
+        lives yet offers them, too, and each is stored once. Whoever comes meanwhile waits, and looks after that: two
+        would take up one file. Raises `ConfigurationError` where they cannot be read.
         """
-        try:
-            files = await asyncio.to_thread(self._rescue.read)
-        except OSError as error:
-            raise ConfigurationError(f"storage.rescue: cannot be read: {error.strerror}") from None
-        self._unreadable &= files.keys()
-        self._orphans &= files.keys()
-        for name in files.keys() - self._held.keys() - self._unreadable:
+        async with self._looking:
+            held = set(self._held)  # one that is stored while the folder is read may still be seen there
             try:
-                paid = open_paid(name, files[name] or b"", self._cipher)
-            except Unreadable:
-                self._unreadable.add(name)
-                fields = {"file": name, "text": "give back its encryption key, or its owner, then restart"}
-                self._observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
-            else:
-                await self._adopt(paid)
+                files = await asyncio.to_thread(self._rescue.read)
+            except OSError as error:
+                raise ConfigurationError(f"storage.rescue: cannot be read: {error.strerror}") from None
+            self._unreadable &= files.keys()
+            self._orphans &= files.keys()
+            for name in sorted(files.keys() - self._unreadable - held):
+                if name not in self._held:
+                    await self._take_up(name, files[name])
+
+    async def _take_up(self, name: str, content: bytes | None) -> None:
+        try:
+            paid = open_paid(name, content or b"", self._cipher)
+        except Unreadable:
+            self._unreadable.add(name)
+            fields = {"file": name, "text": "give back its encryption key, or its owner, then restart"}
+            self._observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
+        else:
+            await self._adopt(paid)
 
     async def _adopt(self, paid: Paid) -> None:
         connection = paid.connection if not isinstance(paid, RefreshedPair) else None
@@ -202,8 +209,8 @@ class Unsaved:
             return refusal
         try:
             orphaned = held.saved is None and not await self._is_superseded(held.paid)
-        except StoreUnavailable as refusal:
-            return refusal
+        except Exception as error:  # noqa: BLE001 -- as above: until it is known, the pair is held
+            return error
         if not orphaned:
             self._orphans.discard(name)
             return None

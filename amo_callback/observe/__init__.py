@@ -1,1 +1,1 @@
-"""Watching: logs."""
+"""Watching: log lines, metrics, and what systemd is told."""

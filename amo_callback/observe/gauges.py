@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from amo_callback.survey import Standing, Survey
+    from amo_callback.survey import Condition, Survey
 
 
 Label = TypeVar("Label", bound=str)
@@ -26,18 +26,22 @@ Label = TypeVar("Label", bound=str)
 class Gauges:
     """The gauges of one moment, as Prometheus's library collects them."""
 
-    def __init__(self, standing: Standing) -> None:
-        self._standing = standing
+    def __init__(self, condition: Condition) -> None:
+        self._condition = condition
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return each gauge of which something is known."""
-        now, survey = self._standing, self._standing.survey
+        now, survey = self._condition, self._condition.survey
         yield _each("check_ok", "Whether a check of /readyz is good.", "check", now.checks)
         yield _one("refresher_beat_age_seconds", "How long ago the refresher last came round.", now.beat_age)
         yield _one("refreshes_in_flight", "Refreshes under way in this process.", now.in_flight)
-        yield _one("unsaved_pairs", "Token pairs that the database does not take.", now.unsaved)
+        yield _one("unsaved_pairs", "New token pairs that the database does not take.", now.unsaved)
         yield _one("frozen", "Whether nothing is spent, of all connections.", now.frozen)
-        yield _one("amo_credentials_refused", "Whether AMO refuses our credentials.", now.credentials_refused)
+        yield _one(
+            "amo_credentials_refused",
+            "Whether AMO refuses our client id, secret or redirect URI.",
+            now.credentials_refused,
+        )
         yield _one("verdicts_held", "Whether too many connections died at once to believe it.", now.verdicts_held)
         if survey is not None:
             yield _one("survey_age_seconds", "How old is what the database told of all connections.", now.survey_age)
@@ -53,11 +57,14 @@ def _connections(survey: Survey) -> Iterator[GaugeMetricFamily]:
         Status.NEEDS_REAUTH: sum(survey.needs_reauth.values()),
         Status.DISCONNECTED: survey.disconnected,
     }
-    yield _each("connections", "Connections.", "status", statuses)
+    yield _each("connections", "All connections, by their status.", "status", statuses)
     yield _each(
-        "connections_needing_reauth", "Connections whose person must connect again.", "reason", survey.needs_reauth
+        "connections_needing_reauth",
+        "Connections whose person must connect again, by why.",
+        "reason",
+        survey.needs_reauth,
     )
-    yield _one("refreshes_due", "Refreshes that are due.", survey.due)
+    yield _one("refreshes_due", "Refreshes that are due in the database, frozen ones apart.", survey.due)
     yield _one("refreshes_overdue", "Refreshes that have been due for more than five minutes.", survey.overdue)
     yield _one(
         "access_tokens_expired", "Active connections, not frozen, whose access tokens have expired.", survey.expired
@@ -76,9 +83,16 @@ def _connections(survey: Survey) -> Iterator[GaugeMetricFamily]:
 
 def _notices(survey: Survey) -> Iterator[GaugeMetricFamily]:
     states = {"waiting": survey.waiting, "parked": survey.parked}
-    yield _each("notices", "Notices that wait to be delivered, or were given up.", "state", states)
+    yield _each(
+        "notices",
+        "Where notify.url is set: notices that are waiting to be delivered, or parked: given up.",
+        "state",
+        states,
+    )
     yield _at(
-        "notices_oldest_timestamp_seconds", "When the oldest notice was written that waits.", survey.waiting_since
+        "notices_oldest_timestamp_seconds",
+        "Where notify.url is set: when the oldest notice was written that waits.",
+        survey.waiting_since,
     )
 
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Info, Proce
 from prometheus_client.exposition import generate_latest
 
 from amo_callback import __version__
+from amo_callback.deeplink import WORDS
 from amo_callback.errors import (
     AccountRefused,
     ClientRefused,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from amo_callback.event import Event
-    from amo_callback.survey import Standing
+    from amo_callback.survey import Condition
 
 OTHER = "other"
 HAND_OUTS = (
@@ -50,21 +51,7 @@ HAND_OUTS = (
     "store_unavailable",
     OTHER,
 )
-CALLBACKS = (
-    "connected",
-    "exchanging",
-    "missing_code",
-    "access_denied",
-    "invalid_state",
-    "invalid_request",
-    "account_not_allowed",
-    "code_expired",
-    "code_used",
-    "amo_unavailable",
-    "rate_limited",
-    "auth_failed",
-    OTHER,
-)
+CALLBACKS = ("connected", "exchanging", *WORDS, OTHER)
 _FAILURES = (
     *(
         error.code
@@ -112,7 +99,11 @@ class Metrics:
         ProcessCollector(registry=registry)
         Info("amo_callback_build", "The version that runs.", registry=registry).info({"version": __version__})
         self._refreshes = Counter(
-            "amo_callback_refreshes", "Attempts at a refresh that ended.", ["outcome", "reason"], registry=registry
+            "amo_callback_refreshes",
+            "Attempts at a refresh that ended: succeeded; failed (tried again) or given_up (its person must connect "
+            "again), with the reason; superseded by a newer pair.",
+            ["outcome", "reason"],
+            registry=registry,
         )
         self._refresh_seconds = Histogram(
             "amo_callback_refresh_duration_seconds",
@@ -121,7 +112,10 @@ class Metrics:
             buckets=_SECONDS,
         )
         self._asked = Counter(
-            "amo_callback_amo_requests", "Requests to AMO, by its answer.", ["kind", "status"], registry=registry
+            "amo_callback_amo_requests",
+            "Requests to AMO (exchange, refresh, look_up), by its answer: 2xx to 5xx (429 apart), not_sent, no_answer.",
+            ["kind", "status"],
+            registry=registry,
         )
         self._asked_seconds = Histogram(
             "amo_callback_amo_request_duration_seconds",
@@ -131,11 +125,14 @@ class Metrics:
             buckets=_SECONDS,
         )
         self._callbacks = Counter(
-            "amo_callback_callbacks", "Callbacks, by what became of them.", ["outcome"], registry=registry
+            "amo_callback_callbacks",
+            "Callbacks, by what became of them: connected, still exchanging, or the word of the error.",
+            ["outcome"],
+            registry=registry,
         )
         self._hand_outs = Counter(
             "amo_callback_hand_outs",
-            "Access tokens asked for, by what was handed out, or why none was.",
+            "Access tokens asked for, by what was handed out (fresh, stale), or the code of why none was.",
             ["outcome"],
             registry=registry,
         )
@@ -191,9 +188,9 @@ class Metrics:
         """Count a callback: how its grant stands, or the word of what was wrong."""
         self._called_back[_among(self._called_back, outcome)].inc()
 
-    def text(self, standing: Standing) -> bytes:
+    def text(self, condition: Condition) -> bytes:
         """Return all of it in Prometheus's text format, and how the service does at this moment."""
-        return generate_latest(_Exposed(self._registry, Gauges(standing)))
+        return generate_latest(_Exposed(self._registry, Gauges(condition)))
 
 
 class _Exposed(CollectorRegistry):

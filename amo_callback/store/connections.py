@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amo_callback.event import Event, happened
 from amo_callback.model import Filter, Fleet, Status
-from amo_callback.ports.store import TURN
+from amo_callback.ports.connections import TURN
 from amo_callback.store import rows
-from amo_callback.store.writer import Writer, every, first, json_list
+from amo_callback.store.writer import Writer, every, first, json_list, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -195,8 +195,3 @@ class Connections(Writer):
             name, events=events, id=connection.id, row_version=connection.row_version, **values
         )
         return changed is not None
-
-
-def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- because any dataclass is taken
-    """Return a value's fields: the statements name them alike."""
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

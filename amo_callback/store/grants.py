@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import Frozen, InvalidState
 from amo_callback.store import rows
-from amo_callback.store.connections import values_of
-from amo_callback.store.writer import Writer, columns, every, first
+from amo_callback.store.writer import Writer, columns, every, first, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,6 +23,13 @@ _KEEP_UNDELIVERED = timedelta(days=30)
 _STEP = 1000
 """Rows that are deleted in one transaction."""
 _LAST = 2**62
+_EVENTS = {
+    None: "events",
+    "account_id": "events_of_account",
+    "owner": "events_of_owner",
+    "connection_id": "events_of",
+}
+"""The statement that finds events, by what is named of whose they are."""
 
 
 class History(Writer):
@@ -46,16 +53,11 @@ class History(Writer):
         limit: int,
     ) -> Sequence[Recorded]:
         """Return what happened, newest first, from before an event's id on: to whom is named, or to all."""
+        given = {"account_id": account_id, "owner": owner, "connection_id": connection_id}
+        named = {name: value for name, value in given.items() if value is not None}
+        whose = next(iter(named), None)
         until = _LAST if before is None else before
-        if account_id is not None:
-            found = await self._database.read("events_of_account", account_id=account_id, before=until, limit=limit)
-            return every(found, rows.recorded)
-        if owner is not None:
-            found = await self._database.read("events_of_owner", owner=owner, before=until, limit=limit)
-            return every(found, rows.recorded)
-        if connection_id is None:
-            return every(await self._database.read("events", before=until, limit=limit), rows.recorded)
-        found = await self._database.read("events_of", connection_id=connection_id, before=until, limit=limit)
+        found = await self._database.read(_EVENTS[whose], before=until, limit=limit, **named)
         return every(found, rows.recorded)
 
     async def prune(self, *, now: datetime, keep: float) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from amo_callback.model import Changed
+from amo_callback.store.touched import ANY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -31,7 +32,6 @@ _PATIENCE = 2.0
 """Seconds that an answer may take."""
 _MOST = 100
 """Connections that are named in one message, which may have 8,000 bytes; where there are more, it is any of them."""
-_ANY = Changed(connections=None, belonging=True)
 
 
 class Listener:
@@ -106,7 +106,7 @@ class Listener:
             raise
         self._connection = connection
         self.away = None
-        self._say(_ANY)
+        self._say(ANY)
 
     def _end(self) -> None:
         connection, self._connection = self._connection, None

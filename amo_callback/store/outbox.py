@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from amo_callback.store import rows
-from amo_callback.store.connections import values_of
-from amo_callback.store.writer import Writer, every, json_list
+from amo_callback.store.writer import Writer, every, json_list, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

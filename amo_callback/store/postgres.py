@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
@@ -23,7 +22,7 @@ from amo_callback.store.listener import Listener
 from amo_callback.store.migrate import migrate_postgres
 from amo_callback.store.postgres_pool import ERRORS, PATIENCE, connect, open_pool, place_of
 from amo_callback.store.refusals import refusal
-from amo_callback.store.rows import microseconds, ticks
+from amo_callback.store.rows import stored
 from amo_callback.store.shares import Shares
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 from amo_callback.tasks import unbroken
@@ -240,13 +239,7 @@ class _Unit(Unit):
 
     def _arguments(self, sql: Statement, values: Mapping[str, object]) -> list[object]:
         given = {"process": self._process, **values}
-        return [_plain(given[name]) for name in sql.parameters]
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, datetime):
-        return ticks(value)
-    return microseconds(value) if isinstance(value, timedelta) else value
+        return [stored(given[name]) for name in sql.parameters]
 
 
 def _name(error: BaseException) -> str:

@@ -29,6 +29,13 @@ def microseconds(length: timedelta) -> int:
     return length // _TICK
 
 
+def stored(value: object) -> object:
+    """Return a value as it is stored, and compared: times and lengths of time as numbers."""
+    if isinstance(value, datetime):
+        return ticks(value)
+    return microseconds(value) if isinstance(value, timedelta) else value
+
+
 def moment(value: int) -> datetime:
     """Return a stored time."""
     return _EPOCH + value * _TICK

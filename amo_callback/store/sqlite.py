@@ -14,7 +14,6 @@ import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -25,7 +24,7 @@ from amo_callback.store.copies import keep
 from amo_callback.store.database import Database, Row, Unit
 from amo_callback.store.groups import Groups, Outcome
 from amo_callback.store.migrate import migrate_sqlite
-from amo_callback.store.rows import microseconds, ticks
+from amo_callback.store.rows import stored, ticks
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 from amo_callback.tasks import unbroken
 
@@ -272,13 +271,7 @@ def _to_end(work: Awaitable[T]) -> T:
 
 def _parameters(values: Mapping[str, object], clock: Clock) -> dict[str, object]:
     """Return values as SQLite takes them; leases are told by this process's own clock."""
-    return {"clock": ticks(clock.now()), **{name: _plain(value) for name, value in values.items()}}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, datetime):
-        return ticks(value)
-    return microseconds(value) if isinstance(value, timedelta) else value
+    return {"clock": ticks(clock.now()), **{name: stored(value) for name, value in values.items()}}
 
 
 def _name(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -98,6 +99,11 @@ def _notice(event: Event, connection: Connection, owners: Sequence[str]) -> str:
         "reason": event.fields.get("reason"),
     }
     return json.dumps({name: value for name, value in data.items() if value is not None})
+
+
+def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- because any dataclass is taken
+    """Return a value's fields: the statements name them alike."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def json_list(names: Sequence[str]) -> str:

@@ -125,7 +125,7 @@ class Move:
             if again := sorted({*left} & {*found.left}):
                 raise CommandFailed(
                     f"these are later ones in the new database than in the old one, so they are not written over: "
-                    f"{_some(again)}. If nothing works with them, empty it, or take another one"
+                    f"{some(again)}. If nothing works with them, empty it, or take another one"
                 )
             left = found.left
         raise CommandFailed("something goes on writing to one of the databases: stop whatever works with them")
@@ -236,9 +236,10 @@ def _told(which: str, table: Table | None = None) -> Iterator[None]:
 
 
 def _names(records: Sequence[Record]) -> str:
-    return _some([str(record.key[0]) for record in records])
+    return some([str(record.key[0]) for record in records])
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return names as a person reads them: the first of them, and how many others there are."""
     others = len(names) - _NAMED
     return ", ".join([*names[:_NAMED], *([f"{others:,} others"] if others > 0 else [])])

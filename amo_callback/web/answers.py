@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
+from amo_callback.deeplink import WORDS
 from amo_callback.model import Status
 
 if TYPE_CHECKING:
@@ -37,6 +38,19 @@ class FailureCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     STORE_UNAVAILABLE = "store_unavailable"
     INTERNAL_ERROR = "internal_error"
+
+
+TODO = {
+    **{code: WORDS[code].todo for code in FailureCode if code in WORDS},
+    FailureCode.INVALID_REQUEST: "mend the request: `message` says what is wrong",
+    FailureCode.UNAUTHORIZED: "send the user's JWT, one that has not expired",
+    FailureCode.FORBIDDEN: "send the `code_verifier` that fits; or the account is another user's",
+    FailureCode.NOT_FOUND: "start again: the code, or the address, is not known here",
+    FailureCode.METHOD_NOT_ALLOWED: "use a method that `Allow` names",
+    FailureCode.STORE_UNAVAILABLE: "try again after `Retry-After` seconds",
+    FailureCode.INTERNAL_ERROR: "try again later: a bug, which the log tells as `http.bug`",
+}
+"""What the app should do."""
 
 
 class Success(TypedDict, Generic[Data]):

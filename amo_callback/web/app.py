@@ -30,14 +30,14 @@ from amo_callback.web.keys import (
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
 from amo_callback.web.private import authorizations as private_authorizations
-from amo_callback.web.private import connections, events, imports, metrics, notices, tokens
+from amo_callback.web.private import connections, events, freezing, imports, metrics, notices, tokens
 from amo_callback.web.private.authorization import authorize
 from amo_callback.web.private.errors import problem_errors
 from amo_callback.web.private.refusals import Refusals
+from amo_callback.web.probe import answer_probe
 from amo_callback.web.public import authorizations, callback, exchange, hooks, returning, users
 from amo_callback.web.public.errors import envelope_errors
 from amo_callback.web.public.headers import protect
-from amo_callback.web.public.probe import answer_probe
 from amo_callback.web.requests import log_requests
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
             *tokens.routes(),
             *imports.routes(),
             *connections.routes(),
+            *freezing.routes(),
             *events.routes(),
             *notices.routes(),
             *metrics.routes(guarded=settings.server.metrics_auth),
@@ -130,6 +131,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
             web.get("/readyz", health.readyz),
         ]
     )
+    app.on_response_prepare.append(answer_probe)
     return app
 
 

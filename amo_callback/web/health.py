@@ -8,7 +8,7 @@ from aiohttp import web
 from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
-from amo_callback.survey import Standing
+from amo_callback.survey import Condition
 from amo_callback.web.operation import Operation, Reply, describe
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ class Readiness:
         }
         return {name: {"ok": ok, "detail": detail} for name, (ok, detail) in found.items()}
 
-    def standing(self) -> Standing:
+    def condition(self) -> Condition:
         """Return how the service does, for monitoring."""
         custody = self._custody
-        return Standing(
+        return Condition(
             checks={name: check["ok"] for name, check in self.checks().items()},
             survey=custody.surveyor.last,
             survey_age=custody.surveyor.age,

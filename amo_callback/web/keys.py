@@ -44,7 +44,7 @@ PAGES = web.AppKey("pages", Pages)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
-    """What both doors stand before, opened by `lifecycle`."""
+    """What both doors stand before, opened by `services`."""
 
     store: Store
     amo: AmoOAuth

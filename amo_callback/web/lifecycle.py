@@ -1,58 +1,43 @@
 """Life and death of the service: every resource in its own context, opened in order, closed in reverse.
 
-The only place (with the command) where the vendor, the store and the log are joined to the use cases.
+Here, in `services` and `resources`, and in the command, the vendor, the store and the log are joined to the use cases.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import secrets
-import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from amo_callback.alone import Alone
-from amo_callback.cipher import Cipher
-from amo_callback.connect.build import make_connecting
-from amo_callback.custody.build import Custody, make_custody
-from amo_callback.custody.rescue import Rescue
 from amo_callback.event import Event
 from amo_callback.identity import ApiKeys, read_api_keys
-from amo_callback.identity.build import open_users
 from amo_callback.observe.metrics import Metrics
 from amo_callback.observe.systemd import Notifier
-from amo_callback.store import open_store
 from amo_callback.web.app import make_apps
 from amo_callback.web.doors import Door, open_door
 from amo_callback.web.health import oldest_beat
 from amo_callback.web.heart import Heart, beating
 from amo_callback.web.keys import API_KEYS, Services
 from amo_callback.web.reload import Reloader
-from amo_callback.web.resources import (
-    check_canary,
-    connect_rules,
-    draining,
-    open_client,
-    open_courier,
-    refresh_rules,
-    running,
-)
+from amo_callback.web.resources import draining, open_courier, running
+from amo_callback.web.services import Home, open_services
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
     from amo_callback.connect.build import Connecting
-    from amo_callback.model import Connection
+    from amo_callback.notices.courier import Courier
     from amo_callback.ports import Clock, Observer, Supervisor
+    from amo_callback.web.app import Apps
     from amo_callback.web.reload import Taker
+
+__all__ = ["Home", "Service", "open_service"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,18 +52,6 @@ class Service:
     stop: Callable[[], None]
     """Begin nothing new from now on: what a signal does first."""
     reloader: Reloader
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Home:
-    """Where the service keeps what outlives it."""
-
-    folder: Path
-    """A relative database starts here."""
-    rescue: Path
-    """Where pairs wait that the database does not take."""
-    machine: str
-    """A name for the place of the database: another one's is not spent from."""
 
 
 @asynccontextmanager
@@ -102,105 +75,28 @@ async def open_service(
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         observer = _both(observer, metrics)
-        cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
-        process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        store = await stack.enter_async_context(
-            open_store(settings.storage.url.get_secret_value(), folder=home.folder, clock=clock, process=process)
+        services = await stack.enter_async_context(
+            open_services(settings, home=home, clock=clock, observer=observer, metrics=metrics)
         )
-        await check_canary(store, cipher)
-        shared = store.shared or Alone(clock=clock)
-        amo = await stack.enter_async_context(open_client(settings, shared=shared, clock=clock, observer=observer))
-        files = Rescue(home.rescue)
-        await asyncio.to_thread(files.open)
-        custody = make_custody(
-            store=store,
-            amo=amo,
-            cipher=cipher,
-            rescue=files,
-            clock=clock,
-            observer=observer,
-            rules=refresh_rules(settings),
-            owner=process,
-            machine=home.machine,
-            random=random.random,
-        )
-        await custody.freezer.begin()
-        await custody.unsaved.restore()
-        users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observer))
-        connecting = make_connecting(
-            store=store,
-            shared=shared,
-            amo=amo,
-            cipher=cipher,
-            clock=clock,
-            observer=observer,
-            unsaved=custody.unsaved,
-            leases=custody.leases,
-            rules=connect_rules(settings),
-            random=random.random,
-            connected=lambda connection: _connected(custody, connection),
-        )
-        services = Services(
-            store=store,
-            amo=amo,
-            cipher=cipher,
-            connecting=connecting,
-            users=users,
-            custody=custody,
-            clock=clock,
-            metrics=metrics,
-        )
-        heart = Heart(
-            supervisor=supervisor or Notifier({}, pid=0),
-            custody=custody,
-            store=store,
-            clock=clock,
-            oldest_beat=oldest_beat(settings.refresh.poll_interval),
-        )
+        heart = _heart(settings, services, supervisor or Notifier({}, pid=0))
         await stack.enter_async_context(beating(heart))  # to the end of all that drains
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_look_at, died)
-        courier = await stack.enter_async_context(
-            open_courier(settings, store, clock=clock, observer=observer, died=died)
-        )
-        await stack.enter_async_context(draining(custody))
-        await stack.enter_async_context(draining(connecting.connect))
-        await stack.enter_async_context(running(custody.refresher, name="refresher", observer=observer, died=died))
-        await custody.surveyor.look()  # before anybody may ask what it has seen
-        await stack.enter_async_context(running(custody.surveyor, name="surveyor", observer=observer, died=died))
+        courier = await stack.enter_async_context(_at_work(settings, services, observer=observer, died=died))
         apps = make_apps(settings, services, log)
-        public = await stack.enter_async_context(
-            open_door(
-                apps.public,
-                settings.server.public,
-                name="public",
-                clock=clock,
-                log=log,
-                listeners=listeners.get("public", ()),
-            )
+        public, private = await stack.enter_async_context(
+            _open_doors(apps, settings, clock=clock, log=log, listeners=listeners)
         )
-        private = await stack.enter_async_context(
-            open_door(
-                apps.private,
-                settings.server.private,
-                name="private",
-                clock=clock,
-                log=log,
-                listeners=listeners.get("private", ()),
-            )
-        )
-        stack.push_async_callback(_close_together, public, private)
 
         def stop() -> None:
             heart.stop()
-            custody.stop()
-            connecting.connect.stop()
+            services.custody.stop()
+            services.connecting.connect.stop()
             if courier is not None:
                 courier.stop()
 
         stack.callback(stop)  # the first thing at the end, also where nobody sent a signal
-        fields = {"public": public.address, "private": private.address}
-        observer(Event(name="service.started", fields=fields))
+        observer(Event(name="service.started", fields={"public": public.address, "private": private.address}))
         heart.ready()
         yield Service(
             public=public.address,
@@ -208,9 +104,61 @@ async def open_service(
             services=services,
             died=died,
             stop=stop,
-            reloader=Reloader(settings, _takers(apps.private[API_KEYS], connecting)),
+            reloader=Reloader(settings, _takers(apps.private[API_KEYS], services.connecting)),
         )
         observer(Event(name="service.stopping"))
+
+
+def _heart(settings: Settings, services: Services, supervisor: Supervisor) -> Heart:
+    return Heart(
+        supervisor=supervisor,
+        custody=services.custody,
+        store=services.store,
+        clock=services.clock,
+        oldest_beat=oldest_beat(settings.refresh.poll_interval),
+    )
+
+
+@asynccontextmanager
+async def _at_work(
+    settings: Settings, services: Services, *, observer: Observer, died: asyncio.Future[None]
+) -> AsyncIterator[Courier | None]:
+    """Run the loops; at the end wait for what is in flight, of the loops and of the doors."""
+    custody, store = services.custody, services.store
+    async with (
+        open_courier(settings, store, clock=services.clock, observer=observer, died=died) as courier,
+        draining(custody),
+        draining(services.connecting.connect),
+        running(custody.refresher, name="refresher", observer=observer, died=died),
+    ):
+        await custody.surveyor.look()  # before anybody may ask what it has seen
+        async with running(custody.surveyor, name="surveyor", observer=observer, died=died):
+            yield courier
+
+
+@asynccontextmanager
+async def _open_doors(
+    apps: Apps,
+    settings: Settings,
+    *,
+    clock: Clock,
+    log: FilteringBoundLogger,
+    listeners: Mapping[str, Sequence[socket.socket]],
+) -> AsyncIterator[tuple[Door, Door]]:
+    """Open the public door and the private one; at the end both close at the same time."""
+    async with AsyncExitStack() as stack:
+        doors = [
+            await stack.enter_async_context(
+                open_door(app, address, name=name, clock=clock, log=log, listeners=listeners.get(name, ()))
+            )
+            for name, app, address in (
+                ("public", apps.public, settings.server.public),
+                ("private", apps.private, settings.server.private),
+            )
+        ]
+        stack.push_async_callback(_close_together, *doors)
+        public, private = doors
+        yield public, private
 
 
 def _takers(api_keys: ApiKeys, connecting: Connecting) -> Mapping[str, Taker]:
@@ -233,12 +181,6 @@ def _both(log: Observer, metrics: Metrics) -> Observer:
         metrics(event)
 
     return observe
-
-
-def _connected(custody: Custody, connection: Connection) -> None:
-    """Tell of an exchange that succeeded: AMO takes our credentials, and there is one more to keep fresh."""
-    custody.breaker.accepted()
-    custody.refresher.expect(connection.next_refresh_at)
 
 
 async def _close_together(*doors: Door) -> None:

@@ -27,11 +27,7 @@ class TrustedProxies:
 
     def client_of(self, request: web.Request) -> str | None:
         """Return the client's address, or `None` behind a Unix socket that names none."""
-        listener = request.get_extra_info("socket")
-        local = listener is not None and listener.family == socket.AF_UNIX
-        forwarded = request.headers.getall("X-Forwarded-For", [])
-        peer = None if local else request.remote or _UNKNOWN
-        return self.rightmost_untrusted(peer, forwarded)
+        return self.rightmost_untrusted(peer_of(request), request.headers.getall("X-Forwarded-For", []))
 
     def rightmost_untrusted(self, peer: str | None, forwarded: Sequence[str]) -> str | None:
         """Return the first address, from the right, that is no proxy of ours; no peer is a trusted one.
@@ -50,6 +46,13 @@ class TrustedProxies:
     def _is_trusted(self, text: str) -> bool:
         address = _address(text)
         return address is not None and any(address in network for network in self._networks)
+
+
+def peer_of(request: web.Request) -> str | None:
+    """Return who has connected, `None` on a Unix socket."""
+    listener = request.get_extra_info("socket")
+    local = listener is not None and listener.family == socket.AF_UNIX
+    return None if local else request.remote or _UNKNOWN
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

@@ -7,13 +7,13 @@ import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from amo_callback.amo.client import AmoClient, open_session
+from amo_callback.amo.client import AmoClient
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
+from amo_callback.amo.wire import open_session
 from amo_callback.connect.build import ConnectRules
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
 from amo_callback.event import Event, Level
-from amo_callback.model import RefreshRules
 from amo_callback.notices.courier import Courier
 from amo_callback.notices.sender import open_sender
 from amo_callback.webhook import Signer, read_secrets
@@ -125,26 +125,12 @@ async def running(
         await asyncio.wait({task})
 
 
-def refresh_rules(settings: Settings) -> RefreshRules:
-    """Return how pairs are refreshed."""
-    refresh = settings.refresh
-    return RefreshRules(
-        at=refresh.at,
-        jitter=refresh.jitter,
-        concurrency=refresh.concurrency,
-        poll_interval=refresh.poll_interval,
-        lease=refresh.lease,
-        retry_base=refresh.retry_base,
-        retry_cap=refresh.retry_cap,
-    )
-
-
 def connect_rules(settings: Settings) -> ConnectRules:
     """Return who may connect, and how."""
     return ConnectRules(
         issued_only=settings.app.state == "issued",
         allowed_accounts=frozenset(settings.amo.allowed_accounts),
-        refresh=refresh_rules(settings),
+        refresh=settings.refresh.rules,
         unproven=settings.limits.unproven,
         window=settings.limits.window,
         requests_per_second=settings.amo.requests_per_second,

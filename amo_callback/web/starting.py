@@ -40,9 +40,7 @@ class StartBody(BaseModel):
         },
     )
 
-    state: Annotated[
-        Annotated[str, Field(max_length=MAX_STATE, json_schema_extra=_SHOWN)] | None, Field(repr=False)
-    ] = None
+    state: Annotated[_State | None, Field(repr=False)] = None
     """Any text of at most 2048 bytes of UTF-8: it comes back as it is."""
     code_challenge: Annotated[_Challenge | None, Field(repr=False)] = None
     """The SHA-256 of the verifier, 43 characters of base64url (RFC 7636)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from amo_callback.web.pages.visitor import LANGUAGES
 from amo_callback.web.pages.wording import read_texts
 from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Device, picture
+from tests.browser.looks import OVERFLOW, axe
 from tests.browser.states import SETTINGS, STATES, returned
 
 if TYPE_CHECKING:
@@ -30,26 +30,6 @@ _SIZES = {
     "desktop at 200 %": (640, 400),
     "desktop at 400 %": (320, 200),
 }
-_OVERFLOW = """() => {
-  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  const out = [...document.body.querySelectorAll('*')].filter(each => {
-    const box = each.getBoundingClientRect();
-    return box.width && (box.right > innerWidth + .5 || box.left < -.5 || each.scrollWidth > each.clientWidth + 1
-      && getComputedStyle(each).display !== 'inline');
-  });
-  return [...(wide > 0 ? [`the page by ${wide}`] : []), ...out.map(each => each.outerHTML.slice(0, 80))];
-}"""
-_AXE = """async () => {
-  const {violations, incomplete, passes} = await axe.run(document, {runOnly: {type: 'tag', values: [
-    'wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22a', 'wcag22aa', 'best-practice']}});
-  const told = rules => rules.flatMap(rule => rule.nodes.map(node => `${rule.id}: ${node.target} ${
-    node.failureSummary ?? ''}`));
-  return {
-    violations: told(violations), undecided: told(incomplete),
-    contrast: passes.filter(rule => rule.id === 'color-contrast').flatMap(rule => rule.nodes.map(
-      node => node.html.match(/^<(\\w+)/)[1])),
-  };
-}"""
 LONG_NAME = "Застосунок із дуже довгою назвоюбезжодногопробілувсередині та ще двома словами"
 LONG_HOST = "a-very-long-name-of-an-account-that-has-as-many-letters-as-dns.amocrm.ru"
 
@@ -69,16 +49,8 @@ async def _see_it_fits(page: Page, case: str) -> None:
     """See that nothing is wider than the screen, at any size."""
     for size, (width, height) in _SIZES.items():
         await page.set_viewport_size({"width": width, "height": height})
-        assert (case, size, await page.evaluate(_OVERFLOW)) == (case, size, [])
+        assert (case, size, await page.evaluate(OVERFLOW)) == (case, size, [])
     await page.set_viewport_size({"width": IPHONE.width, "height": IPHONE.height})
-
-
-async def _axe(page: Page) -> dict[str, list[str]]:
-    """Let axe-core judge the page as it stands."""
-    source = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-    await page.evaluate(f"() => {{ {source} }}")
-    found: dict[str, list[str]] = await page.evaluate(_AXE)
-    return found
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -106,7 +78,7 @@ async def test_every_state_is_readable(
             await _open_all(page)
             for scheme in ("light", "dark"):
                 await page.emulate_media(color_scheme=scheme)
-                found = await _axe(page)
+                found = await axe(page)
                 looked += 1
                 case = f"{state}, {language}, {scheme}"
                 violations += [f"{case}: {what}" for what in found["violations"] + found["undecided"]]
@@ -137,7 +109,7 @@ async def test_long_names_fit(chromium: Chromium, run: Any, pictures: Path | Non
                 await tab.page.evaluate("size => { document.documentElement.style.fontSize = size }", text)
                 for size, (width, height) in _SIZES.items():
                     await tab.page.set_viewport_size({"width": width, "height": height})
-                    assert (kind, text, size, await tab.page.evaluate(_OVERFLOW)) == (kind, text, size, [])
+                    assert (kind, text, size, await tab.page.evaluate(OVERFLOW)) == (kind, text, size, [])
                     if size == "small phone":
                         await picture(tab, pictures, f"long-{language}-{kind}-{text.removesuffix('%')}")
             await tab.context.close()

@@ -139,7 +139,7 @@ def test_nothing_is_written_where_it_could_not_run(root: Path) -> None:
         _install(root)
     assert _files(root) == before
     config.unlink()
-    with pytest.raises(ConfigurationError, match=r"copy config\.example\.toml"):
+    with pytest.raises(ConfigurationError, match=r"`amo-callback init --systemd --config .*` writes it"):
         _install(root)
     assert _files(root) == {}
 

@@ -252,7 +252,7 @@ async def test_another_systems_tokens_come_in(there: Host) -> None:
 
 
 JUNK: dict[str, tuple[str, list[str]]] = {
-    "broken": ('[{"access_token": "access-secret", }]', ["amo-callback: line 1, column 36: is no JSON"]),
+    "broken": ('[{"access_token": "access-secret", 1}]', ["amo-callback: line 1, column 36: is no JSON"]),
     "empty": ("", ["amo-callback: line 1, column 1: is no JSON"]),
     "binary": ("\0\1\2", ["amo-callback: line 1, column 1: is no JSON"]),
     "no list": ('"access-secret"', ["amo-callback: holds no connections: wanted is"]),

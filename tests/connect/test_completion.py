@@ -15,7 +15,8 @@ from amo_callback.connect.admission import Admission
 from amo_callback.connect.authorization import Authorizations, Starts
 from amo_callback.connect.completion import PATIENCE, Connect
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
-from amo_callback.connect.records import RecordRules, Records
+from amo_callback.connect.limits import Rooms, Unproven
+from amo_callback.connect.records import Records
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import (
@@ -28,7 +29,6 @@ from amo_callback.errors import (
     TooManyUnproven,
 )
 from amo_callback.grant import GrantStatus, Visit
-from amo_callback.limits import Rooms, Unproven
 from amo_callback.model import Issued, Status, fingerprint
 from amo_callback.ports import Priority
 from tests.conftest import HOST, Amo
@@ -123,7 +123,7 @@ class Process:
         )
 
     def records(self, cipher: Cipher) -> Records:
-        return Records(cipher=cipher, clock=self.clock, rules=RecordRules(), new_secret=self.new_secret)
+        return Records(cipher=cipher, clock=self.clock, lease=60.0, new_secret=self.new_secret)
 
     def starts(self) -> Starts:
         places = Unproven(kind="starts", places=100, window=60, shared=self.shared)

@@ -12,6 +12,7 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.connect.authorization import Authorizations, priority_of
+from amo_callback.connect.limits import Unproven
 from amo_callback.connect.proof import is_proven
 from amo_callback.connect.redemption import Presented, Redeemer
 from amo_callback.errors import (
@@ -25,7 +26,6 @@ from amo_callback.errors import (
     WrongVerifier,
 )
 from amo_callback.grant import Arrival, AuthorizationRequest, GrantedPair, GrantStatus, IssuedState, Visit
-from amo_callback.limits import Unproven
 from amo_callback.model import Filter, fingerprint
 from amo_callback.ports import Priority
 from tests.builders import a_connection, a_grant, save

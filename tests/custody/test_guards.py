@@ -262,9 +262,9 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_gives_an_attempt
         nonlocal slots
         slots += 1
         if slots == 2:  # the one for the refresh
-            house.failing.away = {"ping"}
+            house.failing.away = {"count"}
             with pytest.raises(StoreUnavailable):
-                await house.failing.ping()
+                await house.failing.count()
 
     keeper = house.make_keeper(amo=Instead(house.client, slot=slot))
     refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
@@ -459,9 +459,9 @@ async def test_a_store_that_was_away_long_ago_shortens_no_lease(house: House) ->
     """An attempt that began since then has its whole lease: its token is under way."""
     connection = await house.connect()
     leases = house.make_custody().leases
-    house.failing.away = {"ping"}
+    house.failing.away = {"count"}
     with pytest.raises(StoreUnavailable):
-        await house.failing.ping()
+        await house.failing.count()
     house.clock.advance(3600)
     await house.store.claim(a_claim(connection, owner="process-2"))
     assert leases.left(await house.now(connection)) == 60

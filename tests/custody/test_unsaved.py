@@ -132,6 +132,38 @@ async def test_a_bug_in_the_store_lets_go_of_no_pair(house: House) -> None:
     assert (await refreshing).pair_version == 2
 
 
+async def test_a_bug_in_a_look_lets_go_of_no_pair(house: House) -> None:
+    """The store has not taken it, and whether it holds a newer one cannot be read, for a reason nobody expected."""
+    connection = await house.connect()
+    gated = Gated(house)
+    gated.go_on.clear()
+    broken = False
+
+    class Broken:
+        async def save_refreshed(self, refreshed: object, **more: object) -> object:
+            return None if broken else await house.failing.save_refreshed(refreshed, **more)
+
+        async def connection(self, name: str) -> object:
+            if broken:
+                raise ZeroDivisionError
+            return await house.failing.connection(name)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(house.failing, name)
+
+    custody = house.make_custody(amo=gated, store=Broken())
+    flight = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await gated.answered.wait()
+    broken = True
+    gated.go_on.set()
+    await house.witness.until_either(("pair.unsaved", "refresh.bug"), times=1)
+    [event] = house.witness.named("pair.unsaved")
+    assert isinstance(event.error, ZeroDivisionError)
+    broken = False
+    await custody.unsaved.settle()
+    assert (await flight).pair_version == 2
+
+
 async def test_an_observer_that_fails_costs_no_pair(house: House) -> None:
     """A pair is in its file before anybody is told of it, so that a restart stores it whatever the log does."""
     connection = await house.connect()
@@ -366,6 +398,18 @@ async def test_the_loop_finds_what_another_process_has_left(house: House) -> Non
         await house.pass_time(60, step=5)
         assert (await house.now(connection)).pair_version == 2
     assert house.rescue.files == {}
+
+
+async def test_many_that_look_into_the_folder_at_once_store_each_pair_once(house: House) -> None:
+    """The loop, and refreshes after a dead process, all look: no file is offered twice, and nobody waits for ever."""
+    connections = [await save(house.store, a_connection(number)) for number in range(1, 6)]
+    for connection in connections:
+        paid = a_refreshed(connection)
+        house.rescue.files[name_of(paid)] = seal_paid(paid, house.cipher)
+    await asyncio.wait_for(asyncio.gather(*(house.custody.unsaved.restore() for _ in range(3))), 10)
+    assert [event.fields for event in house.witness.events] == [{"superseded": False}] * len(connections)
+    assert [(await house.now(connection)).pair_version for connection in connections] == [2] * len(connections)
+    assert (house.custody.unsaved.names, house.rescue.files) == ([], {})
 
 
 @pytest.mark.parametrize("row", ["none", "older"])

@@ -195,9 +195,9 @@ async def staged(folder: Path, key: str, *, access: float, accounts: int, **sett
         )
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, patience: float = PATIENCE) -> None:
     """Look again and again until something is so that nobody tells."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(patience):
         while not await _told(condition()):  # noqa: ASYNC110 -- because it becomes so in another process
             await asyncio.sleep(0.02)
 

@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import pty
 import re
 import signal
+import socket
+import struct
 import sys
+import termios
 from typing import TYPE_CHECKING
 
 import aiohttp
+import pytest
 
+from amo_callback.cli.main import main
 from tests.e2e.process import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+_COMMAND = (sys.executable, "-m", "amo_callback.cli.main", "demo", "--token-life")
+
+
+async def _connect(panel: str) -> str:
+    """Go through it as the phone does, and return the app's last page."""
+    async with aiohttp.ClientSession(headers={"Accept": "text/html"}) as http:
+
+        async def follow(address: str, link: str) -> str:
+            """Open a page, and return where one of its links leads."""
+            async with http.get(address) as response:
+                html, origin = await response.text(), str(response.url.origin())
+            found = re.search(link, html)
+            assert found, html
+            address = found[1].replace("&amp;", "&")
+            return address if address.startswith("http") else origin + address
+
+        start = await follow(f"{panel}/phone", r'id="connect" [^>]*href="([^"]+)"')
+        allow = await follow(start, r'class="allow" href="([^"]+)"')
+        app = await follow(allow, r'id="open" [^>]*href="([^"]+)"')
+        async with http.get(app) as response:
+            return await response.text()
+
 
 async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp_path: Path) -> None:
-    """Start page, consent, return page, app; the terminal tells of the connection and of a refresh."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "amo_callback.cli.main", "demo", "--token-life", "2",
-        cwd=tmp_path, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    """Start page, consent, return page, app; the output tells of the connection, of a refresh, and what comes next."""
+    process = await asyncio.create_subprocess_exec(*_COMMAND, "2", cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     told = ""
 
@@ -34,29 +61,86 @@ async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp
             told += line.decode()
         return found[1]
 
-    start = await until(r"Open +(http://\S+)")
-    async with aiohttp.ClientSession(headers={"Accept": "text/html"}) as http:
-
-        async def follow(address: str, link: str) -> str:
-            """Open a page, and return where one of its links leads."""
-            async with http.get(address) as response:
-                html = await response.text()
-            found = re.search(link, html)
-            assert found, html
-            return found[1].replace("&amp;", "&")
-
-        consent = start.rstrip("/") + await follow(start, r'id="connect" href="([^"]+)"')
-        allow = start.rstrip("/") + await follow(consent, r'class="allow" href="([^"]+)"')
-        app = await follow(allow, r'id="open" [^>]*href="([^"]+)"')
-        async with http.get(app) as response:
-            landed = await response.text()
+    panel = await until(r"Open +(http://[^/\s]+)")
+    landed = await _connect(panel)
     assert "Back in the app" in landed
     assert "The state is the one the app made." in landed
     assert "&#34;success&#34;: true" in landed
-    await until(r"(connected +reforyou\.amocrm\.ru)")
-    await until(r"(refreshed +reforyou\.amocrm\.ru)")
+    await until(r"(service +reforyou\.amocrm\.ru +Connected)")
+    await until(r"(service +reforyou\.amocrm\.ru +Refreshed)")
     process.send_signal(signal.SIGINT)
     rest, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
     assert process.returncode == 0
     assert "nothing of it is left" in rest.decode()
+    assert "amo-callback init" in rest.decode()
+    assert "\x1b" not in told + rest.decode()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(120)
+async def test_on_a_terminal_it_is_a_live_table_and_keys_try_what_goes_wrong(tmp_path: Path) -> None:
+    """The table shows the connection, a key starts a trial, and at the end the terminal is as it was."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
+    before = termios.tcgetattr(theirs)
+    heard = asyncio.Event()
+    told = b""
+
+    def hear() -> None:
+        nonlocal told
+        told += os.read(ours, 65536)
+        heard.set()
+
+    async def until(pattern: bytes) -> bytes:
+        async with asyncio.timeout(PATIENCE):
+            while not (found := re.search(pattern, told)):
+                heard.clear()
+                await heard.wait()
+        return found[1]
+
+    asyncio.get_running_loop().add_reader(ours, hear)
+    process = await asyncio.create_subprocess_exec(
+        *_COMMAND, "30", cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    try:
+        panel = (await until(rb"Open +(http://[^/\s]+)")).decode()
+        await until(rb"(Nobody is connected yet)")
+        await _connect(panel)
+        await until(rb"(reforyou\.amocrm\.ru +active +\[#+\.*\] \d+ s)")
+        os.write(ours, b"b")
+        await until(rb"(100 answers, 1 new token)")
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), PATIENCE) == 0
+        await until(rb"(amo-callback serve)")
+        assert told.count(b"\x1b[?1049h") == told.count(b"\x1b[?1049l") == 1
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        asyncio.get_running_loop().remove_reader(ours)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("options", [["--port", "65534"], ["--port", "x"], ["--token-life", "0"]])
+def test_numbers_that_make_no_sense_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A port without room for two more, or a life of nothing, is a mistake of the command line."""
+    with pytest.raises(SystemExit) as left:
+        main(["demo", *options])
+    assert left.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+async def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    """`--port` is the panel's; where somebody listens there already, that is said in a sentence, with status 78."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = await asyncio.create_subprocess_exec(
+            *_COMMAND, "30", "--port", port, cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        told, problem = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert (process.returncode, told) == (78, b"")
+    assert port in problem.decode()
+    assert "Traceback" not in problem.decode()

@@ -15,7 +15,8 @@ import pytest
 
 from amo_callback.event import Event, Level
 from amo_callback.model import Status
-from amo_callback.observe.log import LogObserver, Redactor, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -192,3 +193,14 @@ def test_what_libraries_log_comes_in_our_lines() -> None:
         warnings.simplefilter("default")
         warnings.warn("deprecated", DeprecationWarning, stacklevel=1)
     assert "deprecated" in log.stream.getvalue().splitlines()[-1]
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_line_that_a_library_has_got_wrong_breaks_none_of_its_work() -> None:
+    """What does not fit its own placeholders is told as it stands, and nothing is raised where it was logged."""
+    log = Log()
+    take_over_library_logs(log.logger)
+    logging.getLogger("aiohttp.client").warning("odd: %d", "words")
+    assert log.line() == {
+        "event": "library.log", "level": "warning", "library": "aiohttp.client", "text": "odd: %d",
+    }  # fmt: skip

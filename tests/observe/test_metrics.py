@@ -13,7 +13,7 @@ from amo_callback.event import Event
 from amo_callback.observe.metrics import CALLBACKS, HAND_OUTS, Metrics
 from amo_callback.web.answers import FailureCode
 from amo_callback.web.private.operation import HANDS_OUT
-from tests.builders import a_standing, a_survey
+from tests.builders import a_condition, a_survey
 from tests.fakes import START
 
 PROMTOOL = shutil.which("promtool")
@@ -22,7 +22,7 @@ PROMTOOL = shutil.which("promtool")
 def _samples(metrics: Metrics, **more: Any) -> dict[str, float]:
     return {
         " ".join([sample.name, *sample.labels.values()]).strip(): sample.value
-        for family in text_string_to_metric_families(metrics.text(a_standing(**more)).decode())
+        for family in text_string_to_metric_families(metrics.text(a_condition(**more)).decode())
         for sample in family.samples
     }
 
@@ -130,7 +130,7 @@ def test_notices_are_told_where_somebody_receives_them() -> None:
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
 def test_promtool_finds_nothing_to_mend() -> None:
     """Names, units and help texts are as Prometheus's own rules want them."""
-    text = Metrics().text(a_standing(survey=a_survey(waiting_since=START)))
+    text = Metrics().text(a_condition(survey=a_survey(waiting_since=START)))
     done = subprocess.run(  # noqa: S603 -- because it is the tool that a test asks
         [str(PROMTOOL), "check", "metrics"], input=text, capture_output=True, check=False
     )

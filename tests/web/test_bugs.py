@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
     from amo_callback.connect.authorization import Authorizations
-    from amo_callback.connect.build import Limits
     from amo_callback.connect.completion import Connect
+    from amo_callback.connect.limits import Limits
     from amo_callback.connect.redemption import Redeemer
     from amo_callback.custody.build import Custody
     from amo_callback.ports import Store

@@ -9,7 +9,7 @@ from amo_callback.config_load import load_settings
 from amo_callback.observe.log import make_logger
 from amo_callback.observe.metrics import Metrics
 from amo_callback.web.private.refusals import Refusals
-from tests.builders import a_standing
+from tests.builders import a_condition
 from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, environment
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ async def test_refused_keys_are_told_once_a_minute(clock: FakeClock) -> None:
     assert '"count":99' in stream.getvalue()
     clock.advance(60)
     assert stream.getvalue().count("authorization.refused") == 2
-    assert b"amo_callback_api_keys_refused_total 100.0" in metrics.text(a_standing())
+    assert b"amo_callback_api_keys_refused_total 100.0" in metrics.text(a_condition())
 
 
 async def test_a_neighbour_with_an_old_key_locks_nobody_out(app: Running) -> None:

@@ -9,10 +9,13 @@ import jsonschema_rs
 import pytest
 import schemathesis
 
+from amo_callback.deeplink import WORDS
 from amo_callback.errors import AmoCallbackError
 from amo_callback.identity import Scope
+from amo_callback.web import answers
 from amo_callback.web.answers import FailureCode
 from amo_callback.web.app import make_apps
+from amo_callback.web.private import problems
 from amo_callback.web.private.problems import STATUSES, Code, problem_of
 from tests.agreed import Agreed, agreed
 from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, Answer
@@ -164,7 +167,9 @@ def test_every_error_has_its_code_and_every_code_its_status(app: Running) -> Non
         problem = problem_of(error, settings=app.settings)
         assert (problem.code in Code, problem.status) == (True, STATUSES[problem.code])
         assert FailureCode(kind.word)
-    assert set(STATUSES) == set(Code)
+        assert kind.word in WORDS
+    assert set(STATUSES) == set(problems.TODO) == set(Code)
+    assert set(answers.TODO) == set(FailureCode)
 
 
 def test_a_path_is_known_by_its_template() -> None:

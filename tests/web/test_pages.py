@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from amo_callback.deeplink import WORDS
 from amo_callback.web.answers import status_of
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.pages.view import View
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 LINK = "foryoure://amo-crm/callback?code=c&state=s"
 INTENT = "intent://amo-crm/callback?code=c&state=s#Intent;scheme=foryoure;package=com.example.app;end"
-ERRORS = [
-    "missing_code", "access_denied", "invalid_state", "invalid_request", "account_not_allowed", "code_expired",
-    "code_used", "amo_unavailable", "rate_limited", "auth_failed",
-]  # fmt: skip
 HOST = "reforyou.amocrm.ru"
 CONNECTED = View(variant="connected", status=200, link=LINK, sends=True, domain=HOST, support="0a1b2c3d")
 VIEWS = [
@@ -35,8 +32,8 @@ VIEWS = [
     View(variant="exchanging", status=200, support="0a1b2c3d"),
     View(variant="gone", status=404),
     View(variant="amo_unavailable", status=503, again=""),
-    *(View(variant=word, status=status_of(word), link=LINK, intent=INTENT) for word in ERRORS),
-    *(View(variant=word, status=status_of(word), link=LINK, again="?again=1", support="0a1b2c3d") for word in ERRORS),
+    *(View(variant=word, status=status_of(word), link=LINK, intent=INTENT) for word in WORDS),
+    *(View(variant=word, status=status_of(word), link=LINK, again="?again=1", support="0a1b2c3d") for word in WORDS),
 ]
 
 
@@ -141,7 +138,7 @@ def test_who_has_come_back_finds_the_help_open(pages: Pages) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("word", ERRORS)
+@pytest.mark.parametrize("word", WORDS)
 def test_each_error_says_what_happened_and_what_to_do(pages: Pages, word: str, language: str) -> None:
     """A text of its own in every language, a button back to the app, no try by itself; where it passes, once more."""
     visitor = Visitor(kind=Kind.IOS, language=language)

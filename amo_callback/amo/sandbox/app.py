@@ -74,12 +74,15 @@ class Sandbox:
 
     # --- consent ---------------------------------------------------------------------------------
 
-    async def _ask(self, request: web.Request) -> web.Response:
+    async def _ask(self, request: web.Request) -> web.StreamResponse:
+        if fault := self.faults.standing:
+            return await _BEFORE[fault](request)
         if request.query.get("client_id") != self.vendor.integration.client_id:
             return web.Response(text="unknown client_id\n", status=400)
         state = request.query.get("state", "false")
         accounts = [
             {
+                "id": account.id,
                 "host": account.host,
                 "link": "/oauth/allow?" + urlencode({"host": account.host, "state": state}),
             }

@@ -36,6 +36,8 @@ class Faults:
     """The faults to come."""
 
     coming: deque[Fault] = field(default_factory=deque)
+    standing: Fault | None = None
+    """What all meet for whom none is coming, until it is taken away."""
 
     def add(self, *faults: Fault) -> None:
         """Let the next requests meet these."""
@@ -43,4 +45,4 @@ class Faults:
 
     def next(self) -> Fault | None:
         """Take the next one."""
-        return self.coming.popleft() if self.coming else None
+        return self.coming.popleft() if self.coming else self.standing

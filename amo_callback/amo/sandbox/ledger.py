@@ -28,15 +28,28 @@ class Entry:
         return self.status == 200
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LookUp:
+    """One question about a token, which spends nothing."""
+
+    at: datetime
+    kind: str
+    """`refresh_token` or `access_token`."""
+    host: str
+    """Where its account lives; empty where it is not told."""
+    status: int
+
+
 @dataclass(slots=True)
 class Ledger:
-    """All that happened at the token endpoint, in order."""
+    """All that happened at the token endpoint, in order, and what was looked up."""
 
     entries: list[Entry] = field(default_factory=list)
     issued: list[str] = field(default_factory=list, repr=False)
     """Every refresh token issued."""
     access_tokens: list[str] = field(default_factory=list, repr=False)
     """Every access token issued."""
+    look_ups: list[LookUp] = field(default_factory=list)
 
     def exchanges(self) -> list[Entry]:
         """Return the authorization codes presented."""

@@ -11,43 +11,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.amo.sandbox.ledger import Entry, Ledger
+from amo_callback.amo.sandbox.ledger import Entry, Ledger, LookUp
 from amo_callback.amo.sandbox.replies import Reply, client_unknown, problem, whereabouts
+from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration, Unknowns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 TOP_LEVEL = "amocrm.ru"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SandboxIntegration:
-    """The one integration that is registered in the stand-in."""
-
-    client_id: str = "c6190000-0000-4000-8000-000000000000"
-    client_secret: str = field(default="sandbox-client-secret-0123456789abcdef", repr=False)
-    redirect_uri: str = "http://127.0.0.1:8080/api/amo-crm/callback"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lives:
-    """How long things live, in seconds."""
-
-    code: float = 1200.0
-    access: float = 86400.0
-    refresh: float = 90 * 86400.0
-
-
-@dataclass(slots=True)
-class Unknowns:
-    """What is not known of AMO: each way can be had, and who relies on neither is right with both."""
-
-    refresh_kills_access: bool = False
-    """Whether a refresh ends the access token before it."""
-    look_up_knows_spent: bool = False
-    """Whether the look-up takes a spent refresh token for a good one."""
-    moved_status: int = 404
-    """What the old host of a moved account answers, without a hint."""
 
 
 @dataclass(slots=True)
@@ -114,10 +85,22 @@ class Vendor:
     # --- consent ---------------------------------------------------------------------------------
 
     def allow(self, account: SandboxAccount) -> str:
-        """Let the account's user allow access, and return the authorization code."""
+        """Let the account's user allow access, and return the authorization code.
+
+        It switches the integration on again where it was off; what was issued before stays revoked.
+        """
+        if account.disabled:
+            self._revoke(account)
+            account.disabled = False
         code = "def50200" + secrets.token_hex(340)
         self._codes[code] = _Code(account, self.now() + timedelta(seconds=self.lives.code))
         return code
+
+    def _revoke(self, account: SandboxAccount) -> None:
+        for token in self._refresh_tokens.values():
+            token.spent = token.spent or token.account is account
+        for name in [name for name, (owner, _) in self._access_tokens.items() if owner is account]:
+            del self._access_tokens[name]
 
     # --- the token endpoint ----------------------------------------------------------------------
 
@@ -224,6 +207,10 @@ class Vendor:
 
     # --- look-ups, and what a token is good for --------------------------------------------------
 
+    def pairs_of(self, account: SandboxAccount) -> int:
+        """Count the pairs that an account has been issued."""
+        return sum(token.account is account for token in self._refresh_tokens.values())
+
     def is_good(self, refresh_token: str) -> bool:
         """Tell whether a refresh token could be spent now."""
         token = self._refresh_tokens.get(refresh_token)
@@ -243,16 +230,22 @@ class Vendor:
     def current_subdomain(self, refresh_token: str) -> Reply:
         """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
         token = self._refresh_tokens.get(refresh_token)
-        if token is None or token.account.disabled or token.expires_at <= self.now():
-            return problem(401, "Token has been revoked")
-        if token.spent and not self.unknowns.look_up_knows_spent:
-            return problem(401, "Token has been revoked")
-        return whereabouts(account_id=token.account.id, host=token.account.host)
+        known = token is not None and not (token.account.disabled or token.expires_at <= self.now())
+        if token is None or not known or (token.spent and not self.unknowns.look_up_knows_spent):
+            return self._looked_up("refresh_token", None, problem(401, "Token has been revoked"))
+        return self._looked_up("refresh_token", token.account)
 
     def subdomain(self, access_token: str) -> Reply:
         """Answer `GET https://www.amocrm.ru/oauth2/account/subdomain`."""
-        account = self.live_account(access_token)
-        return problem(401, None) if account is None else whereabouts(account_id=account.id, host=account.host)
+        return self._looked_up("access_token", self.live_account(access_token))
+
+    def _looked_up(self, kind: str, account: SandboxAccount | None, refusal: Reply | None = None) -> Reply:
+        if account is None:
+            reply, host = refusal or problem(401, None), ""
+        else:
+            reply, host = whereabouts(account_id=account.id, host=account.host), account.host
+        self.ledger.look_ups.append(LookUp(at=self.now(), kind=kind, host=host, status=reply.status))
+        return reply
 
     # --- the "disabled" hook ---------------------------------------------------------------------
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from amo_callback.web.private.problems import invalid
+
+if TYPE_CHECKING:
+    from amo_callback.errors import InvalidRequest
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -22,8 +25,18 @@ async def read_body(request: web.Request, shape: type[Body], *, wanted: str) -> 
         content = await asyncio.wait_for(request.read(), _PATIENCE)
         return shape.model_validate_json(content or b"{}")
     except ValidationError as error:
-        [first, *_] = error.errors(include_url=False, include_input=False)
-        name = str(first["loc"][0]) if first["loc"] else "body"
-        raise invalid(name[:_MAX_NAME], wanted) from None
+        raise misshapen(error, wanted) from None
     except (TimeoutError, web.RequestPayloadError):
-        raise invalid("body", "it did not come in time, or not whole") from None
+        raise unread() from None
+
+
+def misshapen(error: ValidationError, wanted: str) -> InvalidRequest:
+    """Return the error for a body of another shape: it names the field, and says what is `wanted`."""
+    [first, *_] = error.errors(include_url=False, include_input=False)
+    name = str(first["loc"][0]) if first["loc"] else "body"
+    return invalid(name[:_MAX_NAME], wanted)
+
+
+def unread() -> InvalidRequest:
+    """Return the error for a body that could not be read."""
+    return invalid("body", "it did not come in time, or not whole")

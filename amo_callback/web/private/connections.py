@@ -1,4 +1,4 @@
-"""Connections, shown and frozen; never a token."""
+"""Connections, shown and forgotten; never a token."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing_extensions import TypedDict
 from amo_callback.clock import rfc3339
 from amo_callback.identity import Scope
 from amo_callback.model import Filter, Reason, Status
-from amo_callback.web.keys import CUSTODY, LOG, STORE
+from amo_callback.web.keys import CUSTODY, STORE
 from amo_callback.web.operation import Time
 from amo_callback.web.private.authorization import require
 from amo_callback.web.private.events import EVENT, EventShape, event_shape
 from amo_callback.web.private.operation import SELECTS, operation
-from amo_callback.web.private.parameters import Paged, Text, read_query
+from amo_callback.web.private.parameters import Paged, Text, cut, read_query
 from amo_callback.web.private.problems import Code
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ def routes() -> Sequence[web.RouteDef]:
         web.get("/connections", index, allow_head=False),
         web.get("/connections/{id}", show, allow_head=False),
         web.delete("/connections/{id}", disconnect),
-        web.post("/connections/{id}/freeze", freeze),
-        web.post("/connections/{id}/thaw", thaw),
-        web.post("/freeze", freeze_all),
-        web.post("/thaw", thaw_all),
     ]
 
 
@@ -97,18 +93,7 @@ class ConnectionsPage(TypedDict):
     """The `cursor` of the next page; `null` on the last one."""
 
 
-@with_config(ConfigDict(use_attribute_docstrings=True))
-class FreezeShape(TypedDict):
-    """Whether anything is spent."""
-
-    frozen: bool
-    since: Time | None
-    why: str | None
-    open_attempts: int
-    """Refreshes that have not come to their end yet."""
-
-
-_EXAMPLE: ConnectionShape = {
+CONNECTION: ConnectionShape = {
     "id": "6ca5af66-2b5a-5a4f-9b53-5d9a6c0b6f5e",
     "account_id": "31920194",
     "user_id": "7",
@@ -132,24 +117,24 @@ _EXAMPLE: ConnectionShape = {
     scope=Scope.READ,
     query=ConnectionsQuery,
     answer=ConnectionsPage,
-    example={"items": [_EXAMPLE], "next_cursor": None},
+    example={"items": [CONNECTION], "next_cursor": None},
     problems=[Code.STORE_UNAVAILABLE],
 )
 async def index(request: web.Request) -> web.Response:
-    """List connections, by their ids."""
+    """List connections, by their ids; never a token."""
     require(request, Scope.READ)
     query = read_query(request, ConnectionsQuery)
     only = Filter(account_id=query.account_id, owner=query.owner, status=query.status, domain=query.domain)
-    limit = query.limit
     all_frozen = await request.app[STORE].frozen() is not None
-    found = await request.app[STORE].page(after=query.cursor or "", limit=limit + 1, only=only)
-    owners = await request.app[STORE].owners_of([connection.id for connection in found])
+    found = await request.app[STORE].page(after=query.cursor or "", limit=query.limit + 1, only=only)
+    items, last = cut(found, query.limit)
+    owners = await request.app[STORE].owners_of([connection.id for connection in items])
     page: ConnectionsPage = {
         "items": [
             connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen)
-            for connection in found[:limit]
+            for connection in items
         ],
-        "next_cursor": found[limit - 1].id if len(found) > limit else None,
+        "next_cursor": None if last is None else last.id,
     }
     return web.json_response(page)
 
@@ -158,16 +143,16 @@ async def index(request: web.Request) -> web.Response:
     "show_connection",
     scope=Scope.READ,
     answer=ShownConnection,
-    example={**_EXAMPLE, "events": [EVENT]},
+    example={**CONNECTION, "events": [EVENT]},
     problems=SELECTS,
 )
 async def show(request: web.Request) -> web.Response:
-    """Show one connection, with its last events."""
+    """Show one connection, with its last events; never a token."""
     require(request, Scope.READ)
     [connection, *_] = await request.app[CUSTODY].selection.find(request.match_info["id"])
     events = await request.app[STORE].events(connection_id=connection.id, limit=_LAST_EVENTS)
     shown: ShownConnection = {
-        **await _shape(request, connection),
+        **await shape_of(request, connection),
         "events": [event_shape(event) for event in events],
     }
     return web.json_response(shown)
@@ -177,7 +162,7 @@ async def show(request: web.Request) -> web.Response:
     "disconnect_connection",
     scope=Scope.ADMIN,
     answer=ConnectionShape,
-    example={**_EXAMPLE, "status": Status.DISCONNECTED, "access_expires_at": None, "next_refresh_at": None},
+    example={**CONNECTION, "status": Status.DISCONNECTED, "access_expires_at": None, "next_refresh_at": None},
     problems=(*SELECTS, Code.AMBIGUOUS, Code.FROZEN),
 )
 async def disconnect(request: web.Request) -> web.Response:
@@ -186,85 +171,11 @@ async def disconnect(request: web.Request) -> web.Response:
     custody = request.app[CUSTODY]
     connection = await custody.selection.only(request.match_info["id"])
     forgotten = await custody.farewell.disconnect(connection, why=f"asked by {key.name}")
-    return web.json_response(await _shape(request, forgotten))
+    return web.json_response(await shape_of(request, forgotten))
 
 
-@operation(
-    "freeze_connection",
-    scope=Scope.ADMIN,
-    answer=ConnectionShape,
-    example={**_EXAMPLE, "frozen": True},
-    problems=(*SELECTS, Code.AMBIGUOUS),
-)
-async def freeze(request: web.Request) -> web.Response:
-    """Spend nothing of one connection."""
-    return await _change(request, frozen=True)
-
-
-@operation(
-    "thaw_connection",
-    scope=Scope.ADMIN,
-    answer=ConnectionShape,
-    example=_EXAMPLE,
-    problems=(*SELECTS, Code.AMBIGUOUS),
-)
-async def thaw(request: web.Request) -> web.Response:
-    """Spend again of one connection."""
-    return await _change(request, frozen=False)
-
-
-async def _change(request: web.Request, *, frozen: bool) -> web.Response:
-    key = require(request, Scope.ADMIN)
-    custody = request.app[CUSTODY]
-    connection = await custody.selection.only(request.match_info["id"])
-    await (custody.freezer.freeze(connection) if frozen else custody.freezer.thaw(connection))
-    custody.refresher.wake()
-    request.app[LOG].info("freeze.asked", key=key.name, connection_id=connection.id, frozen=frozen)
-    return web.json_response(await _shape(request, await custody.selection.only(connection.id)))
-
-
-@operation(
-    "freeze_all",
-    scope=Scope.ADMIN,
-    answer=FreezeShape,
-    example={"frozen": True, "since": "2026-11-24T12:00:00Z", "why": "asked by admin", "open_attempts": 0},
-    problems=[Code.STORE_UNAVAILABLE],
-)
-async def freeze_all(request: web.Request) -> web.Response:
-    """Spend nothing from now on; `open_attempts` is how many refreshes have not come to their end yet."""
-    key = require(request, Scope.ADMIN)
-    await request.app[CUSTODY].freezer.freeze_all(why=f"asked by {key.name}")
-    return await _told(request)
-
-
-@operation(
-    "thaw_all",
-    scope=Scope.ADMIN,
-    answer=FreezeShape,
-    example={"frozen": False, "since": None, "why": None, "open_attempts": 0},
-    problems=[Code.STORE_UNAVAILABLE],
-)
-async def thaw_all(request: web.Request) -> web.Response:
-    """Spend again, on this machine from now on."""
-    require(request, Scope.ADMIN)
-    custody = request.app[CUSTODY]
-    await custody.freezer.thaw_all()
-    custody.refresher.wake()
-    return await _told(request)
-
-
-async def _told(request: web.Request) -> web.Response:
-    frozen = request.app[CUSTODY].freezer.frozen
-    told: FreezeShape = {
-        "frozen": frozen is not None,
-        "since": _time(frozen.at if frozen else None),
-        "why": frozen.why if frozen else None,
-        "open_attempts": len(await request.app[STORE].attempts()),
-    }
-    return web.json_response(told)
-
-
-async def _shape(request: web.Request, connection: Connection) -> ConnectionShape:
+async def shape_of(request: web.Request, connection: Connection) -> ConnectionShape:
+    """Return a connection as it is shown, with whose it is."""
     owners = await request.app[STORE].owners_of([connection.id])
     return connection_shape(connection, owners[connection.id])
 

@@ -15,7 +15,7 @@ from amo_callback.web.keys import STORE
 from amo_callback.web.operation import Time
 from amo_callback.web.private.authorization import require
 from amo_callback.web.private.operation import operation
-from amo_callback.web.private.parameters import Paged, Text, read_query
+from amo_callback.web.private.parameters import Paged, Text, cut, read_query
 from amo_callback.web.private.problems import Code
 
 if TYPE_CHECKING:
@@ -84,9 +84,10 @@ async def events(request: web.Request) -> web.Response:
     query = read_query(request, EventsQuery)
     before = None if query.cursor is None else int(query.cursor)
     found = await request.app[STORE].events(**whose(query.connection), before=before, limit=query.limit + 1)
+    items, last = cut(found, query.limit)
     page: EventsPage = {
-        "items": [event_shape(event) for event in found[: query.limit]],
-        "next_cursor": str(found[query.limit - 1].id) if len(found) > query.limit else None,
+        "items": [event_shape(event) for event in items],
+        "next_cursor": None if last is None else str(last.id),
     }
     return web.json_response(page)
 

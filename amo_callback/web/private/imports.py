@@ -13,11 +13,11 @@ from typing_extensions import TypedDict
 
 from amo_callback.errors import Busy, CommandFailed
 from amo_callback.identity import Scope
-from amo_callback.model import RefreshRules
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
 from amo_callback.transfer.plain import read_plain
 from amo_callback.web.keys import AMO, CIPHER, CLOCK, CUSTODY, LOG, SETTINGS, STORE
 from amo_callback.web.private.authorization import require
+from amo_callback.web.private.bodies import misshapen, unread
 from amo_callback.web.private.operation import operation
 from amo_callback.web.private.problems import Code, Problem, invalid, render
 
@@ -84,7 +84,7 @@ async def bring(request: web.Request) -> web.Response:
         plan,
         store=request.app[STORE],
         cipher=request.app[CIPHER],
-        rules=RefreshRules(**request.app[SETTINGS].refresh.model_dump()),
+        rules=request.app[SETTINGS].refresh.rules,
         random=random.random,
         source=f"the API key {key.name}",
         advance=lambda _done: None,
@@ -111,11 +111,9 @@ async def _read(request: web.Request) -> ImportBody:
                     raise web.HTTPRequestEntityTooLarge(max_size=MOST, actual_size=len(content))
         return ImportBody.model_validate_json(bytes(content))
     except ValidationError as error:
-        [first, *_] = error.errors(include_url=False, include_input=False)
-        name = str(first["loc"][0]) if first["loc"] else "body"
-        raise invalid(name[:64], 'the body is {"connections": [{…}, …], "replace": false}') from None
+        raise misshapen(error, 'the body is {"connections": [{…}, …], "replace": false}') from None
     except (TimeoutError, web.RequestPayloadError):
-        raise invalid("body", "it did not come in time, or not whole") from None
+        raise unread() from None
 
 
 async def _plan(request: web.Request, body: ImportBody) -> Plan:

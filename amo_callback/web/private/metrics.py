@@ -29,7 +29,7 @@ def routes(*, guarded: bool) -> Sequence[web.RouteDef]:
 async def metrics(request: web.Request) -> web.Response:
     """Tell what is counted and how the service does, in Prometheus's text format."""
     return web.Response(
-        body=request.app[METRICS].text(request.app[READINESS].standing()), headers={"Content-Type": _TYPE}
+        body=request.app[METRICS].text(request.app[READINESS].condition()), headers={"Content-Type": _TYPE}
     )
 
 

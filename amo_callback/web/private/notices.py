@@ -15,7 +15,7 @@ from amo_callback.web.keys import LOG, STORE
 from amo_callback.web.operation import Time
 from amo_callback.web.private.authorization import require
 from amo_callback.web.private.operation import operation
-from amo_callback.web.private.parameters import Paged, read_query
+from amo_callback.web.private.parameters import Paged, cut, read_query
 from amo_callback.web.private.problems import Code
 
 if TYPE_CHECKING:
@@ -95,9 +95,10 @@ async def index(request: web.Request) -> web.Response:
     require(request, Scope.READ)
     query = read_query(request, NoticesQuery)
     found = await request.app[STORE].notices(after=int(query.cursor or "0"), limit=query.limit + 1)
+    items, last = cut(found, query.limit)
     page: NoticesPage = {
-        "items": [notice_shape(notice) for notice in found[: query.limit]],
-        "next_cursor": str(found[query.limit - 1].number) if len(found) > query.limit else None,
+        "items": [notice_shape(notice) for notice in items],
+        "next_cursor": None if last is None else str(last.number),
     }
     return web.json_response(page)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from amo_callback.web.operation import Handler, Operation, Reply, describe
-from amo_callback.web.private.problems import STATUSES, Code, ProblemShape
+from amo_callback.web.private.problems import STATUSES, TODO, Code, ProblemShape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +50,6 @@ def operation(
     query: type[BaseModel] | None = None,
     body: type[BaseModel] | None = None,
     named: object = Selector,
-    status: int = 200,
     problems: Iterable[Code] = (),
     more: Mapping[int, Reply] | None = None,
 ) -> Callable[[Handler], Handler]:
@@ -63,19 +62,19 @@ def operation(
         codes |= {Code.UNAUTHORIZED, Code.FORBIDDEN}
     if query is not None or body is not None:
         codes.add(Code.INVALID_REQUEST)
-    replies = {status: Reply(about="Done.", shape=answer, examples={} if example is None else {"answer": example})}
-    replies |= {one: _problem(one, [code for code in Code if code in codes and STATUSES[code] == one]) for one in
-                sorted({STATUSES[code] for code in codes})}  # fmt: skip
+    replies = {200: Reply(about="Done.", shape=answer, examples={} if example is None else {"answer": example})}
+    for status in sorted({STATUSES[code] for code in codes}):
+        replies[status] = _problem(status, [code for code in Code if code in codes and STATUSES[code] == status])
     if body is not None:
         replies[_TOO_LARGE] = _problem(_TOO_LARGE, [Code.INVALID_REQUEST])
-    told = {**replies, **(more or {})}
-    return describe(Operation(id=name, scope=scope, path={"id": named}, query=query, body=body, replies=told))
+    replies |= more or {}
+    return describe(Operation(id=name, scope=scope, path={"id": named}, query=query, body=body, replies=replies))
 
 
 def _problem(status: int, codes: list[Code]) -> Reply:
     headers = {401: ("WWW-Authenticate",)}.get(status, ())
     return Reply(
-        about=", ".join(f"`{code}`" for code in codes),
+        about="\n".join(f"- `{code}`: {TODO[code]}" for code in codes),
         shape=Annotated[
             ProblemShape,
             Field(json_schema_extra={"properties": {"code": {"enum": [code.value for code in codes]}}}),

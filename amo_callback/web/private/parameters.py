@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from amo_callback.web.private.problems import invalid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiohttp import web
 
 _DEFAULT, _MOST = 50, 200
@@ -41,6 +43,14 @@ class Paged(Query):
 
     limit: Annotated[int, Field(ge=1, le=_MOST), WHOLE] = _DEFAULT
     """a whole number from 1 to 200: how many items at most"""
+
+
+Item = TypeVar("Item")
+
+
+def cut(found: Sequence[Item], limit: int) -> tuple[Sequence[Item], Item | None]:
+    """Return a page, and its last item where another one follows: so one more than `limit` has to be looked for."""
+    return found[:limit], found[limit - 1] if len(found) > limit else None
 
 
 Shape = TypeVar("Shape", bound=Query)

@@ -69,6 +69,22 @@ STATUSES = {
 }
 """The status that goes with each code; what HTTP itself refuses (405, 413) is `invalid_request` with its own."""
 
+TODO = {
+    Code.INVALID_REQUEST: "mend the request (405: its method); `detail` names the field",
+    Code.UNAUTHORIZED: "send a key that is in `api.keys`",
+    Code.FORBIDDEN: "send a key that has the `scope`",
+    Code.NOT_FOUND: "there is no such connection, or it was disconnected",
+    Code.NEEDS_REAUTH: "the person has to connect again, at `reconnect_url`; `reason` says why",
+    Code.AMBIGUOUS: "more than one connection fits, and one must be meant: name it by its id",
+    Code.INTERNAL_ERROR: "try again later: a bug, which the log tells as `http.bug`",
+    Code.AMO_REFUSED: "the account is not paid, or amoCRM blocks it: its owner has to mend that",
+    Code.AMO_UNAVAILABLE: "try again after `Retry-After` seconds",
+    Code.AMO_CREDENTIALS: "try again after `Retry-After` seconds; the administrator has to mend it: see `/readyz`",
+    Code.FROZEN: "try again after `Retry-After` seconds; somebody has to thaw it: see `/readyz`",
+    Code.STORE_UNAVAILABLE: "try again after `Retry-After` seconds",
+}
+"""What a backend should do."""
+
 
 @with_config(ConfigDict(use_attribute_docstrings=True))
 class RefusedRecord(TypedDict):

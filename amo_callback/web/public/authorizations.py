@@ -44,7 +44,7 @@ def routes(base: str) -> Sequence[web.RouteDef]:
     failures={429: [FailureCode.RATE_LIMITED], 503: [FailureCode.AMO_UNAVAILABLE]},
 )
 async def start(request: web.Request) -> web.Response:
-    """Start a grant for the app's user."""
+    """Start a grant for the app's user: where to send the browser, and the state that will come back."""
     user = await user_of(request)
     given = read_request(await read_body(request, StartBody, wanted=_WANTED), user=user)
     started = await request.app[AUTHORIZATIONS].start(given)

@@ -58,7 +58,7 @@ class CallbackQuery(BaseModel):
     },
 )
 async def callback(request: web.Request) -> web.Response:
-    """Complete the grant and lead the person back to the app."""
+    """Exchange the code that AMO's redirect brings, store the pair, and lead the person back to the app."""
     if is_prefetch(request):
         return web.Response(status=204)
     redirect = request.app[AMO].read_redirect(raw_query(request))

@@ -25,7 +25,8 @@ from amo_callback.web.keys import LOG
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-_CODES = {404: FailureCode.NOT_FOUND, 405: FailureCode.METHOD_NOT_ALLOWED}
+CODES = {404: FailureCode.NOT_FOUND, 405: FailureCode.METHOD_NOT_ALLOWED}
+"""What HTTP itself refuses; the rest of it is a bad request."""
 
 _MESSAGES = {
     "account_not_allowed": "This amoCRM account cannot be connected here.",
@@ -93,7 +94,7 @@ def _answer(status: int, code: FailureCode, message: str) -> web.Response:
 
 def _http_error(error: web.HTTPException) -> web.Response:
     phrase = HTTPStatus(error.status).phrase
-    code = _CODES.get(error.status, FailureCode.INVALID_REQUEST)
+    code = CODES.get(error.status, FailureCode.INVALID_REQUEST)
     answer = failure(code, f"{error.status} {phrase}", status=error.status)
     if "Allow" in error.headers:
         answer.headers["Allow"] = error.headers["Allow"]

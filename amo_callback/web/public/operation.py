@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from amo_callback.web.answers import FailureCode, FailureShape, Success
+from amo_callback.web.answers import TODO, FailureCode, FailureShape, Success
 from amo_callback.web.operation import Handler, Jwt, Operation, Reply, describe
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def page_operation(
 
 def _failure(status: int, codes: Sequence[FailureCode]) -> Reply:
     return Reply(
-        about=", ".join(f"`{code}`" for code in codes),
+        about="\n".join(f"- `{code}`: {TODO[code]}" for code in codes),
         shape=Annotated[
             FailureShape,
             Field(json_schema_extra={"properties": {"error": {"enum": [code.value for code in codes]}}}),

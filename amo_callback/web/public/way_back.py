@@ -33,7 +33,7 @@ class Way(Enum):
 
 def choose_way(app: App, redirect: Redirect, request: web.Request) -> Way:
     """Choose by who calls: AMO's server gets plain text, browsers a page, whatever else a redirect."""
-    html = accepts_html(request)
+    html = _accepts_html(request)
     if redirect.from_server or (redirect.from_widget and not html):
         return Way.PLAIN
     if app.return_mode == "page" or (app.return_mode == "auto" and html):
@@ -41,7 +41,7 @@ def choose_way(app: App, redirect: Redirect, request: web.Request) -> Way:
     return Way.REDIRECT
 
 
-def accepts_html(request: web.Request) -> bool:
+def _accepts_html(request: web.Request) -> bool:
     """Tell whether `Accept` names HTML; `*/*` does not count."""
     for item in ",".join(request.headers.getall("Accept", [])).split(","):
         kind, *parameters = (part.strip().lower() for part in item.split(";"))
@@ -54,11 +54,11 @@ def _refused(parameters: list[str]) -> bool:
     return any(p.startswith("q=") and not p.removeprefix("q=").strip("0.") for p in parameters)
 
 
-def link_to_app(app: App, outcome: Outcome, *, state: bytes | None) -> str | None:
+def _link_to_app(app: App, outcome: Outcome, *, state: bytes | None) -> str | None:
     """Return the deep link that tells an outcome; `None` while there is none to tell."""
     if outcome.status is GrantStatus.EXCHANGING:
         return None
-    state = state_for_app(outcome, state)
+    state = _state_for_app(outcome, state)
     if outcome.error is not None:
         return failure_link(app.deep_link, error=outcome.error, state=state)
     code = outcome.code
@@ -67,7 +67,7 @@ def link_to_app(app: App, outcome: Outcome, *, state: bytes | None) -> str | Non
     return success_link(app.deep_link, hand_back=app.hand_back, code=code, state=state)
 
 
-def state_for_app(outcome: Outcome, state: bytes | None) -> bytes | None:
+def _state_for_app(outcome: Outcome, state: bytes | None) -> bytes | None:
     """Return what the app gets back for the state that came: its own, or where its grant began here the one it gave."""
     return outcome.handed_back if state == outcome.state else state
 
@@ -79,8 +79,8 @@ def show(request: web.Request, outcome: Outcome, *, state: bytes | None, again: 
     view = View(
         variant=outcome.error or outcome.status.value,
         status=status_of(outcome.error) if outcome.error is not None else 200,
-        link=link_to_app(request.app[SETTINGS].app, outcome, state=state),
-        sends=connected and not tried and visitor_of(request).may_be_sent,
+        link=_link_to_app(request.app[SETTINGS].app, outcome, state=state),
+        sends=connected and not tried and _visitor_of(request).may_be_sent,
         tried=tried,
         again=again if outcome.status is GrantStatus.FAILED else None,
         domain=outcome.domain if connected else None,
@@ -108,9 +108,9 @@ def lead_back(request: web.Request, way: Way, *, outcome: Outcome, state: bytes 
         return show(request, outcome, state=state)
     if way is Way.PLAIN and outcome.error is None:
         return web.Response(text=f"{outcome.status.value}\n")  # also while it goes on: AMO's server cannot wait
-    link = link_to_app(request.app[SETTINGS].app, outcome, state=state)
+    link = _link_to_app(request.app[SETTINGS].app, outcome, state=state)
     if link is None or way is Way.PLAIN:
-        return fail(request, way, error=outcome.error or LATE, state=state_for_app(outcome, state))
+        return fail(request, way, error=outcome.error or LATE, state=_state_for_app(outcome, state))
     return send_on(302, link)
 
 
@@ -141,7 +141,7 @@ def return_address(request: web.Request, outcome: Outcome) -> str:
     return f"{request.app[SETTINGS].server.base_path}/return/{outcome.handle}"
 
 
-def visitor_of(request: web.Request) -> Visitor:
+def _visitor_of(request: web.Request) -> Visitor:
     """Return who has sent a request."""
     return read_visitor(
         user_agent=request.headers.get("User-Agent", ""),
@@ -150,7 +150,7 @@ def visitor_of(request: web.Request) -> Visitor:
 
 
 def _page(request: web.Request, view: View) -> web.Response:
-    visitor, package = visitor_of(request), request.app[SETTINGS].app.android_package
+    visitor, package = _visitor_of(request), request.app[SETTINGS].app.android_package
     if view.link and package and visitor.kind is Kind.ANDROID:
         view = dataclasses.replace(view, intent=intent_link(view.link, package=package))
     return request.app[PAGES].render(view, visitor)

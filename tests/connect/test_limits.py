@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.alone import Alone
+from amo_callback.connect.limits import Rooms, Unproven, room_for
 from amo_callback.errors import Crowded, StoreUnavailable, TooManyUnproven
-from amo_callback.limits import Rooms, Unproven, room_for
 from amo_callback.ports import Priority
 
 if TYPE_CHECKING:

@@ -114,6 +114,29 @@ class Rooms:
         return self._turns[priority]
 
 
+class Limits:
+    """How many codes of one address may be on their way to AMO, and how many grants may be started."""
+
+    def __init__(self, *, unproven: int, window: float, requests_per_second: float, shared: Shared) -> None:
+        self._requests_per_second = requests_per_second
+        self.codes = Unproven(kind="codes", places=unproven, window=window, shared=shared)
+        self.starts = Unproven(kind="starts", places=unproven, window=window, shared=shared)
+        self.links = Unproven(kind="links", places=self._links(window), window=window, shared=shared)
+
+    def change(self, *, unproven: int, window: float) -> None:
+        """Have others from now on."""
+        for limit in (self.codes, self.starts):
+            limit.change(places=unproven, window=window)
+        self.links.change(places=self._links(window), window=window)
+
+    def _links(self, window: float) -> int:
+        """Return how many plain links are followed in a window: half of what people can have exchanged.
+
+        The other half is for codes that began elsewhere.
+        """
+        return room_for(per_second=self._requests_per_second / 2, seconds=window)
+
+
 def room_for(*, per_second: float, seconds: float) -> int:
     """Return how many can have their turn within so many seconds, where refreshes take every other slot."""
     return max(1, int(per_second / 2 * seconds))

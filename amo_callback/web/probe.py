@@ -1,12 +1,12 @@
-"""The answer to `amo-callback check`, which asks by the public address what arrives here."""
+"""The answer to whoever asks, with our keys, whether this is us, and whom we see: on both doors."""
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING
 
 from amo_callback import probe
 from amo_callback.web.keys import CIPHER, PROXIES
+from amo_callback.web.peer import peer_of
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -17,9 +17,8 @@ async def answer_probe(request: web.Request, response: web.StreamResponse) -> No
     question = request.headers.get(probe.HEADER)
     if question is None or request.method != "HEAD":
         return
-    listener = request.get_extra_info("socket")
     seen = probe.Seen(
-        peer=None if listener is not None and listener.family == socket.AF_UNIX else request.remote,
+        peer=peer_of(request),
         forwarded="X-Forwarded-For" in request.headers,
         client=request.app[PROXIES].client_of(request),
     )

@@ -1,0 +1,114 @@
+"""What one setting may be, by itself; what is wrong with it is said without quoting a secret."""
+
+from __future__ import annotations
+
+import base64
+import re
+from ipaddress import ip_network
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from amo_callback.database_url import check_url
+from amo_callback.identity import read_api_keys
+from amo_callback.webhook import read_secrets
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+
+
+def _door(value: str) -> str:
+    if value.startswith("unix:/"):
+        return value
+    match = _ADDRESS.fullmatch(value)
+    if match is None or int(match["port"]) > 65535:
+        raise ValueError('must be "host:port" or "unix:/path"')
+    return value
+
+
+def _web_address(value: str) -> str:
+    """Require https, or http on this machine: nothing secret goes out unencrypted."""
+    parts = urlsplit(value)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not hold a user name or password")
+    if parts.scheme == "https" and parts.hostname:
+        return value
+    if parts.scheme == "http" and parts.hostname in _LOOPBACK:
+        return value
+    raise ValueError("must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost)")
+
+
+def _encryption_keys(value: SecretStr) -> SecretStr:
+    lines = value.get_secret_value().split()
+    if not lines:
+        raise ValueError("must hold at least one key: amo-callback keygen makes one")
+    for number, line in enumerate(lines, start=1):
+        try:
+            good = len(base64.urlsafe_b64decode(line)) == 32
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"line {number} is no key: amo-callback keygen makes one")
+    return value
+
+
+def _api_keys(value: SecretStr) -> SecretStr:
+    read_api_keys(value.get_secret_value())
+    return value
+
+
+def _jwt_secret(value: SecretStr) -> SecretStr:
+    from amo_callback.identity.signatures import read_secret  # noqa: PLC0415 -- because few have JWTs
+
+    read_secret(value.get_secret_value())
+    return value
+
+
+def _notify_secret(value: SecretStr) -> SecretStr:
+    read_secrets(value.get_secret_value())
+    return value
+
+
+def _split(value: object) -> object:
+    """Read a list from the environment or a secret file: separated by commas or white space."""
+    return tuple(re.findall(r"[^\s,]+", value)) if isinstance(value, str) else value
+
+
+_NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}")
+
+
+def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Take hosts, and suffixes of two labels or more: `.com` would show our secret to the whole of it."""
+    lowered = tuple(value.lower() for value in values)
+    for value in lowered:
+        if not _NAME.fullmatch(value.removeprefix(".")):
+            raise ValueError(f'{value!r} is neither "host" nor ".suffix" of two labels or more')
+    return lowered
+
+
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        ip_network(value, strict=False)
+    return values
+
+
+def _store_url(value: SecretStr) -> SecretStr:
+    check_url(value.get_secret_value())
+    return value
+
+
+Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
+Door = Annotated[str, AfterValidator(_door)]
+WebAddress = Annotated[str, AfterValidator(_web_address), Field(json_schema_extra={"format": "uri"})]
+Text = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]
+Domains = Annotated[Words, AfterValidator(_domains)]
+Networks = Annotated[Words, AfterValidator(_networks)]
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_store_url)]
+"""A secret, since it may hold a password."""
+EncryptionKeys = Annotated[SecretStr, AfterValidator(_encryption_keys)]
+ApiKeyLines = Annotated[SecretStr, AfterValidator(_api_keys)]
+JwtSecret = Annotated[SecretStr, AfterValidator(_jwt_secret)]
+NotifySecret = Annotated[SecretStr, AfterValidator(_notify_secret)]

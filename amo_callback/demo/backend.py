@@ -1,0 +1,72 @@
+"""A backend of the company's: it takes tokens through the private door, and looks at the service as monitoring does."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import aiohttp
+
+_FRESH = 1
+"""Seconds that a token must have left: the demo's live for half a minute."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What the service has answered."""
+
+    status: int
+    content: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def words(self) -> str:
+        """The answer in words."""
+        if self.status == 200 and "expires_in" in self.content:
+            left = f"a token with {self.content['expires_in']} s left"
+            return f"{left}, stale: {self.content['reason']}" if self.content.get("stale") else left
+        return f"{self.content.get('code', '')} {self.content.get('reason') or ''}".strip()
+
+
+class Backend:
+    """Whoever holds an API key."""
+
+    def __init__(self, http: aiohttp.ClientSession, *, private: str, key: str) -> None:
+        self._http = http
+        self._base = f"http://{private}"
+        self._headers = {"Authorization": f"Bearer {key}"}
+
+    async def connections(self) -> Sequence[Mapping[str, Any]]:
+        """Return the connections that are not forgotten, oldest first."""
+        answer = await self._ask("GET", "/connections")
+        living = [item for item in answer.content.get("items", ()) if item["status"] != "disconnected"]
+        return sorted(living, key=lambda item: str(item["account_id"]))
+
+    async def token(self, connection: str) -> Answer:
+        """Take a token."""
+        return await self._ask("GET", f"/connections/{connection}/token?min_ttl={_FRESH}")
+
+    async def refresh(self, connection: str) -> Answer:
+        """Ask for a new token now."""
+        return await self._ask("POST", f"/connections/{connection}/refresh")
+
+    async def reject(self, connection: str, *, times: int) -> Sequence[Answer]:
+        """Say so many times at once that AMO has answered 401 to the token that is handed out now."""
+        token = await self.token(connection)
+        if token.status != 200:
+            return [token]
+        rejected = {"rejected_access_token": token.content["access_token"]}
+        asked = (self._ask("POST", f"/connections/{connection}/refresh", rejected) for _ in range(times))
+        return await asyncio.gather(*asked)
+
+    async def not_ready(self) -> Sequence[str]:
+        """Return which checks of `/readyz` are red."""
+        answer = await self._ask("GET", "/readyz")
+        return [name for name, check in answer.content["checks"].items() if not check["ok"]]
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> Answer:
+        async with self._http.request(method, self._base + path, json=body, headers=self._headers) as response:
+            return Answer(status=response.status, content=await response.json(content_type=None))

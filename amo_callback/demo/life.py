@@ -1,0 +1,122 @@
+"""The life of the connections, as it can be seen from outside: looked at again and again, and shown in two places."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from amo_callback.amo.sandbox.app import Sandbox
+    from amo_callback.demo.backend import Answer, Backend
+    from amo_callback.ports import Clock
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionLife:
+    """One connection, now."""
+
+    id: str
+    account_id: str
+    domain: str
+    status: str
+    reason: str
+    pairs: int
+    """How many pairs AMO has issued to this account."""
+    left: float
+    """Seconds that the access token has left."""
+    life: float
+    """Seconds that an access token lives."""
+    due_in: float | None
+    """Seconds until it is refreshed; `None` where it will not be."""
+    backend_status: int
+    backend_words: str
+    """What a backend is answered that asks for a token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Life:
+    """Everything that is shown, now."""
+
+    connections: Sequence[ConnectionLife] = ()
+    not_ready: Sequence[str] = ()
+    """The checks of `/readyz` that are red."""
+    away: bool = False
+    """Whether AMO is."""
+    issued: int = 0
+    """Refresh tokens that AMO has issued."""
+    spent: int = 0
+    again: int = 0
+    """Presentations of what had been spent before: one for each answer that was lost."""
+
+
+class Watcher:
+    """Look at the service through its private door, and at what AMO has noted."""
+
+    def __init__(self, backend: Backend, sandbox: Sandbox, *, clock: Clock, seen: Callable[[Life], None]) -> None:
+        self._backend = backend
+        self._sandbox = sandbox
+        self._clock = clock
+        self._seen = seen
+        self.life = Life()
+
+    async def run(self) -> None:
+        """Look until cancelled; a look at a service that does not answer shows what was seen last."""
+        while True:
+            with suppress(aiohttp.ClientError, TimeoutError):
+                self.life = await self._look()
+            self._seen(self.life)
+            await self._clock.sleep(LOOK_EVERY)
+
+    async def _look(self) -> Life:
+        vendor = self._sandbox.vendor
+        pairs = {str(account.id): vendor.pairs_of(account) for account in vendor.accounts}
+        connections = [
+            connection_life(
+                item,
+                answer=await self._backend.token(item["id"]),
+                now=self._clock.now(),
+                pairs=pairs.get(item["account_id"], 0),
+                life=vendor.lives.access,
+            )
+            for item in await self._backend.connections()
+        ]
+        return Life(
+            connections=connections,
+            not_ready=await self._backend.not_ready(),
+            away=self._sandbox.faults.standing is not None,
+            issued=len(vendor.ledger.issued),
+            spent=sum(entry.spent for entry in vendor.ledger.refreshes()),
+            again=vendor.ledger.doubles(),
+        )
+
+
+def connection_life(
+    item: Mapping[str, Any], *, answer: Answer, now: datetime, pairs: int, life: float
+) -> ConnectionLife:
+    """Return how a connection does, of which the private door has told `item`, and whose token's `answer` came."""
+    return ConnectionLife(
+        id=item["id"],
+        account_id=item["account_id"],
+        domain=item["domain"],
+        status=item["status"],
+        reason=item["reason"] or "",
+        pairs=pairs,
+        left=max(0.0, _seconds_to(item["access_expires_at"], now) or 0.0),
+        life=life,
+        due_in=_seconds_to(item["next_refresh_at"], now) if item["status"] == "active" else None,
+        backend_status=answer.status,
+        backend_words=answer.words,
+    )
+
+
+def _seconds_to(moment: str | None, now: datetime) -> float | None:
+    return None if moment is None else (datetime.fromisoformat(moment) - now).total_seconds()

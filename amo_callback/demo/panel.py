@@ -1,0 +1,68 @@
+"""The panel: the phone, and beside it the connections' life, what may be tried, and what everybody says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from amo_callback.demo.trials import TRIALS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from amo_callback.demo.life import Life
+    from amo_callback.demo.render import Renderer
+    from amo_callback.demo.story import Line, Story
+    from amo_callback.demo.trials import Trials
+
+
+class Panel:
+    """Its routes."""
+
+    def __init__(
+        self, *, life: Callable[[], Life], story: Story, trials: Trials, renderer: Renderer, curl: str
+    ) -> None:
+        self._life = life
+        self._story = story
+        self._trials = trials
+        self._renderer = renderer
+        self._curl = curl
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """Return the panel's routes."""
+        return [
+            web.get("/", self._page),
+            web.get("/life", self._now),
+            web.post("/trials/{name}", self._try),
+        ]
+
+    async def _page(self, _request: web.Request) -> web.Response:
+        return self._renderer.page("panel.html", trials=TRIALS, curl=self._curl)
+
+    async def _now(self, request: web.Request) -> web.Response:
+        seen = request.query.get("after", "")
+        after = int(seen) if seen.isdecimal() and len(seen) < 10 else 0
+        lines = [told(line) for line in self._story.lines if line.number > after]
+        return web.json_response({**asdict(self._life()), "lines": lines}, headers={"Cache-Control": "no-store"})
+
+    async def _try(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/json":  # which no page of another origin may send unasked
+            return web.Response(status=415)
+        connection = request.query.get("connection", "")
+        found = next((one for one in self._life().connections if one.id == connection), None)
+        done = await self._trials.run(request.match_info["name"], found)
+        return web.Response(status=204 if done else 404)
+
+
+def told(line: Line) -> Mapping[str, object]:
+    """Return a line as the page shows it."""
+    return {
+        "number": line.number,
+        "at": f"{line.at:%H:%M:%S}",
+        "who": line.who,
+        "says": line.says,
+        "domain": line.domain,
+        "level": line.level,
+    }

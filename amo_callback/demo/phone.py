@@ -1,0 +1,156 @@
+"""The mobile app, as a page: it starts a connect, takes the deep link, asks `exchange-code` and `status`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import jwt
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import aiohttp
+
+    from amo_callback.demo.render import Renderer
+    from amo_callback.ports import Clock
+
+USER = "42"
+AUDIENCE = "demo"
+_SHOWN = 10
+"""Characters of a code that are shown: the whole of it is nobody's business, and too long."""
+_STARTS = 20
+"""Connects that are remembered at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One request of the app's to the service, and the answer, as they are shown."""
+
+    request: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Screen:
+    """What the app shows of its last connect."""
+
+    title: str = ""
+    connected: bool = False
+    text: str = ""
+    link: str = ""
+    """The deep link that came, as the phone would have had it."""
+    calls: Sequence[Call] = ()
+
+
+class Phone:
+    """The app of one user."""
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        *,
+        public: str,
+        deep_link: str,
+        jwt_secret: str,
+        renderer: Renderer,
+        clock: Clock,
+    ) -> None:
+        self._http = http
+        self._base = f"http://{public}/api/amo-crm"
+        self._deep_link = deep_link
+        self._secret = jwt_secret
+        self._renderer = renderer
+        self._clock = clock
+        self._verifiers: dict[str, str] = {}
+        """By the state of each connect that has begun: what proves that it began here."""
+        self._screen = Screen()
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """Return the app's pages."""
+        return [
+            web.get("/phone", self._home),
+            web.get("/phone/connect", self._connect),
+            web.get("/phone/return", self._return),
+            web.get("/phone/status", self._status),
+            web.post("/phone/disconnect", self._disconnect),
+        ]
+
+    async def _home(self, _request: web.Request) -> web.Response:
+        status = await self._ask("GET", "/status")
+        return self._renderer.page("phone.html", screen=self._screen, status=status.get("data") or {})
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response((await self._ask("GET", "/status")).get("data"))
+
+    async def _connect(self, _request: web.Request) -> web.Response:
+        verifier = secrets.token_urlsafe(32)
+        digest = hashlib.sha256(verifier.encode()).digest()
+        challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        started = await self._ask(
+            "POST", "/authorizations", {"code_challenge": challenge, "code_challenge_method": "S256"}
+        )
+        if not started.get("success"):
+            self._screen = Screen(title="Not started", text=str(started.get("message")))
+            return _to("/phone")
+        while len(self._verifiers) >= _STARTS:
+            del self._verifiers[next(iter(self._verifiers))]
+        self._verifiers[started["data"]["state"]] = verifier
+        return _to(started["data"]["authorize_url"])
+
+    async def _return(self, request: web.Request) -> web.Response:
+        """Do what the app does with a deep link: compare the state, handle each link once, then ask."""
+        code, state = request.query.get("code"), request.query.get("state", "")
+        verifier = self._verifiers.pop(state, None)
+        if verifier is None:
+            return _to("/phone")  # handled already, or none of ours
+        link = f"{self._deep_link}?{shortened(request.query)}"
+        if code is None:
+            word = request.query.get("error", "")
+            self._screen = Screen(title="Not connected", text=f"The deep link says error={word}.", link=link)
+            return _to("/phone")
+        answer = await self._ask("POST", "/exchange-code", {"code": code, "code_verifier": verifier})
+        call = Call(
+            request=f'POST /exchange-code {{"code": "{code[:_SHOWN]}…", "code_verifier": "…"}}', answer=_json(answer)
+        )
+        self._screen = Screen(
+            title="Back in the app" if answer.get("success") else "Not connected",
+            connected=bool(answer.get("success")),
+            text="The state is the one the app made.",
+            link=link,
+            calls=[call],
+        )
+        return _to("/phone")
+
+    async def _disconnect(self, _request: web.Request) -> web.Response:
+        answer = await self._ask("POST", "/disconnect")
+        call = Call(request="POST /disconnect", answer=_json(answer))
+        self._screen = Screen(title="Disconnected", calls=[call])
+        return _to("/phone")
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> dict[str, Any]:
+        now = self._clock.now()
+        claims = {"sub": USER, "aud": AUDIENCE, "exp": now + timedelta(minutes=5)}
+        headers = {"Authorization": f"Bearer {jwt.encode(claims, self._secret, algorithm='HS256')}"}
+        async with self._http.request(method, self._base + path, json=body, headers=headers) as response:
+            answer: dict[str, Any] = await response.json(content_type=None)
+        return answer
+
+
+def shortened(query: Mapping[str, str]) -> str:
+    """Return a deep link's query with its values cut short."""
+    return "&".join(f"{name}={value[:_SHOWN]}{'…' * (len(value) > _SHOWN)}" for name, value in query.items())
+
+
+def _json(answer: Mapping[str, Any]) -> str:
+    return json.dumps(answer, indent=1, ensure_ascii=False)
+
+
+def _to(address: str) -> web.Response:
+    return web.Response(status=303, headers={"Location": address})

@@ -1,0 +1,162 @@
+"""What happens, told in sentences: by the service, by AMO, and by whoever tries something."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from amo_callback.amo.sandbox.ledger import Entry, LookUp
+from amo_callback.event import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from amo_callback.amo.sandbox.ledger import Ledger
+    from amo_callback.event import Event
+    from amo_callback.ports import Clock
+
+SERVICE, AMO, YOU = "service", "amoCRM", "you"
+_KEPT = 200
+"""Lines."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One sentence, and whose it is."""
+
+    number: int
+    at: datetime
+    who: str
+    says: str
+    domain: str = ""
+    level: Level = Level.INFO
+
+
+class Story:
+    """The lines so far; it is an observer, and takes what AMO's ledger has as well."""
+
+    def __init__(self, *, clock: Clock, ledger: Ledger, told: Callable[[Line], None]) -> None:
+        self._clock = clock
+        self._ledger = ledger
+        self._read = self._looked_up = 0
+        self._told = told
+        self._number = 0
+        self._lines: deque[Line] = deque(maxlen=_KEPT)
+
+    @property
+    def lines(self) -> Sequence[Line]:
+        """The last lines, oldest first."""
+        return tuple(self._lines)
+
+    def __call__(self, event: Event) -> None:
+        """Tell an event, after what AMO has noted before it."""
+        self.catch_up()
+        says = sentence(event)
+        if says is not None:
+            self.say(SERVICE, says, domain=str(event.fields.get("domain", "")), level=event.level)
+
+    def catch_up(self) -> None:
+        """Tell what AMO has noted since."""
+        entries, look_ups = self._ledger.entries[self._read :], self._ledger.look_ups[self._looked_up :]
+        self._read += len(entries)
+        self._looked_up += len(look_ups)
+        both: list[Entry | LookUp] = [*entries, *look_ups]
+        for noted in sorted(both, key=lambda noted: noted.at):
+            level = Level.INFO if noted.status == 200 else Level.WARNING
+            self.say(AMO, noted_as(noted), domain=noted.host, level=level, at=noted.at)
+
+    def say(
+        self, who: str, says: str, *, domain: str = "", level: Level = Level.INFO, at: datetime | None = None
+    ) -> None:
+        """Tell a sentence."""
+        self._number += 1
+        line = Line(number=self._number, at=at or self._clock.now(), who=who, says=says, domain=domain, level=level)
+        self._lines.append(line)
+        self._told(line)
+
+
+class Aside(io.StringIO):
+    """A stream whose lines go into the story: for a log that would write over a live table."""
+
+    def __init__(self, story: Story) -> None:
+        super().__init__()
+        self._story = story
+
+    def write(self, text: str) -> int:
+        """Tell each line."""
+        for line in filter(None, text.splitlines()):
+            self._story.say(SERVICE, line, level=Level.WARNING)
+        return len(text)
+
+
+def noted_as(entry: Entry | LookUp) -> str:
+    """Tell what AMO has noted: of a credential that was presented, or of a question about a token."""
+    if isinstance(entry, LookUp):
+        what = "a refresh token" if entry.kind == "refresh_token" else "an access token"
+        return f"Asked about {what}, which spends nothing: it is good{'' if entry.status == 200 else ' no more'}."
+    what = "An authorization code" if entry.kind == "authorization_code" else "A refresh token"
+    if entry.spent:
+        return f"{what} is presented, and is spent: here is a new pair."
+    if entry.status is None:
+        return f"{what} arrives, and nobody looks at it."
+    return f"{what} is presented: {entry.status}{f', {entry.hint}' if entry.hint else ''}."
+
+
+def sentence(event: Event) -> str | None:
+    """Tell an event in a sentence; `None` where it is of no interest, and needs no attention."""
+    make = _SENTENCES.get(event.name)
+    if make is not None:
+        return make(event.fields)
+    if event.level in {Level.WARNING, Level.ERROR}:
+        told = ", ".join(f"{name}: {value}" for name, value in event.fields.items() if name != "domain")
+        return f"{event.name} {f'({told})' if told else ''}".rstrip()
+    return None
+
+
+def _succeeded(fields: Mapping[str, object]) -> str:
+    return f"Refreshed, and stored before anybody hears of it. Next {_at(fields)}."
+
+
+def _failed(fields: Mapping[str, object]) -> str:
+    return f"{_WHY.get(str(fields.get('error')), 'This refresh brought no pair.')} Looked at again {_at(fields)}."
+
+
+def _at(fields: Mapping[str, object]) -> str:
+    due = fields.get("next_refresh_at")
+    return f"at {due:%H:%M:%S}" if isinstance(due, datetime) else "when its time comes"
+
+
+_WHY = {
+    "outcome_open": "No answer: the refresh token may be spent. amoCRM is asked before it is sent again.",
+    "unavailable": "amoCRM is away. Nothing was spent.",
+    "no_answer": "amoCRM does not answer.",
+    "not_sent": "amoCRM cannot be reached. Nothing was sent.",
+    "unexplained_refusal": "amoCRM refuses without a reason: nobody is given up for that.",
+}
+_REASONS = {
+    "revoked": "amoCRM knows the refresh token no more",
+    "in_doubt": "an answer was lost, and amoCRM says the refresh token is spent",
+    "expired": "the refresh token was not used for three months",
+}
+_SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
+    "connection.connected": lambda _: "Connected: the code is exchanged, the pair sealed and stored.",
+    "refresh.succeeded": _succeeded,
+    "refresh.failed": _failed,
+    "refresh.postponed": lambda fields: f"It cannot be looked up now. Again {_at(fields)}.",
+    "refresh.taken_over": lambda _: "An attempt ended without an answer: amoCRM is asked what became of it.",
+    "connection.in_doubt": lambda _: "Its refresh token may be spent: amoCRM is asked before it is used.",
+    "connection.needs_reauth": lambda fields: (
+        f"Its person has to connect again: {_REASONS.get(str(fields.get('reason')), str(fields.get('reason')))}."
+    ),
+    "connection.recovered": lambda _: "It works again.",
+    "connection.moved": lambda fields: f"The account has moved, and is followed to {fields.get('moved_to')}.",
+    "connection.disconnected": lambda _: "Disconnected: its tokens are erased.",
+    "hook.received": lambda _: (
+        "amoCRM says that it was switched off. That may be a replay: it is looked up, not obeyed."
+    ),
+    "hook.unconfirmed": lambda _: "The look-up says that it lives: it is kept, and looked up again.",
+    "grant.failed": lambda fields: f"Nobody was connected: error={fields.get('word')}.",
+}

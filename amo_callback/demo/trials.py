@@ -1,0 +1,175 @@
+"""What may be tried: faults of AMO's and habits of backends, each at once, and what is to be seen of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.demo.story import YOU
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from amo_callback.amo.sandbox.app import Sandbox
+    from amo_callback.amo.sandbox.vendor import SandboxAccount
+    from amo_callback.demo.backend import Backend
+    from amo_callback.demo.life import ConnectionLife
+    from amo_callback.demo.story import Story
+
+_BACKENDS = 100
+_AWAY = Fault.HTML
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """Something to try."""
+
+    name: str
+    key: str
+    """Which key of the terminal's starts it."""
+    title: str
+    expect: str
+    """What is to be seen of it."""
+    one: bool = True
+    """Whether it happens to one connection."""
+
+
+TRIALS = (
+    Trial(
+        name="refresh",
+        key="n",
+        title="Refresh now",
+        expect="A new pair. The refresh token before it is spent, and not presented again.",
+    ),
+    Trial(
+        name="rejected",
+        key="b",
+        title=f"{_BACKENDS} backends get a 401",
+        expect="All ask for a new token at once: one refresh, one answer for all.",
+    ),
+    Trial(
+        name="cut",
+        key="c",
+        title="Lose a request",
+        expect="It breaks off before amoCRM has looked. The service asks about the token, hears that it is good, and "
+        "refreshes. The live token serves meanwhile.",
+    ),
+    Trial(
+        name="lost",
+        key="l",
+        title="Lose an answer",
+        expect="amoCRM spends the refresh token, and its answer is lost. The service asks about it, tries it once "
+        "more, and says that the person has to connect again. The access token serves until its end.",
+    ),
+    Trial(
+        name="move",
+        key="m",
+        title="Move the account",
+        expect="The old host knows it no more. The service asks amoCRM where it lives, and follows.",
+    ),
+    Trial(
+        name="revoke",
+        key="r",
+        title="Revoke access",
+        expect="The integration is switched off, and amoCRM's hook tells. It is looked up, and the tokens are erased. "
+        "Connect again on the phone.",
+    ),
+    Trial(
+        name="away",
+        key="a",
+        title="amoCRM away / back",
+        expect="Live tokens are handed out all the same, and refreshing waits. Nobody is given up.",
+        one=False,
+    ),
+)
+"""In the order in which they are shown."""
+
+
+class Trials:
+    """Try them."""
+
+    def __init__(self, sandbox: Sandbox, backend: Backend, story: Story, *, hook: str) -> None:
+        self._sandbox = sandbox
+        self._backend = backend
+        self._story = story
+        self._hook = hook
+        self._on_one: Mapping[str, Callable[[ConnectionLife, SandboxAccount], Awaitable[None]]] = {
+            "refresh": self._refresh,
+            "rejected": self._rejected,
+            "lost": self._lost,
+            "cut": self._cut,
+            "move": self._move,
+            "revoke": self._revoke,
+        }
+
+    async def run(self, name: str, connection: ConnectionLife | None) -> bool:
+        """Try one; tell whether there is one of that name, and a connection where it needs one."""
+        if name == "away":
+            self._away()
+            return True
+        act = self._on_one.get(name)
+        account = None if connection is None else self._account(connection)
+        if act is None or connection is None or account is None:
+            return False
+        await act(connection, account)
+        return True
+
+    def _account(self, connection: ConnectionLife) -> SandboxAccount | None:
+        accounts = self._sandbox.vendor.accounts
+        return next((account for account in accounts if str(account.id) == connection.account_id), None)
+
+    def _away(self) -> None:
+        away = self._sandbox.faults.standing is None
+        self._sandbox.faults.standing = self._sandbox.look_up_faults.standing = _AWAY if away else None
+        self._story.say(YOU, "amoCRM is away." if away else "amoCRM is back.")
+
+    async def _refresh(self, connection: ConnectionLife, account: SandboxAccount) -> None:
+        self._story.say(YOU, "A backend asks for a new token now.", domain=account.host)
+        await self._ask(connection)
+
+    async def _rejected(self, connection: ConnectionLife, account: SandboxAccount) -> None:
+        says = f"{_BACKENDS} backends say at once that amoCRM has answered 401."
+        self._story.say(YOU, says, domain=account.host)
+        before = len(self._sandbox.vendor.ledger.refreshes())
+        answers = await self._backend.reject(connection.id, times=_BACKENDS)
+        asked = len(self._sandbox.vendor.ledger.refreshes()) - before
+        tokens = {answer.content["access_token"] for answer in answers if answer.status == 200}
+        says = f"{len(answers)} answers, {len(tokens)} new token for all of them; amoCRM was asked {_times(asked)}."
+        if not tokens:
+            says = f"They are answered {answers[0].status}, {answers[0].words}."
+        self._story.say(YOU, says, domain=account.host)
+
+    async def _lost(self, connection: ConnectionLife, account: SandboxAccount) -> None:
+        self._story.say(YOU, "amoCRM's next answer gets lost.", domain=account.host)
+        self._sandbox.faults.add(Fault.NOTHING_AFTER)
+        await self._ask(connection)
+
+    async def _cut(self, connection: ConnectionLife, account: SandboxAccount) -> None:
+        self._story.say(YOU, "The next request to amoCRM gets lost.", domain=account.host)
+        self._sandbox.faults.add(Fault.RESET)
+        await self._ask(connection)
+
+    async def _move(self, connection: ConnectionLife, account: SandboxAccount) -> None:
+        account.host = moved(account.host)
+        self._story.say(YOU, f"The account moves to {account.host}.", domain=connection.domain)
+        await self._ask(connection)
+
+    async def _revoke(self, connection: ConnectionLife, account: SandboxAccount) -> None:
+        self._story.say(YOU, "The integration is switched off in the account.", domain=connection.domain)
+        await self._sandbox.disable(account, hook=self._hook)
+
+    async def _ask(self, connection: ConnectionLife) -> None:
+        answer = await self._backend.refresh(connection.id)
+        self._story.catch_up()
+        self._story.say(YOU, f"The backend is answered {answer.status}, {answer.words}.", domain=connection.domain)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def moved(host: str) -> str:
+    """Return where an account at `host` moves: to a new name, and from there back."""
+    label, _, rest = host.partition(".")
+    return f"{label.removesuffix('-new')}.{rest}" if label.endswith("-new") else f"{label}-new.{rest}"

@@ -1,0 +1,106 @@
+"""Connections in the store, as a protocol.
+
+Changes take the `events` that they are: written with the change, or not at all.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from amo_callback.event import Event
+    from amo_callback.model import Claim, Connection, Extension, Filter, Fleet, RefreshedPair, Verdict
+    from amo_callback.survey import Survey
+
+
+TURN = timedelta(seconds=30)
+"""For how long one of several instances has what is due to itself: as long as it may wait for its slots."""
+
+
+class Connections(Protocol):
+    """Connections, and all that happens to one."""
+
+    async def connection(self, connection_id: str) -> Connection | None:
+        """Return one connection."""
+
+    async def connections_of(self, account_id: str) -> Sequence[Connection]:
+        """Return an AMO account's connections, the freshest active one first."""
+
+    async def page(self, *, after: str, limit: int, only: Filter) -> Sequence[Connection]:
+        """Return connections by their ids, from the one after `after` on."""
+
+    async def attempts(self) -> Sequence[Connection]:
+        """Return the connections with an open attempt."""
+
+    async def due(
+        self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
+    ) -> Sequence[Connection]:
+        """Return connections whose refresh is due, those with an open attempt too, oldest expiry first.
+
+        Where several instances share the store, each is given to one of them for a `turn`.
+        """
+
+    async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
+        """Return when the next refresh comes due that nobody is at."""
+
+    async def probe(self, *, apart_from: Sequence[str]) -> Connection | None:
+        """Return an active connection, the one due first."""
+
+    async def look_ups(
+        self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
+    ) -> Sequence[str]:
+        """Return the ids of connections whose tokens are to be looked up, each given to one instance for a `turn`."""
+
+    async def fleet(self, *, now: datetime, since: datetime) -> Fleet:
+        """Count the living, those of them whose access tokens live, and those given up since."""
+
+    async def survey(self, *, now: datetime, late: datetime) -> Survey:
+        """Count connections and notices; as overdue the refreshes that were due before `late`. Quick for any fleet."""
+
+    async def claim(self, claim: Claim, *, events: Sequence[Event] = ()) -> Connection | None:
+        """Commit a claim; `None` where the connection has changed since it was read, or is frozen."""
+
+    async def extend(self, extension: Extension, *, events: Sequence[Event] = ()) -> bool:
+        """Commit a longer lease and the account's new host; `False` where the attempt is no longer ours."""
+
+    async def save_refreshed(self, refreshed: RefreshedPair, *, events: Sequence[Event] = ()) -> Connection | None:
+        """Commit a refreshed pair and end its claim; `None` where its version was superseded."""
+
+    async def save_verdict(self, verdict: Verdict, *, events: Sequence[Event] = ()) -> Connection | None:
+        """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
+
+    async def release(self, *, connection_id: str, attempt: str) -> None:
+        """Give a claim back unspent."""
+
+    async def postpone(
+        self, connection: Connection, *, last_error: str, next_refresh_at: datetime, events: Sequence[Event] = ()
+    ) -> bool:
+        """Put off a refresh that was not begun; `False` where the connection has changed since it was read."""
+
+    async def revive(self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()) -> bool:
+        """Make a connection active again; `False` where it has changed since it was read."""
+
+    async def doubt(self, connection: Connection, *, events: Sequence[Event] = ()) -> bool:
+        """Say that we may have spent the token of a connection given up; `False` where it has changed since."""
+
+    async def disconnect(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
+        """Erase a connection's tokens, and who owned it; `False` where it has changed since it was read.
+
+        A pair granted before `at` does not come back; without it, whatever was granted may be stored later.
+        """
+
+    async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
+        """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
+
+    async def warn(self, *, days: int, before: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
+        """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
+
+    async def switched_off(self, account_id: str, *, now: datetime, quiet: float) -> Sequence[str]:
+        """Note AMO's hook: look-ups are due now, unless the last hook came less than `quiet` seconds ago."""
+
+    async def look_up_again(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
+        """Set when its tokens are looked up next; `False` where it has changed since it was read."""

@@ -1,0 +1,38 @@
+"""What is wrong with how a page looks: as axe-core judges it, and what does not fit."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.async_api import Frame, Page
+
+OVERFLOW = """() => {
+  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  const out = [...document.body.querySelectorAll('*')].filter(each => {
+    const box = each.getBoundingClientRect();
+    return box.width && (box.right > innerWidth + .5 || box.left < -.5 || each.scrollWidth > each.clientWidth + 1
+      && getComputedStyle(each).display !== 'inline');
+  });
+  return [...(wide > 0 ? [`the page by ${wide}`] : []), ...out.map(each => each.outerHTML.slice(0, 80))];
+}"""
+_AXE = """async () => {
+  const {violations, incomplete, passes} = await axe.run(document, {runOnly: {type: 'tag', values: [
+    'wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22a', 'wcag22aa', 'best-practice']}});
+  const told = rules => rules.flatMap(rule => rule.nodes.map(node => `${rule.id}: ${node.target} ${
+    node.failureSummary ?? ''}`));
+  return {
+    violations: told(violations), undecided: told(incomplete),
+    contrast: passes.filter(rule => rule.id === 'color-contrast').flatMap(rule => rule.nodes.map(
+      node => node.html.match(/^<(\\w+)/)[1])),
+  };
+}"""
+
+
+async def axe(page: Page | Frame) -> dict[str, list[str]]:
+    """Let axe-core judge the page as it stands."""
+    source = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    await page.evaluate(f"() => {{ {source} }}")
+    found: dict[str, list[str]] = await page.evaluate(_AXE)
+    return found

@@ -1,0 +1,79 @@
+"""The demonstration in a real browser: the phone in its frame, the service's own page in it, the panel beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.browser.chromium import Device, picture
+from tests.browser.looks import OVERFLOW, axe
+from tests.demo.show import open_show
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.browser.chromium import Chromium
+
+pytestmark = pytest.mark.timeout(120)
+
+_WIDE = Device(width=1440, height=900)
+
+
+async def test_the_phone_goes_through_it_beside_the_panel(chromium: Chromium, pictures: Path | None) -> None:
+    """Start, consent, the service's page and the app follow each other in the frame; the panel shows the connection."""
+    async with open_show() as show:
+        tab = await chromium.tab(_WIDE)
+        await tab.page.goto(f"http://{show.sites.panel}/")
+        phone = tab.page.frame_locator("#phone")
+        await phone.locator("#connect").click()
+        await phone.locator("a.allow").first.wait_for()
+        await picture(tab, pictures, "demo-consent")
+        await phone.locator("a.allow").first.click()
+        await phone.locator("#open").wait_for()
+        await tab.page.locator("article .domain").wait_for()
+        await picture(tab, pictures, "demo-return")
+        await phone.locator("#open").click()
+        await phone.get_by_text("Back in the app").wait_for()
+        await tab.page.get_by_role("button", name="100 backends get a 401").click()
+        await tab.page.get_by_text("100 answers, 1 new token for all of them").wait_for()
+        await tab.page.get_by_role("button", name="Lose a request").click()
+        await tab.page.get_by_text("which spends nothing: it is good.").wait_for()
+        await picture(tab, pictures, "demo")
+        assert await tab.page.locator("article .domain").all_inner_texts() == ["reforyou.amocrm.ru"]
+        assert await tab.page.locator("#ready").inner_text() == "service ready"
+        assert (tab.violations, tab.dialogs) == ([], [])
+
+
+async def test_whoever_refuses_comes_back_to_the_app_as_well(chromium: Chromium) -> None:
+    """A refusal leads through the service's page back to the app, which tells the word."""
+    async with open_show() as show:
+        tab = await chromium.tab(_WIDE)
+        await tab.page.goto(f"http://{show.sites.panel}/")
+        phone = tab.page.frame_locator("#phone")
+        await phone.locator("#connect").click()
+        await phone.locator("a.refuse").click()
+        await phone.locator("#open").click()
+        await phone.get_by_text("The deep link says error=access_denied.").wait_for()
+        assert await tab.page.locator("#nobody").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_the_demonstration_is_readable(chromium: Chromium, pictures: Path | None, scheme: Any) -> None:
+    """Axe-core finds nothing on the panel, the app and the consent page; none is wider than the screen."""
+    async with open_show() as show:
+        await show.connect()
+        tab = await chromium.tab(_WIDE, scheme=scheme)
+        for name, site in (("panel", f"{show.sites.panel}/"), ("app", f"{show.sites.panel}/phone")):
+            await tab.page.goto(f"http://{site}")
+            if name == "panel":
+                await tab.page.locator("article .domain").wait_for()
+            found = await axe(tab.page)
+            assert (name, found["violations"]) == (name, [])
+            for width in (1440, 1100, 390):
+                await tab.page.set_viewport_size({"width": width, "height": 900})
+                assert (name, width, await tab.page.evaluate(OVERFLOW)) == (name, width, [])
+                await picture(tab, pictures, f"demo-{name}-{scheme}-{width}")
+        await tab.page.goto(f"http://{show.sites.panel}/phone/connect")
+        assert (await axe(tab.page))["violations"] == []
+        assert tab.violations == []

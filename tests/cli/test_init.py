@@ -1,0 +1,304 @@
+"""`amo-callback init` as a person runs it on a terminal, and as a script does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import stat
+import sys
+import tomllib
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from amo_callback.cli.systemd import Target, install
+from amo_callback.config_load import load_settings
+from amo_callback.deploy import units
+from amo_callback.identity import key_with
+from amo_callback.identity.api_keys import Scope
+from tests.deploy.test_units import PYTHON
+from tests.e2e.process import PATIENCE, command, process_environment, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+ID = "31920194-0000-4000-8000-00000000c619"
+URI = "https://admin.example.com/api/amo-crm/callback"
+SECRET = "the-secret-key"
+NEEDED = ("--client-id", ID, "--redirect-uri", URI)
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _secret_file(folder: Path, content: str = f"{SECRET}\n") -> str:
+    path = folder / "secret-key"
+    path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+async def _typed(folder: Path, *options: str, answers: Sequence[tuple[str, str]]) -> tuple[int, str]:
+    """Answer each question on a terminal, once it is asked; return the exit status and all that was to be seen."""
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "amo_callback.cli.main", "init", *options, cwd=folder, env=process_environment({}),
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    shown, left, seen = "", list(answers), 0
+    try:
+        with suppress(OSError):  # the other end is closed
+            while chunk := await asyncio.wait_for(asyncio.to_thread(os.read, ours, 4096), PATIENCE):
+                shown += chunk.decode()
+                if left and left[0][0] in shown[seen:] and shown.endswith(": "):
+                    seen = len(shown)
+                    os.write(ours, left.pop(0)[1].encode())
+    finally:
+        if left:
+            with suppress(ProcessLookupError):
+                process.kill()
+        os.close(ours)
+    assert left == []
+    return await process.wait(), shown.replace("\r\n", "\n")
+
+
+async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None:
+    """Each answer is looked at when it is given, a bad one asked for again with why; no secret is to be seen."""
+    status, shown = await _typed(
+        tmp_path,
+        answers=[
+            ("Address", "https://admin.example.com/somewhere\n"),
+            ("Address", "http://admin.example.com\n"),
+            ("Address", "admin.example.com\n"),
+            ("Integration ID", "c619\n"),
+            ("Integration ID", f" {ID} \n"),
+            ("Secret key", "two words\n"),
+            ("Secret key", f"{SECRET}\n"),
+            ("Deep link", "foryoure://a?b=c\n"),
+            ("Deep link", "\n"),
+        ],
+    )
+    assert status == 0
+    assert [line.strip() for line in shown.splitlines() if line.startswith("  It ")] == [
+        "It must have no path, or one that ends in /callback, where the service listens.",
+        "It must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost).",
+        'It must be the "Integration ID", 36 characters like 00000000-0000-0000-0000-000000000000.',
+        'It must be the "Secret key" alone: one line, without spaces.',
+        "It must be an address like foryoure://amo-crm/callback, without ? and #.",
+    ]
+    config = tmp_path / "config.toml"
+    written = _toml(config)
+    assert _mode(config) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+    assert written["amo"] == {"client_id": ID, "client_secret": SECRET, "redirect_uri": URI}
+    assert written["app"] == {"deep_link": "foryoure://amo-crm/callback"}
+    assert set(written) == {"amo", "app", "storage", "api"}
+    secrets = [SECRET, written["storage"]["encryption_keys"], written["api"]["keys"].partition(":")[2]]
+    assert [secret for secret in secrets if secret in shown] == []
+
+
+async def test_what_is_registered_stands_before_the_question_that_needs_it_and_at_the_end(tmp_path: Path) -> None:
+    """The redirect URI and the hook beside it, byte for byte; a secret key may wait, and is told where it goes."""
+    status, shown = await _typed(
+        tmp_path,
+        "--deep-link",
+        "app:x",
+        answers=[("Address", f"{URI}\n"), ("Integration", f"{ID}\n"), ("Secret", "\n")],
+    )
+    assert status == 0
+    asked, end = shown.split("Integration ID: ")
+    for told in (asked, end):
+        assert re.search(f"redirect URI +{URI}\n", told)
+        assert re.search("hook for disabling +https://admin.example.com/api/amo-crm/hooks/disconnect\n", told)
+    assert "Later: the secret key goes into config.toml, as client_secret below [amo].\n" in end
+    assert end.endswith("Next:\n  amo-callback check\n  amo-callback serve\n")
+    status, out, err = await command("serve", folder=tmp_path)
+    assert (status, out) == (78, "")
+    assert [line.partition(";")[0] for line in err.splitlines()] == ["amo-callback: amo.client_secret: is missing"]
+
+
+async def test_whoever_gives_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Ctrl-D: nothing is written before the last answer."""
+    status, shown = await _typed(tmp_path, answers=[("Address", f"{URI}\n"), ("Integration", "\x04")])
+    assert status == 1
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in shown
+
+
+async def test_options_are_enough_and_the_service_starts(tmp_path: Path) -> None:
+    """Without a terminal nothing is asked; what was written is a configuration that works as it is."""
+    (place := tmp_path / "made" / "here").parent.mkdir()
+    secret = _secret_file(tmp_path)
+    status, out, err = await command(
+        "init", *NEEDED, "--client-secret-file", secret, "--config", "made/here/config.toml", folder=tmp_path
+    )
+    assert (status, err) == (0, "")
+    assert out.endswith("  amo-callback serve --config made/here/config.toml\n")
+    assert _mode(place / "config.toml") == 0o600
+    environ = {
+        "AMO_CALLBACK_CONFIG": str(place / "config.toml"),
+        "AMO_CALLBACK_SERVER__PUBLIC": "127.0.0.1:0",
+        "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:0",
+        "AMO_CALLBACK_LOG__FORMAT": "json",
+    }
+    keys = load_settings(place / "config.toml", {}).api.keys.get_secret_value()
+    assert key_with(keys, Scope.TOKEN) == keys.partition(":")[2]
+    async with serving(environ, tmp_path) as process, aiohttp.ClientSession() as session:
+        started = await process.until("service.started")
+        async with session.get(f"http://{started['private']}/readyz") as answer:
+            assert answer.status == 200, await answer.text()
+        headers = {"Authorization": f"Bearer {keys.partition(':')[2]}"}
+        async with session.get(f"http://{started['private']}/connections", headers=headers) as answer:
+            assert answer.status == 200
+        assert (place / "amo-callback.db").is_file()
+        status, out, _ = await command("check", "--json", "--timeout", "0.1", folder=tmp_path, environ=environ)
+        found = {one["check"]: one["verdict"] for one in json.loads(out)["findings"]}
+        ours = ("secrets", "configuration", "redirect_uri", "deep_link", "api_keys", "private_door", "store", "rescue")
+        assert {name: found[name] for name in ours} == dict.fromkeys(ours, "ok")
+
+
+async def test_a_secret_comes_by_standard_input(tmp_path: Path) -> None:
+    """`-` is what a secret store is piped into."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "amo_callback.cli.main", "init", *NEEDED, "--client-secret-file", "-",
+        cwd=tmp_path, env=process_environment({}), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(f"{SECRET}\n".encode()), PATIENCE)
+    assert process.returncode == 0
+    assert _toml(tmp_path / "config.toml")["amo"]["client_secret"] == SECRET
+    assert SECRET not in out.decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), ["--redirect-uri: is missing, and nobody is asked", "--client-id: is missing, and nobody is asked"]),
+        (
+            (
+                "--redirect-uri",
+                "https://a.example/x",
+                "--deep-link",
+                "javascript:alert(1)",
+                "--client-secret-file",
+                "no",
+            ),
+            [
+                "--redirect-uri: must have no path, or one that ends in /callback, where the service listens",
+                "--client-secret-file: no: No such file or directory",
+                "--deep-link: must be an address of the app's own",
+                "--client-id: is missing, and nobody is asked",
+            ],
+        ),
+        ((*NEEDED, "--database", "mysql://a/b"), ["--database: must begin with sqlite:/// and name a file"]),
+        ((*NEEDED, "--database", "postgresql://u:sekret@h/d"), ["--database: holds a password, and other users"]),
+        ((*NEEDED, "--systemd", "--database", "sqlite:///a.db"), ["--database: must begin with sqlite:////var/lib/"]),
+    ],
+    ids=["none", "bad", "database", "password", "elsewhere"],
+)
+async def test_what_is_missing_or_wrong_is_told_all_at_once(
+    tmp_path: Path, options: tuple[str, ...], said: list[str]
+) -> None:
+    """A line for each, exit status 2, and nothing is made."""
+    status, out, err = await command("init", "--config", "c.toml", *options, folder=tmp_path)
+    lines = err.splitlines()
+    assert (status, out, len(lines)) == (2, "", len(said))
+    for line, start in zip(lines, said, strict=True):
+        assert line.startswith(f"amo-callback: {start}")
+        assert "sekret" not in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", ["config.toml", "amo-callback.db"])
+async def test_nothing_that_is_there_is_replaced(tmp_path: Path, there: str) -> None:
+    """A configuration may hold the only copy of the key, and a database takes no new one."""
+    (tmp_path / there).write_text("precious", encoding="utf-8")
+    before = _files(tmp_path)
+    status, out, err = await command("init", *NEEDED, folder=tmp_path)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"amo-callback: {there} is there already")
+    assert _files(tmp_path) == before
+
+
+async def test_a_link_that_leads_nowhere_is_not_followed(tmp_path: Path) -> None:
+    """Whoever made it does not get the secrets where he wants them."""
+    (tmp_path / "config.toml").symlink_to(tmp_path / "elsewhere")
+    status, _, err = await command("init", *NEEDED, folder=tmp_path)
+    assert (status, "is there already" in err) == (1, True)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+# --- for systemd ---------------------------------------------------------------------------------
+
+
+async def _for_systemd(root: Path, *options: str, environ: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    config = root / "etc/amo-callback/config.toml"
+    return await command("init", "--systemd", "--config", str(config), *options, folder=root, environ=environ)
+
+
+async def test_for_systemd_all_is_where_the_installation_finds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Secrets in files of root's, a configuration that the service may read, and nothing left to mend or to ask."""
+    status, out, err = await _for_systemd(tmp_path, *NEEDED, "--client-secret-file", _secret_file(tmp_path))
+    assert (status, err) == (0, "")
+    folder = tmp_path / "etc/amo-callback"
+    assert (_mode(folder), _mode(folder / "config.toml"), _mode(folder / "credentials")) == (0o755, 0o644, 0o700)
+    assert {file.name: _mode(file) for file in (folder / "credentials").iterdir()} == dict.fromkeys(
+        ["amo.client_secret", "api.keys", "storage.encryption_keys"], 0o600
+    )
+    assert _toml(folder / "config.toml") == {
+        "server": {"secrets": "credentials"},
+        "amo": {"client_id": ID, "redirect_uri": URI},
+        "app": {"deep_link": "foryoure://amo-crm/callback"},
+        "storage": {"url": "sqlite:////var/lib/amo-callback/amo-callback.db"},
+    }
+    before = _files(folder)
+    target = Target(root=tmp_path, real=False)
+    assert install(target, interpreter=PYTHON, config=units.CONFIG, agreed=False, terminal=False) == 0
+    assert _files(folder) == before
+    told = capsys.readouterr().out
+    assert ("missing" in told, "mend" in told, "lets the command" in told) == (False, False, False)
+    secrets = [content.decode().strip().rpartition(":")[2] for name, content in before.items() if "credentials" in name]
+    assert [secret for secret in secrets if secret in out + told] == []
+
+
+async def test_keys_that_are_there_already_are_kept(tmp_path: Path) -> None:
+    """The configuration was lost, the database was not: its key stays the one."""
+    folder = tmp_path / "etc/amo-callback/credentials"
+    folder.mkdir(parents=True)
+    (folder / "storage.encryption_keys").write_text("precious", encoding="utf-8")
+    status, out, _ = await _for_systemd(tmp_path, *NEEDED)
+    assert status == 0
+    assert (folder / "storage.encryption_keys").read_text(encoding="utf-8") == "precious"
+    assert f"{folder}/storage.encryption_keys: was there, and is kept\n" in out
+    assert f"the secret key goes into {folder}/amo.client_secret; `systemd install` asks" in out
+
+
+async def test_with_postgresql_service_and_command_share_a_rescue_folder(tmp_path: Path) -> None:
+    """By default each would look into one of its own."""
+    url = "postgresql://amo_callback@/amo_callback?host=/run/postgresql"
+    assert (await _for_systemd(tmp_path, *NEEDED, "--database", url))[0] == 0
+    storage = _toml(tmp_path / "etc/amo-callback/config.toml")["storage"]
+    assert storage == {"url": url, "rescue": "/var/lib/amo-callback/rescue"}
+
+
+async def test_without_any_configuration_serve_names_init(tmp_path: Path) -> None:
+    """One line says what to do, rather than one for each setting that is missing."""
+    status, out, err = await command("serve", folder=tmp_path)
+    assert (status, out, len(err.splitlines())) == (78, "", 1)
+    assert "`amo-callback init` writes one" in err

@@ -1,0 +1,48 @@
+"""The panel: what it shows, and to whom."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.demo.show import Show
+
+
+async def test_what_is_seen_is_told_without_a_token(show: Show) -> None:
+    """The panel's figures hold the connection's life, and the lines since the last one that was seen; no token."""
+    one = await show.connect()
+    told = await show.now()
+    assert [seen["id"] for seen in told["connections"]] == [one.id]
+    assert 0 < told["connections"][0]["left"] <= 30
+    assert told["not_ready"] == []
+    assert [line["who"] for line in told["lines"]] == ["amoCRM", "service"]
+    assert not re.search("eyJ|def502", str(told))
+    last = told["lines"][-1]["number"]
+    async with show.http.get(f"http://{show.sites.panel}/life?after={last}") as response:
+        assert (await response.json())["lines"] == []
+
+
+async def test_only_the_panel_may_frame_the_service_and_only_through_the_proxy(show: Show) -> None:
+    """The proxy lets the panel frame the service's pages; the service's own door lets nobody."""
+    path = "/api/amo-crm/callback?error=access_denied&state=s"
+    async with show.http.get(f"http://{show.sites.proxy}{path}") as response:
+        assert f"frame-ancestors http://{show.sites.panel}" in response.headers["Content-Security-Policy"]
+        assert "X-Frame-Options" not in response.headers
+    async with show.http.get(f"http://{show.stage.service.public}{path}") as response:
+        assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+        assert response.headers["X-Frame-Options"] == "DENY"
+
+
+async def test_it_says_what_comes_next(show: Show) -> None:
+    """The page ends with the commands that follow."""
+    html = await show.page(f"http://{show.sites.panel}/")
+    for command in ("amo-callback init", "amo-callback check", "amo-callback serve", "amo-callback systemd install"):
+        assert command in html
+
+
+async def test_nothing_but_its_own_files_is_served(show: Show) -> None:
+    """What is not on the list is not found, whatever its name."""
+    for name in ("panel.html", "..%2Fstage.py", "phone.txt"):
+        async with show.http.get(f"http://{show.sites.panel}/static/{name}") as response:
+            assert response.status == 404

@@ -1,0 +1,107 @@
+"""What may be tried in the demonstration, and that what it promises is to be seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.demo.trials import TRIALS, moved
+
+if TYPE_CHECKING:
+    from amo_callback.demo.life import ConnectionLife, Life
+    from tests.demo.show import Show
+
+
+def _only(life: Life) -> ConnectionLife:
+    [one] = life.connections
+    return one
+
+
+async def test_a_refresh_brings_the_next_pair(show: Show) -> None:
+    """Refresh now: a second pair, one refresh token spent, none presented again."""
+    one = await show.connect()
+    assert await show.attempt("refresh", one.id) == 204
+    life = await show.until(lambda life: life.spent == 1)
+    assert (_only(life).pairs, life.issued, life.again, _only(life).status) == (2, 2, 0, "active")
+
+
+async def test_a_hundred_rejections_make_one_refresh(show: Show) -> None:
+    """A hundred backends that were answered 401 get one new token, by one refresh."""
+    one = await show.connect()
+    assert await show.attempt("rejected", one.id) == 204
+    assert show.said("you")[-1] == "100 answers, 1 new token for all of them; amoCRM was asked once."
+
+
+async def test_a_request_that_is_lost_ends_in_a_refresh(show: Show) -> None:
+    """A request that AMO has not looked at is followed by a question about the token, and by the refresh."""
+    one = await show.connect()
+    assert await show.attempt("cut", one.id) == 204
+    life = await show.until(lambda life: life.spent == 1)
+    assert (_only(life).status, life.again) == ("active", 0)
+    assert "Asked about a refresh token, which spends nothing: it is good." in show.said("amoCRM")
+
+
+@pytest.mark.timeout(120)
+async def test_an_answer_that_is_lost_ends_in_a_person(show: Show) -> None:
+    """A pair that was lost on its way is told to need its person, and he mends it by connecting again."""
+    one = await show.connect()
+    assert await show.attempt("lost", one.id) == 204
+    life = await show.until(lambda life: _only(life).status == "needs_reauth")
+    assert (_only(life).reason, life.again, _only(life).due_in) == ("in_doubt", 1, None)
+    assert "AMO CRM needs you again" in await show.page(f"http://{show.sites.panel}/phone")
+    await show.connect()
+    await show.until(lambda life: _only(life).status == "active")
+
+
+async def test_an_account_that_moves_is_followed(show: Show) -> None:
+    """An account that has moved is refreshed at its new host."""
+    one = await show.connect()
+    assert await show.attempt("move", one.id) == 204
+    life = await show.until(lambda life: _only(life).domain == "reforyou-new.amocrm.ru")
+    assert (_only(life).status, life.spent) == ("active", 1)
+
+
+async def test_revoked_access_is_forgotten_and_can_be_given_again(show: Show) -> None:
+    """What is switched off in AMO is erased here, and the same account connects again."""
+    one = await show.connect()
+    assert await show.attempt("revoke", one.id) == 204
+    await show.until(lambda life: not life.connections)
+    assert "AMO CRM is connected no more" in await show.page(f"http://{show.sites.panel}/phone")
+    again = await show.connect()
+    assert (again.id, again.status, again.backend_status) == (one.id, "active", 200)
+
+
+async def test_while_amo_is_away_tokens_are_handed_out_and_nobody_is_given_up(show: Show) -> None:
+    """AMO away: a refresh that is asked for fails, the live token is handed out; back: all is as before."""
+    one = await show.connect()
+    assert await show.attempt("away") == 204
+    await show.attempt("refresh", one.id)
+    assert show.said("you")[-1].startswith("The backend is answered 503, amo_unavailable")
+    life = await show.until(lambda life: life.away)
+    assert (_only(life).status, _only(life).backend_status) == ("active", 200)
+    assert "Bad gateway" in await show.page(f"http://{show.sites.panel}/phone/connect")
+    assert await show.attempt("away") == 204
+    await show.until(lambda life: life.spent == 1 and not life.away)
+
+
+async def test_only_what_there_is_can_be_tried(show: Show) -> None:
+    """An unknown trial, or one without its connection, is not found; what no form may send is refused."""
+    one = await show.connect()
+    assert await show.attempt("nothing", one.id) == 404
+    assert await show.attempt("refresh", "nobody") == 404
+    async with show.http.post(f"http://{show.sites.panel}/trials/away", data={"a": "b"}) as response:
+        assert response.status == 415
+    assert not show.stage.watcher.life.away
+
+
+def test_a_moved_account_moves_back() -> None:
+    """A second move leads back to the first host."""
+    assert moved("one.amocrm.ru") == "one-new.amocrm.ru"
+    assert moved("one-new.amocrm.ru") == "one.amocrm.ru"
+
+
+def test_each_trial_has_a_name_and_a_key_of_its_own() -> None:
+    """No two trials share a name, or a key; and no key is a digit, which chooses a connection."""
+    assert len({trial.name for trial in TRIALS}) == len({trial.key for trial in TRIALS}) == len(TRIALS)
+    assert not any(trial.key.isdecimal() for trial in TRIALS)

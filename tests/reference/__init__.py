@@ -1,0 +1,1 @@
+"""README's reference tables, made from the code; `python -m tests.reference` writes them."""

@@ -1,0 +1,54 @@
+"""The OpenAPI document of a service that has all its routes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from amo_callback.cipher import new_key
+from amo_callback.clock import SystemClock
+from amo_callback.config_load import load_settings
+from amo_callback.observe.log import LogObserver, make_logger
+from amo_callback.web.app import make_apps
+from amo_callback.web.lifecycle import Home, open_service
+from amo_callback.web.openapi import DOCUMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+async def documents() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the document, with the routes for the app's users; and as it is where `/metrics` asks for a key."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        log = make_logger(level="error", style="json", stream=io.StringIO())
+        open_to_all, guarded = (load_settings(None, _environment(guarded=choice)) for choice in ("no", "yes"))
+        async with open_service(
+            open_to_all,
+            home=Home(folder=folder, rescue=folder / "rescue", machine="here"),
+            clock=SystemClock(),
+            log=log,
+            observer=LogObserver(log),
+        ) as service:
+            first, second = (
+                make_apps(settings, service.services, log).private[DOCUMENT].content
+                for settings in (open_to_all, guarded)
+            )
+            return first, second
+
+
+def _environment(*, guarded: str) -> dict[str, str]:
+    told = {
+        "SERVER__PUBLIC": "127.0.0.1:0",
+        "SERVER__PRIVATE": "127.0.0.1:0",
+        "SERVER__METRICS_AUTH": guarded,
+        "AMO__CLIENT_ID": "c619",
+        "AMO__CLIENT_SECRET": "the-client-secret",
+        "AMO__REDIRECT_URI": "https://admin.example.com/api/amo-crm/callback",
+        "APP__JWT_SECRET": "a-secret-of-the-app-that-is-long-enough",
+        "APP__JWT_AUDIENCE": "amo-callback",
+        "STORAGE__ENCRYPTION_KEYS": new_key(),
+    }
+    return {f"AMO_CALLBACK_{key}": value for key, value in told.items()}

@@ -1,0 +1,75 @@
+"""Markdown: tables of one line a row, and the blocks of a text that are made by a machine."""
+
+from __future__ import annotations
+
+import re
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+COMMAND = ".venv/bin/python -m tests.reference"
+_BLOCK = re.compile(r"(<!-- reference: (?P<name>[a-z -]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
+_BARE_PIPE = re.compile(r"(?<!\\)\|")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table."""
+    return [_row(head), _row(["---"] * len(head)), *(_row(row) for row in rows)]
+
+
+def code(text: object) -> str:
+    """Return a text as code."""
+    return f"`{text}`"
+
+
+def codes(texts: Iterable[object]) -> str:
+    """Return texts as code, one after the other."""
+    return ", ".join(code(text) for text in texts)
+
+
+def blocks(text: str) -> dict[str, list[str]]:
+    """Return what stands in a text's blocks, by their names."""
+    return {match["name"]: match["body"].strip("\n").splitlines() for match in _BLOCK.finditer(text)}
+
+
+def written(text: str, tables: Mapping[str, Sequence[str]]) -> str:
+    """Return a text with these tables in its blocks; those that no table is for stay as they are."""
+
+    def renewed(match: re.Match[str]) -> str:
+        if match["name"] not in tables:
+            return match[0]
+        body = "\n".join(tables[match["name"]])
+        return f"{match[1]}\n{body}\n\n{match[4]}"
+
+    return _BLOCK.sub(renewed, text)
+
+
+def complaints(text: str, tables: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return how the blocks of a text differ from what they should be: nothing, where all is well."""
+    found = blocks(text)
+    missing = [
+        f"README.md has no block {name!r}: <!-- reference: {name} --> … <!-- end -->" for name in tables.keys() - found
+    ]
+    unknown = [f"README.md has a block {name!r}, for which there is no table" for name in found.keys() - tables]
+    differing = [
+        f"README.md, block {name!r}: it is {is_!r}, and should be {should!r}: run {COMMAND}"
+        for name, rows in tables.items()
+        if name in found
+        for is_, should in [_first_difference(found[name], rows)]
+        if is_ != should
+    ]
+    return sorted(missing) + sorted(unknown) + differing
+
+
+def _first_difference(found: Sequence[str], rows: Sequence[str]) -> tuple[str | None, str | None]:
+    return next(((is_, should) for is_, should in zip_longest(found, rows) if is_ != should), (None, None))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(_cell(cell) for cell in cells)} |".replace("|  |", "| |")
+
+
+def _cell(text: str) -> str:
+    return _BARE_PIPE.sub(r"\|", " ".join(text.split()))
