@@ -195,8 +195,6 @@ class Attempts:
         sighting = await self._inquiry.whereabouts(row, claimed.pair)
         if sighting.standing is Standing.UNKNOWN and isinstance(refused, RefreshTokenDead):
             raise NoAnswer from refused  # it may have moved: who knows its token lives elsewhere
-        if sighting.standing not in {Standing.GOOD, Standing.REFUSED}:
-            raise refused
         if sighting.domain in {None, row.domain}:
             known = sighting.standing is Standing.REFUSED or sighting.domain == row.domain
             if isinstance(refused, UnexplainedRefusal) and known:

@@ -194,8 +194,8 @@ class Keeper:
             raise StoreUnavailable(f"the rescue folder, which may hold the next pair of {connection.id}") from None
 
     async def _pause(self, seconds: float) -> None:
-        if await done_unless(self._stopping.wait(), stop=asyncio.Event(), grace=0, clock=self._clock, limit=seconds):
-            raise ShuttingDown
+        """Wait, but not beyond the end: whoever goes on is told then."""
+        await done_unless(self._stopping.wait(), stop=asyncio.Event(), grace=0, clock=self._clock, limit=seconds)
 
 
 def _never(_connection: Connection) -> bool:

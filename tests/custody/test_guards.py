@@ -14,12 +14,15 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.custody.paid import name_of, seal_paid
 from amo_callback.errors import (
     AccountRefused,
+    AmoCallbackError,
     Busy,
     MustWait,
+    NeedsReauth,
     NoAnswer,
     NotFound,
     NotSent,
     OutcomeOpen,
+    RefreshTokenDead,
     ShuttingDown,
     StoreUnavailable,
     UnexplainedRefusal,
@@ -27,6 +30,7 @@ from amo_callback.errors import (
 )
 from amo_callback.model import Connection, Demand, Issued, RefreshRules, Sighting, Standing, Status
 from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, an_extension, now, save
+from tests.conftest import HOST
 from tests.custody.house import API_DOMAIN, DAY
 from tests.custody.test_interleavings import Away, Gated, Queue, _again, _spent
 from tests.fakes import START, FailingStore, Instead
@@ -85,6 +89,77 @@ async def test_a_second_request_that_would_outlive_its_lease_is_not_sent(house: 
         await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     assert [entry.host for entry in house.amo.vendor.ledger.refreshes()] == [connection.domain]
     assert not (await house.now(connection)).in_doubt
+
+
+ELSEWHERE = "renamed.amocrm.ru"
+GOOD, REFUSED, UNKNOWN, UNASKED = Standing.GOOD, Standing.REFUSED, Standing.UNKNOWN, Standing.UNASKED
+
+
+async def _followed(house: House, refused: AmoCallbackError, sighting: Sighting) -> tuple[type[Exception], list[str]]:
+    """Have AMO refuse whatever is presented, and tell this of the token; return what is raised, and who was asked."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    asked: list[str] = []
+
+    async def refresh(*, domain: str, **_: object) -> Issued:
+        asked.append(domain)
+        raise refused
+
+    async def look_up(**_: object) -> Sighting:
+        return sighting
+
+    async def ask_about(**_: object) -> Sighting:
+        return Sighting(standing=UNKNOWN)
+
+    amo = Instead(house.client, refresh=refresh, look_up=look_up, ask_about=ask_about)
+    with pytest.raises(AmoCallbackError) as raised:
+        await house.make_keeper(amo=amo).refresh(connection.id, demand=Demand.SCHEDULE)
+    return type(raised.value), asked
+
+
+@pytest.mark.parametrize(
+    ("sighting", "asked", "looked_up"),
+    [
+        (Sighting(standing=GOOD, domain=HOST), [HOST], True),
+        (Sighting(standing=GOOD, domain=ELSEWHERE), [HOST, ELSEWHERE], False),
+        (Sighting(standing=GOOD), [HOST], False),
+        (Sighting(standing=REFUSED), [HOST], True),
+        (Sighting(standing=UNKNOWN), [HOST], False),
+        (Sighting(standing=UNASKED), [HOST], False),
+    ],
+)
+async def test_an_unexplained_refusal_is_followed_where_the_account_has_moved(
+    house: House,
+    sighting: Sighting,
+    asked: list[str],
+    looked_up: bool,  # noqa: FBT001 -- because it is a column of the table above
+) -> None:
+    """Where AMO has told that it has not, our credentials are suspected; where it did not tell, nobody is."""
+    refused = UnexplainedRefusal(401)
+    assert await _followed(house, refused, sighting) == (UnexplainedRefusal, asked)
+    assert refused.looked_up is looked_up
+
+
+@pytest.mark.parametrize(
+    ("misread", "sighting", "raised", "asked"),
+    [
+        (True, Sighting(standing=GOOD, domain=HOST), NeedsReauth, [HOST]),
+        (True, Sighting(standing=GOOD, domain=ELSEWHERE), NeedsReauth, [HOST, ELSEWHERE]),
+        (True, Sighting(standing=GOOD), NeedsReauth, [HOST]),
+        (True, Sighting(standing=REFUSED), NeedsReauth, [HOST]),
+        (True, Sighting(standing=UNKNOWN), NoAnswer, [HOST]),
+        (False, Sighting(standing=GOOD, domain=ELSEWHERE), NeedsReauth, [HOST]),
+        (False, Sighting(standing=UNKNOWN), NeedsReauth, [HOST]),
+    ],
+)
+async def test_a_refusal_of_who_could_not_read_the_token_is_believed_where_the_account_lives(
+    house: House,
+    misread: bool,  # noqa: FBT001 -- because it is a column of the table above
+    sighting: Sighting,
+    raised: type[Exception],
+    asked: list[str],
+) -> None:
+    """Whoever could read it is believed at once, and nobody is asked."""
+    assert await _followed(house, RefreshTokenDead(misread=misread), sighting) == (raised, asked)
 
 
 async def test_whoever_comes_second_to_a_claim_spends_nothing(house: House) -> None:
@@ -253,7 +328,15 @@ async def test_a_rescue_folder_that_is_away_stops_only_those_whose_pair_may_lie_
         raise OSError(errno.EACCES, "Permission denied")
 
     keeper = house.make_keeper(rescue=Instead(house.rescue, read=read))
-    assert (await keeper.refresh(connection.id, demand=Demand.SCHEDULE)).pair_version == 2
+    refreshed = await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    assert refreshed.pair_version == 2
+    await house.store.claim(a_claim(refreshed, owner="process-2"))
+    refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.clock.until_sleeping(0.25)
+    house.clock.advance(60)
+    with pytest.raises(StoreUnavailable) as raised:
+        await refreshing
+    assert connection.id in raised.value.what
 
 
 async def test_an_attempt_that_got_more_time_is_looked_up_again(house: House) -> None:
@@ -397,6 +480,25 @@ async def test_while_deaths_are_held_a_silent_look_up_presents_nothing_however_l
     with pytest.raises(NoAnswer):
         await house.refresh(connection, demand=Demand.PROBE)
     assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_while_deaths_are_held_each_pair_is_looked_up(house: House) -> None:
+    """What AMO has told of the pair before says nothing of the one that the person has brought meanwhile."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    slots = 0
+
+    async def slot(_priority: object) -> None:
+        nonlocal slots
+        slots += 1
+        if slots == 2:  # the one for the refresh
+            await house.connect(api_domain=API_DOMAIN)
+
+    custody = house.make_custody(amo=Instead(house.client, slot=slot))
+    await house.store.hold_deaths(now=house.clock.now())
+    await custody.breaker.watch()
+    house.clock.advance(60)
+    stored = await custody.keeper.refresh(connection.id, demand=Demand.PROBE)
+    assert (stored.pair_version, house.amo.sandbox.look_ups) == (3, 2)
 
 
 async def test_a_probe_whose_look_up_has_no_answer_was_the_probe(house: House) -> None:

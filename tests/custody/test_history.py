@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,6 +55,16 @@ async def test_a_token_that_somebody_else_spent_is_told_as_such(house: House) ->
     assert (given_up.details["status"], len(str(given_up.details["request_id"]))) == (401, 32)
 
 
+async def test_a_move_is_told_before_the_refresh_that_follows_it(house: House) -> None:
+    """It is written down with the lease on which the token goes there."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.host = "renamed.amocrm.ru"
+    await house.refresh(connection)
+    moved, refreshed = await _told(house, connection)
+    assert (moved.name, moved.details["moved_to"]) == ("connection.moved", "renamed.amocrm.ru")
+    assert refreshed.name == "refresh.succeeded"
+
+
 async def test_a_token_that_we_may_have_spent_is_told_with_our_attempts(house: House) -> None:
     """An answer was lost: its attempt, who took it over, and the verdict all name the same token."""
     connection = await house.connect(api_domain=API_DOMAIN)
@@ -70,6 +81,18 @@ async def test_a_token_that_we_may_have_spent_is_told_with_our_attempts(house: H
     assert (told[1].details["from_process"], told[2].details["reason"]) == ("process-1", "in_doubt")
 
 
+async def test_an_attempt_that_presented_nothing_is_taken_over_without_a_token(house: House) -> None:
+    """Its process had no key that opens the pair, and died before it could tell."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, fingerprint=""))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.clock.until_sleeping(0.25)
+    house.clock.advance(60)
+    await refreshing
+    taken, _ = await _told(house, connection)
+    assert (taken.name, "token" in taken.details) == ("refresh.taken_over", False)
+
+
 async def test_a_process_that_died_in_the_middle_is_named(house: House) -> None:
     """It could not tell its end itself: whoever takes over tells for it."""
     connection = await house.connect(api_domain=API_DOMAIN)
@@ -80,6 +103,7 @@ async def test_a_process_that_died_in_the_middle_is_named(house: House) -> None:
     await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     taken, succeeded = await _told(house, connection)
     assert (taken.details["from_process"], taken.details["token"]) == ("server-1:4711", "f" * 16)
+    assert taken.details["lease_until"]
     assert succeeded.name == "refresh.succeeded"
 
 

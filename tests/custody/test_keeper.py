@@ -270,9 +270,13 @@ async def test_a_claim_of_what_no_key_opens_names_no_token(house: House) -> None
 
 
 async def test_what_does_not_exist_cannot_be_refreshed(house: House) -> None:
-    """An unknown id is told as that."""
-    with pytest.raises(NotFound):
-        await house.keeper.refresh("unknown", demand=Demand.HAND_OUT)
+    """An unknown id is told as that, and so is one whose person has disconnected."""
+    connection = await house.connect()
+    assert await house.store.disconnect(connection, at=house.clock.now())
+    for name in ("unknown", connection.id):
+        with pytest.raises(NotFound):
+            await house.keeper.refresh(name, demand=Demand.HAND_OUT)
+    assert house.amo.vendor.ledger.refreshes() == []
 
 
 # --- cancelled, stopped, slow ---------------------------------------------------------------------
@@ -398,6 +402,24 @@ async def test_a_new_grant_during_a_flight_wins(house: House) -> None:
     assert await house.now(connection) == granted
 
 
+async def test_a_connection_that_has_gone_with_its_pair_is_not_found(house: House) -> None:
+    """Something newer was stored, and then all of it was erased, before the caller could be told."""
+    connection = await house.connect()
+
+    class Gone(FailingStore):
+        gone = False
+
+        async def save_refreshed(self, *_: Any, **__: Any) -> None:
+            await house.connect()
+            self.gone = True
+
+        async def connection(self, connection_id: str) -> Connection | None:
+            return None if self.gone else await house.store.connection(connection_id)
+
+    with pytest.raises(NotFound):
+        await house.make_keeper(store=Gone(house.store, house.clock)).refresh(connection.id, demand=Demand.SCHEDULE)
+
+
 # --- what an answer means --------------------------------------------------------------------------
 
 
@@ -484,10 +506,39 @@ async def test_a_patient_caller_respects_the_back_off(house: House) -> None:
         await house.refresh(connection, demand=Demand.HAND_OUT)
     with pytest.raises(Busy) as raised:
         await house.refresh(connection, demand=Demand.HAND_OUT)
-    assert raised.value.retry_after == 900
+    assert (raised.value.retry_after, raised.value.because) == (900, "account_refused")
     assert house.amo.sandbox.requests == 2
     house.clock.advance(900)
     assert (await house.refresh(connection, demand=Demand.HAND_OUT)).pair_version == 2
+
+
+async def test_the_end_of_the_service_is_told_before_anything_else(house: House) -> None:
+    """Whoever would have to wait for the next try goes to another instance at once."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(Fault.UNPAID)
+    with pytest.raises(AccountRefused) as raised:
+        await house.refresh(connection)
+    assert raised.value.__cause__ is None
+    house.keeper.stop()
+    with pytest.raises(ShuttingDown):
+        await house.refresh(connection)
+
+
+async def test_a_failure_tells_how_long_it_took(house: House) -> None:
+    """Of AMO's as of ours: whoever reads the history sees whether AMO was slow."""
+    for error in (RateLimited(7), ZeroDivisionError()):
+        connection = await house.connect()
+
+        async def refresh(error: Exception = error, **_: object) -> Issued:
+            house.clock.advance(1.5)
+            raise error
+
+        with pytest.raises(type(error)):
+            await house.make_keeper(amo=Instead(house.client, refresh=refresh)).refresh(
+                connection.id, demand=Demand.FORCED
+            )
+    told = house.witness.named("refresh.failed")
+    assert [(event.fields["seconds"], event.fields["demand"]) for event in told] == [(1.5, "forced")] * 2
 
 
 async def test_a_bug_is_told_and_leaves_the_outcome_open(house: House) -> None:

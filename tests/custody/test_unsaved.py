@@ -200,6 +200,23 @@ async def test_the_end_leaves_a_pair_in_its_file(house: House) -> None:
     assert house.rescue.files == {}
 
 
+async def test_the_end_waits_for_what_was_left_in_a_file(house: House) -> None:
+    """The store stays open for as long as a pair of the process before is on its way into it."""
+    connection, refreshing = await _unsaved(house)
+    house.custody.stop()
+    with pytest.raises(ShuttingDown):
+        await refreshing
+    restarted = house.make_custody()
+    await restarted.unsaved.restore()
+    draining = asyncio.create_task(restarted.keeper.drain())
+    await house.traffic.until_quiet()
+    assert not draining.done()
+    house.failing.away = set()
+    await restarted.unsaved.settle()
+    await draining
+    assert (await house.now(connection)).pair_version == 2
+
+
 async def test_the_end_waits_for_a_pair_that_is_nowhere_else(house: House) -> None:
     """Where its file cannot be written either, the process keeps it and goes on trying."""
     house.rescue.full = True
