@@ -1,7 +1,8 @@
-"""Whom does the service see come: a question that only who holds the keys can ask, and read the answer to.
+"""Is it you, and whom do you see come: a question that only who holds the keys can ask, and read the answer to.
 
 `amo-callback check` asks it by the public address, and so learns whether that leads to this service, and whether the
-proxy in front says whose requests they are. To anybody else the header is noise, and is not answered.
+proxy in front says whose requests they are. The command asks it at the private door, before it shows its API key:
+while the service is down, whoever else is on the machine may listen there. To anybody else the header is noise.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _QUESTION, _ANSWER = "probe", "probe:answer"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """What the service sees of a request that came by the public door."""
+    """What the service sees of a request."""
 
     peer: str | None
     """Who has connected; `None` on a Unix socket."""

@@ -19,7 +19,8 @@ from amo_callback.amo.client import AmoClient
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.sandbox.app import Sandbox
-from amo_callback.amo.sandbox.vendor import Lives, SandboxAccount, SandboxIntegration, Vendor
+from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
+from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
 from amo_callback.amo.wire import open_session
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock

@@ -23,7 +23,7 @@ BASE = "foryoure://amo-crm/callback"
 )
 def test_values_are_percent_encoded_from_their_bytes(state: bytes, encoded: str) -> None:
     """Everything but unreserved characters is encoded, in both values."""
-    assert success_link(BASE, hand_back="code", code=b"c", state=state) == f"{BASE}?code=c&state={encoded}"
+    assert success_link(BASE, hand_back="code", code=state, state=state) == f"{BASE}?code={encoded}&state={encoded}"
     assert failure_link(BASE, error="e", state=state) == f"{BASE}?error=e&state={encoded}"
 
 
@@ -43,6 +43,7 @@ def test_the_code_stays_at_home_where_nothing_is_handed_back() -> None:
     [
         (BASE, "intent://amo-crm/callback?code=c&state={}#Intent;scheme=foryoure;package=com.example.app;end"),
         ("Com.Example:/amo", "intent:/amo?code=c&state={}#Intent;scheme=com.example;package=com.example.app;end"),
+        ("app:/a:b", "intent:/a:b?code=c&state={}#Intent;scheme=app;package=com.example.app;end"),
     ],
 )
 def test_an_intent_holds_nothing_of_the_persons_among_its_orders(base: str, intent: str) -> None:

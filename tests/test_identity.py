@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amo_callback.identity import ApiKeys, Scope, read_api_keys
+from amo_callback.identity import ApiKeys, Scope, key_with, read_api_keys
 
 KEY = "k" * 32
 
@@ -35,7 +35,10 @@ def test_whatever_else_is_presented_is_nobodys(presented: str) -> None:
         (f"a:{KEY}\nb:short", "the key in line 2 is shorter than 32"),
         (f"a:write:{KEY}", "line 1 names a scope that is not one of read, token, admin"),
         (f"a:{KEY}\na:{KEY}2", "two lines have the same name"),
+        (f"a:{KEY[1:]}", "the key in line 1 is shorter than 32"),
         (f"a b:{KEY}", "line 1 is neither"),
+        (f"{'a' * 65}:{KEY}", "line 1 is neither"),
+        (f":{KEY}", "line 1 is neither"),
         (f"a:read:token:{KEY}", "line 1 is neither"),
     ],
 )
@@ -51,3 +54,27 @@ def test_a_key_is_kept_as_its_digest() -> None:
     [key] = read_api_keys(f"one:{KEY}1")
     assert KEY not in repr(key)
     assert KEY.encode() not in key.digest
+    assert repr(key.digest) not in repr(key)
+
+
+def test_other_keys_take_the_place_of_those_before() -> None:
+    """Whose key is no longer among them stays outside."""
+    keys = ApiKeys(read_api_keys(f"one:{KEY}1"))
+    keys.replace(read_api_keys(f"two:{KEY}2"))
+    assert [key and key.name for key in map(keys.find, (f"{KEY}1", f"{KEY}2"))] == [None, "two"]
+
+
+def test_a_name_has_64_characters_at_most() -> None:
+    """One more is told above."""
+    [key] = read_api_keys(f"{'a' * 64}:{KEY}")
+    assert key.name == "a" * 64
+
+
+def test_a_key_for_a_purpose_is_found_in_the_text() -> None:
+    """The first whose line allows it; a line that is none is passed over, for this is no place to refuse it."""
+    text = f"# comment\nno line\n one:{KEY}1 \ntwo:admin:{KEY}2\nthree:read+admin:{KEY}3\n"
+    found = {scope: key_with(text, scope) for scope in Scope}
+    assert found == {Scope.READ: f"{KEY}1", Scope.TOKEN: f"{KEY}1", Scope.ADMIN: f"{KEY}2"}
+    assert key_with(f"three:read+admin:{KEY}3", Scope.ADMIN) == f"{KEY}3"
+    assert key_with(f"three:read+admin:{KEY}3", Scope.TOKEN) is None
+    assert key_with(f"two:admin:{KEY}2 more", Scope.ADMIN) is None

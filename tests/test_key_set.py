@@ -12,14 +12,20 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from amo_callback import __version__
 from amo_callback.errors import KeySetUnavailable, MustWait, Unauthorized
-from amo_callback.identity.key_set import FRESH, KEPT, MAX_ANSWER, KeySet, open_key_set
+from amo_callback.event import Level
+from amo_callback.identity.key_set import TIMEOUT, KeySet, open_key_set
 from tests.jwts import RULES, claims, ec_key, jwk, rsa_key, signed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.fakes import FakeClock, Witness
+
+
+LIMIT = 262_144
+"""Bytes of an answer that are read."""
 
 
 class Issuer:
@@ -164,7 +170,7 @@ async def test_a_set_is_fresh_for_ten_minutes(users: KeySet, issuer: Issuer, clo
     """A key that the issuer has withdrawn is good no longer than that."""
     assert await users.user_of(_by("first")) == "42"
     issuer.keys = [jwk(rsa_key("second"), kid="second")]
-    clock.advance(FRESH - 1)
+    clock.advance(599)
     assert await users.user_of(_by("first")) == "42"
     assert len(issuer.requests) == 1
     clock.advance(1)
@@ -194,6 +200,7 @@ async def test_closing_gives_up_a_request(issuer: Issuer, clock: FakeClock, witn
     async with open_key_set(issuer.url, rules=RULES, clock=clock, observer=witness) as users:
         caller = asyncio.create_task(users.user_of(_by("first")))
         await issuer.asked.wait()
+    assert "key_set" not in {task.get_name() for task in asyncio.all_tasks()}
     await asyncio.wait({caller})
     assert caller.cancelled()
 
@@ -207,7 +214,7 @@ async def test_the_last_good_set_is_kept_for_a_day(
     """Users come in while the issuer is away; whose a new key is cannot be known, and nobody is sent off for that."""
     assert await users.user_of(_by("first")) == "42"
     issuer.status = 503
-    clock.advance(KEPT - 1)
+    clock.advance(86_399)
     assert await users.user_of(_by("first")) == "42"
     assert await _unavailable(users, _by("second")) == "status_503"
     assert await _unauthorized(users, _by("second", kid="first")) == "signature"
@@ -218,6 +225,7 @@ async def test_the_last_good_set_is_kept_for_a_day(
     assert await users.user_of(_by("first")) == "42"
     assert await _unauthorized(users, _by("second")) == "key"
     assert [event.name for event in witness.events] == ["key_set.failing", "key_set.recovered"]
+    assert [event.level for event in witness.events] == [Level.ERROR, Level.INFO]
     assert witness.events[0].fields == {"error": "key_set_unavailable", "what": "status_503"}
 
 
@@ -253,8 +261,8 @@ async def test_unknown_keys_ask_a_failing_issuer_once_a_minute_too(
             assert len(issuer.requests) == number
 
 
-def _padded(issuer: Issuer) -> None:
-    issuer.body = issuer.published + b" " * MAX_ANSWER
+def _padded(issuer: Issuer, size: int = LIMIT + 1) -> None:
+    issuer.body = issuer.published.ljust(size)
 
 
 def _moved(issuer: Issuer) -> None:
@@ -295,8 +303,34 @@ async def test_an_answer_that_is_no_key_set_is_a_failure(users: KeySet, issuer: 
     assert [request.path for request in issuer.requests] == ["/keys"]
 
 
+async def test_a_set_as_long_as_the_limit_is_read(users: KeySet, issuer: Issuer) -> None:
+    """A byte more is too long."""
+    _padded(issuer, LIMIT)
+    assert await users.user_of(_by("first")) == "42"
+
+
+async def test_an_answer_that_breaks_off_is_a_failure(clock: FakeClock, witness: Witness) -> None:
+    """Half of a set tells nothing."""
+
+    async def _break_off(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b'{"keys": [')
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    app = web.Application()
+    app.router.add_get("/keys", _break_off)
+    async with TestServer(app) as server:
+        url = str(server.make_url("/keys"))
+        async with open_key_set(url, rules=RULES, clock=clock, observer=witness) as users:
+            assert await _unavailable(users, _by("first")) == "connection"
+
+
 async def test_an_issuer_that_is_slow_or_gone_is_a_failure(clock: FakeClock, witness: Witness) -> None:
-    """Whoever waits with a token in his hand waits for so long only."""
+    """Whoever waits with a token in his hand waits for so long only: five seconds, unless a test has less patience."""
+    assert TIMEOUT == 5
     async with AsyncExitStack() as stack:
         issuer = await stack.enter_async_context(Issuer().serve())
         opened = open_key_set(issuer.url, rules=RULES, clock=clock, observer=witness, patience=0.2)
@@ -320,3 +354,16 @@ async def test_a_request_asks_for_little(users: KeySet, issuer: Issuer) -> None:
     assert await users.user_of(_by("first")) == "42"
     [request] = issuer.requests
     assert (request.headers["Accept-Encoding"], request.headers["Connection"]) == ("identity", "close")
+    assert request.headers["Accept"] == "application/jwk-set+json, application/json"
+    assert request.headers["User-Agent"] == f"amo-callback/{__version__}"
+
+
+async def test_a_request_brings_nothing_back(issuer: Issuer, clock: FakeClock, witness: Witness) -> None:
+    """A cookie of the issuer's is not kept: who asks is nobody."""
+    issuer.headers = {"Set-Cookie": "session=1; Path=/"}
+    url = issuer.url.replace("127.0.0.1", "localhost")  # cookies of bare addresses are never kept
+    async with open_key_set(url, rules=RULES, clock=clock, observer=witness) as users:
+        for _ in range(2):
+            assert await users.user_of(_by("first")) == "42"
+            clock.advance(600)
+    assert ["Cookie" in request.headers for request in issuer.requests] == [False, False]

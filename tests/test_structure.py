@@ -61,6 +61,9 @@ USE_CASES = {"custody", "connect", "transfer", "notices", "rotation", "web"}
 JOINED_IN = {"web.lifecycle", "web.services", "web.resources", "cli", "demo"}
 """Where `amo`, `store` and `observe` meet the use cases; the demonstration has AMO's stand-in on its stage."""
 
+SECRETS_COMPARED = {"amo.lookup", "connect.admission", "connect.proof", "custody.handout", "identity.api_keys"}
+"""Where what somebody presents is compared with what only he should know."""
+
 
 def _modules() -> list[tuple[str, ast.Module]]:
     return [
@@ -116,6 +119,17 @@ def test_each_outside_library_has_one_room(module: str, tree: ast.Module) -> Non
     assert {library for library in libraries & set(ONE_ROOM) if module not in ONE_ROOM[library]} == set()
     if "aiohttp" in libraries:
         assert module in CALLERS or module.startswith(("web", "cli", "demo", "amo.sandbox"))
+
+
+def test_secrets_are_compared_in_constant_time() -> None:
+    """No other test could tell: the answers are the same, and only how long they take would tell a secret."""
+    compared = {
+        module
+        for module, tree in MODULES
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "hmac.compare_digest"
+    }
+    assert compared == SECRETS_COMPARED
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("test_*.py")), ids=lambda path: path.stem)

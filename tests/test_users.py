@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from amo_callback.identity.build import open_users
 from amo_callback.identity.jwk import read_key_set
 from amo_callback.identity.key_set import KeySet
 from amo_callback.identity.signatures import Key, SharedSecret, claims_signed_by_one
-from amo_callback.identity.users import MAX_TOKEN, UserRules, read_token
+from amo_callback.identity.users import UserRules, read_token
 from tests.fakes import FakeClock, Witness
 from tests.jwts import AUDIENCE, NOW, RULES, SECRET, b64, claims, ec_key, jwk, rsa_key, signed, unsigned
 
@@ -124,16 +125,10 @@ async def test_what_is_no_token_is_refused(token: str) -> None:
 
 async def test_a_token_of_more_than_8_kib_is_not_looked_at() -> None:
     """Where it is a byte shorter, the same token is good."""
-    fill = MAX_TOKEN - len(signed(claims(x="")))
-    fitting = next(
-        token
-        for token in (signed(claims(x="x" * n)) for n in range(fill * 3 // 4 + 3, 0, -1))
-        if len(token) <= MAX_TOKEN
-    )
-    longer = signed(claims(x="x" * (fill * 3 // 4 + 3)))
-    assert await _user(fitting) == "42"
-    assert len(longer) > MAX_TOKEN
-    assert await _refused(longer) == "form"
+    tokens = (signed(claims(x="x" * n), kid=kid) for n in range(5900, 6100) for kid in ("", "k", "kk"))
+    by_length = {len(token): token for token in tokens}
+    assert await _user(by_length[8192]) == "42"
+    assert await _refused(by_length[8193]) == "form"
 
 
 # --- when ----------------------------------------------------------------------------------------
@@ -151,6 +146,7 @@ async def test_a_token_of_more_than_8_kib_is_not_looked_at() -> None:
         (claims(exp=-1), "time"),
         (claims(exp=(NOW + 300) * 1000), "time"),
         (claims(exp=10**4000), "time"),
+        (claims(exp=253_402_300_800), "time"),
         (claims(exp=[NOW + 300]), "time"),
         (claims(nbf=NOW + 61), "time"),
         (claims(nbf=None), "time"),
@@ -186,6 +182,7 @@ async def test_what_json_does_not_know_is_no_number(number: str) -> None:
         claims(exp=NOW - 59.5),
         claims(nbf=NOW + 60, iat=NOW + 60.0),
         claims(iat=0, nbf=0),
+        claims(exp=253_402_300_799),
     ],
 )
 async def test_clocks_may_differ_by_a_minute(said: dict[str, Any]) -> None:
@@ -283,11 +280,22 @@ def _set(*keys: object) -> bytes:
     return json.dumps({"keys": keys}).encode()
 
 
+def _long_number(size: int) -> str:
+    """Return the issuer's modulus with zeros before it."""
+    return b64(rsa_key("issuer").public_key().public_numbers().n.to_bytes(size))
+
+
+def test_a_number_has_2048_characters_at_most() -> None:
+    """So long a one is no shorter than any real key's; a longer one is passed over, as is told below."""
+    [key] = read_key_set(_set(jwk(rsa_key("issuer"), n=_long_number(1536))))
+    assert claims_signed_by_one([key], read_token(signed(key=rsa_key("issuer"), alg="RS256"))) == claims()
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         {"kty": "oct", "k": b64(SECRET.encode()), "kid": "a"},
-        jwk(rsa_key("weak", 1024), kid="a"),
+        jwk(rsa_key("weak", 2047), kid="a"),
         jwk(rsa_key("issuer"), kid="a", use="enc"),
         jwk(rsa_key("issuer"), kid="a", use=None),
         jwk(rsa_key("issuer"), kid="a", alg="RS384"),
@@ -302,9 +310,12 @@ def _set(*keys: object) -> bytes:
         jwk(rsa_key("issuer"), kid="a", n=b64(b"\xff" * 2000)),
         jwk(rsa_key("issuer"), kid="a", e="not base64url!"),
         jwk(rsa_key("issuer"), kid="a", e=b64(b"\x02")),
+        jwk(rsa_key("issuer"), kid="a", n=_long_number(1537)),
         {"kty": "RSA", "kid": "a"},
+        {"kty": "EC", "crv": "P-256", "kid": "a"},
         jwk(ec_key("issuer"), kid="a", alg="RS256"),
         jwk(ec_key("issuer"), kid="a", x=b64(b"x" * 32)),
+        jwk(ec_key("issuer"), kid="a", kty="OKP"),
         jwk(ec_key("issuer"), kid="a", crv="P-384"),
         jwk(ec_key("issuer", ec.SECP384R1), kid="a"),
         jwk(ec_key("issuer", ec.SECP256K1), kid="a"),
@@ -393,6 +404,10 @@ async def test_the_configuration_says_how_users_are_told() -> None:
         assert await users.user_of(signed(claims(iss="me", id=7))) == "7"
         with pytest.raises(Unauthorized):
             await users.user_of(signed(claims(id=7)))
+    for left_out in ("jwt_audience", "jwt_secret"):  # the configuration refuses both, and this does not rely on it
+        odd = SimpleNamespace(**{**dict(app), left_out: None})
+        async with open_users(odd, clock=clock, observer=witness) as users:
+            assert users is None
     app = App(jwks_url="http://127.0.0.1:1/keys", jwt_audience=AUDIENCE)
     async with open_users(app, clock=clock, observer=witness) as users:
         assert isinstance(users, KeySet)

@@ -9,10 +9,13 @@ from urllib.parse import quote
 
 import aiohttp
 
+from amo_callback import probe
 from amo_callback.errors import CommandFailed, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    from amo_callback.cipher import Cipher
 
 _PATIENCE = 30.0
 """Seconds."""
@@ -37,13 +40,24 @@ def why_unconnected(error: aiohttp.ClientConnectorError) -> str:
     return os.strerror(number) if number else "nobody listens"
 
 
-async def somebody_listens(session: aiohttp.ClientSession) -> bool:
-    """Tell whether the service runs, or somebody who answers as it does."""
+async def is_served(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: str) -> bool:
+    """Tell whether the service listens: it proves that by our keys, before it is shown one of its own.
+
+    Raises `CommandFailed` where somebody else answers as it does.
+    """
     try:
-        async with session.get("/healthz") as response:
-            return response.status == 200
+        async with session.head("/healthz", headers={probe.HEADER: probe.ask(cipher, nonce=nonce)}) as response:
+            status, answer = response.status, response.headers.get(probe.HEADER, "")
     except (aiohttp.ClientError, TimeoutError, OSError):
         return False
+    if status != 200:
+        return False
+    if probe.read_answer(cipher, answer, nonce=nonce) is None:
+        raise CommandFailed(
+            "server.private: who listens there does not prove to be the service with the keys of this configuration, "
+            "and is sent no API key: restart the service if it was upgraded or its keys were changed"
+        )
+    return True
 
 
 class Door:

@@ -6,10 +6,12 @@ the store by whoever may read the configuration anyway.
 
 from __future__ import annotations
 
+import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from amo_callback.cli.door import MANY, Door, private_session, somebody_listens
+from amo_callback.cipher import Cipher
+from amo_callback.cli.door import MANY, Door, is_served, private_session
 from amo_callback.cli.local import open_local
 from amo_callback.custody.farewell import Farewell
 from amo_callback.custody.freezer import Freezer
@@ -68,8 +70,9 @@ async def open_operations(place: Place, *, scope: Scope) -> AsyncIterator[Operat
     """Open the way that there is: the door of the service that runs, else the store."""
     key = key_with(place.settings.api.keys.get_secret_value(), scope)
     if key is not None:
+        cipher = Cipher(place.settings.storage.encryption_keys.get_secret_value().split())
         async with private_session(place.settings.server.private) as session:
-            if await somebody_listens(session):
+            if await is_served(session, cipher, nonce=secrets.token_urlsafe(16)):
                 yield Door(session, key)
                 return
     async with open_local(place) as local:

@@ -15,7 +15,8 @@ import aiohttp
 from aiohttp import web
 
 from amo_callback.amo.sandbox.app import Sandbox
-from amo_callback.amo.sandbox.vendor import Lives, SandboxIntegration, Vendor
+from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
+from amo_callback.amo.sandbox.vendor import Vendor
 from amo_callback.cipher import new_key
 from amo_callback.config_load import load_settings
 from amo_callback.demo.backend import Backend

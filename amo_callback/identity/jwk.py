@@ -69,10 +69,8 @@ def _is_meant_for(key: Key, jwk: Mapping[str, object]) -> bool:
 
 
 def _numbers(jwk: Mapping[str, object], *names: str) -> dict[str, str]:
-    numbers = {name: value for name in names if isinstance(value := jwk.get(name), str) and _NUMBER.fullmatch(value)}
-    if len(numbers) < len(names):
-        raise ValueError("lacks a number")
-    return numbers
+    """Return those numbers that are some; without one PyJWT makes no key."""
+    return {name: value for name in names if isinstance(value := jwk.get(name), str) and _NUMBER.fullmatch(value)}
 
 
 def _kid(jwk: Mapping[str, object]) -> str | None:

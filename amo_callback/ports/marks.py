@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 class Marks(Protocol):
     """What holds for the whole store."""
 
-    async def ping(self) -> None:
-        """Read something."""
-
     async def canary(self, fresh: bytes) -> bytes:
         """Return the record by which the store tells whose keys wrote it; a new store keeps the fresh one."""
 

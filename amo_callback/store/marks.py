@@ -22,10 +22,6 @@ _STEPPED = timedelta(seconds=60)
 class Marks(Writer):
     """The table `meta`."""
 
-    async def ping(self) -> None:
-        """Read something."""
-        await self._database.read("ping")
-
     async def canary(self, fresh: bytes) -> bytes:
         """Return the store's canary; a new store keeps the fresh one."""
 

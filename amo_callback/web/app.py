@@ -34,10 +34,10 @@ from amo_callback.web.private import connections, events, freezing, imports, met
 from amo_callback.web.private.authorization import authorize
 from amo_callback.web.private.errors import problem_errors
 from amo_callback.web.private.refusals import Refusals
+from amo_callback.web.probe import answer_probe
 from amo_callback.web.public import authorizations, callback, exchange, hooks, returning, users
 from amo_callback.web.public.errors import envelope_errors
 from amo_callback.web.public.headers import protect
-from amo_callback.web.public.probe import answer_probe
 from amo_callback.web.requests import log_requests
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
             web.get("/readyz", health.readyz),
         ]
     )
+    app.on_response_prepare.append(answer_probe)
     return app
 
 

@@ -13,6 +13,7 @@ import pytest
 from amo_callback import errors
 from amo_callback.amo.protocol import (
     ANSWER_LIMIT,
+    AmoRequest,
     Answer,
     GrantType,
     Integration,
@@ -71,11 +72,35 @@ def test_both_requests_are_json_with_the_registered_redirect_uri() -> None:
     assert json.loads(exchange.body or b"") == {**common, "grant_type": "authorization_code", "code": "the-code"}
     assert json.loads(refresh.body or b"") == {**common, "grant_type": "refresh_token", "refresh_token": "the-token"}
     assert exchange.url == refresh.url == "https://a.amocrm.ru/oauth2/access_token"
-    assert exchange.headers["Content-Type"] == "application/json"
+    assert exchange.method == refresh.method == "POST"
+    assert exchange.headers == refresh.headers
+    assert exchange.headers == {
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "Content-Type": "application/json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("page", "address"),
+    [
+        ("https://www.amocrm.ru/oauth", "https://www.amocrm.ru/oauth?client_id=c%2F1&state=s%26&mode=popup"),
+        ("https://a.example/?x=1", "https://a.example/?x=1&client_id=c%2F1&state=s%26&mode=popup"),
+    ],
+)
+def test_a_person_is_sent_to_amos_page_with_our_name_and_the_state(page: str, address: str) -> None:
+    """The configured page may have a query of its own."""
+    integration = Integration(
+        client_id="c/1", client_secret="s", redirect_uri="https://a.example/cb", authorize_url=page
+    )
+    assert integration.consent_address("s&") == address
+    assert INTEGRATION.authorize_url == "https://www.amocrm.ru/oauth"
 
 
 def test_no_secret_is_in_a_repr() -> None:
-    """Neither a request nor an integration shows what it carries."""
+    """Neither a request nor an answer nor an integration shows what it carries."""
+    carried = AmoRequest(method="GET", url="https://a.example", headers={"X-Refresh-Token": "the-token"})
+    assert "the-token" not in repr(carried) + repr(Answer(status=200, body=b"the-token"))
     shown = repr(INTEGRATION) + repr(exchange_request(INTEGRATION, code=b"the-code", domain="a.amocrm.ru"))
     assert "the-code" not in shown
     assert "the-secret" not in shown
@@ -89,6 +114,104 @@ def test_a_pair_is_kept_whatever_else_its_answer_lacks() -> None:
         assert issued.account.account_id == ""
     pair_sample = json.loads((SAMPLES[0].parent / "200-pair-for-a-code.json").read_text(encoding="utf-8"))["body"]
     assert _read({**pair_sample, "expires_in": None}).pair.life == timedelta(hours=24)
+    assert _read({**pair_sample, "expires_in": 60}).pair.life == timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("status", [200, 201, 299])
+def test_a_pair_comes_with_any_success(status: int) -> None:
+    """Whatever kind of success it is called, a pair has been paid for."""
+    assert _read({"access_token": "a", "refresh_token": "r"}, status=status).pair.refresh_token == "r"
+
+
+@pytest.mark.parametrize("status", [100, 199, 300, 399])
+def test_a_pair_in_what_is_no_success_is_none(status: int) -> None:
+    """What such an answer is about, nobody has promised."""
+    with pytest.raises(OutcomeOpen) as raised:
+        _read({"access_token": "a", "refresh_token": "r"}, status=status)
+    assert raised.value.what == f"http_{status}"
+
+
+def test_a_host_of_the_operators_list_may_be_an_accounts_own() -> None:
+    """The same check guards what a token names as what the browser names."""
+    claims = base64.urlsafe_b64encode(b'{"api_domain": "api.test.example"}').decode()
+    answer = Answer(status=200, body=json.dumps({"access_token": f"h.{claims}.s", "refresh_token": "r"}).encode())
+    for allowed, host in (((), None), ((".test.example",), "api.test.example")):
+        issued = read_answer(answer, grant_type=GrantType.CODE, now=START, allowed=allowed)
+        assert issued.account.api_domain == host
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("b6a3.7:x_Y-9", "b6a3.7:x_Y-9"),
+        ("x", "x"),
+        ("x" * 64, "x" * 64),
+        ("x" * 65, None),
+        ("", None),
+        (None, None),
+        ("a b", None),
+        ("a\n", None),
+    ],
+)
+def test_an_answer_is_known_by_amos_name_for_it(said: str | None, known: str | None) -> None:
+    """So is the error it means, with its status; what should not stand in a log is no name."""
+    issued = _read({"access_token": "a", "refresh_token": "r"}, request_id=said)
+    assert issued.request_id == known
+    for status in (401, 403, 429, 500):
+        with pytest.raises(AmoCallbackError) as raised:
+            _read("", status=status, request_id=said)
+        assert (raised.value.status, raised.value.request_id) == (status, known)
+
+
+@pytest.mark.parametrize(
+    ("hint", "expired", "misread"),
+    [
+        ("Token has expired", True, False),
+        ("token has expired.", True, False),
+        ("Token has been revoked", False, False),
+        ("Invalid refresh token", False, True),
+        ("Cannot decrypt the refresh token", False, True),
+    ],
+)
+def test_a_dead_token_is_told_from_one_that_was_not_understood(hint: str, expired: bool, misread: bool) -> None:  # noqa: FBT001 -- because they are columns of the table above
+    """Who could not read it may be a stranger, who lives where the account has lived."""
+    with pytest.raises(errors.RefreshTokenDead) as raised:
+        _read({"hint": hint}, status=400)
+    assert (raised.value.expired, raised.value.misread) == (expired, misread)
+
+
+@pytest.mark.parametrize("hint", ["Token has expired, or not", "The token has expired", "Token has expired?"])
+def test_only_the_listed_words_are_final(hint: str) -> None:
+    """Words that are nearly the same may mean anything."""
+    with pytest.raises(UnknownRefusal) as raised:
+        _read({"hint": hint}, status=400)
+    assert (raised.value.status, raised.value.hint) == (400, hint)
+
+
+@pytest.mark.parametrize("name", ["code", "`code`"])
+def test_a_code_that_is_none_is_the_browsers_fault(name: str) -> None:
+    """Any other parameter is ours to mend, and so is this one where a refresh token was presented."""
+    hint = f"Check the {name} parameter"
+    with pytest.raises(errors.AuthFailed):
+        _read({"hint": hint}, status=400, grant_type=GrantType.CODE)
+    with pytest.raises(errors.ClientRefused):
+        _read({"hint": hint}, status=400)
+
+
+def test_our_own_faults_are_told_in_amos_words() -> None:
+    """However AMO goes on: it is the operator who has to understand them."""
+    hint = "Check the `redirect_uri` parameter, it is another one"
+    with pytest.raises(errors.ClientRefused) as raised:
+        _read({"hint": hint}, status=400)
+    assert raised.value.hint == hint
+
+
+def test_a_404_with_words_is_not_taken_for_a_wrong_host() -> None:
+    """Only silence tells that nobody lives there."""
+    with pytest.raises(UnknownRefusal):
+        _read({"hint": "Gone fishing"}, status=404, grant_type=GrantType.CODE)
+    with pytest.raises(errors.AuthFailed):
+        _read({}, status=404, grant_type=GrantType.CODE)
 
 
 def test_a_pair_is_kept_whatever_its_claims_are() -> None:
@@ -128,7 +251,36 @@ def test_an_unknown_hint_is_kept_without_what_could_be_a_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"), [("0", 1), ("5", 5), ("999999999", 3600), ("-1", 60), ("1.5", 60), ("x", 60), ("٣", 60)]
+    ("hint", "kept"),
+    [
+        (" some words \n", "some words"),
+        ("x" * 23, "x" * 23),
+        ("x" * 24, "…"),
+        ("two " * 30, ("two " * 30).strip()),
+        ("two " * 30 + "more", "two " * 30),
+        ("x" * 976 + " " + "y" * 24, "… " + "y" * 23),
+    ],
+)
+def test_an_unknown_hint_is_short(hint: str, kept: str) -> None:
+    """Of 1,000 characters 120 are kept, and no word of 24 or more."""
+    with pytest.raises(UnknownRefusal) as raised:
+        _read({"hint": hint}, status=400)
+    assert raised.value.hint == kept
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 1),
+        ("5", 5),
+        ("999999999", 3600),
+        ("1000000000", 60),
+        ("", 60),
+        ("-1", 60),
+        ("1.5", 60),
+        ("x", 60),
+        ("٣", 60),
+    ],
 )
 def test_retry_after_is_taken_within_reason(value: str, seconds: float) -> None:
     """`Retry-After` counts in whole seconds, from one second to an hour; whatever else is a minute."""

@@ -10,7 +10,8 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from amo_callback.amo.sandbox.app import Sandbox
-from amo_callback.amo.sandbox.vendor import SandboxAccount, SandboxIntegration, Vendor
+from amo_callback.amo.sandbox.rules import SandboxIntegration
+from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
 from amo_callback.clock import SystemClock
 from tests.conftest import BASE, HOST, Amo
 

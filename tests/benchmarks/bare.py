@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from amo_callback.amo.protocol import Integration, exchange_request
-from amo_callback.amo.sandbox.vendor import SandboxIntegration
+from amo_callback.amo.sandbox.rules import SandboxIntegration
 from amo_callback.cli.loop import run_loop
 from tests.benchmarks.lag import beside
 from tests.conftest import BASE

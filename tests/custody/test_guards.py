@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -86,6 +87,22 @@ async def test_a_second_request_that_would_outlive_its_lease_is_not_sent(house: 
     assert not (await house.now(connection)).in_doubt
 
 
+async def test_whoever_comes_second_to_a_claim_spends_nothing(house: House) -> None:
+    """Between the last look and the claim another process was faster: its pair is taken, and told as nothing else."""
+    connection = await house.connect()
+    faster = house.make_keeper(owner="process-2")
+
+    class Late(FailingStore):
+        async def claim(self, *args: Any, **more: Any) -> Any:
+            await faster.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection))
+            return await house.store.claim(*args, **more)
+
+    keeper = house.make_keeper(store=Late(house.store, house.clock))
+    refreshed = await keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection))
+    assert (refreshed.pair_version, refreshed.attempt, _spent(house)) == (2, None, 1)
+    assert house.witness.names() == ["refresh.succeeded"]
+
+
 async def test_whatever_a_success_means_for_others_its_pair_is_stored_first(house: House) -> None:
     """An observer that fails as the breaker closes costs no pair."""
     connection = await house.connect()
@@ -139,7 +156,7 @@ async def test_what_was_refreshed_during_the_wait_for_a_slot_is_not_refreshed_ag
     refreshed = await house.make_keeper(owner="process-2").refresh(connection.id, demand=Demand.SCHEDULE)
     queue.served.set()
     assert await refreshing == refreshed
-    assert _spent(house) == 1
+    assert (_spent(house), house.traffic.calls["claim"]) == (1, 1)
 
 
 async def test_what_was_stopped_during_the_wait_for_a_slot_is_not_presented(house: House) -> None:
@@ -170,9 +187,9 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_gives_an_attempt
         nonlocal slots
         slots += 1
         if slots == 2:  # the one for the refresh
-            house.failing.away = {"ping"}
+            house.failing.away = {"count"}
             with pytest.raises(StoreUnavailable):
-                await house.failing.ping()
+                await house.failing.count()
 
     keeper = house.make_keeper(amo=Instead(house.client, slot=slot))
     refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
@@ -182,6 +199,61 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_gives_an_attempt
     assert (house.amo.sandbox.look_ups, house.amo.vendor.ledger.refreshes()) == (1, [])
     house.clock.advance(60)
     assert (await refreshing).pair_version == 2
+    assert house.amo.sandbox.look_ups == 1  # it is the same doubt
+
+
+async def test_whoever_has_what_he_wants_takes_no_slot(house: House) -> None:
+    """Neither a freeze nor the end of the service keeps from him what is there already."""
+    connection = await house.connect()
+    queue = Queue(house)
+    custody = house.make_custody(amo=cast("AmoOAuth", queue))
+    custody.stop()
+    found = await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=lambda _now: True)
+    assert found == connection
+    assert not queue.asked.is_set()
+
+
+async def test_no_more_than_so_many_are_refreshed_at_once(house: House) -> None:
+    """However many come: the others wait for a place, and take neither a slot nor a claim that would age meanwhile."""
+    connections = []
+    for _ in range(3):
+        connections.append(await house.connect())
+        house.amo.account.user_id += 1
+    slots = 0
+    two, third, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slot(_priority: object) -> None:
+        nonlocal slots
+        slots += 1
+        if slots == 2:
+            two.set()
+        await go_on.wait()
+
+    def satisfied(_connection: Connection) -> bool:
+        third.set()
+        return False
+
+    keeper = house.make_keeper(amo=Instead(house.client, slot=slot), rules=RefreshRules(concurrency=2))
+    refreshing = [asyncio.create_task(keeper.refresh(one.id, demand=Demand.SCHEDULE)) for one in connections[:2]]
+    await two.wait()
+    last = keeper.refresh(connections[2].id, demand=Demand.SCHEDULE, satisfied=satisfied)
+    refreshing.append(asyncio.create_task(last))
+    await third.wait()
+    assert [(await house.now(one)).attempt for one in connections] == [None] * 3
+    assert (slots, keeper.in_flight) == (2, 3)
+    go_on.set()
+    assert {stored.pair_version for stored in await asyncio.gather(*refreshing)} == {2}
+
+
+async def test_a_rescue_folder_that_is_away_stops_only_those_whose_pair_may_lie_in_it(house: House) -> None:
+    """Where no process died at a connection, nothing of it can have been left there."""
+    connection = await house.connect()
+
+    def read() -> Any:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    keeper = house.make_keeper(rescue=Instead(house.rescue, read=read))
+    assert (await keeper.refresh(connection.id, demand=Demand.SCHEDULE)).pair_version == 2
 
 
 async def test_an_attempt_that_got_more_time_is_looked_up_again(house: House) -> None:
@@ -304,9 +376,9 @@ async def test_a_store_that_was_away_long_ago_shortens_no_lease(house: House) ->
     """An attempt that began since then has its whole lease: its token is under way."""
     connection = await house.connect()
     leases = house.make_custody().leases
-    house.failing.away = {"ping"}
+    house.failing.away = {"count"}
     with pytest.raises(StoreUnavailable):
-        await house.failing.ping()
+        await house.failing.count()
     house.clock.advance(3600)
     await house.store.claim(a_claim(connection, owner="process-2"))
     assert leases.left(await house.now(connection)) == 60

@@ -325,9 +325,9 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_renews_anothers_
         custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection))
     )
     await queue.asked.wait()
-    house.failing.away = {"ping"}
+    house.failing.away = {"count"}
     with pytest.raises(StoreUnavailable):
-        await house.failing.ping()
+        await house.failing.count()
     queue.served.set()
     await house.clock.until_sleeping(0.25)
     assert house.amo.vendor.ledger.refreshes() == []
@@ -362,9 +362,9 @@ async def test_after_the_store_was_away_anothers_attempt_has_a_whole_lease_more(
     custody = house.make_custody()
     assert custody.leases.left(await house.now(connection)) == 60
     house.clock.advance(59)
-    house.failing.away = {"ping"}
+    house.failing.away = {"count"}
     with pytest.raises(StoreUnavailable):
-        await house.failing.ping()
+        await house.failing.count()
     assert custody.leases.left(await house.now(connection)) == 60
     house.clock.advance(60)
     assert custody.leases.left(await house.now(connection)) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,7 @@ from amo_callback.errors import (
     ShuttingDown,
     StoreUnavailable,
 )
+from amo_callback.event import Level
 from amo_callback.model import (
     Demand,
     Issued,
@@ -31,12 +33,14 @@ from amo_callback.model import (
     Status,
     TokenPair,
     fingerprint,
+    short,
 )
-from tests.builders import a_claim, a_refreshed
+from tests.builders import a_claim, a_refreshed, save
 from tests.custody.house import API_DOMAIN
 from tests.fakes import FailingStore, Instead
 
 if TYPE_CHECKING:
+    from amo_callback.model import Claim, Connection, RefreshedPair
     from amo_callback.ports import AmoOAuth
     from tests.custody.house import House
     from tests.fakes import FakeClock
@@ -58,7 +62,57 @@ async def test_a_refresh_stores_the_new_pair_and_when_it_is_due(house: House) ->
     assert stored.refresh_expires_at == house.clock.now() + timedelta(days=90)
     assert (stored.pair_version, stored.attempt) == (2, None)
     [event] = house.witness.named("refresh.succeeded")
-    assert (event.connection_id, event.fields["demand"]) == (connection.id, "schedule")
+    assert (event.level, event.connection_id) == (Level.INFO, connection.id)
+    assert event.fields == {
+        "domain": connection.domain,
+        "demand": "schedule",
+        "seconds": 0.0,
+        "token": short(fingerprint(house.pair(connection).refresh_token)),
+        "next_token": short(fingerprint(pair.refresh_token)),
+        "request_id": event.fields["request_id"],  # whatever AMO calls it
+        "expires_at": stored.access_expires_at,
+        "next_refresh_at": stored.next_refresh_at,
+    }
+
+
+async def test_a_refresh_tells_how_long_it_took_and_what_amo_calls_it(house: House) -> None:
+    """From before the claim to the answer, in milliseconds."""
+    connection = await house.connect()
+
+    async def refresh(**request: Any) -> Issued:
+        house.clock.advance(1.23456)
+        return dataclasses.replace(await house.client.refresh(**request), request_id="b6a3")
+
+    await house.make_keeper(amo=Instead(house.client, refresh=refresh)).refresh(connection.id, demand=Demand.FORCED)
+    [event] = house.witness.named("refresh.succeeded")
+    assert (event.fields["seconds"], event.fields["request_id"], event.fields["demand"]) == (1.235, "b6a3", "forced")
+
+
+async def test_a_refresh_keeps_the_api_host_that_amo_tells_or_else_the_one_before(house: House) -> None:
+    """A token that names none says nothing of it."""
+    connection = await house.connect(api_domain="api-a.amocrm.ru")
+
+    async def refresh(**request: Any) -> Issued:
+        issued = await house.client.refresh(**request)
+        return dataclasses.replace(issued, account=dataclasses.replace(issued.account, api_domain=None))
+
+    silent = house.make_keeper(amo=Instead(house.client, refresh=refresh))
+    assert (await silent.refresh(connection.id, demand=Demand.SCHEDULE)).api_domain == "api-a.amocrm.ru"
+    assert (await house.refresh(connection)).api_domain == API_DOMAIN
+
+
+async def test_a_pair_is_stored_for_the_grant_that_it_comes_from(house: House) -> None:
+    """The store is told which: after a database was put back, the version alone would not tell a newer grant."""
+    connection = await save(house.store, house.connection_of(await house.exchange()), iat=7)
+    stored: list[RefreshedPair] = []
+
+    class Watched(FailingStore):
+        async def save_refreshed(self, refreshed: Any, **more: Any) -> Any:
+            stored.append(refreshed)
+            return await house.store.save_refreshed(refreshed, **more)
+
+    await house.make_keeper(store=Watched(house.store, house.clock)).refresh(connection.id, demand=Demand.SCHEDULE)
+    assert [(one.grant_iat, one.pair_version) for one in stored] == [(7, 1)]
 
 
 async def test_callers_at_once_share_one_refresh(house: House) -> None:
@@ -66,6 +120,37 @@ async def test_callers_at_once_share_one_refresh(house: House) -> None:
     connection = await house.connect()
     stored = await asyncio.gather(*(house.refresh(connection, demand=Demand.HAND_OUT) for _ in range(60)))
     assert {one.pair_version for one in stored} == {2}
+    assert len(house.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_whoever_comes_as_a_refresh_ends_makes_one_of_his_own(house: House) -> None:
+    """What has ended is not joined, and its end takes nothing from the one that began meanwhile."""
+    connection = await house.connect()
+    ended = asyncio.Event()
+
+    def satisfied(_connection: Connection) -> bool:
+        ended.set()
+        return True
+
+    async def come() -> Connection:
+        await ended.wait()
+        return await house.refresh(connection)
+
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    coming = asyncio.create_task(come())
+    assert (await house.refresh(connection, satisfied=satisfied)).pair_version == 1
+    await house.amo.sandbox.asked.wait()
+    assert house.keeper.in_flight == 1
+    house.amo.sandbox.go_on.set()
+    assert (await coming).pair_version == 2
+    assert house.keeper.in_flight == 0
+
+
+async def test_a_refresh_that_satisfies_nobody_is_made_once(house: House) -> None:
+    """Whoever asked for it gets its pair, and may ask again."""
+    connection = await house.connect()
+    assert (await house.refresh(connection, satisfied=lambda now: now.pair_version > 2)).pair_version == 2
     assert len(house.amo.vendor.ledger.refreshes()) == 1
 
 
@@ -122,21 +207,25 @@ async def test_what_somebody_else_claimed_is_waited_for(house: House) -> None:
 
 
 async def test_a_claim_that_took_too_long_is_given_back_unsent(house: House) -> None:
-    """A process that was stopped during its claim does not spend on what is left of the lease."""
+    """A process that was stopped during its claim does not spend on what is left of the lease: an answer has 5 s."""
     connection = await house.connect()
+    took = 55.1
 
     class SlowStore(FailingStore):
         async def claim(self, claim: Any, **more: Any) -> Any:
             claimed = await house.store.claim(claim, **more)
-            house.clock.advance(55.1)
+            house.clock.advance(took)
             return claimed
 
     house.keeper = house.make_keeper(store=SlowStore(house.store, house.clock))
-    with pytest.raises(Busy):
+    with pytest.raises(Busy) as raised:
         await house.refresh(connection)
+    assert raised.value.retry_after == 1
     after = await house.now(connection)
     assert (after.attempt, after.spending, after.doubtful) == (None, None, None)
     assert house.amo.vendor.ledger.refreshes() == []
+    took = 55.0
+    assert (await house.refresh(connection)).pair_version == 2
 
 
 async def test_a_pair_granted_to_another_client_is_not_presented(house: House) -> None:
@@ -161,6 +250,23 @@ async def test_a_pair_that_no_key_opens_needs_its_person(house: House) -> None:
         after = await house.now(connection)
         assert (after.status, after.reason, after.sealed_pair) == (Status.NEEDS_REAUTH, Reason.UNREADABLE, sealed)
     assert house.amo.vendor.ledger.refreshes() == []
+
+
+async def test_a_claim_of_what_no_key_opens_names_no_token(house: House) -> None:
+    """Nothing goes out, so nothing can be in doubt; whose the claim is, and for how long, it tells all the same."""
+    connection = await house.connect(sealed_pair=Cipher([new_key()]).seal(b"", bound_to=""))
+    claims: list[Claim] = []
+
+    class Watched(FailingStore):
+        async def claim(self, claim: Any, **more: Any) -> Any:
+            claims.append(claim)
+            return await house.store.claim(claim, **more)
+
+    keeper = house.make_keeper(store=Watched(house.store, house.clock))
+    with pytest.raises(NeedsReauth):
+        await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    [claim] = claims
+    assert (claim.fingerprint, claim.owner, claim.lease) == ("", "process-1", timedelta(seconds=60))
 
 
 async def test_what_does_not_exist_cannot_be_refreshed(house: House) -> None:
@@ -208,6 +314,17 @@ async def test_stopping_finishes_what_is_claimed_and_begins_nothing(house: House
     with pytest.raises(ShuttingDown):
         await house.refresh(other)
     assert len(house.amo.vendor.ledger.refreshes()) == 1
+
+
+async def test_stopping_does_not_wait_for_the_lease_of_another_process(house: House) -> None:
+    """Whoever looks for its pair from time to time is sent away at once."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.clock.until_sleeping(0.25)
+    house.keeper.stop()
+    with pytest.raises(ShuttingDown):
+        await refreshing
 
 
 async def test_stopping_does_not_wait_for_the_rate_limit(house: House, clock: FakeClock) -> None:
@@ -275,7 +392,9 @@ async def test_a_new_grant_during_a_flight_wins(house: House) -> None:
     granted = await house.connect()
     house.amo.sandbox.go_on.set()
     assert await refreshing == granted
-    assert house.witness.names() == ["refresh.superseded"]
+    [told] = house.witness.events
+    assert (told.name, told.level, told.fields["demand"]) == ("refresh.superseded", Level.WARNING, "schedule")
+    assert told.fields["token"] == short(fingerprint(house.pair(connection).refresh_token))
     assert await house.now(connection) == granted
 
 
@@ -389,7 +508,27 @@ async def test_a_bug_is_told_and_leaves_the_outcome_open(house: House) -> None:
         await house.refresh(connection)
     after = await house.now(connection)
     assert (after.status, after.last_error, after.in_doubt) == (Status.ACTIVE, "outcome_open", True)
-    assert isinstance((await house.witness.until("refresh.bug")).error, ZeroDivisionError)
+    told = await house.witness.until("refresh.bug")
+    assert isinstance(told.error, ZeroDivisionError)
+    assert (told.level, told.connection_id) == (Level.ERROR, connection.id)
+
+
+async def test_a_refresh_that_is_cancelled_is_no_bug(house: House) -> None:
+    """The loop ends all its tasks at the very end: nothing is told of that, and nobody waits for it."""
+    connection = await house.connect()
+    broken: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: broken.append(context))
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    caller = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.asked.wait()
+    [flight] = [task for task in asyncio.all_tasks() if task.get_name() == f"refresh:{connection.id}"]
+    flight.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    house.amo.sandbox.go_on.set()
+    assert (house.keeper.in_flight, broken) == (0, [])
+    assert house.witness.named("refresh.bug") == []
 
 
 async def test_a_late_verdict_changes_nothing_of_a_new_grant(house: House) -> None:
@@ -501,6 +640,8 @@ async def test_a_token_follows_its_account_whose_old_host_was_taken(house: House
     house.amo.vendor.open_account(connection.domain)
     refreshed = await house.refresh(connection)
     assert (refreshed.status, refreshed.domain) == (Status.ACTIVE, "renamed.amocrm.ru")
+    [moved] = house.witness.named("connection.moved")
+    assert moved.fields == {"domain": connection.domain, "moved_to": "renamed.amocrm.ru"}
 
 
 async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(house: House) -> None:

@@ -249,7 +249,7 @@ async def test_one_that_cannot_be_refreshed_now_does_not_spin_nor_stop_the_other
             loop.clock.advance(1)
             waited += 1
             for _ in range(5):
-                await loop.store.ping()  # the loop gets its turns
+                await loop.store.count()  # the loop gets its turns
         assert waited >= aside
     assert loop.keeper.asked.count(good.id) == 1
 

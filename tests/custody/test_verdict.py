@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.custody.verdict import verdict_of
+from amo_callback.custody.verdict import is_final, look_again_in, verdict_of
 from amo_callback.errors import (
     AccountRefused,
     AmoCallbackError,
     ClientRefused,
     NotSent,
+    OtherClient,
     OutcomeOpen,
     RateLimited,
     RefreshTokenDead,
     UnexplainedRefusal,
     UnknownRefusal,
     Unreadable,
+    VerdictHeld,
 )
 from amo_callback.model import Reason, RefreshRules, Status, Verdict
-from tests.builders import a_connection
+from tests.builders import DAY, a_connection
 from tests.fakes import START
 
+if TYPE_CHECKING:
+    from datetime import datetime
 
-def _judged(error: AmoCallbackError, *, doubtful: str | None = None) -> Verdict:
-    claimed = a_connection(attempt="mine", spending="this", doubtful=doubtful)
-    return verdict_of(error, claimed=claimed, now=START, rules=RefreshRules(), random=lambda: 1.0)
+
+def _judged(error: AmoCallbackError, *, drawn: float = 1.0, **more: Any) -> Verdict:
+    claimed = a_connection(**{"attempt": "mine", "spending": "this", **more})
+    return verdict_of(error, claimed=claimed, now=START, rules=RefreshRules(), random=lambda: drawn)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +69,78 @@ def test_whatever_else_is_waited_out(error: AmoCallbackError, seconds: float, do
     verdict = _judged(error)
     assert (verdict.status, verdict.reason, verdict.open_for is not None) == (Status.ACTIVE, None, doubtful)
     assert verdict.next_refresh_at == START + timedelta(seconds=seconds)
+
+
+def test_what_is_final_is_looked_at_again_in_a_day() -> None:
+    """It may heal; whether a lost key is back costs AMO nothing, and is looked at every quarter of an hour."""
+    for error, wait in ((RefreshTokenDead(), timedelta(days=1)), (Unreadable(), timedelta(minutes=15))):
+        verdict = _judged(error)
+        assert (verdict.died_at, verdict.look_up_at) == (START, START + wait)
+    passing = _judged(NotSent())
+    assert (passing.died_at, passing.look_up_at) == (None, None)
+
+
+def test_an_open_outcome_is_open_for_a_lease() -> None:
+    """Nobody judges it before, and it is no sooner tried again; whatever else ends is closed."""
+    assert _judged(OutcomeOpen("timeout")).open_for == timedelta(seconds=60)
+    assert _judged(OutcomeOpen("timeout"), failures=5).next_refresh_at == START + timedelta(seconds=900)
+    for error in (NotSent(), RefreshTokenDead(), Unreadable()):
+        assert _judged(error).open_for is None
+
+
+def test_back_off_counts_this_failure_too_and_leaves_tries_while_the_access_token_lives() -> None:
+    """As `schedule` says, by the configured rules."""
+    waits = [_judged(NotSent(), failures=failures).next_refresh_at for failures in (0, 1, 3, 4, 5)]
+    assert waits == [START + timedelta(seconds=seconds) for seconds in (30, 60, 240, 480, 900)]
+    soon = START + timedelta(seconds=40)
+    assert _judged(NotSent(), access_expires_at=soon).next_refresh_at == START + timedelta(seconds=10)
+    half = _judged(NotSent(), failures=1, drawn=0.5)
+    assert half.next_refresh_at == START + timedelta(seconds=30)
+
+
+@pytest.mark.parametrize("error", [AccountRefused(403), ClientRefused("hint"), OtherClient(), VerdictHeld()])
+def test_what_somebody_has_to_mend_waits_the_longest(error: AmoCallbackError) -> None:
+    """However little is left of the access token: trying again mends nothing."""
+    soon = START + timedelta(seconds=40)
+    assert _judged(error, access_expires_at=soon).next_refresh_at == START + timedelta(seconds=900)
+
+
+def test_the_verdict_is_the_attempts_and_of_no_other() -> None:
+    """It names the connection and the attempt that ended."""
+    verdict = _judged(NotSent())
+    assert (verdict.connection_id, verdict.attempt, verdict.last_error) == (a_connection().id, "mine", "not_sent")
+    assert _judged(NotSent(), attempt=None).attempt == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "doubtful", "reason", "look_up_at"),
+    [
+        (RefreshTokenDead(), None, Reason.EXPIRED, START + 90 * DAY),
+        (RefreshTokenDead(), "this", Reason.IN_DOUBT, START + 90 * DAY),
+        (Unreadable(), None, Reason.EXPIRED, START + 90 * DAY),
+        (OutcomeOpen("timeout"), None, Reason.IN_DOUBT, START + DAY),
+        (NotSent(), None, Reason.EXPIRED, START + DAY),
+        (RateLimited(7), None, Reason.EXPIRED, START + DAY),
+    ],
+)
+def test_a_trial_leaves_a_connection_given_up_as_it_was(
+    error: AmoCallbackError, doubtful: str | None, reason: Reason, look_up_at: datetime
+) -> None:
+    """It died long ago and of what it died, but for a doubt; refused again, it is let be until its token would end."""
+    verdict = _judged(error, doubtful=doubtful, status=Status.NEEDS_REAUTH, reason=Reason.EXPIRED)
+    assert (verdict.status, verdict.reason) == (Status.NEEDS_REAUTH, reason)
+    assert (verdict.next_refresh_at, verdict.died_at, verdict.look_up_at) == (None, None, look_up_at)
+    assert (verdict.open_for is not None) == isinstance(error, OutcomeOpen)
+
+
+def test_only_a_dead_token_and_a_lost_key_are_final() -> None:
+    """Whatever else goes wrong may pass."""
+    assert [is_final(error) for error in (RefreshTokenDead(), Unreadable())] == [True, True]
+    assert not any(is_final(error) for error in (NotSent(), OutcomeOpen("x"), AccountRefused(402), OtherClient()))
+
+
+def test_nothing_else_than_a_lost_key_is_looked_at_often() -> None:
+    """Look-ups of AMO's are a day apart, whatever a connection was given up for."""
+    again = {reason: look_again_in(reason, RefreshRules()) for reason in (None, *Reason)}
+    assert again.pop(Reason.UNREADABLE) == timedelta(minutes=15)
+    assert set(again.values()) == {DAY}

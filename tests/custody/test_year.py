@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.sandbox.vendor import Lives
+from amo_callback.amo.sandbox.rules import Lives
 from amo_callback.clock import SystemClock
 from amo_callback.model import Reason, RefreshRules, Status
 from amo_callback.store import open_store

@@ -26,7 +26,8 @@ from amo_callback.amo.lookup import (
 )
 from amo_callback.amo.protocol import Answer, GrantType, Integration, read_answer, refresh_request
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.amo.sandbox.vendor import Lives, SandboxAccount, SandboxIntegration, Vendor
+from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
+from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
 from amo_callback.custody.build import make_custody
 from amo_callback.errors import NotSent, OutcomeOpen, StoreUnavailable
 from amo_callback.grant import GrantedPair

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from amo_callback.observe.metrics import Metrics
-from tests.builders import a_standing, a_survey
+from tests.builders import a_condition, a_survey
 from tests.fakes import START
 
 HERE = Path(__file__).parent
@@ -68,7 +68,7 @@ def test_the_readme_tells_of_no_other_alert() -> None:
 
 
 def _exposed() -> set[str]:
-    text = Metrics().text(a_standing(survey=a_survey(waiting_since=START))).decode()
+    text = Metrics().text(a_condition(survey=a_survey(waiting_since=START))).decode()
     return {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE amo_callback_")}
 
 

@@ -37,7 +37,8 @@ def main(command: str, *arguments: str) -> int:
 
 def _amo(address: str, redirect_uri: str) -> int:
     from amo_callback.amo.sandbox.app import Sandbox  # noqa: PLC0415 -- because probes run without it
-    from amo_callback.amo.sandbox.vendor import Lives, SandboxIntegration, Vendor  # noqa: PLC0415 -- the same
+    from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration  # noqa: PLC0415 -- the same
+    from amo_callback.amo.sandbox.vendor import Vendor  # noqa: PLC0415 -- the same
     from amo_callback.clock import SystemClock  # noqa: PLC0415 -- the same
     from amo_callback.observe.log import make_logger  # noqa: PLC0415 -- the same
     from amo_callback.web.doors import open_door  # noqa: PLC0415 -- the same

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.sandbox.vendor import SandboxIntegration
+from amo_callback.amo.sandbox.rules import SandboxIntegration
 from tests.conftest import BASE
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.amo.sandbox.vendor import SandboxIntegration
+from amo_callback.amo.sandbox.rules import SandboxIntegration
 from amo_callback.deploy import units
 from tests.e2e.inside import FOLDER, PROBES, SHARED_MEMORY
 from tests.e2e.lab import AMO, CONFIG, ETC, PRIVATE, PUBLIC, booted, until

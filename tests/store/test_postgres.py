@@ -486,7 +486,7 @@ async def test_a_listener_that_is_lost_is_replaced_and_nobody_else_is_kept_waiti
         await connection.execute(f"{listeners} AND pid <> pg_backend_pid() AND datname = current_database()")
         async with asyncio.timeout(10):
             while Changed(connections=None, belonging=True) not in ear.heard:
-                await store.ping()
+                await store.count()
                 await asyncio.sleep(0)
 
 

@@ -65,7 +65,7 @@ async def test_a_closed_store_says_that_it_is_away(beside: Beside) -> None:
     async with beside("one") as store:
         pass
     with pytest.raises(StoreUnavailable):
-        await store.ping()
+        await store.count()
     with pytest.raises(StoreUnavailable):
         await store.release(connection_id="a", attempt="b")
 

@@ -1,9 +1,6 @@
 -- Each statement by its name, as both engines run it; what they say differently is in their folders. Every write of a connection counts `row_version` up; `pair_version` counts
 -- pairs, grants and disconnects, and is what a refresh compares before it replaces anything.
 
--- name: ping
-SELECT 1 FROM meta LIMIT 1;
-
 -- name: canary
 SELECT value FROM meta WHERE name = 'canary';
 
@@ -381,9 +378,6 @@ VALUES (:id, :at, :type, :connection_id, :data, :at);
 
 -- name: notices
 SELECT * FROM outbox WHERE number > :after ORDER BY number LIMIT :limit;
-
--- name: notice
-SELECT * FROM outbox WHERE id = :id;
 
 -- name: next_notice
 -- Of each connection the first that is not parked: the others wait for that. And when the first lease ends.

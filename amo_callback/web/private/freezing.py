@@ -87,6 +87,7 @@ async def freeze_all(request: web.Request) -> web.Response:
     """Spend nothing from now on; `open_attempts` is how many refreshes have not come to their end yet."""
     key = require(request, Scope.ADMIN)
     await request.app[CUSTODY].freezer.freeze_all(why=f"asked by {key.name}")
+    request.app[LOG].info("freeze.asked", key=key.name, frozen=True)
     return await _told(request)
 
 
@@ -99,10 +100,11 @@ async def freeze_all(request: web.Request) -> web.Response:
 )
 async def thaw_all(request: web.Request) -> web.Response:
     """Spend again, on this machine from now on."""
-    require(request, Scope.ADMIN)
+    key = require(request, Scope.ADMIN)
     custody = request.app[CUSTODY]
     await custody.freezer.thaw_all()
     custody.refresher.wake()
+    request.app[LOG].info("freeze.asked", key=key.name, frozen=False)
     return await _told(request)
 
 

@@ -1,4 +1,4 @@
-"""The answer to `amo-callback check`, which asks by the public address what arrives here."""
+"""The answer to whoever asks, with our keys, whether this is us, and whom we see: on both doors."""
 
 from __future__ import annotations
 

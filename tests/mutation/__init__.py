@@ -1,0 +1,1 @@
+"""Mutation testing: whether a test notices where the code says something else."""
