@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from amo_callback.cli.loop import run_loop
@@ -125,12 +125,13 @@ def _keys(terminal: Terminal, *, pressed: Callable[[str], None], end: Callable[[
 
 def _unheard(problem: OSError) -> int:
     """Say that nobody takes the output any more, and see to it that Python does not try again at its end."""
-    with suppress(OSError):
-        print(
-            f"amo-callback: the output can be written no more, so the demo has ended: {problem.strerror}",
-            file=sys.stderr,
-        )
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    told = f"amo-callback: the output can be written no more, so the demo has ended: {problem.strerror}"
+    try:
+        print(told, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(nowhere, sys.stderr.fileno())  # that terminal was closed, too
     return 1
 
 

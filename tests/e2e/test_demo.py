@@ -219,16 +219,21 @@ async def test_a_pipe_that_nobody_reads_ends_it_with_a_word(tmp_path: Path) -> N
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    told = await asyncio.wait_for(process.stdout.readuntil(b"/\n"), PATIENCE)
-    await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C ends it.\n"), PATIENCE)
-    process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # noqa: SLF001 -- because nothing else closes it
-    found = re.search(rb"http://\S+", told)
-    assert found
-    async with aiohttp.ClientSession() as http, http.post(f"{found[0].decode()}trials/away", json={}) as response:
-        assert response.status == 204
-    problem = await asyncio.wait_for(process.stderr.read(), PATIENCE)
-    assert problem == b"amo-callback: the output can be written no more, so the demo has ended: Broken pipe\n"
-    assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
+    try:
+        told = await asyncio.wait_for(process.stdout.readuntil(b"/\n"), PATIENCE)
+        await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C ends it.\n"), PATIENCE)
+        process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # noqa: SLF001 -- because nothing else closes it
+        found = re.search(rb"http://\S+", told)
+        assert found
+        async with aiohttp.ClientSession() as http, http.post(f"{found[0].decode()}trials/away", json={}) as response:
+            assert response.status == 204
+        problem = await asyncio.wait_for(process.stderr.read(), PATIENCE)
+        assert problem == b"amo-callback: the output can be written no more, so the demo has ended: Broken pipe\n"
+        assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def test_closed_standard_streams_are_no_trap(tmp_path: Path) -> None:
