@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from amo_callback.cli import answers
 from amo_callback.cli.layout import CLIENT_SECRET, ENCRYPTION_KEYS, Layout, refuse, write
 from amo_callback.cli.table import printable
+from amo_callback.cli.terminal import EX_USAGE
 from amo_callback.config import App
 from amo_callback.config_load import CONFIG_VARIABLE, DEFAULT_PATHS
 from amo_callback.deploy import units
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping
 
-EX_USAGE = 2
 _READ = TypeVar("_READ")
 
 

@@ -6,30 +6,18 @@ What the engines share is here: who hears of a commit, and when the database was
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from amo_callback.store.touched import Touched
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from amo_callback.model import Changed
     from amo_callback.ports import Clock, Shared
+    from amo_callback.store.row import Row
 
 T = TypeVar("T")
-
-
-class Row(Protocol):
-    """A row, as both engines' libraries return it."""
-
-    def __getitem__(self, key: Any, /) -> Any:  # noqa: ANN401 -- because a column is of any type
-        """Return a column by its name or place."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Go through the values."""
-
-    def keys(self) -> Iterable[str]:
-        """Return the columns' names."""
 
 
 class Unit(ABC):

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from amo_callback.moving import Key
-    from amo_callback.store.database import Row, Unit
+    from amo_callback.store.database import Unit
+    from amo_callback.store.row import Row
 
 _COMING = "connections are being moved here: `amo-callback connections move` ends it, once all are here"
 

@@ -16,7 +16,7 @@ import asyncpg
 
 from amo_callback.errors import StoreUnavailable
 from amo_callback.moving import Table
-from amo_callback.store.database import Database, Row, Unit
+from amo_callback.store.database import Database, Unit
 from amo_callback.store.dialect import Statement, translate
 from amo_callback.store.listener import Listener
 from amo_callback.store.migrate import migrate_postgres
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Changed
     from amo_callback.ports import Clock
+    from amo_callback.store.row import Row
     from amo_callback.store.touched import Touched
 
 T = TypeVar("T")

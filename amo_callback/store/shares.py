@@ -15,7 +15,8 @@ from amo_callback.slots import Asked, Kind, Slots, ask, pause
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from amo_callback.store.database import Database, Row, Unit
+    from amo_callback.store.database import Database, Unit
+    from amo_callback.store.row import Row
 
 _SECOND = 1e6
 """Microseconds."""

@@ -21,7 +21,7 @@ import aiosqlite
 
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.copies import keep
-from amo_callback.store.database import Database, Row, Unit
+from amo_callback.store.database import Database, Unit
 from amo_callback.store.groups import Groups, Outcome
 from amo_callback.store.migrate import migrate_sqlite
 from amo_callback.store.rows import stored, ticks
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from amo_callback.ports import Clock
+    from amo_callback.store.row import Row
     from amo_callback.store.touched import Touched
 
 T = TypeVar("T")

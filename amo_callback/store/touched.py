@@ -15,7 +15,7 @@ from amo_callback.model import Changed
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from amo_callback.store.database import Row
+    from amo_callback.store.row import Row
 
 _WRITE = re.compile(r"^(?P<verb>UPDATE|INSERT INTO|DELETE FROM) (?P<table>\w+)", re.MULTILINE)
 _RETURNING = re.compile(r"\bRETURNING\b")

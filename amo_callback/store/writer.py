@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Connection
     from amo_callback.ports import Clock
-    from amo_callback.store.database import Database, Row, Unit
+    from amo_callback.store.database import Database, Unit
+    from amo_callback.store.row import Row
 
 T = TypeVar("T")
 
