@@ -115,7 +115,8 @@ def _refuse(validate: Callable[[], object]) -> None:
 def _check_parts(address: str) -> None:
     """Say what the library says in other words, and look at the port, which it does only when it is asked for."""
     try:
-        found = urlsplit(address).port
+        parts = urlsplit(address)
+        found = parts.port if parts.hostname else 0
     except ValueError:
         found = 0
     if found == 0:

@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 from amo_callback import __version__
 from amo_callback.errors import AmoCallbackError, ConfigurationError
@@ -40,12 +40,14 @@ COMMANDS = {
     "systemd": ("systemd",),
 }
 """Each module's commands. Only the module that is asked for is loaded: most take longer to load than to run."""
+_LAST_STANDARD = 2
 _SMALL = ("keygen", "version")
 """Those that need no module of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status, one of `STATUSES`."""
+    _open_what_is_closed()
     words = sys.argv[1:] if arguments is None else arguments
     options = make_parser(words[0] if words else None).parse_args(words)
     try:
@@ -60,6 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _open_what_is_closed() -> None:
+    """Open the null device in the place of standard streams that are closed: else the next file takes their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
+        os.set_inheritable(number, True)  # noqa: FBT003 -- because it takes no names
+    os.close(number)
+    sys.stdin = sys.stdin or _null("r")
+    sys.stdout = sys.stdout or _null("w")
+    sys.stderr = sys.stderr or _null("w")
+
+
+def _null(mode: str) -> TextIO:
+    return cast("TextIO", open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123 -- because it stays open
 
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:

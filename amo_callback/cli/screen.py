@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
 import textwrap
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 from amo_callback.cli.table import printable, table
 from amo_callback.demo.trials import TRIALS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from amo_callback.demo.life import ConnectionLife, Life
     from amo_callback.demo.story import Line
+
+    _Attempt = Callable[[str, ConnectionLife | None], None]
 
 _INDENT = " " * 20
 _BAR = 12
@@ -33,13 +37,12 @@ def line_of(line: Line) -> str:
 class Plain:
     """Write each line as it comes: where nobody looks, or a file takes it."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
 
     def tell(self, line: Line) -> None:
         """Write a line."""
-        self._stream.write(f"{line_of(line)}\n")
-        self._stream.flush()
+        self._write(f"{line_of(line)}\n")
 
     def show(self, life: Life) -> None:
         """Show nothing: a table would be of no use."""
@@ -48,9 +51,9 @@ class Plain:
 class Screen:
     """Draw what there is to be seen, and take keys: each starts a trial, digits choose a connection."""
 
-    def __init__(self, *, address: str, stream: TextIO, attempt: Callable[[str, ConnectionLife | None], None]) -> None:
+    def __init__(self, *, address: str, write: Callable[[str], None], attempt: _Attempt) -> None:
         self._address = address
-        self._stream = stream
+        self._write = write
         self._attempt = attempt
         self._chosen = 0
         self._life: Life | None = None
@@ -66,8 +69,7 @@ class Screen:
         size = shutil.get_terminal_size()
         rows = picture(life, address=self._address, chosen=self._chosen)
         fitting = fitted(rows, self._lines, width=size.columns, height=size.lines)
-        self._stream.write(_HOME + "\n".join(f"{row}{_CLEAR_LINE}" for row in fitting) + _CLEAR_REST)
-        self._stream.flush()
+        self._write(_HOME + "\n".join(f"{row}{_CLEAR_LINE}" for row in fitting) + _CLEAR_REST)
 
     def pressed(self, key: str) -> None:
         """Take a key."""
@@ -81,21 +83,67 @@ class Screen:
                 self._attempt(trial.name, connections[self._chosen] if self._chosen < len(connections) else None)
 
 
-@contextmanager
-def keys_of(stdin: TextIO, stream: TextIO) -> Iterator[int]:
-    """Take over the terminal until the end: keys come at once, without Enter; yield what they can be read from."""
-    import termios  # noqa: PLC0415 -- because it does not exist everywhere
-    import tty  # noqa: PLC0415 -- the same
+class Output:
+    """Write, at once; where nobody takes it any more that is told once, and never raised among those who tell."""
 
-    before = termios.tcgetattr(stdin)
-    stream.write(_ENTER)
-    tty.setcbreak(stdin)
-    try:
-        yield stdin.fileno()
-    finally:
-        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
-        stream.write(_LEAVE)
-        stream.flush()
+    def __init__(self, stream: TextIO, *, gone: Callable[[], None]) -> None:
+        self._stream = stream
+        self._gone = gone
+        self.problem: OSError | None = None
+        """Why it takes nothing any more."""
+
+    def __call__(self, text: str) -> None:
+        """Write."""
+        if self.problem is not None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as problem:
+            self.problem = problem
+            self._gone()
+
+
+class Terminal:
+    """The terminal, taken over: keys come at once, without Enter, and the other screen is shown."""
+
+    def __init__(self, stdin: TextIO, write: Callable[[str], None]) -> None:
+        import termios  # noqa: PLC0415 -- because it does not exist everywhere
+
+        self._write = write
+        self._number = stdin.fileno()
+        self._before = termios.tcgetattr(self._number)
+
+    def fileno(self) -> int:
+        """Return what keys come from."""
+        return self._number
+
+    def take(self) -> None:
+        """Take it over."""
+        import tty  # noqa: PLC0415 -- because it does not exist everywhere
+
+        self._write(_ENTER)
+        tty.setcbreak(self._number)
+
+    def give_back(self) -> None:
+        """Leave it as it was; one that was closed is left as it is."""
+        import termios  # noqa: PLC0415 -- because it does not exist everywhere
+
+        with suppress(termios.error):
+            termios.tcsetattr(self._number, termios.TCSADRAIN, self._before)
+        self._write(_LEAVE)
+
+    def key(self) -> str:
+        """Return the next key; none where nobody is there any more."""
+        with suppress(OSError):
+            return os.read(self._number, 1).decode(errors="replace")
+        return ""
+
+    def suspend(self) -> None:
+        """Stop, as on Ctrl-Z, with the terminal as it was; and take it over again where it goes on."""
+        self.give_back()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self.take()
 
 
 def is_live(stdin: TextIO, stream: TextIO) -> bool:

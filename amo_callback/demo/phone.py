@@ -14,7 +14,7 @@ import jwt
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import aiohttp
 
@@ -61,6 +61,7 @@ class Phone:
         jwt_secret: str,
         renderer: Renderer,
         clock: Clock,
+        tell: Callable[[str], None],
     ) -> None:
         self._http = http
         self._base = f"http://{public}/api/amo-crm"
@@ -68,6 +69,7 @@ class Phone:
         self._secret = jwt_secret
         self._renderer = renderer
         self._clock = clock
+        self._tell = tell
         self._verifiers: dict[str, str] = {}
         """By the state of each connect that has begun: what proves that it began here."""
         self._screen = Screen()
@@ -130,6 +132,8 @@ class Phone:
 
     async def _disconnect(self, _request: web.Request) -> web.Response:
         answer = await self._ask("POST", "/disconnect")
+        if answer.get("success"):
+            self._tell("The app's user disconnects all that is his: the service has erased the tokens.")
         call = Call(request="POST /disconnect", answer=_json(answer))
         self._screen = Screen(title="Disconnected", calls=[call])
         return _to("/phone")

@@ -6,6 +6,7 @@ import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from amo_callback.demo.panel import Panel
 from amo_callback.demo.phone import AUDIENCE, Phone
 from amo_callback.demo.proxy import Proxy
 from amo_callback.demo.render import Renderer
-from amo_callback.demo.story import Aside, Story
+from amo_callback.demo.story import YOU, Aside, Story
 from amo_callback.demo.trials import Trials
 from amo_callback.observe.log import make_logger, take_over_library_logs
 from amo_callback.web.doors import open_door
@@ -163,6 +164,7 @@ async def open_stage(
             jwt_secret=made.jwt_secret,
             renderer=renderer,
             clock=clock,
+            tell=partial(story.say, YOU),
         )
         curl = (
             f"curl -H 'Authorization: Bearer {made.api_key}' "

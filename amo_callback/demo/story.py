@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.amo.sandbox.ledger import Entry, LookUp
 from amo_callback.event import Level
+from amo_callback.model import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +130,16 @@ def _at(fields: Mapping[str, object]) -> str:
     return f"at {due:%H:%M:%S}" if isinstance(due, datetime) else "when its time comes"
 
 
+def _unconfirmed(fields: Mapping[str, object]) -> str:
+    seen = _SEEN.get(str(fields.get("standing")), "It cannot be looked up")
+    return f"{seen}: it is kept{', and looked up again' if fields.get('again_at') else ''}."
+
+
+_SEEN: Mapping[str, str] = {
+    Standing.GOOD: "The look-up says that it lives",
+    Standing.REFUSED: "The look-up says no, which may have another reason",
+    Standing.UNKNOWN: "amoCRM does not tell now",
+}
 _WHY = {
     "outcome_open": "No answer: the refresh token may be spent. amoCRM is asked before it is sent again.",
     "unavailable": "amoCRM is away. Nothing was spent.",
@@ -157,6 +168,6 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "hook.received": lambda _: (
         "amoCRM says that it was switched off. That may be a replay: it is looked up, not obeyed."
     ),
-    "hook.unconfirmed": lambda _: "The look-up says that it lives: it is kept, and looked up again.",
+    "hook.unconfirmed": _unconfirmed,
     "grant.failed": lambda fields: f"Nobody was connected: error={fields.get('word')}.",
 }

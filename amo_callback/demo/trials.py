@@ -141,14 +141,23 @@ class Trials:
         self._story.say(YOU, says, domain=account.host)
 
     async def _lost(self, connection: ConnectionLife, account: SandboxAccount) -> None:
-        self._story.say(YOU, "amoCRM's next answer gets lost.", domain=account.host)
-        self._sandbox.faults.add(Fault.NOTHING_AFTER)
-        await self._ask(connection)
+        await self._lose(Fault.NOTHING_AFTER, "amoCRM's next answer gets lost.", connection, account)
 
     async def _cut(self, connection: ConnectionLife, account: SandboxAccount) -> None:
-        self._story.say(YOU, "The next request to amoCRM gets lost.", domain=account.host)
-        self._sandbox.faults.add(Fault.RESET)
+        await self._lose(Fault.RESET, "The next request to amoCRM gets lost.", connection, account)
+
+    async def _lose(self, fault: Fault, says: str, connection: ConnectionLife, account: SandboxAccount) -> None:
+        """Lose something of this connection's; where nothing was sent for it, nobody else is to lose it later."""
+        faults = self._sandbox.faults
+        if faults.standing is not None:
+            self._story.say(YOU, "amoCRM is away, so there is nothing to lose.", domain=account.host)
+            return
+        self._story.say(YOU, says, domain=account.host)
+        faults.add(fault)
         await self._ask(connection)
+        if fault in faults.coming:
+            faults.coming.remove(fault)
+            self._story.say(YOU, "Nothing was sent to amoCRM for it now, so nothing was lost.", domain=account.host)
 
     async def _move(self, connection: ConnectionLife, account: SandboxAccount) -> None:
         account.host = moved(account.host)

@@ -58,6 +58,23 @@ async def test_whoever_refuses_comes_back_to_the_app_as_well(chromium: Chromium)
         assert await tab.page.locator("#nobody").is_visible()
 
 
+async def test_a_panel_that_stays_open_shows_the_next_demonstration(chromium: Chromium) -> None:
+    """Where another one begins at the same ports the panel shows its secrets and its lines, from the first on."""
+    async with open_show() as show:
+        tab = await chromium.tab(_WIDE)
+        await tab.page.goto(f"http://{show.sites.panel}/")
+        before = await tab.page.locator("footer code").first.inner_text()
+        for says in ("amoCRM is away.", "amoCRM is back."):
+            await show.attempt("away")
+            await tab.page.get_by_text(says).wait_for()
+    await tab.page.get_by_text("the demo has ended").wait_for()
+    async with open_show(show.sites) as another:
+        await another.attempt("away")
+        await tab.page.get_by_text("amoCRM is away.").wait_for()
+        await tab.page.get_by_text("amoCRM is back.").wait_for(state="detached")
+        assert await tab.page.locator("footer code").first.inner_text() != before
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_the_demonstration_is_readable(chromium: Chromium, pictures: Path | None, scheme: Any) -> None:
     """Axe-core finds nothing on the panel, the app and the consent page; none is wider than the screen."""

@@ -82,6 +82,7 @@ async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None
     status, shown = await _typed(
         tmp_path,
         answers=[
+            ("Address", "\n"),
             ("Address", "https://admin.example.com/somewhere\n"),
             ("Address", "http://admin.example.com\n"),
             ("Address", "admin.example.com\n"),
@@ -95,6 +96,7 @@ async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None
     )
     assert status == 0
     assert [line.strip() for line in shown.splitlines() if line.startswith("  It ")] == [
+        "It must be an address, and a port a number: https://admin.example.com.",
         "It must have no path, or one that ends in /callback, where the service listens.",
         "It must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost).",
         'It must be the "Integration ID", 36 characters like 00000000-0000-0000-0000-000000000000.',

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+from contextlib import suppress
 from datetime import UTC, datetime
 
-from amo_callback.cli.screen import Plain, Screen, fitted, line_of, picture
+from amo_callback.cli.screen import Output, Plain, Screen, fitted, line_of, picture
 from amo_callback.demo.life import ConnectionLife, Life
 from amo_callback.demo.story import Line
 
@@ -19,6 +21,14 @@ _OTHER = ConnectionLife(
     life=30, due_in=None, backend_status=409, backend_words="needs_reauth in_doubt",
 )  # fmt: skip
 _LIFE = Life(connections=[_ONE, _OTHER], issued=4, spent=2, again=1)
+
+
+def _nowhere(_text: str) -> None:
+    """Take what is drawn."""
+
+
+def _nobody() -> None:
+    raise AssertionError("somebody takes what is written")
 
 
 def test_the_table_shows_each_connections_life() -> None:
@@ -49,9 +59,7 @@ def test_the_last_lines_fill_the_room_that_is_left() -> None:
 def test_keys_try_with_the_connection_that_is_chosen() -> None:
     """A letter starts its trial with the chosen connection, a digit chooses, anything else does nothing."""
     tried: list[tuple[str, str | None]] = []
-    screen = Screen(
-        address="", stream=io.StringIO(), attempt=lambda name, one: tried.append((name, one.id if one else None))
-    )
+    screen = Screen(address="", write=_nowhere, attempt=lambda name, one: tried.append((name, one.id if one else None)))
     screen.pressed("n")  # nothing has been seen yet
     screen.show(_LIFE)
     for key in "n2ax9n?":
@@ -64,9 +72,23 @@ def test_keys_try_with_the_connection_that_is_chosen() -> None:
 def test_a_file_gets_lines_that_move_no_cursor() -> None:
     """Where nobody looks each line is written as it comes, without control sequences."""
     stream = io.StringIO()
-    plain = Plain(stream)
+    plain = Plain(Output(stream, gone=_nobody))
     line = Line(number=1, at=_AT, who="service", says="It works\x1b[H again.", domain="a.amocrm.ru")
     plain.tell(line)
     plain.show(_LIFE)
     assert stream.getvalue() == f"{line_of(line)}\n"
     assert "\x1b" not in stream.getvalue()
+
+
+def test_output_that_nobody_takes_is_told_once_and_raised_nowhere() -> None:
+    """A closed pipe ends what is written, and costs nothing of what it tells of."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    gone: list[str] = []
+    with suppress(BrokenPipeError), os.fdopen(writing, "w") as stream:
+        output = Output(stream, gone=lambda: gone.append("gone"))
+        plain = Plain(output)
+        for number in range(2):
+            plain.tell(Line(number=number, at=_AT, who="service", says="It works."))
+        assert isinstance(output.problem, BrokenPipeError)
+    assert gone == ["gone"]

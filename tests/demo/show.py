@@ -79,10 +79,10 @@ def link(html: str, pattern: str) -> str:
 
 
 @asynccontextmanager
-async def open_show() -> AsyncIterator[Show]:
+async def open_show(sites: Sites | None = None) -> AsyncIterator[Show]:
     lines: list[Line] = []
     looked = asyncio.Event()
-    sites = choose_sites(None)
+    sites = sites or choose_sites(None)
     async with (
         open_stage(sites, token_life=30, clock=SystemClock(), told=lines.append, seen=lambda _: looked.set()) as stage,
         aiohttp.ClientSession(headers={"Accept": "text/html"}) as http,

@@ -52,6 +52,7 @@ async def test_disconnecting_forgets_the_connection(show: Show) -> None:
     async with show.http.post(f"http://{show.sites.panel}/phone/disconnect") as response:
         assert "Disconnected" in await response.text()
     await show.until(lambda life: not life.connections)
+    assert show.said("you") == ["The app's user disconnects all that is his: the service has erased the tokens."]
 
 
 def test_values_of_a_link_are_cut_short() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
+
 from amo_callback.amo.sandbox.ledger import Entry, Ledger, LookUp
 from amo_callback.demo.story import Aside, Line, Story, noted_as, sentence
 from amo_callback.event import Event, Level
+from amo_callback.model import Standing
 from tests.fakes import FakeClock
 
 _AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -29,6 +32,23 @@ def test_events_are_told_in_sentences() -> None:
     )
     moved = Event(name="connection.moved", fields={"moved_to": "b.amocrm.ru"})
     assert sentence(moved) == "The account has moved, and is followed to b.amocrm.ru."
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"standing": Standing.GOOD, "again_at": None}, "The look-up says that it lives: it is kept."),
+        (
+            {"standing": Standing.REFUSED, "again_at": _AT},
+            "The look-up says no, which may have another reason: it is kept, and looked up again.",
+        ),
+        ({"standing": Standing.UNKNOWN, "again_at": _AT}, "amoCRM does not tell now: it is kept, and looked up again."),
+        ({"standing": Standing.UNASKED, "again_at": None}, "It cannot be looked up: it is kept."),
+    ],
+)
+def test_a_hook_that_is_not_confirmed_tells_what_the_look_up_said(fields: dict[str, object], told: str) -> None:
+    """That it lives is said only where AMO has said so."""
+    assert sentence(Event(name="hook.unconfirmed", fields=fields)) == told
 
 
 def test_what_has_no_sentence_is_told_only_where_it_needs_attention() -> None:

@@ -54,6 +54,28 @@ async def test_an_answer_that_is_lost_ends_in_a_person(show: Show) -> None:
     await show.until(lambda life: _only(life).status == "active")
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["lost", "cut"])
+async def test_what_cannot_be_lost_is_not_lost_by_somebody_else(show: Show, name: str) -> None:
+    """A connection for which nothing is sent leaves no fault behind: its person connects again at the first try."""
+    one = await show.connect()
+    await show.attempt("lost", one.id)
+    await show.until(lambda life: _only(life).status == "needs_reauth")
+    assert await show.attempt(name, one.id) == 204
+    assert show.said("you")[-1] == "Nothing was sent to amoCRM for it now, so nothing was lost."
+    await show.connect()
+    await show.until(lambda life: _only(life).status == "active")
+
+
+async def test_an_amo_that_is_away_spends_nothing(show: Show) -> None:
+    """While AMO is away no answer of its can be lost, so no token is spent."""
+    one = await show.connect()
+    await show.attempt("away")
+    assert await show.attempt("lost", one.id) == 204
+    assert show.said("you")[-1] == "amoCRM is away, so there is nothing to lose."
+    assert (await show.until(lambda life: life.away)).spent == 0
+
+
 async def test_an_account_that_moves_is_followed(show: Show) -> None:
     """An account that has moved is refreshed at its new host."""
     one = await show.connect()

@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import signal
 import socket
 import struct
@@ -21,6 +22,7 @@ from amo_callback.cli.main import main
 from tests.e2e.process import PATIENCE
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from pathlib import Path
 
 _COMMAND = (sys.executable, "-m", "amo_callback.cli.main", "demo", "--token-life")
@@ -121,6 +123,128 @@ async def test_on_a_terminal_it_is_a_live_table_and_keys_try_what_goes_wrong(tmp
             await process.wait()
         os.close(ours)
         os.close(theirs)
+
+
+async def _listen(told: list[bytes], terminal: int, pattern: bytes) -> bytes:
+    """Read from a terminal until something is told, and return that."""
+    loop = asyncio.get_running_loop()
+    heard = asyncio.Event()
+
+    def hear() -> None:
+        told.append(os.read(terminal, 65536))
+        heard.set()
+
+    loop.add_reader(terminal, hear)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not (found := re.search(pattern, b"".join(told))):
+                heard.clear()
+                await heard.wait()
+    finally:
+        loop.remove_reader(terminal)
+    return found[1]
+
+
+def _on_terminal(terminal: int, folder: Path) -> Awaitable[asyncio.subprocess.Process]:
+    return asyncio.create_subprocess_exec(
+        *_COMMAND, "30", cwd=folder, env={**os.environ, "TMPDIR": str(folder)},
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+    )  # fmt: skip
+
+
+async def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
+    """Where the window is closed the demonstration ends by itself, and leaves nothing."""
+    ours, theirs = pty.openpty()
+    process = await _on_terminal(theirs, tmp_path)
+    os.close(theirs)
+    try:
+        await _listen([], ours, rb"(Nobody is connected yet)")
+        os.close(ours)
+        assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_hang_up_ends_it(tmp_path: Path) -> None:
+    """SIGHUP, which whoever closes a terminal sends to all in it, ends it as Ctrl-C does."""
+    process = await asyncio.create_subprocess_exec(
+        *_COMMAND, "30", cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+    process.send_signal(signal.SIGHUP)
+    told, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert (process.returncode, b"nothing of it is left" in told) == (0, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_suspended_it_gives_the_terminal_back_and_takes_it_again(tmp_path: Path) -> None:
+    """Ctrl-Z leaves the terminal as it was; where it goes on the table is drawn again, and keys are taken."""
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    process = await _on_terminal(theirs, tmp_path)
+    told: list[bytes] = []
+    try:
+        await _listen(told, ours, rb"(Nobody is connected yet)")
+        process.send_signal(signal.SIGTSTP)
+        await _listen(told, ours, rb"(\x1b\[\?1049l)")
+        _, status = await asyncio.to_thread(os.waitpid, process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        assert termios.tcgetattr(theirs) == before
+        told.clear()
+        process.send_signal(signal.SIGCONT)
+        await _listen(told, ours, rb"(\x1b\[\?1049h)")
+        await _listen(told, ours, rb"(Nobody is connected yet)")
+        os.write(ours, b"a")
+        await _listen(told, ours, rb"(amoCRM AWAY)")
+        process.send_signal(signal.SIGINT)
+        await _listen(told, ours, rb"(amo-callback serve)")
+        assert await asyncio.wait_for(process.wait(), PATIENCE) == 0
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
+        os.close(theirs)
+
+
+async def test_a_pipe_that_nobody_reads_ends_it_with_a_word(tmp_path: Path) -> None:
+    """With `| head` it ends at the next line that nobody takes; who asked for something is answered all the same."""
+    process = await asyncio.create_subprocess_exec(
+        *_COMMAND, "30", cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        told = await asyncio.wait_for(process.stdout.readuntil(b"/\n"), PATIENCE)
+        await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C ends it.\n"), PATIENCE)
+        process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # noqa: SLF001 -- because nothing else closes it
+        found = re.search(rb"http://\S+", told)
+        assert found
+        async with aiohttp.ClientSession() as http, http.post(f"{found[0].decode()}trials/away", json={}) as response:
+            assert response.status == 204
+        problem = await asyncio.wait_for(process.stderr.read(), PATIENCE)
+        assert problem == b"amo-callback: the output can be written no more, so the demo has ended: Broken pipe\n"
+        assert await asyncio.wait_for(process.wait(), PATIENCE) == 1
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_closed_standard_streams_are_no_trap(tmp_path: Path) -> None:
+    """Started without an input or an output it does its work, and nothing else takes their numbers."""
+    command = " ".join(map(shlex.quote, [sys.executable, "-m", "amo_callback.cli.main", "demo", "--port"]))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = await asyncio.create_subprocess_shell(
+            f"exec {command} {taken.getsockname()[1]} <&- >&-", cwd=tmp_path, stderr=asyncio.subprocess.PIPE
+        )
+        _, problem = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert (process.returncode, problem.count(b"\n")) == (78, 1)
 
 
 @pytest.mark.parametrize("options", [["--port", "65534"], ["--port", "x"], ["--token-life", "0"]])

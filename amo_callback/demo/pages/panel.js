@@ -1,7 +1,7 @@
 (() => {
   const at = (id) => document.getElementById(id);
   const phone = at("phone"), lines = at("lines"), which = at("which");
-  let last = 0, life = { connections: [] }, told = "";
+  let last = 0, life = { connections: [] }, ended = false;
 
   const set = (element, text) => { if (element.textContent !== text) element.textContent = text; };
 
@@ -33,7 +33,7 @@
     part("due").style.left = 100 * Math.max((one.left - (one.due_in || 0)) / one.life, 0) + "%";
     part("token").setAttribute("aria-label", "The access token's life: " + Math.round(100 * share) + "% left");
     const due = one.due_in === null ? "it is not refreshed any more"
-      : "refreshed " + (one.due_in > 0 ? "in " + Math.round(one.due_in) + " s, at the mark" : "now");
+      : one.due_in > 0 ? "refreshed in " + Math.round(one.due_in) + " s, at the mark" : "its refresh is due";
     set(part("times"), `Access token: ${Math.round(one.left)} of ${one.life} s left; ${due}.`);
     set(part("pairs"), String(one.pairs));
     set(part("backend"), one.backend_status + ", " + one.backend_words);
@@ -74,11 +74,13 @@
   async function look() {
     try {
       const answer = await fetch("/life?after=" + last);
+      if (ended) location.reload();  // another demo, with other secrets, whose lines begin anew
       life = await answer.json();
       story(life.lines);
       standing();
       connections();
     } catch {
+      ended = true;
       set(at("ready"), "the demo has ended");
       at("ready").className = "bad";
     }
