@@ -151,12 +151,12 @@ class Refresher:
                 else:
                     self._next.append(connection.id)
             self._start_next()
-            if not due:
+            if not due or self._stopping:
                 return
 
     def _start_next(self) -> None:
         """Start what the last look has found due, as far as there are places; it is read again before it is spent."""
-        while self._next and len(self._running) < self._concurrency:
+        while self._next and len(self._running) < self._concurrency and not self._stopping:
             name = self._next.popleft()
             if name not in self._running:
                 self._start(name, self._refresh(name, Demand.SCHEDULE))
@@ -170,6 +170,8 @@ class Refresher:
         if self._running or self._breaker.probe_in > 0:
             return
         while probe := await self._store.probe(apart_from=(*self._apart(), *self._breaker.probed)):
+            if self._stopping:
+                return
             if not self._is_taken(probe):
                 self._start(probe.id, self._refresh(probe.id, Demand.PROBE))
                 return
@@ -178,11 +180,12 @@ class Refresher:
 
     async def _start_look_ups(self) -> None:
         places = _LOOK_UPS - len(self._looking_up)
-        if places > 0:
+        if places > 0 and not self._stopping:
             apart = self._apart()
             now = self._clock.now()
             for name in await self._store.look_ups(now=now, limit=places, apart_from=apart, turn=self._turn):
-                self._start(name, self._look_up(name), among=self._looking_up)
+                if not self._stopping:  # it may have come while the store was read
+                    self._start(name, self._look_up(name), among=self._looking_up)
 
     def _apart(self) -> tuple[str, ...]:
         return (*self._running, *self._next, *self._looking_up, *self._aside)

@@ -274,6 +274,20 @@ async def test_stopping_begins_nothing_and_waits_for_what_runs(loop: Loop) -> No
     assert len(loop.keeper.asked) == 1
 
 
+async def test_a_stop_in_the_midst_of_a_look_begins_nothing(loop: Loop) -> None:
+    """What a look finds after `stop` is left alone, whatever it has begun to look at."""
+    await loop.due(1)
+    stopped = asyncio.Event()
+
+    async def watch() -> None:
+        refresher.stop()
+        stopped.set()
+
+    async with loop.running(watches=[watch]) as refresher:
+        await stopped.wait()
+    assert loop.keeper.asked == []
+
+
 async def test_expired_grants_are_forgotten_in_passing(loop: Loop) -> None:
     """The loop also tidies up: what an expired code holds is erased within a minute or so."""
     grant = await loop.store.claim_grant(a_grant(), now=START)
