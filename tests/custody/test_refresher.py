@@ -72,7 +72,7 @@ class Loop:
 
     @asynccontextmanager
     async def running(self, **more: Any) -> AsyncIterator[Refresher]:
-        values: dict[str, Any] = {"concurrency": 16, "poll_interval": 5.0, "rest": 30.0}
+        values: dict[str, Any] = {"concurrency": 16, "poll_interval": 5.0, "rest": 30.0, "watches": []}
         store = cast("Store", self.failing)
         clock, observer = self.clock, self.witness
         refresher = Refresher(
@@ -80,7 +80,6 @@ class Loop:
             keeper=cast("Keeper", self.keeper),
             checks=cast("Checks", self),
             breaker=Breaker(store=store, clock=clock, observer=observer, probe_every=60),
-            watches=[],
             leases=Leases(length=60, store=store, clock=clock),
             unsaved=Unsaved(store=store, rescue=MemoryRescue(), cipher=self.cipher, clock=clock, observer=observer),
             clock=clock,
