@@ -1,1 +1,0 @@
-"""Mutation testing: whether a test notices where the code says something else."""
