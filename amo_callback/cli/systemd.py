@@ -42,11 +42,15 @@ class Target:
         return self.root / path.relative_to("/") if path.is_absolute() else self.root / path
 
     def run(self, *command: str, check: bool = True) -> None:
-        """Run a command of systemd's where this is a machine; raises `CommandFailed`."""
+        """Run a command of systemd's where this is a machine; raises `CommandFailed`.
+
+        What may fail unnoticed (no `check`) says nothing, either.
+        """
         if not self.real:
             return
         try:
-            done = subprocess.run(command, check=False)  # noqa: S603 -- because every word of it is ours
+            quiet = None if check else subprocess.DEVNULL
+            done = subprocess.run(command, check=False, stderr=quiet)  # noqa: S603 -- because every word of it is ours
         except OSError as error:
             raise CommandFailed(f"{command[0]} cannot be run: {error.strerror}") from None
         if check and done.returncode:

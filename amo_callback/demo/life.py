@@ -55,7 +55,7 @@ class Life:
     """Refresh tokens that AMO has issued."""
     spent: int = 0
     again: int = 0
-    """Presentations of what had been spent before: one for each answer that was lost."""
+    """Presentations of what had been spent before: after an answer was lost, that is what tells."""
 
 
 class Watcher:
