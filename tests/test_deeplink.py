@@ -33,6 +33,11 @@ def test_state_is_always_in_a_success_and_in_a_failure_only_if_it_came() -> None
     assert failure_link(BASE, error="missing_code", state=None) == f"{BASE}?error=missing_code"
 
 
+def test_a_ticket_goes_where_the_code_would() -> None:
+    """The app reads one name, whichever of the two it is handed."""
+    assert success_link(BASE, hand_back="ticket", code=b"t", state=b"s") == f"{BASE}?code=t&state=s"
+
+
 def test_the_code_stays_at_home_where_nothing_is_handed_back() -> None:
     """With `none` the link says only that it went well."""
     assert success_link(BASE, hand_back="none", code=b"c", state=b"s") == f"{BASE}?success=true&state=s"
