@@ -54,6 +54,7 @@ def test_back_off_leaves_three_more_tries_before_the_token_dies() -> None:
 def test_a_token_is_fresh_with_the_life_asked_for_or_in_its_youth() -> None:
     """`min_ttl` seconds left, or younger than a twentieth of its life: no younger one can be had."""
     pair = _pair(1000)
+    assert fresh_enough(pair, now=START + timedelta(seconds=699), min_ttl=300)
     assert fresh_enough(pair, now=START + timedelta(seconds=700), min_ttl=300)
     assert not fresh_enough(pair, now=START + timedelta(seconds=701), min_ttl=300)
     assert fresh_enough(pair, now=START + timedelta(seconds=49), min_ttl=5000)
@@ -65,3 +66,4 @@ def test_a_token_lives_until_its_expiry() -> None:
     """At the moment of expiry it is dead."""
     assert lives(_pair(10), now=START + timedelta(seconds=9.9))
     assert not lives(_pair(10), now=START + timedelta(seconds=10))
+    assert not lives(_pair(10), now=START + timedelta(seconds=11))

@@ -378,6 +378,7 @@ def test_a_token_that_names_no_key_is_tried_with_the_only_one() -> None:
     token = read_token(signed(key=rsa_key("issuer"), alg="RS256"))
     assert claims_signed_by_one(KEYS[:1], token) == claims()
     assert claims_signed_by_one(KEYS, token) is None
+    assert claims_signed_by_one([], token) is None
     twins = read_key_set(_set(jwk(ec_key("issuer"), kid="a"), jwk(rsa_key("issuer"), kid="a")))
     assert claims_signed_by_one(twins, read_token(signed(key=rsa_key("issuer"), alg="RS256", kid="a"))) == claims()
 
