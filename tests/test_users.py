@@ -291,6 +291,12 @@ def test_a_number_has_2048_characters_at_most() -> None:
     assert claims_signed_by_one([key], read_token(signed(key=rsa_key("issuer"), alg="RS256"))) == claims()
 
 
+def test_a_longer_key_is_taken() -> None:
+    """2048 bits are the least, and not the only ones."""
+    [key] = read_key_set(_set(jwk(rsa_key("long", 3072))))
+    assert claims_signed_by_one([key], read_token(signed(key=rsa_key("long", 3072), alg="RS256"))) == claims()
+
+
 @pytest.mark.parametrize(
     "bad",
     [

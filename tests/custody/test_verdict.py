@@ -40,7 +40,7 @@ def _judged(error: AmoCallbackError, *, drawn: float = 1.0, **more: Any) -> Verd
     [
         (RefreshTokenDead(), None, Reason.REVOKED),
         (RefreshTokenDead(expired=True), None, Reason.EXPIRED),
-        (RefreshTokenDead(), "this", Reason.IN_DOUBT),
+        (RefreshTokenDead(), "".join("this"), Reason.IN_DOUBT),  # equal, and another object, as from the store
         (RefreshTokenDead(), "one before", Reason.REVOKED),
         (Unreadable(), "this", Reason.UNREADABLE),
     ],
