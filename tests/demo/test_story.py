@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,15 @@ from tests.fakes import FakeClock
 _AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
-def _entry(**more: object) -> Entry:
-    known = {"at": _AT, "kind": "refresh_token", "presented": "def502", "host": "a.amocrm.ru", "status": 200}
-    return Entry(**{**known, **more})  # type: ignore[arg-type]
+def _entry(**more: Any) -> Entry:
+    known: dict[str, Any] = {
+        "at": _AT,
+        "kind": "refresh_token",
+        "presented": "def502",
+        "host": "a.amocrm.ru",
+        "status": 200,
+    }
+    return Entry(**{**known, **more})
 
 
 def test_events_are_told_in_sentences() -> None:
