@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDict
 from yarl import URL
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _NOT_PASSED_ON = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"})
 """What belongs to one connection: RFC 9110, section 7.6.1."""
 _POLICY = "Content-Security-Policy"
+_FORWARDED = "X-Forwarded-For"
 _AWAY = "The service does not answer yet.\n"
 
 
@@ -40,7 +42,8 @@ class Proxy:
         if self.public is None:
             return web.Response(status=502, text=_AWAY)
         address = URL(f"http://{self.public}{request.raw_path}", encoded=True)
-        headers = [*_end_to_end(request.headers.items()), ("X-Forwarded-For", request.remote or "")]
+        headers = CIMultiDict(_end_to_end(request.headers.items()))
+        headers[_FORWARDED] = request.remote or ""  # in the place of what the client claims
         try:
             async with self._http.request(
                 request.method, address, headers=headers, data=await request.read(), allow_redirects=False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from amo_callback import probe
+
 if TYPE_CHECKING:
     from tests.demo.show import Show
 
@@ -32,6 +34,16 @@ async def test_only_the_panel_may_frame_the_service_and_only_through_the_proxy(s
     async with show.http.get(f"http://{show.stage.service.public}{path}") as response:
         assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
         assert response.headers["X-Frame-Options"] == "DENY"
+
+
+async def test_the_proxy_says_itself_whose_requests_they_are(show: Show) -> None:
+    """Whoever claims to be somebody else by `X-Forwarded-For` is not believed: the proxy replaces it."""
+    cipher = show.stage.service.services.cipher
+    headers = {probe.HEADER: probe.ask(cipher, nonce="n"), "X-Forwarded-For": "203.0.113.9"}
+    async with show.http.head(f"http://{show.sites.proxy}/api/amo-crm/callback", headers=headers) as response:
+        seen = probe.read_answer(cipher, response.headers[probe.HEADER], nonce="n")
+    assert seen is not None
+    assert seen.client == "127.0.0.1"
 
 
 async def test_it_says_what_comes_next(show: Show) -> None:
