@@ -147,7 +147,7 @@ class FailingStore:
         self.asked: Counter[str] = Counter()
         self.failed_at: float | None = None
         self.failing: str | None = None
-        self.keeps_time, self.ahead, self.shared = store.keeps_time, store.ahead, store.shared
+        self.keeps_time, self.ahead, self.shared, self.clock = store.keeps_time, store.ahead, store.shared, store.clock
 
     def watch(self, listener: Any) -> None:
         self._store.watch(listener)

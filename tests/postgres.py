@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+from amo_callback.store.rows import ticks
+from tests.fakes import FakeClock
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
@@ -24,6 +27,13 @@ GIVEN = "AMO_CALLBACK_TEST_POSTGRES"
 ASKING, CLOSED = "asking", "closed"
 """Databases of which a server of our own asks for a password, and lets nobody in, whether they are there or not."""
 _PATIENCE = 20.0
+_OUR_TIME = """
+CREATE SCHEMA ours;
+CREATE FUNCTION ours.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
+AS 'SELECT to_timestamp(CAST(pg_read_file(''{file}'') AS BIGINT) / 1e6)';
+CREATE FUNCTION ours.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
+AS 'SELECT ours.statement_timestamp()';
+"""
 
 
 @cache
@@ -134,6 +144,48 @@ class Databases:
                 await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
         finally:
             await connection.close()
+
+
+class WrittenClock(FakeClock):
+    """A clock that a database server can read: a step of this process's wall clock does not change what it reads."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+        self._write()
+
+    def advance(self, seconds: float) -> None:
+        self._monotonic += seconds
+        self._write()
+        super().advance(0)
+
+    def _write(self) -> None:
+        fresh = self.file.with_name("clock.fresh")
+        fresh.write_text(str(ticks(self.now() - self._step)))
+        fresh.replace(self.file)  # the server never reads half of it
+
+
+@contextmanager
+def written_clock() -> Iterator[WrittenClock]:
+    """Make a clock in a folder of its own, which a server of another user can read."""
+    with tempfile.TemporaryDirectory(prefix="clock-") as folder:
+        Path(folder).chmod(0o755)
+        yield WrittenClock(Path(folder) / "clock")
+
+
+@asynccontextmanager
+async def in_our_time(postgres: Databases, clock: WrittenClock) -> AsyncIterator[str]:
+    """Make a database that asks this clock for the time: our functions are found before the server's own."""
+    import asyncpg  # noqa: PLC0415 -- because it is an extra
+    import pytest  # noqa: PLC0415 -- because the benchmarks use this module, too
+
+    if GIVEN in os.environ:
+        pytest.skip("a server that was given cannot read our clock's file")
+    async with postgres.fresh() as url:
+        connection = await asyncpg.connect(url)
+        await connection.execute(_OUR_TIME.format(file=clock.file))
+        await connection.close()
+        yield with_option(url, "search_path=ours,pg_catalog")
 
 
 def with_option(url: str, option: str) -> str:

@@ -137,4 +137,4 @@ async def open_local(place: Place, *, make: bool = False) -> AsyncIterator[Local
             cipher.check_canary(await store.canary(cipher.seal_canary()))
         except Unreadable:
             raise ConfigurationError("storage.encryption_keys: none of them opens this database") from None
-        yield Local(place=place, store=store, cipher=cipher, clock=clock)
+        yield Local(place=place, store=store, cipher=cipher, clock=store.clock)

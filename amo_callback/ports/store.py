@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from amo_callback.model import Changed
+    from amo_callback.ports import Clock
     from amo_callback.ports.shared import Shared
 
 
@@ -25,8 +26,12 @@ class Store(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Seal
         """Whether leases are told by the store's own clock, one for all instances."""
 
     @property
+    def clock(self) -> Clock:
+        """The clock of what is stored: whatever is stored, or compared with what is, is told by it."""
+
+    @property
     def ahead(self) -> float:
-        """Seconds by which this process's clock is ahead of that one."""
+        """Seconds by which this machine's wall clock is ahead of that one."""
 
     @property
     def shared(self) -> Shared | None:

@@ -34,7 +34,7 @@ async def open_store(url: str, *, folder: Path, clock: Clock, process: str = "am
     `process` is who writes, as the history tells it. Raises `ConfigurationError` where it cannot be opened at all.
     """
     async with _open_database(url, folder=folder, clock=clock, process=process) as database:
-        yield DatabaseStore(database, clock=clock, process=process)
+        yield DatabaseStore(database, process=process)
 
 
 def _open_database(url: str, *, folder: Path, clock: Clock, process: str) -> AbstractAsyncContextManager[Database]:

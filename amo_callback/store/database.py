@@ -68,7 +68,8 @@ class Database(ABC):
     """What all instances share, where there may be several."""
 
     def __init__(self, *, statements: Mapping[str, str], clock: Clock) -> None:
-        self._clock = clock
+        self.clock = clock
+        """The clock of what is stored: every stored time is written, and compared, by it."""
         self._touched = Touched(statements)
         self._listeners: list[Callable[[Changed], None]] = []
         self.failed_at: float | None = None

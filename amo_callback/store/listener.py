@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from asyncpg.pool import PoolConnectionProxy
 
-    from amo_callback.ports import Clock
+    from amo_callback.clock import DatabaseClock
 
 _CHANNEL = "amo_callback"
 _BEAT = 1.0
@@ -37,15 +37,13 @@ _MOST = 100
 class Listener:
     """Listen, for as long as the process lives."""
 
-    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]], *, clock: Clock) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]], *, clock: DatabaseClock) -> None:
         self._connect = connect
         self._clock = clock
         self._name = secrets.token_hex(8)
         self._connection: asyncpg.Connection | None = None
         self._asking = asyncio.Lock()
         self._listeners: list[Callable[[Changed], None]] = []
-        self.ahead = 0.0
-        """Seconds by which our clock is ahead of the server's, as was seen last."""
         self.away: str | None = None
         """Why the database cannot be reached; `None` where it can, as far as is known."""
 
@@ -77,9 +75,8 @@ class Listener:
         async with self._asking, asyncio.timeout(_PATIENCE):
             if self._connection is None:
                 raise ConnectionError
-            began = self._clock.now()
-            theirs = await self._connection.fetchval("SELECT clock_timestamp()")
-            self.ahead = (began - theirs).total_seconds()
+            asked_at = self._clock.monotonic()
+            self._clock.set(await self._connection.fetchval("SELECT clock_timestamp()"), asked_at=asked_at)
 
     async def _live(self) -> None:
         while True:

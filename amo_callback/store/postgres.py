@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 
+from amo_callback.clock import DatabaseClock
 from amo_callback.errors import StoreUnavailable
 from amo_callback.moving import Table
 from amo_callback.store.database import Database, Unit
@@ -22,7 +23,7 @@ from amo_callback.store.listener import Listener
 from amo_callback.store.migrate import migrate_postgres
 from amo_callback.store.postgres_pool import ERRORS, PATIENCE, connect, open_pool, place_of
 from amo_callback.store.refusals import refusal
-from amo_callback.store.rows import stored
+from amo_callback.store.rows import moment, stored
 from amo_callback.store.shares import Shares
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 from amo_callback.tasks import unbroken
@@ -71,19 +72,22 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
     Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
     """
     async with open_pool(url) as pool:
+        own = DatabaseClock(clock)
         async with _told():
-            place = await _prepare(url)
-        listener = Listener(lambda: connect(url), clock=clock)
-        database = PostgresDatabase(pool=pool, listener=listener, place=place, clock=clock, process=process)
+            place = await _prepare(url, own)
+        listener = Listener(lambda: connect(url), clock=own)
+        database = PostgresDatabase(pool=pool, listener=listener, place=place, clock=own, process=process)
         async with listener.listening():
             yield database
 
 
-async def _prepare(url: str) -> str:
-    """Bring the schema up to date, however long that takes; return where the database is."""
+async def _prepare(url: str, clock: DatabaseClock) -> str:
+    """Bring the schema up to date, however long that takes, and set the clock; return where the database is."""
     connection = await connect(url, patience=None)
     try:
         await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
+        asked_at = clock.monotonic()
+        clock.set(await connection.fetchval("SELECT statement_timestamp()"), asked_at=asked_at)
         return await place_of(connection)
     finally:
         await connection.close(timeout=PATIENCE)
@@ -107,7 +111,11 @@ class PostgresDatabase(Database):
 
     keeps_time = True
 
-    def __init__(self, *, pool: asyncpg.Pool, listener: Listener, place: str, clock: Clock, process: str) -> None:
+    clock: DatabaseClock
+
+    def __init__(
+        self, *, pool: asyncpg.Pool, listener: Listener, place: str, clock: DatabaseClock, process: str
+    ) -> None:
         statements = load_statements(Engine.POSTGRES)
         super().__init__(statements=statements, clock=clock)
         self._pool = pool
@@ -154,7 +162,7 @@ class PostgresDatabase(Database):
     @property
     def ahead(self) -> float:
         """Seconds by which this process's clock is ahead of the database's."""
-        return self._listener.ahead
+        return self.clock.ahead
 
     async def tidy(self) -> None:
         """Forget the turns and the places that are over."""
@@ -202,11 +210,11 @@ class PostgresDatabase(Database):
         return result
 
     def _begin(self, connection: PoolConnectionProxy) -> _Unit:
-        return _Unit(connection, self._sql, self._touched, process=self._process)
+        return _Unit(connection, self._sql, self._touched, process=self._process, clock=self.clock)
 
     def _failed(self, error: BaseException) -> StoreUnavailable:
         if isinstance(error, _OUT_OF_REACH):
-            self.failed_at = self._clock.monotonic()
+            self.failed_at = self.clock.monotonic()
         if isinstance(error, _UNDONE):
             return _Undone(_name(error))
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
@@ -218,9 +226,16 @@ class _Unit(Unit):
     """A transaction on a connection of its own."""
 
     def __init__(
-        self, connection: PoolConnectionProxy, statements: Mapping[str, Statement], touched: Touched, *, process: str
+        self,
+        connection: PoolConnectionProxy,
+        statements: Mapping[str, Statement],
+        touched: Touched,
+        *,
+        process: str,
+        clock: DatabaseClock,
     ) -> None:
         super().__init__(touched)
+        self._clock = clock
         self._connection = connection
         self._sql = statements
         self._process = process
@@ -229,7 +244,11 @@ class _Unit(Unit):
         sql = self._sql[statement]
         arguments = self._arguments(sql, values)
         if statement not in _AT_LEISURE:
-            return list(await self._connection.fetch(sql.text, *arguments))
+            asked_at = self._clock.monotonic()
+            found = await self._connection.fetch(sql.text, *arguments)
+            if found and (ticks := found[0].get("clock")) is not None:
+                self._clock.set(moment(ticks), asked_at=asked_at)
+            return list(found)
         async with self._connection.transaction():
             await self._connection.execute("SET LOCAL statement_timeout = 0")
             return list(await self._connection.fetch(sql.text, *arguments, timeout=_LEISURE))

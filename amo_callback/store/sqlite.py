@@ -149,7 +149,7 @@ class SqliteDatabase(Database):
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement that changes nothing."""
         try:
-            found: Sequence[Row] = await self._reads.join((self._sql[statement], _parameters(values, self._clock)))
+            found: Sequence[Row] = await self._reads.join((self._sql[statement], _parameters(values, self.clock)))
         except (sqlite3.Error, ValueError) as error:
             raise self._failed(error) from None
         return found
@@ -211,7 +211,7 @@ class SqliteDatabase(Database):
         database.execute("BEGIN IMMEDIATE")
         try:
             for work in works:
-                units.append(_Unit(self._touched, database, self._sql, self._clock))
+                units.append(_Unit(self._touched, database, self._sql, self.clock))
                 try:
                     results.append(_to_end(work(units[-1])))
                 except Exception:
@@ -227,7 +227,7 @@ class SqliteDatabase(Database):
 
     def _failed(self, error: BaseException) -> StoreUnavailable:
         if _name(error).startswith(_OUT_OF_REACH):
-            self.failed_at = self._clock.monotonic()
+            self.failed_at = self.clock.monotonic()
         return StoreUnavailable(_name(error))
 
 

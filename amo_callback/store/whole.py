@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from amo_callback.model import Changed
-    from amo_callback.ports import Shared
+    from amo_callback.ports import Clock, Shared
 
 
 class DatabaseStore(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Moves, Seals, Surveys):
@@ -31,8 +31,13 @@ class DatabaseStore(Marks, Connections, Grants, Owners, History, Outbox, Transfe
         return self._database.keeps_time
 
     @property
+    def clock(self) -> Clock:
+        """The clock of what is stored: on PostgreSQL the database's, which all instances share."""
+        return self._database.clock
+
+    @property
     def ahead(self) -> float:
-        """Seconds by which this process's clock is ahead of that one."""
+        """Seconds by which this machine's wall clock is ahead of that one."""
         return self._database.ahead
 
     @property

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.model import Connection
-    from amo_callback.ports import Clock
     from amo_callback.store.database import Database, Unit
     from amo_callback.store.row import Row
 
@@ -25,9 +24,9 @@ T = TypeVar("T")
 class Writer:
     """What the parts of a store share."""
 
-    def __init__(self, database: Database, *, clock: Clock, process: str) -> None:
+    def __init__(self, database: Database, *, process: str) -> None:
         self._database = database
-        self._clock = clock
+        self._clock = database.clock
         self._process = process
         self._told: Callable[[], None] | None = None
 

@@ -54,12 +54,13 @@ async def open_services(
             open_store(settings.storage.url.get_secret_value(), folder=home.folder, clock=clock, process=process)
         )
         await check_canary(store, cipher)
+        users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observer))
+        clock = store.clock  # from here on: the app's JWTs alone are checked by the machine's own
         shared = store.shared or Alone(clock=clock)
         amo = await stack.enter_async_context(open_client(settings, shared=shared, clock=clock, observer=observer))
         custody = await _open_custody(
             settings, store=store, amo=amo, cipher=cipher, home=home, clock=clock, observer=observer, process=process
         )
-        users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observer))
         connecting = make_connecting(
             store=store,
             shared=shared,

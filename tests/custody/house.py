@@ -52,7 +52,7 @@ class House:
             "amo": self.client,
             "cipher": self.cipher,
             "rescue": self.rescue,
-            "clock": self.clock,
+            "clock": self.store.clock,
             "observer": self.witness,
             "rules": RefreshRules(),
             "owner": "process-1",

@@ -160,6 +160,7 @@ class _Store:
         self.failed_at: float | None = None
         self.failing: str | None = None
         self.keeps_time, self.ahead, self.shared = process.world.store.keeps_time, 0.0, process.world.store.shared
+        self.clock = process.world.clock
 
     def watch(self, listener: Any) -> None:
         self._process.world.store.watch(listener)

@@ -40,7 +40,7 @@ async def _schema(url: str, folder: Path) -> Mapping[str, set[str]]:
 
         connection = await asyncpg.connect(url)
         found = await connection.fetch(
-            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
+            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = current_schema()"
         )
         await connection.close()
     tables: dict[str, set[str]] = {}
