@@ -134,6 +134,8 @@ class Grant:
     ticket_hash: str | None = None
     accepted_at: datetime | None = None
     """When AMO accepted the code."""
+    no: int = 0
+    """The store's counter of disconnects when the code was first claimed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +185,8 @@ class Outcome:
     support: str
     """A name for the grant that tells nothing of it: on the page, and in the log."""
     connection_id: str | None = None
-    accepted_at: datetime | None = None
+    grant_no: int = 0
+    """The store's counter of disconnects when the code was first claimed."""
 
     @property
     def handed_back(self) -> bytes | None:

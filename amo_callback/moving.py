@@ -18,6 +18,7 @@ class Table(StrEnum):
 
     MARKS = "meta"
     """Those of them that belong to the records, not to the place where they are."""
+    COUNTERS = "counters"
     CONNECTIONS = "connections"
     OWNERS = "owners"
     GRANTS = "grants"

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from amo_callback.model import TokenPair
+    from amo_callback.model import Connection, TokenPair
 
 REFRESH_TOKEN_LIFE = timedelta(days=90)
 """A refresh token dies after three months without use (https://www.amocrm.ru/developers/content/oauth/oauth)."""
 
 TRIES_LEFT = 3
 """How many more tries a back-off leaves before the access token expires."""
+
+CLOCK_TOLERANCE = timedelta(seconds=60)
+"""How far in the future a time may be that another clock, or the same one before a step, has written."""
 
 YOUNG = 20
 """A pair younger than this part of its life is fresh, whatever life is asked for."""
@@ -54,8 +57,19 @@ def lives(pair: TokenPair, *, now: datetime) -> bool:
     return now < pair.expires_at
 
 
+def is_impossible(connection: Connection, *, now: datetime) -> bool:
+    """Tell whether a connection's times cannot be right, so that it is due now, and its access token in doubt.
+
+    It was issued in the future, or is due later than it expires, which a back-off after a failure may be.
+    """
+    issued, expires, due = connection.access_issued_at, connection.access_expires_at, connection.next_refresh_at
+    if issued is not None and issued > now + CLOCK_TOLERANCE:
+        return True
+    return not connection.failures and due is not None and expires is not None and due > expires
+
+
 def fresh_enough(pair: TokenPair, *, now: datetime, min_ttl: float) -> bool:
     """Tell whether the access token has `min_ttl` seconds left, or is as fresh as one can be."""
-    if not lives(pair, now=now):
+    if not lives(pair, now=now) or pair.issued_at > now + CLOCK_TOLERANCE:
         return False
     return pair.expires_at - now >= timedelta(seconds=min_ttl) or now - pair.issued_at < pair.life / YOUNG

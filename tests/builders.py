@@ -163,8 +163,8 @@ async def now(store: Store, connection: Connection) -> Connection:
 async def save(store: Store, connection: Connection, *, iat: int | None = None, code: str | None = None) -> Connection:
     """Store a connection by a grant, and return it as the store has it."""
     grant = a_grant(code or f"code of {connection.id} {iat}")
-    await store.claim_grant(grant, now=START)
-    await store.save_connected(GrantedPair(grant=grant, connection=connection, token_iat=iat))
+    claimed = await store.claim_grant(grant, now=START)
+    await store.save_connected(GrantedPair(grant=claimed, connection=connection, token_iat=iat))
     stored = await store.connection(connection.id)
     assert stored is not None
     return stored

@@ -142,9 +142,10 @@ class Exchanger:
         connected = _connected(connection)
         try:
             if await self._unsaved.save(granted, connection=connection, events=[connected]) is None:
-                # A later grant's pair was stored meanwhile.
+                # A later grant's pair was stored meanwhile, or the connection was disconnected.
                 superseded = Event(name="grant.superseded", level=Level.WARNING, connection_id=connection.id)
                 await remember(superseded, store=self._store, observer=self._observer)
+                ended = await self._store.grant(grant.code_hash) or ended
             else:
                 self._observer(connected)
                 self._connected(connection)

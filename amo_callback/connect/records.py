@@ -75,5 +75,5 @@ class Records:
             domain=secrets.domain,
             support=support_code(grant.code_hash),
             connection_id=grant.connection_id,
-            accepted_at=grant.accepted_at,
+            grant_no=grant.no,
         )

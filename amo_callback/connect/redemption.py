@@ -110,7 +110,7 @@ class Redeemer:
             owner = request.user
         if owner is not None and outcome.connection_id is not None:
             bound = await self._store.bind(
-                outcome.connection_id, owner=owner, accepted_at=outcome.accepted_at, first_only=first_only
+                outcome.connection_id, owner=owner, grant_no=outcome.grant_no, first_only=first_only
             )
             connection = await self._connect.connection_of(outcome)
             if not bound and connection is not None and connection.status is not Status.DISCONNECTED:

@@ -107,7 +107,7 @@ class Checks:
         Where something has changed since the connection was read, it is looked at again.
         """
         erased = happened("connection.disconnected", connection, Level.WARNING, told={"reason": "switched off in AMO"})
-        if await self._store.disconnect(connection, at=None, events=[erased]):
+        if await self._store.disconnect(connection, on_request=False, events=[erased]):
             self._observer(erased)
 
     async def _standing(self, connection: Connection, pair: TokenPair | None) -> Standing:

@@ -37,7 +37,7 @@ class Farewell:
             if stored.frozen:
                 raise Frozen
             gone = happened("connection.disconnected", stored, told={"reason": why})
-            if await self._store.disconnect(stored, at=self._clock.now(), events=[gone]):
+            if await self._store.disconnect(stored, on_request=True, events=[gone]):
                 self._observer(gone)
                 return await self._now(connection)
         raise StoreUnavailable("the connection never stops changing")

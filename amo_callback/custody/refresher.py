@@ -11,6 +11,7 @@ from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
 from amo_callback.event import Event, Level, failed
 from amo_callback.model import Connection, Demand
 from amo_callback.ports.connections import TURN
+from amo_callback.schedule import is_impossible
 from amo_callback.tasks import rest
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Refresher:
         return min(max((upcoming - self._clock.now()).total_seconds(), 0.0), self._poll_interval)
 
     async def _start_due(self) -> None:
-        """Start what is due, oldest expiry first, and leave what another process is at.
+        """Start what is due, earliest due first, and leave what another process is at.
 
         As many more are found as go at once, and each takes the place of one that ends: a backlog is not looked at
         again for every one of it.
@@ -227,7 +228,9 @@ class Refresher:
         return self._breaker.reason is None and not self._is_due(connection)
 
     def _is_due(self, connection: Connection) -> bool:
-        return connection.next_refresh_at is not None and connection.next_refresh_at <= self._clock.now()
+        now = self._clock.now()
+        is_over = connection.next_refresh_at is not None and connection.next_refresh_at <= now
+        return is_over or is_impossible(connection, now=now)
 
     async def _guard(self, connection_id: str, work: Coroutine[object, object, object]) -> None:
         """Run work for one connection; what went wrong with it was told, and is no concern of the others."""

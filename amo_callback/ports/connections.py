@@ -39,7 +39,9 @@ class Connections(Protocol):
     async def due(
         self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
     ) -> Sequence[Connection]:
-        """Return connections whose refresh is due, those with an open attempt too, oldest expiry first.
+        """Return connections whose refresh is due, those with an open attempt too, earliest due first.
+
+        Rows whose times cannot be right (`schedule.is_impossible`) are due, too.
 
         Where several instances share the store, each is given to one of them for a `turn`.
         """
@@ -87,10 +89,10 @@ class Connections(Protocol):
     async def doubt(self, connection: Connection, *, events: Sequence[Event] = ()) -> bool:
         """Say that we may have spent the token of a connection given up; `False` where it has changed since."""
 
-    async def disconnect(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
+    async def disconnect(self, connection: Connection, *, on_request: bool, events: Sequence[Event] = ()) -> bool:
         """Erase a connection's tokens, and who owned it; `False` where it has changed since it was read.
 
-        A pair granted before `at` does not come back; without it, whatever was granted may be stored later.
+        `on_request`, the pair of a grant that was claimed before is not stored later; otherwise it is.
         """
 
     async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:

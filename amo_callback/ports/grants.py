@@ -49,8 +49,8 @@ class Grants(Protocol):
     async def save_connected(self, granted: GrantedPair, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit a granted pair and its grant's end as one: renews the connection where there is one.
 
-        A pair granted earlier than the connection's present grant (by AMO's `iat`), or before it was
-        disconnected, changes nothing: `None`.
+        A pair granted earlier than the connection's present grant (by AMO's `iat`), or before it was disconnected,
+        changes nothing: `None`. Where the connection is not active then, its grant ends as refused.
         """
 
     async def prune(self, *, now: datetime, keep: float) -> None:
@@ -66,14 +66,14 @@ class Owners(Protocol):
     async def connections_owned(self, owner: str) -> Sequence[Connection]:
         """Return an owner's connections, the freshest active one first."""
 
-    async def bind(self, connection_id: str, *, owner: str, accepted_at: datetime | None, first_only: bool) -> bool:
-        """Make somebody an owner, by what AMO accepted then.
+    async def bind(self, connection_id: str, *, owner: str, grant_no: int, first_only: bool) -> bool:
+        """Make somebody an owner, by a grant with this number.
 
-        `False` where the connection is gone, where whose it was has been forgotten since, or he has left since, and
+        `False` where the connection is gone, where its owners were forgotten or the user has left since the grant, and
         where it has another owner and `first_only` is said.
         """
 
-    async def unbind(self, owner: str, *, at: datetime) -> Sequence[Event]:
+    async def unbind(self, owner: str) -> Sequence[Event]:
         """Take somebody from all that is his; what has no owner left is disconnected.
 
         Returns what that was, as it is remembered. Raises `Frozen` where something of it is: that may live elsewhere.

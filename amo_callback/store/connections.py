@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from amo_callback.event import Event, happened
 from amo_callback.model import Filter, Fleet, Status
 from amo_callback.ports.connections import TURN
+from amo_callback.schedule import CLOCK_TOLERANCE
 from amo_callback.store import rows
 from amo_callback.store.writer import Writer, every, first, json_list, values_of
 
@@ -48,8 +49,15 @@ class Connections(Writer):
     async def due(
         self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
     ) -> Sequence[Connection]:
-        """Return connections whose refresh is due, those with an open attempt too, oldest expiry first."""
-        found = await self._database.allot("due", now=now, limit=limit, apart_from=json_list(apart_from), turn=turn)
+        """Return connections whose refresh is due, those with an open attempt too, earliest due first."""
+        found = await self._database.allot(
+            "due",
+            now=now,
+            impossible_after=now + CLOCK_TOLERANCE,
+            limit=limit,
+            apart_from=json_list(apart_from),
+            turn=turn,
+        )
         return every(found, rows.connection)
 
     async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
@@ -137,15 +145,20 @@ class Connections(Writer):
         """Say that we may have spent the token of a connection given up; `False` where it has changed since."""
         return await self._change_read("doubt", connection, events=events)
 
-    async def disconnect(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
+    async def disconnect(self, connection: Connection, *, on_request: bool, events: Sequence[Event] = ()) -> bool:
         """Erase a connection's tokens, and who owned it; `False` where it has changed since it was read.
 
-        A pair granted before `at` does not come back; without it, whatever was granted may be stored later.
+        `on_request`, the pair of a grant that was claimed before is not stored later; otherwise it is.
         """
 
         async def work(unit: Unit) -> bool:
+            await unit.run("lock_connection", id=connection.id)
             changed = await unit.run(
-                "disconnect", id=connection.id, row_version=connection.row_version, at=at, now=self._clock.now()
+                "disconnect",
+                id=connection.id,
+                row_version=connection.row_version,
+                serial=await self._next_serial(unit),
+                on_request=on_request,
             )
             if changed:
                 await self._record(unit, events, connection)

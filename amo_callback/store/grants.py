@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Frozen, InvalidState
+from amo_callback.errors import CodeExpired, Frozen, InvalidState
+from amo_callback.grant import GrantStatus
+from amo_callback.model import Status
 from amo_callback.store import rows
 from amo_callback.store.writer import Writer, columns, every, first, values_of
 
@@ -77,15 +80,23 @@ class Grants(Writer):
         """Commit a granted pair and its grant's end as one; `None` where a later grant's pair was kept."""
 
         async def work(unit: Unit) -> Connection | None:
-            found = await unit.run("save_connected", **values_of(granted.connection), token_iat=granted.token_iat)
+            grant = granted.grant
+            found = await unit.run(
+                "save_connected", **values_of(granted.connection), token_iat=granted.token_iat, grant_no=grant.no
+            )
             saved = first(found, rows.connection)
-            if granted.owner is not None:
-                await self._bind(
-                    unit, granted.connection_id, owner=granted.owner, accepted_at=granted.connection.connected_at
-                )
             if saved is not None:
                 await self._record(unit, events, saved)
-            await unit.run("finish_grant", **values_of(granted.grant))
+            elif not await self._is_active(unit, granted.connection_id):
+                grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.word)
+            if granted.owner is not None:
+                await self._bind(unit, granted.connection_id, owner=granted.owner, grant_no=grant.no)
+            await unit.run("finish_grant", **values_of(grant))
             return saved
 
         return await self._database.unit(work)
+
+    @staticmethod
+    async def _is_active(unit: Unit, connection_id: str) -> bool:
+        found = await unit.run("connection", id=connection_id)
+        return bool(found) and found[0]["status"] == Status.ACTIVE

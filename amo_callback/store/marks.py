@@ -134,7 +134,6 @@ class Marks(Writer):
                 return timedelta(0)
             by = back // timedelta(microseconds=1)
             await unit.run("shift_times", by=by, now=time)
-            await unit.run("shift_leaves", by=by, now=time)
             await unit.run("shift_notices", by=by, now=time)
             await self._record(
                 unit, [Event(name="clock.went_back", level=Level.WARNING, fields={"seconds": back.total_seconds()})]

@@ -11,7 +11,6 @@ from amo_callback.store.writer import Writer, every, json_list
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
 
     from amo_callback.model import Connection
     from amo_callback.store.database import Unit
@@ -31,8 +30,8 @@ class Owners(Writer):
         """Return an owner's connections, the freshest active one first."""
         return every(await self._database.read("connections_owned", owner=owner), rows.connection)
 
-    async def bind(self, connection_id: str, *, owner: str, accepted_at: datetime | None, first_only: bool) -> bool:
-        """Make somebody an owner, by what AMO accepted then.
+    async def bind(self, connection_id: str, *, owner: str, grant_no: int, first_only: bool) -> bool:
+        """Make somebody an owner, by a grant with this number.
 
         `False` where the connection is gone, where whose it was has been forgotten since, or he has left since, and
         where it has another owner and `first_only` is said.
@@ -47,11 +46,11 @@ class Owners(Writer):
                 return True
             if owners and first_only:
                 return False
-            return await self._bind(unit, connection_id, owner=owner, accepted_at=accepted_at)
+            return await self._bind(unit, connection_id, owner=owner, grant_no=grant_no)
 
         return await self._database.unit(work)
 
-    async def unbind(self, owner: str, *, at: datetime) -> Sequence[Event]:
+    async def unbind(self, owner: str) -> Sequence[Event]:
         """Take somebody from all that is his; what has no owner left is disconnected.
 
         Returns what that was, as it is remembered. Raises `Frozen` where something of it is: that may live elsewhere.
@@ -64,18 +63,21 @@ class Owners(Writer):
             owned = every(await unit.run("connections_owned", owner=owner), rows.connection)
             if any(connection.frozen for connection in owned):
                 raise Frozen
-            return [await self._take(unit, connection, owner=owner, at=at) for connection in owned]
+            serial = await self._next_serial(unit)
+            return [await self._take(unit, connection, owner=owner, serial=serial) for connection in owned]
 
         return await self._database.unit(work)
 
-    async def _take(self, unit: Unit, connection: Connection, *, owner: str, at: datetime) -> Event:
+    async def _take(self, unit: Unit, connection: Connection, *, owner: str, serial: int) -> Event:
         last = await self._owners(unit, connection.id) == [owner]
         told = {"owner": owner, "reason": "asked by its owner" if last else None}
         gone = happened("connection.disconnected" if last else "owner.unbound", connection, told=told)
         await self._record(unit, [gone], connection)
         if last:
-            await unit.run("disconnect", id=connection.id, row_version=connection.row_version, at=at, now=at)
+            await unit.run(
+                "disconnect", id=connection.id, row_version=connection.row_version, serial=serial, on_request=True
+            )
             await unit.run("forget_owners", connection_id=connection.id)
         else:
-            await unit.run("unbind_owner", connection_id=connection.id, owner=owner, at=at)
+            await unit.run("unbind_owner", connection_id=connection.id, owner=owner, serial=serial)
         return gone

@@ -104,6 +104,7 @@ def grant(row: Mapping[str, Any]) -> Grant:
         expires_at=moment(row["expires_at"]),
         ticket_hash=row["ticket_hash"],
         accepted_at=maybe_moment(row["accepted_at"]),
+        no=row["no"],
     )
 
 

@@ -18,12 +18,12 @@ _FIRST = {"text": "", "number": -(2**63)}
 _CONNECTION = """
     account_id user_id domain api_domain client_id status reason last_error sealed_pair access_issued_at
     access_expires_at refresh_expires_at refreshed_at next_refresh_at failures connected_at grant_iat pair_version
-    row_version lease_owner lease_until attempt spending doubtful died_at disconnected_at look_up_at hook_at frozen_at
-    warned_days forgotten_at
+    row_version lease_owner lease_until attempt spending doubtful died_at disconnect_no look_up_at hook_at frozen_at
+    warned_days forgotten_no
 """
 _OUTBOX = "id at type connection_id data tries next_try_at last_error lease lease_until parked_at"
 _GRANT = """
-    handle_hash ticket_hash sealed status error connection_id attempt lease_until doubtful expires_at accepted_at
+    handle_hash ticket_hash sealed status error connection_id attempt lease_until doubtful expires_at accepted_at no
 """
 
 
@@ -53,8 +53,9 @@ class Layout:
 LAYOUTS: Mapping[Table, Layout] = {
     # Where a database lives, when it was seen last and whether it is frozen is told of that place alone.
     Table.MARKS: Layout(key={"name": "text"}, others=["value"], only="name IN ('canary', 'deaths_held')"),
+    Table.COUNTERS: Layout(key={"name": "text"}, others=["value"]),
     Table.CONNECTIONS: Layout(key={"id": "text"}, others=_CONNECTION.split()),
-    Table.OWNERS: Layout(key={"connection_id": "text", "owner": "text"}, others=["bound_at", "left_at"]),
+    Table.OWNERS: Layout(key={"connection_id": "text", "owner": "text"}, others=["bound_at", "left_no"]),
     Table.GRANTS: Layout(key={"code_hash": "text"}, others=_GRANT.split(), flags=frozenset({"doubtful"})),
     Table.STATES: Layout(key={"state_hash": "text"}, others=["sealed", "expires_at", "used_by"]),
     Table.EVENTS: Layout(key={"id": "number"}, others=["at", "connection_id", "name", "process", "details"]),

@@ -71,14 +71,19 @@ class Writer:
         """Return a connection's owners, within a unit."""
         return [row["owner"] for row in await unit.run("owners_of", ids=json_list([connection_id]))]
 
-    async def _bind(self, unit: Unit, connection_id: str, *, owner: str, accepted_at: datetime | None) -> bool:
+    async def _bind(self, unit: Unit, connection_id: str, *, owner: str, grant_no: int) -> bool:
         """Make somebody an owner, within a unit; `False` where he may not be, or is one already."""
         bound = await unit.run(
-            "bind_owner", connection_id=connection_id, owner=owner, at=self._clock.now(), accepted_at=accepted_at
+            "bind_owner", connection_id=connection_id, owner=owner, at=self._clock.now(), grant_no=grant_no
         )
         if bound:
             await self._record(unit, [Event(name="owner.bound", connection_id=connection_id, fields={"owner": owner})])
         return bool(bound)
+
+    async def _next_serial(self, unit: Unit) -> int:
+        """Count a disconnect, within a unit that has locked what it disconnects."""
+        [[serial]] = await unit.run("next_serial")
+        return int(serial)
 
     def _event_row(self, event: Event, now: datetime) -> dict[str, object]:
         return {

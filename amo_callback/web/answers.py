@@ -110,6 +110,11 @@ def told_connection(connection: Connection | None, now: datetime) -> ToldConnect
     }
 
 
+def connected_message(connection: ToldConnection) -> str:
+    """Return the message for a connection as it is now."""
+    return "amoCRM is connected." if connection["connected"] else "amoCRM is not connected."
+
+
 def status_of(word: str) -> int:
     """Return the status for a deep link's error word: the person's or sender's fault, or ours."""
     return {"rate_limited": 429, "amo_unavailable": 503}.get(word, 400)

@@ -159,8 +159,8 @@ async def test_a_pair_that_is_offered_again_does_not_bind_again(store: Store) ->
     pair = GrantedPair(grant=grant, connection=a_connection(), token_iat=1, owner="42")
     assert await store.save_connected(pair) is not None
     name = pair.connection_id
-    await store.bind(name, owner="17", accepted_at=START, first_only=False)
-    await store.unbind("42", at=START + timedelta(seconds=1))
+    await store.bind(name, owner="17", grant_no=1, first_only=False)
+    await store.unbind("42")
     assert await store.save_connected(pair) is None
     assert (await store.owners_of([name]))[name] == ["17"]
 
@@ -281,7 +281,7 @@ async def test_an_owners_connections_are_paged(store: Store) -> None:
     """Each page begins after the last one's end."""
     names = [(await save(store, a_connection(number), iat=number)).id for number in (1, 2, 3)]
     for name in names:
-        await store.bind(name, owner="42", accepted_at=START, first_only=True)
+        await store.bind(name, owner="42", grant_no=1, first_only=True)
     after, seen = "", list[str]()
     for _ in names:
         [one] = await store.page(after=after, limit=1, only=Filter(owner="42"))

@@ -30,6 +30,8 @@ ON_EITHER = ON_BOTH | {
 }
 """Those that do with `--engines both`. The rest are about what only one engine does: SQLite's leases, seen for a length
 of time by whoever looks; its one file that is copied; its clock that goes back."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test on one engine, or on both."""
     if "engine" in metafunc.fixturenames:

@@ -578,7 +578,7 @@ async def test_what_was_read_before_a_claim_is_not_written_over_it(store: Store,
     changed = {
         "postpone": lambda: store.postpone(stored, last_error="no_answer", next_refresh_at=START),
         "revive": lambda: store.revive(stored, next_refresh_at=START),
-        "disconnect": lambda: store.disconnect(stored, at=START),
+        "disconnect": lambda: store.disconnect(stored, on_request=True),
         "look_up_again": lambda: store.look_up_again(stored, at=START),
     }
     assert not await changed[change]()
@@ -611,9 +611,9 @@ async def test_the_first_hook_since_a_refresh_brings_the_turn_forward(store: Sto
 async def test_an_erasure_does_not_forget_when_a_person_disconnected(store: Store) -> None:
     """Disconnected, connected again, and then erased for a hook: what was granted before all that stays away."""
     stored = await save(store, a_connection(), iat=1)
-    await store.disconnect(stored, at=START + SECOND)
+    await store.disconnect(stored, on_request=True)
     again = await save(store, a_connection(connected_at=START + 2 * SECOND), iat=2, code="again")
-    await store.disconnect(again, at=None)
+    await store.disconnect(again, on_request=False)
     late = await save(store, a_connection(), iat=3, code="late")
     assert late.status is Status.DISCONNECTED
 
@@ -635,7 +635,7 @@ async def test_what_a_person_has_erased_is_erased_from_the_rescue_folder_too(hou
     connection = await house.connect()
     paid = a_refreshed(connection, pair_version=connection.pair_version + 5)
     house.rescue.files[name_of(paid)] = seal_paid(paid, house.cipher)
-    assert await house.store.disconnect(connection, at=house.clock.now())
+    assert await house.store.disconnect(connection, on_request=True)
     await house.custody.unsaved.restore()
     assert house.rescue.files == {}
 
@@ -695,7 +695,7 @@ async def test_an_unsaved_pair_of_one_that_was_disconnected_is_nobodys(house: Ho
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.refresh(connection))
     await house.witness.until("pair.unsaved")
-    assert await house.store.disconnect(await house.now(connection), at=house.clock.now())
+    assert await house.store.disconnect(await house.now(connection), on_request=True)
     for selector in (connection.id, f"account:{connection.account_id}"):
         with pytest.raises(NotFound):
             await house.custody.handout.token(selector, min_ttl=0)

@@ -224,7 +224,7 @@ async def test_a_pair_that_comes_after_a_disconnect_is_dropped(house: House) -> 
     keeper = house.make_keeper(amo=cast("AmoOAuth", gated))
     late = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
     await gated.answered.wait()
-    assert await house.store.disconnect(await house.now(connection), at=house.clock.now())
+    assert await house.store.disconnect(await house.now(connection), on_request=True)
     gated.go_on.set()
     with pytest.raises(NotFound):
         await late

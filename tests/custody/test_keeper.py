@@ -272,7 +272,7 @@ async def test_a_claim_of_what_no_key_opens_names_no_token(house: House) -> None
 async def test_what_does_not_exist_cannot_be_refreshed(house: House) -> None:
     """An unknown id is told as that, and so is one whose person has disconnected."""
     connection = await house.connect()
-    assert await house.store.disconnect(connection, at=house.clock.now())
+    assert await house.store.disconnect(connection, on_request=True)
     for name in ("unknown", connection.id):
         with pytest.raises(NotFound):
             await house.keeper.refresh(name, demand=Demand.HAND_OUT)

@@ -60,7 +60,7 @@ async def _warm(house: House, *selectors: str) -> None:
 async def _owned(house: House) -> tuple[Connection, list[str]]:
     """Return a connection, and all that names it, remembered."""
     connection = await house.connect()
-    await house.store.bind(connection.id, owner="42", accepted_at=house.clock.now(), first_only=False)
+    await house.store.bind(connection.id, owner="42", grant_no=1, first_only=False)
     selectors = [connection.id, f"account:{connection.account_id}", "owner:42"]
     await _warm(house, *selectors)
     return connection, selectors
@@ -94,7 +94,7 @@ async def test_this_process_sees_its_own_refresh_at_once(house: House) -> None:
 async def test_this_process_sees_its_own_disconnect_at_once(house: House) -> None:
     """Nothing is handed out any more, whatever named it."""
     connection, selectors = await _owned(house)
-    assert await house.store.disconnect(connection, at=house.clock.now())
+    assert await house.store.disconnect(connection, on_request=True)
     for selector in selectors:
         with pytest.raises(NotFound):
             await _token(house, selector)
@@ -103,10 +103,10 @@ async def test_this_process_sees_its_own_disconnect_at_once(house: House) -> Non
 async def test_this_process_sees_at_once_whose_a_connection_is(house: House) -> None:
     """Who is bound gets tokens, and who has left gets none, while the other owner does."""
     connection, _ = await _owned(house)
-    await house.store.bind(connection.id, owner="43", accepted_at=house.clock.now(), first_only=False)
+    await house.store.bind(connection.id, owner="43", grant_no=1, first_only=False)
     await _warm(house, "owner:43")
     house.clock.advance(0.1)
-    await house.store.unbind("42", at=house.clock.now())
+    await house.store.unbind("42")
     with pytest.raises(NotFound):
         await _token(house, "owner:42")
     assert (await _token(house, "owner:43")).connection.id == connection.id
@@ -155,7 +155,7 @@ async def test_another_processs_disconnect_is_seen_within_a_second(house: House,
     connection, selectors = await _owned(house)
     house.clock.advance(0.9)
     await _warm(house, *selectors)
-    assert await elsewhere.disconnect(await now(elsewhere, connection), at=house.clock.now())
+    assert await elsewhere.disconnect(await now(elsewhere, connection), on_request=True)
     house.clock.advance(0.5)
     await house.custody.handout.token(selectors[0], min_ttl=0)
     await house.traffic.until_quiet()
@@ -206,7 +206,7 @@ async def test_what_was_disconnected_as_the_store_went_away_is_not_handed_out(ho
     connection, selectors = await _owned(house)
     for selector in selectors:
         await _token(house, selector)
-    assert await house.store.disconnect(await house.now(connection), at=house.clock.now())
+    assert await house.store.disconnect(await house.now(connection), on_request=True)
     house.failing.away = {*READS, "others_version"}
     for selector in selectors:
         with pytest.raises(StoreUnavailable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -328,21 +328,41 @@ async def test_a_death_puts_off_no_hooks_look_up(store: Store) -> None:
     assert after.look_up_at == START
 
 
-@pytest.mark.parametrize(("at", "comes_back"), [(START + SECOND, False), (START - SECOND, True), (None, True)])
-async def test_a_pair_granted_before_a_disconnect_does_not_come_back(
-    store: Store,
-    at: datetime | None,
-    comes_back: bool,  # noqa: FBT001 -- because it is a column of the table above
+@pytest.mark.parametrize("on_request", [True, False])
+async def test_a_pair_granted_before_a_disconnect_comes_back_only_where_nobody_asked_for_it(
+    store: Store, *, on_request: bool
 ) -> None:
-    """What a person has erased stays erased, however late a pair of before is stored; a new grant connects again."""
+    """The store's counter decides, whatever the clocks say; and a grant that is tried again keeps its number."""
     stored = await save(store, a_connection(), iat=1)
-    assert await store.disconnect(stored, at=at)
+    begun = await store.claim_grant(a_grant("before"), now=START)
+    assert await store.disconnect(stored, on_request=on_request)
     erased = await now(store, stored)
     assert (erased.status, erased.sealed_pair, erased.pair_version) == (Status.DISCONNECTED, None, 2)
-    late = await save(store, a_connection(), iat=2, code="before")
-    assert (late.status is Status.ACTIVE) is comes_back
-    again = await save(store, a_connection(connected_at=START + 2 * SECOND), iat=3, code="after")
-    assert again.status is Status.ACTIVE
+    again = await store.claim_grant(a_grant("before", attempt="attempt-2"), now=START, over=begun.attempt)
+    assert (again.attempt, again.no) == ("attempt-2", begun.no)
+    late = GrantedPair(grant=again, connection=a_connection(connected_at=START + DAY), token_iat=2)
+    assert (await store.save_connected(late) is None) is on_request
+    earlier = a_connection(connected_at=START - DAY)  # by the clock of another process
+    assert (await save(store, earlier, iat=3, code="after")).status is Status.ACTIVE
+
+
+async def test_a_grant_whose_pair_was_discarded_is_refused_unless_the_connection_is_active(store: Store) -> None:
+    """It never says "connected" of a connection that is not; where a newer grant holds, it does."""
+    stored = await save(store, a_connection(), iat=2)
+    pairs = []
+    for code in ("before", "also before"):
+        grant = dataclasses.replace(
+            await store.claim_grant(a_grant(code), now=START), status=GrantStatus.CONNECTED, connection_id=stored.id
+        )
+        pairs.append(GrantedPair(grant=grant, connection=a_connection(), token_iat=1))
+    assert await store.save_connected(pairs[0]) is None
+    await store.disconnect(await now(store, stored), on_request=True)
+    assert await store.save_connected(pairs[1]) is None
+    ended = [await store.grant(pair.grant.code_hash) for pair in pairs]
+    assert [(one and one.status, one and one.error) for one in ended] == [
+        (GrantStatus.CONNECTED, None),
+        (GrantStatus.REFUSED, "code_expired"),
+    ]
 
 
 # --- grants --------------------------------------------------------------------------------------
@@ -356,7 +376,7 @@ async def test_one_of_many_begins_a_grant(store: Store) -> None:
     begun = await store.grant(fingerprint("code"))
     assert begun is not None
     [asked] = [grant for grant in grants if grant.attempt == attempt]
-    assert dataclasses.replace(begun, lease_until=asked.lease_until) == asked
+    assert dataclasses.replace(begun, lease_until=asked.lease_until, no=0) == asked
     assert await store.grant_by_handle(asked.handle_hash) == begun
     assert await store.grant("unknown") is None
     assert [await store.grant_by_handle(grant.handle_hash) for grant in grants if grant is not asked] == [None] * 19
@@ -472,9 +492,9 @@ async def test_an_owner_is_bound_once_and_the_first_only_where_there_is_none(sto
     """Who is bound already stays so; who may only be first is refused where somebody is."""
     stored = await save(store, a_connection())
     for _ in range(2):
-        assert await store.bind(stored.id, owner="42", accepted_at=START, first_only=True)
-    assert not await store.bind(stored.id, owner="17", accepted_at=START, first_only=True)
-    assert await store.bind(stored.id, owner="17", accepted_at=START + SECOND, first_only=False)
+        assert await store.bind(stored.id, owner="42", grant_no=1, first_only=True)
+    assert not await store.bind(stored.id, owner="17", grant_no=1, first_only=True)
+    assert await store.bind(stored.id, owner="17", grant_no=1, first_only=False)
     assert await store.owners_of([stored.id, "unknown"]) == {stored.id: ["17", "42"], "unknown": []}
     assert [one.id for one in await store.connections_owned("17")] == [stored.id]
     assert [one.id for one in await store.page(after="", limit=9, only=Filter(owner="42"))] == [stored.id]
@@ -487,11 +507,11 @@ async def test_an_owner_is_bound_once_and_the_first_only_where_there_is_none(sto
 async def test_nobody_is_bound_to_what_is_gone(store: Store) -> None:
     """Neither to a connection that was disconnected, nor to one that never was; and who owned it is forgotten."""
     stored = await save(store, a_connection())
-    await store.bind(stored.id, owner="42", accepted_at=START, first_only=True)
-    assert await store.disconnect(stored, at=START)
+    await store.bind(stored.id, owner="42", grant_no=1, first_only=True)
+    assert await store.disconnect(stored, on_request=True)
     assert await store.owners_of([stored.id]) == {stored.id: []}
     for name in (stored.id, "unknown"):
-        assert not await store.bind(name, owner="42", accepted_at=START, first_only=False)
+        assert not await store.bind(name, owner="42", grant_no=1, first_only=False)
     assert await store.connections_owned("42") == []
 
 
@@ -502,47 +522,49 @@ async def test_a_vouched_owner_is_bound_with_the_pair(store: Store) -> None:
     earlier = dataclasses.replace(pair, grant=a_grant("earlier"), token_iat=1, owner="17")
     assert await store.save_connected(earlier) is None
     assert sorted((await store.owners_of([a_connection().id]))[a_connection().id]) == ["17", "42"]
-    await store.disconnect(await now(store, a_connection()), at=START + DAY)
+    await store.disconnect(await now(store, a_connection()), on_request=True)
     assert await store.save_connected(earlier) is None
     assert await store.owners_of([a_connection().id]) == {a_connection().id: []}
 
 
-async def test_nobody_is_bound_by_what_was_accepted_before_it_was_forgotten(store: Store) -> None:
-    """Neither what was disconnected and connected again since, nor what he has left himself; a later grant binds."""
+@pytest.mark.parametrize("on_request", [True, False])
+async def test_a_grant_from_before_the_owner_left_adds_no_owner(store: Store, *, on_request: bool) -> None:
+    """Nor does one from before the connection was disconnected; a later grant does. Times play no part."""
     stored = await save(store, a_connection(), iat=1)
-    before, at, after = START - SECOND, START, START + SECOND
+    before = (await store.claim_grant(a_grant("before"), now=START)).no
     for owner in ("42", "17"):
-        assert await store.bind(stored.id, owner=owner, accepted_at=before, first_only=False)
-    await store.unbind("42", at=at)
-    for accepted_at in (before, at, None):
-        assert not await store.bind(stored.id, owner="42", accepted_at=accepted_at, first_only=False)
-    assert await store.bind(stored.id, owner="42", accepted_at=after, first_only=False)
-    await store.disconnect(await now(store, stored), at=at)
-    await save(store, a_connection(connected_at=after), iat=2)
-    for accepted_at in (before, at, None):
-        assert not await store.bind(stored.id, owner="7", accepted_at=accepted_at, first_only=True)
-    assert await store.bind(stored.id, owner="7", accepted_at=after, first_only=True)
+        assert await store.bind(stored.id, owner=owner, grant_no=before, first_only=False)
+    await store.unbind("42")
+    assert not await store.bind(stored.id, owner="42", grant_no=before, first_only=False)
+    between = (await store.claim_grant(a_grant("between"), now=START)).no
+    assert await store.bind(stored.id, owner="42", grant_no=between, first_only=False)
+    await store.disconnect(await now(store, stored), on_request=on_request)
+    await save(store, a_connection(), iat=2)
+    for no in (before, between):
+        assert not await store.bind(stored.id, owner="7", grant_no=no, first_only=True)
+    after = (await store.claim_grant(a_grant("after"), now=START)).no
+    assert await store.bind(stored.id, owner="7", grant_no=after, first_only=True)
 
 
 async def test_who_leaves_takes_along_what_nobody_else_owns(store: Store) -> None:
     """His connections alone; those that others own stay as they are. Nothing of it while all is frozen."""
     alone, shared, foreign = [await save(store, a_connection(number)) for number in (1, 2, 3)]
     for one in (alone, shared):
-        await store.bind(one.id, owner="42", accepted_at=START, first_only=False)
+        await store.bind(one.id, owner="42", grant_no=1, first_only=False)
     for one in (shared, foreign):
-        await store.bind(one.id, owner="17", accepted_at=START, first_only=False)
+        await store.bind(one.id, owner="17", grant_no=1, first_only=False)
     await store.freeze_all(why="a test")
     with pytest.raises(Frozen):
-        await store.unbind("42", at=START)
+        await store.unbind("42")
     assert len(await store.connections_owned("42")) == 2
     await store.thaw_all(machine=None)
-    told = {(event.connection_id, event.name) for event in await store.unbind("42", at=START)}
+    told = {(event.connection_id, event.name) for event in await store.unbind("42")}
     assert told == {(alone.id, "connection.disconnected"), (shared.id, "owner.unbound")}
     assert [(await now(store, one)).status for one in (alone, shared, foreign)] == ["disconnected", "active", "active"]
     assert await store.owners_of([alone.id, shared.id, foreign.id]) == {
         alone.id: [], shared.id: ["17"], foreign.id: ["17"]
     }  # fmt: skip
-    assert await store.unbind("42", at=START) == []
+    assert await store.unbind("42") == []
 
 
 async def test_the_canary_is_the_first_one(store: Store) -> None:
@@ -663,7 +685,7 @@ async def test_a_disconnected_connection_is_not_frozen_any_more(store: Store) ->
     """A new grant of the same account begins afresh."""
     stored = await save(store, a_connection())
     await store.freeze(stored.id, at=START)
-    assert await store.disconnect(await now(store, stored), at=START)
+    assert await store.disconnect(await now(store, stored), on_request=True)
     assert not (await now(store, stored)).frozen
     assert not await store.freeze(stored.id, at=START)
 

@@ -76,7 +76,7 @@ async def test_rows_are_read_by_their_keys(store: Store) -> None:
     for number in range(5):
         stored = await save(store, a_connection(number))
         for owner in ("17", "42"):
-            await store.bind(stored.id, owner=owner, accepted_at=START, first_only=False)
+            await store.bind(stored.id, owner=owner, grant_no=1, first_only=False)
     found: list[Record] = []
     while page := await store.records(Table.OWNERS, after=found[-1].key if found else None, limit=3):
         found += page
@@ -192,7 +192,7 @@ async def test_what_is_written_next_gets_the_next_number(store: Store) -> None:
     await store.end_coming(source=OLD, machine="here", frozen=None)
     stored = await save(store, a_connection())
     happened = Event(name="connection.disconnected", connection_id=stored.id)
-    assert await store.disconnect(stored, at=START, events=[happened])
+    assert await store.disconnect(stored, on_request=True, events=[happened])
     assert [record.key for record in await _all(store, Table.EVENTS)] == [(7,), (8,), (9,)]
     assert [record.key for record in await _all(store, Table.OUTBOX)] == [(9,), (10,)]
 

@@ -270,7 +270,7 @@ async def test_two_who_claim_to_be_the_first_owner_are_not_both(url: str) -> Non
             stored = await save(one, a_connection(number))
             bound = await asyncio.gather(
                 *(
-                    store.bind(stored.id, owner=owner, accepted_at=START, first_only=True)
+                    store.bind(stored.id, owner=owner, grant_no=1, first_only=True)
                     for store, owner in ((one, "7"), (other, "8"))
                 )
             )

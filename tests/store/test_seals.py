@@ -51,7 +51,7 @@ async def test_all_that_is_sealed_is_counted_and_read_page_by_page(store: Store)
     for number in range(2, 6):
         await save(store, a_connection(number))
     gone = await now(store, a_connection(5))
-    assert await store.disconnect(gone, at=START)
+    assert await store.disconnect(gone, on_request=True)
     found: list[Sealed] = []
     while page := await store.sealed(Kind.CONNECTION, after=found[-1].name if found else "", limit=3):
         found += page

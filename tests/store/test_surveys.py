@@ -42,7 +42,7 @@ async def test_connections_are_counted_by_status_and_reason(store: Store) -> Non
     for number, reason in ((3, Reason.REVOKED), (4, Reason.REVOKED), (5, Reason.IN_DOUBT)):
         await _given_up(store, number, reason)
     gone = await save(store, a_connection(6))
-    await store.disconnect(gone, at=START)
+    await store.disconnect(gone, on_request=True)
     found = await _survey(store)
     assert (found.active, found.fresh, found.disconnected) == (2, 2, 1)
     assert {reason: number for reason, number in found.needs_reauth.items() if number} == {

@@ -31,7 +31,7 @@ def test_every_write_of_connections_is_told(name: str) -> None:
 
 def test_a_write_that_changes_many_by_its_own_condition_is_told_of_all() -> None:
     """It names no connection, so none is known."""
-    for name in ("believe_deaths", "all_due", "shift_times", "shift_leaves", "freeze_all", "thaw_all"):
+    for name in ("believe_deaths", "all_due", "shift_times", "freeze_all", "thaw_all"):
         assert TOUCHED.by(name, {"now": 1, "by": 1, "value": b""}, None) == ANY
 
 

@@ -164,7 +164,7 @@ async def test_a_pair_that_no_key_opens_is_another_one(store: Store, cipher: Cip
 async def test_who_has_disconnected_comes_back_only_where_that_is_asked_for(store: Store, cipher: Cipher) -> None:
     """A person's word is not undone by the way."""
     await _bring(store, cipher, a_record())
-    await store.disconnect(await _stored(store, a_record()), at=START)
+    await store.disconnect(await _stored(store, a_record()), on_request=True)
     [problem] = (await _plan(store, cipher, a_record())).problems
     assert problem.why == f"{a_record().id} was disconnected here: --replace connects it again"
     await _bring(store, cipher, a_record(), rules=REPLACE)
@@ -246,7 +246,7 @@ async def test_one_that_disconnected_since_the_plan_stays_disconnected(store: St
     """A person was faster."""
 
     async def disconnect(connection: Connection) -> None:
-        await store.disconnect(connection, at=START)
+        await store.disconnect(connection, on_request=True)
 
     assert (await _overtaken(store, cipher, disconnect)).sealed_pair is None
 

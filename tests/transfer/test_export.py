@@ -72,7 +72,7 @@ async def _export(store: Store, cipher: Cipher, rescue: MemoryRescue | None = No
 async def test_every_connection_travels_but_those_that_are_disconnected(store: Store, cipher: Cipher) -> None:
     """Over more than one page; those that need their person, too."""
     connections = [await _connect(store, cipher, number) for number in range(PAGE + 3)]
-    await store.disconnect(connections[0], at=START)
+    await store.disconnect(connections[0], on_request=True)
     claimed = await store.claim(a_claim(connections[1]))
     assert claimed is not None
     await store.save_verdict(
@@ -90,7 +90,7 @@ async def test_owners_travel_with_their_connections(store: Store, cipher: Cipher
     """Whose a connection is goes with it, or nobody would find his own on the next host."""
     connection = await _connect(store, cipher)
     for owner in ("42", "17"):
-        assert await store.bind(connection.id, owner=owner, accepted_at=START, first_only=False)
+        assert await store.bind(connection.id, owner=owner, grant_no=1, first_only=False)
     await freeze(store, why="a test")
     _, [record] = await _export(store, cipher)
     assert set(record.owners) == {"17", "42"}

@@ -143,9 +143,9 @@ async def _fill(house: House) -> None:
     lost = happened("connection.needs_reauth", dead, told={"reason": "revoked"})
     verdict = a_verdict(claimed, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED, next_refresh_at=None)
     assert await old.save_verdict(verdict, events=[lost]) is not None
-    assert await old.bind(active.id, owner="17", accepted_at=START, first_only=False)
-    assert [event.name for event in await old.unbind("17", at=START + MINUTE)] == ["owner.unbound"]
-    assert await old.disconnect(gone, at=START, events=[happened("connection.disconnected", gone)])
+    assert await old.bind(active.id, owner="17", grant_no=1, first_only=False)
+    assert [event.name for event in await old.unbind("17")] == ["owner.unbound"]
+    assert await old.disconnect(gone, on_request=True, events=[happened("connection.disconnected", gone)])
     assert await old.freeze(alone.id, at=START)
     house.clock.step(-YEARS)  # so that its lease is over by any clock
     assert await old.claim(a_claim(tried, attempt="of a process that died", fingerprint="print-2")) is not None
@@ -216,7 +216,9 @@ async def test_from_then_on_the_new_one_spends_and_the_old_one_does_not(house: H
 async def test_notices_that_wait_are_delivered_by_the_new_one(house: House) -> None:
     """And by that alone: under the ids that they had."""
     connection = await house.connect()
-    assert await house.old.disconnect(connection, at=None, events=[happened("connection.disconnected", connection)])
+    assert await house.old.disconnect(
+        connection, on_request=False, events=[happened("connection.disconnected", connection)]
+    )
     [waiting] = await house.old.notices(limit=10)
     await house.move()
 
@@ -263,7 +265,7 @@ async def test_what_is_refreshed_while_it_is_copied_arrives(house: House) -> Non
         assert claimed is not None
         sealed = house.sealed(1, "second")
         assert await house.old.save_refreshed(a_refreshed(refreshed, sealed_pair=sealed)) is not None
-        assert await house.old.disconnect(gone, at=START)
+        assert await house.old.disconnect(gone, on_request=True)
         await house.connect(3)
 
     async def copied(*args: Any, **more: Any) -> bool:
@@ -343,7 +345,7 @@ async def test_what_the_old_one_has_no_more_goes_there_too(house: House) -> None
     connection = await house.connect()
     await house.old.record(Event(name="connection.disconnected", connection_id=connection.id))
     other = await house.connect(2)
-    assert await house.old.disconnect(other, at=None, events=[happened("connection.disconnected", other)])
+    assert await house.old.disconnect(other, on_request=False, events=[happened("connection.disconnected", other)])
     with pytest.raises(CommandFailed, match="stop here"):
         await house.move(old=house.then(2, lambda: _then_stop(asyncio.sleep(0))))
     await house.old.thaw_all(machine=None)
@@ -351,7 +353,7 @@ async def test_what_the_old_one_has_no_more_goes_there_too(house: House) -> None
     assert await house.old.notice_delivered(waiting.id)
     house.clock.advance(100 * DAY.total_seconds())
     await house.old.forget(now=house.clock.now())
-    assert await house.old.disconnect(await now(house.old, connection), at=None)
+    assert await house.old.disconnect(await now(house.old, connection), on_request=False)
     await house.move()
     assert await _all(house.new) == await _all(house.old)
     assert await house.new.notices(limit=10) == []

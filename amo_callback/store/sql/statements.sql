@@ -55,14 +55,12 @@ UPDATE connections SET
     next_refresh_at = CASE WHEN next_refresh_at > :now THEN :now ELSE next_refresh_at END,
     connected_at = CASE WHEN connected_at > :now THEN connected_at - :by ELSE connected_at END,
     refreshed_at = CASE WHEN refreshed_at > :now THEN refreshed_at - :by ELSE refreshed_at END,
-    disconnected_at = CASE WHEN disconnected_at > :now THEN disconnected_at - :by ELSE disconnected_at END,
     died_at = CASE WHEN died_at > :now THEN died_at - :by ELSE died_at END,
     hook_at = CASE WHEN hook_at > :now THEN hook_at - :by ELSE hook_at END,
-    forgotten_at = CASE WHEN forgotten_at > :now THEN forgotten_at - :by ELSE forgotten_at END,
     row_version = row_version + 1;
 
--- name: shift_leaves
-UPDATE owners SET left_at = left_at - :by WHERE left_at > :now;
+-- name: next_serial
+UPDATE counters SET value = value + 1 WHERE name = 'serial' RETURNING value;
 
 -- name: save_canary
 INSERT INTO meta (name, value) VALUES ('canary', :value) ON CONFLICT (name) DO NOTHING;
@@ -85,7 +83,7 @@ LIMIT :limit;
 
 -- name: page_of_owner
 SELECT * FROM connections
-WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_at IS NULL) AND id > :after
+WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL) AND id > :after
     AND (CAST(:account_id AS TEXT) IS NULL OR account_id = :account_id)
     AND (CAST(:status AS TEXT) IS NULL OR status = :status)
     AND (CAST(:domain AS TEXT) IS NULL OR domain = :domain)
@@ -197,10 +195,10 @@ WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
 -- name: disconnect
--- A late pair finds another `pair_version`.
+-- A late pair finds another `pair_version`. On request, the pair of a grant from before is not stored later.
 UPDATE connections SET
     status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL,
-    disconnected_at = COALESCE(CAST(:at AS BIGINT), disconnected_at), forgotten_at = :now,
+    disconnect_no = CASE WHEN :on_request THEN CAST(:serial AS BIGINT) ELSE disconnect_no END, forgotten_no = :serial,
     access_issued_at = NULL, access_expires_at = NULL, refresh_expires_at = NULL, next_refresh_at = NULL,
     failures = 0, died_at = NULL, look_up_at = NULL, frozen_at = NULL, warned_days = NULL,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
@@ -250,7 +248,7 @@ WHERE (
             AND excluded.connected_at > connections.connected_at
         )
     )
-    AND (connections.disconnected_at IS NULL OR excluded.connected_at > connections.disconnected_at)
+    AND (connections.disconnect_no IS NULL OR connections.disconnect_no <= :grant_no)
 RETURNING *;
 
 -- name: grant
@@ -261,8 +259,11 @@ SELECT *, :clock AS clock FROM grants WHERE handle_hash = :handle_hash;
 
 -- name: claim_grant
 -- A grant is tried again only over the very attempt that was read: a failed one, or one whose lease was seen to end.
-INSERT INTO grants (code_hash, handle_hash, ticket_hash, sealed, status, attempt, lease_until, expires_at)
-VALUES (:code_hash, :handle_hash, :ticket_hash, :sealed, 'exchanging', :attempt, :clock + (CAST(:lease_until AS BIGINT) - :now), :expires_at)
+INSERT INTO grants (code_hash, handle_hash, ticket_hash, sealed, status, attempt, lease_until, expires_at, no)
+VALUES (
+    :code_hash, :handle_hash, :ticket_hash, :sealed, 'exchanging', :attempt,
+    :clock + (CAST(:lease_until AS BIGINT) - :now), :expires_at, (SELECT value FROM counters WHERE name = 'serial')
+)
 ON CONFLICT (code_hash) DO UPDATE SET
     doubtful = grants.doubtful OR grants.status = 'exchanging',
     status = 'exchanging', error = NULL, attempt = excluded.attempt, lease_until = excluded.lease_until
@@ -313,29 +314,29 @@ RETURNING state_hash;
 
 -- name: owners_of
 SELECT connection_id, owner FROM owners
-WHERE connection_id IN (SELECT value FROM json_each(:ids)) AND left_at IS NULL
+WHERE connection_id IN (SELECT value FROM json_each(:ids)) AND left_no IS NULL
 ORDER BY connection_id, bound_at, owner;
 
 -- name: connections_owned
 SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock FROM connections
-WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_at IS NULL) AND status <> 'disconnected'
+WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL) AND status <> 'disconnected'
 ORDER BY status = 'active' DESC, COALESCE(access_expires_at, 0) DESC;
 
 -- name: bind_owner
--- Nobody becomes an owner by what AMO accepted before he left, or before whose it was then was forgotten.
+-- A grant from before the user left, or from before the owners were forgotten, adds no owner.
 INSERT INTO owners (connection_id, owner, bound_at)
 SELECT id, :owner, :at FROM connections
-WHERE id = :connection_id AND status <> 'disconnected' AND (forgotten_at IS NULL OR forgotten_at < :accepted_at)
-ON CONFLICT (connection_id, owner) DO UPDATE SET bound_at = excluded.bound_at, left_at = NULL
-WHERE owners.left_at < :accepted_at
+WHERE id = :connection_id AND status <> 'disconnected' AND (forgotten_no IS NULL OR forgotten_no <= :grant_no)
+ON CONFLICT (connection_id, owner) DO UPDATE SET bound_at = excluded.bound_at, left_no = NULL
+WHERE owners.left_no <= :grant_no
 RETURNING owner;
 
 -- name: bring_owner
 INSERT INTO owners (connection_id, owner, bound_at) VALUES (:connection_id, :owner, :at)
-ON CONFLICT (connection_id, owner) DO UPDATE SET left_at = NULL;
+ON CONFLICT (connection_id, owner) DO UPDATE SET left_no = NULL;
 
 -- name: unbind_owner
-UPDATE owners SET left_at = :at WHERE connection_id = :connection_id AND owner = :owner;
+UPDATE owners SET left_no = :serial WHERE connection_id = :connection_id AND owner = :owner;
 
 -- name: forget_owners
 DELETE FROM owners WHERE connection_id = :connection_id;
@@ -363,7 +364,7 @@ LIMIT :limit;
 -- name: events_of_owner
 -- Of the connections that are his now.
 SELECT * FROM events
-WHERE connection_id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_at IS NULL) AND id < :before
+WHERE connection_id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL) AND id < :before
 ORDER BY id DESC
 LIMIT :limit;
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from amo_callback.connect.redemption import Presented
 from amo_callback.grant import MAX_CODE, GrantStatus
-from amo_callback.web.answers import TOLD, FailureCode, ToldConnection, success, told_connection
+from amo_callback.web.answers import TOLD, FailureCode, ToldConnection, connected_message, success, told_connection
 from amo_callback.web.keys import CLOCK, PROXIES, REDEEMER
 from amo_callback.web.operation import Jwt
 from amo_callback.web.public.bodies import read_body
@@ -84,4 +84,5 @@ async def exchange_code(request: web.Request) -> web.Response:
     outcome, connection = await request.app[REDEEMER].redeem(presented)
     if outcome.status is GrantStatus.EXCHANGING or outcome.error is not None:
         return refuse(outcome.error or LATE)
-    return success(told_connection(connection, request.app[CLOCK].now()), "amoCRM is connected.")
+    told = told_connection(connection, request.app[CLOCK].now())
+    return success(told, connected_message(told))

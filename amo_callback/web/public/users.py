@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from amo_callback.errors import NotFound, Unauthorized
-from amo_callback.web.answers import NOBODYS, TOLD, FailureCode, ToldConnection, success, told_connection
+from amo_callback.web.answers import (
+    NOBODYS,
+    TOLD,
+    FailureCode,
+    ToldConnection,
+    connected_message,
+    success,
+    told_connection,
+)
 from amo_callback.web.keys import CLOCK, CUSTODY, LOG, STORE, USERS
 from amo_callback.web.operation import Jwt
 from amo_callback.web.public.operation import app_operation
@@ -57,7 +65,7 @@ async def status(request: web.Request) -> web.Response:
     except NotFound:
         connection = None
     told = told_connection(connection, request.app[CLOCK].now())
-    return success(told, "amoCRM is connected." if told["connected"] else "amoCRM is not connected.")
+    return success(told, connected_message(told))
 
 
 @app_operation(
@@ -70,7 +78,7 @@ async def status(request: web.Request) -> web.Response:
 async def disconnect(request: web.Request) -> web.Response:
     """Take the user from his connections; the tokens of those that nobody else owns are erased."""
     user = await user_of(request)
-    for event in await request.app[STORE].unbind(user, at=request.app[CLOCK].now()):
+    for event in await request.app[STORE].unbind(user):
         request.app[LOG].info(event.name, connection_id=event.connection_id, **event.fields)
     return success(
         told_connection(None, request.app[CLOCK].now()),

@@ -4,16 +4,31 @@
 -- name: due
 -- Each is given to one instance at a time, for a turn: it keeps it apart from the others until the claim does. Whoever
 -- asks again, or finds an open attempt, is told how much of its lease is left.
--- The sort sees the index alone, so that a day's backlog costs little each time.
-WITH candidates AS MATERIALIZED (
-    SELECT id FROM connections
+-- Earliest due first: that is the index's own order, so that a day's backlog costs little each time. Rows whose times
+-- cannot be right come first.
+WITH impossible AS MATERIALIZED (
+    SELECT id, next_refresh_at, access_expires_at FROM connections
+    WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND access_issued_at > :impossible_after
+    UNION
+    SELECT id, next_refresh_at, access_expires_at FROM connections
+    WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at
+), due AS MATERIALIZED (
+    SELECT id, next_refresh_at, access_expires_at FROM connections
     WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at <= :now
-        AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
         AND id NOT IN (SELECT value FROM json_each(:apart_from))
         AND NOT EXISTS (
             SELECT 1 FROM turns WHERE connection_id = connections.id AND until > :clock AND process <> :process
         )
-    ORDER BY access_expires_at
+    ORDER BY next_refresh_at, access_expires_at
+    LIMIT :limit
+), candidates AS MATERIALIZED (
+    SELECT id FROM (SELECT * FROM impossible UNION SELECT * FROM due) AS either_kind
+    WHERE NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND NOT EXISTS (
+            SELECT 1 FROM turns WHERE connection_id = either_kind.id AND until > :clock AND process <> :process
+        )
+    ORDER BY next_refresh_at <= :now, next_refresh_at, access_expires_at
     LIMIT :limit
 ), given AS (
     INSERT INTO turns (connection_id, process, until)
@@ -22,7 +37,8 @@ WITH candidates AS MATERIALIZED (
     WHERE turns.until <= :clock OR turns.process = excluded.process
     RETURNING connection_id
 )
-SELECT connections.*, :clock AS clock FROM connections JOIN given ON id = connection_id ORDER BY access_expires_at;
+SELECT connections.*, :clock AS clock FROM connections JOIN given ON id = connection_id
+ORDER BY next_refresh_at <= :now, next_refresh_at, access_expires_at;
 
 -- name: next_due
 SELECT next_refresh_at FROM connections
@@ -127,7 +143,7 @@ RETURNING *;
 SELECT 1 FROM connections WHERE id = :id FOR UPDATE;
 
 -- name: lock_owned
-SELECT 1 FROM connections WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_at IS NULL)
+SELECT 1 FROM connections WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL)
 ORDER BY id
 FOR UPDATE;
 

@@ -2,17 +2,34 @@
 
 -- name: due
 -- Those with an open attempt, too: whether its lease has ended is told by the observer's own clock.
--- The sort sees the index alone, so that a day's backlog costs little each time.
+-- Earliest due first: that is the index's own order, so that a day's backlog costs little each time. Rows whose times
+-- cannot be right come first.
 SELECT *, :clock AS clock FROM connections
 WHERE id IN (
-    SELECT id FROM connections
-    WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at <= :now
-        AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
-        AND id NOT IN (SELECT value FROM json_each(:apart_from))
-    ORDER BY access_expires_at
-    LIMIT :limit
-)
-ORDER BY access_expires_at;
+    SELECT id FROM (
+        SELECT id FROM connections
+        WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND access_issued_at > :impossible_after
+            AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        LIMIT :limit
+    )
+    UNION
+    SELECT id FROM (
+        SELECT id FROM connections
+        WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at
+            AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        LIMIT :limit
+    )
+    UNION
+    SELECT id FROM (
+        SELECT id FROM connections
+        WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at <= :now
+            AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        ORDER BY next_refresh_at, access_expires_at
+        LIMIT :limit
+    )
+) AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+ORDER BY next_refresh_at <= :now, next_refresh_at, access_expires_at
+LIMIT :limit;
 
 -- name: next_due
 SELECT next_refresh_at FROM connections
