@@ -7,6 +7,7 @@ are, all of them ask for each slot by one state.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
 
 _ASK_AGAIN = 1.0
 """Seconds after which a slot is asked for again where the store was away."""
-_PEOPLE = tuple(priority for priority in Priority if priority is not Priority.BACKGROUND)
+_PEOPLE = tuple(priority for priority in Priority if priority < Priority.TOKEN_CHECK)
+_BACKGROUND = tuple(priority for priority in Priority if priority not in _PEOPLE)
+_ONE_IN = {Priority.TOKEN_CHECK: 4, Priority.HOOK_CHECK: 10}
+"""The most slots that a priority may take: one in so many, counted in this process."""
+
+
+class _Share:
+    """A limited share of the slots: one waiter at a time, and a pause after each slot."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.free_at = -math.inf
 
 
 class Pace:
@@ -36,11 +48,23 @@ class Pace:
         self._observer = observer
         self._free_at = clock.monotonic()
         self._waiting: dict[Priority, deque[Future[None]]] = {priority: deque() for priority in Priority}
+        self._shares = {priority: _Share() for priority in _ONE_IN}
         self._dispatcher: asyncio.Task[None] | None = None
         self._broken = False
 
     async def slot(self, priority: Priority) -> None:
-        """Wait for a slot; a cancelled waiter takes none."""
+        """Wait for a slot; a cancelled waiter takes neither a slot nor a share."""
+        share = self._shares.get(priority)
+        if share is None:
+            await self._slot(priority)
+            return
+        async with share.turn:
+            if (wait := share.free_at - self._clock.monotonic()) > 0:
+                await self._clock.sleep(wait)
+            await self._slot(priority)
+            share.free_at = self._clock.monotonic() + _ONE_IN[priority] * self._interval
+
+    async def _slot(self, priority: Priority) -> None:
         if self._shared.at_once and not any(self._waiting.values()) and await self._has_one(priority):
             return
         turn = asyncio.get_running_loop().create_future()
@@ -89,9 +113,9 @@ class Pace:
 
     def _let_go(self, kind: Kind, *, only: bool = False) -> None:
         """Let the first of a kind go; where all have gone away meanwhile, any other, unless it is for these `only`."""
-        background = self._waiting[Priority.BACKGROUND]
+        background = [self._waiting[priority] for priority in _BACKGROUND]
         people = [] if only else [self._waiting[priority] for priority in _PEOPLE]
-        for queue in (background, *people) if kind is Kind.BACKGROUND else (*people, background):
+        for queue in (*background, *people) if kind is Kind.BACKGROUND else (*people, *background):
             while queue:
                 turn = queue.popleft()
                 if not turn.done():
@@ -102,9 +126,8 @@ class Pace:
         for queue in self._waiting.values():
             while queue and queue[0].done():
                 del queue[0]  # was cancelled
-        people = any(self._waiting[priority] for priority in _PEOPLE)
-        kinds = (Kind.PEOPLE, people), (Kind.BACKGROUND, bool(self._waiting[Priority.BACKGROUND]))
-        return tuple(kind for kind, waits in kinds if waits)
+        kinds = (Kind.PEOPLE, _PEOPLE), (Kind.BACKGROUND, _BACKGROUND)
+        return tuple(kind for kind, among in kinds if any(self._waiting[priority] for priority in among))
 
     def _tell(self, error: Exception) -> None:
         if not self._broken:

@@ -54,9 +54,9 @@ class Inquiry:
         """Ask nothing from now on."""
         self._stopping.set()
 
-    async def slot(self) -> None:
+    async def slot(self, priority: Priority = Priority.BACKGROUND) -> None:
         """Wait for a slot at the rate limit, but not for one when the process ends: raises `ShuttingDown`."""
-        slot = self._amo.slot(Priority.BACKGROUND)
+        slot = self._amo.slot(priority)
         if not await done_unless(slot, stop=self._stopping, grace=0, clock=self._clock) or self._stopping.is_set():
             raise ShuttingDown
 
@@ -97,16 +97,20 @@ class Inquiry:
         postponed = happened("refresh.postponed", connection, told={"error": error, "next_refresh_at": again})
         await self._store.postpone(connection, last_error=error, next_refresh_at=again, events=[postponed])
 
-    async def about_refresh_token(self, connection: Connection, pair: TokenPair) -> Sighting:
+    async def about_refresh_token(
+        self, connection: Connection, pair: TokenPair, *, priority: Priority = Priority.BACKGROUND
+    ) -> Sighting:
         """Ask whether AMO knows the refresh token."""
-        await self.slot()
+        await self.slot(priority)
         return await self._amo.look_up(
             refresh_token=pair.refresh_token, api_domain=connection.api_domain, account_id=connection.account_id
         )
 
-    async def about_access_token(self, connection: Connection, pair: TokenPair) -> Sighting:
+    async def about_access_token(
+        self, connection: Connection, pair: TokenPair, *, priority: Priority = Priority.BACKGROUND
+    ) -> Sighting:
         """Ask whether the access token lives."""
-        await self.slot()
+        await self.slot(priority)
         return await self._amo.ask_about(
             access_token=pair.access_token, domain=connection.domain, account_id=connection.account_id
         )

@@ -72,7 +72,7 @@ class Supervisor(Protocol):
 
 
 class Priority(IntEnum):
-    """Who goes first at AMO's rate limit: people before the rest, the better known before strangers."""
+    """The order at AMO's rate limit: people first, the better known before strangers, and hook checks last."""
 
     EXPECTED = 0
     """A person whose grant began here, for a user that is known."""
@@ -80,7 +80,11 @@ class Priority(IntEnum):
     """A person whose grant began here, with a plain link: anybody can."""
     STRANGER = 2
     """Whoever brings a code."""
-    BACKGROUND = 3
+    TOKEN_CHECK = 3
+    """A question about an access token that a caller waits for: at most a quarter of the rate."""
+    BACKGROUND = 4
+    HOOK_CHECK = 5
+    """A question about an account that AMO's hook named: at most a tenth of the rate, and only after refreshes."""
 
 
 class AmoOAuth(Protocol):

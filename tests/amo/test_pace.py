@@ -146,6 +146,49 @@ async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
     await asyncio.gather(first, person, last)
 
 
+@pytest.mark.parametrize(("priority", "one_in"), [(Priority.TOKEN_CHECK, 4), (Priority.HOOK_CHECK, 10)])
+async def test_checks_alone_take_no_more_than_their_share(clock: FakeClock, priority: Priority, one_in: int) -> None:
+    """Token checks take one slot in four and hook checks one in ten, even where no other request waits."""
+    queue = Queue(_pace(clock, per_second=1))
+    tasks = [queue.join(str(number), priority) for number in range(3)]
+    for second in range(2 * one_in + 1):
+        await _settle()
+        assert len(queue.served) == second // one_in + 1
+        clock.advance(1)
+    await asyncio.gather(*tasks)
+
+
+async def test_checks_leave_the_rest_of_the_rate_to_refreshes(clock: FakeClock) -> None:
+    """Token checks go before refreshes within their share, and hook checks wait until no refresh waits."""
+    queue = Queue(_pace(clock, per_second=1))
+    tasks = [queue.join("first", Priority.BACKGROUND)]
+    await _settle()
+    for name, priority in (("h", Priority.HOOK_CHECK), ("b", Priority.BACKGROUND), ("t", Priority.TOKEN_CHECK)):
+        tasks += [queue.join(name, priority) for _ in range(3 if name == "t" else 5)]
+    for _ in range(13):
+        await _settle()
+        clock.advance(1)
+    assert "".join(queue.served).removeprefix("first") == "tbbbtbbht"
+    for task in tasks:
+        task.cancel()
+
+
+@pytest.mark.parametrize("priority", [Priority.TOKEN_CHECK, Priority.HOOK_CHECK])
+async def test_a_check_that_is_cancelled_takes_no_share(clock: FakeClock, priority: Priority) -> None:
+    """A caller that gives up leaves its slot and its share to the next check."""
+    queue = Queue(_pace(clock, per_second=1))
+    first = queue.join("first", Priority.BACKGROUND)
+    await _settle()
+    gone, patient = queue.join("gone", priority), queue.join("patient", priority)
+    await _settle()
+    gone.cancel()
+    await _settle()
+    clock.advance(1)
+    await _settle()
+    assert queue.served == ["first", "patient"]
+    await asyncio.gather(first, patient)
+
+
 async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
     """Nothing runs on after the end."""
     pace = _pace(clock, per_second=1)
