@@ -10,7 +10,6 @@ import base64
 import dataclasses
 import hashlib
 import json
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -70,37 +69,25 @@ class Cipher:
 
     def seal_pair(self, pair: TokenPair, *, connection_id: str) -> bytes:
         """Seal a token pair for one connection."""
-        content = {
-            "access_token": pair.access_token,
-            "refresh_token": pair.refresh_token,
-            "issued_at": pair.issued_at.isoformat(),
-            "expires_at": pair.expires_at.isoformat(),
-        }
+        content = {"access_token": pair.access_token, "refresh_token": pair.refresh_token}
         return self.seal(json.dumps(content).encode(), bound_to=place(Kind.CONNECTION, connection_id))
 
-    def open_pair(self, sealed: bytes, *, connection_id: str) -> TokenPair:
-        """Open a connection's token pair; raises `Unreadable`."""
+    def open_tokens(self, sealed: bytes, *, connection_id: str) -> tuple[str, str]:
+        """Open a connection's access token and refresh token; raises `Unreadable`."""
         content = json.loads(self.open(sealed, bound_to=place(Kind.CONNECTION, connection_id)))
-        return TokenPair(
-            access_token=content["access_token"],
-            refresh_token=content["refresh_token"],
-            issued_at=datetime.fromisoformat(content["issued_at"]),
-            expires_at=datetime.fromisoformat(content["expires_at"]),
-        )
+        return content["access_token"], content["refresh_token"]
 
     def pair_of(self, connection: Connection) -> TokenPair | None:
-        """Return a connection's token pair, or `None` where no key opens it.
-
-        Its times are the row's: they are taken back where the clock was.
-        """
+        """Return a connection's token pair, with the row's times, or `None` where no key opens it."""
         try:
-            pair = self.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
+            access_token, refresh_token = self.open_tokens(connection.sealed_pair or b"", connection_id=connection.id)
         except Unreadable:
             return None
-        return dataclasses.replace(
-            pair,
-            issued_at=connection.access_issued_at or pair.issued_at,
-            expires_at=connection.access_expires_at or pair.expires_at,
+        issued_at, expires_at = connection.access_issued_at, connection.access_expires_at
+        if issued_at is None or expires_at is None:
+            return None
+        return TokenPair(
+            access_token=access_token, refresh_token=refresh_token, issued_at=issued_at, expires_at=expires_at
         )
 
     def seal_grant(self, secrets: GrantSecrets, *, code_hash: str) -> bytes:

@@ -30,6 +30,11 @@ REQUEST = AuthorizationRequest(user="42", vouched=False, challenge="challenge", 
 SECRETS = GrantSecrets(handle="handle", code=b"code", state=b"state", domain="a.amocrm.ru", ticket="", request=REQUEST)
 
 
+def _tokens(number: int, *, refreshed: bool = False) -> tuple[str, str]:
+    pair = _pair(number, refreshed=refreshed)
+    return pair.access_token, pair.refresh_token
+
+
 def _pair(number: int, *, refreshed: bool = False) -> TokenPair:
     token = f"{'second' if refreshed else 'first'} of {number}"
     return TokenPair(access_token=token, refresh_token=token, issued_at=START, expires_at=START)
@@ -75,7 +80,7 @@ async def test_whatever_the_old_key_sealed_opens_with_the_new_one_alone(store: S
     assert (rotated.resealed, rotated.is_complete, rotated.after.idle) == (3 + 3 + 1 + 1, True, [1])
     for number, connection in enumerate(connections):
         stored = await now(store, connection)
-        assert AFTER.open_pair(stored.sealed_pair or b"", connection_id=stored.id) == _pair(number)
+        assert AFTER.open_tokens(stored.sealed_pair or b"", connection_id=stored.id) == _tokens(number)
         grant = await store.grant(a_grant(f"code {number}").code_hash)
         assert grant is not None
         assert AFTER.open_grant(grant.sealed or b"", code_hash=grant.code_hash) == SECRETS
@@ -157,7 +162,7 @@ async def test_a_refresh_that_happens_in_between_wins(store: Store) -> None:
     first, *_ = await _fill(store)
     rotated = await _rotate(_meanwhile(store, first, BOTH))
     stored = await now(store, first)
-    assert AFTER.open_pair(stored.sealed_pair or b"", connection_id=stored.id) == _pair(0, refreshed=True)
+    assert AFTER.open_tokens(stored.sealed_pair or b"", connection_id=stored.id) == _tokens(0, refreshed=True)
     assert (rotated.resealed, rotated.is_complete, stored.pair_version) == (7, True, 2)
 
 
@@ -166,7 +171,7 @@ async def test_a_process_that_seals_with_the_old_key_is_noticed(store: Store) ->
     first, *_ = await _fill(store)
     rotated = await _rotate(_meanwhile(store, first, BEFORE))
     stored = await now(store, first)
-    assert AFTER.open_pair(stored.sealed_pair or b"", connection_id=stored.id) == _pair(0, refreshed=True)
+    assert AFTER.open_tokens(stored.sealed_pair or b"", connection_id=stored.id) == _tokens(0, refreshed=True)
     assert (rotated.resealed, rotated.overtaken, rotated.is_complete) == (7, True, False)
     BEFORE.check_canary(await store.canary(b""))
     assert (await _rotate(store)).is_complete  # once that process was restarted

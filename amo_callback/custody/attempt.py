@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from amo_callback.errors import (
     OutcomeOpen,
     RefreshTokenDead,
     ShuttingDown,
+    StoreUnavailable,
     Superseded,
     UnexplainedRefusal,
     Unreadable,
@@ -131,17 +133,20 @@ class Attempts:
         """Take the right to spend the pair's refresh token, in writing; `None` where another was faster."""
         started = self._clock.monotonic()
         pair = self._cipher.pair_of(connection)
-        row = await self._store.claim(
-            Claim(
-                connection_id=connection.id,
-                row_version=connection.row_version,
-                attempt=uuid.uuid4().hex,
-                owner=self._owner,
-                lease=timedelta(seconds=self._rules.lease),
-                fingerprint="" if pair is None else fingerprint(pair.refresh_token),
-            ),
-            events=_taken_over(connection),
+        claim = Claim(
+            connection_id=connection.id,
+            row_version=connection.row_version,
+            attempt=uuid.uuid4().hex,
+            owner=self._owner,
+            lease=timedelta(seconds=self._rules.lease),
+            fingerprint="" if pair is None else fingerprint(pair.refresh_token),
         )
+        try:
+            row = await self._store.claim(claim, events=_taken_over(connection))
+        except StoreUnavailable:
+            with suppress(StoreUnavailable):  # it may have been committed, and its answer lost: nothing is presented
+                await self._store.release(connection_id=claim.connection_id, attempt=claim.attempt)
+            raise
         if row is None:
             return None
         if pair is None:

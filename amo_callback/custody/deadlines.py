@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.event import Event, Level, happened
+from amo_callback.schedule import CLOCK_TOLERANCE
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection
@@ -69,9 +70,9 @@ class Deadlines:
     def _tell_difference(self) -> None:
         """Tell once that this process's clock and the store's differ: one of them is wrong."""
         ahead = self._store.ahead
-        agrees = abs(ahead) < _STEPPED
+        agrees = abs(ahead) <= CLOCK_TOLERANCE.total_seconds()
         if not agrees and self._agrees:
-            text = "what is due here, and who is let in, is told by a wrong clock: set both by NTP"
+            text = "JWTs of the app are checked by a wrong clock: set this machine's and the database's by NTP"
             fields = {"seconds_ahead": round(ahead), "text": text}
             self._observer(Event(name="clock.differs", level=Level.ERROR, fields=fields))
         self._agrees = agrees

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hmac
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import AmoCallbackError, Busy, MustMend, MustWait, NeedsReauth
-from amo_callback.model import Connection, Demand, Reason, TokenPair, connection_id
+from amo_callback.model import Connection, Demand, Reason, Standing, TokenPair, connection_id
 from amo_callback.schedule import fresh_enough, lives
 from amo_callback.tasks import done_within
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from amo_callback.custody.selection import Selection
     from amo_callback.ports import AmoOAuth, Clock
 
+_IN_DOUBT = "in_doubt"
+"""Why a token is stale that AMO could not be asked about."""
+_NEW = timedelta(seconds=10)
 _PATIENCE = 8.0
 """Seconds that a hand-out waits for a refresh; one that was asked to refresh waits for AMO to answer or time out."""
 
@@ -93,10 +97,13 @@ class Handout:
     async def refresh(self, selector: str, *, rejected: str | None = None) -> HandedOut:
         """Refresh now, and return the new pair; raises what `token` raises, and never hands out a stale one.
 
-        Any pair stored after the call is new enough. A `rejected` access token selects its own connection; where
-        that has another one by now, it is handed out and nothing is refreshed.
+        Any pair stored after the call is new enough, and without a `rejected` token so is one that is younger than ten
+        seconds and not in doubt: a caller in a loop must not rotate tokens. A `rejected` access token selects its own
+        connection; where that has another one by now, it is handed out and nothing is refreshed.
         """
         connection = self._choose(await self._selection.find(selector), rejected)
+        if rejected is None and (pair := self._new_pair(connection)):
+            return HandedOut(connection=connection, pair=pair)
         if rejected is not None:
             if self._is_stored(connection, rejected):
                 self._liveness.reject(connection)
@@ -121,6 +128,13 @@ class Handout:
         pair = self._opened.pair_of(connection)
         return pair if pair is not None and fresh_enough(pair, now=self._clock.now(), min_ttl=min_ttl) else None
 
+    def _new_pair(self, connection: Connection) -> TokenPair | None:
+        """Return a connection's pair, where it is so new that a forced refresh would bring nothing."""
+        pair, now = self._opened.pair_of(connection), self._clock.now()
+        if pair is None or now - pair.issued_at >= _NEW or self._liveness.is_doubtful(connection):
+            return None
+        return pair if lives(pair, now=now) else None
+
     async def _refreshed(
         self, connection: Connection, *, demand: Demand, satisfied: Callable[[Connection], bool], patience: float
     ) -> HandedOut:
@@ -142,18 +156,20 @@ class Handout:
     async def _as_it_is(
         self, connection: Connection, *, error: AmoCallbackError | None = None, changed: bool = False
     ) -> HandedOut | None:
-        """Hand out what there is, if it lives: as stale where `error` kept it from being refreshed.
+        """Hand out what there is, if it is valid: as stale where `error` kept it from being refreshed, or in doubt.
 
         One that was `changed` since it was read may have been replaced: AMO is asked.
         """
         pair = self._opened.pair_of(connection)
         if pair is None or not lives(pair, now=self._clock.now()):
             return None
-        if not await self._liveness.lives(connection, pair, doubted=changed) or not lives(pair, now=self._clock.now()):
+        standing = await self._liveness.standing(connection, pair, doubted=changed)
+        if standing is Standing.REFUSED or not lives(pair, now=self._clock.now()):
             return None
-        return HandedOut(
-            connection=connection, pair=pair, stale=error is not None, reason=None if error is None else _reason(error)
-        )
+        reason = None if standing is Standing.GOOD else _IN_DOUBT
+        if error is not None:
+            reason = _reason(error)
+        return HandedOut(connection=connection, pair=pair, stale=reason is not None, reason=reason)
 
     # --- which one -------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import NoAnswer, ShuttingDown, VerdictHeld
+from amo_callback.errors import Busy, NoAnswer, ShuttingDown, VerdictHeld
 from amo_callback.event import happened
 from amo_callback.model import Connection, Sighting, Standing, TokenPair
 from amo_callback.ports import Priority
@@ -54,11 +54,17 @@ class Inquiry:
         """Ask nothing from now on."""
         self._stopping.set()
 
-    async def slot(self, priority: Priority = Priority.BACKGROUND) -> None:
-        """Wait for a slot at the rate limit, but not for one when the process ends: raises `ShuttingDown`."""
+    async def slot(self, priority: Priority = Priority.BACKGROUND, *, limit: float | None = None) -> None:
+        """Wait for a slot at the rate limit.
+
+        Raises `ShuttingDown` when the process ends, and `Busy` after `limit` seconds.
+        """
         slot = self._amo.slot(priority)
-        if not await done_unless(slot, stop=self._stopping, grace=0, clock=self._clock) or self._stopping.is_set():
+        had = await done_unless(slot, stop=self._stopping, grace=0, clock=self._clock, limit=limit)
+        if self._stopping.is_set():
             raise ShuttingDown
+        if not had:
+            raise Busy(1.0)
 
     def is_needed(self, connection: Connection) -> bool:
         """Tell whether the refresh token must not be presented unasked: it, or the whole fleet's, may be spent."""
@@ -107,10 +113,15 @@ class Inquiry:
         )
 
     async def about_access_token(
-        self, connection: Connection, pair: TokenPair, *, priority: Priority = Priority.BACKGROUND
+        self,
+        connection: Connection,
+        pair: TokenPair,
+        *,
+        priority: Priority = Priority.BACKGROUND,
+        limit: float | None = None,
     ) -> Sighting:
-        """Ask whether the access token lives."""
-        await self.slot(priority)
+        """Ask whether the access token is valid; raises `Busy` where there was no slot for `limit` seconds."""
+        await self.slot(priority, limit=limit)
         return await self._amo.ask_about(
             access_token=pair.access_token, domain=connection.domain, account_id=connection.account_id
         )

@@ -14,6 +14,7 @@ from then, since it cannot know whether it could before.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Leases:
         self._clock = clock
         self._seen: dict[str, tuple[str, datetime | None, float]] = {}
         self._ended: dict[str, str] = {}
+        self._inherited: frozenset[str | None] = frozenset()
 
     def left(self, connection: Connection) -> float:
         """Return for how many seconds nobody may judge the connection's open attempt; 0 where there is none."""
@@ -41,15 +43,20 @@ class Leases:
             return 0.0
         return self.left_of(connection.id, connection.attempt, connection.lease_until, told=connection.lease_left)
 
-    def runs(self, connection: Connection) -> bool:
-        """Tell whether the connection's open attempt may be under way, also where it was read a while ago.
+    async def begin(self) -> None:
+        """Note which attempts were open before this process: how old they are is not known."""
+        self._inherited = frozenset(connection.attempt for connection in await self._store.attempts())
 
-        What the store's clock told then stays as it was told: from there on this process counts by itself.
-        """
-        if connection.attempt is None or not self._store.keeps_time:
-            return self.left(connection) > 0
-        seen_for = self._seen_for(connection.id, connection.attempt, connection.lease_until)
-        return seen_for < self.length and (connection.lease_left is None or connection.lease_left > 0)
+    def age(self, connection: Connection) -> float:
+        """Return for how many seconds the connection's open attempt has gone on, at least; 0 where there is none."""
+        if connection.attempt is None:
+            return 0.0
+        if connection.attempt in self._inherited:
+            return math.inf
+        age = self._seen_for(connection.id, connection.attempt, connection.lease_until)
+        if connection.lease_until is not None:  # by the store's clock, which may have been stepped
+            age = max(age, self.length - (connection.lease_until - self._clock.now()).total_seconds())
+        return age
 
     def forget(self, name: str) -> None:
         """Forget an attempt that has ended."""

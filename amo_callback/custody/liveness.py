@@ -1,8 +1,9 @@
-"""Whether an access token in doubt still lives: AMO is asked about it, which spends nothing.
+"""Whether an access token in doubt is still valid: AMO is asked about it, which spends nothing.
 
-Not known of AMO: whether the old access token outlives a refresh. After a refresh without an answer, once a
-connection is given up, and while it is frozen (it may be refreshed elsewhere), the token at hand may be dead before
-its time. One that AMO refuses is never handed out; one that it knows, or says nothing about, is, until it expires.
+Not known of AMO: whether the old access token outlives a refresh. So the stored one may be invalid before it expires
+after a refresh without an answer; during one that takes long, or that was open before this process; once the connection
+needs its user; while it is frozen (it may be refreshed elsewhere); and where its times cannot be right. One that AMO
+rejects is never handed out. One that AMO does not speak of is, until it expires, but as stale.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import ShuttingDown
+from amo_callback.errors import Busy, ShuttingDown
 from amo_callback.model import Connection, Standing, Status, TokenPair
+from amo_callback.ports import Priority
+from amo_callback.schedule import is_impossible
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
     from amo_callback.custody.leases import Leases
     from amo_callback.ports import Clock
 
-_PATIENCE = 3.0
-"""Seconds that a caller waits for AMO's word."""
+_PATIENCE = 1.0
+"""Seconds that a caller waits for AMO's answer."""
+_UNDER_WAY = 5.0
+"""Seconds for which another refresh may be under way before the access token is in doubt."""
 _SETTLED = 600.0
 _UNSETTLED = 5.0
 """Seconds for which an answer holds: a refusal or of a connection given up, and of one that may be refreshed yet."""
@@ -34,7 +39,7 @@ _REMEMBERED = 10_000
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Answer:
     holds_until: float
-    dead: bool
+    standing: Standing
 
 
 _Pair = tuple[str, int]
@@ -51,7 +56,7 @@ def _key(connection: Connection) -> _Key:
 
 
 class Liveness:
-    """Tell the living from the dead."""
+    """Check whether access tokens are still valid."""
 
     def __init__(self, *, inquiry: Inquiry, leases: Leases, clock: Clock) -> None:
         self._inquiry = inquiry
@@ -69,8 +74,12 @@ class Liveness:
             return True  # it may live elsewhere, and have been refreshed there
         if _pair(connection) in self._rejected or self._leases.has_ended(connection):
             return True
-        # An attempt of which we know that it is under way is no reason for doubt: it is one when it ends badly.
-        return connection.attempt is not None and (connection.failures > 0 or not self._leases.runs(connection))
+        if is_impossible(connection, now=self._clock.now()):
+            return True
+        # A refresh that has just begun is no reason for doubt: it is one when it ends without an answer, or takes long.
+        return connection.attempt is not None and (
+            connection.failures > 0 or self._leases.age(connection) >= _UNDER_WAY
+        )
 
     def reject(self, connection: Connection) -> None:
         """Note that AMO has refused the access token to a backend, which is a hint and no more."""
@@ -78,13 +87,16 @@ class Liveness:
         while len(self._rejected) > _REMEMBERED:
             self._rejected.popitem(last=False)
 
-    async def lives(self, connection: Connection, pair: TokenPair, *, doubted: bool = False) -> bool:
-        """Tell whether the access token may be handed out; whoever asks may have his own doubts."""
+    async def standing(self, connection: Connection, pair: TokenPair, *, doubted: bool = False) -> Standing:
+        """Return whether the access token is valid: `UNKNOWN` where AMO could not be asked, or has not answered.
+
+        A caller may have doubts of its own.
+        """
         if not doubted and not self.is_doubtful(connection):
-            return True
+            return Standing.GOOD
         key = _key(connection)
         known = self._answers.get(key)
-        if known is None or self._clock.monotonic() >= known.holds_until:
+        if known is None or self._is_over(known):
             asking = self._asking.get(key)
             if asking is None:
                 asking = asyncio.create_task(self._ask(key, connection, pair), name=f"alive:{connection.id}")
@@ -92,7 +104,10 @@ class Liveness:
                 asking.add_done_callback(lambda _: self._asking.pop(key, None))
             await done_within(asking, seconds=_PATIENCE, clock=self._clock)
         answer = self._answers.get(key)
-        return answer is None or not answer.dead
+        return Standing.UNKNOWN if answer is None or self._is_over(answer) else answer.standing
+
+    def _is_over(self, answer: _Answer) -> bool:
+        return self._clock.monotonic() >= answer.holds_until
 
     async def drain(self) -> None:
         """Ask nothing any more."""
@@ -102,12 +117,15 @@ class Liveness:
 
     async def _ask(self, key: _Key, connection: Connection, pair: TokenPair) -> None:
         try:
-            standing = (await self._inquiry.about_access_token(connection, pair)).standing
-        except ShuttingDown:
+            sighting = await self._inquiry.about_access_token(
+                connection, pair, priority=Priority.TOKEN_CHECK, limit=_PATIENCE
+            )
+        except (ShuttingDown, Busy):
             return
+        standing = sighting.standing
         settled = connection.status is Status.NEEDS_REAUTH and standing is not Standing.UNKNOWN
         holds = _SETTLED if settled or standing is Standing.REFUSED else _FROZEN if connection.frozen else _UNSETTLED
-        answer = _Answer(holds_until=self._clock.monotonic() + holds, dead=standing is Standing.REFUSED)
+        answer = _Answer(holds_until=self._clock.monotonic() + holds, standing=standing)
         self._answers[key] = answer
         if standing is Standing.GOOD:
             self._rejected.pop(_pair(connection), None)

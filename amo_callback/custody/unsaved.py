@@ -235,8 +235,20 @@ class Unsaved:
             else:
                 held.saved = await self._store.save_connected(paid, events=events)
         except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
-            return error
+            held.saved = await self._stored(paid)
+            return error if held.saved is None else None
+        if held.saved is None:
+            held.saved = await self._stored(paid)
         return None
+
+    async def _stored(self, paid: Paid) -> Connection | None:
+        """Return the connection that has this very pair: it was committed, and the answer of the commit was lost."""
+        sealed = paid.sealed_pair if isinstance(paid, RefreshedPair) else paid.connection.sealed_pair
+        try:
+            stored = await self._store.connection(paid.connection_id)
+        except Exception:  # noqa: BLE001 -- as above: until it is known, the pair is held
+            return None
+        return stored if stored is not None and stored.sealed_pair == sealed else None
 
     async def _is_superseded(self, paid: Paid) -> bool:
         """Tell whether the store holds something newer than a pair that it did not take.

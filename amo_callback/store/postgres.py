@@ -53,16 +53,25 @@ _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
 amo-callback has changed a table since the statement was prepared."""
 _AGAIN = 2
 """How often such a one is tried again."""
-_OUT_OF_REACH = (
+_LOST = (
     asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    ConnectionError,
+)
+"""What says that the database is out of reach."""
+_FAILING = (
+    *_LOST,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
     OSError,  # and a timeout
 )
-"""What keeps everybody from storing anything; whatever else is one statement's own."""
+"""What says so of a write only where it goes on: a statement that takes too long, or a pool that is empty for a moment,
+keeps nobody from storing a pair. Whatever else is one statement's own."""
 
 
 @asynccontextmanager
@@ -198,9 +207,10 @@ class PostgresDatabase(Database):
                 result = await work(unit)
                 await self._listener.notify(connection, changes)
         except ERRORS as error:
+            failed = self._failed(error, again=lasts and self.failing is not None)
             if lasts:
                 self.failing = _name(error)
-            raise self._failed(error) from None
+            raise failed from None
         finally:
             self._tell(changes)  # in any case: a COMMIT that fails may have come about
         if lasts:
@@ -212,8 +222,8 @@ class PostgresDatabase(Database):
     def _begin(self, connection: PoolConnectionProxy) -> _Unit:
         return _Unit(connection, self._sql, self._touched, process=self._process, clock=self.clock)
 
-    def _failed(self, error: BaseException) -> StoreUnavailable:
-        if isinstance(error, _OUT_OF_REACH):
+    def _failed(self, error: BaseException, *, again: bool = False) -> StoreUnavailable:
+        if isinstance(error, _FAILING if again else _LOST):
             self.failed_at = self.clock.monotonic()
         if isinstance(error, _UNDONE):
             return _Undone(_name(error))

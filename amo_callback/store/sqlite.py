@@ -46,10 +46,7 @@ _BUSY_TIMEOUT = 5.0
 _LOOK_AGAIN = 0.02
 _MISCONFIGURED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")
 """What no second start mends; whatever else (busy, full) may pass."""
-_OUT_OF_REACH = (
-    "SQLITE_BUSY",
-    "SQLITE_LOCKED",
-    "SQLITE_FULL",
+_LOST = (
     "SQLITE_IOERR",
     "SQLITE_READONLY",
     "SQLITE_CANTOPEN",
@@ -57,7 +54,10 @@ _OUT_OF_REACH = (
     "SQLITE_PROTOCOL",
     "ValueError",  # closed
 )
-"""What keeps everybody from storing anything; whatever else is one statement's own."""
+"""What says that the database is out of reach."""
+_FAILING = (*_LOST, "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
+"""What says so of a write only where it goes on: a lock that is held for a while passes. Whatever else is one
+statement's own."""
 
 
 @asynccontextmanager
@@ -190,8 +190,9 @@ class SqliteDatabase(Database):
         try:
             results = await self._writer.run(lambda database: self._transact(database, works, units))
         except (sqlite3.Error, ValueError) as error:
+            failed = [self._failed(error, again=self.failing is not None) for _ in works]  # each raises one of its own
             self.failing = _name(error)
-            return [Outcome(error=self._failed(error)) for _ in works]  # each raises one of its own
+            return [Outcome(error=one) for one in failed]
         except Exception as error:  # noqa: BLE001 -- because it is the work's own
             return [Outcome(error=error)] * len(works)
         finally:
@@ -225,8 +226,8 @@ class SqliteDatabase(Database):
                 if database.in_transaction:
                     database.execute("ROLLBACK")
 
-    def _failed(self, error: BaseException) -> StoreUnavailable:
-        if _name(error).startswith(_OUT_OF_REACH):
+    def _failed(self, error: BaseException, *, again: bool = False) -> StoreUnavailable:
+        if _name(error).startswith(_FAILING if again else _LOST):
             self.failed_at = self.clock.monotonic()
         return StoreUnavailable(_name(error))
 

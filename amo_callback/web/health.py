@@ -8,6 +8,7 @@ from aiohttp import web
 from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
+from amo_callback.schedule import CLOCK_TOLERANCE
 from amo_callback.survey import Condition
 from amo_callback.web.operation import Operation, Reply, describe
 
@@ -66,6 +67,7 @@ class Readiness:
             "unsaved_pairs": self._check_unsaved(),
             "frozen": self._check_frozen(),
             "verdicts": self._check_verdicts(),
+            "clock": self._check_clock(),
             "fresh": self._check_fresh(),
         }
         return {name: {"ok": ok, "detail": detail} for name, (ok, detail) in found.items()}
@@ -137,6 +139,13 @@ class Readiness:
             "so many connections died at once that it is not believed, and nothing is refreshed until one succeeds. "
             "Was an old database put back, or is it another integration's secret?"
         )
+
+    def _check_clock(self) -> tuple[bool, str]:
+        ahead = self._store.ahead
+        if abs(ahead) <= CLOCK_TOLERANCE.total_seconds():
+            return True, "right"
+        side = "ahead of" if ahead > 0 else "behind"
+        return False, f"this machine's clock is {abs(ahead):.0f} s {side} the database's: set both by NTP"
 
 
 READINESS = web.AppKey("readiness", Readiness)

@@ -113,6 +113,7 @@ async def _open_custody(
         random=random.random,
     )
     await custody.freezer.begin()
+    await custody.leases.begin()
     await custody.unsaved.restore()
     return custody
 

@@ -83,7 +83,7 @@ def _brought(number: int, cipher: Cipher) -> Brought:
 
 def _opens(cipher: Cipher, name: str, sealed: bytes) -> bool:
     try:
-        return cipher.open_pair(sealed, connection_id=name) == PAIR
+        return cipher.open_tokens(sealed, connection_id=name) == (PAIR.access_token, PAIR.refresh_token)
     except Unreadable:
         return False
 

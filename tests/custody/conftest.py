@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from amo_callback.ports import Store
     from tests.fakes import Witness
 
-ON_BOTH = {"test_interleavings"}
+ON_BOTH = {"test_clocks", "test_interleavings"}
 """The tests that always run on both engines."""
+ON_POSTGRES = {"test_shared_clock"}
+"""The tests of what only instances on several machines meet."""
 ON_EITHER = ON_BOTH | {
     *("test_breaker", "test_farewell", "test_fleet", "test_history", "test_keeper", "test_liveness"),
     *("test_refresher", "test_rescue", "test_unsaved"),
@@ -36,8 +38,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test on one engine, or on both."""
     if "engine" in metafunc.fixturenames:
         these = ON_EITHER if metafunc.config.getoption("engines") == "both" else ON_BOTH
-        both = metafunc.module.__name__.rpartition(".")[2] in these
-        metafunc.parametrize("engine", ["sqlite", "postgresql"] if both else ["sqlite"], indirect=True)
+        name = metafunc.module.__name__.rpartition(".")[2]
+        engines = ["sqlite"] * (name not in ON_POSTGRES) + ["postgresql"] * (name in these | ON_POSTGRES)
+        metafunc.parametrize("engine", engines, indirect=True)
 
 
 @pytest.fixture
@@ -55,16 +58,18 @@ def clock(engine: str) -> Iterator[FakeClock]:
 
 
 @pytest.fixture
-async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
-    url = "sqlite:///amo-callback.db"
+async def url(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator[str]:
+    """Return a new database, which has the test's time."""
     if not isinstance(clock, WrittenClock):
-        async with open_store(url, folder=tmp_path, clock=clock) as opened:
-            yield opened
+        yield "sqlite:///amo-callback.db"
         return
-    async with (
-        in_our_time(request.getfixturevalue("postgres"), clock) as url,
-        open_store(url, folder=tmp_path, clock=clock) as opened,
-    ):
+    async with in_our_time(request.getfixturevalue("postgres"), clock) as found:
+        yield found
+
+
+@pytest.fixture
+async def store(url: str, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
+    async with open_store(url, folder=tmp_path, clock=clock) as opened:
         yield opened
 
 

@@ -120,7 +120,9 @@ class House:
         return stored
 
     def pair(self, connection: Connection) -> TokenPair:
-        return self.cipher.open_pair(connection.sealed_pair or b"", connection_id=connection.id)
+        pair = self.cipher.pair_of(connection)
+        assert pair is not None
+        return pair
 
     async def refresh(self, connection: Connection, **more: Any) -> Connection:
         return await self.keeper.refresh(connection.id, **{"demand": Demand.SCHEDULE, **more})

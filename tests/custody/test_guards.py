@@ -28,8 +28,9 @@ from amo_callback.errors import (
     UnexplainedRefusal,
     VerdictHeld,
 )
+from amo_callback.grant import GrantedPair
 from amo_callback.model import Connection, Demand, Issued, RefreshRules, Sighting, Standing, Status
-from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, an_extension, now, save
+from tests.builders import a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save
 from tests.conftest import HOST
 from tests.custody.house import API_DOMAIN, DAY
 from tests.custody.test_interleavings import Away, Gated, Queue, _again, _spent
@@ -611,11 +612,11 @@ async def test_the_first_hook_since_a_refresh_brings_the_turn_forward(store: Sto
 async def test_an_erasure_does_not_forget_when_a_person_disconnected(store: Store) -> None:
     """Disconnected, connected again, and then erased for a hook: what was granted before all that stays away."""
     stored = await save(store, a_connection(), iat=1)
+    late = await store.claim_grant(a_grant("late"), now=START)
     await store.disconnect(stored, on_request=True)
     again = await save(store, a_connection(connected_at=START + 2 * SECOND), iat=2, code="again")
     await store.disconnect(again, on_request=False)
-    late = await save(store, a_connection(), iat=3, code="late")
-    assert late.status is Status.DISCONNECTED
+    assert await store.save_connected(GrantedPair(grant=late, connection=a_connection(), token_iat=3)) is None
 
 
 # --- unsaved ---------------------------------------------------------------------------------------
@@ -708,6 +709,7 @@ async def test_an_unsaved_pair_of_one_that_was_disconnected_is_nobodys(house: Ho
 async def test_a_pair_that_is_dead_by_the_clock_when_it_comes_is_not_handed_out(house: House) -> None:
     """The machine slept, or its clock was set, with the answer in hand: whoever asked is told to come again."""
     connection = await house.connect()
+    house.clock.advance(10)
 
     async def refresh(**request: Any) -> Issued:
         issued = await house.client.refresh(**request)

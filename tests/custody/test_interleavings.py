@@ -13,6 +13,7 @@ from amo_callback.cipher import Cipher, new_key
 from amo_callback.errors import (
     AmoCallbackError,
     Busy,
+    MustWait,
     NeedsReauth,
     NoAnswer,
     NotFound,
@@ -180,14 +181,20 @@ async def test_an_attempt_extended_meanwhile_is_not_taken_over(house: House) -> 
 
 
 async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_it_is_remembered(house: House) -> None:
-    """Its process died with the answer: nobody has changed the connection since it was read, while the lease ran."""
+    """Its process was killed with the answer: the row has not changed since it was read, and AMO is asked after 5 s."""
     connection = await house.connect(api_domain=API_DOMAIN)
     assert await house.store.claim(a_claim(connection, owner="process-2")) is not None
     house.fade(connection)
     handout = house.custody.handout
-    for _ in range(120):
+    for _ in range(10):
         assert not (await handout.token(connection.id, min_ttl=0)).stale
         await house.pass_time(0.5, step=0.5)
+    asking = asyncio.create_task(handout.token(connection.id, min_ttl=0))
+    await house.clock.until_sleeping(PATIENCE)
+    house.clock.advance(PATIENCE)
+    with pytest.raises(MustWait):
+        await asking
+    house.clock.advance(60)
     with pytest.raises(NeedsReauth):
         await handout.token(connection.id, min_ttl=0)
 
@@ -400,6 +407,7 @@ async def test_a_stepped_clock_ends_no_lease(house: House) -> None:
 async def test_a_forced_refresh_is_satisfied_by_any_pair_stored_after_it_came(house: House) -> None:
     """A hundred backends that met 401 at once make one refresh, also those who come as it ends."""
     connection = await house.connect()
+    house.clock.advance(10)
     handout = house.make_custody().handout
     house.amo.sandbox.faults.add(Fault.SLOW)
     first = [asyncio.create_task(handout.refresh(connection.id)) for _ in range(100)]
@@ -414,9 +422,35 @@ async def test_a_forced_refresh_is_satisfied_by_any_pair_stored_after_it_came(ho
     assert _spent(house) == 1
 
 
+async def test_forced_refreshes_in_a_row_make_one_refresh(house: House) -> None:
+    """A pair younger than ten seconds is returned as it is: a caller in a loop does not rotate tokens."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    handout = house.custody.handout
+    house.clock.advance(10)
+    given = [await handout.refresh(connection.id) for _ in range(5)]
+    assert {one.connection.pair_version for one in given} == {2}
+    assert {one.stale for one in given} == {False}
+    house.clock.advance(9.9)
+    assert (await handout.refresh(connection.id)).connection.pair_version == 2
+    house.clock.advance(0.1)
+    assert (await handout.refresh(connection.id)).connection.pair_version == 3
+    assert _spent(house) == 2
+
+
+async def test_a_forced_refresh_of_a_young_pair_that_is_rejected_or_in_doubt_is_made(house: House) -> None:
+    """A backend that names the stored token as rejected gets a new one, and so does one whose token is in doubt."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    handout = house.custody.handout
+    given = await handout.refresh(connection.id, rejected=house.pair(connection).access_token)
+    assert given.connection.pair_version == 2
+    house.custody.liveness.reject(given.connection)
+    assert (await handout.refresh(connection.id)).connection.pair_version == 3
+
+
 async def test_a_caller_waits_for_the_lease_of_another_process_and_takes_its_pair(house: House) -> None:
     """Two processes at once make one refresh."""
     connection = await house.connect()
+    house.clock.advance(10)
     one, two = house.make_custody(), house.make_custody(owner="process-2")
     house.amo.sandbox.faults.add(Fault.SLOW)
     first = asyncio.create_task(one.handout.refresh(connection.id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountRefused, MustWait, NeedsReauth, NotFound, OutcomeOpen, StoreUnavailable
 from amo_callback.model import Demand
 from amo_callback.ports import Priority
-from tests.builders import a_claim
+from tests.builders import a_claim, a_connection, save
 from tests.custody.house import API_DOMAIN, DAY
 from tests.fakes import Instead
 
@@ -81,23 +82,53 @@ async def test_an_open_attempt_is_asked_about_anew(house: House) -> None:
 
 @pytest.mark.parametrize("kills", [True, False])
 async def test_a_silent_amo_keeps_nobody_from_a_token(house: House, kills: bool) -> None:  # noqa: FBT001 -- because it is not known of AMO
-    """Where AMO does not tell, the token is handed out: it may be good, and nobody knows better."""
+    """Where AMO does not answer, the token is handed out as stale: it may be valid."""
     house.amo.vendor.unknowns.refresh_kills_access = kills
     connection = await _in_doubt(house)
     house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    assert (await _token(house, connection)).pair == house.pair(connection)
+    handed_out = await _token(house, connection)
+    assert (handed_out.pair, handed_out.stale, handed_out.reason) == (house.pair(connection), True, "in_doubt")
 
 
 async def test_a_slow_amo_keeps_nobody_waiting(house: House) -> None:
-    """After three seconds without AMO's word the token is handed out."""
+    """After a second without AMO's answer the token is handed out as stale."""
     connection = await _in_doubt(house)
     house.amo.sandbox.look_up_faults.add(Fault.HANG)
     handing_out = asyncio.create_task(_token(house, connection))
-    await house.clock.until_sleeping(3)
+    await house.clock.until_sleeping(1)
     assert not handing_out.done()
-    house.clock.advance(3)
-    assert (await handing_out).pair == house.pair(connection)
+    house.clock.advance(1)
+    handed_out = await handing_out
+    assert (handed_out.pair, handed_out.stale, handed_out.reason) == (house.pair(connection), True, "in_doubt")
     await house.custody.liveness.drain()
+
+
+async def test_token_checks_take_a_quarter_of_the_rate_and_the_others_are_served_as_stale(house: House) -> None:
+    """A caller waits a second for a check that has no slot; then its check does not queue behind the others."""
+    house.amo.vendor.unknowns.refresh_kills_access = False
+    connections = []
+    for number in range(4):
+        issued = await house.exchange()
+        connection = house.connection_of(issued, id=a_connection(number).id)
+        sealed = house.cipher.seal_pair(issued.pair, connection_id=connection.id)
+        kept = await save(house.store, dataclasses.replace(connection, sealed_pair=sealed), code=str(number))
+        await house.store.claim(a_claim(kept, owner="process-2"))
+        connections.append(kept)
+    house.clock.advance(5)
+    pace = Pace(per_second=1, shared=Alone(clock=house.clock), clock=house.clock, observer=house.witness)
+    custody = house.make_custody(amo=Instead(house.client, slot=pace.slot))
+    asking = [asyncio.create_task(custody.handout.token(one.id, min_ttl=0)) for one in connections]
+    await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+    while house.clock.sleeping().count(1) < 3:  # noqa: ASYNC110 -- because a clock does not tell of all three
+        await asyncio.sleep(0)
+    house.clock.advance(1)
+    handed_out = await asyncio.gather(*asking)
+    assert sorted(one.reason or "" for one in handed_out) == ["", "in_doubt", "in_doubt", "in_doubt"]
+    house.clock.advance(60)
+    await asyncio.sleep(0)
+    assert len(house.amo.vendor.ledger.look_ups) == 1
+    await custody.liveness.drain()
+    await pace.close()
 
 
 async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> None:
@@ -201,14 +232,49 @@ async def test_nobody_gets_another_connections_token(house: House) -> None:
     await refreshing
 
 
-async def test_an_attempt_under_way_is_no_doubt_until_its_lease_has_ended(house: House) -> None:
-    """Another process's refresh is trusted for as long as it has time; then it may have died, and AMO is asked."""
+@pytest.mark.parametrize("owner", ["process-1", "process-2"])
+async def test_an_attempt_that_takes_five_seconds_puts_the_token_in_doubt(house: House, owner: str) -> None:
+    """Until then it is under way, this process's own or another's; then AMO may have ended the access token."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    await house.store.claim(a_claim(connection, owner=owner))
+    for seconds, look_ups in ((0, 0), (4.9, 0), (0.1, 1), (4.9, 1), (0.1, 2)):
+        house.clock.advance(seconds)
+        handed_out = await _token(house, connection)
+        assert (handed_out.pair, handed_out.stale) == (house.pair(connection), False)
+        assert house.amo.sandbox.look_ups == look_ups
+
+
+async def test_an_attempt_that_was_open_at_start_puts_the_token_in_doubt_at_once(house: House) -> None:
+    """Its process may have been killed after AMO had ended the access token: that one is not handed out."""
     connection = await house.connect(api_domain=API_DOMAIN)
     await house.store.claim(a_claim(connection, owner="process-2"))
-    for seconds, look_ups in ((0, 0), (59, 0), (1, 1)):
-        house.clock.advance(seconds)
-        assert (await _token(house, connection)).pair == house.pair(connection)
-        assert house.amo.sandbox.look_ups == look_ups
+    house.fade(connection)
+    restarted = house.make_custody()
+    await restarted.leases.begin()
+    for _ in range(3):
+        asking = asyncio.create_task(restarted.handout.token(connection.id, min_ttl=0))
+        await house.clock.until_sleeping(8)  # it waits for a new one
+        house.clock.advance(8)
+        with pytest.raises(MustWait):
+            await asking
+    assert house.amo.sandbox.look_ups == 1
+    await restarted.liveness.drain()
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_an_attempt_that_was_open_at_start_costs_no_hand_out_where_the_token_is_valid(
+    house: House,
+    silent: bool,  # noqa: FBT001 -- because it is a column of the table above
+) -> None:
+    """AMO accepts it, so it is fresh; where AMO is silent it is stale."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    restarted = house.make_custody()
+    await restarted.leases.begin()
+    if silent:
+        house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
+    handed_out = await restarted.handout.token(connection.id, min_ttl=0)
+    assert (handed_out.pair, handed_out.reason) == (house.pair(connection), "in_doubt" if silent else None)
 
 
 async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_out(house: House) -> None:
@@ -234,6 +300,7 @@ async def test_a_token_that_died_is_not_handed_out_though_that_could_not_be_writ
     house.amo.vendor.unknowns.refresh_kills_access = True
     connection = await house.connect(api_domain=API_DOMAIN)
     dead = house.pair(connection).access_token
+    house.clock.advance(10)
     house.failing.away = {"save_verdict"}
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
     with pytest.raises(OutcomeOpen):

@@ -227,7 +227,9 @@ async def test_a_read_that_a_write_overtook_is_not_remembered(house: House) -> N
     house.custody = house.make_custody(store=Instead(house.failing, connection=slow))
     asking = asyncio.create_task(house.custody.handout.token(connection.id, min_ttl=0))
     await read.wait()
-    refreshed = await house.store.save_refreshed(a_refreshed(connection, sealed_pair=connection.sealed_pair))
+    refreshed = await house.store.save_refreshed(
+        a_refreshed(connection, at=house.clock.now(), sealed_pair=connection.sealed_pair)
+    )
     assert refreshed is not None
     go_on.set()
     await asking

@@ -132,6 +132,56 @@ async def test_a_bug_in_the_store_lets_go_of_no_pair(house: House) -> None:
     assert (await refreshing).pair_version == 2
 
 
+class LostAnswer:
+    """A store that commits the first call of a method, and loses the answer."""
+
+    def __init__(self, store: Any, name: str) -> None:
+        self._store, self._name = store, name
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name != self._name:
+            return method
+
+        async def call(*args: Any, **more: Any) -> Any:
+            self._name = ""
+            await method(*args, **more)
+            raise StoreUnavailable("ConnectionDoesNotExistError")
+
+        return call
+
+
+async def test_a_pair_whose_commit_was_not_answered_is_stored(house: House) -> None:
+    """The row is read again: our own pair is there, so it succeeded, and nothing is left to store."""
+    connection = await house.connect()
+    custody = house.make_custody(store=LostAnswer(house.failing, "save_refreshed"))
+    stored = await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    assert stored.pair_version == 2
+    assert house.amo.vendor.is_good(house.pair(stored).refresh_token)
+    assert (house.rescue.files, custody.unsaved.names) == ({}, [])
+    assert set(house.witness.names()) & {"pair.unsaved", "refresh.superseded"} == set()
+
+
+async def test_a_granted_pair_whose_commit_was_not_answered_is_stored(house: House) -> None:
+    """The same of a new grant."""
+    granted = await house.grant()
+    custody = house.make_custody(store=LostAnswer(house.failing, "save_connected"))
+    stored = await custody.unsaved.save(granted, connection=granted.connection)
+    assert stored is not None
+    assert stored.sealed_pair == granted.connection.sealed_pair
+    assert (house.rescue.files, custody.unsaved.names) == ({}, [])
+
+
+async def test_a_claim_whose_commit_was_not_answered_is_given_back(house: House) -> None:
+    """Nothing is presented for it, and nobody has to wait until its lease ends."""
+    connection = await house.connect()
+    custody = house.make_custody(store=LostAnswer(house.failing, "claim"))
+    with pytest.raises(StoreUnavailable):
+        await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    assert ((await house.now(connection)).attempt, house.amo.vendor.ledger.refreshes()) == (None, [])
+    assert (await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE)).pair_version == 2
+
+
 async def test_a_bug_in_a_look_lets_go_of_no_pair(house: House) -> None:
     """The store has not taken it, and whether it holds a newer one cannot be read, for a reason nobody expected."""
     connection = await house.connect()

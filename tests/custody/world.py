@@ -447,7 +447,9 @@ class World:
         return cast("Connection", row)
 
     def pair(self, row: Connection) -> TokenPair:
-        return self.cipher.open_pair(row.sealed_pair or b"", connection_id=row.id)
+        pair = self.cipher.pair_of(row)
+        assert pair is not None
+        return pair
 
     async def watched(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what a process asks of the store, and check what that does to the truth."""

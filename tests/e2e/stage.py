@@ -62,7 +62,7 @@ def read_row(row: Mapping[str, Any] | sqlite3.Row, cipher: Cipher) -> Row:
         lease_owner=row["lease_owner"],
         spending=row["spending"],
         pair_version=row["pair_version"],
-        refresh_token=cipher.open_pair(row["sealed_pair"], connection_id=row["id"]).refresh_token,
+        refresh_token=cipher.open_tokens(row["sealed_pair"], connection_id=row["id"])[1],
     )
 
 

@@ -351,6 +351,41 @@ async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a
         assert ((await now(store, stored)).next_refresh_at or FAR) <= store.clock.now()
 
 
+async def test_one_slow_statement_is_not_a_database_out_of_reach(url: str) -> None:
+    """A statistics query that takes too long keeps nobody from storing a pair, so no lease begins anew for it."""
+    async with opened(with_option(url, "statement_timeout=50")) as store, connected(url) as connection:
+        stored = await save(store, a_connection())
+        opened_at = store.failed_at
+        await connection.execute("ALTER TABLE connections RENAME TO rows")
+        await connection.execute(
+            "CREATE VIEW connections AS SELECT rows.* FROM rows, (SELECT pg_sleep(1) IS NULL AS slept) AS a WHERE slept"
+        )
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await store.survey(now=START, late=START)
+        assert store.failed_at == opened_at
+        await connection.execute("DROP VIEW connections")
+        await connection.execute("ALTER TABLE rows RENAME TO connections")
+        assert (await now(store, stored)).id == stored.id
+
+
+async def test_writes_that_keep_failing_are_a_database_out_of_reach(url: str) -> None:
+    """The first may be one slow statement; with the second nobody can store a pair, and leases begin anew."""
+    clock = FakeClock()
+    async with (
+        open_store(with_option(url, "statement_timeout=50"), folder=Path(), clock=clock) as store,
+        connected(url) as connection,
+    ):
+        stored = await save(store, a_connection())
+        opened_at = store.failed_at
+        await connection.execute(SLOW)
+        clock.advance(1)
+        for failed_at in (opened_at, clock.monotonic()):
+            with pytest.raises(StoreUnavailable):
+                await store.look_up_again(stored, at=START)
+            assert store.failed_at == failed_at
+
+
 FULL = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE disk_full; END';
 CREATE TRIGGER refuse BEFORE UPDATE ON connections FOR EACH ROW EXECUTE FUNCTION refuse();

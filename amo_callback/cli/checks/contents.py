@@ -87,7 +87,7 @@ class Pairs:
 
 def _opens(cipher: Cipher, pair: SealedPair) -> bool:
     try:
-        cipher.open_pair(pair.sealed or b"", connection_id=pair.connection_id)
+        cipher.open_tokens(pair.sealed or b"", connection_id=pair.connection_id)
     except (Unreadable, ValueError, KeyError):
         return False
     return True
