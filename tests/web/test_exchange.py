@@ -12,7 +12,7 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.web.private.tokens import RefreshBody
 from amo_callback.web.public.exchange import ExchangeBody
 from amo_callback.web.starting import StartBody
-from tests.conftest import BASE, HOST, Answer
+from tests.conftest import ADMIN_KEY, BASE, HOST, Answer
 
 if TYPE_CHECKING:
     from tests.conftest import Running
@@ -44,6 +44,30 @@ async def test_the_callbacks_code_is_recognised_any_number_of_times(app: Running
             },
         )
     assert len(app.amo.vendor.ledger.entries) == 1
+
+
+async def test_a_grant_whose_connection_was_disconnected_meanwhile_does_not_say_connected(app: Running) -> None:
+    """Its pair is discarded, since the user disconnected after the code had come: they are told to start again."""
+    name = await app.connected()
+    code = app.amo.code()
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    coming = asyncio.create_task(app.callback(app.query(code=code)))
+    await app.amo.sandbox.until_asked(2)
+    assert (await app.private(f"/connections/{name}", key=ADMIN_KEY, method="DELETE")).status == 200
+    app.amo.sandbox.go_on.set()
+    assert "error=code_expired" in (await coming).location
+    answer = await _ask(app, code=code)
+    assert (answer.status, answer.json()["success"], answer.json()["error"]) == (400, False, "code_expired")
+
+
+async def test_a_connection_that_is_no_more_is_not_said_to_be_connected(app: Running) -> None:
+    """The code's result stays, with the connection's present status, and the message agrees with it."""
+    code = app.amo.code()
+    await app.callback(app.query(code=code))
+    name = (await app.witness.until("connection.connected")).connection_id
+    assert (await app.private(f"/connections/{name}", key=ADMIN_KEY, method="DELETE")).status == 200
+    answer = (await _ask(app, code=code)).json()
+    assert (answer["data"]["connected"], answer["message"]) == (False, "amoCRM is not connected.")
 
 
 async def test_a_known_code_is_told_whatever_else_is_sent(app: Running) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from amo_callback.web.health import Readiness
 from tests.builders import a_survey
-from tests.fakes import FailingStore, FakeClock
+from tests.fakes import FailingStore, FakeClock, Instead
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -43,6 +43,7 @@ async def test_a_working_service_is_ready_from_its_first_answer_on(app: Running)
         "unsaved_pairs": True,
         "frozen": True,
         "verdicts": True,
+        "clock": True,
         "fresh": True,
     }
 
@@ -97,20 +98,20 @@ async def test_the_oldest_beat_follows_the_poll_interval(store: Store) -> None:
         assert readiness.checks()["refresher"]["ok"] is ok
 
 
-def test_before_anything_was_seen_it_is_not_ready() -> None:
+def test_before_anything_was_seen_it_is_not_ready(store: Store) -> None:
     """What is not known yet is not said to be good."""
     beat = Beat()
     beat.last, beat.trouble = None, "not looked at yet"
-    checks = _readiness(None, beat).checks()
+    checks = _readiness(store, beat).checks()
     assert checks["store"] == {"ok": False, "detail": "not looked at yet"}
     assert checks["fresh"] == {"ok": False, "detail": "not known: not looked at yet"}
 
 
-def test_what_was_seen_before_the_store_fell_silent_is_not_believed() -> None:
+def test_what_was_seen_before_the_store_fell_silent_is_not_believed(store: Store) -> None:
     """A good result that is too old is no good result."""
     beat = Beat()
     beat.trouble = "last looked at 31 s ago"
-    checks = _readiness(None, beat).checks()
+    checks = _readiness(store, beat).checks()
     assert checks["store"] == {"ok": False, "detail": "last looked at 31 s ago"}
     assert checks["fresh"] == {"ok": False, "detail": "not known: last looked at 31 s ago"}
 
@@ -120,6 +121,22 @@ def test_a_store_that_can_be_read_and_not_written_is_not_ready(store: Store, clo
     failing = FailingStore(store, clock)
     failing.failing = "SQLITE_FULL"
     assert _readiness(failing, Beat()).checks()["store"] == {"ok": False, "detail": "cannot be written: SQLITE_FULL"}
+
+
+@pytest.mark.parametrize(
+    ("ahead", "expected"),
+    [
+        (60.0, {"ok": True, "detail": "right"}),
+        (-60.0, {"ok": True, "detail": "right"}),
+        (60.6, {"ok": False, "detail": "this machine's clock is 61 s ahead of the database's: set both by NTP"}),
+        (-86400.0, {"ok": False, "detail": "this machine's clock is 86400 s behind the database's: set both by NTP"}),
+    ],
+)
+def test_a_clock_a_minute_off_the_databases_is_not_ready(
+    store: Store, ahead: float, expected: dict[str, object]
+) -> None:
+    """JWTs are checked by the machine's clock; what is stored is told by the database's."""
+    assert _readiness(Instead(store, ahead=ahead), Beat()).checks()["clock"] == expected
 
 
 @pytest.mark.parametrize(("fresh", "ok"), [(0, False), (1, False), (2, True), (3, True)])
