@@ -29,7 +29,7 @@ _LATE = 0.5
 """Intervals by which a slot may be asked for late and the next one be no later for it: to ask others takes time."""
 _TICK = 0.01
 """Seconds by which a loop may be late, where there are no others to ask: else a high rate would be its timers'."""
-_LONGEST = 3600.0
+LONGEST_PAUSE = 600.0
 """Seconds of a pause, at most: whatever seems to be longer was left behind by a clock that has been set back."""
 
 
@@ -63,7 +63,7 @@ def ask(slots: Slots, *, now: float, interval: float, waiting: Collection[Kind],
         slots = Slots(free_at=slots.free_at, last=slots.last)  # who does not wait here has gone away
     slots = dataclasses.replace(
         slots,
-        free_at=min(slots.free_at, now + max(_LONGEST, interval)),
+        free_at=min(slots.free_at, now + max(LONGEST_PAUSE, interval)),
         people_until=until if Kind.PEOPLE in waiting else min(slots.people_until, until),
         background_until=until if Kind.BACKGROUND in waiting else min(slots.background_until, until),
     )

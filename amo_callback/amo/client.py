@@ -23,9 +23,9 @@ from amo_callback.amo.protocol import (
     GrantType,
     Integration,
     exchange_request,
+    pause_after,
     read_answer,
     refresh_request,
-    retry_after,
 )
 from amo_callback.amo.redirect import read_redirect
 from amo_callback.amo.wire import Wire
@@ -154,7 +154,7 @@ class AmoClient:
         except (NotSent, OutcomeOpen):
             return UNKNOWN
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-            await self._pace.pause(retry_after(answer))
+            await self._pace.pause(pause_after(answer, now=self._clock.now()))
         return read_sighting(answer, account_id=account_id, refusals=refusals, allowed=self._allowed)
 
     async def _ask(self, request: AmoRequest, kind: str, *, not_after: float = math.inf) -> Answer:

@@ -89,6 +89,7 @@ class Wire:
         ) as response:
             received.status = response.status
             received.retry_after = response.headers.get("Retry-After")
+            received.date = response.headers.get("Date")
             received.request_id = response.headers.get("X-Request-ID")
             async for chunk in response.content.iter_chunked(16 * 1024):
                 received.body += chunk
@@ -103,6 +104,7 @@ class _Received:
     status: int = 0
     body: bytearray = field(default_factory=bytearray, repr=False)
     retry_after: str | None = None
+    date: str | None = None
     request_id: str | None = None
 
     @property
@@ -117,6 +119,7 @@ class _Received:
             body=bytes(self.body[:ANSWER_LIMIT]),
             truncated=len(self.body) > ANSWER_LIMIT,
             retry_after=self.retry_after,
+            date=self.date,
             request_id=self.request_id,
         )
 

@@ -6,13 +6,16 @@ import asyncio
 import math
 import socket
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from amo_callback import __version__
+from amo_callback.alone import Alone
+from amo_callback.amo.pace import Pace
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import (
     AccountNotAllowed,
@@ -25,9 +28,10 @@ from amo_callback.errors import (
 )
 from amo_callback.ports import Priority
 from tests.conftest import HOST, Amo, amo_client
+from tests.fakes import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from amo_callback.amo.client import AmoClient
     from tests.fakes import FakeClock
@@ -202,6 +206,39 @@ async def test_429_pauses_everybody(client: AmoClient, amo: Amo) -> None:
     done, _ = await asyncio.wait({slot}, timeout=0.1)
     assert not done
     slot.cancel()
+
+
+@pytest.mark.parametrize("request_of", ["refresh", "exchange", "look_up", "ask_about"])
+async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
+    amo: Amo, clock: FakeClock, request_of: str
+) -> None:
+    """A 429 to a refresh, an exchange and a look-up alike holds everything back until the date in `Retry-After`."""
+
+    async def refuse(_: web.Request) -> web.Response:
+        dates = {"Date": "Sun, 01 Nov 2026 07:00:00 GMT", "Retry-After": "Sun, 01 Nov 2026 07:02:00 GMT"}
+        return web.Response(status=429, headers=dates)
+
+    async with TestServer(_app(refuse)) as server:
+        amo.address = f"{server.host}:{server.port}"
+        pace = Pace(per_second=5, shared=Alone(clock=clock), clock=clock, observer=Witness())
+        async with amo_client(amo, clock, pace=pace) as client:
+            requests: dict[str, Coroutine[object, object, object]] = {
+                "refresh": client.refresh(refresh_token="r", domain=HOST, not_after=math.inf),
+                "exchange": client.exchange(code=b"c", domain=HOST, not_after=math.inf),
+                "look_up": client.look_up(refresh_token="r", api_domain="api-b.amocrm.ru", account_id="7"),
+                "ask_about": client.ask_about(access_token="a", domain=HOST, account_id="7"),
+            }
+            with suppress(RateLimited):
+                await requests.pop(request_of)
+            slot = asyncio.ensure_future(client.slot(Priority.EXPECTED))
+            await clock.until_sleeping(120)
+            clock.advance(119.9)
+            assert not slot.done()
+            await clock.until_sleeping()
+            clock.advance(0.2)
+            await slot
+            for unused in requests.values():
+                unused.close()
 
 
 def test_a_domain_is_checked_and_the_default_stands_in(client: AmoClient) -> None:
