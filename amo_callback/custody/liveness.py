@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import ShuttingDown
 from amo_callback.model import Connection, Standing, Status, TokenPair
+from amo_callback.ports import Priority
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
@@ -102,9 +103,10 @@ class Liveness:
 
     async def _ask(self, key: _Key, connection: Connection, pair: TokenPair) -> None:
         try:
-            standing = (await self._inquiry.about_access_token(connection, pair)).standing
+            asked = await self._inquiry.about_access_token(connection, pair, priority=Priority.TOKEN_CHECK)
         except ShuttingDown:
             return
+        standing = asked.standing
         settled = connection.status is Status.NEEDS_REAUTH and standing is not Standing.UNKNOWN
         holds = _SETTLED if settled or standing is Standing.REFUSED else _FROZEN if connection.frozen else _UNSETTLED
         answer = _Answer(holds_until=self._clock.monotonic() + holds, dead=standing is Standing.REFUSED)
