@@ -64,8 +64,8 @@ class Pace:
         self._shares = {priority: _Share() for priority in _ONE_IN}
         self._dispatcher: asyncio.Task[None] | None = None
         self._broken = False
-        self._unused: deque[float] = deque()
-        """When each slot was granted that no request has used yet."""
+        self._unused: deque[float] = deque(maxlen=math.ceil(GOOD_FOR * per_second) + 1)
+        """When each slot was granted that no request has used yet; no more of them can be good."""
         self._granted_at = -math.inf
         self._exit = asyncio.Lock()
         self._exit_free_at = -math.inf
