@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import re
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,6 +52,28 @@ def retry_at(
     if expires_at is not None and expires_at > now:
         wait = min(wait, (expires_at - now).total_seconds() / (TRIES_LEFT + 1))
     return now + timedelta(seconds=max(wait, 1.0))
+
+
+def retry_after(value: str | None, *, date: str | None, now: datetime) -> float | None:
+    """Return the seconds that a `Retry-After` header asks for, `None` where it is missing or unreadable.
+
+    The header holds seconds or an HTTP date. A date is compared with the answer's own `Date` header, else with `now`:
+    the clocks of two hosts never agree.
+    """
+    if value is not None and re.fullmatch(r"[0-9]+", value):
+        return float(value)
+    until = _http_date(value)
+    if until is None:
+        return None
+    return max((until - (_http_date(date) or now)).total_seconds(), 0.0)
+
+
+def _http_date(value: str | None) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value or "")
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def lives(pair: TokenPair, *, now: datetime) -> bool:

@@ -25,11 +25,13 @@ class Kind(StrEnum):
 _NEVER = float("-inf")
 _REMEMBERED = 2
 """Intervals for which somebody who has asked is taken to wait: within one he asks again."""
-_LATE = 0.5
+GOOD_FOR = 1.0
+"""Seconds for which a slot may be used after it was granted: a request that comes later takes another one."""
+LATE = 0.5
 """Intervals by which a slot may be asked for late and the next one be no later for it: to ask others takes time."""
 _TICK = 0.01
 """Seconds by which a loop may be late, where there are no others to ask: else a high rate would be its timers'."""
-_LONGEST = 3600.0
+LONGEST_PAUSE = 600.0
 """Seconds of a pause, at most: whatever seems to be longer was left behind by a clock that has been set back."""
 
 
@@ -63,7 +65,7 @@ def ask(slots: Slots, *, now: float, interval: float, waiting: Collection[Kind],
         slots = Slots(free_at=slots.free_at, last=slots.last)  # who does not wait here has gone away
     slots = dataclasses.replace(
         slots,
-        free_at=min(slots.free_at, now + max(_LONGEST, interval)),
+        free_at=min(slots.free_at, now + max(LONGEST_PAUSE, interval)),
         people_until=until if Kind.PEOPLE in waiting else min(slots.people_until, until),
         background_until=until if Kind.BACKGROUND in waiting else min(slots.background_until, until),
     )
@@ -73,11 +75,11 @@ def ask(slots: Slots, *, now: float, interval: float, waiting: Collection[Kind],
     if turn not in waiting:
         # It is others', who ask at this moment, or have gone away.
         gone = (slots.people_until if turn is Kind.PEOPLE else slots.background_until) - now
-        return Asked(slots=slots, wait=min(interval * _LATE, gone))
+        return Asked(slots=slots, wait=min(interval * LATE, gone))
     if alone:
         begun = slots.free_at if now - slots.free_at <= _TICK else now
     else:
-        begun = max(slots.free_at, now - interval * _LATE)
+        begun = max(slots.free_at, now - interval * LATE)
     free_at = begun + interval
     return Asked(slots=dataclasses.replace(slots, free_at=free_at, last=turn), kind=turn, wait=max(free_at - now, 0.0))
 

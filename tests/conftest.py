@@ -170,12 +170,14 @@ async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:
 
 
 @asynccontextmanager
-async def amo_client(amo: Amo, clock: Clock, *, timeout: float = 5.0) -> AsyncIterator[AmoClient]:
+async def amo_client(
+    amo: Amo, clock: Clock, *, timeout: float = 5.0, pace: Pace | None = None
+) -> AsyncIterator[AmoClient]:
     """Open a client of the stand-in."""
     known = amo.vendor.integration
     async with open_session() as session:
         system = SystemClock()
-        pace = Pace(per_second=1000, shared=Alone(clock=system), clock=system, observer=Witness())
+        pace = pace or Pace(per_second=1000, shared=Alone(clock=system), clock=system, observer=Witness())
         yield AmoClient(
             session=session,
             integration=Integration(

@@ -15,8 +15,9 @@ from amo_callback.errors import StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from amo_callback.amo.pace import Pace
     from amo_callback.event import Event
-    from amo_callback.ports import Store
+    from amo_callback.ports import Priority, Store
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -253,3 +254,27 @@ class InlineExecutor(ThreadPoolExecutor):
         except OSError as error:
             done.set_exception(error)
         return done
+
+
+class RecordedPace:
+    """A rate limit that records when each request leaves: the moment before its first byte."""
+
+    def __init__(self, pace: Pace, clock: FakeClock) -> None:
+        self._pace, self._clock = pace, clock
+        self.sent: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pace, name)
+
+    async def leave(self, priority: Priority, *, limit: float) -> bool:
+        """Wait as the real one does."""
+        left = await self._pace.leave(priority, limit=limit)
+        if left:
+            self.sent.append(self._clock.monotonic())
+        return left
+
+
+def most_in_a_second(*times: float) -> int:
+    """Return how many of these times lie in the fullest second."""
+    ordered = sorted(times)
+    return max(sum(first <= time < first + 1 - 1e-6 for time in ordered) for first in ordered)

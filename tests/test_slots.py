@@ -131,9 +131,9 @@ def test_a_pause_is_as_long_as_the_longest() -> None:
 
 @pytest.mark.parametrize(("gone", "waiting"), [(PEOPLE, BACKGROUND), (BACKGROUND, PEOPLE)])
 def test_a_clock_that_was_set_back_stops_nobody_for_longer_than_a_pause(gone: set[Kind], waiting: set[Kind]) -> None:
-    """What a clock wrote down that was a day ahead is let go: an hour is the longest that AMO is waited for."""
+    """What a clock wrote down that was a day ahead is let go: ten minutes is the longest that AMO is waited for."""
     day, [kind] = 86400.0, waiting
     ahead = dataclasses.replace(_ask(Slots(), 1000.0 + day, gone).slots, last=kind)
     slots = _ask(ahead, 1000.0, waiting).slots
-    assert _ask(slots, 4599.0, waiting).kind is None
-    assert _ask(slots, 4601.0, waiting).kind is kind
+    assert _ask(slots, 1599.0, waiting).kind is None
+    assert _ask(slots, 1601.0, waiting).kind is kind

@@ -23,15 +23,16 @@ from amo_callback.amo.protocol import (
     GrantType,
     Integration,
     exchange_request,
+    pause_after,
     read_answer,
     refresh_request,
-    retry_after,
 )
 from amo_callback.amo.redirect import read_redirect
 from amo_callback.amo.wire import Wire
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, NotSent, OutcomeOpen, RateLimited
 from amo_callback.event import Event, Level
 from amo_callback.hosts import check_host
+from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.pace import Pace
     from amo_callback.grant import Redirect
     from amo_callback.model import Account, Issued, Sighting, Told
-    from amo_callback.ports import Clock, Observer, Priority
+    from amo_callback.ports import Clock, Observer
 
 
 _KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}
@@ -63,7 +64,7 @@ class AmoClient:
         default_domain: str | None = None,
         allowed_domains: Sequence[str] = (),
     ) -> None:
-        self._wire = Wire(session, clock=clock, timeout=timeout)
+        self._wire = Wire(session, pace=pace, clock=clock, timeout=timeout)
         self._integration = integration
         self._pace = pace
         self._clock = clock
@@ -154,14 +155,15 @@ class AmoClient:
         except (NotSent, OutcomeOpen):
             return UNKNOWN
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-            await self._pace.pause(retry_after(answer))
+            await self._pace.pause(pause_after(answer, now=self._clock.now()))
         return read_sighting(answer, account_id=account_id, refusals=refusals, allowed=self._allowed)
 
     async def _ask(self, request: AmoRequest, kind: str, *, not_after: float = math.inf) -> Answer:
         """Send a request, and tell whoever watches how long it took, and what came of it."""
         began, told = self._clock.monotonic(), {"kind": kind}
+        priority = Priority.STRANGER if kind == _KINDS[GrantType.CODE] else Priority.BACKGROUND
         try:
-            answer = await self._wire.send(request, not_after=not_after)
+            answer = await self._wire.send(request, priority=priority, not_after=not_after)
         except (NotSent, OutcomeOpen) as error:
             self._tell({**told, **error.fields}, began)
             raise

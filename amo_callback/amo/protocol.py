@@ -29,6 +29,8 @@ from amo_callback.errors import (
     UnknownRefusal,
 )
 from amo_callback.model import Issued, TokenPair
+from amo_callback.schedule import retry_after
+from amo_callback.slots import LONGEST_PAUSE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 ANSWER_LIMIT = 256 * 1024
 """Bytes of an answer that are read at most."""
 RETRY_AFTER = 60.0
-MAX_RETRY_AFTER = 3600.0
+"""Seconds to wait after a 429 without a readable `Retry-After`."""
 
 # --- requests ------------------------------------------------------------------------------------
 
@@ -113,6 +115,7 @@ class Answer:
     status: int
     body: bytes = field(repr=False)
     retry_after: str | None = None
+    date: str | None = None
     request_id: str | None = None
     truncated: bool = False
 
@@ -166,7 +169,7 @@ def _read(answer: Answer, grant_type: GrantType, now: datetime, allowed: Sequenc
     if 200 <= answer.status < 300:
         return _issued(answer, now, allowed)
     if answer.status == 429:
-        raise RateLimited(retry_after(answer))
+        raise RateLimited(pause_after(answer, now=now))
     if answer.status in {402, 403}:
         raise AccountRefused(answer.status)
     if answer.status not in {400, 401, 404}:
@@ -238,9 +241,7 @@ def _words(text: object) -> str:
     return _LONG_WORD.sub("…", "".join(c if c.isprintable() else " " for c in text[:1000])).strip()[:120]
 
 
-def retry_after(answer: Answer) -> float:
-    """Return the seconds that AMO asks us to wait; a minute where they are missing, a date or absurd."""
-    value = answer.retry_after
-    if value is None or not re.fullmatch(r"[0-9]{1,9}", value):
-        return RETRY_AFTER
-    return min(max(float(value), 1.0), MAX_RETRY_AFTER)
+def pause_after(answer: Answer, *, now: datetime) -> float:
+    """Return the length of the pause after a 429: what AMO asks for, at most ten minutes, else a minute."""
+    asked = retry_after(answer.retry_after, date=answer.date, now=now)
+    return RETRY_AFTER if asked is None else min(max(asked, 1.0), LONGEST_PAUSE)

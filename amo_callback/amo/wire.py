@@ -18,10 +18,15 @@ from amo_callback.errors import NotSent, OutcomeOpen
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
-    from amo_callback.ports import Clock
+    from amo_callback.amo.pace import Pace
+    from amo_callback.ports import Clock, Priority
 
 _LAST = 0.05
 """The share of a request's time that it gets at the end, whatever came between."""
+_TICK = 0.01
+"""Seconds between two looks at the time of a request that waits to leave, at least."""
+_LONGEST_HOLD = 2.0
+"""Seconds that a request may wait to leave once its connection is open; it is not sent after that."""
 
 
 @asynccontextmanager
@@ -30,12 +35,12 @@ async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
 
     A connection a request: one kept alive may be closed by AMO just as we write to it, and then nobody knows
     whether the token was spent. The trace tells the moment just before the first byte is written, which is the
-    last one in which a request can be held back.
+    last one in which a request can be held back: there it waits until it may leave.
     """
     trace = aiohttp.TraceConfig()
 
     async def sending(_session: object, context: SimpleNamespace, _params: object) -> None:
-        context.trace_request_ctx.sending()
+        await context.trace_request_ctx.sending()
 
     trace.on_request_headers_sent.append(sending)
     async with aiohttp.ClientSession(
@@ -49,26 +54,32 @@ async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 class Wire:
-    """Carry requests to AMO and answers back, in `timeout` seconds each; redirects are never followed."""
+    """Carry requests to AMO and answers back, in `timeout` seconds each; redirects are never followed.
 
-    def __init__(self, session: aiohttp.ClientSession, *, clock: Clock, timeout: float) -> None:
+    The time that a request waits to leave does not count: AMO has as long to answer as without it.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, *, pace: Pace, clock: Clock, timeout: float) -> None:
         self._session = session
+        self._pace = pace
         self._clock = clock
         self._timeout = timeout
 
-    async def send(self, request: AmoRequest, *, not_after: float) -> Answer:
+    async def send(self, request: AmoRequest, *, priority: Priority, not_after: float) -> Answer:
         """Send a request, not after this monotonic time, and return its answer; raises `NotSent`, `OutcomeOpen`."""
-        context = SimpleNamespace(sent=False)
+        hold = _Hold()
 
-        def sending() -> None:
-            if self._clock.monotonic() > not_after:
+        async def sending() -> None:
+            with hold:
+                may_leave = await self._pace.leave(priority, limit=_LONGEST_HOLD)
+            if not may_leave or self._clock.monotonic() > not_after:
                 raise NotSent
             context.sent = True
 
-        context.sending = sending
+        context = SimpleNamespace(sent=False, sending=sending)
         received = _Received()
         try:
-            await _within(self._timeout, self._send(request, context, received))
+            await _within(self._timeout, self._send(request, context, received), hold=hold)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             # The library's texts may quote what was sent or received: none is kept, nor is the chain.
             if not context.sent:
@@ -89,6 +100,7 @@ class Wire:
         ) as response:
             received.status = response.status
             received.retry_after = response.headers.get("Retry-After")
+            received.date = response.headers.get("Date")
             received.request_id = response.headers.get("X-Request-ID")
             async for chunk in response.content.iter_chunked(16 * 1024):
                 received.body += chunk
@@ -103,6 +115,7 @@ class _Received:
     status: int = 0
     body: bytearray = field(default_factory=bytearray, repr=False)
     retry_after: str | None = None
+    date: str | None = None
     request_id: str | None = None
 
     @property
@@ -117,19 +130,43 @@ class _Received:
             body=bytes(self.body[:ANSWER_LIMIT]),
             truncated=len(self.body) > ANSWER_LIMIT,
             retry_after=self.retry_after,
+            date=self.date,
             request_id=self.request_id,
         )
 
 
-async def _within(seconds: float, work: Coroutine[object, object, None]) -> None:
-    """Run `work`, at most so many seconds; raises `TimeoutError`.
+class _Hold:
+    """A stopwatch for the time that a request waits to leave."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = asyncio.get_running_loop().time()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds, self._began = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """The time so far."""
+        running = 0.0 if self._began is None else asyncio.get_running_loop().time() - self._began
+        return self._seconds + running
+
+
+async def _within(seconds: float, work: Coroutine[object, object, None], *, hold: _Hold) -> None:
+    """Run `work`, at most so many seconds and those of its `hold`; raises `TimeoutError`.
 
     A process that was stopped finds its time over and, in the same moment, the answer in its socket. So the last
     twentieth is given only once the loop runs: what has arrived is read before anything is given up.
     """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds * (1 - _LAST)
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait({task}, timeout=seconds * (1 - _LAST))
+        while not task.done() and (left := until + hold.seconds - loop.time()) > 0:
+            await asyncio.wait({task}, timeout=left + _TICK)
         if not task.done():
             await asyncio.wait({task}, timeout=seconds * _LAST)
         if task.done():

@@ -30,6 +30,7 @@ from amo_callback.errors import (
     Busy,
     NoAnswer,
     NotFound,
+    NotSent,
     OtherClient,
     OutcomeOpen,
     RefreshTokenDead,
@@ -152,9 +153,10 @@ class Attempts:
         if pair is None:
             raise await self._judge.judge(row, Unreadable(), demand=demand)
         # By the monotonic clock, read before the claim: a process that was stopped meanwhile, or a store that
-        # took its time, must not spend a token on a lease that ends under the request.
+        # took its time, must not spend a token on a lease that ends under the request. The slot
+        # may be too old by then, too: a store that stalls for a while commits many claims at once.
         not_after = started + self._rules.lease - self._amo.timeout
-        if self._clock.monotonic() > not_after or self._stopping.is_set():
+        if not await self._inquiry.ensure_slot(since=started, not_after=not_after):
             await self._release(row)
             raise ShuttingDown if self._stopping.is_set() else Busy(1.0)
         return _Claimed(row=row, pair=pair, started=started, not_after=not_after, demand=demand)
@@ -212,13 +214,14 @@ class Attempts:
             lease=timedelta(seconds=self._rules.lease),
             domain=sighting.domain or "",
         )
-        not_after = self._clock.monotonic() + self._rules.lease - self._amo.timeout
+        started = self._clock.monotonic()
+        not_after = started + self._rules.lease - self._amo.timeout
         moved = happened("connection.moved", row, told={"moved_to": extension.domain})
         if not await self._store.extend(extension, events=[moved]):
             raise refused  # the attempt is no longer ours, which the judge will find
         self._observer(moved)
-        if self._stopping.is_set():
-            raise ShuttingDown
+        if not await self._inquiry.ensure_slot(since=started, not_after=not_after):
+            raise ShuttingDown if self._stopping.is_set() else NotSent
         return extension.domain, not_after
 
     # --- store -----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from amo_callback.event import happened
 from amo_callback.model import Connection, Sighting, Standing, TokenPair
 from amo_callback.ports import Priority
 from amo_callback.schedule import lives, retry_at
+from amo_callback.slots import GOOD_FOR
 from amo_callback.tasks import done_unless
 
 if TYPE_CHECKING:
@@ -65,6 +66,18 @@ class Inquiry:
             raise ShuttingDown
         if not had:
             raise Busy(1.0)
+
+    async def ensure_slot(self, *, since: float, not_after: float) -> bool:
+        """Take another slot where the one that was granted at `since` is too old; tell whether to send the request.
+
+        It is not sent after `not_after`, nor once the process ends. Both are monotonic times.
+        """
+        now = self._clock.monotonic()
+        if now - since > GOOD_FOR and now <= not_after:
+            slot = self._amo.slot(Priority.BACKGROUND)
+            if not await done_unless(slot, stop=self._stopping, grace=0, clock=self._clock, limit=not_after - now):
+                return False
+        return self._clock.monotonic() <= not_after and not self._stopping.is_set()
 
     def is_needed(self, connection: Connection) -> bool:
         """Tell whether the refresh token must not be presented unasked: it, or the whole fleet's, may be spent."""

@@ -39,7 +39,7 @@ class Receiver:
     def note(self, notice: Notice, answer: Answer) -> None:
         """Take note of a try."""
         now = self._clock.monotonic()
-        self._paused_until = max(self._paused_until, now + answer.pause)
+        self._paused_until = max(self._paused_until, now + answer.pause(self._clock.now()))
         if not answer.good:
             self._failing[notice.id] = now
             if self._works:

@@ -46,7 +46,8 @@ class Sender:
             async with self._session.post(
                 self._url, data=message.body, headers=message.headers, allow_redirects=False
             ) as response:
-                return Answer(status=response.status, retry_after=response.headers.get("Retry-After"))
+                headers = response.headers
+                return Answer(status=response.status, retry_after=headers.get("Retry-After"), date=headers.get("Date"))
         except TimeoutError:
             return Answer(why="timeout")
         except aiohttp.ClientConnectorCertificateError:

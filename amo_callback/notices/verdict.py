@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from amo_callback.schedule import retry_after
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,6 +36,7 @@ class Answer:
     why: str | None = None
     """Where no status came: a word of ours."""
     retry_after: str | None = None
+    date: str | None = None
 
     @property
     def good(self) -> bool:
@@ -45,13 +48,11 @@ class Answer:
         """What went wrong, in a word that quotes nothing."""
         return self.why or f"status_{self.status}"
 
-    @property
-    def pause(self) -> float:
-        """Seconds for which the receiver wants nothing at all."""
-        asked = self.retry_after or ""
-        if self.status not in _PAUSES or not (asked.isascii() and asked.isdecimal() and len(asked) < 10):
+    def pause(self, now: datetime) -> float:
+        """Return the seconds for which the receiver wants nothing at all."""
+        if self.status not in _PAUSES:
             return 0.0
-        return min(float(asked), MOST_PATIENCE)
+        return min(retry_after(self.retry_after, date=self.date, now=now) or 0.0, MOST_PATIENCE)
 
 
 def next_try(notice: Notice, answer: Answer, *, now: datetime, random: Callable[[], float]) -> datetime | None:
@@ -59,7 +60,7 @@ def next_try(notice: Notice, answer: Answer, *, now: datetime, random: Callable[
     if answer.status == HTTPStatus.GONE:  # the receiver says that it wants no more
         return None
     wait = WAITS[min(max(notice.tries, 1), len(WAITS)) - 1] * (1 + _JITTER * (2 * random() - 1))
-    again = now + timedelta(seconds=math.ceil(max(wait, answer.pause)))
+    again = now + timedelta(seconds=math.ceil(max(wait, answer.pause(now))))
     if again > notice.at + TRYING and notice.tries >= LEAST_TRIES:
         return None
     return again

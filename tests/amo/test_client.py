@@ -6,13 +6,16 @@ import asyncio
 import math
 import socket
 import time
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from amo_callback import __version__
+from amo_callback.alone import Alone
+from amo_callback.amo.pace import Pace
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import (
     AccountNotAllowed,
@@ -25,9 +28,10 @@ from amo_callback.errors import (
 )
 from amo_callback.ports import Priority
 from tests.conftest import HOST, Amo, amo_client
+from tests.fakes import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from amo_callback.amo.client import AmoClient
     from tests.fakes import FakeClock
@@ -130,7 +134,16 @@ async def _raw_amo(amo: Amo, answer: bytes, *, asleep: float = 0.0) -> AsyncIter
         yield
 
 
+REQUESTS: dict[str, Callable[[AmoClient], Awaitable[object]]] = {
+    "refresh": lambda client: client.refresh(refresh_token="r", domain=HOST, not_after=math.inf),
+    "exchange": lambda client: client.exchange(code=b"c", domain=HOST, not_after=math.inf),
+    "look_up": lambda client: client.look_up(refresh_token="r", api_domain="api-b.amocrm.ru", account_id="7"),
+    "ask_about": lambda client: client.ask_about(access_token="a", domain=HOST, account_id="7"),
+}
 PAIR = b'{"token_type": "Bearer", "expires_in": 86400, "access_token": "a", "refresh_token": "r"}'
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(PAIR), PAIR)
 
 
 async def test_a_whole_pair_in_a_broken_frame_is_a_pair(amo: Amo, clock: FakeClock) -> None:
@@ -152,8 +165,7 @@ async def test_a_whole_refusal_in_a_broken_frame_is_open(amo: Amo, clock: FakeCl
 
 async def test_an_answer_that_came_while_the_process_was_stopped_is_read(amo: Amo, clock: FakeClock) -> None:
     """A process that wakes after its timeout finds the answer in its socket, and reads it before it gives up."""
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(PAIR)
-    async with _raw_amo(amo, head + PAIR, asleep=1.1), amo_client(amo, clock, timeout=1.0) as client:
+    async with _raw_amo(amo, ANSWER, asleep=1.1), amo_client(amo, clock, timeout=1.0) as client:
         issued = await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
     assert issued.pair.refresh_token == "r"
 
@@ -202,6 +214,86 @@ async def test_429_pauses_everybody(client: AmoClient, amo: Amo) -> None:
     done, _ = await asyncio.wait({slot}, timeout=0.1)
     assert not done
     slot.cancel()
+
+
+@pytest.mark.parametrize("request_of", REQUESTS)
+async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
+    amo: Amo, clock: FakeClock, request_of: str
+) -> None:
+    """A 429 to a refresh, an exchange and a look-up alike holds everything back until the date in `Retry-After`."""
+
+    async def refuse(_: web.Request) -> web.Response:
+        dates = {"Date": "Sun, 01 Nov 2026 07:00:00 GMT", "Retry-After": "Sun, 01 Nov 2026 07:02:00 GMT"}
+        return web.Response(status=429, headers=dates)
+
+    async with TestServer(_app(refuse)) as server:
+        amo.address = f"{server.host}:{server.port}"
+        pace = Pace(per_second=5, shared=Alone(clock=clock), clock=clock, observer=Witness())
+        async with amo_client(amo, clock, pace=pace) as client:
+            with suppress(RateLimited):
+                await REQUESTS[request_of](client)
+            slot = asyncio.ensure_future(client.slot(Priority.EXPECTED))
+            await clock.until_sleeping(120)
+            clock.advance(119.9)
+            assert not slot.done()
+            await clock.until_sleeping()
+            clock.advance(0.2)
+            await slot
+
+
+class Held:
+    """A rate limit that lets no request leave until a test says so."""
+
+    def __init__(self) -> None:
+        self.came, self.go, self.may_leave = asyncio.Event(), asyncio.Event(), True
+
+    async def leave(self, _priority: Priority, *, limit: float) -> bool:
+        assert limit > 0
+        self.came.set()
+        await self.go.wait()
+        return self.may_leave
+
+    async def close(self) -> None:
+        return
+
+
+async def test_the_wait_to_leave_takes_nothing_from_amos_time_to_answer(amo: Amo, clock: FakeClock) -> None:
+    """A request that waits to leave for longer than the timeout is sent, and its answer is read."""
+    pace = Held()
+    async with _raw_amo(amo, ANSWER), amo_client(amo, clock, timeout=1.0, pace=cast("Pace", pace)) as client:
+        refreshing = asyncio.ensure_future(client.refresh(refresh_token="old", domain=HOST, not_after=math.inf))
+        await pace.came.wait()
+        asyncio.get_running_loop().call_later(1.2, pace.go.set)
+        assert (await refreshing).pair.refresh_token == "r"
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_request_that_waits_too_long_to_leave_is_not_sent(amo: Amo, clock: FakeClock, late: bool) -> None:  # noqa: FBT001 -- because each is a reason
+    """After `not_after`, or where the rate limit does not let it leave, nothing reaches AMO and nothing is spent."""
+    pace = Held()
+    pace.may_leave = late
+    async with amo_client(amo, clock, pace=cast("Pace", pace)) as client:
+        not_after = clock.monotonic() + 10
+        refreshing = asyncio.ensure_future(client.refresh(refresh_token="r", domain=HOST, not_after=not_after))
+        await pace.came.wait()
+        clock.advance(10.1 if late else 0)
+        pace.go.set()
+        with pytest.raises(NotSent):
+            await refreshing
+    assert amo.sandbox.requests == 0
+
+
+@pytest.mark.parametrize("request_of", REQUESTS)
+async def test_every_request_waits_until_it_may_leave(amo: Amo, clock: FakeClock, request_of: str) -> None:
+    """Refreshes, exchanges, introspection and token questions are counted by the same limit."""
+    pace = Held()
+    pace.may_leave = False
+    pace.go.set()
+    async with amo_client(amo, clock, pace=cast("Pace", pace)) as client:
+        with suppress(NotSent):
+            await REQUESTS[request_of](client)
+    assert pace.came.is_set()
+    assert (amo.sandbox.requests, amo.sandbox.look_ups) == (0, 0)
 
 
 def test_a_domain_is_checked_and_the_default_stands_in(client: AmoClient) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,12 +13,13 @@ from amo_callback.alone import Alone
 from amo_callback.amo.pace import Pace
 from amo_callback.errors import StoreUnavailable
 from amo_callback.ports import Priority
-from tests.fakes import Witness
+from amo_callback.slots import Kind
+from tests.fakes import Witness, most_in_a_second
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from amo_callback.slots import Asked, Kind
+    from amo_callback.slots import Asked
     from tests.fakes import FakeClock
 
 
@@ -189,6 +192,164 @@ async def test_a_check_that_is_cancelled_takes_no_share(clock: FakeClock, priori
     await asyncio.gather(first, patient)
 
 
+# --- where requests leave -------------------------------------------------------------------------
+
+
+class Exit:
+    """Requests that have a slot and are ready to leave, and the times at which they do."""
+
+    def __init__(self, pace: Pace, clock: FakeClock) -> None:
+        self.pace, self.clock = pace, clock
+        self.left: list[tuple[str, float]] = []
+
+    def leave(self, name: str = "request", *, limit: float = 60.0) -> asyncio.Task[bool]:
+        async def leave() -> bool:
+            if may := await self.pace.leave(Priority.BACKGROUND, limit=limit):
+                self.left.append((name, self.clock.monotonic()))
+            return may
+
+        return asyncio.create_task(leave())
+
+
+async def _granted(pace: Pace, clock: FakeClock, slots: int) -> None:
+    """Take so many slots, one after the other."""
+    for number in range(slots):
+        await pace.slot(Priority.BACKGROUND)
+        if number < slots - 1:
+            clock.advance(0.2)
+
+
+async def test_requests_leave_an_interval_apart_in_the_order_in_which_they_are_ready(clock: FakeClock) -> None:
+    """Three requests whose claims return at the same moment do not leave at the same moment."""
+    pace = _pace(clock, per_second=5)
+    await _granted(pace, clock, 3)
+    ready, start = Exit(pace, clock), clock.monotonic()
+    tasks = [ready.leave(name) for name in "abc"]
+    for _ in range(50):
+        await _settle()
+        clock.advance(0.01)
+    assert [name for name, _ in ready.left] == ["a", "b", "c"]
+    assert [at - start for _, at in ready.left] == pytest.approx([0, 0.2, 0.4], abs=0.02)
+    assert await asyncio.gather(*tasks) == [True] * 3
+
+
+async def test_requests_stay_apart_where_the_loop_was_held_up(clock: FakeClock) -> None:
+    """A process that stops for five seconds does not send at once what should have left meanwhile."""
+    pace = _pace(clock, per_second=5)
+    ready = Exit(pace, clock)
+    tasks = [ready.leave() for _ in range(10)]
+    while len(ready.left) < 10:
+        await _settle()
+        clock.advance(5 if len(ready.left) == 3 else 0.05)
+    assert most_in_a_second(*(at for _, at in ready.left)) <= 6
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize(("age", "waits"), [(1.0, 0.0), (1.01, 0.19)])
+async def test_a_slot_older_than_a_second_is_replaced(clock: FakeClock, age: float, waits: float) -> None:
+    """A request that comes with an old slot waits for the next one of the shared state, behind a slot of another."""
+    shared = Alone(clock=clock)
+    pace = Pace(per_second=5, shared=shared, clock=clock, observer=Witness())
+    await pace.slot(Priority.BACKGROUND)
+    clock.advance(age - 0.01)
+    await shared.ask_for_slot(interval=0.2, waiting={Kind.BACKGROUND})  # another process's
+    clock.advance(0.01)
+    ready, start = Exit(pace, clock), clock.monotonic()
+    task = ready.leave()
+    await _settle()
+    assert task.done() == (waits == 0.0)
+    clock.advance(waits)
+    assert await task
+    assert [at for _, at in ready.left] == pytest.approx([start + waits])
+
+
+async def test_each_slot_lets_one_request_leave(clock: FakeClock) -> None:
+    """Two requests cannot leave in the same slot: the second takes one of its own."""
+    shared = Failing(clock)
+    pace = Pace(per_second=1, shared=shared, clock=clock, observer=Witness())
+    ready = Exit(pace, clock)
+    first, second = ready.leave(), ready.leave()
+    for _ in range(2):
+        await _settle()
+        clock.advance(1)
+    await asyncio.gather(first, second)
+    assert [at for _, at in ready.left] == [1000, 1001]
+    assert shared.granted == 2
+
+
+async def test_another_slot_comes_before_first_slots(clock: FakeClock) -> None:
+    """A request that holds a claim does not queue behind those that have not begun."""
+    pace = _pace(clock, per_second=0.2)
+    queue, ready = Queue(pace), Exit(pace, clock)
+    await pace.slot(Priority.BACKGROUND)
+    waiting = [queue.join(str(number), Priority.BACKGROUND) for number in range(3)]
+    await _settle()
+    clock.advance(2)
+    again = ready.leave()
+    await _settle()
+    clock.advance(3)
+    await _settle()
+    assert (queue.served, again.done()) == ([], True)
+    for task in waiting:
+        task.cancel()
+    await pace.close()
+
+
+async def test_a_pause_holds_requests_that_are_ready_to_leave(clock: FakeClock) -> None:
+    """After a 429 no request leaves that was already claimed and connected; it is not sent where that is too long."""
+    pace = _pace(clock, per_second=5)
+    await _granted(pace, clock, 1)
+    await pace.pause(1)
+    ready = Exit(pace, clock)
+    assert not await ready.leave(limit=0.5)
+    patient = ready.leave(limit=2)
+    for _ in range(30):
+        await _settle()
+        clock.advance(0.05)
+    assert await patient
+    assert [at for _, at in ready.left] == pytest.approx([1001], abs=0.26)
+
+
+async def test_a_request_that_may_not_leave_in_time_takes_no_slot(clock: FakeClock) -> None:
+    """A request that gives up leaves the next slot to another one."""
+    pace = _pace(clock, per_second=0.1)
+    queue, ready = Queue(pace), Exit(pace, clock)
+    await ready.leave()
+    late = ready.leave(limit=2)
+    await _settle()
+    clock.advance(2)
+    assert not await late
+    patient = queue.join("patient", Priority.BACKGROUND)
+    await _settle()
+    clock.advance(8)
+    await _settle()
+    assert queue.served == ["patient"]
+    await patient
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_requests_never_leave_faster_than_the_rate_allows(clock: FakeClock, seed: int) -> None:
+    """Whatever claims and connections take, and however late the loop is, a second has one request beyond the rate."""
+    draw = random.Random(seed)  # noqa: S311 -- because a test must be able to repeat what it draws
+    pace = _pace(clock, per_second=5)
+    ready = Exit(pace, clock)
+
+    async def request(came: float, took: float) -> None:
+        await clock.sleep(came)
+        await pace.slot(draw.choice(list(Priority)))
+        await clock.sleep(took)
+        assert await ready.leave(limit=math.inf)
+
+    delays = [0.0, 0.1, 0.5, 0.9, 1.5, 3.5]
+    tasks = [asyncio.create_task(request(draw.uniform(0, 8), draw.choice(delays))) for _ in range(40)]
+    while not all(task.done() for task in tasks):
+        await _settle()
+        clock.advance(draw.choice([0.01, 0.05, 0.05, 0.7]))
+    await asyncio.gather(*tasks)
+    assert most_in_a_second(*(at for _, at in ready.left)) <= 6
+    await pace.close()
+
+
 async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
     """Nothing runs on after the end."""
     pace = _pace(clock, per_second=1)
@@ -211,7 +372,7 @@ class Failing(Alone):
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock=clock)
         self.error: Exception | None = None
-        self.asked = 0
+        self.asked = self.granted = 0
         self.answers = asyncio.Event()
         self.answers.set()
 
@@ -221,6 +382,7 @@ class Failing(Alone):
             raise self.error
         asked = await super().ask_for_slot(interval=interval, waiting=waiting)
         await self.answers.wait()
+        self.granted += asked.kind is not None
         return asked
 
     async def pause(self, seconds: float) -> None:
@@ -265,19 +427,23 @@ async def test_nobody_asks_for_those_who_went_away(clock: FakeClock) -> None:
 
 
 async def test_look_ups_go_on_slowly_while_the_store_is_away(clock: FakeClock) -> None:
-    """One a second: nothing can be claimed, so they ask only whether what is handed out lives; people wait."""
+    """One token check a second may go: nothing can be claimed, so it spends nothing; people and refreshes wait."""
     shared = Failing(clock)
     shared.error = AWAY
     queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
-    tasks = [queue.join(f"look-up {number}", Priority.BACKGROUND) for number in range(3)]
-    tasks.append(queue.join("person", Priority.EXPECTED))
+    tasks = [queue.join(f"look-up {number}", Priority.TOKEN_CHECK) for number in range(3)]
+    tasks += [queue.join("person", Priority.EXPECTED), queue.join("refresh", Priority.BACKGROUND)]
     for seconds in range(4):
         await _settle()
         assert queue.served == [f"look-up {number}" for number in range(min(seconds + 1, 3))]
-        clock.advance(1)
+        clock.advance(0.8)
+        await _settle()
+        clock.advance(0.2)
     shared.error = None
-    await _settle()
-    assert queue.served[-1] == "person"
+    for _ in range(2):
+        await _settle()
+        clock.advance(0.2)
+    assert queue.served[3:] == ["person", "refresh"]
     await asyncio.gather(*tasks)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amo_callback import errors
 from amo_callback.amo.protocol import (
@@ -41,7 +43,7 @@ def test_each_answer_means_what_the_table_says(path: Path) -> None:
     """Each sample answer is read as the meaning written beside it."""
     sample = json.loads(path.read_text(encoding="utf-8"))
     grant_type = GrantType(sample["grant_type"])
-    retry_after = sample["headers"].get("Retry-After")
+    headers = {name: sample["headers"].get(title) for name, title in (("retry_after", "Retry-After"), ("date", "Date"))}
     if sample["means"] == "Issued":
         issued = _read(sample["body"], status=sample["status"], grant_type=grant_type)
         assert issued.pair.refresh_token == sample["body"]["refresh_token"]
@@ -50,7 +52,7 @@ def test_each_answer_means_what_the_table_says(path: Path) -> None:
         assert (issued.account.api_domain, issued.account.token_iat) == ("api-b.amocrm.ru", 1795414171)
         return
     with pytest.raises(AmoCallbackError) as raised:
-        _read(sample["body"], status=sample["status"], grant_type=grant_type, retry_after=retry_after)
+        _read(sample["body"], status=sample["status"], grant_type=grant_type, **headers)
     assert type(raised.value) is getattr(errors, sample["means"])
     assert {key: getattr(raised.value, key) for key in sample["data"]} == sample["data"]
 
@@ -273,17 +275,49 @@ def test_an_unknown_hint_is_short(hint: str, kept: str) -> None:
     [
         ("0", 1),
         ("5", 5),
-        ("999999999", 3600),
-        ("1000000000", 60),
+        ("601", 600),
+        ("999999999", 600),
+        ("9" * 400, 600),
         ("", 60),
         ("-1", 60),
         ("1.5", 60),
         ("x", 60),
         ("٣", 60),
+        (None, 60),
+        ("Mon, 23 Nov 2026 12:02:00 GMT", 120),
+        ("Mon, 23 Nov 2026 11:59:59 GMT", 1),
+        ("Tue, 23 Nov 2027 12:00:00 GMT", 600),
+        ("Mon, 23 Nov 2026 12:02:00 -0000", 120),
+        ("Mon, 99 Nov 2026 12:02:00 GMT", 60),
+        ("Fri, 31 Dec 9999 23:59:59 -2300", 60),
     ],
 )
-def test_retry_after_is_taken_within_reason(value: str, seconds: float) -> None:
-    """`Retry-After` counts in whole seconds, from one second to an hour; whatever else is a minute."""
+@pytest.mark.parametrize("grant_type", GrantType)
+def test_retry_after_is_seconds_or_a_date_of_at_most_ten_minutes(
+    value: str | None, seconds: float, grant_type: GrantType
+) -> None:
+    """A 429 means a wait of what `Retry-After` says, from one second to ten minutes, else of a minute."""
     with pytest.raises(errors.RateLimited) as raised:
-        _read("", status=429, retry_after=value)
+        _read("", status=429, grant_type=grant_type, retry_after=value)
     assert raised.value.retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("date", "seconds"), [("Sun, 01 Nov 2026 07:00:00 GMT", 90), ("Sun, 01 Nov 2026 07:02:00 GMT", 1), ("broken", 1)]
+)
+def test_a_date_in_retry_after_is_compared_with_the_answers_own_date(date: str, seconds: float) -> None:
+    """An answer's `Date` header replaces our clock, which may differ from AMO's; an unreadable one does not."""
+    with pytest.raises(errors.RateLimited) as raised:
+        _read("", status=429, retry_after="Sun, 01 Nov 2026 07:01:30 GMT", date=date)
+    assert raised.value.retry_after == seconds
+
+
+DATES = st.from_regex(r"[A-Z][a-z]{2}, [0-9]{2} Nov [0-9]{1,6} [0-9]{2}:00:00 ([+-][0-9]{1,6}|GMT)", fullmatch=True)
+
+
+@given(st.text() | DATES)
+def test_any_retry_after_is_a_wait_of_one_second_to_ten_minutes(value: str) -> None:
+    """No header text fails, and none holds requests back for longer than ten minutes."""
+    with pytest.raises(errors.RateLimited) as raised:
+        _read("", status=429, retry_after=value, date=value)
+    assert 1 <= raised.value.retry_after <= 600

@@ -52,10 +52,13 @@ def test_gone_is_gone() -> None:
 @pytest.mark.parametrize(
     ("status", "asked", "wait"),
     [
-        (429, "120", 120), (503, "120", 120), (503, "1", 5), (429, "99999", 3600), (429, "9" * 30, 5),
-        (429, "-1", 5), (429, "soon", 5), (429, "٣٠", 5), (429, None, 5), (500, "120", 5),
+        (429, "120", 120), (503, "120", 120), (503, "1", 5), (429, "99999", 3600), (429, "9" * 30, 3600),
+        (429, "Mon, 23 Nov 2026 12:02:00 GMT", 120), (503, "Mon, 23 Nov 2026 12:02:00 GMT", 120),
+        (503, "Tue, 24 Nov 2026 12:00:00 GMT", 3600), (429, "Mon, 23 Nov 2026 11:00:00 GMT", 5),
+        (500, "Mon, 23 Nov 2026 12:02:00 GMT", 5), (429, "-1", 5), (429, "soon", 5), (429, "٣٠", 5),
+        (429, None, 5), (500, "120", 5),
     ],
 )  # fmt: skip
 def test_a_wish_for_patience_is_respected_within_reason(status: int, asked: str | None, wait: float) -> None:
-    """Of those who may wish, in seconds, an hour at most, and never for less than the back-off."""
+    """Of those who may wish, in seconds or as a date, an hour at most, and never for less than the back-off."""
     assert _wait(1, status=status, retry_after=asked) == wait

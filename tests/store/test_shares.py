@@ -17,8 +17,8 @@ from amo_callback.clock import SystemClock
 from amo_callback.ports import Priority
 from amo_callback.slots import Kind
 from amo_callback.store import open_store
-from tests.fakes import FakeClock, Instead, Witness
-from tests.postgres import programs, serving_postgres
+from tests.fakes import FakeClock, Instead, RecordedPace, Traffic, Witness, most_in_a_second
+from tests.postgres import in_our_time, programs, serving_postgres
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from amo_callback.ports import Shared, Store
     from amo_callback.slots import Asked
-    from tests.postgres import Databases
+    from tests.postgres import Databases, WrittenClock
 
 INTERVAL = 0.01
 LONG = 60.0
@@ -124,6 +124,40 @@ async def test_a_pause_at_one_instance_holds_at_the_other(one: Shared, other: Sh
     asked = await other.ask_for_slot(interval=INTERVAL, waiting=set(Kind))
     assert asked.kind is None
     assert LONG / 2 < asked.wait <= LONG
+
+
+@pytest.mark.parametrize("stalled", [0.9, 3.5])
+async def test_three_instances_send_at_most_three_requests_beyond_the_rate(
+    postgres: Databases, clock: WrittenClock, stalled: float
+) -> None:
+    """A stall commits the claims of all instances at once; together they stay near the rate, before it and after."""
+    async with in_our_time(postgres, clock) as url, _open(url) as a, _open(url) as b, _open(url) as c:
+        traffic, committed = Traffic(), asyncio.Event()
+        paces = [
+            RecordedPace(Pace(per_second=5, shared=traffic.watch(shared), clock=clock, observer=Witness()), clock)
+            for shared in (a, b, c)
+        ]
+
+        async def refresh(pace: RecordedPace) -> bool:
+            await pace.slot(Priority.BACKGROUND)
+            await committed.wait()
+            return await pace.leave(Priority.BACKGROUND, limit=60)
+
+        refreshes = [asyncio.create_task(refresh(pace)) for pace in paces for _ in range(8)]
+        began = clock.monotonic()
+        while not all(refresh.done() for refresh in refreshes):
+            await traffic.until_quiet()
+            if clock.monotonic() - began >= stalled:
+                committed.set()
+                await traffic.until_quiet()
+            clock.advance(0.05)
+        assert all(refresh.result() for refresh in refreshes)
+        for pace in paces:
+            await pace.close()
+    sent = [at for pace in paces for at in pace.sent]
+    assert len(sent) == len(refreshes)
+    assert most_in_a_second(*sent) <= 5 + 3
+    assert max(most_in_a_second(*pace.sent) for pace in paces) <= 5 + 1
 
 
 # --- places ---------------------------------------------------------------------------------------

@@ -1,0 +1,160 @@
+"""The rate limit where requests leave: also after the store has stalled, and over many connections at once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sqlite3
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.alone import Alone
+from amo_callback.amo.pace import Pace
+from amo_callback.errors import Busy, ShuttingDown
+from amo_callback.model import Demand
+from tests.conftest import amo_client
+from tests.fakes import FailingStore, Instead, RecordedPace, most_in_a_second
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.custody.keeper import Keeper
+    from amo_callback.model import Connection
+    from tests.custody.house import House
+
+RATE = 5
+
+
+def _uncounted(client: AmoClient) -> Any:
+    """Return a client whose calls are no traffic: a request that waits must not keep time from passing."""
+    calls = ("slot", "refresh", "exchange", "look_up", "ask_about")
+    return Instead(client, **{name: _plain(getattr(client, name)) for name in calls})
+
+
+def _plain(method: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+    def call(*args: object, **kwargs: object) -> Awaitable[object]:
+        return method(*args, **kwargs)
+
+    return call
+
+
+@asynccontextmanager
+async def _paced(house: House) -> AsyncIterator[RecordedPace]:
+    """Have the house speak to AMO at a limited rate, in the test's time."""
+    pace = Pace(per_second=RATE, shared=Alone(clock=house.clock), clock=house.clock, observer=house.witness)
+    recorded = RecordedPace(pace, house.clock)
+    async with amo_client(house.amo, house.clock, pace=cast("Pace", recorded)) as client:
+        house.client = _uncounted(client)
+        yield recorded
+
+
+async def _fleet(house: House, size: int) -> list[Connection]:
+    """Connect so many accounts."""
+    connections = []
+    for number in range(size):
+        account = house.amo.vendor.open_account(f"shop{number}.amocrm.ru")
+        code = house.amo.vendor.allow(account).encode()
+        issued = await house.client.exchange(code=code, domain=account.host, not_after=math.inf)
+        connections.append(await house.keep(issued, domain=account.host))
+    return connections
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold SQLite's write lock, as another process may."""
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.rollback()
+        other.close()
+
+
+async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(house: House, tmp_path: Path) -> None:
+    """Another process holds SQLite's write lock for 3.5 s; then 16 claims are committed at once, and none is lost."""
+    connections = await _fleet(house, 16)
+    async with _paced(house) as pace:
+        keeper = house.make_keeper(amo=house.client)
+        with _locked(tmp_path / "amo-callback.db"):
+            refreshes = [asyncio.create_task(keeper.refresh(each.id, demand=Demand.FORCED)) for each in connections]
+            began = house.clock.monotonic()
+            while house.clock.monotonic() < began + 3.5 or house.traffic.calls["claim"] < len(connections):
+                for _ in range(30):
+                    await asyncio.sleep(0)
+                house.clock.advance(0.05)
+        while not all(refresh.done() for refresh in refreshes):
+            await house.pass_time(0.05, step=0.05)
+        await asyncio.gather(*refreshes)
+        await pace.close()
+    assert len(pace.sent) == len(connections)
+    assert most_in_a_second(*pace.sent) <= RATE + 1
+    assert house.amo.vendor.ledger.doubles() == 0
+
+
+@asynccontextmanager
+async def _claimed_late(house: House, connection: Connection, *, pause: float) -> AsyncIterator[_Late]:
+    """Refresh a connection whose claim takes two seconds, in which AMO asks for a pause."""
+    async with _paced(house) as pace:
+
+        class Slow(FailingStore):
+            async def claim(self, *args: Any, **more: Any) -> Connection | None:
+                claimed = await house.store.claim(*args, **more)
+                await pace.pause(pause)
+                house.clock.advance(2)
+                return claimed
+
+        keeper = house.make_keeper(store=Slow(house.store, house.clock), amo=house.client)
+        began = house.clock.monotonic()
+        refresh = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+        await house.clock.until_sleeping(pause - 2)
+        assert pace.sent == []
+        yield _Late(keeper=keeper, pace=pace, refresh=refresh, began=began)
+        await pace.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Late:
+    keeper: Keeper
+    pace: RecordedPace
+    refresh: asyncio.Task[Connection]
+    began: float
+
+
+async def test_a_claim_that_returns_late_waits_for_another_slot(house: House) -> None:
+    """A slot is good for a second: a request whose claim took longer is sent in a new one."""
+    connection = await house.connect()
+    async with _claimed_late(house, connection, pause=30) as late:
+        house.clock.advance(28)
+        await late.refresh
+        assert late.pace.sent == [late.began + 30]
+
+
+async def test_a_claim_whose_next_slot_comes_too_late_is_given_back(house: House) -> None:
+    """Where the lease would end under the request nothing is sent, and the claim is given back as no failure."""
+    connection = await house.connect()
+    async with _claimed_late(house, connection, pause=60) as late:
+        house.clock.advance(53)
+        with pytest.raises(Busy):
+            await late.refresh
+        await _check_given_back(house, connection, late)
+
+
+async def test_a_claim_that_waits_for_another_slot_is_given_back_at_the_end(house: House) -> None:
+    """A process that ends does not wait for a slot: nothing is sent, and another process can claim at once."""
+    connection = await house.connect()
+    async with _claimed_late(house, connection, pause=30) as late:
+        late.keeper.stop()
+        with pytest.raises(ShuttingDown):
+            await late.refresh
+        await _check_given_back(house, connection, late)
+
+
+async def _check_given_back(house: House, connection: Connection, late: _Late) -> None:
+    stored = await house.now(connection)
+    assert (late.pace.sent, stored.attempt, stored.failures, stored.last_error) == ([], None, 0, None)
