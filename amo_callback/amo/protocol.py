@@ -115,6 +115,8 @@ class Answer:
     retry_after: str | None = None
     request_id: str | None = None
     truncated: bool = False
+    is_problem: bool = False
+    """Whether its type is problem+json: AMO's own words, not a proxy's page."""
 
 
 class GrantType(Enum):

@@ -90,6 +90,7 @@ class Wire:
             received.status = response.status
             received.retry_after = response.headers.get("Retry-After")
             received.request_id = response.headers.get("X-Request-ID")
+            received.is_problem = response.content_type == "application/problem+json"
             async for chunk in response.content.iter_chunked(16 * 1024):
                 received.body += chunk
                 if len(received.body) > ANSWER_LIMIT:
@@ -104,6 +105,7 @@ class _Received:
     body: bytearray = field(default_factory=bytearray, repr=False)
     retry_after: str | None = None
     request_id: str | None = None
+    is_problem: bool = False
 
     @property
     def is_pair(self) -> bool:
@@ -118,6 +120,7 @@ class _Received:
             truncated=len(self.body) > ANSWER_LIMIT,
             retry_after=self.retry_after,
             request_id=self.request_id,
+            is_problem=self.is_problem,
         )
 
 
