@@ -150,9 +150,14 @@ class Exchanger:
         try:
             if await self._unsaved.save(granted, connection=connection, events=[connected]) is None:
                 # A later grant's pair was stored meanwhile, or the connection was disconnected.
-                superseded = Event(name="grant.superseded", level=Level.WARNING, connection_id=connection.id)
-                await remember(superseded, store=self._store, observer=self._observer)
                 ended = await self._store.grant(grant.code_hash) or ended
+                superseded = Event(
+                    name="grant.superseded",
+                    level=Level.WARNING,
+                    connection_id=connection.id,
+                    fields={"support_code": support_code(grant.code_hash), "word": ended.error},
+                )
+                await remember(superseded, store=self._store, observer=self._observer)
             else:
                 self._observer(connected)
                 self._connected(connection)

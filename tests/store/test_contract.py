@@ -373,7 +373,7 @@ async def test_a_pair_that_amo_issued_is_remembered_by_its_client(store: Store) 
     """A grant proves the client id, a refresh as well, also once the connection is gone; an import proves nothing."""
     assert not await store.pair_obtained("granted")
     stored = await save(store, a_connection(1, client_id="granted"))
-    assert await store.disconnect(stored, at=START)
+    assert await store.disconnect(stored, on_request=True)
     theirs = a_connection(2, client_id="imported", refreshed_at=START)
     event = Event(name="connection.imported", connection_id=theirs.id)
     assert await store.bring([Brought(connection=theirs, over=None, event=event)]) == []

@@ -11,7 +11,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.grant import support_code
 from amo_callback.model import fingerprint
-from tests.conftest import BASE, HOST
+from tests.conftest import ADMIN_KEY, BASE, HOST
 
 if TYPE_CHECKING:
     from tests.conftest import Answer, Running
@@ -139,3 +139,18 @@ async def test_a_link_that_cannot_be_followed_is_logged(app: Running) -> None:
     """Also before AMO's consent page."""
     page = await app.public(f"{BASE}/connect?state=a&state=b", headers={"Accept": "text/html"})
     assert _line(app, page) == _refused("invalid_request", error="invalid_request", refused="query")
+
+
+async def test_a_grant_that_a_disconnect_ended_is_logged(app: Running) -> None:
+    """Its pair came too late, and the page says `code_expired`."""
+    await app.connected()
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    coming = asyncio.create_task(app.callback(app.query(), html=True))
+    await app.amo.sandbox.until_asked(2)
+    assert (
+        await app.private(f"/connections/account:{app.amo.account.id}", method="DELETE", key=ADMIN_KEY)
+    ).status < 300
+    app.amo.sandbox.go_on.set()
+    page = await app.public((await coming).location)
+    line = _line(app, page)
+    assert (line["event"], line["word"]) == ("grant.superseded", "code_expired")
