@@ -41,6 +41,8 @@ WORDS: Mapping[str, Word] = MappingProxyType(
     }
 )
 """Every `error` that the link may have."""
+OURS_OR_AMOS = ("amo_unavailable", "auth_failed")
+"""Those whose cause may be this service or AMO, and not the person or the sender of the link."""
 
 
 def success_link(base: str, *, hand_back: HandBack, code: bytes, state: bytes | None) -> str:

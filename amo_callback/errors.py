@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from typing import ClassVar
 
-_TOLD = frozenset({"what", "status", "hint", "request_id"})
+_TOLD = frozenset({"what", "status", "title", "hint", "request_id", "refused", "account_id"})
 
 
 class AmoCallbackError(Exception):
@@ -26,6 +26,13 @@ class AmoCallbackError(Exception):
     """AMO's HTTP status, where an answer of AMO's is what went wrong."""
     request_id: str | None = None
     """AMO's name for that answer: its support can look it up."""
+    title: str | None = None
+    hint: str | None = None
+    """AMO's words in that answer, as they may be logged."""
+    rejects_client: bool = False
+    """Whether that answer rejects our client id, secret or redirect URI, and not what was presented."""
+    refused: str | None = None
+    """The kind of value in a callback that is refused."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or inspect.cleandoc(type(self).__doc__ or self.code))
@@ -34,6 +41,8 @@ class AmoCallbackError(Exception):
     def fields(self) -> dict[str, object]:
         """What a log line tells of it."""
         told: dict[str, object] = {"error": self.code}
+        if self.refused is not None:
+            told["refused"] = self.refused
         told.update({name: value for name, value in vars(self).items() if name in _TOLD and value is not None})
         return told
 
@@ -49,48 +58,61 @@ class InvalidRequest(PersonMustAct):
     """The callback's query is broken, doubled or too long."""
 
     code = word = "invalid_request"
+    refused = "query"
 
 
 class InvalidState(PersonMustAct):
     """The state was not issued here, or is older than half an hour, or was used with another code."""
 
     code = word = "invalid_state"
+    refused = "state"
 
 
 class AccountNotAllowed(PersonMustAct):
     """The account, or the host that the callback names, is not one that may connect here."""
 
     code = word = "account_not_allowed"
+    refused = "host"
+
+    def __init__(self, account_id: str | None = None) -> None:
+        super().__init__()
+        if account_id is not None:
+            self.refused, self.account_id = "account", account_id
 
 
 class TooManyUnproven(PersonMustAct):
     """One address has sent more codes than AMO accepted: see [limits]."""
 
     code = word = "rate_limited"
+    refused = "address"
 
 
 class CodeExpired(PersonMustAct):
     """The authorization code is older than its 20 minutes."""
 
     code = word = "code_expired"
+    refused = "code"
 
 
 class GrantExpired(PersonMustAct):
     """The authorization code was seen here, more than 20 minutes ago."""
 
     code = word = "code_expired"
+    refused = "code"
 
 
 class CodeUsed(PersonMustAct):
     """The authorization code was already spent, and not by us."""
 
     code = word = "code_used"
+    refused = "code"
 
 
 class AuthFailed(PersonMustAct):
     """AMO cannot read the authorization code, or refuses it for a reason it does not tell."""
 
     code = word = "auth_failed"
+    refused = "code"
 
 
 class RefreshTokenDead(PersonMustAct):
@@ -168,6 +190,7 @@ class UnknownRefusal(MustWait):
 
     code = "unknown_refusal"
     word = "auth_failed"
+    hint: str
 
     def __init__(self, *, status: int, hint: str) -> None:
         super().__init__()
@@ -266,6 +289,7 @@ class ClientRefused(MustMend):
     """AMO refuses our client_id, client_secret or redirect_uri: compare them with the integration's page."""
 
     code = "amo_credentials"
+    hint: str
 
     def __init__(self, hint: str) -> None:
         super().__init__()

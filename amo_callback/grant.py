@@ -28,6 +28,12 @@ class Redirect:
     """The account's host, checked."""
     error: str | None = None
     """The deep link's word for what is wrong, found before AMO is asked."""
+    refused: str | None = None
+    """The kind of value that is wrong."""
+    refused_host: str | None = None
+    """That value, where it is a host that may be logged."""
+    support: str | None = None
+    """The support code of the code that came with it."""
     from_server: bool = False
     """Sent by AMO's own server: no browser, no person."""
     from_widget: bool = False

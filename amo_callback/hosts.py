@@ -13,6 +13,21 @@ VENDOR_SUFFIXES = (".amocrm.ru", ".amocrm.com", ".kommo.com")
 _HOST = re.compile(rb"(?:https?://)?([a-z0-9.-]{1,253})/?", re.IGNORECASE)
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
+_LOGGABLE = re.compile(
+    rb"(?:https?://)?((?:[a-z0-9-]{1,63}\.){0,6}(?:[a-z]{2,20}|xn--[a-z0-9-]{1,16}|[0-9]{1,3}))(?::[0-9]{1,5})?(?:/.*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_LONGEST_LOGGED = 64
+
+
+def loggable_host(value: bytes) -> str | None:
+    """Return the host that a refused value names, or `None` where it may be anything else: a token, a code.
+
+    The last label has at most 20 letters, so no value of 128 random bits or more passes, whatever is before it.
+    """
+    match = _LOGGABLE.fullmatch(value)
+    return match[1].decode("ascii").lower() if match is not None and len(match[1]) <= _LONGEST_LOGGED else None
+
 
 def check_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
     """Return the account's host in lower case, or `None` for one that must never see our secret.

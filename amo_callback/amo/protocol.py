@@ -118,6 +118,8 @@ class Answer:
     date: str | None = None
     request_id: str | None = None
     truncated: bool = False
+    is_problem: bool = False
+    """Whether its type is problem+json: AMO's own words, not a proxy's page."""
 
 
 class GrantType(Enum):
@@ -143,6 +145,8 @@ _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]],
 }
 """The refusals that are the person's to mend: these words and no others are final."""
 
+_REJECTED_CLIENT = re.compile(r"check the `?(?:client_id|client_secret|redirect_uri)`? parameter")
+"""AMO's hints for a wrong client, whatever was presented; a problem+json 401 without a hint means the same."""
 _CLIENT_REFUSALS = re.compile(
     r"check the `?(?!refresh_token\b)\w+`? parameter"
     r"|token is not linked to client"
@@ -153,7 +157,7 @@ _CLIENT_REFUSALS = re.compile(
 def read_answer(answer: Answer, *, grant_type: GrantType, now: datetime, allowed: Sequence[str] = ()) -> Issued:
     """Return the issued pair; raises what the answer means.
 
-    Each error knows the answer's status and request id.
+    Each error knows the answer's status and request id, AMO's words, and whether these reject our client.
     `OutcomeOpen` where it does not tell whether the credential was spent, and `PersonMustAct`, `MustWait` or
     `MustMend` where it was not. Expiry is counted from `now`, our own clock: a constant offset between the
     clocks cancels out.
@@ -161,8 +165,20 @@ def read_answer(answer: Answer, *, grant_type: GrantType, now: datetime, allowed
     try:
         return _read(answer, grant_type, now, allowed)
     except AmoCallbackError as error:
-        error.status, error.request_id = answer.status, _request_id(answer)
+        _describe(error, answer)
         raise
+
+
+def _describe(error: AmoCallbackError, answer: Answer) -> None:
+    """Add to an error what the log and the operator need of the answer."""
+    problem = json_object(answer.body)
+    title, hint = (_words((problem or {}).get(name)) for name in ("title", "hint"))
+    error.status, error.request_id = answer.status, _request_id(answer)
+    error.title, error.hint = title or None, error.hint or hint or None
+    if hint:
+        error.rejects_client = answer.status in {400, 401} and bool(_REJECTED_CLIENT.match(hint.lower()))
+    else:
+        error.rejects_client = answer.status == 401 and answer.is_problem and problem is not None
 
 
 def _read(answer: Answer, grant_type: GrantType, now: datetime, allowed: Sequence[str]) -> Issued:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from amo_callback.grant import MAX_CODE, MAX_STATE, Redirect
-from amo_callback.hosts import check_host
+from amo_callback.grant import MAX_CODE, MAX_STATE, Redirect, support_code
+from amo_callback.hosts import check_host, loggable_host
+from amo_callback.model import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,25 +38,25 @@ def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: 
         from_server=found.get(b"from_exchange") == b"1",
         from_widget=found.get(b"from_widget") == b"1",
     )
+    support = support_code(fingerprint(code)) if code else None
+    refused = partial(dataclasses.replace, redirect, support=support)
     if broken or len(code or b"") > MAX_CODE:
-        return _refused(redirect, "invalid_request")
+        return refused(error="invalid_request", refused="query")
     if found.get(b"error"):
-        return _refused(redirect, "access_denied" if found[b"error"] == b"access_denied" else "auth_failed")
+        word = "access_denied" if found[b"error"] == b"access_denied" else "auth_failed"
+        return refused(error=word, refused="error")
     if not code:
-        return _refused(redirect, "missing_code")
+        return refused(error="missing_code", refused="code")
     referer = found.get(b"referer") or (default_domain or "").encode()
     if not referer:
-        return _refused(redirect, "invalid_request")
+        return refused(error="invalid_request", refused="host")
     domain = check_host(referer, allowed=allowed_domains)
     if domain is None:
-        return _refused(redirect, "account_not_allowed")
+        host = None if referer in {code, state} else loggable_host(referer)
+        return refused(error="account_not_allowed", refused="host", refused_host=host)
     if not _is_utf8(code):
-        return _refused(redirect, "auth_failed")  # no JSON body can carry it, so AMO never issued it
+        return refused(error="auth_failed", refused="code")  # no JSON body can carry it, so AMO never issued it
     return dataclasses.replace(redirect, code=code, domain=domain)
-
-
-def _refused(redirect: Redirect, error: str) -> Redirect:
-    return dataclasses.replace(redirect, error=error)
 
 
 def _parameters(query: bytes) -> tuple[dict[bytes, bytes], bool]:

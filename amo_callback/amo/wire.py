@@ -102,6 +102,7 @@ class Wire:
             received.retry_after = response.headers.get("Retry-After")
             received.date = response.headers.get("Date")
             received.request_id = response.headers.get("X-Request-ID")
+            received.is_problem = response.content_type == "application/problem+json"
             async for chunk in response.content.iter_chunked(16 * 1024):
                 received.body += chunk
                 if len(received.body) > ANSWER_LIMIT:
@@ -117,6 +118,7 @@ class _Received:
     retry_after: str | None = None
     date: str | None = None
     request_id: str | None = None
+    is_problem: bool = False
 
     @property
     def is_pair(self) -> bool:
@@ -132,6 +134,7 @@ class _Received:
             retry_after=self.retry_after,
             date=self.date,
             request_id=self.request_id,
+            is_problem=self.is_problem,
         )
 
 

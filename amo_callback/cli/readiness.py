@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -32,6 +32,8 @@ class Ready:
     """What each check that is not good says."""
     seconds: float
     """How long it took to say so."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """What each check says."""
 
     @property
     def only_frozen(self) -> bool:
@@ -74,8 +76,10 @@ def _read(status: int, content: Any, *, seconds: float) -> Ready:  # noqa: ANN40
     if status not in {200, 503} or not isinstance(checks, dict) or not checks:
         raise NotUnderstood(f"status {status} and no list of checks")
     known = {str(name): dict(check) for name, check in checks.items() if isinstance(check, dict)}
+    details = {name: str(check.get("detail", "")) for name, check in known.items()}
     return Ready(
         checks={name: check.get("ok") is True for name, check in known.items()},
-        red={name: str(check.get("detail", "")) for name, check in known.items() if check.get("ok") is not True},
+        red={name: details[name] for name, check in known.items() if check.get("ok") is not True},
         seconds=seconds,
+        details=details,
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from amo_callback.cipher import Cipher
+    from amo_callback.custody.credentials import Credentials
     from amo_callback.custody.leases import Leases
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.model import Connection
@@ -32,6 +33,7 @@ class ConnectRules:
     issued_only: bool = False
     """Whether only states are taken that were issued here."""
     allowed_accounts: Collection[str] = ()
+    default_domain: str | None = None
     refresh: RefreshRules = field(default_factory=RefreshRules)
     unproven: int = 30
     window: float = 60.0
@@ -57,6 +59,7 @@ def make_connecting(
     clock: Clock,
     observer: Observer,
     unsaved: Unsaved,
+    credentials: Credentials,
     leases: Leases,
     rules: ConnectRules,
     random: Callable[[], float],
@@ -93,7 +96,10 @@ def make_connecting(
             clock=clock,
             observer=observer,
             unsaved=unsaved,
-            rules=ExchangeRules(allowed_accounts=rules.allowed_accounts, refresh=rules.refresh),
+            credentials=credentials,
+            rules=ExchangeRules(
+                allowed_accounts=rules.allowed_accounts, default_domain=rules.default_domain, refresh=rules.refresh
+            ),
             random=random,
             connected=connected,
         ),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from amo_callback.cipher import Cipher
     from amo_callback.connect.limits import Place
+    from amo_callback.custody.credentials import Credentials
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.grant import AuthorizationRequest
     from amo_callback.ports import AmoOAuth, Clock, Observer, Priority, Store
@@ -44,6 +45,7 @@ class ExchangeRules:
     """Who may connect, and how their pairs are refreshed from then on."""
 
     allowed_accounts: Collection[str] = ()
+    default_domain: str | None = None
     refresh: RefreshRules = field(default_factory=RefreshRules)
 
 
@@ -74,6 +76,7 @@ class Exchanger:
         clock: Clock,
         observer: Observer,
         unsaved: Unsaved,
+        credentials: Credentials,
         rules: ExchangeRules,
         random: Callable[[], float],
         connected: Callable[[Connection], None],
@@ -84,6 +87,7 @@ class Exchanger:
         self._clock = clock
         self._observer = observer
         self._unsaved = unsaved
+        self._credentials = credentials
         self._rules = rules
         self._random = random
         self._connected = connected
@@ -107,6 +111,8 @@ class Exchanger:
                 await what.place.give_back()  # AMO was not asked
             ended = _failed(grant, error)
             self._tell_failed(ended, error, what.domain)
+            expected = what.request is not None or what.domain == self._rules.default_domain
+            await self._credentials.note_refusal(error, host=what.domain, expected=expected)
             await self._store.finish_grant(ended)
             return ended
         except BaseException:
@@ -119,9 +125,10 @@ class Exchanger:
         await self._slot(priority_of(what.request), what.started)
         not_after = what.started + self._rules.refresh.lease - self._amo.timeout
         issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
+        self._credentials.accept()
         if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
             await what.place.give_back()
-            raise AccountNotAllowed
+            raise AccountNotAllowed(issued.account.account_id)
         return issued
 
     async def _save(self, grant: Grant, what: CodeExchange, issued: Issued) -> Grant:
@@ -143,9 +150,14 @@ class Exchanger:
         try:
             if await self._unsaved.save(granted, connection=connection, events=[connected]) is None:
                 # A later grant's pair was stored meanwhile, or the connection was disconnected.
-                superseded = Event(name="grant.superseded", level=Level.WARNING, connection_id=connection.id)
-                await remember(superseded, store=self._store, observer=self._observer)
                 ended = await self._store.grant(grant.code_hash) or ended
+                superseded = Event(
+                    name="grant.superseded",
+                    level=Level.WARNING,
+                    connection_id=connection.id,
+                    fields={"support_code": support_code(grant.code_hash), "word": ended.error},
+                )
+                await remember(superseded, store=self._store, observer=self._observer)
             else:
                 self._observer(connected)
                 self._connected(connection)
@@ -196,7 +208,7 @@ class Exchanger:
 
     def _tell_failed(self, grant: Grant, error: AmoCallbackError, domain: str) -> None:
         level = Level.INFO if isinstance(error, PersonMustAct) else Level.WARNING
-        fields = {"grant": support_code(grant.code_hash), "domain": domain, "word": grant.error, **error.fields}
+        fields = {"support_code": support_code(grant.code_hash), "domain": domain, "word": grant.error, **error.fields}
         self._observer(Event(name="grant.failed", level=level, fields=fields))
 
 

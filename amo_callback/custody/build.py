@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from amo_callback.custody.attempt import Attempts
 from amo_callback.custody.breaker import Breaker
 from amo_callback.custody.checks import Checks
+from amo_callback.custody.credentials import Credentials
 from amo_callback.custody.deadlines import Deadlines
 from amo_callback.custody.farewell import Farewell
 from amo_callback.custody.freezer import Freezer
@@ -46,6 +47,7 @@ class Custody:
     handout: Handout
     checks: Checks
     breaker: Breaker
+    credentials: Credentials
     farewell: Farewell
     freezer: Freezer
     selection: Selection
@@ -54,6 +56,11 @@ class Custody:
     unsaved: Unsaved
     memory: Memory
     surveyor: Surveyor
+
+    @property
+    def credentials_refused(self) -> str | None:
+        """Why AMO does not accept our credentials, in its words; `None` where it is not known to refuse them."""
+        return self.breaker.refused or self.credentials.refused
 
     async def switched_off(self, account_id: str) -> None:
         """Check an account of which AMO's hook says that the integration was switched off there."""
@@ -130,6 +137,7 @@ def make_custody(
         breaker=breaker,
         rules=rules,
     )
+    credentials = Credentials(store=store, clock=clock, observer=observer, client_id=amo.client_id)
     freezer = Freezer(store=store, clock=clock, observer=observer, machine=machine)
     deadlines = Deadlines(store=store, clock=clock, observer=observer)
     refresher = Refresher(
@@ -139,7 +147,7 @@ def make_custody(
         observer=observer,
         checks=checks,
         breaker=breaker,
-        watches=[deadlines.watch, freezer.watch],
+        watches=[deadlines.watch, freezer.watch, credentials.watch],
         leases=leases,
         unsaved=unsaved,
         concurrency=rules.concurrency + math.ceil(rules.concurrency * _AT_THE_DOOR),
@@ -156,6 +164,7 @@ def make_custody(
         handout=Handout(selection=selection, amo=amo, keeper=keeper, liveness=liveness, opened=opened, clock=clock),
         checks=checks,
         breaker=breaker,
+        credentials=credentials,
         farewell=Farewell(store=store, clock=clock, observer=observer),
         freezer=freezer,
         selection=selection,

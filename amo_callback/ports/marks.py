@@ -26,6 +26,9 @@ class Marks(Protocol):
     async def believe_deaths(self) -> None:
         """Believe those that were, and those to come."""
 
+    async def pair_obtained(self, client_id: str) -> bool:
+        """Return whether AMO has ever issued a pair that is or was stored here to this client id; imports aside."""
+
     async def frozen(self) -> Freeze | None:
         """Return since when nothing is spent, and why."""
 

@@ -113,6 +113,7 @@ class Connections(Writer):
             saved = first(await unit.run("save_refreshed", **values_of(refreshed)), rows.connection)
             if not before or saved is None:
                 return None
+            await self._note_pair_obtained(unit, saved.client_id)
             mended = before[0]["status"] == Status.NEEDS_REAUTH
             await self._record(unit, [*events, *([happened("connection.recovered", saved)] if mended else [])], saved)
             return dataclasses.replace(saved, mended=mended)

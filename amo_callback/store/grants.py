@@ -91,6 +91,7 @@ class Grants(Writer):
                 grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.word)
             if granted.owner is not None:
                 await self._bind(unit, granted.connection_id, owner=granted.owner, grant_no=grant.no)
+            await self._note_pair_obtained(unit, granted.connection.client_id)
             await unit.run("finish_grant", **values_of(grant))
             return saved
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from amo_callback.event import Event, Level
 from amo_callback.model import Freeze
 from amo_callback.store.rows import freeze, freeze_value, moment, ticks
-from amo_callback.store.writer import Writer
+from amo_callback.store.writer import Writer, pair_obtained_mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,10 @@ class Marks(Writer):
             await unit.run("believe_deaths")
 
         await self._database.unit(work)
+
+    async def pair_obtained(self, client_id: str) -> bool:
+        """Return whether AMO has ever issued a pair that is or was stored here to this client id."""
+        return bool(await self._database.read("pair_obtained", name=pair_obtained_mark(client_id)))
 
     # --- frozen ----------------------------------------------------------------------------------
 

@@ -85,6 +85,10 @@ class Writer:
         [[serial]] = await unit.run("next_serial")
         return int(serial)
 
+    async def _note_pair_obtained(self, unit: Unit, client_id: str) -> None:
+        """Note, within the unit that stores a pair of AMO's, which client it was issued to; an import is no proof."""
+        await unit.run("note_pair_obtained", name=pair_obtained_mark(client_id), value=b"")
+
     def _event_row(self, event: Event, now: datetime) -> dict[str, object]:
         return {
             "at": now,
@@ -93,6 +97,11 @@ class Writer:
             "process": self._process,
             "details": rows.details(event.fields),
         }
+
+
+def pair_obtained_mark(client_id: str) -> str:
+    """Return the mark's name in `meta`."""
+    return f"pair_obtained {client_id}"
 
 
 def _notice(event: Event, connection: Connection, owners: Sequence[str]) -> str:

@@ -39,6 +39,8 @@ class Ready(TypedDict):
 
 _GOOD: Ready = {"status": "ready", "checks": {"store": {"ok": True, "detail": "works"}}}
 _BAD: Ready = {"status": "not ready", "checks": {"store": {"ok": False, "detail": "no answer for 2 s"}}}
+NOT_PROVEN = "not proven yet"
+"""The detail of `amo_credentials` before any token pair was obtained with the client id."""
 
 
 def oldest_beat(poll_interval: float) -> float:
@@ -84,7 +86,7 @@ class Readiness:
             in_flight=custody.keeper.in_flight,
             unsaved=len(custody.unsaved.names),
             frozen=custody.freezer.frozen is not None,
-            credentials_refused=custody.breaker.refused is not None,
+            credentials_refused=custody.credentials_refused is not None,
             verdicts_held=custody.breaker.held,
             notices_delivered=self._notices_delivered,
         )
@@ -109,9 +111,15 @@ class Readiness:
         return age <= self._oldest_beat, f"last beat {age:.1f} s ago"
 
     def _check_credentials(self) -> tuple[bool, str]:
+        credentials = self._custody.credentials
+        if credentials.refused is not None:
+            return False, (
+                f"AMO refuses exchanges ({credentials.refused}), and none has succeeded yet: compare client id, secret "
+                "and redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
+            )
         refused = self._custody.breaker.refused
         if refused is None:
-            return True, "accepted"
+            return True, "accepted" if credentials.proven else NOT_PROVEN
         return False, (
             f"nothing is refreshed: {refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri with the "
             "integration's page in AMO"

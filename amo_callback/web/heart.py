@@ -62,7 +62,7 @@ class Heart:
         custody, worries = self._custody, []
         if self._store.failing is not None:
             worries.append(f"the database cannot be written ({self._store.failing})")
-        if custody.breaker.refused is not None:
+        if custody.credentials_refused is not None:
             worries.append("AMO refuses our credentials")
         if custody.breaker.held:
             worries.append("too many connections died at once, nothing is refreshed")

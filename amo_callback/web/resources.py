@@ -14,6 +14,7 @@ from amo_callback.amo.wire import open_session
 from amo_callback.connect.build import ConnectRules
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
 from amo_callback.event import Event, Level
+from amo_callback.hosts import check_host
 from amo_callback.notices.courier import Courier
 from amo_callback.notices.sender import open_sender
 from amo_callback.webhook import Signer, read_secrets
@@ -130,6 +131,7 @@ def connect_rules(settings: Settings) -> ConnectRules:
     return ConnectRules(
         issued_only=settings.app.state == "issued",
         allowed_accounts=frozenset(settings.amo.allowed_accounts),
+        default_domain=check_host((settings.amo.default_domain or "").encode(), allowed=settings.amo.allowed_domains),
         refresh=settings.refresh.rules,
         unproven=settings.limits.unproven,
         window=settings.limits.window,

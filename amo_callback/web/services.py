@@ -69,6 +69,7 @@ async def open_services(
             clock=clock,
             observer=observer,
             unsaved=custody.unsaved,
+            credentials=custody.credentials,
             leases=custody.leases,
             rules=connect_rules(settings),
             random=random.random,
@@ -115,6 +116,7 @@ async def _open_custody(
     await custody.freezer.begin()
     await custody.leases.begin()
     await custody.unsaved.restore()
+    await custody.credentials.watch()
     return custody
 
 

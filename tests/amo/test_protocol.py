@@ -321,3 +321,41 @@ def test_any_retry_after_is_a_wait_of_one_second_to_ten_minutes(value: str) -> N
     with pytest.raises(errors.RateLimited) as raised:
         _read("", status=429, retry_after=value, date=value)
     assert 1 <= raised.value.retry_after <= 600
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_only_words_about_the_client_reject_the_client(path: Path) -> None:
+    """Of all sample answers: a hint that names id, secret or redirect URI, or problem+json 401 without a hint."""
+    sample = json.loads(path.read_text(encoding="utf-8"))
+    if sample["means"] == "Issued":
+        return
+    found = []
+    for is_problem in (True, False):
+        with pytest.raises(AmoCallbackError) as raised:
+            _read(
+                sample["body"],
+                status=sample["status"],
+                grant_type=GrantType(sample["grant_type"]),
+                is_problem=is_problem,
+            )
+        found.append(raised.value.rejects_client)
+    expected = [False, False]
+    if path.stem.startswith(("400-check-client-id", "400-check-redirect-uri")):
+        expected = [True, True]
+    elif path.stem.startswith(("401-unknown-client", "401-kommo-unknown-client")):
+        expected = [True, False]
+    assert found == expected
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 500])
+def test_an_error_has_amos_words(status: int) -> None:
+    """Title and hint go into the log: short, and without anything as long as a secret."""
+    secret = "def50200" + "ab" * 40
+    with pytest.raises(AmoCallbackError) as raised:
+        _read({"title": f"No {secret}\n", "hint": "Some words"}, status=status, grant_type=GrantType.CODE)
+    fields = raised.value.fields
+    assert (fields["status"], fields["title"], fields["hint"]) == (status, "No …", "Some words")
+    for body in ("<h1>Not found</h1>", {"title": ["x"], "hint": 7}, {}):
+        with pytest.raises(AmoCallbackError) as raised:
+            _read(body, status=status, grant_type=GrantType.CODE)
+        assert not {"title"} & raised.value.fields.keys()

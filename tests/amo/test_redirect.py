@@ -6,7 +6,7 @@ import pytest
 
 from amo_callback.amo.redirect import read_redirect
 from amo_callback.grant import Redirect
-from amo_callback.hosts import check_host
+from amo_callback.hosts import check_host, loggable_host
 
 JUNK_HOSTS = [
     "evil.com", "a.amocrm.ru.evil.com", "amocrm.ru@evil.com", "evil.com/.amocrm.ru", "a.amocrm.ru:8443", "127.0.0.1",
@@ -50,6 +50,39 @@ def test_a_good_host_is_taken_in_lower_case(given: str, host: str) -> None:
 def test_a_listed_host_is_exact_and_a_listed_suffix_has_one_label(host: str) -> None:
     """The operator's list means what it says."""
     assert check_host(host.encode(), allowed=("crm.example.com", ".test.example")) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ("evil.com", "evil.com"),
+        ("https://Evil.example.com/path?x", "evil.example.com"),
+        ("a.amocrm.ru.evil.com", "a.amocrm.ru.evil.com"),
+        ("evil.com:8443", "evil.com"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("xn--80ak6aa92e.xn--p1ai", "xn--80ak6aa92e.xn--p1ai"),
+        ("localhost", "localhost"),
+        ("x@evil.com", None),
+        ("evil.com\n", None),
+        ("a" * 61 + ".com", None),
+        ("ac1.abcdefghijklmnopqrstuv", None),
+        ("def50200" + "ab" * 20, None),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI0MiJ9.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P", None),
+        ("", None),
+    ],
+)
+def test_a_refused_host_is_named_where_it_can_be_nothing_else(given: str, host: str | None) -> None:
+    """It comes from anybody: short, in the alphabet of hosts, and no secret has its form."""
+    assert loggable_host(given.encode()) == host
+
+
+@pytest.mark.parametrize("value", ["code", "state"])
+def test_a_refused_host_that_is_the_code_or_the_state_is_not_named(value: str) -> None:
+    """A link that was put together wrongly must not bring either of them into the log."""
+    redirect = _read(
+        b"code=short-code.abc&state=my.state&referer=" + {"code": b"short-code.abc", "state": b"my.state"}[value]
+    )
+    assert (redirect.error, redirect.refused, redirect.refused_host) == ("account_not_allowed", "host", None)
 
 
 def _read(query: bytes) -> Redirect:

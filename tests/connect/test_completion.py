@@ -17,6 +17,7 @@ from amo_callback.connect.completion import PATIENCE, Connect
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
 from amo_callback.connect.limits import Rooms, Unproven
 from amo_callback.connect.records import Records
+from amo_callback.custody.credentials import Credentials
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import (
@@ -97,6 +98,9 @@ class Process:
                 clock=self.clock,
                 observer=self.witness,
                 unsaved=self.unsaved,
+                credentials=Credentials(
+                    store=cast("Store", self.failing), clock=self.clock, observer=self.witness, client_id="c619"
+                ),
                 rules=rules or ExchangeRules(),
                 random=lambda: 0.5,
                 connected=self._wake,

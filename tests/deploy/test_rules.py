@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from amo_callback.deeplink import OURS_OR_AMOS
 from amo_callback.observe.metrics import Metrics
 from tests.builders import a_condition, a_survey
 from tests.fakes import START
@@ -65,6 +66,12 @@ def test_each_alert_says_how_bad_it_is_and_what_to_do(name: str, rule: str) -> N
 def test_the_readme_tells_of_no_other_alert() -> None:
     """Each row there is one of the rules."""
     assert set(re.findall(r"^\| `(AmoCallback\w+)` \|", README, re.MULTILINE)) == {name for name, _ in ALERTS}
+
+
+def test_the_callbacks_alert_counts_the_words_that_are_ours_or_amos() -> None:
+    """The check of the running service and the alert agree on whose fault a word is."""
+    [rule] = [rule for name, rule in ALERTS if name == "AmoCallbackCallbacksFailing"]
+    assert f'outcome=~"{"|".join(OURS_OR_AMOS)}"' in rule
 
 
 def _exposed() -> set[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from amo_callback.brought import Brought
 from amo_callback.errors import Frozen, InvalidState
 from amo_callback.event import NOTICES, Event
 from amo_callback.grant import GrantedPair, GrantStatus, IssuedState
@@ -363,6 +364,24 @@ async def test_a_grant_whose_pair_was_discarded_is_refused_unless_the_connection
         (GrantStatus.CONNECTED, None),
         (GrantStatus.REFUSED, "code_expired"),
     ]
+
+
+# --- clients -------------------------------------------------------------------------------------
+
+
+async def test_a_pair_that_amo_issued_is_remembered_by_its_client(store: Store) -> None:
+    """A grant proves the client id, a refresh as well, also once the connection is gone; an import proves nothing."""
+    assert not await store.pair_obtained("granted")
+    stored = await save(store, a_connection(1, client_id="granted"))
+    assert await store.disconnect(stored, on_request=True)
+    theirs = a_connection(2, client_id="imported", refreshed_at=START)
+    event = Event(name="connection.imported", connection_id=theirs.id)
+    assert await store.bring([Brought(connection=theirs, over=None, event=event)]) == []
+    assert [await store.pair_obtained(name) for name in ("granted", "imported", "grant")] == [True, False, False]
+    claimed = await store.claim(a_claim(theirs))
+    assert claimed is not None
+    assert await store.save_refreshed(a_refreshed(claimed)) is not None
+    assert await store.pair_obtained("imported")
 
 
 # --- grants --------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from yarl import URL
 from amo_callback.config_load import load_settings
 from amo_callback.connect.build import Connecting
 from amo_callback.errors import StoreUnavailable
+from amo_callback.grant import support_code
+from amo_callback.model import fingerprint
 from amo_callback.observe.log import make_logger
 from amo_callback.observe.metrics import Metrics
 from amo_callback.web.app import make_apps
@@ -135,6 +137,12 @@ async def test_a_bug_in_the_callback_still_leads_back(doors: Doors) -> None:
     assert (asked.status, asked.location) == (302, "foryoure://amo-crm/callback?error=auth_failed&state=s")
     bug = next(line for line in asked.log if line["event"] == "http.bug")
     assert "ZeroDivisionError" in bug["exception"]
+    [refused] = [line for line in asked.log if line["event"] == "callback.refused"]
+    assert (refused["support_code"], refused["word"], refused["error"]) == (
+        support_code(fingerprint("c")),
+        "auth_failed",
+        "internal_error",
+    )
     assert SECRET not in str(asked)
 
 
@@ -166,6 +174,9 @@ async def test_a_store_that_is_away_is_told_to_each_in_their_words(doors: Doors)
     assert (await doors.ask(away, callback, accept="text/html")).status == 503
     page = await doors.ask(away, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA")
     assert (page.status, 'id="again"' in page.text, 'id="open"' in page.text) == (503, True, False)
+    [line] = [line for line in page.log if line["event"] == "callback.refused"]
+    assert (line["word"], line["error"], line["level"]) == ("amo_unavailable", "store_unavailable", "warning")
+    assert f"<code>{line['support_code']}</code>" in page.text
     assert (await doors.ask(away, f"{BASE}/exchange-code")).status == 503
     problem = await doors.ask(away, "/connections/x/token", private=True)
     assert (problem.status, json.loads(problem.text)["code"]) == (503, "store_unavailable")

@@ -72,12 +72,14 @@ class Beat:
     age: float | None = 0.0
     seconds: float | None = 0.0
     trouble: str | None = None
+    proven = True
+    credentials_refused: str | None = None
 
     @property
     def refresher(self) -> Beat:
         return self
 
-    breaker = unsaved = freezer = surveyor = keeper = refresher
+    breaker = credentials = unsaved = freezer = surveyor = keeper = refresher
 
 
 def _readiness(store: object, custody: object, *, poll_interval: float = 5) -> Readiness:

@@ -45,7 +45,8 @@ class Body:
         self.custody: Any = SimpleNamespace(
             refresher=self,
             unsaved=SimpleNamespace(at_risk=False, names=[]),
-            breaker=SimpleNamespace(refused=None, held=False),
+            breaker=SimpleNamespace(held=False),
+            credentials_refused=None,
             freezer=SimpleNamespace(frozen=None),
             surveyor=SimpleNamespace(last=SimpleNamespace(active=42), trouble=None),
         )
@@ -124,7 +125,7 @@ async def test_it_says_what_is_wrong() -> None:
         made.body.failing = "SQLITE_FULL"
         custody = made.body.custody
         custody.unsaved.names = ["a-1"]
-        custody.breaker.refused, custody.breaker.held = "invalid_client", True
+        custody.credentials_refused, custody.breaker.held = "invalid_client", True
         custody.freezer.frozen = Freeze(at=datetime(2026, 11, 24, tzinfo=UTC), why="asked for", elsewhere=False)
         made.heart.ready()
         [ready, status] = made.supervisor.told[-1]

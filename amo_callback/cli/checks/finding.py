@@ -16,6 +16,8 @@ class Verdict(StrEnum):
     """How something is."""
 
     OK = "ok"
+    NOTE = "note"
+    """Not known yet, which is no fault."""
     WARN = "warn"
     FAIL = "fail"
 
@@ -33,6 +35,11 @@ class Finding:
 def ok(check: str, told: str) -> Finding:
     """Return that something is as it should be."""
     return Finding(check=check, verdict=Verdict.OK, told=told)
+
+
+def note(check: str, told: str, *, fix: str) -> Finding:
+    """Return that something cannot be known yet."""
+    return Finding(check=check, verdict=Verdict.NOTE, told=told, fix=fix)
 
 
 def warn(check: str, told: str, *, fix: str) -> Finding:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from typing import TYPE_CHECKING
 
-from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+import aiohttp
+
+from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
+from amo_callback.cli.door import private_session
 from amo_callback.cli.readiness import NotUnderstood, Ready, ask_ready
+from amo_callback.deeplink import OURS_OR_AMOS, WORDS
 from amo_callback.deploy import units
+from amo_callback.web.health import NOT_PROVEN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -18,6 +24,9 @@ if TYPE_CHECKING:
 
 UNIT = units.SERVICE
 SOCKET = units.SOCKETS[0]
+_COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
+_FEW = 5
+"""Fewer callbacks tell nothing."""
 _ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result")
 _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generated", "linked", "alias"})
 
@@ -43,6 +52,44 @@ async def check_service(settings: Settings, *, clock: Clock, patience: float) ->
             )
     else:
         yield ok("service", f"ready at {address}")
+    if isinstance(ready, Ready):
+        if "amo_credentials" not in ready.red:
+            yield _credentials(ready.details.get("amo_credentials", ""))
+        yield await _callbacks(settings, patience=patience)
+
+
+def _credentials(detail: str) -> Finding:
+    if detail == NOT_PROVEN:
+        return note("amo_credentials", detail, fix="connect an account: only AMO can tell whether it accepts them")
+    return ok("amo_credentials", detail)
+
+
+async def _callbacks(settings: Settings, *, patience: float) -> Finding:
+    """Read from the service's metrics how callbacks end."""
+    if settings.server.metrics_auth:
+        told = "not read: /metrics wants an API key (server.metrics_auth), and the check presents none"
+        return note("callbacks", told, fix="look at amo_callback_callbacks_total in your monitoring")
+    try:
+        async with (
+            private_session(settings.server.private, patience=patience) as session,
+            session.get("/metrics", allow_redirects=False) as response,
+        ):
+            text = await response.text()
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return warn("callbacks", "/metrics did not answer", fix="look at the service's log")
+    return read_callbacks({outcome: int(float(count)) for outcome, count in _COUNT.findall(text)})
+
+
+def read_callbacks(counts: Mapping[str, int]) -> Finding:
+    """Judge callbacks by their outcomes since the service started."""
+    total, connected = sum(counts.values()), counts.get("connected", 0)
+    failed = {word: counts[word] for word in OURS_OR_AMOS if counts.get(word)}
+    told = f"{connected} of {total} connected since the service started"
+    if failed:
+        told += "; failed: " + ", ".join(f"{count} {word} ({WORDS[word].happened})" for word, count in failed.items())
+    if total >= _FEW and 2 * sum(failed.values()) > total:
+        return warn("callbacks", told, fix="see grant.failed and callback.refused in the log: they have AMO's words")
+    return ok("callbacks", told)
 
 
 async def check_unit(environ: Mapping[str, str], *, patience: float) -> AsyncIterator[Finding]:

@@ -38,6 +38,12 @@ SELECT value FROM meta WHERE name = 'machine';
 -- name: save_machine
 INSERT INTO meta (name, value) VALUES ('machine', :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
+-- name: pair_obtained
+SELECT 1 FROM meta WHERE name = :name;
+
+-- name: note_pair_obtained
+INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO NOTHING;
+
 -- name: seen_at
 SELECT value FROM meta WHERE name = 'seen_at';
 

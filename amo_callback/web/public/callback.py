@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 
 from amo_callback.errors import AmoCallbackError
-from amo_callback.grant import Arrival, Redirect, Visit
+from amo_callback.grant import Arrival, Redirect, Visit, support_code
 from amo_callback.web.keys import AMO, AUTHORIZATIONS, CONNECT, LOG, METRICS, PROXIES, SETTINGS
 from amo_callback.web.operation import Reply
 from amo_callback.web.public.look import is_prefetch, without_work
@@ -16,7 +16,7 @@ from amo_callback.web.public.operation import PAGES, PREFETCH, TEXT, TO_APP, pag
 from amo_callback.web.public.way_back import Way, choose_way, fail, lead_back
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 def routes(base: str) -> Sequence[web.RouteDef]:
@@ -64,14 +64,19 @@ async def callback(request: web.Request) -> web.Response:
     redirect = request.app[AMO].read_redirect(raw_query(request))
     way = choose_way(request.app[SETTINGS].app, redirect, request)
     if redirect.code is None or redirect.domain is None:
-        return await _fail(request, way, redirect, error=redirect.error or "auth_failed")
+        refused = {"refused": redirect.refused, "host": redirect.refused_host}
+        error = redirect.error or "auth_failed"
+        return await _fail(request, way, redirect, error=error, support=redirect.support, fields=refused)
+    visit = _visit(request, redirect.code, redirect)
+    support = support_code(visit.code_hash)
     try:
-        outcome = await request.app[CONNECT].complete(_visit(request, redirect.code, redirect))
-    except AmoCallbackError as error:
-        return await _fail(request, way, redirect, error=error.word)
+        outcome = await request.app[CONNECT].complete(visit)
+    except AmoCallbackError as known:
+        return await _fail(request, way, redirect, error=known.word, support=support, fields=known.fields)
     except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
         request.app[LOG].error("http.bug", exc_info=bug)
-        return await _fail(request, way, redirect, error="auth_failed")
+        fields = {"error": AmoCallbackError.code}
+        return await _fail(request, way, redirect, error="auth_failed", support=support, fields=fields)
     request.app[METRICS].called_back(outcome.error or outcome.status.value)
     state = redirect.state if redirect.state == outcome.state else await _handed_back(request, redirect.state)
     return lead_back(request, way, outcome=outcome, state=state)
@@ -87,9 +92,18 @@ def _visit(request: web.Request, code: bytes, redirect: Redirect) -> Visit:
     )
 
 
-async def _fail(request: web.Request, way: Way, redirect: Redirect, *, error: str) -> web.Response:
+async def _fail(
+    request: web.Request,
+    way: Way,
+    redirect: Redirect,
+    *,
+    error: str,
+    support: str | None,
+    fields: Mapping[str, object],
+) -> web.Response:
     request.app[METRICS].called_back(error)
-    return fail(request, way, error=error, state=await _handed_back(request, redirect.state))
+    state = await _handed_back(request, redirect.state)
+    return fail(request, way, error=error, state=state, support=support, fields=fields)
 
 
 async def _handed_back(request: web.Request, state: bytes | None) -> bytes | None:

@@ -62,8 +62,8 @@ async def page(request: web.Request) -> web.Response:
         outcome = await request.app[CONNECT].returned(request.match_info["handle"])
     except NotFound:
         return gone(request)
-    except (MustWait, MustMend):
-        return away(request)
+    except (MustWait, MustMend) as error:
+        return away(request, error)
     if again:
         return await _try_again(request, outcome)
     return show(request, outcome, state=outcome.state, again="?again=1")
@@ -76,5 +76,12 @@ async def _try_again(request: web.Request, before: Outcome) -> web.Response:
     except NotFound:
         return gone(request)  # its 20 minutes have just ended
     except AmoCallbackError as error:
-        return fail(request, Way.PAGE, error=error.word, state=before.handed_back, support=before.support)
+        return fail(
+            request,
+            Way.PAGE,
+            error=error.word,
+            state=before.handed_back,
+            support=before.support,
+            fields=error.fields,
+        )
     return send_on(303, return_address(request, outcome))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,15 @@ from aiohttp import web
 from amo_callback.deeplink import failure_link, intent_link, success_link
 from amo_callback.grant import GrantStatus, Outcome, Redirect
 from amo_callback.web.answers import status_of
-from amo_callback.web.keys import PAGES, SETTINGS
+from amo_callback.web.keys import LOG, PAGES, SETTINGS
 from amo_callback.web.pages.view import View
 from amo_callback.web.pages.visitor import Kind, Visitor, read_visitor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from amo_callback.config import App
+    from amo_callback.errors import AmoCallbackError
 
 LATE = "amo_unavailable"
 _PASSING = frozenset({LATE, "rate_limited"})
@@ -94,9 +98,10 @@ def gone(request: web.Request) -> web.Response:
     return _page(request, View(variant="gone", status=404))
 
 
-def away(request: web.Request) -> web.Response:
+def away(request: web.Request, error: AmoCallbackError) -> web.Response:
     """Answer with the page for a store that cannot be asked: not even the state is known that the app waits for."""
-    return _page(request, View(variant=LATE, status=status_of(LATE), again=""))
+    support = _log_failure(request, error=LATE, support=None, fields=error.fields)
+    return _page(request, View(variant=LATE, status=status_of(LATE), again="", support=support))
 
 
 def lead_back(request: web.Request, way: Way, *, outcome: Outcome, state: bytes | None) -> web.Response:
@@ -109,18 +114,43 @@ def lead_back(request: web.Request, way: Way, *, outcome: Outcome, state: bytes 
     if way is Way.PLAIN and outcome.error is None:
         return web.Response(text=f"{outcome.status.value}\n")  # also while it goes on: AMO's server cannot wait
     link = _link_to_app(request.app[SETTINGS].app, outcome, state=state)
-    if link is None or way is Way.PLAIN:
-        return fail(request, way, error=outcome.error or LATE, state=_state_for_app(outcome, state))
+    if link is None:
+        still = {"error": outcome.status.value}
+        state = _state_for_app(outcome, state)
+        return fail(request, way, error=LATE, state=state, support=outcome.support, fields=still)
+    if way is Way.PLAIN:
+        return _failed(request, way, error=outcome.error or LATE, state=state, support=outcome.support)
     return send_on(302, link)
 
 
 def fail(
-    request: web.Request, way: Way, *, error: str, state: bytes | None, support: str | None = None
+    request: web.Request,
+    way: Way,
+    *,
+    error: str,
+    state: bytes | None,
+    support: str | None = None,
+    fields: Mapping[str, object] | None = None,
 ) -> web.Response:
-    """Answer with the word of an error that was found before AMO was asked, at the address that was asked for.
+    """Log an error that was found before AMO was asked, and answer with its word, at the address that was asked for.
 
-    Nothing was written, so where the word is one of patience, the same address can be tried again.
+    Nothing was written, so where the word is one of patience, the same address can be tried again. `fields` say in the
+    log which value is refused.
     """
+    support = _log_failure(request, error=error, support=support, fields=fields or {})
+    return _failed(request, way, error=error, state=state, support=support)
+
+
+def _log_failure(request: web.Request, *, error: str, support: str | None, fields: Mapping[str, object]) -> str:
+    """Write the line that a support code leads to, and return the code: a new one where no code came."""
+    support = support or secrets.token_hex(4)
+    known = {name: value for name, value in fields.items() if value is not None}
+    log = request.app[LOG].warning if error == LATE else request.app[LOG].info
+    log("callback.refused", support_code=support, word=error, **known)
+    return support
+
+
+def _failed(request: web.Request, way: Way, *, error: str, state: bytes | None, support: str) -> web.Response:
     if way is Way.PLAIN:
         return web.Response(text=f"{error}\n", status=status_of(error))
     link = failure_link(request.app[SETTINGS].app.deep_link, error=error, state=state)

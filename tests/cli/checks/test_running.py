@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amo_callback.cli.checks.finding import Verdict
-from amo_callback.cli.checks.running import check_service, check_unit
+from amo_callback.cli.checks.running import check_service, check_unit, read_callbacks
 from amo_callback.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -27,16 +27,61 @@ async def _service(settings: Settings, address: str) -> list[Finding]:
 
 async def test_the_service_is_asked_whether_it_is_ready(app: Running) -> None:
     """Ready; frozen, which is a warning; something else at that address; nobody there."""
-    [ready] = await _service(app.settings, app.service.private)
+    ready, *_ = await _service(app.settings, app.service.private)
     assert (ready.verdict, ready.told) == (Verdict.OK, f"ready at {app.service.private}")
     await app.service.services.custody.freezer.freeze_all(why="a test")
-    [frozen] = await _service(app.settings, app.service.private)
+    frozen, *_ = await _service(app.settings, app.service.private)
     assert frozen.verdict is Verdict.WARN
     assert "a test" in frozen.told
     [other] = await _service(app.settings, app.service.public)
     assert other.verdict is Verdict.FAIL
     [nobody] = await _service(app.settings, "127.0.0.1:1")
     assert (nobody.verdict, nobody.told) == (Verdict.WARN, "127.0.0.1:1: Connection refused")
+
+
+async def test_credentials_are_a_note_until_a_first_pair_proves_them(app: Running) -> None:
+    """`check` says what /readyz says: `not proven yet` is no success."""
+    for verdict, told in ((Verdict.NOTE, "not proven yet"), (Verdict.OK, "accepted")):
+        findings = {one.check: one for one in await _service(app.settings, app.service.private)}
+        assert (findings["amo_credentials"].verdict, findings["amo_credentials"].told) == (verdict, told)
+        await app.connected()
+
+
+async def test_callbacks_that_fail_are_told_in_words(run: Any) -> None:
+    """The running service's metric is read; more than half of at least five is a warning."""
+    async with run(AMO__CLIENT_SECRET="another") as app:
+        for verdict, failed in ((Verdict.OK, 4), (Verdict.WARN, 5)):
+            while app.amo.sandbox.requests < failed:
+                await app.callback(app.query())
+            [finding] = [
+                each for each in await _service(app.settings, app.service.private) if each.check == "callbacks"
+            ]
+            ended = f"0 of {failed} connected since the service started; failed: {failed} amo_unavailable"
+            assert finding.verdict is verdict
+            assert finding.told == f"{ended} (amoCRM or this service is down or late)"
+
+
+async def test_callbacks_are_not_read_where_that_takes_a_key(run: Any) -> None:
+    """The check presents no API key to anybody."""
+    async with run(SERVER__METRICS_AUTH="true") as app:
+        *_, finding = await _service(app.settings, app.service.private)
+        assert (finding.check, finding.verdict) == ("callbacks", Verdict.NOTE)
+
+
+@pytest.mark.parametrize(
+    ("counts", "verdict"),
+    [
+        ({}, Verdict.OK),
+        ({"auth_failed": 4}, Verdict.OK),
+        ({"auth_failed": 3, "amo_unavailable": 2}, Verdict.WARN),
+        ({"auth_failed": 5, "connected": 5}, Verdict.OK),
+        ({"amo_unavailable": 6, "connected": 5}, Verdict.WARN),
+        ({"access_denied": 9, "account_not_allowed": 9, "rate_limited": 9}, Verdict.OK),
+    ],
+)
+def test_callbacks_are_judged_by_the_faults_that_are_ours_or_amos(counts: dict[str, int], verdict: Verdict) -> None:
+    """What the person or the sender of the link did wrong is no fault of the service."""
+    assert read_callbacks(counts).verdict is verdict
 
 
 def _systemctl(folder: Path, script: str) -> dict[str, str]:

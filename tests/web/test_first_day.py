@@ -1,0 +1,241 @@
+"""Wrong credentials before the first token pair: whatever AMO refuses then, no refresh can show it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from amo_callback.amo.sandbox.replies import Reply, problem
+from amo_callback.cli.checks.finding import Verdict
+from amo_callback.cli.checks.running import check_service
+from amo_callback.clock import SystemClock
+from tests.conftest import ADMIN_KEY, BASE, HOST
+from tests.fakes import Instead
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.amo.sandbox.vendor import Vendor
+    from tests.conftest import Answer, Running
+
+OTHER_HOST = "second.amocrm.ru"
+WRONG = {"AMO__CLIENT_SECRET": "a-wrong-secret-0123456789", "AMO__DEFAULT_DOMAIN": HOST}
+NOT_PROVEN = {"ok": True, "detail": "not proven yet"}
+ACCEPTED = {"ok": True, "detail": "accepted"}
+REFUSED = {
+    "ok": False,
+    "detail": (
+        "AMO refuses exchanges (401 Некорректный клиент), and none has succeeded yet: compare client id, secret and "
+        "redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
+    ),
+}
+
+
+@pytest.fixture
+async def wrong(run: Any) -> AsyncIterator[Running]:
+    """Run the service with a client secret that AMO does not know."""
+    async with run(**WRONG) as app:
+        yield app
+
+
+async def _call_back(app: Running, host: str = HOST, *, state: str = "s") -> Answer:
+    account = app.amo.vendor.account_at(host) or app.amo.vendor.open_account(host)
+    return await app.callback(f"code={app.amo.vendor.allow(account)}&state={state}&referer={host}")
+
+
+async def _credentials(app: Running) -> dict[str, object]:
+    answer = await app.private("/readyz", key=None)
+    check = dict(answer.json()["checks"]["amo_credentials"])
+    assert check["ok"] or answer.status == 503
+    assert f"amo_callback_amo_credentials_refused {float(not check['ok'])}" in await _metrics(app)
+    return check
+
+
+async def _metrics(app: Running) -> str:
+    return (await app.private("/metrics", key=None)).text
+
+
+def _heal(app: Running) -> None:
+    """Let AMO know the client secret that the service has."""
+    secret = app.settings.amo.client_secret.get_secret_value()
+    app.amo.vendor.integration = dataclasses.replace(app.amo.vendor.integration, client_secret=secret)
+
+
+def _answer(app: Running, reply: Reply) -> None:
+    """Let AMO answer every exchange so."""
+    app.amo.sandbox.vendor = cast("Vendor", Instead(app.amo.vendor, token=lambda _host, **_: reply))
+
+
+async def test_a_wrong_secret_on_the_first_day_is_red_until_the_first_success(wrong: Running) -> None:
+    """Readiness, metric, check and log say so after callbacks at two hosts; a right secret ends it."""
+    assert await _credentials(wrong) == NOT_PROVEN
+    assert (await _call_back(wrong)).location.startswith("foryoure://amo-crm/callback?error=amo_unavailable")
+    assert await _credentials(wrong) == NOT_PROVEN
+    await _call_back(wrong, OTHER_HOST)
+    assert await _credentials(wrong) == REFUSED
+    settings = wrong.settings
+    server = settings.server.model_copy(update={"private": wrong.service.private})
+    settings = settings.model_copy(update={"server": server})
+    findings = [each async for each in check_service(settings, clock=SystemClock(), patience=5)]
+    assert [each.told for each in findings if each.verdict is Verdict.FAIL] == [
+        f"it runs; amo_credentials: {REFUSED['detail']}"
+    ]
+    assert 'amo_callback_callbacks_total{outcome="amo_unavailable"} 2.0' in await _metrics(wrong)
+    await _call_back(wrong)
+    _heal(wrong)
+    assert "code=" in (await _call_back(wrong)).location
+    assert await _credentials(wrong) == ACCEPTED
+    assert (await wrong.private("/readyz", key=None)).status == 200
+    names = [name for name in wrong.witness.names() if name.startswith("amo_credentials")]
+    assert names == ["amo_credentials.refused", "amo_credentials.accepted"]
+
+
+async def test_each_refused_exchange_is_logged_with_amos_words(wrong: Running) -> None:
+    """Status, title and hint of AMO's answer, beside the support code and the error's word."""
+    await _call_back(wrong)
+    _answer(wrong, problem(400, "Check the `redirect_uri` parameter", title="def502" + "ab" * 40 + " is wrong"))
+    await _call_back(wrong)
+    bare, hinted = [line for line in wrong.lines() if line["event"] == "grant.failed"]
+    assert (bare["status"], bare["title"], "hint" in bare) == (401, "Некорректный клиент", False)
+    assert (hinted["status"], hinted["title"], hinted["hint"]) == (
+        400,
+        "… is wrong",
+        "Check the `redirect_uri` parameter",
+    )
+    assert bare["word"] == hinted["word"] == "amo_unavailable"
+    assert len(bare["support_code"]) == 8
+
+
+async def test_red_stops_nothing(wrong: Running) -> None:
+    """Exchanges go on while readiness is red, and so does a forced refresh."""
+    for host in (HOST, OTHER_HOST, HOST):
+        await _call_back(wrong, host)
+    assert await _credentials(wrong) == REFUSED
+    assert wrong.amo.sandbox.requests == 3
+    await _import(wrong)
+    account = f"account:{wrong.amo.account.id}"
+    before = wrong.amo.sandbox.requests
+    await wrong.private(f"/connections/{account}/refresh", method="POST")
+    assert wrong.amo.sandbox.requests > before
+
+
+async def test_one_host_is_not_enough(wrong: Running) -> None:
+    """However often one host refuses, it may be that host's own matter."""
+    for _ in range(3):
+        await _call_back(wrong)
+    assert await _credentials(wrong) == NOT_PROVEN
+
+
+async def test_hosts_that_anybody_named_are_not_enough(run: Any) -> None:
+    """One of the two grants must have been started here, or be at the default host."""
+    async with run(**{**WRONG, "AMO__DEFAULT_DOMAIN": "default.amocrm.ru"}) as app:
+        await _call_back(app)
+        await _call_back(app, OTHER_HOST)
+        assert await _credentials(app) == NOT_PROVEN
+        started = await app.public(f"{BASE}/connect")
+        [state] = parse_qs(urlsplit(started.location).query)["state"]
+        await _call_back(app, state=state)
+        assert await _credentials(app) == REFUSED
+
+
+async def test_red_ends_an_hour_after_the_last_refusal(wrong: Running) -> None:
+    """Each further refusal counts the hour anew."""
+    for host in (HOST, OTHER_HOST):
+        await _call_back(wrong, host)
+    wrong.clock.advance(3000)
+    await _call_back(wrong)
+    wrong.clock.advance(3500)
+    assert (await _credentials(wrong))["ok"] is False
+    wrong.clock.advance(100)
+    await wrong.service.services.custody.credentials.watch()
+    assert await _credentials(wrong) == NOT_PROVEN
+    assert wrong.witness.names().count("amo_credentials.no_longer_refused") == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        problem(400, "Authorization code was not issued to this client"),
+        problem(401, "Authorization code was not issued to this client"),
+        problem(404, None),
+        problem(404, "Check the `client_id` parameter"),
+        problem(403, None),
+        problem(400, None),
+        problem(401, "Token has been revoked"),
+        problem(400, "Cannot decrypt the authorization code"),
+        Reply(status=401, content={}, content_type="text/html"),
+        Reply(status=401, content={}, content_type="application/json"),
+    ],
+    ids=[
+        "not-issued-400", "not-issued-401", "404", "404-with-hint", "403", "400-without-hint", "401-other-hint",
+        "code", "html-401", "json-401",
+    ],
+)  # fmt: skip
+async def test_what_does_not_speak_of_the_client_is_never_red(wrong: Running, reply: Reply) -> None:
+    """Refusals of the code or the account, and a proxy's pages, say nothing of our credentials."""
+    _answer(wrong, reply)
+    for host in (HOST, OTHER_HOST, "third.amocrm.ru"):
+        await _call_back(wrong, host)
+    assert wrong.amo.sandbox.requests == 3
+    assert await _credentials(wrong) == NOT_PROVEN
+
+
+@pytest.mark.parametrize("name", ["client_id", "client_secret", "redirect_uri"])
+async def test_each_hint_that_names_the_client_is_red(wrong: Running, name: str) -> None:
+    """AMO names what it refuses, and readiness repeats it."""
+    _answer(wrong, problem(400, f"Check the `{name}` parameter"))
+    for host in (HOST, OTHER_HOST):
+        await _call_back(wrong, host)
+    assert f"(400 Check the `{name}` parameter)" in str((await _credentials(wrong))["detail"])
+
+
+async def test_a_success_in_an_earlier_run_is_remembered(run: Any, either: str) -> None:
+    """Afterwards the same refusals are the circuit breaker's matter, on either engine."""
+    async with run(STORAGE__URL=either) as app:
+        await app.connected()
+        await app.private(f"/connections/account:{app.amo.account.id}", method="DELETE", key=ADMIN_KEY)
+    async with run(STORAGE__URL=either, **WRONG) as app:
+        assert await _credentials(app) == ACCEPTED
+        for host in (HOST, OTHER_HOST):
+            await _call_back(app, host)
+        assert await _credentials(app) == ACCEPTED
+    async with run(STORAGE__URL=either, AMO__CLIENT_ID="another-client", **WRONG) as app:
+        assert await _credentials(app) == NOT_PROVEN
+
+
+async def test_a_success_of_another_instance_is_learned(run: Any, either: str) -> None:
+    """Red ends with the next regular read, and a refusal after it changes nothing, on either engine."""
+    async with run(STORAGE__URL=either, **WRONG) as app, run(STORAGE__URL=either) as other:
+        for host in (HOST, OTHER_HOST):
+            await _call_back(app, host)
+        assert (await _credentials(app))["ok"] is False
+        await other.connected()
+        await _call_back(app)  # reads the store first
+        assert await _credentials(app) == ACCEPTED
+
+
+async def _import(app: Running) -> None:
+    """Import the pair of another system with the right secret."""
+    body = app.amo.request(grant_type="authorization_code", code=app.amo.code())
+    async with app.http.post(f"http://{app.amo.address}/{HOST}/oauth2/access_token", json=body) as answer:
+        issued = await answer.json()
+    names = ("access_token", "refresh_token", "expires_in")
+    theirs = {"domain": HOST, **{name: issued[name] for name in names}}
+    imported = await app.private("/connections/import", key=ADMIN_KEY, method="POST", json={"connections": [theirs]})
+    assert imported.json()["new"] == 1
+
+
+async def test_an_import_proves_nothing_and_its_refresh_does(wrong: Running) -> None:
+    """Another system may have had another secret; what AMO issues to us proves ours."""
+    await _import(wrong)
+    await wrong.service.services.custody.credentials.watch()
+    for host in (HOST, OTHER_HOST):
+        await _call_back(wrong, host)
+    assert (await _credentials(wrong))["ok"] is False
+    _heal(wrong)
+    assert (await wrong.private(f"/connections/account:{wrong.amo.account.id}/refresh", method="POST")).status == 200
+    await wrong.service.services.custody.credentials.watch()
+    assert await _credentials(wrong) == ACCEPTED
