@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amo_callback.ports import Store
     from tests.fakes import Witness
 
-ON_BOTH = {"test_interleavings"}
+ON_BOTH = {"test_interleavings", "test_hooks"}
 """The tests that always run on both engines."""
 ON_EITHER = ON_BOTH | {
     *("test_breaker", "test_farewell", "test_fleet", "test_history", "test_keeper", "test_liveness"),
