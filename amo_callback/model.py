@@ -114,6 +114,10 @@ class Connection:
     """When its tokens are to be looked up, without spending them."""
     hook_at: datetime | None = None
     """When AMO's hook last said that the integration was switched off there."""
+    looked_up_at: datetime | None = None
+    """When the last look-up of its tokens began."""
+    look_up_pause: timedelta | None = None
+    """The time that must pass between the last look-up and one that a further hook causes."""
     grant_iat: int | None = None
     """AMO's time of issue of the pair that the present grant began with."""
     frozen: bool = False

@@ -22,6 +22,8 @@ from amo_callback.survey import Condition, Survey
 from tests.fakes import START
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amo_callback.ports import Store
 
 DAY = timedelta(days=1)
@@ -151,6 +153,11 @@ def a_condition(**more: Any) -> Condition:
         "notices_delivered": True,
     }
     return Condition(**{**values, **more})
+
+
+async def switch_off(store: Store) -> Sequence[str]:
+    """Note AMO's hook for account 1; return the ids of the connections whose look-up is pending because of it."""
+    return await store.switched_off("1", shortest=timedelta(seconds=5), quiet=timedelta(hours=1))
 
 
 async def now(store: Store, connection: Connection) -> Connection:

@@ -4,6 +4,10 @@ A connection that needs its person keeps its pair, and is looked up once a day: 
 AMO's hook says that the integration was switched off in an account; but its signature never changes, so whoever
 has seen one can send it again. So it is a hint: only where AMO itself knows the token no more are the tokens erased.
 One that was given up already has its turn now at the first hook since it lived, and then once a day as before.
+
+A hook causes a look-up now, and two more later. Further hooks leave one look-up pending, which is made when a pause
+since the last one is over. The pause grows while AMO accepts the token, so a flood of replays costs few look-ups, and
+the last hook is always followed by one.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from amo_callback.custody.verdict import look_again_in
 from amo_callback.errors import Busy, MustWait, NeedsReauth
 from amo_callback.event import Event, Level, happened
 from amo_callback.model import Connection, Demand, Reason, Standing, Status, TokenPair
+from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +35,10 @@ if TYPE_CHECKING:
 
 _AFTER_HOOK = (timedelta(minutes=1), timedelta(minutes=10))
 """When an account that the hook named, and that still lives, is looked up again."""
-_QUIET = _AFTER_HOOK[-1].total_seconds()
-"""Seconds for which a hook's repetition starts nothing."""
+_SHORTEST, _LONGEST = timedelta(seconds=5), timedelta(minutes=10)
+"""The pause after a look-up, before a further hook causes the next one."""
+_QUIET = timedelta(hours=1)
+"""The time without a hook after which the pause is the shortest again."""
 
 
 class Checks:
@@ -63,11 +70,11 @@ class Checks:
         self._rules = rules
 
     async def begin(self, account_id: str) -> Sequence[str]:
-        """Have an account's connections looked up now: AMO says that the integration was switched off there.
+        """Have an account's connections looked up: AMO says that the integration was switched off there.
 
-        Returns their ids; none where the same was said a short while ago.
+        Returns the ids of those whose look-up was not pending already.
         """
-        named = await self._store.switched_off(account_id, now=self._clock.now(), quiet=_QUIET)
+        named = await self._store.switched_off(account_id, shortest=_SHORTEST, quiet=_QUIET)
         for connection_id in named:
             self._observer(Event(name="hook.received", connection_id=connection_id))
         return named
@@ -75,30 +82,37 @@ class Checks:
     async def check(self, connection_id: str) -> None:
         """Look up a connection whose look-up is due; raises `MustWait` where that cannot be done now."""
         connection = await self._store.connection(connection_id)
-        now = self._clock.now()
-        if connection is None or connection.look_up_at is None or connection.look_up_at > now:
+        if connection is None or connection.look_up_at is None or connection.look_up_at > self._clock.now():
             return
         pair = self._cipher.pair_of(connection)
         if connection.status is Status.NEEDS_REAUTH:
             await self._check_given_up(connection, pair)
         else:
-            await self._check_hook(connection, pair, connection.hook_at or now)
+            await self._check_hook(connection, pair)
+
+    async def _begin(self, connection: Connection) -> Connection | None:
+        """Wait for a slot, then begin the look-up, so that it covers the hooks that came while it waited.
+
+        Returns `None` where the connection has changed since it was read, or another process has begun the look-up.
+        """
+        await self._inquiry.slot(_priority(connection))
+        again_in = (connection.look_up_pause or _SHORTEST) + timedelta(seconds=self._rules.lease)
+        return await self._store.begin_look_up(connection, again_in=again_in)
 
     # --- the hook --------------------------------------------------------------------------------
 
-    async def _check_hook(self, connection: Connection, pair: TokenPair | None, hook_at: datetime) -> None:
-        standing = await self._standing(connection, pair)
-        if standing is Standing.REFUSED and not self._is_unsettled(connection):
-            await self._erase(connection)
+    async def _check_hook(self, connection: Connection, pair: TokenPair | None) -> None:
+        begun = await self._begin(connection)
+        if begun is None:
             return
-        upcoming = (hook_at + after for after in _AFTER_HOOK)
-        now = self._clock.now()
-        silent = now + _AFTER_HOOK[-1] if standing is Standing.UNKNOWN else None  # until AMO has told
-        again = next((moment for moment in upcoming if moment > now), silent)
-        unconfirmed = happened(
-            "hook.unconfirmed", connection, Level.WARNING, told={"standing": standing, "again_at": again}
-        )
-        await self._store.look_up_again(connection, at=again, events=[unconfirmed])
+        standing = await self._standing(begun, pair)
+        if standing is Standing.REFUSED and not self._is_unsettled(begun):
+            await self._erase(begun)
+            return
+        pause = _next_pause(begun.look_up_pause, standing)
+        again = _next_look_up(begun, standing, began=begun.looked_up_at or self._clock.now(), pause=pause)
+        unconfirmed = happened("hook.unconfirmed", begun, Level.WARNING, told={"standing": standing, "again_at": again})
+        await self._store.look_up_again(begun, at=again, pause=pause, events=[unconfirmed])
         self._observer(unconfirmed)
 
     async def _erase(self, connection: Connection) -> None:
@@ -114,10 +128,11 @@ class Checks:
         """Ask about the refresh token; and about an access token that should live, before the worst is believed."""
         if pair is None:
             return Standing.UNASKED
-        first = (await self._inquiry.about_refresh_token(connection, pair)).standing
+        first = (await self._inquiry.about_refresh_token(connection, pair, priority=None)).standing
         if first not in {Standing.REFUSED, Standing.UNASKED} or self._clock.now() >= pair.expires_at:
             return first
-        second = (await self._inquiry.about_access_token(connection, pair)).standing
+        priority = _priority(connection)
+        second = (await self._inquiry.about_access_token(connection, pair, priority=priority)).standing
         return first if second is Standing.UNASKED else second
 
     def _is_unsettled(self, connection: Connection) -> bool:
@@ -150,11 +165,14 @@ class Checks:
             # Dead by our own clock, which may be wrong: nothing is asked of AMO, but it is not forgotten either.
             await self._store.look_up_again(connection, at=again)
             return
-        standing = await self._standing(connection, pair)
-        if standing is Standing.REFUSED and _is_named(connection) and not self._is_unsettled(connection):
-            await self._erase(connection)
-        elif await self._store.look_up_again(connection, at=again) and standing is Standing.GOOD:
-            await self._try(connection)
+        begun = await self._begin(connection)
+        if begun is None:
+            return
+        standing = await self._standing(begun, pair)
+        if standing is Standing.REFUSED and _is_named(begun) and not self._is_unsettled(begun):
+            await self._erase(begun)
+        elif await self._store.look_up_again(begun, at=again) and standing is Standing.GOOD:
+            await self._try(begun)
 
     async def _try(self, connection: Connection) -> None:
         """Present a token that AMO seems to know after all; where it does not, that was the last time."""
@@ -173,3 +191,24 @@ def _is_named(connection: Connection) -> bool:
     """Tell whether AMO's hook has named its account since it last proved alive."""
     alive_at = connection.refreshed_at or connection.connected_at
     return connection.hook_at is not None and connection.hook_at >= alive_at
+
+
+def _priority(connection: Connection) -> Priority:
+    """Return the priority of a look-up: of an active connection only a hook causes one."""
+    hooked = connection.status is Status.ACTIVE or _is_named(connection)
+    return Priority.HOOK_CHECK if hooked else Priority.BACKGROUND
+
+
+def _next_pause(pause: timedelta | None, standing: Standing) -> timedelta:
+    """Return the pause after a look-up: longer than the last one, unless AMO gave no answer."""
+    if pause is None or standing is Standing.UNKNOWN:
+        return pause or _SHORTEST
+    return min(2 * pause, _LONGEST)
+
+
+def _next_look_up(connection: Connection, standing: Standing, *, began: datetime, pause: timedelta) -> datetime | None:
+    """Return when a connection that its hook named is looked up again, if no further hook comes."""
+    hook_at = connection.hook_at or began
+    silent = began + _AFTER_HOOK[-1] if standing is Standing.UNKNOWN else None  # until AMO gives an answer
+    again = next((hook_at + after for after in _AFTER_HOOK if hook_at + after > began), silent)
+    return None if again is None else max(again, began + pause)

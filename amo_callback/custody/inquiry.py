@@ -117,10 +117,11 @@ class Inquiry:
         await self._store.postpone(connection, last_error=error, next_refresh_at=again, events=[postponed])
 
     async def about_refresh_token(
-        self, connection: Connection, pair: TokenPair, *, priority: Priority = Priority.BACKGROUND
+        self, connection: Connection, pair: TokenPair, *, priority: Priority | None = Priority.BACKGROUND
     ) -> Sighting:
-        """Ask whether AMO knows the refresh token."""
-        await self.slot(priority)
+        """Ask whether AMO knows the refresh token; without a `priority` the caller has waited for the slot."""
+        if priority is not None:
+            await self.slot(priority)
         return await self._amo.look_up(
             refresh_token=pair.refresh_token, api_domain=connection.api_domain, account_id=connection.account_id
         )

@@ -101,8 +101,27 @@ class Connections(Protocol):
     async def warn(self, *, days: int, before: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
         """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
 
-    async def switched_off(self, account_id: str, *, now: datetime, quiet: float) -> Sequence[str]:
-        """Note AMO's hook: look-ups are due now, unless the last hook came less than `quiet` seconds ago."""
+    async def switched_off(self, account_id: str, *, shortest: timedelta, quiet: timedelta) -> Sequence[str]:
+        """Note AMO's hook; return the ids of the connections whose look-up is pending because of it.
 
-    async def look_up_again(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
-        """Set when its tokens are looked up next; `False` where it has changed since it was read."""
+        The pause since a connection's last look-up is the stored one, or the `shortest` after so `quiet` a time.
+        """
+
+    async def begin_look_up(self, connection: Connection, *, again_in: timedelta) -> Connection | None:
+        """Note that a look-up begins; `None` where the connection has changed, or another process has begun it.
+
+        Where no result is written, the look-up is due again after `again_in`.
+        """
+
+    async def look_up_again(
+        self,
+        connection: Connection,
+        *,
+        at: datetime | None,
+        pause: timedelta | None = None,
+        events: Sequence[Event] = (),
+    ) -> bool:
+        """Set when its tokens are looked up next, and the pause before that; `False` where it has changed since.
+
+        Where a hook came since it was read, it is looked up when the pause is over.
+        """

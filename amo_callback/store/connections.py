@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _WARNINGS = 100
 """Connections that are warned of in one transaction."""
+_SECOND = timedelta(seconds=1)
 
 
 class Connections(Writer):
@@ -185,21 +186,40 @@ class Connections(Writer):
 
         return await self._database.unit(work)
 
-    async def switched_off(self, account_id: str, *, now: datetime, quiet: float) -> Sequence[str]:
-        """Note AMO's hook: look-ups are due now, unless the last hook came less than `quiet` seconds ago."""
+    async def switched_off(self, account_id: str, *, shortest: timedelta, quiet: timedelta) -> Sequence[str]:
+        """Note AMO's hook; return the ids of the connections whose look-up is pending because of it."""
 
         async def work(unit: Unit) -> Sequence[str]:
-            before = now - timedelta(seconds=quiet)
-            found = await unit.run("switched_off", account_id=account_id, now=now, before=before)
+            found = await unit.run("switched_off", account_id=account_id, shortest=shortest, quiet=quiet)
+            await unit.run("switched_off_again", account_id=account_id, second=_SECOND)
             names = [row["id"] for row in found]
             await self._record(unit, [Event(name="hook.received", connection_id=name) for name in names])
             return names
 
         return await self._database.unit(work)
 
-    async def look_up_again(self, connection: Connection, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
-        """Set when its tokens are looked up next; `False` where it has changed since it was read."""
-        return await self._change_read("look_up_again", connection, events=events, look_up_at=at)
+    async def begin_look_up(self, connection: Connection, *, again_in: timedelta) -> Connection | None:
+        """Note that a look-up begins; `None` where the connection has changed, or another process has begun it."""
+        return await self._change(
+            "begin_look_up",
+            id=connection.id,
+            row_version=connection.row_version,
+            look_up_at=connection.look_up_at,
+            again_in=again_in,
+        )
+
+    async def look_up_again(
+        self,
+        connection: Connection,
+        *,
+        at: datetime | None,
+        pause: timedelta | None = None,
+        events: Sequence[Event] = (),
+    ) -> bool:
+        """Set when its tokens are looked up next, and the pause before that; `False` where it has changed since."""
+        return await self._change_read(
+            "look_up_again", connection, events=events, look_up_at=connection.look_up_at, at=at, pause=pause
+        )
 
     async def _change_read(
         self, name: str, connection: Connection, *, events: Sequence[Event] = (), **values: object

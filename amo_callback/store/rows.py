@@ -75,6 +75,8 @@ def connection(row: Mapping[str, Any]) -> Connection:
         doubtful=row["doubtful"],
         look_up_at=maybe_moment(row["look_up_at"]),
         hook_at=maybe_moment(row["hook_at"]),
+        looked_up_at=maybe_moment(row["looked_up_at"]),
+        look_up_pause=None if row["look_up_pause"] is None else row["look_up_pause"] * _TICK,
         grant_iat=row["grant_iat"],
         frozen=row["frozen_at"] is not None or bool(row.get("all_frozen")),
         lease_left=_left(row),

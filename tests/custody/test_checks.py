@@ -63,17 +63,6 @@ async def test_an_account_that_dies_after_its_hook_is_found_by_a_later_look_up(h
     assert (await house.now(connection)).status is Status.DISCONNECTED
 
 
-async def test_a_repeated_hook_starts_nothing(house: House) -> None:
-    """Its signature never changes, so anybody may send it again: ten minutes must pass before it counts."""
-    connection = await house.connect(api_domain=API_DOMAIN)
-    for _ in range(5):
-        await house.custody.switched_off(connection.account_id)
-        await house.look_up_due()
-        house.clock.advance(10)
-    assert house.amo.sandbox.look_ups == 1
-    assert len(house.witness.named("hook.received")) == 1
-
-
 async def test_an_amo_that_does_not_tell_erases_nothing(house: House) -> None:
     """A look-up without an answer is no confirmation."""
     connection = await house.connect(api_domain=API_DOMAIN)
@@ -280,7 +269,7 @@ async def test_replayed_hooks_do_not_starve_healing(house: House) -> None:
     assert looked_up == [1] * 6 * 24 + [2]
     after = await house.now(connection)
     assert (after.status, after.pair_version) == (Status.ACTIVE, 2)
-    assert len(house.witness.named("hook.received")) == len(looked_up)
+    assert len(house.witness.named("hook.received")) == 1  # only the first one started a check
 
 
 async def test_an_unreadable_pair_revives_when_its_key_is_back(house: House) -> None:
@@ -339,7 +328,10 @@ async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(house: House) 
         await house.clock.sleep(3600)
         return Sighting(standing=Standing.UNKNOWN)
 
-    custody = house.make_custody(amo=Instead(house.client, look_up=look_up))
+    async def slot(_priority: object) -> None:
+        """Let everything go at once: the rate limit is not what holds look-ups back here."""
+
+    custody = house.make_custody(amo=Instead(house.client, look_up=look_up, slot=slot))
     custody.breaker.refuse("Check the `client_id` parameter")
     house.clock.advance(60)
     task = asyncio.create_task(custody.refresher.run())

@@ -30,7 +30,7 @@ from amo_callback.errors import (
 )
 from amo_callback.grant import GrantedPair
 from amo_callback.model import Connection, Demand, Issued, RefreshRules, Sighting, Standing, Status
-from tests.builders import a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save
+from tests.builders import a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save, switch_off
 from tests.conftest import HOST
 from tests.custody.house import API_DOMAIN, DAY
 from tests.custody.test_interleavings import Away, Gated, Queue, _again, _spent
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from amo_callback.event import Event
     from amo_callback.ports import AmoOAuth, Store
     from tests.custody.house import House
+    from tests.fakes import FakeClock
 
 
 SECOND = timedelta(seconds=1)
@@ -565,7 +566,7 @@ async def test_while_deaths_are_held_nothing_of_one_that_was_given_up_is_erased(
 async def test_a_refresh_leaves_a_hooks_look_up_due(store: Store) -> None:
     """AMO may tell before it acts: that the token was good a moment ago does not settle it."""
     stored = await save(store, a_connection())
-    await store.switched_off("1", now=START, quiet=600)
+    await switch_off(store)
     refreshed = await store.save_refreshed(a_refreshed(stored))
     assert refreshed is not None
     assert refreshed.look_up_at == START
@@ -589,23 +590,25 @@ async def test_what_was_read_before_a_claim_is_not_written_over_it(store: Store,
 async def test_a_hook_after_a_new_grant_counts_however_soon(store: Store) -> None:
     """Off, on and off again within ten minutes: the second one is no repetition of the first."""
     stored = await save(store, a_connection(), iat=1)
-    await store.switched_off("1", now=START, quiet=600)
+    await switch_off(store)
     granted = await save(store, a_connection(connected_at=START + SECOND), iat=2)
     assert (granted.look_up_at, granted.hook_at) == (None, None)
-    assert await store.switched_off("1", now=START + 2 * SECOND, quiet=600) == [stored.id]
+    assert await switch_off(store) == [stored.id]
 
 
-async def test_the_first_hook_since_a_refresh_brings_the_turn_forward(store: Store) -> None:
+async def test_the_first_hook_since_a_refresh_brings_the_turn_forward(store: Store, clock: FakeClock) -> None:
     """The account lived after the hook before it; now it was given up, and the new hook explains why."""
     stored = await save(store, a_connection())
-    await store.switched_off("1", now=START + DAYS / 4, quiet=600)
+    clock.advance(DAY / 4)
+    await switch_off(store)
     refreshed = await store.save_refreshed(a_refreshed(stored, at=START + DAYS / 2))
     assert refreshed is not None
     assert await store.look_up_again(refreshed, at=None)
     await store.claim(a_claim(await now(store, stored)))
     dead = a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, look_up_at=START + 2 * DAYS)
     await store.save_verdict(dead)
-    await store.switched_off("1", now=START + DAYS, quiet=600)
+    clock.advance(DAY * 3 / 4)
+    await switch_off(store)
     assert (await now(store, stored)).look_up_at == START + DAYS
 
 
@@ -813,16 +816,18 @@ async def test_a_look_up_that_takes_long_is_made_once_and_waited_for_at_the_end(
     """However often the loop comes round meanwhile; and the store is not closed under it."""
     connection = await house.connect(api_domain=API_DOMAIN)
     await house.store.look_up_again(connection, at=house.clock.now())
-    asked, go_on = 0, asyncio.Event()
+    asked, began, go_on = 0, asyncio.Event(), asyncio.Event()
 
     async def look_up(**_: object) -> Sighting:
         nonlocal asked
         asked += 1
+        began.set()
         await go_on.wait()
         return Sighting(standing=Standing.GOOD)
 
     custody = house.make_custody(amo=Instead(house.client, look_up=look_up))
     running = asyncio.create_task(custody.refresher.run())
+    await began.wait()
     for _ in range(3):
         await house.clock.until_sleeping(5)
         house.clock.advance(5)

@@ -14,12 +14,23 @@ from amo_callback.errors import Frozen, InvalidState
 from amo_callback.event import NOTICES, Event
 from amo_callback.grant import GrantedPair, GrantStatus, IssuedState
 from amo_callback.model import Demand, Filter, Freeze, Reason, Status, fingerprint
-from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save
+from tests.builders import (
+    DAY,
+    a_claim,
+    a_connection,
+    a_grant,
+    a_refreshed,
+    a_verdict,
+    an_extension,
+    now,
+    save,
+    switch_off,
+)
 from tests.fakes import START
 
 if TYPE_CHECKING:
     from amo_callback.event import Recorded
-    from amo_callback.model import Connection
+    from amo_callback.model import Changed, Connection
     from amo_callback.ports import Store
     from tests.fakes import FakeClock
 
@@ -290,26 +301,72 @@ async def test_a_claim_given_back_leaves_no_trace(store: Store) -> None:
 # --- look-ups ------------------------------------------------------------------------------------
 
 
-async def test_a_hook_makes_the_accounts_look_ups_due_and_its_repetition_nothing(store: Store) -> None:
-    """The account's connections have their turn now; whoever says it again within the quiet time changes nothing."""
+async def test_a_hook_makes_the_accounts_look_ups_due_once(store: Store, clock: FakeClock) -> None:
+    """The look-up that is pending covers further hooks; one that comes after it began makes the next due."""
     connection = await save(store, a_connection())
     await save(store, a_connection(2))
-    assert await store.switched_off("1", now=START, quiet=600) == [connection.id]
+    assert await switch_off(store) == [connection.id]
     assert await store.look_ups(now=START, limit=9, apart_from=()) == [connection.id]
     assert await store.look_ups(now=START, limit=9, apart_from=[connection.id]) == []
-    assert await store.switched_off("1", now=START + 599 * SECOND, quiet=600) == []
-    assert await store.switched_off("1", now=START + 600 * SECOND, quiet=600) == [connection.id]
+    clock.advance(3)
+    assert await switch_off(store) == []
+    begun = await store.begin_look_up(await now(store, connection), again_in=60 * SECOND)
+    assert begun is not None
+    assert (begun.looked_up_at, begun.look_up_at) == (START + 3 * SECOND, START + 63 * SECOND)
+    clock.advance(1)
+    assert await switch_off(store) == [connection.id]
+    after = await now(store, connection)
+    assert (after.hook_at, after.look_up_at) == (START + 4 * SECOND, START + 8 * SECOND)
 
 
-async def test_a_later_hook_leaves_the_turn_of_one_that_was_given_up(store: Store) -> None:
+async def test_a_hook_that_changes_nothing_writes_once_a_second(store: Store, clock: FakeClock) -> None:
+    """The last hook is known to a second; neither the row's version nor the history grows with a flood."""
+    connection = await save(store, a_connection())
+    await switch_off(store)
+    hooked, events = await now(store, connection), await store.events(connection_id=connection.id, limit=9)
+    told: list[Changed] = []
+    store.watch(told.append)
+    for _ in range(12):
+        clock.advance(0.25)
+        await switch_off(store)
+    after = await now(store, connection)
+    assert (after.hook_at, after.row_version) == (START + 3 * SECOND, hooked.row_version)
+    assert await store.events(connection_id=connection.id, limit=9) == events
+    assert len(told) == 3
+
+
+async def test_a_look_up_is_begun_by_one_process(store: Store) -> None:
+    """Two have read that it is due; the second one finds that it is not as it was."""
+    connection = await save(store, a_connection())
+    await switch_off(store)
+    read = await now(store, connection)
+    assert await store.begin_look_up(read, again_in=60 * SECOND) is not None
+    assert await store.begin_look_up(read, again_in=60 * SECOND) is None
+
+
+async def test_a_new_grant_begins_with_the_shortest_pause(store: Store, clock: FakeClock) -> None:
+    """What hooks before it have left is forgotten."""
+    connection = await save(store, a_connection(), iat=1)
+    await switch_off(store)
+    begun = await store.begin_look_up(await now(store, connection), again_in=60 * SECOND)
+    assert begun is not None
+    assert await store.look_up_again(begun, at=None, pause=600 * SECOND)
+    assert (await now(store, connection)).look_up_pause == 600 * SECOND
+    clock.advance(1)
+    granted = await save(store, a_connection(connected_at=START + SECOND), iat=2)
+    assert (granted.hook_at, granted.looked_up_at, granted.look_up_pause) == (None, None, None)
+
+
+async def test_a_later_hook_leaves_the_turn_of_one_that_was_given_up(store: Store, clock: FakeClock) -> None:
     """The first hook brings the turn forward; another moves it neither way."""
     stored = await save(store, a_connection())
     await store.claim(a_claim(stored))
     verdict = a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, look_up_at=START + DAY)
     await store.save_verdict(verdict)
     for hour, look_up_at in ((1, START + DAY / 24), (2, START + DAY)):
+        clock.advance(3600)
         at = START + hour * DAY / 24
-        await store.switched_off("1", now=at, quiet=600)
+        await switch_off(store)
         after = await store.connection(stored.id)
         assert after is not None
         assert (after.hook_at, after.look_up_at) == (at, look_up_at)
@@ -319,7 +376,7 @@ async def test_a_later_hook_leaves_the_turn_of_one_that_was_given_up(store: Stor
 async def test_a_death_puts_off_no_hooks_look_up(store: Store) -> None:
     """Where a look-up is due already, the connection that is given up meanwhile keeps its turn."""
     stored = await save(store, a_connection())
-    await store.switched_off("1", now=START, quiet=600)
+    await switch_off(store)
     hooked = await store.connection(stored.id)
     assert hooked is not None
     await store.claim(a_claim(hooked))
@@ -731,12 +788,16 @@ async def test_a_clock_that_went_back_takes_the_stored_times_back(store: Store) 
     if store.keeps_time:
         pytest.skip("one instance's clock must not shift the others' times")
     stored = await save(store, a_connection())
+    await switch_off(store)
+    await store.begin_look_up(await now(store, stored), again_in=60 * SECOND)
+    stored = await now(store, stored)
     assert await store.keep_time(now=lambda: START + 59 * SECOND) == timedelta(0)
     assert await store.keep_time(now=lambda: START) == timedelta(0)
     assert await now(store, stored) == stored
     assert await store.keep_time(now=lambda: START - DAY) == DAY
     after = await now(store, stored)
     assert (after.access_issued_at, after.access_expires_at) == (START - DAY, START)
+    assert (after.hook_at, after.looked_up_at) == (START - DAY, START - DAY)
     assert (after.refresh_expires_at, after.next_refresh_at) == (START + 89 * DAY, START - DAY)
     assert after.connected_at == START - DAY
     assert await store.keep_time(now=lambda: START - DAY) == timedelta(0)

@@ -40,13 +40,14 @@ async def test_an_account_that_was_switched_off_is_forgotten(app: Running) -> No
 async def test_a_replayed_hook_changes_nothing_for_an_account_that_lives(app: Running) -> None:
     """Whoever has read one line of a log can send it: the account is looked up, kept, and not asked for again soon."""
     connection = await app.connected()
+    began = app.clock.monotonic()
     for _ in range(20):
         answer = await _hook(app)
         assert (answer.status, answer.json()["success"]) == (200, True)
     await app.witness.until("hook.unconfirmed")
     assert (await _stored(app, connection)).status is Status.ACTIVE
-    assert app.amo.sandbox.look_ups == 1
-    assert len(app.witness.named("hook.received")) == 1
+    assert app.amo.sandbox.look_ups <= 1 + (app.clock.monotonic() - began) // 5
+    assert len(app.witness.named("hook.received")) <= app.amo.sandbox.look_ups + 1  # the last leaves a check pending
 
 
 async def test_the_older_name_of_the_client_is_known_too(app: Running) -> None:

@@ -1,4 +1,4 @@
--- Each statement by its name, as both engines run it; what they say differently is in their folders. Every write of a connection counts `row_version` up; `pair_version` counts
+-- Each statement by its name, as both engines run it; what they say differently is in their folders. Every write of a connection but a hook's counts `row_version` up; `pair_version` counts
 -- pairs, grants and disconnects, and is what a refresh compares before it replaces anything.
 
 -- name: canary
@@ -63,6 +63,7 @@ UPDATE connections SET
     refreshed_at = CASE WHEN refreshed_at > :now THEN refreshed_at - :by ELSE refreshed_at END,
     died_at = CASE WHEN died_at > :now THEN died_at - :by ELSE died_at END,
     hook_at = CASE WHEN hook_at > :now THEN hook_at - :by ELSE hook_at END,
+    looked_up_at = CASE WHEN looked_up_at > :now THEN looked_up_at - :by ELSE looked_up_at END,
     row_version = row_version + 1;
 
 -- name: next_serial
@@ -213,18 +214,40 @@ WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
 -- name: switched_off
--- AMO's hook can be replayed: while the last one is being checked it starts nothing, and whoever was given up
--- keeps the turn that may heal it.
+-- AMO's hook can be replayed. One look-up after it is enough, when the pause since the last look-up is over; a connection
+-- that was given up keeps its daily look-up, except at the first hook since it was active. Here and in the next two
+-- statements `row_version` stays: they decide nothing about tokens, and a flood of hooks must not make claims fail.
 UPDATE connections SET
-    look_up_at = CASE
-        WHEN status = 'active' OR hook_at IS NULL OR hook_at < COALESCE(refreshed_at, connected_at) THEN CAST(:now AS BIGINT)
-        ELSE look_up_at END,
-    hook_at = :now, row_version = row_version + 1
-WHERE account_id = :account_id AND status <> 'disconnected' AND (hook_at IS NULL OR hook_at <= :before)
+    look_up_at = COALESCE(
+        looked_up_at + COALESCE(CASE WHEN hook_at > :clock - :quiet THEN look_up_pause END, :shortest), :clock
+    ),
+    look_up_pause = CASE WHEN hook_at > :clock - :quiet THEN look_up_pause END,
+    hook_at = :clock
+WHERE account_id = :account_id AND (
+    (status = 'active' AND (look_up_at IS NULL OR hook_at IS NULL OR hook_at <= looked_up_at))
+    OR (status = 'needs_reauth' AND (hook_at IS NULL OR hook_at < COALESCE(refreshed_at, connected_at)))
+)
+RETURNING id;
+
+-- name: switched_off_again
+-- For the others a look-up after this hook is pending already. A flood of hooks writes once a second.
+UPDATE connections SET hook_at = :clock
+WHERE account_id = :account_id AND status <> 'disconnected' AND hook_at <= :clock - :second
+RETURNING id;
+
+-- name: begin_look_up
+-- `look_up_at` as it was read: of several processes one begins. Where that one dies, the look-up is repeated.
+UPDATE connections SET looked_up_at = :clock, look_up_at = :clock + :again_in
+WHERE id = :id AND row_version = :row_version AND look_up_at = :look_up_at
 RETURNING *;
 
 -- name: look_up_again
-UPDATE connections SET look_up_at = :look_up_at, row_version = row_version + 1
+-- Where `look_up_at` is not as it was read, a hook came during the look-up: it is checked when the pause is over.
+UPDATE connections SET
+    look_up_at = CASE
+        WHEN look_up_at IS :look_up_at THEN CAST(:at AS BIGINT)
+        ELSE COALESCE(looked_up_at + CAST(:pause AS BIGINT), look_up_at) END,
+    look_up_pause = COALESCE(CAST(:pause AS BIGINT), look_up_pause), row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
@@ -239,7 +262,7 @@ INSERT INTO connections (
 ON CONFLICT (id) DO UPDATE SET
     domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
     status = 'active', reason = NULL, last_error = NULL, failures = 0, sealed_pair = excluded.sealed_pair,
-    died_at = NULL, look_up_at = NULL, hook_at = NULL, warned_days = NULL,
+    died_at = NULL, look_up_at = NULL, hook_at = NULL, looked_up_at = NULL, look_up_pause = NULL, warned_days = NULL,
     access_issued_at = excluded.access_issued_at, access_expires_at = excluded.access_expires_at,
     refresh_expires_at = excluded.refresh_expires_at, refreshed_at = NULL,
     next_refresh_at = excluded.next_refresh_at, connected_at = excluded.connected_at,
@@ -497,7 +520,8 @@ ON CONFLICT (id) DO UPDATE SET
     refreshed_at = excluded.refreshed_at, next_refresh_at = excluded.next_refresh_at,
     connected_at = excluded.connected_at, grant_iat = excluded.grant_iat, doubtful = excluded.doubtful,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL,
-    look_up_at = excluded.look_up_at, died_at = NULL, hook_at = NULL, warned_days = NULL,
+    look_up_at = excluded.look_up_at, died_at = NULL, hook_at = NULL, looked_up_at = NULL, look_up_pause = NULL,
+    warned_days = NULL,
     frozen_at = COALESCE(connections.frozen_at, excluded.frozen_at),
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
 WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :over_pair
