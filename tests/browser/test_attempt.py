@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from tests.browser.chromium import Chromium, Tab
     from tests.conftest import Running
 
-pytestmark = pytest.mark.timeout(180)  # browsers take their time on a busy machine
-
 LINK = "foryoure://amo-crm/callback"
 
 

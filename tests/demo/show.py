@@ -12,6 +12,7 @@ import aiohttp
 
 from amo_callback.clock import SystemClock
 from amo_callback.demo.stage import choose_sites, open_stage
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from amo_callback.demo.life import ConnectionLife, Life
     from amo_callback.demo.stage import Sites, Stage
     from amo_callback.demo.story import Line
-
-_PATIENCE = 30
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,7 +35,7 @@ class Show:
 
     async def until(self, fits: Callable[[Life], bool]) -> Life:
         """Wait until what is seen fits."""
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             while not fits(self.stage.watcher.life):
                 self.looked.clear()
                 await self.looked.wait()

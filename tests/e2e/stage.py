@@ -16,7 +16,8 @@ from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
 from amo_callback.model import fingerprint
 from tests.conftest import API_KEY, BASE, Amo, Answer, environment, serve_amo
-from tests.e2e.process import PATIENCE, Process, serving
+from tests.e2e.process import Process, serving
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping

@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 
 from amo_callback.cli.main import main
-from tests.e2e.process import PATIENCE
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -79,7 +79,6 @@ async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.timeout(120)
 async def test_on_a_terminal_it_is_a_live_table_and_keys_try_what_goes_wrong(tmp_path: Path) -> None:
     """The table shows the connection, a key starts a trial, and at the end the terminal is as it was."""
     ours, theirs = pty.openpty()

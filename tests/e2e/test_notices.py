@@ -6,8 +6,6 @@ import json
 import signal
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from tests.e2e.process import command
 from tests.e2e.stage import staged
 from tests.notices.receiver import SECRET, Receiver
@@ -28,7 +26,6 @@ async def _told(stage: Stage, *arguments: str) -> Any:
     return json.loads(out)
 
 
-@pytest.mark.timeout(120)  # some ten processes, one after the other
 async def test_notices_are_listed_and_tried_again_beside_the_service_and_without_it(
     tmp_path: Path, encryption_key: str
 ) -> None:

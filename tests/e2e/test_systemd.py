@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.lab import Lab
 
-pytestmark = pytest.mark.timeout(300)  # the first one also builds, installs and boots
+pytestmark = pytest.mark.timeout(900)  # the first one also builds, installs and boots
 
 UNIT = f"/etc/systemd/system/{units.SERVICE}"
 DROP_IN = "/run/systemd/system/amo-callback.service.d/test.conf"

@@ -28,6 +28,7 @@ from amo_callback.store.rows import freeze_value
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, save
 from tests.fakes import START, FakeClock
+from tests.patience import PATIENCE
 from tests.postgres import serving_postgres, with_option
 
 if TYPE_CHECKING:
@@ -327,7 +328,7 @@ async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_agai
 
 async def _until_somebody_waits(connection: asyncpg.Connection) -> None:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not await connection.fetchval(waiting):  # noqa: ASYNC110 -- because it becomes so in the server
             await asyncio.sleep(0.01)
 
@@ -389,7 +390,7 @@ class Ear:
         self._something.set()
 
     async def until(self, changed: Changed) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while changed not in self.heard:
                 self._something.clear()
                 await self._something.wait()
@@ -473,7 +474,7 @@ async def test_whatever_a_server_says_it_is_asked_again(url: str) -> None:
 
     listener, heard = Listener(connect, clock=DatabaseClock(FakeClock())), asyncio.Event()
     listener.on_change(lambda _: heard.set())
-    async with listener.listening(), asyncio.timeout(10):
+    async with listener.listening(), asyncio.timeout(PATIENCE):
         await heard.wait()
         assert listener.away is None
 
@@ -485,7 +486,7 @@ async def test_a_listener_that_is_lost_is_replaced_and_nobody_else_is_kept_waiti
         listeners = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%clock_timestamp()'"
         await store.others_version()
         await connection.execute(f"{listeners} AND pid <> pg_backend_pid() AND datname = current_database()")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while Changed(connections=None, belonging=True) not in ear.heard:
                 await store.count()
                 await asyncio.sleep(0)
@@ -500,7 +501,7 @@ async def test_where_there_is_no_connection_to_spare_the_others_are_used() -> No
 
     tried = asyncio.Event()
     listener = Listener(connect, clock=DatabaseClock(FakeClock()))
-    async with listener.listening(), asyncio.timeout(10):
+    async with listener.listening(), asyncio.timeout(PATIENCE):
         for _ in range(2):
             tried.clear()
             await tried.wait()
