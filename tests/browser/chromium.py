@@ -232,6 +232,7 @@ class Chromium:
     async def _launch(self, flags: tuple[str, ...]) -> None:
         browser = await self.playwright.chromium.launch(
             executable_path=self.executable,
+            timeout=1000 * PATIENCE,
             args=["--no-sandbox", "--disable-gpu", *flags],  # root has no sandbox, and a container may have neither
         )
         self.browsers.append(browser)

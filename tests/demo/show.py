@@ -83,7 +83,9 @@ async def open_show(sites: Sites | None = None) -> AsyncIterator[Show]:
     looked = asyncio.Event()
     sites = sites or choose_sites(None)
     async with (
-        open_stage(sites, token_life=30, clock=SystemClock(), told=lines.append, seen=lambda _: looked.set()) as stage,
+        open_stage(
+            sites, token_life=3600, clock=SystemClock(), told=lines.append, seen=lambda _: looked.set()
+        ) as stage,
         aiohttp.ClientSession(headers={"Accept": "text/html"}) as http,
     ):
         watching = asyncio.create_task(stage.watcher.run())

@@ -50,7 +50,7 @@ async def _connect(panel: str) -> str:
 
 async def test_the_demo_leads_through_consent_to_the_app_and_shows_refreshes(tmp_path: Path) -> None:
     """Start page, consent, return page, app; the output tells of the connection, of a refresh, and what comes next."""
-    process = await asyncio.create_subprocess_exec(*_COMMAND, "2", cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(*_COMMAND, "6", cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     told = ""
 
