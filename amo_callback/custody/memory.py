@@ -9,8 +9,8 @@ It is certain for less than a second, and only until this process changes it:
 - Where none do, a look at the store's `others_version` tells what nobody told of: where that stays the same, all that
   was remembered is certain for one more second. It is looked at in the background, in good time, so that no caller
   waits for it; and where it cannot be, or is too late, a caller reads as if nothing were remembered.
-- What was read before the store was last found out of reach is no longer certain: another instance may hold a newer pair
-  that it cannot store.
+- What was read before the store was last out of reach is no longer certain: another instance may hold a newer pair,
+  which it could not store.
 
 What is no longer certain, or was changed, is kept all the same, unless it was erased: it is the last that is known
 while the store is away.
