@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from amo_callback.demo.stage import Sites, Stage
     from amo_callback.demo.story import Line
 
+TOKEN_LIFE = 3600.0
+"""Seconds: nothing is refreshed in a test but what is asked for."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Show:
@@ -84,7 +87,7 @@ async def open_show(sites: Sites | None = None) -> AsyncIterator[Show]:
     sites = sites or choose_sites(None)
     async with (
         open_stage(
-            sites, token_life=3600, clock=SystemClock(), told=lines.append, seen=lambda _: looked.set()
+            sites, token_life=TOKEN_LIFE, clock=SystemClock(), told=lines.append, seen=lambda _: looked.set()
         ) as stage,
         aiohttp.ClientSession(headers={"Accept": "text/html"}) as http,
     ):
