@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
+import hypothesis
 import pytest
 
 from amo_callback.alone import Alone
@@ -53,6 +55,17 @@ BASE = "/api/amo-crm"
 ROUNDS = 3
 FUZZ = 10
 _SECONDS_A_ROUND = 20
+_SECONDS_A_CASE = 6
+
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)  # a slow machine is no failure
+hypothesis.settings.load_profile("suite")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one worker more than there are cores: many tests wait for processes and browsers."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -89,8 +102,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give tests that run in rounds time for as many as were asked for."""
-    patience = pytest.mark.timeout(60 + _SECONDS_A_ROUND * config.getoption("rounds"))
-    fuzz_patience = pytest.mark.timeout(120 + 6 * config.getoption("fuzz"))
+    limit = float(config.getini("timeout"))
+    patience = pytest.mark.timeout(limit + _SECONDS_A_ROUND * config.getoption("rounds"))
+    fuzz_patience = pytest.mark.timeout(limit + _SECONDS_A_CASE * config.getoption("fuzz"))
     for item in items:
         if isinstance(item, pytest.Function) and "rounds" in item.fixturenames:
             item.add_marker(patience)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.errors import StoreUnavailable
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -55,7 +56,7 @@ class FakeClock:
         """Wait until somebody sleeps (for so many seconds)."""
         while not any(seconds is None or abs(left - seconds) < 1e-6 for left in self.sleeping()):
             self._somebody_slept.clear()
-            await asyncio.wait_for(self._somebody_slept.wait(), 10)
+            await asyncio.wait_for(self._somebody_slept.wait(), PATIENCE)
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and wake whoever has slept enough."""
@@ -74,7 +75,7 @@ class ShiftedClock:
 
     def __init__(self) -> None:
         self._ahead = timedelta(0)
-        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+        self._sleepers: list[tuple[float, float, asyncio.Future[None]]] = []
         self._somebody_slept = asyncio.Event()
 
     def now(self) -> datetime:
@@ -88,7 +89,7 @@ class ShiftedClock:
             await asyncio.sleep(0)
             return
         until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        sleeper = (self.monotonic() + seconds, until)
+        sleeper = (seconds, self.monotonic() + seconds, until)
         self._sleepers.append(sleeper)
         self._somebody_slept.set()
         try:
@@ -97,14 +98,14 @@ class ShiftedClock:
             self._sleepers.remove(sleeper)
 
     async def until_sleeping(self, seconds: float) -> None:
-        """Wait until somebody sleeps whom `advance(seconds)` would wake, and less would not."""
-        while not any(seconds - 2 < at - self.monotonic() <= seconds for at, _ in self._sleepers):
+        """Wait until somebody sleeps who wanted to sleep for so many seconds, or for up to 2 less."""
+        while not any(seconds - 2 < wanted <= seconds for wanted, _, _ in self._sleepers):
             self._somebody_slept.clear()
-            await asyncio.wait_for(self._somebody_slept.wait(), 10)
+            await asyncio.wait_for(self._somebody_slept.wait(), PATIENCE)
 
     def advance(self, seconds: float) -> None:
         self._ahead += timedelta(seconds=seconds)
-        for at, until in self._sleepers:
+        for _, at, until in self._sleepers:
             if at <= self.monotonic() and not until.done():
                 until.set_result(None)
 
@@ -135,7 +136,7 @@ class Witness:
         """Wait until events of these names have happened so many times in all."""
         while sum(event.name in names for event in self.events) < times:
             self._heard.clear()
-            await asyncio.wait_for(self._heard.wait(), 10)
+            await asyncio.wait_for(self._heard.wait(), PATIENCE)
 
 
 class FailingStore:
@@ -217,7 +218,7 @@ class Traffic:
             while self._under_way:
                 turns = 0
                 self._ended.clear()
-                await asyncio.wait_for(self._ended.wait(), 10)
+                await asyncio.wait_for(self._ended.wait(), PATIENCE)
 
 
 class _Watched:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from amo_callback.store.rows import ticks
 from tests.fakes import FakeClock
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 GIVEN = "AMO_CALLBACK_TEST_POSTGRES"
 ASKING, CLOSED = "asking", "closed"
 """Databases of which a server of our own asks for a password, and lets nobody in, whether they are there or not."""
-_PATIENCE = 20.0
 _OUR_TIME = """
 CREATE SCHEMA ours;
 CREATE FUNCTION ours.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
@@ -84,7 +84,7 @@ class Server:
         """Stop; with SIGINT at once, whoever is connected, with SIGQUIT as a crash does."""
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(_PATIENCE)
+            self._process.wait(PATIENCE)
             self._process = None
 
     def url(self, database: str = "postgres") -> str:
@@ -93,7 +93,7 @@ class Server:
 
     def _until_ready(self) -> None:
         asking = [str(self._program("pg_isready")), "-q", "-t", "1", "-h", str(self._folder)]
-        give_up_at = time.monotonic() + _PATIENCE
+        give_up_at = time.monotonic() + PATIENCE
         while subprocess.run(asking, check=False).returncode != 0:  # noqa: S603 -- because it is ours
             assert time.monotonic() < give_up_at, (self._folder / "log").read_text()
             time.sleep(0.02)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from amo_callback.slots import Asked, Kind, Slots, ask, pause
@@ -45,7 +45,6 @@ def _delays(data: st.DataObject) -> Iterator[float]:
         yield data.draw(st.floats(min_value=EARLY, max_value=0.2 * INTERVAL))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(min_value=0, max_value=3 * INTERVAL), st.sampled_from([PEOPLE, BACKGROUND, BOTH]))))
 def test_whoever_asks_whenever_no_second_has_more_than_one_beyond_the_rate(asks: list[tuple[float, set[Kind]]]) -> None:
     """AMO bans who goes beyond its limit, so however late somebody asks, there is one more in a second, and no two."""
@@ -59,7 +58,6 @@ def test_whoever_asks_whenever_no_second_has_more_than_one_beyond_the_rate(asks:
     assert all(later - first > 1 - EARLY for first, later in zip(had, had[RATE + 1 :], strict=False))
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_people_and_background_take_turns_between_askers(data: st.DataObject) -> None:
     """One instance has people, and another background: each has every other slot, though each asks a little late."""
@@ -68,7 +66,6 @@ def test_people_and_background_take_turns_between_askers(data: st.DataObject) ->
     assert len(kinds) >= 19
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_late_asks_are_made_up_for(data: st.DataObject) -> None:
     """To ask takes time, and the rate is had all the same."""

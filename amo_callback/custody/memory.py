@@ -9,6 +9,8 @@ It is certain for less than a second, and only until this process changes it:
 - Where none do, a look at the store's `others_version` tells what nobody told of: where that stays the same, all that
   was remembered is certain for one more second. It is looked at in the background, in good time, so that no caller
   waits for it; and where it cannot be, or is too late, a caller reads as if nothing were remembered.
+- What was read before the store was last out of reach is no longer certain: another instance may hold a newer pair,
+  which it could not store.
 
 What is no longer certain, or was changed, is kept all the same, unless it was erased: it is the last that is known
 while the store is away.
@@ -103,6 +105,8 @@ class Memory:
         if found is None or found.changed or found.look != self._look:
             return None
         if now - max(found.at, self._looked_at) >= _CERTAIN:
+            return None
+        if (failed_at := self._store.failed_at) is not None and failed_at > found.at:
             return None
         self._found.move_to_end(selector)
         return found.connections

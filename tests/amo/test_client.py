@@ -165,7 +165,7 @@ async def test_a_whole_refusal_in_a_broken_frame_is_open(amo: Amo, clock: FakeCl
 
 async def test_an_answer_that_came_while_the_process_was_stopped_is_read(amo: Amo, clock: FakeClock) -> None:
     """A process that wakes after its timeout finds the answer in its socket, and reads it before it gives up."""
-    async with _raw_amo(amo, ANSWER, asleep=1.1), amo_client(amo, clock, timeout=1.0) as client:
+    async with _raw_amo(amo, ANSWER, asleep=2.1), amo_client(amo, clock, timeout=2.0) as client:
         issued = await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
     assert issued.pair.refresh_token == "r"
 

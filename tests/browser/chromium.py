@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from tests.patience import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -136,7 +138,7 @@ class Tab:
         """Wait until the browser has tried to launch the app (moving on earlier would call it off); return the link."""
         while not (links := [address for address in self.failed if address.startswith(SCHEME)]):
             self.something_failed.clear()
-            await asyncio.wait_for(self.something_failed.wait(), 30)
+            await asyncio.wait_for(self.something_failed.wait(), PATIENCE)
         return links[-1]
 
     async def attempts(self) -> list[dict[str, object]]:
@@ -163,7 +165,7 @@ class Tab:
         over = asyncio.Event()
         self.cdp.once("Emulation.virtualTimeBudgetExpired", lambda _: over.set())
         await self.cdp.send("Emulation.setVirtualTimePolicy", {"policy": "advance", "budget": seconds * 1000})
-        await asyncio.wait_for(over.wait(), 30)
+        await asyncio.wait_for(over.wait(), PATIENCE)
 
     async def go_on(self) -> None:
         """Let time run again; timers do not wait any more."""
@@ -224,12 +226,13 @@ class Chromium:
             java_script_enabled=javascript,
             extra_http_headers=dict(headers or {}),
         )
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(1000 * PATIENCE)
         return await self.another(context)
 
     async def _launch(self, flags: tuple[str, ...]) -> None:
         browser = await self.playwright.chromium.launch(
             executable_path=self.executable,
+            timeout=1000 * PATIENCE,
             args=["--no-sandbox", "--disable-gpu", *flags],  # root has no sandbox, and a container may have neither
         )
         self.browsers.append(browser)

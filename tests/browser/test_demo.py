@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from tests.browser.chromium import Chromium
 
-pytestmark = pytest.mark.timeout(120)
-
 _WIDE = Device(width=1440, height=900)
 
 

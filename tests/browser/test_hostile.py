@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from tests.browser.conftest import Lenient
     from tests.conftest import Running
 
-pytestmark = pytest.mark.timeout(180)
-
 LINK = "foryoure://amo-crm/callback"
 PARAMETERS = ("code", "state", "error", "error_description", "client_id")
 _ANY_LINK = re.compile(

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tests.browser.chromium import Chromium
     from tests.conftest import Running
 
-pytestmark = pytest.mark.timeout(180)
-
 _SIZES = {
     "small phone": (320, 568),
     "phone": (390, 760),

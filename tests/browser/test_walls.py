@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from tests.browser.chromium import ANDROID, IPHONE
 from tests.browser.states import SETTINGS, STATES, public, returned
 from tests.conftest import BASE
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
     from tests.browser.chromium import Chromium
     from tests.browser.conftest import Site
     from tests.conftest import Running
-
-pytestmark = pytest.mark.timeout(180)  # browsers take their time on a busy machine
 
 _NONCE = re.compile(r"'nonce-([\w-]{22})'")
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tests.browser.conftest import Lenient, Site
     from tests.conftest import Running
 
-pytestmark = pytest.mark.timeout(180)  # browsers take their time on a busy machine
-
 RETURN = re.compile(rf"{BASE}/return/[A-Za-z0-9_-]{{22}}")
 LINK = "foryoure://amo-crm/callback"
 TITLES = {variant: texts["title"] for variant, texts in read_texts("en").items() if "title" in texts}

@@ -22,7 +22,8 @@ from amo_callback.deploy import units
 from amo_callback.identity import key_with
 from amo_callback.identity.api_keys import Scope
 from tests.deploy.test_units import PYTHON
-from tests.e2e.process import PATIENCE, command, process_environment, serving
+from tests.e2e.process import command, process_environment, serving
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

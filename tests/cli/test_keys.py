@@ -25,7 +25,7 @@ from amo_callback.store import open_store
 from tests.builders import a_connection, a_refreshed
 from tests.conftest import environment
 from tests.e2e.process import command, process_environment
-from tests.e2e.stage import eventually, staged
+from tests.e2e.stage import eventually, hold_up, staged
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def here(tmp_path: Path, amo: Amo) -> Place:
 async def test_keys_are_replaced_while_the_service_refreshes(tmp_path: Path) -> None:
     """With the new key first everywhere, everything is sealed again; then it works with the new key alone."""
     old, new = new_key(), new_key()
-    async with staged(tmp_path, old, access=2, accounts=4) as stage:
+    async with staged(tmp_path, old, accounts=4, every=1) as stage:
         async with stage.serving() as process:
             await stage.connect(process)
             process.signal(signal.SIGTERM)
@@ -127,6 +127,8 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(here: Place) -> None
     """Each pair opens with one key or the other, the new one alone is refused until the end, a second run ends it."""
     count = 2000
     await here.fill(count)
+    last = max(name for (name,) in here.run("SELECT id FROM connections"))
+    go_on = hold_up(here.folder / "amo-callback.db", f"UPDATE ON connections WHEN old.id = '{last}'")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", "rotate-keys",
         cwd=here.folder, env=process_environment(here.environ(here.both)), stdout=asyncio.subprocess.DEVNULL,
@@ -134,6 +136,7 @@ async def test_killed_in_the_middle_it_goes_on_where_it_was(here: Place) -> None
     await eventually(lambda: here.opened(here.new) > 0)
     process.kill()
     assert await process.wait() == -signal.SIGKILL
+    go_on()
     done = here.opened(here.new)
     assert 0 < done < count
     assert here.opened(here.old) == count - done

@@ -18,7 +18,8 @@ from amo_callback.errors import CommandFailed
 from amo_callback.model import Filter
 from amo_callback.store import open_store
 from tests.cli.test_transfer import Host, typed
-from tests.e2e.process import PATIENCE, process_environment
+from tests.e2e.process import process_environment
+from tests.patience import PATIENCE
 from tests.transfer.goods import a_record
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import pytest
 from amo_callback.cli.nagios import Status, judge, tell_health
 from amo_callback.cli.readiness import Ready, Unreachable
 from amo_callback.clock import SystemClock
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from tests.conftest import Running
@@ -50,13 +51,13 @@ def test_readiness_becomes_one_line_and_a_status(found: Ready | Unreachable, sta
 
 async def test_what_is_no_service_of_ours_is_unknown(app: Running) -> None:
     """Nothing can be said of it; the public door has no such route."""
-    status, line = await tell_health(app.service.public, clock=SystemClock(), patience=5)
+    status, line = await tell_health(app.service.public, clock=SystemClock(), patience=PATIENCE)
     assert status is Status.UNKNOWN
     assert line.startswith(f"AMO-CALLBACK UNKNOWN - {app.service.public}: status 404")
 
 
 async def test_a_service_that_runs_is_asked(app: Running) -> None:
     """It needs no key."""
-    status, line = await tell_health(app.service.private, clock=SystemClock(), patience=5)
+    status, line = await tell_health(app.service.private, clock=SystemClock(), patience=PATIENCE)
     assert status is Status.OK
     assert line.startswith("AMO-CALLBACK OK - ready, ")

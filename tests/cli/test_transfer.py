@@ -20,7 +20,8 @@ from amo_callback.clock import SystemClock
 from amo_callback.model import Filter
 from amo_callback.store import open_store
 from amo_callback.transfer.bring import make_plan
-from tests.e2e.process import PATIENCE, command, process_environment
+from tests.e2e.process import command, process_environment
+from tests.patience import PATIENCE
 from tests.transfer.goods import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
 
 if TYPE_CHECKING:

@@ -234,7 +234,6 @@ def test_whatever_happens_nothing_is_lost_by_our_fault(
             stateful_step_count=50,
             derandomize=rounds <= ROUNDS,  # the gate is the same each time; whoever asks for more looks elsewhere
             phases=[Phase.generate],  # the steps of a failure are printed; to make them fewer takes long
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

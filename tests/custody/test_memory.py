@@ -181,6 +181,24 @@ async def test_what_is_remembered_is_handed_out_while_the_store_is_away(house: H
         await _token(house, connection.id)
 
 
+async def test_what_was_read_before_the_store_went_away_is_stale_at_once(house: House) -> None:
+    """Also within the second for which it was certain: a refresh elsewhere may have got a pair that cannot be stored.
+
+    The rule: while the store is away, what is remembered is handed out as stale, or AMO is asked about it.
+    """
+    connection, selectors = await _owned(house)
+    house.clock.advance(0.5)
+    house.failing.away = {*READS, "others_version"}
+    with pytest.raises(StoreUnavailable):
+        await house.failing.connection(connection.id)
+    for selector in selectors:
+        handed_out = await _token(house, selector)
+        assert (handed_out.pair, handed_out.stale) == (house.pair(connection), True)
+        assert handed_out.reason == StoreUnavailable.code
+    house.failing.away = set()
+    assert not (await _token(house, connection.id)).stale
+
+
 async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_knows_it(house: House) -> None:
     """Another pair may have taken its place, and nobody can read which: AMO is asked whether this one lives."""
     connection, selectors = await _owned(house)

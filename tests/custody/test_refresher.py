@@ -17,6 +17,7 @@ from amo_callback.errors import Busy, RefreshTokenDead, StoreUnavailable
 from amo_callback.model import Demand
 from tests.builders import a_connection, a_grant, a_refreshed, save
 from tests.fakes import START, FailingStore, FakeClock, MemoryRescue, Witness
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -59,7 +60,7 @@ class FakeKeeper:
     async def until_asked(self, times: int) -> None:
         while len(self.asked) < times:
             self._called.clear()
-            await asyncio.wait_for(self._called.wait(), 10)
+            await asyncio.wait_for(self._called.wait(), PATIENCE)
 
 
 class Loop:

@@ -17,6 +17,7 @@ from tests.builders import a_connection, a_refreshed, save
 from tests.custody.house import API_DOMAIN
 from tests.custody.test_interleavings import Gated
 from tests.fakes import MemoryRescue
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from amo_callback.event import Event
@@ -456,7 +457,7 @@ async def test_many_that_look_into_the_folder_at_once_store_each_pair_once(house
     for connection in connections:
         paid = a_refreshed(connection)
         house.rescue.files[name_of(paid)] = seal_paid(paid, house.cipher)
-    await asyncio.wait_for(asyncio.gather(*(house.custody.unsaved.restore() for _ in range(3))), 10)
+    await asyncio.wait_for(asyncio.gather(*(house.custody.unsaved.restore() for _ in range(3))), PATIENCE)
     assert [event.fields for event in house.witness.events] == [{"superseded": False}] * len(connections)
     assert [(await house.now(connection)).pair_version for connection in connections] == [2] * len(connections)
     assert (house.custody.unsaved.names, house.rescue.files) == ([], {})

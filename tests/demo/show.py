@@ -12,6 +12,7 @@ import aiohttp
 
 from amo_callback.clock import SystemClock
 from amo_callback.demo.stage import choose_sites, open_stage
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from amo_callback.demo.stage import Sites, Stage
     from amo_callback.demo.story import Line
 
-_PATIENCE = 30
+TOKEN_LIFE = 3600.0
+"""Seconds: nothing is refreshed in a test but what is asked for."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,7 +38,7 @@ class Show:
 
     async def until(self, fits: Callable[[Life], bool]) -> Life:
         """Wait until what is seen fits."""
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             while not fits(self.stage.watcher.life):
                 self.looked.clear()
                 await self.looked.wait()
@@ -84,7 +86,9 @@ async def open_show(sites: Sites | None = None) -> AsyncIterator[Show]:
     looked = asyncio.Event()
     sites = sites or choose_sites(None)
     async with (
-        open_stage(sites, token_life=30, clock=SystemClock(), told=lines.append, seen=lambda _: looked.set()) as stage,
+        open_stage(
+            sites, token_life=TOKEN_LIFE, clock=SystemClock(), told=lines.append, seen=lambda _: looked.set()
+        ) as stage,
         aiohttp.ClientSession(headers={"Accept": "text/html"}) as http,
     ):
         watching = asyncio.create_task(stage.watcher.run())

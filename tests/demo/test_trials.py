@@ -42,7 +42,6 @@ async def test_a_request_that_is_lost_ends_in_a_refresh(show: Show) -> None:
     assert "Asked about a refresh token, which spends nothing: it is good." in show.said("amoCRM")
 
 
-@pytest.mark.timeout(120)
 async def test_an_answer_that_is_lost_ends_in_a_person(show: Show) -> None:
     """A pair that was lost on its way is told to need its person, and he mends it by connecting again."""
     one = await show.connect()
@@ -54,7 +53,6 @@ async def test_an_answer_that_is_lost_ends_in_a_person(show: Show) -> None:
     await show.until(lambda life: _only(life).status == "active")
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ["lost", "cut"])
 async def test_what_cannot_be_lost_is_not_lost_by_somebody_else(show: Show, name: str) -> None:
     """A connection for which nothing is sent leaves no fault behind: its person connects again at the first try."""

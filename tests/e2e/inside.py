@@ -62,7 +62,7 @@ def _amo(address: str, redirect_uri: str) -> int:
 def _ask(method: str, url: str, *headers: str) -> int:
     """Print one answer as JSON."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=20)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=120)
     path = parts.path + (f"?{parts.query}" if parts.query else "")
     try:
         connection.request(method, path, headers=dict(header.split(": ", 1) for header in headers))

@@ -19,13 +19,13 @@ import pytest
 
 from amo_callback.amo.sandbox.rules import SandboxIntegration
 from tests.conftest import BASE
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 VARIABLE = "TEST_SYSTEMD"
 PROJECT = Path(__file__).parent.parent.parent
-PATIENCE = 30
 ETC = "/etc/amo-callback"
 PUBLIC, PRIVATE, AMO = "127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:9100"
 _OURS = ("AMO_CALLBACK", "COVERAGE", "PYTEST", "PYTHON")

@@ -9,12 +9,12 @@ import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from tests.patience import PATIENCE
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
-
-PATIENCE = 20
 
 
 class Process:
@@ -102,6 +102,9 @@ async def command(*arguments: str, folder: Path, environ: Mapping[str, str] | No
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
-    # In development mode asyncio tells there of steps that took long on a busy machine.
-    told = [line for line in err.decode().splitlines(keepends=True) if not line.startswith("Executing <")]
-    return process.returncode or 0, out.decode(), "".join(told)
+    return process.returncode or 0, without_slow_steps(out.decode()), without_slow_steps(err.decode())
+
+
+def without_slow_steps(text: str) -> str:
+    """Leave out what asyncio says in development mode of steps that took long, as plain text or as a log line."""
+    return "".join(line for line in text.splitlines(keepends=True) if "Executing <" not in line)

@@ -16,7 +16,8 @@ from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
 from amo_callback.model import fingerprint
 from tests.conftest import API_KEY, BASE, Amo, Answer, environment, serve_amo
-from tests.e2e.process import PATIENCE, Process, serving
+from tests.e2e.process import Process, serving
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
 
 DATABASE = "amo-callback.db"
 _SEED = 31920194
+LIFE = 3600.0
+"""Seconds that access tokens are good for, unless a stage says otherwise: none expires in a test on a slow machine."""
 _QUICK = {
+    # Longer than a process has to wait for its turn on a busy machine, also for the stand-in's answer.
+    "AMO__TIMEOUT": "60",
+    "REFRESH__LEASE": "70",
     "REFRESH__POLL_INTERVAL": "0.2",
     "REFRESH__RETRY_BASE": "0.5",
     "REFRESH__RETRY_CAP": "1",
@@ -181,23 +187,38 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(folder: Path, key: str, *, access: float, accounts: int, **settings: str) -> AsyncIterator[Stage]:
-    """Set a stage: access tokens live `access` seconds; the settings are each process's."""
-    async with serve_amo(SystemClock(), access=access) as amo, aiohttp.ClientSession() as http:
+async def staged(
+    folder: Path, key: str, *, accounts: int, every: float | None = None, **settings: str
+) -> AsyncIterator[Stage]:
+    """Set a stage: a connection is refreshed `every` so many seconds, or not at all; each process has the settings."""
+    due = {} if every is None else {"REFRESH__AT": str(every / LIFE)}
+    async with serve_amo(SystemClock(), access=LIFE) as amo, aiohttp.ClientSession() as http:
         yield Stage(
             amo=amo,
             folder=folder,
             key=key,
             http=http,
             accounts=[amo.vendor.open_account(f"account{number}.amocrm.ru") for number in range(accounts)],
-            settings=_QUICK | settings,
+            settings=_QUICK | due | settings,
             chance=Random(_SEED),  # noqa: S311 -- because the moments of one run are to be those of the next
         )
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, patience: float = PATIENCE) -> None:
+def hold_up(database: Path, when: str) -> Callable[[], None]:
+    """Let whoever makes a change (`INSERT ON …`, `UPDATE ON …`) never come to its end; return what lifts that."""
+
+    def run(statement: str) -> None:
+        with closing(sqlite3.connect(database)) as opened, opened:
+            opened.execute(statement)
+
+    endless = ", ".join(f"sqlite_master AS t{number}" for number in range(12))
+    run(f"CREATE TRIGGER held_up BEFORE {when} BEGIN SELECT count(*) FROM {endless}; END")  # noqa: S608 -- because it is ours
+    return lambda: run("DROP TRIGGER held_up")
+
+
+async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
     """Look again and again until something is so that nobody tells."""
-    async with asyncio.timeout(patience):
+    async with asyncio.timeout(PATIENCE):
         while not await _told(condition()):  # noqa: ASYNC110 -- because it becomes so in another process
             await asyncio.sleep(0.02)
 

@@ -50,7 +50,7 @@ async def _checked(stage: Stage) -> tuple[int, dict[str, Any]]:
 
 async def test_a_service_that_runs_well_is_checked_from_end_to_end(tmp_path: Path, encryption_key: str) -> None:
     """All is ok but that it is not https; nothing was asked of AMO's token endpoint, and no secret is in the output."""
-    async with staged(tmp_path, encryption_key, access=600, accounts=2) as stage:
+    async with staged(tmp_path, encryption_key, accounts=2) as stage:
         _settle(stage, tmp_path)
         stage.amo.vendor.integration = stage.amo.vendor.integration.__class__(
             redirect_uri=stage.settings["AMO__REDIRECT_URI"]
@@ -77,7 +77,7 @@ async def test_a_service_that_runs_well_is_checked_from_end_to_end(tmp_path: Pat
 
 async def test_without_a_service_what_is_wrong_is_told(tmp_path: Path, encryption_key: str) -> None:
     """Each finding with what mends it, counted at the end; no database is made; health is critical."""
-    async with staged(tmp_path, encryption_key, access=600, accounts=1) as stage:
+    async with staged(tmp_path, encryption_key, accounts=1) as stage:
         _settle(stage, tmp_path)
         status, out, err = await command("check", folder=tmp_path, environ=stage.environ())
         assert (status, err) == (0, "")
@@ -122,7 +122,7 @@ def folder() -> Iterator[Path]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at what is another's")
 async def test_root_looks_as_the_owner_of_the_database(folder: Path, encryption_key: str) -> None:
     """Nothing of root's is left beside it, and what its owner cannot read is told though root could."""
-    async with staged(folder, encryption_key, access=600, accounts=1) as stage:
+    async with staged(folder, encryption_key, accounts=1) as stage:
         _settle(stage, folder)
         async with stage.serving() as process:
             await process.until("service.started")

@@ -6,8 +6,6 @@ import json
 import signal
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from tests.e2e.process import command
 from tests.e2e.stage import staged
 
@@ -30,10 +28,9 @@ async def _failed(stage: Stage, *arguments: str) -> str:
     return err
 
 
-@pytest.mark.timeout(180)  # some twenty processes, one after the other
 async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: Path, encryption_key: str) -> None:
     """List, show, events, freeze and thaw, of one and of all: asked at the door, and in the store when it is closed."""
-    async with staged(tmp_path, encryption_key, access=600, accounts=2) as stage:
+    async with staged(tmp_path, encryption_key, accounts=2) as stage:
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         one, _ = stage.accounts
         name = f"account:{one.id}"

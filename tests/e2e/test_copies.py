@@ -25,7 +25,7 @@ async def test_copies_beside_the_living_database_spend_nothing(
     handed_out = 0
     (tmp_path / "living").mkdir()
     async with (
-        staged(tmp_path / "living", encryption_key, access=20, accounts=4, REFRESH__AT="0.1") as stage,
+        staged(tmp_path / "living", encryption_key, accounts=4, every=2) as stage,
         stage.serving() as living,
     ):
         await stage.connect(living)

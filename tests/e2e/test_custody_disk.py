@@ -46,8 +46,8 @@ def one_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def _slow_lives(folder: Path, key: str, *, accounts: int = 2) -> AbstractAsyncContextManager[Stage]:
-    """Set a stage where a token is refreshed after some two seconds, and lives a minute."""
-    return staged(folder, key, access=60, accounts=accounts, REFRESH__AT="0.03")
+    """Set a stage where a token is refreshed after some two seconds, and lives on."""
+    return staged(folder, key, accounts=accounts, every=2)
 
 
 async def test_a_disk_that_is_full_before_a_refresh_spends_nothing(disk: Disk, encryption_key: str) -> None:

@@ -1,7 +1,7 @@
 """Several instances on one PostgreSQL: killed, stopped and continued, the database restarted and away.
 
-In the gate it goes quickly; with `--rounds 40` tokens live 30 seconds, a process is stopped for 20, and the database is
-away for a minute.
+In the gate it goes quickly; with `--rounds 40` a process is stopped for 20 seconds, and the database is away for a
+minute.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
     from tests.postgres import Server
 
 ACCOUNTS, CALLERS, INSTANCES = 15, 30, 3
-SEEN_WITHIN = 1.0
-"""Seconds in which every instance sees another's change."""
-SETTLED_WITHIN = 40
-"""Seconds: one that was stopped may keep others from its rows until the server ends its transaction (5 s), then its
-lease runs, and all of it on a machine that has other tests to run."""
+REFUSED_WITHIN = 6.0
+"""Seconds for which a token that AMO refuses may be handed out as fresh. For 5 seconds another process's open attempt
+is no reason for doubt, though AMO may have answered it; and what was read is certain for a second. From then on AMO is
+asked about the token, or it is stale."""
 LATENCY = 0.3
 """Seconds that AMO takes: so that there is something in flight."""
 
@@ -48,15 +47,16 @@ LATENCY = 0.3
 class Times:
     """How long it all takes; in seconds."""
 
-    access: float
+    every: float
+    """Between two refreshes of a connection."""
     lease: float
     timeout: float
     stopped: float
     away: float
 
 
-QUICK = Times(access=10, lease=2.5, timeout=1.5, stopped=4, away=4)
-FULL = Times(access=30, lease=6, timeout=3, stopped=20, away=60)
+QUICK = Times(every=5, lease=8, timeout=7, stopped=4, away=4)
+FULL = Times(every=15, lease=8, timeout=7, stopped=20, away=60)
 
 
 @pytest.fixture
@@ -77,12 +77,15 @@ class HandedOut:
     """An answer to a caller."""
 
     account: SandboxAccount
+    instance: Process
     began_at: datetime
     forced: bool
     """Whether a refresh was asked for."""
     status: int
     token: str = field(repr=False, default="")
     stale: bool = False
+    problem: str = ""
+    """What an answer without a token says."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -138,9 +141,9 @@ class Fleet:
             return not open_still
 
         try:
-            await eventually(is_so, patience=SETTLED_WITHIN)
+            await eventually(is_so)
         except TimeoutError:
-            pytest.fail(f"not settled after {SETTLED_WITHIN} s: {open_still}")
+            pytest.fail(f"not settled: {open_still}")
         return self.clock.monotonic() - began
 
     async def reconnect(self, lost: Iterable[int]) -> None:
@@ -163,7 +166,7 @@ class Fleet:
     async def _ask(self, number: int) -> None:
         turn = number
         while True:
-            account, instance = self.stage.accounts[turn % ACCOUNTS], self.asked[turn % len(self.asked)]
+            account, instance = self.stage.accounts[turn % ACCOUNTS], self.asked[turn // ACCOUNTS % len(self.asked)]
             began_at = self.clock.now()
             with suppress(aiohttp.ClientError):  # it was killed, or stopped
                 forced = turn % 40 == number
@@ -172,18 +175,29 @@ class Fleet:
                 self.answers.append(
                     HandedOut(
                         account=account,
+                        instance=instance,
                         began_at=began_at,
                         forced=forced,
                         status=answer.status,
                         token=told.get("access_token", ""),
                         stale=told.get("stale", False),
+                        problem=told.get("code", ""),
                     )
                 )
             turn += 1 + number
             await asyncio.sleep(0.02)
 
+    async def until_all_are_known(self) -> None:
+        """Wait until each instance that is asked has handed out a token of each account."""
+
+        def is_so() -> bool:
+            known = {(one.account.id, one.instance) for one in self.answers if one.token}
+            return len(known) == ACCOUNTS * len(self.asked)
+
+        await eventually(is_so)
+
     def outdated(self, apart_from: Iterable[int]) -> list[HandedOut]:
-        """Return what was handed out though another pair had taken its place, or its life was over, a second before."""
+        """Return what was handed out as fresh though AMO refused it already when there was reason for doubt."""
         spent = [entry for entry in self.stage.ledger.entries if entry.spent]
         issued = dict(zip(self.stage.ledger.access_tokens, spent, strict=True))
         replaced = {}
@@ -197,7 +211,7 @@ class Fleet:
             and not answer.stale
             and answer.account.id not in set(apart_from)
             and (at := replaced[answer.token]) is not None
-            and (answer.began_at - at).total_seconds() > LATENCY + SEEN_WITHIN
+            and (answer.began_at - at).total_seconds() > REFUSED_WITHIN
         ]
 
     def doubles(self, apart_from: Iterable[str]) -> int:
@@ -217,15 +231,16 @@ class Fleet:
 
 
 @asynccontextmanager
-async def _fleet(folder: Path, key: str, server: Server, times: Times, *, at: float = 0.5) -> AsyncIterator[Fleet]:
+async def _fleet(folder: Path, key: str, server: Server, times: Times, *, kills: bool = True) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
         stage = await stack.enter_async_context(
             staged(
-                folder, key, access=times.access, accounts=ACCOUNTS,
+                folder, key, accounts=ACCOUNTS, every=times.every,
                 STORAGE__URL=server.url(), STORAGE__RESCUE="rescue", AMO__REQUESTS_PER_SECOND="50",
-                AMO__TIMEOUT=str(times.timeout), REFRESH__LEASE=str(times.lease), REFRESH__AT=str(at),
+                AMO__TIMEOUT=str(times.timeout), REFRESH__LEASE=str(times.lease),
             )
         )  # fmt: skip
+        stage.amo.vendor.unknowns.refresh_kills_access = kills
         instances = []
         for number in range(INSTANCES):
             own = folder / str(number)
@@ -279,7 +294,6 @@ async def test_whatever_becomes_of_an_instance_the_others_go_on(
             await asyncio.to_thread(server.start)
             for instance in (one, two):
                 await fleet.stage.until_ready(instance)
-            await asyncio.sleep(times.lease)  # what was in flight is judged no sooner
             await fleet.stage.until_refreshed()
         for instance in (one, two):
             instance.signal(signal.SIGTERM)
@@ -297,7 +311,7 @@ async def test_whatever_becomes_of_an_instance_the_others_go_on(
             "settled then after": round(stopped_after, 1),
             "double spends": fleet.stage.ledger.doubles(),
             "double spends of others": fleet.doubles(apart),
-            "outdated hand-outs of others": len(fleet.outdated({*killed, *stopped})),
+            "hand-outs of others that AMO refuses": len(fleet.outdated({*killed, *stopped})),
         }
         for name, figure in figures.items():
             record_property(name, figure)
@@ -307,22 +321,31 @@ async def test_whatever_becomes_of_an_instance_the_others_go_on(
         assert {row.status for row in (await fleet.rows()).values()} == {"active"}
 
 
+@pytest.mark.parametrize("kills", [False, True])
 async def test_a_database_that_is_away_in_the_middle_of_refreshes_costs_nothing(
+    kills: bool,  # noqa: FBT001 -- because it is not known of AMO whether a refresh ends the access token before it
     tmp_path: Path,
     encryption_key: str,
     server: Server,
     times: Times,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Pairs are kept in memory and in rescue files, and stored when it is back; hand-outs go on, nothing is spent."""
-    times = dataclasses.replace(times, access=2.5 * times.away + 20)  # or there would be nothing left to hand out
-    async with _fleet(tmp_path, encryption_key, server, times, at=0.1) as fleet:
+    """Pairs are kept in memory and in rescue files, and stored when it is back; hand-outs go on, nothing is spent.
+
+    The rules for what is handed out: while the store is away it is stale. When it is back, a pair may be known only to
+    the instance that has yet to store it; about the pair before, which the others read, AMO is asked once that attempt
+    has been open for 5 seconds. What AMO knows is handed out until it expires; what it refuses is handed out by nobody,
+    and an instance that knows nothing else answers with an error.
+    """
+    async with _fleet(tmp_path, encryption_key, server, times, kills=kills) as fleet:
         async with fleet.asking():
+            await fleet.until_all_are_known()
             await fleet.stage.until_refreshed()
             for instance in fleet.instances:
                 await fleet.until_it_claims(instance)
             away_at = fleet.clock.now()
             await asyncio.to_thread(server.stop)
+            gone_at = fleet.clock.now()
             for instance in fleet.instances:
                 await fleet.stage.until_ready(instance, failing=("store",), among=True)
             await asyncio.sleep(times.away)
@@ -339,25 +362,28 @@ async def test_a_database_that_is_away_in_the_middle_of_refreshes_costs_nothing(
             instance.signal(signal.SIGTERM)
             assert await instance.ended() == 0
         unsaved, saved = (
-            sum(len(instance.named(name)) for instance in fleet.instances) for name in ("pair.unsaved", "pair.saved")
+            [line for instance in fleet.instances for line in instance.named(name)]
+            for name in ("pair.unsaved", "pair.saved")
         )
         figures = {
             "answers while it was away": len([one for one in fleet.answers if away_at < one.began_at < back_at]),
             "unserved": len(unserved),
             "presented while it was away": len(presented),
             "the last of these after": round(max(((at - away_at).total_seconds() for at in presented), default=0), 1),
-            "pairs kept in memory": unsaved,
+            "pairs kept in memory": len(unsaved),
             "in rescue files": rescued,
-            "stored when it was back": saved,
+            "stored when it was back": len(saved),
             "ready after": round(ready_after, 1),
             "double spends": fleet.stage.ledger.doubles(),
-            "outdated hand-outs": len(fleet.outdated(())),
+            "refused by AMO": len(fleet.outdated(())) if kills else 0,
         }
         for name, figure in figures.items():
             record_property(name, figure)
-        assert (unserved, fleet.outdated(()), fleet.stage.ledger.doubles()) == ([], [], 0)
-        assert all((at - away_at).total_seconds() < times.timeout for at in presented)
-        assert (unsaved, saved) == (rescued, rescued)
+        assert fleet.stage.ledger.doubles() == 0
+        assert (fleet.outdated(()) if kills else unserved) == []
+        assert all((at - gone_at).total_seconds() < times.lease for at in presented)  # claimed when it was there
+        assert all(line["rescued"] for line in unsaved)
+        assert len(saved) == len(unsaved)
         assert _rescued(tmp_path) == 0
         assert {row.status for row in (await fleet.rows()).values()} == {"active"}
 

@@ -16,7 +16,7 @@ from amo_callback.model import Filter
 from amo_callback.store import open_store
 from amo_callback.transfer.bring import BATCH
 from tests.e2e.process import command, process_environment
-from tests.e2e.stage import DATABASE, eventually, staged
+from tests.e2e.stage import DATABASE, eventually, hold_up, staged
 from tests.transfer.goods import a_record, sealed
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from tests.e2e.stage import Stage
     from tests.postgres import Databases
 
-ACCESS = 2.0
+EVERY = 1.0
+"""Seconds between two refreshes of a connection."""
 ACCOUNTS = 12
 
 
@@ -65,7 +66,7 @@ async def test_a_move_under_load_loses_nothing(
     old_folder.mkdir()
     new_folder.mkdir()
     export = tmp_path / "all.export"
-    async with staged(old_folder, encryption_key, access=ACCESS, accounts=ACCOUNTS) as old:
+    async with staged(old_folder, encryption_key, accounts=ACCOUNTS, every=EVERY) as old:
         new = dataclasses.replace(old, folder=new_folder, key=new_key())
         (old_folder / "new.key").write_text(new.key)
         async with old.serving() as leaving, new.serving() as coming:
@@ -77,7 +78,7 @@ async def test_a_move_under_load_loses_nothing(
                 await _run(old, "export", str(export), "--to-key-file", "new.key")
                 assert old.open_claims() == {}
                 spent = len(old.ledger.refreshes())
-                await asyncio.sleep(2 * ACCESS)  # long enough for each to be refreshed twice
+                await asyncio.sleep(4 * EVERY)  # time for what must not happen
                 assert len(old.ledger.refreshes()) == spent
                 assert "frozen" in (await old.ready(leaving))[1]
                 async with _asked(new, coming):
@@ -101,7 +102,7 @@ async def test_a_move_to_postgresql_under_load_loses_nothing(
     tmp_path: Path, encryption_key: str, postgres: Databases, record_property: Callable[[str, object], None]
 ) -> None:
     """Moved while refreshes are under way: a service on the new database goes on, one on the old spends nothing."""
-    async with postgres.fresh() as url, staged(tmp_path, encryption_key, access=ACCESS, accounts=ACCOUNTS) as old:
+    async with postgres.fresh() as url, staged(tmp_path, encryption_key, accounts=ACCOUNTS, every=EVERY) as old:
         new = dataclasses.replace(old, settings=old.settings | {"STORAGE__URL": url})
         async with old.serving() as leaving:
             await old.connect(leaving)
@@ -134,6 +135,9 @@ async def test_a_move_to_postgresql_under_load_loses_nothing(
 async def test_an_import_that_was_killed_goes_on_where_it_was(tmp_path: Path, encryption_key: str) -> None:
     """What it had committed stays, each whole; run again, it brings the rest, and nothing twice."""
     records = [a_record(number, client_id="the-client") for number in range(10 * BATCH)]
+    async with open_store(f"sqlite:///{DATABASE}", folder=tmp_path, clock=SystemClock()):
+        pass
+    go_on = hold_up(tmp_path / DATABASE, f"INSERT ON connections WHEN new.account_id = '{records[-1].account_id}'")
     (tmp_path / "all.export").write_bytes(sealed(records, key=encryption_key).read())
     environ = {
         "AMO_CALLBACK_AMO__CLIENT_ID": "the-client",
@@ -148,6 +152,7 @@ async def test_an_import_that_was_killed_goes_on_where_it_was(tmp_path: Path, en
     await eventually(lambda: _count(tmp_path) > 0)
     importing.kill()
     await importing.wait()
+    go_on()
     killed_at = _count(tmp_path)
     assert (killed_at % BATCH, killed_at < 10 * BATCH) == (0, True)
     status, out, err = await command("connections", "import", "all.export", "--yes", folder=tmp_path, environ=environ)

@@ -6,8 +6,6 @@ import json
 import signal
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from tests.e2e.process import command
 from tests.e2e.stage import staged
 from tests.notices.receiver import SECRET, Receiver
@@ -28,12 +26,11 @@ async def _told(stage: Stage, *arguments: str) -> Any:
     return json.loads(out)
 
 
-@pytest.mark.timeout(120)  # some ten processes, one after the other
 async def test_notices_are_listed_and_tried_again_beside_the_service_and_without_it(
     tmp_path: Path, encryption_key: str
 ) -> None:
     """The same lines either way; what is asked for without the service is done by the next one."""
-    async with Receiver().serve() as receiver, staged(tmp_path, encryption_key, access=600, accounts=1) as stage:
+    async with Receiver().serve() as receiver, staged(tmp_path, encryption_key, accounts=1) as stage:
         stage.settings |= {"NOTIFY__URL": receiver.url, "NOTIFY__SECRET": SECRET, "LOG__LEVEL": "debug"}
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         receiver.always = 410

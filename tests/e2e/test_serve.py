@@ -19,14 +19,14 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
 from amo_callback.store import open_store
-from tests.conftest import API_KEY, BASE, HOST, Amo, environment, serve_amo
+from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
 from tests.e2e.process import command, process_environment, serving
+from tests.e2e.stage import staged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from amo_callback.model import Connection, TokenPair
     from tests.e2e.process import Process
 
 URL_OF_STORE = "sqlite:///amo-callback.db"
@@ -52,31 +52,26 @@ async def _connect(amo: Amo, process: Process, *, accounts: int) -> None:
                 assert response.headers["Location"].startswith("foryoure://amo-crm/callback?code=")
 
 
-async def _stored(folder: Path, amo: Amo, key: str) -> list[tuple[Connection, TokenPair]]:
-    cipher = Cipher([key])
-    async with open_store(URL_OF_STORE, folder=folder, clock=SystemClock()) as store:
-        found = [await store.connections_of(str(account.id)) for account in amo.vendor.accounts if account.host != HOST]
-    return [(connection, pair) for [connection] in found if (pair := cipher.pair_of(connection)) is not None]
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_with_refreshes_in_flight_stored(
-    living_amo: Amo, tmp_path: Path, encryption_key: str, number: int
+    tmp_path: Path, encryption_key: str, number: int
 ) -> None:
     """Refreshes that AMO has yet to answer when the signal comes are stored before the process exits with 0."""
-    async with serving(environment(living_amo, encryption_key), tmp_path) as process:
-        await _connect(living_amo, process, accounts=3)
-        living_amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW, Fault.SLOW)
-        await living_amo.sandbox.until_asked(6)
-        process.signal(number)
-        await process.until("service.stopping")
-        living_amo.sandbox.go_on.set()
-        assert await process.ended() == 0
-    ledger = living_amo.vendor.ledger
-    assert (len(ledger.refreshes()), ledger.doubles()) == (3, 0)
-    stored = await _stored(tmp_path, living_amo, encryption_key)
-    assert {pair.refresh_token for _, pair in stored} == set(ledger.issued[-3:])
-    assert all(connection.attempt is None for connection, _ in stored)
+    async with staged(tmp_path, encryption_key, accounts=3) as stage:
+        async with stage.serving() as process:
+            await stage.connect(process)
+            stage.amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW, Fault.SLOW)
+            asking = [asyncio.create_task(stage.refresh(process, account)) for account in stage.accounts]
+            await stage.until_asked(3)
+            process.signal(number)
+            await process.until("service.stopping")
+            stage.amo.sandbox.go_on.set()
+            assert await process.ended() == 0
+            await asyncio.gather(*asking, return_exceptions=True)
+        assert (len(stage.ledger.refreshes()), stage.ledger.doubles()) == (3, 0)
+        rows = stage.rows().values()
+        assert {row.refresh_token for row in rows} == set(stage.ledger.issued[-3:])
+        assert all(row.attempt is None for row in rows)
 
 
 async def test_what_was_connected_lives_on_after_a_restart(

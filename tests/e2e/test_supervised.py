@@ -14,6 +14,7 @@ import pytest
 from amo_callback.clock import SystemClock
 from tests.conftest import API_KEY, BASE, environment, serve_amo
 from tests.e2e.process import serving
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -39,7 +40,7 @@ class Supervisor:
     async def until(self, fact: str) -> str:
         """Wait for a message that tells this; return all of it."""
         while True:
-            message = (await asyncio.wait_for(self._hear(), 20)).decode()
+            message = (await asyncio.wait_for(self._hear(), PATIENCE)).decode()
             if fact in message.splitlines():
                 return message
 
@@ -72,7 +73,7 @@ class Callers:
         """Wait until each has got twenty more answers, on an average."""
         self._more.clear()
         self._wanted = self.answered + 20 * len(self.tasks)
-        await asyncio.wait_for(self._more.wait(), 20)
+        await asyncio.wait_for(self._more.wait(), PATIENCE)
 
     async def end(self) -> None:
         self._ended = True

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.lab import Lab
 
-pytestmark = pytest.mark.timeout(300)  # the first one also builds, installs and boots
+pytestmark = pytest.mark.timeout(900)  # the first one also builds, installs and boots
 
 UNIT = f"/etc/systemd/system/{units.SERVICE}"
 DROP_IN = "/run/systemd/system/amo-callback.service.d/test.conf"
@@ -141,7 +141,7 @@ def test_a_bad_configuration_does_not_restart_for_ever(lab: Lab) -> None:
 
 def test_whoever_knocks_does_not_start_a_bad_configuration_for_ever(lab: Lab) -> None:
     """A waiting caller starts it again, until the door closes; once it is mended, a restart opens the door."""
-    lab.write(SOCKET_DROP_IN, "[Socket]\nTriggerLimitBurst=3\n")
+    lab.write(SOCKET_DROP_IN, "[Socket]\nTriggerLimitBurst=3\nTriggerLimitIntervalSec=300\n")
     lab.sh("systemctl", "daemon-reload")
     lab.sh("systemctl", "stop", *units.UNITS)
     lab.write(f"{ETC}/config.toml", CONFIG + "\n[log]\nlevel = 'loud'\n")
@@ -158,7 +158,7 @@ def test_whoever_knocks_does_not_start_a_bad_configuration_for_ever(lab: Lab) ->
 
 def test_a_process_that_stands_still_is_replaced(lab: Lab) -> None:
     """Where the loop no longer turns, systemd kills the process after WatchdogSec, and a new one answers."""
-    lab.write(DROP_IN, "[Service]\nWatchdogSec=2\n")
+    lab.write(DROP_IN, "[Service]\nWatchdogSec=8\n")
     lab.sh("systemctl", "daemon-reload")
     lab.sh("systemctl", "restart", "amo-callback")
     process = lab.show("amo-callback", "MainPID")["MainPID"]
@@ -179,7 +179,7 @@ def test_restarts_under_load_lose_no_request(lab: Lab, record_property: Callable
             assert lab.ask(TOKEN, key)["status"] == 200
     for name in ("new_made", "new_lost", "kept_made", "kept_lost"):
         record_property(name, counts.get(name, 0))
-    assert counts["new_made"] > 100 < counts["kept_made"]
+    assert counts["new_made"] > RESTARTS < counts["kept_made"]
     assert (counts.get("new_lost", 0), counts.get("kept_lost", 0)) == (0, 0)
 
 

@@ -15,6 +15,7 @@ from amo_callback.webhook import Signer
 from tests.builders import a_connection, now, save
 from tests.fakes import START, FakeClock, Witness
 from tests.notices.receiver import SECRET, Receiver
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,7 +35,7 @@ class Office:
 
     @asynccontextmanager
     async def courier(
-        self, *, store: Store | None = None, url: str | None = None, patience: float = 10.0
+        self, *, store: Store | None = None, url: str | None = None, patience: float = PATIENCE
     ) -> AsyncIterator[Courier]:
         """Run a process's courier."""
         place = store or self.store

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.patience import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
@@ -76,7 +78,7 @@ class Receiver:
     async def until_came(self, times: int) -> None:
         while len(self.deliveries) < times:
             self._came.clear()
-            await asyncio.wait_for(self._came.wait(), 10)
+            await asyncio.wait_for(self._came.wait(), PATIENCE)
 
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.read()

@@ -104,7 +104,8 @@ async def test_a_receiver_that_does_not_answer_is_given_up_in_time(office: Offic
     await office.write()
     async with office.courier(patience=0.1):
         assert (await office.witness.until("notice.failed")).fields["error"] == "timeout"
-        office.receiver.open.set()
+    office.receiver.open.set()
+    async with office.courier():
         await office.after(5)
         await office.witness.until("notice.delivered")
     assert len(set(office.receiver.ids)) == 1
@@ -287,7 +288,7 @@ async def test_a_stop_waits_for_a_dead_receiver_no_longer_than_a_request_may_tak
     """The notice waits for the next start."""
     office.receiver.open.clear()
     notice = await office.write()
-    async with office.courier(patience=0.1):
+    async with office.courier(patience=1):
         await office.receiver.until_came(1)
     office.receiver.open.set()
     [waiting] = await office.waiting()

@@ -11,6 +11,7 @@ import pytest
 
 from amo_callback.errors import ConfigurationError
 from amo_callback.observe.systemd import Notifier, handed_over
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ def heard(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[socket.soc
     name = str(tmp_path / "notify") if request.param == "path" else f"\0amo-callback-test-{secrets.token_hex(4)}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(name)
-        listener.settimeout(5)
+        listener.settimeout(PATIENCE)
         yield listener
 
 

@@ -24,6 +24,7 @@ from amo_callback.store import copies, open_store
 from amo_callback.store.statements import Engine, load_migrations
 from tests.builders import a_claim, a_connection, a_grant, save
 from tests.fakes import START
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,7 +178,7 @@ async def test_a_copy_made_while_somebody_writes_all_the_time_is_consistent(data
 @contextmanager
 def _writing(database: Path) -> Iterator[None]:
     """Write two marks far from each other in one transaction, and some ballast, as fast as can be."""
-    ended = Event()
+    begun, ended = Event(), Event()
 
     def write() -> None:
         with closing(sqlite3.connect(database, isolation_level=None)) as writer:
@@ -190,10 +191,12 @@ def _writing(database: Path) -> Iterator[None]:
                 writer.execute("INSERT INTO events (at, name, process, details) VALUES (0, 'x', 'x', ?)", ["x" * 2000])
                 writer.execute("UPDATE connections SET failures = ?", [number])
                 writer.execute("COMMIT")
+                begun.set()
 
     thread = Thread(target=write)
     thread.start()
     try:
+        assert begun.wait(PATIENCE)
         yield
     finally:
         ended.set()
@@ -354,7 +357,7 @@ async def test_whoever_opens_it_meanwhile_finds_the_old_or_the_new_one(database:
     seen: list[tuple[int, int]] = []
     files = [database]
     with _starting(database, seen):
-        while len(files) <= 10:
+        while len(files) <= 10 or len(set(seen)) < 2:
             try:
                 with copies.open_snapshot((odd, even)[len(files) % 2]) as snapshot:
                     kept = copies.restore(snapshot, database, now=START + timedelta(seconds=len(files)))

@@ -28,6 +28,7 @@ from amo_callback.store.rows import freeze_value
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, save
 from tests.fakes import START, FakeClock
+from tests.patience import PATIENCE
 from tests.postgres import serving_postgres, with_option
 
 if TYPE_CHECKING:
@@ -103,9 +104,9 @@ async def test_instances_that_begin_at_once_make_one_schema(url: str) -> None:
 
 async def test_a_migration_takes_its_time(url: str) -> None:
     """An index of a large table, or another instance that makes one, is waited for longer than other statements are."""
-    pool = asyncpg.create_pool(url, min_size=0, command_timeout=1.0, server_settings={"statement_timeout": "1s"})
+    pool = asyncpg.create_pool(url, min_size=0, command_timeout=3.0, server_settings={"statement_timeout": "3s"})
     async with pool, pool.acquire() as connection:
-        await migrate_postgres(connection, [["SELECT pg_sleep(1.2)"]])
+        await migrate_postgres(connection, [["SELECT pg_sleep(3.2)"]])
         assert await connection.fetchval("SELECT version FROM schema_version") == 1
 
 
@@ -295,12 +296,12 @@ async def test_a_warning_is_given_once_by_however_many(url: str) -> None:
 
 async def test_what_a_stopped_process_has_locked_is_let_go(url: str) -> None:
     """A transaction in which nothing happens is ended by the server: the others wait no longer than for that."""
-    quick = with_option(url, "idle_in_transaction_session_timeout=200")
-    async with connected(quick) as stopped, opened(url) as store:
+    async with connected(url) as stopped, opened(url) as store:
         stored = await save(store, a_connection())
         transaction = stopped.transaction()
         await transaction.start()
         await stopped.execute("SELECT 1 FROM connections FOR UPDATE")
+        await stopped.execute("SET LOCAL idle_in_transaction_session_timeout = 200")
         assert await store.claim(a_claim(stored)) is not None
 
 
@@ -308,7 +309,8 @@ async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_agai
     """Both locked what the other one wants next: neither is at fault, and whoever asked is told of no failure."""
     first, second = sorted([a_connection(1), a_connection(2)], key=lambda one: one.id)
     locks = "SELECT 1 FROM connections WHERE id = $1 FOR UPDATE"
-    async with opened(url) as store, connected(f"{url}&deadlock_timeout=20000") as other:
+    late = with_option(url, "deadlock_timeout=2000")  # it looks once, and there has to be something to see by then
+    async with opened(late) as store, connected(f"{url}&deadlock_timeout=20000") as other:
         stored = [await save(store, one) for one in (first, second)]
         event = Event(name="connection.imported")
         brought = [
@@ -327,20 +329,20 @@ async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_agai
 
 async def _until_somebody_waits(connection: asyncpg.Connection) -> None:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not await connection.fetchval(waiting):  # noqa: ASYNC110 -- because it becomes so in the server
             await asyncio.sleep(0.01)
 
 
 SLOW = """
-CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END';
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2.1); RETURN NEW; END';
 CREATE TRIGGER slow BEFORE UPDATE ON connections FOR EACH ROW EXECUTE FUNCTION slow();
 """
 
 
 async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a_whole_table(url: str) -> None:
     """Nobody waits for one connection's; but a large fleet is thawed, however long that takes."""
-    async with opened(with_option(url, "statement_timeout=50")) as store, connected(url) as connection:
+    async with opened(with_option(url, "statement_timeout=2000")) as store, connected(url) as connection:
         stored = await save(store, a_connection(next_refresh_at=FAR))
         await store.freeze_all(why="a copy", elsewhere=True)
         await connection.execute(SLOW)
@@ -424,7 +426,7 @@ class Ear:
         self._something.set()
 
     async def until(self, changed: Changed) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while changed not in self.heard:
                 self._something.clear()
                 await self._something.wait()
@@ -508,7 +510,7 @@ async def test_whatever_a_server_says_it_is_asked_again(url: str) -> None:
 
     listener, heard = Listener(connect, clock=DatabaseClock(FakeClock())), asyncio.Event()
     listener.on_change(lambda _: heard.set())
-    async with listener.listening(), asyncio.timeout(10):
+    async with listener.listening(), asyncio.timeout(PATIENCE):
         await heard.wait()
         assert listener.away is None
 
@@ -520,7 +522,7 @@ async def test_a_listener_that_is_lost_is_replaced_and_nobody_else_is_kept_waiti
         listeners = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%clock_timestamp()'"
         await store.others_version()
         await connection.execute(f"{listeners} AND pid <> pg_backend_pid() AND datname = current_database()")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while Changed(connections=None, belonging=True) not in ear.heard:
                 await store.count()
                 await asyncio.sleep(0)
@@ -535,7 +537,7 @@ async def test_where_there_is_no_connection_to_spare_the_others_are_used() -> No
 
     tried = asyncio.Event()
     listener = Listener(connect, clock=DatabaseClock(FakeClock()))
-    async with listener.listening(), asyncio.timeout(10):
+    async with listener.listening(), asyncio.timeout(PATIENCE):
         for _ in range(2):
             tried.clear()
             await tried.wait()

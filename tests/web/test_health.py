@@ -13,6 +13,7 @@ import pytest
 from amo_callback.web.health import Readiness
 from tests.builders import a_survey
 from tests.fakes import FailingStore, FakeClock, Instead
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -171,7 +172,7 @@ async def _stuck(store: Store) -> AsyncIterator[None]:
 
     def wait() -> None:
         begun.set()
-        go_on.wait(30)
+        go_on.wait(PATIENCE)
 
     reader = cast("SqliteDatabase", cast("DatabaseStore", store)._database)._reader  # noqa: SLF001 -- because only a dying disk does it from outside
     await reader.create_function("wait", 0, wait)

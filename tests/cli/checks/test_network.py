@@ -21,6 +21,7 @@ from amo_callback.observe.log import make_logger
 from amo_callback.web.doors import open_door
 from tests.conftest import HOST, environment
 from tests.fakes import ShiftedClock
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -55,7 +56,7 @@ async def _other(answer: Callable[[web.Request], Awaitable[web.StreamResponse]])
         yield door.address
 
 
-async def _check(check: Check, settings: Settings, *, patience: float = 5) -> list[tuple[str, Verdict, str]]:
+async def _check(check: Check, settings: Settings, *, patience: float = PATIENCE) -> list[tuple[str, Verdict, str]]:
     async with open_asker(clock=SystemClock(), patience=patience) as asker:
         found = await guarded_async("check", check(settings, asker))  # type: ignore[arg-type]  # reason: each yields findings
     return [(finding.check, finding.verdict, finding.told) for finding in found]

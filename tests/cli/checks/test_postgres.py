@@ -30,6 +30,7 @@ import asyncpg
 
 from amo_callback.cli.checks.postgres import check_postgres, check_server
 from amo_callback.store.postgres_inspection import Server, open_postgres_inspection
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -48,7 +49,7 @@ def _progress(_total: int) -> Iterator[Callable[[int], None]]:
 
 
 async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, tuple[Verdict, str]]:
-    found = check_postgres(url, keys=keys, clock=clock or SystemClock(), patience=5, progress=_progress)
+    found = check_postgres(url, keys=keys, clock=clock or SystemClock(), patience=PATIENCE, progress=_progress)
     return {finding.check: (finding.verdict, finding.told) for finding in await guarded_async("store", found)}
 
 
@@ -208,7 +209,7 @@ def test_a_server_that_does_not_fit_is_told(name: str, more: dict[str, Any], ver
 
 async def test_pairs_are_gone_through_page_by_page(served: str) -> None:
     """Each once, whatever a page has room for."""
-    async with open_postgres_inspection(served, patience=5) as inspected:
+    async with open_postgres_inspection(served, patience=PATIENCE) as inspected:
         for page in (1, 2, CONNECTIONS):
             found = [pair.connection_id async for pair in inspected.pairs(page=page)]
             assert len(set(found)) == len(found) == CONNECTIONS
@@ -216,7 +217,7 @@ async def test_pairs_are_gone_through_page_by_page(served: str) -> None:
 
 async def test_nothing_can_be_written_by_it(served: str) -> None:
     """Whatever it would do wrong, the server takes no write from it."""
-    async with open_postgres_inspection(served, patience=5) as inspected:
+    async with open_postgres_inspection(served, patience=PATIENCE) as inspected:
         connection = inspected._connection  # noqa: SLF001 -- because nothing of it writes
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await connection.execute("DELETE FROM connections")

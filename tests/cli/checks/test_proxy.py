@@ -21,6 +21,7 @@ from amo_callback.probe import Seen
 from amo_callback.web.doors import open_door
 from tests.conftest import BASE
 from tests.fakes import ShiftedClock
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -60,7 +61,7 @@ def _at(app: Running, address: str) -> Settings:
 
 
 async def _check(settings: Settings, key: str) -> tuple[Verdict, str]:
-    async with open_asker(clock=SystemClock(), patience=5) as asker:
+    async with open_asker(clock=SystemClock(), patience=PATIENCE) as asker:
         [finding] = [each async for each in check_proxy(settings, asker, cipher=Cipher([key]), nonce=NONCE)]
     return finding.verdict, finding.told
 

@@ -10,6 +10,7 @@ import pytest
 from amo_callback.cli.checks.finding import Verdict
 from amo_callback.cli.checks.running import check_service, check_unit, read_callbacks
 from amo_callback.clock import SystemClock
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 async def _service(settings: Settings, address: str) -> list[Finding]:
     server = settings.server.model_copy(update={"private": address})
     known = settings.model_copy(update={"server": server})
-    return [each async for each in check_service(known, clock=SystemClock(), patience=5)]
+    return [each async for each in check_service(known, clock=SystemClock(), patience=PATIENCE)]
 
 
 async def test_the_service_is_asked_whether_it_is_ready(app: Running) -> None:
@@ -115,13 +116,13 @@ async def test_the_unit_is_judged_by_what_systemd_says(
     load, active, unit_file = service.split(" ")
     lines = f"LoadState={load}\\nActiveState={active}\\nUnitFileState={unit_file}\\nResult=exit-code\\n"
     script = _SHOWN.format(service=f'printf "{lines}"', socket=socket, at_boot=at_boot)
-    [finding] = [each async for each in check_unit(_systemctl(tmp_path, script), patience=5)]
+    [finding] = [each async for each in check_unit(_systemctl(tmp_path, script), patience=PATIENCE)]
     assert finding.verdict is verdict
     assert told in finding.told
 
 
 async def test_without_systemd_there_is_nothing_wrong(tmp_path: Path) -> None:
     """No `systemctl`, or one that reaches nobody."""
-    assert [each async for each in check_unit({"PATH": str(tmp_path)}, patience=5)] == []
-    [finding] = [each async for each in check_unit(_systemctl(tmp_path, "exit 1"), patience=5)]
+    assert [each async for each in check_unit({"PATH": str(tmp_path)}, patience=PATIENCE)] == []
+    [finding] = [each async for each in check_unit(_systemctl(tmp_path, "exit 1"), patience=PATIENCE)]
     assert (finding.verdict, finding.told) == (Verdict.OK, "does not run on this machine")
