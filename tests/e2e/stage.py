@@ -108,8 +108,10 @@ class Stage:
         return await self._ask(process, "GET", "private", f"/connections/account:{account.id}/token?min_ttl={min_ttl}")
 
     async def refresh(self, process: Process, account: SandboxAccount) -> Answer:
-        """Ask for a refresh now."""
-        return await self._ask(process, "POST", "private", f"/connections/account:{account.id}/refresh")
+        """Ask for a refresh now, also of a pair that is new: as a backend does that met 401 with the token."""
+        rejected = (await self.token(process, account)).json().get("access_token")
+        body = {} if rejected is None else {"rejected_access_token": rejected}
+        return await self._ask(process, "POST", "private", f"/connections/account:{account.id}/refresh", json=body)
 
     async def ready(self, process: Process) -> tuple[bool, list[str]]:
         """Ask whether a process is ready, and which checks say that it is not."""
@@ -118,11 +120,11 @@ class Stage:
         failing = [name for name, check in answer.json()["checks"].items() if not check["ok"]]
         return answer.status == 200, failing
 
-    async def _ask(self, process: Process, method: str, door: str, path: str) -> Answer:
+    async def _ask(self, process: Process, method: str, door: str, path: str, **options: Any) -> Answer:
         started = await process.until("service.started")
         url = URL(f"http://{started[door]}{path}", encoded=True)
         headers = {"Authorization": f"Bearer {API_KEY}"} if door == "private" else {}
-        async with self.http.request(method, url, headers=headers, allow_redirects=False) as response:
+        async with self.http.request(method, url, headers=headers, allow_redirects=False, **options) as response:
             return Answer(status=response.status, headers=dict(response.headers), text=await response.text())
 
     # --- what the database and the stand-in know -------------------------------------------------
