@@ -239,7 +239,7 @@ RETURNING id;
 -- `look_up_at` as it was read: of several processes one begins. Where that one dies, the look-up is repeated.
 UPDATE connections SET looked_up_at = :clock, look_up_at = :clock + :again_in
 WHERE id = :id AND row_version = :row_version AND look_up_at = :look_up_at
-RETURNING *;
+RETURNING *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock;
 
 -- name: look_up_again
 -- Where `look_up_at` is not as it was read, a hook came during the look-up: it is checked when the pause is over.
