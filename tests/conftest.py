@@ -86,6 +86,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         ),
     )
     parser.addoption(
+        "--chaos",
+        type=int,
+        default=0,
+        metavar="ROUNDS",
+        help="how often each fault strikes three instances in the middle of refreshes (default: not at all)",
+    )
+    parser.addoption(
         "--fuzz",
         type=int,
         default=FUZZ,
@@ -113,12 +120,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures that tests have recorded."""
+    """Print the figures that tests have recorded: a line for each test, a table for chaos."""
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    rows: list[list[str]] = []
     for report in reports:
         if figures := dict(getattr(report, "user_properties", ())):
             name = report.nodeid.rpartition("::")[2]
+            if "test_chaos.py" in report.nodeid:
+                rows = rows or [["", *figures], ["---", *(["---:"] * len(figures))]]
+                rows.append([name.rpartition("[")[2].rstrip("]"), *map(str, figures.values())])
+                continue
             terminalreporter.write_line(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+    for row in rows:
+        terminalreporter.write_line(f"| {' | '.join(row)} |")
 
 
 @pytest.fixture

@@ -51,18 +51,19 @@ class Server:
     """A PostgreSQL server of its own, on a Unix socket; it can be stopped, killed and started again."""
 
     def __init__(self, folder: Path, *, settings: Sequence[str] = ("fsync=off",)) -> None:
-        self._folder = folder
+        self.folder = folder
+        """Where its files and its socket are."""
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._user = "nobody" if os.geteuid() == 0 else None  # it does not run as root
 
     def make(self) -> None:
         """Make its files."""
-        data = self._folder / "data"
+        data = self.folder / "data"
         data.mkdir()
-        self._folder.chmod(0o755)
+        self.folder.chmod(0o755)
         if self._user:
-            for path in (self._folder, data):
+            for path in (self.folder, data):
                 shutil.chown(path, self._user)
         self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "--username=postgres", "-D", str(data))
         rules = data / "pg_hba.conf"
@@ -71,9 +72,9 @@ class Server:
     def start(self) -> None:
         """Start, and wait until it takes connections."""
         options = [option for setting in self._settings for option in ("-c", setting)]
-        log = (self._folder / "log").open("ab")
+        log = (self.folder / "log").open("ab")
         self._process = subprocess.Popen(  # noqa: S603 -- because it is ours
-            [str(self._program("postgres")), "-D", str(self._folder / "data"), "-k", str(self._folder), "-h", "",
+            [str(self._program("postgres")), "-D", str(self.folder / "data"), "-k", str(self.folder), "-h", "",
              "-c", "max_connections=200", *options],
             stdout=log, stderr=log, user=self._user, cwd="/",
         )  # fmt: skip
@@ -89,13 +90,13 @@ class Server:
 
     def url(self, database: str = "postgres") -> str:
         """Return the address of a database."""
-        return f"postgresql://postgres@/{database}?host={self._folder}"
+        return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def _until_ready(self) -> None:
-        asking = [str(self._program("pg_isready")), "-q", "-t", "1", "-h", str(self._folder)]
+        asking = [str(self._program("pg_isready")), "-q", "-t", "1", "-h", str(self.folder)]
         give_up_at = time.monotonic() + PATIENCE
         while subprocess.run(asking, check=False).returncode != 0:  # noqa: S603 -- because it is ours
-            assert time.monotonic() < give_up_at, (self._folder / "log").read_text()
+            assert time.monotonic() < give_up_at, (self.folder / "log").read_text()
             time.sleep(0.02)
 
     def _run(self, program: str, *arguments: str) -> None:

@@ -10,6 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import asyncpg
 from yarl import URL
 
 from amo_callback.cipher import Cipher
@@ -70,6 +71,17 @@ def read_row(row: Mapping[str, Any] | sqlite3.Row, cipher: Cipher) -> Row:
         pair_version=row["pair_version"],
         refresh_token=cipher.open_tokens(row["sealed_pair"], connection_id=row["id"])[1],
     )
+
+
+async def postgres_rows(url: str, key: str) -> dict[int, Row]:
+    """Read the connections in a PostgreSQL database by their accounts."""
+    cipher = Cipher([key])
+    connection = await asyncpg.connect(url)
+    try:
+        found = await connection.fetch("SELECT * FROM connections")
+    finally:
+        await connection.close()
+    return {int(row["account_id"]): read_row(dict(row), cipher) for row in found}
 
 
 @dataclass(kw_only=True, slots=True)

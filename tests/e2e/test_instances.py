@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-import asyncpg
 import pytest
 
-from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
 from amo_callback.model import fingerprint
 from tests.conftest import ROUNDS
-from tests.e2e.stage import Row, eventually, read_row, staged
+from tests.e2e.stage import eventually, postgres_rows, staged
 from tests.postgres import serving_postgres, why_not
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.sandbox.vendor import SandboxAccount
     from tests.e2e.process import Process
-    from tests.e2e.stage import Stage
+    from tests.e2e.stage import Row, Stage
     from tests.postgres import Server
 
 ACCOUNTS, CALLERS, INSTANCES = 15, 30, 3
@@ -102,13 +100,7 @@ class Fleet:
 
     async def rows(self) -> dict[int, Row]:
         """Read the connections, by their accounts."""
-        cipher = Cipher([self.stage.key])
-        connection = await asyncpg.connect(self.server.url())
-        try:
-            found = await connection.fetch("SELECT * FROM connections")
-        finally:
-            await connection.close()
-        return {int(row["account_id"]): read_row(dict(row), cipher) for row in found}
+        return await postgres_rows(self.server.url(), self.stage.key)
 
     async def claimed_by(self, instance: Process) -> dict[int, Row]:
         """Return the connections that an instance is at."""
