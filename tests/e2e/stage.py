@@ -119,9 +119,9 @@ class Stage:
         """Ask for an access token."""
         return await self._ask(process, "GET", "private", f"/connections/account:{account.id}/token?min_ttl={min_ttl}")
 
-    async def refresh(self, process: Process, account: SandboxAccount) -> Answer:
-        """Ask for a refresh now, also of a pair that is new: as a backend does that met 401 with the token."""
-        rejected = (await self.token(process, account)).json().get("access_token")
+    async def refresh(self, process: Process, account: SandboxAccount, *, rejected: str | None = None) -> Answer:
+        """Ask for a refresh now, as a backend does that met 401 with this token, or with the one there is."""
+        rejected = rejected or (await self.token(process, account)).json().get("access_token")
         body = {} if rejected is None else {"rejected_access_token": rejected}
         return await self._ask(process, "POST", "private", f"/connections/account:{account.id}/refresh", json=body)
 
@@ -202,11 +202,11 @@ class Stage:
 
 @asynccontextmanager
 async def staged(
-    folder: Path, key: str, *, accounts: int, every: float | None = None, **settings: str
+    folder: Path, key: str, *, accounts: int, every: float | None = None, access: float = LIFE, **settings: str
 ) -> AsyncIterator[Stage]:
-    """Set a stage: a connection is refreshed `every` so many seconds, or not at all; each process has the settings."""
-    due = {} if every is None else {"REFRESH__AT": str(every / LIFE)}
-    async with serve_amo(SystemClock(), access=LIFE) as amo, aiohttp.ClientSession() as http:
+    """Set a stage: a connection is refreshed `every` so many seconds, or halfway; each process has the settings."""
+    due = {} if every is None else {"REFRESH__AT": str(every / access)}
+    async with serve_amo(SystemClock(), access=access) as amo, aiohttp.ClientSession() as http:
         yield Stage(
             amo=amo,
             folder=folder,

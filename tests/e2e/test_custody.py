@@ -142,8 +142,10 @@ async def test_two_processes_on_one_database_spend_each_token_once_and_serve_eve
             await stage.connect(one)
             forced = stage.accounts[::2]  # of the others, callers ask for what there is
             for _ in range(rounds):
+                answers = [(account, await stage.token(one, account)) for account in forced]
+                rejected = {account.id: answer.json()["access_token"] for account, answer in answers}
                 callers = [
-                    _served(stage, process, account, by_force=account in forced)
+                    _served(stage, process, account, rejected=rejected.get(account.id))
                     for process in (one, other, one, other)
                     for account in stage.accounts
                 ]
@@ -161,9 +163,12 @@ async def test_two_processes_on_one_database_spend_each_token_once_and_serve_eve
     assert (served, stage.ledger.doubles()) == (asked, 0)
 
 
-async def _served(stage: Stage, process: Process, account: SandboxAccount, *, by_force: bool) -> bool:
-    """Ask for a token, and tell whether it came, and lives or was replaced by one that does."""
-    answer = await (stage.refresh(process, account) if by_force else stage.token(process, account, min_ttl=1))
+async def _served(stage: Stage, process: Process, account: SandboxAccount, *, rejected: str | None) -> bool:
+    """Ask for a token, or for another one than was rejected; tell whether it came, and lives or one after it does."""
+    if rejected is None:
+        answer = await stage.token(process, account, min_ttl=1)
+    else:
+        answer = await stage.refresh(process, account, rejected=rejected)
     if answer.status != 200:
         return False
     issued = stage.ledger.access_tokens
@@ -180,13 +185,15 @@ async def test_many_callers_at_once_of_three_processes_make_few_refreshes_and_ar
         stage.amo.sandbox.latency = 0.2
         processes = [await stack.enter_async_context(stage.serving()) for _ in range(PROCESSES)]
         await stage.connect(processes[0])
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
+            rejected = stage.ledger.access_tokens[-1]
             callers = [
-                _served(stage, process, stage.accounts[0], by_force=True)
+                _served(stage, process, stage.accounts[0], rejected=rejected)
                 for _ in range(CALLERS // PROCESSES)
                 for process in processes
             ]
             served += sum(await asyncio.gather(*callers))
+            assert len(stage.ledger.refreshes()) == number
         assert stage.lost() == []
     record_property("rounds", rounds)
     record_property("callers", rounds * CALLERS)

@@ -61,7 +61,11 @@ async def test_a_signal_ends_it_with_refreshes_in_flight_stored(
         async with stage.serving() as process:
             await stage.connect(process)
             stage.amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW, Fault.SLOW)
-            asking = [asyncio.create_task(stage.refresh(process, account)) for account in stage.accounts]
+            rejected = stage.ledger.access_tokens
+            asking = [
+                asyncio.create_task(stage.refresh(process, account, rejected=token))
+                for account, token in zip(stage.accounts, rejected, strict=True)
+            ]
             await stage.until_asked(3)
             process.signal(number)
             await process.until("service.stopping")

@@ -355,12 +355,12 @@ async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a
 
 async def test_one_slow_statement_is_not_a_database_out_of_reach(url: str) -> None:
     """A statistics query that takes too long keeps nobody from storing a pair, so no lease begins anew for it."""
-    async with opened(with_option(url, "statement_timeout=50")) as store, connected(url) as connection:
+    async with opened(with_option(url, "statement_timeout=2000")) as store, connected(url) as connection:
         stored = await save(store, a_connection())
         opened_at = store.failed_at
         await connection.execute("ALTER TABLE connections RENAME TO rows")
         await connection.execute(
-            "CREATE VIEW connections AS SELECT rows.* FROM rows, (SELECT pg_sleep(1) IS NULL AS slept) AS a WHERE slept"
+            "CREATE VIEW connections AS SELECT rows.* FROM rows, (SELECT pg_sleep(2.5) IS NULL AS no) AS slept WHERE no"
         )
         for _ in range(3):
             with pytest.raises(StoreUnavailable):
@@ -375,7 +375,7 @@ async def test_writes_that_keep_failing_are_a_database_out_of_reach(url: str) ->
     """The first may be one slow statement; with the second nobody can store a pair, and leases begin anew."""
     clock = FakeClock()
     async with (
-        open_store(with_option(url, "statement_timeout=50"), folder=Path(), clock=clock) as store,
+        open_store(with_option(url, "statement_timeout=2000"), folder=Path(), clock=clock) as store,
         connected(url) as connection,
     ):
         stored = await save(store, a_connection())
