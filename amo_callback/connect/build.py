@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from amo_callback.cipher import Cipher
+    from amo_callback.custody.address_block import AddressBlock
     from amo_callback.custody.credentials import Credentials
     from amo_callback.custody.leases import Leases
     from amo_callback.custody.unsaved import Unsaved
@@ -60,6 +61,7 @@ def make_connecting(
     observer: Observer,
     unsaved: Unsaved,
     credentials: Credentials,
+    address_block: AddressBlock,
     leases: Leases,
     rules: ConnectRules,
     random: Callable[[], float],
@@ -97,6 +99,7 @@ def make_connecting(
             observer=observer,
             unsaved=unsaved,
             credentials=credentials,
+            address_block=address_block,
             rules=ExchangeRules(
                 allowed_accounts=rules.allowed_accounts, default_domain=rules.default_domain, refresh=rules.refresh
             ),

@@ -70,6 +70,7 @@ async def open_services(
             observer=observer,
             unsaved=custody.unsaved,
             credentials=custody.credentials,
+            address_block=custody.breaker.address_block,
             leases=custody.leases,
             rules=connect_rules(settings),
             random=random.random,
@@ -115,6 +116,7 @@ async def _open_custody(
     )
     await custody.freezer.begin()
     await custody.leases.begin()
+    await custody.breaker.address_block.watch()
     await custody.unsaved.restore()
     await custody.credentials.watch()
     return custody
