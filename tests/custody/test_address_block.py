@@ -10,7 +10,7 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountRefused, AddressBlocked, AmoCallbackError, Busy
-from amo_callback.model import Connection, Demand
+from amo_callback.model import Connection, Demand, Standing
 from tests.custody.house import API_DOMAIN, DAY
 from tests.fakes import START
 
@@ -253,7 +253,8 @@ async def test_refused_exchanges_and_questions_never_suspect_a_block(house: Hous
     for connection in connections:
         with pytest.raises(AccountRefused):
             await house.client.exchange(code=b"code", domain=connection.domain, not_after=math.inf)
-        assert await custody.liveness.lives(connection, house.pair(connection), doubted=True)
+        standing = await custody.liveness.standing(connection, house.pair(connection), doubted=True)
+        assert standing is Standing.UNKNOWN
     assert house.amo.sandbox.look_ups == 4
     assert not _is_closed(custody)
 
