@@ -164,9 +164,11 @@ class AccountRefused(MustWait):
 
     code = "account_refused"
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, *, is_problem: bool = False) -> None:
         super().__init__()
         self.status = status
+        self.is_problem = is_problem
+        """Whether the answer is AMO's own problem+json; a block of our address is nginx's HTML."""
 
 
 class Frozen(MustWait):
@@ -220,6 +222,12 @@ class Busy(MustWait):
         self.retry_after = retry_after
         self.because = because
         """The code of the error that is being waited out."""
+
+
+class AddressBlocked(Busy):
+    """AMO blocks the address of this server: nothing is refreshed until a probe succeeds."""
+
+    code = "amo_blocked"
 
 
 class Crowded(MustWait):

@@ -226,6 +226,19 @@ class Freeze:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AmoBlock:
+    """A block of our address by AMO: when it began, and when the next requests may leave."""
+
+    since: datetime
+    probe_at: datetime
+    """No refresh leaves before this time."""
+    exchange_at: datetime
+    """No exchange leaves before this time."""
+    probed: tuple[str, ...] = ()
+    """The ids of the connections that have been presented, until each has been."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Changed:
     """What a write may have changed, of this process or of another, for whoever remembers connections."""
 

@@ -59,6 +59,7 @@ class Condition:
     """Pairs that the store does not take."""
     frozen: bool
     credentials_refused: bool
+    amo_blocked: bool
     verdicts_held: bool
     notices_delivered: bool
     """Whether somebody receives notices: where nobody does, it means nothing that some wait."""

@@ -149,6 +149,7 @@ def a_condition(**more: Any) -> Condition:
         "unsaved": 0,
         "frozen": False,
         "credentials_refused": False,
+        "amo_blocked": False,
         "verdicts_held": False,
         "notices_delivered": True,
     }

@@ -187,7 +187,7 @@ def _read(answer: Answer, grant_type: GrantType, now: datetime, allowed: Sequenc
     if answer.status == 429:
         raise RateLimited(pause_after(answer, now=now))
     if answer.status in {402, 403}:
-        raise AccountRefused(answer.status)
+        raise AccountRefused(answer.status, is_problem=answer.is_problem)
     if answer.status not in {400, 401, 404}:
         raise OutcomeOpen(f"http_{answer.status}")  # of no other status it is known that nothing was spent
     raise _refusal(answer, grant_type)

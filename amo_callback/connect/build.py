@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from amo_callback.cipher import Cipher
-    from amo_callback.custody.credentials import Credentials
-    from amo_callback.custody.leases import Leases
-    from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.custody.build import Custody
     from amo_callback.model import Connection
     from amo_callback.ports import AmoOAuth, Clock, Observer, Shared, Store
 
@@ -58,9 +56,7 @@ def make_connecting(
     cipher: Cipher,
     clock: Clock,
     observer: Observer,
-    unsaved: Unsaved,
-    credentials: Credentials,
-    leases: Leases,
+    custody: Custody,
     rules: ConnectRules,
     random: Callable[[], float],
     connected: Callable[[Connection], None],
@@ -95,8 +91,9 @@ def make_connecting(
             cipher=cipher,
             clock=clock,
             observer=observer,
-            unsaved=unsaved,
-            credentials=credentials,
+            unsaved=custody.unsaved,
+            credentials=custody.credentials,
+            address_block=custody.breaker.address_block,
             rules=ExchangeRules(
                 allowed_accounts=rules.allowed_accounts, default_domain=rules.default_domain, refresh=rules.refresh
             ),
@@ -110,7 +107,7 @@ def make_connecting(
         ),
         unproven=limits.codes,
         rooms=Rooms(size=room),
-        leases=leases,
+        leases=custody.leases,
     )
     redeemer = Redeemer(
         store=store,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from amo_callback.cipher import Cipher
     from amo_callback.connect.limits import Place
+    from amo_callback.custody.address_block import AddressBlock
     from amo_callback.custody.credentials import Credentials
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.grant import AuthorizationRequest
@@ -77,6 +78,7 @@ class Exchanger:
         observer: Observer,
         unsaved: Unsaved,
         credentials: Credentials,
+        address_block: AddressBlock,
         rules: ExchangeRules,
         random: Callable[[], float],
         connected: Callable[[Connection], None],
@@ -88,6 +90,7 @@ class Exchanger:
         self._observer = observer
         self._unsaved = unsaved
         self._credentials = credentials
+        self._address_block = address_block
         self._rules = rules
         self._random = random
         self._connected = connected
@@ -128,6 +131,7 @@ class Exchanger:
         self._credentials.accept()
         if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
             await what.place.give_back()
+            await self._address_block.succeeded()
             raise AccountNotAllowed(issued.account.account_id)
         return issued
 
@@ -163,6 +167,7 @@ class Exchanger:
                 self._connected(connection)
         finally:
             await what.place.give_back()  # only now: nothing may come between a pair and the store
+        await self._address_block.succeeded()
         return ended
 
     async def _slot(self, priority: Priority, started: float) -> None:
@@ -170,13 +175,17 @@ class Exchanger:
 
         After that somebody else might hold the claim; and whoever leaves the queue takes no slot from the others.
         """
-        slot = self._amo.slot(priority)
+        slot = self._turn(priority)
         left = self._left(started)
         served = await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0))
         if self._left(started) <= 0:
             raise Busy(0)
         if not served:
             raise ShuttingDown
+
+    async def _turn(self, priority: Priority) -> None:
+        await self._address_block.exchange_turn()
+        await self._amo.slot(priority)
 
     def _left(self, started: float) -> float:
         """Return for how many seconds more a request may begin."""

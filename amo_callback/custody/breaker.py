@@ -18,6 +18,7 @@ from amo_callback.event import Event, Level
 from amo_callback.model import Demand
 
 if TYPE_CHECKING:
+    from amo_callback.custody.address_block import AddressBlock
     from amo_callback.model import Fleet
     from amo_callback.ports import Clock, Observer, Store
 
@@ -36,7 +37,11 @@ def is_epidemic(fleet: Fleet) -> bool:
 class Breaker:
     """Tell whether anything may be refreshed."""
 
-    def __init__(self, *, store: Store, clock: Clock, observer: Observer, probe_every: float) -> None:
+    def __init__(
+        self, *, store: Store, clock: Clock, observer: Observer, probe_every: float, address_block: AddressBlock
+    ) -> None:
+        self.address_block = address_block
+        """Stops all refreshing by itself, with probes of its own."""
         self._store = store
         self._clock = clock
         self._observer = observer
@@ -69,6 +74,7 @@ class Breaker:
     async def watch(self) -> None:
         """Learn whether verdicts are held, by whichever process, before this one began or since."""
         self._held = await self._store.deaths_held()
+        await self.address_block.watch()
 
     def check(self, connection_id: str, *, demand: Demand) -> None:
         """Raise `Busy` where this connection may not be refreshed now, nor be the probe.
@@ -76,6 +82,7 @@ class Breaker:
         A caller's forced refresh may be the probe, or the trial of a connection that was given up; each once a
         round, so that the next one is another.
         """
+        self.address_block.check(connection_id, demand=demand)
         if self.reason is None:
             return
         takes_turns = demand in {Demand.FORCED, Demand.TRIAL} and connection_id not in self.probed
@@ -98,6 +105,7 @@ class Breaker:
         """Close: AMO has taken our credentials and a refresh token, so whatever was wrong is over."""
         self.accepted()
         self.new_round()
+        await self.address_block.succeeded()
         if self._held:
             with suppress(StoreUnavailable):  # the next success tells it again
                 await self._store.believe_deaths()

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from amo_callback.custody.address_block import AddressBlock
 from amo_callback.custody.attempt import Attempts
 from amo_callback.custody.breaker import Breaker
 from amo_callback.custody.checks import Checks
@@ -94,7 +95,13 @@ def make_custody(
 ) -> Custody:
     """Build it all; nothing is started. `owner` names the process in its claims, `machine` where its store is."""
     leases = Leases(length=rules.lease, store=store, clock=clock)
-    breaker = Breaker(store=store, clock=clock, observer=observer, probe_every=min(_PROBE_EVERY, rules.retry_cap))
+    breaker = Breaker(
+        store=store,
+        clock=clock,
+        observer=observer,
+        probe_every=min(_PROBE_EVERY, rules.retry_cap),
+        address_block=AddressBlock(store=store, clock=clock, observer=observer, probe_every=rules.retry_cap),
+    )
     unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=observer)
     inquiry = Inquiry(store=store, amo=amo, cipher=cipher, clock=clock, breaker=breaker, rules=rules, random=random)
     judge = Judge(

@@ -122,6 +122,7 @@ class Inquiry:
         """Ask whether AMO knows the refresh token; without a `priority` the caller has waited for the slot."""
         if priority is not None:
             await self.slot(priority)
+        self._breaker.address_block.check_question(connection.id)
         return await self._amo.look_up(
             refresh_token=pair.refresh_token, api_domain=connection.api_domain, account_id=connection.account_id
         )
@@ -136,6 +137,7 @@ class Inquiry:
     ) -> Sighting:
         """Ask whether the access token is valid; raises `Busy` where there was no slot for `limit` seconds."""
         await self.slot(priority, limit=limit)
+        self._breaker.address_block.check_question()
         return await self._amo.ask_about(
             access_token=pair.access_token, domain=connection.domain, account_id=connection.account_id
         )

@@ -94,6 +94,7 @@ class Judge:
 
     async def _weigh(self, claimed: Connection, error: AmoCallbackError) -> AmoCallbackError:
         """Return the error as it is to be believed."""
+        await self._breaker.address_block.failed(claimed, error)
         if isinstance(error, ClientRefused):
             self._breaker.refuse(error.hint)
         elif isinstance(error, UnexplainedRefusal) and error.looked_up and claimed.status is Status.ACTIVE:

@@ -124,6 +124,7 @@ class Keeper:
     def _land(self, connection_id: str, flight: asyncio.Task[Connection]) -> None:
         if self._flights.get(connection_id) is flight:
             del self._flights[connection_id]
+        self._breaker.address_block.leave(connection_id)
         error = None if flight.cancelled() else flight.exception()
         if error is not None and not isinstance(error, AmoCallbackError):
             # Told here: whoever asked may be gone.
@@ -143,11 +144,13 @@ class Keeper:
                 continue
             async with self._places:
                 if self._inquiry.is_needed(connection) and looked_up != _doubted(connection):
+                    await self._breaker.address_block.enter(connection.id, demand=demand)
                     await self._inquiry.before_refresh(connection)
                     looked_up = _doubted(connection)
                 await self._inquiry.slot()
                 if connection.attempt is not None:
                     await self._search(connection)
+                await self._breaker.address_block.enter(connection.id, demand=demand)
                 connection = await self._read(connection_id, demand)
                 if satisfied(connection):
                     return connection

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from datetime import datetime
 
+    from amo_callback.custody.address_block import AddressBlock
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.checks import Checks
     from amo_callback.custody.keeper import Keeper
@@ -81,6 +82,12 @@ class Refresher:
         return self._clock.monotonic() - self._beat_at
 
     @property
+    def _gate(self) -> AddressBlock | Breaker:
+        """The gate that is closed; the breaker where neither is."""
+        block = self._breaker.address_block
+        return self._breaker if block.reason is None else block
+
+    @property
     def stopped(self) -> bool:
         """Whether the loop was told to end."""
         return self._stopping
@@ -122,15 +129,16 @@ class Refresher:
             await watch()
         await self._breaker.watch()
         self._next.clear()
-        if self._breaker.reason is None:
+        if self._gate.reason is None:
             await self._start_due()
         else:
             await self._start_probe()
-        await self._start_look_ups()
+        if self._breaker.address_block.reason is None:
+            await self._start_look_ups()
         if len(self._running) >= self._concurrency:
             return self._poll_interval  # the end of one wakes us
-        if self._breaker.reason is not None:
-            return min(self._breaker.probe_in or self._poll_interval, self._poll_interval)
+        if self._gate.reason is not None:
+            return min(self._gate.probe_in or self._poll_interval, self._poll_interval)
         upcoming = await self._store.next_due(now=self._clock.now(), apart_from=self._apart())
         if upcoming is None:
             return self._poll_interval
@@ -168,16 +176,17 @@ class Refresher:
 
     async def _start_probe(self) -> None:
         """While nothing else may be refreshed, try one connection after the other."""
-        if self._running or self._breaker.probe_in > 0:
+        gate = self._gate
+        if self._running or gate.probe_in > 0:
             return
-        while probe := await self._store.probe(apart_from=(*self._apart(), *self._breaker.probed)):
+        while probe := await self._store.probe(apart_from=(*self._apart(), *gate.probed)):
             if self._stopping:
                 return
             if not self._is_taken(probe):
                 self._start(probe.id, self._refresh(probe.id, Demand.PROBE))
                 return
             self._put_aside(probe.id, self._poll_interval)
-        self._breaker.new_round()
+        gate.new_round()
 
     async def _start_look_ups(self) -> None:
         places = _LOOK_UPS - len(self._looking_up)
@@ -205,7 +214,7 @@ class Refresher:
 
     def _ended(self, connection_id: str, tasks: dict[str, asyncio.Task[None]]) -> None:
         tasks.pop(connection_id, None)
-        if self._stopping or self._breaker.reason is not None:
+        if self._stopping or self._gate.reason is not None:
             self._next.clear()
         self._start_next()
         if not self._next or tasks is self._looking_up:
@@ -225,7 +234,7 @@ class Refresher:
 
     def _is_done(self, connection: Connection) -> bool:
         """Tell whether somebody else has refreshed what was due; a probe is never done."""
-        return self._breaker.reason is None and not self._is_due(connection)
+        return self._gate.reason is None and not self._is_due(connection)
 
     def _is_due(self, connection: Connection) -> bool:
         now = self._clock.now()

@@ -42,6 +42,7 @@ class Gauges:
             "Whether AMO refuses our client id, secret or redirect URI.",
             now.credentials_refused,
         )
+        yield _one("amo_blocked", "Whether AMO blocks the address of this server.", now.amo_blocked)
         yield _one("verdicts_held", "Whether too many connections died at once to believe it.", now.verdicts_held)
         if survey is not None:
             yield _one("survey_age_seconds", "How old is what the database told of all connections.", now.survey_age)

@@ -50,7 +50,7 @@ class Connections(Protocol):
         """Return when the next refresh comes due that nobody is at."""
 
     async def probe(self, *, apart_from: Sequence[str]) -> Connection | None:
-        """Return an active connection, the one due first."""
+        """Return the active connection that was refreshed or connected last."""
 
     async def look_ups(
         self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN

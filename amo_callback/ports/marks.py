@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime, timedelta
 
-    from amo_callback.model import Freeze
+    from amo_callback.model import AmoBlock, Freeze
 
 
 class Marks(Protocol):
@@ -43,6 +43,21 @@ class Marks(Protocol):
 
     async def check_machine(self, machine: str) -> Freeze | None:
         """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
+
+    async def amo_block(self) -> AmoBlock | None:
+        """Return the block of our address, as some process has found it."""
+
+    async def begin_amo_block(self, probed: str, *, probe_every: timedelta) -> None:
+        """Store that AMO blocks our address, unless that is stored; `probed` is the connection that showed it."""
+
+    async def end_amo_block(self) -> None:
+        """Store that AMO no longer blocks our address."""
+
+    async def take_amo_probe(self, connection_id: str, *, every: timedelta) -> bool:
+        """Reserve the next probe for a connection; `False` where none may leave yet, by the store's clock."""
+
+    async def take_amo_exchange(self, *, every: timedelta) -> bool:
+        """Reserve the next exchange; `False` where none may leave yet, by the store's clock."""
 
     async def keep_time(self, *, now: Callable[[], datetime]) -> timedelta:
         """Note what time it is; where that is before what was noted last, take all times back by as much.

@@ -67,7 +67,7 @@ class Connections(Writer):
         return rows.moment(found[0]["next_refresh_at"]) if found else None
 
     async def probe(self, *, apart_from: Sequence[str]) -> Connection | None:
-        """Return an active connection, the one due first."""
+        """Return the active connection that was refreshed or connected last."""
         return first(await self._database.read("probe", apart_from=json_list(apart_from)), rows.connection)
 
     async def look_ups(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.event import Event, Level
-from amo_callback.model import Freeze
-from amo_callback.store.rows import freeze, freeze_value, moment, ticks
+from amo_callback.model import AmoBlock, Freeze
+from amo_callback.store.rows import amo_block, amo_block_value, freeze, freeze_value, moment, ticks
 from amo_callback.store.writer import Writer, pair_obtained_mark
 
 if TYPE_CHECKING:
@@ -117,6 +118,77 @@ class Marks(Writer):
             await self._record(unit, [Event(name="service.frozen", level=Level.WARNING, fields={"reason": why})])
         return frozen
 
+    # --- AMO blocks our address ------------------------------------------------------------------
+
+    async def amo_block(self) -> AmoBlock | None:
+        """Return the block of our address, as some process has found it."""
+        [row] = await self._database.read("amo_block")
+        return None if row["value"] is None else amo_block(row["value"])
+
+    async def begin_amo_block(self, probed: str, *, probe_every: timedelta) -> None:
+        """Store that AMO blocks our address, unless that is stored; `probed` is the connection that showed it."""
+
+        async def work(unit: Unit) -> None:
+            [row] = await unit.run("amo_block")
+            now = moment(row["clock"])
+            block = AmoBlock(since=now, probe_at=now + probe_every, exchange_at=now, probed=(probed,))
+            if await unit.run("begin_amo_block", value=amo_block_value(block)):
+                await self._record(unit, [Event(name="amo_blocked.started", level=Level.ERROR)])
+
+        await self._database.unit(work)
+
+    async def end_amo_block(self) -> None:
+        """Store that AMO no longer blocks our address."""
+
+        async def work(unit: Unit) -> None:
+            if ended := await unit.run("end_amo_block"):
+                fields = {"since": amo_block(ended[0]["value"]).since}
+                await self._record(unit, [Event(name="amo_blocked.ended", fields=fields)])
+
+        await self._database.unit(work)
+
+    async def take_amo_probe(self, connection_id: str, *, every: timedelta) -> bool:
+        """Reserve the next probe for a connection; `False` where none may leave yet, by the store's clock."""
+
+        def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
+            if now < block.probe_at:
+                return None
+            round_over = connection_id in block.probed  # each of the others has been presented, too
+            probed = (connection_id,) if round_over else (*block.probed, connection_id)
+            return dataclasses.replace(block, probe_at=now + every, probed=probed)
+
+        return await self._take_at_block(taken)
+
+    async def take_amo_exchange(self, *, every: timedelta) -> bool:
+        """Reserve the next exchange; `False` where none may leave yet, by the store's clock."""
+
+        def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
+            return dataclasses.replace(block, exchange_at=now + every) if now >= block.exchange_at else None
+
+        return await self._take_at_block(taken)
+
+    async def _take_at_block(self, taken: Callable[[AmoBlock, datetime], AmoBlock | None]) -> bool:
+        async def work(unit: Unit) -> bool:
+            [row] = await unit.run("amo_block")
+            if row["value"] is None:
+                return True  # the block has ended
+            block = taken(amo_block(row["value"]), moment(row["clock"]))
+            if block is None:
+                return False
+            return bool(await unit.run("change_amo_block", value=amo_block_value(block), before=row["value"]))
+
+        return await self._database.unit(work)
+
+    async def _shift_amo_block(self, unit: Unit, *, back: timedelta, now: datetime) -> None:
+        [row] = await unit.run("amo_block")
+        if row["value"] is None:
+            return
+        block = amo_block(row["value"])
+        times = {"since": block.since, "probe_at": block.probe_at, "exchange_at": block.exchange_at}
+        shifted = {name: time - back if time > now else time for name, time in times.items()}
+        value = amo_block_value(AmoBlock(**shifted, probed=block.probed))
+        await unit.run("change_amo_block", value=value, before=row["value"])
+
     # --- time ------------------------------------------------------------------------------------
 
     async def keep_time(self, *, now: Callable[[], datetime]) -> timedelta:
@@ -139,6 +211,7 @@ class Marks(Writer):
             by = back // timedelta(microseconds=1)
             await unit.run("shift_times", by=by, now=time)
             await unit.run("shift_notices", by=by, now=time)
+            await self._shift_amo_block(unit, back=back, now=time)
             await self._record(
                 unit, [Event(name="clock.went_back", level=Level.WARNING, fields={"seconds": back.total_seconds()})]
             )

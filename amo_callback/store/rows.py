@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from amo_callback.clock import rfc3339
 from amo_callback.event import Notice, Recorded
 from amo_callback.grant import Grant, GrantStatus, IssuedState
-from amo_callback.model import Connection, Freeze, Reason, Status
+from amo_callback.model import AmoBlock, Connection, Freeze, Reason, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,6 +157,19 @@ def freeze(value: bytes) -> Freeze:
 def freeze_value(freeze: Freeze) -> bytes:
     """Write the mark of a frozen store."""
     return json.dumps({"at": ticks(freeze.at), "why": freeze.why, "elsewhere": freeze.elsewhere}).encode()
+
+
+def amo_block(value: bytes) -> AmoBlock:
+    """Read the mark of a block of our address."""
+    content = json.loads(value)
+    times = {name: moment(content[name]) for name in ("since", "probe_at", "exchange_at")}
+    return AmoBlock(**times, probed=tuple(content["probed"]))
+
+
+def amo_block_value(block: AmoBlock) -> bytes:
+    """Write the mark of a block of our address."""
+    times = {"since": block.since, "probe_at": block.probe_at, "exchange_at": block.exchange_at}
+    return json.dumps({**{name: ticks(time) for name, time in times.items()}, "probed": block.probed}).encode()
 
 
 def details(fields: Mapping[str, object]) -> str:

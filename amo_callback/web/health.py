@@ -66,6 +66,7 @@ class Readiness:
             "store": self._check_store(),
             "refresher": self._check_refresher(),
             "amo_credentials": self._check_credentials(),
+            "amo_blocked": self._check_block(),
             "unsaved_pairs": self._check_unsaved(),
             "frozen": self._check_frozen(),
             "verdicts": self._check_verdicts(),
@@ -86,6 +87,7 @@ class Readiness:
             in_flight=custody.keeper.in_flight,
             unsaved=len(custody.unsaved.names),
             frozen=custody.freezer.frozen is not None,
+            amo_blocked=custody.breaker.address_block.block is not None,
             credentials_refused=custody.credentials_refused is not None,
             verdicts_held=custody.breaker.held,
             notices_delivered=self._notices_delivered,
@@ -123,6 +125,15 @@ class Readiness:
         return False, (
             f"nothing is refreshed: {refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri with the "
             "integration's page in AMO"
+        )
+
+    def _check_block(self) -> tuple[bool, str]:
+        block = self._custody.breaker.address_block.block
+        if block is None:
+            return True, "not blocked"
+        return False, (
+            f"since {rfc3339(block.since)} AMO answers 403 to every refresh, and nothing is refreshed; the next probe "
+            f"leaves at {rfc3339(block.probe_at)}. Ask AMO's support to unblock the address of this server"
         )
 
     def _check_unsaved(self) -> tuple[bool, str]:

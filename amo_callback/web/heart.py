@@ -64,6 +64,8 @@ class Heart:
             worries.append(f"the database cannot be written ({self._store.failing})")
         if custody.credentials_refused is not None:
             worries.append("AMO refuses our credentials")
+        if custody.breaker.address_block.block is not None:
+            worries.append("AMO blocks this server's address")
         if custody.breaker.held:
             worries.append("too many connections died at once, nothing is refreshed")
         if custody.freezer.frozen is not None:

@@ -68,9 +68,7 @@ async def open_services(
             cipher=cipher,
             clock=clock,
             observer=observer,
-            unsaved=custody.unsaved,
-            credentials=custody.credentials,
-            leases=custody.leases,
+            custody=custody,
             rules=connect_rules(settings),
             random=random.random,
             connected=lambda connection: _connected(custody, connection),
@@ -115,6 +113,7 @@ async def _open_custody(
     )
     await custody.freezer.begin()
     await custody.leases.begin()
+    await custody.breaker.address_block.watch()
     await custody.unsaved.restore()
     await custody.credentials.watch()
     return custody

@@ -17,6 +17,7 @@ from amo_callback.connect.completion import PATIENCE, Connect
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
 from amo_callback.connect.limits import Rooms, Unproven
 from amo_callback.connect.records import Records
+from amo_callback.custody.address_block import AddressBlock
 from amo_callback.custody.credentials import Credentials
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.unsaved import Unsaved
@@ -74,6 +75,7 @@ class Process:
             clock=clock,
             observer=self.witness,
         )
+        self.address_block = AddressBlock(store=store, clock=clock, observer=self.witness, probe_every=900)
         self.connect = self.make(client=client, cipher=cipher)
 
     def make(
@@ -101,6 +103,7 @@ class Process:
                 credentials=Credentials(
                     store=cast("Store", self.failing), clock=self.clock, observer=self.witness, client_id="c619"
                 ),
+                address_block=self.address_block,
                 rules=rules or ExchangeRules(),
                 random=lambda: 0.5,
                 connected=self._wake,
@@ -218,6 +221,52 @@ async def _drained(process: Process) -> None:
     while not draining.done():
         process.clock.advance(0.25)
         await asyncio.wait({draining}, timeout=0.01)
+
+
+async def _block(process: Process) -> None:
+    await process.store.begin_amo_block("shown", probe_every=timedelta(minutes=15))
+    await process.address_block.watch()
+
+
+async def test_while_amo_blocks_our_address_one_exchange_leaves_every_ten_seconds(process: Process) -> None:
+    """The first leaves at once; each of the others waits until ten seconds after the one before."""
+    await _block(process)
+    process.amo.sandbox.faults.standing = Fault.BLOCKED
+    callbacks = [asyncio.create_task(process.complete(process.amo.code())) for _ in range(3)]
+    for sent in (1, 2):
+        await asyncio.wait_for(process.amo.sandbox.until_asked(sent), 10)
+        await process.clock.until_sleeping(10)
+        process.clock.advance(9.9)
+        await process.clock.until_sleeping(0.1)
+        assert process.amo.sandbox.requests == sent
+        process.clock.advance(0.1)
+    await asyncio.wait_for(process.amo.sandbox.until_asked(3), 10)
+    await asyncio.wait(callbacks)
+    assert await process.store.amo_block() is not None
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_an_exchange_that_succeeds_ends_the_block_of_our_address(
+    process: Process, cipher: Cipher, *, allowed: bool
+) -> None:
+    """AMO has issued a pair, also where it is discarded because the account is not allowed."""
+    rules = ExchangeRules() if allowed else ExchangeRules(allowed_accounts=["1"])
+    process.connect = process.make(client=process.client, cipher=cipher, rules=rules)
+    await _block(process)
+    outcome = await process.complete(process.amo.code())
+    assert outcome.status is (GrantStatus.CONNECTED if allowed else GrantStatus.REFUSED)
+    assert await process.store.amo_block() is None
+    assert [event.name for event in process.witness.events if event.name.startswith("amo_blocked")] == [
+        "amo_blocked.started",
+        "amo_blocked.ended",
+    ]
+
+
+async def test_a_refused_exchange_does_not_end_the_block_of_our_address(process: Process) -> None:
+    """AMO's word about a code is no success."""
+    await _block(process)
+    await process.complete("not AMO's")
+    assert await process.store.amo_block() is not None
 
 
 async def test_a_caller_who_hangs_up_cancels_nothing(process: Process) -> None:

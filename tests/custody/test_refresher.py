@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from amo_callback.custody.address_block import AddressBlock
 from amo_callback.custody.breaker import Breaker
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.refresher import Refresher
@@ -80,7 +81,13 @@ class Loop:
             store=store,
             keeper=cast("Keeper", self.keeper),
             checks=cast("Checks", self),
-            breaker=Breaker(store=store, clock=clock, observer=observer, probe_every=60),
+            breaker=Breaker(
+                store=store,
+                clock=clock,
+                observer=observer,
+                probe_every=60,
+                address_block=AddressBlock(store=store, clock=clock, observer=observer, probe_every=900),
+            ),
             leases=Leases(length=60, store=store, clock=clock),
             unsaved=Unsaved(store=store, rescue=MemoryRescue(), cipher=self.cipher, clock=clock, observer=observer),
             clock=clock,

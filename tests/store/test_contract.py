@@ -13,7 +13,7 @@ from amo_callback.brought import Brought
 from amo_callback.errors import Frozen, InvalidState
 from amo_callback.event import NOTICES, Event
 from amo_callback.grant import GrantedPair, GrantStatus, IssuedState
-from amo_callback.model import Demand, Filter, Freeze, Reason, Status, fingerprint
+from amo_callback.model import AmoBlock, Demand, Filter, Freeze, Reason, Status, fingerprint
 from tests.builders import (
     DAY,
     a_claim,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from amo_callback.model import Changed, Connection
     from amo_callback.ports import Store
     from tests.fakes import FakeClock
+    from tests.store.conftest import Beside
 
 SECOND = timedelta(seconds=1)
 OVER = timedelta(0)
@@ -780,6 +781,56 @@ async def test_a_file_knows_where_it_lives(store: Store) -> None:
     assert await store.check_machine("there") is None
 
 
+# --- AMO blocks our address ----------------------------------------------------------------------
+
+
+async def test_a_probe_is_reserved_by_one_of_two_processes(store: Store, beside: Beside) -> None:
+    """Nothing leaves before its time by the store's clock, and then one reservation holds, whoever comes first."""
+    await store.begin_amo_block("shown", probe_every=OVER)
+    async with beside("two") as other:
+        taken = await asyncio.gather(
+            *(one.take_amo_probe(name, every=DAY) for one in (store, other) for name in ("a", "b"))
+        )
+        assert sorted(taken) == [False, False, False, True]
+        block = await other.amo_block()
+    assert block is not None
+    assert block.probe_at - block.since >= DAY
+    assert block.probed in {("shown", "a"), ("shown", "b")}
+
+
+async def test_an_exchange_is_reserved_apart_from_the_probe(store: Store) -> None:
+    """The first may leave at once, while the probe has to wait, and the second has to wait, too."""
+    await store.begin_amo_block("shown", probe_every=DAY)
+    assert not await store.take_amo_probe("a", every=DAY)
+    assert await store.take_amo_exchange(every=DAY)
+    assert not await store.take_amo_exchange(every=DAY)
+
+
+async def test_a_connection_that_is_probed_again_begins_a_new_round(store: Store) -> None:
+    """By then each of the others has been probed."""
+    await store.begin_amo_block("a", probe_every=OVER)
+    for name, probed in (("b", ("a", "b")), ("a", ("a",))):
+        assert await store.take_amo_probe(name, every=OVER)
+        block = await store.amo_block()
+        assert block is not None
+        assert block.probed == probed
+
+
+async def test_a_block_begins_and_ends_once(store: Store) -> None:
+    """The second process changes nothing; the history has one event for each, and without a block all may leave."""
+    await store.begin_amo_block("a", probe_every=DAY)
+    begun = await store.amo_block()
+    await store.begin_amo_block("b", probe_every=OVER)
+    assert await store.amo_block() == begun
+    await store.end_amo_block()
+    await store.end_amo_block()
+    assert await store.amo_block() is None
+    assert await store.take_amo_probe("a", every=DAY)
+    assert await store.take_amo_exchange(every=DAY)
+    names = [event.name for event in await store.events(connection_id=None, limit=9)]
+    assert names == ["amo_blocked.ended", "amo_blocked.started"]
+
+
 # --- time -----------------------------------------------------------------------------------------
 
 
@@ -801,6 +852,21 @@ async def test_a_clock_that_went_back_takes_the_stored_times_back(store: Store) 
     assert (after.refresh_expires_at, after.next_refresh_at) == (START + 89 * DAY, START - DAY)
     assert after.connected_at == START - DAY
     assert await store.keep_time(now=lambda: START - DAY) == timedelta(0)
+
+
+async def test_a_clock_that_went_back_does_not_put_off_the_next_probe(store: Store) -> None:
+    """The time until the next probe and the next exchange stays as long as it was."""
+    if store.keeps_time:
+        pytest.skip("the database's own clock decides")
+    await store.begin_amo_block("a", probe_every=DAY)
+    await store.take_amo_exchange(every=SECOND)
+    await store.keep_time(now=lambda: START + SECOND)
+    await store.keep_time(now=lambda: START - DAY)
+    back = DAY + SECOND
+    shifted = await store.amo_block()
+    assert shifted == AmoBlock(
+        since=START - back, probe_at=START + DAY - back, exchange_at=START + SECOND - back, probed=("a",)
+    )
 
 
 async def test_an_end_that_nears_is_told_once_for_each_warning(store: Store) -> None:

@@ -264,6 +264,17 @@ async def test_nothing_leaves_a_store_that_is_thawed_at_this_moment(url: str) ->
         assert await store.frozen() is None
 
 
+async def test_a_probe_that_another_instance_reserves_at_this_moment_is_not_reserved_twice(url: str) -> None:
+    """What was read before that is no longer stored, and the reservation fails."""
+    async with opened(url) as store, connected(url) as other:
+        await store.begin_amo_block("shown", probe_every=OVER)
+        async with other.transaction():
+            await other.execute("UPDATE meta SET value = value || ' ' WHERE name = 'amo_block'")
+            reserving = asyncio.create_task(store.take_amo_probe("a", every=DAY))
+            await _until_somebody_waits(other)
+        assert await reserving is False
+
+
 async def test_two_who_claim_to_be_the_first_owner_are_not_both(url: str) -> None:
     """Each at another instance, at the same moment."""
     async with opened(url) as one, opened(url, "other") as other:

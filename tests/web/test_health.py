@@ -6,13 +6,15 @@ import asyncio
 import sqlite3
 import threading
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from amo_callback.model import AmoBlock
 from amo_callback.web.health import Readiness
 from tests.builders import a_survey
-from tests.fakes import FailingStore, FakeClock, Instead
+from tests.fakes import START, FailingStore, FakeClock, Instead
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ async def test_a_working_service_is_ready_from_its_first_answer_on(app: Running)
         "store": True,
         "refresher": True,
         "amo_credentials": True,
+        "amo_blocked": True,
         "unsaved_pairs": True,
         "frozen": True,
         "verdicts": True,
@@ -68,6 +71,7 @@ class Beat:
     refused: str | None = None
     held = False
     frozen = None
+    block: AmoBlock | None = None
     names: Sequence[str] = ()
     last: Survey | None = a_survey()
     age: float | None = 0.0
@@ -80,7 +84,7 @@ class Beat:
     def refresher(self) -> Beat:
         return self
 
-    breaker = credentials = unsaved = freezer = surveyor = keeper = refresher
+    breaker = address_block = credentials = unsaved = freezer = surveyor = keeper = refresher
 
 
 def _readiness(store: object, custody: object, *, poll_interval: float = 5) -> Readiness:
@@ -149,6 +153,19 @@ def test_half_of_the_active_connections_must_hold_a_live_token(store: Store, fre
     beat.last = a_survey(active=3, fresh=fresh)
     told = {"ok": ok, "detail": f"{fresh} of 3 active connections hold a live token"}
     assert _readiness(store, beat).checks()["fresh"] == told
+
+
+def test_a_blocked_address_is_not_ready(store: Store) -> None:
+    """The check says since when, when the next probe leaves, and what to do."""
+    beat = Beat()
+    assert _readiness(store, beat).checks()["amo_blocked"] == {"ok": True, "detail": "not blocked"}
+    beat.block = AmoBlock(since=START, probe_at=START + timedelta(minutes=15), exchange_at=START)
+    assert _readiness(store, beat).checks()["amo_blocked"] == {
+        "ok": False,
+        "detail": "since 2026-11-23T12:00:00Z AMO answers 403 to every refresh, and nothing is refreshed; the next "
+        "probe leaves at 2026-11-23T12:15:00Z. Ask AMO's support to unblock the address of this server",
+    }
+    assert _readiness(store, beat).condition().amo_blocked
 
 
 async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None:

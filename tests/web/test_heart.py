@@ -45,7 +45,7 @@ class Body:
         self.custody: Any = SimpleNamespace(
             refresher=self,
             unsaved=SimpleNamespace(at_risk=False, names=[]),
-            breaker=SimpleNamespace(held=False),
+            breaker=SimpleNamespace(held=False, address_block=SimpleNamespace(block=None)),
             credentials_refused=None,
             freezer=SimpleNamespace(frozen=None),
             surveyor=SimpleNamespace(last=SimpleNamespace(active=42), trouble=None),
@@ -126,13 +126,15 @@ async def test_it_says_what_is_wrong() -> None:
         custody = made.body.custody
         custody.unsaved.names = ["a-1"]
         custody.credentials_refused, custody.breaker.held = "invalid_client", True
+        custody.breaker.address_block.block = object()
         custody.freezer.frozen = Freeze(at=datetime(2026, 11, 24, tzinfo=UTC), why="asked for", elsewhere=False)
         made.heart.ready()
         [ready, status] = made.supervisor.told[-1]
         assert ready == "READY=1"
         assert status == (
-            "STATUS=the database cannot be written (SQLITE_FULL); AMO refuses our credentials; too many connections "
-            "died at once, nothing is refreshed; frozen, nothing is spent; 1 new pairs wait for the database"
+            "STATUS=the database cannot be written (SQLITE_FULL); AMO refuses our credentials; AMO blocks this "
+            "server's address; too many connections died at once, nothing is refreshed; frozen, nothing is spent; 1 "
+            "new pairs wait for the database"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +31,24 @@ async def test_a_refresh_brings_a_new_token_in_the_shape_of_a_hand_out(app: Runn
     [*_, line] = [line for line in app.lines() if line["event"] == "token.handed_out"]
     assert (line["key"], line["connection_id"]) == ("backend", connection)
     assert after["access_token"] not in app.log.getvalue()
+
+
+async def test_while_amo_blocks_our_address_a_refresh_is_unavailable_until_the_next_probe(app: Running) -> None:
+    """503 `amo_unavailable` with the time of the next probe, nothing is sent, and readiness is red."""
+    connection = await app.connected()
+    services = app.service.services
+    await services.store.begin_amo_block(connection, probe_every=timedelta(minutes=15))
+    await services.custody.breaker.watch()
+    sent = app.amo.sandbox.requests
+    answer = await app.private(f"/connections/{connection}/refresh", method="POST")
+    assert (answer.status, answer.json()["code"]) == (503, "amo_unavailable")
+    assert answer.json()["detail"].startswith("AMO blocks the address of this server")
+    assert 880 < int(answer.headers["Retry-After"]) <= 900
+    assert app.amo.sandbox.requests == sent
+    ready = await app.private("/readyz", key=None)
+    assert (ready.status, ready.json()["checks"]["amo_blocked"]["ok"]) == (503, False)
+    metrics = await app.private("/metrics", key=None)
+    assert "amo_callback_amo_blocked 1.0" in metrics.text
 
 
 async def test_a_hundred_backends_that_got_401_cause_one_refresh(app: Running) -> None:

@@ -27,7 +27,8 @@ class Fault(Enum):
     SLOW = "an answer that waits until it is let go"
     TOO_MANY = "429 with Retry-After: 1"
     UNPAID = "402"
-    BLOCKED = "403"
+    BLOCKED = "403 with nginx's HTML"
+    ACCOUNT_BLOCKED = "403 as a problem in JSON"
     TEAPOT = "400 with words that are on no list"
 
 

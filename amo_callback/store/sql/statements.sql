@@ -69,6 +69,20 @@ UPDATE connections SET
 -- name: next_serial
 UPDATE counters SET value = value + 1 WHERE name = 'serial' RETURNING value;
 
+-- name: amo_block
+-- Always one row: the store's clock decides what may leave.
+SELECT (SELECT value FROM meta WHERE name = 'amo_block') AS value, :clock AS clock;
+
+-- name: begin_amo_block
+INSERT INTO meta (name, value) VALUES ('amo_block', :value) ON CONFLICT (name) DO NOTHING RETURNING name;
+
+-- name: change_amo_block
+-- Only the very value that was read: of several instances, one takes what may leave.
+UPDATE meta SET value = :value WHERE name = 'amo_block' AND value = :before RETURNING name;
+
+-- name: end_amo_block
+DELETE FROM meta WHERE name = 'amo_block' RETURNING value;
+
 -- name: save_canary
 INSERT INTO meta (name, value) VALUES ('canary', :value) ON CONFLICT (name) DO NOTHING;
 
@@ -117,7 +131,7 @@ SELECT *, :clock AS clock FROM connections WHERE attempt IS NOT NULL;
 SELECT *, :clock AS clock FROM connections
 WHERE status = 'active' AND frozen_at IS NULL AND id NOT IN (SELECT value FROM json_each(:apart_from))
     AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
-ORDER BY next_refresh_at
+ORDER BY COALESCE(refreshed_at, connected_at) DESC
 LIMIT 1;
 
 -- name: fleet

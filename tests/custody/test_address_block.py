@@ -1,0 +1,431 @@
+"""AMO blocks our address: what is taken for a block, what leaves while it lasts, and what ends it."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.errors import AccountRefused, AddressBlocked, AmoCallbackError, Busy
+from amo_callback.model import Connection, Demand, Standing
+from tests.custody.house import API_DOMAIN, DAY
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amo_callback.custody.build import Custody
+    from tests.custody.house import House
+
+_CAP = 900.0
+"""The default `refresh.retry_cap`."""
+
+
+async def _fleet(house: House, size: int, *, host: str | None = None, **more: Any) -> list[Connection]:
+    """Connect so many users, each at a host of their own unless one is given, the last one latest."""
+    connections = []
+    for number in range(size):
+        domain = host or f"account{number}.amocrm.ru"
+        account = house.amo.vendor.account_at(domain) or house.amo.vendor.open_account(domain)
+        account.user_id += 1
+        house.clock.advance(1)
+        code = house.amo.vendor.allow(account).encode()
+        issued = await house.client.exchange(code=code, domain=domain, not_after=math.inf)
+        connections.append(await house.keep(issued, domain=domain, api_domain=API_DOMAIN, **more))
+    return connections
+
+
+async def _refresh(custody: Custody, connection: Connection, demand: Demand = Demand.SCHEDULE) -> Connection:
+    return await custody.keeper.refresh(connection.id, demand=demand)
+
+
+async def _refused(house: House, custody: Custody, connection: Connection, fault: Fault = Fault.BLOCKED) -> None:
+    """Refresh a connection once; AMO answers with this fault."""
+    house.amo.sandbox.faults.add(fault)
+    with pytest.raises(AmoCallbackError):
+        await _refresh(custody, connection)
+
+
+async def _run(house: House, custody: Custody, seconds: float = 5.0, *, step: float = 5.0) -> None:
+    """Run a process for so long, and stop it."""
+    async with house.running(custody):
+        await house.pass_time(seconds, step=step)
+
+
+async def _blocked(house: House, custody: Custody, size: int = 4, **more: Any) -> list[Connection]:
+    """Have AMO block our address, and the block found."""
+    connections = await _fleet(house, size, **more)
+    _block(house)
+    await _find_block(custody, connections)
+    return connections
+
+
+async def _find_block(custody: Custody, connections: list[Connection]) -> None:
+    """Have two connections refused, and the one connected last, which confirms the block."""
+    demands = (Demand.SCHEDULE, Demand.SCHEDULE, Demand.PROBE)
+    for connection, demand in zip((*connections[:2], connections[-1]), demands, strict=True):
+        with pytest.raises(AccountRefused):
+            await _refresh(custody, connection, demand)
+    assert _is_blocked(custody)
+
+
+def _is_blocked(custody: Custody) -> bool:
+    return custody.breaker.address_block.block is not None
+
+
+def _is_closed(custody: Custody) -> bool:
+    """Return whether nothing but a probe is refreshed: the address is blocked, or a block is suspected."""
+    return custody.breaker.address_block.reason is not None
+
+
+def _block(house: House) -> None:
+    """Have AMO answer 403 with HTML to everything."""
+    house.amo.sandbox.faults.standing = house.amo.sandbox.look_up_faults.standing = Fault.BLOCKED
+
+
+def _unblock(house: House) -> None:
+    house.amo.sandbox.faults.standing = house.amo.sandbox.look_up_faults.standing = None
+
+
+def _left(house: House) -> int:
+    """Count the requests of any kind that AMO has seen."""
+    return house.amo.sandbox.requests + house.amo.sandbox.look_ups
+
+
+def _presented(house: House, connections: list[Connection], since: int) -> list[int]:
+    """Return whose refresh tokens were presented after so many refreshes, by their place in the list."""
+    numbers = {house.pair(connection).refresh_token: number for number, connection in enumerate(connections)}
+    return [numbers[entry.presented] for entry in house.amo.vendor.ledger.refreshes()[since:]]
+
+
+# --- a day of it -----------------------------------------------------------------------------------
+
+
+async def test_a_blocked_address_sends_the_few_that_show_it_and_then_a_probe_per_retry_cap(
+    house: House, record_property: Callable[[str, object], None]
+) -> None:
+    """Of 200 connections that are due, those under way and one more are sent, then 96 probes in a day."""
+    custody = house.make_custody()
+    connections = await _fleet(house, 200, next_refresh_at=START)
+    _block(house)
+    before = _left(house)
+    async with house.running(custody):
+        await house.pass_time(60, step=5)
+        opened = _left(house) - before
+        await house.pass_time(DAY, step=300)
+    record_property("requests that show the block", opened)
+    record_property("requests in the day after that", _left(house) - before - opened)
+    assert opened <= 16 + 1
+    assert _left(house) - before - opened == DAY / _CAP
+    assert house.amo.sandbox.look_ups == 0
+    probes = _presented(house, connections, opened)
+    assert len(set(probes)) == len(probes)
+    assert house.witness.names().count("amo_blocked.started") == 1
+
+
+# --- what is taken for a block ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [Fault.BLOCKED, Fault.ACCOUNT_BLOCKED])
+async def test_enough_refusals_and_that_of_the_one_refreshed_last_are_a_block(house: House, fault: Fault) -> None:
+    """Two hosts without problem+json, or three connections with it: one more request is sent, of the latest success."""
+    custody = house.make_custody()
+    connections = await _fleet(house, 5)
+    enough = 2 if fault is Fault.BLOCKED else 3
+    for connection in connections[:enough]:
+        await _refused(house, custody, connection, fault)
+    assert _is_closed(custody)
+    assert not _is_blocked(custody)
+    house.amo.sandbox.faults.standing = fault
+    await _run(house, custody)
+    assert _presented(house, connections, 0) == [*range(enough), 4]
+    assert _is_blocked(custody)
+    [started] = house.witness.named("amo_blocked.started")
+    assert set(started.fields) == {"since", "next_probe_at"}
+
+
+async def test_while_a_block_is_suspected_nothing_but_the_confirming_refresh_is_sent(house: House) -> None:
+    """Neither the schedule nor a caller refreshes meanwhile; callers wait a second."""
+    custody = house.make_custody()
+    connections = await _fleet(house, 4)
+    for connection in connections[:2]:
+        await _refused(house, custody, connection)
+    for demand in (Demand.SCHEDULE, Demand.HAND_OUT, Demand.FORCED):
+        with pytest.raises(Busy) as raised:
+            await _refresh(custody, connections[2], demand)
+        assert (type(raised.value), raised.value.retry_after) == (Busy, 1.0)
+
+
+async def test_a_block_is_not_suspected_before_enough_refusals(house: House) -> None:
+    """Two connections of one host, or two that AMO refuses in its own problem+json, are refused each for itself."""
+    custody = house.make_custody()
+    one, two = await _fleet(house, 2, host="shared.amocrm.ru")
+    for connection in (one, two, one):
+        house.clock.advance(_CAP)
+        await _refused(house, custody, connection)
+    assert not _is_closed(custody)
+    await custody.breaker.address_block.succeeded()
+    for connection in await _fleet(house, 2):
+        await _refused(house, custody, connection, Fault.ACCOUNT_BLOCKED)
+    assert not _is_closed(custody)
+
+
+async def test_a_success_between_the_refusals_forgets_them(house: House) -> None:
+    """A second host that refuses after a success is again the first."""
+    custody = house.make_custody()
+    connections = await _fleet(house, 4)
+    await _refused(house, custody, connections[0])
+    await _refresh(custody, connections[1])
+    await _refused(house, custody, connections[2])
+    assert not _is_closed(custody)
+    await _refused(house, custody, connections[3])
+    assert _is_closed(custody)
+
+
+@pytest.mark.parametrize("fault", [Fault.BLOCKED, Fault.ACCOUNT_BLOCKED])
+async def test_one_blocked_account_among_others_is_no_block(house: House, fault: Fault) -> None:
+    """It is refused once per retry cap for a day, while the others are refreshed."""
+    custody = house.make_custody()
+    blocked, *others = await _fleet(house, 5, next_refresh_at=START)
+    for _ in range(round(DAY / _CAP)):
+        await _refused(house, custody, blocked, fault)
+        house.clock.advance(_CAP)
+    for other in others:
+        await _refresh(custody, other)
+    assert house.witness.named("amo_blocked.started") == []
+    assert not _is_closed(custody)
+
+
+@pytest.mark.parametrize("answer", [None, Fault.HTTP_500, Fault.UNPAID, Fault.TEAPOT])
+async def test_any_other_answer_to_the_confirming_refresh_drops_the_suspicion(
+    house: House, answer: Fault | None
+) -> None:
+    """Only a 403 confirms it; after a pair, or any other refusal, the others are refreshed again."""
+    custody = house.make_custody()
+    connections = await _fleet(house, 4)
+    for connection in connections[:2]:
+        await _refused(house, custody, connection)
+    if answer is not None:
+        house.amo.sandbox.faults.add(answer)
+    with suppress(AmoCallbackError):
+        await _refresh(custody, connections[3], Demand.PROBE)
+    assert len(house.amo.vendor.ledger.refreshes()) == 3
+    assert not _is_closed(custody)
+    assert (await _refresh(custody, connections[2])).pair_version == 2
+    assert house.witness.named("amo_blocked.started") == []
+
+
+async def test_a_suspicion_goes_on_where_the_confirming_refresh_was_not_sent(house: House) -> None:
+    """A pair of another client id is never presented: the next latest success confirms the block."""
+    custody = house.make_custody()
+    connections = await _fleet(house, 3)
+    house.clock.advance(1)
+    await _fleet(house, 1, host="foreign.amocrm.ru", client_id="another")
+    _block(house)
+    for connection in connections[:2]:
+        with pytest.raises(AccountRefused):
+            await _refresh(custody, connection)
+    await _run(house, custody, 15)
+    assert _presented(house, connections, 0) == [0, 1, 2]
+    assert _is_blocked(custody)
+
+
+async def test_a_suspicion_that_no_connection_can_confirm_is_dropped(house: House) -> None:
+    """With every connection frozen nothing can be presented, and nothing stays suspected."""
+    custody = house.make_custody()
+    connections = await _fleet(house, 2)
+    for connection in connections:
+        await _refused(house, custody, connection)
+        await custody.freezer.freeze(await house.now(connection))
+    await _run(house, custody, 10)
+    assert not _is_closed(custody)
+    assert len(house.amo.vendor.ledger.refreshes()) == 2
+
+
+async def test_refused_exchanges_and_questions_never_suspect_a_block(house: House) -> None:
+    """403 to codes, and to questions about tokens, says nothing of refreshes."""
+    custody = house.make_custody()
+    connections = await _fleet(house, 4)
+    _block(house)
+    for connection in connections:
+        with pytest.raises(AccountRefused):
+            await house.client.exchange(code=b"code", domain=connection.domain, not_after=math.inf)
+        standing = await custody.liveness.standing(connection, house.pair(connection), doubted=True)
+        assert standing is Standing.UNKNOWN
+    assert house.amo.sandbox.look_ups == 4
+    assert not _is_closed(custody)
+
+
+# --- while it lasts --------------------------------------------------------------------------------
+
+
+async def test_while_blocked_callers_are_told_when_the_next_probe_leaves(house: House) -> None:
+    """Neither the schedule nor a hand-out is the probe; the token at hand is handed out as stale."""
+    custody = house.make_custody()
+    connections = await _blocked(house, custody)
+    sent = _left(house)
+    for demand in (Demand.SCHEDULE, Demand.HAND_OUT, Demand.FORCED, Demand.TRIAL):
+        with pytest.raises(AddressBlocked) as raised:
+            await _refresh(custody, connections[2], demand)
+        assert _CAP - 10 <= raised.value.retry_after <= _CAP
+    house.clock.advance(DAY / 2)
+    handed_out = await custody.handout.token(connections[2].id, min_ttl=DAY)
+    assert (handed_out.stale, handed_out.reason) == (True, "amo_blocked")
+    house.clock.advance(DAY)
+    with pytest.raises(AddressBlocked):
+        await custody.handout.token(connections[2].id, min_ttl=0)
+    assert _left(house) == sent
+
+
+async def test_probes_go_to_the_latest_success_first_and_to_another_each_time(house: House) -> None:
+    """Each connection once in the order of their last successes, then the same again."""
+    custody = house.make_custody()
+    connections = await _blocked(house, custody)
+    sent = len(house.amo.vendor.ledger.refreshes())
+    await _run(house, custody, 7.5 * _CAP, step=50)
+    # The one refreshed last, 3, was presented to confirm the block.
+    assert _presented(house, connections, sent) == [2, 1, 0, 3, 2, 1, 0]
+
+
+async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_twice(house: House) -> None:
+    """It is sent when a probe may leave; then nothing is for a retry cap, and the next one is another."""
+    custody = house.make_custody()
+    connections = await _blocked(house, custody)
+    house.clock.advance(_CAP)
+    sent = _left(house)
+    with pytest.raises(AccountRefused):
+        await _refresh(custody, connections[2], Demand.FORCED)
+    with pytest.raises(AddressBlocked):
+        await _refresh(custody, connections[1], Demand.PROBE)
+    house.clock.advance(_CAP)
+    with pytest.raises(AddressBlocked):
+        await _refresh(custody, connections[2], Demand.FORCED)
+    assert _left(house) == sent + 1
+
+
+async def test_a_refresh_that_waited_while_the_block_was_found_is_not_the_probe(house: House) -> None:
+    """It was begun before, and is given up at its last look; the probe stays for the schedule."""
+    custody = house.make_custody()
+    connections = await _blocked(house, custody)
+    house.clock.advance(_CAP)
+    with pytest.raises(AddressBlocked):
+        await custody.breaker.address_block.enter(connections[2].id, demand=Demand.SCHEDULE)
+    assert custody.breaker.address_block.probe_in == 0
+
+
+async def test_while_blocked_no_question_is_asked(house: House) -> None:
+    """Neither a daily look-up nor a question about a token in doubt leaves, which is handed out as stale."""
+    custody = house.make_custody()
+    given_up = await house.given_up()
+    await _blocked(house, custody)
+    asked = house.amo.sandbox.look_ups
+    handed_out = await custody.handout.token(given_up.id, min_ttl=0)
+    assert (handed_out.stale, handed_out.reason) == (True, "in_doubt")
+    await _run(house, custody, 1.5 * DAY, step=450)
+    due = (await house.now(given_up)).look_up_at
+    assert due is not None
+    assert due <= house.clock.now()
+    assert house.amo.sandbox.look_ups == asked
+
+
+async def test_a_probe_in_doubt_asks_before_it_presents(house: House) -> None:
+    """The question is the probe: without an answer nothing is presented, and the next probe is another connection."""
+    custody = house.make_custody()
+    connections = await _fleet(house, 4)
+    await _refused(house, custody, connections[2], Fault.HTTP_500)
+    _block(house)
+    await _find_block(custody, connections)
+    sent, asked = len(house.amo.vendor.ledger.refreshes()), house.amo.sandbox.look_ups
+    async with house.running(custody):
+        await house.pass_time(1.5 * _CAP, step=15)
+        assert _presented(house, connections, sent) == []
+        assert house.amo.sandbox.look_ups == asked + 1
+        await house.pass_time(_CAP, step=15)
+    assert _presented(house, connections, sent) == [1]
+    assert house.amo.sandbox.look_ups == asked + 1
+
+
+# --- the end ---------------------------------------------------------------------------------------
+
+
+async def test_a_refresh_that_succeeds_ends_the_block(house: House) -> None:
+    """The probe brings a pair: all the others that are due are refreshed at once, and other processes see it."""
+    custody, other = house.make_custody(), house.make_custody(owner="process-2")
+    connections = await _blocked(house, custody, next_refresh_at=START)
+    await other.breaker.watch()
+    _unblock(house)
+    await _run(house, custody, 2 * _CAP, step=20)
+    assert {(await house.now(connection)).pair_version for connection in connections} == {2}
+    [ended] = house.witness.named("amo_blocked.ended")
+    assert set(ended.fields) == {"since"}
+    assert _is_closed(other)
+    await other.breaker.watch()
+    assert not _is_closed(other)
+
+
+async def test_an_answer_without_a_pair_does_not_end_the_block(house: House) -> None:
+    """A probe that is answered in another way is a failed one: the next leaves after a retry cap."""
+    custody = house.make_custody()
+    await _blocked(house, custody)
+    house.amo.sandbox.faults.standing = Fault.TEAPOT
+    sent = _left(house)
+    await _run(house, custody, 2 * _CAP, step=20)
+    assert _is_blocked(custody)
+    assert _left(house) == sent + 2
+
+
+async def test_a_block_that_cannot_be_ended_in_the_store_ends_with_the_next_success(house: House) -> None:
+    """While the store is away it stays, here as in the store."""
+    custody = house.make_custody()
+    connections = await _blocked(house, custody)
+    house.failing.away = {"end_amo_block"}
+    await custody.breaker.address_block.succeeded()
+    assert _is_blocked(custody)
+    house.failing.away = set()
+    _unblock(house)
+    house.clock.advance(_CAP)
+    await _refresh(custody, connections[2], Demand.PROBE)
+    assert not _is_blocked(custody)
+    assert await house.store.amo_block() is None
+
+
+# --- restarts, and several processes -----------------------------------------------------------------
+
+
+async def test_after_a_restart_nothing_but_the_probe_is_sent(house: House) -> None:
+    """The block is in the store: a new process sends nothing until the next probe may leave."""
+    await _blocked(house, house.make_custody(), 8, next_refresh_at=START)
+    sent = _left(house)
+    for _ in range(3):
+        await _run(house, house.make_custody(), 60, step=5)
+    assert _left(house) == sent
+    await _run(house, house.make_custody(), 2 * _CAP, step=20)
+    assert _left(house) == sent + 2
+
+
+async def test_two_processes_share_the_one_probe(house: House) -> None:
+    """The store gives it to one of them; a day of both sends no more than a day of one."""
+    custody, other = house.make_custody(), house.make_custody(owner="process-2")
+    await _blocked(house, custody, 20, next_refresh_at=START)
+    sent = _left(house)
+    async with house.running(other):
+        await _run(house, custody, 8 * _CAP, step=25)
+    assert 7 <= _left(house) - sent <= 8
+
+
+async def test_the_second_process_finds_a_block_in_the_store_before_it_confirms_its_own(house: House) -> None:
+    """It has seen two refusals, too: it presents nothing more."""
+    custody, other = house.make_custody(), house.make_custody(owner="process-2")
+    connections = await _fleet(house, 6)
+    _block(house)
+    for connection in connections[2:4]:
+        with pytest.raises(AccountRefused):
+            await _refresh(other, connection)
+    await _find_block(custody, connections)
+    assert not _is_blocked(other)
+    await _run(house, other)
+    assert _is_blocked(other)
+    assert len(house.amo.vendor.ledger.refreshes()) == 5
