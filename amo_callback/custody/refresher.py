@@ -170,7 +170,8 @@ class Refresher:
         """While nothing else may be refreshed, try one connection after the other."""
         if self._running or self._breaker.probe_in > 0:
             return
-        while probe := await self._store.probe(apart_from=(*self._apart(), *self._breaker.probed)):
+        turn = timedelta(seconds=self._breaker.probe_every)
+        while probe := await self._store.probe(apart_from=(*self._apart(), *self._breaker.probed), turn=turn):
             if self._stopping:
                 return
             if not self._is_taken(probe):

@@ -80,7 +80,7 @@ class Loop:
             store=store,
             keeper=cast("Keeper", self.keeper),
             checks=cast("Checks", self),
-            breaker=Breaker(store=store, clock=clock, observer=observer, probe_every=60),
+            breaker=Breaker(store=store, clock=clock, observer=observer, retry_cap=900),
             leases=Leases(length=60, store=store, clock=clock),
             unsaved=Unsaved(store=store, rescue=MemoryRescue(), cipher=self.cipher, clock=clock, observer=observer),
             clock=clock,
