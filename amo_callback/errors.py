@@ -127,6 +127,12 @@ class RefreshTokenDead(PersonMustAct):
         """Whether AMO could not read it: so answers also the new owner of a name that the account has left."""
 
 
+class RefreshRefused(PersonMustAct):
+    """AMO has refused the connection without a hint for a day, and rejects its token: its user must connect again."""
+
+    code = "refused"
+
+
 # --- wait ----------------------------------------------------------------------------------------
 
 
@@ -205,11 +211,13 @@ class UnexplainedRefusal(MustWait):
 
     code = "unexplained_refusal"
 
-    def __init__(self, status: int, *, looked_up: bool = False) -> None:
+    def __init__(self, status: int) -> None:
         super().__init__()
         self.status = status
-        self.looked_up = looked_up
-        """Whether the account was looked up, and has not moved."""
+        self.accepted: bool | None = None
+        """Whether introspection accepts the token; `None`: it is not known."""
+        self.same_host = False
+        """Whether introspection names the host that has refused."""
 
 
 class Busy(MustWait):
@@ -240,6 +248,11 @@ class VerdictHeld(MustWait):
     """So many connections died at once that it is not believed: see the check `verdicts` of /readyz."""
 
     code = "verdicts"
+
+    def __init__(self, answer: AmoCallbackError | None = None) -> None:
+        super().__init__()
+        self.answer = answer
+        """The terminal failure that is suspended, where there is one."""
 
 
 class Superseded(MustWait):
@@ -307,7 +320,7 @@ class ClientRefused(MustMend):
 class OtherClient(MustMend):
     """The pair was granted to another client_id than the configured one, and only that one may present it."""
 
-    code = "amo_credentials"
+    code = "client_mismatch"
 
 
 class Unreadable(MustMend):

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     REVOKED = "revoked"
     EXPIRED = "expired"
     IN_DOUBT = "in_doubt"
+    REFUSED = "refused"
     MISSING = "missing"
     UNREADABLE = "unreadable"
 
@@ -120,6 +121,14 @@ class Connection:
     """The time that must pass between the last look-up and one that a further hook causes."""
     grant_iat: int | None = None
     """AMO's time of issue of the pair that the present grant began with."""
+    refused_since: datetime | None = None
+    """Since when AMO refuses it without a hint and introspection rejects its token."""
+    refusals: int = 0
+    """The number of such attempts in a row."""
+    suspended_reason: Reason | None = None
+    """What a terminal answer meant that a mass failure has suspended."""
+    suspended_token: str | None = None
+    """The fingerprint of the refresh token that was answered so."""
     frozen: bool = False
     """Whether nothing of it may be spent: it is frozen, or all are."""
     lease_left: float | None = field(default=None, compare=False)
@@ -202,6 +211,10 @@ class Verdict:
     next_refresh_at: datetime | None
     died_at: datetime | None = None
     look_up_at: datetime | None = None
+    refused_at: datetime | None = None
+    """Now, where AMO refuses without a hint and introspection rejects the token."""
+    suspended_reason: Reason | None = None
+    """What a suspended terminal answer means."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +226,20 @@ class Fleet:
     """Of these, those whose access tokens live."""
     died: int
     """Of the others, those that were given up since the time that was asked about."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Successes:
+    """What AMO has accepted of all connections: a success is a refresh or a grant."""
+
+    refreshable: int
+    """Active connections with a refresh token that are not frozen."""
+    latest: datetime | None
+    """The latest success of any connection."""
+    attempted: int
+    """Connections whose refresh was attempted in the last day."""
+    succeeded: int
+    """Of these, those with a success in the last day."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

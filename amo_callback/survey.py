@@ -21,6 +21,8 @@ class Survey:
     """Of these, those whose access tokens live."""
     needs_reauth: Mapping[Reason, int]
     disconnected: int
+    mismatched: int
+    """Connections that were granted to another client id."""
     expired: int
     """Active ones whose access tokens have expired, though nobody has frozen them."""
     due: int

@@ -125,6 +125,7 @@ def a_survey(**more: Any) -> Survey:
         "fresh": 2,
         "needs_reauth": dict.fromkeys(Reason, 0),
         "disconnected": 0,
+        "mismatched": 0,
         "expired": 0,
         "due": 0,
         "overdue": 0,

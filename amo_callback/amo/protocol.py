@@ -22,6 +22,7 @@ from amo_callback.errors import (
     ClientRefused,
     CodeExpired,
     CodeUsed,
+    OtherClient,
     OutcomeOpen,
     RateLimited,
     RefreshTokenDead,
@@ -152,6 +153,8 @@ _CLIENT_REFUSALS = re.compile(
     r"|token is not linked to client"
     r"|authorization code was not issued to this client"
 )
+_OTHER_CLIENT = re.compile(r"token is not linked to client|authorization code was not issued to this client")
+"""Of a refresh token these words speak of that token alone."""
 
 
 def read_answer(answer: Answer, *, grant_type: GrantType, now: datetime, allowed: Sequence[str] = ()) -> Issued:
@@ -228,6 +231,8 @@ def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
                         misread=known in {"invalid refresh token", "cannot decrypt the refresh token"},
                     )
                 return error()
+        if grant_type is GrantType.REFRESH_TOKEN and _OTHER_CLIENT.match(known):
+            return OtherClient()
         if _CLIENT_REFUSALS.match(known):
             return ClientRefused(hint)
     if not hint and answer.status == 404 and grant_type is GrantType.CODE:

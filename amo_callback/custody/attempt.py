@@ -48,6 +48,7 @@ from amo_callback.model import (
     Extension,
     Issued,
     RefreshedPair,
+    Sighting,
     Standing,
     Status,
     TokenPair,
@@ -189,23 +190,27 @@ class Attempts:
         try:
             return await self._amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
         except UnexplainedRefusal as refused:
-            domain, not_after = await self._follow(claimed, refused)
+            sighting, not_after = await self._follow(claimed, refused)
         except RefreshTokenDead as refused:
             if not refused.misread:
                 raise
-            domain, not_after = await self._follow(claimed, refused)
-        return await self._amo.refresh(refresh_token=token, domain=domain, not_after=not_after)
+            sighting, not_after = await self._follow(claimed, refused)
+        domain = sighting.domain or ""
+        try:
+            return await self._amo.refresh(refresh_token=token, domain=domain, not_after=not_after)
+        except UnexplainedRefusal as refused:
+            _explain(refused, sighting, domain=domain)
+            raise
 
-    async def _follow(self, claimed: _Claimed, refused: AmoCallbackError) -> tuple[str, float]:
+    async def _follow(self, claimed: _Claimed, refused: AmoCallbackError) -> tuple[Sighting, float]:
         """Return where the account has moved, and until when its token may go there; else raise what it means."""
         row = claimed.row
         sighting = await self._inquiry.whereabouts(row, claimed.pair)
         if sighting.standing is Standing.UNKNOWN and isinstance(refused, RefreshTokenDead):
             raise NoAnswer from refused  # it may have moved: who knows its token lives elsewhere
         if sighting.domain in {None, row.domain}:
-            known = sighting.standing is Standing.REFUSED or sighting.domain == row.domain
-            if isinstance(refused, UnexplainedRefusal) and known:
-                refused.looked_up = True
+            if isinstance(refused, UnexplainedRefusal):
+                _explain(refused, sighting, domain=row.domain)
             raise refused
         await self._inquiry.slot()
         extension = Extension(
@@ -222,7 +227,7 @@ class Attempts:
         self._observer(moved)
         if not await self._inquiry.ensure_slot(since=started, not_after=not_after):
             raise ShuttingDown if self._stopping.is_set() else NotSent
-        return extension.domain, not_after
+        return sighting, not_after
 
     # --- store -----------------------------------------------------------------------------------
 
@@ -269,6 +274,12 @@ class Attempts:
         if connection is None or connection.status is Status.DISCONNECTED:
             raise NotFound
         return connection
+
+
+def _explain(refused: UnexplainedRefusal, sighting: Sighting, *, domain: str) -> None:
+    """Add what introspection says of a refusal without a hint from the host at `domain`."""
+    refused.accepted = {Standing.GOOD: True, Standing.REFUSED: False}.get(sighting.standing)
+    refused.same_host = sighting.domain == domain
 
 
 def _taken_over(connection: Connection) -> list[Event]:

@@ -1,10 +1,16 @@
 """The circuit breaker: it stops all refreshing where the fault cannot be each connection's own.
 
-It opens for two reasons. AMO does not take our credentials (it says so, or two connections, or all there are, are
-refused without a reason): to go on would only get us banned. Or so many connections die at once that it is not
-believed: an old database put back, another integration's secret and an ill AMO look exactly like that.
-While it is open, everything is kept, and one connection after the other is tried, one every `probe_every`
-seconds. One success closes it.
+It opens for two reasons. AMO does not take our credentials: to go on would only get us banned. Or so many connections
+die at once that it is not believed: an old database put back, another integration's secret and an ill AMO look exactly
+like that.
+
+A connection is suspect where AMO says that our client data are wrong, or refuses it without a hint although
+introspection, which sends no client secret, accepts it. Two suspects, or all connections there are, open the breaker
+once the last success is older than `retry_cap`; ten suspects in a row open it at once. That it is open is stored, so
+that a restart does not forget it.
+
+While it is open, everything is kept, and one connection after the other is tried, one every minute. One success closes
+it.
 """
 
 from __future__ import annotations
@@ -18,11 +24,15 @@ from amo_callback.event import Event, Level
 from amo_callback.model import Demand
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from amo_callback.custody.address_block import AddressBlock
     from amo_callback.model import Fleet
     from amo_callback.ports import Clock, Observer, Store
 
 _SUSPECTS = 2
+_SUSPECTS_IN_A_ROW = 10
+_PROBE_EVERY = 60.0
 _TOGETHER = timedelta(minutes=10)
 _DEATHS = 5
 _SHARE = 5
@@ -38,15 +48,19 @@ class Breaker:
     """Tell whether anything may be refreshed."""
 
     def __init__(
-        self, *, store: Store, clock: Clock, observer: Observer, probe_every: float, address_block: AddressBlock
+        self, *, store: Store, clock: Clock, observer: Observer, retry_cap: float, address_block: AddressBlock
     ) -> None:
         self.address_block = address_block
         """Stops all refreshing by itself, with probes of its own."""
         self._store = store
         self._clock = clock
         self._observer = observer
-        self._probe_every = probe_every
-        self._suspects: set[str] = set()
+        self._retry_cap = timedelta(seconds=retry_cap)
+        self.probe_every = min(_PROBE_EVERY, retry_cap)
+        """Seconds."""
+        self._suspects: dict[str, datetime] = {}
+        self._unstored = False
+        """Whether the store does not know `refused` yet."""
         self._held = False
         self.probed: set[str] = set()
         """The probes of this round."""
@@ -69,12 +83,23 @@ class Breaker:
     @property
     def probe_in(self) -> float:
         """Seconds until the next probe may go."""
-        return max(self._probed_at + self._probe_every - self._clock.monotonic(), 0.0)
+        return max(self._probed_at + self.probe_every - self._clock.monotonic(), 0.0)
 
     async def watch(self) -> None:
-        """Learn whether verdicts are held, by whichever process, before this one began or since."""
+        """Read whether it is open, as whichever process has found, before this one began or since."""
         self._held = await self._store.deaths_held()
         await self.address_block.watch()
+        if self._unstored:
+            await self._store_credentials()
+            return
+        self._adopt(await self._store.refused_credentials())
+
+    def _adopt(self, refused: str | None) -> None:
+        """Take over what the store says, unless this process has found something else meanwhile."""
+        if not self._unstored and refused != self.refused:
+            self.refused = refused
+            self._suspects.clear()
+            self._probed_at = self._clock.monotonic()
 
     def check(self, connection_id: str, *, demand: Demand) -> None:
         """Raise `Busy` where this connection may not be refreshed now, nor be the probe.
@@ -106,6 +131,9 @@ class Breaker:
         self.accepted()
         self.new_round()
         await self.address_block.succeeded()
+        if self._unstored:
+            with suppress(StoreUnavailable):  # `watch` tries again
+                await self._store_credentials()
         if self._held:
             with suppress(StoreUnavailable):  # the next success tells it again
                 await self._store.believe_deaths()
@@ -116,23 +144,37 @@ class Breaker:
         """Note that AMO has taken our credentials."""
         self._suspects.clear()
         if self.refused is not None:
-            self.refused = None
+            self.refused, self._unstored = None, True
             self._observer(Event(name="amo_credentials.accepted"))
 
     def refuse(self, hint: str) -> None:
-        """Open: AMO has said in its own words that our credentials are wrong."""
+        """Open, with AMO's words against our credentials."""
         if self.refused is None:
-            self.refused = hint
+            self.refused, self._unstored = hint, True
             self._probed_at = self._clock.monotonic()
             self._observer(Event(name="amo_credentials.refused", level=Level.ERROR, fields={"hint": hint}))
 
-    async def suspect(self, connection_id: str) -> None:
-        """Note that a connection was refused without a reason, and that its account has not moved."""
-        self._suspects.add(connection_id)
+    async def suspect(self, connection_id: str, words: str) -> None:
+        """Add a suspect, with AMO's words, and open where there are enough."""
         now = self._clock.now()
-        fleet = await self._store.fleet(now=now, since=now)
-        if len(self._suspects) >= min(_SUSPECTS, fleet.living):
-            self.refuse("AMO refuses without a reason, and the accounts have not moved")
+        successes = await self._store.successes(now=now)
+        latest = successes.latest  # also of other processes
+        self._suspects = {name: at for name, at in self._suspects.items() if latest is None or at > latest}
+        self._suspects[connection_id] = now
+        silent = latest is None or now - latest > self._retry_cap
+        enough = min(_SUSPECTS, max(successes.refreshable, 1)) if silent else _SUSPECTS_IN_A_ROW
+        if len(self._suspects) >= enough:
+            self.refuse(words)
+            with suppress(StoreUnavailable):  # `watch` tries again
+                await self._store_credentials()
+
+    async def _store_credentials(self) -> None:
+        refused = self.refused
+        if refused is None:
+            await self._store.accept_credentials()
+        else:
+            await self._store.refuse_credentials(refused)
+        self._unstored = self.refused != refused
 
     async def believes(self) -> bool:
         """Tell whether one more connection may be given up."""

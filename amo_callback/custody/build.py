@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from amo_callback.model import RefreshRules
     from amo_callback.ports import AmoOAuth, Clock, Observer, RescueFiles, Store
 
-_PROBE_EVERY = 60.0
 _AT_THE_DOOR = 1 / 8
 """How many more than go at once are begun, as a share: they have been read when a place gets free, and go on then."""
 
@@ -99,13 +98,15 @@ def make_custody(
         store=store,
         clock=clock,
         observer=observer,
-        probe_every=min(_PROBE_EVERY, rules.retry_cap),
+        retry_cap=rules.retry_cap,
         address_block=AddressBlock(store=store, clock=clock, observer=observer, probe_every=rules.retry_cap),
     )
     unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=observer)
-    inquiry = Inquiry(store=store, amo=amo, cipher=cipher, clock=clock, breaker=breaker, rules=rules, random=random)
     judge = Judge(
         store=store, clock=clock, observer=observer, breaker=breaker, leases=leases, rules=rules, random=random
+    )
+    inquiry = Inquiry(
+        store=store, amo=amo, cipher=cipher, clock=clock, breaker=breaker, judge=judge, rules=rules, random=random
     )
     attempts = Attempts(
         store=store,

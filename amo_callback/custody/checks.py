@@ -171,7 +171,9 @@ class Checks:
         standing = await self._standing(begun, pair)
         if standing is Standing.REFUSED and _is_named(begun) and not self._is_unsettled(begun):
             await self._erase(begun)
-        elif await self._store.look_up_again(begun, at=again) and standing is Standing.GOOD:
+        elif await self._store.look_up_again(begun, at=again) and (
+            standing is Standing.GOOD or begun.reason is Reason.REFUSED
+        ):
             await self._try(begun)
 
     async def _try(self, connection: Connection) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Busy, NoAnswer, ShuttingDown, VerdictHeld
+from amo_callback.errors import Busy, NoAnswer, ShuttingDown, StoreUnavailable, VerdictHeld
 from amo_callback.event import happened
-from amo_callback.model import Connection, Sighting, Standing, TokenPair
+from amo_callback.model import Connection, Sighting, Standing, TokenPair, fingerprint
 from amo_callback.ports import Priority
 from amo_callback.schedule import lives, retry_at
 from amo_callback.slots import GOOD_FOR
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from amo_callback.cipher import Cipher
     from amo_callback.custody.breaker import Breaker
+    from amo_callback.custody.judge import Judge
     from amo_callback.model import RefreshRules
     from amo_callback.ports import AmoOAuth, Clock, Store
 
@@ -39,6 +42,7 @@ class Inquiry:
         cipher: Cipher,
         clock: Clock,
         breaker: Breaker,
+        judge: Judge,
         rules: RefreshRules,
         random: Callable[[], float],
     ) -> None:
@@ -47,6 +51,7 @@ class Inquiry:
         self._cipher = cipher
         self._clock = clock
         self._breaker = breaker
+        self._judge = judge
         self._rules = rules
         self._random = random
         self._stopping = asyncio.Event()
@@ -81,13 +86,14 @@ class Inquiry:
 
     def is_needed(self, connection: Connection) -> bool:
         """Tell whether the refresh token must not be presented unasked: it, or the whole fleet's, may be spent."""
-        return connection.in_doubt or self._breaker.held
+        return connection.in_doubt or connection.suspended_token is not None or self._breaker.held
 
     async def before_refresh(self, connection: Connection) -> None:
         """Ask about a refresh token in doubt; raises where it is not to be presented now.
 
         One that AMO refuses is presented all the same, once: whether the look-up knows spent tokens is not
-        known, and only the token endpoint's words are final. While verdicts are held it is not.
+        known, and only the token endpoint's words are final. While verdicts are held it is not. One whose terminal
+        answer was suspended is not presented again unless AMO accepts it: that answer is applied.
         """
         pair = self._cipher.pair_of(connection)
         if pair is None:
@@ -106,11 +112,20 @@ class Inquiry:
             )
             await self._postpone(connection, NoAnswer.code, again)
             raise NoAnswer
-        if sighting.standing is Standing.REFUSED and self._breaker.held:
-            again = now + timedelta(seconds=self._rules.retry_cap)
-            self._breaker.enter(connection.id)
-            await self._postpone(connection, VerdictHeld.code, again)
-            raise VerdictHeld
+        suspended = connection.suspended_token == fingerprint(pair.refresh_token)
+        if suspended and sighting.standing is not Standing.GOOD:
+            applied = None if self._breaker.held else await self._judge.apply_suspended(connection)
+            if applied is not None:
+                raise applied
+        elif sighting.standing is not Standing.REFUSED or not self._breaker.held:
+            return
+        await self._suspend(connection, now)
+
+    async def _suspend(self, connection: Connection, now: datetime) -> None:
+        """Put the connection off while a mass failure is suspected; raises that."""
+        self._breaker.enter(connection.id)
+        await self._postpone(connection, VerdictHeld.code, now + timedelta(seconds=self._rules.retry_cap))
+        raise VerdictHeld
 
     async def _postpone(self, connection: Connection, error: str, again: datetime) -> None:
         postponed = happened("refresh.postponed", connection, told={"error": error, "next_refresh_at": again})
@@ -123,9 +138,11 @@ class Inquiry:
         if priority is not None:
             await self.slot(priority)
         self._breaker.address_block.check_question(connection.id)
-        return await self._amo.look_up(
+        sighting = await self._amo.look_up(
             refresh_token=pair.refresh_token, api_domain=connection.api_domain, account_id=connection.account_id
         )
+        await self._note(connection, sighting)
+        return sighting
 
     async def about_access_token(
         self,
@@ -143,12 +160,30 @@ class Inquiry:
         )
 
     async def whereabouts(self, connection: Connection, pair: TokenPair) -> Sighting:
-        """Ask where the account lives: by its refresh token, else by an access token that should still live."""
+        """Ask where the account lives: by its refresh token, else by an access token that should still live.
+
+        A rejected refresh token stays rejected, wherever the account lives. Where nobody can be asked about it, an
+        expired access token counts as rejected.
+        """
         first = await self.about_refresh_token(connection, pair)
-        if first.standing is Standing.GOOD or not lives(pair, now=self._clock.now()):
+        if first.standing is Standing.GOOD:
             return first
+        if not lives(pair, now=self._clock.now()):
+            return Sighting(standing=Standing.REFUSED) if first.standing is Standing.UNASKED else first
         second = await self.about_access_token(connection, pair)
-        return second if second.standing is Standing.GOOD or first.standing is Standing.UNASKED else first
+        if first.standing is Standing.REFUSED:
+            return dataclasses.replace(first, domain=second.domain)
+        if second.standing is not Standing.GOOD and first.standing is not Standing.UNASKED:
+            return first
+        await self._note(connection, second)
+        return second
+
+    async def _note(self, connection: Connection, sighting: Sighting) -> None:
+        """Forget refusals and a suspended answer where AMO accepts the token after all."""
+        known = connection.refused_since is not None or connection.suspended_token is not None
+        if known and sighting.standing is Standing.GOOD:
+            with suppress(StoreUnavailable):  # the next accepted introspection does it
+                await self._store.accept_token(connection)
 
 
 def _is_long_dead(connection: Connection, now: datetime) -> bool:

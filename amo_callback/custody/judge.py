@@ -1,7 +1,7 @@
 """What a refresh without a pair leaves behind: written down, told, and weighed against all the others.
 
-A connection is given up only where AMO says so in its listed words, or no key opens its pair; and where not a whole
-fleet would be at once.
+A connection is given up only where AMO says so in its listed words, or refuses it for a day while others succeed, or
+no key opens its pair; and where not a whole fleet would be at once: then the answer is suspended, and applied later.
 """
 
 from __future__ import annotations
@@ -10,12 +10,21 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from amo_callback.custody.remember import remember
-from amo_callback.custody.verdict import is_final, verdict_of
+from amo_callback.custody.verdict import (
+    LOOK_UP_EVERY,
+    is_final,
+    is_refused_alone,
+    is_refused_long,
+    last_error_of,
+    verdict_of,
+)
 from amo_callback.errors import (
     AmoCallbackError,
+    Busy,
     ClientRefused,
     MustMend,
     NeedsReauth,
+    RefreshRefused,
     StoreUnavailable,
     Superseded,
     UnexplainedRefusal,
@@ -95,13 +104,47 @@ class Judge:
     async def _weigh(self, claimed: Connection, error: AmoCallbackError) -> AmoCallbackError:
         """Return the error as it is to be believed."""
         await self._breaker.address_block.failed(claimed, error)
+        if claimed.status is not Status.ACTIVE:
+            return error
         if isinstance(error, ClientRefused):
-            self._breaker.refuse(error.hint)
-        elif isinstance(error, UnexplainedRefusal) and error.looked_up and claimed.status is Status.ACTIVE:
-            await self._breaker.suspect(claimed.id)
-        elif is_final(error) and claimed.status is Status.ACTIVE and not await self._breaker.believes():
-            return VerdictHeld()
+            await self._breaker.suspect(claimed.id, error.hint)
+        elif isinstance(error, UnexplainedRefusal):
+            error = await self._weigh_unexplained(claimed, error)
+        if is_final(error) and not await self._breaker.believes():
+            return VerdictHeld(error)
         return error
+
+    async def _weigh_unexplained(self, claimed: Connection, error: UnexplainedRefusal) -> AmoCallbackError:
+        """Suspect our credentials where introspection accepts the token; where it rejects it, give up after a day."""
+        if error.accepted and error.same_host:
+            words = f"AMO answers {error.status} {error.title or 'without a hint'}, although it accepts our tokens"
+            await self._breaker.suspect(claimed.id, words)
+        now = self._clock.now()
+        if error.accepted is not False or not is_refused_long(claimed, now=now):
+            return error
+        if not is_refused_alone(claimed, await self._store.successes(now=now), now=now, rules=self._rules):
+            return error
+        refused = RefreshRefused()
+        refused.status, refused.request_id = error.status, error.request_id
+        return refused
+
+    async def apply_suspended(self, connection: Connection) -> AmoCallbackError | None:
+        """Apply a suspended terminal answer and return what to tell the caller; `None` where it stays suspended."""
+        reason = connection.suspended_reason
+        async with self._deciding:
+            if reason is None or not await self._breaker.believes():
+                return None
+            now, error = self._clock.now(), last_error_of(reason)
+            fields = {"token": short(connection.suspended_token or ""), "reason": reason, "error": error}
+            fields["spent_by"] = _SPENT_BY[reason]
+            event = happened("connection.needs_reauth", connection, Level.WARNING, told=fields)
+            applied = await self._store.give_up(
+                connection, last_error=error, now=now, look_up_at=now + LOOK_UP_EVERY, events=[event]
+            )
+        if not applied:
+            return Busy(1.0)  # the connection has changed: it is read again
+        self._observer(event)
+        return NeedsReauth(reason)
 
 
 _SPENT_BY = {
@@ -109,6 +152,7 @@ _SPENT_BY = {
     "this service has and an older database was put back since, or the grant was withdrawn",
     Reason.EXPIRED: "it was not used for three months, as AMO counts them",
     Reason.IN_DOUBT: "an attempt of ours ended without an answer, and may have spent it: see its earlier events",
+    Reason.REFUSED: "not known: for a day AMO has refused this connection without a hint, and rejected its token",
     Reason.UNREADABLE: "no encryption key opens the pair: nothing was presented",
 }
 """Who spent the token, as far as it can be known."""

@@ -179,7 +179,8 @@ class Refresher:
         gate = self._gate
         if self._running or gate.probe_in > 0:
             return
-        while probe := await self._store.probe(apart_from=(*self._apart(), *gate.probed)):
+        turn = timedelta(seconds=self._breaker.probe_every)
+        while probe := await self._store.probe(apart_from=(*self._apart(), *gate.probed), turn=turn):
             if self._stopping:
                 return
             if not self._is_taken(probe):

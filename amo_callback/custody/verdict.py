@@ -12,11 +12,13 @@ from amo_callback.errors import (
     MustMend,
     OutcomeOpen,
     RateLimited,
+    RefreshRefused,
     RefreshTokenDead,
+    UnexplainedRefusal,
     Unreadable,
     VerdictHeld,
 )
-from amo_callback.model import Connection, Reason, RefreshRules, Status, Verdict
+from amo_callback.model import Connection, Reason, RefreshRules, Status, Successes, Verdict
 from amo_callback.schedule import retry_at
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 LOOK_UP_EVERY = timedelta(days=1)
 """How often the tokens of a connection that was given up are looked up: it may heal."""
+_REFUSED_FOR = timedelta(days=1)
+_REFUSED_ALONE_FOR = timedelta(days=3)
+_REFUSALS = 8
 
 
 def verdict_of(
@@ -48,6 +53,8 @@ def verdict_of(
         next_refresh_at=_again(error, claimed, now, rules, random) if reason is None else None,
         died_at=None if reason is None else now,
         look_up_at=None if reason is None else now + look_again_in(reason, rules),
+        refused_at=now if isinstance(error, UnexplainedRefusal) and error.accepted is False else None,
+        suspended_reason=_suspended(error, claimed),
     )
     return _of_a_trial(verdict, claimed, now) if given_up else verdict
 
@@ -70,15 +77,45 @@ def _of_a_trial(verdict: Verdict, claimed: Connection, now: datetime) -> Verdict
     )
 
 
+def is_refused_long(claimed: Connection, *, now: datetime) -> bool:
+    """Tell whether one more refusal of a rejected token may be the last: a day long, and the eighth in a row."""
+    since = claimed.refused_since
+    return since is not None and now - since >= _REFUSED_FOR and claimed.refusals + 1 >= _REFUSALS
+
+
+def is_refused_alone(claimed: Connection, successes: Successes, *, now: datetime, rules: RefreshRules) -> bool:
+    """Tell whether AMO refuses this connection and not all of them: others succeed. A single one waits three days."""
+    since, latest = claimed.refused_since or now, successes.latest
+    if successes.refreshable <= 1:
+        return now - since >= _REFUSED_ALONE_FOR
+    if latest is None or latest <= since:
+        return False
+    return now - latest < timedelta(seconds=rules.retry_cap) or 2 * successes.succeeded >= successes.attempted
+
+
+def last_error_of(reason: Reason | None) -> str:
+    """Return the code of the error that has led to a suspended answer."""
+    return RefreshRefused.code if reason is Reason.REFUSED else RefreshTokenDead.code
+
+
 def is_final(error: AmoCallbackError) -> bool:
-    """Tell whether only the person can mend it: AMO's listed refusals, and a pair that no key opens."""
-    return isinstance(error, RefreshTokenDead | Unreadable)
+    """Tell whether only the person can mend it: AMO's listed refusals, a day of others, a pair that no key opens."""
+    return isinstance(error, RefreshTokenDead | RefreshRefused | Unreadable)
+
+
+def _suspended(error: AmoCallbackError, claimed: Connection) -> Reason | None:
+    """Return what a suspended answer means; `None` where no token was presented."""
+    if not isinstance(error, VerdictHeld) or error.answer is None or not claimed.spending:
+        return None
+    return _reason(error.answer, claimed)
 
 
 def _reason(error: AmoCallbackError, claimed: Connection) -> Reason | None:
     """Tell why the person is needed, or `None` where it may pass."""
     if not is_final(error):
         return None
+    if isinstance(error, RefreshRefused):
+        return Reason.REFUSED
     if not isinstance(error, RefreshTokenDead):
         return Reason.UNREADABLE
     if claimed.doubtful == claimed.spending:
@@ -92,7 +129,8 @@ def _again(
 ) -> datetime:
     if isinstance(error, RateLimited):
         return now + timedelta(seconds=error.retry_after)
-    if isinstance(error, AccountRefused | MustMend | VerdictHeld):
+    rejected = isinstance(error, UnexplainedRefusal) and error.accepted is False and claimed.refusals >= _REFUSALS
+    if rejected or isinstance(error, AccountRefused | MustMend | VerdictHeld):
         return now + timedelta(seconds=rules.retry_cap)
     retry = retry_at(
         now,

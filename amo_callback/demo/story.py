@@ -149,6 +149,7 @@ _WHY = {
 }
 _REASONS = {
     "revoked": "amoCRM knows the refresh token no more",
+    "refused": "amoCRM refuses the connection for a day, and knows its refresh token no more",
     "in_doubt": "an answer was lost, and amoCRM says the refresh token is spent",
     "expired": "the refresh token was not used for three months",
 }

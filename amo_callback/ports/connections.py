@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.event import Event
-    from amo_callback.model import Claim, Connection, Extension, Filter, Fleet, RefreshedPair, Verdict
+    from amo_callback.model import Claim, Connection, Extension, Filter, Fleet, RefreshedPair, Successes, Verdict
     from amo_callback.survey import Survey
 
 
@@ -49,8 +49,11 @@ class Connections(Protocol):
     async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
         """Return when the next refresh comes due that nobody is at."""
 
-    async def probe(self, *, apart_from: Sequence[str]) -> Connection | None:
-        """Return the active connection that was refreshed or connected last."""
+    async def probe(self, *, apart_from: Sequence[str], turn: timedelta) -> Connection | None:
+        """Return an active connection with a refresh token: the most recent success first, failed attempts last.
+
+        Where several instances share the store, one of them is given probes for a `turn`.
+        """
 
     async def look_ups(
         self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
@@ -59,6 +62,9 @@ class Connections(Protocol):
 
     async def fleet(self, *, now: datetime, since: datetime) -> Fleet:
         """Count the living, those of them whose access tokens live, and those given up since."""
+
+    async def successes(self, *, now: datetime) -> Successes:
+        """Return what AMO has accepted of all connections."""
 
     async def survey(self, *, now: datetime, late: datetime) -> Survey:
         """Count connections and notices; as overdue the refreshes that were due before `late`. Quick for any fleet."""
@@ -74,6 +80,20 @@ class Connections(Protocol):
 
     async def save_verdict(self, verdict: Verdict, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
+
+    async def give_up(
+        self,
+        connection: Connection,
+        *,
+        last_error: str,
+        now: datetime,
+        look_up_at: datetime,
+        events: Sequence[Event] = (),
+    ) -> bool:
+        """Apply a suspended terminal answer; `False` where the connection has changed since it was read."""
+
+    async def accept_token(self, connection: Connection) -> None:
+        """Forget refusals and a suspended answer: introspection accepts the refresh token of this very pair."""
 
     async def release(self, *, connection_id: str, attempt: str) -> None:
         """Give a claim back unspent."""

@@ -29,6 +29,15 @@ class Marks(Protocol):
     async def pair_obtained(self, client_id: str) -> bool:
         """Return whether AMO has ever issued a pair that is or was stored here to this client id; imports aside."""
 
+    async def refused_credentials(self) -> str | None:
+        """Return what AMO says against our credentials, as some process has found; `None` where it says nothing."""
+
+    async def refuse_credentials(self, words: str) -> None:
+        """Store what AMO says against our credentials, for every process and the next start."""
+
+    async def accept_credentials(self) -> None:
+        """Store that AMO accepts our credentials."""
+
     async def frozen(self) -> Freeze | None:
         """Return since when nothing is spent, and why."""
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.event import Event, happened
-from amo_callback.model import Filter, Fleet, Status
+from amo_callback.model import Filter, Fleet, Status, Successes
 from amo_callback.ports.connections import TURN
 from amo_callback.schedule import CLOCK_TOLERANCE
 from amo_callback.store import rows
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from amo_callback.model import Claim, Connection, Extension, RefreshedPair, Verdict
     from amo_callback.store.database import Unit
 
+_LAST_DAY = timedelta(days=1)
 _WARNINGS = 100
 """Connections that are warned of in one transaction."""
 _SECOND = timedelta(seconds=1)
@@ -66,9 +67,10 @@ class Connections(Writer):
         found = await self._database.read("next_due", now=now, apart_from=json_list(apart_from))
         return rows.moment(found[0]["next_refresh_at"]) if found else None
 
-    async def probe(self, *, apart_from: Sequence[str]) -> Connection | None:
-        """Return the active connection that was refreshed or connected last."""
-        return first(await self._database.read("probe", apart_from=json_list(apart_from)), rows.connection)
+    async def probe(self, *, apart_from: Sequence[str], turn: timedelta) -> Connection | None:
+        """Return an active connection with a refresh token: the most recent success first, failed attempts last."""
+        found = await self._database.allot("probe", apart_from=json_list(apart_from), turn=turn)
+        return first(found, rows.connection)
 
     async def look_ups(
         self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
@@ -83,6 +85,16 @@ class Connections(Writer):
         """Count the living, those of them whose access tokens live, and those given up since."""
         [row] = await self._database.read("fleet", now=now, since=since)
         return Fleet(living=row["living"], fresh=row["fresh"], died=row["died"])
+
+    async def successes(self, *, now: datetime) -> Successes:
+        """Return what AMO has accepted of all connections."""
+        [row] = await self._database.read("successes", now=now, since=now - _LAST_DAY)
+        return Successes(
+            refreshable=row["refreshable"],
+            latest=rows.maybe_moment(row["latest"]),
+            attempted=row["attempted"],
+            succeeded=row["succeeded"],
+        )
 
     # --- one refresh -----------------------------------------------------------------------------
 
@@ -124,6 +136,24 @@ class Connections(Writer):
     async def save_verdict(self, verdict: Verdict, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
         return await self._change("save_verdict", events=events, **values_of(verdict))
+
+    async def give_up(
+        self,
+        connection: Connection,
+        *,
+        last_error: str,
+        now: datetime,
+        look_up_at: datetime,
+        events: Sequence[Event] = (),
+    ) -> bool:
+        """Apply a suspended terminal answer; `False` where the connection has changed since it was read."""
+        return await self._change_read(
+            "give_up", connection, events=events, last_error=last_error, now=now, look_up_at=look_up_at
+        )
+
+    async def accept_token(self, connection: Connection) -> None:
+        """Forget refusals and a suspended answer: introspection accepts the refresh token of this very pair."""
+        await self._database.write("accept_token", id=connection.id, pair_version=connection.pair_version)
 
     async def release(self, *, connection_id: str, attempt: str) -> None:
         """Give a claim back unspent."""

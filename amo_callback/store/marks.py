@@ -54,6 +54,19 @@ class Marks(Writer):
         """Return whether AMO has ever issued a pair that is or was stored here to this client id."""
         return bool(await self._database.read("pair_obtained", name=pair_obtained_mark(client_id)))
 
+    async def refused_credentials(self) -> str | None:
+        """Return what AMO says against our credentials, as some process has found; `None` where it says nothing."""
+        found = await self._database.read("refused_credentials")
+        return bytes(found[0]["value"]).decode() if found else None
+
+    async def refuse_credentials(self, words: str) -> None:
+        """Store what AMO says against our credentials, for every process and the next start."""
+        await self._database.write("refuse_credentials", value=words.encode())
+
+    async def accept_credentials(self) -> None:
+        """Store that AMO accepts our credentials."""
+        await self._database.write("accept_credentials")
+
     # --- frozen ----------------------------------------------------------------------------------
 
     async def frozen(self) -> Freeze | None:

@@ -78,6 +78,10 @@ def connection(row: Mapping[str, Any]) -> Connection:
         looked_up_at=maybe_moment(row["looked_up_at"]),
         look_up_pause=None if row["look_up_pause"] is None else row["look_up_pause"] * _TICK,
         grant_iat=row["grant_iat"],
+        refused_since=maybe_moment(row["refused_since"]),
+        refusals=row["refusals"],
+        suspended_reason=Reason(row["suspended_reason"]) if row["suspended_reason"] else None,
+        suspended_token=row["suspended_token"],
         frozen=row["frozen_at"] is not None or bool(row.get("all_frozen")),
         lease_left=_left(row),
     )

@@ -26,6 +26,7 @@ class Surveys(Writer):
             fresh=row["fresh"],
             needs_reauth={reason: others.get(reason, 0) for reason in Reason},
             disconnected=others.get(Status.DISCONNECTED, 0),
+            mismatched=row["mismatched"],
             expired=row["expired"],
             due=row["due"],
             overdue=row["overdue"],

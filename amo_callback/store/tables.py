@@ -19,7 +19,8 @@ _CONNECTION = """
     account_id user_id domain api_domain client_id status reason last_error sealed_pair access_issued_at
     access_expires_at refresh_expires_at refreshed_at next_refresh_at failures connected_at grant_iat pair_version
     row_version lease_owner lease_until attempt spending doubtful died_at disconnect_no look_up_at hook_at frozen_at
-    warned_days forgotten_no looked_up_at look_up_pause
+    warned_days forgotten_no looked_up_at look_up_pause attempted_at refused_since refusals suspended_reason
+    suspended_token
 """
 _OUTBOX = "id at type connection_id data tries next_try_at last_error lease lease_until parked_at"
 _GRANT = """

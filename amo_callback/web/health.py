@@ -121,7 +121,7 @@ class Readiness:
             )
         refused = self._custody.breaker.refused
         if refused is None:
-            return True, "accepted" if credentials.proven else NOT_PROVEN
+            return True, f"{'accepted' if credentials.proven else NOT_PROVEN}{self._mismatched()}"
         return False, (
             f"nothing is refreshed: {refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri with the "
             "integration's page in AMO"
@@ -135,6 +135,13 @@ class Readiness:
             f"since {rfc3339(block.since)} AMO answers 403 to every refresh, and nothing is refreshed; the next probe "
             f"leaves at {rfc3339(block.probe_at)}. Ask AMO's support to unblock the address of this server"
         )
+
+    def _mismatched(self) -> str:
+        """Return how many connections another client id was granted, which only that one may refresh."""
+        survey = self._custody.surveyor.last
+        if survey is None or not survey.mismatched:
+            return ""
+        return f"; {survey.mismatched} connections belong to another client_id: their users must connect again"
 
     def _check_unsaved(self) -> tuple[bool, str]:
         unsaved = self._custody.unsaved.names

@@ -62,7 +62,7 @@ def test_the_samples_cover_the_table() -> None:
     means = {json.loads(path.read_text(encoding="utf-8"))["means"] for path in SAMPLES}
     assert means == {
         "Issued", "OutcomeOpen", "CodeExpired", "CodeUsed", "AuthFailed", "ClientRefused", "RefreshTokenDead",
-        "UnexplainedRefusal", "AccountRefused", "RateLimited", "UnknownRefusal",
+        "OtherClient", "UnexplainedRefusal", "AccountRefused", "RateLimited", "UnknownRefusal",
     }  # fmt: skip
 
 

@@ -49,24 +49,61 @@ async def test_the_deaths_of_a_whole_fleet_are_not_believed(house: House) -> Non
     assert raised.value.because == VerdictHeld.code
 
 
-async def test_two_refused_without_a_reason_tell_of_our_credentials(house: House) -> None:
+async def _suspect(house: House, *names: str) -> list[str | None]:
+    """Make connections suspect, and return why the breaker is open after each."""
+    breaker, reasons = house.custody.breaker, []
+    for name in names:
+        house.clock.advance(1)
+        await breaker.suspect(name, "AMO's words")
+        reasons.append(breaker.reason)
+    return reasons
+
+
+async def test_the_breaker_opens_with_two_suspects_once_the_last_success_is_older_than_the_retry_cap(
+    house: House,
+) -> None:
     """One connection may have a trouble of its own, however often it is refused; a second one is no accident."""
     for number in range(10):
         await save(house.store, a_connection(number))
-    breaker = house.custody.breaker
-    reasons = []
-    for name in ("one", "one", "another"):
-        await breaker.suspect(name)
-        reasons.append(breaker.reason)
-    assert reasons == [None, None, ClientRefused.code]
+    house.clock.advance(900)
+    assert await _suspect(house, "one", "one", "another") == [None, None, ClientRefused.code]
     assert house.witness.names() == ["amo_credentials.refused"]
+    assert house.custody.breaker.refused == "AMO's words"
 
 
-async def test_the_only_connection_is_suspect_enough(house: House) -> None:
-    """Where nobody else lives, one refusal without a reason is all that can be had."""
-    await house.connect(api_domain=API_DOMAIN)
-    await house.custody.breaker.suspect("one")
-    assert house.custody.breaker.reason == ClientRefused.code
+async def test_the_breaker_opens_with_ten_suspects_in_a_row_however_recent_the_last_success_is(house: House) -> None:
+    """The same connection twice counts once, and a success in between begins the count anew."""
+    for number in range(20):
+        await save(house.store, a_connection(number))
+    names = [str(number) for number in range(10)]
+    assert await _suspect(house, *names[:9], *names[:9]) == [None] * 18
+    await house.custody.breaker.succeeded()
+    assert await _suspect(house, *names) == [None] * 9 + [ClientRefused.code]
+
+
+async def test_a_success_of_another_process_clears_the_suspects(house: House) -> None:
+    """The store tells of it: suspects from before count no more, those from after do."""
+    for number in range(10):
+        await save(house.store, a_connection(number))
+    house.clock.advance(901)
+    assert await _suspect(house, "one") == [None]
+    house.clock.advance(1)
+    await save(house.store, a_connection(11, connected_at=house.clock.now()))
+    house.clock.advance(901)
+    assert await _suspect(house, "another", "a third") == [None, ClientRefused.code]
+
+
+async def test_the_breaker_opens_with_the_only_connection_that_can_be_refreshed(house: House) -> None:
+    """Connections that are frozen, or have no refresh token, are neither counted nor probed."""
+    connection = await save(house.store, a_connection(1))
+    await save(house.store, a_connection(2, next_refresh_at=None, refresh_expires_at=None))
+    frozen = await save(house.store, a_connection(3))
+    await house.store.freeze(frozen.id, at=house.clock.now())
+    house.clock.advance(901)
+    assert await _suspect(house, "one") == [ClientRefused.code]
+    turn = timedelta(seconds=60)
+    assert (await house.store.probe(apart_from=(), turn=turn) or frozen).id == connection.id
+    assert await house.store.probe(apart_from=(connection.id,), turn=turn) is None
 
 
 async def test_accounts_that_nobody_can_be_asked_about_are_no_fault_of_the_configuration(house: House) -> None:

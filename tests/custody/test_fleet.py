@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from amo_callback.errors import (
     Busy,
     ClientRefused,
     NeedsReauth,
+    OtherClient,
     UnexplainedRefusal,
     VerdictHeld,
 )
@@ -47,19 +49,41 @@ async def _refresh(custody: Custody, connection: Connection, demand: Demand = De
 # --- our credentials ------------------------------------------------------------------------------
 
 
-async def test_amos_own_words_against_our_credentials_stop_everything_at_once(house: House) -> None:
+async def test_listed_client_errors_of_two_connections_stop_everything(house: House) -> None:
     """Nothing is refreshed, everything is kept, and callers hear whose fault it is; nobody is hammered."""
-    one, two = await _fleet(house, 2)
+    one, two, three = await _fleet(house, 3)
     custody = house.make_custody()
-    house.amo.sandbox.faults.add(Fault.NOT_LINKED)
-    with pytest.raises(ClientRefused):
-        await _refresh(custody, one)
+    house.clock.advance(901)
+    house.amo.sandbox.faults.add(Fault.CLIENT_ID, Fault.CLIENT_ID)
+    for connection in (one, three):
+        assert custody.breaker.reason is None
+        with pytest.raises(ClientRefused):
+            await _refresh(custody, connection)
+    assert custody.breaker.refused == "Check the `client_id` parameter"
     for demand in (Demand.SCHEDULE, Demand.HAND_OUT, Demand.FORCED):
         with pytest.raises(Busy) as raised:
             await _refresh(custody, two, demand)
         assert (raised.value.because, raised.value.retry_after) == ("amo_credentials", 60)
-    assert len(house.amo.vendor.ledger.refreshes()) == 1
-    assert {(await house.now(each)).status for each in (one, two)} == {Status.ACTIVE}
+    assert len(house.amo.vendor.ledger.refreshes()) == 2
+    assert {(await house.now(each)).status for each in (one, two, three)} == {Status.ACTIVE}
+
+
+async def test_a_token_that_is_not_linked_to_our_client_concerns_its_connection_alone(house: House) -> None:
+    """However many there are, nothing else stops; each is asked again after the retry cap."""
+    connections = await _fleet(house, 4)
+    custody = house.make_custody()
+    house.clock.advance(901)
+    for connection in connections[:3]:
+        house.amo.sandbox.faults.add(Fault.NOT_LINKED)
+        with pytest.raises(OtherClient):
+            await _refresh(custody, connection)
+        after = await house.now(connection)
+        again = house.clock.now() + timedelta(seconds=900)
+        assert (after.status, after.last_error, after.next_refresh_at) == (Status.ACTIVE, "client_mismatch", again)
+    assert custody.breaker.reason is None
+    assert (await _refresh(custody, connections[3])).pair_version == 2
+    survey = await house.store.survey(now=house.clock.now(), late=house.clock.now())
+    assert (survey.active, survey.mismatched) == (4, 3)
 
 
 async def test_a_lone_connection_refused_without_a_reason_backs_off_alone(house: House) -> None:
@@ -83,6 +107,7 @@ async def test_two_suspects_or_all_there_are_mean_our_configuration(house: House
     """A wrong secret is found out by the second connection, or by the only one."""
     connections = await _fleet(house, size)
     custody = house.make_custody()
+    house.clock.advance(901)
     for connection in connections[:suspects]:
         assert custody.breaker.reason is None
         house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
@@ -143,7 +168,7 @@ async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_each_time(
     custody = house.make_custody()
     custody.breaker.refuse("Check the `client_id` parameter")
     house.clock.advance(60)
-    house.amo.sandbox.faults.add(Fault.NOT_LINKED)
+    house.amo.sandbox.faults.add(Fault.CLIENT_ID)
     with pytest.raises(ClientRefused):
         await _refresh(custody, one, Demand.FORCED)
     house.clock.advance(900)

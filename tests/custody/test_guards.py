@@ -119,26 +119,27 @@ async def _followed(house: House, refused: AmoCallbackError, sighting: Sighting)
 
 
 @pytest.mark.parametrize(
-    ("sighting", "asked", "looked_up"),
+    ("sighting", "asked", "accepted", "same_host"),
     [
-        (Sighting(standing=GOOD, domain=HOST), [HOST], True),
-        (Sighting(standing=GOOD, domain=ELSEWHERE), [HOST, ELSEWHERE], False),
-        (Sighting(standing=GOOD), [HOST], False),
-        (Sighting(standing=REFUSED), [HOST], True),
-        (Sighting(standing=UNKNOWN), [HOST], False),
-        (Sighting(standing=UNASKED), [HOST], False),
+        (Sighting(standing=GOOD, domain=HOST), [HOST], True, True),
+        (Sighting(standing=GOOD, domain=ELSEWHERE), [HOST, ELSEWHERE], True, True),
+        (Sighting(standing=GOOD), [HOST], True, False),
+        (Sighting(standing=REFUSED), [HOST], False, False),
+        (Sighting(standing=UNKNOWN), [HOST], None, False),
+        (Sighting(standing=UNASKED), [HOST], None, False),
     ],
 )
 async def test_an_unexplained_refusal_is_followed_where_the_account_has_moved(
     house: House,
     sighting: Sighting,
     asked: list[str],
-    looked_up: bool,  # noqa: FBT001 -- because it is a column of the table above
+    accepted: bool | None,  # noqa: FBT001 -- because it is a column of the table above
+    same_host: bool,  # noqa: FBT001 -- because it is a column of the table above
 ) -> None:
-    """Where AMO has told that it has not, our credentials are suspected; where it did not tell, nobody is."""
+    """The host that has refused last, and what introspection says of the token, decide whose fault it is."""
     refused = UnexplainedRefusal(401)
     assert await _followed(house, refused, sighting) == (UnexplainedRefusal, asked)
-    assert refused.looked_up is looked_up
+    assert (refused.accepted, refused.same_host) == (accepted, same_host)
 
 
 @pytest.mark.parametrize(

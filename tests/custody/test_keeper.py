@@ -234,7 +234,7 @@ async def test_a_pair_granted_to_another_client_is_not_presented(house: House) -
     with pytest.raises(OtherClient):
         await house.refresh(connection)
     after = await house.now(connection)
-    assert (after.status, after.last_error) == (Status.ACTIVE, "amo_credentials")
+    assert (after.status, after.last_error) == (Status.ACTIVE, "client_mismatch")
     assert house.amo.vendor.ledger.refreshes() == []
 
 

@@ -85,7 +85,7 @@ class Loop:
                 store=store,
                 clock=clock,
                 observer=observer,
-                probe_every=60,
+                retry_cap=900,
                 address_block=AddressBlock(store=store, clock=clock, observer=observer, probe_every=900),
             ),
             leases=Leases(length=60, store=store, clock=clock),

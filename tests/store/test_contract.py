@@ -733,7 +733,7 @@ async def test_what_is_frozen_is_not_due_not_probed_and_not_claimed(store: Store
     assert (await store.frozen()) == Freeze(at=START, why="a move")
     assert await store.due(now=late, limit=9, apart_from=()) == []
     assert await store.next_due(now=late, apart_from=()) is None
-    assert await store.probe(apart_from=()) is None
+    assert await store.probe(apart_from=(), turn=DAY) is None
     assert (await now(store, other)).frozen
     assert await store.claim(a_claim(await now(store, other))) is None
     with pytest.raises(Frozen):

@@ -151,7 +151,7 @@ async def _brought(store: Store) -> Record:
     """Have a connection come, and return it."""
     values = dict.fromkeys(LAYOUTS[Table.CONNECTIONS].columns) | {
         "id": "one", "account_id": "1", "user_id": "1", "domain": "a.amocrm.ru", "client_id": "c", "status": "active",
-        "sealed_pair": b"first", "failures": 0, "connected_at": 1, "pair_version": 1, "row_version": 1,
+        "sealed_pair": b"first", "failures": 0, "refusals": 0, "connected_at": 1, "pair_version": 1, "row_version": 1,
     }  # fmt: skip
     record = Record(key=("one",), values=values)
     assert await store.take_over(Step(table=Table.CONNECTIONS, new=[record]), source=OLD) == []

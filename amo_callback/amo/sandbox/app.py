@@ -263,6 +263,7 @@ _BEFORE: dict[Fault | None, _Before] = {
     Fault.RESET: _reset,
     Fault.HANG: _hang,
     Fault.WRONG_CLIENT: _wrong_client,
+    Fault.CLIENT_ID: _always(400, '{"hint": "Check the `client_id` parameter"}', kind="application/problem+json"),
     Fault.NOT_LINKED: _always(400, '{"hint": "Token is not linked to client"}', kind="application/problem+json"),
 }
 _AFTER: dict[Fault, _After] = {

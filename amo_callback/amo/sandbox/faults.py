@@ -20,6 +20,7 @@ class Fault(Enum):
     RESET = "the connection closed before anything was looked at"
     HANG = "no answer until the client gives up, and nothing was looked at"
     WRONG_CLIENT = "401 without a hint"
+    CLIENT_ID = "400, Check the `client_id` parameter"
     NOT_LINKED = "400, Token is not linked to client"
     HUGE_AFTER = "64 MB"
     NOTHING_AFTER = "the connection closed without an answer"

@@ -29,6 +29,13 @@ class SandboxAccount:
     host: str
     user_id: int
     disabled: bool = False
+    gone: bool = False
+    """Whether it was deleted: its host answers without a hint, and its tokens are rejected."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether its tokens are accepted."""
+        return not (self.disabled or self.gone)
 
 
 @dataclass(slots=True)
@@ -80,7 +87,7 @@ class Vendor:
 
     def account_at(self, host: str) -> SandboxAccount | None:
         """Return the account that lives at a host now."""
-        return next((account for account in self._accounts.values() if account.host == host), None)
+        return next((one for one in self._accounts.values() if one.host == host and not one.gone), None)
 
     # --- consent ---------------------------------------------------------------------------------
 
@@ -214,12 +221,12 @@ class Vendor:
     def is_good(self, refresh_token: str) -> bool:
         """Tell whether a refresh token could be spent now."""
         token = self._refresh_tokens.get(refresh_token)
-        return token is not None and not (token.spent or token.account.disabled or token.expires_at <= self.now())
+        return token is not None and not token.spent and token.account.valid and token.expires_at > self.now()
 
     def live_account(self, access_token: str) -> SandboxAccount | None:
         """Return whose live access token this is."""
         found = self._access_tokens.get(access_token)
-        if found is None or found[1] <= self.now() or found[0].disabled:
+        if found is None or found[1] <= self.now() or not found[0].valid:
             return None
         return found[0]
 
@@ -230,7 +237,7 @@ class Vendor:
     def current_subdomain(self, refresh_token: str) -> Reply:
         """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
         token = self._refresh_tokens.get(refresh_token)
-        known = token is not None and not (token.account.disabled or token.expires_at <= self.now())
+        known = token is not None and token.account.valid and token.expires_at > self.now()
         if token is None or not known or (token.spent and not self.unknowns.look_up_knows_spent):
             return self._looked_up("refresh_token", None, problem(401, "Token has been revoked"))
         return self._looked_up("refresh_token", token.account)

@@ -13,6 +13,15 @@ INSERT INTO meta (name, value) VALUES ('deaths_held', :value) ON CONFLICT (name)
 -- name: release_deaths
 DELETE FROM meta WHERE name = 'deaths_held';
 
+-- name: refused_credentials
+SELECT value FROM meta WHERE name = 'refused_credentials';
+
+-- name: refuse_credentials
+INSERT INTO meta (name, value) VALUES ('refused_credentials', :value) ON CONFLICT (name) DO NOTHING;
+
+-- name: accept_credentials
+DELETE FROM meta WHERE name = 'refused_credentials';
+
 -- name: believe_deaths
 UPDATE connections SET died_at = NULL, row_version = row_version + 1 WHERE died_at IS NOT NULL;
 
@@ -64,6 +73,8 @@ UPDATE connections SET
     died_at = CASE WHEN died_at > :now THEN died_at - :by ELSE died_at END,
     hook_at = CASE WHEN hook_at > :now THEN hook_at - :by ELSE hook_at END,
     looked_up_at = CASE WHEN looked_up_at > :now THEN looked_up_at - :by ELSE looked_up_at END,
+    attempted_at = CASE WHEN attempted_at > :now THEN attempted_at - :by ELSE attempted_at END,
+    refused_since = CASE WHEN refused_since > :now THEN refused_since - :by ELSE refused_since END,
     row_version = row_version + 1;
 
 -- name: next_serial
@@ -127,13 +138,6 @@ SELECT id, sealed_pair FROM connections WHERE id > :after AND status <> 'disconn
 -- Whoever waits for these tells by its own clock which of them may still be under way.
 SELECT *, :clock AS clock FROM connections WHERE attempt IS NOT NULL;
 
--- name: probe
-SELECT *, :clock AS clock FROM connections
-WHERE status = 'active' AND frozen_at IS NULL AND id NOT IN (SELECT value FROM json_each(:apart_from))
-    AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
-ORDER BY COALESCE(refreshed_at, connected_at) DESC
-LIMIT 1;
-
 -- name: fleet
 SELECT
     (SELECT count(*) FROM connections WHERE status = 'active') AS living,
@@ -154,6 +158,7 @@ UPDATE connections SET
     access_issued_at = :issued_at, access_expires_at = :expires_at, refresh_expires_at = :refresh_expires_at,
     refreshed_at = :issued_at, next_refresh_at = :next_refresh_at,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
+    refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = pair_version + 1, row_version = row_version + 1
 WHERE id = :connection_id AND pair_version = :pair_version
     AND (CAST(:grant_iat AS BIGINT) IS NULL OR grant_iat IS NULL OR grant_iat = :grant_iat)
@@ -166,12 +171,36 @@ UPDATE connections SET
     next_refresh_at = :next_refresh_at, died_at = :died_at,
     look_up_at = CASE WHEN status = 'active' AND look_up_at < :look_up_at THEN look_up_at
         ELSE COALESCE(:look_up_at, look_up_at) END,
+    refused_since = COALESCE(refused_since, CAST(:refused_at AS BIGINT)),
+    refusals = refusals + CASE WHEN CAST(:refused_at AS BIGINT) IS NULL THEN 0 ELSE 1 END,
+    suspended_reason = CASE WHEN :status = 'active' THEN COALESCE(CAST(:suspended_reason AS TEXT), suspended_reason) END,
+    suspended_token = CASE
+        WHEN :status <> 'active' THEN NULL
+        WHEN CAST(:suspended_reason AS TEXT) IS NULL THEN suspended_token
+        ELSE spending END,
     lease_until = :clock + CAST(:open_for AS BIGINT),
     lease_owner = CASE WHEN CAST(:open_for AS BIGINT) IS NOT NULL THEN lease_owner END,
     attempt = CASE WHEN CAST(:open_for AS BIGINT) IS NOT NULL THEN attempt END,
     spending = CASE WHEN CAST(:open_for AS BIGINT) IS NOT NULL THEN spending END,
     row_version = row_version + 1
 WHERE id = :connection_id AND attempt = :attempt
+RETURNING *;
+
+-- name: give_up
+-- A suspended terminal answer is applied.
+UPDATE connections SET
+    status = 'needs_reauth', reason = suspended_reason, last_error = :last_error, failures = failures + 1,
+    next_refresh_at = NULL, died_at = CAST(:now AS BIGINT),
+    look_up_at = CASE WHEN look_up_at < :look_up_at THEN look_up_at ELSE CAST(:look_up_at AS BIGINT) END,
+    suspended_reason = NULL, suspended_token = NULL, row_version = row_version + 1
+WHERE id = :id AND row_version = :row_version AND status = 'active' AND suspended_reason IS NOT NULL
+RETURNING *;
+
+-- name: accept_token
+-- Introspection accepts the refresh token: what AMO has answered before counts no more.
+UPDATE connections SET
+    refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL, row_version = row_version + 1
+WHERE id = :id AND pair_version = :pair_version
 RETURNING *;
 
 -- name: release
@@ -223,6 +252,7 @@ UPDATE connections SET
     access_issued_at = NULL, access_expires_at = NULL, refresh_expires_at = NULL, next_refresh_at = NULL,
     failures = 0, died_at = NULL, look_up_at = NULL, frozen_at = NULL, warned_days = NULL,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
+    refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = pair_version + 1, row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
@@ -282,6 +312,7 @@ ON CONFLICT (id) DO UPDATE SET
     next_refresh_at = excluded.next_refresh_at, connected_at = excluded.connected_at,
     grant_iat = excluded.grant_iat,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
+    refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
 -- The later token by AMO's clock; where that does not tell, the later answer. The same grant again is not later.
 WHERE (
@@ -536,6 +567,7 @@ ON CONFLICT (id) DO UPDATE SET
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL,
     look_up_at = excluded.look_up_at, died_at = NULL, hook_at = NULL, looked_up_at = NULL, look_up_pause = NULL,
     warned_days = NULL,
+    attempted_at = NULL, refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     frozen_at = COALESCE(connections.frozen_at, excluded.frozen_at),
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
 WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :over_pair

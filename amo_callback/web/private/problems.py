@@ -24,6 +24,7 @@ from amo_callback.errors import (
     MustWait,
     NeedsReauth,
     NotFound,
+    OtherClient,
     RateLimited,
     StoreUnavailable,
 )
@@ -158,6 +159,7 @@ _CODES: tuple[tuple[type[AmoCallbackError], Code], ...] = (
 _WAITED_OUT = {
     AccountRefused.code: Code.AMO_REFUSED,
     ClientRefused.code: Code.AMO_CREDENTIALS,
+    OtherClient.code: Code.AMO_CREDENTIALS,
     StoreUnavailable.code: Code.STORE_UNAVAILABLE,
 }
 """What is told while the back-off after an error lasts: the same as of the error itself."""

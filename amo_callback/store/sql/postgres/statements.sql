@@ -51,6 +51,26 @@ WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL AN
 ORDER BY next_refresh_at
 LIMIT 1;
 
+-- name: probe
+-- First those that have not failed since their last success, the most recent success first; then the others, the one
+-- first whose last attempt is the longest ago. Without a refresh token nothing is ever due. One instance probes at a time.
+WITH given AS (
+    INSERT INTO turns (connection_id, process, until) VALUES ('probe', :process, :clock + :turn)
+    ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
+    WHERE turns.until <= :clock OR turns.process = excluded.process
+    RETURNING connection_id
+)
+SELECT *, :clock AS clock FROM connections WHERE EXISTS (SELECT 1 FROM given) AND id = (
+    SELECT id FROM connections
+    WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL
+        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+    ORDER BY
+        CASE WHEN attempted_at > COALESCE(refreshed_at, connected_at) THEN attempted_at ELSE 0 END,
+        COALESCE(refreshed_at, connected_at) DESC
+    LIMIT 1
+);
+
 -- name: look_ups
 WITH candidates AS MATERIALIZED (
     SELECT id, look_up_at FROM connections
@@ -98,17 +118,36 @@ SELECT * FROM (
         FROM connections WHERE status <> 'active' GROUP BY status, reason
     ) AS counted
 ) AS others, (
+    SELECT count(*) AS mismatched FROM connections WHERE last_error = 'client_mismatch'
+) AS of_other_clients, (
     SELECT count(*) AS waiting, min(at) AS waiting_since FROM outbox WHERE parked_at IS NULL
 ) AS undelivered, (
     SELECT count(*) AS parked FROM outbox WHERE parked_at IS NOT NULL
 ) AS given_up;
+
+-- name: successes
+-- Of all connections, in their index alone; a time that is yet to come is an imported one's, or a wrong clock's.
+SELECT
+    (
+        SELECT count(*) FROM connections
+        WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL
+    ) AS refreshable,
+    max(at) AS latest,
+    count(*) FILTER (WHERE attempted_at > :since) AS attempted,
+    count(*) FILTER (WHERE attempted_at > :since AND at > :since) AS succeeded
+FROM (
+    SELECT
+        attempted_at,
+        CASE WHEN COALESCE(refreshed_at, connected_at) <= :now THEN COALESCE(refreshed_at, connected_at) END AS at
+    FROM connections
+) AS each;
 
 -- name: claim
 -- Of the very row that was read, and over an open attempt only once the database's own clock says that its lease has
 -- ended. What that was spending may be spent.
 UPDATE connections SET
     lease_owner = :owner, lease_until = :clock + :lease, attempt = :attempt,
-    doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint,
+    doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint, attempted_at = :clock,
     row_version = row_version + 1
 WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconnected'
     AND (attempt IS NULL OR lease_until <= :clock)

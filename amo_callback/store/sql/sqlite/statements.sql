@@ -39,6 +39,20 @@ WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL AN
 ORDER BY next_refresh_at
 LIMIT 1;
 
+-- name: probe
+-- First those that have not failed since their last success, the most recent success first; then the others, the one
+-- first whose last attempt is the longest ago. Without a refresh token nothing is ever due.
+SELECT *, :clock AS clock FROM connections WHERE id = (
+    SELECT id FROM connections
+    WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL
+        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+    ORDER BY
+        CASE WHEN attempted_at > COALESCE(refreshed_at, connected_at) THEN attempted_at ELSE 0 END,
+        COALESCE(refreshed_at, connected_at) DESC
+    LIMIT 1
+);
+
 -- name: look_ups
 SELECT id FROM connections
 WHERE look_up_at <= :now AND id NOT IN (SELECT value FROM json_each(:apart_from))
@@ -69,16 +83,36 @@ SELECT * FROM (
         FROM connections INDEXED BY connections_by_status WHERE status <> 'active' GROUP BY status, reason
     )
 ), (
+    SELECT count(*) AS mismatched FROM connections INDEXED BY connections_by_client_mismatch
+    WHERE last_error = 'client_mismatch'
+), (
     SELECT count(*) AS waiting, min(at) AS waiting_since FROM outbox WHERE parked_at IS NULL
 ), (
     SELECT count(*) AS parked FROM outbox WHERE parked_at IS NOT NULL
 );
 
+-- name: successes
+-- Of all connections, in their index alone; a time that is yet to come is an imported one's, or a wrong clock's.
+SELECT
+    (
+        SELECT count(*) FROM connections INDEXED BY connections_by_due
+        WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL
+    ) AS refreshable,
+    max(at) AS latest,
+    count(*) FILTER (WHERE attempted_at > :since) AS attempted,
+    count(*) FILTER (WHERE attempted_at > :since AND at > :since) AS succeeded
+FROM (
+    SELECT
+        attempted_at,
+        CASE WHEN COALESCE(refreshed_at, connected_at) <= :now THEN COALESCE(refreshed_at, connected_at) END AS at
+    FROM connections INDEXED BY connections_by_success
+) AS each;
+
 -- name: claim
 -- Of the very row that was read. What an open attempt was spending whose lease has ended may be spent.
 UPDATE connections SET
     lease_owner = :owner, lease_until = :clock + :lease, attempt = :attempt,
-    doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint,
+    doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint, attempted_at = :clock,
     row_version = row_version + 1
 WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconnected'
     AND frozen_at IS NULL AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
