@@ -85,12 +85,12 @@ class Grants(Writer):
                 "save_connected", **values_of(granted.connection), token_iat=granted.token_iat, grant_no=grant.no
             )
             saved = first(found, rows.connection)
+            if granted.owner is not None:
+                await self._bind(unit, granted.connection_id, owner=granted.owner, grant_no=grant.no)
             if saved is not None:
                 await self._record(unit, events, saved)
             elif not await self._is_active(unit, granted.connection_id):
                 grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.word)
-            if granted.owner is not None:
-                await self._bind(unit, granted.connection_id, owner=granted.owner, grant_no=grant.no)
             await self._note_pair_obtained(unit, granted.connection.client_id)
             await unit.run("finish_grant", **values_of(grant))
             return saved
