@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import Busy, NoAnswer, ShuttingDown, StoreUnavailable, VerdictHeld
 from amo_callback.event import happened
-from amo_callback.model import Connection, Sighting, Standing, TokenPair, fingerprint
+from amo_callback.model import Connection, Reason, Sighting, Standing, TokenPair, fingerprint
 from amo_callback.ports import Priority
 from amo_callback.schedule import lives, retry_at
 from amo_callback.slots import GOOD_FOR
@@ -113,13 +113,27 @@ class Inquiry:
             await self._postpone(connection, NoAnswer.code, again)
             raise NoAnswer
         suspended = connection.suspended_token == fingerprint(pair.refresh_token)
-        if suspended and sighting.standing is not Standing.GOOD:
+        if suspended and await self._is_accepted(connection, pair, sighting):
+            await self._forget_answers(connection)
+            return
+        if suspended:
             applied = None if self._breaker.held else await self._judge.apply_suspended(connection)
             if applied is not None:
                 raise applied
         elif sighting.standing is not Standing.REFUSED or not self._breaker.held:
             return
         await self._suspend(connection, now)
+
+    async def _is_accepted(self, connection: Connection, pair: TokenPair, sighting: Sighting) -> bool:
+        """Tell whether a token whose terminal answer was suspended may be presented again.
+
+        AMO may accept spent tokens in introspection: of one that we may have spent, a rejected access token decides.
+        """
+        if sighting.standing is not Standing.GOOD:
+            return False
+        if connection.suspended_reason is not Reason.IN_DOUBT or not lives(pair, now=self._clock.now()):
+            return True
+        return (await self.about_access_token(connection, pair)).standing is not Standing.REFUSED
 
     async def _suspend(self, connection: Connection, now: datetime) -> None:
         """Put the connection off while a mass failure is suspected; raises that."""
@@ -179,11 +193,14 @@ class Inquiry:
         return second
 
     async def _note(self, connection: Connection, sighting: Sighting) -> None:
-        """Forget refusals and a suspended answer where AMO accepts the token after all."""
-        known = connection.refused_since is not None or connection.suspended_token is not None
-        if known and sighting.standing is Standing.GOOD:
-            with suppress(StoreUnavailable):  # the next accepted introspection does it
-                await self._store.accept_token(connection)
+        """Forget refusals where AMO accepts the token after all; a suspended answer is judged before the refresh."""
+        counted = connection.refused_since is not None and connection.suspended_token is None
+        if counted and sighting.standing is Standing.GOOD:
+            await self._forget_answers(connection)
+
+    async def _forget_answers(self, connection: Connection) -> None:
+        with suppress(StoreUnavailable):  # the next accepted introspection does it
+            await self._store.accept_token(connection)
 
 
 def _is_long_dead(connection: Connection, now: datetime) -> bool:

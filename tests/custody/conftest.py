@@ -28,7 +28,7 @@ ON_POSTGRES = {"test_shared_clock"}
 """The tests of what only instances on several machines meet."""
 ON_EITHER = ON_BOTH | {
     *("test_breaker", "test_farewell", "test_fleet", "test_history", "test_keeper", "test_liveness"),
-    *("test_refresher", "test_refused", "test_rescue", "test_unsaved"),
+    *("test_refresher", "test_rescue", "test_unsaved"),
 }
 """Those that do with `--engines both`. The rest are about what only one engine does: SQLite's leases, seen for a length
 of time by whoever looks; its one file that is copied; its clock that goes back."""

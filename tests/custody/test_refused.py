@@ -445,8 +445,7 @@ async def test_a_possibly_spent_token_is_presented_once_more_at_most_across_a_ma
         after = await house.now(connection)
         assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)
         assert (after.suspended_reason, after.suspended_token) == (None, None)
-    accepted = len(kept) if house.amo.vendor.unknowns.look_up_knows_spent else 0
-    assert ledger.doubles() == lost + accepted
+    assert ledger.doubles() == lost
     told = [event.connection_id for event in house.witness.named("connection.needs_reauth")]
     assert sorted(told, key=str) == sorted((connection.id for _, connection in everyone[:lost]), key=str)
 
