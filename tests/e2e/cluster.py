@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from amo_callback.amo.sandbox.rules import Lives
 from amo_callback.clock import SystemClock
 from amo_callback.store.postgres_pool import ERRORS
 from tests.e2e.costs import ACCESS, LATENCY, HandOut, costs
@@ -217,11 +218,12 @@ async def running_cluster(
     async with AsyncExitStack() as stack:
         stage = await stack.enter_async_context(
             staged(
-                folder, key, access=ACCESS, accounts=ACCOUNTS,
+                folder, key, accounts=ACCOUNTS,
                 STORAGE__URL=url, STORAGE__RESCUE="rescue", AMO__REQUESTS_PER_SECOND="50",
                 AMO__TIMEOUT=str(TIMEOUT), REFRESH__LEASE=str(LEASE),
             )
         )  # fmt: skip
+        stage.amo.vendor.lives = Lives(access=ACCESS)
         stage.amo.vendor.unknowns.refresh_kills_access = True
         folders = [folder / str(number) if server else folder for number in range(INSTANCES)]
         for own in folders:
