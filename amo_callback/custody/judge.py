@@ -83,7 +83,7 @@ class Judge:
                 error = await self._weigh(claimed, error)
                 verdict = self._verdict(claimed, error)
                 event = _event(claimed, verdict, error, made)
-                judged = await self._store.save_verdict(verdict, events=[event])
+                judged = await self._save(verdict, claimed, event)
         except StoreUnavailable as failed:
             # The claim stays, with what it was spending: after the lease it counts as doubtful, and here at once.
             self._leases.end(claimed)
@@ -97,6 +97,16 @@ class Judge:
         self._leases.left(judged)  # an attempt that stays open: its lease counts from here
         self._observer(event)
         return NeedsReauth(verdict.reason) if is_final(error) else error
+
+    async def _save(self, verdict: Verdict, claimed: Connection, event: Event) -> Connection | None:
+        """Store a failure and return the row; where the COMMIT was not answered, read the row before that is judged."""
+        try:
+            return await self._store.save_verdict(verdict, events=[event])
+        except StoreUnavailable:
+            stored = await self._store.connection(claimed.id)
+            if stored is None or (stored.attempt, stored.failures) == (claimed.attempt, claimed.failures):
+                raise
+            return stored if stored.pair_version == claimed.pair_version else None
 
     def _verdict(self, claimed: Connection, error: AmoCallbackError) -> Verdict:
         return verdict_of(error, claimed=claimed, now=self._clock.now(), rules=self._rules, random=self._random)

@@ -183,6 +183,19 @@ async def test_a_claim_whose_commit_was_not_answered_is_given_back(house: House)
     assert (await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE)).pair_version == 2
 
 
+async def test_a_terminal_answer_whose_commit_was_not_answered_is_stored(house: House) -> None:
+    """The token is not presented a second time to hear the same again."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.fade(connection)
+    presented = len(house.amo.vendor.ledger.refreshes())
+    custody = house.make_custody(store=LostAnswer(house.failing, "save_verdict"))
+    for _ in range(2):
+        with pytest.raises(NeedsReauth):
+            await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    assert len(house.amo.vendor.ledger.refreshes()) == presented + 1
+    assert "refresh.verdict_unsaved" not in house.witness.names()
+
+
 async def test_a_bug_in_a_look_lets_go_of_no_pair(house: House) -> None:
     """The store has not taken it, and whether it holds a newer one cannot be read, for a reason nobody expected."""
     connection = await house.connect()
