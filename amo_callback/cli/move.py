@@ -110,7 +110,7 @@ class _Terminal:
 
 def _tell(moved: Moved) -> None:
     for table, number in moved.counts.items():
-        if table is not Table.MARKS:
+        if table not in {Table.MARKS, Table.COUNTERS}:
             say(f"{number:>11,}  {table}")
     say("All of it is in the new database. From now on nothing of the old one is spent.")
     if moved.unreadable:
