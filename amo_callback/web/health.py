@@ -141,7 +141,7 @@ class Readiness:
         survey = self._custody.surveyor.last
         if survey is None or not survey.mismatched:
             return ""
-        return f"; {survey.mismatched} connections belong to another client_id: their users must connect again"
+        return f"; connections of another client_id: {survey.mismatched} (their users must connect again)"
 
     def _check_unsaved(self) -> tuple[bool, str]:
         unsaved = self._custody.unsaved.names

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amo_callback.ports import Store
     from tests.fakes import Witness
 
-ON_BOTH = {"test_address_block", "test_clocks", "test_hooks", "test_interleavings"}
+ON_BOTH = {"test_address_block", "test_clocks", "test_hooks", "test_interleavings", "test_refused"}
 """The tests that always run on both engines."""
 ON_POSTGRES = {"test_shared_clock"}
 """The tests of what only instances on several machines meet."""

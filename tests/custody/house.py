@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.amo.client import AmoClient
+    from amo_callback.amo.sandbox.vendor import SandboxAccount
     from amo_callback.cipher import Cipher
     from amo_callback.custody.keeper import Keeper
     from amo_callback.ports import Store
@@ -94,6 +96,26 @@ class House:
     async def keep(self, issued: Issued, **more: Any) -> Connection:
         return await save(self.store, self.connection_of(issued, **more), code=issued.pair.refresh_token)
 
+    async def connect_accounts(self, size: int, **more: Any) -> list[tuple[SandboxAccount, Connection]]:
+        """Connect accounts, each due at another time of the day."""
+        connected = []
+        for number in range(size):
+            self.clock.advance(1)
+            account = self.amo.vendor.open_account(f"a{number}.amocrm.ru")
+            code = self.amo.vendor.allow(account).encode()
+            issued = await self.client.exchange(code=code, domain=account.host, not_after=math.inf)
+            name = connection_id(issued.account, account.host)
+            values: dict[str, Any] = {
+                "id": name,
+                "domain": account.host,
+                "api_domain": API_DOMAIN,
+                "sealed_pair": self.cipher.seal_pair(issued.pair, connection_id=name),
+                "next_refresh_at": self.clock.now() + timedelta(hours=12) * (number + 1) / size,
+                **more,
+            }
+            connected.append((account, await self.keep(issued, **values)))
+        return connected
+
     async def grant(self) -> GrantedPair:
         """Return a pair that a new grant has brought, and that is not stored yet."""
         issued = await self.exchange()
@@ -161,4 +183,13 @@ class House:
         for _ in range(round(seconds / step)):
             await self.traffic.until_quiet()
             self.clock.advance(step)
+        await self.traffic.until_quiet()
+
+    async def pass_days(self, days: float) -> None:
+        """Let the loop run for days, from one due moment to the next."""
+        end = self.clock.monotonic() + days * DAY
+        while self.clock.monotonic() < end:
+            await self.traffic.until_quiet()
+            step = min([left for left in self.clock.sleeping() if left > 0], default=600.0)
+            self.clock.advance(max(step, 0.001))
         await self.traffic.until_quiet()

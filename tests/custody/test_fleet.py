@@ -21,13 +21,14 @@ from amo_callback.errors import (
     UnexplainedRefusal,
     VerdictHeld,
 )
-from amo_callback.model import Connection, Demand, Fleet, Issued, RefreshRules, Status
+from amo_callback.model import Connection, Demand, Fleet, Issued, Reason, RefreshRules, Status
 from tests.custody.house import API_DOMAIN
 from tests.fakes import START, Instead
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from amo_callback.amo.sandbox.vendor import SandboxAccount
     from amo_callback.custody.build import Custody
     from amo_callback.ports import Priority
     from tests.custody.house import House
@@ -273,6 +274,70 @@ async def test_one_success_makes_the_dead_believed(house: House) -> None:
     assert "verdicts.believed" in house.witness.names()
     house.amo.account.disabled = True
     assert {type(error) for error in await _die(house, custody, [connections[7]])} == {NeedsReauth}
+
+
+# --- accounts that are gone -----------------------------------------------------------------------
+
+
+def _presented(house: House, accounts: list[SandboxAccount]) -> int:
+    """Count how often tokens were presented at these accounts' hosts."""
+    hosts = {account.host for account in accounts}
+    return sum(entry.host in hosts for entry in house.amo.vendor.ledger.refreshes())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("gone", [2, 8])
+async def test_accounts_that_are_gone_stop_nobody_and_their_users_are_told_after_a_day(
+    house: House, gone: int, record_property: Any
+) -> None:
+    """In two days the breaker never opens, the other accounts stay fresh, and the dead are hardly asked any more."""
+    everyone = await house.connect_accounts(40)
+    dead, living = everyone[:gone], everyone[gone:]
+    for account, _ in dead:
+        account.gone = True
+    custody = house.make_custody(rules=RefreshRules(poll_interval=600.0))
+    async with house.running(custody):
+        await house.pass_days(1.25)
+        first = _presented(house, [account for account, _ in dead])
+        await house.pass_days(0.75)
+    assert "amo_credentials.refused" not in house.witness.names()
+    assert custody.breaker.reason is None
+    for _, connection in dead:
+        after = await house.now(connection)
+        assert (after.status, after.reason, after.sealed_pair) == (
+            Status.NEEDS_REAUTH, Reason.REFUSED, connection.sealed_pair,
+        )  # fmt: skip
+        assert after.refused_since is not None
+    given_up = house.witness.named("connection.needs_reauth")
+    assert {(event.connection_id, event.fields["reason"]) for event in given_up} == {
+        (connection.id, Reason.REFUSED) for _, connection in dead
+    }
+    notices = [one for one in await house.store.notices(limit=100) if one.type == "connection.needs_reauth"]
+    assert len(notices) == gone
+    for one in notices:
+        assert one.data["reason"] == "refused"
+    for _, connection in living:
+        after = await house.now(connection)
+        assert (after.status, after.failures, after.pair_version >= 4) == (Status.ACTIVE, 0, True)
+    later = _presented(house, [account for account, _ in dead]) - first
+    assert later <= gone, "a refused connection's token is presented once a day"
+    assert first <= 130 * gone
+    record_property("presentations of a dead account in its first 30 hours", first / gone)
+    record_property("and in the next 18 hours", later / gone)
+
+
+async def test_where_nobody_else_succeeds_a_refused_connection_is_kept(house: House) -> None:
+    """Everyone is refused and rejected: AMO is ill, or it is our fault; after days all are still active."""
+    everyone = await house.connect_accounts(3)
+    for account, _ in everyone:
+        account.gone = True
+    custody = house.make_custody(rules=RefreshRules(poll_interval=1800.0, retry_base=7200.0, retry_cap=7200.0))
+    async with house.running(custody):
+        await house.pass_days(2.5)
+    for _, connection in everyone:
+        after = await house.now(connection)
+        assert (after.status, after.refusals >= 8) == (Status.ACTIVE, True)
+    assert custody.breaker.reason is None
 
 
 # --- a backlog ------------------------------------------------------------------------------------

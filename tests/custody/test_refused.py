@@ -14,9 +14,9 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.rules import SandboxIntegration
 from amo_callback.custody.verdict import is_refused_alone, is_refused_long
 from amo_callback.errors import AmoCallbackError, ClientRefused, NeedsReauth, VerdictHeld
-from amo_callback.model import Connection, Demand, Reason, RefreshRules, Status, Successes, connection_id
+from amo_callback.model import Connection, Demand, Reason, RefreshRules, Status, Successes
 from tests.builders import a_connection, save
-from tests.custody.house import API_DOMAIN, DAY
+from tests.custody.house import DAY
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -28,95 +28,16 @@ HOUR = timedelta(hours=1)
 RULES = RefreshRules(poll_interval=600.0)
 
 
-async def _connect(house: House, size: int, **more: Any) -> list[tuple[SandboxAccount, Connection]]:
-    """Connect accounts, each due at another time of the day."""
-    connected = []
-    for number in range(size):
-        house.clock.advance(1)
-        account = house.amo.vendor.open_account(f"a{number}.amocrm.ru")
-        code = house.amo.vendor.allow(account).encode()
-        issued = await house.client.exchange(code=code, domain=account.host, not_after=math.inf)
-        name = connection_id(issued.account, account.host)
-        values: dict[str, Any] = {
-            "id": name,
-            "domain": account.host,
-            "api_domain": API_DOMAIN,
-            "sealed_pair": house.cipher.seal_pair(issued.pair, connection_id=name),
-            "next_refresh_at": house.clock.now() + 12 * HOUR * (number + 1) / size,
-            **more,
-        }
-        connected.append((account, await house.keep(issued, **values)))
-    return connected
-
-
-async def _pass(house: House, *custodies: Custody, days: float) -> None:
-    """Let the loops of processes run for days, from one due moment to the next."""
-    end = house.clock.monotonic() + days * DAY
-    while house.clock.monotonic() < end:
-        await house.traffic.until_quiet()
-        step = min([left for left in house.clock.sleeping() if left > 0], default=600.0)
-        house.clock.advance(max(step, 0.001))
-    await house.traffic.until_quiet()
-    assert custodies
-
-
 def _why_open(custody: Custody) -> str | None:
     return custody.breaker.reason
 
 
-def _presented(house: House, accounts: list[SandboxAccount]) -> int:
-    """Count how often tokens were presented at these accounts' hosts."""
-    hosts = {account.host for account in accounts}
-    return sum(entry.host in hosts for entry in house.amo.vendor.ledger.refreshes())
-
-
-# --- accounts that are gone ---------------------------------------------------------------------
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("gone", [2, 8])
-async def test_accounts_that_are_gone_stop_nobody_and_their_users_are_told_after_a_day(
-    house: House, gone: int, record_property: Any
-) -> None:
-    """In two days the breaker never opens, the other accounts stay fresh, and the dead are hardly asked any more."""
-    everyone = await _connect(house, 40)
-    dead, living = everyone[:gone], everyone[gone:]
-    for account, _ in dead:
-        account.gone = True
-    custody = house.make_custody(rules=RULES)
-    async with house.running(custody):
-        await _pass(house, custody, days=1.25)
-        first = _presented(house, [account for account, _ in dead])
-        await _pass(house, custody, days=0.75)
-    assert "amo_credentials.refused" not in house.witness.names()
-    assert custody.breaker.reason is None
-    for _, connection in dead:
-        after = await house.now(connection)
-        assert (after.status, after.reason, after.sealed_pair) == (
-            Status.NEEDS_REAUTH, Reason.REFUSED, connection.sealed_pair,
-        )  # fmt: skip
-        assert after.refused_since is not None
-    given_up = house.witness.named("connection.needs_reauth")
-    assert {(event.connection_id, event.fields["reason"]) for event in given_up} == {
-        (connection.id, Reason.REFUSED) for _, connection in dead
-    }
-    notices = [one for one in await house.store.notices(limit=100) if one.type == "connection.needs_reauth"]
-    assert len(notices) == gone
-    for one in notices:
-        assert one.data["reason"] == "refused"
-    for _, connection in living:
-        after = await house.now(connection)
-        assert (after.status, after.failures, after.pair_version >= 4) == (Status.ACTIVE, 0, True)
-    later = _presented(house, [account for account, _ in dead]) - first
-    assert later <= gone, "a refused connection's token is presented once a day"
-    assert first <= 130 * gone
-    record_property("presentations of a dead account in its first 30 hours", first / gone)
-    record_property("and in the next 18 hours", later / gone)
+# --- afterwards --------------------------------------------------------------------------------
 
 
 async def test_a_refused_connection_is_presented_once_a_day_and_recovers(house: House) -> None:
     """Its introspection stays rejected; its token is presented all the same, for AMO may accept it again."""
-    [(account, one), *_] = await _connect(house, 5, next_refresh_at=START + 400 * 24 * HOUR)
+    [(account, one), *_] = await house.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
     account.gone = True
     await _refuse_for_a_day(house, one)
     assert (await house.now(one)).reason is Reason.REFUSED
@@ -152,7 +73,7 @@ async def _refuse_for_a_day(house: House, connection: Connection, *, hours: int 
 
 async def _one_refused(house: House, **more: Any) -> tuple[SandboxAccount, Connection]:
     """Connect two accounts, and have the first refused and rejected once."""
-    [(account, one), _] = await _connect(house, 2, **more)
+    [(account, one), _] = await house.connect_accounts(2, **more)
     account.gone = True
     with pytest.raises(AmoCallbackError):
         await house.refresh(one, demand=Demand.PROBE)
@@ -215,7 +136,7 @@ async def test_an_accepted_introspection_resets_refusals(house: House) -> None:
 
 async def test_an_expired_access_token_counts_as_rejected_where_there_is_no_api_domain(house: House) -> None:
     """Nobody can be asked about such a connection; while its access token is valid, that one is asked about."""
-    [(account, one), _] = await _connect(house, 2, api_domain=None)
+    [(account, one), _] = await house.connect_accounts(2, api_domain=None)
     house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
     with pytest.raises(AmoCallbackError):
         await house.refresh(one, demand=Demand.PROBE)
@@ -279,7 +200,7 @@ def test_a_single_connection_is_refused_after_three_days(hours: float, alone: bo
 
 async def test_successes_are_told_from_the_rows(house: House) -> None:
     """Those attempted in the last day, and those of them that AMO accepted in the last day; what is to come is not."""
-    everyone = await _connect(house, 4)
+    everyone = await house.connect_accounts(4)
     connected_at = house.clock.now()
     house.clock.advance(DAY + 10)
     await house.refresh(everyone[0][1], demand=Demand.PROBE)
@@ -291,20 +212,6 @@ async def test_successes_are_told_from_the_rows(house: House) -> None:
     told = await house.store.successes(now=now)
     assert told == Successes(refreshable=4, latest=now, attempted=2, succeeded=1)
     assert connected_at < now
-
-
-async def test_where_nobody_else_succeeds_a_refused_connection_is_kept(house: House) -> None:
-    """Everyone is refused and rejected: AMO is ill, or it is our fault; after days all are still active."""
-    everyone = await _connect(house, 3)
-    for account, _ in everyone:
-        account.gone = True
-    custody = house.make_custody(rules=RefreshRules(poll_interval=1800.0, retry_base=7200.0, retry_cap=7200.0))
-    async with house.running(custody):
-        await _pass(house, custody, days=2.5)
-    for _, connection in everyone:
-        after = await house.now(connection)
-        assert (after.status, after.refusals >= 8) == (Status.ACTIVE, True)
-    assert custody.breaker.reason is None
 
 
 async def test_a_new_grant_resets_refusals(house: House) -> None:
@@ -330,18 +237,18 @@ async def test_a_wrong_client_secret_opens_the_breaker_with_forty_connections_al
     house: House,
 ) -> None:
     """Two are refused, then one probe a minute leaves; a restart does not forget it, and the right secret closes it."""
-    await _connect(house, 40)
+    await house.connect_accounts(40)
     right, client = house.amo.vendor.integration, house.amo.vendor
     client.integration = SandboxIntegration(client_secret="another", redirect_uri=right.redirect_uri)
     custody = house.make_custody(rules=RULES)
     async with house.running(custody):
         while _why_open(custody) is None:
-            await _pass(house, custody, days=1 / 1440)
+            await house.pass_days(1 / 1440)
         refused = house.witness.named("refresh.failed")
         assert len({event.connection_id for event in refused}) == 2
         asked = house.amo.sandbox.requests
         assert "Некорректный клиент" in (custody.breaker.refused or "")
-        await _pass(house, custody, days=1 / 24)
+        await house.pass_days(1 / 24)
     probes = house.amo.sandbox.requests - asked
     assert 50 <= probes <= 61
     assert house.witness.names().count("amo_credentials.refused") == 1
@@ -351,7 +258,7 @@ async def test_a_wrong_client_secret_opens_the_breaker_with_forty_connections_al
     assert restarted.breaker.probe_in == 60
     client.integration = right
     async with house.running(restarted):
-        await _pass(house, restarted, days=1 / 24)
+        await house.pass_days(1 / 24)
     assert _why_open(restarted) is None
     await custody.breaker.watch()
     assert _why_open(custody) is None
@@ -360,7 +267,7 @@ async def test_a_wrong_client_secret_opens_the_breaker_with_forty_connections_al
 
 async def test_probes_begin_with_the_most_recent_success_and_take_no_suspect_twice(house: House) -> None:
     """Connections that have failed since their last success come after all others, the longest ago first."""
-    everyone = [connection for _, connection in await _connect(house, 4)]
+    everyone = [connection for _, connection in await house.connect_accounts(4)]
     turn = timedelta(seconds=60)
     for connection in everyone[2:]:
         house.clock.advance(1)
@@ -377,7 +284,7 @@ async def test_probes_begin_with_the_most_recent_success_and_take_no_suspect_twi
 
 async def test_a_breaker_whose_opening_cannot_be_stored_is_open_and_stored_later(house: House) -> None:
     """The store is away in that moment: this process stops all the same, and the others hear of it afterwards."""
-    await _connect(house, 2)
+    await house.connect_accounts(2)
     house.clock.advance(901)
     house.failing.away = {"refuse_credentials"}
     breaker = house.custody.breaker
@@ -398,7 +305,7 @@ async def test_a_breaker_whose_opening_cannot_be_stored_is_open_and_stored_later
 
 async def _suspended(house: House, lost: int) -> list[tuple[SandboxAccount, Connection]]:
     """Lose the answers of connections; presented once more, five turn terminal and the others are suspended."""
-    everyone = await _connect(house, lost + 3)
+    everyone = await house.connect_accounts(lost + 3)
     for _, connection in everyone[:lost]:
         house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
         with pytest.raises(AmoCallbackError):
@@ -472,7 +379,7 @@ async def test_while_a_mass_failure_is_suspected_a_suspended_token_is_not_presen
 
 async def test_a_suspended_answer_is_forgotten_where_introspection_accepts_the_token(house: House) -> None:
     """AMO was ill when it said that the tokens were revoked: they are refreshed as if nothing had been said."""
-    everyone = await _connect(house, 8)
+    everyone = await house.connect_accounts(8)
     for account, connection in everyone[:6]:
         account.disabled = True
         with pytest.raises(AmoCallbackError):

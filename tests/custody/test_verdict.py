@@ -16,6 +16,7 @@ from amo_callback.errors import (
     OtherClient,
     OutcomeOpen,
     RateLimited,
+    RefreshRefused,
     RefreshTokenDead,
     UnexplainedRefusal,
     UnknownRefusal,
@@ -42,6 +43,7 @@ def _judged(error: AmoCallbackError, *, drawn: float = 1.0, **more: Any) -> Verd
         (RefreshTokenDead(expired=True), None, Reason.EXPIRED),
         (RefreshTokenDead(), "".join("this"), Reason.IN_DOUBT),  # equal, and another object, as from the store
         (RefreshTokenDead(), "one before", Reason.REVOKED),
+        (RefreshRefused(), "this", Reason.REFUSED),
         (Unreadable(), "this", Reason.UNREADABLE),
     ],
 )
@@ -103,6 +105,30 @@ def test_what_somebody_has_to_mend_waits_the_longest(error: AmoCallbackError) ->
     """However little is left of the access token: trying again mends nothing."""
     soon = START + timedelta(seconds=40)
     assert _judged(error, access_expires_at=soon).next_refresh_at == START + timedelta(seconds=900)
+
+
+def test_a_rejected_connection_is_asked_each_retry_cap_after_eight_refusals() -> None:
+    """The first tries are quick, for AMO may be ill; where introspection accepts the token, or is silent, all are."""
+    for accepted, refusals, seconds in ((False, 7, 30), (False, 8, 900), (True, 8, 30), (None, 8, 30)):
+        error = UnexplainedRefusal(401)
+        error.accepted = accepted
+        verdict = _judged(error, refusals=refusals)
+        assert verdict.next_refresh_at == START + timedelta(seconds=seconds)
+        assert verdict.refused_at == (START if accepted is False else None)
+
+
+def test_a_suspended_answer_is_kept_with_what_it_means() -> None:
+    """Its connection stays active; where no token was presented, or nothing was answered, there is none."""
+    for error, doubtful, spending, reason in (
+        (VerdictHeld(RefreshTokenDead()), None, "this", Reason.REVOKED),
+        (VerdictHeld(RefreshTokenDead(expired=True)), None, "this", Reason.EXPIRED),
+        (VerdictHeld(RefreshTokenDead()), "this", "this", Reason.IN_DOUBT),
+        (VerdictHeld(RefreshRefused()), None, "this", Reason.REFUSED),
+        (VerdictHeld(Unreadable()), None, "", None),
+        (VerdictHeld(), None, "this", None),
+        (RefreshTokenDead(), None, "this", None),
+    ):
+        assert _judged(error, doubtful=doubtful, spending=spending).suspended_reason is reason
 
 
 def test_the_verdict_is_the_attempts_and_of_no_other() -> None:

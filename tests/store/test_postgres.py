@@ -219,6 +219,20 @@ async def test_the_turn_of_an_instance_that_has_died_ends(url: str) -> None:
         assert await other.due(now=START + DAY, limit=9, apart_from=()) == []
 
 
+async def test_only_one_instance_is_given_probes_at_a_time(url: str) -> None:
+    """While the breaker is open one probe leaves at a time for all instances; the turn ends by itself."""
+    turn = timedelta(seconds=60)
+    async with opened(url) as one, opened(url, "other") as other:
+        stored = await save(one, a_connection())
+        assert await one.probe(apart_from=(), turn=turn) == stored
+        assert await other.probe(apart_from=(), turn=turn) is None
+        assert await one.probe(apart_from=(), turn=turn) == stored
+        async with connected(url) as connection:
+            await connection.execute("UPDATE turns SET until = until - 60 * 1000000")
+        assert await other.probe(apart_from=(), turn=turn) == stored
+        assert await one.probe(apart_from=(), turn=turn) is None
+
+
 # --- locks ---------------------------------------------------------------------------------------
 
 

@@ -105,6 +105,17 @@ async def test_the_oldest_beat_follows_the_poll_interval(store: Store) -> None:
         assert readiness.checks()["refresher"]["ok"] is ok
 
 
+def test_connections_of_another_client_id_are_named_and_make_nothing_red(store: Store) -> None:
+    """They are their users' matter: the check stays good and says how many there are."""
+    beat = Beat()
+    beat.last = a_survey(mismatched=3)
+    check = _readiness(store, beat).checks()["amo_credentials"]
+    assert check == {
+        "ok": True,
+        "detail": "accepted; connections of another client_id: 3 (their users must connect again)",
+    }
+
+
 def test_before_anything_was_seen_it_is_not_ready(store: Store) -> None:
     """What is not known yet is not said to be good."""
     beat = Beat()
