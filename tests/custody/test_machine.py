@@ -3,65 +3,80 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from contextlib import AsyncExitStack, suppress
+import random
+from collections import Counter
+from contextlib import ExitStack, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    get_state_machine_test,
+    initialize,
+    precondition,
+    rule,
+)
 
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.errors import AmoCallbackError, ShuttingDown
-from amo_callback.store import open_store
 from tests.conftest import ROUNDS
+from tests.custody.direct import open_direct
 from tests.custody.world import FAULTS, Process, World
+from tests.fakes import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 KEY = new_key()
 PROCESSES = 2
-_MEMORY = Path("/dev/shm")  # noqa: S108 -- because nobody pulls the plug here, and a disk would take minutes
-numbers = st.integers(min_value=0, max_value=7)
+ROUNDS_A_PART = 20
+numbers = st.integers(min_value=0, max_value=9)
+aheads = st.sampled_from(
+    [timedelta(seconds=seconds) for seconds in (0, 5, 120, -3600, 43_200, -3 * 86_400, 30 * 86_400)]
+)
+"""By how much a machine's clock is ahead of the true one."""
 
 
 class Machine(RuleBasedStateMachine):
-    """Everything that can happen to a fleet of three connections and two processes."""
+    """Everything that can happen to two processes and their connections: three, or enough for a mass failure."""
 
     steps: ClassVar[int] = 0
+    peaceful: ClassVar[int] = 0
+    drawn: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.stack = AsyncExitStack()
+        self.stack = ExitStack()
         self.stepped = timedelta(0)
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
 
-    @initialize(kills=st.booleans(), knows=st.booleans(), status=st.sampled_from([401, 404]))
-    def begin(self, *, kills: bool, knows: bool, status: int) -> None:
-        self.do(self._begin(kills=kills, knows=knows, status=status))
+    @initialize(
+        shared=st.booleans(),
+        accounts=st.sampled_from([3, 3, 8, 10]),
+        kills=st.booleans(),
+        knows=st.booleans(),
+        status=st.sampled_from([401, 404]),
+    )
+    def begin(self, *, shared: bool, accounts: int, kills: bool, knows: bool, status: int) -> None:
+        """Begin on one machine, whose clock may be stepped, or on several, whose clocks differ."""
+        self.do(self._begin(shared=shared, accounts=accounts, kills=kills, knows=knows, status=status))
 
-    async def _begin(self, *, kills: bool, knows: bool, status: int) -> None:
-        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None)))
-        # The world's clock is made within it, and the store's own failures are not of interest here.
-        from amo_callback.clock import SystemClock  # noqa: PLC0415 -- because nothing else here may use it
-
-        store = await self.stack.enter_async_context(
-            open_store("sqlite:///world.db", folder=folder, clock=SystemClock())
-        )
-        self.world = World(store, Cipher([KEY]))
+    async def _begin(self, *, shared: bool, accounts: int, kills: bool, knows: bool, status: int) -> None:
+        clock = FakeClock()
+        store = self.stack.enter_context(open_direct(clock=clock, shared=shared))
+        self.world = World(store, Cipher([KEY]), clock=clock, accounts=accounts)
         unknowns = self.world.vendor.unknowns
         unknowns.refresh_kills_access, unknowns.look_up_knows_spent, unknowns.moved_status = kills, knows, status
         for account in self.world.accounts:
             await self.world.grant(account)
-        for _ in range(PROCESSES):
-            self.world.start()
+        for number in range(PROCESSES):
+            self.world.start(timedelta(days=30 * number))
         await self.world.settle()
 
     def process(self, number: int) -> Process:
@@ -89,11 +104,27 @@ class Machine(RuleBasedStateMachine):
         self.world.clock.advance(seconds)
         self.do(self.world.settle())
 
+    @rule(hours=st.sampled_from([1, 4, 26]))
+    def hours_pass(self, hours: int) -> None:
+        self.do(self._pass_hours(hours))
+
+    async def _pass_hours(self, hours: int) -> None:
+        for _ in range(hours // 2 + 1):
+            await self.world.flow()
+            self.world.clock.advance(3600 * min(hours, 2))
+            await self.world.settle()
+
+    @precondition(lambda self: not self.world.shared)
     @rule(hours=st.sampled_from([-3, 3]))
     def the_clock_is_stepped(self, hours: int) -> None:
         self.stepped += timedelta(hours=hours)
-        self.world.clock.step(timedelta(hours=hours))
+        self.world.step(timedelta(hours=hours))
         self.do(self.world.settle())
+
+    @precondition(lambda self: self.world.shared)
+    @rule(process=numbers, ahead=aheads)
+    def a_machines_clock_is_stepped(self, process: int, ahead: timedelta) -> None:
+        self.process(process).ahead = ahead
 
     # --- faults ----------------------------------------------------------------------------------
 
@@ -105,6 +136,18 @@ class Machine(RuleBasedStateMachine):
     def look_ups_go_and_come(self, *, away: bool) -> None:
         self.world.look_ups_away = away
 
+    @rule(blocked=st.booleans())
+    def amo_blocks_the_address(self, *, blocked: bool) -> None:
+        self.world.blocked = blocked
+
+    @rule(lying=st.booleans())
+    def amo_calls_good_tokens_revoked(self, *, lying: bool) -> None:
+        self.world.lying = lying
+
+    @rule(process=numbers, answers=st.integers(min_value=1, max_value=2))
+    def commits_stay_without_an_answer(self, process: int, answers: int) -> None:
+        self.process(process).lost_answers = answers
+
     @rule(process=numbers, away=st.booleans())
     def the_store_goes_and_comes(self, process: int, *, away: bool) -> None:
         self.process(process).store_away = away
@@ -113,18 +156,18 @@ class Machine(RuleBasedStateMachine):
     def the_rescue_folder_is_full(self, *, full: bool) -> None:
         self.world.disk.full = full
 
-    @rule(process=numbers)
-    def a_process_is_killed_and_another_starts(self, process: int) -> None:
+    @rule(process=numbers, ahead=aheads)
+    def a_process_is_killed_and_another_starts(self, process: int, ahead: timedelta) -> None:
         self.process(process).dead = True
-        self.world.start()
+        self.world.start(ahead)
         self.do(self.world.settle())
 
-    @rule(process=numbers)
-    def a_process_is_told_to_stop_and_another_starts(self, process: int) -> None:
+    @rule(process=numbers, ahead=aheads)
+    def a_process_is_told_to_stop_and_another_starts(self, process: int, ahead: timedelta) -> None:
         chosen = self.process(process)
         if chosen.ended is None and len(self.world.living()) <= PROCESSES:
             chosen.stop()
-            self.world.start()
+            self.world.start(ahead)
             self.do(self.world.settle())
 
     # --- people ----------------------------------------------------------------------------------
@@ -134,6 +177,15 @@ class Machine(RuleBasedStateMachine):
         chosen = self.process(process)
         _ = chosen.run(self._asked(chosen, self.name(account), forced=forced, min_ttl=min_ttl))
         self.do(self.world.settle())
+
+    @rule(process=numbers, at_once=st.booleans())
+    def a_backend_asks_for_all(self, process: int, *, at_once: bool) -> None:
+        """Refresh all at once: with what AMO answers then, many turn terminal within minutes."""
+        chosen = self.process(process)
+        self.world.clock.advance(11)  # a younger pair is handed out as it is
+        for account in self.world.accounts:
+            _ = chosen.run(self._asked(chosen, self.world.name(account), forced=True, min_ttl=0))
+        self.do(self.world.flow() if at_once else self.world.settle())
 
     @rule(account=numbers)
     def a_person_connects_again(self, account: int) -> None:
@@ -159,6 +211,20 @@ class Machine(RuleBasedStateMachine):
     @rule(account=numbers)
     def an_account_is_switched_off(self, account: int) -> None:
         self.world.switch_off(self.account(account))
+
+    @rule(first=numbers, number=st.integers(min_value=5, max_value=7))
+    def many_accounts_are_switched_off(self, first: int, number: int) -> None:
+        if len(self.world.accounts) > number:
+            for account in range(first, first + number):
+                self.world.switch_off(self.account(account))
+
+    @rule(account=numbers, page=st.booleans())
+    def an_account_is_deleted(self, account: int, *, page: bool) -> None:
+        self.world.delete(self.account(account), page=page)
+
+    @rule(account=numbers)
+    def a_deleted_account_comes_back(self, account: int) -> None:
+        self.world.bring_back(self.account(account))
 
     @rule(account=numbers, everything=st.booleans(), frozen=st.booleans())
     def somebody_freezes_or_thaws(self, account: int, *, everything: bool, frozen: bool) -> None:
@@ -192,24 +258,31 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if hasattr(self, "world"):
+                stormy = self.world.steps
                 self.do(self._peace())
-                Machine.steps += self.world.steps
+                Machine.steps += stormy
+                Machine.peaceful += self.world.steps - stormy
+                Machine.drawn += self.world.drawn
         finally:
             if hasattr(self, "world"):
                 self.do(self.world.close())
-            self.do(self.stack.aclose())
+            self.stack.close()
             self.loop.close()
 
     async def _peace(self) -> None:
-        """Mend everything, let time pass, and look at what is left."""
+        """Mend everything but what is gone, let time pass, and look at what is left."""
         world = self.world
-        world.clock.step(-self.stepped)
+        if self.stepped:
+            world.step(-self.stepped)
         world.faults, world.look_ups_away, world.disk.full = [], False, False
+        world.blocked = world.lying = False
+        for account in world.accounts[1:]:  # the first one stays as it is
+            world.bring_back(account)
         for frozen in (None, *world.accounts):
             await world.freeze(frozen, frozen=False)
         for process in world.living():
-            process.store_away = False
-        for seconds in (1, 1, 61, 61, *[900] * 100):
+            process.store_away, process.lost_answers = False, 0
+        for seconds in (1, 1, 61, 61, *[900] * 12, *[3600] * 26):
             await world.flow()
             world.clock.advance(seconds)
             await world.settle()
@@ -221,22 +294,39 @@ class Machine(RuleBasedStateMachine):
         await world.check_at_peace()
 
 
-@pytest.mark.timeout(1800)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Split what more than the gate's rounds are asked for into parts, which processes take one after the other."""
+    if "part" in metafunc.fixturenames:
+        rounds = metafunc.config.getoption("rounds")
+        metafunc.parametrize("part", range(max(rounds // ROUNDS_A_PART, 1)))
+
+
+@pytest.mark.timeout(3600)
 def test_whatever_happens_nothing_is_lost_by_our_fault(
-    rounds: int, record_property: Callable[[str, object], None]
+    part: int, rounds: int, pytestconfig: pytest.Config, record_property: Callable[[str, object], None]
 ) -> None:
     """No double spend, no older pair over a newer one, no pair lost, no wrong verdict, no dead token handed out."""
-    Machine.steps = 0
-    run_state_machine_as_test(
+    Machine.steps, Machine.peaceful, Machine.drawn = 0, 0, Counter()
+    more = rounds > ROUNDS
+    examples = 10 * min(rounds, ROUNDS_A_PART)
+    test = get_state_machine_test(
         Machine,
         settings=settings(
-            max_examples=10 * rounds,
-            stateful_step_count=50,
-            derandomize=rounds <= ROUNDS,  # the gate is the same each time; whoever asks for more looks elsewhere
+            max_examples=examples,
+            stateful_step_count=60,
+            derandomize=not more,  # the gate is the same each time; whoever asks for more looks elsewhere
             phases=[Phase.generate],  # the steps of a failure are printed; to make them fewer takes long
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
-    record_property("examples", 10 * rounds)
+    if more:
+        chosen = pytestconfig.getoption("--hypothesis-seed") or random.getrandbits(32)
+        test = seed(f"{chosen} {part}")(test)
+        record_property("seed", f"{chosen} {part}")
+    test()
+    record_property("examples", examples)
     record_property("steps", Machine.steps)
+    record_property("steps at peace", Machine.peaceful)
+    for fault, times in sorted(Machine.drawn.items()):
+        record_property(fault, times)

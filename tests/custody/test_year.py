@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.amo.sandbox.rules import Lives
-from amo_callback.clock import SystemClock
 from amo_callback.model import Reason, RefreshRules, Status
 from amo_callback.store import open_store
 from tests.custody.world import FAULTS, World
+from tests.fakes import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -103,8 +103,9 @@ class Year(World):
 
 @pytest.fixture
 async def year(tmp_path: Path, cipher: Cipher, rounds: int) -> AsyncIterator[Year]:
-    async with open_store("sqlite:///world.db", folder=tmp_path, clock=SystemClock()) as store:
-        world = Year(store, cipher, accounts=5 * rounds)
+    clock = FakeClock()
+    async with open_store("sqlite:///world.db", folder=tmp_path, clock=clock) as store:
+        world = Year(store, cipher, clock=clock, accounts=5 * rounds)
         for account in world.accounts:
             await world.grant(account)
         yield world

@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+from amo_callback.alone import Alone
 from amo_callback.amo.claims import account_of, read_claims
 from amo_callback.amo.lookup import (
     ACCESS_TOKEN_DEAD,
@@ -26,10 +28,12 @@ from amo_callback.amo.lookup import (
 )
 from amo_callback.amo.protocol import Answer, GrantType, Integration, read_answer, refresh_request
 from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.amo.sandbox.replies import problem
 from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
 from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
+from amo_callback.clock import DatabaseClock
 from amo_callback.custody.build import make_custody
-from amo_callback.errors import NotSent, OutcomeOpen, StoreUnavailable
+from amo_callback.errors import AmoCallbackError, NotSent, OutcomeOpen, StoreUnavailable
 from amo_callback.grant import GrantedPair
 from amo_callback.model import (
     Account,
@@ -40,17 +44,19 @@ from amo_callback.model import (
     Sighting,
     Status,
     TokenPair,
-    Verdict,
     connection_id,
+    fingerprint,
 )
 from tests.builders import a_connection, a_grant, save
+from tests.custody.tokens import Budget, Token
 from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, Witness
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
     from amo_callback.cipher import Cipher
-    from amo_callback.ports import AmoOAuth, Priority, Store
+    from amo_callback.ports import AmoOAuth, Clock, Priority, Store
 
 RULES = RefreshRules(lease=60.0, retry_base=30.0, retry_cap=900.0, concurrency=4)
 TIMEOUT = 15.0
@@ -59,8 +65,20 @@ MANY = 1000
 FORGOTTEN_AFTER = 5.0
 """Seconds for which the silence of a look-up holds."""
 WRITES = frozenset(
-    {"claim", "extend", "save_refreshed", "save_connected", "save_verdict", "release", "postpone", "disconnect"}
+    {
+        *("claim", "extend", "save_refreshed", "save_connected", "save_verdict", "release", "postpone", "disconnect"),
+        *("give_up", "begin_look_up", "look_up_again", "begin_amo_block", "take_amo_probe", "end_amo_block"),
+    }
 )
+"""The writes that wait at a gate."""
+COMMITS = WRITES | {
+    *("accept_token", "revive", "doubt", "hold_deaths", "believe_deaths"),
+    *("refuse_credentials", "accept_credentials", "switched_off"),
+}
+"""The writes whose COMMIT can stay without an answer."""
+ROWS = frozenset({"claim", "save_refreshed", "save_connected", "save_verdict", "begin_look_up"})
+"""Of these, those that return what they have changed."""
+MINUTE = timedelta(seconds=60)
 OPEN = {
     Fault.HTTP_500: (500, b"<h1>500</h1>"),
     Fault.HTML_200: (200, b"<h1>Maintenance</h1>"),
@@ -73,25 +91,25 @@ OPEN = {
 }
 """Answers of an AMO that did not look at the token."""
 LOST = (Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.NOTHING_AFTER)
+BLOCKED = b"<html><head><title>403 Forbidden</title></head></html>"
+NOT_FOUND = b"<html><head><title>404 Not Found</title></head></html>"
 FAULTS = (*OPEN, *LOST, Fault.RESET)
 
 
-@dataclass
-class Token:
-    """A refresh token, as the world knows it."""
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """A machine's clock, which may differ from the true one."""
 
-    parent: str | None
-    generation: int
-    """Which of its connection's grants it comes from."""
-    number: int
-    access_token: str
-    spent_by: str | None = None
-    answered: bool = False
-    """Whether its successor has been stored."""
+    process: Process
 
-    @property
-    def age(self) -> tuple[int, int]:
-        return self.generation, self.number
+    def now(self) -> datetime:
+        return self.process.world.clock.now() + self.process.ahead
+
+    def monotonic(self) -> float:
+        return self.process.world.clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self.process.world.clock.sleep(seconds)
 
 
 @dataclass
@@ -104,18 +122,27 @@ class Process:
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     exchanging: list[asyncio.Task[Any]] = field(default_factory=list)
     received: list[tuple[str, str]] = field(default_factory=list)
+    ahead: timedelta = timedelta(0)
+    """By how much its machine's clock is ahead of the true one, where clocks differ."""
     store_away: bool = False
+    lost_answers: int = 0
+    """How many of its next COMMITs stay without an answer."""
     dead: bool = False
     ended: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self.witness = Witness()
+        self.clock: Clock = self.world.clock
+        if self.world.shared:
+            self.clock = DatabaseClock(_Machine(self))
+            self.clock.set(self.world.clock.now(), asked_at=self.world.clock.monotonic())
+        self.block_at_start = self.world.budget.began
         self.custody = make_custody(
             store=cast("Store", _Store(self)),
             amo=cast("AmoOAuth", _Amo(self)),
             cipher=self.world.cipher,
             rescue=self.world.disk,
-            clock=self.world.clock,
+            clock=self.clock,
             observer=self.witness,
             rules=self.world.rules,
             owner=self.name,
@@ -145,6 +172,13 @@ class Process:
         self.waiting.append((name, opened))
         await opened
 
+    @property
+    def knows_block(self) -> bool:
+        """Whether it must know that AMO blocks the address: it has read so, or started after that was stored."""
+        began = self.world.budget.began
+        read = self.custody.breaker.address_block.block is not None
+        return began is not None and (read or self.block_at_start == began)
+
     def stop(self) -> None:
         """Send it SIGTERM."""
         if self.ended is None:
@@ -156,11 +190,13 @@ class _Store:
     """The store as one process sees it."""
 
     def __init__(self, process: Process) -> None:
+        world = process.world
         self._process = process
-        self.failed_at: float | None = None
         self.failing: str | None = None
-        self.keeps_time, self.ahead, self.shared = process.world.store.keeps_time, 0.0, process.world.store.shared
-        self.clock = process.world.clock
+        self.keeps_time, self.ahead = world.store.keeps_time, 0.0
+        self.failed_at: float | None = world.clock.monotonic() if world.shared else None
+        self.shared = Alone(clock=process.clock) if world.shared else None
+        self.clock = process.clock
 
     def watch(self, listener: Any) -> None:
         self._process.world.store.watch(listener)
@@ -168,12 +204,24 @@ class _Store:
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
             process, world = self._process, self._process.world
+            if process.dead:
+                await asyncio.Event().wait()
+            if name == "claim":
+                world.count_probe(process)
             if name in WRITES:
                 await process.gate(name)
             if process.store_away:
                 self.failed_at = world.clock.monotonic()
                 raise StoreUnavailable("SQLITE_FULL")
             result = await world.at_work(world.watched(process, name, args, kwargs))
+            if isinstance(process.clock, DatabaseClock):
+                process.clock.set(world.clock.now(), asked_at=world.clock.monotonic())
+            changed = result or (result is None and name not in ROWS)
+            if name in COMMITS and process.lost_answers and changed:
+                process.lost_answers -= 1
+                world.drawn["lost COMMIT answers"] += 1
+                self.failed_at = world.clock.monotonic()
+                raise StoreUnavailable("SQLITE_IOERR")
             if name in WRITES or name == "connection":
                 await process.gate(f"{name}, done")
             return result
@@ -201,16 +249,21 @@ class _Amo:
         await process.gate("send")
         if world.clock.monotonic() > not_after:
             raise NotSent
-        sent, fault = world.clock.monotonic(), world.fault()
+        sent, fault, token = world.clock.monotonic(), world.fault(), world.tokens[refresh_token]
         status, body = world.presented(refresh_token, domain=domain, fault=fault)
         await process.gate("answer")
         if world.clock.monotonic() - sent > TIMEOUT:
             raise OutcomeOpen("timeout")
-        if fault in {Fault.RESET, Fault.NOTHING_AFTER}:
+        if fault in {Fault.RESET, Fault.NOTHING_AFTER} and not status:
             raise OutcomeOpen("connection_lost")
-        issued = read_answer(
-            Answer(status=status, body=body), grant_type=GrantType.REFRESH_TOKEN, now=world.clock.now()
-        )
+        try:
+            issued = read_answer(
+                Answer(status=status, body=body), grant_type=GrantType.REFRESH_TOKEN, now=process.clock.now()
+            )
+        except AmoCallbackError as error:
+            token.open = token.open and isinstance(error, OutcomeOpen)
+            raise
+        token.open = False
         process.received.append((connection_id(issued.account, domain), issued.pair.refresh_token))
         return issued
 
@@ -219,32 +272,62 @@ class _Amo:
         if request is None:
             return UNASKED
         await self._process.gate("look up")
-        return self._sighting(self._world.vendor.current_subdomain(refresh_token), account_id, REFRESH_TOKEN_REFUSED)
+        reply = self._world.vendor.current_subdomain(refresh_token)
+        sighting = self._sighting(reply, account_id, REFRESH_TOKEN_REFUSED)
+        self._world.tokens[refresh_token].looked_up(sighting.standing)
+        return sighting
 
     async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> Sighting:
         assert domain
+        assert not (self._world.blocked and self._process.knows_block), "a blocked AMO was asked about an access token"
         await self._process.gate("ask about")
         return self._sighting(self._world.vendor.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
 
     def _sighting(self, reply: Any, account_id: str, refusals: frozenset[int]) -> Sighting:
-        if self._world.look_ups_away:
-            self._world.silent_at = self._world.clock.monotonic()
-            return UNKNOWN
+        world = self._world
         answer = Answer(status=reply.status, body=reply.body)
+        if world.blocked:
+            world.drawn["requests while the address is blocked"] += 1
+            answer = Answer(status=403, body=BLOCKED)
+        if world.look_ups_away or world.blocked:
+            world.silent_at = world.clock.monotonic()
+        if world.look_ups_away:
+            return UNKNOWN
         return read_sighting(answer, account_id=account_id, refusals=refusals)
+
+
+def _harmed(reply: Any, fault: Fault | None) -> tuple[int, bytes]:
+    """Return what arrives of an answer that is lost."""
+    if fault is Fault.HTTP_500_AFTER:
+        return 500, b""
+    if fault is Fault.NOTHING_AFTER:
+        return 0, b""
+    if fault is Fault.HALF_JSON_AFTER:
+        return reply.status, reply.body[: len(reply.body) // 2]
+    return 200, json.dumps({**reply.content, "refresh_token": None}).encode()
 
 
 class World:
     """All there is."""
 
     def __init__(
-        self, store: Store, cipher: Cipher, *, accounts: int = 3, gated: bool = True, lives: Lives | None = None
+        self,
+        store: Store,
+        cipher: Cipher,
+        *,
+        clock: FakeClock,
+        accounts: int = 3,
+        gated: bool = True,
+        lives: Lives | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.loop.set_debug(False)  # a trace of each of so many steps would take minutes
         self.loop.set_default_executor(InlineExecutor())
         self.store, self.cipher, self.gated = store, cipher, gated
-        self.clock = FakeClock()
+        self.shared = store.keeps_time
+        """Whether clocks differ, and stored times are told by the store's, as on PostgreSQL."""
+        self.clock = clock
+        """The machine's clock; where clocks differ, the true one."""
         self.disk = MemoryRescue()
         known = SandboxIntegration()
         self.integration = Integration(
@@ -254,9 +337,20 @@ class World:
         self.accounts = [self.vendor.open_account(f"a{number}.amocrm.ru") for number in range(accounts)]
         self.faults: list[Fault] = []
         self.look_ups_away = False
+        self.blocked = False
+        """Whether AMO answers 403 to everything."""
+        self.lying = False
+        """Whether AMO calls every refresh token revoked."""
+        self.pages: set[str] = set()
+        """Hosts whose account is gone, and where only a web server answers."""
+        self.drawn: Counter[str] = Counter()
+        """How often each fault had an effect."""
         self.silent_at = -math.inf
         """When AMO last did not answer a look-up."""
         self.rules = RULES
+        self.budget = Budget(every=RULES.retry_cap)
+        self.steady = True
+        """Whether the machine's clock has never been stepped."""
         self.random: Callable[[], float] = lambda: 0.5
         self.tokens: dict[str, Token] = {}
         self.generations: dict[str, int] = {}
@@ -279,12 +373,12 @@ class World:
 
     async def settle(self) -> None:
         """Let everyone run until all wait at gates, or sleep."""
-        quiet = 0
-        while quiet < 25:
-            await asyncio.sleep(0)
-            quiet += 1
-            while self._busy:
-                quiet = 0
+        ready = cast("Any", self.loop)._ready  # noqa: SLF001 -- because nothing else tells that nobody can run
+        await asyncio.sleep(0)
+        while ready or self._busy:
+            if ready:
+                await asyncio.sleep(0)
+            else:
                 self._ended.clear()
                 await self._ended.wait()
         for process in self.processes:
@@ -292,13 +386,19 @@ class World:
                 process.dead = True
                 await self._check_left_behind(process)
 
-    def start(self) -> Process:
-        process = Process(self, f"process-{len(self.processes)}")
+    def start(self, ahead: timedelta = timedelta(0)) -> Process:
+        process = Process(self, f"process-{len(self.processes)}", ahead=ahead)
         self.processes.append(process)
         return process
 
     def living(self) -> list[Process]:
         return [process for process in self.processes if not process.dead]
+
+    def step(self, by: timedelta) -> None:
+        """Step the machine's clock."""
+        self.clock.step(by)
+        self.budget.step()
+        self.steady = False
 
     async def open(self, process: Process, number: int = 0) -> None:
         """Open one gate, and let what it leads to happen."""
@@ -337,37 +437,53 @@ class World:
 
     def presented(self, refresh_token: str, *, domain: str, fault: Fault | None) -> tuple[int, bytes]:
         """Present a refresh token, and return what comes back of the answer."""
-        assert not self.tokens[refresh_token].answered, "a token was presented although its successor had been stored"
-        if fault in OPEN:
-            return OPEN[fault]
-        if fault is Fault.RESET:
-            return 0, b""
-        reply = self._post(refresh_token, domain)
+        token = self.tokens[refresh_token]
+        token.present(at=self.clock.monotonic(), life=self.vendor.lives.access, steady=self.steady)
+        token.gone = token.account.gone
+        if unread := self._turned_away(fault):
+            return unread
+        if self.lying:
+            token.lies += 1
+            reply = problem(401, "Token has been revoked")
+        else:
+            self.drawn["spent tokens presented again"] += token.spent_by == "us"
+            reply = self._post(refresh_token, domain)
         if reply.status == 200:
-            self._born(reply.content, parent=refresh_token, spent_by="us")
-        if fault is Fault.HTTP_500_AFTER:
-            return 500, b""
-        if fault is Fault.HALF_JSON_AFTER:
-            return reply.status, reply.body[: len(reply.body) // 2]
-        if fault is Fault.NO_REFRESH_TOKEN_AFTER and reply.status == 200:
-            return 200, json.dumps({**reply.content, "refresh_token": None}).encode()
-        return reply.status, reply.body
+            self._born(reply.content, account=token.account, parent=refresh_token, spent_by="us")
+        if fault in LOST and not (fault is Fault.NO_REFRESH_TOKEN_AFTER and reply.status != 200):
+            return _harmed(reply, fault)
+        self.drawn["refusals of accounts that are gone"] += token.gone
+        return (404, NOT_FOUND) if token.gone and domain in self.pages else (reply.status, reply.body)
+
+    def _turned_away(self, fault: Fault | None) -> tuple[int, bytes] | None:
+        """Return the answer of an AMO that does not look at the token."""
+        if self.blocked:
+            self.drawn["requests while the address is blocked"] += 1
+            return 403, BLOCKED
+        return (0, b"") if fault is Fault.RESET else OPEN.get(cast("Fault", fault))
 
     def _post(self, refresh_token: str, domain: str) -> Any:
         request = refresh_request(self.integration, refresh_token=refresh_token, domain=domain)
         return self.vendor.token(domain, body=request.body or b"", content_type="application/json")
 
-    def _born(self, content: Any, *, parent: str | None, spent_by: str = "", generation: int = 0) -> None:
+    def _born(
+        self, content: Any, *, account: SandboxAccount, parent: str | None, spent_by: str = "", generation: int = 0
+    ) -> None:
         if parent is not None:
             self.tokens[parent].spent_by = spent_by
             generation = self.tokens[parent].generation
         self.tokens[content["refresh_token"]] = Token(
-            parent=parent, generation=generation, number=len(self.tokens), access_token=content["access_token"]
+            parent=parent,
+            generation=generation,
+            number=len(self.tokens),
+            access_token=content["access_token"],
+            account=account,
+            born=self.clock.monotonic(),
         )
 
     async def grant(self, account: SandboxAccount) -> None:
         """Let the person connect, by a process that is none of these; while all is frozen, he is told to wait."""
-        if await self.at_work(self.store.frozen()):
+        if account.gone or await self.at_work(self.store.frozen()):
             return
         granted = self._granted(account)
         await self.at_work(save(self.store, granted.connection, iat=granted.token_iat, code=granted.grant.code_hash))
@@ -375,7 +491,7 @@ class World:
 
     async def grant_by(self, process: Process, account: SandboxAccount) -> None:
         """Let the person connect, by this process; what AMO answers is stored when it can be."""
-        if await self.at_work(self.store.frozen()):
+        if account.gone or await self.at_work(self.store.frozen()):
             return
         granted = self._granted(account)
         await self.at_work(self.store.claim_grant(granted.grant, now=self.clock.now()))
@@ -396,7 +512,7 @@ class World:
         now = self.clock.now()
         issued = read_answer(Answer(status=200, body=reply.body), grant_type=GrantType.CODE, now=now)
         self.generations[name] = self.generations.get(name, 0) + 1
-        self._born(reply.content, parent=None, generation=self.generations[name])
+        self._born(reply.content, account=account, parent=None, generation=self.generations[name])
         connection = a_connection(
             id=name,
             account_id=str(account.id),
@@ -424,7 +540,7 @@ class World:
         token = self.pair(row).refresh_token
         if self.vendor.is_good(token):
             self.harmed.add(name)
-            self._born(self._post(token, account.host).content, parent=token, spent_by="a stranger")
+            self._born(self._post(token, account.host).content, account=account, parent=token, spent_by="a stranger")
 
     async def freeze(self, account: SandboxAccount | None, *, frozen: bool) -> None:
         """Freeze or thaw an account's connection, or all of them."""
@@ -438,6 +554,17 @@ class World:
     def switch_off(self, account: SandboxAccount) -> None:
         account.disabled = True
         self.harmed.add(self.name(account))
+
+    def delete(self, account: SandboxAccount, *, page: bool) -> None:
+        """Let an account be gone at AMO, which answers as such or leaves that to a web server's page."""
+        account.gone = True
+        if page:
+            self.pages.add(account.host)
+
+    def bring_back(self, account: SandboxAccount) -> None:
+        """Let an account that was gone be there again, with its tokens."""
+        account.gone = False
+        self.pages.discard(account.host)
 
     # --- what must hold --------------------------------------------------------------------------
 
@@ -456,30 +583,94 @@ class World:
         before = await self.store.connection(args[0].connection_id) if name in PAIRS | {"claim"} else None
         if name == "disconnect":
             assert not self.vendor.is_good(self.pair(args[0]).refresh_token), "living tokens were erased"
+        if name == "claim" and self.shared and before is not None and before.attempt is not None:
+            assert before.lease_until is not None
+            if before.lease_until > self.clock.now():
+                return None  # so does PostgreSQL's statement
         result = await getattr(self.store, name)(*args, **kwargs)
-        if name == "claim" and result is not None:
-            assert before is not None
-            assert not before.frozen, "a frozen connection was claimed"
-        if name in PAIRS and result is not None:
-            new = self.tokens[self.pair(result).refresh_token]
-            if before is not None and before.sealed_pair is not None:
-                old = self.tokens[self.pair(before).refresh_token]
-                assert old.age < new.age, f"{process.name} has stored an older pair over a newer one"
-            if new.parent is not None:
-                self.tokens[new.parent].answered = True
-            elif not any(account.disabled for account in self.accounts if self.name(account) == result.id):
-                self.harmed.discard(result.id)
-        if name == "save_verdict" and result is not None:
-            self._check_verdict(args[0], result)
+        if isinstance(result, Connection):
+            self._check_written(process, name, before, result)
+        if name == "give_up" and result:
+            self.drawn["suspended answers applied"] += 1
+            self._check_verdict(await self.row(args[0].id))
+        if name in {"begin_amo_block", "end_amo_block"}:
+            self._note_block(stored=await self.store.amo_block() is not None)
         return result
 
-    def _check_verdict(self, verdict: Verdict, row: Connection) -> None:
-        if verdict.status is not Status.NEEDS_REAUTH:
+    def _check_written(self, process: Process, name: str, before: Connection | None, row: Connection) -> None:
+        """Check what a statement has returned."""
+        if name == "claim":
+            assert before is not None
+            assert not before.frozen, "a frozen connection was claimed"
+            self.drawn["claims by a process with a wrong clock"] += self.shared and abs(process.ahead) > MINUTE
+        if name in PAIRS:
+            self._check_stored(process, before, row)
+        if name == "save_verdict":
+            self._check_verdict(row)
+        if self.shared:
+            self._check_times(row)
+
+    def _check_stored(self, process: Process, before: Connection | None, row: Connection) -> None:
+        new = self.tokens[self.pair(row).refresh_token]
+        if before is not None and before.sealed_pair is not None:
+            old = self.tokens[self.pair(before).refresh_token]
+            assert old.age < new.age, f"{process.name} has stored an older pair over a newer one"
+        if new.parent is not None:
+            self.tokens[new.parent].answered = True
+        elif not any(account.disabled for account in self.accounts if self.name(account) == row.id):
+            self.harmed.discard(row.id)
+
+    def _note_block(self, *, stored: bool) -> None:
+        if stored:
+            self.budget.begin(self.clock.monotonic())
+        else:
+            self.budget.end()
+
+    def count_probe(self, process: Process) -> None:
+        """Count what a process that knows of the block is about to present."""
+        if self.blocked and process.knows_block:
+            self.budget.probe(self.clock.monotonic())
+
+    def _check_verdict(self, row: Connection) -> None:
+        token = self.tokens[refresh_token := self.pair(row).refresh_token]
+        if row.suspended_token == fingerprint(refresh_token):
+            self.drawn["suspended answers"] += not token.settled
+            token.settle(row.suspended_reason)
+        if row.status is not Status.NEEDS_REAUTH:
             return
-        token = self.pair(row).refresh_token
-        assert not self.vendor.is_good(token), "a live connection was declared dead"
-        if verdict.reason is Reason.REVOKED and row.id not in self.harmed:
-            assert self.tokens[token].spent_by != "us", "a loss of our making was called revoked"
+        token.settle(row.reason)
+        if row.reason is Reason.REFUSED:
+            self.drawn["connections given up as refused"] += 1
+            assert token.gone or not self._is_good(refresh_token), "a connection was refused whose account is there"
+            return
+        assert token.lies or not self._is_good(refresh_token), "a live connection was declared dead"
+        if row.reason is Reason.REVOKED and row.id not in self.harmed and not token.lies:
+            assert token.spent_by != "us", "a loss of our making was called revoked"
+
+    def _is_good(self, refresh_token: str) -> bool:
+        """Tell whether a refresh token could be spent if its account were there."""
+        account = self.tokens[refresh_token].account
+        gone, account.gone = account.gone, False
+        good = self.vendor.is_good(refresh_token)
+        account.gone = gone
+        return good
+
+    def _check_times(self, row: Connection) -> None:
+        """Check that every stored time is told by the true clock."""
+        soon = self.clock.now() + MINUTE
+        past = (
+            *(row.access_issued_at, row.refreshed_at, row.connected_at),
+            *(row.hook_at, row.looked_up_at, row.refused_since),
+        )
+        assert all(time is None or time <= soon for time in past), "a stored time is in the future"
+        if row.sealed_pair is None or row.access_expires_at is None:
+            return
+        token = self.tokens[self.pair(row).refresh_token]
+        left = token.born + self.vendor.lives.access - self.clock.monotonic()
+        dead = self.clock.now() + timedelta(seconds=left + TIMEOUT)
+        assert row.access_expires_at <= dead + MINUTE, "an access token is stored as valid after its expiry"
+        if row.next_refresh_at is not None and not row.failures:
+            assert row.next_refresh_at <= row.access_expires_at, "a refresh is due after the expiry"
 
     async def _check_left_behind(self, process: Process) -> None:
         """Check that a process that ended by itself has left each pair that it received in the store or in a file."""
@@ -499,23 +690,45 @@ class World:
         silent = self.clock.monotonic() - self.silent_at <= FORGOTTEN_AFTER or any(
             name == "ask about" and not gate.done() for name, gate in process.waiting
         )
-        if under_way or changed or silent or row.id in self.harmed or process.custody.unsaved.names:
+        silent = silent or process.custody.breaker.address_block.block is not None
+        gone = any(account.gone for account in self.accounts if self.name(account) == row.id)
+        if under_way or changed or silent or gone or row.id in self.harmed or process.custody.unsaved.names:
             return
         assert self.vendor.live_account(access_token) is not None, "a dead token was handed out"
 
     async def check_at_peace(self) -> None:
         """Check that whoever lives is active and fresh once all is well, and that nothing waits to be stored."""
         assert not self.disk.files
+        assert not any(process.custody.unsaved.names for process in self.living())
+        rows = {account.id: await self.row(self.name(account)) for account in self.accounts}
+        alone = not any(self._lives(account, rows[account.id]) for account in self.accounts)
+        assert alone or not await self.store.deaths_held(), "deaths are suspended, although others live"
+        assert alone or await self.store.amo_block() is None, "the address counts as blocked, although others live"
         for account in self.accounts:
-            row = await self.row(self.name(account))
+            row = rows[account.id]
             if row.status is Status.DISCONNECTED:
                 continue  # that nothing living was erased was checked then
-            good = self.vendor.is_good(self.pair(row).refresh_token)
+            if account.gone:
+                continue  # whether it is given up by now depends on the others
+            token = self.pair(row).refresh_token
+            good = self.vendor.is_good(token)
             hidden = (
                 row.domain != account.host
             )  # dead where nobody can be asked any more: its old host says 404 for ever
-            right = row.status is (Status.ACTIVE if good else Status.NEEDS_REAUTH) or (hidden and not good)
+            alone_or_hidden = alone or hidden
+            right = row.status is (Status.ACTIVE if good else Status.NEEDS_REAUTH) or (alone_or_hidden and not good)
+            right = right or self.tokens[token].lies > 1  # it was tried again while AMO was ill, and that is the last
             assert right, f"{row.status} {row.reason} {row.last_error}, and its token is good: {good}"
-            if good:
+            if row.status is Status.ACTIVE and good:
                 assert row.access_expires_at is not None
                 assert row.access_expires_at > self.clock.now(), "nobody refreshes it any more"
+                assert not row.in_doubt, "an attempt has not told its end"
+                assert row.suspended_token is None, "a suspended answer was not applied"
+
+    def _lives(self, account: SandboxAccount, row: Connection) -> bool:
+        return (
+            row.status is Status.ACTIVE
+            and not account.gone
+            and row.sealed_pair is not None
+            and self.vendor.is_good(self.pair(row).refresh_token)
+        )

@@ -1,0 +1,62 @@
+"""A SQLite file for a simulation: the real statements, run in the simulation's own thread, and nothing is fsynced.
+
+A thread for each connection costs more time than all the rest of a simulated step.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from amo_callback.store.sqlite import SqliteDatabase
+from amo_callback.store.statements import Engine, load_migrations, load_statements
+from amo_callback.store.whole import DatabaseStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from amo_callback.ports import Clock, Store
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 -- because a simulation does not simulate a power failure
+_STATEMENTS = load_statements(Engine.SQLITE)
+_MIGRATIONS = load_migrations(Engine.SQLITE)
+
+
+class _Connection:
+    """A connection, as the store uses one."""
+
+    def __init__(self, path: Path) -> None:
+        self.database = sqlite3.connect(path, isolation_level=None)
+        self.database.row_factory = sqlite3.Row
+        self.database.execute("PRAGMA journal_mode = WAL")
+        self.database.execute("PRAGMA synchronous = OFF")
+
+    async def run(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        return work(self.database)
+
+    async def execute_fetchall(self, sql: str) -> Any:
+        return self.database.execute(sql).fetchall()
+
+
+class _SharedClock(SqliteDatabase):
+    """A file whose clock is one for all processes, as PostgreSQL's is."""
+
+    keeps_time = True
+
+
+@contextmanager
+def open_direct(*, clock: Clock, shared: bool) -> Iterator[Store]:
+    """Open a store on a new file; where the clock is `shared`, stored times are told by it as on PostgreSQL."""
+    with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
+        path = Path(folder) / "world.db"
+        writer, reader = _Connection(path), _Connection(path)
+        with closing(writer.database), closing(reader.database):
+            for statement in (statement for migration in _MIGRATIONS for statement in migration):
+                writer.database.execute(statement)
+            database = (_SharedClock if shared else SqliteDatabase)(
+                writer=cast("Any", writer), reader=cast("Any", reader), statements=_STATEMENTS, clock=clock
+            )
+            yield DatabaseStore(database, process="world")
