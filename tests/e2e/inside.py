@@ -60,12 +60,13 @@ def _amo(address: str, redirect_uri: str) -> int:
 
 
 def _ask(method: str, url: str, *headers: str) -> int:
-    """Print one answer as JSON."""
+    """Send one request, whose body is read from standard input, and print the answer as JSON."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=120)
     path = parts.path + (f"?{parts.query}" if parts.query else "")
     try:
-        connection.request(method, path, headers=dict(header.split(": ", 1) for header in headers))
+        body = sys.stdin.buffer.read() or None
+        connection.request(method, path, body, headers=dict(header.split(": ", 1) for header in headers))
         answer = connection.getresponse()
     except OSError as error:
         print(json.dumps({"status": 0, "text": str(error), "headers": {}}))  # noqa: T201 -- because it is read

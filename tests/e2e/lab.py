@@ -78,13 +78,13 @@ class Lab:
         assert not check or done.status == 0, (words, done)
         return done
 
-    def inside(self, *words: str) -> Any:
+    def inside(self, *words: str, given: str = "") -> Any:
         """Run the program inside, and return what it tells."""
-        return json.loads(self.sh(self.python, str(self.program), *words).out)
+        return json.loads(self.sh(self.python, str(self.program), *words, given=given).out)
 
-    def ask(self, url: str, *headers: str, method: str = "GET") -> Any:
+    def ask(self, url: str, *headers: str, method: str = "GET", body: str = "") -> Any:
         """Ask from inside; a refused connection has the status 0."""
-        return self.inside("ask", method, url, *headers)
+        return self.inside("ask", method, url, *headers, given=body)
 
     def write(self, path: str, text: str) -> None:
         """Write a file inside."""

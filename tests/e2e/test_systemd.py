@@ -67,7 +67,9 @@ def test_an_installation_answers_and_refreshes(machine: Lab, record_property: Ca
     )
     machine.connect()
     token = json.loads(machine.ask(TOKEN, machine.key())["text"])
-    refreshed = json.loads(machine.ask(TOKEN.replace("/token", "/refresh"), machine.key(), method="POST")["text"])
+    rejected = json.dumps({"rejected_access_token": token["access_token"]})
+    refresh = machine.ask(TOKEN.replace("/token", "/refresh"), machine.key(), method="POST", body=rejected)
+    refreshed = json.loads(refresh["text"])
     assert (times["Type"], times["NRestarts"]) == ("notify", "0")
     assert token["account_id"] == refreshed["account_id"] == "31920194"
     assert token["access_token"] != refreshed["access_token"]

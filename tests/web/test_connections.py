@@ -103,6 +103,7 @@ async def test_events_are_listed_newest_first_page_by_page(app: Running) -> None
     connection = await app.connected()
     for _ in range(3):
         await app.private(f"/connections/{connection}/refresh", method="POST")
+        app.clock.advance(10)
     for selector in ("", f"&connection={connection}", f"&connection=account:{app.amo.account.id}"):
         first = (await _ask(app, f"/events?limit=3{selector}")).json()
         second = (await _ask(app, f"/events?limit=3{selector}&cursor={first['next_cursor']}")).json()
@@ -168,6 +169,7 @@ async def test_all_are_frozen_and_thawed(app: Running) -> None:
 async def test_one_is_frozen_and_thawed(app: Running) -> None:
     """The others are refreshed meanwhile; asking twice changes nothing more."""
     one, other = await _fleet(app, 2)
+    app.clock.advance(10)
     for _ in range(2):
         shown = (await _ask(app, f"/connections/{one}/freeze", method="POST")).json()
         assert (shown["id"], shown["frozen"]) == (one, True)

@@ -41,6 +41,7 @@ async def test_another_systems_pairs_are_taken_over(app: Running) -> None:
     assert (answer.status, answer.json()) == (200, {"new": 1, "replaced": 0, "same": 0, "newer": 0, "left": []})
     account = f"account:{app.amo.account.id}"
     assert (await app.private(f"/connections/{account}/token")).json()["access_token"] == theirs["access_token"]
+    app.clock.advance(10)
     refreshed = await app.private(f"/connections/{account}/refresh", method="POST")
     assert (refreshed.status, refreshed.json()["access_token"] != theirs["access_token"]) == (200, True)
     told = (await app.private(f"/events?connection={account}")).json()["items"]

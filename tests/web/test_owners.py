@@ -329,6 +329,7 @@ async def test_a_refresh_under_way_does_not_undo_a_disconnect(app: Running) -> N
     phone = Phone(app, "42")
     await phone.exchange(await _started(phone))
     [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
+    app.clock.advance(10)
     app.amo.sandbox.asked.clear()
     app.amo.sandbox.faults.add(Fault.SLOW)
     refresh = asyncio.create_task(app.private(f"/connections/{connection.id}/refresh", method="POST"))
