@@ -99,7 +99,7 @@ class ShiftedClock:
 
     async def until_sleeping(self, seconds: float) -> None:
         """Wait until somebody sleeps who wanted to sleep for so many seconds, or for up to 2 less."""
-        while not any(seconds - 2 < wanted <= seconds for wanted, _, _ in self._sleepers):
+        while not any(seconds - 2 < wanted <= seconds for wanted, _, until in self._sleepers if not until.done()):
             self._somebody_slept.clear()
             await asyncio.wait_for(self._somebody_slept.wait(), PATIENCE)
 
