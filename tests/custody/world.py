@@ -12,6 +12,7 @@ import asyncio
 import json
 import math
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -52,10 +53,11 @@ from tests.custody.tokens import Budget, Token
 from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
     from amo_callback.cipher import Cipher
+    from amo_callback.event import Event
     from amo_callback.ports import AmoOAuth, Clock, Priority, Store
 
 RULES = RefreshRules(lease=60.0, retry_base=30.0, retry_cap=900.0, concurrency=4)
@@ -131,7 +133,7 @@ class Process:
     ended: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self.witness = Witness()
+        self.witness = _Observer(self.world)
         self.clock: Clock = self.world.clock
         if self.world.shared:
             self.clock = DatabaseClock(_Machine(self))
@@ -186,6 +188,19 @@ class Process:
             self.ended = self.world.loop.create_task(self._drain())
 
 
+class _Observer(Witness):
+    """An observer that keeps bugs for the world: the service only logs them, and goes on."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if event.error is not None and not isinstance(event.error, AmoCallbackError):
+            self._world.broken.append(event.error)
+
+
 class _Store:
     """The store as one process sees it."""
 
@@ -207,13 +222,15 @@ class _Store:
             if process.dead:
                 await asyncio.Event().wait()
             if name == "claim":
-                world.count_probe(process)
+                with world.keeping():
+                    world.count_probe(process)
             if name in WRITES:
                 await process.gate(name)
             if process.store_away:
                 self.failed_at = world.clock.monotonic()
                 raise StoreUnavailable("SQLITE_FULL")
-            result = await world.at_work(world.watched(process, name, args, kwargs))
+            with world.keeping():
+                result = await world.at_work(world.watched(process, name, args, kwargs))
             if isinstance(process.clock, DatabaseClock):
                 process.clock.set(world.clock.now(), asked_at=world.clock.monotonic())
             changed = result or (result is None and name not in ROWS)
@@ -250,7 +267,8 @@ class _Amo:
         if world.clock.monotonic() > not_after:
             raise NotSent
         sent, fault, token = world.clock.monotonic(), world.fault(), world.tokens[refresh_token]
-        status, body = world.presented(refresh_token, domain=domain, fault=fault)
+        with world.keeping():
+            status, body = world.presented(refresh_token, domain=domain, fault=fault)
         await process.gate("answer")
         if world.clock.monotonic() - sent > TIMEOUT:
             raise OutcomeOpen("timeout")
@@ -279,7 +297,9 @@ class _Amo:
 
     async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> Sighting:
         assert domain
-        assert not (self._world.blocked and self._process.knows_block), "a blocked AMO was asked about an access token"
+        with self._world.keeping():
+            known = self._world.blocked and self._process.knows_block
+            assert not known, "a blocked AMO was asked about an access token"
         await self._process.gate("ask about")
         return self._sighting(self._world.vendor.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
 
@@ -347,6 +367,8 @@ class World:
         """How often each fault had an effect."""
         self.silent_at = -math.inf
         """When AMO last did not answer a look-up."""
+        self.broken: list[BaseException] = []
+        """What did not hold in a process, which goes on."""
         self.rules = RULES
         self.budget = Budget(every=RULES.retry_cap)
         self.steady = True
@@ -360,6 +382,15 @@ class World:
         self.steps = 0
         self._busy = 0
         self._ended = asyncio.Event()
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep what does not hold: the service takes it for a bug of its own, logs it, and goes on."""
+        try:
+            yield
+        except AssertionError as error:
+            self.broken.append(error)
+            raise
 
     # --- time and turns --------------------------------------------------------------------------
 
@@ -381,6 +412,8 @@ class World:
             else:
                 self._ended.clear()
                 await self._ended.wait()
+        if self.broken:
+            raise self.broken[0]
         for process in self.processes:
             if process.ended is not None and process.ended.done() and not process.dead:
                 process.dead = True
