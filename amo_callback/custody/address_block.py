@@ -70,6 +70,7 @@ class AddressBlock:
         if before is None or before.probed != self.block.probed:
             self.probed = set(self.block.probed)
         if before is None:
+            self._probing = None  # a suspicion's probe: those of the block are reserved in the store
             fields = {"since": self.block.since, "next_probe_at": self.block.probe_at}
             self._observer(Event(name="amo_blocked.started", level=Level.ERROR, fields=fields))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountRefused, AddressBlocked, AmoCallbackError, Busy
 from amo_callback.model import Connection, Demand, Standing
 from tests.custody.house import API_DOMAIN, DAY
-from tests.fakes import START
+from tests.fakes import START, Instead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -429,3 +430,35 @@ async def test_the_second_process_finds_a_block_in_the_store_before_it_confirms_
     await _run(house, other)
     assert _is_blocked(other)
     assert len(house.amo.vendor.ledger.refreshes()) == 5
+
+
+async def test_a_confirming_refresh_that_waited_while_another_process_found_the_block_is_not_sent(house: House) -> None:
+    """It was begun while this process suspected a block: the probes of a known one are reserved in the store."""
+    reads, waiting, again = 0, asyncio.Event(), asyncio.Event()
+
+    async def connection(name: str) -> Connection | None:
+        nonlocal reads
+        reads += 1
+        if reads == 2:  # between what is asked before the refresh and its claim
+            waiting.set()
+            await again.wait()
+        return await house.store.connection(name)
+
+    store = Instead(house.failing, connection=connection)
+    custody, other = house.make_custody(), house.make_custody(owner="process-2", store=store)
+    connections = await _fleet(house, 6)
+    _block(house)
+    for refused in connections[2:4]:
+        reads = 2
+        with pytest.raises(AccountRefused):
+            await _refresh(other, refused)
+    reads = 0
+    confirming = asyncio.create_task(_refresh(other, connections[4], Demand.PROBE))
+    await waiting.wait()
+    await _find_block(custody, connections)
+    await other.breaker.watch()
+    sent = _left(house)
+    again.set()
+    with pytest.raises(AddressBlocked):
+        await confirming
+    assert _left(house) == sent
