@@ -24,7 +24,7 @@ from amo_callback.cipher import Cipher, new_key
 from amo_callback.errors import AmoCallbackError, ShuttingDown
 from tests.conftest import ROUNDS
 from tests.custody.direct import open_direct
-from tests.custody.world import FAULTS, Process, World
+from tests.custody.world import COMMITS, FAULTS, Process, World
 from tests.fakes import FakeClock
 
 if TYPE_CHECKING:
@@ -154,9 +154,15 @@ class Machine(RuleBasedStateMachine):
     def amo_calls_good_tokens_revoked(self, *, lying: bool) -> None:
         self.world.lying = lying
 
-    @rule(process=numbers, answers=st.integers(min_value=1, max_value=2))
-    def commits_stay_without_an_answer(self, process: int, answers: int) -> None:
-        self.process(process).lost_answers = answers
+    @rule(
+        process=numbers,
+        writes=st.lists(st.sampled_from(COMMITS[:4]) | st.sampled_from(COMMITS), min_size=1, max_size=3),
+        refreshing=st.booleans(),
+    )
+    def commits_stay_without_an_answer(self, process: int, writes: list[str], *, refreshing: bool) -> None:
+        self.process(process).lost_answers = [*writes]
+        if refreshing:
+            self.a_backend_asks_for_all(process, at_once=True)
 
     @rule(process=numbers, away=st.booleans())
     def the_store_goes_and_comes(self, process: int, *, away: bool) -> None:
@@ -291,7 +297,7 @@ class Machine(RuleBasedStateMachine):
         for frozen in (None, *world.accounts):
             await world.freeze(frozen, frozen=False)
         for process in world.living():
-            process.store_away, process.lost_answers = False, 0
+            process.store_away, process.lost_answers = False, []
         for seconds in (1, 1, 61, 61, *[900] * 12, *[3600] * 26):
             await world.flow()
             world.clock.advance(seconds)

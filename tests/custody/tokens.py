@@ -44,6 +44,8 @@ class Token:
     """Whether its account was gone when it was last presented."""
     lies: int = 0
     """How often AMO has called it revoked although it was good."""
+    times: int = 0
+    """How often it was presented."""
     presented_at: float = -DAY
 
     @property
@@ -59,6 +61,7 @@ class Token:
         if self.refused and steady:
             assert at - self.presented_at >= DAY - 60, "the token of a refused connection was presented twice in a day"
         self.open, self.presented_at = True, at
+        self.times += 1
         self.asked = self.unheard = False
 
     def looked_up(self, standing: Standing) -> None:

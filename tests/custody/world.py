@@ -49,7 +49,7 @@ from amo_callback.model import (
     fingerprint,
 )
 from tests.builders import a_connection, a_grant, save
-from tests.custody.tokens import Budget, Token
+from tests.custody.tokens import DAY, Budget, Token
 from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, Witness
 
 if TYPE_CHECKING:
@@ -73,13 +73,16 @@ WRITES = frozenset(
     }
 )
 """The writes that wait at a gate."""
-COMMITS = WRITES | {
-    *("accept_token", "revive", "doubt", "hold_deaths", "believe_deaths"),
-    *("refuse_credentials", "accept_credentials", "switched_off"),
-}
-"""The writes whose COMMIT can stay without an answer."""
+COMMITS = (
+    *("save_refreshed", "save_verdict", "claim", "release", "postpone", "extend", "disconnect", "save_connected"),
+    *("give_up", "begin_look_up", "look_up_again", "accept_token", "revive", "doubt", "switched_off"),
+    *("begin_amo_block", "take_amo_probe", "end_amo_block", "hold_deaths", "believe_deaths"),
+)
+"""The writes whose COMMIT can stay without an answer, the most frequent first."""
 ROWS = frozenset({"claim", "save_refreshed", "save_connected", "save_verdict", "begin_look_up"})
 """Of these, those that return what they have changed."""
+REFUSALS = 8
+"""How often AMO has to refuse a connection, at least, before it is given up as refused."""
 MINUTE = timedelta(seconds=60)
 OPEN = {
     Fault.HTTP_500: (500, b"<h1>500</h1>"),
@@ -127,13 +130,13 @@ class Process:
     ahead: timedelta = timedelta(0)
     """By how much its machine's clock is ahead of the true one, where clocks differ."""
     store_away: bool = False
-    lost_answers: int = 0
-    """How many of its next COMMITs stay without an answer."""
+    lost_answers: list[str] = field(default_factory=list)
+    """The writes whose next COMMIT stays without an answer."""
     dead: bool = False
     ended: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self.witness = _Observer(self.world)
+        self.witness = _Observer(self)
         self.clock: Clock = self.world.clock
         if self.world.shared:
             self.clock = DatabaseClock(_Machine(self))
@@ -189,16 +192,19 @@ class Process:
 
 
 class _Observer(Witness):
-    """An observer that keeps bugs for the world: the service only logs them, and goes on."""
+    """An observer that keeps for the world what does not hold: the service only logs a bug, and goes on."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, process: Process) -> None:
         super().__init__()
-        self._world = world
+        self._process = process
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
+        world = self._process.world
         if event.error is not None and not isinstance(event.error, AmoCallbackError):
-            self._world.broken.append(event.error)
+            world.broken.append(event.error)
+        if event.name == "refresh.superseded" and world.unheard.get(event.connection_id or "") is self._process:
+            world.broken.append(AssertionError("a pair that was stored counts as superseded"))
 
 
 class _Store:
@@ -234,9 +240,11 @@ class _Store:
             if isinstance(process.clock, DatabaseClock):
                 process.clock.set(world.clock.now(), asked_at=world.clock.monotonic())
             changed = result or (result is None and name not in ROWS)
-            if name in COMMITS and process.lost_answers and changed:
-                process.lost_answers -= 1
+            if changed and name in process.lost_answers:
+                process.lost_answers.remove(name)
                 world.drawn["lost COMMIT answers"] += 1
+                if name == "save_refreshed":
+                    world.unheard[result.id] = process
                 self.failed_at = world.clock.monotonic()
                 raise StoreUnavailable("SQLITE_IOERR")
             if name in WRITES or name == "connection":
@@ -367,6 +375,8 @@ class World:
         """How often each fault had an effect."""
         self.silent_at = -math.inf
         """When AMO last did not answer a look-up."""
+        self.unheard: dict[str, Process] = {}
+        """Which process has stored a connection's present pair, and has not heard so."""
         self.broken: list[BaseException] = []
         """What did not hold in a process, which goes on."""
         self.rules = RULES
@@ -621,6 +631,8 @@ class World:
             if before.lease_until > self.clock.now():
                 return None  # so does PostgreSQL's statement
         result = await getattr(self.store, name)(*args, **kwargs)
+        if name in {*PAIRS, "disconnect"} and result:
+            self.unheard.pop(args[0].id if name == "disconnect" else result.id, None)
         if isinstance(result, Connection):
             self._check_written(process, name, before, result)
         if name == "give_up" and result:
@@ -675,6 +687,9 @@ class World:
         if row.reason is Reason.REFUSED:
             self.drawn["connections given up as refused"] += 1
             assert token.gone or not self._is_good(refresh_token), "a connection was refused whose account is there"
+            long = self.clock.monotonic() - token.born >= DAY - 60 or not self.steady
+            assert long, "a connection was given up as refused within a day"
+            assert token.times >= REFUSALS, "a connection was given up as refused too soon"
             return
         assert token.lies or not self._is_good(refresh_token), "a live connection was declared dead"
         if row.reason is Reason.REVOKED and row.id not in self.harmed and not token.lies:
