@@ -113,6 +113,12 @@ class AddressBlock:
         if self.block is None:
             self._forget_refusals()
 
+    async def end_without_candidates(self) -> None:
+        """End a block while no connection can be the probe: nothing is held back by it but what could end it."""
+        if self.block is not None and not (await self._store.successes(now=self._clock.now())).refreshable:
+            await self._store.end_amo_block()
+            await self.watch()
+
     async def exchange_turn(self) -> None:
         """Wait until an exchange may leave."""
         while self.block is not None and not await self._store.take_amo_exchange(every=_EXCHANGE_EVERY):

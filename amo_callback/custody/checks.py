@@ -105,7 +105,7 @@ class Checks:
         begun = await self._begin(connection)
         if begun is None:
             return
-        standing = await self._standing(begun, pair)
+        _, standing = await self._standings(begun, pair)
         if standing is Standing.REFUSED and not self._is_unsettled(begun):
             await self._erase(begun)
             return
@@ -124,16 +124,19 @@ class Checks:
         if await self._store.disconnect(connection, on_request=False, events=[erased]):
             self._observer(erased)
 
-    async def _standing(self, connection: Connection, pair: TokenPair | None) -> Standing:
-        """Ask about the refresh token; and about an access token that should live, before the worst is believed."""
+    async def _standings(self, connection: Connection, pair: TokenPair | None) -> tuple[Standing, Standing]:
+        """Ask about the refresh token, and where that is not accepted about an access token that should be valid.
+
+        Returns the standing of the refresh token, and that of both: only where AMO rejects both may tokens be erased.
+        """
         if pair is None:
-            return Standing.UNASKED
+            return Standing.UNASKED, Standing.UNASKED
         first = (await self._inquiry.about_refresh_token(connection, pair, priority=None)).standing
         if first not in {Standing.REFUSED, Standing.UNASKED} or self._clock.now() >= pair.expires_at:
-            return first
+            return first, first
         priority = _priority(connection)
         second = (await self._inquiry.about_access_token(connection, pair, priority=priority)).standing
-        return first if second is Standing.UNASKED else second
+        return first, first if second is Standing.UNASKED else second
 
     def _is_unsettled(self, connection: Connection) -> bool:
         """Tell whether AMO may refuse the token for another reason.
@@ -168,12 +171,13 @@ class Checks:
         begun = await self._begin(connection)
         if begun is None:
             return
-        standing = await self._standing(begun, pair)
-        if standing is Standing.REFUSED and _is_named(begun) and not self._is_unsettled(begun):
+        refresh_token, both = await self._standings(begun, pair)
+        if both is Standing.REFUSED and _is_named(begun) and not self._is_unsettled(begun):
             await self._erase(begun)
-        elif await self._store.look_up_again(begun, at=again) and (
-            standing is Standing.GOOD or begun.reason is Reason.REFUSED
-        ):
+            return
+        # A refresh token that AMO rejects is not presented once more, even where the access token is still accepted.
+        accepted = both is Standing.GOOD and refresh_token is not Standing.REFUSED
+        if await self._store.look_up_again(begun, at=again) and (accepted or begun.reason is Reason.REFUSED):
             await self._try(begun)
 
     async def _try(self, connection: Connection) -> None:

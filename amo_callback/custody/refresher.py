@@ -188,6 +188,7 @@ class Refresher:
                 return
             self._put_aside(probe.id, self._poll_interval)
         gate.new_round()
+        await self._breaker.address_block.end_without_candidates()
 
     async def _start_look_ups(self) -> None:
         places = _LOOK_UPS - len(self._looking_up)

@@ -367,6 +367,17 @@ async def test_a_refresh_that_succeeds_ends_the_block(house: House) -> None:
     assert not _is_closed(other)
 
 
+async def test_a_block_ends_where_no_connection_can_be_the_probe(house: House) -> None:
+    """No refresh is left to hold back, and nothing else could end it: look-ups may heal the others again."""
+    custody = house.custody
+    connections = await _blocked(house, custody)
+    for connection in connections:
+        assert await house.store.disconnect(await house.now(connection), on_request=True)
+    await _run(house, custody, 900, step=60)
+    assert not _is_blocked(custody)
+    assert await house.store.amo_block() is None
+
+
 async def test_an_answer_without_a_pair_does_not_end_the_block(house: House) -> None:
     """A probe that is answered in another way is a failed one: the next leaves after a retry cap."""
     custody = house.make_custody()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.amo.sandbox.rules import Lives
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.errors import Busy, NeedsReauth, OutcomeOpen
 from amo_callback.model import Demand, Reason, Sighting, Standing, Status
@@ -23,6 +24,23 @@ MINUTE = timedelta(minutes=1)
 
 
 # --- the hook --------------------------------------------------------------------------------------
+
+
+async def test_a_rejected_refresh_token_is_not_presented_again_for_an_accepted_access_token(house: House) -> None:
+    """AMO said once that it was revoked, and rejects it in introspection: its access token says nothing of it."""
+    vendor = house.amo.vendor
+    vendor.lives = Lives(access=10 * DAY)
+    vendor.unknowns.look_up_knows_spent = vendor.unknowns.refresh_kills_access = False
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.spend(grant_type="refresh_token", refresh_token=house.pair(connection).refresh_token)
+    with pytest.raises(NeedsReauth):
+        await house.refresh(connection)
+    presented = len(vendor.ledger.refreshes())
+    for _ in range(3):
+        house.clock.advance(DAY)
+        await house.look_up_due()
+    assert len(vendor.ledger.refreshes()) == presented
+    assert (await house.now(connection)).status is Status.NEEDS_REAUTH
 
 
 async def test_an_account_that_lives_keeps_its_tokens_and_is_looked_up_twice_more(house: House) -> None:

@@ -43,7 +43,6 @@ from amo_callback.model import (
     Reason,
     RefreshRules,
     Sighting,
-    Standing,
     Status,
     TokenPair,
     connection_id,
@@ -310,12 +309,7 @@ class _Amo:
             known = self._world.blocked and self._process.knows_block
             assert not known, "a blocked AMO was asked about an access token"
         await self._process.gate("ask about")
-        sighting = self._sighting(self._world.vendor.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
-        if sighting.standing is Standing.GOOD:
-            # A connection that was given up is tried, too, where its access token alone is still accepted.
-            for token in self._world.tokens.values():
-                token.settled = token.settled and token.access_token != access_token
-        return sighting
+        return self._sighting(self._world.vendor.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
 
     def _sighting(self, reply: Any, account_id: str, refusals: frozenset[int]) -> Sighting:
         world = self._world
@@ -771,8 +765,6 @@ class World:
             )  # dead where nobody can be asked any more: its old host says 404 for ever
             alone_or_hidden = alone or hidden
             right = row.status is (Status.ACTIVE if good else Status.NEEDS_REAUTH) or (alone_or_hidden and not good)
-            # While AMO counts as blocking the address, only a connection that is active can end that.
-            right = right or (alone and await self.store.amo_block() is not None)
             right = right or self.tokens[token].lies > 1  # it was tried again while AMO was ill, and that is the last
             assert right, f"{row.status} {row.reason} {row.last_error}, and its token is good: {good}"
             if row.status is Status.ACTIVE and good:
