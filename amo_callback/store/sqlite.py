@@ -55,9 +55,9 @@ _LOST = (
     "ValueError",  # closed
 )
 """What says that the database is out of reach."""
-_FAILING = (*_LOST, "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
-"""What says so of a write only where it goes on: a lock that is held for a while passes. Whatever else is one
-statement's own."""
+_UNWRITABLE = (*_LOST, "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
+"""What says so of a write: the file has one lock for all who write, so for as long as this write has waited for it no
+process could store a pair. Whatever else is one statement's own."""
 
 
 @asynccontextmanager
@@ -190,7 +190,7 @@ class SqliteDatabase(Database):
         try:
             results = await self._writer.run(lambda database: self._transact(database, works, units))
         except (sqlite3.Error, ValueError) as error:
-            failed = [self._failed(error, again=self.failing is not None) for _ in works]  # each raises one of its own
+            failed = [self._failed(error, write=True) for _ in works]  # each raises one of its own
             self.failing = _name(error)
             return [Outcome(error=one) for one in failed]
         except Exception as error:  # noqa: BLE001 -- because it is the work's own
@@ -226,8 +226,8 @@ class SqliteDatabase(Database):
                 if database.in_transaction:
                     database.execute("ROLLBACK")
 
-    def _failed(self, error: BaseException, *, again: bool = False) -> StoreUnavailable:
-        if _name(error).startswith(_FAILING if again else _LOST):
+    def _failed(self, error: BaseException, *, write: bool = False) -> StoreUnavailable:
+        if _name(error).startswith(_UNWRITABLE if write else _LOST):
             self.failed_at = self.clock.monotonic()
         return StoreUnavailable(_name(error))
 

@@ -122,15 +122,29 @@ async def test_one_broken_statement_is_no_store_out_of_reach(store: Store, tmp_p
 
 
 async def test_a_full_disk_is_a_store_out_of_reach(tmp_path: Path) -> None:
-    """With the second write that fails: the first may have met a lock that was held for a moment."""
+    """What one process could not write, no other could."""
     async with open_sqlite(tmp_path / "amo-callback.db", clock=SystemClock()) as database:
         await database._writer.execute("PRAGMA max_page_count = 1")  # noqa: SLF001 -- because no disk is as small
         event = {"at": 0, "connection_id": "x" * 2**20, "name": "n", "process": "p", "details": "{}"}
-        for is_out_of_reach in (False, True):
-            with pytest.raises(StoreUnavailable) as raised:
-                await database.write("save_event", **event)
-            assert raised.value.what == "SQLITE_FULL"
-            assert (database.failed_at is not None) is is_out_of_reach
+        with pytest.raises(StoreUnavailable) as raised:
+            await database.write("save_event", **event)
+        assert raised.value.what == "SQLITE_FULL"
+        assert database.failed_at is not None
+
+
+async def test_a_locked_file_is_out_of_reach_for_who_writes_and_not_for_who_reads(tmp_path: Path) -> None:
+    """While one process holds the file's lock, no other can store the pair that it has been answered."""
+    path = tmp_path / "amo-callback.db"
+    async with open_sqlite(path, clock=SystemClock()) as database:
+        await database._writer.execute("PRAGMA busy_timeout = 0")  # noqa: SLF001 -- because nobody waits for it here
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        assert await database.read("count_connections")
+        read_at = database.failed_at
+        with pytest.raises(StoreUnavailable, match="cannot be read or written"):
+            await database.write("next_serial")
+        assert (read_at, database.failed_at is None) == (None, False)
+        other.close()
 
 
 async def test_what_is_said_to_be_stored_has_been_synced(tmp_path: Path) -> None:
