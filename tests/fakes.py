@@ -263,12 +263,15 @@ class RecordedPace:
     def __init__(self, pace: Pace, clock: FakeClock) -> None:
         self._pace, self._clock = pace, clock
         self.sent: list[float] = []
+        self.arrived = 0
+        """Requests whose connection is open, so that they wait to leave or have left."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pace, name)
 
     async def leave(self, priority: Priority, *, limit: float) -> bool:
         """Wait as the real one does."""
+        self.arrived += 1
         left = await self._pace.leave(priority, limit=limit)
         if left:
             self.sent.append(self._clock.monotonic())

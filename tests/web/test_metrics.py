@@ -58,6 +58,7 @@ async def test_refreshes_are_counted_by_how_they_ended(app: Running) -> None:
     pair = None if stored is None else services.cipher.pair_of(stored)
     assert pair is not None
     app.amo.spend(grant_type="refresh_token", refresh_token=pair.refresh_token)
+    app.clock.advance(10)
     await app.private(f"/connections/{connection}/refresh", method="POST")
     assert await _count(app, "refreshes") == {"succeeded": 1, "given_up revoked": 1}
     assert (await _scrape(app))["amo_callback_refresh_duration_seconds_count"] == 2
@@ -89,7 +90,8 @@ async def test_callbacks_are_counted_by_what_became_of_them(app: Running) -> Non
 
 async def test_how_the_service_does_is_told(app: Running) -> None:
     """Checks, connections by their status, what is due, the nearest ends; notices not, where nobody receives them."""
-    connection = await app.connected()
+    assert (await app.callback(app.query())).status == 302
+    connection = str((await app.witness.until("connection.connected")).connection_id)
     await app.service.services.custody.surveyor.look()
     found = await _scrape(app)
     assert found["amo_callback_check_ok store"] == 1
