@@ -154,7 +154,8 @@ async def test_what_one_instance_changes_the_other_hands_out(instances: Any) -> 
         name = await one.connected()
         path = f"/connections/{name}/token"
         before = (await two.private(path)).json()["access_token"]
-        refreshed = await one.private(f"/connections/{name}/refresh", method="POST")
+        rejected = {"rejected_access_token": before}
+        refreshed = await one.private(f"/connections/{name}/refresh", method="POST", json=rejected)
         await _heard(two)
         after = (await two.private(path)).json()["access_token"]
         assert (after == before, after) == (False, refreshed.json()["access_token"])
