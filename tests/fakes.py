@@ -265,9 +265,16 @@ class RecordedPace:
         self.sent: list[float] = []
         self.arrived = 0
         """Requests whose connection is open, so that they wait to leave or have left."""
+        self.granted = 0
+        """Slots that were taken before a request began."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pace, name)
+
+    async def slot(self, priority: Priority) -> None:
+        """Wait as the real one does."""
+        await self._pace.slot(priority)
+        self.granted += 1
 
     async def leave(self, priority: Priority, *, limit: float) -> bool:
         """Wait as the real one does."""

@@ -117,13 +117,14 @@ class Attempts:
         """Spend nothing from now on; what has been sent goes on to its end."""
         self._stopping.set()
 
-    async def make(self, connection: Connection, *, demand: Demand) -> Connection | None:
+    async def make(self, connection: Connection, *, demand: Demand, slot_at: float) -> Connection | None:
         """Refresh the pair as it was read, and return it as stored; `None` where it has changed since.
 
-        Raises what kept it from being refreshed, once that has been written down.
+        `slot_at` is the monotonic time at which its slot at the rate limit was granted. Raises what kept the pair from
+        being refreshed, once that has been written down.
         """
         try:
-            claimed = await self._claim(connection, demand)
+            claimed = await self._claim(connection, demand, slot_at)
             if claimed is None:
                 return None
             issued = await self._spend(claimed)
@@ -131,7 +132,7 @@ class Attempts:
             return None
         return await self._save(claimed, issued)
 
-    async def _claim(self, connection: Connection, demand: Demand) -> _Claimed | None:
+    async def _claim(self, connection: Connection, demand: Demand, slot_at: float) -> _Claimed | None:
         """Take the right to spend the pair's refresh token, in writing; `None` where another was faster."""
         started = self._clock.monotonic()
         pair = self._cipher.pair_of(connection)
@@ -155,9 +156,9 @@ class Attempts:
             raise await self._judge.judge(row, Unreadable(), demand=demand)
         # By the monotonic clock, read before the claim: a process that was stopped meanwhile, or a store that
         # took its time, must not spend a token on a lease that ends under the request. The slot
-        # may be too old by then, too: a store that stalls for a while commits many claims at once.
+        # may be too old by then, too: a store that stalls for a while answers many reads and claims at once.
         not_after = started + self._rules.lease - self._amo.timeout
-        if not await self._inquiry.ensure_slot(since=started, not_after=not_after):
+        if not await self._inquiry.ensure_slot(granted_at=slot_at, not_after=not_after):
             await self._release(row)
             raise ShuttingDown if self._stopping.is_set() else Busy(1.0)
         return _Claimed(row=row, pair=pair, started=started, not_after=not_after, demand=demand)
@@ -212,7 +213,7 @@ class Attempts:
             if isinstance(refused, UnexplainedRefusal):
                 _explain(refused, sighting, domain=row.domain)
             raise refused
-        await self._inquiry.slot()
+        slot_at = await self._inquiry.slot()
         extension = Extension(
             connection_id=row.id,
             attempt=row.attempt or "",
@@ -225,7 +226,7 @@ class Attempts:
         if not await self._store.extend(extension, events=[moved]):
             raise refused  # the attempt is no longer ours, which the judge will find
         self._observer(moved)
-        if not await self._inquiry.ensure_slot(since=started, not_after=not_after):
+        if not await self._inquiry.ensure_slot(granted_at=slot_at, not_after=not_after):
             raise ShuttingDown if self._stopping.is_set() else NotSent
         return sighting, not_after
 

@@ -60,8 +60,8 @@ class Inquiry:
         """Ask nothing from now on."""
         self._stopping.set()
 
-    async def slot(self, priority: Priority = Priority.BACKGROUND, *, limit: float | None = None) -> None:
-        """Wait for a slot at the rate limit.
+    async def slot(self, priority: Priority = Priority.BACKGROUND, *, limit: float | None = None) -> float:
+        """Wait for a slot at the rate limit, and return the monotonic time at which it was granted.
 
         Raises `ShuttingDown` when the process ends, and `Busy` after `limit` seconds.
         """
@@ -71,14 +71,15 @@ class Inquiry:
             raise ShuttingDown
         if not had:
             raise Busy(1.0)
+        return self._clock.monotonic()
 
-    async def ensure_slot(self, *, since: float, not_after: float) -> bool:
-        """Take another slot where the one that was granted at `since` is too old; tell whether to send the request.
+    async def ensure_slot(self, *, granted_at: float, not_after: float) -> bool:
+        """Take another slot where the one that was granted then is too old; tell whether to send the request.
 
         It is not sent after `not_after`, nor once the process ends. Both are monotonic times.
         """
         now = self._clock.monotonic()
-        if now - since > GOOD_FOR and now <= not_after:
+        if now - granted_at > GOOD_FOR and now <= not_after:
             slot = self._amo.slot(Priority.BACKGROUND)
             if not await done_unless(slot, stop=self._stopping, grace=0, clock=self._clock, limit=not_after - now):
                 return False

@@ -147,7 +147,7 @@ class Keeper:
                     await self._breaker.address_block.enter(connection.id, demand=demand)
                     await self._inquiry.before_refresh(connection)
                     looked_up = _doubted(connection)
-                await self._inquiry.slot()
+                slot_at = await self._inquiry.slot()
                 if connection.attempt is not None:
                     await self._search(connection)
                 await self._breaker.address_block.enter(connection.id, demand=demand)
@@ -160,7 +160,7 @@ class Keeper:
                 if self._leases.left(connection):
                     continue  # or the store was away, and its owner could not store what it brought
                 self._breaker.enter(connection_id)
-                refreshed = await self._attempts.make(connection, demand=demand)
+                refreshed = await self._attempts.make(connection, demand=demand, slot_at=slot_at)
                 if refreshed is not None:
                     return refreshed
 
