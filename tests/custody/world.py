@@ -751,7 +751,8 @@ class World:
         rows = {account.id: await self.row(self.name(account)) for account in self.accounts}
         alone = not any(self._lives(account, rows[account.id]) for account in self.accounts)
         assert alone or not await self.store.deaths_held(), "deaths are suspended, although others live"
-        assert alone or await self.store.amo_block() is None, "the address counts as blocked, although others live"
+        blocked = await self.store.amo_block() is not None
+        assert alone or not blocked, "the address counts as blocked, although others live"
         for account in self.accounts:
             row = rows[account.id]
             if row.status is Status.DISCONNECTED:
@@ -766,6 +767,7 @@ class World:
             alone_or_hidden = alone or hidden
             right = row.status is (Status.ACTIVE if good else Status.NEEDS_REAUTH) or (alone_or_hidden and not good)
             right = right or self.tokens[token].lies > 1  # it was tried again while AMO was ill, and that is the last
+            right = right or (blocked and row.status is Status.NEEDS_REAUTH)  # only a success ends a block
             assert right, f"{row.status} {row.reason} {row.last_error}, and its token is good: {good}"
             if row.status is Status.ACTIVE and good:
                 assert row.access_expires_at is not None
