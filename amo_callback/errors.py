@@ -148,9 +148,11 @@ class OutcomeOpen(MustWait):
 
     code = "outcome_open"
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, body: bytes = b"") -> None:
         super().__init__()
         self.what = what
+        self.body = body
+        """The body of a good answer in which no pair is found. It may hold one: it is a secret."""
 
 
 class NotSent(MustWait):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import ssl
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,6 @@ from amo_callback.amo.protocol import Integration
 from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
 from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
-from amo_callback.amo.wire import open_session
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import load_settings
@@ -154,6 +154,7 @@ class Amo:
     sandbox: Sandbox
     address: str
     account: SandboxAccount
+    scheme: str = "http"
 
     @property
     def vendor(self) -> Vendor:
@@ -161,7 +162,7 @@ class Amo:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{self.address}/{{domain}}"
+        return f"{self.scheme}://{self.address}/{{domain}}"
 
     def code(self) -> str:
         """Return a fresh authorization code of the account."""
@@ -201,27 +202,26 @@ async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:
 
 @asynccontextmanager
 async def amo_client(
-    amo: Amo, clock: Clock, *, timeout: float = 5.0, pace: Pace | None = None
+    amo: Amo, clock: Clock, *, timeout: float = 5.0, pace: Pace | None = None, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[AmoClient]:
-    """Open a client of the stand-in."""
+    """Open a client of the stand-in; over TLS it believes nobody but whom `tls` names."""
     known = amo.vendor.integration
-    async with open_session() as session:
-        system = SystemClock()
-        pace = pace or Pace(per_second=1000, shared=Alone(clock=system), clock=system, observer=Witness())
-        yield AmoClient(
-            session=session,
-            integration=Integration(
-                client_id=known.client_id,
-                client_secret=known.client_secret,
-                redirect_uri=known.redirect_uri,
-                endpoint=amo.endpoint,
-            ),
-            pace=pace,
-            clock=clock,
-            observer=Witness(),
-            timeout=timeout,
-        )
-        await pace.close()
+    system = SystemClock()
+    pace = pace or Pace(per_second=1000, shared=Alone(clock=system), clock=system, observer=Witness())
+    yield AmoClient(
+        tls=tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        integration=Integration(
+            client_id=known.client_id,
+            client_secret=known.client_secret,
+            redirect_uri=known.redirect_uri,
+            endpoint=amo.endpoint,
+        ),
+        pace=pace,
+        clock=clock,
+        observer=Witness(),
+        timeout=timeout,
+    )
+    await pace.close()
 
 
 @pytest.fixture

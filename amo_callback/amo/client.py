@@ -35,9 +35,8 @@ from amo_callback.hosts import check_host
 from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping, Sequence
-
-    import aiohttp
 
     from amo_callback.amo.pace import Pace
     from amo_callback.grant import Redirect
@@ -55,7 +54,7 @@ class AmoClient:
     def __init__(
         self,
         *,
-        session: aiohttp.ClientSession,
+        tls: ssl.SSLContext,
         integration: Integration,
         pace: Pace,
         clock: Clock,
@@ -64,7 +63,7 @@ class AmoClient:
         default_domain: str | None = None,
         allowed_domains: Sequence[str] = (),
     ) -> None:
-        self._wire = Wire(session, pace=pace, clock=clock, timeout=timeout)
+        self._wire = Wire(tls=tls, pace=pace, clock=clock, timeout=timeout)
         self._integration = integration
         self._pace = pace
         self._clock = clock
@@ -111,7 +110,7 @@ class AmoClient:
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> Issued:
         """Spend an authorization code; raises as `protocol.read_answer`, and `NotSent`, also where it is too late."""
         request = exchange_request(self._integration, code=code, domain=domain)
-        return await self._issued(request, GrantType.CODE, not_after=not_after)
+        return await self._issued(request, GrantType.CODE, presented=code.decode(), not_after=not_after)
 
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> Issued:
         """Spend a refresh token; raises as `protocol.read_answer`, and `NotSent`, also where it is too late.
@@ -119,7 +118,7 @@ class AmoClient:
         A process may be stopped while it connects: `not_after` is looked at just before the first byte.
         """
         request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
-        return await self._issued(request, GrantType.REFRESH_TOKEN, not_after=not_after)
+        return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)
 
     async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> Sighting:
         """Ask about a refresh token without spending it; never raises."""
@@ -139,10 +138,12 @@ class AmoClient:
             ACCESS_TOKEN_DEAD,
         )
 
-    async def _issued(self, request: AmoRequest, grant_type: GrantType, *, not_after: float) -> Issued:
+    async def _issued(self, request: AmoRequest, grant_type: GrantType, *, presented: str, not_after: float) -> Issued:
         answer = await self._ask(request, _KINDS[grant_type], not_after=not_after)
         try:
-            return read_answer(answer, grant_type=grant_type, now=self._clock.now(), allowed=self._allowed)
+            return read_answer(
+                answer, grant_type=grant_type, presented=presented, now=self._clock.now(), allowed=self._allowed
+            )
         except RateLimited as refused:
             await self._pace.pause(refused.retry_after)
             raise

@@ -64,7 +64,7 @@ def read_sighting(
 
     A bare 401 or 404 may be a proxy's: of `refusals` counts only what comes with a problem in JSON.
     """
-    content = None if answer.truncated else json_object(answer.body)
+    content = None if answer.broken else json_object(answer.body)
     if answer.status in refusals and content is not None:
         return Sighting(standing=Standing.REFUSED)
     if answer.status != 200 or content is None:

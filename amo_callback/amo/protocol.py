@@ -11,10 +11,11 @@ import json
 import re
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from amo_callback.amo.claims import account_of, json_object, life_of, read_claims
+from amo_callback.amo.pair import find_pair
 from amo_callback.errors import (
     AccountRefused,
     AmoCallbackError,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 ANSWER_LIMIT = 256 * 1024
 """Bytes of an answer that are read at most."""
+TOO_LARGE = "too_large"
+"""Why an answer breaks off of which more has come than is read."""
 RETRY_AFTER = 60.0
 """Seconds to wait after a 429 without a readable `Retry-After`."""
 
@@ -115,10 +118,14 @@ class Answer:
 
     status: int
     body: bytes = field(repr=False)
+    """The body, unpacked as its headers say."""
+    others: tuple[bytes, ...] = field(default=(), repr=False)
+    """What the body may be besides, where its headers are wrong."""
+    broken: str | None = None
+    """Why it ends before its end, where it does."""
     retry_after: str | None = None
     date: str | None = None
     request_id: str | None = None
-    truncated: bool = False
     is_problem: bool = False
     """Whether its type is problem+json: AMO's own words, not a proxy's page."""
 
@@ -157,8 +164,10 @@ _OTHER_CLIENT = re.compile(r"token is not linked to client|authorization code wa
 """Of a refresh token these words speak of that token alone."""
 
 
-def read_answer(answer: Answer, *, grant_type: GrantType, now: datetime, allowed: Sequence[str] = ()) -> Issued:
-    """Return the issued pair; raises what the answer means.
+def read_answer(
+    answer: Answer, *, grant_type: GrantType, now: datetime, presented: str = "", allowed: Sequence[str] = ()
+) -> Issued:
+    """Return the pair that was issued for what was `presented`; raises what the answer means.
 
     Each error knows the answer's status and request id, AMO's words, and whether these reject our client.
     `OutcomeOpen` where it does not tell whether the credential was spent, and `PersonMustAct`, `MustWait` or
@@ -166,7 +175,7 @@ def read_answer(answer: Answer, *, grant_type: GrantType, now: datetime, allowed
     clocks cancels out.
     """
     try:
-        return _read(answer, grant_type, now, allowed)
+        return _read(answer, grant_type, presented, now, allowed)
     except AmoCallbackError as error:
         _describe(error, answer)
         raise
@@ -184,9 +193,11 @@ def _describe(error: AmoCallbackError, answer: Answer) -> None:
         error.rejects_client = answer.status == 401 and answer.is_problem and problem is not None
 
 
-def _read(answer: Answer, grant_type: GrantType, now: datetime, allowed: Sequence[str]) -> Issued:
+def _read(answer: Answer, grant_type: GrantType, presented: str, now: datetime, allowed: Sequence[str]) -> Issued:
     if 200 <= answer.status < 300:
-        return _issued(answer, now, allowed)
+        return _issued(answer, presented, now, allowed)
+    if answer.broken not in {None, TOO_LARGE}:
+        raise OutcomeOpen(answer.broken)
     if answer.status == 429:
         raise RateLimited(pause_after(answer, now=now))
     if answer.status in {402, 403}:
@@ -196,22 +207,19 @@ def _read(answer: Answer, grant_type: GrantType, now: datetime, allowed: Sequenc
     raise _refusal(answer, grant_type)
 
 
-def _issued(answer: Answer, now: datetime, allowed: Sequence[str]) -> Issued:
-    if answer.truncated:
-        raise OutcomeOpen("too_large")
-    content = json_object(answer.body)
+def _issued(answer: Answer, presented: str, now: datetime, allowed: Sequence[str]) -> Issued:
+    content = find_pair((answer.body, *answer.others), presented=presented)
     if content is None:
-        raise OutcomeOpen("not_json")
-    access, refresh = content.get("access_token"), content.get("refresh_token")
-    if not _is_token(access) or not _is_token(refresh):
-        raise OutcomeOpen("no_pair")
+        useless = "not_json" if json_object(answer.body) is None else "no_pair"
+        raise OutcomeOpen(answer.broken or useless, body=answer.body)
+    access, refresh = content.access_token, content.refresh_token
     claims = read_claims(access)
     return Issued(
         pair=TokenPair(
             access_token=access,
             refresh_token=refresh,
             issued_at=now,
-            expires_at=now + life_of(content.get("expires_in"), claims),
+            expires_at=now + life_of(content.expires_in, claims),
         ),
         account=account_of(claims, allowed=allowed),
         request_id=_request_id(answer),
@@ -240,10 +248,6 @@ def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
     if not hint and answer.status in {401, 404}:
         return UnexplainedRefusal(answer.status)
     return UnknownRefusal(status=answer.status, hint=hint or _words(problem.get("title")))
-
-
-def _is_token(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(value) and value.isascii() and value.isprintable()
 
 
 def _request_id(answer: Answer) -> str | None:

@@ -1,22 +1,27 @@
-"""HTTP towards AMO: one request, never repeated, of which it is known whether anything of it went out."""
+"""HTTP towards AMO: one request a connection, never repeated, of which it is known whether anything of it went out.
+
+This is no client library's work, since a library may repeat a request, give up an answer that has been paid for because
+of its wrapping, and does not say whether a byte was written. A connection serves one request: one that is kept alive
+may be closed by AMO just as we write to it, and then nobody knows whether the token was spent.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+import socket
+import ssl
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
 
-import aiohttp
+from aiohappyeyeballs import start_connection
 
 from amo_callback import __version__
-from amo_callback.amo.claims import json_object
-from amo_callback.amo.protocol import ANSWER_LIMIT, AmoRequest, Answer
+from amo_callback.amo.protocol import ANSWER_LIMIT, TOO_LARGE, AmoRequest, Answer
+from amo_callback.amo.response import Response
 from amo_callback.errors import NotSent, OutcomeOpen
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import Coroutine
 
     from amo_callback.amo.pace import Pace
     from amo_callback.ports import Clock, Priority
@@ -27,115 +32,150 @@ _TICK = 0.01
 """Seconds between two looks at the time of a request that waits to leave, at least."""
 _LONGEST_HOLD = 2.0
 """Seconds that a request may wait to leave once its connection is open; it is not sent after that."""
+_NEXT_ADDRESS = 0.25
+"""Seconds after which a host's next address is tried beside the one before: the IPv6 of a network may lead nowhere."""
 
 
-@asynccontextmanager
-async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Open the HTTP session for `Wire`.
-
-    A connection a request: one kept alive may be closed by AMO just as we write to it, and then nobody knows
-    whether the token was spent. The trace tells the moment just before the first byte is written, which is the
-    last one in which a request can be held back: there it waits until it may leave.
-    """
-    trace = aiohttp.TraceConfig()
-
-    async def sending(_session: object, context: SimpleNamespace, _params: object) -> None:
-        await context.trace_request_ctx.sending()
-
-    trace.on_request_headers_sent.append(sending)
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(force_close=True),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trace_configs=[trace],
-        trust_env=False,
-        headers={"User-Agent": f"amo-callback/{__version__}"},
-    ) as session:
-        yield session
+def tls_context() -> ssl.SSLContext:
+    """Return whom https is believed: the authorities that this machine trusts, or those of `SSL_CERT_FILE`."""
+    tls = ssl.create_default_context()
+    tls.set_alpn_protocols(["http/1.1"])
+    return tls
 
 
 class Wire:
     """Carry requests to AMO and answers back, in `timeout` seconds each; redirects are never followed.
 
-    The time that a request waits to leave does not count: AMO has as long to answer as without it.
+    The time that a request waits to leave does not count: AMO has as long to answer as without it. `tls` decides whom
+    https is believed.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, *, pace: Pace, clock: Clock, timeout: float) -> None:
-        self._session = session
+    def __init__(self, *, tls: ssl.SSLContext, pace: Pace, clock: Clock, timeout: float) -> None:
+        self._tls = tls
         self._pace = pace
         self._clock = clock
         self._timeout = timeout
 
     async def send(self, request: AmoRequest, *, priority: Priority, not_after: float) -> Answer:
-        """Send a request, not after this monotonic time, and return its answer; raises `NotSent`, `OutcomeOpen`."""
-        hold = _Hold()
+        """Send a request, not after this monotonic time, and return its answer, also where only a part of it came.
 
-        async def sending() -> None:
+        Raises `NotSent`, and `OutcomeOpen` where no answer came.
+        """
+        hold, connection = _Hold(), _Connection()
+
+        async def exchange() -> None:
+            await self._connect(request, connection)
             with hold:
                 may_leave = await self._pace.leave(priority, limit=_LONGEST_HOLD)
-            if not may_leave or self._clock.monotonic() > not_after:
-                raise NotSent
-            context.sent = True
+            if may_leave and self._clock.monotonic() <= not_after:
+                await connection.exchange(_written(request))
 
-        context = SimpleNamespace(sent=False, sending=sending)
-        received = _Received()
+        broken = None
         try:
-            await _within(self._timeout, self._send(request, context, received), hold=hold)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            # The library's texts may quote what was sent or received: none is kept, nor is the chain.
-            if not context.sent:
-                raise NotSent from None
-            if not received.is_pair:
-                raise OutcomeOpen(_what(error)) from None
-        return received.answer
+            await _within(self._timeout, exchange(), hold=hold)
+        except TimeoutError:
+            broken = "timeout"
+        except (OSError, UnicodeError):
+            pass  # before anything was sent. The library's texts may quote what was to be: none is kept
+        finally:
+            connection.close()
+        response = connection.response
+        if not connection.is_sent:
+            raise NotSent
+        if not response.status:
+            raise OutcomeOpen(broken or "connection_lost")
+        return _answer(response, broken=None if response.is_complete else broken or "half_an_answer")
 
-    async def _send(self, request: AmoRequest, context: SimpleNamespace, received: _Received) -> None:
-        async with self._session.request(
-            request.method,
-            request.url,
-            data=request.body,
-            headers=request.headers,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None),
-            trace_request_ctx=context,
-        ) as response:
-            received.status = response.status
-            received.retry_after = response.headers.get("Retry-After")
-            received.date = response.headers.get("Date")
-            received.request_id = response.headers.get("X-Request-ID")
-            received.is_problem = response.content_type == "application/problem+json"
-            async for chunk in response.content.iter_chunked(16 * 1024):
-                received.body += chunk
-                if len(received.body) > ANSWER_LIMIT:
-                    break
+    async def _connect(self, request: AmoRequest, connection: _Connection) -> None:
+        """Open a connection to the host that the request names; raises `OSError`."""
+        loop, url = asyncio.get_running_loop(), urlsplit(request.url)
+        host, is_https = url.hostname or "", url.scheme == "https"
+        addresses = await loop.getaddrinfo(host, url.port or (443 if is_https else 80), type=socket.SOCK_STREAM)
+        found = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS, interleave=1)
+        try:
+            await loop.create_connection(
+                lambda: connection,
+                sock=found,
+                ssl=self._tls if is_https else None,
+                server_hostname=host if is_https else None,
+            )
+        except BaseException:
+            found.close()
+            raise
 
 
-@dataclass(slots=True)
-class _Received:
-    """What has come of an answer so far."""
+class _Connection(asyncio.Protocol):
+    """A connection to AMO for one request."""
 
-    status: int = 0
-    body: bytearray = field(default_factory=bytearray, repr=False)
-    retry_after: str | None = None
-    date: str | None = None
-    request_id: str | None = None
-    is_problem: bool = False
+    def __init__(self) -> None:
+        self.response = Response(limit=ANSWER_LIMIT)
+        self.is_sent = False
+        """Whether anything of the request may have gone out."""
+        self._transport: asyncio.Transport | None = None
+        self._ended = asyncio.Event()
+        """Set once the response is complete, or nothing more can come."""
 
-    @property
-    def is_pair(self) -> bool:
-        """Whether a whole object has come, though its end was not told: a pair in it has been paid for."""
-        return 200 <= self.status < 300 and json_object(bytes(self.body)) is not None
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take what the loop has opened."""
+        self._transport = cast("asyncio.Transport", transport)
 
-    @property
-    def answer(self) -> Answer:
-        return Answer(
-            status=self.status,
-            body=bytes(self.body[:ANSWER_LIMIT]),
-            truncated=len(self.body) > ANSWER_LIMIT,
-            retry_after=self.retry_after,
-            date=self.date,
-            request_id=self.request_id,
-            is_problem=self.is_problem,
-        )
+    def data_received(self, data: bytes) -> None:
+        """Read what has come."""
+        self.response.feed(data)
+        if self.response.is_complete:
+            self._ended.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Note that nothing more comes."""
+        if error is None:
+            self.response.end()
+        self._ended.set()
+
+    async def exchange(self, request: bytes) -> None:
+        """Write a request and wait for the end of its response; nothing is written to a peer that has gone away."""
+        if self._transport is None or self._ended.is_set() or self._transport.is_closing():
+            return
+        self.is_sent = True
+        self._transport.write(request)
+        await self._ended.wait()
+
+    def close(self) -> None:
+        """Close the connection at once: nothing more is expected of it."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _answer(response: Response, *, broken: str | None) -> Answer:
+    headers = response.headers
+    body, *others = response.bodies
+    return Answer(
+        status=response.status,
+        body=body,
+        others=tuple(others),
+        broken=TOO_LARGE if response.is_too_large else broken,
+        retry_after=headers.get("retry-after"),
+        date=headers.get("date"),
+        request_id=headers.get("x-request-id"),
+        is_problem=headers.get("content-type", "").partition(";")[0].strip().lower() == "application/problem+json",
+    )
+
+
+def _written(request: AmoRequest) -> bytes:
+    """Return a request as it goes out: its headers and its body in one piece."""
+    url = urlsplit(request.url)
+    body = request.body or b""
+    headers = {
+        "Host": url.netloc,
+        "User-Agent": f"amo-callback/{__version__}",
+        "Connection": "close",
+        **({} if request.body is None else {"Content-Length": str(len(body))}),
+        **request.headers,
+    }
+    lines = [f"{request.method} {url.path or '/'}{'?' + url.query if url.query else ''} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if not all(line.isascii() and line.isprintable() for line in lines):
+        raise ValueError("a request's header holds what no header may")
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class _Hold:
@@ -180,11 +220,3 @@ async def _within(seconds: float, work: Coroutine[object, object, None], *, hold
             task.cancel()
             await asyncio.wait({task})
     raise TimeoutError
-
-
-def _what(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return "half_an_answer"
-    return "connection_lost"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from amo_callback.amo.client import AmoClient
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
-from amo_callback.amo.wire import open_session
+from amo_callback.amo.wire import tls_context
 from amo_callback.connect.build import ConnectRules
 from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
 from amo_callback.event import Event, Level
@@ -48,23 +48,22 @@ async def open_client(
     """Talk to AMO, at the rate that it allows."""
     pace = Pace(per_second=settings.amo.requests_per_second, shared=shared, clock=clock, observer=observer)
     try:
-        async with open_session() as session:
-            yield AmoClient(
-                session=session,
-                integration=Integration(
-                    client_id=settings.amo.client_id,
-                    client_secret=settings.amo.client_secret.get_secret_value(),
-                    redirect_uri=settings.amo.redirect_uri,
-                    endpoint=settings.amo.endpoint,
-                    authorize_url=settings.amo.authorize_url,
-                ),
-                pace=pace,
-                clock=clock,
-                observer=observer,
-                timeout=settings.amo.timeout,
-                default_domain=settings.amo.default_domain,
-                allowed_domains=settings.amo.allowed_domains,
-            )
+        yield AmoClient(
+            tls=tls_context(),
+            integration=Integration(
+                client_id=settings.amo.client_id,
+                client_secret=settings.amo.client_secret.get_secret_value(),
+                redirect_uri=settings.amo.redirect_uri,
+                endpoint=settings.amo.endpoint,
+                authorize_url=settings.amo.authorize_url,
+            ),
+            pace=pace,
+            clock=clock,
+            observer=observer,
+            timeout=settings.amo.timeout,
+            default_domain=settings.amo.default_domain,
+            allowed_domains=settings.amo.allowed_domains,
+        )
     finally:
         await pace.close()
 

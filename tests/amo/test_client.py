@@ -98,7 +98,7 @@ async def test_what_was_never_sent_is_not_spent(amo: Amo, clock: FakeClock) -> N
     amo.address = f"{address[0]}:{address[1]}"
     async with amo_client(amo, clock) as client:
         with pytest.raises(NotSent):
-            await client.refresh(refresh_token="r", domain=HOST, not_after=math.inf)
+            await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
 
 
 async def test_half_an_answer_is_open(amo: Amo, clock: FakeClock) -> None:
@@ -114,7 +114,7 @@ async def test_half_an_answer_is_open(amo: Amo, clock: FakeClock) -> None:
     amo.address = "{}:{}".format(*server.sockets[0].getsockname())
     async with server, amo_client(amo, clock) as client:
         with pytest.raises(OutcomeOpen) as raised:
-            await client.refresh(refresh_token="r", domain=HOST, not_after=math.inf)
+            await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
     assert raised.value.what == "half_an_answer"
 
 
@@ -135,9 +135,9 @@ async def _raw_amo(amo: Amo, answer: bytes, *, asleep: float = 0.0) -> AsyncIter
 
 
 REQUESTS: dict[str, Callable[[AmoClient], Awaitable[object]]] = {
-    "refresh": lambda client: client.refresh(refresh_token="r", domain=HOST, not_after=math.inf),
+    "refresh": lambda client: client.refresh(refresh_token="old", domain=HOST, not_after=math.inf),
     "exchange": lambda client: client.exchange(code=b"c", domain=HOST, not_after=math.inf),
-    "look_up": lambda client: client.look_up(refresh_token="r", api_domain="api-b.amocrm.ru", account_id="7"),
+    "look_up": lambda client: client.look_up(refresh_token="old", api_domain="api-b.amocrm.ru", account_id="7"),
     "ask_about": lambda client: client.ask_about(access_token="a", domain=HOST, account_id="7"),
 }
 PAIR = b'{"token_type": "Bearer", "expires_in": 86400, "access_token": "a", "refresh_token": "r"}'
@@ -193,7 +193,7 @@ async def test_each_request_names_us_and_has_a_connection_of_its_own(amo: Amo, c
     async with amo_client(amo, clock) as client:
         for _ in range(2):
             with pytest.raises(OutcomeOpen):
-                await client.refresh(refresh_token="r", domain=HOST, not_after=math.inf)
+                await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
     await server.cleanup()
     assert {(agent, encoding) for agent, encoding, _ in seen} == {(f"amo-callback/{__version__}", "identity")}
     assert len({peer for *_, peer in seen}) == 2
@@ -209,7 +209,7 @@ async def test_429_pauses_everybody(client: AmoClient, amo: Amo) -> None:
     """After a 429 no slot is given, to anybody, for as long as AMO asked."""
     amo.sandbox.faults.add(Fault.TOO_MANY)
     with pytest.raises(RateLimited):
-        await client.refresh(refresh_token="r", domain=HOST, not_after=math.inf)
+        await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
     slot = asyncio.ensure_future(client.slot(Priority.STRANGER))
     done, _ = await asyncio.wait({slot}, timeout=0.1)
     assert not done
@@ -274,7 +274,7 @@ async def test_a_request_that_waits_too_long_to_leave_is_not_sent(amo: Amo, cloc
     pace.may_leave = late
     async with amo_client(amo, clock, pace=cast("Pace", pace)) as client:
         not_after = clock.monotonic() + 10
-        refreshing = asyncio.ensure_future(client.refresh(refresh_token="r", domain=HOST, not_after=not_after))
+        refreshing = asyncio.ensure_future(client.refresh(refresh_token="old", domain=HOST, not_after=not_after))
         await pace.came.wait()
         clock.advance(10.1 if late else 0)
         pace.go.set()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from amo_callback import errors
 from amo_callback.amo.protocol import (
     ANSWER_LIMIT,
+    TOO_LARGE,
     AmoRequest,
     Answer,
     GrantType,
@@ -237,10 +238,12 @@ def test_a_hostile_body_is_no_pair(body: str | bytes) -> None:
         _read(body)
 
 
-def test_an_answer_above_the_limit_is_open() -> None:
-    """An answer that was cut at the limit is not read at all."""
+def test_an_answer_above_the_limit_is_read_as_far_as_it_goes() -> None:
+    """A pair within the limit has been paid for; without one, more than the limit is why."""
+    pair = {"access_token": "a", "refresh_token": "r"}
+    assert _read(json.dumps(pair) + "<!--", broken=TOO_LARGE).pair.refresh_token == "r"
     with pytest.raises(OutcomeOpen) as raised:
-        _read({"access_token": "a", "refresh_token": "r"}, truncated=True)
+        _read(json.dumps(pair)[:-1], broken=TOO_LARGE)
     assert raised.value.what == "too_large"
     assert ANSWER_LIMIT == 256 * 1024
 

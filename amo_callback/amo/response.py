@@ -1,0 +1,173 @@
+"""An HTTP/1.1 response, read from the bytes as they come, as leniently as can be.
+
+No library's parser takes all that a proxy in front of AMO may do to an answer (a header of a megabyte, a length given
+twice, a header's name with a space), and an answer that is given up for its wrapping may hold the only pair there is.
+So nothing here raises: what cannot be understood is left out, and the bytes are kept.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from contextlib import suppress
+from http import HTTPStatus
+
+HEAD_LIMIT = 1024 * 1024
+"""Bytes of headers that are kept; what comes beyond is skipped."""
+_ENDLESS = 16 * HEAD_LIMIT
+"""Bytes of headers after which no end of them is waited for."""
+_STATUS_LINE = re.compile(rb"HTTP/[0-9.]+[ \t]+([1-9][0-9]{2})(?![0-9])")
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_LONGEST_END = 3
+"""Bytes of the end of the headers that may have come before its last one."""
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
+_LONGEST_CHUNK_LINE = 4096
+_WITHOUT_CONTENT = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+_GZIP = b"\x1f\x8b"
+
+
+class Response:
+    """What has come of a response so far; of what follows its headers `limit` bytes are kept."""
+
+    def __init__(self, *, limit: int) -> None:
+        self.status = 0
+        """0 as long as no line has given one."""
+        self.headers: dict[str, str] = {}
+        """Headers by their names in lower case; of one that stands twice the first."""
+        self.is_complete = False
+        """Whether nothing more is to be read."""
+        self.is_too_large = False
+        """Whether more has come than is kept."""
+        self._limit = limit
+        self._head = bytearray()
+        self._head_size = 0
+        self._received = bytearray()
+        """What follows the headers, as it came."""
+        self._content = bytearray()
+        """The same without the framing of chunks."""
+        self._chunked = False
+        self._line = bytearray()
+        """The beginning of a chunk's first line."""
+        self._left: int | None = None
+        """Bytes that are to come yet, of the chunk or of everything; `None` where only the connection's end tells."""
+
+    def feed(self, data: bytes) -> None:
+        """Take what has come."""
+        rest = data if self.status else self._read_head(data)
+        if not rest or self.is_complete:
+            return
+        kept = rest[: self._limit - len(self._received)]
+        self.is_too_large = len(kept) < len(rest)
+        self._received += kept
+        if self._chunked:
+            self._read_chunks(kept)
+        else:
+            self._content += kept
+            self.is_complete = self._left is not None and len(self._content) >= self._left
+        self.is_complete = self.is_complete or self.is_too_large
+
+    def end(self) -> None:
+        """Note that the connection has ended as it should: where no length was given, so has the response."""
+        self.is_complete = self.is_complete or (bool(self.status) and self._left is None and not self._chunked)
+
+    @property
+    def bodies(self) -> tuple[bytes, ...]:
+        """What the body may be, the likeliest first: unpacked as its headers say, and as it came."""
+        content, received = bytes(self._content), bytes(self._received)
+        encoding = self.headers.get("content-encoding", "").strip().lower()
+        unpacked = (_unpacked(body, encoding, limit=self._limit) for body in (content, received))
+        return tuple(dict.fromkeys(body for body in (*unpacked, content, received) if body)) or (b"",)
+
+    # --- headers ---------------------------------------------------------------------------------
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Read the headers once they are complete, and return what follows them."""
+        while data:
+            self._head_size += len(data)
+            begin = max(len(self._head) - _LONGEST_END, 0)
+            self._head += data
+            end = _END_OF_HEAD.search(self._head, begin)
+            if end is None:
+                del self._head[HEAD_LIMIT:-_LONGEST_END]
+                self.is_complete = self._head_size > _ENDLESS
+                return b""
+            data = bytes(self._head[end.end() :])
+            self._read_lines(bytes(self._head[: end.start()]))
+            self._head.clear()
+            if self.status:
+                self._begin_content()
+                return data
+            if self.is_complete:
+                break
+        return b""
+
+    def _read_lines(self, head: bytes) -> None:
+        """Read the status and the headers; of an interim response (100, 102, 103) nothing is kept."""
+        lines = head.strip().splitlines()
+        if not lines:
+            return
+        status_line = _STATUS_LINE.match(lines[0])
+        if status_line is None:
+            self.is_complete = True
+            return
+        status = int(status_line[1])
+        if 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS:
+            return
+        self.status = status
+        for line in lines[1:]:
+            name, colon, value = line.partition(b":")
+            if colon:
+                key, text = name.strip().lower().decode("latin-1"), value.strip().decode("latin-1")
+                if key == "content-length" and self.headers.setdefault(key, text) != text:
+                    self.headers[key] = ""  # two lengths: neither is believed
+                self.headers.setdefault(key, text)
+
+    def _begin_content(self) -> None:
+        self._chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        length = {part.strip() for part in self.headers.get("content-length", "").split(",")}
+        if self.status in _WITHOUT_CONTENT:
+            self.is_complete = True
+        elif not self._chunked and len(length) == 1 and (text := length.pop()).isascii() and text.isdigit():
+            self._left = int(text[:20])
+            self.is_complete = self._left == 0
+
+    # --- content ---------------------------------------------------------------------------------
+
+    def _read_chunks(self, data: bytes) -> None:
+        """Take the content out of its chunks; where there are none, it is what has come."""
+        self._line += data
+        while self._line:
+            if self._left:
+                taken = bytes(self._line[: self._left])
+                self._content += taken
+                self._left -= len(taken)
+                del self._line[: len(taken)]
+                continue
+            end = self._line.find(b"\n", 0, _LONGEST_CHUNK_LINE)
+            if end < 0 and len(self._line) < _LONGEST_CHUNK_LINE:
+                return
+            line = bytes(self._line[: max(end, 0)]).strip()
+            size = _CHUNK_SIZE.match(line)
+            if end < 0 or (line and size is None):
+                self._chunked, self._left = False, None
+                self._content += self._line
+                return
+            del self._line[: end + 1]
+            if size is not None:
+                self._left = int(size[0], 16)
+                self.is_complete = self._left == 0
+                if self.is_complete:
+                    return
+
+
+def _unpacked(body: bytes, encoding: str, *, limit: int) -> bytes:
+    """Return a body unpacked, at most `limit` bytes of it; as it is where it is not packed, whatever is said of it."""
+    windows: tuple[int, ...] = ()
+    if body.startswith(_GZIP):
+        windows = (zlib.MAX_WBITS | 16,)
+    elif encoding == "deflate":
+        windows = (zlib.MAX_WBITS, -zlib.MAX_WBITS)  # with zlib's header, as is right, and without, as is common
+    for window in windows:
+        with suppress(zlib.error):
+            return zlib.decompressobj(window).decompress(body, limit)
+    return body
