@@ -18,6 +18,7 @@ from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
 from amo_callback.observe.journal import is_journal
 from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.redaction import Redactor
 from amo_callback.observe.systemd import Notifier, handed_over
 from amo_callback.web.lifecycle import Home, Service, open_service
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from amo_callback.config import Settings
     from amo_callback.ports import Observer
     from amo_callback.web.reload import Reloader
+
+_LAST_LINES = 1.0
+"""Seconds for which the log's last lines are waited for, where nobody reads them."""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,10 +55,11 @@ def run(
     path, place = find_config(options.config, environ), find_place(options, environ)
     settings = place.settings
     redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
+    writer = LogWriter(sys.stdout)
     log = make_logger(
         level=threshold,
         style=settings.log.format,
-        stream=sys.stdout,
+        stream=writer,
         redactor=redactor,
         journal=is_journal(sys.stdout, environ),
     )
@@ -69,17 +74,21 @@ def run(
     notifier = Notifier(environ, pid=os.getpid())
     listeners = handed_over(environ, pid=os.getpid(), names=("public", "private"))
     gc.freeze()  # what is there now stays: the loop is not to stand still while garbage is looked for in it
-    return run_loop(
-        _serve(
-            settings,
-            home=home,
-            log=log,
-            threshold=threshold,
-            read_again=read_again,
-            notifier=notifier,
-            listeners=listeners,
+    try:
+        return run_loop(
+            _serve(
+                settings,
+                home=home,
+                log=log,
+                threshold=threshold,
+                read_again=read_again,
+                notifier=notifier,
+                listeners=listeners,
+                lost_lines=lambda: writer.lost,
+            )
         )
-    )
+    finally:
+        writer.finish(seconds=_LAST_LINES)
 
 
 async def _serve(
@@ -91,6 +100,7 @@ async def _serve(
     read_again: Callable[[], Settings],
     notifier: Notifier,
     listeners: Mapping[str, Sequence[socket.socket]],
+    lost_lines: Callable[[], int],
 ) -> int:
     observer, clock = LogObserver(log), SystemClock()
     signalled = on_signal(observer)  # first: a signal during the start is one, too
@@ -101,7 +111,14 @@ async def _serve(
         notifier("READY=1")
 
     async with open_service(
-        settings, home=home, clock=clock, log=log, observer=observer, supervisor=notifier, listeners=listeners
+        settings,
+        home=home,
+        clock=clock,
+        log=log,
+        observer=observer,
+        supervisor=notifier,
+        listeners=listeners,
+        lost_lines=lost_lines,
     ) as service:
         service.reloader.also("log.level", lambda fresh: threshold.set(fresh.log.level))
         on_reload(reload)
