@@ -9,6 +9,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from amo_callback.cli.deadline import Deadline
 from amo_callback.cli.local import add_config, find_place
 from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
@@ -36,13 +37,19 @@ if TYPE_CHECKING:
 
 _LAST_LINES = 1.0
 """Seconds for which the log's last lines are waited for, where nobody reads them."""
+_GRACE = 3.5
+"""Seconds beyond `amo.timeout` after which the process ends although something does not close."""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("serve", help="run the service")
     add_config(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, leave=_stay)
+
+
+def _stay(status: int) -> None:
+    """Go on to the ordinary end of the process."""
 
 
 def run(
@@ -51,11 +58,20 @@ def run(
     *,
     run_loop: Callable[[Coroutine[object, object, int]], int] = run_loop,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status. Who measures the loop brings one of his own."""
+    """Serve until SIGTERM or SIGINT; return the exit status. Who measures the loop brings one of his own.
+
+    `options.leave` is called with the status once everything is closed and safe. A process leaves there at once, since
+    closing the loop would wait for threads that wait for a resolver.
+    """
     path, place = find_config(options.config, environ), find_place(options, environ)
     settings = place.settings
     redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
     writer = LogWriter(sys.stdout)
+
+    def leave(status: int) -> None:
+        writer.finish(seconds=_LAST_LINES)
+        options.leave(status)
+
     log = make_logger(
         level=threshold,
         style=settings.log.format,
@@ -85,6 +101,7 @@ def run(
                 notifier=notifier,
                 listeners=listeners,
                 lost_lines=lambda: writer.lost,
+                leave=leave,
             )
         )
     finally:
@@ -101,9 +118,12 @@ async def _serve(
     notifier: Notifier,
     listeners: Mapping[str, Sequence[socket.socket]],
     lost_lines: Callable[[], int],
+    leave: Callable[[int], None],
 ) -> int:
     observer, clock = LogObserver(log), SystemClock()
     signalled = on_signal(observer)  # first: a signal during the start is one, too
+    deadline = Deadline(seconds=settings.amo.timeout + _GRACE, clock=clock, observer=observer, leave=leave)
+    signalled.add_done_callback(lambda _: deadline.begin(0))
 
     def reload() -> None:
         notifier("RELOADING=1", f"MONOTONIC_USEC={clock.monotonic() * 1e6:.0f}")
@@ -120,10 +140,14 @@ async def _serve(
         listeners=listeners,
         lost_lines=lost_lines,
     ) as service:
+        deadline.unsaved = service.services.custody.unsaved
         service.reloader.also("log.level", lambda fresh: threshold.set(fresh.log.level))
         on_reload(reload)
         status = await until_end(service, signalled)
+        deadline.begin(status)
+    deadline.end()
     observer(Event(name="service.stopped", fields={"status": status}))
+    leave(status)
     return status
 
 
