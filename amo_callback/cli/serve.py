@@ -15,6 +15,7 @@ from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings
 from amo_callback.database_url import url_secrets
+from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
 from amo_callback.observe.journal import is_journal
@@ -65,6 +66,7 @@ def run(
     """
     path, place = find_config(options.config, environ), find_place(options, environ)
     settings = place.settings
+    check_stop_timeout(settings, environ)
     redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
     writer = LogWriter(sys.stdout)
 
@@ -106,6 +108,16 @@ def run(
         )
     finally:
         writer.finish(seconds=_LAST_LINES)
+
+
+def check_stop_timeout(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Raise `ConfigurationError` where systemd would kill the process before a request to AMO has come to its end."""
+    told, timeout = environ.get(units.STOP_TIMEOUT, ""), settings.amo.timeout
+    if told.isdecimal() and not units.fits_stop_timeout(timeout, int(told)):
+        raise ConfigurationError(
+            f"amo.timeout: {timeout:g} s is more than the unit's TimeoutStopSec={told} less {units.STOP_RESERVE:g} s: "
+            "lower it, or run `amo-callback systemd install`, which writes a unit that fits"
+        )
 
 
 async def _serve(

@@ -18,9 +18,7 @@ class Ending:
     def __init__(self) -> None:
         self.clock, self.witness = FakeClock(), Witness()
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.deadline = Deadline(
-            seconds=10, clock=self.clock, observer=self.witness, leave=lambda status: self.status.set_result(status)
-        )
+        self.deadline = Deadline(seconds=10, clock=self.clock, observer=self.witness, leave=self.status.set_result)
         self.unsaved: Any = SimpleNamespace(at_risk=False, unsafe=[])
 
     async def wait(self, seconds: float) -> None:
