@@ -126,9 +126,7 @@ async def test_the_unit_is_judged_by_what_systemd_says(
     [("1min", False), ("50s", True), ("1min 30s", False), ("59s 900ms", True), ("infinity", False), ("", False)],
 )
 async def test_a_unit_that_kills_before_a_request_has_ended_is_refused(
-    span: str,
-    refused: bool,
-    tmp_path: Path,  # noqa: FBT001 -- because it is a parameter of the test
+    span: str, tmp_path: Path, *, refused: bool
 ) -> None:
     """As systemd prints its `TimeoutStopSec`: it leaves ten seconds beyond `amo.timeout`, or the check fails."""
     lines = f"LoadState=loaded\\nActiveState=active\\nUnitFileState=enabled\\nTimeoutStopUSec={span}\\n"
