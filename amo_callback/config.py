@@ -31,6 +31,7 @@ from amo_callback.hosts import check_host
 from amo_callback.model import RefreshRules
 
 PREFIX = "AMO_CALLBACK_"
+DEFAULT_AMO_TIMEOUT = 15.0
 
 
 class _Section(BaseModel):
@@ -60,7 +61,7 @@ class Amo(_Section):
     allowed_domains: Domains = ()
     allowed_accounts: Words = ()
     requests_per_second: Annotated[float, Field(gt=0, le=1000)] = 5
-    timeout: Annotated[float, Field(gt=0, le=300)] = 15.0
+    timeout: Annotated[float, Field(gt=0, le=300)] = DEFAULT_AMO_TIMEOUT
 
     @field_validator("allowed_accounts", mode="before")
     @classmethod

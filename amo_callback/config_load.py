@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource  # noqa: 
 from pydantic_settings.exceptions import SettingsError
 from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
-from amo_callback.config import PREFIX, Server, Settings
+from amo_callback.config import DEFAULT_AMO_TIMEOUT, PREFIX, Server, Settings
 from amo_callback.database_url import SQLITE, is_postgres, url_secrets
 from amo_callback.errors import ConfigurationError
 
@@ -99,6 +99,12 @@ def load_server(path: Path) -> Server:
         return Server.model_validate(_read_toml(path).get("server", {}))
     except ValidationError as error:
         raise ConfigurationError(*_explain(error, section="server")) from None
+
+
+def load_amo_timeout(path: Path) -> float:
+    """Load what the file says of `amo.timeout`; the default where it says nothing that can be used."""
+    value = _value(_read_toml(path), "amo", "timeout")
+    return float(value) if isinstance(value, int | float) and value > 0 else DEFAULT_AMO_TIMEOUT
 
 
 def configured_secrets(path: Path, server: Server) -> Path | None:

@@ -146,7 +146,9 @@ class FailingStore:
         self._store = store
         self._clock = clock
         self.away: set[str] = set()
+        self.silent: set[str] = set()
         self.asked: Counter[str] = Counter()
+        self._was_asked = asyncio.Event()
         self.failed_at: float | None = None
         self.failing: str | None = None
         self.keeps_time, self.ahead, self.shared, self.clock = store.keeps_time, store.ahead, store.shared, store.clock
@@ -154,11 +156,20 @@ class FailingStore:
     def watch(self, listener: Any) -> None:
         self._store.watch(listener)
 
+    async def until_asked(self, name: str) -> None:
+        """Wait for a call."""
+        while not self.asked[name]:
+            self._was_asked.clear()
+            await asyncio.wait_for(self._was_asked.wait(), PATIENCE)
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
 
         async def call(*args: object, **kwargs: object) -> object:
             self.asked[name] += 1
+            self._was_asked.set()
+            if name in self.silent:
+                await asyncio.Event().wait()
             if name in self.away:
                 self.failed_at = self._clock.monotonic()
                 raise StoreUnavailable("SQLITE_FULL")

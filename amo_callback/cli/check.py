@@ -154,7 +154,7 @@ async def _others(place: Place, environ: Mapping[str, str], *, clock: Clock, pat
     async with open_asker(clock=clock, patience=patience) as asker:
         found = await asyncio.gather(
             guarded_async("service", check_service(settings, clock=clock, patience=patience)),
-            guarded_async("systemd", check_unit(environ, patience=patience)),
+            guarded_async("systemd", check_unit(environ, amo_timeout=settings.amo.timeout, patience=patience)),
             guarded_async("proxy", check_proxy(settings, asker, cipher=cipher, nonce=secrets.token_hex(16))),
             guarded_async("amo", check_amo(settings, asker)),
             guarded_async("jwks_url", check_key_set(settings, asker)),

@@ -13,7 +13,7 @@ from amo_callback import __version__
 from amo_callback.errors import AmoCallbackError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
 
 EX_CONFIG = 78
@@ -45,11 +45,21 @@ _SMALL = ("keygen", "version")
 """Those that need no module of their own."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, one of `STATUSES`."""
+def command() -> int:
+    """Run the command as the process itself: `serve` ends it without waiting for its threads."""
+    return main(leave=os._exit)
+
+
+def main(arguments: Sequence[str] | None = None, *, leave: Callable[[int], object] | None = None) -> int:
+    """Run the command and return its exit status, one of `STATUSES`.
+
+    `serve` calls `leave` with the status when all is closed.
+    """
     _open_what_is_closed()
     words = sys.argv[1:] if arguments is None else arguments
     options = make_parser(words[0] if words else None).parse_args(words)
+    if leave is not None:
+        options.leave = leave
     try:
         return int(options.run(options, os.environ))
     except ConfigurationError as error:
@@ -118,4 +128,4 @@ def _version(_options: argparse.Namespace, _environ: object) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -9,15 +9,18 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from amo_callback.cli.deadline import Deadline
 from amo_callback.cli.local import add_config, find_place
 from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings
 from amo_callback.database_url import url_secrets
+from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
 from amo_callback.observe.journal import is_journal
 from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
+from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.redaction import Redactor
 from amo_callback.observe.systemd import Notifier, handed_over
 from amo_callback.web.lifecycle import Home, Service, open_service
@@ -33,12 +36,21 @@ if TYPE_CHECKING:
     from amo_callback.ports import Observer
     from amo_callback.web.reload import Reloader
 
+_LAST_LINES = 1.0
+"""Seconds for which the log's last lines are waited for, where nobody reads them."""
+_GRACE = 3.5
+"""Seconds beyond `amo.timeout` after which the process ends although something does not close."""
+
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("serve", help="run the service")
     add_config(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, leave=_stay)
+
+
+def _stay(status: int) -> None:
+    """Go on to the ordinary end of the process."""
 
 
 def run(
@@ -47,14 +59,25 @@ def run(
     *,
     run_loop: Callable[[Coroutine[object, object, int]], int] = run_loop,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status. Who measures the loop brings one of his own."""
+    """Serve until SIGTERM or SIGINT; return the exit status. Who measures the loop brings one of his own.
+
+    `options.leave` is called with the status once everything is closed and safe. A process leaves there at once, since
+    closing the loop would wait for threads that wait for a resolver.
+    """
     path, place = find_config(options.config, environ), find_place(options, environ)
     settings = place.settings
+    check_stop_timeout(settings, environ)
     redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
+    writer = LogWriter(sys.stdout)
+
+    def leave(status: int) -> None:
+        writer.finish(seconds=_LAST_LINES)
+        options.leave(status)
+
     log = make_logger(
         level=threshold,
         style=settings.log.format,
-        stream=sys.stdout,
+        stream=writer,
         redactor=redactor,
         journal=is_journal(sys.stdout, environ),
     )
@@ -69,17 +92,32 @@ def run(
     notifier = Notifier(environ, pid=os.getpid())
     listeners = handed_over(environ, pid=os.getpid(), names=("public", "private"))
     gc.freeze()  # what is there now stays: the loop is not to stand still while garbage is looked for in it
-    return run_loop(
-        _serve(
-            settings,
-            home=home,
-            log=log,
-            threshold=threshold,
-            read_again=read_again,
-            notifier=notifier,
-            listeners=listeners,
+    try:
+        return run_loop(
+            _serve(
+                settings,
+                home=home,
+                log=log,
+                threshold=threshold,
+                read_again=read_again,
+                notifier=notifier,
+                listeners=listeners,
+                lost_lines=lambda: writer.lost,
+                leave=leave,
+            )
         )
-    )
+    finally:
+        writer.finish(seconds=_LAST_LINES)
+
+
+def check_stop_timeout(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Raise `ConfigurationError` where systemd would kill the process before a request to AMO has come to its end."""
+    told, timeout = environ.get(units.STOP_TIMEOUT, ""), settings.amo.timeout
+    if told.isdecimal() and not units.fits_stop_timeout(timeout, int(told)):
+        raise ConfigurationError(
+            f"amo.timeout: {timeout:g} s is more than the unit's TimeoutStopSec={told} less {units.STOP_RESERVE:g} s: "
+            "lower it, or run `amo-callback systemd install`, which writes a unit that fits"
+        )
 
 
 async def _serve(
@@ -91,9 +129,13 @@ async def _serve(
     read_again: Callable[[], Settings],
     notifier: Notifier,
     listeners: Mapping[str, Sequence[socket.socket]],
+    lost_lines: Callable[[], int],
+    leave: Callable[[int], None],
 ) -> int:
     observer, clock = LogObserver(log), SystemClock()
     signalled = on_signal(observer)  # first: a signal during the start is one, too
+    deadline = Deadline(seconds=settings.amo.timeout + _GRACE, clock=clock, observer=observer, leave=leave)
+    signalled.add_done_callback(lambda _: deadline.begin(0))
 
     def reload() -> None:
         notifier("RELOADING=1", f"MONOTONIC_USEC={clock.monotonic() * 1e6:.0f}")
@@ -101,12 +143,23 @@ async def _serve(
         notifier("READY=1")
 
     async with open_service(
-        settings, home=home, clock=clock, log=log, observer=observer, supervisor=notifier, listeners=listeners
+        settings,
+        home=home,
+        clock=clock,
+        log=log,
+        observer=observer,
+        supervisor=notifier,
+        listeners=listeners,
+        lost_lines=lost_lines,
     ) as service:
+        deadline.unsaved = service.services.custody.unsaved
         service.reloader.also("log.level", lambda fresh: threshold.set(fresh.log.level))
         on_reload(reload)
         status = await until_end(service, signalled)
+        deadline.begin(status)
+    deadline.end()
     observer(Event(name="service.stopped", fields={"status": status}))
+    leave(status)
     return status
 
 

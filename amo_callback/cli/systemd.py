@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from amo_callback.cipher import new_key
 from amo_callback.cli.terminal import EX_USAGE, is_agreed
-from amo_callback.config import Server
-from amo_callback.config_load import configured_secrets, given_keys, load_server, load_settings
+from amo_callback.config import DEFAULT_AMO_TIMEOUT, Server
+from amo_callback.config_load import configured_secrets, given_keys, load_amo_timeout, load_server, load_settings
 from amo_callback.deploy import plan, units
 from amo_callback.deploy.plan import Change
 from amo_callback.errors import CommandFailed, ConfigurationError
@@ -150,6 +150,7 @@ def _installation(interpreter: units.Interpreter, *, config: Path, there: Path |
         credentials=configured_secrets(config, server) or config.parent / "credentials",
         public=server.public,
         private=server.private,
+        amo_timeout=load_amo_timeout(there) if there else DEFAULT_AMO_TIMEOUT,
     )
 
 

@@ -127,7 +127,8 @@ class Exchanger:
         """Present the code, in its turn; raises what its refusal means, or `AccountNotAllowed`: it is dropped."""
         await self._slot(priority_of(what.request), what.started)
         not_after = what.started + self._rules.refresh.lease - self._amo.timeout
-        issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
+        with self._unsaved.expecting():
+            issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
         self._credentials.accept()
         if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
             await what.place.give_back()

@@ -189,7 +189,8 @@ class Attempts:
         if row.client_id != self._amo.client_id:
             raise OtherClient  # to AMO, any other client is a stranger with a stolen token
         try:
-            return await self._amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
+            with self._unsaved.expecting():
+                return await self._amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
         except UnexplainedRefusal as refused:
             sighting, not_after = await self._follow(claimed, refused)
         except RefreshTokenDead as refused:
@@ -198,7 +199,8 @@ class Attempts:
             sighting, not_after = await self._follow(claimed, refused)
         domain = sighting.domain or ""
         try:
-            return await self._amo.refresh(refresh_token=token, domain=domain, not_after=not_after)
+            with self._unsaved.expecting():
+                return await self._amo.refresh(refresh_token=token, domain=domain, not_after=not_after)
         except UnexplainedRefusal as refused:
             _explain(refused, sighting, domain=domain)
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from amo_callback.custody.paid import Paid, as_of, name_of, open_paid, replaced_by, seal_paid
@@ -19,13 +20,15 @@ from amo_callback.model import Connection, RefreshedPair, Status
 from amo_callback.tasks import done_unless
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from amo_callback.cipher import Cipher
     from amo_callback.ports import Clock, Observer, RescueFiles, Store
 
 _AGAIN = 1.0
 """Seconds between two tries."""
+_STORE_GRACE = 2.0
+"""Seconds that the store has to take a pair once the process is to end; then the pair goes to its rescue file."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -55,6 +58,7 @@ class Unsaved:
         self._held: dict[str, _Held] = {}
         self._unreadable: set[str] = set()
         self._orphans: set[str] = set()
+        self._expected = 0
         self._reserved = False
         self._restoring: set[asyncio.Task[Connection | None]] = set()
         self._looking = asyncio.Lock()
@@ -70,8 +74,22 @@ class Unsaved:
 
     @property
     def at_risk(self) -> bool:
-        """Whether a pair is nowhere but in memory: neither stored nor in its rescue file."""
-        return any(not held.rescued for held in self._held.values())
+        """Whether a pair is nowhere but in memory, neither stored nor in its rescue file, or is on its way from AMO."""
+        return self._expected > 0 or bool(self.unsafe)
+
+    @property
+    def unsafe(self) -> list[str]:
+        """The connections whose pair is nowhere but in memory."""
+        return sorted({held.paid.connection_id for held in self._held.values() if not held.rescued})
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Count a request to AMO that may bring a pair; its answer must come to `save` without another wait."""
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
 
     def blocks(self, connection: Connection) -> bool:
         """Tell whether the connection's stored pair has been spent already, for one that is unsaved."""
@@ -185,7 +203,7 @@ class Unsaved:
         name = name_of(held.paid)
         self._held[name] = held
         try:
-            while refusal := await self._offer(held):
+            while refusal := await self._offer_in_time(held):
                 if not held.rescued:
                     held.rescued = await self._rescued(held.paid)
                 self._tell_once(held, refusal)
@@ -201,6 +219,17 @@ class Unsaved:
         finally:
             del self._held[name]
             held.tried.set()
+
+    async def _offer_in_time(self, held: _Held) -> Exception | None:
+        """Offer a pair as below; once the process is to end the store has two seconds, which count as a refusal."""
+        refusals: list[Exception | None] = []
+
+        async def offer() -> None:
+            refusals.append(await self._offer(held))
+
+        if await done_unless(offer(), stop=self._stopping, grace=_STORE_GRACE, clock=self._clock):
+            return refusals[0]
+        return StoreUnavailable("no answer in time")
 
     async def _offer(self, held: _Held) -> Exception | None:
         """Offer a pair to the store; return why it is not settled: stored, superseded, or an orphan in its file."""

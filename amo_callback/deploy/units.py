@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -20,6 +21,11 @@ UNITS = (*SOCKETS, SERVICE)
 SYSUSERS = "amo-callback.sysusers"
 CONFIG = Path("/etc/amo-callback/config.toml")
 
+STOP_TIMEOUT = "TIMEOUT_STOP_SEC"
+"""The variable in which the unit says its own `TimeoutStopSec=`: systemd does not."""
+STOP_RESERVE = 10.0
+"""Seconds of `TimeoutStopSec=` beyond `amo.timeout`: a request has come to its end by then, and its pair is safe."""
+_LEAST_STOP_TIMEOUT = 60
 _UNIX = "unix:"
 _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/srv", "/boot", "/mnt", "/media", "/dev", "/proc")  # noqa: S108 -- because the unit hides it
 """What the unit does not let the service see."""
@@ -49,6 +55,7 @@ class Installation:
     credentials: Path
     public: str
     private: str
+    amo_timeout: float
 
 
 def names() -> list[str]:
@@ -94,6 +101,11 @@ def check_places(installation: Installation) -> None:
         raise ConfigurationError(*problems)
 
 
+def fits_stop_timeout(amo_timeout: float, stop_timeout: float) -> bool:
+    """Tell whether the service ends by itself before systemd kills it."""
+    return amo_timeout <= stop_timeout - STOP_RESERVE
+
+
 def _hidden(path: Path) -> str | None:
     return next((folder for folder in _HIDDEN if path.is_relative_to(folder)), None)
 
@@ -106,6 +118,7 @@ def _values(installation: Installation) -> Mapping[str, str]:
         "executable": " ".join(_executable(installation.interpreter)),
         "public": _stream("public", installation.public),
         "private": _stream("private", installation.private),
+        "stop_timeout": str(max(math.ceil(installation.amo_timeout + STOP_RESERVE), _LEAST_STOP_TIMEOUT)),
     }
 
 

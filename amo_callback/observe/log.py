@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,6 +18,7 @@ from structlog.processors import NAME_TO_LEVEL
 
 from amo_callback.event import REQUEST_ID, Event, Level
 from amo_callback.observe.journal import PREFIXES
+from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def make_logger(
     *,
     level: str | Threshold,
     style: str,
-    stream: TextIO,
+    stream: TextIO | LogWriter,
     secrets: Collection[str] = (),
     redactor: Redactor | None = None,
     journal: bool = False,
@@ -64,13 +66,13 @@ def make_logger(
         structlog.processors.format_exc_info,
         redactor or Redactor(secrets),
     ]
-    if console:
-        processors.append(structlog.dev.ConsoleRenderer(colors=stream.isatty()))
-    else:
-        processors.append(_as_json)
+    render: Processor = structlog.dev.ConsoleRenderer(colors=stream.isatty()) if console else _as_json
+    prefixes = PREFIXES if journal and not console else {}
+    if isinstance(stream, LogWriter):
+        stream.describe_loss = partial(_describe_loss, render, prefixes.get("warning", ""))
     return structlog.wrap_logger(  # type: ignore[no-any-return]  # reason: structlog types it as Any
-        _Sink(stream, prefixes=PREFIXES if journal and not console else {}),
-        processors=processors,
+        _Sink(stream, prefixes=prefixes),
+        processors=[*processors, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),  # which of them are written may change
     ).bind()  # a logger at once: what `wrap_logger` returns makes one for every line
 
@@ -93,10 +95,16 @@ def _as_json(_logger: object, _method: str, line: Mapping[str, Any]) -> str:
         return json.dumps(line, default=str)  # half a surrogate pair, say: no reason to lose a line
 
 
+def _describe_loss(render: Processor, prefix: str, lines: int) -> str:
+    text = "nobody read the log, or it could not be written"
+    line = {"event": "log.lines_lost", "level": "warning", "lines": lines, "text": text}
+    return f"{prefix}{render(None, 'warning', _add_time(None, 'warning', line))!s}\n"
+
+
 class _Sink:
     """Where lines go. A full disk or a closed pipe costs lines, and never what they tell of."""
 
-    def __init__(self, stream: TextIO, *, prefixes: Mapping[str, str]) -> None:
+    def __init__(self, stream: TextIO | LogWriter, *, prefixes: Mapping[str, str]) -> None:
         self._stream = stream
         for level in PREFIXES:
             setattr(self, level, partial(self._write, prefixes.get(level, "")))
@@ -155,9 +163,13 @@ class LibraryLog(logging.Handler):
 
 
 def take_over_library_logs(logger: FilteringBoundLogger) -> None:
-    """Let every library's log go through `logger`, and nowhere else."""
+    """Let every library's log go through `logger`, and nowhere else: a write to stderr may block."""
     logging.basicConfig(handlers=[LibraryLog(logger)], level=logging.WARNING, force=True)
     logging.captureWarnings(capture=True)
-    sys.unraisablehook = lambda unraisable: LogObserver(logger)(
+    observe = LogObserver(logger)
+    sys.unraisablehook = lambda unraisable: observe(
         Event(name="library.unraisable", level=Level.ERROR, error=unraisable.exc_value)
+    )
+    threading.excepthook = lambda thread: observe(
+        Event(name="library.unraisable", level=Level.ERROR, error=thread.exc_value)
     )

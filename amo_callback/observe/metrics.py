@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily
 
 from amo_callback import __version__
 from amo_callback.deeplink import WORDS
@@ -31,7 +32,7 @@ from amo_callback.model import Reason
 from amo_callback.observe.gauges import Gauges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import Collector
@@ -96,7 +97,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
 class Metrics:
     """Count what happens: what it hears as an observer, and what it is told at the doors."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lost_lines: Callable[[], int] = lambda: 0) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         Info("amo_callback_build", "The version that runs.", registry=registry).info({"version": __version__})
@@ -141,6 +142,7 @@ class Metrics:
         self._refused = Counter(
             "amo_callback_api_keys_refused", "Requests with no API key, or an unknown one.", registry=registry
         )
+        registry.register(_LostLines(lost_lines))
         self._begin()
 
     def _begin(self) -> None:
@@ -193,6 +195,18 @@ class Metrics:
     def text(self, condition: Condition) -> bytes:
         """Return all of it in Prometheus's text format, and how the service does at this moment."""
         return generate_latest(_Exposed(self._registry, Gauges(condition)))
+
+
+class _LostLines:
+    """The counter of log lines that were not written: the log's thread counts them, not an event."""
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the counter."""
+        text = "Lines of the log that are lost, because nobody read it or it could not be written."
+        yield CounterMetricFamily("amo_callback_log_lines_lost", text, value=self._count())
 
 
 class _Exposed(CollectorRegistry):

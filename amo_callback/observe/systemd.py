@@ -7,6 +7,7 @@ sd_watchdog_enabled(3), sd_listen_fds(3).
 from __future__ import annotations
 
 import socket
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 _FIRST = 3
 """The first file descriptor that is handed over."""
-_PATIENCE = 1.0
-"""Seconds that a full queue of systemd's is waited for."""
+_KEPT = 64
+"""Messages that are kept, at most, while systemd's queue is full: of more the oldest are dropped."""
 
 
 class Notifier:
@@ -28,6 +29,7 @@ class Notifier:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self.watchdog = _watchdog(environ, pid) if self.asked else None
         """Seconds within which it wants to hear that the service is alive; `None` where it does not."""
+        self._unsent: deque[bytes] = deque(maxlen=_KEPT)
 
     @property
     def asked(self) -> bool:
@@ -35,13 +37,18 @@ class Notifier:
         return self._address is not None
 
     def __call__(self, *facts: str) -> None:
-        """Tell some facts, in one message; one that does not get through costs nothing: the next one may."""
+        """Send some facts, in one message, and never wait: where the queue is full they go before the next ones."""
         if self._address is None:
             return
+        message = "\n".join(facts).encode()
+        if not self._unsent or self._unsent[-1] != message:
+            self._unsent.append(message)
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.settimeout(_PATIENCE)
+            sender.setblocking(False)  # noqa: FBT003 -- because it takes no names
             sender.connect(self._address)
-            sender.sendall("\n".join(facts).encode())
+            while self._unsent:
+                sender.send(self._unsent[0])
+                self._unsent.popleft()
 
 
 def handed_over(

@@ -64,16 +64,18 @@ async def open_service(
     observer: Observer,
     supervisor: Supervisor | None = None,
     listeners: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
+    lost_lines: Callable[[], int] = lambda: 0,
 ) -> AsyncIterator[Service]:
     """Open the whole service: store, client, custody, grants, courier, refresher, then both doors.
 
-    `listeners` are the sockets of doors that somebody else has opened, by the doors' names.
+    `listeners` are the sockets of doors that somebody else has opened, by the doors' names; `lost_lines` counts those
+    of the log.
 
     Raises `ConfigurationError` where it cannot begin. At the end nothing new is begun, the doors drain, and what is in
     flight is stored.
     """
     async with AsyncExitStack() as stack:
-        metrics = Metrics()
+        metrics = Metrics(lost_lines=lost_lines)
         observer = _both(observer, metrics)
         services = await stack.enter_async_context(
             open_services(settings, home=home, clock=clock, observer=observer, metrics=metrics)

@@ -170,6 +170,15 @@ async def test_every_file_can_be_printed(tmp_path: Path) -> None:
     assert (status, out, "nothing: one of " in err) == (2, "", True)
 
 
+async def test_the_printed_unit_follows_the_timeout(tmp_path: Path) -> None:
+    """`amo.timeout` of the configuration file, wherever else the rest is still missing."""
+    config = tmp_path / "config.toml"
+    config.write_text("[amo]\ntimeout = 90\n", encoding="utf-8")
+    status, out, _ = await command("systemd", "print", "amo-callback.service", "--config", str(config), folder=tmp_path)
+    assert status == 0
+    assert "\nTimeoutStopSec=100\n" in out
+
+
 async def test_only_root_writes_units(tmp_path: Path) -> None:
     """Where this is not root on a machine of systemd's, the command says what would be."""
     if Path("/run/systemd/system").is_dir():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.paid import name_of, seal_paid
 from amo_callback.errors import ConfigurationError, NeedsReauth, ShuttingDown, StoreUnavailable
@@ -310,6 +311,36 @@ async def test_the_end_is_free_once_the_file_can_be_written(house: House) -> Non
     with pytest.raises(ShuttingDown):
         await refreshing
     assert list(house.rescue.files) == [f"{connection.id}-1"]
+
+
+async def test_the_end_gives_a_silent_store_two_seconds(house: House) -> None:
+    """A pair that it has not taken by then goes to its rescue file; before the end a slow store is waited for."""
+    connection = await house.connect()
+    house.failing.silent = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.failing.until_asked("save_refreshed")
+    house.clock.advance(30)
+    await asyncio.sleep(0)
+    assert (house.custody.unsaved.unsafe, house.rescue.files) == ([connection.id], {})
+    house.custody.stop()
+    await house.clock.until_sleeping(2)
+    house.clock.advance(2)
+    with pytest.raises(ShuttingDown):
+        await refreshing
+    assert list(house.rescue.files) == [f"{connection.id}-1"]
+    assert not house.custody.unsaved.at_risk
+
+
+async def test_a_pair_is_at_risk_from_the_request_to_the_store(house: House) -> None:
+    """Also while AMO has yet to answer, and no longer than that."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.until_asked(house.amo.sandbox.requests + 1)
+    assert (house.custody.unsaved.at_risk, house.custody.unsaved.unsafe) == (True, [])
+    house.amo.sandbox.go_on.set()
+    await refreshing
+    assert not house.custody.unsaved.at_risk
 
 
 # --- again, and only once ----------------------------------------------------------------------------

@@ -21,6 +21,7 @@ HERE = units.Installation(
     credentials=Path("/etc/amo-callback/credentials"),
     public="127.0.0.1:8080",
     private="127.0.0.1:8081",
+    amo_timeout=15.0,
 )
 
 
@@ -38,6 +39,15 @@ def test_the_service_names_the_places_of_the_installation() -> None:
     assert _values(text, "ExecPaths") == [
         "/opt/amo-callback/venv /usr/bin/python3.11 /usr/lib -/usr/lib64 -/lib -/lib64 /bin/kill"
     ]
+
+
+@pytest.mark.parametrize(("timeout", "stop"), [(15.0, "60"), (50.0, "60"), (50.5, "61"), (300.0, "310")])
+def test_systemd_waits_longer_than_a_request_takes(timeout: float, stop: str) -> None:
+    """Ten seconds more than `amo.timeout`, and a minute at least; the service hears the same."""
+    text = units.render(units.SERVICE, dataclasses.replace(HERE, amo_timeout=timeout))
+    assert _values(text, "TimeoutStopSec") == [stop]
+    assert f"{units.STOP_TIMEOUT}={stop}" in _values(text, "Environment")
+    assert units.fits_stop_timeout(timeout, float(stop))
 
 
 def test_a_python_of_its_own_may_load_its_own_libraries() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,6 +43,25 @@ def test_facts_are_told_in_one_message(heard: socket.socket) -> None:
     notifier("READY=1")
     assert notifier.asked
     assert [heard.recv(100), heard.recv(100)] == [b"RELOADING=1\nMONOTONIC_USEC=5", b"READY=1"]
+
+
+def test_a_full_queue_is_not_waited_for(heard: socket.socket) -> None:
+    """What did not get through comes before the next message, in its order, and what is repeated comes once."""
+    notifier = Notifier({"NOTIFY_SOCKET": _told(heard)}, pid=1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)  # noqa: FBT003 -- because it takes no names
+        other.connect(heard.getsockname())
+        filling = 0
+        with suppress(BlockingIOError):
+            while True:
+                other.send(b"x")
+                filling += 1
+        for facts in (("RELOADING=1", "MONOTONIC_USEC=5"), ("READY=1",), ("WATCHDOG=1",), ("WATCHDOG=1",)):
+            notifier(*facts)
+        assert [heard.recv(100) for _ in range(filling)] == [b"x"] * filling
+    notifier("STOPPING=1")
+    told = [heard.recv(100) for _ in range(4)]
+    assert told == [b"RELOADING=1\nMONOTONIC_USEC=5", b"READY=1", b"WATCHDOG=1", b"STOPPING=1"]
 
 
 def test_where_nobody_listens_nothing_is_told() -> None:

@@ -27,7 +27,9 @@ SOCKET = units.SOCKETS[0]
 _COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
 _FEW = 5
 """Fewer callbacks tell nothing."""
-_ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result")
+_ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result", "TimeoutStopUSec")
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
 _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generated", "linked", "alias"})
 
 
@@ -92,7 +94,7 @@ def read_callbacks(counts: Mapping[str, int]) -> Finding:
     return ok("callbacks", told)
 
 
-async def check_unit(environ: Mapping[str, str], *, patience: float) -> AsyncIterator[Finding]:
+async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, patience: float) -> AsyncIterator[Finding]:
     """Ask systemd for the unit, where there is one."""
     systemctl = shutil.which("systemctl", path=environ.get("PATH"))
     if systemctl is None:
@@ -103,6 +105,22 @@ async def check_unit(environ: Mapping[str, str], *, patience: float) -> AsyncIte
         return
     socket = await _show(systemctl, SOCKET, patience=patience)
     yield read_unit(service, socket)
+    stop_timeout = read_time_span(service.get("TimeoutStopUSec", ""))
+    if stop_timeout is not None and not units.fits_stop_timeout(amo_timeout, stop_timeout):
+        yield fail(
+            "stop_timeout",
+            f"amo.timeout ({amo_timeout:g} s) is more than TimeoutStopSec ({stop_timeout:g} s) less "
+            f"{units.STOP_RESERVE:g} s: systemd may kill the service while it waits for a new pair",
+            fix="lower amo.timeout, or amo-callback systemd install, and no TimeoutStopSec= of your own",
+        )
+
+
+def read_time_span(text: str) -> float | None:
+    """Return the seconds of what `systemctl show` prints, such as `1min 30s`; `None` for any other text."""
+    parts = _SPAN.findall(text)
+    if not parts or " ".join(number + unit for number, unit in parts) != text:
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:

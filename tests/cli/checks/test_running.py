@@ -116,13 +116,27 @@ async def test_the_unit_is_judged_by_what_systemd_says(
     load, active, unit_file = service.split(" ")
     lines = f"LoadState={load}\\nActiveState={active}\\nUnitFileState={unit_file}\\nResult=exit-code\\n"
     script = _SHOWN.format(service=f'printf "{lines}"', socket=socket, at_boot=at_boot)
-    [finding] = [each async for each in check_unit(_systemctl(tmp_path, script), patience=PATIENCE)]
+    [finding] = [each async for each in check_unit(_systemctl(tmp_path, script), amo_timeout=15.0, patience=PATIENCE)]
     assert finding.verdict is verdict
     assert told in finding.told
 
 
+@pytest.mark.parametrize(
+    ("span", "refused"),
+    [("1min", False), ("50s", True), ("1min 30s", False), ("59s 900ms", True), ("infinity", False), ("", False)],
+)
+async def test_a_unit_that_kills_before_a_request_has_ended_is_refused(
+    span: str, tmp_path: Path, *, refused: bool
+) -> None:
+    """As systemd prints its `TimeoutStopSec`: it leaves ten seconds beyond `amo.timeout`, or the check fails."""
+    lines = f"LoadState=loaded\\nActiveState=active\\nUnitFileState=enabled\\nTimeoutStopUSec={span}\\n"
+    script = _SHOWN.format(service=f'printf "{lines}"', socket="active", at_boot="enabled")
+    found = [each async for each in check_unit(_systemctl(tmp_path, script), amo_timeout=50.0, patience=PATIENCE)]
+    assert [finding.verdict for finding in found if finding.check == "stop_timeout"] == [Verdict.FAIL] * refused
+
+
 async def test_without_systemd_there_is_nothing_wrong(tmp_path: Path) -> None:
     """No `systemctl`, or one that reaches nobody."""
-    assert [each async for each in check_unit({"PATH": str(tmp_path)}, patience=PATIENCE)] == []
-    [finding] = [each async for each in check_unit(_systemctl(tmp_path, "exit 1"), patience=PATIENCE)]
+    assert [each async for each in check_unit({"PATH": str(tmp_path)}, amo_timeout=15.0, patience=PATIENCE)] == []
+    [finding] = [each async for each in check_unit(_systemctl(tmp_path, "exit 1"), amo_timeout=15.0, patience=PATIENCE)]
     assert (finding.verdict, finding.told) == (Verdict.OK, "does not run on this machine")

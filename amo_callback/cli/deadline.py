@@ -1,0 +1,68 @@
+"""The latest moment at which a process that was told to end does so, whatever else it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from amo_callback.event import Event, Level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.ports import Clock, Observer
+
+_LONGEST = 600.0
+"""Seconds for which a pair that is nowhere but in memory keeps the process."""
+_REPORT_EVERY = 10.0
+_STEP = 0.1
+
+
+class Deadline:
+    """End the process so many `seconds` after it was told to, or as soon as the last pair is safe.
+
+    A pair that is neither stored nor in its rescue file holds it up, for ten minutes at most; meanwhile its connection
+    is logged every ten seconds. Anything else (a resolver, a store or a client that does not answer) does not.
+    """
+
+    def __init__(self, *, seconds: float, clock: Clock, observer: Observer, leave: Callable[[int], None]) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._observer = observer
+        self._leave = leave
+        self._waiting: asyncio.Task[None] | None = None
+        self.unsaved: Unsaved | None = None
+        """The pairs that may be nowhere but in memory; `None` before there can be one."""
+
+    def begin(self, status: int) -> None:
+        """Let the time run, if it does not yet."""
+        if self._waiting is None:
+            self._waiting = asyncio.create_task(self._wait(status), name="deadline")
+
+    def end(self) -> None:
+        """Forget it: everything is closed."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _wait(self, status: int) -> None:
+        began = reported = self._clock.monotonic()
+        while (passed := self._clock.monotonic() - began) < self._seconds or self._at_risk():
+            if passed > _LONGEST:
+                self._report("pair.lost", "it was neither stored nor written to its rescue file: connect again")
+                status = 1
+                break
+            if self._clock.monotonic() - reported >= _REPORT_EVERY:
+                reported = self._clock.monotonic()
+                self._report("pair.unsafe", "the process waits: make room for the database, or the rescue folder")
+            await self._clock.sleep(_STEP)
+        fields = {"status": status, "text": "something did not close in time"}
+        self._observer(Event(name="service.stopped", level=Level.WARNING, fields=fields))
+        self._leave(status)
+
+    def _at_risk(self) -> bool:
+        return self.unsaved is not None and self.unsaved.at_risk
+
+    def _report(self, name: str, text: str) -> None:
+        for connection_id in () if self.unsaved is None else self.unsaved.unsafe:
+            self._observer(Event(name=name, level=Level.ERROR, connection_id=connection_id, fields={"text": text}))

@@ -1,0 +1,141 @@
+"""A thread that writes the log: whoever reads it may stop reading, and then only lines are lost.
+
+A pipe that nobody reads takes 64 KiB; the next write waits for ever. So the event loop only appends to a bounded queue,
+and nothing but this thread writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LIMIT = 4 * 1024 * 1024
+"""Characters that wait to be written, at most."""
+_CHUNK = 4096
+"""Bytes written at once, unless a line is longer: so many are written whole where other processes share the pipe."""
+_GATHER = 0.005
+"""Seconds for which lines are gathered before they are written: waking the thread for each one slows the loop."""
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+
+
+class LogWriter:
+    """Write to the descriptor of `stream`. A daemon thread: it never keeps the process from ending.
+
+    A full disk or a closed pipe costs lines, too.
+    """
+
+    def __init__(self, stream: TextIO, *, limit: int = LIMIT) -> None:
+        self._descriptor = stream.fileno()
+        self._encoding = stream.encoding or "utf-8"
+        self._terminal = stream.isatty()
+        self._limit = limit
+        self._lock = threading.RLock()  # the garbage collector may log, too, in the middle of a write
+        self._lines: deque[str] = deque()
+        self._size = 0
+        self._full = False
+        self._unreported = 0
+        self._lost = 0
+        self._idle = threading.Event()
+        self._idle.set()
+        self._wake = threading.Event()
+        self.describe_loss: Callable[[int], str] = "{} lines of the log are lost\n".format
+        """Return the line that says how many lines are lost."""
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    @property
+    def lost(self) -> int:
+        """The number of lines that were not written."""
+        return self._lost
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return self._terminal
+
+    def write(self, line: str) -> None:
+        """Queue a line, with its end; it is lost where too many wait already, until half of them are written."""
+        with self._lock:
+            if self._full and self._size > self._limit // 2:
+                self._count_lost(1)
+                return
+            if self._size + len(line) > self._limit:
+                self._full = True
+                self._count_lost(1)
+                return
+            self._full = False
+            if self._unreported:
+                self._append(self.describe_loss(self._unreported))
+                self._unreported = 0
+            self._append(line)
+            if self._idle.is_set():
+                self._idle.clear()
+                self._wake.set()
+
+    def flush(self) -> None:
+        """Do nothing: the thread writes what there is."""
+
+    def finish(self, *, seconds: float) -> None:
+        """Wait until all lines are written, at most so long."""
+        self._idle.wait(seconds)
+
+    def _append(self, line: str) -> None:
+        self._lines.append(line)
+        self._size += len(line)
+
+    def _count_lost(self, lines: int) -> None:
+        self._lost += lines
+        self._unreported += lines
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            time.sleep(_GATHER)
+            while lines := self._next():
+                written = self._deliver("".join(lines))
+                with self._lock:
+                    self._size -= sum(map(len, lines))
+                    if not written:
+                        self._count_lost(len(lines))
+
+    def _next(self) -> list[str]:
+        """Take lines for one write; none where none is left."""
+        lines: list[str] = []
+        size = 0
+        with self._lock:
+            while self._lines and (not lines or size + len(self._lines[0]) <= _CHUNK):
+                line = self._lines.popleft()
+                size += len(line)
+                lines.append(line)
+            if not lines:
+                self._idle.set()
+        return lines
+
+    def _deliver(self, text: str) -> bool:
+        """Write to the descriptor, however long it takes; tell whether that was possible."""
+        left = memoryview(_encode(text, self._encoding))
+        try:
+            while left:
+                try:
+                    left = left[os.write(self._descriptor, left) :]
+                except BlockingIOError:  # somebody has made it non-blocking
+                    select.select((), (self._descriptor,), ())
+        except (OSError, ValueError):
+            return False
+        return True
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Encode a text; what the encoding cannot say is escaped as JSON escapes it."""
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError:
+        return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text).encode(encoding)

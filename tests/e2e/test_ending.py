@@ -1,0 +1,119 @@
+"""SIGTERM ends the real process, whatever does not answer, unless a pair would be lost with it."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from tests.e2e.disks import limit_files
+from tests.e2e.process import Process, process_environment
+from tests.e2e.stage import DATABASE, eventually, hold_up, staged
+
+if TYPE_CHECKING:
+    from tests.e2e.stage import Stage
+
+_SILENT_DNS = """
+import os, socket, subprocess, sys
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+subprocess.run(["mount", "--bind", sys.argv[1], "/etc/resolv.conf"], check=True)
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 53))
+server.set_inheritable(True)
+os.execv(sys.executable, [sys.executable, "-m", "amo_callback.cli.main", "serve"])
+"""
+"""Bind the port of a name server, in namespaces of its own, and never read from it."""
+
+
+def _can_unshare() -> bool:
+    if not all(shutil.which(tool) for tool in ("unshare", "ip", "mount")):
+        return False
+    tried = subprocess.run(["unshare", "--net", "--mount", "true"], check=False, capture_output=True)  # noqa: S607 -- because it is looked for above
+    return tried.returncode == 0
+
+
+async def test_a_resolver_that_never_answers_does_not_hold_up_the_end(tmp_path: Path, encryption_key: str) -> None:
+    """Its threads wait for minutes; the process does not wait for them."""
+    if not _can_unshare():
+        pytest.skip("needs network and mount namespaces of its own")
+    resolv = tmp_path / "resolv.conf"
+    resolv.write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:5\n", encoding="utf-8")
+    async with staged(tmp_path, encryption_key, accounts=8, every=1) as stage:
+        async with stage.serving() as process:
+            await stage.connect(process)
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+        started = await asyncio.create_subprocess_exec(
+            "unshare", "--net", "--mount", sys.executable, "-c", _SILENT_DNS, str(resolv),
+            cwd=tmp_path, env=process_environment(_elsewhere(stage)), stdout=asyncio.subprocess.PIPE, limit=2**20,
+        )  # fmt: skip
+        process = Process(started)
+        try:
+            await process.until("service.started")
+            await eventually(lambda: _is_asked(started.pid))
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+            assert process.named("service.stopped")
+        finally:
+            if started.returncode is None:
+                started.kill()
+                await process.ended()
+
+
+def _elsewhere(stage: Stage) -> dict[str, str]:
+    """Return the environment of a process that asks at the accounts' own hosts, by their names."""
+    return stage.environ() | {"AMO_CALLBACK_AMO__ENDPOINT": "https://{domain}", "AMO_CALLBACK_AMO__TIMEOUT": "2"}
+
+
+def _is_asked(pid: int) -> bool:
+    """Tell whether something waits in the queue of the name server that never reads."""
+    sockets = [line.split() for line in Path(f"/proc/{pid}/net/udp").read_text(encoding="ascii").splitlines()[1:]]
+    return any(columns[1] == "0100007F:0035" and not columns[4].endswith(":00000000") for columns in sockets)
+
+
+async def test_a_store_that_never_answers_does_not_hold_up_the_end(tmp_path: Path, encryption_key: str) -> None:
+    """The pair goes to its rescue file, the process ends, and the next one stores it."""
+    async with staged(tmp_path, encryption_key, accounts=1, every=2, AMO__TIMEOUT="5") as stage:
+        async with stage.serving() as process:
+            await stage.connect(process)
+            stage.amo.sandbox.faults.add(Fault.SLOW)
+            await stage.until_asked(1)
+            [claimed] = stage.open_claims().values()
+            lift = hold_up(tmp_path / DATABASE, "UPDATE OF sealed_pair ON connections")
+            stage.amo.sandbox.go_on.set()
+            await eventually(lambda: len(stage.ledger.refreshes()) == 1)
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+            assert (tmp_path / "rescue" / f"{claimed.id}-{claimed.pair_version}").exists()
+            lift()
+        async with stage.serving() as process:
+            await process.until("pair.saved")
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+        assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
+
+
+async def test_a_pair_that_is_nowhere_else_holds_up_the_end(tmp_path: Path, encryption_key: str) -> None:
+    """Where neither database nor rescue folder can be written the process waits, and names it; then it is stored."""
+    async with staged(tmp_path, encryption_key, accounts=1, every=2, AMO__TIMEOUT="2") as stage:
+        async with stage.serving() as process:
+            await stage.connect(process)
+            stage.amo.sandbox.latency = 0.5
+            await stage.until_asked(1)
+            limit_files(process, 0)
+            unsaved = await process.until("pair.unsaved")
+            assert unsaved["rescued"] is False
+            process.signal(signal.SIGTERM)
+            unsafe = await process.until("pair.unsafe", times=2)  # the second one: after any other deadline
+            assert unsafe["connection_id"] == unsaved["connection_id"]
+            limit_files(process, resource.RLIM_INFINITY)
+            assert await process.ended() == 0
+        assert (stage.lost(), stage.ledger.doubles()) == ([], 0)

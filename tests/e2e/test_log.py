@@ -1,0 +1,70 @@
+"""The log of a real process: whoever reads it may stop, and what it holds may be no ASCII."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from tests.conftest import API_KEY, environment
+from tests.e2e.process import process_environment, serving
+from tests.patience import PATIENCE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Amo
+
+_MORE_THAN_A_PIPE_TAKES = 600
+"""Requests: a line each, of some 200 bytes."""
+
+
+async def test_a_log_that_nobody_reads_costs_neither_requests_nor_the_end(
+    amo: Amo, encryption_key: str, tmp_path: Path
+) -> None:
+    """Long after the pipe is full requests are answered, and SIGTERM ends the process."""
+    reading, writing = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "amo_callback.cli.main", "serve",
+        cwd=tmp_path, env=process_environment(environment(amo, encryption_key)), stdout=writing,
+    )  # fmt: skip
+    os.close(writing)
+    try:
+        with os.fdopen(reading, "rb", buffering=0) as log:
+            private = (await asyncio.to_thread(_until, log, "service.started"))["private"]
+            async with asyncio.timeout(PATIENCE), aiohttp.ClientSession(f"http://{private}") as http:
+                http.headers["Authorization"] = f"Bearer {API_KEY}"
+                for _ in range(_MORE_THAN_A_PIPE_TAKES):
+                    async with http.get("/connections/account:1/token") as response:
+                        assert response.status == 404
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), PATIENCE) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def _until(log: Any, event: str) -> dict[str, Any]:
+    """Read lines up to one."""
+    while (line := json.loads(log.readline()))["event"] != event:
+        pass
+    found: dict[str, Any] = line
+    return found
+
+
+async def test_what_ascii_cannot_say_is_escaped(amo: Amo, encryption_key: str, tmp_path: Path) -> None:
+    """A line with other letters is there, and is JSON: here the complaint about a setting at a reload."""
+    config = tmp_path / "config.toml"
+    config.write_text('[log]\nlevel = "info"\n', encoding="utf-8")
+    environ = {**environment(amo, encryption_key), "AMO_CALLBACK_CONFIG": str(config), "PYTHONIOENCODING": "ascii"}
+    async with serving(environ, tmp_path) as process:
+        await process.until("service.started")
+        config.write_text('[log]\n"уровень" = "info"\n', encoding="utf-8")
+        process.signal(signal.SIGHUP)
+        assert "уровень" in str((await process.until("reload.failed"))["problems"])

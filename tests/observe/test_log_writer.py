@@ -1,0 +1,104 @@
+"""The thread that writes the log, on real pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amo_callback.observe.log import make_logger
+from amo_callback.observe.log_writer import LogWriter
+from tests.patience import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from structlog.typing import FilteringBoundLogger
+
+
+class Pipe:
+    """A pipe with a log at its one end."""
+
+    def __init__(self, **options: Any) -> None:
+        self.reading, writing = os.pipe()
+        self.stream = open(writing, "w", encoding=options.pop("encoding", "utf-8"))  # noqa: PTH123, SIM115 -- because it stays open
+        self.writer = LogWriter(self.stream, **options)
+        self.logger: FilteringBoundLogger = make_logger(level="info", style="json", stream=self.writer)
+
+    def read(self, *, until: str) -> list[dict[str, Any]]:
+        """Read lines up to the one of this event."""
+        lines: list[dict[str, Any]] = []
+        with os.fdopen(os.dup(self.reading), "rb", buffering=0) as reader:
+            while not lines or lines[-1]["event"] != until:
+                lines.append(json.loads(reader.readline()))
+        return lines
+
+
+@contextmanager
+def _pipe(**options: Any) -> Iterator[Pipe]:
+    pipe = Pipe(**options)
+    try:
+        yield pipe
+    finally:
+        os.close(pipe.reading)
+        pipe.writer.finish(seconds=PATIENCE)
+        pipe.stream.close()
+
+
+def test_lines_come_whole_and_in_their_order() -> None:
+    """Long ones, too, and all of them are written once `finish` has returned."""
+    with _pipe() as pipe:
+        for number in range(100):
+            pipe.logger.info("e", number=number, text="x" * (10_000 if number == 50 else 100))
+        pipe.logger.info("last")
+        pipe.writer.finish(seconds=PATIENCE)
+        assert [line.get("number") for line in pipe.read(until="last")] == [*range(100), None]
+        assert pipe.writer.lost == 0
+
+
+def test_where_nobody_reads_lines_are_lost_and_counted_and_nobody_waits() -> None:
+    """Once it is read again, a line says how many: each line is either read or counted."""
+    with _pipe(limit=10_000) as pipe, ThreadPoolExecutor(1) as elsewhere:
+        for number in range(5000):  # the pipe takes the first 64 KiB
+            pipe.logger.info("e", number=number)
+        assert pipe.writer.lost > 0
+        pipe.writer.finish(seconds=0)  # does not wait for a reader
+        reading = elsewhere.submit(pipe.read, until="last")
+        pipe.writer.finish(seconds=PATIENCE)
+        pipe.logger.info("last")
+        lines = reading.result(PATIENCE)
+        numbers = [line["number"] for line in lines if line["event"] == "e"]
+        losses = [line for line in lines if line["event"] == "log.lines_lost"]
+        assert numbers == sorted(numbers)
+        assert sum(line["lines"] for line in losses) == pipe.writer.lost == 5000 - len(numbers)
+        assert losses[0]["level"] == "warning"
+
+
+def test_a_line_that_the_encoding_cannot_say_is_escaped() -> None:
+    """It is still JSON, also where a character takes two escapes."""
+    with _pipe(encoding="ascii") as pipe:
+        pipe.logger.info("last", text="café 🙂")
+        assert pipe.read(until="last")[0]["text"] == "café 🙂"
+
+
+def test_a_pipe_that_somebody_has_made_non_blocking_loses_nothing() -> None:
+    """The thread waits until it takes more."""
+    with _pipe() as pipe, ThreadPoolExecutor(1) as elsewhere:
+        os.set_blocking(pipe.stream.fileno(), False)
+        for number in range(2000):
+            pipe.logger.info("e", number=number)
+        pipe.logger.info("last")
+        lines = elsewhere.submit(pipe.read, until="last").result(PATIENCE)
+        assert [line.get("number") for line in lines] == [*range(2000), None]
+
+
+def test_lines_that_cannot_be_written_are_counted() -> None:
+    """On a full disk, say."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        writer = LogWriter(full)
+        make_logger(level="info", style="json", stream=writer).info("e")
+        writer.finish(seconds=PATIENCE)
+        assert writer.lost == 1
