@@ -55,6 +55,8 @@ class Unsaved:
         self._held: dict[str, _Held] = {}
         self._unreadable: set[str] = set()
         self._orphans: set[str] = set()
+        self._settled: set[str] = set()
+        """The names of files whose pair is stored, or superseded, and that cannot be removed."""
         self._reserved = False
         self._restoring: set[asyncio.Task[Connection | None]] = set()
         self._looking = asyncio.Lock()
@@ -130,8 +132,11 @@ class Unsaved:
                 raise ConfigurationError(f"storage.rescue: cannot be read: {error.strerror}") from None
             self._unreadable &= files.keys()
             self._orphans &= files.keys()
+            self._settled &= files.keys()
             for name in sorted(files.keys() - self._unreadable - held):
-                if name not in self._held:
+                if name in self._settled:
+                    await self._forget(name)
+                elif name not in self._held:
                     await self._take_up(name, files[name])
 
     async def _take_up(self, name: str, content: bytes | None) -> None:
@@ -284,6 +289,7 @@ class Unsaved:
     async def _rescued(self, paid: Paid) -> bool:
         """Write the rescue file; tell whether that was done."""
         sealed = seal_paid(paid, self._cipher)
+        self._settled.discard(name_of(paid))
         self._reserved = False  # it may be given up for this
         try:
             await asyncio.to_thread(self._rescue.write, name_of(paid), sealed)
@@ -292,12 +298,16 @@ class Unsaved:
         return True
 
     async def _forget(self, name: str) -> None:
-        """Remove the rescue file, after the commit; a file that stays is offered again, and then superseded."""
+        """Remove the rescue file, after the commit; one that stays is tried again, and logged once."""
         try:
             await asyncio.to_thread(self._rescue.remove, name)
         except OSError as error:
-            fields = {"file": name, "error": error.strerror}
-            self._observer(Event(name="rescue.not_removed", level=Level.WARNING, fields=fields))
+            if name not in self._settled:
+                fields = {"file": name, "error": error.strerror}
+                self._observer(Event(name="rescue.not_removed", level=Level.WARNING, fields=fields))
+            self._settled.add(name)
+        else:
+            self._settled.discard(name)
 
     def _restored(self, task: asyncio.Task[Connection | None]) -> None:
         self._restoring.discard(task)

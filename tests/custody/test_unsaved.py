@@ -437,6 +437,34 @@ async def test_a_file_that_cannot_be_removed_is_told_and_harmless(house: House) 
     assert house.witness.names() == ["pair.unsaved", "rescue.not_removed", "pair.saved", "refresh.succeeded"]
 
 
+async def test_a_file_that_cannot_be_removed_is_logged_once_and_removed_later(house: House) -> None:
+    """Each look into the folder tries again, without a line and without offering the pair to the store."""
+
+    class Stuck(MemoryRescue):
+        stuck = True
+
+        def remove(self, name: str) -> None:
+            if self.stuck:
+                raise PermissionError(13, f"Permission denied: {name}")
+            super().remove(name)
+
+    connection, rescue = await house.connect(), Stuck()
+    custody = house.make_custody(rescue=rescue)
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    await custody.unsaved.settle()
+    await refreshing
+    offered = house.failing.asked["save_refreshed"]
+    for _ in range(3):
+        await custody.unsaved.restore()
+    assert len(house.witness.named("rescue.not_removed")) == len(house.witness.named("pair.saved")) == 1
+    rescue.stuck = False
+    await custody.unsaved.restore()
+    assert (rescue.read(), house.failing.asked["save_refreshed"], custody.unsaved.names) == ({}, offered, [])
+
+
 async def test_the_loop_offers_unsaved_pairs_before_it_spends_anything(house: House) -> None:
     """The store is back: what waits for it is stored by the next round itself, however long its own next try is off."""
     connection = await house.connect()
