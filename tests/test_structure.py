@@ -42,6 +42,7 @@ ONE_ROOM = {
     "asyncpg": {
         "store.postgres",
         "store.postgres_pool",
+        "store.pooler",
         "store.listener",
         "store.migrate",
         "store.refusals",
