@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _AGAIN = 1.0
 """Seconds between two tries."""
+_HISTORY = 100
+"""The newest events of a connection among which a refresh of ours is looked for."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -240,20 +242,36 @@ class Unsaved:
             else:
                 held.saved = await self._store.save_connected(paid, events=events)
         except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
-            held.saved = await self._stored(paid)
+            held.saved = await self._stored(held)
             return error if held.saved is None else None
         if held.saved is None:
-            held.saved = await self._stored(paid)
+            held.saved = await self._stored(held)
         return None
 
-    async def _stored(self, paid: Paid) -> Connection | None:
-        """Return the connection that has this very pair: it was committed, and the answer of the commit was lost."""
+    async def _stored(self, held: _Held) -> Connection | None:
+        """Return the connection that has, or has had, this very pair: it was committed, and the answer was lost."""
+        paid = held.paid
         sealed = paid.sealed_pair if isinstance(paid, RefreshedPair) else paid.connection.sealed_pair
         try:
             stored = await self._store.connection(paid.connection_id)
+            if stored is None or stored.status is Status.DISCONNECTED:
+                return None
+            return stored if stored.sealed_pair == sealed or await self._is_recorded(held) else None
         except Exception:  # noqa: BLE001 -- as above: until it is known, the pair is held
             return None
-        return stored if stored is not None and stored.sealed_pair == sealed else None
+
+    async def _is_recorded(self, held: _Held) -> bool:
+        """Tell whether the history has the refresh that brought the pair: written with it, though replaced since.
+
+        While the store was out of reach another process may have refreshed it, or sealed it with a newer key.
+        """
+        tokens = {event.fields["next_token"] for event in held.events if "next_token" in event.fields}
+        if not tokens:
+            return False
+        recorded = await self._store.events(connection_id=held.paid.connection_id, limit=_HISTORY)
+        return any(
+            event.name == "refresh.succeeded" and event.details.get("next_token") in tokens for event in recorded
+        )
 
     async def _is_superseded(self, paid: Paid) -> bool:
         """Tell whether the store holds something newer than a pair that it did not take.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,17 @@ import pytest
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.paid import name_of, seal_paid
 from amo_callback.errors import ConfigurationError, NeedsReauth, ShuttingDown, StoreUnavailable
-from amo_callback.model import Demand, Status
+from amo_callback.event import Event
+from amo_callback.model import Demand, Status, fingerprint, short
 from tests.builders import a_connection, a_refreshed, save
+from tests.conftest import HOST
 from tests.custody.house import API_DOMAIN
 from tests.custody.test_interleavings import Gated
 from tests.fakes import MemoryRescue
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from amo_callback.event import Event
+    from amo_callback.custody.build import Custody
     from amo_callback.model import Connection, RefreshedPair
     from tests.custody.house import House
 
@@ -161,6 +164,41 @@ async def test_a_pair_whose_commit_was_not_answered_is_stored(house: House) -> N
     assert house.amo.vendor.is_good(house.pair(stored).refresh_token)
     assert (house.rescue.files, custody.unsaved.names) == ({}, [])
     assert set(house.witness.names()) & {"pair.unsaved", "refresh.superseded"} == set()
+
+
+async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another_has_replaced_it(
+    house: House,
+) -> None:
+    """The store is out of reach after the commit, and another process refreshes meanwhile: the history tells."""
+    connection = await house.connect()
+    custody = house.make_custody(store=LostAnswer(house.failing, "save_refreshed"))
+    house.failing.away = {"connection"}
+    saving = asyncio.create_task(_save_next(house, custody, connection))
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    other = house.make_keeper(store=house.store, rescue=MemoryRescue(), owner="process-2")
+    assert (await other.refresh(connection.id, demand=Demand.FORCED)).pair_version == 3
+    await custody.unsaved.settle()
+    saved = await saving
+    assert saved is not None
+    assert (saved.pair_version, house.rescue.files) == (3, {})
+    [told] = house.witness.named("pair.saved")
+    assert told.fields["superseded"] is False
+
+
+async def _save_next(house: House, custody: Custody, connection: Connection) -> Connection | None:
+    """Refresh at AMO, and save the pair as an attempt does."""
+    token = house.pair(connection).refresh_token
+    issued = await house.client.refresh(refresh_token=token, domain=HOST, not_after=math.inf)
+    sealed = house.cipher.seal_pair(issued.pair, connection_id=connection.id)
+    times = {"at": issued.pair.issued_at, "expires_at": issued.pair.expires_at}
+    refreshed = a_refreshed(connection, sealed_pair=sealed, api_domain=API_DOMAIN, **times)
+    event = Event(
+        name="refresh.succeeded",
+        connection_id=connection.id,
+        fields={"next_token": short(fingerprint(issued.pair.refresh_token))},
+    )
+    return await custody.unsaved.save(refreshed, connection=connection, events=[event])
 
 
 async def test_a_granted_pair_whose_commit_was_not_answered_is_stored(house: House) -> None:
