@@ -137,6 +137,11 @@ class Connection:
     """Whether the write that this is the answer to has made it active again."""
 
     @property
+    def has_refresh_token(self) -> bool:
+        """Whether it can be refreshed. An imported long-lived access token has no refresh token."""
+        return self.refresh_expires_at is not None
+
+    @property
     def in_doubt(self) -> bool:
         """Whether its refresh token may have been spent; told of one whose lease has ended."""
         return self.attempt is not None or self.doubtful is not None
@@ -219,7 +224,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
-    """How the connections do, taken together."""
+    """How the connections do, taken together: those with a refresh token."""
 
     living: int
     fresh: int

@@ -32,7 +32,10 @@ class Survey:
     next_expiry: datetime | None
     """When the first access token ends, or ended, of an active connection that is not frozen."""
     next_deadline: datetime | None
-    """When the first refresh token of an active connection ends, which only its person can mend."""
+    """When the first refresh token of an active connection ends, which only its person can mend.
+
+    Of a connection without a refresh token it is the access token.
+    """
     waiting: int
     """Notices that are to be delivered."""
     waiting_since: datetime | None

@@ -23,6 +23,7 @@ FLOORS = [
         "config",
         "config_values",
         "machine",
+        "outage",
         "disk",
         "webhook",
         "probe",
@@ -37,10 +38,11 @@ FLOORS = [
 
 ONE_ROOM = {
     "aiosqlite": {"store.sqlite", "store.migrate"},
-    "sqlite3": {"store.copies", "store.sqlite", "store.migrate", "store.inspection"},
+    "sqlite3": {"store.copies", "store.sqlite", "store.migrate", "store.inspection", "store.wal"},
     "asyncpg": {
         "store.postgres",
         "store.postgres_pool",
+        "store.pooler",
         "store.listener",
         "store.migrate",
         "store.refusals",

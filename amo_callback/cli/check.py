@@ -20,6 +20,7 @@ from amo_callback.cli.checks.database import check_database, check_rescue
 from amo_callback.cli.checks.files import check_disk, check_secrets
 from amo_callback.cli.checks.finding import Verdict, fail, guarded, guarded_async, ok
 from amo_callback.cli.checks.network import check_amo, check_key_set, check_receiver
+from amo_callback.cli.checks.outgoing import check_outgoing
 from amo_callback.cli.checks.proxy import check_proxy
 from amo_callback.cli.checks.running import check_service, check_unit
 from amo_callback.cli.checks.words import check_words
@@ -115,6 +116,7 @@ def _findings(options: argparse.Namespace, environ: Mapping[str, str], clock: Cl
         return
     yield ok("configuration", f"{config or 'the environment'} can be used")
     yield from guarded("configuration", check_words(place.settings))
+    yield from guarded("outgoing_proxy", check_outgoing(environ))
     # As the owner of the database: root would leave files there that the service could not open.
     # What reads no file of his is done before: Python loads modules late, and he may not be able to read them.
     database = _database(place, clock, patience=options.timeout)

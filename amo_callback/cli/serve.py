@@ -9,6 +9,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from amo_callback.cli.checks.outgoing import WHY, proxy_variables
 from amo_callback.cli.deadline import Deadline
 from amo_callback.cli.local import add_config, find_place
 from amo_callback.cli.loop import run_loop
@@ -82,6 +83,8 @@ def run(
         journal=is_journal(sys.stdout, environ),
     )
     take_over_library_logs(log)
+    if variables := proxy_variables(environ):
+        log.warning("proxy.ignored", variables=variables, text=WHY)
     home = Home(folder=place.folder, rescue=place.rescue, machine=place.machine)
 
     def read_again() -> Settings:

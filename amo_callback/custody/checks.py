@@ -131,7 +131,9 @@ class Checks:
         """
         if pair is None:
             return Standing.UNASKED, Standing.UNASKED
-        first = (await self._inquiry.about_refresh_token(connection, pair, priority=None)).standing
+        first = Standing.UNASKED
+        if connection.has_refresh_token:
+            first = (await self._inquiry.about_refresh_token(connection, pair, priority=None)).standing
         if first not in {Standing.REFUSED, Standing.UNASKED} or self._clock.now() >= pair.expires_at:
             return first, first
         priority = _priority(connection)

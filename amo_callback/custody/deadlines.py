@@ -1,7 +1,8 @@
 """What only time tells: a clock that was stepped, and refresh tokens whose three months run out.
 
 A connection that is refreshed is never near its end. One that cannot be (its account is not paid, our credentials are
-wrong, it is frozen) dies of it unseen: so it is told, once each 30, 7 and 1 days before.
+wrong, it is frozen) dies of it unseen: so it is told, once each 30, 7 and 1 days before. A long-lived access token
+without a refresh token is warned of in the same way; when it has expired, its connection needs its user.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.event import Event, Level, happened
+from amo_callback.model import Status
 from amo_callback.schedule import CLOCK_TOLERANCE
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class Deadlines:
             fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
             self._observer(Event(name="clock.went_back", level=Level.WARNING, fields=fields))
             self._steady_since = self._clock.monotonic()
+        for event in await self._store.expire_missing(now=self._clock.now(), event=_expired):
+            self._observer(event)
         self._tell_difference()
         self._look_at = self._clock.monotonic() + _LOOK_EVERY
         if self._clock.monotonic() < self._steady_since + _STEADY:
@@ -90,6 +94,7 @@ class Deadlines:
                 told = {
                     "days": days,
                     "refresh_expires_at": connection.refresh_expires_at,
+                    "access_expires_at": None if connection.has_refresh_token else connection.access_expires_at,
                     "error": connection.last_error,
                     "frozen": connection.frozen or None,
                 }
@@ -99,3 +104,11 @@ class Deadlines:
             while events := await self._store.warn(days=days, before=before, event=expiring):
                 for event in events:
                     self._observer(event)
+
+
+def _expired(connection: Connection) -> Event:
+    """Return the event of a connection without a refresh token: its access token has expired, or is valid again."""
+    if connection.status is Status.ACTIVE:
+        return happened("connection.recovered", connection)
+    fields = {"reason": connection.reason, "access_expires_at": connection.access_expires_at}
+    return happened("connection.needs_reauth", connection, Level.WARNING, told=fields)

@@ -131,7 +131,9 @@ class Handout:
     def _new_pair(self, connection: Connection) -> TokenPair | None:
         """Return a connection's pair, where it is so new that a forced refresh would bring nothing."""
         pair, now = self._opened.pair_of(connection), self._clock.now()
-        if pair is None or now - pair.issued_at >= _NEW or self._liveness.is_doubtful(connection):
+        if pair is None or not connection.has_refresh_token:
+            return None
+        if now - pair.issued_at >= _NEW or self._liveness.is_doubtful(connection):
             return None
         return pair if lives(pair, now=now) else None
 

@@ -27,7 +27,7 @@ from amo_callback.errors import (
     StoreUnavailable,
 )
 from amo_callback.event import Event, Level
-from amo_callback.model import Connection, Demand, Status
+from amo_callback.model import Connection, Demand, Reason, Status
 from amo_callback.tasks import done_unless
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ class Keeper:
             raise NotFound
         if connection.status is Status.NEEDS_REAUTH and demand is not Demand.TRIAL:
             raise NeedsReauth(connection.reason)
+        if not connection.has_refresh_token:
+            raise NeedsReauth(Reason.MISSING)
         return connection
 
     def _may_refresh(self, connection: Connection, demand: Demand) -> None:

@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
-from amo_callback.event import Event, Level, failed
+from amo_callback.event import Event, Level
 from amo_callback.model import Connection, Demand
+from amo_callback.outage import Outage
 from amo_callback.ports.connections import TURN
 from amo_callback.schedule import is_impossible
 from amo_callback.tasks import rest
@@ -73,6 +74,8 @@ class Refresher:
         self._wake = asyncio.Event()
         self._stopping = False
         self._store_works = True
+        self._outage = Outage("refresher", clock=clock, observer=observer)
+        self._cleanup_outage = Outage("cleanup", clock=clock, observer=observer)
         self._tidied_at = clock.monotonic() - _TIDY_EVERY
         self._beat_at = clock.monotonic()
 
@@ -114,8 +117,10 @@ class Refresher:
             try:
                 pause = await self._sweep()
             except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
-                self._tell_failed(error)
+                self._outage.failed(error, details=False)  # the store has its own line
                 pause = self._poll_interval
+            else:
+                self._outage.worked()
             self._tell_store()
             await rest(self._wake, seconds=pause, clock=self._clock)
         await asyncio.gather(*self._running.values(), *self._looking_up.values())
@@ -280,7 +285,6 @@ class Refresher:
             try:
                 await self._store.prune(now=self._clock.now(), keep=_KEEP)
             except StoreUnavailable as error:  # no reason to refresh nothing
-                self._tell_failed(error)
-
-    def _tell_failed(self, error: Exception) -> None:
-        self._observer(failed("refresher.failed", error, details=False))  # the store has its own line
+                self._cleanup_outage.failed(error, details=False)
+            else:
+                self._cleanup_outage.worked()

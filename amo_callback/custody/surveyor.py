@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import AmoCallbackError, StoreUnavailable
-from amo_callback.event import failed
+from amo_callback.outage import Outage
 from amo_callback.tasks import done_within, rest
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Surveyor:
     def __init__(self, *, store: Store, clock: Clock, observer: Observer) -> None:
         self._store = store
         self._clock = clock
-        self._observer = observer
+        self._outage = Outage("survey", clock=clock, observer=observer)
         self._looking: asyncio.Future[Survey] | None = None
         self._began_at = clock.monotonic()
         self._trouble: str | None = "not looked at yet"
@@ -90,7 +90,8 @@ class Surveyor:
             self._trouble = error.code  # the store has its own line in the log
         except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
             self._trouble = error.code if isinstance(error, AmoCallbackError) else "a bug"
-            self._observer(failed("survey.failed", error))
+            self._outage.failed(error)
         else:
+            self._outage.worked()
             self._trouble, self._seen_at = None, self._began_at
             self.seconds = self._clock.monotonic() - self._began_at

@@ -29,6 +29,8 @@ _AGAIN = 1.0
 """Seconds between two tries."""
 _STORE_GRACE = 2.0
 """Seconds that the store has to take a pair once the process is to end; then the pair goes to its rescue file."""
+_HISTORY = 100
+"""The newest events of a connection among which a refresh of ours is looked for."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -59,6 +61,8 @@ class Unsaved:
         self._unreadable: set[str] = set()
         self._orphans: set[str] = set()
         self._expected = 0
+        self._settled: set[str] = set()
+        """The names of files whose pair is stored, or superseded, and that cannot be removed."""
         self._reserved = False
         self._restoring: set[asyncio.Task[Connection | None]] = set()
         self._looking = asyncio.Lock()
@@ -148,8 +152,11 @@ class Unsaved:
                 raise ConfigurationError(f"storage.rescue: cannot be read: {error.strerror}") from None
             self._unreadable &= files.keys()
             self._orphans &= files.keys()
+            self._settled &= files.keys()
             for name in sorted(files.keys() - self._unreadable - held):
-                if name not in self._held:
+                if name in self._settled:
+                    await self._forget(name)
+                elif name not in self._held:
                     await self._take_up(name, files[name])
 
     async def _take_up(self, name: str, content: bytes | None) -> None:
@@ -264,20 +271,36 @@ class Unsaved:
             else:
                 held.saved = await self._store.save_connected(paid, events=events)
         except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
-            held.saved = await self._stored(paid)
+            held.saved = await self._stored(held)
             return error if held.saved is None else None
         if held.saved is None:
-            held.saved = await self._stored(paid)
+            held.saved = await self._stored(held)
         return None
 
-    async def _stored(self, paid: Paid) -> Connection | None:
-        """Return the connection that has this very pair: it was committed, and the answer of the commit was lost."""
+    async def _stored(self, held: _Held) -> Connection | None:
+        """Return the connection that has, or has had, this very pair: it was committed, and the answer was lost."""
+        paid = held.paid
         sealed = paid.sealed_pair if isinstance(paid, RefreshedPair) else paid.connection.sealed_pair
         try:
             stored = await self._store.connection(paid.connection_id)
+            if stored is None or stored.status is Status.DISCONNECTED:
+                return None
+            return stored if stored.sealed_pair == sealed or await self._is_recorded(held) else None
         except Exception:  # noqa: BLE001 -- as above: until it is known, the pair is held
             return None
-        return stored if stored is not None and stored.sealed_pair == sealed else None
+
+    async def _is_recorded(self, held: _Held) -> bool:
+        """Tell whether the history has the refresh that brought the pair: written with it, though replaced since.
+
+        While the store was out of reach another process may have refreshed it, or sealed it with a newer key.
+        """
+        tokens = {event.fields["next_token"] for event in held.events if "next_token" in event.fields}
+        if not tokens:
+            return False
+        recorded = await self._store.events(connection_id=held.paid.connection_id, limit=_HISTORY)
+        return any(
+            event.name == "refresh.succeeded" and event.details.get("next_token") in tokens for event in recorded
+        )
 
     async def _is_superseded(self, paid: Paid) -> bool:
         """Tell whether the store holds something newer than a pair that it did not take.
@@ -313,6 +336,7 @@ class Unsaved:
     async def _rescued(self, paid: Paid) -> bool:
         """Write the rescue file; tell whether that was done."""
         sealed = seal_paid(paid, self._cipher)
+        self._settled.discard(name_of(paid))
         self._reserved = False  # it may be given up for this
         try:
             await asyncio.to_thread(self._rescue.write, name_of(paid), sealed)
@@ -321,12 +345,16 @@ class Unsaved:
         return True
 
     async def _forget(self, name: str) -> None:
-        """Remove the rescue file, after the commit; a file that stays is offered again, and then superseded."""
+        """Remove the rescue file, after the commit; one that stays is tried again, and logged once."""
         try:
             await asyncio.to_thread(self._rescue.remove, name)
         except OSError as error:
-            fields = {"file": name, "error": error.strerror}
-            self._observer(Event(name="rescue.not_removed", level=Level.WARNING, fields=fields))
+            if name not in self._settled:
+                fields = {"file": name, "error": error.strerror}
+                self._observer(Event(name="rescue.not_removed", level=Level.WARNING, fields=fields))
+            self._settled.add(name)
+        else:
+            self._settled.discard(name)
 
     def _restored(self, task: asyncio.Task[Connection | None]) -> None:
         self._restoring.discard(task)

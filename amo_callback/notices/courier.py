@@ -7,9 +7,11 @@ import uuid
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from amo_callback.errors import StoreUnavailable
 from amo_callback.event import Event, Level, Undelivered, failed
 from amo_callback.notices.receiver import Receiver
 from amo_callback.notices.verdict import Answer, next_try
+from amo_callback.outage import Outage
 from amo_callback.tasks import rest
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Courier:
         self._poll_interval = poll_interval
         self._random = random
         self._receiver = Receiver(clock=clock, observer=observer)
+        self._outage = Outage("courier", clock=clock, observer=observer)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -76,8 +79,10 @@ class Courier:
             try:
                 pause = await self._start_due()
             except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
-                self._tell_failed(error)
+                self._outage.failed(error)
                 pause = self._poll_interval
+            else:
+                self._outage.worked()
             await rest(self._wake, seconds=pause, clock=self._clock)
         await asyncio.gather(*self._running.values())  # each has its own end to its patience
 
@@ -121,6 +126,8 @@ class Courier:
                 await self._end(notice)
             else:
                 await self._put_off(notice, answer, lease=lease)
+        except StoreUnavailable as error:
+            self._outage.failed(error)
         except Exception as error:  # noqa: BLE001 -- because one notice is not the others' end
             self._tell_failed(error)
 

@@ -77,7 +77,7 @@ def _connections(survey: Survey) -> Iterator[GaugeMetricFamily]:
     )
     yield _at(
         "refresh_token_next_expiry_timestamp_seconds",
-        "When the first refresh token ends of an active connection: it dies then.",
+        "When the first refresh token ends of an active connection, or its access token where it has no refresh token.",
         survey.next_deadline,
     )
 

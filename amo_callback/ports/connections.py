@@ -119,7 +119,16 @@ class Connections(Protocol):
         """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
 
     async def warn(self, *, days: int, before: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
-        """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
+        """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which.
+
+        Without a refresh token it is the access token.
+        """
+
+    async def expire_missing(self, *, now: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
+        """Set connections without a refresh token to `needs_reauth`, `missing`, whose access token has expired.
+
+        Those whose access token has not expired become active again: the clock was wrong. Returns their events.
+        """
 
     async def switched_off(self, account_id: str, *, shortest: timedelta, quiet: timedelta) -> Sequence[str]:
         """Note AMO's hook; return the ids of the connections whose look-up is pending because of it.

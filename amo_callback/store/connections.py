@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Claim, Connection, Extension, RefreshedPair, Verdict
     from amo_callback.store.database import Unit
+    from amo_callback.store.row import Row
 
 _LAST_DAY = timedelta(days=1)
 _WARNINGS = 100
@@ -208,13 +209,31 @@ class Connections(Writer):
 
         async def work(unit: Unit) -> Sequence[Event]:
             found = await unit.run("warn", days=days, before=before, limit=_WARNINGS)
-            told = []
-            for connection in every(found, rows.connection):
-                told.append(event(connection))
-                await self._record(unit, told[-1:], connection)
-            return told
+            return await self._record_each(unit, found, event)
 
         return await self._database.unit(work)
+
+    async def expire_missing(self, *, now: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
+        """Set connections without a refresh token to `needs_reauth`, `missing`, whose access token has expired."""
+        if not await self._database.read("missing_changes", now=now):
+            return []
+
+        async def work(unit: Unit) -> Sequence[Event]:
+            expired = await unit.run("expire_missing", now=now, limit=_WARNINGS)
+            restored = await unit.run("restore_missing", now=now, limit=_WARNINGS)
+            return await self._record_each(unit, [*expired, *restored], event)
+
+        return await self._database.unit(work)
+
+    async def _record_each(
+        self, unit: Unit, found: Sequence[Row], event: Callable[[Connection], Event]
+    ) -> Sequence[Event]:
+        """Record the event of each of several connections, and return the events."""
+        told = []
+        for connection in every(found, rows.connection):
+            told.append(event(connection))
+            await self._record(unit, told[-1:], connection)
+        return told
 
     async def switched_off(self, account_id: str, *, shortest: timedelta, quiet: timedelta) -> Sequence[str]:
         """Note AMO's hook; return the ids of the connections whose look-up is pending because of it."""

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, TypeVar
 import asyncpg
 
 from amo_callback.clock import DatabaseClock
-from amo_callback.errors import StoreUnavailable
+from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.moving import Table
 from amo_callback.store.database import Database, Unit
 from amo_callback.store.dialect import Statement, translate
 from amo_callback.store.listener import Listener
 from amo_callback.store.migrate import migrate_postgres
+from amo_callback.store.pooler import NEEDS_SESSIONS, USE_SESSIONS, Pooling, find_pooling
 from amo_callback.store.postgres_pool import ERRORS, PATIENCE, connect, open_pool, place_of
-from amo_callback.store.refusals import refusal
+from amo_callback.store.refusals import MISTAKEN, refusal
 from amo_callback.store.rows import moment, stored
 from amo_callback.store.shares import Shares
 from amo_callback.store.statements import Engine, load_migrations, load_statements
@@ -83,6 +84,8 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
     async with open_pool(url) as pool:
         own = DatabaseClock(clock)
         async with _told():
+            if await find_pooling(url) is Pooling.TRANSACTION:
+                raise ConfigurationError(f"{MISTAKEN}{NEEDS_SESSIONS}: {USE_SESSIONS}")
             place = await _prepare(url, own)
         listener = Listener(lambda: connect(url), clock=own)
         database = PostgresDatabase(pool=pool, listener=listener, place=place, clock=own, process=process)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from amo_callback.errors import StoreUnavailable
+from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store import rows
 from amo_callback.store.dialect import translate
 from amo_callback.store.inspection import PAGE, SealedPair
+from amo_callback.store.pooler import NEEDS_SESSIONS, Pooling, find_pooling
 from amo_callback.store.postgres_pool import ERRORS, place_of
-from amo_callback.store.refusals import refusal
+from amo_callback.store.refusals import MISTAKEN, refusal
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Freeze
 
+SETTINGS = {
+    "synchronous_commit": ("on", "remote_apply", "remote_write", "local"),
+    "default_transaction_isolation": ("read committed",),
+    "default_transaction_read_only": ("off",),
+    "fsync": ("on",),
+    "full_page_writes": ("on",),
+}
+"""What the store relies on, and the values that it can work with. The service sets the first two by itself."""
+_SETTINGS = "SELECT name, reset_val AS value FROM pg_settings WHERE name = ANY($1)"
 _READ_ONLY = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
 _SERVER = """
 SELECT
@@ -66,6 +76,8 @@ async def open_postgres_inspection(url: str, *, patience: float) -> AsyncIterato
     Raises `ConfigurationError` and `StoreUnavailable`; the latter also whoever looks into it.
     """
     try:
+        if await find_pooling(url, patience=patience) is Pooling.TRANSACTION:
+            raise ConfigurationError(f"{MISTAKEN}{NEEDS_SESSIONS}")
         connection = await asyncpg.connect(url, timeout=patience, command_timeout=patience, statement_cache_size=0)
     except ERRORS as error:
         raise refusal(error) from None
@@ -93,6 +105,10 @@ class PostgresInspection:
         """Ask the server about itself."""
         [row] = await self._fetch(_SERVER)
         return Server(**dict(row.items()))
+
+    async def settings(self) -> dict[str, str]:
+        """Return the server's values of `SETTINGS` for this user and database, before any session has set its own."""
+        return {row["name"]: row["value"] for row in await self._fetch(_SETTINGS, list(SETTINGS))}
 
     async def schema(self) -> int | None:
         """Return the version of its schema; 0 where it is empty, `None` where it is no database of ours."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
@@ -13,7 +13,9 @@ from asyncpg.connect_utils import SessionAttribute
 from amo_callback.database_url import read_postgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from asyncpg.pool import PoolConnectionProxy
 
 CONNECTIONS = 10
 """Of one instance, beside the one that listens."""
@@ -21,14 +23,25 @@ PATIENCE = 5.0
 """Seconds for a connection, a free one of the pool, or a statement: longer than that nobody is kept waiting."""
 ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
 """What the library raises, of whatever kind; a timeout is an `OSError`."""
+_APPLICATION = {"application_name": "amo-callback"}
 _SESSION = {
-    "application_name": "amo-callback",
-    "statement_timeout": "5s",
-    "lock_timeout": "3s",
-    "idle_in_transaction_session_timeout": "5s",
+    "statement_timeout": "'5s'",
+    "lock_timeout": "'3s'",
+    # For a process that was stopped in the middle of a transaction: what it has locked is released.
+    "idle_in_transaction_session_timeout": "'5s'",
+    # Each statement sees what was committed before it: what a transaction locks first is read as it is then.
+    "default_transaction_isolation": "'read committed'",
+    # A COMMIT that is answered is on the server's disk: with `off` a crash loses pairs whose predecessors are spent.
+    # Every other value flushes there, and stays: `local` waits for no standby, `remote_write` for its memory, `on` for
+    # its disk, `remote_apply` for its answers; which of them a failover needs is the operator's to say.
+    "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
+    " ELSE current_setting('synchronous_commit') END",
 }
-"""What the server is told, unless the URL says otherwise. The last one is for a process that was stopped in the middle
-of a transaction: what it has locked is let go."""
+"""What each session sets, as SQL, unless the URL says otherwise. It is set after connecting: PgBouncer refuses clients
+that name such parameters as they connect. `default_transaction_read_only` stays as it is: whoever has set it wants
+nothing written."""
+_STATEMENTS = 100
+"""Prepared statements of a connection: the library's own default."""
 _ATTRIBUTES = "target_session_attrs"
 _PLACE = "SELECT concat_ws('/', oid, datname, current_schema()) FROM pg_database WHERE datname = current_database()"
 _CLUSTER = "SELECT system_identifier FROM pg_control_system()"
@@ -43,8 +56,9 @@ async def open_pool(url: str) -> AsyncIterator[asyncpg.Pool]:
         max_size=CONNECTIONS,
         timeout=PATIENCE,
         command_timeout=PATIENCE,
-        server_settings=_session(url),
+        server_settings=_APPLICATION,
         target_session_attrs=_attributes(url),
+        init=_session(url),
         reset=_left_as_it_is,
     )
     try:
@@ -59,12 +73,26 @@ async def open_pool(url: str) -> AsyncIterator[asyncpg.Pool]:
 
 async def connect(url: str, *, patience: float | None = PATIENCE) -> asyncpg.Connection:
     """Connect once; a statement may take so many seconds, or as long as it takes."""
+    connection = await connect_bare(url, patience=patience)
+    try:
+        await _session(url)(connection)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def connect_bare(
+    url: str, *, patience: float | None, statement_cache_size: int = _STATEMENTS
+) -> asyncpg.Connection:
+    """Connect once, and set nothing in the session."""
     return await asyncpg.connect(
         url,
-        timeout=PATIENCE,
+        timeout=PATIENCE if patience is None else patience,
         command_timeout=patience,
-        server_settings=_session(url),
+        server_settings=_APPLICATION,
         target_session_attrs=_attributes(url),
+        statement_cache_size=statement_cache_size,
     )
 
 
@@ -76,9 +104,16 @@ async def place_of(connection: asyncpg.Connection) -> str:
     return f"postgresql:{cluster}/{database}"
 
 
-def _session(url: str) -> dict[str, str]:
+def _session(url: str) -> Callable[[asyncpg.Connection | PoolConnectionProxy], Coroutine[Any, Any, None]]:
+    """Return what sets a new connection's parameters."""
     named = _named(url)
-    return {name: value for name, value in _SESSION.items() if name not in named}
+    settings = [f"set_config('{name}', {value}, false)" for name, value in _SESSION.items() if name not in named]
+
+    async def set_up(connection: asyncpg.Connection | PoolConnectionProxy) -> None:
+        if settings:
+            await connection.execute(f"SELECT {', '.join(settings)}", timeout=PATIENCE)
+
+    return set_up
 
 
 def _attributes(url: str) -> SessionAttribute | None:

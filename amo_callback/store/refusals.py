@@ -45,6 +45,7 @@ _MAY_PASS: Sequence[tuple[type[Exception], str]] = (
 )
 MISTAKEN = "storage.url: PostgreSQL cannot be used: "
 """What the text of a mistake begins with."""
+_PARAMETERS = "unsupported startup parameter"
 _NO_TLS = "it does not offer TLS, which sslmode asks for"
 
 
@@ -52,6 +53,8 @@ def refusal(error: Exception) -> ConfigurationError | StoreUnavailable:
     """Return what keeps the service from starting: a mistake in the configuration, or what may pass."""
     if isinstance(error, ConnectionError) and "rejected SSL" in str(error):  # has no type of its own
         return _mistake(_NO_TLS, error)
+    if isinstance(error, asyncpg.ProtocolViolationError) and _PARAMETERS in str(error):  # PgBouncer's own
+        return _mistake("PgBouncer does not take a parameter that the URL names: ignore_startup_parameters", error)
     for kind, why in _MUST_MEND:
         if isinstance(error, kind):
             return _mistake(why, error)

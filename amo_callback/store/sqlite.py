@@ -26,6 +26,7 @@ from amo_callback.store.groups import Groups, Outcome
 from amo_callback.store.migrate import migrate_sqlite
 from amo_callback.store.rows import stored, ticks
 from amo_callback.store.statements import Engine, load_migrations, load_statements
+from amo_callback.store.wal import LIMIT, WriteAheadLog
 from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ async def open_sqlite(path: Path, *, clock: Clock) -> AsyncIterator[SqliteDataba
             if _name(error).startswith(_MISCONFIGURED):
                 raise ConfigurationError(f"storage.url: {path} cannot be used: {_name(error)}") from None
             raise StoreUnavailable(_name(error)) from None
-        yield SqliteDatabase(writer=writer, reader=reader, statements=load_statements(Engine.SQLITE), clock=clock)
+        log = WriteAheadLog(path, busy_timeout=_BUSY_TIMEOUT)
+        statements = load_statements(Engine.SQLITE)
+        yield SqliteDatabase(writer=writer, reader=reader, log=log, statements=statements, clock=clock)
 
 
 class _Connection(aiosqlite.Connection):
@@ -106,6 +109,7 @@ async def _prepare(database: aiosqlite.Connection, clock: Clock) -> None:
     await database.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000:.0f}")
     await _log_ahead(database, clock)
     await database.execute("PRAGMA synchronous = FULL")
+    await database.execute(f"PRAGMA journal_size_limit = {LIMIT}")
 
 
 async def _log_ahead(database: aiosqlite.Connection, clock: Clock) -> None:
@@ -136,12 +140,14 @@ class SqliteDatabase(Database):
         *,
         writer: _Connection,
         reader: _Connection,
+        log: WriteAheadLog,
         statements: Mapping[str, str],
         clock: Clock,
     ) -> None:
         super().__init__(statements=statements, clock=clock)
         self._writer = writer
         self._reader = reader
+        self._log = log
         self._sql = statements
         self._reads: Groups[_Read] = Groups(self._read_all, name="store:read")
         self._units: Groups[_Work] = Groups(self._commit, name="store:commit")
@@ -220,6 +226,7 @@ class SqliteDatabase(Database):
                         raise
                     return None
             database.execute("COMMIT")
+            self._log.bound(database)
             return results
         finally:
             with suppress(sqlite3.Error):  # the next BEGIN tells

@@ -10,11 +10,12 @@ from amo_callback.brought import Brought
 from amo_callback.event import Event, happened
 from amo_callback.hosts import check_host
 from amo_callback.model import Connection, Status, fingerprint, short
-from amo_callback.schedule import refresh_due
+from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 from amo_callback.transfer.record import Arrival, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
 
     from amo_callback.cipher import Cipher
     from amo_callback.custody.leases import Leases
@@ -188,6 +189,7 @@ async def carry_out(
 
 
 def _connection(record: Record, cipher: Cipher, rules: RefreshRules, random: Callable[[], float]) -> Connection:
+    is_due = record.status is Status.ACTIVE and record.refresh_token
     due = refresh_due(record.pair, at=rules.at, jitter=rules.jitter, random=random)
     return Connection(
         id=record.id,
@@ -201,9 +203,9 @@ def _connection(record: Record, cipher: Cipher, rules: RefreshRules, random: Cal
         sealed_pair=cipher.seal_pair(record.pair, connection_id=record.id),
         access_issued_at=record.issued_at,
         access_expires_at=record.expires_at,
-        refresh_expires_at=record.refresh_expires_at,
+        refresh_expires_at=(record.refresh_expires_at or _last_use(record)) if record.refresh_token else None,
         refreshed_at=record.refreshed_at,
-        next_refresh_at=due if record.status is Status.ACTIVE else None,
+        next_refresh_at=due if is_due else None,
         connected_at=record.connected_at,
         pair_version=1,
         row_version=1,
@@ -212,6 +214,11 @@ def _connection(record: Record, cipher: Cipher, rules: RefreshRules, random: Cal
         grant_iat=record.grant_iat,
         frozen=record.frozen,
     )
+
+
+def _last_use(record: Record) -> datetime:
+    """Return when the refresh token ends where nothing says when."""
+    return record.issued_at + REFRESH_TOKEN_LIFE
 
 
 def _event(connection: Connection, record: Record, *, source: str, replaces: bool) -> Event:

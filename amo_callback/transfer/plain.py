@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from amo_callback.errors import CommandFailed
-from amo_callback.model import Account, Reason, Status, TokenPair, Told, connection_id
+from amo_callback.model import Account, Status, TokenPair, Told, connection_id
 from amo_callback.schedule import REFRESH_TOKEN_LIFE
 from amo_callback.transfer.record import Arrival, Host, Problem, Record, Token, TokenOrNone, faults
 
@@ -117,8 +117,8 @@ def _record(entry: _Entry, told: Told, *, client_id: str, now: datetime) -> Reco
         domain=entry.domain.lower(),
         api_domain=told.account.api_domain,
         client_id=told.client_id or client_id,
-        status=Status.ACTIVE if renewable else Status.NEEDS_REAUTH,
-        reason=None if renewable else Reason.MISSING,
+        status=Status.ACTIVE,
+        reason=None,
         access_token=pair.access_token,
         refresh_token=pair.refresh_token,
         issued_at=pair.issued_at,
@@ -134,9 +134,7 @@ def _record(entry: _Entry, told: Told, *, client_id: str, now: datetime) -> Reco
 
 
 def _pair(entry: _Entry, told: Told, now: datetime) -> TokenPair:
-    expires_at = _expiry(entry, now)
-    if told.expires_at is not None:
-        expires_at = min(expires_at, told.expires_at)  # what is said of a token may be old; it knows itself
+    expires_at = _expiry(entry, told, now)
     if not entry.refresh_token and expires_at <= now:
         raise _Refused("the access token has expired, and there is no refresh_token")
     if expires_at <= now - REFRESH_TOKEN_LIFE:
@@ -156,7 +154,19 @@ def _life(told: Told) -> timedelta:
     return timedelta(seconds=life) if 0 < life <= _MAX_AHEAD.total_seconds() else _LIFE
 
 
-def _expiry(entry: _Entry, now: datetime) -> datetime:
+def _expiry(entry: _Entry, told: Told, now: datetime) -> datetime:
+    given = _given_expiry(entry, now)
+    if given is None and told.expires_at is None:
+        raise _Refused("expires_in or expires_at: field required, since the access token has no exp")
+    # What is said of a token may be old; it knows itself.
+    expires_at = min(time for time in (given, told.expires_at) if time is not None)
+    if expires_at > now + _MAX_AHEAD:
+        raise _Refused("access_token: its exp is more than ten years ahead")
+    return expires_at
+
+
+def _given_expiry(entry: _Entry, now: datetime) -> datetime | None:
+    """Return the expiry that the entry names; `None` where it names none."""
     if isinstance(entry.expires_at, str):
         expires_at = _rfc3339(entry.expires_at)
     elif entry.expires_at is not None:
@@ -164,7 +174,7 @@ def _expiry(entry: _Entry, now: datetime) -> datetime:
     elif entry.expires_in is not None:
         expires_at = now + timedelta(seconds=min(entry.expires_in, 2**33))
     else:
-        raise _Refused("expires_in or expires_at: field required")
+        return None
     if expires_at is None or expires_at > now + _MAX_AHEAD:
         raise _Refused("expires_at, expires_in: neither seconds nor a time of these years (RFC 3339, with its zone)")
     return expires_at

@@ -248,7 +248,7 @@ async def test_another_systems_tokens_come_in(there: Host) -> None:
     assert set(await there.tokens()) == {"1", "2", "3"}
     status, out, err = await there.run("list", "--json")
     assert {one["account_id"]: one["status"] for one in json.loads(out)} == {
-        "1": "active", "2": "active", "3": "needs_reauth"
+        "1": "active", "2": "active", "3": "active"
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from amo_callback.store.sqlite import SqliteDatabase
 from amo_callback.store.statements import Engine, load_migrations, load_statements
+from amo_callback.store.wal import WriteAheadLog
 from amo_callback.store.whole import DatabaseStore
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ def open_direct(*, clock: Clock, shared: bool) -> Iterator[Store]:
             for statement in (statement for migration in _MIGRATIONS for statement in migration):
                 writer.database.execute(statement)
             database = (_SharedClock if shared else SqliteDatabase)(
-                writer=cast("Any", writer), reader=cast("Any", reader), statements=_STATEMENTS, clock=clock
+                writer=cast("Any", writer),
+                reader=cast("Any", reader),
+                log=WriteAheadLog(path, busy_timeout=0),
+                statements=_STATEMENTS,
+                clock=clock,
             )
             yield DatabaseStore(database, process="world")

@@ -221,6 +221,39 @@ async def test_an_iteration_that_fails_is_told_and_the_loop_goes_on(loop: Loop) 
     assert loop.witness.events[0].fields == {"error": "store_unavailable"}
 
 
+async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_back(loop: Loop) -> None:
+    """Two minutes of failed rounds are two lines, the second one with their length; a new outage is a new line."""
+    async with loop.running():
+        for outage in (1, 2):
+            loop.failing.away = {"due"}
+            for _ in range(24):
+                await loop.clock.until_sleeping(5)
+                loop.clock.advance(5)
+            await loop.clock.until_sleeping(5)
+            assert len(loop.witness.named("refresher.failed")) == outage
+            loop.failing.away = set()
+            await loop.clock.until_sleeping(5)
+            loop.clock.advance(5)
+            recovered = await loop.witness.until("refresher.recovered", times=outage)
+            assert recovered.fields["failed_for_seconds"] == 5 * cast("int", recovered.fields["failed_rounds"]) >= 120
+
+
+async def test_a_cleanup_that_fails_each_minute_is_logged_once(loop: Loop) -> None:
+    """It is no reason to refresh nothing: the rounds work, and end neither line."""
+    loop.failing.away = {"prune"}
+    async with loop.running():
+        for _ in range(4 * 12):
+            await loop.clock.until_sleeping(5)
+            loop.clock.advance(5)
+        await loop.clock.until_sleeping(5)
+        assert loop.witness.names() == ["cleanup.failed"]
+        loop.failing.away = set()
+        while not loop.witness.named("cleanup.recovered"):
+            await loop.clock.until_sleeping(5)
+            loop.clock.advance(5)
+    assert loop.witness.names() == ["cleanup.failed", "cleanup.recovered"]
+
+
 async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop: Loop) -> None:
     """An exception of a kind that nobody expected costs one poll interval, too."""
     await loop.due(1)

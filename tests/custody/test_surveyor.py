@@ -116,6 +116,19 @@ async def test_a_look_that_fails_is_told_and_followed_by_the_next(
     assert (post.surveyor.trouble, post.surveyor.last) == (None, a_survey(active=3))
 
 
+async def test_looks_that_fail_one_after_the_other_are_logged_once(post: Post) -> None:
+    """The end has a line, too, and says how long it was."""
+    for number in (1, 2):
+        post.store.error = ZeroDivisionError()
+        for _ in range(5):
+            await post.surveyor.look()
+            post.clock.advance(10)
+        post.store.error = None
+        await post.surveyor.look()
+        assert post.witness.names() == ["survey.failed", "survey.recovered"] * number
+        assert post.witness.events[-1].fields == {"failed_for_seconds": 50, "failed_rounds": 5}
+
+
 async def test_it_looks_every_ten_seconds_until_it_is_stopped(post: Post) -> None:
     """With nobody asking; and it ends at once, also where the store is silent."""
     running = asyncio.create_task(post.surveyor.run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,17 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.paid import name_of, seal_paid
 from amo_callback.errors import ConfigurationError, NeedsReauth, ShuttingDown, StoreUnavailable
-from amo_callback.model import Demand, Status
+from amo_callback.event import Event
+from amo_callback.model import Demand, Status, fingerprint, short
 from tests.builders import a_connection, a_refreshed, save
+from tests.conftest import HOST
 from tests.custody.house import API_DOMAIN
 from tests.custody.test_interleavings import Gated
 from tests.fakes import MemoryRescue
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from amo_callback.event import Event
+    from amo_callback.custody.build import Custody
     from amo_callback.model import Connection, RefreshedPair
     from tests.custody.house import House
 
@@ -162,6 +165,41 @@ async def test_a_pair_whose_commit_was_not_answered_is_stored(house: House) -> N
     assert house.amo.vendor.is_good(house.pair(stored).refresh_token)
     assert (house.rescue.files, custody.unsaved.names) == ({}, [])
     assert set(house.witness.names()) & {"pair.unsaved", "refresh.superseded"} == set()
+
+
+async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another_has_replaced_it(
+    house: House,
+) -> None:
+    """The store is out of reach after the commit, and another process refreshes meanwhile: the history tells."""
+    connection = await house.connect()
+    custody = house.make_custody(store=LostAnswer(house.failing, "save_refreshed"))
+    house.failing.away = {"connection"}
+    saving = asyncio.create_task(_save_next(house, custody, connection))
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    other = house.make_keeper(store=house.store, rescue=MemoryRescue(), owner="process-2")
+    assert (await other.refresh(connection.id, demand=Demand.FORCED)).pair_version == 3
+    await custody.unsaved.settle()
+    saved = await saving
+    assert saved is not None
+    assert (saved.pair_version, house.rescue.files) == (3, {})
+    [told] = house.witness.named("pair.saved")
+    assert told.fields["superseded"] is False
+
+
+async def _save_next(house: House, custody: Custody, connection: Connection) -> Connection | None:
+    """Refresh at AMO, and save the pair as an attempt does."""
+    token = house.pair(connection).refresh_token
+    issued = await house.client.refresh(refresh_token=token, domain=HOST, not_after=math.inf)
+    sealed = house.cipher.seal_pair(issued.pair, connection_id=connection.id)
+    times = {"at": issued.pair.issued_at, "expires_at": issued.pair.expires_at}
+    refreshed = a_refreshed(connection, sealed_pair=sealed, api_domain=API_DOMAIN, **times)
+    event = Event(
+        name="refresh.succeeded",
+        connection_id=connection.id,
+        fields={"next_token": short(fingerprint(issued.pair.refresh_token))},
+    )
+    return await custody.unsaved.save(refreshed, connection=connection, events=[event])
 
 
 async def test_a_granted_pair_whose_commit_was_not_answered_is_stored(house: House) -> None:
@@ -466,6 +504,34 @@ async def test_a_file_that_cannot_be_removed_is_told_and_harmless(house: House) 
     await custody.unsaved.settle()
     assert (await refreshing).status is Status.ACTIVE
     assert house.witness.names() == ["pair.unsaved", "rescue.not_removed", "pair.saved", "refresh.succeeded"]
+
+
+async def test_a_file_that_cannot_be_removed_is_logged_once_and_removed_later(house: House) -> None:
+    """Each look into the folder tries again, without a line and without offering the pair to the store."""
+
+    class Stuck(MemoryRescue):
+        stuck = True
+
+        def remove(self, name: str) -> None:
+            if self.stuck:
+                raise PermissionError(13, f"Permission denied: {name}")
+            super().remove(name)
+
+    connection, rescue = await house.connect(), Stuck()
+    custody = house.make_custody(rescue=rescue)
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    await custody.unsaved.settle()
+    await refreshing
+    offered = house.failing.asked["save_refreshed"]
+    for _ in range(3):
+        await custody.unsaved.restore()
+    assert len(house.witness.named("rescue.not_removed")) == len(house.witness.named("pair.saved")) == 1
+    rescue.stuck = False
+    await custody.unsaved.restore()
+    assert (rescue.read(), house.failing.asked["save_refreshed"], custody.unsaved.names) == ({}, offered, [])
 
 
 async def test_the_loop_offers_unsaved_pairs_before_it_spends_anything(house: House) -> None:

@@ -216,6 +216,19 @@ async def test_without_access_lines_the_rest_is_written(living_amo: Amo, tmp_pat
     assert process.named("http.request") == []
 
 
+async def test_a_proxy_that_the_environment_names_is_said_to_be_ignored(
+    living_amo: Amo, tmp_path: Path, encryption_key: str
+) -> None:
+    """Once, by the variable's name: its value may hold a password. What is sent to AMO goes there directly."""
+    environ = environment(living_amo, encryption_key) | {"HTTPS_PROXY": "http://user:sekret@127.0.0.1:9"}
+    environ |= {"http_proxy": "http://user:sekret@127.0.0.1:9"}
+    async with serving(environ, tmp_path) as process:
+        await _connect(living_amo, process, accounts=1)
+        [line] = process.named("proxy.ignored")
+        assert (line["level"], line["variables"]) == ("warning", ["HTTPS_PROXY", "http_proxy"])
+        assert "sekret" not in json.dumps(process.lines)
+
+
 async def test_a_bad_configuration_is_told_line_by_line_with_status_78(tmp_path: Path) -> None:
     """Every problem on standard error, one a line, nothing else."""
     status, out, err = await command("serve", folder=tmp_path, environ={"AMO_CALLBACK_AMO__TIMEOUT": "soon"})

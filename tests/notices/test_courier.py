@@ -332,6 +332,22 @@ async def test_a_round_that_fails_is_told_and_the_loop_goes_on(office: Office) -
         await office.witness.until("notice.delivered")
 
 
+async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_back(office: Office) -> None:
+    """However many rounds fail meanwhile."""
+    failing = FailingStore(office.store, office.clock)
+    failing.away = {"next_notice"}
+    store = cast("Store", Instead(failing, on_notice=office.store.on_notice))
+    async with office.courier(store=store):
+        await office.witness.until("courier.failed")
+        for _ in range(24):
+            await office.after(5)
+        failing.away = set()
+        await office.after(5)
+        recovered = await office.witness.until("courier.recovered")
+    assert len(office.witness.named("courier.failed")) == 1
+    assert recovered.fields["failed_for_seconds"] in {120, 125}
+
+
 @pytest.mark.parametrize(("elsewhere", "delivered"), [(True, False), (False, True)])
 async def test_a_copy_of_the_database_delivers_nothing(office: Office, *, elsewhere: bool, delivered: bool) -> None:
     """What waits in it waits in the original, too; a store that was only asked to spend nothing still tells."""

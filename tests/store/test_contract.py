@@ -49,6 +49,24 @@ def _runs_for(connection: Connection, length: timedelta) -> bool:
 # --- connections ---------------------------------------------------------------------------------
 
 
+async def test_a_connection_without_a_refresh_token_ends_with_its_access_token(store: Store) -> None:
+    """It is warned of before, needs its user then, and is active again where the clock was wrong."""
+
+    def event(connection: Connection) -> Event:
+        return Event(name=f"{connection.status} {connection.reason}", connection_id=connection.id)
+
+    await save(store, a_connection(1))
+    await save(store, a_connection(2, refresh_expires_at=None, next_refresh_at=None))
+    soon, over = START + DAY / 2, START + DAY
+    assert len(await store.warn(days=1, before=soon + DAY, event=event)) == 1
+    assert await store.warn(days=1, before=soon + DAY, event=event) == []
+    assert await store.expire_missing(now=soon, event=event) == []
+    assert [one.name for one in await store.expire_missing(now=over, event=event)] == ["needs_reauth missing"]
+    assert await store.expire_missing(now=over, event=event) == []
+    assert [one.name for one in await store.expire_missing(now=soon, event=event)] == ["active None"]
+    assert (await store.survey(now=soon, late=soon)).next_deadline == over
+
+
 async def test_a_granted_pair_comes_out_as_it_went_in(store: Store) -> None:
     """Every field is kept, times to the microsecond."""
     odd = START + timedelta(microseconds=123457)

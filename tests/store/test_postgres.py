@@ -24,6 +24,7 @@ from amo_callback.store import open_store
 from amo_callback.store.dialect import translate
 from amo_callback.store.listener import Listener
 from amo_callback.store.migrate import migrate_postgres
+from amo_callback.store.postgres_pool import connect, open_pool
 from amo_callback.store.rows import freeze_value
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, save
@@ -108,6 +109,44 @@ async def test_a_migration_takes_its_time(url: str) -> None:
     async with pool, pool.acquire() as connection:
         await migrate_postgres(connection, [["SELECT pg_sleep(3.2)"]])
         assert await connection.fetchval("SELECT version FROM schema_version") == 1
+
+
+SESSION = ("synchronous_commit", "default_transaction_isolation", "statement_timeout", "lock_timeout")
+
+
+async def _sessions(url: str) -> list[tuple[str, ...]]:
+    """Return the settings of a connection of the pool, and of one as the listener has it."""
+    found = []
+    async with open_pool(url) as pool, pool.acquire() as pooled:
+        own = await connect(url)
+        for connection in (pooled, own):
+            found += [tuple([await connection.fetchval(f"SHOW {name}") for name in SESSION])]
+        await own.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("server", "session"),
+    [
+        ("off", "on"),
+        ("on", "on"),
+        ("local", "local"),
+        ("remote_write", "remote_write"),
+        ("remote_apply", "remote_apply"),
+    ],
+)
+async def test_each_session_sets_what_the_store_relies_on(url: str, server: str, session: str) -> None:
+    """A commit that is answered is on the disk, and nothing is serialised, whatever the server's defaults are."""
+    async with connected(url) as connection:
+        for setting in (f"synchronous_commit = {server}", "default_transaction_isolation = 'serializable'"):
+            await connection.execute(f"ALTER DATABASE {urlsplit(url).path[1:]} SET {setting}")
+    assert await _sessions(url) == [(session, "read committed", "5s", "3s")] * 2
+
+
+async def test_what_the_url_sets_is_not_set_again(url: str) -> None:
+    """Whoever writes it there means it."""
+    named = with_option(with_option(url, "synchronous_commit=off"), "lock_timeout=1000")
+    assert await _sessions(named) == [("off", "read committed", "5s", "1s")] * 2
 
 
 async def test_a_newer_schema_is_refused(url: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amo_callback.errors import CommandFailed
-from amo_callback.model import Reason, Status
+from amo_callback.model import Status
 from amo_callback.transfer.plain import read_plain
 from amo_callback.transfer.record import Arrival, Problem, Record
 from tests.builders import DAY
@@ -91,12 +91,21 @@ def test_no_token_lives_longer_than_it_says_itself() -> None:
 
 
 def test_without_a_refresh_token_it_lives_as_long_as_its_access_token() -> None:
-    """It needs its person, `missing`, from the start; of a dead one nothing is left to bring."""
-    record = _one(refresh_token=None)
-    assert (record.status, record.reason, record.refresh_token) == (Status.NEEDS_REAUTH, Reason.MISSING, "")
-    assert _one(refresh_token="").reason is Reason.MISSING
+    """It is active until then; of one that has expired nothing is left to bring."""
+    for record in (_one(refresh_token=None), _one(refresh_token="")):
+        assert (record.status, record.reason, record.refresh_token) == (Status.ACTIVE, None, "")
+        assert (record.expires_at, record.refresh_expires_at) == (START + DAY, None)
     old = a_token(at=START - 2 * DAY)
     assert _why(access_token=old, refresh_token=None) == "the access token has expired, and there is no refresh_token"
+
+
+def test_a_token_that_tells_its_own_expiry_needs_no_other() -> None:
+    """AMO's long-lived tokens are copied from its page, which names no `expires_in`: their `exp` says when they end."""
+    years = timedelta(days=5 * 365)
+    for refresh_token in (None, "refresh-token"):
+        record = _one(access_token=a_token(life=years), refresh_token=refresh_token, expires_in=None)
+        assert (record.issued_at, record.expires_at) == (START, START + years)
+    assert "more than ten years" in _why(access_token=a_token(life=3 * years), expires_in=None)
 
 
 def test_an_expired_access_token_comes_with_a_refresh_token_that_may_live() -> None:
@@ -125,7 +134,7 @@ def test_an_owner_is_noted() -> None:
         ({"refresh_token": "with\ttab"}, "refresh_token: string should match pattern"),
         ({"domain": None}, "domain: field required"),
         ({"domain": 7}, "domain: input should be a valid string"),
-        ({"expires_in": None}, "expires_in or expires_at: field required"),
+        ({"expires_in": None, "access_token": "opaque"}, "expires_in or expires_at: field required"),
         ({"expires_in": "86400"}, "expires_in: input should be a valid number"),
         ({"expires_in": -5}, "expires_in: input should be greater than or equal to 0"),
         ({"expires_in": float("nan")}, "expires_in: input should be a finite number"),

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from amo_callback.cli.checks.contents import Pairs, freezing, newer, other_keys, usable
-from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
 from amo_callback.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.migrate import ENCODINGS
-from amo_callback.store.postgres_inspection import open_postgres_inspection
+from amo_callback.store.pooler import NEEDS_SESSIONS, USE_SESSIONS
+from amo_callback.store.postgres_inspection import SETTINGS, open_postgres_inspection
 from amo_callback.store.refusals import MISTAKEN
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from amo_callback.cli.checks.database import ProgressOf
@@ -41,13 +42,14 @@ async def check_postgres(
             took, at = clock.monotonic() - began, asked + (clock.now() - asked) / 2
             for finding in check_server(server, address, took=took, at=at):
                 yield finding
+            yield check_settings(await inspected.settings())
             async for finding in _contents(inspected, address, keys, progress):
                 yield finding
     except ConfigurationError as error:
         yield fail(
             "store",
             f"{address}: {str(error).removeprefix(MISTAKEN)}",
-            fix="mend storage.url, or what the server lets in",
+            fix=USE_SESSIONS if NEEDS_SESSIONS in str(error) else "mend storage.url, or what the server lets in",
         )
     except StoreUnavailable as error:
         yield fail("store", f"{address}: {error.what}", fix="start the server, and let this machine reach it")
@@ -95,6 +97,22 @@ def check_server(server: Server, address: PostgresAddress, *, took: float, at: d
             f"the database's is {server.encoding}, which does not take every text",
             fix="CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
         )
+
+
+def check_settings(settings: Mapping[str, str]) -> Finding:
+    """Compare the server's settings, as a new session has them, with what the store relies on."""
+    others = {name: value for name, value in settings.items() if value not in SETTINGS[name]}
+    told = ", ".join(f"{name} = {value}" for name, value in others.items())
+    if not others:
+        return ok("server_settings", "durable, read committed")
+    if others.keys() & {"fsync", "full_page_writes"}:
+        fix = "set fsync and full_page_writes to on: after a crash of the server's machine tokens are lost"
+    elif "default_transaction_read_only" in others:
+        fix = "set it to off for this user and database: nothing can be stored"
+    else:
+        fix = "the service sets its own sessions to on and read committed; set the server's for other clients, too"
+        return note("server_settings", told, fix=fix)
+    return warn("server_settings", told, fix=fix)
 
 
 def _version(server: Server, took: float) -> Finding:

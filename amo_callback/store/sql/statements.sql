@@ -140,8 +140,11 @@ SELECT *, :clock AS clock FROM connections WHERE attempt IS NOT NULL;
 
 -- name: fleet
 SELECT
-    (SELECT count(*) FROM connections WHERE status = 'active') AS living,
-    (SELECT count(*) FROM connections WHERE status = 'active' AND access_expires_at > :now) AS fresh,
+    (SELECT count(*) FROM connections WHERE status = 'active' AND refresh_expires_at IS NOT NULL) AS living,
+    (
+        SELECT count(*) FROM connections
+        WHERE status = 'active' AND refresh_expires_at IS NOT NULL AND access_expires_at > :now
+    ) AS fresh,
     (SELECT count(*) FROM connections WHERE status = 'needs_reauth' AND died_at > :since) AS died;
 
 -- name: extend
@@ -228,14 +231,47 @@ WHERE id = :id AND status <> 'disconnected' AND (frozen_at IS NULL) = (CAST(:at 
 RETURNING *;
 
 -- name: warn
--- Of those whose refresh token ends soon, and who were not warned of that yet.
+-- Of those whose refresh token ends soon, and who were not warned of that yet. Without one it is the access token.
 UPDATE connections SET warned_days = :days, row_version = row_version + 1
 WHERE id IN (
     SELECT id FROM connections
-    WHERE status = 'active' AND refresh_expires_at <= :before AND (warned_days IS NULL OR warned_days > :days)
-    ORDER BY refresh_expires_at
+    WHERE status = 'active' AND (warned_days IS NULL OR warned_days > :days) AND (
+        refresh_expires_at <= :before OR (refresh_expires_at IS NULL AND access_expires_at <= :before)
+    )
+    ORDER BY COALESCE(refresh_expires_at, access_expires_at)
     LIMIT :limit
 ) AND (warned_days IS NULL OR warned_days > :days)
+RETURNING *;
+
+-- name: missing_changes
+-- Whether one of the next two statements has anything to do: read each minute, so that no write is made for nothing.
+SELECT 1 AS found WHERE EXISTS (
+    SELECT 1 FROM connections WHERE status = 'active' AND refresh_expires_at IS NULL AND access_expires_at <= :now
+) OR EXISTS (
+    SELECT 1 FROM connections
+    WHERE status <> 'active' AND status = 'needs_reauth' AND reason = 'missing' AND access_expires_at > :now
+);
+
+-- name: expire_missing
+-- Without a refresh token. It is told by our own clock and says nothing of AMO: `died_at` counts what AMO has refused.
+UPDATE connections SET
+    status = 'needs_reauth', reason = 'missing', died_at = NULL, look_up_at = NULL, row_version = row_version + 1
+WHERE id IN (
+    SELECT id FROM connections
+    WHERE status = 'active' AND refresh_expires_at IS NULL AND access_expires_at <= :now
+    ORDER BY access_expires_at
+    LIMIT :limit
+)
+RETURNING *;
+
+-- name: restore_missing
+-- A clock that was put forward by mistake has ended them.
+UPDATE connections SET status = 'active', reason = NULL, row_version = row_version + 1
+WHERE id IN (
+    SELECT id FROM connections
+    WHERE status <> 'active' AND status = 'needs_reauth' AND reason = 'missing' AND access_expires_at > :now
+    LIMIT :limit
+)
 RETURNING *;
 
 -- name: doubt

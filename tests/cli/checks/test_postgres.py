@@ -28,8 +28,8 @@ if (why := why_not()) is not None:
 
 import asyncpg
 
-from amo_callback.cli.checks.postgres import check_postgres, check_server
-from amo_callback.store.postgres_inspection import Server, open_postgres_inspection
+from amo_callback.cli.checks.postgres import check_postgres, check_server, check_settings
+from amo_callback.store.postgres_inspection import SETTINGS, Server, open_postgres_inspection
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -51,6 +51,13 @@ def _progress(_total: int) -> Iterator[Callable[[int], None]]:
 async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, tuple[Verdict, str]]:
     found = check_postgres(url, keys=keys, clock=clock or SystemClock(), patience=PATIENCE, progress=_progress)
     return {finding.check: (finding.verdict, finding.told) for finding in await guarded_async("store", found)}
+
+
+async def _fetch(url: str, query: str) -> list[asyncpg.Record]:
+    connection = await asyncpg.connect(url)
+    found = await connection.fetch(query)
+    await connection.close()
+    return list(found)
 
 
 async def _run(url: str, statement: str) -> None:
@@ -82,6 +89,7 @@ async def served(empty: str, tmp_path: Path, encryption_key: str) -> str:
 async def test_a_good_database_is_ok(served: str, encryption_key: str) -> None:
     """It is reached, and its server, its schema, its keys and each pair are told."""
     found = await _check(served, encryption_key)
+    assert found.pop("server_settings") in {(Verdict.WARN, "fsync = off"), (Verdict.OK, "durable, read committed")}
     assert {name: verdict for name, (verdict, _) in found.items()} == dict.fromkeys(
         (*SERVER, "store", "keys", "frozen"), Verdict.OK
     )
@@ -89,11 +97,46 @@ async def test_a_good_database_is_ok(served: str, encryption_key: str) -> None:
     assert found["keys"][1] == "open all 3 pairs"
 
 
+@pytest.mark.parametrize(
+    ("settings", "verdict", "told"),
+    [
+        ({}, Verdict.OK, "durable, read committed"),
+        ({"synchronous_commit": "local"}, Verdict.OK, "durable, read committed"),
+        ({"synchronous_commit": "off"}, Verdict.NOTE, "synchronous_commit = off"),
+        (
+            {"default_transaction_isolation": "serializable"},
+            Verdict.NOTE,
+            "default_transaction_isolation = serializable",
+        ),
+        ({"default_transaction_read_only": "on"}, Verdict.WARN, "default_transaction_read_only = on"),
+        ({"full_page_writes": "off"}, Verdict.WARN, "full_page_writes = off"),
+    ],
+)
+def test_a_setting_that_the_store_does_not_rely_on_is_named(
+    settings: dict[str, str], verdict: Verdict, told: str
+) -> None:
+    """What the service sets for its own sessions is a note, what it cannot or does not set is a warning."""
+    good = {name: values[0] for name, values in SETTINGS.items()}
+    finding = check_settings({**good, **settings})
+    assert (finding.verdict, finding.told) == (verdict, told)
+
+
+async def test_the_settings_of_user_and_database_are_looked_at(empty: str) -> None:
+    """As a new session has them, whatever the check has set in its own."""
+    [[name]] = await _fetch(empty, "SELECT current_database()")
+    for setting in ("synchronous_commit = off", "default_transaction_isolation = 'repeatable read'"):
+        await _run(empty, f"ALTER DATABASE {name} SET {setting}")
+    _, told = (await _check(empty))["server_settings"]
+    assert "synchronous_commit = off" in told
+    assert "default_transaction_isolation = repeatable read" in told
+    assert "read_only" not in told
+
+
 async def test_an_empty_database_stays_so(empty: str, encryption_key: str) -> None:
     """Before the first start there is no table, and the check makes none: told twice, it is told the same."""
     for _ in range(2):
         found = await _check(empty, encryption_key)
-        assert set(found) == {*SERVER, "store"}
+        assert set(found) == {*SERVER, "server_settings", "store"}
         assert found["store"][0] is Verdict.WARN
         assert found["store"][1].endswith("is empty")
 

@@ -9,6 +9,7 @@
 WITH impossible AS MATERIALIZED (
     SELECT id, next_refresh_at, access_expires_at FROM connections
     WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND access_issued_at > :impossible_after
+        AND next_refresh_at IS NOT NULL
     UNION
     SELECT id, next_refresh_at, access_expires_at FROM connections
     WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at
@@ -102,7 +103,7 @@ SELECT * FROM (
     SELECT
         count(*) AS active,
         count(*) FILTER (WHERE access_expires_at > :now) AS fresh,
-        min(refresh_expires_at) AS next_deadline
+        min(COALESCE(refresh_expires_at, access_expires_at)) AS next_deadline
     FROM connections WHERE status = 'active'
 ) AS living, (
     SELECT

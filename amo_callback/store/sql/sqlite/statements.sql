@@ -9,6 +9,7 @@ WHERE id IN (
     SELECT id FROM (
         SELECT id FROM connections
         WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND access_issued_at > :impossible_after
+            AND next_refresh_at IS NOT NULL
             AND id NOT IN (SELECT value FROM json_each(:apart_from))
         LIMIT :limit
     )
@@ -66,7 +67,7 @@ SELECT * FROM (
     SELECT
         count(*) AS active,
         count(*) FILTER (WHERE access_expires_at > :now) AS fresh,
-        min(refresh_expires_at) AS next_deadline
+        min(COALESCE(refresh_expires_at, access_expires_at)) AS next_deadline
     FROM connections INDEXED BY connections_by_deadline WHERE status = 'active'
 ), (
     SELECT
