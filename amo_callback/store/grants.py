@@ -81,6 +81,8 @@ class Grants(Writer):
 
         async def work(unit: Unit) -> Connection | None:
             grant = granted.grant
+            if await self._is_connected(unit, grant):
+                return None
             found = await unit.run(
                 "save_connected", **values_of(granted.connection), token_iat=granted.token_iat, grant_no=grant.no
             )
@@ -96,6 +98,15 @@ class Grants(Writer):
             return saved
 
         return await self._database.unit(work)
+
+    @staticmethod
+    async def _is_connected(unit: Unit, grant: Grant) -> bool:
+        """Tell whether this grant's pair is stored already, by whoever found its rescue file: it may be spent by now.
+
+        Its times do not tell, since those in the store are put back where the clock is.
+        """
+        found = await unit.run("grant", code_hash=grant.code_hash)
+        return bool(found) and (found[0]["status"], found[0]["attempt"]) == (GrantStatus.CONNECTED, grant.attempt)
 
     @staticmethod
     async def _is_active(unit: Unit, connection_id: str) -> bool:

@@ -119,6 +119,22 @@ async def test_the_same_grant_again_does_not_replace_what_came_of_it(store: Stor
     assert await save(store, a_connection(), iat=iat, code="1") == refreshed
 
 
+async def test_the_same_grant_again_is_not_later_though_the_clock_was_put_back(store: Store) -> None:
+    """Another process has stored it from its rescue file and refreshed it; then the stored times were put back."""
+    await store.claim_grant(a_grant(), now=START)
+    ended = a_grant(status=GrantStatus.CONNECTED, connection_id=a_connection().id)
+    earlier, again = (
+        GrantedPair(grant=ended, connection=a_connection(connected_at=at), token_iat=7)
+        for at in (START - timedelta(hours=3), START)
+    )
+    stored = await store.save_connected(earlier)
+    assert stored is not None
+    refreshed = await store.save_refreshed(a_refreshed(stored))
+    assert refreshed is not None
+    assert await store.save_connected(again) is None
+    assert await store.connection(refreshed.id) == refreshed
+
+
 @pytest.mark.parametrize("iat", [1, None])
 async def test_of_two_grants_with_one_time_the_later_answer_holds(store: Store, iat: int | None) -> None:
     """Where AMO's clock does not tell which token is later, our own does, in whatever order they are stored."""
