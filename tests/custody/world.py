@@ -35,7 +35,7 @@ from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
 from amo_callback.clock import DatabaseClock
 from amo_callback.custody.build import make_custody
 from amo_callback.errors import AmoCallbackError, NotSent, OutcomeOpen, StoreUnavailable
-from amo_callback.grant import GrantedPair
+from amo_callback.grant import GrantedPair, GrantStatus
 from amo_callback.model import (
     Account,
     Connection,
@@ -571,7 +571,13 @@ class World:
             connected_at=now,
         )
         number = len(self.tokens)  # AMO's clock, which nobody steps
-        grant = a_grant(f"code {number}", attempt=f"attempt{number}", expires_at=now + timedelta(days=900))
+        grant = a_grant(
+            f"code {number}",
+            status=GrantStatus.CONNECTED,
+            connection_id=name,
+            attempt=f"attempt{number}",
+            expires_at=now + timedelta(days=900),
+        )
         return GrantedPair(grant=grant, connection=connection, token_iat=number)
 
     async def steal(self, account: SandboxAccount) -> None:
