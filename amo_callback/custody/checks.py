@@ -15,11 +15,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.custody.verdict import look_again_in
+from amo_callback.custody.verdict import LOOK_UP_EVERY, look_again_in
 from amo_callback.errors import Busy, MustWait, NeedsReauth
 from amo_callback.event import Event, Level, happened
 from amo_callback.model import Connection, Demand, Reason, Standing, Status, TokenPair
 from amo_callback.ports import Priority
+from amo_callback.schedule import CLOCK_TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -179,7 +180,9 @@ class Checks:
             return
         # A refresh token that AMO rejects is not presented once more, even where the access token is still accepted.
         accepted = both is Standing.GOOD and refresh_token is not Standing.REFUSED
-        if await self._store.look_up_again(begun, at=again) and (accepted or begun.reason is Reason.REFUSED):
+        tried = accepted or (begun.reason is Reason.REFUSED and not _is_early(connection, now))
+        again = (begun.looked_up_at or now) + LOOK_UP_EVERY
+        if await self._store.look_up_again(begun, at=again) and tried:
             await self._try(begun)
 
     async def _try(self, connection: Connection) -> None:
@@ -193,6 +196,12 @@ class Checks:
 def _is_active(connection: Connection) -> bool:
     """Tell whether nobody need try any more: the person has connected again meanwhile."""
     return connection.status is Status.ACTIVE
+
+
+def _is_early(connection: Connection, now: datetime) -> bool:
+    """Tell whether a hook causes this look-up, and not the day that has passed since the last one."""
+    looked_up_at = connection.looked_up_at
+    return looked_up_at is not None and now < looked_up_at + LOOK_UP_EVERY - CLOCK_TOLERANCE
 
 
 def _is_named(connection: Connection) -> bool:

@@ -209,4 +209,5 @@ def _never(_connection: Connection) -> bool:
 
 def _doubted(connection: Connection) -> Hashable:
     """Name what is doubted, so that another doubt is not taken for the one that was looked up."""
-    return connection.pair_version, connection.attempt, connection.lease_until, connection.doubtful
+    doubt = connection.attempt, connection.lease_until, connection.doubtful, connection.suspended_token
+    return connection.pair_version, *doubt

@@ -14,14 +14,15 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.rules import SandboxIntegration
 from amo_callback.custody.verdict import is_refused_alone, is_refused_long
 from amo_callback.errors import AmoCallbackError, ClientRefused, NeedsReauth, VerdictHeld
-from amo_callback.model import Connection, Demand, Reason, RefreshRules, Status, Successes
-from tests.builders import a_connection, save
+from amo_callback.model import Connection, Demand, Reason, RefreshRules, Status, Successes, fingerprint
+from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.custody.house import DAY
-from tests.fakes import START
+from tests.fakes import START, Instead
 
 if TYPE_CHECKING:
     from amo_callback.amo.sandbox.vendor import SandboxAccount
     from amo_callback.custody.build import Custody
+    from amo_callback.ports import Priority
     from tests.custody.house import House
 
 HOUR = timedelta(hours=1)
@@ -55,6 +56,23 @@ async def test_a_refused_connection_is_presented_once_a_day_and_recovers(house: 
     after = await house.now(one)
     assert (after.status, after.refused_since, after.refusals) == (Status.ACTIVE, None, 0)
     assert "connection.recovered" in house.witness.names()
+
+
+async def test_a_hook_has_no_refused_connection_presented_before_its_day_is_over(house: House) -> None:
+    """The hook starts a look-up at once, but the token was presented three hours ago."""
+    [(account, one), *_] = await house.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
+    account.gone = True
+    await _refuse_for_a_day(house, one)
+    sent, asked = len(house.amo.vendor.ledger.refreshes()), house.amo.sandbox.look_ups
+    house.amo.sandbox.look_up_faults.standing = Fault.HTTP_500  # AMO does not say whether it knows the token
+    house.clock.advance(3 * 3600)
+    await house.custody.switched_off(one.account_id)
+    await house.look_up_due()
+    assert house.amo.sandbox.look_ups > asked
+    assert len(house.amo.vendor.ledger.refreshes()) == sent
+    house.clock.advance(DAY)
+    await house.look_up_due()
+    assert len(house.amo.vendor.ledger.refreshes()) == sent + 1
 
 
 async def _refuse_for_a_day(house: House, connection: Connection, *, hours: int = 24, every: float = 1.0) -> None:
@@ -390,6 +408,36 @@ async def test_a_suspended_answer_is_forgotten_where_introspection_accepts_the_t
     custody = await _end_pause(house, everyone[-1][1])
     after = await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     assert (after.pair_version, after.suspended_reason, after.suspended_token) == (2, None, None)
+
+
+async def test_a_token_whose_answer_was_suspended_while_a_refresh_waited_is_not_presented(house: House) -> None:
+    """AMO accepted the token before the wait for a slot; meanwhile another process got a terminal answer for it."""
+    everyone = await house.connect_accounts(8)
+    for account, connection in everyone[:6]:
+        account.disabled = True
+        with pytest.raises(AmoCallbackError):
+            await house.refresh(connection)
+    account, connection = everyone[6]
+    sent, slots = len(house.amo.vendor.ledger.refreshes()), 0
+
+    async def slot(_priority: Priority) -> None:
+        nonlocal slots
+        slots += 1
+        if slots == 2:  # the first was for the introspection
+            presented = fingerprint(house.pair(connection).refresh_token)
+            claimed = await house.store.claim(a_claim(await house.now(connection), fingerprint=presented))
+            assert claimed is not None
+            answer = a_verdict(claimed, status=Status.ACTIVE, suspended_reason=Reason.REVOKED, next_refresh_at=START)
+            assert await house.store.save_verdict(answer) is not None
+            account.disabled = True
+
+    custody = house.make_custody(owner="process-3", amo=Instead(house.client, slot=slot))
+    await custody.breaker.watch()
+    house.clock.advance(901)
+    with pytest.raises(AmoCallbackError):
+        await custody.keeper.refresh(connection.id, demand=Demand.PROBE)
+    assert slots > 1
+    assert len(house.amo.vendor.ledger.refreshes()) == sent
 
 
 async def test_a_suspended_answer_waits_for_an_introspection_that_is_answered(house: House) -> None:

@@ -168,10 +168,12 @@ WHERE id = :connection_id AND pair_version = :pair_version
 RETURNING *;
 
 -- name: save_verdict
--- An attempt that nobody knows the end of stays open, until its lease ends anew.
+-- An attempt that nobody knows the end of stays open, until its lease ends anew. The token of a refused connection is
+-- presented once a day: its presentation counts as a look-up.
 UPDATE connections SET
     status = :status, reason = :reason, last_error = :last_error, failures = failures + 1,
     next_refresh_at = :next_refresh_at, died_at = :died_at,
+    looked_up_at = CASE WHEN :reason = 'refused' THEN :clock ELSE looked_up_at END,
     look_up_at = CASE WHEN status = 'active' AND look_up_at < :look_up_at THEN look_up_at
         ELSE COALESCE(:look_up_at, look_up_at) END,
     refused_since = COALESCE(refused_since, CAST(:refused_at AS BIGINT)),
