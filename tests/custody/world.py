@@ -689,6 +689,7 @@ class World:
             token.settle(row.suspended_reason)
         if row.status is not Status.NEEDS_REAUTH:
             return
+        tried = token.refused  # given up already: its daily presentation may stay without an answer
         token.settle(row.reason)
         if row.reason is Reason.REFUSED:
             self.drawn["connections given up as refused"] += 1
@@ -697,7 +698,7 @@ class World:
             assert long, "a connection was given up as refused within a day"
             assert token.times >= REFUSALS, "a connection was given up as refused too soon"
             return
-        assert token.lies or not self._is_good(refresh_token), "a live connection was declared dead"
+        assert token.lies or tried or not self._is_good(refresh_token), "a live connection was declared dead"
         if row.reason is Reason.REVOKED and row.id not in self.harmed and not token.lies:
             assert token.spent_by != "us", "a loss of our making was called revoked"
 
