@@ -31,7 +31,7 @@ class PairFound:
 def find_pair(bodies: Sequence[bytes], *, presented: str) -> PairFound | None:
     """Return the pair in the first body that has one: the only object with both tokens, else nothing.
 
-    One whose refresh token is what was `presented` for it is no pair.
+    An object with the refresh token that was `presented` is not a pair, but a copy of the request.
     """
     for body in bodies:
         text = body.decode(detect_encoding(body), errors="replace")
@@ -57,7 +57,7 @@ def _objects(text: str) -> Iterator[object]:
 
 
 def _pair(found: object) -> PairFound | None:
-    """Return the pair in an object; spaces around a token, such as the end of a line, are no part of it."""
+    """Return the pair in an object, without spaces or line ends around its tokens."""
     if not isinstance(found, dict):
         return None
     access, refresh = (_token(found.get(name)) for name in ("access_token", "refresh_token"))

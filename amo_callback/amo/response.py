@@ -49,7 +49,7 @@ class Response:
         self._line = bytearray()
         """The beginning of a chunk's first line."""
         self._left: int | None = None
-        """Bytes that are to come yet, of the chunk or of everything; `None` where only the connection's end tells."""
+        """Bytes left of the chunk, or of the content; `None` where it ends with the connection."""
 
     def feed(self, data: bytes) -> None:
         """Take what has come."""

@@ -1,7 +1,7 @@
 """HTTP towards AMO: one request a connection, never repeated, of which it is known whether anything of it went out.
 
-This is no client library's work, since a library may repeat a request, give up an answer that has been paid for because
-of its wrapping, and does not say whether a byte was written. A connection serves one request: one that is kept alive
+No client library is used: it may repeat a request or reject an answer that has been paid for because of its framing,
+and it does not say whether a byte was written. A connection serves one request: one that is kept alive
 may be closed by AMO just as we write to it, and then nobody knows whether the token was spent.
 """
 

@@ -36,12 +36,12 @@ class Deadline:
         """The pairs that may be nowhere but in memory; `None` before there can be one."""
 
     def begin(self, status: int) -> None:
-        """Let the time run, if it does not yet."""
+        """Start the countdown, unless it runs already."""
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._wait(status), name="deadline")
 
     def end(self) -> None:
-        """Forget it: everything is closed."""
+        """Cancel it: everything is closed."""
         if self._waiting is not None:
             self._waiting.cancel()
 

@@ -102,7 +102,7 @@ def check_server(server: Server, address: PostgresAddress, *, took: float, at: d
 def check_settings(settings: Mapping[str, str]) -> Finding:
     """Compare the server's settings, as a new session has them, with what the store relies on."""
     others = {name: value for name, value in settings.items() if value not in SETTINGS[name]}
-    told = ", ".join(f"{name} = {value}" for name, value in others.items())
+    values = ", ".join(f"{name} = {value}" for name, value in others.items())
     if not others:
         return ok("server_settings", "durable, read committed")
     if others.keys() & {"fsync", "full_page_writes"}:
@@ -111,8 +111,8 @@ def check_settings(settings: Mapping[str, str]) -> Finding:
         fix = "set it to off for this user and database: nothing can be stored"
     else:
         fix = "the service sets its own sessions to on and read committed; set the server's for other clients, too"
-        return note("server_settings", told, fix=fix)
-    return warn("server_settings", told, fix=fix)
+        return note("server_settings", values, fix=fix)
+    return warn("server_settings", values, fix=fix)
 
 
 def _version(server: Server, took: float) -> Finding:
