@@ -113,7 +113,8 @@ class Stage:
         for account in self.accounts if accounts is None else accounts:
             query = f"code={self.amo.vendor.allow(account)}&referer={account.host}"
             answer = await self._ask(process, "GET", "public", f"{BASE}/callback?{query}")
-            assert (answer.status, answer.location[:35]) == (302, "foryoure://amo-crm/callback?code=de")
+            came_back = answer.status == 302 and answer.location.startswith("foryoure://amo-crm/callback?code=de")
+            assert came_back, f"{answer.status} {answer.location}"
 
     async def token(self, process: Process, account: SandboxAccount, *, min_ttl: int = 0) -> Answer:
         """Ask for an access token."""
