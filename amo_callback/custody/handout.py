@@ -97,8 +97,8 @@ class Handout:
     async def refresh(self, selector: str, *, rejected: str | None = None) -> HandedOut:
         """Refresh now, and return the new pair; raises what `token` raises, and never hands out a stale one.
 
-        Any pair stored after the call is new enough, and without a `rejected` token so is one that is younger than ten
-        seconds and not in doubt: a caller in a loop must not rotate tokens. A `rejected` access token selects its own
+        Any pair stored after the call and in no doubt is new enough, and without a `rejected` token so is one that is
+        younger than ten seconds: a caller in a loop must not rotate tokens. A `rejected` access token selects its own
         connection; where that has another one by now, it is handed out and nothing is refreshed.
         """
         connection = self._choose(await self._selection.find(selector), rejected)
@@ -141,7 +141,11 @@ class Handout:
         self, connection: Connection, *, demand: Demand, satisfied: Callable[[Connection], bool], patience: float
     ) -> HandedOut:
         """Refresh, but do not keep a backend waiting for a paused rate limit or a slow AMO: that goes on alone."""
-        refreshing = asyncio.ensure_future(self._keeper.refresh(connection.id, demand=demand, satisfied=satisfied))
+
+        def is_certain(connection: Connection) -> bool:
+            return satisfied(connection) and not self._liveness.is_doubtful(connection)
+
+        refreshing = asyncio.ensure_future(self._keeper.refresh(connection.id, demand=demand, satisfied=is_certain))
         try:
             if not await done_within(refreshing, seconds=patience, clock=self._clock):
                 raise Busy(patience)

@@ -67,6 +67,33 @@ async def test_a_token_that_died_with_its_refresh_is_not_handed_out(house: House
     assert house.amo.sandbox.look_ups == 1
 
 
+@pytest.mark.parametrize("forced", [False, True])
+async def test_a_token_that_died_while_its_refresh_was_waited_for_is_not_handed_out(
+    house: House,
+    forced: bool,  # noqa: FBT001 -- because it is the table's column
+) -> None:
+    """Between two looks another process stores the pair that is waited for, and loses the next one's answer."""
+    house.amo.vendor.unknowns.refresh_kills_access = True
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.clock.advance(DAY / 2)
+    another, handout = house.make_custody(owner="process-2"), house.custody.handout
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    first = asyncio.create_task(another.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
+    await house.amo.sandbox.until_asked(2)
+    waiting = asyncio.create_task(
+        handout.refresh(connection.id) if forced else handout.token(connection.id, min_ttl=0.9 * DAY)
+    )
+    await house.clock.until_sleeping(0.25)
+    house.amo.sandbox.go_on.set()
+    await first
+    house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
+    with pytest.raises(OutcomeOpen):
+        await another.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    house.clock.advance(0.25)
+    with pytest.raises(MustWait):
+        await waiting
+
+
 async def test_an_open_attempt_is_asked_about_anew(house: House) -> None:
     """AMO may finish a refresh late: that the token lives is known for five seconds and no longer."""
     house.amo.vendor.unknowns.refresh_kills_access = False
