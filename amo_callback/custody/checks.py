@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.custody.verdict import LOOK_UP_EVERY, look_again_in
-from amo_callback.errors import Busy, MustWait, NeedsReauth
+from amo_callback.errors import Busy, MustWait, NeedsReauth, NotSent, ShuttingDown
 from amo_callback.event import Event, Level, happened
 from amo_callback.model import Connection, Demand, Reason, Standing, Status, TokenPair
 from amo_callback.ports import Priority
@@ -189,8 +189,16 @@ class Checks:
         """Present a token that AMO seems to know after all; where it does not, that was the last time."""
         try:
             await self._keeper.refresh(connection.id, demand=Demand.TRIAL, satisfied=_is_active)
+        except (Busy, NotSent, ShuttingDown):
+            await self._look_up_soon(connection.id)  # it was not presented: another connection was the probe, perhaps
         except (NeedsReauth, MustWait):
             return  # the keeper told
+
+    async def _look_up_soon(self, connection_id: str) -> None:
+        connection = await self._store.connection(connection_id)
+        if connection is not None and connection.status is Status.NEEDS_REAUTH:
+            soon = self._clock.now() + timedelta(seconds=self._rules.retry_cap)
+            await self._store.look_up_again(connection, at=soon)
 
 
 def _is_active(connection: Connection) -> bool:

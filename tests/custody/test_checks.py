@@ -260,6 +260,20 @@ async def test_a_trial_that_is_refused_is_the_last_one(house: House) -> None:
     assert house.witness.names().count("connection.needs_reauth") == 1
 
 
+async def test_a_trial_that_has_to_wait_for_another_probe_does_not_wait_a_day(house: House) -> None:
+    """While nothing but probes may go, another connection may be the probe when AMO knows the token again."""
+    connection = await house.given_up()
+    house.clock.advance(DAY)
+    house.custody.breaker.refuse("Check the `client_id` parameter")
+    await house.look_up_due()
+    after = await house.now(connection)
+    assert (after.status, after.look_up_at) == (Status.NEEDS_REAUTH, house.clock.now() + timedelta(minutes=15))
+    assert len(house.amo.vendor.ledger.refreshes()) == 1  # the one that AMO refused
+    house.clock.advance(900)
+    await house.look_up_due()
+    assert (await house.now(connection)).status is Status.ACTIVE
+
+
 @pytest.mark.parametrize("knows_spent", [True, False])
 async def test_a_trial_that_loses_its_answer_is_in_doubt(house: House, knows_spent: bool) -> None:  # noqa: FBT001 -- because it is not known of AMO
     """AMO knew the token again, and the trial may have spent it: that is told as our loss, then and ever after."""
