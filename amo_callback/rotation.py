@@ -101,7 +101,11 @@ class Rotation:
 
     async def _look(self, kinds: Sequence[Kind], advance: Callable[[int], None], *, reseal: bool) -> Tally:
         tally = Tally(keys=[Counter() for _ in range(self._keys)])
-        self._count_rescued(tally)  # first: what is stored from here on is found below
+        try:
+            self._count_rescued(tally)  # first: what is stored from here on is found below
+            self._turn_raw(tally, reseal=reseal)
+        except OSError as error:
+            raise CommandFailed(f"the rescue folder: {error.strerror}") from None
         done = 0
         for kind in kinds:
             after = ""
@@ -146,11 +150,7 @@ class Rotation:
 
     def _count_rescued(self, tally: Tally) -> None:
         """Count rescue files: each by the oldest key that it needs, itself or for what goes into the store from it."""
-        try:
-            files = self._rescue.read()
-        except OSError as error:
-            raise CommandFailed(f"the rescue folder cannot be read: {error.strerror}") from None
-        for name, content in files.items():
+        for name, content in self._rescue.read().items():
             file = Sealed(kind=Kind.RESCUE, name=name, content=content or b"")
             try:
                 inner = sealed_in(open_paid(name, file.content, self._cipher))
@@ -159,3 +159,14 @@ class Rotation:
                 tally.unreadable.append(file)
             else:
                 tally.keys[max(numbers)][Kind.RESCUE] += 1
+
+    def _turn_raw(self, tally: Tally, *, reseal: bool) -> None:
+        """Count raw answers, and seal again those that are outdated: they are kept for longer than a key may be."""
+        for name, content in self._rescue.read_raw().items():
+            file = Sealed(kind=Kind.RESCUE, name=name, content=content or b"")
+            number = self._count(file, tally)
+            if number and reseal:
+                self._rescue.write(name, self._cipher.reseal(file.content, bound_to=file.place))
+                tally.keys[number][Kind.RESCUE] -= 1
+                tally.keys[0][Kind.RESCUE] += 1
+                tally.resealed += 1

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from amo_callback.custody.rescue import RAW
 from amo_callback.errors import StoreUnavailable
 from tests.patience import PATIENCE
 
@@ -184,6 +185,8 @@ class MemoryRescue:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.full = False
+        self.age = 0.0
+        """Of the raw answers, in seconds."""
 
     def write(self, name: str, content: bytes) -> None:
         if self.full:
@@ -194,7 +197,16 @@ class MemoryRescue:
         self.files.pop(name, None)
 
     def read(self) -> Mapping[str, bytes | None]:
-        return dict(self.files)
+        return {name: content for name, content in self.files.items() if not name.endswith(RAW)}
+
+    def read_raw(self) -> Mapping[str, bytes | None]:
+        return {name: content for name, content in self.files.items() if name.endswith(RAW)}
+
+    def has(self, name: str) -> bool:
+        return name in self.files
+
+    def raw_ages(self) -> Mapping[str, float]:
+        return dict.fromkeys(self.read_raw(), self.age)
 
     def reserve(self) -> bool:
         return not self.full

@@ -221,6 +221,20 @@ async def test_a_granted_pair_in_the_rescue_folder_needs_the_keys_of_all_that_is
     assert [one.place for one in tally.unreadable] == ["rescue:somebody's"]
 
 
+async def test_a_raw_answer_is_sealed_again(store: Store) -> None:
+    """It may lie there for longer than a key is kept; what no key opens is told, and left."""
+    await _fill(store, 1)
+    rescue = MemoryRescue()
+    rescue.files = {"a-1.raw": BEFORE.seal(b"an answer", bound_to="rescue:a-1.raw"), "b-1.raw": b"nonsense"}
+    tally = await _rotation(store, rescue=rescue).survey(lambda _: None)
+    assert tally.keys[1][Kind.RESCUE] == 1
+    rotated = await _rotate(store, rescue=rescue)
+    assert AFTER.open(rescue.files["a-1.raw"], bound_to="rescue:a-1.raw") == b"an answer"
+    assert rescue.files["b-1.raw"] == b"nonsense"
+    assert [one.place for one in rotated.after.unreadable] == ["rescue:b-1.raw"]
+    assert (rotated.after.keys[0][Kind.RESCUE], rotated.after.keys[1][Kind.RESCUE]) == (1, 0)
+
+
 async def test_a_rescue_folder_that_cannot_be_read_is_told(store: Store) -> None:
     """What it needs is not known, so nothing is changed."""
 

@@ -24,6 +24,7 @@ from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan, until
 from amo_callback.transfer.export import export, freeze, until_quiet
 from amo_callback.transfer.files import new_file
 from amo_callback.transfer.plain import read_plain
+from amo_callback.transfer.raw import read_raw
 from amo_callback.transfer.sealed import (
     MAX_LINE,
     SealedWriter,
@@ -64,6 +65,9 @@ def add_to(connections: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     importing = connections.add_parser("import", help="take in an export, or another system's tokens in plain JSON")
     add_config(importing)
     importing.add_argument("file", metavar="FILE", type=Path)
+    importing.add_argument(
+        "--raw", action="store_true", help="FILE is an answer of AMO's from the rescue folder that could not be read"
+    )
     importing.add_argument("--passphrase-file", metavar="FILE", type=Path, help="its first line; default: asked for")
     importing.add_argument("--replace", action="store_true", help="also over other tokens of the same connection")
     importing.add_argument("--dry-run", action="store_true", help="say what it would do, and change nothing")
@@ -135,7 +139,7 @@ def _run_import(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         first_line = file.readline(MAX_LINE)
         file.seek(0)
         cipher = None
-        if is_sealed(first_line):
+        if is_sealed(first_line) and not options.raw:
             keys = place.settings.storage.encryption_keys.get_secret_value().split()
             cipher = open_lock(first_line, keys=keys, passphrase=lambda: known_passphrase(options.passphrase_file))
         if cipher is None:
@@ -160,25 +164,47 @@ def _check_size(file: IO[bytes], most: int) -> None:
 async def _import(place: Place, file: IO[bytes], cipher: Cipher | None, options: argparse.Namespace) -> int:
     async with open_local(place, make=True) as local:
         amo = place.settings.amo
-        arrivals = _read_plain(file, place, local.clock) if cipher is None else read_sealed(file, cipher=cipher)
+        if options.raw:
+            arrivals: Iterable[Arrival | Problem] = [await _read_raw(file, local)]
+        elif cipher is None:
+            arrivals = _read_plain(file, place, local.clock)
+        else:
+            arrivals = read_sealed(file, cipher=cipher)
         rules = Rules(
             client_id=amo.client_id,
             allowed_domains=amo.allowed_domains,
             allowed_accounts=amo.allowed_accounts,
-            replace=options.replace,
+            replace=options.replace or options.raw,
         )
         with _progress("read", local.clock) as advance:
             plan = await make_plan(_counted(arrivals, advance), store=local.store, cipher=local.cipher, rules=rules)
         if plan.problems:
             _refuse(plan.problems)
             return 1
-        _tell_plan(plan, plain=cipher is None)
+        _tell_plan(plan, plain=cipher is None and not options.raw)
         if options.dry_run or not (plan.new or plan.replaced):
             return 0
         if not (options.yes or _agreed()):
             say("Nothing was changed.")
             return 1
-        return await _carry_out(plan, local, source="plain JSON" if cipher is None else "an export")
+        source = "a raw answer" if options.raw else "plain JSON" if cipher is None else "an export"
+        status = await _carry_out(plan, local, source=source)
+        if options.raw and status == 0:
+            options.file.unlink(missing_ok=True)  # it is stored, and the service may not know what an exchange brought
+        return status
+
+
+async def _read_raw(file: IO[bytes], local: Local) -> Arrival | Problem:
+    amo = local.place.settings.amo
+    return await read_raw(
+        Path(file.name).name,
+        file.read(),
+        store=local.store,
+        cipher=local.cipher,
+        tell=partial(told_by, allowed=amo.allowed_domains),
+        client_id=amo.client_id,
+        now=local.clock.now(),
+    )
 
 
 def _read_plain(file: IO[bytes], place: Place, clock: Clock) -> Iterator[Arrival | Problem]:

@@ -92,6 +92,7 @@ def make_connecting(
             clock=clock,
             observer=observer,
             unsaved=custody.unsaved,
+            raw_answers=custody.raw_answers,
             credentials=custody.credentials,
             address_block=custody.breaker.address_block,
             rules=ExchangeRules(

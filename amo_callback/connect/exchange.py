@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from amo_callback.connect.authorization import priority_of
+from amo_callback.custody.raw_answers import name_of_grant
 from amo_callback.custody.remember import remember
 from amo_callback.errors import (
     AccountNotAllowed,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from amo_callback.connect.limits import Place
     from amo_callback.custody.address_block import AddressBlock
     from amo_callback.custody.credentials import Credentials
+    from amo_callback.custody.raw_answers import RawAnswers
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.grant import AuthorizationRequest
     from amo_callback.ports import AmoOAuth, Clock, Observer, Priority, Store
@@ -77,6 +79,7 @@ class Exchanger:
         clock: Clock,
         observer: Observer,
         unsaved: Unsaved,
+        raw_answers: RawAnswers,
         credentials: Credentials,
         address_block: AddressBlock,
         rules: ExchangeRules,
@@ -89,6 +92,7 @@ class Exchanger:
         self._clock = clock
         self._observer = observer
         self._unsaved = unsaved
+        self._raw_answers = raw_answers
         self._credentials = credentials
         self._address_block = address_block
         self._rules = rules
@@ -110,6 +114,7 @@ class Exchanger:
         try:
             issued = await self._spend(what)
         except AmoCallbackError as error:
+            await self._raw_answers.keep(name_of_grant(grant.code_hash), error, domain=what.domain)
             if isinstance(error, NotSent | ShuttingDown | Busy):
                 await what.place.give_back()  # AMO was not asked
             ended = _failed(grant, error)

@@ -22,6 +22,7 @@ from amo_callback.custody.leases import Leases
 from amo_callback.custody.liveness import Liveness
 from amo_callback.custody.memory import Memory
 from amo_callback.custody.opened import Opened
+from amo_callback.custody.raw_answers import RawAnswers
 from amo_callback.custody.refresher import Refresher
 from amo_callback.custody.selection import Selection
 from amo_callback.custody.surveyor import Surveyor
@@ -54,6 +55,7 @@ class Custody:
     leases: Leases
     liveness: Liveness
     unsaved: Unsaved
+    raw_answers: RawAnswers
     memory: Memory
     surveyor: Surveyor
 
@@ -102,11 +104,27 @@ def make_custody(
         address_block=AddressBlock(store=store, clock=clock, observer=observer, probe_every=rules.retry_cap),
     )
     unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=observer)
+    raw_answers = RawAnswers(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=observer, unsaved=unsaved)
     judge = Judge(
-        store=store, clock=clock, observer=observer, breaker=breaker, leases=leases, rules=rules, random=random
+        store=store,
+        clock=clock,
+        observer=observer,
+        breaker=breaker,
+        leases=leases,
+        raw_answers=raw_answers,
+        rules=rules,
+        random=random,
     )
     inquiry = Inquiry(
-        store=store, amo=amo, cipher=cipher, clock=clock, breaker=breaker, judge=judge, rules=rules, random=random
+        store=store,
+        amo=amo,
+        cipher=cipher,
+        clock=clock,
+        breaker=breaker,
+        judge=judge,
+        raw_answers=raw_answers,
+        rules=rules,
+        random=random,
     )
     attempts = Attempts(
         store=store,
@@ -155,7 +173,7 @@ def make_custody(
         observer=observer,
         checks=checks,
         breaker=breaker,
-        watches=[deadlines.watch, freezer.watch, credentials.watch],
+        watches=[deadlines.watch, freezer.watch, credentials.watch, raw_answers.watch],
         leases=leases,
         unsaved=unsaved,
         concurrency=rules.concurrency + math.ceil(rules.concurrency * _AT_THE_DOOR),
@@ -179,6 +197,7 @@ def make_custody(
         leases=leases,
         liveness=liveness,
         unsaved=unsaved,
+        raw_answers=raw_answers,
         memory=memory,
         surveyor=Surveyor(store=store, clock=clock, observer=observer),
     )

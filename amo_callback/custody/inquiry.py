@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Busy, NoAnswer, ShuttingDown, StoreUnavailable, VerdictHeld
+from amo_callback.errors import Busy, NoAnswer, OutcomeOpen, ShuttingDown, StoreUnavailable, VerdictHeld
 from amo_callback.event import happened
 from amo_callback.model import Connection, Reason, Sighting, Standing, TokenPair, fingerprint
 from amo_callback.ports import Priority
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.judge import Judge
+    from amo_callback.custody.raw_answers import RawAnswers
     from amo_callback.model import RefreshRules
     from amo_callback.ports import AmoOAuth, Clock, Store
 
@@ -43,6 +44,7 @@ class Inquiry:
         clock: Clock,
         breaker: Breaker,
         judge: Judge,
+        raw_answers: RawAnswers,
         rules: RefreshRules,
         random: Callable[[], float],
     ) -> None:
@@ -52,6 +54,7 @@ class Inquiry:
         self._clock = clock
         self._breaker = breaker
         self._judge = judge
+        self._raw_answers = raw_answers
         self._rules = rules
         self._random = random
         self._stopping = asyncio.Event()
@@ -93,8 +96,9 @@ class Inquiry:
         """Ask about a refresh token in doubt; raises where it is not to be presented now.
 
         One that AMO refuses is presented all the same, once: whether the look-up knows spent tokens is not
-        known, and only the token endpoint's words are final. While verdicts are held it is not. One whose terminal
-        answer was suspended is not presented again unless AMO accepts it: that answer is applied.
+        known, and only the token endpoint's words are final. While verdicts are held it is not, nor while its access
+        token lives and an answer is kept that may hold the next pair. One whose terminal answer was suspended is not
+        presented again unless AMO accepts it: that answer is applied.
         """
         pair = self._cipher.pair_of(connection)
         if pair is None:
@@ -113,6 +117,11 @@ class Inquiry:
             )
             await self._postpone(connection, NoAnswer.code, again)
             raise NoAnswer
+        refused = sighting.standing is not Standing.GOOD
+        if refused and lives(pair, now=now) and await self._raw_answers.has(connection):
+            again = min(now + timedelta(seconds=self._rules.retry_cap), pair.expires_at)
+            await self._postpone(connection, OutcomeOpen.code, again)
+            raise OutcomeOpen("raw_answer")
         suspended = connection.suspended_token == fingerprint(pair.refresh_token)
         if suspended and await self._is_accepted(connection, pair, sighting):
             await self._forget_answers(connection)

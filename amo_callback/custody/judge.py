@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from amo_callback.custody.raw_answers import name_of
 from amo_callback.custody.remember import remember
 from amo_callback.custody.verdict import (
     LOOK_UP_EVERY,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.leases import Leases
+    from amo_callback.custody.raw_answers import RawAnswers
     from amo_callback.model import Demand, RefreshRules, Verdict
     from amo_callback.ports import Clock, Observer, Store
 
@@ -53,6 +55,7 @@ class Judge:
         observer: Observer,
         breaker: Breaker,
         leases: Leases,
+        raw_answers: RawAnswers,
         rules: RefreshRules,
         random: Callable[[], float],
     ) -> None:
@@ -61,6 +64,7 @@ class Judge:
         self._observer = observer
         self._breaker = breaker
         self._leases = leases
+        self._raw_answers = raw_answers
         self._rules = rules
         self._random = random
         self._deciding = asyncio.Lock()
@@ -72,6 +76,7 @@ class Judge:
 
         `demand` and `seconds` are why the attempt was made, and how long it took.
         """
+        await self._raw_answers.keep(name_of(claimed), error, domain=claimed.domain, presented=claimed.spending or "")
         made = {
             "demand": demand,
             "seconds": seconds,

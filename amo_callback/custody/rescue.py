@@ -1,4 +1,4 @@
-"""The rescue folder: where a pair waits, sealed, that the store does not take.
+"""The rescue folder: where a pair waits, sealed, that the store does not take; and answers that could not be read.
 
 A file is whole or not there: written beside its place, fsynced, renamed, the folder fsynced. A reserve is kept
 on the disk from the start, and given up for it when the disk is full.
@@ -17,8 +17,10 @@ from amo_callback.disk import sync
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+RAW = ".raw"
+"""How the name of a file ends that holds no pair waiting for the store, but an answer that could not be read."""
 RESERVE = 4 * 1024 * 1024
 """Bytes that are kept free for it: some thousand pairs."""
 _RESERVE = ".reserve"
@@ -43,20 +45,26 @@ class Rescue:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder.chmod(0o700)
-            self._clean(self._begin(_TRIAL, b""))
+            self._clean()
         except OSError as error:
             if error.errno not in _FULL:
                 raise ConfigurationError(f"storage.rescue: {self._folder} cannot be used: {error.strerror}") from None
         self.reserve()
 
-    def _clean(self, trial: Path) -> None:
-        """Remove what was begun long ago, and the trial, by whose time that is told: others may be at work here."""
-        now = trial.stat().st_mtime
-        trial.unlink()
+    def _clean(self) -> None:
+        """Remove what was begun long ago: others may be at work here."""
+        now = self._now()
         for unfinished in self._folder.glob(f".*{_UNFINISHED}"):
             with suppress(FileNotFoundError):
                 if now - unfinished.stat().st_mtime > _LONG_AGO:
                     unfinished.unlink()
+
+    def _now(self) -> float:
+        """Return the time by the clock that gives files theirs."""
+        trial = self._begin(_TRIAL, b"")
+        now = trial.stat().st_mtime
+        trial.unlink()
+        return now
 
     def reserve(self) -> bool:
         """Keep some of the disk free, where there is some; tell whether it is kept."""
@@ -88,19 +96,43 @@ class Rescue:
         sync(self._folder)
 
     def read(self) -> Mapping[str, bytes | None]:
-        """Return what each file holds; `None` of one that cannot be read."""
+        """Return what each file with a pair holds; `None` of one that cannot be read."""
+        return self._read(raw=False)
+
+    def read_raw(self) -> Mapping[str, bytes | None]:
+        """Return what each raw answer's file holds; `None` of one that cannot be read."""
+        return self._read(raw=True)
+
+    def _read(self, *, raw: bool) -> Mapping[str, bytes | None]:
         found: dict[str, bytes | None] = {}
-        if not self._folder.exists():
-            return found
-        for file in sorted(self._folder.iterdir()):
-            if not file.name.startswith(".") and file.is_file():
-                try:
-                    found[file.name] = file.read_bytes()
-                except FileNotFoundError:
-                    continue  # another process has stored it meanwhile
-                except OSError:
-                    found[file.name] = None
+        for file in self._files(raw=raw):
+            try:
+                found[file.name] = file.read_bytes()
+            except FileNotFoundError:
+                continue  # another process has stored it meanwhile
+            except OSError:
+                found[file.name] = None
         return found
+
+    def has(self, name: str) -> bool:
+        """Tell whether a file is there."""
+        return (self._folder / name).exists()
+
+    def raw_ages(self) -> Mapping[str, float]:
+        """Return how many seconds ago each raw answer was written."""
+        ages: dict[str, float] = {}
+        files = self._files(raw=True)
+        now = self._now() if files else 0.0
+        for file in files:
+            with suppress(FileNotFoundError):
+                ages[file.name] = now - file.stat().st_mtime
+        return ages
+
+    def _files(self, *, raw: bool) -> Sequence[Path]:
+        if not self._folder.exists():
+            return []
+        whole = (file for file in self._folder.iterdir() if not file.name.startswith(".") and file.is_file())
+        return sorted(file for file in whole if (file.suffix == RAW) is raw)
 
     def _write(self, name: str, content: bytes) -> None:
         self._begin(name, content).replace(self._folder / name)

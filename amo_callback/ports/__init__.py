@@ -142,7 +142,16 @@ class RescueFiles(Protocol):
         """Remove a file."""
 
     def read(self) -> Mapping[str, bytes | None]:
-        """Return what each file holds; `None` of one that cannot be read."""
+        """Return what each file with a pair holds; `None` of one that cannot be read."""
+
+    def read_raw(self) -> Mapping[str, bytes | None]:
+        """Return what each raw answer's file holds; `None` of one that cannot be read."""
+
+    def has(self, name: str) -> bool:
+        """Tell whether a file is there."""
+
+    def raw_ages(self) -> Mapping[str, float]:
+        """Return how many seconds ago each raw answer was written."""
 
     def reserve(self) -> bool:
         """Keep some of the disk free for it; tell whether it is kept."""

@@ -146,7 +146,8 @@ class Readiness:
     def _check_unsaved(self) -> tuple[bool, str]:
         unsaved = self._custody.unsaved.names
         if not unsaved:
-            return True, "none"
+            kept = self._custody.raw_answers.count
+            return True, f"none; answers without a readable pair in the rescue folder: {kept}" if kept else "none"
         return False, f"{len(unsaved)} that the store does not take: mend the disk, keep the rescue folder"
 
     def _check_frozen(self) -> tuple[bool, str]:

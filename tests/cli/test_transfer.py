@@ -11,16 +11,23 @@ import stat
 import sys
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
+from amo_callback.custody.raw_answers import RawAnswers, name_of
+from amo_callback.custody.rescue import Rescue
+from amo_callback.custody.unsaved import Unsaved
+from amo_callback.errors import OutcomeOpen
 from amo_callback.model import Filter
 from amo_callback.store import open_store
 from amo_callback.transfer.bring import make_plan
+from tests.builders import DAY
 from tests.e2e.process import command, process_environment
+from tests.fakes import Witness
 from tests.patience import PATIENCE
 from tests.transfer.goods import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
 
@@ -124,6 +131,40 @@ async def test_a_host_moves_by_a_passphrase(here: Host, there: Host, tmp_path: P
     assert again == (0, "        0  new\n        3  here already, skipped\n", "")
     assert there.rows() == before
     assert (here.is_frozen(), there.is_frozen()) == (True, False)
+
+
+async def test_an_answer_that_could_not_be_read_is_recovered(here: Host) -> None:
+    """The pair in it replaces the one that was spent for it; the file is removed, and does nothing a second time."""
+    now = datetime.now(UTC)
+    await here.fill(a_record(issued_at=now, expires_at=now + DAY, refresh_expires_at=now + 90 * DAY))
+    issued = {"access_token": a_token(at=now), "refresh_token": "the-next-token"}
+    name = await _keep_raw(here, json.dumps(issued)[:-1].encode())
+    file = here.folder / "rescue" / name
+    content = file.read_bytes()
+    status, out, err = await here.run("import", "--raw", f"rescue/{name}")
+    assert (status, out) == (1, "        0  new\n        1  replaced\n")
+    assert err == "amo-callback: there is no terminal to ask on: say --yes; nothing was changed\n"
+    imported = await here.run("import", "--raw", f"rescue/{name}", "--yes")
+    assert imported == (0, "        0  new\n        1  replaced\nImported 1 connections.\n", "")
+    assert await here.tokens() == {"1": (issued["access_token"], issued["refresh_token"])}
+    assert not file.exists()
+    file.write_bytes(content)
+    status, _, err = await here.run("import", "--raw", f"rescue/{name}", "--yes")
+    assert status == 1
+    assert err.startswith(f"{name}: its connection has other tokens by now, or is not in this database\n")
+
+
+async def _keep_raw(host: Host, body: bytes) -> str:
+    """Keep an answer as the service does; return its file's name."""
+    cipher, clock = Cipher([host.key]), SystemClock()
+    async with open_store(URL, folder=host.folder, clock=clock) as store:
+        [connection] = await store.page(after="", limit=10, only=Filter())
+        rescue, told = Rescue(host.folder / "rescue"), Witness()
+        rescue.open()
+        unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told)
+        raw = RawAnswers(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told, unsaved=unsaved)
+        await raw.keep(name_of(connection), OutcomeOpen("not_json", body=body), domain=connection.domain)
+        return name_of(connection)
 
 
 async def test_a_host_moves_by_the_other_hosts_key(here: Host, there: Host, tmp_path: Path) -> None:

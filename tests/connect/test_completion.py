@@ -20,6 +20,7 @@ from amo_callback.connect.records import Records
 from amo_callback.custody.address_block import AddressBlock
 from amo_callback.custody.credentials import Credentials
 from amo_callback.custody.leases import Leases
+from amo_callback.custody.raw_answers import RawAnswers, open_raw
 from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import (
     GrantExpired,
@@ -75,6 +76,9 @@ class Process:
             clock=clock,
             observer=self.witness,
         )
+        self.raw_answers = RawAnswers(
+            store=store, rescue=self.rescue, cipher=cipher, clock=clock, observer=self.witness, unsaved=self.unsaved
+        )
         self.address_block = AddressBlock(store=store, clock=clock, observer=self.witness, probe_every=900)
         self.connect = self.make(client=client, cipher=cipher)
 
@@ -100,6 +104,7 @@ class Process:
                 clock=self.clock,
                 observer=self.witness,
                 unsaved=self.unsaved,
+                raw_answers=self.raw_answers,
                 credentials=Credentials(
                     store=cast("Store", self.failing), clock=self.clock, observer=self.witness, client_id="c619"
                 ),
@@ -267,6 +272,20 @@ async def test_a_refused_exchange_does_not_end_the_block_of_our_address(process:
     await _block(process)
     await process.complete("not AMO's")
     assert await process.store.amo_block() is not None
+
+
+async def test_an_answer_without_a_readable_pair_is_kept(process: Process, cipher: Cipher) -> None:
+    """The code has been spent, and its pair may be in the answer: the file is found by the user's support code."""
+    process.amo.sandbox.faults.add(Fault.HALF_JSON_AFTER)
+    outcome = await process.complete(process.amo.code())
+    assert outcome.status is GrantStatus.FAILED
+    [(name, sealed)] = process.rescue.files.items()
+    assert name.startswith(outcome.support)
+    answer = open_raw(name, sealed, cipher)
+    assert (answer.domain, answer.presented) == (HOST, "")
+    assert b"access_token" in answer.body
+    assert [event.fields["file"] for event in process.witness.named("raw_answer.kept")] == [name]
+    assert process.unsaved.names == []
 
 
 async def test_a_caller_who_hangs_up_cancels_nothing(process: Process) -> None:

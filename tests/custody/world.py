@@ -693,7 +693,8 @@ class World:
         token.settle(row.reason)
         if row.reason is Reason.REFUSED:
             self.drawn["connections given up as refused"] += 1
-            assert token.gone or not self._is_good(refresh_token), "a connection was refused whose account is there"
+            refused = tried or token.gone or not self._is_good(refresh_token)
+            assert refused, "a connection was refused whose account is there"
             long = self.clock.monotonic() - token.born >= DAY - 60 or not self.steady
             assert long, "a connection was given up as refused within a day"
             assert token.times >= REFUSALS, "a connection was given up as refused too soon"
@@ -733,7 +734,7 @@ class World:
             row, token = await self.row(name), self.tokens[refresh_token]
             erased = row.status is Status.DISCONNECTED
             stored = erased or self.tokens[self.pair(row).refresh_token].age >= token.age
-            rescued = any(file.startswith(name) for file in self.disk.files)
+            rescued = any(file.startswith(name) for file in self.disk.read())
             assert stored or rescued, f"{process.name} has ended and left a pair nowhere"
 
     async def check_handed_out(self, process: Process, connection: Connection, access_token: str) -> None:
@@ -753,7 +754,7 @@ class World:
 
     async def check_at_peace(self) -> None:
         """Check that whoever lives is active and fresh once all is well, and that nothing waits to be stored."""
-        assert not self.disk.files
+        assert not self.disk.read()
         assert not any(process.custody.unsaved.names for process in self.living())
         rows = {account.id: await self.row(self.name(account)) for account in self.accounts}
         alone = not any(self._lives(account, rows[account.id]) for account in self.accounts)
@@ -762,6 +763,8 @@ class World:
         assert alone or not blocked, "the address counts as blocked, although others live"
         for account in self.accounts:
             row = rows[account.id]
+            for version in range(row.pair_version):
+                assert f"{row.id}-{version}.raw" not in self.disk.files, "an answer is kept that is of no use any more"
             if row.status is Status.DISCONNECTED:
                 continue  # that nothing living was erased was checked then
             if account.gone:

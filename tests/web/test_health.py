@@ -68,6 +68,7 @@ class Beat:
 
     beat_age = 0.0
     in_flight = 0
+    count = 0
     refused: str | None = None
     held = False
     frozen = None
@@ -84,7 +85,7 @@ class Beat:
     def refresher(self) -> Beat:
         return self
 
-    breaker = address_block = credentials = unsaved = freezer = surveyor = keeper = refresher
+    breaker = address_block = credentials = unsaved = raw_answers = freezer = surveyor = keeper = refresher
 
 
 def _readiness(store: object, custody: object, *, poll_interval: float = 5) -> Readiness:
