@@ -6,9 +6,17 @@ import asyncio
 import dataclasses
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from amo_callback.errors import Busy, NoAnswer, OutcomeOpen, ShuttingDown, StoreUnavailable, VerdictHeld
+from amo_callback.errors import (
+    AmoCallbackError,
+    Busy,
+    NoAnswer,
+    OutcomeOpen,
+    ShuttingDown,
+    StoreUnavailable,
+    VerdictHeld,
+)
 from amo_callback.event import happened
 from amo_callback.model import Connection, Reason, Sighting, Standing, TokenPair, fingerprint
 from amo_callback.ports import Priority
@@ -105,8 +113,8 @@ class Inquiry:
             return  # the attempt will tell
         sighting = await self.about_refresh_token(connection, pair)
         now = self._clock.now()
+        later = now + timedelta(seconds=self._rules.retry_cap)
         if sighting.standing is Standing.UNKNOWN and (self._breaker.held or not _is_long_dead(connection, now)):
-            self._breaker.enter(connection.id)
             again = retry_at(
                 now,
                 failures=connection.failures + 1,
@@ -115,13 +123,10 @@ class Inquiry:
                 cap=self._rules.retry_cap,
                 random=self._random,
             )
-            await self._postpone(connection, NoAnswer.code, again)
-            raise NoAnswer
+            await self._put_off(connection, NoAnswer(), again=again)
         refused = sighting.standing is not Standing.GOOD
         if refused and lives(pair, now=now) and await self._raw_answers.has(connection):
-            again = min(now + timedelta(seconds=self._rules.retry_cap), pair.expires_at)
-            await self._postpone(connection, OutcomeOpen.code, again)
-            raise OutcomeOpen("raw_answer")
+            await self._put_off(connection, OutcomeOpen("raw_answer"), again=min(later, pair.expires_at))
         suspended = connection.suspended_token == fingerprint(pair.refresh_token)
         if suspended and await self._is_accepted(connection, pair, sighting):
             await self._forget_answers(connection)
@@ -132,7 +137,7 @@ class Inquiry:
                 raise applied
         elif sighting.standing is not Standing.REFUSED or not self._breaker.held:
             return
-        await self._suspend(connection, now)
+        await self._put_off(connection, VerdictHeld(), again=later)
 
     async def _is_accepted(self, connection: Connection, pair: TokenPair, sighting: Sighting) -> bool:
         """Tell whether a token whose terminal answer was suspended may be presented again.
@@ -145,15 +150,12 @@ class Inquiry:
             return True
         return (await self.about_access_token(connection, pair)).standing is not Standing.REFUSED
 
-    async def _suspend(self, connection: Connection, now: datetime) -> None:
-        """Put the connection off while a mass failure is suspected; raises that."""
+    async def _put_off(self, connection: Connection, error: AmoCallbackError, *, again: datetime) -> NoReturn:
+        """Put a refresh off, and raise why; where only probes may go, this was one."""
         self._breaker.enter(connection.id)
-        await self._postpone(connection, VerdictHeld.code, now + timedelta(seconds=self._rules.retry_cap))
-        raise VerdictHeld
-
-    async def _postpone(self, connection: Connection, error: str, again: datetime) -> None:
-        postponed = happened("refresh.postponed", connection, told={"error": error, "next_refresh_at": again})
-        await self._store.postpone(connection, last_error=error, next_refresh_at=again, events=[postponed])
+        postponed = happened("refresh.postponed", connection, told={"error": error.code, "next_refresh_at": again})
+        await self._store.postpone(connection, last_error=error.code, next_refresh_at=again, events=[postponed])
+        raise error
 
     async def about_refresh_token(
         self, connection: Connection, pair: TokenPair, *, priority: Priority | None = Priority.BACKGROUND

@@ -120,6 +120,18 @@ async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_h
     assert _presented(house) == 1
 
 
+async def test_a_probe_that_stays_at_home_leaves_the_next_turn_to_another(house: House) -> None:
+    """Where nothing but probes may go, a connection with a kept answer is not chosen again and again."""
+    house.amo.vendor.unknowns.look_up_knows_spent = False
+    connection = await _unread(house)
+    breaker = house.custody.breaker
+    breaker.refuse("Check the `client_id` parameter")
+    house.clock.advance(60)
+    with pytest.raises(OutcomeOpen):
+        await house.refresh(connection, demand=Demand.PROBE)
+    assert (breaker.probed, breaker.probe_in) == ({connection.id}, 60)
+
+
 # --- until when it is kept ------------------------------------------------------------------------
 
 
