@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.cli.loop import run_loop
-from tests.benchmarks import backlog, callback, claims, handout, refreshing, start, sweep
+from tests.benchmarks import backlog, callback, claims, exchange, handout, refreshing, start, sweep
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.options import add_flags, read_options
 from tests.benchmarks.plots import draw
@@ -31,6 +31,7 @@ BENCHMARKS: Mapping[str, ModuleType] = {
     "handout": handout,
     "refreshing": refreshing,
     "callback": callback,
+    "exchange": exchange,
     "sweep": sweep,
     "backlog": backlog,
     "claims": claims,
