@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from amo_callback.grant import AuthorizationRequest
     from amo_callback.ports import AmoOAuth, Clock, Observer, Priority, Store
 
-_LAST_SLOT = 3.0
-"""Seconds that an exchange may still wait for its slot once the process is to end."""
+_LAST_SLOT = 1.0
+"""Seconds that an exchange may still wait for its slot once the process is to end: what follows has its own limits, and
+all of it has to fit in the time that the process has then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
