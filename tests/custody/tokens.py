@@ -40,6 +40,8 @@ class Token:
     """Whether its terminal answer is stored, and introspection has not accepted it since."""
     refused: bool = False
     """Whether its connection was given up as refused."""
+    given_up: bool = False
+    """Whether its connection was ever given up with it."""
     gone: bool = False
     """Whether its account was gone when it was last presented."""
     lies: int = 0

@@ -630,13 +630,13 @@ class World:
     async def watched(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what a process asks of the store, and check what that does to the truth."""
         before = await self.store.connection(args[0].connection_id) if name in PAIRS | {"claim"} else None
-        if name == "disconnect":
-            assert not self.vendor.is_good(self.pair(args[0]).refresh_token), "living tokens were erased"
         if name == "claim" and self.shared and before is not None and before.attempt is not None:
             assert before.lease_until is not None
             if before.lease_until > self.clock.now():
                 return None  # so does PostgreSQL's statement
         result = await getattr(self.store, name)(*args, **kwargs)
+        if name == "disconnect" and result:
+            assert not self.vendor.is_good(self.pair(args[0]).refresh_token), "living tokens were erased"
         if name in {*PAIRS, "disconnect"} and result:
             self.unheard.pop(args[0].id if name == "disconnect" else result.id, None)
         if isinstance(result, Connection):
@@ -689,7 +689,7 @@ class World:
             token.settle(row.suspended_reason)
         if row.status is not Status.NEEDS_REAUTH:
             return
-        tried = token.refused  # given up already: its daily presentation may stay without an answer
+        tried, token.given_up = token.given_up, True  # a later presentation may stay without an answer
         token.settle(row.reason)
         if row.reason is Reason.REFUSED:
             self.drawn["connections given up as refused"] += 1
