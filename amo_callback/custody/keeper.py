@@ -208,6 +208,9 @@ def _never(_connection: Connection) -> bool:
 
 
 def _doubted(connection: Connection) -> Hashable:
-    """Name what is doubted, so that another doubt is not taken for the one that was looked up."""
+    """Name what is doubted, so that another doubt is not taken for the one that was looked up.
+
+    The same answer may be suspended twice for one token: each is one failure more.
+    """
     doubt = connection.attempt, connection.lease_until, connection.doubtful, connection.suspended_token
-    return connection.pair_version, *doubt
+    return connection.pair_version, connection.failures, *doubt

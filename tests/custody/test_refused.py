@@ -410,14 +410,21 @@ async def test_a_suspended_answer_is_forgotten_where_introspection_accepts_the_t
     assert (after.pair_version, after.suspended_reason, after.suspended_token) == (2, None, None)
 
 
-async def test_a_token_whose_answer_was_suspended_while_a_refresh_waited_is_not_presented(house: House) -> None:
-    """AMO accepted the token before the wait for a slot; meanwhile another process got a terminal answer for it."""
+@pytest.mark.parametrize("number", [6, 5], ids=["first", "again"])
+async def test_a_token_whose_answer_was_suspended_while_a_refresh_waited_is_not_presented(
+    house: House, number: int
+) -> None:
+    """AMO accepted the token before the wait for a slot; meanwhile another process got a terminal answer for it.
+
+    One that had such an answer before, which the look-up took back, has the very same one again.
+    """
     everyone = await house.connect_accounts(8)
     for account, connection in everyone[:6]:
         account.disabled = True
         with pytest.raises(AmoCallbackError):
             await house.refresh(connection)
-    account, connection = everyone[6]
+    account, connection = everyone[number]
+    account.disabled = False
     sent, slots = len(house.amo.vendor.ledger.refreshes()), 0
 
     async def slot(_priority: Priority) -> None:
