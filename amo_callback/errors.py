@@ -373,12 +373,6 @@ class WrongVerifier(AmoCallbackError):
     code = "forbidden"
 
 
-class NotTheirs(AmoCallbackError):
-    """The grant was started for another user, or the account is another user's already."""
-
-    code = "forbidden"
-
-
 class NeedsReauth(AmoCallbackError):
     """The connection has no live token, and only the person can mend that."""
 

@@ -1,8 +1,22 @@
-"""Who may have what a grant has brought: code challenges, and the rules by which a user becomes an owner.
+"""Who becomes an owner of what a grant has brought.
 
-Anybody can be made to follow a link. So neither a link nor a code ties an account to a user: what does is the
-user himself, with his JWT, where the grant began with him, and with the verifier (RFC 7636) that only the
-instance of the app has that began it.
+Anybody can be made to follow a link, or to open one that comes back. So neither a link nor a code ties an account to a
+user: what does is the user himself, with his JWT, and a proof that the grant began in his own app. These are all ways:
+
+| who started the grant | proof, as the app presents the code | whose JWT | owner from then on |
+| --- | --- | --- | --- |
+| a user, with a challenge | the verifier that fits | his | he, beside others |
+| | | another user's | nobody |
+| a backend, for a user | the backend answers for him | none is needed | he, once AMO has accepted |
+| a backend, for a user, with a challenge | the verifier that fits | his, or none | he, beside others |
+| | | another user's | nobody |
+| whoever opened `/connect` with a challenge | the verifier that fits | any user's | he, if nobody owns it |
+| the app, with a state of its own (`app.state = "app"`) | the state names the user | his | he, if nobody owns it |
+| | the state names another user, or none | any user's | nobody |
+| a user, a plain link, AMO itself: without a challenge, with an issued state or none | none | any user's | nobody |
+
+A verifier that does not fit, is missing or was not asked for is `WrongVerifier`: then nothing is told, either. Anybody
+who knows a user's id can make a state that names it: there the app's own comparison of its state is the protection.
 """
 
 from __future__ import annotations
@@ -12,10 +26,11 @@ import hashlib
 import hmac
 import json
 import re
+from enum import Enum
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from amo_callback.errors import NotTheirs, WrongVerifier
+from amo_callback.errors import WrongVerifier
 
 if TYPE_CHECKING:
     from amo_callback.grant import AuthorizationRequest
@@ -41,35 +56,36 @@ def check_verifier(request: AuthorizationRequest | None, verifier: str | None) -
         raise WrongVerifier
 
 
-def is_proven(request: AuthorizationRequest | None, *, user: str, state: bytes | None) -> bool:
-    """Tell whether a grant, its verifier checked, was proved to be this user's from its beginning to its end.
+class Binding(Enum):
+    """Whether a user becomes an owner."""
 
-    Else he may have a connection that is nobody's, and no other. Raises `NotTheirs` where it is another user's.
-    """
-    if request is not None and request.user is not None:
-        if request.user != user:
-            raise NotTheirs
-        if request.challenge is not None:
-            return True
-    named = _user_named_in(state)
-    if named is not None and named != user:
-        raise NotTheirs
-    return False
+    OWNER = "owner"
+    """Beside whoever owns it."""
+    FIRST_OWNER = "first owner"
+    """Where nobody owns it."""
+    NONE = "none"
+
+
+def binding_of(
+    request: AuthorizationRequest | None, *, user: str, state: bytes | None, takes_app_states: bool
+) -> Binding:
+    """Return what a grant, its verifier checked, makes of the user whose JWT comes with it."""
+    if request is not None and request.user not in {None, user}:
+        return Binding.NONE
+    if request is not None and request.challenge is not None:
+        return Binding.FIRST_OWNER if request.user is None else Binding.OWNER
+    return Binding.FIRST_OWNER if takes_app_states and _user_named_in(state) == user else Binding.NONE
 
 
 def _user_named_in(state: bytes | None) -> str | None:
-    """Return the `userId` of a state that is base64 of a JSON object, as the existing app makes it.
-
-    Anybody can make one: it keeps a user out, and lets nobody in.
-    """
+    """Return the `userId` of a state that is base64 of a JSON object, as the existing app makes it."""
     try:
         decoded = base64.b64decode(_padded(state or b""), altchars=b"-_", validate=True)
         content = json.loads(decoded)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(content, dict) or "userId" not in content:
-        return None
-    return str(content["userId"])
+    user = content.get("userId") if isinstance(content, dict) else None
+    return str(user) if type(user) in {str, int} else None
 
 
 def _padded(state: bytes) -> bytes:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.connect.proof import is_proven
-from amo_callback.errors import GrantExpired, NotTheirs, WrongVerifier
+from amo_callback.connect.proof import Binding, binding_of
+from amo_callback.errors import GrantExpired, WrongVerifier
 from amo_callback.grant import Arrival, GrantStatus, Visit
-from amo_callback.model import Status, fingerprint
+from amo_callback.model import fingerprint
 from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
@@ -38,6 +38,17 @@ class Presented:
     address: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Redeemed:
+    """What became of a grant, as it is told to whoever presents its code."""
+
+    outcome: Outcome
+    connection: Connection | None
+    """As it is now."""
+    is_theirs: bool = True
+    """Whether it is the user's who asks; of one without a JWT that is not asked."""
+
+
 class Redeemer:
     """Tell what became of a grant, any number of times, to whoever proves to be where it began."""
 
@@ -51,10 +62,10 @@ class Redeemer:
         self._unproven = unproven
         self._issued_only = issued_only
 
-    async def redeem(self, presented: Presented) -> tuple[Outcome, Connection | None]:
-        """Return a grant's outcome, and its connection as it is now, the user bound to it.
+    async def redeem(self, presented: Presented) -> Redeemed:
+        """Return what became of a grant; the user who has proved to be an owner of its connection is bound to it.
 
-        Raises `WrongVerifier`, `NotTheirs`, `GrantExpired` (of a ticket, too), and as `Connect.complete`.
+        Raises `WrongVerifier`, `GrantExpired` (of a ticket, too), and as `Connect.complete`.
         """
         known = await self._known(fingerprint(presented.code))
         visit = Visit(
@@ -73,8 +84,10 @@ class Redeemer:
             await place.give_back()
             raise
         await place.give_back()
-        connection = await self._bind(outcome, presented) if outcome.status is GrantStatus.CONNECTED else None
-        return outcome, connection
+        if outcome.status is not GrantStatus.CONNECTED or outcome.connection_id is None:
+            return Redeemed(outcome=outcome, connection=None)
+        is_theirs = await self._bind(outcome, outcome.connection_id, presented.user)
+        return Redeemed(outcome=outcome, connection=await self._connect.connection_of(outcome), is_theirs=is_theirs)
 
     async def _known(self, name: str) -> GrantSecrets | None:
         """Return what is known of a ticket or a code: a ticket is one whatever was tried with it as a code."""
@@ -99,20 +112,16 @@ class Redeemer:
             return await self._unproven.take(presented.address)
         return await self._unproven.take(f"user {presented.user}", among=Priority.EXPECTED)
 
-    async def _bind(self, outcome: Outcome, presented: Presented) -> Connection | None:
-        """Bind who has proved to be an owner, and return the connection as it is then."""
-        request, owner, first_only = outcome.request, presented.user, False
-        if owner is not None:
-            first_only = not is_proven(request, user=owner, state=outcome.handed_back)
-            if request is None and self._issued_only:
-                raise NotTheirs  # AMO's own call had no state: whoever follows such a link began nothing
+    async def _bind(self, outcome: Outcome, connection_id: str, user: str | None) -> bool:
+        """Bind who has proved to be an owner; tell whether the user whose JWT came is one."""
+        request, first_only = outcome.request, False
+        if user is not None:
+            binding = binding_of(request, user=user, state=outcome.handed_back, takes_app_states=not self._issued_only)
+            if binding is Binding.NONE:
+                return user in (await self._store.owners_of([connection_id]))[connection_id]
+            first_only = binding is Binding.FIRST_OWNER
         elif request is not None and request.vouched and request.challenge is not None:
-            owner = request.user
-        if owner is not None and outcome.connection_id is not None:
-            bound = await self._store.bind(
-                outcome.connection_id, owner=owner, grant_no=outcome.grant_no, first_only=first_only
-            )
-            connection = await self._connect.connection_of(outcome)
-            if not bound and connection is not None and connection.status is not Status.DISCONNECTED:
-                raise NotTheirs
-        return await self._connect.connection_of(outcome)
+            user = request.user
+        if user is None:
+            return True
+        return await self._store.bind(connection_id, owner=user, grant_no=outcome.grant_no, first_only=first_only)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.connect.proof import check_verifier, is_proven
-from amo_callback.errors import NotTheirs, WrongVerifier
+from amo_callback.connect.proof import Binding, binding_of, check_verifier
+from amo_callback.errors import WrongVerifier
 from amo_callback.grant import AuthorizationRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
 CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
@@ -57,34 +61,66 @@ def test_a_verifier_has_43_to_128_characters(size: int) -> None:
         check_verifier(_request(challenge=challenge), verifier)
 
 
-def test_what_began_with_a_user_and_a_challenge_is_proven() -> None:
-    """Once the verifier has been checked; without a challenge, or a user, it is not."""
-    assert is_proven(_request(), user="42", state=None)
-    assert not is_proven(_request(challenge=None), user="42", state=None)
-    assert not is_proven(_request(user=None), user="42", state=None)
-    assert not is_proven(None, user="42", state=b"opaque")
+def _names(user: object) -> bytes:
+    """Return a state as the existing app makes it."""
+    return base64.b64encode(json.dumps({"userId": user, "r": 1}).encode())
 
 
-def test_what_began_with_another_user_is_not_theirs() -> None:
-    """Whatever else fits."""
-    with pytest.raises(NotTheirs):
-        is_proven(_request(), user="17", state=None)
+LINK = _request(user=None, challenge=None)
+
+
+@pytest.mark.parametrize(
+    ("request_", "state", "binding"),
+    [
+        (_request(), None, Binding.OWNER),
+        (_request(user="17"), None, Binding.NONE),
+        (_request(vouched=True), None, Binding.OWNER),
+        (_request(user="17", vouched=True), None, Binding.NONE),
+        (_request(user=None), None, Binding.FIRST_OWNER),
+        (None, _names("42"), Binding.FIRST_OWNER),
+        (None, _names(42), Binding.FIRST_OWNER),
+        (_request(challenge=None), _names("42"), Binding.FIRST_OWNER),
+        (LINK, _names("42"), Binding.FIRST_OWNER),
+        (None, _names("17"), Binding.NONE),
+        (_request(user="17", challenge=None), _names("42"), Binding.NONE),
+        (_request(challenge=None), b"ac1.issued", Binding.NONE),
+        (_request(challenge=None), _names("17"), Binding.NONE),
+        (LINK, b"ac1.issued", Binding.NONE),
+        (None, b"opaque", Binding.NONE),
+        (None, None, Binding.NONE),
+    ],
+    ids=[
+        "his own grant, verified", "another user's, verified", "a backend's for him, verified",
+        "a backend's for another, verified", "a link with his challenge, verified", "the app's state names him",
+        "the same, as a number", "his own grant, whose state names him", "a link, whose state names him",
+        "the app's state names another", "another's grant, whose state names him", "his own grant, nothing more",
+        "his own grant, whose state names another", "a link", "an opaque state", "no state",
+    ],
+)  # fmt: skip
+def test_who_becomes_an_owner(request_: AuthorizationRequest | None, state: bytes | None, binding: Binding) -> None:
+    """The rows of the table; where states of the app's own are not taken, only a challenge proves anything."""
+    assert binding_of(request_, user="42", state=state, takes_app_states=True) is binding
+    challenged = request_ is not None and request_.challenge is not None
+    issued_only = binding_of(request_, user="42", state=state, takes_app_states=False)
+    assert issued_only is (binding if challenged else Binding.NONE)
 
 
 @pytest.mark.parametrize(
     "state",
     [b"", b"opaque", b"[" * 2048, base64.b64encode(b"[" * 1500), base64.b64encode(b"\xff\xfe"), b"\xff",
-     base64.b64encode(b'"userId"'), base64.b64encode(b'{"user": "17"}'), base64.b64encode(b'{"userId": "42"}')],
+     base64.b64encode(b'"userId"'), base64.b64encode(b'{"user": "42"}'), base64.b64encode(b'["42"]'),
+     *map(_names, (None, True, 42.0, ["42"], {"id": "42"}, "42 ", "042"))],
 )  # fmt: skip
-def test_a_state_that_names_nobody_else_keeps_nobody_out(state: bytes) -> None:
-    """Nor does one that is no JSON, however deep."""
-    assert not is_proven(None, user="42", state=state)
+def test_a_state_that_does_not_name_the_user_binds_him_to_nothing(state: bytes) -> None:
+    """Nor does one that is no JSON, however deep, or that names him by anything but his id."""
+    assert binding_of(None, user="42", state=state, takes_app_states=True) is Binding.NONE
 
 
-def test_a_plus_that_became_a_space_is_read() -> None:
-    """The app may have sent base64 unescaped: the state that names another user is still read."""
-    state = base64.b64encode(json.dumps({"userId": "17", "r": "~~~>>>"}).encode())
-    assert b"+" in state
-    for sent in (state, state.replace(b"+", b" ")):
-        with pytest.raises(NotTheirs):
-            is_proven(None, user="42", state=sent)
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize("change", [bytes, lambda state: state.rstrip(b"="), lambda state: state.replace(b"+", b" ")])
+def test_a_state_is_read_however_it_was_encoded(
+    encode: Callable[[bytes], bytes], change: Callable[[bytes], bytes]
+) -> None:
+    """Both alphabets of base64, padded or not, and a plus that became a space on its way."""
+    state = encode(json.dumps({"userId": "42", "r": "??>>~~~\xff"}, ensure_ascii=False).encode())
+    assert binding_of(None, user="42", state=change(state), takes_app_states=True) is Binding.FIRST_OWNER

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -58,14 +60,20 @@ async def test_a_code_of_before_a_disconnect_does_not_bind_what_came_after_it(ap
     assert await owners(app) == ["17"]
 
 
+async def _own_flow(app: Running, user: str) -> str:
+    """Connect as the existing app does, with a state that names its user, and return the code."""
+    state = base64.b64encode(json.dumps({"userId": user}).encode()).decode()
+    return of((await app.callback(app.query(state=state))).location)["code"]
+
+
 async def test_an_unbound_code_of_before_a_disconnect_does_not_take_what_came_after_it(app: Running) -> None:
     """A code of the existing flow that nobody has presented binds nobody once its connection was forgotten."""
     first, second = Phone(app, "42"), Phone(app, "17")
-    old = of((await app.callback(app.query(state="opaque"))).location)["code"]
+    old = await _own_flow(app, "42")
     await second.exchange(await _started(second))
     await _disconnect(app, "17")
     app.clock.advance(1)
-    new = of((await app.callback(app.query(state="opaque"))).location)["code"]
+    new = await _own_flow(app, "17")
     await first.exchange(old, verified=False)
     assert await owners(app) == []
     assert (await second.exchange(new, verified=False)).status == 200

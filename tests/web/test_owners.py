@@ -43,6 +43,13 @@ async def _started(phone: Phone, **more: Any) -> str:
     return of((await allow(phone.app, (await phone.start(**more))["authorize_url"])).location)["code"]
 
 
+def _not_to_them(answer: Answer) -> None:
+    """Check that the account counts as connected, but not to whoever asked: he owns nothing, and learns nothing."""
+    assert answer.status == 200
+    told = {"success": True, "data": NOTHING, "message": "The account is connected, but not to you."}
+    assert answer.json() == told
+
+
 # --- the honest way -----------------------------------------------------------------------------
 
 
@@ -75,9 +82,10 @@ async def test_a_grant_alone_binds_nobody(app: Running) -> None:
 async def test_the_existing_flow_binds_its_user(app: Running) -> None:
     """With a state of the app's own and no challenge, the user that the state names owns what was nobody's."""
     phone = Phone(app, "42")
+    _not_to_them(await phone.exchange(await _own_flow(app, "opaque"), verified=False))
     for state in (_state("42"), _state(42), "opaque"):
         code = await _own_flow(app, state)
-        assert (await phone.exchange(code, verified=False)).status == 200
+        assert (await phone.exchange(code, verified=False)).json()["data"]["connected"] is True
     assert await owners(app) == ["42"]
 
 
@@ -122,7 +130,7 @@ async def test_a_link_without_a_challenge_binds_no_stranger_either(app: Running)
     """The attacker's grant without a challenge: the victim's JWT is not whose grant it was, and he is told."""
     attacker, victim = Phone(app, "666"), Phone(app, "42")
     code = await _started(attacker, challenged=False)
-    assert (await victim.exchange(code, verified=False)).status == 403
+    _not_to_them(await victim.exchange(code, verified=False))
     assert await owners(app) == []
 
 
@@ -135,7 +143,7 @@ async def test_a_plain_link_with_somebodys_challenge_proves_nothing(app: Running
         f"{BASE}/connect?code_challenge={challenge_of(attacker.verifier)}&code_challenge_method=S256"
     )
     code = of((await allow(app, link.location)).location)["code"]
-    assert (await attacker.exchange(code)).status == 403
+    _not_to_them(await attacker.exchange(code))
     assert await owners(app) == ["42"]
 
 
@@ -163,7 +171,7 @@ async def test_the_right_verifier_with_another_users_jwt_binds_nobody(app: Runni
     """Whoever stole both code and verifier has no JWT of the user who began."""
     phone, thief = Phone(app, "42"), Phone(app, "666")
     thief.verifier = phone.verifier
-    assert (await thief.exchange(await _started(phone))).status == 403
+    _not_to_them(await thief.exchange(await _started(phone)))
     assert await owners(app) == []
 
 
@@ -172,7 +180,7 @@ async def test_a_state_that_names_another_user_keeps_the_thief_out(app: Running)
     thief = Phone(app, "666")
     for user in ("42", 42, 666.0, None, True, ["666"], {"id": "666"}):
         code = await _own_flow(app, _state(user))
-        assert (await thief.exchange(code, verified=False)).status == 403
+        _not_to_them(await thief.exchange(code, verified=False))
     assert await owners(app) == []
 
 
@@ -181,15 +189,6 @@ async def test_a_user_named_in_a_state_is_no_owner_by_that(app: Running) -> None
     code = await _own_flow(app, _state("42"))
     assert (await Phone(app, "42").exchange(code, verified=False, signed=False)).status == 200
     assert await owners(app) == []
-
-
-@pytest.mark.parametrize("encoded", [base64.b64encode, base64.urlsafe_b64encode])
-@pytest.mark.parametrize("padded", [True, False])
-async def test_a_state_is_read_however_it_was_encoded(app: Running, encoded: Any, *, padded: bool) -> None:
-    """Both alphabets of base64, padded or not: a state that names another user is never taken for an opaque one."""
-    state = encoded(json.dumps({"userId": "42", "r": "??>>~~ÿ"}, ensure_ascii=False).encode()).decode()
-    code = await _own_flow(app, state if padded else state.rstrip("="))
-    assert (await Phone(app, "666").exchange(code, verified=False)).status == 403
 
 
 async def test_guessing_verifiers_comes_to_an_end(run: Any) -> None:
@@ -216,18 +215,49 @@ async def test_a_code_never_rebinds_what_is_owned(app: Running) -> None:
         await _own_flow(app, _state("666")),
         await _started(other, challenged=False),
     ):
-        answer = await other.exchange(code, verified=False)
-        assert (answer.status, answer.json()["error"]) == (403, "forbidden")
+        _not_to_them(await other.exchange(code, verified=False))
     assert await owners(app) == ["42"]
     assert await other.status() == NOTHING
 
 
-async def test_of_two_who_come_at_once_one_is_bound(app: Running) -> None:
-    """A code of the existing flow that reached two phones: the first one has it, the other is told."""
-    code = await _own_flow(app, "opaque")
-    answers = await asyncio.gather(*(Phone(app, str(user)).exchange(code, verified=False) for user in range(8)))
-    assert sorted(answer.status for answer in answers) == [200] + [403] * 7
-    assert len(await owners(app)) == 1
+async def test_of_those_who_come_at_once_one_is_bound(app: Running) -> None:
+    """Codes of one account by the existing flow, each naming its own user: one has it, the others are told."""
+    codes = [await _own_flow(app, _state(user)) for user in range(8)]
+    phones = [Phone(app, str(user)) for user in range(8)]
+    asking = [phone.exchange(code, verified=False) for phone, code in zip(phones, codes, strict=True)]
+    answers = await asyncio.gather(*asking)
+    [bound] = [user for user, answer in enumerate(answers) if answer.json()["data"]["connected"]]
+    for user, answer in enumerate(answers):
+        if user != bound:
+            _not_to_them(answer)
+    assert await owners(app) == [str(bound)]
+
+
+@pytest.mark.parametrize("mode", ["app", "issued"])
+async def test_a_return_link_sent_to_somebody_else_binds_them_to_nothing(run: Any, mode: str) -> None:
+    """The attacker follows a plain link, consents with an account of his own, and sends the victim the link back.
+
+    The victim's app opens and posts the code with the victim's JWT: whatever he does then is not done in the
+    attacker's account.
+    """
+    async with run(APP__STATE=mode, **WITH_USERS) as app:
+        link = await app.public(f"{BASE}/connect")
+        back = await allow(app, link.location)
+        victim = Phone(app, "42")
+        _not_to_them(await victim.exchange(of(back.location)["code"], verified=False))
+        assert await owners(app) == []
+        assert await victim.status() == NOTHING
+
+
+async def test_whoever_owns_another_account_is_told_of_that_one(app: Running) -> None:
+    """The answer tells what `/status` tells him: never a word of an account that is not his."""
+    phone = Phone(app, "42")
+    await phone.exchange(await _started(phone))
+    mine = await phone.status()
+    app.amo.account = app.amo.vendor.open_account("another.amocrm.ru")
+    back = await app.callback(app.query(state="opaque").replace(HOST, "another.amocrm.ru"))
+    answer = await phone.exchange(of(back.location)["code"], verified=False)
+    assert answer.json() == {"success": True, "data": mine, "message": "The account is connected, but not to you."}
 
 
 async def test_a_verifier_that_nobody_asked_for_does_not_fit(app: Running) -> None:

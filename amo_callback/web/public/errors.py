@@ -15,7 +15,6 @@ from amo_callback.errors import (
     GrantExpired,
     InvalidRequest,
     NotFound,
-    NotTheirs,
     Unauthorized,
     WrongVerifier,
 )
@@ -41,12 +40,6 @@ _MESSAGES = {
 _REFUSALS: tuple[tuple[type[AmoCallbackError], int, FailureCode, str], ...] = (
     (Unauthorized, 401, FailureCode.UNAUTHORIZED, "Send the user's JWT: Authorization: Bearer JWT."),
     (WrongVerifier, 403, FailureCode.FORBIDDEN, "The code_verifier does not fit the code_challenge."),
-    (
-        NotTheirs,
-        403,
-        FailureCode.FORBIDDEN,
-        "This amoCRM account is another user's, or another has begun to connect it.",
-    ),
     (NotFound, 404, FailureCode.NOT_FOUND, "This code is not known here: connect again."),
     (GrantExpired, 410, FailureCode.CODE_EXPIRED, _MESSAGES["code_expired"]),
 )

@@ -9,19 +9,21 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from amo_callback.connect.redemption import Presented
 from amo_callback.grant import MAX_CODE, GrantStatus
+from amo_callback.model import Status
 from amo_callback.web.answers import TOLD, FailureCode, ToldConnection, connected_message, success, told_connection
 from amo_callback.web.keys import CLOCK, PROXIES, REDEEMER
 from amo_callback.web.operation import Jwt
 from amo_callback.web.public.bodies import read_body
 from amo_callback.web.public.errors import refuse
 from amo_callback.web.public.operation import app_operation
-from amo_callback.web.public.users import user_if_told
+from amo_callback.web.public.users import told_to, user_if_told
 from amo_callback.web.public.way_back import LATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _WANTED = 'The body must be JSON: {"code": "…"}, with a code of 1 to 4096 bytes.'
+_NOT_TO_YOU = "The account is connected, but not to you."
 
 
 class ExchangeBody(BaseModel):
@@ -81,8 +83,13 @@ async def exchange_code(request: web.Request) -> web.Response:
         host=body.referer,
         address=request.app[PROXIES].client_of(request),
     )
-    outcome, connection = await request.app[REDEEMER].redeem(presented)
+    redeemed = await request.app[REDEEMER].redeem(presented)
+    outcome, connection = redeemed.outcome, redeemed.connection
     if outcome.status is GrantStatus.EXCHANGING or outcome.error is not None:
         return refuse(outcome.error or LATE)
-    told = told_connection(connection, request.app[CLOCK].now())
-    return success(told, connected_message(told))
+    if presented.user is None or redeemed.is_theirs:
+        told = told_connection(connection, request.app[CLOCK].now())
+        return success(told, connected_message(told))
+    told = await told_to(request, presented.user)
+    is_connected = connection is not None and connection.status is Status.ACTIVE
+    return success(told, _NOT_TO_YOU if is_connected else connected_message(told))

@@ -50,6 +50,15 @@ async def user_of(request: web.Request) -> str:
     return user
 
 
+async def told_to(request: web.Request, user: str) -> ToldConnection:
+    """Return what is connected for a user, as the app knows it."""
+    try:
+        [connection, *_] = await request.app[CUSTODY].selection.find(f"owner:{user}")
+    except NotFound:
+        connection = None
+    return told_connection(connection, request.app[CLOCK].now())
+
+
 @app_operation(
     "status",
     jwt=Jwt.REQUIRED,
@@ -59,12 +68,7 @@ async def user_of(request: web.Request) -> str:
 )
 async def status(request: web.Request) -> web.Response:
     """Tell the user what is connected for him."""
-    user = await user_of(request)
-    try:
-        [connection, *_] = await request.app[CUSTODY].selection.find(f"owner:{user}")
-    except NotFound:
-        connection = None
-    told = told_connection(connection, request.app[CLOCK].now())
+    told = await told_to(request, await user_of(request))
     return success(told, connected_message(told))
 
 
