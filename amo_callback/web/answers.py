@@ -44,7 +44,7 @@ TODO = {
     **{code: WORDS[code].todo for code in FailureCode if code in WORDS},
     FailureCode.INVALID_REQUEST: "mend the request: `message` says what is wrong",
     FailureCode.UNAUTHORIZED: "send the user's JWT, one that has not expired",
-    FailureCode.FORBIDDEN: "send the `code_verifier` that fits; or the account is another user's",
+    FailureCode.FORBIDDEN: "send the `code_verifier` that fits",
     FailureCode.NOT_FOUND: "start again: the code, or the address, is not known here",
     FailureCode.METHOD_NOT_ALLOWED: "use a method that `Allow` names",
     FailureCode.STORE_UNAVAILABLE: "try again after `Retry-After` seconds",
