@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 _ROOT = Path(__file__).parent.parent
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,3 +32,25 @@ def test_links_to_files_lead_to_a_file() -> None:
     files = {link or picture for link, picture in linked}
     assert ".pictures/demo.png" in files
     assert {file for file in files if not (_ROOT / file).exists()} == set()
+
+
+def test_every_runtime_dependency_is_told_with_what_it_may_touch() -> None:
+    """The table in `security.md` names each that is installed for the service, those too that another one brings."""
+    text = (_ROOT / "amo_callback/docs/security.md").read_text(encoding="utf-8").lower()
+    rows = re.findall(r"^\| ([^|]+) \| [^|]* \| [^|]* \| [^|]* \|$", text, re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"[\w-]+", row)}
+    found: set[str] = set()
+    coming = {Requirement("amo-callback[postgres]")}
+    while coming:
+        found |= {one.name for one in coming}
+        coming = {one for known in coming for one in _needed(known) if one.name not in found}
+    assert {name.lower().replace("_", "-") for name in found} - told == {"amo-callback"}
+
+
+def _needed(package: Requirement) -> set[Requirement]:
+    """Return what a package needs here, with its extras."""
+    needs = map(Requirement, metadata.requires(package.name) or [])
+    extras = package.extras or {""}
+    return {
+        one for one in needs if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in extras)
+    }
