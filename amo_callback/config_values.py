@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_network
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -89,9 +89,14 @@ def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        ip_network(value, strict=False)
-    return values
+    """Take addresses and networks; an IPv4 network in IPv6's notation is the IPv4 one."""
+    return tuple(_network(value) for value in values)
+
+
+def _network(value: str) -> str:
+    network = ip_network(value, strict=False)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return value if mapped is None or network.prefixlen < 96 else f"{mapped}/{network.prefixlen - 96}"
 
 
 def _store_url(value: SecretStr) -> SecretStr:

@@ -140,11 +140,11 @@ def test_lists_are_written_with_commas_or_spaces_in_the_environment(tmp_path: Pa
         None,
         {
             **REQUIRED,
-            "AMO_CALLBACK_SERVER__TRUSTED_PROXIES": "10.0.0.1, 10.0.0.2 ::1,",
+            "AMO_CALLBACK_SERVER__TRUSTED_PROXIES": "10.0.0.1, ::ffff:10.0.0.2 ::1, ::ffff:10.1.0.0/112,",
             "AMO_CALLBACK_AMO__ALLOWED_ACCOUNTS": "",
         },
     )
-    assert settings.server.trusted_proxies == ("10.0.0.1", "10.0.0.2", "::1")
+    assert settings.server.trusted_proxies == ("10.0.0.1", "10.0.0.2/32", "::1", "10.1.0.0/16")
     assert settings.amo.allowed_accounts == ()
     path = _written(tmp_path, "[amo]\nallowed_accounts = [31920194]")
     assert load_settings(path, REQUIRED).amo.allowed_accounts == ("31920194",)
