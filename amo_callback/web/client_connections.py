@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +55,8 @@ class Client(Protocol):
         """Close the connection immediately."""
 
 
-@dataclass(kw_only=True, slots=True)
-class _Waiting:
-    wait: Wait
+class _Waiting(NamedTuple):
+    reason: str
     since: float
     """When the last complete request was answered, or the connection accepted."""
     until: float
@@ -111,10 +110,8 @@ class ClientConnections:
             self._waiting.pop(client, None)
         elif client in self._open:
             now = self._now()
-            if (known := self._waiting.get(client)) is not None:
-                known.wait, known.until = wait, now + wait.seconds
-            else:
-                self._waiting[client] = _Waiting(wait=wait, since=now, until=now + wait.seconds)
+            known = self._waiting.get(client)
+            self._waiting[client] = _Waiting(wait.reason, now if known is None else known.since, now + wait.seconds)
 
     def make_room(self) -> None:
         """Close the connection that has waited longest for its client, unless every connection is being answered."""
@@ -129,7 +126,7 @@ class ClientConnections:
         now = self._now()
         for client, waiting in [*self._waiting.items()]:
             if waiting.until <= now:
-                self._close(client, waiting.wait.reason)
+                self._close(client, waiting.reason)
 
     def _close(self, client: Client, reason: str) -> None:
         del self._waiting[client]

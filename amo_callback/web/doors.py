@@ -255,9 +255,11 @@ class _RequestHandler(web.RequestHandler):
         """Limit the time for the rest of a request once its first bytes are there."""
         wait = self._wait
         super().data_received(data)
-        if data and wait is self._waits.next_request:
+        if self._messages or not data:
+            return  # a complete head: it is answered next
+        if wait is self._waits.next_request:
             self._note(self._waits.request)
-        elif data and wait is not self._waits.request:
+        elif wait is not self._waits.request:
             self._next_has_begun = True
 
     def pause_writing(self) -> None:

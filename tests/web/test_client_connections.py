@@ -8,6 +8,7 @@ import io
 import json
 import os
 import socket
+import stat
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
@@ -328,3 +330,25 @@ async def test_a_flood_is_one_line_and_then_one_a_minute(listener: Listener) -> 
         await listener.clock.until_sleeping(0.25)
         listener.clock.advance(1)
         await closing
+
+
+@pytest.mark.parametrize("name", ["public", "private"])
+async def test_each_listener_has_the_limit_of_the_configuration(run: Any, name: str) -> None:
+    """The third of three clients makes the first one go, and the metrics tell of it."""
+    async with run(SERVER__MAX_CONNECTIONS="2") as app:
+        host, _, port = getattr(app.service, name).rpartition(":")
+        opened = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+        assert await asyncio.wait_for(opened[0][0].read(), PATIENCE) == b""
+        closed = f'amo_callback_client_connections_closed_total{{listener="{name}",reason="max_connections"}} '
+        text = (await app.private("/metrics", key=None)).text
+        assert float(text.partition(closed)[2].partition("\n")[0]) >= 1
+        for _, writer in opened:
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_a_unix_socket_has_the_mode_of_the_configuration(run: Any, tmp_path: Path) -> None:
+    """The service makes it so where nobody hands it a socket."""
+    path = tmp_path / "private.sock"
+    async with run(SERVER__PRIVATE=f"unix:{path}", SERVER__SOCKET_MODE="0620"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o620
