@@ -18,6 +18,7 @@ from amo_callback.config_values import (
     Domains,
     Door,
     EncryptionKeys,
+    FileMode,
     JwtSecret,
     Networks,
     NotifySecret,
@@ -47,6 +48,8 @@ class Server(_Section):
     trusted_proxies: Networks = ("127.0.0.1", "::1")
     secrets: Path | None = None
     metrics_auth: bool = False
+    max_connections: Annotated[int, Field(gt=0, le=100_000)] = 1000
+    socket_mode: FileMode = "0660"
 
 
 class Amo(_Section):

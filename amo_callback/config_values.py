@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_network
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from amo_callback.identity import read_api_keys
 from amo_callback.webhook import read_secrets
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_FILE_MODE = re.compile(r"0?[0-7]{3}")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
 
@@ -25,6 +26,12 @@ def _door(value: str) -> str:
     match = _ADDRESS.fullmatch(value)
     if match is None or int(match["port"]) > 65535:
         raise ValueError('must be "host:port" or "unix:/path"')
+    return value
+
+
+def _file_mode(value: str) -> str:
+    if not _FILE_MODE.fullmatch(value):
+        raise ValueError('must be an octal mode in quotes, as "0660" (owner and group) or "0600" (owner alone)')
     return value
 
 
@@ -89,9 +96,14 @@ def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        ip_network(value, strict=False)
-    return values
+    """Take addresses and networks; an IPv4 network in IPv6's notation is the IPv4 one."""
+    return tuple(_network(value) for value in values)
+
+
+def _network(value: str) -> str:
+    network = ip_network(value, strict=False)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return value if mapped is None or network.prefixlen < 96 else f"{mapped}/{network.prefixlen - 96}"
 
 
 def _store_url(value: SecretStr) -> SecretStr:
@@ -101,6 +113,7 @@ def _store_url(value: SecretStr) -> SecretStr:
 
 Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
 Door = Annotated[str, AfterValidator(_door)]
+FileMode = Annotated[str, AfterValidator(_file_mode)]
 WebAddress = Annotated[str, AfterValidator(_web_address), Field(json_schema_extra={"format": "uri"})]
 Text = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]

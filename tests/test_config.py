@@ -140,11 +140,11 @@ def test_lists_are_written_with_commas_or_spaces_in_the_environment(tmp_path: Pa
         None,
         {
             **REQUIRED,
-            "AMO_CALLBACK_SERVER__TRUSTED_PROXIES": "10.0.0.1, 10.0.0.2 ::1,",
+            "AMO_CALLBACK_SERVER__TRUSTED_PROXIES": "10.0.0.1, ::ffff:10.0.0.2 ::1, ::ffff:10.1.0.0/112,",
             "AMO_CALLBACK_AMO__ALLOWED_ACCOUNTS": "",
         },
     )
-    assert settings.server.trusted_proxies == ("10.0.0.1", "10.0.0.2", "::1")
+    assert settings.server.trusted_proxies == ("10.0.0.1", "10.0.0.2/32", "::1", "10.1.0.0/16")
     assert settings.amo.allowed_accounts == ()
     path = _written(tmp_path, "[amo]\nallowed_accounts = [31920194]")
     assert load_settings(path, REQUIRED).amo.allowed_accounts == ("31920194",)
@@ -219,6 +219,9 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
         ("AMO__ALLOWED_DOMAINS", ".com", "amo.allowed_domains: '.com': '.com' is neither"),
         ("AMO__ALLOWED_DOMAINS", "https://a.example", "amo.allowed_domains: 'https://a.example': 'https"),
         ("SERVER__TRUSTED_PROXIES", "10.0.0.0/8 nginx", "server.trusted_proxies: "),
+        ("SERVER__MAX_CONNECTIONS", "0", "server.max_connections: '0': input should be greater than 0"),
+        ("SERVER__SOCKET_MODE", "rw-rw----", "server.socket_mode: 'rw-rw----': must be an octal mode in quotes"),
+        ("SERVER__SOCKET_MODE", "4660", "server.socket_mode: '4660': must be an octal mode in quotes"),
         ("AMO__TIMEOUT", "60", "refresh.lease: must be greater than amo.timeout"),
         ("AMO__TIMEOUT", "nan", "amo.timeout: 'nan': input should be"),
         ("AMO__REQUESTS_PER_SECOND", "0", "amo.requests_per_second: '0': input should be greater than 0"),

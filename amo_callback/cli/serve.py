@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.cli.checks.outgoing import WHY, proxy_variables
 from amo_callback.cli.deadline import Deadline
+from amo_callback.cli.descriptors import fit_connections
 from amo_callback.cli.local import add_config, find_place
 from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
@@ -85,6 +86,7 @@ def run(
     take_over_library_logs(log)
     if variables := proxy_variables(environ):
         log.warning("proxy.ignored", variables=variables, text=WHY)
+    max_connections = fit_connections(settings.server.max_connections, log)
     home = Home(folder=place.folder, rescue=place.rescue, machine=place.machine)
 
     def read_again() -> Settings:
@@ -105,6 +107,7 @@ def run(
                 read_again=read_again,
                 notifier=notifier,
                 listeners=listeners,
+                max_connections=max_connections,
                 lost_lines=lambda: writer.lost,
                 leave=leave,
             )
@@ -132,6 +135,7 @@ async def _serve(
     read_again: Callable[[], Settings],
     notifier: Notifier,
     listeners: Mapping[str, Sequence[socket.socket]],
+    max_connections: int,
     lost_lines: Callable[[], int],
     leave: Callable[[int], None],
 ) -> int:
@@ -153,6 +157,7 @@ async def _serve(
         observer=observer,
         supervisor=notifier,
         listeners=listeners,
+        max_connections=max_connections,
         lost_lines=lost_lines,
     ) as service:
         deadline.unsaved = service.services.custody.unsaved

@@ -150,6 +150,7 @@ def _installation(interpreter: units.Interpreter, *, config: Path, there: Path |
         credentials=configured_secrets(config, server) or config.parent / "credentials",
         public=server.public,
         private=server.private,
+        socket_mode=server.socket_mode,
         amo_timeout=load_amo_timeout(there) if there else DEFAULT_AMO_TIMEOUT,
     )
 

@@ -55,6 +55,7 @@ class Installation:
     credentials: Path
     public: str
     private: str
+    socket_mode: str
     amo_timeout: float
 
 
@@ -118,6 +119,7 @@ def _values(installation: Installation) -> Mapping[str, str]:
         "executable": " ".join(_executable(installation.interpreter)),
         "public": _stream("public", installation.public),
         "private": _stream("private", installation.private),
+        "socket_mode": installation.socket_mode,
         "stop_timeout": str(max(math.ceil(installation.amo_timeout + STOP_RESERVE), _LEAST_STOP_TIMEOUT)),
     }
 

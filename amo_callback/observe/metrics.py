@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from amo_callback.survey import Condition
 
 OTHER = "other"
+LISTENERS = ("public", "private")
+CLOSINGS = ("max_connections", "incomplete_request", "idle", "unread_answer")
 HAND_OUTS = (
     "fresh",
     "stale",
@@ -142,6 +144,19 @@ class Metrics:
         self._refused = Counter(
             "amo_callback_api_keys_refused", "Requests with no API key, or an unknown one.", registry=registry
         )
+        self._clients = Gauge(
+            "amo_callback_client_connections",
+            "Clients connected at this moment, by listener.",
+            ["listener"],
+            registry=registry,
+        )
+        self._clients_closed = Counter(
+            "amo_callback_client_connections_closed",
+            "Connections closed because of a limit: for a newer one (max_connections), for a request that was not "
+            "complete (incomplete_request) or not begun (idle) in time, or for an answer that was not read.",
+            ["listener", "reason"],
+            registry=registry,
+        )
         registry.register(_LostLines(lost_lines))
         self._begin()
 
@@ -154,6 +169,10 @@ class Metrics:
             self._asked_seconds.labels(kind)
             for status in _STATUSES[:-1]:
                 self._asked.labels(kind, status)
+        for listener in LISTENERS:
+            self._clients.labels(listener)
+            for reason in CLOSINGS:
+                self._clients_closed.labels(listener, reason)
         # Looked up by their labels once: that takes longer than to count.
         self._called_back = {outcome: self._callbacks.labels(outcome) for outcome in CALLBACKS}
         self._handed_out = {outcome: self._hand_outs.labels(outcome) for outcome in HAND_OUTS}
@@ -183,6 +202,14 @@ class Metrics:
     def key_refused(self) -> None:
         """Count a request whose API key is none of ours."""
         self._refused.inc()
+
+    def watch_clients(self, listener: str, count: Callable[[], int]) -> None:
+        """Ask `count` at each scrape how many clients are connected to a listener."""
+        self._clients.labels(listener).set_function(count)
+
+    def client_closed(self, listener: str, reason: str) -> None:
+        """Count a client connection that was closed because of a limit."""
+        self._clients_closed.labels(listener, reason).inc()
 
     def handed_out(self, outcome: str) -> None:
         """Count an access token that was asked for: what was handed out, or the code of what kept it back."""

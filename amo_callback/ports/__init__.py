@@ -9,7 +9,7 @@ from amo_callback.ports.shared import Shared
 from amo_callback.ports.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from amo_callback.event import Event
@@ -45,6 +45,12 @@ class Metrics(Protocol):
 
     def key_refused(self) -> None:
         """Count a request whose API key is none of ours."""
+
+    def watch_clients(self, listener: str, count: Callable[[], int]) -> None:
+        """Ask `count` at each scrape how many clients are connected to a listener."""
+
+    def client_closed(self, listener: str, reason: str) -> None:
+        """Count a client connection that was closed because of a limit."""
 
     def handed_out(self, outcome: str) -> None:
         """Count an access token that was asked for: what was handed out, or the code of what kept it back."""

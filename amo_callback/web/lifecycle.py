@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from amo_callback.config import Settings
+    from amo_callback.config import Server, Settings
     from amo_callback.connect.build import Connecting
     from amo_callback.notices.courier import Courier
     from amo_callback.ports import Clock, Observer, Supervisor
@@ -64,12 +65,13 @@ async def open_service(
     observer: Observer,
     supervisor: Supervisor | None = None,
     listeners: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
+    max_connections: int | None = None,
     lost_lines: Callable[[], int] = lambda: 0,
 ) -> AsyncIterator[Service]:
     """Open the whole service: store, client, custody, grants, courier, refresher, then both doors.
 
     `listeners` are the sockets of doors that somebody else has opened, by the doors' names; `lost_lines` counts those
-    of the log.
+    of the log; `max_connections` is in the place of the setting where the process may not open enough files for it.
 
     Raises `ConfigurationError` where it cannot begin. At the end nothing new is begun, the doors drain, and what is in
     flight is stored.
@@ -87,7 +89,15 @@ async def open_service(
         courier = await stack.enter_async_context(_at_work(settings, services, observer=observer, died=died))
         apps = make_apps(settings, services, log)
         public, private = await stack.enter_async_context(
-            _open_doors(apps, settings, clock=clock, log=log, listeners=listeners)
+            _open_doors(
+                apps,
+                settings.server,
+                clock=clock,
+                log=log,
+                metrics=metrics,
+                listeners=listeners,
+                max_connections=max_connections or settings.server.max_connections,
+            )
         )
 
         def stop() -> None:
@@ -141,25 +151,39 @@ async def _at_work(
 @asynccontextmanager
 async def _open_doors(
     apps: Apps,
-    settings: Settings,
+    server: Server,
     *,
     clock: Clock,
     log: FilteringBoundLogger,
+    metrics: Metrics,
     listeners: Mapping[str, Sequence[socket.socket]],
+    max_connections: int,
 ) -> AsyncIterator[tuple[Door, Door]]:
     """Open the public door and the private one; at the end both close at the same time."""
     async with AsyncExitStack() as stack:
         doors = [
             await stack.enter_async_context(
-                open_door(app, address, name=name, clock=clock, log=log, listeners=listeners.get(name, ()))
+                open_door(
+                    app,
+                    address,
+                    name=name,
+                    clock=clock,
+                    log=log,
+                    listeners=listeners.get(name, ()),
+                    socket_mode=int(server.socket_mode, 8),
+                    max_connections=max_connections,
+                    closed=partial(metrics.client_closed, name),
+                )
             )
             for name, app, address in (
-                ("public", apps.public, settings.server.public),
-                ("private", apps.private, settings.server.private),
+                ("public", apps.public, server.public),
+                ("private", apps.private, server.private),
             )
         ]
         stack.push_async_callback(_close_together, *doors)
         public, private = doors
+        metrics.watch_clients("public", lambda: public.connection_count)
+        metrics.watch_clients("private", lambda: private.connection_count)
         yield public, private
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 
 _REMEMBERED = 256
+_WITH_PORT = re.compile(r"(?P<ipv4>[0-9.]+):[0-9]{1,5}|\[(?P<ipv6>[0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?")
+"""An address with a port, as IIS and Azure write it."""
 _UNKNOWN = "unknown"
 """A peer that was gone before it could be asked for its address: a stranger like any other."""
 
@@ -36,8 +39,9 @@ class TrustedProxies:
         """
         if peer is not None and not self._trusts(peer):
             return peer
-        for hop in reversed([hop.strip() for line in forwarded for hop in line.split(",")]):
-            if _address(hop) is None:
+        for entry in reversed([entry for line in forwarded for entry in line.split(",")]):
+            hop = _plain(_without_port(entry.strip()))
+            if hop is None:
                 break
             if not self._trusts(hop):
                 return hop
@@ -51,12 +55,29 @@ class TrustedProxies:
 def peer_of(request: web.Request) -> str | None:
     """Return who has connected, `None` on a Unix socket."""
     listener = request.get_extra_info("socket")
-    local = listener is not None and listener.family == socket.AF_UNIX
-    return None if local else request.remote or _UNKNOWN
+    if listener is not None and listener.family == socket.AF_UNIX:
+        return None
+    peer = request.remote or _UNKNOWN
+    return _plain(peer) or peer
+
+
+@functools.lru_cache(_REMEMBERED)
+def _plain(text: str) -> str | None:
+    """Return an address as all others write it, or `None` for what is no address."""
+    address = _address(text)
+    return None if address is None else str(address)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """Read an address; an IPv4 one in IPv6's notation, as dual-stack sockets give it, is the IPv4 one."""
     try:
-        return None if "%" in text else ip_address(text)  # a zone may be any text, and nobody behind a proxy has one
+        address = None if "%" in text else ip_address(text)  # a zone may be any text, and nobody behind a proxy has one
     except ValueError:
         return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _without_port(entry: str) -> str:
+    """Return the address of `192.0.2.1:51234`, `[2001:db8::1]:51234` or `[2001:db8::1]`; anything else as it is."""
+    match = _WITH_PORT.fullmatch(entry)
+    return entry if match is None else match["ipv4"] or match["ipv6"]

@@ -21,6 +21,7 @@ HERE = units.Installation(
     credentials=Path("/etc/amo-callback/credentials"),
     public="127.0.0.1:8080",
     private="127.0.0.1:8081",
+    socket_mode="0660",
     amo_timeout=15.0,
 )
 
@@ -71,6 +72,13 @@ def test_a_door_is_where_the_configuration_says(address: str, stream: str) -> No
     text = units.render(units.SOCKETS[0], dataclasses.replace(HERE, public=address))
     assert _values(text, "ListenStream") == [stream]
     assert _values(text, "FileDescriptorName") == ["public"]
+
+
+@pytest.mark.parametrize("name", units.SOCKETS)
+def test_a_unix_socket_is_for_its_owner_and_the_service_s_group(name: str) -> None:
+    """Systemd would let everybody connect: the units say the mode of the configuration, and the group."""
+    text = units.render(name, dataclasses.replace(HERE, socket_mode="0640"))
+    assert (_values(text, "SocketMode"), _values(text, "SocketGroup")) == (["0640"], ["amo-callback"])
 
 
 def test_a_host_by_name_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
 
@@ -73,17 +74,30 @@ os.execv(sys.executable, [sys.executable, "-m", "amo_callback.cli.main", "serve"
 """Hands sockets over as systemd does: from descriptor 3 on, and to this process alone."""
 
 
+def _limiting(open_files: tuple[int, int] | None) -> Callable[[], None] | None:
+    """Return what gives a child its soft and its hard limit of descriptors."""
+    return None if open_files is None else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
+
+
 @asynccontextmanager
 async def serving(
-    environ: Mapping[str, str], folder: Path, *, doors: Sequence[socket.socket] = (), names: str = "public:private"
+    environ: Mapping[str, str],
+    folder: Path,
+    *,
+    doors: Sequence[socket.socket] = (),
+    names: str = "public:private",
+    open_files: tuple[int, int] | None = None,
 ) -> AsyncIterator[Process]:
-    """Run `amo-callback serve`, with the sockets of its `doors` where there are some, and see to it that it ends."""
+    """Run `amo-callback serve`, with the sockets of its `doors` where there are some, and see to it that it ends.
+
+    `open_files` are its soft and its hard limit of descriptors.
+    """
     descriptors = [door.fileno() for door in doors]
     run = ["-c", _HAND_OVER, *map(str, descriptors)] if doors else ["-m", "amo_callback.cli.main", "serve"]
     handed_over = {"LISTEN_FDNAMES": names} if doors else {}
     started = await asyncio.create_subprocess_exec(
         sys.executable, *run, cwd=folder, env=process_environment({**environ, **handed_over}), pass_fds=descriptors,
-        stdout=asyncio.subprocess.PIPE, limit=2**20,
+        preexec_fn=_limiting(open_files), stdout=asyncio.subprocess.PIPE, limit=2**20,
     )  # fmt: skip
     process = Process(started)
     try:
@@ -94,12 +108,18 @@ async def serving(
             await process.ended()
 
 
-async def command(*arguments: str, folder: Path, environ: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+async def command(
+    *arguments: str,
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    open_files: tuple[int, int] | None = None,
+) -> tuple[int, str, str]:
     """Run `amo-callback` to its end; return exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "amo_callback.cli.main", *arguments,
         cwd=folder, env=process_environment(environ or {}),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        preexec_fn=_limiting(open_files),
     )  # fmt: skip
     out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
     return process.returncode or 0, without_slow_steps(out.decode()), without_slow_steps(err.decode())

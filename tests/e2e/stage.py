@@ -104,9 +104,9 @@ class Stage:
         """Return the environment of each process."""
         return environment(self.amo, self.key, **self.settings)
 
-    def serving(self) -> AbstractAsyncContextManager[Process]:
+    def serving(self, **options: Any) -> AbstractAsyncContextManager[Process]:
         """Run one more process on the database."""
-        return serving(self.environ(), self.folder)
+        return serving(self.environ(), self.folder, **options)
 
     async def connect(self, process: Process, accounts: Iterable[SandboxAccount] | None = None) -> None:
         """Connect accounts, again or for the first time; all of them where none is named."""

@@ -307,6 +307,42 @@ def test_what_the_unit_forbids_is_forbidden(
 # --- the end -------------------------------------------------------------------------------------
 
 
+def test_a_unix_socket_is_for_the_members_of_the_group_alone(lab: Lab) -> None:
+    """A backend's user reaches the private API with `curl --unix-socket` once that user is in the group."""
+    path = "/run/amo-callback/private.sock"
+    curl = ["runuser", "-u", "shop", "--", "curl", "-sS", "--unix-socket", path, "http://localhost/healthz"]
+    restart = ["systemctl", "restart", *units.UNITS]
+    lab.sh("useradd", "--system", "shop")
+    try:
+        lab.write(f"{ETC}/config.toml", CONFIG.replace("[server]", f'[server]\nprivate = "unix:{path}"'))
+        lab.sh(lab.amo_callback, "systemd", "install", "--yes")
+        lab.sh(*restart)
+        assert lab.sh("stat", "-c", "%a %U %G", path).out.split() == ["660", "root", "amo-callback"]
+        refused = lab.sh(*curl, check=False)
+        assert refused.status == 7  # curl: failed to connect
+        lab.sh("usermod", "--append", "--groups", "amo-callback", "shop")
+        assert json.loads(lab.sh(*curl).out) == {"status": "ok"}
+    finally:
+        lab.write(f"{ETC}/config.toml", CONFIG)
+        lab.sh(lab.amo_callback, "systemd", "install", "--yes")
+        lab.sh(*restart)
+
+
+def test_a_dual_stack_socket_knows_its_proxy_by_the_ipv4_address(lab: Lab) -> None:
+    """`[::]:8080` takes IPv4 as well, where the proxy on this machine is believed as on `127.0.0.1:8080`."""
+    restart = ["systemctl", "restart", *units.UNITS]
+    try:
+        lab.write(f"{ETC}/config.toml", CONFIG.replace("[server]", '[server]\npublic = "[::]:8080"'))
+        lab.sh(lab.amo_callback, "systemd", "install", "--yes")
+        lab.sh(*restart)
+        assert lab.ask(f"http://{PUBLIC}/nothing-here", "X-Forwarded-For: 198.51.100.9")["status"] == 404
+        assert '"peer":"198.51.100.9"' in lab.journal()
+    finally:
+        lab.write(f"{ETC}/config.toml", CONFIG)
+        lab.sh(lab.amo_callback, "systemd", "install", "--yes")
+        lab.sh(*restart)
+
+
 def test_uninstalling_removes_the_units_alone(lab: Lab) -> None:
     """Service and doors go; configuration, secrets and database stay, and a new installation goes on with those."""
     keys = lab.sh("cat", f"{ETC}/credentials/storage.encryption_keys").out

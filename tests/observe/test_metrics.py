@@ -40,6 +40,7 @@ def _told(name: str, **fields: object) -> dict[str, float]:
 
 
 REFRESHES = "amo_callback_refreshes_total"
+CLOSED = "amo_callback_client_connections_closed_total"
 ASKED = "amo_callback_amo_requests_total"
 TOOK = "amo_callback_refresh_duration_seconds"
 
@@ -104,7 +105,12 @@ def test_each_word_of_the_doors_has_its_series() -> None:
 def test_what_can_rise_is_there_from_the_start() -> None:
     """At zero: else the first failure of its kind would be no rise to Prometheus."""
     found = _samples(Metrics())
-    for name in (f"{REFRESHES} failed not_sent", f"{REFRESHES} given_up revoked", "amo_callback_callbacks_total other"):
+    for name in (
+        f"{REFRESHES} failed not_sent",
+        f"{REFRESHES} given_up revoked",
+        "amo_callback_callbacks_total other",
+        f"{CLOSED} public idle",
+    ):
         assert found[name] == 0
     assert not any(name.endswith("_created") for name in found)
 
@@ -112,7 +118,7 @@ def test_what_can_rise_is_there_from_the_start() -> None:
 def test_what_is_not_known_has_no_sample() -> None:
     """Before the store told anything, and of moments that there are none of."""
     unknown = _samples(Metrics(), survey=None, survey_age=None, survey_seconds=None)
-    assert not any("connections" in name or "survey" in name for name in unknown)
+    assert not any("amo_callback_connections" in name or "survey" in name for name in unknown)
     empty = _samples(Metrics(), survey=a_survey(active=0, next_expiry=None, next_deadline=None))
     assert empty["amo_callback_connections active"] == 0
     assert not any(name.endswith("timestamp_seconds") for name in empty if name.startswith("amo_callback"))

@@ -6,8 +6,9 @@ import asyncio
 import io
 import json
 import socket
+import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
@@ -16,7 +17,7 @@ from amo_callback.errors import ConfigurationError
 from amo_callback.observe.log import make_logger
 from amo_callback.web.doors import Door as OpenDoor
 from amo_callback.web.doors import open_door
-from amo_callback.web.peer import TrustedProxies
+from amo_callback.web.peer import TrustedProxies, peer_of
 from tests.fakes import ShiftedClock
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ class Door:
         await self.held.wait()
         return web.Response(text="done")
 
-    def open(self, address: str) -> AbstractAsyncContextManager[OpenDoor]:
+    def open(self, address: str, **options: Any) -> AbstractAsyncContextManager[OpenDoor]:
         log = make_logger(level="debug", style="json", stream=self.log)
-        return open_door(self.app, address, name="public", clock=ShiftedClock(), log=log)
+        return open_door(self.app, address, name="public", clock=ShiftedClock(), log=log, **options)
 
 
 async def _ask(address: str, request: bytes) -> bytes:
@@ -133,6 +134,33 @@ async def test_behind_a_unix_socket_the_proxy_is_believed(tmp_path: Path) -> Non
             writer.close()
             await writer.wait_closed()
     assert seen == [None, "198.51.100.9"]
+
+
+@pytest.mark.usefixtures("ipv6")
+async def test_on_a_dual_stack_socket_an_ipv4_proxy_is_known_by_its_ipv4_address(door: Door) -> None:
+    """A socket that takes both kinds, as systemd opens `[::]:8080`, gives IPv4 addresses in IPv6's notation."""
+    seen: list[tuple[str | None, str | None]] = []
+
+    async def look(request: web.Request) -> web.Response:
+        seen.append((peer_of(request), TrustedProxies(("127.0.0.1",)).client_of(request)))
+        return web.Response()
+
+    door.app.router.add_get("/look", look)
+    listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    async with door.open("", listeners=[listener]):
+        await _ask(
+            f"127.0.0.1:{listener.getsockname()[1]}",
+            b"GET /look HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Forwarded-For: 198.51.100.9\r\n\r\n",
+        )
+    assert seen == [("127.0.0.1", "198.51.100.9")]
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o600])
+async def test_a_unix_socket_has_the_mode_that_the_configuration_says(door: Door, tmp_path: Path, mode: int) -> None:
+    """Whatever the process's umask takes away from new files."""
+    path = tmp_path / "private.sock"
+    async with door.open(f"unix:{path}", socket_mode=mode):
+        assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 async def test_a_file_that_is_no_socket_is_not_taken_over(door: Door, tmp_path: Path) -> None:
@@ -252,6 +280,15 @@ TRUSTED = ("127.0.0.1", "10.0.0.0/8", "::1")
         ("127.0.0.1", ["junk"], "127.0.0.1"),
         ("127.0.0.1", ["10.0.0.1"], "127.0.0.1"),
         ("::1", ["2001:db8::1"], "2001:db8::1"),
+        ("127.0.0.1", ["6.6.6.6, ::ffff:198.51.100.9"], "198.51.100.9"),
+        ("127.0.0.1", ["198.51.100.9, ::ffff:10.0.0.1"], "198.51.100.9"),
+        ("127.0.0.1", ["6.6.6.6, 203.0.113.7:51234"], "203.0.113.7"),
+        ("127.0.0.1", ["203.0.113.7:51234, 10.0.0.1:443"], "203.0.113.7"),
+        ("127.0.0.1", ["[2001:DB8::1]:51234"], "2001:db8::1"),
+        ("127.0.0.1", ["[2001:db8::1]"], "2001:db8::1"),
+        ("127.0.0.1", ["[::ffff:203.0.113.7]:51234"], "203.0.113.7"),
+        ("127.0.0.1", ["203.0.113.7:port"], "127.0.0.1"),
+        ("127.0.0.1", ["[203.0.113.7"], "127.0.0.1"),
         (None, ["198.51.100.9"], "198.51.100.9"),
         (None, [], None),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -120,3 +121,18 @@ async def test_metrics_may_ask_for_a_key(run: Any) -> None:
         assert (await app.private("/metrics", key=None)).status == 401
         assert (await app.private("/metrics", key=READ_KEY)).status == 200
         assert (await app.public("/metrics")).status == 404
+
+
+async def test_the_clients_of_each_listener_are_counted(app: Running) -> None:
+    """Those that are connected at the moment of the scrape: whoever scrapes is one of them."""
+    host, _, port = app.service.public.rpartition(":")
+    opened = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+    for reader, writer in opened:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        await reader.readuntil(b"}")
+    scraped = await _scrape(app)
+    name = "amo_callback_client_connections"
+    assert (scraped[f"{name} public"], scraped[f"{name} private"]) == (2, 1)
+    for _, writer in opened:
+        writer.close()
+        await writer.wait_closed()

@@ -55,6 +55,7 @@ def test_settings_that_fit_are_ok() -> None:
         ("API__KEYS", f"reader:read:{KEY}", "api_keys", Verdict.WARN),
         ("SERVER__TRUSTED_PROXIES", "127.0.0.1,0.0.0.0/0", "trusted_proxies", Verdict.WARN),
         ("SERVER__TRUSTED_PROXIES", "::/0", "trusted_proxies", Verdict.WARN),
+        ("SERVER__TRUSTED_PROXIES", "::ffff:0:0/96", "trusted_proxies", Verdict.WARN),
         ("SERVER__PRIVATE", "0.0.0.0:8081", "private_door", Verdict.WARN),
         ("SERVER__PRIVATE", "[::]:8081", "private_door", Verdict.WARN),
         ("SERVER__PRIVATE", "8.8.8.8:8081", "private_door", Verdict.WARN),

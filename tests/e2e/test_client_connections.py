@@ -1,0 +1,99 @@
+"""More clients than the process may open files: it goes on answering, and keeps tokens fresh."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.process import command
+from tests.e2e.stage import staged
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.e2e.stage import Stage
+
+OPEN_FILES = 256
+ROOM = (OPEN_FILES - 200) // 2
+CROWD = 400
+"""Clients, many more than there are descriptors."""
+GET = b"GET /healthz HTTP/1.1\r\nHost: a\r\n"
+
+
+@asynccontextmanager
+async def _crowd(address: str, first: bytes) -> AsyncIterator[None]:
+    """Connect many clients that send this and then nothing, and keep them, as far as the server does."""
+    host, _, port = address.rpartition(":")
+    writers = []
+    try:
+        for _ in range(CROWD):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writers.append(writer)
+            writer.write(first)
+        yield
+    finally:
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
+
+
+async def _closed(stage: Stage, address: str, listener: str) -> float:
+    async with stage.http.get(f"http://{address}/metrics") as answer:
+        name = f'amo_callback_client_connections_closed_total{{listener="{listener}",reason="max_connections"}} '
+        return float((await answer.text()).partition(name)[2].partition("\n")[0])
+
+
+@pytest.mark.parametrize("listener", ["public", "private"])
+@pytest.mark.parametrize("first", [b"", GET, GET + b"\r\n"], ids=["silent", "half a head", "keep-alive"])
+async def test_a_crowd_that_says_nothing_stops_neither_callbacks_nor_tokens_nor_refreshes(
+    tmp_path: Path, encryption_key: str, listener: str, first: bytes
+) -> None:
+    """Beside hundreds of open connections each new callback is answered, tokens are handed out, and all is refreshed.
+
+    Of so many clients the log has two lines: that the process may open few files, and that the listener was full.
+    """
+    async with (
+        staged(tmp_path, encryption_key, accounts=3, every=1) as stage,
+        stage.serving(open_files=(OPEN_FILES, OPEN_FILES)) as process,
+    ):
+        known, *new = stage.accounts
+        await stage.connect(process, [known])
+        started = await process.until("service.started")
+        async with _crowd(started[listener], first):
+            refreshed = stage.refreshed(known)
+            for account in new:
+                await stage.connect(process, [account])
+                assert (await stage.token(process, account)).status == 200
+            while stage.refreshed(known) < refreshed + 2:
+                assert (await stage.token(process, known)).status == 200
+            assert await _closed(stage, started["private"], listener) >= CROWD - ROOM
+        [low] = process.named("descriptors.low")
+        assert (low["limit"], low["max_connections"], low["level"]) == (OPEN_FILES, ROOM, "warning")
+        [full] = process.named("http.connections_full")
+        assert (full["listener"], full["max_connections"]) == (listener, ROOM)
+        assert process.named("refresh.failed") == []
+
+
+async def test_a_low_soft_limit_is_raised_to_the_hard_one(tmp_path: Path, encryption_key: str) -> None:
+    """Where the hard limit allows as many connections as are configured, the start says what it has raised."""
+    async with (
+        staged(tmp_path, encryption_key, accounts=0, SERVER__MAX_CONNECTIONS="50") as stage,
+        stage.serving(open_files=(256, 300)) as process,
+    ):
+        await process.until("service.started")
+        [raised] = process.named("descriptors.raised")
+        assert (raised["before"], raised["limit"]) == (256, 300)
+        assert process.named("descriptors.low") == []
+
+
+async def test_with_hardly_any_descriptor_it_does_not_start(tmp_path: Path, encryption_key: str) -> None:
+    """The message says how many it needs, and where they are given."""
+    async with staged(tmp_path, encryption_key, accounts=0) as stage:
+        status, _, told = await command("serve", folder=tmp_path, environ=stage.environ(), open_files=(128, 128))
+    assert status == 78
+    assert "the process may open 128 files, and needs 216 at least" in told
+    assert "LimitNOFILE=" in told

@@ -1,0 +1,354 @@
+"""How many clients may be connected to a listener, and how long each may keep it waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import json
+import os
+import socket
+import stat
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from amo_callback.observe.log import make_logger
+from amo_callback.web.client_connections import WAITS, ClientConnections, Wait, Waits
+from amo_callback.web.doors import open_door
+from tests.fakes import FakeClock, ShiftedClock
+from tests.patience import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
+HUGE = 16 * 2**20
+"""Bytes of an answer that fits into no socket's buffers."""
+SOON, NEVER = 0.2, 3600.0
+
+
+def _waits(**seconds: float) -> Waits:
+    """Return time limits: only those that are given are ever reached."""
+    reasons = {"request": "incomplete_request", "next_request": "idle", "answer": "unread_answer"}
+    return Waits(**{name: Wait(reason=reason, seconds=seconds.get(name, NEVER)) for name, reason in reasons.items()})
+
+
+class Client:
+    """A raw connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    async def ask(self, request: bytes = GET) -> bytes:
+        """Send a request, and return the end of its answer."""
+        self.writer.write(request)
+        return await asyncio.wait_for(self._reader.readuntil(b"hello"), PATIENCE)
+
+    async def until_closed(self) -> bytes:
+        """Read until the server closes the connection."""
+        try:
+            return await asyncio.wait_for(self._reader.read(), PATIENCE)
+        except ConnectionError:
+            return b""
+
+    async def close(self) -> None:
+        self.writer.transport.abort()
+        with suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._reader.at_eof()
+
+
+class Log(io.StringIO):
+    """A log that says when a line is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = asyncio.Event()
+
+    def write(self, text: str) -> int:
+        self.written.set()
+        return super().write(text)
+
+
+class Listener:
+    """An application behind a listener with limits, and its clients."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self._log = Log()
+        self.closed: list[str] = []
+        self.closed_one = asyncio.Event()
+        self.entered = asyncio.Semaphore(0)
+        self.go_on = asyncio.Event()
+        self.clock = FakeClock()
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/", self._answer)
+        app.router.add_get("/slow", self._slow)
+        app.router.add_get("/huge", self._huge)
+        app.router.add_post("/read", self._read)
+        return app
+
+    async def _answer(self, _request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    async def _slow(self, _request: web.Request) -> web.Response:
+        self.entered.release()
+        await self.go_on.wait()
+        return web.Response(text="hello")
+
+    async def _huge(self, _request: web.Request) -> web.Response:
+        return web.Response(body=b"x" * HUGE)
+
+    async def _read(self, request: web.Request) -> web.Response:
+        self.entered.release()
+        await request.read()
+        return web.Response(text="hello")
+
+    @asynccontextmanager
+    async def open(self, **options: Any) -> AsyncIterator[Listener]:
+        log = make_logger(level="debug", style="json", stream=self._log)
+
+        def closed(reason: str) -> None:
+            self.closed.append(reason)
+            self.closed_one.set()
+
+        clock = self.clock if options.pop("throttled", False) else ShiftedClock()
+        async with open_door(
+            self.app(), "127.0.0.1:0", name="public", clock=clock, log=log, closed=closed, **options
+        ) as door:
+            self.address = door.address
+            self.door = door
+            yield self
+
+    async def connect(self, *, receive_buffer: int | None = None) -> Client:
+        host, _, port = self.address.rpartition(":")
+        connection = socket.socket()
+        if receive_buffer is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        connection.settimeout(0)
+        await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
+        client = Client(*await asyncio.open_connection(sock=connection, limit=2**16))
+        self._stack.push_async_callback(client.close)
+        return client
+
+    async def logged(self, event: str, *, times: int = 1) -> dict[str, Any]:
+        """Wait until an event has been logged so many times."""
+        while len(self.lines(event)) < times:
+            self._log.written.clear()
+            await asyncio.wait_for(self._log.written.wait(), PATIENCE)
+        return self.lines(event)[-1]
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in map(json.loads, self._log.getvalue().splitlines()) if line["event"] == event]
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    async with AsyncExitStack() as stack:
+        yield Listener(stack)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX: ", POST + b"abc"], ids=["none", "head", "body"]
+)
+async def test_a_client_that_sends_no_complete_request_is_closed(listener: Listener, sent: bytes) -> None:
+    """Within the time for a request its head must be complete, and then its body."""
+    async with listener.open(waits=_waits(request=SOON)):
+        client = await listener.connect()
+        client.writer.write(sent)
+        assert await client.until_closed() == b""
+        assert listener.closed == ["incomplete_request"]
+        assert listener.lines("http.bad_request") == []
+
+
+async def test_a_request_that_arrives_byte_by_byte_gets_no_more_time(listener: Listener) -> None:
+    """The time runs from the connection, or from a request's first byte, and not from the last byte."""
+    async with listener.open(waits=_waits(request=SOON)):
+        client = await listener.connect()
+        await client.ask()
+        client.writer.write(b"GET / HTTP/1.1\r\nX: ")
+        closing = asyncio.create_task(client.until_closed())
+        while not closing.done():
+            client.writer.write(b"x")
+            await asyncio.wait({closing}, timeout=SOON / 4)
+        assert listener.closed == ["incomplete_request"]
+
+
+async def test_a_kept_connection_is_closed_when_it_is_not_used(listener: Listener) -> None:
+    """After an answer a client has the time for the next request's beginning."""
+    async with listener.open(waits=_waits(next_request=SOON)):
+        client = await listener.connect()
+        assert await client.ask()
+        assert await client.until_closed() == b""
+        assert listener.closed == ["idle"]
+
+
+async def test_the_start_of_a_second_request_sent_with_the_first_has_the_time_of_a_request(listener: Listener) -> None:
+    """A client that sends more while it is being answered is not idle afterwards."""
+    async with listener.open(waits=_waits(request=SOON)):
+        client = await listener.connect()
+        client.writer.write(GET.replace(b"/ ", b"/slow "))
+        await listener.entered.acquire()
+        client.writer.write(b"GET / HT")
+        other = await listener.connect()
+        await other.until_closed()  # time has passed, and what the first client has sent was read
+        listener.go_on.set()
+        assert (await client.until_closed()).endswith(b"hello")
+        assert listener.closed == ["incomplete_request"] * 2
+
+
+async def test_an_answer_may_take_longer_than_any_limit(listener: Listener) -> None:
+    """While a complete request is being answered its connection has no limit, whatever others have."""
+    async with listener.open(waits=_waits(request=SOON, next_request=SOON, answer=SOON)):
+        slow = await listener.connect()
+        asking = asyncio.create_task(slow.ask(GET.replace(b"/ ", b"/slow ")))
+        await listener.entered.acquire()
+        for _ in range(2):
+            await (await listener.connect()).until_closed()
+        listener.go_on.set()
+        assert await asking
+
+
+async def test_an_answer_that_nobody_reads_is_given_up(listener: Listener) -> None:
+    """A client that takes no more of its answer is closed after the time for that."""
+    async with listener.open(waits=_waits(answer=SOON)):
+        client = await listener.connect(receive_buffer=4096)
+        client.writer.write(GET.replace(b"/ ", b"/huge "))
+        await asyncio.wait_for(listener.closed_one.wait(), PATIENCE)
+        assert listener.closed == ["unread_answer"]
+        assert len(await client.until_closed()) < HUGE
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", POST + b"abc", GET], ids=["none", "head", "body", "idle"])
+async def test_a_new_client_takes_the_place_of_the_one_that_has_waited_longest(listener: Listener, sent: bytes) -> None:
+    """Where as many are connected as may be, silent, half a request, or idle: the oldest of them goes."""
+    async with listener.open(waits=_waits(), max_connections=3):
+        clients = []
+        for _ in range(3):
+            client = await listener.connect()
+            client.writer.write(sent)
+            if sent == GET:
+                await client.ask(b"")
+            elif sent.startswith(POST):
+                await listener.entered.acquire()
+            clients.append(client)
+        assert await (await listener.connect()).ask()
+        assert await clients[0].until_closed() == b""
+        assert [client.is_closed for client in clients] == [True, False, False]
+        assert (listener.closed, listener.door.connection_count) == (["max_connections"], 3)
+
+
+async def test_what_is_being_answered_is_never_closed_for_another(listener: Listener) -> None:
+    """A new client waits until there is room: it is neither refused nor let in."""
+    async with listener.open(waits=_waits(), max_connections=2):
+        asking = []
+        for _ in range(2):
+            client = await listener.connect()
+            asking.append(asyncio.create_task(client.ask(GET.replace(b"/ ", b"/slow "))))
+            await listener.entered.acquire()
+        waiting = asyncio.create_task((await listener.connect()).ask())
+        await listener.logged("http.connections_full")
+        assert (listener.closed, listener.door.connection_count, waiting.done()) == ([], 2, False)
+        listener.go_on.set()
+        assert all(await asyncio.gather(*asking, waiting))
+
+
+@dataclass(eq=False, slots=True)
+class Answered:
+    """A client whose answer may not have left yet."""
+
+    has_unsent_bytes: bool
+    aborted: bool = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_an_answer_that_is_just_leaving_is_not_cut_off_for_another_client() -> None:
+    """Whoever has taken all of it goes first; after a second whoever has not may go as well."""
+    now = 0.0
+    connections = ClientConnections(2, now=lambda: now, closed=lambda _: None, removed=lambda: None)
+    leaving, taken = Answered(has_unsent_bytes=True), Answered(has_unsent_bytes=False)
+    for client in (leaving, taken):
+        connections.add(client)
+        connections.wait(client, WAITS.next_request)
+    connections.make_room()
+    connections.make_room()
+    assert (leaving.aborted, taken.aborted) == (False, True)
+    now = 1.0
+    connections.make_room()
+    assert leaving.aborted
+
+
+class Exhausted(socket.socket):
+    """A listening socket for which there is no descriptor at first."""
+
+    failed = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if not self.failed:
+            self.failed = True
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+async def test_accepting_goes_on_after_descriptors_were_used_up(listener: Listener) -> None:
+    """The log says why a client had to wait."""
+    exhausted = Exhausted()
+    exhausted.bind(("127.0.0.1", 0))
+    exhausted.listen()
+    async with listener.open(waits=_waits(answer=SOON), listeners=[exhausted]):
+        assert await (await listener.connect()).ask()
+        [line] = listener.lines("http.accept_failed")
+        assert (line["level"], line["error"]) == ("error", "Too many open files")
+
+
+async def test_a_flood_is_one_line_and_then_one_a_minute(listener: Listener) -> None:
+    """The first connection closed for another is logged immediately, the others as a number with the minute's end."""
+    async with listener.open(waits=_waits(), max_connections=2, throttled=True):
+        clients = [await listener.connect() for _ in range(20)]
+        for client in clients[:18]:
+            await client.until_closed()
+        [line] = listener.lines("http.connections_full")
+        assert (line["level"], line["listener"], line["max_connections"], line["count"]) == ("warning", "public", 2, 1)
+        assert listener.closed == ["max_connections"] * 18
+        listener.clock.advance(60)
+        assert (await listener.logged("http.connections_full", times=2))["count"] == 17
+        closing = asyncio.create_task(listener.door.close())
+        await listener.clock.until_sleeping(0.25)
+        listener.clock.advance(1)
+        await closing
+
+
+@pytest.mark.parametrize("name", ["public", "private"])
+async def test_each_listener_has_the_limit_of_the_configuration(run: Any, name: str) -> None:
+    """The third of three clients makes the first one go, and the metrics tell of it."""
+    async with run(SERVER__MAX_CONNECTIONS="2") as app:
+        host, _, port = getattr(app.service, name).rpartition(":")
+        opened = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+        assert await asyncio.wait_for(opened[0][0].read(), PATIENCE) == b""
+        closed = f'amo_callback_client_connections_closed_total{{listener="{name}",reason="max_connections"}} '
+        text = (await app.private("/metrics", key=None)).text
+        assert float(text.partition(closed)[2].partition("\n")[0]) >= 1
+        for _, writer in opened:
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_a_unix_socket_has_the_mode_of_the_configuration(run: Any, tmp_path: Path) -> None:
+    """The service makes it so where nobody hands it a socket."""
+    path = tmp_path / "private.sock"
+    async with run(SERVER__PRIVATE=f"unix:{path}", SERVER__SOCKET_MODE="0620"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o620
