@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _MAX_SEALED = 1024**3
 _MAX_PLAIN = 256 * 1024**2
 """Bytes of a file: some four hundred thousand connections, some hundred thousand of another system's."""
+_TOLD = 100
+"""Problems that are printed at most."""
 _WHY = "exported to another host: what lives there must not be spent here"
 
 
@@ -219,8 +221,10 @@ def _counted(arrivals: Iterable[Arrival | Problem], advance: Callable[[int], Non
 
 
 def _refuse(problems: Sequence[Problem]) -> None:
-    for problem in problems:
+    for problem in problems[:_TOLD]:
         print(f"{problem.place}: {problem.why}", file=sys.stderr)
+    if len(problems) > _TOLD:
+        print("…", file=sys.stderr)
     print(f"amo-callback: {len(problems):,} problems; nothing was changed", file=sys.stderr)
 
 

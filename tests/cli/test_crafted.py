@@ -197,6 +197,16 @@ REFUSED: dict[str, tuple[Craft, str]] = {
         sql(f"CREATE TABLE t (x CHECK (x IN ({','.join(['1'] * 250_000)})))"),
         "",
     ),
+    "rows of little but defaults": (
+        remade(
+            "states",
+            "CREATE TABLE states (state_hash)",
+            f"{ENDLESS} INSERT INTO states (state_hash) SELECT NULL FROM c LIMIT 200000",
+            *(f"ALTER TABLE states ADD COLUMN {name}" for name in ("sealed", "expires_at", "used_by")),
+            *(f"ALTER TABLE states ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(96)),
+        ),
+        "takes more work to read",
+    ),
     "a damaged page": (content(a_page_overwritten), DAMAGED),
     "cut off": (content(lambda whole: whole[: len(whole) // 2]), DAMAGED),
     "cut off in its head": (content(lambda whole: whole[:50]), NO_BACKUP),

@@ -406,3 +406,13 @@ async def test_a_person_is_asked_for_the_passphrase_and_before_anything_is_writt
     assert (status, "Imported 1 connections." in shown) == (0, True)
     assert await there.tokens() == _tokens_of([a_record()])
     assert PASSPHRASE not in shown
+
+
+async def test_of_many_problems_the_first_are_printed(there: Host) -> None:
+    """And how many there are in all."""
+    (there.folder / "tokens.json").write_text(json.dumps([{}] * 150))
+    status, _, err = await there.run("import", "tokens.json", "--yes")
+    assert status == 1
+    lines = err.splitlines()
+    assert (len(lines), lines[99].partition(":")[0]) == (102, "entry 100")
+    assert lines[100:] == ["…", "amo-callback: 150 problems; nothing was changed"]
