@@ -18,6 +18,7 @@ from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
 from amo_callback.config import DEFAULT_AMO_TIMEOUT, PREFIX, Server, Settings
 from amo_callback.database_url import SQLITE, is_postgres, url_secrets
+from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -160,13 +161,15 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_regular(path, limit=MAX_TEXT).decode())
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path}: is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path}: is not valid TOML: {_place(error)}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: is not valid TOML: nested too deeply") from None
 
 
 def _place(error: tomllib.TOMLDecodeError) -> str:
@@ -186,9 +189,11 @@ def _read_secrets(folder: Path) -> dict[str, Any]:
         section, dot, key = file.name.removeprefix(CREDENTIALS_PREFIX).partition(".")
         if dot and section in Settings.model_fields and key and file.is_file():
             try:
-                found.setdefault(section, {})[key] = file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError):
-                raise ConfigurationError(f"{file}: cannot be read as text") from None
+                found.setdefault(section, {})[key] = read_regular(file, limit=MAX_TEXT).decode().strip()
+            except OSError as error:
+                raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise ConfigurationError(f"{file}: is not UTF-8 text") from None
     return found
 
 

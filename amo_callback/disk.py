@@ -1,12 +1,52 @@
-"""What is to outlast a power failure."""
+"""Files: which may be opened without waiting, and what is to outlast a power failure."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+MAX_TEXT = 1024 * 1024
+"""Bytes of a configuration file, or of a file with a secret."""
+
+
+def check_regular(path: Path, *, follow: bool = True) -> None:
+    """Raise `OSError` where there is something other than a regular file: a pipe, a device, a folder."""
+    try:
+        mode = path.stat(follow_symlinks=follow).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "Not a regular file")
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file, or make one (0600) where `flags` say so; raises `OSError`.
+
+    To open a pipe may block for ever, and to open a device may do something: neither is opened.
+    """
+    follow = not flags & os.O_NOFOLLOW
+    check_regular(path, follow=follow)
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced since it was looked at
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file")
+    return descriptor
+
+
+def read_regular(path: Path, *, limit: int, flags: int = os.O_RDONLY) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes; raises `OSError`."""
+    with os.fdopen(open_regular(path, flags), "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"Longer than {limit:,} bytes")
+    return content
 
 
 def sync(path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import inspect
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from amo_callback.errors import StoreUnavailable
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from amo_callback.amo.pace import Pace
     from amo_callback.event import Event
@@ -312,3 +313,9 @@ def most_in_a_second(*times: float) -> int:
     """Return how many of these times lie in the fullest second."""
     ordered = sorted(times)
     return max(sum(first <= time < first + 1 - 1e-6 for time in ordered) for first in ordered)
+
+
+@contextmanager
+def unseen(_label: str, _total: int) -> Iterator[Callable[[int], None]]:
+    """Show progress to nobody."""
+    yield lambda _done: None

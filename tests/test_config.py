@@ -339,7 +339,7 @@ def test_a_secrets_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert problem.endswith("the secrets cannot be read: No such file or directory")
     (tmp_path / "amo.client_secret").write_bytes(b"\xff\xfe")
     [problem] = _problems({"CREDENTIALS_DIRECTORY": str(tmp_path)})
-    assert problem.endswith("amo.client_secret: cannot be read as text")
+    assert problem.endswith("amo.client_secret: is not UTF-8 text")
 
 
 def test_no_repr_shows_a_secret() -> None:

@@ -38,7 +38,7 @@ FLOORS = [
 
 ONE_ROOM = {
     "aiosqlite": {"store.sqlite", "store.migrate"},
-    "sqlite3": {"store.copies", "store.sqlite", "store.migrate", "store.inspection", "store.wal"},
+    "sqlite3": {"store.copies", "store.rebuild", "store.sqlite", "store.migrate", "store.inspection", "store.wal"},
     "asyncpg": {
         "store.postgres",
         "store.postgres_pool",

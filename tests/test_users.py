@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from amo_callback.config import App
 from amo_callback.errors import KeySetUnavailable, Unauthorized
 from amo_callback.identity.build import open_users
-from amo_callback.identity.jwk import read_key_set
+from amo_callback.identity.jwk import MAX_KEYS, read_key_set
 from amo_callback.identity.key_set import KeySet
 from amo_callback.identity.signatures import Key, SharedSecret, claims_signed_by_one
 from amo_callback.identity.users import UserRules, read_token
@@ -337,6 +337,21 @@ def test_keys_of_another_kind_are_passed_over(bad: object) -> None:
     assert [(key.kid, key.algorithm) for key in read_key_set(_set(bad, good))] == [("good", "ES256")]
     with pytest.raises(ValueError, match="has no key that may be used"):
         read_key_set(_set(bad))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps({"keys": [jwk(ec_key("issuer"))] * (MAX_KEYS + 1)}).encode(),
+        b'{"keys":[' + b",".join([b"[" * 400 + b"]" * 400] * 6) + b"]}",
+        b'{"keys":[' + b"{}," * 2000 + json.dumps(jwk(ec_key("issuer"))).encode() + b"]}",
+    ],
+    ids=["keys", "lists", "objects"],
+)
+def test_a_set_with_too_much_in_it_is_none(content: bytes) -> None:
+    """To read it, or to try a token with each of its keys, would hold up everyone else."""
+    with pytest.raises(ValueError, match="has too m"):
+        read_key_set(content)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"keys":{}}', b"<html>", b"\xff", b'{"keys":[],"keys":[]}'])

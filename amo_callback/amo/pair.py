@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
-from json import JSONDecoder, detect_encoding
+from json import JSONDecodeError, JSONDecoder, detect_encoding
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +14,8 @@ _REFRESH_TOKEN = re.compile(r'"refresh_token"')
 _PLACES = 8
 """Mentions of a refresh token in a text that is looked through, and braces before each: no text costs more work."""
 _BRACES = 16
+_CONTAINERS = 20_000
+"""Objects and lists of a text that is looked through."""
 _DECODER = JSONDecoder()
 
 
@@ -42,18 +43,32 @@ def find_pair(bodies: Sequence[bytes], *, presented: str) -> PairFound | None:
 
 
 def _objects(text: str) -> Iterator[object]:
-    """Yield the objects around each mention of a refresh token, the innermost first."""
+    """Yield the objects around each mention of a refresh token, the innermost first.
+
+    No more is parsed, in all, than twice the text: what is left then is not looked at.
+    """
     mentions = [mention.start() for mention in _REFRESH_TOKEN.finditer(text)]
-    if len(mentions) > _PLACES:
+    if len(mentions) > _PLACES or text.count("{") + text.count("[") > _CONTAINERS:
         return
+    left, tried = 2 * len(text), set[int]()
     for mention in mentions:
         brace = mention
         for _ in range(_BRACES):
             brace = text.rfind("{", 0, brace)
-            if brace < 0:
+            if brace < 0 or left < 0:
                 break
-            with suppress(ValueError, RecursionError):
-                yield _DECODER.raw_decode(text, brace)[0]
+            if brace in tried:
+                continue
+            tried.add(brace)
+            try:
+                found, end = _DECODER.raw_decode(text, brace)
+            except JSONDecodeError as error:
+                left -= error.pos - brace
+            except (ValueError, RecursionError):
+                left -= len(text)
+            else:
+                left -= end - brace
+                yield found
 
 
 def _pair(found: object) -> PairFound | None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amo_callback.cipher import Cipher
 from amo_callback.cli.local import acting_as_owner, add_config, find_place
+from amo_callback.cli.progress import Progress
 from amo_callback.cli.terminal import EX_USAGE, end_tidily, is_agreed
 from amo_callback.clock import SystemClock, rfc3339
 from amo_callback.errors import CommandFailed, ConfigurationError, Unreadable
 from amo_callback.store import copies
+from amo_callback.store.rebuild import open_given, rebuild
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
     from amo_callback.cli.local import Place
+    from amo_callback.ports import Clock
 
 _THAW = "amo-callback connections thaw --all"
 _OF_POSTGRES = """\
@@ -31,6 +35,10 @@ _ASK = """\
 It takes the place of {database}, which is kept beside it, and starts frozen: nothing is spent
 until `{thaw}`. Connections refreshed since then have to be connected again.
 """
+
+_FOREIGN = """\
+amo-callback: {copy} has {number} tables, indexes, triggers or views that are none of ours: somebody has changed it.
+They are left out."""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,18 +75,27 @@ def _restore(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print("amo-callback: restore asks before it replaces the database: say --yes", file=sys.stderr)
         return EX_USAGE
     end_tidily()
-    with copies.open_snapshot(options.file) as snapshot:
-        found = copies.contents(snapshot)
+    clock = SystemClock()
+    with ExitStack() as stack:
+        given = stack.enter_context(open_given(options.file))  # before: the file may be one that only root may read
+        stack.enter_context(acting_as_owner(database))
+        made = stack.enter_context(rebuild(given, database, now=clock.now(), progress=partial(_progress, clock)))
+        found = made.contents
         _check_keys(place, found, options.file)
+        if made.foreign:
+            print(_FOREIGN.format(copy=options.file, number=made.foreign), file=sys.stderr)
         if not (options.yes or _agreed(database, found, options.file)):
             print("nothing was changed")
             return 1
-        with acting_as_owner(database):
-            kept = copies.restore(snapshot, database, now=SystemClock().now())
+        kept = copies.restore(made.file, database, now=clock.now())
     print(f"{found.connections} connections are restored; nothing is spent until `{_THAW}`")
     if kept:
         print(f"the database that was there is {kept}")
     return 0
+
+
+def _progress(clock: Clock, label: str, total: int) -> Progress:
+    return Progress(label, total=total, stream=sys.stderr, monotonic=clock.monotonic)
 
 
 def _file(place: Place) -> Path:

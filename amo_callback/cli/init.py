@@ -16,6 +16,7 @@ from amo_callback.cli.terminal import EX_USAGE
 from amo_callback.config import App
 from amo_callback.config_load import CONFIG_VARIABLE, DEFAULT_PATHS
 from amo_callback.deploy import units
+from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import CommandFailed
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _missing(options: argparse.Namespace) -> list[str]:
 
 def _secret_of(file: str) -> str:
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        text = sys.stdin.read(MAX_TEXT) if file == "-" else read_regular(Path(file), limit=MAX_TEXT).decode()
     except UnicodeDecodeError:
         raise ValueError("cannot be read as text") from None
     return answers.read_client_secret(text.strip())

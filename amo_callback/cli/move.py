@@ -16,6 +16,7 @@ from amo_callback.cli.terminal import end_tidily, is_agreed, say, waiting
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import Rescue
 from amo_callback.database_url import check_url, read_postgres, url_secrets
+from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import CommandFailed, ConfigurationError, StoreUnavailable
 from amo_callback.machine import machine_mark
 from amo_callback.moving import Table
@@ -133,9 +134,11 @@ def _url(options: argparse.Namespace) -> str:
     url = options.to
     if url is None:
         try:
-            url = options.to_file.read_text(encoding="utf-8").split("\n", 1)[0].strip()
-        except (OSError, UnicodeDecodeError):
-            raise CommandFailed(f"{options.to_file}: cannot be read as text") from None
+            url = read_regular(options.to_file, limit=MAX_TEXT).decode().split("\n", 1)[0].strip()
+        except OSError as error:
+            raise CommandFailed(f"{options.to_file}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise CommandFailed(f"{options.to_file}: is not UTF-8 text") from None
     try:
         check_url(url)
     except ValueError as error:  # which quotes nothing

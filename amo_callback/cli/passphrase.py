@@ -7,6 +7,7 @@ import secrets
 import sys
 from typing import TYPE_CHECKING
 
+from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import CommandFailed
 from amo_callback.transfer.sealed import Lock, lock_with_key, lock_with_passphrase
 
@@ -46,6 +47,8 @@ def _new_passphrase(file: Path | None) -> str:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise CommandFailed(f"{file}: cannot be read as text") from None
+        return read_regular(file, limit=MAX_TEXT).decode()
+    except OSError as error:
+        raise CommandFailed(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CommandFailed(f"{file}: is not UTF-8 text") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import stat
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,8 @@ from amo_callback.cli.passphrase import known_passphrase, new_lock
 from amo_callback.cli.progress import Progress
 from amo_callback.cli.terminal import end_tidily, is_agreed, say, waiting
 from amo_callback.custody.leases import Leases
-from amo_callback.custody.rescue import Rescue
+from amo_callback.custody.rescue import MAX_FILE, Rescue
+from amo_callback.disk import open_regular
 from amo_callback.errors import CommandFailed
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan, until_settled
 from amo_callback.transfer.export import export, freeze, until_quiet
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _MAX_SEALED = 1024**3
 _MAX_PLAIN = 256 * 1024**2
 """Bytes of a file: some four hundred thousand connections, some hundred thousand of another system's."""
+_TOLD = 100
+"""Problems that are printed at most."""
 _WHY = "exported to another host: what lives there must not be spent here"
 
 
@@ -135,7 +137,7 @@ def _waiting() -> Callable[[float], None]:
 def _run_import(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     place = find_place(options, environ)
     with _opened(options.file) as file:
-        _check_size(file, _MAX_SEALED)
+        _check_size(options.file, file, MAX_FILE if options.raw else _MAX_SEALED)
         first_line = file.readline(MAX_LINE)
         file.seek(0)
         cipher = None
@@ -143,29 +145,28 @@ def _run_import(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             keys = place.settings.storage.encryption_keys.get_secret_value().split()
             cipher = open_lock(first_line, keys=keys, passphrase=lambda: known_passphrase(options.passphrase_file))
         if cipher is None:
-            _check_size(file, _MAX_PLAIN)
+            _check_size(options.file, file, _MAX_PLAIN)
         with acting_as_owner(place.owned):
             return run_loop(_import(place, file, cipher, options))
 
 
 def _opened(path: Path) -> IO[bytes]:
     try:
-        return path.open("rb")
+        return os.fdopen(open_regular(path), "rb")
     except OSError as error:
         raise CommandFailed(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _check_size(file: IO[bytes], most: int) -> None:
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-        raise CommandFailed(f"{file.name}: is no file of at most {most // 1024**2} MiB")
+def _check_size(path: Path, file: IO[bytes], limit: int) -> None:
+    if os.fstat(file.fileno()).st_size > limit:
+        raise CommandFailed(f"{path}: is longer than {limit // 1024**2} MiB")
 
 
 async def _import(place: Place, file: IO[bytes], cipher: Cipher | None, options: argparse.Namespace) -> int:
     async with open_local(place, make=True) as local:
         amo = place.settings.amo
         if options.raw:
-            arrivals: Iterable[Arrival | Problem] = [await _read_raw(file, local)]
+            arrivals: Iterable[Arrival | Problem] = [await _read_raw(options.file.name, file, local)]
         elif cipher is None:
             arrivals = _read_plain(file, place, local.clock)
         else:
@@ -194,11 +195,11 @@ async def _import(place: Place, file: IO[bytes], cipher: Cipher | None, options:
         return status
 
 
-async def _read_raw(file: IO[bytes], local: Local) -> Arrival | Problem:
+async def _read_raw(name: str, file: IO[bytes], local: Local) -> Arrival | Problem:
     amo = local.place.settings.amo
     return await read_raw(
-        Path(file.name).name,
-        file.read(),
+        name,
+        file.read(MAX_FILE),
         store=local.store,
         cipher=local.cipher,
         tell=partial(told_by, allowed=amo.allowed_domains),
@@ -210,7 +211,7 @@ async def _read_raw(file: IO[bytes], local: Local) -> Arrival | Problem:
 def _read_plain(file: IO[bytes], place: Place, clock: Clock) -> Iterator[Arrival | Problem]:
     amo = place.settings.amo
     tell = partial(told_by, allowed=amo.allowed_domains)
-    return read_plain(file.read(), tell=tell, client_id=amo.client_id, now=clock.now())
+    return read_plain(file.read(_MAX_PLAIN), tell=tell, client_id=amo.client_id, now=clock.now())
 
 
 def _counted(arrivals: Iterable[Arrival | Problem], advance: Callable[[int], None]) -> Iterator[Arrival | Problem]:
@@ -220,8 +221,10 @@ def _counted(arrivals: Iterable[Arrival | Problem], advance: Callable[[int], Non
 
 
 def _refuse(problems: Sequence[Problem]) -> None:
-    for problem in problems:
+    for problem in problems[:_TOLD]:
         print(f"{problem.place}: {problem.why}", file=sys.stderr)
+    if len(problems) > _TOLD:
+        print("…", file=sys.stderr)
     print(f"amo-callback: {len(problems):,} problems; nothing was changed", file=sys.stderr)
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amo_callback.disk import sync
+from amo_callback.disk import open_regular, read_regular, sync
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ RAW = ".raw"
 """How the name of a file ends that holds no pair waiting for the store, but an answer that could not be read."""
 RESERVE = 4 * 1024 * 1024
 """Bytes that are kept free for it: some thousand pairs."""
+MAX_FILE = 1024 * 1024
+"""Bytes of a file that are read: the longest pair that AMO could issue has 350,000, sealed."""
 _RESERVE = ".reserve"
 _UNFINISHED = ".unfinished"
 _TRIAL = "trial"
@@ -56,7 +58,7 @@ class Rescue:
         now = self._now()
         for unfinished in self._folder.glob(f".*{_UNFINISHED}"):
             with suppress(FileNotFoundError):
-                if now - unfinished.stat().st_mtime > _LONG_AGO:
+                if now - unfinished.lstat().st_mtime > _LONG_AGO:
                     unfinished.unlink()
 
     def _now(self) -> float:
@@ -70,7 +72,7 @@ class Rescue:
         """Keep some of the disk free, where there is some; tell whether it is kept."""
         reserved = self._folder / _RESERVE
         try:
-            descriptor = os.open(reserved, os.O_WRONLY | os.O_CREAT, 0o600)
+            descriptor = open_regular(reserved, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)
             try:
                 if os.fstat(descriptor).st_size != RESERVE:
                     os.posix_fallocate(descriptor, 0, RESERVE)
@@ -107,7 +109,7 @@ class Rescue:
         found: dict[str, bytes | None] = {}
         for file in self._files(raw=raw):
             try:
-                found[file.name] = file.read_bytes()
+                found[file.name] = read_regular(file, limit=MAX_FILE, flags=os.O_RDONLY | os.O_NOFOLLOW)
             except FileNotFoundError:
                 continue  # another process has stored it meanwhile
             except OSError:
@@ -125,13 +127,14 @@ class Rescue:
         now = self._now() if files else 0.0
         for file in files:
             with suppress(FileNotFoundError):
-                ages[file.name] = now - file.stat().st_mtime
+                ages[file.name] = now - file.lstat().st_mtime
         return ages
 
     def _files(self, *, raw: bool) -> Sequence[Path]:
         if not self._folder.exists():
             return []
-        whole = (file for file in self._folder.iterdir() if not file.name.startswith(".") and file.is_file())
+        # A pipe or a link is listed, too, and then not read: the operator has to learn of it.
+        whole = (file for file in self._folder.iterdir() if not file.name.startswith(".") and not file.is_dir())
         return sorted(file for file in whole if (file.suffix == RAW) is raw)
 
     def _write(self, name: str, content: bytes) -> None:

@@ -17,13 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 MIN_RSA_BITS = 2048
+MAX_KEYS = 100
+"""Of a set: each token may have to be tried with all that have its name."""
+_MAX_CONTAINERS = 20 * MAX_KEYS
+"""Objects and lists of a set, however deep: they are what takes long to parse."""
 _NUMBER = re.compile(r"[A-Za-z0-9_-]{1,2048}")
 """A number in base64url; one much longer than any real key's would take our time at every token."""
 
 
 def read_key_set(content: bytes) -> Sequence[Key]:
-    """Return the keys of a set that may be used; raises `ValueError` where there is none."""
+    """Return the keys of a set that may be used; raises `ValueError` where there is none, or too much."""
+    if content.count(b"{") + content.count(b"[") > _MAX_CONTAINERS:
+        raise ValueError("has too much in it")
     listed = json_object(content).get("keys")
+    if isinstance(listed, list) and len(listed) > MAX_KEYS:
+        raise ValueError("has too many keys")
     keys = [key for key in map(_key, listed if isinstance(listed, list) else []) if key is not None]
     if not keys:
         raise ValueError("has no key that may be used")

@@ -15,10 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from amo_callback.disk import sync
+from amo_callback.disk import open_regular, sync
 from amo_callback.errors import NotCopied
 from amo_callback.model import Freeze
 from amo_callback.store import rows
+from amo_callback.store.files import check_files
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _WHY = "the database is a copy: once nothing else works on its tokens, `amo-callback connections thaw --all`"
-_UNFINISHED = ".unfinished"
+UNFINISHED = ".unfinished"
 _WITH_HISTORY = 3
 """The schema that has the table `events`."""
 
@@ -43,11 +44,12 @@ class Contents:
 @contextmanager
 def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a database of ours as it is now, whoever writes on; raises `NotCopied` where it is damaged or newer."""
-    with _told(str(path)):
+    with told(str(path)):
+        check_files(path)
         path.stat()  # says what is wrong where SQLite says "cannot open"
-        snapshot = _connect(path)
+        snapshot = connect(path)
     with closing(snapshot):
-        with _told(str(path)):
+        with told(str(path)):
             snapshot.execute("BEGIN")
             _check(snapshot, path)
         yield snapshot
@@ -61,7 +63,7 @@ def contents(snapshot: sqlite3.Connection) -> Contents:
     times += [rows.moment(int(seen[0]))] if seen else []
     canary = snapshot.execute(sql["canary"]).fetchone()
     return Contents(
-        connections=_number(snapshot, sql["count_connections"]),
+        connections=number(snapshot, sql["count_connections"]),
         made_at=max(times, default=None),
         canary=canary[0] if canary else b"",
     )
@@ -69,7 +71,7 @@ def contents(snapshot: sqlite3.Connection) -> Contents:
 
 def back_up(snapshot: sqlite3.Connection, target: Path, *, now: datetime) -> None:
     """Write a snapshot to a file that is not there yet; raises `NotCopied`."""
-    with _told(str(target)):
+    with told(str(target)):
         _write_new(snapshot, target, now=now)
 
 
@@ -79,26 +81,28 @@ def keep(database: Path, *, version: int, now: datetime) -> None:
     Raises `NotCopied`. What an earlier try has left is replaced, whole or half-made.
     """
     target = database.with_name(f"{database.name}.schema-{version}")
-    with open_snapshot(database) as snapshot, _told(f"{database} is not upgraded: {target.name} cannot be written"):
-        for leftover in target.parent.glob(f".{target.name}.*{_UNFINISHED}"):
+    with open_snapshot(database) as snapshot, told(f"{database} is not upgraded: {target.name} cannot be written"):
+        for leftover in target.parent.glob(f".{target.name}.*{UNFINISHED}"):
             shutil.rmtree(leftover)
         with _copied(snapshot, target, now=now) as made:
             _publish(made, target)
 
 
-def restore(snapshot: sqlite3.Connection, database: Path, *, now: datetime) -> Path | None:
-    """Put a snapshot in the place of a database, all of it or nothing; return where the present one is kept.
+def restore(made: Path, database: Path, *, now: datetime) -> Path | None:
+    """Put a database that was built for it in the place of another, all of it or nothing.
 
-    Raises `NotCopied`, also where anybody has the database open. The file stays the same one: a service that starts
-    meanwhile waits for it, and finds what was restored.
+    Returns where the present one is kept. Raises `NotCopied`, also where another process has the database open. The
+    file stays the same one: a service that starts meanwhile waits for it, and finds what was restored.
     """
-    with _told(str(database)), _copied(snapshot, database, now=now) as made:
-        os.close(os.open(database, os.O_WRONLY | os.O_CREAT, 0o600))
-        with closing(_connect(database, timeout=0)) as present:
+    with told(str(database)):
+        check_files(database)
+        os.close(open_regular(database, os.O_WRONLY | os.O_CREAT))
+        with closing(connect(database, timeout=0)) as present:
             with _spared(database):
                 _lock(present)
                 kept = _keep_present(present, database, now=now)
             _replace(present, made, kept=kept)
+            check_frozen(present)
     return kept
 
 
@@ -111,9 +115,9 @@ def _lock(present: sqlite3.Connection) -> None:
 
 
 def _keep_present(present: sqlite3.Connection, database: Path, *, now: datetime) -> Path | None:
-    if not _number(present, "SELECT count(*) FROM sqlite_master"):
+    if not number(present, "SELECT count(*) FROM sqlite_master"):
         return None
-    if not _number(present, "PRAGMA user_version"):
+    if not number(present, "PRAGMA user_version"):
         raise NotCopied(f"{database} holds something else: it is not replaced")
     kept = database.with_name(f"{database.name}.before-restore-{now:%Y%m%dT%H%M%SZ}")
     _write_new(present, kept, now=now)
@@ -122,7 +126,7 @@ def _keep_present(present: sqlite3.Connection, database: Path, *, now: datetime)
 
 def _replace(present: sqlite3.Connection, made: Path, *, kept: Path | None) -> None:
     try:
-        with closing(_connect(made)) as copy:
+        with closing(connect(made)) as copy:
             copy.backup(present)
     except sqlite3.Error:
         if kept:
@@ -139,24 +143,33 @@ def _write_new(source: sqlite3.Connection, target: Path, *, now: datetime) -> No
 @contextmanager
 def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Iterator[Path]:
     """Make a frozen copy on the disk that `target` will be on, in a folder of its own: nothing of it stays behind."""
-    with TemporaryDirectory(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=target.parent) as folder:
+    with TemporaryDirectory(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent) as folder:
         made = Path(folder) / target.name
         os.close(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600))
-        with closing(_connect(made)) as copy:
+        with closing(connect(made)) as copy:
             source.backup(copy)  # in one step: a writer cannot have it begun anew for ever
             copy.execute("PRAGMA journal_mode = DELETE")  # one file
-            _freeze(copy, now)
+            freeze(copy, now)
         sync(made)
         yield made
 
 
-def _freeze(copy: sqlite3.Connection, now: datetime) -> None:
+def freeze(copy: sqlite3.Connection, now: datetime) -> None:
+    """Freeze a copy, whatever froze the original, and see that it is; raises `NotCopied`."""
     sql = load_statements(Engine.SQLITE)
     copy.execute(sql["thaw_all"]).fetchall()
-    if _number(copy, "PRAGMA user_version") >= _WITH_HISTORY:  # whoever asks who spent a token learns that it is a copy
+    if number(copy, "PRAGMA user_version") >= _WITH_HISTORY:  # whoever asks who spent a token learns that it is a copy
         event = {"at": rows.ticks(now), "connection_id": None, "name": "service.copied", "process": "copy"}
         copy.execute(sql["save_event"], {**event, "details": "{}"})
     copy.execute(sql["freeze_all"], {"value": rows.freeze_value(Freeze(at=now, why=_WHY, elsewhere=True))}).fetchall()
+    check_frozen(copy)
+
+
+def check_frozen(database: sqlite3.Connection) -> None:
+    """See that a database says it is frozen, as the service reads that; raises `NotCopied`."""
+    found = database.execute(load_statements(Engine.SQLITE)["frozen"]).fetchone()
+    if found is None or not rows.freeze(found[0]).elsewhere:
+        raise NotCopied("the copy is not frozen: something in it undoes that. It must not be used")
 
 
 def _publish(made: Path, target: Path) -> None:
@@ -165,7 +178,7 @@ def _publish(made: Path, target: Path) -> None:
 
 
 def _check(snapshot: sqlite3.Connection, path: Path) -> None:
-    version, known = _number(snapshot, "PRAGMA user_version"), len(load_migrations(Engine.SQLITE))
+    version, known = number(snapshot, "PRAGMA user_version"), len(load_migrations(Engine.SQLITE))
     if version == 0:
         raise NotCopied(f"{path} is no database of amo-callback")
     if version > known:
@@ -177,22 +190,24 @@ def _check(snapshot: sqlite3.Connection, path: Path) -> None:
         raise NotCopied(f"{path} is damaged")
 
 
-def _connect(path: Path, *, timeout: float = 5.0) -> sqlite3.Connection:
+def connect(path: Path, *, timeout: float = 5.0) -> sqlite3.Connection:
     """Open a file that is there."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout, isolation_level=None)
 
 
-def _number(database: sqlite3.Connection, query: str) -> int:
+def number(database: sqlite3.Connection, query: str) -> int:
+    """Return the one number that a query finds."""
     [number] = database.execute(query).fetchone()
     return int(number)
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def told(what: str) -> Iterator[None]:
+    """Turn errors of files and of SQLite into `NotCopied`."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        raise NotCopied(f"{what}: {_reason(error)}") from None
+        raise NotCopied(f"{what}: {reason_of(error)}") from None
 
 
 @contextmanager
@@ -201,7 +216,7 @@ def _spared(database: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        reason = _reason(error)
+        reason = reason_of(error)
         if reason.startswith("SQLITE_BUSY"):
             raise NotCopied(f"{database} is in use: stop the service first") from None
         raise NotCopied(
@@ -209,6 +224,6 @@ def _spared(database: Path) -> Iterator[None]:
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Name an error without SQLite's text, which may quote values."""
     return str(getattr(error, "sqlite_errorname", None) or getattr(error, "strerror", None) or type(error).__name__)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import StoreUnavailable
 from amo_callback.store import rows
+from amo_callback.store.files import check_files
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def open_inspection(path: Path) -> Iterator[Inspection]:
     served = path.with_name(f"{path.name}-wal").exists()
     address = f"{path.absolute().as_uri()}?mode={'ro' if served else 'rw'}"
     with _told():
+        check_files(path)
         database = sqlite3.connect(address, uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None)
     with closing(database):
         with _told():
@@ -110,5 +112,7 @@ def _told() -> Iterator[None]:
     """Name SQLite's errors without their texts, which may quote values."""
     try:
         yield
+    except OSError as error:
+        raise StoreUnavailable(str(error.strerror)) from None
     except sqlite3.Error as error:
         raise StoreUnavailable(str(getattr(error, "sqlite_errorname", type(error).__name__))) from None

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import aiosqlite
 
+from amo_callback.disk import open_regular
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.copies import keep
 from amo_callback.store.database import Database, Unit
+from amo_callback.store.files import check_files
 from amo_callback.store.groups import Groups, Outcome
 from amo_callback.store.migrate import migrate_sqlite
 from amo_callback.store.rows import stored, ticks
@@ -65,7 +67,8 @@ process could store a pair. Whatever else is one statement's own."""
 async def open_sqlite(path: Path, *, clock: Clock) -> AsyncIterator[SqliteDatabase]:
     """Open a database file, make it where there is none (0600), and bring its schema up to date."""
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the WAL beside it gets the same mode
+        check_files(path)
+        os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # 0600: the WAL beside it gets the same mode
     except OSError as error:
         raise ConfigurationError(f"storage.url: {path} cannot be opened: {error.strerror}") from None
     # A connection left open keeps its thread, and that the process: so each in its own context.

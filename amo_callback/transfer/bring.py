@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from amo_callback.brought import Brought
@@ -14,7 +14,7 @@ from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 from amo_callback.transfer.record import Arrival, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from datetime import datetime
 
     from amo_callback.cipher import Cipher
@@ -29,6 +29,8 @@ _LOOK_AGAIN = 1.0
 """Seconds."""
 BATCH = 500
 """Connections that are looked up, or written, in one transaction."""
+TURN = 50
+"""Connections that are worked on before others have a turn of the loop: some ten milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +60,7 @@ class Plan:
 async def make_plan(arrivals: Iterable[Arrival | Problem], *, store: Store, cipher: Cipher, rules: Rules) -> Plan:
     """Return what is to be done with a file's connections; changes nothing."""
     plan, seen = Plan(), _Seen()
-    for batch in _batches(arrivals):
+    async for batch in _batches(arrivals):
         good = []
         for arrival in batch:
             if isinstance(arrival, Problem):
@@ -68,7 +70,7 @@ async def make_plan(arrivals: Iterable[Arrival | Problem], *, store: Store, ciph
             else:
                 good.append(arrival)
         stored = {each.id: each for each in await store.connections_by_id([one.record.id for one in good])}
-        for arrival in good:
+        async for arrival in _in_turns(good):
             _place(plan, arrival, stored.get(arrival.record.id), cipher, rules)
     return plan
 
@@ -172,7 +174,7 @@ async def carry_out(
     records = [*plan.new, *(record for record, _ in plan.replaced)]
     left: list[str] = []
     done = 0
-    for batch in _batches(records):
+    async for batch in _batches(records):
         brought = [
             Brought(
                 connection=(connection := _connection(record, cipher, rules, random)),
@@ -180,7 +182,7 @@ async def carry_out(
                 event=_event(connection, record, source=source, replaces=record.id in over),
                 owners=record.owners,
             )
-            for record in batch
+            async for record in _in_turns(batch)
         ]
         left += await store.bring(brought)
         done += len(batch)
@@ -232,7 +234,20 @@ def _event(connection: Connection, record: Record, *, source: str, replaces: boo
     return happened("connection.imported", connection, told=told)
 
 
-def _batches(items: Iterable[T]) -> Iterator[list[T]]:
-    source = iter(items)
-    while batch := list(islice(source, BATCH)):
+async def _batches(items: Iterable[T]) -> AsyncIterator[list[T]]:
+    batch: list[T] = []
+    async for item in _in_turns(items):
+        batch.append(item)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
         yield batch
+
+
+async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
+    """Go through items, which may take some work each, and let others run after every `TURN` of them."""
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % TURN == 0:
+            await asyncio.sleep(0)

@@ -18,11 +18,13 @@ from amo_callback.schedule import REFRESH_TOKEN_LIFE
 from amo_callback.transfer.record import Arrival, Host, Problem, Record, Token, TokenOrNone, faults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _LIFE = timedelta(days=1)
 """How long AMO's access tokens live today; for tokens that do not tell."""
 _MAX_AHEAD = timedelta(days=3650)
+_MOST_VALUES = 20_000_000
+"""Commas and brackets of a file that is parsed as a whole: a value takes up to fifty times its length in memory."""
 _Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | Annotated[int, Field(ge=0, lt=2**63)]
 _Epoch = Annotated[float, Field(ge=0, lt=2**40, allow_inf_nan=False)]
 
@@ -49,15 +51,28 @@ def read_plain(
 ) -> Iterator[Arrival | Problem]:
     """Read a file's connections; where a token does not tell for which client it is, it is `client_id`'s."""
     for place, value in _entries(content):
-        try:
-            entry = _ENTRY.validate_json(value)
-            record = _record(entry, tell(entry.access_token), client_id=client_id, now=now)
-        except ValidationError as error:
-            yield Problem(place=place, why=faults(error))
-        except _Refused as refused:
-            yield Problem(place=place, why=str(refused))
-        else:
-            yield Arrival(place=place, record=record, owned=entry.owner is not None)
+        yield _arrival(place, value, tell=tell, client_id=client_id, now=now)
+
+
+def read_values(
+    values: Iterable[object], *, tell: Callable[[str], Told], client_id: str, now: datetime
+) -> Iterator[Arrival | Problem]:
+    """Read connections that are parsed already, as `read_plain` reads a list of them."""
+    for place, value in _numbered(values):
+        yield _arrival(place, value, tell=tell, client_id=client_id, now=now)
+
+
+def _arrival(
+    place: str, value: bytes, *, tell: Callable[[str], Told], client_id: str, now: datetime
+) -> Arrival | Problem:
+    try:
+        entry = _ENTRY.validate_json(value)
+        record = _record(entry, tell(entry.access_token), client_id=client_id, now=now)
+    except ValidationError as error:
+        return Problem(place=place, why=faults(error))
+    except _Refused as refused:
+        return Problem(place=place, why=str(refused))
+    return Arrival(place=place, record=record, owned=entry.owner is not None)
 
 
 class _Refused(Exception):
@@ -75,7 +90,11 @@ def _entries(content: bytes) -> Iterator[tuple[str, bytes]]:
             if line.strip():
                 yield f"line {number}", line
         return
-    for number, value in enumerate(_list(content), start=1):
+    yield from _numbered(_list(content))
+
+
+def _numbered(values: Iterable[object]) -> Iterator[tuple[str, bytes]]:
+    for number, value in enumerate(values, start=1):
         yield f"entry {number}", json.dumps(value).encode()
 
 
@@ -87,6 +106,8 @@ def _is_object(line: bytes) -> bool:
 
 
 def _list(content: bytes) -> list[Any]:
+    if sum(map(content.count, (b",", b"{", b"["))) > _MOST_VALUES:
+        raise CommandFailed("holds too much for one file: split it, or write an object a line")
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:

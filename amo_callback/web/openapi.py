@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 _ABOUT = """\
 The private door is for backends, with an API key whose scopes are named beside each operation; the public door is for
-browsers, the app and AMO. Bodies are read as JSON, whatever their Content-Type, up to 64 KiB (an import: 1 MiB). What
-HTTP itself refuses (405 of another method, 413) is answered by either door as its other errors; what the parser cannot
-read is 400 in plain text. Clients pass over what they do not know: answers may get more members.
+browsers, the app and AMO. Bodies are read as JSON, whatever their Content-Type, up to 64 KiB (an import: 1 MiB and
+1,000 connections). What HTTP itself refuses (405 of another method, 413) is answered by either door as its other
+errors; what the parser cannot read is 400 in plain text. Clients pass over what they do not know: answers may get more
+members.
 """
 
 

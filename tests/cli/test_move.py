@@ -71,7 +71,7 @@ REFUSED = {
     "new database's URL must begin with": ["--to", f"mysql://me:{PASSWORD}@db.example/amo"],
     "new database's URL is no URL": ["--to", f"postgresql://me:{PASSWORD}@[db.example/amo"],
     "database.s URL must begin with": ["--to", "sqlite:///"],
-    "nowhere: cannot be read as text": ["--to-file", "nowhere"],
+    "nowhere: cannot be read: No such file": ["--to-file", "nowhere"],
 }
 
 

@@ -193,7 +193,7 @@ async def test_what_cannot_be_exported_says_why_and_leaves_no_file(here: Host) -
         "cannot be written: File exists": ["there.export", "--passphrase-file", "passphrase"],
         "the passphrase must have 12 characters or more": ["x.export", "--passphrase-file", "short"],
         "junk: holds no key as amo-callback keygen makes them": ["x.export", "--to-key-file", "junk"],
-        "nowhere: cannot be read as text": ["x.export", "--to-key-file", "nowhere"],
+        "nowhere: cannot be read: No such file": ["x.export", "--to-key-file", "nowhere"],
         "there is no terminal to ask for the passphrase": ["x.export"],
     }
     for words, arguments in told.items():
@@ -331,7 +331,7 @@ async def test_junk_changes_nothing_and_says_why(there: Host, kind: str) -> None
 
 async def test_a_file_that_is_none_is_refused(there: Host) -> None:
     """Missing, a folder, a device without an end."""
-    for name, why in {"nowhere": "No such file", ".": "Is a directory", "/dev/zero": "is no file of at most"}.items():
+    for name, why in {"nowhere": "No such file", ".": "Is a directory", "/dev/zero": "Not a regular file"}.items():
         status, out, err = await there.run("import", name, "--yes")
         assert (status, out) == (1, "")
         assert why in err
@@ -406,3 +406,13 @@ async def test_a_person_is_asked_for_the_passphrase_and_before_anything_is_writt
     assert (status, "Imported 1 connections." in shown) == (0, True)
     assert await there.tokens() == _tokens_of([a_record()])
     assert PASSPHRASE not in shown
+
+
+async def test_of_many_problems_the_first_are_printed(there: Host) -> None:
+    """And how many there are in all."""
+    (there.folder / "tokens.json").write_text(json.dumps([{}] * 150))
+    status, _, err = await there.run("import", "tokens.json", "--yes")
+    assert status == 1
+    lines = err.splitlines()
+    assert (len(lines), lines[99].partition(":")[0]) == (102, "entry 100")
+    assert lines[100:] == ["…", "amo-callback: 150 problems; nothing was changed"]

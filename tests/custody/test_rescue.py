@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.custody.rescue import RESERVE, Rescue
+from amo_callback.custody.rescue import RAW, RESERVE, Rescue
 from amo_callback.errors import ConfigurationError
 
 
@@ -139,10 +139,11 @@ def test_a_file_that_another_process_removes_meanwhile_is_no_loss(folder: Path) 
     """Whoever removes a file has stored what it holds: the reader goes on with the others."""
 
     class Shared(PosixPath):
-        def read_bytes(self) -> bytes:
-            if self.name == "x-1":
+        def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+            found = super().stat(follow_symlinks=follow_symlinks)
+            if self.name == "x-1" and not follow_symlinks:  # as it is opened
                 self.unlink()  # the other process is faster
-            return super().read_bytes()
+            return found
 
     rescue = Rescue(Shared(folder))
     rescue.open()
@@ -159,3 +160,31 @@ def test_a_folder_that_somebody_has_removed_is_made_again(tmp_path: Path) -> Non
     assert rescue.read() == {}
     rescue.write("x-1", b"pair")
     assert rescue.read() == {"x-1": b"pair"}
+
+
+def test_what_is_no_file_of_a_pairs_size_is_told_and_never_read(rescue: Rescue, folder: Path, tmp_path: Path) -> None:
+    """A pipe would be waited for, a link followed to a device, a huge file read into all the memory there is."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"somebody's")
+    rescue.write("x-1", b"pair")
+    for suffix, read in (("", rescue.read), (RAW, rescue.read_raw)):
+        os.mkfifo(folder / f"pipe-1{suffix}")
+        (folder / f"device-1{suffix}").symlink_to("/dev/zero")
+        (folder / f"link-1{suffix}").symlink_to(elsewhere)
+        (folder / f"lost-1{suffix}").symlink_to(tmp_path / "nowhere")
+        (folder / f"folder-1{suffix}").mkdir()
+        (folder / f"huge-1{suffix}").touch()
+        os.truncate(folder / f"huge-1{suffix}", 2**40)
+        found = {name: content for name, content in read().items() if name != "x-1"}
+        assert found == {f"{name}-1{suffix}": None for name in ("pipe", "device", "link", "lost", "huge")}
+    assert rescue.read()["x-1"] == b"pair"
+    assert set(rescue.raw_ages()) == set(rescue.read_raw())
+
+
+def test_a_reserve_that_is_a_pipe_keeps_no_start_waiting(folder: Path) -> None:
+    """The folder opens, without a reserve."""
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / ".reserve")
+    rescue = Rescue(folder)
+    rescue.open()
+    assert not rescue.reserve()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,19 @@ import pytest
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.leases import Leases
 from amo_callback.model import Reason, Status, TokenPair, fingerprint
-from amo_callback.transfer.bring import BATCH, make_plan, until_settled
+from amo_callback.transfer.bring import BATCH, TURN, make_plan, until_settled
 from amo_callback.transfer.record import Problem
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, an_extension, now, save
 from tests.fakes import START
 from tests.transfer.goods import CLIENT, REPLACE, RULES, a_record, arrivals, written
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from amo_callback.model import Connection
     from amo_callback.ports import Store
     from amo_callback.transfer.bring import Plan, Rules
-    from amo_callback.transfer.record import Record
+    from amo_callback.transfer.record import Arrival, Record
     from tests.fakes import FakeClock
 
 
@@ -42,6 +45,27 @@ async def _stored(store: Store, record: Record) -> Connection:
     stored = await store.connection(record.id)
     assert stored is not None
     return stored
+
+
+async def test_others_have_a_turn_between_the_connections_of_an_import(store: Store, cipher: Cipher) -> None:
+    """However many there are, the loop works on `TURN` of them at most before it goes on with the rest."""
+    turns, read = [0], Counter[int]()
+
+    async def count() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    def reading() -> Iterator[Arrival]:
+        for arrival in arrivals(*(a_record(number) for number in range(BATCH + 1))):
+            read[turns[0]] += 1
+            yield arrival
+
+    counting = asyncio.create_task(count())
+    plan = await make_plan(reading(), store=store, cipher=cipher, rules=RULES)
+    counting.cancel()
+    assert len(plan.new) == BATCH + 1
+    assert max(read.values()) <= TURN
 
 
 async def test_a_connection_arrives_as_it_left(store: Store, cipher: Cipher) -> None:

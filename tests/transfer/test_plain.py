@@ -190,3 +190,9 @@ def test_junk_among_good_lines_is_told_by_its_line() -> None:
     assert [one.place for one in found] == ["line 1", "line 2", "line 3", "line 4", "line 5", "line 7"]
     assert [one.place for one in problems] == ["line 2", "line 3", "line 4", "line 5"]
     assert not any("secret" in one.why for one in problems)
+
+
+def test_a_list_that_would_take_all_memory_is_refused_before_it_is_parsed() -> None:
+    """What a value takes is many times its length in the file; an object a line is read one after the other."""
+    with pytest.raises(CommandFailed, match="holds too much for one file"):
+        next(read_plain(b"[" + b"0," * 20_000_000 + b"0]", tell=tell, client_id=CLIENT, now=START))

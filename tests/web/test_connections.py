@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -216,3 +218,23 @@ async def test_a_database_from_another_machine_starts_frozen(app: Running, run: 
         [line] = [line for line in twin.lines() if line["event"] == "service.frozen"]
         assert "in another place" in line["why"]
         assert (await _ask(twin, "/thaw", method="POST")).status == 200
+
+
+async def test_a_page_of_connections_with_very_many_owners_is_shorter(app: Running) -> None:
+    """Each page has at most `MOST_OWNERS`, or one connection; the pages together have all."""
+    with closing(sqlite3.connect(app.folder / "amo-callback.db")) as database, database:
+        for name, owners in (("a", 6000), ("b", 4000), ("c", 1), ("d", 12_000), ("e", 0)):
+            database.execute(
+                "INSERT INTO connections (id, account_id, user_id, domain, client_id, status, connected_at) "
+                "VALUES (?, '1', '1', 'a.amocrm.ru', 'c619', 'active', 0)",
+                [name],
+            )
+            bound = [(name, str(number)) for number in range(owners)]
+            database.executemany("INSERT INTO owners VALUES (?, ?, 0, NULL)", bound)
+    pages: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (await _ask(app, f"/connections?limit=4{cursor}")).json()
+        pages.append("".join(item["id"] for item in page["items"]))
+        cursor = page["next_cursor"] and f"&cursor={page['next_cursor']}"
+    assert pages == ["ab", "c", "d", "e"]

@@ -114,6 +114,38 @@ async def test_a_bad_body_is_400_and_the_field_is_named(app: Running, body: Any,
     assert answer.json()["detail"].startswith(f"{field}:")
 
 
+@pytest.mark.parametrize(
+    ("content", "detail"),
+    [
+        (
+            b'{"connections":[' + b",".join([b"{}"] * 1001) + b"]}",
+            "connections: 1,001 of them; at most 1,000 connections",
+        ),
+        (b'{"connections":[' + b",".join([b"{}"] * 349_001) + b"]}", "body: more than 20,000 values; at most 1,000"),
+        (b'{"connections":[' + b"0," * 500_000 + b"0]}", "body: more than 20,000 values; at most 1,000"),
+        (b'{"connections":[{"a":' + b"[" * 500_000 + b"]" * 500_000 + b"}]}", "body: more than 20,000 values"),
+        (b'{"connections":[{"a":' + b"[" * 9000 + b"]" * 9000 + b"}]}", "body: the body is"),
+        (b'{"connections":[{}],' + b",".join(b'"%d":0' % n for n in range(9000)) + b"}", "0: the body is"),
+        (b'{"connections":[{"account_id":' + b"9" * 1_000_000 + b"}]}", "body: the body is"),
+    ],
+    ids=["1001", "349001", "numbers", "deep", "less deep", "fields", "digits"],
+)
+async def test_a_body_is_refused_before_what_it_holds_is_looked_at(app: Running, content: bytes, detail: str) -> None:
+    """The number of connections, and of values in all, is counted first: no body costs more work than a good one."""
+    answer = await app.private(PATH, key=ADMIN_KEY, method="POST", data=content)
+    assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
+    assert answer.json()["detail"].startswith(detail)
+    assert "problems" not in answer.json()
+
+
+async def test_a_thousand_come_at_once(app: Running) -> None:
+    """As many as the contract says, of the usual length, are one request."""
+    theirs = await _theirs(app)
+    some = [{**theirs, "access_token": f"opaque-{n}", "refresh_token": f"r{n}", "account_id": n} for n in range(1000)]
+    answer = await _import(app, {"connections": some})
+    assert (answer.status, answer.json()) == (200, {"new": 1000, "replaced": 0, "same": 0, "newer": 0, "left": []})
+
+
 async def test_a_body_is_not_endless(app: Running) -> None:
     """Above a mebibyte it is 413: whoever has more takes the command."""
     body = io.BytesIO(b'{"connections": [' + b" " * 1024 * 1024 + b"]}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from amo_callback.cli.checks.contents import Pairs, freezing, newer, other_keys, usable
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.custody.rescue import Rescue
+from amo_callback.store.files import check_files
 from amo_callback.store.inspection import open_inspection
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: P
     """
     if not file.exists():
         yield _missing(file)
+        return
+    try:
+        check_files(file)
+    except OSError as error:
+        yield fail("store", f"{file}: {error.strerror}", fix="mend storage.url, or remove what lies there")
         return
     with open_inspection(file) as inspected:
         yield _state(inspected, file)

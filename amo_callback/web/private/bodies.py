@@ -33,7 +33,11 @@ async def read_body(request: web.Request, shape: type[Body], *, wanted: str) -> 
 def misshapen(error: ValidationError, wanted: str) -> InvalidRequest:
     """Return the error for a body of another shape: it names the field, and says what is `wanted`."""
     [first, *_] = error.errors(include_url=False, include_input=False)
-    name = str(first["loc"][0]) if first["loc"] else "body"
+    return misnamed(str(first["loc"][0]) if first["loc"] else "body", wanted)
+
+
+def misnamed(name: str, wanted: str) -> InvalidRequest:
+    """Return the error for a field by its name, which may be anything."""
     return invalid(name[:_MAX_NAME], wanted)
 
 

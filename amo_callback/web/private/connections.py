@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection
 
 _LAST_EVENTS = 20
+MOST_OWNERS = 10_000
+"""Of the connections of a page, but for its first one: a page that would have more is shorter."""
 
 
 def routes() -> Sequence[web.RouteDef]:
@@ -129,6 +132,8 @@ async def index(request: web.Request) -> web.Response:
     found = await request.app[STORE].page(after=query.cursor or "", limit=query.limit + 1, only=only)
     items, last = cut(found, query.limit)
     owners = await request.app[STORE].owners_of([connection.id for connection in items])
+    if (fitting := _fitting(items, owners)) < len(items):
+        items, last = items[:fitting], items[fitting - 1]
     page: ConnectionsPage = {
         "items": [
             connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen)
@@ -137,6 +142,12 @@ async def index(request: web.Request) -> web.Response:
         "next_cursor": None if last is None else last.id,
     }
     return web.json_response(page)
+
+
+def _fitting(items: Sequence[Connection], owners: Mapping[str, Sequence[str]]) -> int:
+    """Return how many connections a page holds, by how many owners they have."""
+    totals = accumulate(len(owners[connection.id]) for connection in items)
+    return max(sum(total <= MOST_OWNERS for total in totals), 1)
 
 
 @operation(

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from typing import TYPE_CHECKING, Annotated, Any
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
+from pydantic_core import from_json
 from typing_extensions import TypedDict
 
-from amo_callback.errors import Busy, CommandFailed
+from amo_callback.errors import Busy
 from amo_callback.identity import Scope
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
-from amo_callback.transfer.plain import read_plain
+from amo_callback.transfer.plain import read_values
 from amo_callback.web.keys import AMO, CIPHER, CLOCK, CUSTODY, LOG, SETTINGS, STORE
 from amo_callback.web.private.authorization import require
-from amo_callback.web.private.bodies import misshapen, unread
+from amo_callback.web.private.bodies import misnamed, misshapen, unread
 from amo_callback.web.private.operation import operation
 from amo_callback.web.private.problems import Code, Problem, invalid, render
 
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from amo_callback.transfer.record import Problem as Fault
 
 MOST = 1024 * 1024
-"""Bytes of a body: some seven hundred connections. Whoever has more takes the command, which can be broken off."""
+"""Bytes of a body. Whoever has more takes the command, which can be broken off."""
+MOST_AT_ONCE = 1000
+"""Connections of a body."""
+_MOST_VALUES = 20 * MOST_AT_ONCE
+"""Values of a body: how many there are, not how long they are, is what takes time."""
+_TOO_MANY = f"at most {MOST_AT_ONCE:,} connections at once: send the others after these"
+_WANTED = 'the body is {"connections": [{…}, …], "replace": false}'
 _PATIENCE = 60.0
 _TOLD = 20
 """Problems that are told at most."""
@@ -40,7 +46,7 @@ class ImportBody(BaseModel):
         frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
     )
 
-    connections: Annotated[list[dict[str, Any]], Field(min_length=1)] = Field(repr=False)
+    connections: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_AT_ONCE)] = Field(repr=False)
     replace: bool = False
     """Also over other tokens of the same connection."""
 
@@ -109,22 +115,37 @@ async def _read(request: web.Request) -> ImportBody:
                 content += chunk
                 if len(content) > MOST:
                     raise web.HTTPRequestEntityTooLarge(max_size=MOST, actual_size=len(content))
-        return ImportBody.model_validate_json(bytes(content))
-    except ValidationError as error:
-        raise misshapen(error, 'the body is {"connections": [{…}, …], "replace": false}') from None
     except (TimeoutError, web.RequestPayloadError):
         raise unread() from None
+    if sum(map(content.count, (b"{", b"[", b","))) > _MOST_VALUES:  # counted before they are parsed
+        raise invalid("body", f"more than {_MOST_VALUES:,} values; {_TOO_MANY}")
+    try:
+        value = from_json(bytes(content))
+    except ValueError:
+        raise invalid("body", _WANTED) from None
+    _count(value)
+    try:
+        return ImportBody.model_validate(value)
+    except ValidationError as error:
+        raise misshapen(error, _WANTED) from None
+
+
+def _count(value: object) -> None:
+    """Refuse what would take long only to say what is wrong with it; raises `InvalidRequest`."""
+    if not isinstance(value, dict):
+        return
+    if unknown := next((name for name in value if name not in ImportBody.model_fields), None):
+        raise misnamed(unknown, _WANTED)
+    connections = value.get("connections")
+    if isinstance(connections, list) and len(connections) > MOST_AT_ONCE:
+        raise invalid("connections", f"{len(connections):,} of them; {_TOO_MANY}")
 
 
 async def _plan(request: web.Request, body: ImportBody) -> Plan:
     amo, settings = request.app[AMO], request.app[SETTINGS].amo
-    content = json.dumps(body.connections).encode()
-    try:
-        arrivals = list(
-            read_plain(content, tell=amo.told_by, client_id=settings.client_id, now=request.app[CLOCK].now())
-        )
-    except CommandFailed as error:
-        raise invalid("connections", str(error)) from None
+    arrivals = read_values(
+        body.connections, tell=amo.told_by, client_id=settings.client_id, now=request.app[CLOCK].now()
+    )
     rules = Rules(
         client_id=settings.client_id,
         allowed_domains=settings.allowed_domains,

@@ -1,0 +1,423 @@
+"""A database built anew from the rows of a file that anybody may have written.
+
+The file's rows are copied, never its schema: a trigger or a view in it would act inside the service. The file itself is
+not opened as a database either: SQLite would follow what its journal names, wherever that is. A private copy of its
+bytes is read, with limits on what a value may hold and on how much work a read may be.
+
+A file of an earlier schema is read by that schema, which the migrations make, and the new database is migrated: the
+migrations then run on our own tables.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, Any
+
+from amo_callback.disk import open_regular, sync
+from amo_callback.errors import NotCopied
+from amo_callback.moving import Table
+from amo_callback.store import rows
+from amo_callback.store.copies import (
+    UNFINISHED,
+    Contents,
+    check_frozen,
+    connect,
+    contents,
+    freeze,
+    number,
+    reason_of,
+    told,
+)
+from amo_callback.store.files import check_files
+from amo_callback.store.statements import Engine, load_migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from datetime import datetime
+
+    Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+    """Shows a label and how many are done of so many."""
+
+_MIB = 1024 * 1024
+_CHUNK = _MIB
+_PAGE = 500
+"""Rows of one read."""
+_MAGIC = b"SQLite format 3\0"
+_STEPS = 1000
+"""SQLite's instructions between two looks at how many there have been."""
+_STEPS_A_PAGE = 1_000_000
+"""Those of one read: a plain page of rows takes some thirty thousand."""
+_STEPS_A_BYTE = 16
+"""Those of checking a table, for each byte of the file: our smallest rows take some five."""
+_MAX_SCHEMA = 1000
+"""Tables, indexes, triggers and views."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """The largest file that is read."""
+
+    file: int = 64 * 1024 * _MIB
+    """Bytes, of the database and of its write-ahead log."""
+    rows: int = 50_000_000
+    """Of one table."""
+    value: int = _MIB
+    """Bytes of a value, and of a row: the longest pair that AMO could issue has 350,000, sealed."""
+
+
+_LIMITS = Limits()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """A file to restore, opened: the database and its write-ahead log, if there is one."""
+
+    path: Path
+    files: Sequence[IO[bytes]]
+    states: Sequence[tuple[int, int]]
+    """Sizes and times of the last change, when they were opened."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rebuilt:
+    """A database built from a file's rows: frozen, checked, and not yet in any place."""
+
+    file: Path
+    contents: Contents
+    foreign: int
+    """How many tables, indexes, triggers and views of the file were left out, as they are none of ours."""
+
+
+@contextmanager
+def open_given(path: Path, *, limits: Limits = _LIMITS) -> Iterator[Given]:
+    """Open a file to restore, without waiting for it; raises `NotCopied`."""
+    with ExitStack() as stack:
+        with told(str(path)):
+            database = stack.enter_context(os.fdopen(open_regular(path), "rb"))
+            files = [database]
+            check_files(path)
+            if _has_content(log := _beside(path, "-wal")):
+                files.append(stack.enter_context(os.fdopen(open_regular(log), "rb")))
+            if _has_content(_beside(path, "-journal")):
+                raise NotCopied(f"{path} is in the middle of a change, by the journal beside it: take a `backup`")
+            states = _states(files)
+            if sum(size for size, _ in states) > limits.file:
+                raise NotCopied(f"{path} is longer than {limits.file // _MIB:,} MiB: it is no backup")
+            if database.read(len(_MAGIC)) != _MAGIC:
+                raise NotCopied(f"{path} is no database of amo-callback")
+        yield Given(path=path, files=files, states=states)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def rebuild(
+    given: Given, database: Path, *, now: datetime, progress: Progress, limits: Limits = _LIMITS
+) -> Iterator[Rebuilt]:
+    """Build a frozen database from a file's rows, on the disk that `database` is on; nothing of it stays there.
+
+    Raises `NotCopied` where the file is damaged, newer, or holds a row that the service could not read.
+    """
+    with ExitStack() as stack:
+        with told(str(database.parent)):
+            if _is_same(given, database):
+                raise NotCopied(f"{given.path} is the database itself: name a backup")
+            unfinished = TemporaryDirectory(prefix=f".{database.name}.", suffix=UNFINISHED, dir=database.parent)
+            folder = Path(stack.enter_context(unfinished))
+        copy, made = folder / "given", folder / database.name
+        with _told_of(given.path, folder=database.parent):
+            _copy_bytes(given, copy)
+            os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            with closing(_open_untrusted(copy, limits)) as source, closing(connect(made)) as target:
+                opened = _Source(database=source, path=given.path, size=copy.stat().st_size, limits=limits)
+                foreign = _fill(opened, target, progress)
+                _check_rows(target, given.path, progress)
+                found = contents(target)
+                freeze(target, now)
+        with told(str(database.parent)):
+            sync(made)
+            _check_made(made)
+        yield Rebuilt(file=made, contents=found, foreign=foreign)
+
+
+def _is_same(given: Given, database: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(given.files[0].fileno()), database.stat())
+    except FileNotFoundError:
+        return False
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def _copy_bytes(given: Given, copy: Path) -> None:
+    for file, suffix in zip(given.files, ("", "-wal"), strict=False):
+        file.seek(0)
+        left = os.fstat(file.fileno()).st_size
+        descriptor = os.open(_beside(copy, suffix), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as target:
+            while left > 0 and (chunk := file.read(min(_CHUNK, left))):
+                target.write(chunk)
+                left -= len(chunk)
+    if _states(given.files) != given.states:
+        raise NotCopied(f"{given.path} was written while it was read: take a `backup` of it")
+
+
+def _states(files: Sequence[IO[bytes]]) -> list[tuple[int, int]]:
+    found = [os.fstat(file.fileno()) for file in files]
+    return [(status.st_size, status.st_mtime_ns) for status in found]
+
+
+def _open_untrusted(path: Path, limits: Limits) -> sqlite3.Connection:
+    """Open a database as https://sqlite.org/security.html advises for files of unknown origin."""
+    database = connect(path)
+    for limit, most in (
+        (sqlite3.SQLITE_LIMIT_LENGTH, limits.value),
+        (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 100_000),
+        (sqlite3.SQLITE_LIMIT_COLUMN, 100),
+        (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 20),
+        (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 3),
+        (sqlite3.SQLITE_LIMIT_VDBE_OP, 25_000),
+        (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+        (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 1),
+    ):
+        database.setlimit(limit, most)
+    for pragma in (
+        "trusted_schema = OFF",
+        "cell_size_check = ON",
+        "ignore_check_constraints = ON",  # the file's own, which a check of its tables would run
+        "mmap_size = 0",
+        "query_only = ON",
+    ):
+        database.execute(f"PRAGMA {pragma}")
+    if sys.version_info >= (3, 12):
+        for option, switched_on in (
+            (sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True),
+            (sqlite3.SQLITE_DBCONFIG_ENABLE_TRIGGER, False),
+            (sqlite3.SQLITE_DBCONFIG_ENABLE_VIEW, False),
+        ):
+            database.setconfig(option, switched_on)
+    database.set_authorizer(_authorize)
+    return database
+
+
+_PRAGMAS = frozenset({"quick_check", "table_xinfo", "user_version"})
+_READ = frozenset({*Table, "sqlite_master"})
+_ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_TRANSACTION})
+
+
+def _authorize(action: int, one: str | None, other: str | None, _schema: str | None, inner: str | None) -> int:
+    """Allow reads of our tables, and of none through a view or a trigger."""
+    is_read = action == sqlite3.SQLITE_READ and inner is None and one in _READ
+    is_pragma = action == sqlite3.SQLITE_PRAGMA and one in _PRAGMAS
+    is_count = action == sqlite3.SQLITE_FUNCTION and other == "count"
+    return sqlite3.SQLITE_OK if action in _ALLOWED or is_read or is_pragma or is_count else sqlite3.SQLITE_DENY
+
+
+def _bound(database: sqlite3.Connection, steps: int) -> None:
+    """End each read from now on after so many of SQLite's instructions in all."""
+    # A built-in function: in one of ours Ctrl-C would be lost.
+    turns = chain(repeat(0, steps // _STEPS), repeat(1))
+    database.set_progress_handler(partial(next, turns), _STEPS)
+
+
+# --- its rows ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """The file that is read, opened."""
+
+    database: sqlite3.Connection
+    path: Path
+    size: int
+    limits: Limits
+
+
+def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> int:
+    """Copy the rows of every table of the file's schema version, and migrate; return how much else the file has."""
+    target.execute("PRAGMA journal_mode = OFF")  # nobody else sees it, and it is removed where it is half-made
+    target.execute("PRAGMA synchronous = OFF")
+    _bound(source.database, _STEPS_A_PAGE)
+    source.database.execute("BEGIN")
+    migrations = load_migrations(Engine.SQLITE)
+    version = _version(source, known=len(migrations))
+    _run(target, migrations[:version])
+    tables = _columns(target)
+    foreign = _check_schema(source, target, tables)
+    counts = {table: _check_table(source, table) for table in tables}
+    target.execute("BEGIN")
+    with progress("copied", sum(counts.values())) as advance:
+        done = 0
+        for table, columns in tables.items():
+            target.execute(f"DELETE FROM {table}")  # noqa: S608 -- because the name is ours
+            for copied in _copy_table(source, target, table, columns):
+                done += copied
+                advance(done)
+    _run(target, migrations[version:])
+    target.execute(f"PRAGMA user_version = {len(migrations)}")
+    target.execute("COMMIT")
+    return foreign
+
+
+def _version(source: _Source, *, known: int) -> int:
+    version = number(source.database, "PRAGMA user_version")
+    if version <= 0:
+        raise NotCopied(f"{source.path} is no database of amo-callback")
+    if version > known:
+        raise NotCopied(
+            f"{source.path} is of a newer amo-callback (schema {version}, known here: {known}): install that version"
+        )
+    return version
+
+
+def _run(target: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
+    for statements in migrations:
+        for statement in statements:
+            target.execute(statement)
+
+
+def _columns(database: sqlite3.Connection) -> Mapping[str, Sequence[str]]:
+    """Return the columns of each table of a database of our own."""
+    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return {table: [row[1] for row in database.execute(f"PRAGMA table_info({table})")] for table in tables}
+
+
+def _check_schema(source: _Source, target: sqlite3.Connection, tables: Mapping[str, Sequence[str]]) -> int:
+    """See that our tables are there, as tables; return how many other tables, indexes, triggers and views there are."""
+    found = source.database.execute("SELECT type, name, rootpage FROM sqlite_master").fetchmany(_MAX_SCHEMA + 1)
+    if len(found) > _MAX_SCHEMA:
+        raise NotCopied(f"{source.path} is no database of amo-callback")
+    real = {name for kind, name, rootpage in found if kind == "table" and rootpage}  # a virtual table has no page
+    for table, columns in tables.items():
+        # A generated column (hidden) would run what the file says at each row.
+        rows_of = source.database.execute(f"PRAGMA table_xinfo({table})") if table in real else []
+        plain = {row[1] for row in rows_of if row[6] == 0}
+        if missing := [column for column in columns if column not in plain]:
+            raise NotCopied(f"{source.path} has no {table}.{missing[0]}: it is no database of amo-callback")
+    ours = {name for (name,) in target.execute("SELECT name FROM sqlite_master")}
+    return sum(not str(name).startswith("sqlite_") and name not in ours for _, name, _ in found)
+
+
+def _check_table(source: _Source, table: str) -> int:
+    """See that a table is not damaged, and return how many rows it has."""
+    _bound(source.database, _STEPS_A_PAGE + _STEPS_A_BYTE * source.size)
+    [verdict] = source.database.execute(f"PRAGMA quick_check({table})").fetchone()
+    if verdict != "ok":
+        raise NotCopied(f"{source.path} is damaged: take another backup")
+    count = number(source.database, f"SELECT count(*) FROM {table}")  # noqa: S608 -- because the name is ours
+    if count > source.limits.rows:
+        raise NotCopied(f"{source.path} has {count:,} rows in {table}, more than {source.limits.rows:,}")
+    return count
+
+
+def _copy_table(source: _Source, target: sqlite3.Connection, table: str, columns: Sequence[str]) -> Iterator[int]:
+    """Copy a table's rows, and tell how many at a time."""
+    names, places = ", ".join(columns), ", ".join("?" for _ in columns)
+    reading = source.database.execute(f"SELECT {names} FROM {table}")  # noqa: S608 -- because the names are ours
+    _bound(source.database, _STEPS_A_PAGE)
+    while page := reading.fetchmany(_PAGE):
+        target.executemany(f"INSERT INTO {table} ({names}) VALUES ({places})", page)  # noqa: S608 -- the same
+        yield len(page)
+        _bound(source.database, _STEPS_A_PAGE)
+
+
+# --- what was built ------------------------------------------------------------------------------
+
+
+def _mark(row: Mapping[str, Any]) -> object:
+    return _MARKS.get(row["name"], bytes)(row["value"])
+
+
+_MARKS: Mapping[str, Callable[[bytes], object]] = {
+    "amo_block": rows.amo_block,
+    "frozen": rows.freeze,
+    "machine": bytes.decode,
+    "refused_credentials": bytes.decode,
+    "seen_at": lambda value: rows.moment(int(value)),
+}
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+    Table.MARKS: _mark,
+    Table.CONNECTIONS: rows.connection,
+    Table.GRANTS: rows.grant,
+    Table.STATES: rows.issued_state,
+    Table.EVENTS: rows.recorded,
+    Table.OUTBOX: rows.notice,
+}
+_UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+def _check_rows(target: sqlite3.Connection, path: Path, progress: Progress) -> None:
+    """Read each row as the service will: one that it cannot read would stop it."""
+    counts = {table: number(target, f"SELECT count(*) FROM {table}") for table in _READERS}  # noqa: S608 -- ours
+    with progress("checked", sum(counts.values())) as advance:
+        done = 0
+        for table, read in _READERS.items():
+            reading = target.execute(f"SELECT * FROM {table}")  # noqa: S608 -- because the name is ours
+            names = [column[0] for column in reading.description]
+            for row in reading:
+                try:
+                    read(dict(zip(names, row, strict=True)))
+                except _UNREADABLE:
+                    raise NotCopied(
+                        f"{path} holds a row in {table} that is none of ours: take another backup"
+                    ) from None
+                done += 1
+                advance(done)
+    if target.execute("SELECT count(*) FROM counters WHERE name = 'serial' AND value > 0").fetchone() != (1,):
+        raise NotCopied(f"{path} has no counter: it is no database of amo-callback")
+
+
+def _check_made(made: Path) -> None:
+    """Open what was built, as the service will, and see that it is whole and frozen."""
+    with closing(connect(made)) as opened:
+        [verdict] = opened.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise NotCopied(f"{made.parent.parent}: what was written there is damaged: check the disk")
+        check_frozen(opened)
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+_WORDS = {
+    sqlite3.SQLITE_NOTADB: "is no database of amo-callback",
+    sqlite3.SQLITE_AUTH: "is no database of amo-callback",
+    sqlite3.SQLITE_CORRUPT: "is damaged: take another backup",
+    sqlite3.SQLITE_TOOBIG: "holds a value longer than any of ours: it is no backup",
+    sqlite3.SQLITE_INTERRUPT: "takes more work to read than a database of its size can: it is no backup",
+    sqlite3.SQLITE_CONSTRAINT: "holds a row that is none of ours: take another backup",
+    None: "holds a text that is none of ours: take another backup",  # Python's own error, of what is not UTF-8
+}
+
+
+@contextmanager
+def _told_of(path: Path, *, folder: Path) -> Iterator[None]:
+    """Say what is wrong with a file; or with the disk that the new database is written to."""
+    try:
+        yield
+    except OSError as error:
+        raise NotCopied(f"{folder}: {reason_of(error)}") from None
+    except sqlite3.Error as error:
+        extended = getattr(error, "sqlite_errorcode", None)
+        code = None if extended is None else extended & 0xFF
+        if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+            raise NotCopied(f"{folder}: {reason_of(error)}") from None
+        raise NotCopied(f"{path} {_WORDS.get(code, f'cannot be read ({reason_of(error)})')}") from None

@@ -1,0 +1,102 @@
+"""Files that a command is handed: what is no regular file, or too long, is told, and keeps no command waiting."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import environment
+from tests.e2e.process import command, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.conftest import Amo
+
+
+@pytest.fixture
+def environ(amo: Amo, encryption_key: str) -> dict[str, str]:
+    return environment(amo, encryption_key)
+
+
+def _huge(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+HANDED = {
+    "import": ["connections", "import", "it", "--yes"],
+    "import --raw": ["connections", "import", "--raw", "it", "--yes"],
+    "export --passphrase-file": ["connections", "export", "out", "--passphrase-file", "it"],
+    "export --to-key-file": ["connections", "export", "out", "--to-key-file", "it"],
+    "--config": ["check", "--config", "it"],
+    "init --client-secret-file": ["init", "--no-input", "--client-secret-file", "it"],
+}
+MADE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a pipe": (os.mkfifo, "Not a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "Not a regular file"),
+    "a folder": (lambda path: path.mkdir(), "Is a directory"),
+    "a huge file": (_huge, "onger than"),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("handed", HANDED)
+async def test_what_is_no_file_of_its_kind_is_told_at_once(
+    handed: str, made: str, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """The message names the file and what is wrong with it, and nothing is written."""
+    make, why = MADE[made]
+    make(tmp_path / "it")
+    status, out, err = await command(*HANDED[handed], folder=tmp_path, environ=environ)
+    assert status in {1, 2, 78}
+    assert "Traceback" not in err
+    assert any("it: " in line and why in line for line in (out + err).splitlines())
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+
+
+@pytest.mark.parametrize("made", ["a pipe", "a device", "a huge file"])
+async def test_a_secret_that_is_no_small_file_is_told(made: str, tmp_path: Path, environ: dict[str, str]) -> None:
+    """Or it is as if it were not there: the service does not start without its secret, and does not hang."""
+    (tmp_path / "secrets").mkdir()
+    MADE[made][0](tmp_path / "secrets" / "amo.client_secret")
+    del environ["AMO_CALLBACK_AMO__CLIENT_SECRET"]
+    secrets = {**environ, "CREDENTIALS_DIRECTORY": str(tmp_path / "secrets")}
+    status, _, err = await command("serve", folder=tmp_path, environ=secrets)
+    assert status == 78
+    assert "amo.client_secret" in err
+
+
+async def test_a_target_of_an_export_or_a_backup_is_never_opened(tmp_path: Path, environ: dict[str, str]) -> None:
+    """What lies there already stays, and is not waited for."""
+    (tmp_path / "passphrase").write_text("correct horse battery staple\n")
+    async with serving(environ, tmp_path) as service:
+        await service.until("service.started")
+        service.signal(signal.SIGTERM)
+        await service.ended()
+    os.mkfifo(tmp_path / "it")
+    for arguments in (["backup", "it"], ["connections", "export", "it", "--passphrase-file", "passphrase"]):
+        status, out, err = await command(*arguments, folder=tmp_path, environ=environ)
+        assert (status, out) == (1, "")
+        assert "it: " in err
+        assert "File exists" in err
+
+
+async def test_a_service_starts_beside_what_does_not_belong_in_its_rescue_folder(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """A pipe, a link and a huge file are told of, and neither waited for nor read."""
+    rescue = tmp_path / "rescue"
+    rescue.mkdir()
+    for name, (make, _) in MADE.items():
+        make(rescue / f"{name.replace(' ', '')}-1")
+    os.mkfifo(rescue / ".reserve")
+    async with serving(environ, tmp_path) as service:
+        await service.until("rescue.unreadable", times=3)
+        await service.until("service.started")
+        service.signal(signal.SIGTERM)
+        assert await service.ended() == 0

@@ -1,0 +1,102 @@
+"""A database built from a file's rows: its limits, and a file that changes while it is read."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.clock import SystemClock
+from amo_callback.errors import NotCopied
+from amo_callback.store import copies, open_store
+from amo_callback.store.rebuild import Limits, open_given, rebuild
+from tests.builders import a_connection, save
+from tests.fakes import START, unseen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+async def copy(tmp_path: Path) -> Path:
+    """Give a backup of three connections."""
+    async with open_store("sqlite:///living.db", folder=tmp_path, clock=SystemClock()) as store:
+        await store.canary(b"canary")
+        for number in range(3):
+            await save(store, a_connection(number))
+    with copies.open_snapshot(tmp_path / "living.db") as snapshot:
+        copies.back_up(snapshot, tmp_path / "copy", now=START)
+    return tmp_path / "copy"
+
+
+def _rebuilt(copy: Path, limits: Limits) -> int:
+    target = copy.with_name("new.db")
+    with (
+        open_given(copy, limits=limits) as given,
+        rebuild(given, target, now=START, progress=unseen, limits=limits) as made,
+    ):
+        return made.contents.connections
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        (Limits(file=4096), "is longer than 0 MiB: it is no backup"),
+        (Limits(rows=2), r"has 3 rows in \w+, more than 2"),
+        (Limits(value=100), "holds a value longer than any of ours"),
+    ],
+)
+async def test_a_file_beyond_a_limit_is_not_read(copy: Path, limits: Limits, why: str) -> None:
+    """The message says which, and nothing is left of what was begun."""
+    assert _rebuilt(copy, Limits(file=2**20, rows=3, value=2**14)) == 3
+    before = sorted(copy.parent.iterdir())
+    with pytest.raises(NotCopied, match=why):
+        _rebuilt(copy, limits)
+    assert sorted(copy.parent.iterdir()) == before
+
+
+async def test_a_file_that_is_written_meanwhile_is_not_restored(copy: Path) -> None:
+    """What is copied byte by byte while it changes is of no one moment."""
+    with open_given(copy) as given:
+        with closing(sqlite3.connect(copy)) as other, other:
+            other.execute("DELETE FROM connections")
+        with (
+            pytest.raises(NotCopied, match="copy was written while it was read: take a `backup` of it"),
+            rebuild(given, copy.with_name("new.db"), now=START, progress=unseen),
+        ):
+            pytest.fail("it was built")
+
+
+async def test_progress_is_shown_up_to_the_end(copy: Path) -> None:
+    """Of the rows that are copied, and then of those that are checked, each time to their number."""
+    seen: list[tuple[str, int, list[int]]] = []
+
+    class Shown:
+        def __init__(self, label: str, total: int) -> None:
+            seen.append((label, total, []))
+
+        def __enter__(self) -> Callable[[int], None]:
+            return seen[-1][2].append
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    with open_given(copy) as given, rebuild(given, copy.with_name("new.db"), now=START, progress=Shown):
+        assert [label for label, _, _ in seen] == ["copied", "checked"]
+        assert all(done[-1] == total >= 3 for _, total, done in seen)
+
+
+async def test_what_is_built_is_frozen_and_says_what_the_file_held(copy: Path) -> None:
+    """Whatever froze the file; who is asked about it learns when it was made."""
+    with closing(sqlite3.connect(copy)) as thawed, thawed:
+        thawed.execute("DELETE FROM meta WHERE name = 'frozen'")
+        thawed.execute("INSERT INTO meta VALUES ('seen_at', CAST('1795435200000000' AS BLOB))")
+    with open_given(copy) as given, rebuild(given, copy.with_name("new.db"), now=START, progress=unseen) as made:
+        assert (made.contents.connections, made.contents.made_at, made.contents.canary) == (3, START, b"canary")
+        async with open_store(f"sqlite:///{made.file}", folder=copy.parent, clock=SystemClock()) as store:
+            frozen = await store.frozen()
+            assert frozen is not None
+            assert frozen.elsewhere

@@ -1,0 +1,53 @@
+"""Files that somebody names: only regular ones are opened, and only as much is read as was agreed on."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.disk import open_regular, read_regular
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    """A byte more is an error that says the limit, however much longer the file is."""
+    file = tmp_path / "file"
+    file.write_bytes(b"12345")
+    assert read_regular(file, limit=5) == b"12345"
+    for length in (6, 2**40):
+        os.truncate(file, length)
+        with pytest.raises(OSError, match="Longer than 5 bytes"):
+            read_regular(file, limit=5)
+
+
+def test_pipes_devices_and_folders_are_not_opened(tmp_path: Path) -> None:
+    """Nor through a link: each is an error at once, for reading as for writing."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link", "/dev/zero", "."):
+        for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT):
+            with pytest.raises(OSError, match=r"Not a regular file|Is a directory"):
+                open_regular(tmp_path / name, flags)
+
+
+def test_a_link_is_followed_only_where_that_is_wanted(tmp_path: Path) -> None:
+    """An administrator may name one; in a folder of ours nobody puts one."""
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular(tmp_path / "link", limit=1) == b"x"
+    with pytest.raises(OSError, match="Not a regular file"):
+        read_regular(tmp_path / "link", limit=1, flags=os.O_RDONLY | os.O_NOFOLLOW)
+
+
+def test_a_file_that_is_made_is_the_owners_alone(tmp_path: Path) -> None:
+    """Whatever the process's umask."""
+    before = os.umask(0)
+    try:
+        os.close(open_regular(tmp_path / "new", os.O_WRONLY | os.O_CREAT))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
