@@ -72,7 +72,7 @@ def operation(
 
 
 def _problem(status: int, codes: list[Code]) -> Reply:
-    headers = {401: ("WWW-Authenticate",)}.get(status, ())
+    headers = ("WWW-Authenticate",) if status in {401, 403} else ()
     return Reply(
         about="\n".join(f"- `{code}`: {TODO[code]}" for code in codes),
         shape=Annotated[

@@ -28,6 +28,7 @@ from amo_callback.errors import (
     RateLimited,
     StoreUnavailable,
 )
+from amo_callback.web import challenge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -177,6 +178,8 @@ def problem_of(error: AmoCallbackError, *, settings: Settings) -> Problem:
     elif isinstance(error, NeedsReauth):
         more = _reauth(error, settings)
     headers = {"Retry-After": _retry_after(error, settings)} if status in {502, 503} else {}
+    if isinstance(error, Forbidden):
+        headers["WWW-Authenticate"] = challenge.insufficient(error.scope)
     return Problem(status=status, code=code, detail=str(error), headers=headers, more=more)
 
 
