@@ -34,6 +34,7 @@ HANDS_OUT = (
     Code.AMO_UNAVAILABLE,
     Code.AMO_CREDENTIALS,
     Code.FROZEN,
+    Code.HOST_NOT_ALLOWED,
 )
 """What every operation may say that hands out a token."""
 
