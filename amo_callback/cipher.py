@@ -16,7 +16,7 @@ from cryptography.fernet import Fernet, InvalidToken
 
 from amo_callback.errors import Unreadable
 from amo_callback.grant import AuthorizationRequest, GrantSecrets
-from amo_callback.model import TokenPair
+from amo_callback.model import TokenPair, has_own_id
 from amo_callback.sealing import Kind, place
 
 if TYPE_CHECKING:
@@ -78,7 +78,13 @@ class Cipher:
         return content["access_token"], content["refresh_token"]
 
     def pair_of(self, connection: Connection) -> TokenPair | None:
-        """Return a connection's token pair, with the row's times, or `None` where no key opens it."""
+        """Return a connection's token pair, with the row's times, or `None` where no key opens it.
+
+        It is sealed for the connection's id, and the id stands for an account and a user: a row that names others hands
+        out nobody's tokens as theirs.
+        """
+        if not has_own_id(connection):
+            return None
         try:
             access_token, refresh_token = self.open_tokens(connection.sealed_pair or b"", connection_id=connection.id)
         except Unreadable:

@@ -325,6 +325,18 @@ class OtherClient(MustMend):
     code = "client_mismatch"
 
 
+class HostNotAllowed(MustMend):
+    """A stored host is neither one of AMO's nor in amo.allowed_domains: nothing is sent to it."""
+
+    code = "host_not_allowed"
+
+    def __init__(self, host: str | None = None) -> None:
+        super().__init__(
+            f"The stored host {host or '(not a host name)'} is neither one of AMO's nor in amo.allowed_domains: "
+            "nothing is sent there. Add it to amo.allowed_domains and restart, or have the account connect again."
+        )
+
+
 class Unreadable(MustMend):
     """No encryption key opens this record, or it was sealed for another one."""
 

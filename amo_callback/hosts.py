@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from amo_callback.errors import HostNotAllowed
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,3 +49,14 @@ def check_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
         elif host == pattern:
             return host
     return None
+
+
+def account_url(endpoint: str, host: str, *, allowed: Sequence[str] = ()) -> str:
+    """Return the address of AMO's API at a host, which replaces `{domain}` in `endpoint`; raises `HostNotAllowed`.
+
+    A stored host is checked each time that it is used: whoever writes the database must not choose where secrets go.
+    """
+    value = host.encode(errors="replace")
+    if check_host(value, allowed=allowed) != host:
+        raise HostNotAllowed(loggable_host(value))
+    return endpoint.replace("{domain}", host)

@@ -333,6 +333,15 @@ def connection_id(account: Account, domain: str) -> str:
     return str(uuid.uuid5(_CONNECTIONS, f"{account.account_id or '@' + domain}/{account.user_id}"))
 
 
+def has_own_id(connection: Connection) -> bool:
+    """Tell whether a connection's account and user are those that its id is derived from.
+
+    Where AMO did not tell the account, the id stands for the host at which it connected, which may have changed since.
+    """
+    account = Account(account_id=connection.account_id, user_id=connection.user_id)
+    return not connection.account_id or connection.id == connection_id(account, connection.domain)
+
+
 def short(print_: str) -> str:
     """Return as much of a fingerprint as a person compares."""
     return print_[:16]

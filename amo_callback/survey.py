@@ -23,6 +23,8 @@ class Survey:
     disconnected: int
     mismatched: int
     """Connections that were granted to another client id."""
+    hosts_not_allowed: int
+    """Active ones to whose host nothing is sent: it is not on the allow list."""
     expired: int
     """Active ones whose access tokens have expired, though nobody has frozen them."""
     due: int

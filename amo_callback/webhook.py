@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from standardwebhooks import Webhook
 
 from amo_callback.clock import rfc3339
+from amo_callback.hosts import check_host
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,9 +62,10 @@ class Message:
 class Signer:
     """Write notices as messages, signed with every secret: so that one can be replaced by the next without a gap."""
 
-    def __init__(self, secrets: Sequence[str], *, reconnect_url: str) -> None:
+    def __init__(self, secrets: Sequence[str], *, reconnect_url: str, allowed_domains: Sequence[str] = ()) -> None:
         self._webhooks = [Webhook(secret) for secret in secrets]
         self._reconnect_url = reconnect_url
+        self._allowed_domains = allowed_domains
 
     def message(self, notice: Notice, *, now: datetime) -> Message:
         """Return a notice's message as it is sent now: its id and body are the same each time."""
@@ -80,6 +82,11 @@ class Signer:
         )
 
     def _data(self, notice: Notice) -> Mapping[str, object]:
+        """Return what is told; without a stored `domain` that is not allowed, since receivers send tokens there."""
+        data = dict(notice.data)
+        domain = str(data.get("domain", ""))
+        if check_host(domain.encode(errors="replace"), allowed=self._allowed_domains) != domain:
+            data.pop("domain", None)
         if notice.type in _ENDS_IN_A_PERSON:
-            return {**notice.data, "reconnect_url": self._reconnect_url}
-        return notice.data
+            data["reconnect_url"] = self._reconnect_url
+        return data

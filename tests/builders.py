@@ -126,6 +126,7 @@ def a_survey(**more: Any) -> Survey:
         "needs_reauth": dict.fromkeys(Reason, 0),
         "disconnected": 0,
         "mismatched": 0,
+        "hosts_not_allowed": 0,
         "expired": 0,
         "due": 0,
         "overdue": 0,

@@ -36,7 +36,7 @@ from tests.fakes import FakeClock, ShiftedClock, Witness
 from tests.postgres import databases, why_not
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
@@ -202,7 +202,13 @@ async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:
 
 @asynccontextmanager
 async def amo_client(
-    amo: Amo, clock: Clock, *, timeout: float = 5.0, pace: Pace | None = None, tls: ssl.SSLContext | None = None
+    amo: Amo,
+    clock: Clock,
+    *,
+    timeout: float = 5.0,
+    pace: Pace | None = None,
+    tls: ssl.SSLContext | None = None,
+    allowed_domains: Sequence[str] = (),
 ) -> AsyncIterator[AmoClient]:
     """Open a client of the stand-in; over TLS it believes nobody but whom `tls` names."""
     known = amo.vendor.integration
@@ -215,6 +221,7 @@ async def amo_client(
             client_secret=known.client_secret,
             redirect_uri=known.redirect_uri,
             endpoint=amo.endpoint,
+            allowed_domains=allowed_domains,
         ),
         pace=pace,
         clock=clock,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ NOTICE = Notice(
     at=START,
     type="connection.moved",
     connection_id="c",
-    data={"connection_id": "c", "domain": "пример.рф"},
+    data={"connection_id": "c", "domain": "a.amocrm.ru", "owners": ["Ёж"]},
     next_try_at=START,
 )
 
@@ -44,6 +46,19 @@ def test_the_receivers_library_verifies_what_is_sent() -> None:
     for secret, body in ((OTHER_SECRET, message.body), (SECRET, message.body + b" ")):
         with pytest.raises(WebhookVerificationError):
             _verify(secret, message, body)
+
+
+def test_a_host_that_is_not_allowed_is_left_out() -> None:
+    """Whoever writes the database must not tell receivers where to send tokens; the rest is as it was."""
+    for domain, allowed, expected in (
+        ("evil.example.com", (), None),
+        ("evil.example.com", ("evil.example.com",), "evil.example.com"),
+        ("a.amocrm.ru@evil.example.com", (), None),
+    ):
+        signer = Signer([SECRET], reconnect_url="https://a.example/connect", allowed_domains=allowed)
+        notice = dataclasses.replace(NOTICE, data={**NOTICE.data, "domain": domain})
+        data = json.loads(signer.message(notice, now=START).body)["data"]
+        assert (data.get("domain"), data["connection_id"]) == (expected, "c")
 
 
 def test_while_a_secret_is_replaced_both_verify() -> None:

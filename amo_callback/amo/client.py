@@ -36,7 +36,7 @@ from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from amo_callback.amo.pace import Pace
     from amo_callback.grant import Redirect
@@ -61,7 +61,6 @@ class AmoClient:
         observer: Observer,
         timeout: float,
         default_domain: str | None = None,
-        allowed_domains: Sequence[str] = (),
     ) -> None:
         self._wire = Wire(tls=tls, pace=pace, clock=clock, timeout=timeout)
         self._integration = integration
@@ -69,7 +68,7 @@ class AmoClient:
         self._clock = clock
         self._observer = observer
         self._default_domain = default_domain
-        self._allowed = tuple(allowed_domains)
+        self._allowed = integration.allowed_domains
         self.timeout = timeout
         self.client_id = integration.client_id
 
@@ -91,6 +90,10 @@ class AmoClient:
             raise AccountNotAllowed
         return domain
 
+    def base_url(self, host: str) -> str:
+        """Return the address of AMO's API at a stored host; raises `HostNotAllowed`."""
+        return self._integration.address(host, "")
+
     async def slot(self, priority: Priority) -> None:
         """Wait until the rate limit lets one more request go."""
         await self._pace.slot(priority)
@@ -108,7 +111,10 @@ class AmoClient:
         return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
 
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> Issued:
-        """Spend an authorization code; raises as `protocol.read_answer`, and `NotSent`, also where it is too late."""
+        """Spend an authorization code; raises as `protocol.read_answer`, and `NotSent`, also where it is too late.
+
+        Raises `HostNotAllowed` before anything is sent, here and below.
+        """
         request = exchange_request(self._integration, code=code, domain=domain)
         return await self._issued(request, GrantType.CODE, presented=code.decode(), not_after=not_after)
 
@@ -121,19 +127,17 @@ class AmoClient:
         return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)
 
     async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> Sighting:
-        """Ask about a refresh token without spending it; never raises."""
+        """Ask about a refresh token without spending it; raises `HostNotAllowed` alone."""
         return await self._sighting(
-            refresh_token_request(
-                self._integration, refresh_token=refresh_token, api_domain=api_domain, allowed=self._allowed
-            ),
+            refresh_token_request(self._integration, refresh_token=refresh_token, api_domain=api_domain),
             account_id,
             REFRESH_TOKEN_REFUSED,
         )
 
     async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> Sighting:
-        """Ask about an access token; never raises."""
+        """Ask about an access token; raises `HostNotAllowed` alone."""
         return await self._sighting(
-            access_token_request(self._integration, access_token=access_token, domain=domain, allowed=self._allowed),
+            access_token_request(self._integration, access_token=access_token, domain=domain),
             account_id,
             ACCESS_TOKEN_DEAD,
         )

@@ -29,25 +29,27 @@ UNKNOWN = Sighting(standing=Standing.UNKNOWN)
 UNASKED = Sighting(standing=Standing.UNASKED)
 
 
-def refresh_token_request(
-    integration: Integration, *, refresh_token: str, api_domain: str | None, allowed: Sequence[str] = ()
-) -> AmoRequest | None:
-    """Build the question about a refresh token; `None` where nobody can be asked (a pair from before 2024-08-21)."""
-    host = check_host((api_domain or "").encode(errors="replace"), allowed=allowed)
-    if host is None:
+def refresh_token_request(integration: Integration, *, refresh_token: str, api_domain: str | None) -> AmoRequest | None:
+    """Build the question about a refresh token; `None` without an `api_domain` (a pair from before 2024-08-21).
+
+    Raises `HostNotAllowed`.
+    """
+    if not api_domain:
         return None
     return AmoRequest(
         method="GET",
-        url=integration.address(host, "/oauth2/account/current/subdomain"),
+        url=integration.address(api_domain, "/oauth2/account/current/subdomain"),
         headers={**HEADERS, "X-Refresh-Token": refresh_token},
     )
 
 
-def access_token_request(
-    integration: Integration, *, access_token: str, domain: str, allowed: Sequence[str] = ()
-) -> AmoRequest | None:
-    """Build the question about an access token, at the vendor's front door for the account's domain."""
-    host = check_host(f"www.{domain.partition('.')[2]}".encode(errors="replace"), allowed=allowed)
+def access_token_request(integration: Integration, *, access_token: str, domain: str) -> AmoRequest | None:
+    """Build the question about an access token, at the vendor's front door for the account's domain.
+
+    Returns `None` where that is no allowed host; raises `HostNotAllowed` where the account's own is none.
+    """
+    integration.address(domain, "")
+    host = check_host(f"www.{domain.partition('.')[2]}".encode(), allowed=integration.allowed_domains)
     if host is None:
         return None
     return AmoRequest(

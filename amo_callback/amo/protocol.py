@@ -30,6 +30,7 @@ from amo_callback.errors import (
     UnexplainedRefusal,
     UnknownRefusal,
 )
+from amo_callback.hosts import account_url
 from amo_callback.model import Issued, TokenPair
 from amo_callback.schedule import retry_after
 from amo_callback.slots import LONGEST_PAUSE
@@ -57,6 +58,8 @@ class Integration:
     redirect_uri: str
     endpoint: str = "https://{domain}"
     authorize_url: str = "https://www.amocrm.ru/oauth"
+    allowed_domains: Sequence[str] = ()
+    """Hosts beyond AMO's own that requests may go to."""
 
     def consent_address(self, state: str) -> str:
         """Return the page where a person allows access; what may be asked for is fixed in the integration."""
@@ -64,8 +67,11 @@ class Integration:
         return f"{self.authorize_url}{'&' if '?' in self.authorize_url else '?'}{query}"
 
     def address(self, domain: str, path: str) -> str:
-        """Return where a host of AMO's is asked."""
-        return self.endpoint.replace("{domain}", domain) + path
+        """Return the URL of a request to a host of AMO's; raises `HostNotAllowed`.
+
+        Every request that carries a secret gets its URL here.
+        """
+        return account_url(self.endpoint, domain, allowed=self.allowed_domains) + path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,12 +91,12 @@ HEADERS = {
 
 
 def exchange_request(integration: Integration, *, code: bytes, domain: str) -> AmoRequest:
-    """Build the request that spends an authorization code."""
+    """Build the request that spends an authorization code; raises `HostNotAllowed`."""
     return _token_request(integration, domain, grant_type="authorization_code", code=code.decode())
 
 
 def refresh_request(integration: Integration, *, refresh_token: str, domain: str) -> AmoRequest:
-    """Build the request that spends a refresh token."""
+    """Build the request that spends a refresh token; raises `HostNotAllowed`."""
     return _token_request(integration, domain, grant_type="refresh_token", refresh_token=refresh_token)
 
 

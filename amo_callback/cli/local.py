@@ -7,19 +7,21 @@ import pwd
 import socket
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pydantic
 
 from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
-from amo_callback.errors import ConfigurationError, Unreadable
+from amo_callback.errors import CommandFailed, ConfigurationError, Unreadable
 from amo_callback.machine import machine_mark
 from amo_callback.store import database_file, open_store
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Iterator, Mapping
-    from pathlib import Path
 
     from amo_callback.config import Settings
     from amo_callback.ports import Clock, Store
@@ -100,9 +102,45 @@ def become_owner(owned: Path) -> None:
         os.environ.update(_self(owner.st_uid))
 
 
+_PROGRAM = (__file__, pydantic.__file__, os.__file__)
+"""A file of this program, one of its libraries', and one of Python's own."""
+
+
+@contextmanager
+def _naming_unreadable_program(owned: Path) -> Iterator[None]:
+    """Turn what fails because the effective user cannot read this program into `CommandFailed`, with what to do.
+
+    Parts of the program are loaded only when they are needed, and so perhaps only after root has become another user.
+    """
+    try:
+        yield
+    except (ImportError, PermissionError) as error:
+        folders = [str(Path(file).parent) for file in _PROGRAM]
+        is_program = isinstance(error, ImportError) or str(error.filename).startswith(tuple(folders))
+        file = next((file for file in _PROGRAM if not _is_readable(file)), None)
+        if file is None or not is_program:
+            raise
+        name = _self(os.geteuid()).get("USER", str(os.geteuid()))
+        raise CommandFailed(
+            f"{owned} belongs to {name}: root acts as that user, who cannot read {file}. Install amo-callback and its "
+            "Python where every user can read them (/opt, not /root), or run the command as that user"
+        ) from None
+
+
+def _is_readable(file: str) -> bool:
+    try:
+        open(file, "rb").close()  # noqa: PTH123 -- because `os.access` asks for the real user
+    except PermissionError:
+        return False
+    return True
+
+
 @contextmanager
 def acting_as_owner(owned: Path) -> Iterator[None]:
-    """Act as the owner of what the service owns for a while: root would write wherever that folder's links lead."""
+    """Act as the owner of what the service owns for a while: root would write wherever that folder's links lead.
+
+    Raises `CommandFailed` where a part of this program is needed that the owner cannot read.
+    """
     if os.geteuid() != 0:
         yield
         return
@@ -113,7 +151,8 @@ def acting_as_owner(owned: Path) -> Iterator[None]:
     os.seteuid(owner.st_uid)
     os.environ.update(_self(owner.st_uid))
     try:
-        yield
+        with _naming_unreadable_program(owned):
+            yield
     finally:
         os.environ.clear()
         os.environ.update(environ)
@@ -132,9 +171,10 @@ async def open_local(place: Place, *, make: bool = False) -> AsyncIterator[Local
     cipher = Cipher(place.settings.storage.encryption_keys.get_secret_value().split())
     url = place.settings.storage.url.get_secret_value()
     process = f"{socket.gethostname()}:{os.getpid()} (command)"
-    async with open_store(url, folder=place.folder, clock=clock, process=process) as store:
-        try:
-            cipher.check_canary(await store.canary(cipher.seal_canary()))
-        except Unreadable:
-            raise ConfigurationError("storage.encryption_keys: none of them opens this database") from None
-        yield Local(place=place, store=store, cipher=cipher, clock=store.clock)
+    with _naming_unreadable_program(place.owned):
+        async with open_store(url, folder=place.folder, clock=clock, process=process) as store:
+            try:
+                cipher.check_canary(await store.canary(cipher.seal_canary()))
+            except Unreadable:
+                raise ConfigurationError("storage.encryption_keys: none of them opens this database") from None
+            yield Local(place=place, store=store, cipher=cipher, clock=store.clock)

@@ -20,6 +20,7 @@ from amo_callback.custody.rescue import Rescue
 from amo_callback.custody.selection import Selection
 from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import CommandFailed, NotFound
+from amo_callback.hosts import account_url
 from amo_callback.identity import Scope, key_with
 from amo_callback.model import Filter
 from amo_callback.web.private.connections import connection_shape
@@ -121,7 +122,9 @@ class _Store:
         pair, now = self._local.cipher.pair_of(found), self._local.clock.now()
         if pair is None or pair.expires_at <= now:
             raise CommandFailed("it has no live access token, and only the running service gets a new one: start it")
-        return dict(token_shape(found, pair, now=now, endpoint=self._local.place.settings.amo.endpoint))
+        amo = self._local.place.settings.amo
+        base_url = account_url(amo.endpoint, found.domain, allowed=amo.allowed_domains)
+        return dict(token_shape(found, pair, now=now, base_url=base_url))
 
     async def refresh(self, selector: str) -> dict[str, Any]:
         raise CommandFailed(f"only the running service refreshes: start it, and ask for {selector} again")

@@ -8,6 +8,7 @@ A refresh spends a credential: AMO's refresh tokens work once, and the answer th
 - `breaker`: when nothing may be refreshed at all, the fault not being each connection's own.
 - `credentials`: whether AMO accepts our client id, secret and redirect URI, before the first pair.
 - `address_block`: when AMO blocks our address, and nothing but a probe may be refreshed.
+- `hosts`: whether requests may go to the stored host of a connection.
 - `leases`: how long another process's attempt is left alone.
 - `inquiry`: what can be asked of AMO without spending anything; `checks` and `liveness` ask it.
 - `unsaved`, with `paid` and `rescue`: pairs that the store does not take.

@@ -15,6 +15,7 @@ from amo_callback.custody.deadlines import Deadlines
 from amo_callback.custody.farewell import Farewell
 from amo_callback.custody.freezer import Freezer
 from amo_callback.custody.handout import Handout
+from amo_callback.custody.hosts import Hosts
 from amo_callback.custody.inquiry import Inquiry
 from amo_callback.custody.judge import Judge
 from amo_callback.custody.keeper import Keeper
@@ -51,6 +52,7 @@ class Custody:
     credentials: Credentials
     farewell: Farewell
     freezer: Freezer
+    hosts: Hosts
     selection: Selection
     leases: Leases
     liveness: Liveness
@@ -115,6 +117,7 @@ def make_custody(
         rules=rules,
         random=random,
     )
+    hosts = Hosts(store=store, amo=amo, clock=clock, observer=observer, retry_cap=rules.retry_cap)
     inquiry = Inquiry(
         store=store,
         amo=amo,
@@ -122,6 +125,7 @@ def make_custody(
         clock=clock,
         breaker=breaker,
         judge=judge,
+        hosts=hosts,
         raw_answers=raw_answers,
         rules=rules,
         random=random,
@@ -149,6 +153,7 @@ def make_custody(
         breaker=breaker,
         leases=leases,
         unsaved=unsaved,
+        hosts=hosts,
         concurrency=rules.concurrency,
     )
     checks = Checks(
@@ -187,12 +192,21 @@ def make_custody(
     return Custody(
         keeper=keeper,
         refresher=refresher,
-        handout=Handout(selection=selection, amo=amo, keeper=keeper, liveness=liveness, opened=opened, clock=clock),
+        handout=Handout(
+            selection=selection,
+            amo=amo,
+            keeper=keeper,
+            liveness=liveness,
+            opened=opened,
+            hosts=hosts,
+            clock=clock,
+        ),
         checks=checks,
         breaker=breaker,
         credentials=credentials,
         farewell=Farewell(store=store, clock=clock, observer=observer),
         freezer=freezer,
+        hosts=hosts,
         selection=selection,
         leases=leases,
         liveness=liveness,

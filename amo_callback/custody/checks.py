@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.custody.verdict import LOOK_UP_EVERY, look_again_in
-from amo_callback.errors import Busy, MustWait, NeedsReauth, NotSent, ShuttingDown
+from amo_callback.errors import Busy, HostNotAllowed, MustWait, NeedsReauth, NotSent, ShuttingDown
 from amo_callback.event import Event, Level, happened
 from amo_callback.model import Connection, Demand, Reason, Standing, Status, TokenPair
 from amo_callback.ports import Priority
@@ -86,10 +86,13 @@ class Checks:
         if connection is None or connection.look_up_at is None or connection.look_up_at > self._clock.now():
             return
         pair = self._cipher.pair_of(connection)
-        if connection.status is Status.NEEDS_REAUTH:
-            await self._check_given_up(connection, pair)
-        else:
-            await self._check_hook(connection, pair)
+        try:
+            if connection.status is Status.NEEDS_REAUTH:
+                await self._check_given_up(connection, pair)
+            else:
+                await self._check_hook(connection, pair)
+        except HostNotAllowed:  # nothing was asked
+            await self._look_up_soon(connection_id, status=connection.status)
 
     async def _begin(self, connection: Connection) -> Connection | None:
         """Wait for a slot, then begin the look-up, so that it covers the hooks that came while it waited.
@@ -190,13 +193,15 @@ class Checks:
         try:
             await self._keeper.refresh(connection.id, demand=Demand.TRIAL, satisfied=_is_active)
         except (Busy, NotSent, ShuttingDown):
-            await self._look_up_soon(connection.id)  # it was not presented: another connection was the probe, perhaps
+            # It was not presented: another connection was the probe, perhaps.
+            await self._look_up_soon(connection.id, status=Status.NEEDS_REAUTH)
         except (NeedsReauth, MustWait):
             return  # the keeper told
 
-    async def _look_up_soon(self, connection_id: str) -> None:
+    async def _look_up_soon(self, connection_id: str, *, status: Status) -> None:
+        """Put the look-up off by `retry_cap`, unless the connection has another status by now."""
         connection = await self._store.connection(connection_id)
-        if connection is not None and connection.status is Status.NEEDS_REAUTH:
+        if connection is not None and connection.status is status:
             soon = self._clock.now() + timedelta(seconds=self._rules.retry_cap)
             await self._store.look_up_again(connection, at=soon)
 

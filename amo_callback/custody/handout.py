@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import AmoCallbackError, Busy, MustMend, MustWait, NeedsReauth
+from amo_callback.errors import AmoCallbackError, Busy, HostNotAllowed, MustMend, MustWait, NeedsReauth
 from amo_callback.model import Connection, Demand, Reason, Standing, TokenPair, connection_id
 from amo_callback.schedule import fresh_enough, lives
 from amo_callback.tasks import done_within
@@ -16,6 +16,7 @@ from amo_callback.tasks import done_within
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from amo_callback.custody.hosts import Hosts
     from amo_callback.custody.keeper import Keeper
     from amo_callback.custody.liveness import Liveness
     from amo_callback.custody.opened import Opened
@@ -35,6 +36,8 @@ class HandedOut:
 
     connection: Connection
     pair: TokenPair
+    base_url: str
+    """The address of AMO's API for the account: the token may be sent there."""
     stale: bool = False
     reason: str | None = None
 
@@ -50,6 +53,7 @@ class Handout:
         keeper: Keeper,
         liveness: Liveness,
         opened: Opened,
+        hosts: Hosts,
         clock: Clock,
     ) -> None:
         self._selection = selection
@@ -57,6 +61,7 @@ class Handout:
         self._keeper = keeper
         self._liveness = liveness
         self._opened = opened
+        self._hosts = hosts
         self._clock = clock
 
     async def token(self, selector: str, *, min_ttl: float) -> HandedOut:
@@ -64,7 +69,7 @@ class Handout:
 
         A token with less than `min_ttl` seconds is refreshed first; where that fails and it lives still, it is
         handed out as stale, and so is the last that is known while the store is away. Raises `NotFound`,
-        `NeedsReauth`, `MustWait`, `MustMend`: then there is no live one.
+        `NeedsReauth`, `MustWait`, `MustMend`: then there is no live one, or it must not leave (`HostNotAllowed`).
         """
         if handed_out := self._at_hand(selector, min_ttl):
             return handed_out
@@ -103,7 +108,7 @@ class Handout:
         """
         connection = self._choose(await self._selection.find(selector), rejected)
         if rejected is None and (pair := self._new_pair(connection)):
-            return HandedOut(connection=connection, pair=pair)
+            return HandedOut(connection=connection, pair=pair, base_url=await self._hosts.check(connection))
         if rejected is not None:
             if self._is_stored(connection, rejected):
                 self._liveness.reject(connection)
@@ -121,7 +126,12 @@ class Handout:
         connection = self._selection.remembered(selector)
         if connection is None or (pair := self._fresh_pair(connection, min_ttl)) is None:
             return None
-        return None if self._liveness.is_doubtful(connection) else HandedOut(connection=connection, pair=pair)
+        if self._liveness.is_doubtful(connection):
+            return None
+        try:
+            return HandedOut(connection=connection, pair=pair, base_url=self._hosts.base_url(connection))
+        except HostNotAllowed:
+            return None  # which is to be written down
 
     def _fresh_pair(self, connection: Connection, min_ttl: float) -> TokenPair | None:
         """Return a connection's pair, where it has enough life left."""
@@ -157,7 +167,7 @@ class Handout:
             raise NeedsReauth(Reason.UNREADABLE)
         if not lives(pair, now=self._clock.now()):
             raise Busy(1.0)  # the process was stopped for longer than a token lives
-        return HandedOut(connection=connection, pair=pair)
+        return HandedOut(connection=connection, pair=pair, base_url=await self._hosts.check(connection))
 
     async def _as_it_is(
         self, connection: Connection, *, error: AmoCallbackError | None = None, changed: bool = False
@@ -175,7 +185,8 @@ class Handout:
         reason = None if standing is Standing.GOOD else _IN_DOUBT
         if error is not None:
             reason = _reason(error)
-        return HandedOut(connection=connection, pair=pair, stale=reason is not None, reason=reason)
+        base_url = await self._hosts.check(connection)
+        return HandedOut(connection=connection, pair=pair, base_url=base_url, stale=reason is not None, reason=reason)
 
     # --- which one -------------------------------------------------------------------------------
 

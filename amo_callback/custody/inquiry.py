@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from amo_callback.errors import (
     AmoCallbackError,
     Busy,
+    HostNotAllowed,
     NoAnswer,
     OutcomeOpen,
     ShuttingDown,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from amo_callback.cipher import Cipher
     from amo_callback.custody.breaker import Breaker
+    from amo_callback.custody.hosts import Hosts
     from amo_callback.custody.judge import Judge
     from amo_callback.custody.raw_answers import RawAnswers
     from amo_callback.model import RefreshRules
@@ -52,6 +54,7 @@ class Inquiry:
         clock: Clock,
         breaker: Breaker,
         judge: Judge,
+        hosts: Hosts,
         raw_answers: RawAnswers,
         rules: RefreshRules,
         random: Callable[[], float],
@@ -62,6 +65,7 @@ class Inquiry:
         self._clock = clock
         self._breaker = breaker
         self._judge = judge
+        self._hosts = hosts
         self._raw_answers = raw_answers
         self._rules = rules
         self._random = random
@@ -111,7 +115,11 @@ class Inquiry:
         pair = self._cipher.pair_of(connection)
         if pair is None:
             return  # the attempt will tell
-        sighting = await self.about_refresh_token(connection, pair)
+        try:
+            sighting = await self.about_refresh_token(connection, pair)
+        except HostNotAllowed as error:
+            await self._hosts.put_off(connection, error)
+            raise
         now = self._clock.now()
         later = now + timedelta(seconds=self._rules.retry_cap)
         if sighting.standing is Standing.UNKNOWN and (self._breaker.held or not _is_long_dead(connection, now)):
@@ -160,7 +168,12 @@ class Inquiry:
     async def about_refresh_token(
         self, connection: Connection, pair: TokenPair, *, priority: Priority | None = Priority.BACKGROUND
     ) -> Sighting:
-        """Ask whether AMO knows the refresh token; without a `priority` the caller has waited for the slot."""
+        """Ask whether AMO knows the refresh token; without a `priority` the caller has waited for the slot.
+
+        Raises `HostNotAllowed`, also where that is the account's own host and not the one that is asked.
+        """
+        for host in filter(None, (connection.domain, connection.api_domain)):
+            self._amo.base_url(host)
         if priority is not None:
             await self.slot(priority)
         self._breaker.address_block.check_question(connection.id)
@@ -178,7 +191,11 @@ class Inquiry:
         priority: Priority = Priority.BACKGROUND,
         limit: float | None = None,
     ) -> Sighting:
-        """Ask whether the access token is valid; raises `Busy` where there was no slot for `limit` seconds."""
+        """Ask whether the access token is valid; raises `Busy` where there was no slot for `limit` seconds.
+
+        Raises `HostNotAllowed`.
+        """
+        self._hosts.base_url(connection)
         await self.slot(priority, limit=limit)
         self._breaker.address_block.check_question()
         return await self._amo.ask_about(

@@ -168,7 +168,8 @@ _SPENT_BY = {
     Reason.EXPIRED: "it was not used for three months, as AMO counts them",
     Reason.IN_DOUBT: "an attempt of ours ended without an answer, and may have spent it: see its earlier events",
     Reason.REFUSED: "not known: for a day AMO has refused this connection without a hint, and rejected its token",
-    Reason.UNREADABLE: "no encryption key opens the pair: nothing was presented",
+    Reason.UNREADABLE: "no encryption key opens the pair, or it was sealed for another account or user than the row "
+    "names: nothing was presented",
 }
 """Who spent the token, as far as it can be known."""
 

@@ -20,6 +20,7 @@ from amo_callback.errors import (
     Busy,
     ConfigurationError,
     Frozen,
+    HostNotAllowed,
     NeedsReauth,
     NotFound,
     NotSent,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from amo_callback.custody.attempt import Attempts
     from amo_callback.custody.breaker import Breaker
+    from amo_callback.custody.hosts import Hosts
     from amo_callback.custody.inquiry import Inquiry
     from amo_callback.custody.leases import Leases
     from amo_callback.custody.unsaved import Unsaved
@@ -58,6 +60,7 @@ class Keeper:
         breaker: Breaker,
         leases: Leases,
         unsaved: Unsaved,
+        hosts: Hosts,
         concurrency: int,
     ) -> None:
         self._store = store
@@ -68,6 +71,7 @@ class Keeper:
         self._breaker = breaker
         self._leases = leases
         self._unsaved = unsaved
+        self._hosts = hosts
         self._places = asyncio.Semaphore(concurrency)
         self._flights: dict[str, asyncio.Task[Connection]] = {}
         self._stopping = asyncio.Event()
@@ -142,6 +146,7 @@ class Keeper:
             if left := self._leases.left(connection):
                 await self._pause(min(left, _LOOK_AGAIN))
                 continue
+            await self._hosts.check(connection)
             async with self._places:
                 if self._inquiry.is_needed(connection) and looked_up != _doubted(connection):
                     await self._breaker.address_block.enter(connection.id, demand=demand)
@@ -189,6 +194,8 @@ class Keeper:
             return
         if demand is Demand.FORCED and connection.last_error == NotSent.code:
             return  # nothing reached AMO: nothing is hammered
+        if connection.last_error == HostNotAllowed.code:
+            return  # nothing was sent, and the host is checked next
         raise Busy((due - now).total_seconds(), because=connection.last_error)
 
     async def _search(self, connection: Connection) -> None:

@@ -62,6 +62,8 @@ def _same(one: Connection, other: Connection) -> bool:
     """Tell whether all that an opened pair depends on is the same."""
     return one is other or (
         one.sealed_pair == other.sealed_pair
+        and one.account_id == other.account_id
+        and one.user_id == other.user_id
         and one.access_issued_at == other.access_issued_at
         and one.access_expires_at == other.access_expires_at
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -12,10 +14,39 @@ from amo_callback.demo.trials import TRIALS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from aiohttp.typedefs import Handler
+
     from amo_callback.demo.life import Life
     from amo_callback.demo.render import Renderer
     from amo_callback.demo.story import Line, Story
     from amo_callback.demo.trials import Trials
+
+
+_HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
+
+
+@web.middleware
+async def loopback_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse requests that name another host than this machine's loopback.
+
+    A page elsewhere may have its name resolve to 127.0.0.1, and would read the API key.
+    """
+    named = request.headers.getall("Host", [])
+    if len(named) != 1 or not is_loopback(named[0]):
+        return web.Response(status=421, text="The panel answers at 127.0.0.1 and localhost only.\n")
+    return await handler(request)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a `Host` header names the loopback: `localhost`, or an address."""
+    match = _HOST.fullmatch(host)
+    name = match["name"].lower() if match is not None else ""
+    if name == "localhost":
+        return True
+    try:
+        return ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 class Panel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from amo_callback.cipher import new_key
 from amo_callback.config_load import load_settings
 from amo_callback.demo.backend import Backend
 from amo_callback.demo.life import Life, Watcher
-from amo_callback.demo.panel import Panel
+from amo_callback.demo.panel import Panel, loopback_only
 from amo_callback.demo.phone import AUDIENCE, Phone
 from amo_callback.demo.proxy import Proxy
 from amo_callback.demo.render import Renderer
@@ -57,9 +57,9 @@ class Sites:
 class Secrets:
     """What is made anew for each demonstration."""
 
-    api_key: str
-    jwt_secret: str
-    encryption_key: str
+    api_key: str = field(repr=False)
+    jwt_secret: str = field(repr=False)
+    encryption_key: str = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class Stage:
     story: Story
     trials: Trials
     watcher: Watcher
-    curl: str
+    curl: str = field(repr=False)
     """A command that takes a token as a backend does."""
 
 
@@ -171,7 +171,7 @@ async def open_stage(
             f"'http://{service.private}/connections/account:{vendor.accounts[0].id}/token?min_ttl=1'"
         )
         panel = Panel(life=lambda: watcher.life, story=story, trials=trials, renderer=renderer, curl=curl)
-        pages = web.Application()
+        pages = web.Application(middlewares=[loopback_only])
         pages.add_routes([*panel.routes(), *phone.routes(), *renderer.routes()])
         await stack.enter_async_context(open_door(pages, sites.panel, name="panel", clock=clock, log=log))
         yield Stage(service=service, story=story, trials=trials, watcher=watcher, curl=curl)

@@ -17,6 +17,7 @@ from amo_callback.deeplink import WORDS
 from amo_callback.errors import (
     AccountRefused,
     ClientRefused,
+    HostNotAllowed,
     NoAnswer,
     NotSent,
     OtherClient,
@@ -52,6 +53,7 @@ HAND_OUTS = (
     "amo_unavailable",
     "amo_credentials",
     "frozen",
+    "host_not_allowed",
     "store_unavailable",
     OTHER,
 )
@@ -62,6 +64,7 @@ _FAILURES = (
         for error in (
             AccountRefused,
             ClientRefused,
+            HostNotAllowed,
             NoAnswer,
             NotSent,
             OtherClient,

@@ -113,6 +113,9 @@ class AmoOAuth(Protocol):
     def check_domain(self, host: str | None) -> str:
         """Return the account's host, the default one for `None`; raises `PersonMustAct`."""
 
+    def base_url(self, host: str) -> str:
+        """Return the address of AMO's API at a stored host; raises `HostNotAllowed`."""
+
     def account_of(self, access_token: str) -> Account:
         """Return whose access token it is, as far as it tells."""
 
@@ -126,16 +129,19 @@ class AmoOAuth(Protocol):
         """Wait until the rate limit lets one more request go."""
 
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> Issued:
-        """Spend an authorization code; one request, never repeated, and not sent after this monotonic time."""
+        """Spend an authorization code; one request, never repeated, and not sent after this monotonic time.
+
+        This and the next three send nothing to a host that is not allowed: they raise `HostNotAllowed`.
+        """
 
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> Issued:
         """Spend a refresh token; one request, never repeated, and not sent after this monotonic time."""
 
     async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> Sighting:
-        """Ask about a refresh token without spending it, and where its account lives; never raises."""
+        """Ask about a refresh token without spending it, and where its account lives; raises `HostNotAllowed` alone."""
 
     async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> Sighting:
-        """Ask about an access token, and where its account lives; spends nothing and never raises."""
+        """Ask about an access token, and where its account lives; spends nothing, raises `HostNotAllowed` alone."""
 
 
 class RescueFiles(Protocol):

@@ -99,9 +99,12 @@ class Connections(Protocol):
         """Give a claim back unspent."""
 
     async def postpone(
-        self, connection: Connection, *, last_error: str, next_refresh_at: datetime, events: Sequence[Event] = ()
+        self, connection: Connection, *, last_error: str, next_refresh_at: datetime | None, events: Sequence[Event] = ()
     ) -> bool:
         """Put off a refresh that was not begun; `False` where the connection has changed since it was read."""
+
+    async def retry_hosts(self, *, now: datetime) -> None:
+        """Make due the refreshes that were put off because of the connection's host, and forget that they were."""
 
     async def revive(self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()) -> bool:
         """Make a connection active again; `False` where it has changed since it was read."""

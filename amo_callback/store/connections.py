@@ -163,12 +163,16 @@ class Connections(Writer):
     # --- other changes ---------------------------------------------------------------------------
 
     async def postpone(
-        self, connection: Connection, *, last_error: str, next_refresh_at: datetime, events: Sequence[Event] = ()
+        self, connection: Connection, *, last_error: str, next_refresh_at: datetime | None, events: Sequence[Event] = ()
     ) -> bool:
         """Put off a refresh that was not begun; `False` where the connection has changed since it was read."""
         return await self._change_read(
             "postpone", connection, events=events, last_error=last_error, next_refresh_at=next_refresh_at
         )
+
+    async def retry_hosts(self, *, now: datetime) -> None:
+        """Make due the refreshes that were put off because of the connection's host, and forget that they were."""
+        await self._database.write("retry_hosts", now=now)
 
     async def revive(self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()) -> bool:
         """Make a connection active again; `False` where it has changed since it was read."""

@@ -27,6 +27,7 @@ class Surveys(Writer):
             needs_reauth={reason: others.get(reason, 0) for reason in Reason},
             disconnected=others.get(Status.DISCONNECTED, 0),
             mismatched=row["mismatched"],
+            hosts_not_allowed=row["hosts_not_allowed"],
             expired=row["expired"],
             due=row["due"],
             overdue=row["overdue"],

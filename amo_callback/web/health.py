@@ -67,6 +67,7 @@ class Readiness:
             "refresher": self._check_refresher(),
             "amo_credentials": self._check_credentials(),
             "amo_blocked": self._check_block(),
+            "hosts": self._check_hosts(),
             "unsaved_pairs": self._check_unsaved(),
             "frozen": self._check_frozen(),
             "verdicts": self._check_verdicts(),
@@ -134,6 +135,16 @@ class Readiness:
         return False, (
             f"since {rfc3339(block.since)} AMO answers 403 to every refresh, and nothing is refreshed; the next probe "
             f"leaves at {rfc3339(block.probe_at)}. Ask AMO's support to unblock the address of this server"
+        )
+
+    def _check_hosts(self) -> tuple[bool, str]:
+        survey = self._custody.surveyor.last
+        if survey is None or not survey.hosts_not_allowed:
+            return True, "all allowed"
+        return False, (
+            "active connections whose host is neither one of AMO's nor in amo.allowed_domains: "
+            f"{survey.hosts_not_allowed}. Nothing is sent there, and no token is handed out for them: add the hosts to "
+            "amo.allowed_domains and restart, or have the accounts connect again (the log names them: host.not_allowed)"
         )
 
     def _mismatched(self) -> str:

@@ -23,7 +23,7 @@ REF = "#/components/schemas/"
 _HEADERS = {
     "Location": "Where to go on.",
     "Retry-After": "After how many seconds to try again.",
-    "WWW-Authenticate": "`Bearer`.",
+    "WWW-Authenticate": "`Bearer`, with the parameters of RFC 6750.",
 }
 
 

@@ -56,13 +56,13 @@ async def open_client(
                 redirect_uri=settings.amo.redirect_uri,
                 endpoint=settings.amo.endpoint,
                 authorize_url=settings.amo.authorize_url,
+                allowed_domains=settings.amo.allowed_domains,
             ),
             pace=pace,
             clock=clock,
             observer=observer,
             timeout=settings.amo.timeout,
             default_domain=settings.amo.default_domain,
-            allowed_domains=settings.amo.allowed_domains,
         )
     finally:
         await pace.close()
@@ -91,7 +91,11 @@ async def open_courier(
         courier = Courier(
             store=store,
             sender=sender,
-            signer=Signer(read_secrets(notify.secret.get_secret_value()), reconnect_url=settings.amo.connect_url),
+            signer=Signer(
+                read_secrets(notify.secret.get_secret_value()),
+                reconnect_url=settings.amo.connect_url,
+                allowed_domains=settings.amo.allowed_domains,
+            ),
             clock=clock,
             observer=observer,
             poll_interval=settings.refresh.poll_interval,

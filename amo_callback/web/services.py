@@ -113,6 +113,7 @@ async def _open_custody(
     )
     await custody.freezer.begin()
     await custody.leases.begin()
+    await custody.hosts.begin()
     await custody.breaker.address_block.watch()
     await custody.unsaved.restore()
     await custody.credentials.watch()

@@ -20,6 +20,7 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import (
     AccountNotAllowed,
     CodeUsed,
+    HostNotAllowed,
     InvalidRequest,
     NotSent,
     OutcomeOpen,
@@ -140,6 +141,23 @@ REQUESTS: dict[str, Callable[[AmoClient], Awaitable[object]]] = {
     "look_up": lambda client: client.look_up(refresh_token="old", api_domain="api-b.amocrm.ru", account_id="7"),
     "ask_about": lambda client: client.ask_about(access_token="a", domain=HOST, account_id="7"),
 }
+HOST_OF: dict[str, Callable[[AmoClient, str], Awaitable[object]]] = {
+    "refresh": lambda client, host: client.refresh(refresh_token="old", domain=host, not_after=math.inf),
+    "exchange": lambda client, host: client.exchange(code=b"c", domain=host, not_after=math.inf),
+    "look_up": lambda client, host: client.look_up(refresh_token="old", api_domain=host, account_id="7"),
+    "ask_about": lambda client, host: client.ask_about(access_token="a", domain=host, account_id="7"),
+}
+
+
+@pytest.mark.parametrize("name", HOST_OF)
+async def test_no_request_goes_to_a_host_that_is_not_allowed(client: AmoClient, amo: Amo, name: str) -> None:
+    """Where `amo.endpoint` is another address, too, what decides is the host that is named in it."""
+    for host in ("evil.example.com", f"{HOST}@evil.example.com", f"{HOST}/..", f"{HOST}:1"):
+        with pytest.raises(HostNotAllowed):
+            await HOST_OF[name](client, host)
+    assert amo.sandbox.requests + amo.sandbox.look_ups == 0
+
+
 PAIR = b'{"token_type": "Bearer", "expires_in": 86400, "access_token": "a", "refresh_token": "r"}'
 
 

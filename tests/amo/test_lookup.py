@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from amo_callback.amo.lookup import (
     refresh_token_request,
 )
 from amo_callback.amo.protocol import Answer, Integration
+from amo_callback.errors import HostNotAllowed
 from amo_callback.model import Sighting, Standing
 
 INTEGRATION = Integration(client_id="c619", client_secret="the-secret", redirect_uri="https://a.example/cb")
@@ -36,11 +38,25 @@ def test_the_questions_go_to_hosts_of_amos_and_carry_one_token_each() -> None:
     assert (access.headers["Authorization"], access.body) == ("Bearer the-token", None)
 
 
-@pytest.mark.parametrize("host", [None, "", "evil.com", "api-b.amocrm.ru@evil.com", "\ud800.amocrm.ru"])
-def test_nobody_else_is_asked(host: str | None) -> None:
-    """Without a host of AMO's there is no question."""
+@pytest.mark.parametrize("host", ["evil.com", "api-b.amocrm.ru@evil.com", "\ud800.amocrm.ru", "API-B.amocrm.ru"])
+def test_nobody_else_is_asked(host: str) -> None:
+    """There is no request that carries a token to a host that is not allowed."""
+    with pytest.raises(HostNotAllowed):
+        refresh_token_request(INTEGRATION, refresh_token="t", api_domain=host)
+    with pytest.raises(HostNotAllowed):
+        access_token_request(INTEGRATION, access_token="t", domain=host)
+
+
+@pytest.mark.parametrize("host", [None, ""])
+def test_without_an_api_host_there_is_no_question(host: str | None) -> None:
+    """Access tokens from before 2024-08-21 do not tell it."""
     assert refresh_token_request(INTEGRATION, refresh_token="t", api_domain=host) is None
-    assert access_token_request(INTEGRATION, access_token="t", domain=f"a.{host}") is None or host == ""
+
+
+def test_without_a_front_door_there_is_no_question() -> None:
+    """A host that the operator has allowed need not have one."""
+    integration = dataclasses.replace(INTEGRATION, allowed_domains=["crm.example.com"])
+    assert access_token_request(integration, access_token="t", domain="crm.example.com") is None
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])

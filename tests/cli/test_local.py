@@ -5,16 +5,22 @@ from __future__ import annotations
 import getpass
 import os
 import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+import amo_callback
 from amo_callback.cipher import new_key
 from amo_callback.cli.local import Place, acting_as_owner
 from amo_callback.config_load import load_settings
 from tests.cli.checks.test_words import GOOD
 
 NOBODY = 65534
+PACKAGE = Path(amo_callback.__file__).parent
 SETTINGS = load_settings(
     None, {f"AMO_CALLBACK_{name}": value for name, value in {**GOOD, "STORAGE__ENCRYPTION_KEYS": new_key()}.items()}
 )
@@ -52,6 +58,42 @@ def test_where_the_database_is_a_server_the_rescue_folder_says_who_the_service_i
     with acting_as_owner(place.owned):
         assert os.geteuid() == NOBODY
     assert place.machine == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")
+def test_an_owner_who_cannot_read_the_program_is_named_and_nothing_fails_halfway(tmp_path: Path) -> None:
+    """Installed where root alone may look: one line with what to do and status 1, not a trace from a late import."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        home = folder / "root"
+        shutil.copytree(PACKAGE, home / "amo_callback", ignore=shutil.ignore_patterns("__pycache__"))
+        home.chmod(0o700)
+        data = folder / "data"
+        data.mkdir()
+        environ = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()} | {
+            "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": new_key(),
+            "AMO_CALLBACK_STORAGE__URL": f"sqlite:///{data}/amo-callback.db",
+            "PYTHONPATH": str(home),
+            "PATH": os.environ["PATH"],
+        }
+        (data / "amo-callback.db").touch()
+        for path in (data, data / "amo-callback.db"):
+            os.chown(path, NOBODY, NOBODY)
+        for words in (["connections", "list"], ["events"]):
+            done = subprocess.run(  # noqa: S603 -- because it is this program
+                [sys.executable, "-m", "amo_callback.cli.main", *words],
+                env=environ,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert (done.returncode, done.stdout) == (1, ""), done.stderr
+            assert "Traceback" not in done.stderr
+            assert f"belongs to {pwd.getpwuid(NOBODY).pw_name}" in done.stderr
+            assert "/opt, not /root" in done.stderr
+        assert sorted(path.name for path in data.iterdir()) == ["amo-callback.db"]
 
 
 def test_whoever_owns_the_database_already_stays_who_he_is(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ class House:
         values: dict[str, Any] = {
             "id": name,
             "account_id": issued.account.account_id,
+            "user_id": issued.account.user_id,
             "domain": HOST,
             "client_id": self.client.client_id,
             "sealed_pair": self.cipher.seal_pair(issued.pair, connection_id=name),

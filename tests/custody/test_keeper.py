@@ -337,6 +337,7 @@ async def test_stopping_does_not_wait_for_the_rate_limit(house: House, clock: Fa
 
     class NoSlot:
         client_id, timeout = house.client.client_id, house.client.timeout
+        base_url = house.client.base_url
 
         async def slot(self, _priority: object) -> None:
             await clock.sleep(3600)
@@ -547,6 +548,7 @@ async def test_a_bug_is_told_and_leaves_the_outcome_open(house: House) -> None:
 
     class Broken:
         client_id, timeout = house.client.client_id, house.client.timeout
+        base_url = house.client.base_url
 
         async def slot(self, _priority: object) -> None:
             return
@@ -589,6 +591,7 @@ async def test_a_late_verdict_changes_nothing_of_a_new_grant(house: House) -> No
 
     class Late:
         client_id, timeout = house.client.client_id, house.client.timeout
+        base_url = house.client.base_url
 
         async def slot(self, _priority: object) -> None:
             return
@@ -615,6 +618,7 @@ async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(hous
 
     class Waiting:
         client_id, timeout = house.client.client_id, house.client.timeout
+        base_url = house.client.base_url
         waits = asyncio.Event()
 
         async def slot(self, _priority: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +13,7 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountRefused, MustWait, NeedsReauth, NotFound, OutcomeOpen, StoreUnavailable
 from amo_callback.model import Demand
 from amo_callback.ports import Priority
-from tests.builders import a_claim, a_connection, save
+from tests.builders import a_claim
 from tests.custody.house import API_DOMAIN, DAY
 from tests.fakes import Instead
 
@@ -133,14 +132,9 @@ async def test_a_slow_amo_keeps_nobody_waiting(house: House) -> None:
 async def test_token_checks_take_a_quarter_of_the_rate_and_the_others_are_served_as_stale(house: House) -> None:
     """A caller waits a second for a check that has no slot; then its check does not queue behind the others."""
     house.amo.vendor.unknowns.refresh_kills_access = False
-    connections = []
-    for number in range(4):
-        issued = await house.exchange()
-        connection = house.connection_of(issued, id=a_connection(number).id)
-        sealed = house.cipher.seal_pair(issued.pair, connection_id=connection.id)
-        kept = await save(house.store, dataclasses.replace(connection, sealed_pair=sealed), code=str(number))
-        await house.store.claim(a_claim(kept, owner="process-2"))
-        connections.append(kept)
+    connections = [connection for _, connection in await house.connect_accounts(4)]
+    for connection in connections:
+        await house.store.claim(a_claim(connection, owner="process-2"))
     house.clock.advance(5)
     pace = Pace(per_second=1, shared=Alone(clock=house.clock), clock=house.clock, observer=house.witness)
     custody = house.make_custody(amo=Instead(house.client, slot=pace.slot))

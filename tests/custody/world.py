@@ -266,6 +266,9 @@ class _Amo:
     async def slot(self, _priority: Priority) -> None:
         return
 
+    def base_url(self, host: str) -> str:
+        return self._world.integration.address(host, "")
+
     def account_of(self, access_token: str) -> Account:
         return account_of(read_claims(access_token))
 

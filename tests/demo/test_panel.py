@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from amo_callback import probe
+from amo_callback.demo.stage import make_secrets
 from tests.demo.show import TOKEN_LIFE
 
 if TYPE_CHECKING:
@@ -59,3 +60,25 @@ async def test_nothing_but_its_own_files_is_served(show: Show) -> None:
     for name in ("panel.html", "..%2Fstage.py", "phone.txt"):
         async with show.http.get(f"http://{show.sites.panel}/static/{name}") as response:
             assert response.status == 404
+
+
+async def test_only_names_of_this_machine_are_answered(show: Show) -> None:
+    """A page elsewhere whose name resolves to 127.0.0.1 reads neither the panel's key nor tries anything."""
+    port = show.sites.panel.rpartition(":")[2]
+    for host in ("evil.example.com", f"evil.example.com:{port}", "127.0.0.1.evil.example.com", "10.0.0.1", "", "[::]"):
+        for method, path in (("GET", "/"), ("GET", "/life"), ("POST", "/trials/away"), ("GET", "/phone")):
+            asked = show.http.request(method, f"http://{show.sites.panel}{path}", headers={"Host": host}, json={})
+            async with asked as response:
+                assert response.status == 421, host
+                assert "Bearer" not in await response.text()
+    for host in (show.sites.panel, "127.0.0.1", f"localhost:{port}", "LOCALHOST", f"[::1]:{port}", "127.3.2.1"):
+        async with show.http.get(f"http://{show.sites.panel}/", headers={"Host": host}) as response:
+            assert response.status == 200, host
+
+
+async def test_nothing_shows_the_keys_of_the_demonstration(show: Show) -> None:
+    """Neither what was made for it, nor what runs, shows a secret where it is printed."""
+    made = make_secrets()
+    for secret in (made.api_key, made.jwt_secret, made.encryption_key):
+        assert secret not in repr(made)
+    assert show.stage.curl not in repr(show.stage)

@@ -51,6 +51,28 @@ async def test_connections_are_counted_by_status_and_reason(store: Store) -> Non
     }
 
 
+async def test_refused_hosts_are_counted_until_they_are_tried_again(store: Store) -> None:
+    """All of them are due at once then, except what is due never: a token without a refresh token."""
+    for number in (1, 2, 3):
+        await save(store, a_connection(number))
+    await save(store, a_connection(4, next_refresh_at=None, refresh_expires_at=None))
+    await _given_up(store, 5, Reason.REVOKED)
+    for number, error in ((1, "host_not_allowed"), (2, "host_not_allowed"), (3, "no_answer"), (4, "host_not_allowed")):
+        again = None if number == 4 else START + 20 * DAY
+        assert await store.postpone(await now(store, a_connection(number)), last_error=error, next_refresh_at=again)
+    assert (await _survey(store)).hosts_not_allowed == 3
+    later = START + DAY / 4
+    await store.retry_hosts(now=later)
+    assert (await _survey(store)).hosts_not_allowed == 0
+    found = [await now(store, a_connection(number)) for number in (1, 2, 3, 4)]
+    assert [(one.last_error, one.next_refresh_at) for one in found] == [
+        (None, later),
+        (None, later),
+        ("no_answer", START + 20 * DAY),
+        (None, None),
+    ]
+
+
 async def test_the_nearest_ends_are_those_of_active_connections(store: Store) -> None:
     """Whoever was given up has none that could be kept."""
     await save(store, a_connection(1, access_expires_at=START + 3 * DAY, refresh_expires_at=START + 50 * DAY))

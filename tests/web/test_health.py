@@ -44,6 +44,7 @@ async def test_a_working_service_is_ready_from_its_first_answer_on(app: Running)
         "refresher": True,
         "amo_credentials": True,
         "amo_blocked": True,
+        "hosts": True,
         "unsaved_pairs": True,
         "frozen": True,
         "verdicts": True,
@@ -115,6 +116,16 @@ def test_connections_of_another_client_id_are_named_and_make_nothing_red(store: 
         "ok": True,
         "detail": "accepted; connections of another client_id: 3 (their users must connect again)",
     }
+
+
+def test_hosts_that_are_not_allowed_are_counted_and_red(store: Store) -> None:
+    """The detail names the setting, and what to do instead of changing it."""
+    beat = Beat()
+    assert _readiness(store, beat).checks()["hosts"] == {"ok": True, "detail": "all allowed"}
+    beat.last = a_survey(hosts_not_allowed=3)
+    check = _readiness(store, beat).checks()["hosts"]
+    assert not check["ok"]
+    assert "amo.allowed_domains: 3. Nothing is sent there" in check["detail"]
 
 
 def test_before_anything_was_seen_it_is_not_ready(store: Store) -> None:

@@ -193,7 +193,8 @@ async def test_a_wrong_key_learns_nothing(app: Running, key: str | None) -> None
     ]
     assert {(answer.status, answer.text) for answer in answers} == {(401, answers[0].text)}
     assert answers[0].json()["code"] == "unauthorized"
-    assert answers[0].headers["WWW-Authenticate"] == "Bearer"
+    challenge = 'Bearer realm="amo-callback"' + (', error="invalid_token"' if key else "")
+    assert {answer.headers["WWW-Authenticate"] for answer in answers} == {challenge}
 
 
 async def test_a_key_without_the_scope_is_403(app: Running) -> None:
@@ -201,6 +202,8 @@ async def test_a_key_without_the_scope_is_403(app: Running) -> None:
     connection = await app.connected()
     answer = await app.private(f"/connections/{connection}/token", key=READ_KEY)
     assert (answer.status, answer.json()["code"], answer.json()["scope"]) == (403, "forbidden", "token")
+    challenge = 'Bearer realm="amo-callback", error="insufficient_scope", scope="token"'
+    assert answer.headers["WWW-Authenticate"] == challenge
 
 
 async def test_basic_authentication_is_not_bearer(app: Running) -> None:

@@ -67,15 +67,24 @@ async def _asked(app: Running, headers: dict[str, str]) -> dict[str, Answer]:
 # and the request's line in the log. No timing is asserted: a busy machine would decide the test.
 @pytest.mark.parametrize("headers", KEYS.values(), ids=KEYS.keys())
 async def test_a_wrong_key_gets_one_and_the_same_answer(app: Running, headers: dict[str, str]) -> None:
-    """Status, bytes and headers are those of an unknown route without a key, whatever is asked for and with what."""
-    nothing = await app.private("/nowhere", key=None)
+    """Status, bytes and headers are those of an unknown route with the same key, whatever is asked for."""
+    nothing = await app.private("/nowhere", key=None, headers=headers)
     assert (nothing.status, nothing.json()["code"]) == (401, "unauthorized")
-    assert nothing.headers["WWW-Authenticate"] == "Bearer"
+    assert nothing.text == (await app.private("/nowhere", key=None)).text
     for name, answer in (await _asked(app, headers)).items():
         assert (answer.status, answer.text) == (nothing.status, nothing.text), name
         assert _told(answer) == _told(nothing), name
     assert app.amo.vendor.ledger.refreshes() == []
     assert (await app.private("/connections")).json()["items"][0]["status"] == "active"
+
+
+@pytest.mark.parametrize("name", KEYS)
+async def test_the_challenge_names_an_error_only_where_a_key_came(app: Running, name: str) -> None:
+    """As RFC 6750 has it: the realm always, `invalid_token` for a key that is not known."""
+    answer = await app.private("/connections", key=None, headers=KEYS[name])
+    came = name in {"a wrong one", "the good one's beginning", "no UTF-8", "a very long one"}
+    error = ', error="invalid_token"' if came else ""
+    assert answer.headers["WWW-Authenticate"] == f'Bearer realm="amo-callback"{error}'
 
 
 async def test_the_method_head_learns_no_more(app: Running) -> None:

@@ -220,6 +220,12 @@ UPDATE connections SET
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
+-- name: retry_hosts
+UPDATE connections SET
+    last_error = NULL, row_version = row_version + 1,
+    next_refresh_at = CASE WHEN next_refresh_at > :now THEN CAST(:now AS BIGINT) ELSE next_refresh_at END
+WHERE status = 'active' AND last_error = 'host_not_allowed';
+
 -- name: revive
 UPDATE connections SET
     status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL, look_up_at = NULL,

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from amo_callback.errors import Forbidden
 from amo_callback.identity import ApiKey
+from amo_callback.web import challenge
 from amo_callback.web.keys import API_KEYS
 from amo_callback.web.private.problems import Code, Problem, render
 
@@ -40,7 +41,7 @@ def authorize(*, open_paths: Collection[str], refusals: Refusals) -> Middleware:
                     status=401,
                     code=Code.UNAUTHORIZED,
                     detail="Send a known API key: Authorization: Bearer KEY.",
-                    headers={"WWW-Authenticate": "Bearer"},
+                    headers={"WWW-Authenticate": challenge.INVALID if presented else challenge.MISSING},
                 )
             )
         request[API_KEY] = key

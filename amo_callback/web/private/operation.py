@@ -34,6 +34,7 @@ HANDS_OUT = (
     Code.AMO_UNAVAILABLE,
     Code.AMO_CREDENTIALS,
     Code.FROZEN,
+    Code.HOST_NOT_ALLOWED,
 )
 """What every operation may say that hands out a token."""
 
@@ -72,7 +73,7 @@ def operation(
 
 
 def _problem(status: int, codes: list[Code]) -> Reply:
-    headers = {401: ("WWW-Authenticate",)}.get(status, ())
+    headers = ("WWW-Authenticate",) if status in {401, 403} else ()
     return Reply(
         about="\n".join(f"- `{code}`: {TODO[code]}" for code in codes),
         shape=Annotated[

@@ -19,6 +19,7 @@ from amo_callback.errors import (
     ClientRefused,
     Forbidden,
     Frozen,
+    HostNotAllowed,
     InvalidRequest,
     MustMend,
     MustWait,
@@ -28,6 +29,7 @@ from amo_callback.errors import (
     RateLimited,
     StoreUnavailable,
 )
+from amo_callback.web import challenge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +53,7 @@ class Code(StrEnum):
     AMO_UNAVAILABLE = "amo_unavailable"
     AMO_CREDENTIALS = "amo_credentials"
     FROZEN = "frozen"
+    HOST_NOT_ALLOWED = "host_not_allowed"
     STORE_UNAVAILABLE = "store_unavailable"
 
 
@@ -66,6 +69,7 @@ STATUSES = {
     Code.AMO_UNAVAILABLE: 503,
     Code.AMO_CREDENTIALS: 503,
     Code.FROZEN: 503,
+    Code.HOST_NOT_ALLOWED: 503,
     Code.STORE_UNAVAILABLE: 503,
 }
 """The status that goes with each code; what HTTP itself refuses (405, 413) is `invalid_request` with its own."""
@@ -82,6 +86,8 @@ TODO = {
     Code.AMO_UNAVAILABLE: "try again after `Retry-After` seconds",
     Code.AMO_CREDENTIALS: "try again after `Retry-After` seconds; the administrator has to mend it: see `/readyz`",
     Code.FROZEN: "try again after `Retry-After` seconds; somebody has to thaw it: see `/readyz`",
+    Code.HOST_NOT_ALLOWED: "try again after `Retry-After` seconds; the administrator has to allow the account's host, "
+    "which `detail` names, or the account has to connect again",
     Code.STORE_UNAVAILABLE: "try again after `Retry-After` seconds",
 }
 """What a backend should do."""
@@ -148,6 +154,7 @@ _CODES: tuple[tuple[type[AmoCallbackError], Code], ...] = (
     (Ambiguous, Code.AMBIGUOUS),
     (Frozen, Code.FROZEN),
     (AccountRefused, Code.AMO_REFUSED),
+    (HostNotAllowed, Code.HOST_NOT_ALLOWED),
     (MustMend, Code.AMO_CREDENTIALS),
     (StoreUnavailable, Code.STORE_UNAVAILABLE),
     (MustWait, Code.AMO_UNAVAILABLE),
@@ -177,6 +184,8 @@ def problem_of(error: AmoCallbackError, *, settings: Settings) -> Problem:
     elif isinstance(error, NeedsReauth):
         more = _reauth(error, settings)
     headers = {"Retry-After": _retry_after(error, settings)} if status in {502, 503} else {}
+    if isinstance(error, Forbidden):
+        headers["WWW-Authenticate"] = challenge.insufficient(error.scope)
     return Problem(status=status, code=code, detail=str(error), headers=headers, more=more)
 
 

@@ -147,8 +147,7 @@ def _hand_out(request: web.Request, key: ApiKey, handed_out: HandedOut) -> web.R
         stale=stale,
         reason=handed_out.reason,
     )
-    endpoint = app[SETTINGS].amo.endpoint
-    shape = token_shape(handed_out.connection, handed_out.pair, now=app[CLOCK].now(), endpoint=endpoint)
+    shape = token_shape(handed_out.connection, handed_out.pair, now=app[CLOCK].now(), base_url=handed_out.base_url)
     if stale:
         shape["stale"], shape["reason"] = True, handed_out.reason
     return web.Response(body=to_json(shape), headers=_HEADERS)
@@ -157,7 +156,7 @@ def _hand_out(request: web.Request, key: ApiKey, handed_out: HandedOut) -> web.R
 _HEADERS = {"Content-Type": "application/json; charset=utf-8", "Cache-Control": "no-store"}
 
 
-def token_shape(connection: Connection, pair: TokenPair, *, now: datetime, endpoint: str) -> HandedOutToken:
+def token_shape(connection: Connection, pair: TokenPair, *, now: datetime, base_url: str) -> HandedOutToken:
     """Return an access token as the contract shows it."""
     return {
         "connection_id": connection.id,
@@ -168,5 +167,5 @@ def token_shape(connection: Connection, pair: TokenPair, *, now: datetime, endpo
         "issued_at": rfc3339(pair.issued_at),
         "account_id": connection.account_id,
         "domain": connection.domain,
-        "base_url": endpoint.replace("{domain}", connection.domain),
+        "base_url": base_url,
     }

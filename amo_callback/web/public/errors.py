@@ -18,6 +18,7 @@ from amo_callback.errors import (
     Unauthorized,
     WrongVerifier,
 )
+from amo_callback.web import challenge
 from amo_callback.web.answers import FailureCode, failure, status_of
 from amo_callback.web.keys import LOG
 
@@ -72,14 +73,16 @@ def _refusal(error: AmoCallbackError) -> web.Response:
         return _answer(400, FailureCode.INVALID_REQUEST, str(error))
     for kind, status, code, message in _REFUSALS:
         if isinstance(error, kind):
-            return _answer(status, code, message)
+            answer = _answer(status, code, message)
+            if isinstance(error, Unauthorized):
+                none_came = error.what in {"missing", "header"}
+                answer.headers["WWW-Authenticate"] = challenge.MISSING if none_came else challenge.INVALID
+            return answer
     return refuse(error.word)
 
 
 def _answer(status: int, code: FailureCode, message: str) -> web.Response:
     answer = failure(code, message, status=status)
-    if status == HTTPStatus.UNAUTHORIZED:
-        answer.headers["WWW-Authenticate"] = "Bearer"
     if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
         answer.headers["Retry-After"] = "5"
     return answer

@@ -55,6 +55,7 @@ LIMIT 1;
 -- name: probe
 -- First those that have not failed since their last success, the most recent success first; then the others, the one
 -- first whose last attempt is the longest ago. Without a refresh token nothing is ever due. One instance probes at a time.
+-- Nothing is sent to a host that is not allowed.
 WITH given AS (
     INSERT INTO turns (connection_id, process, until) VALUES ('probe', :process, :clock + :turn)
     ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
@@ -65,6 +66,7 @@ SELECT *, :clock AS clock FROM connections WHERE EXISTS (SELECT 1 FROM given) AN
     SELECT id FROM connections
     WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL
         AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND COALESCE(last_error, '') <> 'host_not_allowed'
         AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
     ORDER BY
         CASE WHEN attempted_at > COALESCE(refreshed_at, connected_at) THEN attempted_at ELSE 0 END,
@@ -121,6 +123,8 @@ SELECT * FROM (
 ) AS others, (
     SELECT count(*) AS mismatched FROM connections WHERE last_error = 'client_mismatch'
 ) AS of_other_clients, (
+    SELECT count(*) AS hosts_not_allowed FROM connections WHERE status = 'active' AND last_error = 'host_not_allowed'
+) AS refused, (
     SELECT count(*) AS waiting, min(at) AS waiting_since FROM outbox WHERE parked_at IS NULL
 ) AS undelivered, (
     SELECT count(*) AS parked FROM outbox WHERE parked_at IS NOT NULL

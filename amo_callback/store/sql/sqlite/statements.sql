@@ -42,11 +42,13 @@ LIMIT 1;
 
 -- name: probe
 -- First those that have not failed since their last success, the most recent success first; then the others, the one
--- first whose last attempt is the longest ago. Without a refresh token nothing is ever due.
+-- first whose last attempt is the longest ago. Without a refresh token nothing is ever due. Nothing is sent to a host that is
+-- not allowed.
 SELECT *, :clock AS clock FROM connections WHERE id = (
     SELECT id FROM connections
     WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL
         AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND COALESCE(last_error, '') <> 'host_not_allowed'
         AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
     ORDER BY
         CASE WHEN attempted_at > COALESCE(refreshed_at, connected_at) THEN attempted_at ELSE 0 END,
@@ -86,6 +88,9 @@ SELECT * FROM (
 ), (
     SELECT count(*) AS mismatched FROM connections INDEXED BY connections_by_client_mismatch
     WHERE last_error = 'client_mismatch'
+), (
+    SELECT count(*) AS hosts_not_allowed FROM connections INDEXED BY connections_by_host_not_allowed
+    WHERE status = 'active' AND last_error = 'host_not_allowed'
 ), (
     SELECT count(*) AS waiting, min(at) AS waiting_since FROM outbox WHERE parked_at IS NULL
 ), (
