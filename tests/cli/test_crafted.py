@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[Craft, str]] = {
     "a thousand tables": (sql(*(f"CREATE TABLE t{number} (x)" for number in range(1000))), NO_BACKUP),
     "a schema of half a mebibyte": (
         sql(f"CREATE TABLE t (x CHECK (x IN ({','.join(['1'] * 250_000)})))"),
-        "",
+        DAMAGED,
     ),
     "rows of little but defaults": (
         remade(
