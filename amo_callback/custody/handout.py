@@ -151,11 +151,7 @@ class Handout:
         self, connection: Connection, *, demand: Demand, satisfied: Callable[[Connection], bool], patience: float
     ) -> HandedOut:
         """Refresh, but do not keep a backend waiting for a paused rate limit or a slow AMO: that goes on alone."""
-
-        def is_certain(connection: Connection) -> bool:
-            return satisfied(connection) and not self._liveness.is_doubtful(connection)
-
-        refreshing = asyncio.ensure_future(self._keeper.refresh(connection.id, demand=demand, satisfied=is_certain))
+        refreshing = asyncio.ensure_future(self._keeper.refresh(connection.id, demand=demand, satisfied=satisfied))
         try:
             if not await done_within(refreshing, seconds=patience, clock=self._clock):
                 raise Busy(patience)
@@ -167,6 +163,8 @@ class Handout:
             raise NeedsReauth(Reason.UNREADABLE)
         if not lives(pair, now=self._clock.now()):
             raise Busy(1.0)  # the process was stopped for longer than a token lives
+        if self._liveness.is_doubtful(connection):
+            raise Busy(1.0)  # what was stored meanwhile is being refreshed again, and may be dead by now
         return HandedOut(connection=connection, pair=pair, base_url=await self._hosts.check(connection))
 
     async def _as_it_is(

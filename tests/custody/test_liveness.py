@@ -19,7 +19,7 @@ from tests.fakes import Instead
 
 if TYPE_CHECKING:
     from amo_callback.custody.handout import HandedOut
-    from amo_callback.model import Connection, Sighting
+    from amo_callback.model import Connection, Issued, Sighting
     from amo_callback.slots import Asked
     from tests.custody.house import House
 
@@ -89,6 +89,33 @@ async def test_a_token_that_died_while_its_refresh_was_waited_for_is_not_handed_
     with pytest.raises(OutcomeOpen):
         await another.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     house.clock.advance(0.25)
+    with pytest.raises(MustWait):
+        await waiting
+
+
+async def test_a_token_that_replaced_ours_and_died_is_not_handed_out(house: House) -> None:
+    """While the answer to our refresh was under way the user connected again, and the next refresh lost its answer."""
+    house.amo.vendor.unknowns.refresh_kills_access = True
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.clock.advance(DAY / 2)
+    granted = await house.grant()
+    answered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def refresh(**request: Any) -> Issued:
+        issued = await house.client.refresh(**request)
+        answered.set()
+        await go_on.wait()
+        return issued
+
+    waiting = asyncio.create_task(
+        house.make_custody(amo=Instead(house.client, refresh=refresh)).handout.token(connection.id, min_ttl=0.9 * DAY)
+    )
+    await answered.wait()
+    assert await house.store.save_connected(granted) is not None
+    house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
+    with pytest.raises(OutcomeOpen):
+        await house.make_custody(owner="process-2").keeper.refresh(connection.id, demand=Demand.SCHEDULE)
+    go_on.set()
     with pytest.raises(MustWait):
         await waiting
 
