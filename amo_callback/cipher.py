@@ -80,8 +80,8 @@ class Cipher:
     def pair_of(self, connection: Connection) -> TokenPair | None:
         """Return a connection's token pair, with the row's times, or `None` where no key opens it.
 
-        It is sealed for the connection's id, and the id stands for an account and a user: a row that names others hands
-        out nobody's tokens as theirs.
+        The pair is sealed for the connection's id, and the id is derived from an account and a user: in a row with
+        another account or user it is not opened.
         """
         if not has_own_id(connection):
             return None

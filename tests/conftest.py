@@ -388,6 +388,11 @@ def environment(amo: Amo, encryption_key: str, **more: str) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def environ(amo: Amo, encryption_key: str) -> dict[str, str]:
+    return environment(amo, encryption_key)
+
+
 class Both:
     """Log events and remember them."""
 

@@ -46,7 +46,7 @@ def refresh_token_request(integration: Integration, *, refresh_token: str, api_d
 def access_token_request(integration: Integration, *, access_token: str, domain: str) -> AmoRequest | None:
     """Build the question about an access token, at the vendor's front door for the account's domain.
 
-    Returns `None` where that is no allowed host; raises `HostNotAllowed` where the account's own is none.
+    Returns `None` where that host is not allowed. Raises `HostNotAllowed` where the account's own host is not.
     """
     integration.address(domain, "")
     host = check_host(f"www.{domain.partition('.')[2]}".encode(), allowed=integration.allowed_domains)

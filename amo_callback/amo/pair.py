@@ -45,7 +45,7 @@ def find_pair(bodies: Sequence[bytes], *, presented: str) -> PairFound | None:
 def _objects(text: str) -> Iterator[object]:
     """Yield the objects around each mention of a refresh token, the innermost first.
 
-    No more is parsed, in all, than twice the text: what is left then is not looked at.
+    At most twice the text's length is parsed in all; what is left then is ignored.
     """
     mentions = [mention.start() for mention in _REFRESH_TOKEN.finditer(text)]
     if len(mentions) > _PLACES or text.count("{") + text.count("[") > _CONTAINERS:

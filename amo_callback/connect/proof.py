@@ -1,22 +1,22 @@
 """Who becomes an owner of what a grant has brought.
 
 Anybody can be made to follow a link, or to open one that comes back. So neither a link nor a code ties an account to a
-user: what does is the user himself, with his JWT, and a proof that the grant began in his own app. These are all ways:
+user: a JWT and a proof that the grant began in that user's own app do. These are all ways:
 
 | who started the grant | proof, as the app presents the code | whose JWT | owner from then on |
 | --- | --- | --- | --- |
-| a user, with a challenge | the verifier that fits | his | he, beside others |
+| a user, with a challenge | the verifier that fits | that user's | that user, beside others |
 | | | another user's | nobody |
-| a backend, for a user | the backend answers for him | none is needed | he, once AMO has accepted |
-| a backend, for a user, with a challenge | the verifier that fits | his, or none | he, beside others |
+| a backend, for a user | the backend vouches for the user | none is needed | that user, once AMO has accepted |
+| a backend, for a user, with a challenge | the verifier that fits | that user's, or none | that user, beside others |
 | | | another user's | nobody |
-| whoever opened `/connect` with a challenge | the verifier that fits | any user's | he, if nobody owns it |
-| the app, with a state of its own (`app.state = "app"`) | the state names the user | his | he, if nobody owns it |
+| anybody who opened `/connect` with a challenge | the verifier that fits | any user's | that user, if it has no owner |
+| the app, with its own state (mode `app`) | the state names the user | that user's | that user, if it has no owner |
 | | the state names another user, or none | any user's | nobody |
 | a user, a plain link, AMO itself: without a challenge, with an issued state or none | none | any user's | nobody |
 
-A verifier that does not fit, is missing or was not asked for is `WrongVerifier`: then nothing is told, either. Anybody
-who knows a user's id can make a state that names it: there the app's own comparison of its state is the protection.
+A verifier that does not fit, is missing or was not asked for is `WrongVerifier`: then the result is not given, either.
+Anybody who knows a user's id can make a state that names it: there the app has to compare its own state.
 """
 
 from __future__ import annotations

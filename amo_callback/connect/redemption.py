@@ -45,7 +45,7 @@ class Redeemed:
     outcome: Outcome
     connection: Connection | None
     """As it is now."""
-    is_theirs: bool = True
+    is_owner: bool = True
     """Whether it is the user's who asks; of one without a JWT that is not asked."""
 
 
@@ -86,8 +86,8 @@ class Redeemer:
         await place.give_back()
         if outcome.status is not GrantStatus.CONNECTED or outcome.connection_id is None:
             return Redeemed(outcome=outcome, connection=None)
-        is_theirs = await self._bind(outcome, outcome.connection_id, presented.user)
-        return Redeemed(outcome=outcome, connection=await self._connect.connection_of(outcome), is_theirs=is_theirs)
+        is_owner = await self._bind(outcome, outcome.connection_id, presented.user)
+        return Redeemed(outcome=outcome, connection=await self._connect.connection_of(outcome), is_owner=is_owner)
 
     async def _known(self, name: str) -> GrantSecrets | None:
         """Return what is known of a ticket or a code: a ticket is one whatever was tried with it as a code."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from amo_callback.custody.paid import replaced_by
 from amo_callback.custody.rescue import RAW
 from amo_callback.errors import AmoCallbackError, OutcomeOpen, StoreUnavailable, Unreadable
 from amo_callback.event import Event, Level
@@ -54,8 +55,8 @@ def name_of_grant(code_hash: str) -> str:
 
 def refreshed_by(name: str) -> tuple[str, int] | None:
     """Return which connection's refresh a file answers, and the pair version before it; `None` for an exchange."""
-    connection_id, _, version = name.removesuffix(RAW).rpartition("-")
-    return (connection_id, int(version)) if connection_id and version.isdecimal() else None
+    connection_id, version = replaced_by(name.removesuffix(RAW))
+    return (connection_id, version) if connection_id and version is not None else None
 
 
 def open_raw(name: str, sealed: bytes, cipher: Cipher) -> RawAnswer:

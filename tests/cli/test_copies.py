@@ -23,23 +23,16 @@ from amo_callback.clock import SystemClock, rfc3339
 from amo_callback.store import open_store
 from amo_callback.store.statements import Engine, load_migrations
 from tests.builders import a_connection, save
-from tests.conftest import environment
 from tests.e2e.process import command, process_environment, serving
 from tests.fakes import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.conftest import Amo
 
 NAME = "amo-callback.db"
 KEY = "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"
 NOBODY = 65534
-
-
-@pytest.fixture
-def environ(amo: Amo, encryption_key: str) -> dict[str, str]:
-    return environment(amo, encryption_key)
 
 
 @pytest.fixture

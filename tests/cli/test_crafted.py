@@ -15,14 +15,11 @@ from amo_callback.clock import SystemClock
 from amo_callback.store import copies, open_store
 from amo_callback.store.statements import Engine, load_migrations
 from tests.builders import a_connection, save
-from tests.conftest import environment
 from tests.e2e.process import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from tests.conftest import Amo
 
     Craft = Callable[[Path], object]
 
@@ -32,11 +29,6 @@ DAMAGED = "is damaged: take another backup"
 NONE_OF_OURS = "none of ours: take another backup"
 CHANGED = "that are none of ours: somebody has changed it"
 _MEBIBYTE = 1024 * 1024
-
-
-@pytest.fixture
-def environ(amo: Amo, encryption_key: str) -> dict[str, str]:
-    return environment(amo, encryption_key)
 
 
 @pytest.fixture

@@ -8,19 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import environment
 from tests.e2e.process import command, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from tests.conftest import Amo
-
-
-@pytest.fixture
-def environ(amo: Amo, encryption_key: str) -> dict[str, str]:
-    return environment(amo, encryption_key)
 
 
 def _huge(path: Path) -> None:

@@ -16,7 +16,7 @@ from amo_callback.web.operation import Jwt
 from amo_callback.web.public.bodies import read_body
 from amo_callback.web.public.errors import refuse
 from amo_callback.web.public.operation import app_operation
-from amo_callback.web.public.users import told_to, user_if_told
+from amo_callback.web.public.users import status_for, user_if_told
 from amo_callback.web.public.way_back import LATE
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ async def exchange_code(request: web.Request) -> web.Response:
     outcome, connection = redeemed.outcome, redeemed.connection
     if outcome.status is GrantStatus.EXCHANGING or outcome.error is not None:
         return refuse(outcome.error or LATE)
-    if presented.user is None or redeemed.is_theirs:
+    if presented.user is None or redeemed.is_owner:
         told = told_connection(connection, request.app[CLOCK].now())
         return success(told, connected_message(told))
-    told = await told_to(request, presented.user)
+    told = await status_for(request, presented.user)
     is_connected = connection is not None and connection.status is Status.ACTIVE
     return success(told, _NOT_TO_YOU if is_connected else connected_message(told))

@@ -1,4 +1,4 @@
-"""The app's users: who comes with a request, what is connected for him, and how that ends."""
+"""The app's users: who comes with a request, what is connected for them, and how that ends."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ async def user_of(request: web.Request) -> str:
     return user
 
 
-async def told_to(request: web.Request, user: str) -> ToldConnection:
-    """Return what is connected for a user, as the app knows it."""
+async def status_for(request: web.Request, user: str) -> ToldConnection:
+    """Return the status of the user's connection in the app's form."""
     try:
         [connection, *_] = await request.app[CUSTODY].selection.find(f"owner:{user}")
     except NotFound:
@@ -67,8 +67,8 @@ async def told_to(request: web.Request, user: str) -> ToldConnection:
     failures={503: [FailureCode.AMO_UNAVAILABLE]},
 )
 async def status(request: web.Request) -> web.Response:
-    """Tell the user what is connected for him."""
-    told = await told_to(request, await user_of(request))
+    """Tell the user what is connected."""
+    told = await status_for(request, await user_of(request))
     return success(told, connected_message(told))
 
 
@@ -80,7 +80,7 @@ async def status(request: web.Request) -> web.Response:
     failures={503: [FailureCode.AMO_UNAVAILABLE]},
 )
 async def disconnect(request: web.Request) -> web.Response:
-    """Take the user from his connections; the tokens of those that nobody else owns are erased."""
+    """Remove the user from their connections; the tokens of those that nobody else owns are erased."""
     user = await user_of(request)
     for event in await request.app[STORE].unbind(user):
         request.app[LOG].info(event.name, connection_id=event.connection_id, **event.fields)
