@@ -1,148 +1,121 @@
-"""The house: imports run one way, and each outside library has one importing room."""
+"""Imports run one way, and each outside library has one importing package."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).parent.parent / "amo_callback"
 
-FLOORS = [
-    {"errors"},
-    {"model", "event"},
-    {"grant", "brought", "sealing", "survey", "slots", "moving"},
-    {"ports", "identity", "hosts", "database_url", "alone"},
-    {
-        "schedule",
-        "deeplink",
-        "tasks",
-        "clock",
-        "cipher",
-        "config",
-        "config_values",
-        "machine",
-        "outage",
-        "disk",
-        "webhook",
-        "probe",
-    },
-    {"config_load", "config_write", "custody", "amo", "store", "observe"},
-    {"connect", "transfer", "notices", "rotation", "deploy"},
-    {"web"},
-    {"demo"},
-    {"cli"},
-]
-"""From the ground up: a room may import from its own floor and below."""
-
-ONE_ROOM = {
-    "aiosqlite": {"store.sqlite", "store.migrate"},
-    "sqlite3": {"store.copies", "store.rebuild", "store.sqlite", "store.migrate", "store.inspection", "store.wal"},
-    "asyncpg": {
-        "store.postgres",
-        "store.postgres_pool",
-        "store.pooler",
-        "store.listener",
-        "store.migrate",
-        "store.refusals",
-        "store.postgres_inspection",
-    },
+ONE_PLACE = {
+    "aiosqlite": {"store"},
+    "sqlite3": {"store"},
+    "asyncpg": {"store"},
     "cryptography": {"cipher"},
-    "jwt": {"identity.jwk", "identity.signatures", "demo.phone"},
-    "prometheus_client": {"observe.metrics", "observe.gauges"},
-    "jinja2": {"web.pages.render", "amo.sandbox.app", "demo.render"},
+    "jwt": {"identity", "demo"},
+    "prometheus_client": {"observe"},
+    "jinja2": {"web", "amo", "demo"},
     "pydantic_settings": {"config", "config_load", "config_values"},
     "standardwebhooks": {"webhook"},
-    "uvloop": {"cli.loop"},
+    "uvloop": {"cli"},
+    "aiohttp": {"amo", "identity", "notices", "web", "cli", "demo"},
 }
-CALLERS = {"amo.client", "amo.wire", "identity.key_set", "notices.sender"}
-"""Where others are asked over HTTP."""
 EDGES = {"amo", "store", "observe"}
 USE_CASES = {"custody", "connect", "transfer", "notices", "rotation", "web"}
-JOINED_IN = {"web.lifecycle", "web.services", "web.resources", "cli", "demo"}
-"""Where `amo`, `store` and `observe` meet the use cases; the demonstration has AMO's stand-in on its stage."""
+COMPOSITION = {"web.lifecycle", "web.services", "web.resources"}
+"""Where `amo`, `store` and `observe` meet the use cases, as in `cli` and `demo`."""
 
 SECRETS_COMPARED = {"amo.lookup", "connect.admission", "connect.proof", "custody.handout", "identity.api_keys"}
-"""Where what somebody presents is compared with what only he should know."""
 
 
-def _modules() -> list[tuple[str, ast.Module]]:
-    return [
-        (
-            ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"),
-            ast.parse(path.read_text()),
-        )
+def _parsed() -> dict[str, ast.Module]:
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
         for path in sorted(PACKAGE.rglob("*.py"))
         if path != PACKAGE / "__init__.py"
-    ]
-
-
-def _imports(tree: ast.Module) -> set[str]:
-    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    return found | {
-        f"{node.module}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level
     }
 
 
-def _floor(module: str) -> int:
-    room = module.partition(".")[0]
-    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+def _imported(tree: ast.AST) -> set[str]:
+    """Return the names of imported modules, those that only types need left out."""
+    found = set[str]()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module))
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            found |= _imported(node)
+    return found
 
 
-MODULES = _modules()
+def _place(module: str) -> str:
+    return module.removeprefix("amo_callback.").partition(".")[0]
 
 
-@pytest.mark.parametrize(("module", "tree"), MODULES, ids=[name for name, _ in MODULES])
-def test_imports_run_downward(module: str, tree: ast.Module) -> None:
-    """No module imports from a floor above its own."""
-    ours = {name.removeprefix("amo_callback.") for name in _imports(tree) if name.startswith("amo_callback.")}
-    assert {name for name in ours if _floor(name) > _floor(module)} == set()
+MODULES = _parsed()
+IMPORTS = {module: _imported(tree) for module, tree in MODULES.items()}
+OURS = {module: {name for name in names if name.startswith("amo_callback.")} for module, names in IMPORTS.items()}
 
 
-@pytest.mark.parametrize(("module", "tree"), MODULES, ids=[name for name, _ in MODULES])
-def test_edges_are_joined_in_one_place(module: str, tree: ast.Module) -> None:
-    """Only where all is opened it is known which vendor, store and log there are, and these know no use case."""
-    room = module.partition(".")[0]
-    if {module, room} & JOINED_IN:
-        return
-    met = {name.split(".")[1] for name in _imports(tree) if name.startswith("amo_callback.")} - {room}
-    assert met & EDGES == set()
-    if room in EDGES:
-        assert met & USE_CASES == set()
+def test_imports_run_one_way() -> None:
+    """No package imports, over however many others, what imports it; edges and use cases meet in the composition."""
+    graph: dict[str, set[str]] = {}
+    for module, names in OURS.items():
+        graph.setdefault(_place(module), set()).update({_place(name) for name in names} - {_place(module)})
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(reversed(error.args[1]))) from None
+    offenders = [
+        f"{module} imports {name}"
+        for module, names in OURS.items()
+        for name in names
+        if _place(name) != _place(module)
+        and (
+            (_place(module) in USE_CASES and module not in COMPOSITION and _place(name) in EDGES)
+            or (_place(module) in EDGES and _place(name) in USE_CASES | EDGES)
+        )
+    ]
+    assert offenders == []
 
 
-@pytest.mark.parametrize(("module", "tree"), MODULES, ids=[name for name, _ in MODULES])
-def test_each_outside_library_has_one_room(module: str, tree: ast.Module) -> None:
-    """A library is imported where the plan of the house says, so that it can be replaced there."""
-    libraries = {name.partition(".")[0] for name in _imports(tree)}
-    assert {library for library in libraries & set(ONE_ROOM) if module not in ONE_ROOM[library]} == set()
-    if "aiohttp" in libraries:
-        assert module in CALLERS or module.startswith(("web", "cli", "demo", "amo.sandbox"))
+def test_each_outside_library_has_one_importing_package() -> None:
+    """A library can be replaced in the package that imports it."""
+    offenders = [
+        f"{module} imports {library}"
+        for module, names in IMPORTS.items()
+        for library in {name.partition(".")[0] for name in names} & ONE_PLACE.keys()
+        if _place(module) not in ONE_PLACE[library]
+    ]
+    assert offenders == []
 
 
 def test_secrets_are_compared_in_constant_time() -> None:
-    """No other test could tell: the answers are the same, and only how long they take would tell a secret."""
+    """No answer shows how long a comparison takes, so no other test can see this."""
     compared = {
         module
-        for module, tree in MODULES
+        for module, tree in MODULES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "hmac.compare_digest"
     }
     assert compared == SECRETS_COMPARED
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("test_*.py")), ids=lambda path: path.stem)
-def test_each_test_states_a_behaviour(path: Path) -> None:
-    """Every test has a docstring of one sentence or two, so that the tests can be read as the manual."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-            assert ast.get_docstring(node), f"{path.name}: {node.name}"
+def test_each_test_states_a_behaviour() -> None:
+    """Every test has a docstring, so that the tests can be read as the manual."""
+    offenders = [
+        f"{path.name}: {node.name}"
+        for path in sorted(Path(__file__).parent.rglob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+        if not ast.get_docstring(node)
+    ]
+    assert offenders == []
 
 
-def test_the_top_level_holds_what_it_should() -> None:
-    """Nothing lies about at the top of the repository."""
+def test_the_top_level_of_the_repository_is_complete() -> None:
+    """Nothing else lies at the top of the repository."""
     names = {path.name for path in PACKAGE.parent.iterdir() if not path.name.startswith(".")}
     assert names - {"build", "dist"} == {"pyproject.toml", "README.md", "amo_callback", "tests", "config.example.toml"}
