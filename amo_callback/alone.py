@@ -11,7 +11,7 @@ from amo_callback.slots import Asked, Kind, Slots, ask, pause
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
 
 _NAMES = 50_000
 """Names that are remembered at once; beyond, those heard of longest ago are forgotten."""

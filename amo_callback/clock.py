@@ -1,14 +1,24 @@
-"""The machine's clock and a database server's, behind the `Clock` port."""
+"""The machine's clock and a database server's."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from amo_callback.ports import Clock
+
+class Clock(Protocol):
+    """Time, passed in so that tests own it."""
+
+    def now(self) -> datetime:
+        """Return the wall clock's time, in UTC."""
+
+    def monotonic(self) -> float:
+        """Return seconds that no step of the wall clock changes."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
 
 
 class SystemClock:

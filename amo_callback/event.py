@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -39,6 +40,10 @@ class Event:
     fields: Mapping[str, object] = field(default_factory=dict)
     error: BaseException | None = None
     """A bug, whose trace is worth keeping."""
+
+
+Observer = Callable[[Event], None]
+"""Receives events, for the log and the metrics; it must not raise."""
 
 
 def happened(

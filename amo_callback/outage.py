@@ -8,7 +8,8 @@ from amo_callback.errors import AmoCallbackError
 from amo_callback.event import Event, failed
 
 if TYPE_CHECKING:
-    from amo_callback.ports import Clock, Observer
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
 
 
 class Outage:

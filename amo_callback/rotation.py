@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from amo_callback.cipher import Cipher
-    from amo_callback.ports import Clock, RescueFiles, Store
+    from amo_callback.clock import Clock
+    from amo_callback.custody.rescue import Rescue
+    from amo_callback.store import Store
 
 BATCH = 100
 """Records of one transaction."""
@@ -70,7 +72,7 @@ class Rotated:
 class Rotation:
     """Seal everything with the newest of `keys` keys."""
 
-    def __init__(self, *, store: Store, rescue: RescueFiles, cipher: Cipher, keys: int, clock: Clock) -> None:
+    def __init__(self, *, store: Store, rescue: Rescue, cipher: Cipher, keys: int, clock: Clock) -> None:
         self._store = store
         self._rescue = rescue
         self._cipher = cipher

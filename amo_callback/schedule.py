@@ -20,6 +20,8 @@ TRIES_LEFT = 3
 
 CLOCK_TOLERANCE = timedelta(seconds=60)
 """How far in the future a time may be that another clock, or the same one before a step, has written."""
+TURN = timedelta(seconds=30)
+"""How long connections that are due stay assigned to one of several instances."""
 
 YOUNG = 20
 """A pair younger than this part of its life is fresh, whatever life is asked for."""

@@ -8,11 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+
+class Priority(IntEnum):
+    """The order at AMO's rate limit: people first, the better known before strangers, and hook checks last."""
+
+    EXPECTED = 0
+    """A person whose grant began here, for a user that is known."""
+    STARTED = 1
+    """A person whose grant began here, with a plain link: anybody can."""
+    STRANGER = 2
+    """Whoever brings a code."""
+    TOKEN_CHECK = 3
+    """A question about an access token that a caller waits for: at most a quarter of the rate."""
+    BACKGROUND = 4
+    HOOK_CHECK = 5
+    """A question about an account that AMO's hook named: at most a tenth of the rate, and only after refreshes."""
 
 
 class Kind(StrEnum):
@@ -92,3 +108,22 @@ def pause(slots: Slots, *, now: float, seconds: float) -> Slots:
 def _turn(slots: Slots, now: float) -> Kind:
     others_turn = slots.last is not Kind.BACKGROUND and now < slots.background_until
     return Kind.PEOPLE if now < slots.people_until and not others_turn else Kind.BACKGROUND
+
+
+class Shared(Protocol):
+    """One rate limit towards AMO, and one count of those who have not proved themselves. Raises `StoreUnavailable`."""
+
+    at_once: bool
+    """Whether to ask takes no time, so that nothing can come between."""
+
+    async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
+        """Ask for a slot at the rate limit, `interval` seconds after the last one."""
+
+    async def pause(self, seconds: float) -> None:
+        """Let nobody have a slot for a while."""
+
+    async def take_place(self, name: str, *, places: int, window: float) -> float | None:
+        """Take one of so many places for `window` seconds; return when that was, `None` where all are taken."""
+
+    async def give_back(self, name: str, taken_at: float) -> None:
+        """Give a place back, once."""

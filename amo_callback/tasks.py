@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
 
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
 
 T = TypeVar("T")
 

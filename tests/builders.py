@@ -24,7 +24,7 @@ from tests.fakes import START
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 DAY = timedelta(days=1)
 

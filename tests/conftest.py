@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from amo_callback.clock import Clock
     from amo_callback.config import Settings
     from amo_callback.event import Event
-    from amo_callback.ports import Clock, Store
+    from amo_callback.store import Store
     from tests.postgres import Databases
 
 HOST = "reforyou.amocrm.ru"

@@ -1,4 +1,4 @@
-"""Stand-ins for the ports, for tests: time that is told, and whoever listens."""
+"""Fakes for tests: a clock, an observer, and stores that fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.custody.rescue import RAW
+from amo_callback.custody.rescue import RAW, Rescue
 from amo_callback.errors import StoreUnavailable
 from tests.patience import PATIENCE
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.pace import Pace
     from amo_callback.event import Event
-    from amo_callback.ports import Priority, Store
+    from amo_callback.slots import Priority
+    from amo_callback.store import Store
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -180,7 +181,7 @@ class FailingStore:
         return call
 
 
-class MemoryRescue:
+class MemoryRescue(Rescue):
     """A rescue folder that can be full."""
 
     def __init__(self) -> None:
@@ -214,15 +215,15 @@ class MemoryRescue:
 
 
 class Traffic:
-    """What is under way through the ports that it watches, and what was."""
+    """What is under way through the objects that it watches, and what was."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self._under_way = 0
         self._ended = asyncio.Event()
 
-    def watch(self, port: Any) -> Any:
-        return _Watched(port, self)
+    def watch(self, watched: Any) -> Any:
+        return _Watched(watched, self)
 
     async def through(self, name: str, call: Awaitable[object]) -> object:
         self.calls[name] += 1
@@ -246,27 +247,27 @@ class Traffic:
 
 
 class _Watched:
-    """A port whose calls are counted."""
+    """An object whose calls are counted."""
 
-    def __init__(self, port: Any, traffic: Traffic) -> None:
-        self._port, self._traffic = port, traffic
+    def __init__(self, watched: Any, traffic: Traffic) -> None:
+        self._watched, self._traffic = watched, traffic
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._port, name)
+        method = getattr(self._watched, name)
         if not inspect.iscoroutinefunction(method):
             return method
         return lambda *args, **kwargs: self._traffic.through(name, method(*args, **kwargs))
 
 
 class Instead:
-    """A port, with some of its methods replaced."""
+    """An object with some of its methods replaced."""
 
-    def __init__(self, port: Any, **methods: Any) -> None:
-        self._port = port
+    def __init__(self, replaced: Any, **methods: Any) -> None:
+        self._replaced = replaced
         self.__dict__.update(methods)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._port, name)
+        return getattr(self._replaced, name)
 
 
 class InlineExecutor(ThreadPoolExecutor):

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from amo_callback.model import Connection
-    from amo_callback.ports import Store
     from amo_callback.rotation import Rotated
+    from amo_callback.store import Store
 
 OLD, NEW = new_key(), new_key()
 BEFORE, BOTH, AFTER = Cipher([OLD]), Cipher([NEW, OLD]), Cipher([NEW])

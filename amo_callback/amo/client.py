@@ -32,16 +32,17 @@ from amo_callback.amo.wire import Wire
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, NotSent, OutcomeOpen, RateLimited
 from amo_callback.event import Event, Level
 from amo_callback.hosts import check_host
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
     from amo_callback.amo.pace import Pace
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
     from amo_callback.grant import Redirect
     from amo_callback.model import Account, Issued, Sighting, Told
-    from amo_callback.ports import Clock, Observer
 
 
 _KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}

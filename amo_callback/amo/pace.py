@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import StoreUnavailable
 from amo_callback.event import Event, Level
-from amo_callback.ports import Priority
-from amo_callback.slots import GOOD_FOR, LATE, Kind
+from amo_callback.slots import GOOD_FOR, LATE, Kind, Priority
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Collection, Iterable
 
-    from amo_callback.ports import Clock, Observer, Shared
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
+    from amo_callback.slots import Shared
 
 _ASK_AGAIN = 1.0
 """Seconds after which a slot is asked for again where the store was away."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from amo_callback.amo.pace import Pace
-    from amo_callback.ports import Clock, Priority
+    from amo_callback.clock import Clock
+    from amo_callback.slots import Priority
 
 _LAST = 0.05
 """The share of a request's time that it gets at the end, whatever came between."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from amo_callback.cli.checks.finding import Finding
     from amo_callback.cli.local import Place
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
 
 _PATIENCE = 10.0
 _NAMES = 15

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from amo_callback.cli.local import Place
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
 
 _THAW = "amo-callback connections thaw --all"
 _OF_POSTGRES = """\

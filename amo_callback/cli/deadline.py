@@ -10,8 +10,9 @@ from amo_callback.event import Event, Level
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from amo_callback.clock import Clock
     from amo_callback.custody.unsaved import Unsaved
-    from amo_callback.ports import Clock, Observer
+    from amo_callback.event import Observer
 
 _LONGEST = 600.0
 """Seconds for which a pair that is nowhere but in memory keeps the process."""

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Iterator, Mapping
 
+    from amo_callback.clock import Clock
     from amo_callback.config import Settings
-    from amo_callback.ports import Clock, Store
+    from amo_callback.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from amo_callback.cli.local import Local, Place
+    from amo_callback.clock import Clock
     from amo_callback.database_url import PostgresAddress
     from amo_callback.model import Freeze
-    from amo_callback.ports import Clock, Store
+    from amo_callback.store import Store
     from amo_callback.transfer.move import Move, Moved
 
 _ASK = """\

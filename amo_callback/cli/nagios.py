@@ -12,7 +12,7 @@ from amo_callback.cli.readiness import NotUnderstood, Ready, ask_ready
 
 if TYPE_CHECKING:
     from amo_callback.cli.readiness import Unreachable
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
 
 _NAME = "AMO-CALLBACK"
 

@@ -14,7 +14,7 @@ from amo_callback.errors import CommandFailed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
 
 _FROZEN = "frozen"
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.config import Settings
-    from amo_callback.ports import Observer
+    from amo_callback.event import Observer
     from amo_callback.web.reload import Reloader
 
 _LAST_LINES = 1.0

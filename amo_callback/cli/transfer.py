@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from amo_callback.cipher import Cipher
     from amo_callback.cli.local import Local, Place
+    from amo_callback.clock import Clock
     from amo_callback.model import Freeze
-    from amo_callback.ports import Clock
     from amo_callback.transfer.export import Exported
     from amo_callback.transfer.record import Arrival, Problem
     from amo_callback.transfer.sealed import Lock

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import Crowded, InvalidState, TooManyUnproven
 from amo_callback.grant import STATE_PREFIX, AuthorizationRequest, IssuedState, is_issued
 from amo_callback.model import fingerprint
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from datetime import datetime
 
+    from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.connect.limits import Rooms, Unproven
-    from amo_callback.ports import AmoOAuth, Clock, Store
+    from amo_callback.store import Store
 
 STATE_LIFE = timedelta(minutes=30)
 
@@ -78,7 +80,7 @@ class Authorizations:
         self,
         *,
         store: Store,
-        amo: AmoOAuth,
+        amo: AmoClient,
         cipher: Cipher,
         clock: Clock,
         starts: Starts,

@@ -18,10 +18,14 @@ from amo_callback.model import RefreshRules
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.custody.build import Custody
+    from amo_callback.event import Observer
     from amo_callback.model import Connection
-    from amo_callback.ports import AmoOAuth, Clock, Observer, Shared, Store
+    from amo_callback.slots import Shared
+    from amo_callback.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +56,7 @@ def make_connecting(
     *,
     store: Store,
     shared: Shared,
-    amo: AmoOAuth,
+    amo: AmoClient,
     cipher: Cipher,
     clock: Clock,
     observer: Observer,

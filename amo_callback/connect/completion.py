@@ -32,12 +32,15 @@ from amo_callback.model import Connection, fingerprint
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.clock import Clock
     from amo_callback.connect.admission import Admission
     from amo_callback.connect.exchange import Exchanger
     from amo_callback.connect.limits import Rooms, Unproven
     from amo_callback.connect.records import Records
     from amo_callback.custody.leases import Leases
-    from amo_callback.ports import AmoOAuth, Clock, Observer, Store
+    from amo_callback.event import Observer
+    from amo_callback.store import Store
 
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at a grant that another process is exchanging."""
@@ -52,7 +55,7 @@ class Connect:
         self,
         *,
         store: Store,
-        amo: AmoOAuth,
+        amo: AmoClient,
         records: Records,
         clock: Clock,
         observer: Observer,

@@ -30,14 +30,18 @@ from amo_callback.tasks import done_unless
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.connect.limits import Place
     from amo_callback.custody.address_block import AddressBlock
     from amo_callback.custody.credentials import Credentials
     from amo_callback.custody.raw_answers import RawAnswers
     from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.event import Observer
     from amo_callback.grant import AuthorizationRequest
-    from amo_callback.ports import AmoOAuth, Clock, Observer, Priority, Store
+    from amo_callback.slots import Priority
+    from amo_callback.store import Store
 
 _LAST_SLOT = 1.0
 """Seconds that an exchange may still wait for its slot once the process is to end: what follows has its own limits, and
@@ -75,7 +79,7 @@ class Exchanger:
         self,
         *,
         store: Store,
-        amo: AmoOAuth,
+        amo: AmoClient,
         cipher: Cipher,
         clock: Clock,
         observer: Observer,

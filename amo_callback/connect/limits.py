@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import Crowded, StoreUnavailable, TooManyUnproven
 from amo_callback.model import fingerprint
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager
 
-    from amo_callback.ports import Shared
+    from amo_callback.slots import Shared
 
 _WRITTEN_AT_ONCE = 4
 """Codes of each kind: a group of the store's, or less than half of its connections."""

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.grant import AuthorizationRequest, Visit
-    from amo_callback.ports import Clock
 
 
 CODE_LIFE = timedelta(minutes=20)

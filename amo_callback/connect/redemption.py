@@ -10,15 +10,16 @@ from amo_callback.connect.proof import Binding, binding_of
 from amo_callback.errors import GrantExpired, WrongVerifier
 from amo_callback.grant import Arrival, GrantStatus, Visit
 from amo_callback.model import fingerprint
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 
 if TYPE_CHECKING:
+    from amo_callback.clock import Clock
     from amo_callback.connect.completion import Connect
     from amo_callback.connect.limits import Place, Unproven
     from amo_callback.connect.records import Records
     from amo_callback.grant import Grant, GrantSecrets, Outcome
     from amo_callback.model import Connection
-    from amo_callback.ports import Clock, Store
+    from amo_callback.store import Store
 
 TICKET_LIFE = timedelta(minutes=10)
 """Counted from AMO's acceptance."""

@@ -20,9 +20,11 @@ from amo_callback.event import Event, Level
 from amo_callback.model import Demand
 
 if TYPE_CHECKING:
+    from amo_callback.clock import Clock
     from amo_callback.errors import AmoCallbackError
+    from amo_callback.event import Observer
     from amo_callback.model import AmoBlock, Connection
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.store import Store
 
 _HOSTS = 2
 _CONNECTIONS = 3

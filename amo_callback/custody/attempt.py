@@ -60,13 +60,16 @@ from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.inquiry import Inquiry
     from amo_callback.custody.judge import Judge
     from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.event import Observer
     from amo_callback.model import RefreshRules
-    from amo_callback.ports import AmoOAuth, Clock, Observer, Store
+    from amo_callback.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +90,7 @@ class Attempts:
         self,
         *,
         store: Store,
-        amo: AmoOAuth,
+        amo: AmoClient,
         cipher: Cipher,
         clock: Clock,
         observer: Observer,

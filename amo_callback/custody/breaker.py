@@ -26,9 +26,11 @@ from amo_callback.model import Demand
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from amo_callback.clock import Clock
     from amo_callback.custody.address_block import AddressBlock
+    from amo_callback.event import Observer
     from amo_callback.model import Fleet
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.store import Store
 
 _SUSPECTS = 2
 _SUSPECTS_IN_A_ROW = 10

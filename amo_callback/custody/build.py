@@ -32,9 +32,13 @@ from amo_callback.custody.unsaved import Unsaved
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
+    from amo_callback.custody.rescue import Rescue
+    from amo_callback.event import Observer
     from amo_callback.model import RefreshRules
-    from amo_callback.ports import AmoOAuth, Clock, Observer, RescueFiles, Store
+    from amo_callback.store import Store
 
 _AT_THE_DOOR = 1 / 8
 """How many more than go at once are begun, as a share: they have been read when a place gets free, and go on then."""
@@ -86,9 +90,9 @@ class Custody:
 def make_custody(
     *,
     store: Store,
-    amo: AmoOAuth,
+    amo: AmoClient,
     cipher: Cipher,
-    rescue: RescueFiles,
+    rescue: Rescue,
     clock: Clock,
     observer: Observer,
     rules: RefreshRules,

@@ -19,20 +19,22 @@ from amo_callback.custody.verdict import LOOK_UP_EVERY, look_again_in
 from amo_callback.errors import Busy, HostNotAllowed, MustWait, NeedsReauth, NotSent, ShuttingDown
 from amo_callback.event import Event, Level, happened
 from amo_callback.model import Connection, Demand, Reason, Standing, Status, TokenPair
-from amo_callback.ports import Priority
 from amo_callback.schedule import CLOCK_TOLERANCE
+from amo_callback.slots import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.inquiry import Inquiry
     from amo_callback.custody.keeper import Keeper
     from amo_callback.custody.leases import Leases
     from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.event import Observer
     from amo_callback.model import RefreshRules
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.store import Store
 
 _AFTER_HOOK = (timedelta(minutes=1), timedelta(minutes=10))
 """When an account that the hook named, and that still lives, is looked up again."""

@@ -12,8 +12,10 @@ from amo_callback.errors import StoreUnavailable
 from amo_callback.event import Event, Level
 
 if TYPE_CHECKING:
+    from amo_callback.clock import Clock
     from amo_callback.errors import AmoCallbackError
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.event import Observer
+    from amo_callback.store import Store
 
 _HOSTS = 2
 """A single host may refuse for a reason of its own."""

@@ -15,8 +15,10 @@ from amo_callback.model import Status
 from amo_callback.schedule import CLOCK_TOLERANCE
 
 if TYPE_CHECKING:
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
     from amo_callback.model import Connection
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.store import Store
 
 WARN_DAYS = (1, 7, 30)
 """Each is told once, the nearest first, so that who comes late is told of one and not of three."""

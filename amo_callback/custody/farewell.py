@@ -9,8 +9,10 @@ from amo_callback.event import happened
 from amo_callback.model import Status
 
 if TYPE_CHECKING:
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
     from amo_callback.model import Connection
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.store import Store
 
 _TRIES = 20
 """Changes of a row that are followed: a refresh makes two of them."""

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from amo_callback.event import Event, Level, happened
 
 if TYPE_CHECKING:
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
     from amo_callback.model import Connection, Freeze
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.store import Store
 
 
 class Freezer:

@@ -16,12 +16,13 @@ from amo_callback.tasks import done_within
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.clock import Clock
     from amo_callback.custody.hosts import Hosts
     from amo_callback.custody.keeper import Keeper
     from amo_callback.custody.liveness import Liveness
     from amo_callback.custody.opened import Opened
     from amo_callback.custody.selection import Selection
-    from amo_callback.ports import AmoOAuth, Clock
 
 _IN_DOUBT = "in_doubt"
 """Why a token is stale that AMO could not be asked about."""
@@ -49,7 +50,7 @@ class Handout:
         self,
         *,
         selection: Selection,
-        amo: AmoOAuth,
+        amo: AmoClient,
         keeper: Keeper,
         liveness: Liveness,
         opened: Opened,

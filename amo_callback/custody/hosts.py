@@ -15,13 +15,16 @@ from amo_callback.event import Level, happened
 from amo_callback.model import Connection, Status
 
 if TYPE_CHECKING:
-    from amo_callback.ports import AmoOAuth, Clock, Observer, Store
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
+    from amo_callback.store import Store
 
 
 class Hosts:
     """Check the stored hosts of connections."""
 
-    def __init__(self, *, store: Store, amo: AmoOAuth, clock: Clock, observer: Observer, retry_cap: float) -> None:
+    def __init__(self, *, store: Store, amo: AmoClient, clock: Clock, observer: Observer, retry_cap: float) -> None:
         self._store = store
         self._amo = amo
         self._clock = clock

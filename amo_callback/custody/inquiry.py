@@ -20,22 +20,23 @@ from amo_callback.errors import (
 )
 from amo_callback.event import happened
 from amo_callback.model import Connection, Reason, Sighting, Standing, TokenPair, fingerprint
-from amo_callback.ports import Priority
 from amo_callback.schedule import lives, retry_at
-from amo_callback.slots import GOOD_FOR
+from amo_callback.slots import GOOD_FOR, Priority
 from amo_callback.tasks import done_unless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.hosts import Hosts
     from amo_callback.custody.judge import Judge
     from amo_callback.custody.raw_answers import RawAnswers
     from amo_callback.model import RefreshRules
-    from amo_callback.ports import AmoOAuth, Clock, Store
+    from amo_callback.store import Store
 
 
 _SILENCE = timedelta(days=1)
@@ -49,7 +50,7 @@ class Inquiry:
         self,
         *,
         store: Store,
-        amo: AmoOAuth,
+        amo: AmoClient,
         cipher: Cipher,
         clock: Clock,
         breaker: Breaker,

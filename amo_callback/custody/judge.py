@@ -37,11 +37,13 @@ from amo_callback.model import Connection, Reason, Status, short
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from amo_callback.clock import Clock
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.leases import Leases
     from amo_callback.custody.raw_answers import RawAnswers
+    from amo_callback.event import Observer
     from amo_callback.model import Demand, RefreshRules, Verdict
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.store import Store
 
 
 class Judge:

@@ -34,13 +34,15 @@ from amo_callback.tasks import done_unless
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from amo_callback.clock import Clock
     from amo_callback.custody.attempt import Attempts
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.hosts import Hosts
     from amo_callback.custody.inquiry import Inquiry
     from amo_callback.custody.leases import Leases
     from amo_callback.custody.unsaved import Unsaved
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.event import Observer
+    from amo_callback.store import Store
 
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at a connection that another process is refreshing."""

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from amo_callback.clock import Clock
     from amo_callback.model import Connection
-    from amo_callback.ports import Clock, Store
+    from amo_callback.store import Store
 
 
 class Leases:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import Busy, HostNotAllowed, ShuttingDown
 from amo_callback.model import Connection, Standing, Status, TokenPair
-from amo_callback.ports import Priority
 from amo_callback.schedule import is_impossible
+from amo_callback.slots import Priority
 from amo_callback.tasks import done_within
 
 if TYPE_CHECKING:
+    from amo_callback.clock import Clock
     from amo_callback.custody.inquiry import Inquiry
     from amo_callback.custody.leases import Leases
-    from amo_callback.ports import Clock
 
 _PATIENCE = 1.0
 """Seconds that a caller waits for AMO's answer."""

@@ -32,7 +32,8 @@ from amo_callback.model import Changed, Connection, Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.ports import Clock, Store
+    from amo_callback.clock import Clock
+    from amo_callback.store import Store
 
 CONNECTIONS = 10_000
 _CERTAIN = 1.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
     from amo_callback.model import Changed, Connection, TokenPair
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 PAIRS = 10_000
 

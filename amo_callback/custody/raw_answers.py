@@ -22,9 +22,12 @@ from amo_callback.sealing import Kind, place
 
 if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
+    from amo_callback.custody.rescue import Rescue
     from amo_callback.custody.unsaved import Unsaved
+    from amo_callback.event import Observer
     from amo_callback.model import Connection
-    from amo_callback.ports import Clock, Observer, RescueFiles, Store
+    from amo_callback.store import Store
 
 _MOST = 64 * 1024
 """Bytes of a body that are kept."""
@@ -81,7 +84,7 @@ class RawAnswers:
         self,
         *,
         store: Store,
-        rescue: RescueFiles,
+        rescue: Rescue,
         cipher: Cipher,
         clock: Clock,
         observer: Observer,

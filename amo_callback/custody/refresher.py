@@ -11,21 +11,22 @@ from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
 from amo_callback.event import Event, Level
 from amo_callback.model import Connection, Demand
 from amo_callback.outage import Outage
-from amo_callback.ports.connections import TURN
-from amo_callback.schedule import is_impossible
+from amo_callback.schedule import TURN, is_impossible
 from amo_callback.tasks import rest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from datetime import datetime
 
+    from amo_callback.clock import Clock
     from amo_callback.custody.address_block import AddressBlock
     from amo_callback.custody.breaker import Breaker
     from amo_callback.custody.checks import Checks
     from amo_callback.custody.keeper import Keeper
     from amo_callback.custody.leases import Leases
     from amo_callback.custody.unsaved import Unsaved
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.event import Observer
+    from amo_callback.store import Store
 
 _KEEP = 86400.0
 """Seconds for which an expired code is still told apart from one never seen."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from amo_callback.event import Event
-    from amo_callback.ports import Observer, Store
+    from amo_callback.event import Event, Observer
+    from amo_callback.store import Store
 
 
 async def remember(event: Event, *, store: Store, observer: Observer) -> None:

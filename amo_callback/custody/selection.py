@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from amo_callback.custody.memory import Memory
     from amo_callback.custody.unsaved import Unsaved
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 _ACCOUNT, _OWNER = "account:", "owner:"
 

@@ -14,7 +14,9 @@ from amo_callback.outage import Outage
 from amo_callback.tasks import done_within, rest
 
 if TYPE_CHECKING:
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
+    from amo_callback.store import Store
     from amo_callback.survey import Survey
 
 _EVERY = 10.0

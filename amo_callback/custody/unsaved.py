@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from amo_callback.cipher import Cipher
-    from amo_callback.ports import Clock, Observer, RescueFiles, Store
+    from amo_callback.clock import Clock
+    from amo_callback.custody.rescue import Rescue
+    from amo_callback.event import Observer
+    from amo_callback.store import Store
 
 _AGAIN = 1.0
 """Seconds between two tries."""
@@ -51,7 +54,7 @@ class _Held:
 class Unsaved:
     """Store what has been paid for."""
 
-    def __init__(self, *, store: Store, rescue: RescueFiles, cipher: Cipher, clock: Clock, observer: Observer) -> None:
+    def __init__(self, *, store: Store, rescue: Rescue, cipher: Cipher, clock: Clock, observer: Observer) -> None:
         self._store = store
         self._rescue = rescue
         self._cipher = cipher

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from amo_callback.amo.sandbox.app import Sandbox
+    from amo_callback.clock import Clock
     from amo_callback.demo.backend import Answer, Backend
-    from amo_callback.ports import Clock
 
 LOOK_EVERY = 0.5
 """Seconds between two looks."""

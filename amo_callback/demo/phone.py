@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from amo_callback.clock import Clock
     from amo_callback.demo.render import Renderer
-    from amo_callback.ports import Clock
 
 USER = "42"
 AUDIENCE = "demo"

@@ -34,9 +34,9 @@ from amo_callback.web.lifecycle import Home, Service, open_service
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from amo_callback.clock import Clock
     from amo_callback.config import Settings
     from amo_callback.demo.story import Line
-    from amo_callback.ports import Clock
 
 _ACCOUNTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")
 _SITES = 3

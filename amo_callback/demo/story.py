@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from amo_callback.amo.sandbox.ledger import Ledger
+    from amo_callback.clock import Clock
     from amo_callback.event import Event
-    from amo_callback.ports import Clock
 
 SERVICE, AMO, YOU = "service", "amoCRM", "you"
 _KEPT = 200

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
     from amo_callback.identity.users import Users
-    from amo_callback.ports import Clock, Observer
 
 
 class JwtSettings(Protocol):

@@ -20,9 +20,10 @@ from amo_callback.identity.users import read_token, user_in
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
     from amo_callback.identity.signatures import Key
     from amo_callback.identity.users import UserRules
-    from amo_callback.ports import Clock, Observer
 
 TIMEOUT = 5.0
 """Seconds for one request; somebody waits for it with his token in his hand."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from jwt.algorithms import AllowedPublicKeys
 
+    from amo_callback.clock import Clock
     from amo_callback.identity.users import Token, UserRules
-    from amo_callback.ports import Clock
 
 MIN_SECRET = 32
 """Bytes of an HS256 secret, as many as its hash has: https://www.rfc-editor.org/rfc/rfc7518#section-3.2."""

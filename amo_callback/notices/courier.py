@@ -17,9 +17,10 @@ from amo_callback.tasks import rest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from amo_callback.event import Notice
+    from amo_callback.clock import Clock
+    from amo_callback.event import Notice, Observer
     from amo_callback.notices.sender import Sender
-    from amo_callback.ports import Clock, Observer, Store
+    from amo_callback.store import Store
     from amo_callback.webhook import Signer
 
 AT_ONCE = 8

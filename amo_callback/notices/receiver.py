@@ -8,9 +8,9 @@ from amo_callback.event import Event, Level
 from amo_callback.notices.verdict import WAITS
 
 if TYPE_CHECKING:
-    from amo_callback.event import Notice
+    from amo_callback.clock import Clock
+    from amo_callback.event import Notice, Observer
     from amo_callback.notices.verdict import Answer
-    from amo_callback.ports import Clock, Observer
 
 _OLD = 2 * WAITS[-1]
 """Seconds after which a notice that failed here has ended elsewhere, or it would have been tried again."""

@@ -1,4 +1,4 @@
-"""What outlives the process: the `Store` port on a database."""
+"""What outlives the process, on SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,15 +7,68 @@ from typing import TYPE_CHECKING
 
 from amo_callback.database_url import SQLITE, is_postgres
 from amo_callback.errors import ConfigurationError
-from amo_callback.store.whole import DatabaseStore
+from amo_callback.store.connections import Connections
+from amo_callback.store.grants import Grants
+from amo_callback.store.history import History
+from amo_callback.store.marks import Marks
+from amo_callback.store.moves import Moves
+from amo_callback.store.outbox import Outbox
+from amo_callback.store.owners import Owners
+from amo_callback.store.seals import Seals
+from amo_callback.store.surveys import Surveys
+from amo_callback.store.transfers import Transfers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from amo_callback.ports import Clock, Store
+    from amo_callback.clock import Clock
+    from amo_callback.model import Changed
+    from amo_callback.slots import Shared
     from amo_callback.store.database import Database
+
+
+class Store(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Moves, Seals, Surveys):
+    """What outlives the process. Every method raises `StoreUnavailable` where it cannot do its work."""
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether leases are told by the database's own clock, one for all instances."""
+        return self._database.keeps_time
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of what is stored: on PostgreSQL the database's, which all instances share."""
+        return self._database.clock
+
+    @property
+    def ahead(self) -> float:
+        """Seconds by which this machine's wall clock is ahead of that one."""
+        return self._database.ahead
+
+    @property
+    def shared(self) -> Shared | None:
+        """What all instances share beside it; `None` where it is one process's own."""
+        return self._database.shared
+
+    @property
+    def failed_at(self) -> float | None:
+        """The monotonic time when it last could not do its work."""
+        return self._database.failed_at
+
+    @property
+    def failing(self) -> str | None:
+        """Why the last write failed; `None` where it did not."""
+        return self._database.failing
+
+    def watch(self, listener: Callable[[Changed], None]) -> None:
+        """Let `listener` hear of every commit that changes connections, or whose they are."""
+        self._database.watch(listener)
+
+    async def others_version(self) -> int:
+        """Return a number that is another one once any other process has committed anything that was not told."""
+        return await self._database.others_version()
 
 
 def database_file(url: str, *, folder: Path) -> Path | None:
@@ -34,7 +87,7 @@ async def open_store(url: str, *, folder: Path, clock: Clock, process: str = "am
     `process` is who writes, as the history tells it. Raises `ConfigurationError` where it cannot be opened at all.
     """
     async with _open_database(url, folder=folder, clock=clock, process=process) as database:
-        yield DatabaseStore(database, process=process)
+        yield Store(database, process=process)
 
 
 def _open_database(url: str, *, folder: Path, clock: Clock, process: str) -> AbstractAsyncContextManager[Database]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.event import Event, happened
 from amo_callback.model import Filter, Fleet, Status, Successes
-from amo_callback.ports.connections import TURN
-from amo_callback.schedule import CLOCK_TOLERANCE
+from amo_callback.schedule import CLOCK_TOLERANCE, TURN
 from amo_callback.store import rows
 from amo_callback.store.writer import Writer, every, first, json_list, values_of
 

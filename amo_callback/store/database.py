@@ -13,8 +13,9 @@ from amo_callback.store.touched import Touched
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    from amo_callback.clock import Clock
     from amo_callback.model import Changed
-    from amo_callback.ports import Clock, Shared
+    from amo_callback.slots import Shared
     from amo_callback.store.row import Row
 
 T = TypeVar("T")

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from asyncpg.pool import PoolConnectionProxy
 
+    from amo_callback.clock import Clock
     from amo_callback.model import Changed
-    from amo_callback.ports import Clock
     from amo_callback.store.row import Row
     from amo_callback.store.touched import Touched
 

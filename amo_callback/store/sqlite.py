@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Sequence
     from pathlib import Path
 
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
     from amo_callback.store.row import Row
     from amo_callback.store.touched import Touched
 

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.custody.leases import Leases
     from amo_callback.model import RefreshRules, TokenPair
-    from amo_callback.ports import Clock, Store
+    from amo_callback.store import Store
     from amo_callback.transfer.record import Record
 
 T = TypeVar("T")

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.custody.leases import Leases
+    from amo_callback.custody.rescue import Rescue
     from amo_callback.model import Freeze
-    from amo_callback.ports import Clock, RescueFiles, Store
+    from amo_callback.store import Store
     from amo_callback.transfer.sealed import SealedWriter
 
 PAGE = 500
@@ -42,7 +44,7 @@ async def freeze(store: Store, *, why: str) -> Freeze:
 
 
 async def until_quiet(
-    store: Store, *, leases: Leases, clock: Clock, rescue: RescueFiles, tell: Callable[[float], None]
+    store: Store, *, leases: Leases, clock: Clock, rescue: Rescue, tell: Callable[[float], None]
 ) -> None:
     """Wait until no token is being spent and no code exchanged, and see to it that no pair waits to be stored.
 
@@ -63,7 +65,7 @@ async def _left(store: Store, leases: Leases, clock: Clock) -> float:
     return max([*attempts, *exchanges], default=0.0)
 
 
-def none_unsaved(rescue: RescueFiles) -> None:
+def none_unsaved(rescue: Rescue) -> None:
     """See to it that no pair waits to be stored; raises `CommandFailed`."""
     try:
         files = len(rescue.read())
@@ -81,7 +83,7 @@ async def export(
     *,
     frozen: Freeze,
     cipher: Cipher,
-    rescue: RescueFiles,
+    rescue: Rescue,
     writer: SealedWriter,
     advance: Callable[[int], None],
 ) -> Exported:

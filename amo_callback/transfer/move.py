@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.custody.leases import Leases
+    from amo_callback.custody.rescue import Rescue
     from amo_callback.model import Freeze
     from amo_callback.moving import Record
-    from amo_callback.ports import Clock, RescueFiles, Store
     from amo_callback.sealing import Sealed
+    from amo_callback.store import Store
 
 PAGE = 1000
 """Rows that are compared, and written, at once."""
@@ -95,7 +97,7 @@ class Move:
         self._cipher = cipher
         self._source = source
 
-    async def run(self, *, leases: Leases, clock: Clock, rescue: RescueFiles, listener: Listener) -> Moved:
+    async def run(self, *, leases: Leases, clock: Clock, rescue: Rescue, listener: Listener) -> Moved:
         """Move everything; raises `CommandFailed`."""
         with _told("new"):
             _refuse(await self._new.begin_coming(self._source))

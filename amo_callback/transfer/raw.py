@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from amo_callback.cipher import Cipher
     from amo_callback.model import Connection, Told
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 _MEMBER = r'"{}"\s*:\s*"\s*([!#-\[\]-~]+)\s*"'
 """A member of a JSON object whose value is closed: what was cut off is no token."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
     from amo_callback.web.client_connections import Client, Waits
 
 _TICK = 1.0

@@ -14,7 +14,7 @@ from amo_callback.web.operation import Operation, Reply, describe
 
 if TYPE_CHECKING:
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 
 class Alive(TypedDict):

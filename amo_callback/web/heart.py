@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from amo_callback.clock import Clock
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import Clock, Store, Supervisor
+    from amo_callback.observe.systemd import Notifier
+    from amo_callback.store import Store
 
 _STATUS_EVERY = 60.0
 _MORE_TIME = 30.0
@@ -28,7 +30,7 @@ class Heart:
     """Tell the supervisor that the service lives."""
 
     def __init__(
-        self, *, supervisor: Supervisor, custody: Custody, store: Store, clock: Clock, oldest_beat: float
+        self, *, supervisor: Notifier, custody: Custody, store: Store, clock: Clock, oldest_beat: float
     ) -> None:
         self._tell = supervisor
         self._custody = custody

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from amo_callback.amo.client import AmoClient
 from amo_callback.cipher import Cipher
+from amo_callback.clock import Clock
 from amo_callback.config import Settings
 from amo_callback.connect.authorization import Authorizations
 from amo_callback.connect.completion import Connect
@@ -17,7 +19,8 @@ from amo_callback.custody.build import Custody
 from amo_callback.custody.handout import Handout
 from amo_callback.identity import ApiKeys
 from amo_callback.identity.users import Users
-from amo_callback.ports import AmoOAuth, Clock, Metrics, Store
+from amo_callback.observe.metrics import Metrics
+from amo_callback.store import Store
 from amo_callback.web.pages.render import Pages
 from amo_callback.web.peer import TrustedProxies
 
@@ -31,7 +34,7 @@ CLOCK = web.AppKey("clock", Clock)
 AUTHORIZATIONS = web.AppKey("authorizations", Authorizations)
 REDEEMER = web.AppKey("redeemer", Redeemer)
 USERS = web.AppKey("users", Users)
-AMO = web.AppKey("amo", AmoOAuth)
+AMO = web.AppKey("amo", AmoClient)
 METRICS = web.AppKey("metrics", Metrics)
 CIPHER = web.AppKey("cipher", Cipher)
 STORE = web.AppKey("store", Store)
@@ -47,7 +50,7 @@ class Services:
     """What both doors stand before, opened by `services`."""
 
     store: Store
-    amo: AmoOAuth
+    amo: AmoClient
     cipher: Cipher
     connecting: Connecting
     users: Users | None

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from amo_callback.clock import Clock
     from amo_callback.config import Server, Settings
     from amo_callback.connect.build import Connecting
+    from amo_callback.event import Observer
     from amo_callback.notices.courier import Courier
-    from amo_callback.ports import Clock, Observer, Supervisor
     from amo_callback.web.app import Apps
     from amo_callback.web.reload import Taker
 
@@ -63,7 +64,7 @@ async def open_service(
     clock: Clock,
     log: FilteringBoundLogger,
     observer: Observer,
-    supervisor: Supervisor | None = None,
+    supervisor: Notifier | None = None,
     listeners: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
     max_connections: int | None = None,
     lost_lines: Callable[[], int] = lambda: 0,
@@ -121,7 +122,7 @@ async def open_service(
         observer(Event(name="service.stopping"))
 
 
-def _heart(settings: Settings, services: Services, supervisor: Supervisor) -> Heart:
+def _heart(settings: Settings, services: Services, supervisor: Notifier) -> Heart:
     return Heart(
         supervisor=supervisor,
         custody=services.custody,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
 
 _MINUTE = 60.0
 

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.config import Settings
     from amo_callback.connect.completion import Connect
     from amo_callback.custody.build import Custody
     from amo_callback.custody.refresher import Refresher
     from amo_callback.custody.surveyor import Surveyor
-    from amo_callback.ports import Clock, Observer, Shared, Store
+    from amo_callback.event import Observer
+    from amo_callback.slots import Shared
+    from amo_callback.store import Store
 
 
 async def check_canary(store: Store, cipher: Cipher) -> None:

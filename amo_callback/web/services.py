@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.clock import Clock
     from amo_callback.config import Settings
+    from amo_callback.event import Observer
     from amo_callback.model import Connection
-    from amo_callback.ports import AmoOAuth, Clock, Metrics, Observer, Store
+    from amo_callback.observe.metrics import Metrics
+    from amo_callback.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +93,7 @@ async def _open_custody(
     settings: Settings,
     *,
     store: Store,
-    amo: AmoOAuth,
+    amo: AmoClient,
     cipher: Cipher,
     home: Home,
     clock: Clock,

@@ -27,7 +27,7 @@ from amo_callback.errors import (
     RateLimited,
     RefreshTokenDead,
 )
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 from tests.conftest import HOST, Amo, amo_client
 from tests.fakes import Witness
 

@@ -12,8 +12,7 @@ import pytest
 from amo_callback.alone import Alone
 from amo_callback.amo.pace import Pace
 from amo_callback.errors import StoreUnavailable
-from amo_callback.ports import Priority
-from amo_callback.slots import Kind
+from amo_callback.slots import Kind, Priority
 from tests.fakes import Witness, most_in_a_second
 
 if TYPE_CHECKING:

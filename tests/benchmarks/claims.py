@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from datetime import datetime
 
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.benchmarks.bench import Bench
     from tests.postgres import Server
 

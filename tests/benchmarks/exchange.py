@@ -19,7 +19,7 @@ from amo_callback.amo.protocol import Integration, exchange_request
 from amo_callback.amo.wire import Wire
 from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 from tests.benchmarks.figures import Figure, Outcome
 from tests.benchmarks.options import option
 from tests.benchmarks.process import running, until

@@ -33,7 +33,7 @@ from amo_callback.errors import (
 )
 from amo_callback.grant import GrantStatus, Visit
 from amo_callback.model import Issued, Status, fingerprint
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 from tests.conftest import HOST, Amo
 from tests.fakes import FailingStore, FakeClock, Instead, MemoryRescue, Witness
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
     from amo_callback.grant import Grant, Outcome
     from amo_callback.model import Connection, Issued
-    from amo_callback.ports import AmoOAuth, Store
+    from amo_callback.store import Store
 
 
 class Counter:
@@ -93,13 +93,13 @@ class Process:
     ) -> Connect:
         return Connect(
             store=cast("Store", self.failing),
-            amo=cast("AmoOAuth", client),
+            amo=cast("AmoClient", client),
             records=self.records(cipher),
             clock=self.clock,
             observer=self.witness,
             exchanger=Exchanger(
                 store=cast("Store", self.failing),
-                amo=cast("AmoOAuth", client),
+                amo=cast("AmoClient", client),
                 cipher=cipher,
                 clock=self.clock,
                 observer=self.witness,
@@ -127,7 +127,7 @@ class Process:
     def authorizations(self, *, client: object, cipher: Cipher) -> Authorizations:
         return Authorizations(
             store=cast("Store", self.failing),
-            amo=cast("AmoOAuth", client),
+            amo=cast("AmoClient", client),
             cipher=cipher,
             clock=self.clock,
             starts=self.starts(),

@@ -12,7 +12,7 @@ import pytest
 from amo_callback.alone import Alone
 from amo_callback.connect.limits import Rooms, Unproven, room_for
 from amo_callback.errors import Crowded, StoreUnavailable, TooManyUnproven
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 
 if TYPE_CHECKING:
     from tests.fakes import FakeClock

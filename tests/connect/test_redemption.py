@@ -24,7 +24,7 @@ from amo_callback.errors import (
 )
 from amo_callback.grant import Arrival, AuthorizationRequest, GrantedPair, GrantStatus, IssuedState, Visit
 from amo_callback.model import Filter, fingerprint
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 from tests.builders import a_connection, a_grant, save
 from tests.connect.test_completion import Counter, Process
 from tests.fakes import START, FailingStore, Instead
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from amo_callback.connect.completion import Connect
     from amo_callback.errors import AmoCallbackError
     from amo_callback.grant import Grant
-    from amo_callback.ports import AmoOAuth, Store
+    from amo_callback.store import Store
     from tests.conftest import Amo
     from tests.fakes import FakeClock
 
@@ -55,7 +55,7 @@ def other(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: Fake
 def _authorizations(process: Process) -> Authorizations:
     return Authorizations(
         store=process.store,
-        amo=cast("AmoOAuth", process.client),
+        amo=process.client,
         cipher=process.cipher,
         clock=process.clock,
         starts=process.starts(),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.fakes import Witness
 
 ON_BOTH = {"test_address_block", "test_clocks", "test_hooks", "test_interleavings", "test_refused"}

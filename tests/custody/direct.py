@@ -11,15 +11,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from amo_callback.store import Store
 from amo_callback.store.sqlite import SqliteDatabase
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 from amo_callback.store.wal import WriteAheadLog
-from amo_callback.store.whole import DatabaseStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from amo_callback.ports import Clock, Store
+    from amo_callback.clock import Clock
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 -- because a simulation does not simulate a power failure
 _STATEMENTS = load_statements(Engine.SQLITE)
@@ -64,4 +64,4 @@ def open_direct(*, clock: Clock, shared: bool) -> Iterator[Store]:
                 statements=_STATEMENTS,
                 clock=clock,
             )
-            yield DatabaseStore(database, process="world")
+            yield Store(database, process="world")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.sandbox.vendor import SandboxAccount
     from amo_callback.cipher import Cipher
     from amo_callback.custody.keeper import Keeper
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 API_DOMAIN = "api-b.amocrm.ru"
 """Where the stand-in can be asked about a refresh token."""
@@ -40,7 +40,7 @@ class House:
     ) -> None:
         self.store, self.amo, self.client, self.cipher = store, amo, client, cipher
         self.clock, self.witness = clock, witness
-        self.failing = FailingStore(store, clock)
+        self.failing: Any = FailingStore(store, clock)
         self.rescue = MemoryRescue()
         self.traffic = Traffic()
         self.grants = 0

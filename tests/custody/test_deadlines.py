@@ -18,7 +18,7 @@ from tests.fakes import Instead
 
 if TYPE_CHECKING:
     from amo_callback.event import Event
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.custody.house import House
 
 HOUR = 3600.0

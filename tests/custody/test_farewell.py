@@ -14,7 +14,7 @@ from tests.fakes import START, Instead
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.fakes import FakeClock, Witness
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.sandbox.vendor import SandboxAccount
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import Priority
+    from amo_callback.slots import Priority
     from tests.custody.house import House
 
 

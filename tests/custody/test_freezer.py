@@ -15,8 +15,8 @@ from tests.custody.house import API_DOMAIN, DAY
 from tests.custody.test_interleavings import Queue
 
 if TYPE_CHECKING:
+    from amo_callback.amo.client import AmoClient
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import AmoOAuth
     from tests.custody.house import House
 
 
@@ -48,7 +48,7 @@ async def test_who_froze_during_the_wait_for_a_slot_is_heard(house: House, every
     """Free when the queue was joined, frozen when the slot came: the token stays at home."""
     connection = await house.connect()
     queue = Queue(house)
-    keeper = house.make_keeper(amo=cast("AmoOAuth", queue))
+    keeper = house.make_keeper(amo=cast("AmoClient", queue))
     refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
     await queue.asked.wait()
     await _freeze(house, connection, everything=everything)

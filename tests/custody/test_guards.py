@@ -37,8 +37,9 @@ from tests.custody.test_interleavings import Away, Gated, Queue, _again, _spent
 from tests.fakes import START, FailingStore, Instead
 
 if TYPE_CHECKING:
+    from amo_callback.amo.client import AmoClient
     from amo_callback.event import Event
-    from amo_callback.ports import AmoOAuth, Store
+    from amo_callback.store import Store
     from tests.custody.house import House
     from tests.fakes import FakeClock
 
@@ -226,7 +227,7 @@ async def test_what_was_refreshed_during_the_wait_for_a_slot_is_not_refreshed_ag
     """Another process was faster: its pair satisfies whoever waited, and is not spent."""
     connection = await house.connect()
     queue = Queue(house)
-    keeper = house.make_keeper(amo=cast("AmoOAuth", queue))
+    keeper = house.make_keeper(amo=cast("AmoClient", queue))
     refreshing = asyncio.create_task(
         keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection))
     )
@@ -241,7 +242,7 @@ async def test_what_was_stopped_during_the_wait_for_a_slot_is_not_presented(hous
     """AMO has refused our credentials to another one meanwhile: all who waited stay at home."""
     connection = await house.connect()
     queue = Queue(house)
-    custody = house.make_custody(amo=cast("AmoOAuth", queue))
+    custody = house.make_custody(amo=cast("AmoClient", queue))
     refreshing = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
     await queue.asked.wait()
     custody.breaker.refuse("Check the `client_id` parameter")
@@ -284,7 +285,7 @@ async def test_whoever_has_what_he_wants_takes_no_slot(house: House) -> None:
     """Neither a freeze nor the end of the service keeps from him what is there already."""
     connection = await house.connect()
     queue = Queue(house)
-    custody = house.make_custody(amo=cast("AmoOAuth", queue))
+    custody = house.make_custody(amo=cast("AmoClient", queue))
     custody.stop()
     found = await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=lambda _now: True)
     assert found == connection
@@ -383,7 +384,7 @@ async def test_whoever_joins_a_flight_that_has_to_wait_need_not(house: House) ->
     """A hand-out respects the back-off after a refused connection; a forced refresh of the same moment goes."""
     connection = await house.connect()
 
-    keeper = house.make_keeper(amo=cast("AmoOAuth", Away(house)))
+    keeper = house.make_keeper(amo=cast("AmoClient", Away(house)))
     with pytest.raises(NotSent):
         await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     handed_out, forced = await asyncio.gather(
@@ -429,7 +430,7 @@ async def test_verdicts_that_another_process_holds_are_held_before_the_loop_has_
     connection = await house.connect()
     gated = Gated(house)
     gated.send.clear()
-    keeper = house.make_keeper(amo=cast("AmoOAuth", gated))
+    keeper = house.make_keeper(amo=cast("AmoClient", gated))
     refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
     await gated.asked.wait()
     await house.store.hold_deaths(now=house.clock.now())
@@ -683,7 +684,7 @@ async def test_what_another_process_has_stored_meanwhile_is_handed_out_as_fresh(
     connection = await house.connect()
     house.clock.advance(DAY - 100)
     queue = Queue(house)
-    custody = house.make_custody(amo=cast("AmoOAuth", queue))
+    custody = house.make_custody(amo=cast("AmoClient", queue))
     handing_out = asyncio.create_task(custody.handout.token(connection.id, min_ttl=300))
     await queue.asked.wait()
     refreshed = await house.make_keeper(owner="process-2").refresh(connection.id, demand=Demand.SCHEDULE)

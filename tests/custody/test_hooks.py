@@ -10,7 +10,7 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.model import Demand, RefreshRules, Sighting, Standing, Status
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 from tests.custody.house import API_DOMAIN, DAY
 from tests.fakes import Instead
 

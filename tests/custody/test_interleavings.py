@@ -29,7 +29,8 @@ from tests.custody.house import API_DOMAIN
 from tests.fakes import FailingStore
 
 if TYPE_CHECKING:
-    from amo_callback.ports import AmoOAuth, Store
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.store import Store
     from tests.custody.house import House
 
 PATIENCE = 8.0
@@ -105,7 +106,7 @@ async def test_a_claim_does_not_age_in_a_queue(house: House) -> None:
     connection = await house.connect()
     queue = Queue(house)
     refreshing = asyncio.create_task(
-        house.make_keeper(amo=cast("AmoOAuth", queue)).refresh(connection.id, demand=Demand.SCHEDULE)
+        house.make_keeper(amo=cast("AmoClient", queue)).refresh(connection.id, demand=Demand.SCHEDULE)
     )
     await queue.asked.wait()
     house.clock.advance(3600)
@@ -122,7 +123,7 @@ async def test_a_claim_of_another_process_during_the_wait_for_a_slot_is_respecte
     """Free when the queue was joined, claimed when the slot came: nothing is presented, and the lease is waited for."""
     connection = await house.connect()
     queue = Queue(house)
-    keeper = house.make_keeper(amo=cast("AmoOAuth", queue))
+    keeper = house.make_keeper(amo=cast("AmoClient", queue))
     refreshing = asyncio.create_task(
         keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection))
     )
@@ -141,7 +142,7 @@ async def test_a_doubt_that_arose_during_the_wait_for_a_slot_is_looked_up(house:
     """Clean when the queue was joined; then another process died at it, and a third gave its claim back."""
     connection = await house.connect(api_domain=API_DOMAIN)
     queue = Queue(house)
-    keeper = house.make_keeper(amo=cast("AmoOAuth", queue))
+    keeper = house.make_keeper(amo=cast("AmoClient", queue))
     refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
     await queue.asked.wait()
     died = await house.store.claim(a_claim(connection, owner="process-2", lease=timedelta(0)))
@@ -158,7 +159,7 @@ async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_i
     connection = await house.connect(api_domain=API_DOMAIN)
     stopped = Gated(house)
     stopped.send.clear()
-    first = house.make_keeper(amo=cast("AmoOAuth", stopped))
+    first = house.make_keeper(amo=cast("AmoClient", stopped))
     late = asyncio.create_task(first.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection)))
     await stopped.asked.wait()
     second = house.make_keeper(owner="process-2")
@@ -207,7 +208,7 @@ async def test_a_pair_that_comes_after_needs_reauth_mends_it(house: House) -> No
     connection = await house.connect(api_domain=API_DOMAIN)
     gated = Gated(house)
     gated.go_on.clear()
-    first = house.make_keeper(amo=cast("AmoOAuth", gated))
+    first = house.make_keeper(amo=cast("AmoClient", gated))
     late = asyncio.create_task(first.refresh(connection.id, demand=Demand.SCHEDULE))
     await gated.answered.wait()
     second = house.make_keeper(owner="process-2")
@@ -228,7 +229,7 @@ async def test_a_pair_that_comes_after_a_disconnect_is_dropped(house: House) -> 
     connection = await house.connect()
     gated = Gated(house)
     gated.go_on.clear()
-    keeper = house.make_keeper(amo=cast("AmoOAuth", gated))
+    keeper = house.make_keeper(amo=cast("AmoClient", gated))
     late = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
     await gated.answered.wait()
     assert await house.store.disconnect(await house.now(connection), on_request=True)
@@ -246,7 +247,7 @@ async def test_a_key_change_during_a_flight_loses_neither(house: House, encrypti
     gated = Gated(house)
     gated.go_on.clear()
     flight = asyncio.create_task(
-        house.make_keeper(amo=cast("AmoOAuth", gated)).refresh(connection.id, demand=Demand.SCHEDULE)
+        house.make_keeper(amo=cast("AmoClient", gated)).refresh(connection.id, demand=Demand.SCHEDULE)
     )
     await gated.answered.wait()
     read = await house.now(connection)
@@ -355,7 +356,7 @@ async def test_a_process_stopped_before_its_second_post_sends_nothing_on_a_lease
                 house.clock.advance(61)
             return await self._client.refresh(**request)
 
-    keeper = house.make_keeper(amo=cast("AmoOAuth", Stopped(house)))
+    keeper = house.make_keeper(amo=cast("AmoClient", Stopped(house)))
     with pytest.raises(NotSent):
         await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     assert _spent(house) == 0
@@ -555,7 +556,7 @@ async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(house: Ho
     gated = Gated(house)
     gated.go_on.clear()
     killed = asyncio.create_task(
-        house.make_keeper(amo=cast("AmoOAuth", gated)).refresh(connection.id, demand=Demand.SCHEDULE)
+        house.make_keeper(amo=cast("AmoClient", gated)).refresh(connection.id, demand=Demand.SCHEDULE)
     )
     await gated.answered.wait()  # and never goes on
     survivor = house.make_keeper(owner="process-2")
@@ -595,7 +596,7 @@ async def test_the_second_request_of_a_moved_account_goes_on_a_lease_extended_in
             return await self._client.look_up(**question)
 
     house.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.SLOW)
-    keeper = house.make_keeper(amo=cast("AmoOAuth", Slow(house)))
+    keeper = house.make_keeper(amo=cast("AmoClient", Slow(house)))
     refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
     await house.amo.sandbox.until_asked(3)
     claimed = await house.now(connection)
@@ -617,7 +618,7 @@ async def test_after_a_stop_there_is_no_second_request(house: House) -> None:
             keeper.stop()
             return await self._client.look_up(**question)
 
-    keeper = house.make_keeper(amo=cast("AmoOAuth", Stopping(house)))
+    keeper = house.make_keeper(amo=cast("AmoClient", Stopping(house)))
     with pytest.raises(ShuttingDown):
         await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     after = await house.now(connection)
@@ -639,7 +640,7 @@ async def test_whoever_lost_the_attempt_during_the_look_up_sends_no_second_reque
             house.amo.account.host = "renamed.amocrm.ru"
             return sighting
 
-    keeper = house.make_keeper(amo=cast("AmoOAuth", Losing(house)))
+    keeper = house.make_keeper(amo=cast("AmoClient", Losing(house)))
     assert await keeper.refresh(connection.id, demand=Demand.SCHEDULE, satisfied=_again(connection)) == granted[0]
     assert len(house.amo.vendor.ledger.refreshes()) == 1
 
@@ -661,7 +662,7 @@ async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(hou
     """After a refused connection nothing is hammered: whoever asks by force need not wait for the back-off."""
     connection = await house.connect()
 
-    keeper = house.make_keeper(amo=cast("AmoOAuth", Away(house)))
+    keeper = house.make_keeper(amo=cast("AmoClient", Away(house)))
     with pytest.raises(NotSent):
         await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     with pytest.raises(Busy):

@@ -40,8 +40,8 @@ from tests.custody.house import API_DOMAIN, DAY
 from tests.fakes import FailingStore, Instead
 
 if TYPE_CHECKING:
+    from amo_callback.amo.client import AmoClient
     from amo_callback.model import Claim, Connection, RefreshedPair
-    from amo_callback.ports import AmoOAuth
     from tests.custody.house import House
     from tests.fakes import FakeClock
 
@@ -342,7 +342,7 @@ async def test_stopping_does_not_wait_for_the_rate_limit(house: House, clock: Fa
         async def slot(self, _priority: object) -> None:
             await clock.sleep(3600)
 
-    house.keeper = house.make_keeper(amo=cast("AmoOAuth", NoSlot()))
+    house.keeper = house.make_keeper(amo=cast("AmoClient", NoSlot()))
     refreshing = asyncio.create_task(house.refresh(connection))
     await clock.until_sleeping(3600)
     assert (await house.now(connection)).attempt is None  # a claim must not age in a queue
@@ -556,7 +556,7 @@ async def test_a_bug_is_told_and_leaves_the_outcome_open(house: House) -> None:
         async def refresh(self, **_: object) -> Issued:
             raise ZeroDivisionError
 
-    house.keeper = house.make_keeper(amo=cast("AmoOAuth", Broken()))
+    house.keeper = house.make_keeper(amo=cast("AmoClient", Broken()))
     with pytest.raises(ZeroDivisionError):
         await house.refresh(connection)
     after = await house.now(connection)
@@ -601,7 +601,7 @@ async def test_a_late_verdict_changes_nothing_of_a_new_grant(house: House) -> No
             await go_on.wait()
             raise RefreshTokenDead
 
-    house.keeper = house.make_keeper(amo=cast("AmoOAuth", Late()))
+    house.keeper = house.make_keeper(amo=cast("AmoClient", Late()))
     refreshing = asyncio.create_task(house.refresh(connection, satisfied=lambda now: now.pair_version > 1))
     await asked.wait()
     granted = await house.connect()
@@ -629,7 +629,7 @@ async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(hous
             return await house.client.refresh(refresh_token=refresh_token, domain=domain, not_after=not_after)
 
     waiting = Waiting()
-    house.keeper = house.make_keeper(amo=cast("AmoOAuth", waiting))
+    house.keeper = house.make_keeper(amo=cast("AmoClient", waiting))
     refreshing = asyncio.create_task(house.refresh(connection))
     await waiting.waits.wait()
     granted = await house.connect()

@@ -12,7 +12,7 @@ from amo_callback.amo.pace import Pace
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountRefused, MustWait, NeedsReauth, NotFound, OutcomeOpen, StoreUnavailable
 from amo_callback.model import Demand
-from amo_callback.ports import Priority
+from amo_callback.slots import Priority
 from tests.builders import a_claim
 from tests.custody.house import API_DOMAIN, DAY
 from tests.fakes import Instead

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from amo_callback.custody.handout import HandedOut
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.custody.house import House
     from tests.fakes import FakeClock
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amo_callback.custody.checks import Checks
     from amo_callback.custody.keeper import Keeper
     from amo_callback.model import Connection
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 
 class FakeKeeper:

@@ -22,7 +22,7 @@ from tests.fakes import START, Instead
 if TYPE_CHECKING:
     from amo_callback.amo.sandbox.vendor import SandboxAccount
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import Priority
+    from amo_callback.slots import Priority
     from tests.custody.house import House
 
 HOUR = timedelta(hours=1)

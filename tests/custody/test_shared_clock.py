@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.custody.house import House
     from tests.fakes import FakeClock
 

@@ -12,7 +12,7 @@ from amo_callback.errors import StoreUnavailable
 from tests.builders import a_survey
 
 if TYPE_CHECKING:
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from amo_callback.survey import Survey
     from tests.conftest import Running
     from tests.fakes import FakeClock, Witness

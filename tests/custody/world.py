@@ -56,9 +56,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
+    from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
     from amo_callback.event import Event
-    from amo_callback.ports import AmoOAuth, Clock, Priority, Store
+    from amo_callback.slots import Priority
+    from amo_callback.store import Store
 
 RULES = RefreshRules(lease=60.0, retry_base=30.0, retry_cap=900.0, concurrency=4)
 TIMEOUT = 15.0
@@ -144,7 +147,7 @@ class Process:
         self.block_at_start = self.world.budget.began
         self.custody = make_custody(
             store=cast("Store", _Store(self)),
-            amo=cast("AmoOAuth", _Amo(self)),
+            amo=cast("AmoClient", _Amo(self)),
             cipher=self.world.cipher,
             rescue=self.world.disk,
             clock=self.clock,

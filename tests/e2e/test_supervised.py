@@ -27,7 +27,7 @@ _CALLERS = 8
 _RESTARTS = 3
 
 
-class Supervisor:
+class Notifier:
     """Where the service tells how it is, and the sockets of its doors."""
 
     def __init__(self, folder: Path) -> None:
@@ -103,8 +103,8 @@ class Callers:
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
-    made = Supervisor(tmp_path)
+def supervisor(tmp_path: Path) -> Iterator[Notifier]:
+    made = Notifier(tmp_path)
     yield made
     made.close()
 
@@ -117,7 +117,7 @@ async def living_amo() -> AsyncIterator[Amo]:
 
 
 async def test_it_tells_when_it_is_ready_alive_reloading_and_ending(
-    supervisor: Supervisor, living_amo: Amo, tmp_path: Path, encryption_key: str
+    supervisor: Notifier, living_amo: Amo, tmp_path: Path, encryption_key: str
 ) -> None:
     """READY once both doors answer, WATCHDOG while it lives, RELOADING and READY, STOPPING at the signal."""
     environ = environment(living_amo, encryption_key)
@@ -140,7 +140,7 @@ async def test_it_tells_when_it_is_ready_alive_reloading_and_ending(
 
 
 async def test_a_restart_under_load_loses_no_request(
-    supervisor: Supervisor,
+    supervisor: Notifier,
     living_amo: Amo,
     tmp_path: Path,
     encryption_key: str,
@@ -167,7 +167,7 @@ async def test_a_restart_under_load_loses_no_request(
 
 
 async def test_a_socket_that_is_no_door_ends_the_start(
-    supervisor: Supervisor, living_amo: Amo, tmp_path: Path, encryption_key: str
+    supervisor: Notifier, living_amo: Amo, tmp_path: Path, encryption_key: str
 ) -> None:
     """Without `FileDescriptorName=` systemd names a socket after its unit: told in one line, with status 78."""
     environ = environment(living_amo, encryption_key)
@@ -175,7 +175,7 @@ async def test_a_socket_that_is_no_door_ends_the_start(
         assert await process.ended() == 78
 
 
-async def _connected(amo: Amo, supervisor: Supervisor) -> str:
+async def _connected(amo: Amo, supervisor: Notifier) -> str:
     """Connect an account, and return where its token is handed out."""
     query = f"code={amo.code()}&referer={amo.account.host}"
     answer = await _get(supervisor.public, f"{BASE}/callback?{query}")

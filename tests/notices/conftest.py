@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.event import Notice
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 POLL = 5.0
 CONNECT = "https://admin.example.com/api/amo-crm/connect"

@@ -20,7 +20,7 @@ from tests.notices.receiver import HANG_UP
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.notices.conftest import Office
 
 HOUR = 3600.0

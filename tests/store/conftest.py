@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
     Beside = Callable[[str], AbstractAsyncContextManager[Store]]
 

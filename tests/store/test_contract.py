@@ -31,7 +31,7 @@ from tests.fakes import START
 if TYPE_CHECKING:
     from amo_callback.event import Recorded
     from amo_callback.model import Changed, Connection
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.fakes import FakeClock
     from tests.store.conftest import Beside
 

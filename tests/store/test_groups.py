@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from amo_callback.store.database import Unit
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.store.conftest import Beside
 
 OLD = "the place of the old one"

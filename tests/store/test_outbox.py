@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from amo_callback.event import Notice
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.fakes import FakeClock
 
 SECOND = timedelta(seconds=1)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from contextlib import AbstractAsyncContextManager
 
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.postgres import Databases, Server
 
 OVER = timedelta(0)

@@ -15,7 +15,7 @@ from tests.fakes import START
 
 if TYPE_CHECKING:
     from amo_callback.model import Changed
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.store.conftest import Beside
 
 STORED = [Kind.CONNECTION, Kind.GRANT, Kind.STATE, Kind.CANARY]

@@ -14,8 +14,7 @@ import pytest
 from amo_callback.alone import Alone
 from amo_callback.amo.pace import Pace
 from amo_callback.clock import SystemClock
-from amo_callback.ports import Priority
-from amo_callback.slots import Kind
+from amo_callback.slots import Kind, Priority
 from amo_callback.store import open_store
 from tests.fakes import FakeClock, Instead, RecordedPace, Traffic, Witness, most_in_a_second
 from tests.postgres import in_our_time, programs, serving_postgres
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from amo_callback.ports import Shared, Store
-    from amo_callback.slots import Asked
+    from amo_callback.slots import Asked, Shared
+    from amo_callback.store import Store
     from tests.postgres import Databases, WrittenClock
 
 INTERVAL = 0.01

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 URL = "sqlite:///amo-callback.db"
 

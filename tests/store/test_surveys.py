@@ -13,7 +13,7 @@ from tests.builders import DAY, a_claim, a_connection, a_survey, a_verdict, now,
 from tests.fakes import START
 
 if TYPE_CHECKING:
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from amo_callback.survey import Survey
     from tests.fakes import FakeClock
 

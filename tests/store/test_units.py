@@ -12,7 +12,7 @@ from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, now, s
 from tests.fakes import START
 
 if TYPE_CHECKING:
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.store.conftest import Beside
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.cipher import Cipher
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from amo_callback.transfer.bring import Plan
 
 CLIENT = "c619"

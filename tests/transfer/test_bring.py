@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from amo_callback.model import Connection
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from amo_callback.transfer.bring import Plan, Rules
     from amo_callback.transfer.record import Arrival, Record
     from tests.fakes import FakeClock

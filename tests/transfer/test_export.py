@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -24,7 +24,7 @@ from tests.fakes import START, Instead, MemoryRescue
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.fakes import FakeClock
 
 KEY = new_key()
@@ -208,5 +208,5 @@ async def test_a_store_that_was_thawed_meanwhile_is_not_exported(store: Store, c
         return await store.page(after=after, limit=limit, only=only)  # type: ignore[arg-type]  # reason: passed through
 
     with pytest.raises(CommandFailed, match="thawed meanwhile"):
-        await _export(Instead(store, page=thawing_page), cipher)
+        await _export(cast("Any", Instead(store, page=thawing_page)), cipher)
     assert (await now(store, connection)).attempt is None

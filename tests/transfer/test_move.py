@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Connection
     from amo_callback.moving import Key, Record
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 LEASE = 60.0
 MINUTE = timedelta(minutes=1)

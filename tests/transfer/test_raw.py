@@ -20,7 +20,7 @@ from tests.transfer.goods import CLIENT, a_token, tell
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 HOST = "a1.amocrm.ru"
 ID = connection_id(Account(account_id="1", user_id="1"), HOST)

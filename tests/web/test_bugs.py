@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from amo_callback.connect.limits import Limits
     from amo_callback.connect.redemption import Redeemer
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from tests.conftest import Amo
 
 SECRET = "def50200" + "ab" * 30

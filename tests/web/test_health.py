@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
     from amo_callback.store.sqlite import SqliteDatabase
-    from amo_callback.store.whole import DatabaseStore
     from amo_callback.survey import Survey
     from tests.conftest import Running
 
@@ -214,7 +213,7 @@ async def _stuck(store: Store) -> AsyncIterator[None]:
         begun.set()
         go_on.wait(PATIENCE)
 
-    reader = cast("SqliteDatabase", cast("DatabaseStore", store)._database)._reader  # noqa: SLF001 -- because only a dying disk does it from outside
+    reader = cast("SqliteDatabase", store._database)._reader  # noqa: SLF001 -- because only a dying disk does it from outside
     await reader.create_function("wait", 0, wait)
     reading = asyncio.create_task(reader.execute_fetchall("SELECT wait()"))
     await asyncio.to_thread(begun.wait)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.custody.build import Custody
-    from amo_callback.ports import Store
+    from amo_callback.store import Store
 
 
-class Supervisor:
+class Notifier:
     """Whoever listens."""
 
     def __init__(self, *, asked: bool = True, watchdog: float | None = 6.0) -> None:
@@ -55,10 +55,10 @@ class Body:
 class Beating:
     """A heart, its body, its time and who hears it."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Notifier) -> None:
         self.supervisor, self.body, self.clock = supervisor, Body(), FakeClock()
         self.heart = Heart(
-            supervisor=supervisor,
+            supervisor=cast("Any", supervisor),
             custody=cast("Custody", self.body.custody),
             store=cast("Store", self.body),
             clock=self.clock,
@@ -73,7 +73,7 @@ class Beating:
 
 @asynccontextmanager
 async def _beating(**options: Any) -> AsyncIterator[Beating]:
-    made = Beating(Supervisor(**options))
+    made = Beating(Notifier(**options))
     async with beating(made.heart):
         if made.supervisor.asked:
             made.heart.ready()
@@ -156,7 +156,7 @@ async def test_at_the_end_it_asks_for_more_time_while_a_pair_is_in_memory_alone(
 
 async def test_before_it_is_ready_it_says_nothing() -> None:
     """A start takes as long as it takes; what is told first is that it is over."""
-    made = Beating(Supervisor())
+    made = Beating(Notifier())
     async with beating(made.heart):
         await asyncio.sleep(0)
         assert (made.supervisor.told, made.clock.sleeping()) == ([], [])

@@ -20,7 +20,7 @@ from amo_callback.amo.sandbox.vendor import TOP_LEVEL, SandboxAccount, Vendor
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
 
 _BANNED_AFTER = 20
 """429 answers in a row after which AMO answers 403."""

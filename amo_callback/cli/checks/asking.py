@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from datetime import datetime
 
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
 
 _LIMIT = 256 * 1024
 """Bytes of an answer that are read at most."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.cli.checks.database import ProgressOf
+    from amo_callback.clock import Clock
     from amo_callback.database_url import PostgresAddress
-    from amo_callback.ports import Clock
     from amo_callback.store.postgres_inspection import PostgresInspection, Server
 
 _OLDEST = 12

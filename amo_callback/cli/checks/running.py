@@ -19,8 +19,8 @@ from amo_callback.web.health import NOT_PROVEN
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from amo_callback.clock import Clock
     from amo_callback.config import Settings
-    from amo_callback.ports import Clock
 
 UNIT = units.SERVICE
 SOCKET = units.SOCKETS[0]

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from aiohttp import web
     from structlog.typing import FilteringBoundLogger
 
-    from amo_callback.ports import Clock, Metrics
+    from amo_callback.clock import Clock
+    from amo_callback.observe.metrics import Metrics
 
 
 class Refusals:

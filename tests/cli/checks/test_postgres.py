@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from amo_callback.ports import Clock
+    from amo_callback.clock import Clock
     from tests.postgres import Databases
 
 CONNECTIONS = 3
