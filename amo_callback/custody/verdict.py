@@ -65,12 +65,17 @@ def look_again_in(reason: Reason | None, rules: RefreshRules) -> timedelta:
 
 
 def _of_a_trial(verdict: Verdict, claimed: Connection, now: datetime) -> Verdict:
-    """Leave a connection given up as it was; one that AMO has refused again is not tried a third time."""
-    refused = verdict.status is Status.NEEDS_REAUTH
+    """Leave a connection given up as it was, unless AMO has given a reason now for what it refused without one.
+
+    A connection that was given up for such a reason is not tried a third time.
+    """
+    explained = verdict.reason is not None and claimed.reason is Reason.REFUSED
+    refused = verdict.status is Status.NEEDS_REAUTH and not explained
+    in_doubt = verdict.open_for or verdict.reason is Reason.IN_DOUBT
     return dataclasses.replace(
         verdict,
         status=Status.NEEDS_REAUTH,
-        reason=Reason.IN_DOUBT if verdict.open_for or verdict.reason is Reason.IN_DOUBT else claimed.reason,
+        reason=Reason.IN_DOUBT if in_doubt else verdict.reason if explained else claimed.reason,
         next_refresh_at=None,
         died_at=None,
         look_up_at=claimed.refresh_expires_at if refused else now + LOOK_UP_EVERY,

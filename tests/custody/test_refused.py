@@ -13,7 +13,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.rules import SandboxIntegration
 from amo_callback.custody.verdict import is_refused_alone, is_refused_long
-from amo_callback.errors import AmoCallbackError, ClientRefused, NeedsReauth, VerdictHeld
+from amo_callback.errors import AmoCallbackError, ClientRefused, NeedsReauth, RefreshTokenDead, VerdictHeld
 from amo_callback.model import Connection, Demand, Reason, RefreshRules, Status, Successes, fingerprint
 from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.custody.house import DAY
@@ -56,6 +56,31 @@ async def test_a_refused_connection_is_presented_once_a_day_and_recovers(house: 
     after = await house.now(one)
     assert (after.status, after.refused_since, after.refusals) == (Status.ACTIVE, None, 0)
     assert "connection.recovered" in house.witness.names()
+
+
+async def test_a_refused_connection_that_is_answered_with_a_hint_is_introspected_once_a_day(house: House) -> None:
+    """It is revoked from then on: presented only once introspection accepts its token, as any revoked connection."""
+    [(account, one), *_] = await house.connect_accounts(5, next_refresh_at=START + 400 * 24 * HOUR)
+    account.gone = True
+    await _refuse_for_a_day(house, one)
+    presented = 0
+
+    async def refresh(**_request: Any) -> Any:
+        nonlocal presented
+        presented += 1
+        raise RefreshTokenDead
+
+    revoking = house.make_custody(amo=Instead(house.client, refresh=refresh))
+    for _ in range(3):
+        house.clock.advance(DAY)
+        await house.look_up_due(revoking)
+        after = await house.now(one)
+        assert (after.reason, presented) == (Reason.REVOKED, 1)
+    account.gone = False
+    for seconds in (DAY, 70):  # the first look-up forgets the refusals
+        house.clock.advance(seconds)
+        await house.look_up_due()
+    assert (await house.now(one)).status is Status.ACTIVE
 
 
 async def test_a_hook_has_no_refused_connection_presented_before_its_day_is_over(house: House) -> None:
