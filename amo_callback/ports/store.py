@@ -8,7 +8,7 @@ from amo_callback.ports.connections import Connections
 from amo_callback.ports.grants import Grants, Owners
 from amo_callback.ports.history import History, Outbox
 from amo_callback.ports.marks import Marks
-from amo_callback.ports.moves import Moves, Seals, Transfers
+from amo_callback.ports.moves import Seals, Transfers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from amo_callback.ports.shared import Shared
 
 
-class Store(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Seals, Moves, Protocol):
+class Store(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Seals, Protocol):
     """What outlives the process. Every method raises `StoreUnavailable` where it cannot do its work."""
 
     @property

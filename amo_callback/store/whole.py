@@ -8,7 +8,6 @@ from amo_callback.store.connections import Connections
 from amo_callback.store.grants import Grants
 from amo_callback.store.history import History
 from amo_callback.store.marks import Marks
-from amo_callback.store.moves import Moves
 from amo_callback.store.outbox import Outbox
 from amo_callback.store.owners import Owners
 from amo_callback.store.seals import Seals
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from amo_callback.ports import Clock, Shared
 
 
-class DatabaseStore(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Moves, Seals, Surveys):
+class DatabaseStore(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Seals, Surveys):
     """The `Store` port: its parts, on one database."""
 
     @property
