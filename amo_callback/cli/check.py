@@ -1,4 +1,4 @@
-"""`amo-callback check`: what is right, what is wrong, and what mends it; `--health` for a monitoring system."""
+"""`amo-callback check`: what is right, what is wrong, and what mends it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
-
 from amo_callback.cipher import Cipher
-from amo_callback.cli import nagios
 from amo_callback.cli.checks.asking import open_asker
 from amo_callback.cli.checks.database import check_database, check_rescue
 from amo_callback.cli.checks.files import check_disk, check_secrets
@@ -27,10 +24,8 @@ from amo_callback.cli.checks.words import check_words
 from amo_callback.cli.local import acting_as_owner, add_config, find_place
 from amo_callback.cli.progress import Progress
 from amo_callback.cli.table import printable
-from amo_callback.cli.terminal import EX_USAGE
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config
-from amo_callback.config_values import Door
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -43,21 +38,13 @@ if TYPE_CHECKING:
 _PATIENCE = 10.0
 _NAMES = 15
 """Characters of the longest check's name."""
-_STATUSES = "Exit status of --health: " + "; ".join(f"{one}: {told}" for one, told in nagios.MEANINGS.items()) + "."
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
-        "check", help="look at everything, and say what is wrong and what mends it", epilog=_STATUSES
-    )
+    parser = commands.add_parser("check", help="look at everything, and say what is wrong and what mends it")
     add_config(parser)
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="for programs")
-    how.add_argument("--health", action="store_true", help="only whether the service is ready: one line for Nagios")
-    parser.add_argument(
-        "--door", type=_address, metavar="ADDRESS", help="with --health: its private door; no configuration is read"
-    )
+    parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument(
         "--timeout", type=_seconds, default=_PATIENCE, metavar="SECONDS", help="for each answer; default: %(default)g"
     )
@@ -65,17 +52,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Check; return 1 where something fails, or what a monitoring system takes."""
-    clock = SystemClock()
-    if options.door is not None and not options.health:
-        print("amo-callback: --door goes with --health", file=sys.stderr)
-        return EX_USAGE
-    if options.health:
-        status, line = _health(options, environ, clock)
-        print(line)
-        return status
+    """Check; return 1 where something fails."""
     tell = _collect if options.json else _show
-    counted = tell(_findings(options, environ, clock))
+    counted = tell(_findings(options, environ, SystemClock()))
     return 1 if counted[Verdict.FAIL] else 0
 
 
@@ -84,21 +63,6 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError("must be more than 0")
     return seconds
-
-
-def _address(text: str) -> str:
-    try:
-        return TypeAdapter[str](Door).validate_python(text)
-    except ValidationError:
-        raise argparse.ArgumentTypeError('must be "host:port" or "unix:/path"') from None
-
-
-def _health(options: argparse.Namespace, environ: Mapping[str, str], clock: Clock) -> tuple[nagios.Status, str]:
-    try:
-        address = options.door or find_place(options, environ).settings.server.private
-    except ConfigurationError as error:
-        return nagios.unknown(f"the configuration cannot be used: {error.problems[0]}")
-    return asyncio.run(nagios.tell_health(address, clock=clock, patience=options.timeout))
 
 
 # --- looking -------------------------------------------------------------------------------------
@@ -155,7 +119,7 @@ async def _others(place: Place, environ: Mapping[str, str], *, clock: Clock, pat
     cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
     async with open_asker(clock=clock, patience=patience) as asker:
         found = await asyncio.gather(
-            guarded_async("service", check_service(settings, clock=clock, patience=patience)),
+            guarded_async("service", check_service(settings, patience=patience)),
             guarded_async("systemd", check_unit(environ, amo_timeout=settings.amo.timeout, patience=patience)),
             guarded_async("proxy", check_proxy(settings, asker, cipher=cipher, nonce=secrets.token_hex(16))),
             guarded_async("amo", check_amo(settings, asker)),

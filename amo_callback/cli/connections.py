@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.cli import move, transfer
+from amo_callback.cli import transfer
 from amo_callback.cli.local import add_config, find_place
 from amo_callback.cli.operations import open_operations
 from amo_callback.cli.table import table
@@ -25,7 +25,7 @@ _LEFT_OUT = {"domain", "token", "next_token", "reason", "error"}
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser."""
-    group = commands.add_parser("connections", help="list, show, freeze and move connections")
+    group = commands.add_parser("connections", help="list, show, freeze, import and export connections")
     connections = group.add_subparsers(required=True, metavar="COMMAND")
     listing = _command(connections, "list", "list them", _list, Scope.READ)
     listing.add_argument("--account-id", metavar="ID")
@@ -45,7 +45,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parting = _command(connections, "disconnect", "forget it and erase its tokens", _disconnect, Scope.ADMIN)
     parting.add_argument("selector", metavar="ID", help="its id; or account:ID, owner:ID where that is one connection")
     transfer.add_to(connections)
-    move.add_to(connections)
     token = _command(
         commands, "token", "print an access token, refreshed where it has little life left", _token, Scope.TOKEN
     )

@@ -7,20 +7,19 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from amo_callback.cli.loop import run_loop
-from amo_callback.cli.screen import Output, Plain, Screen, Terminal, is_live
 from amo_callback.cli.serve import on_signal, until_end
+from amo_callback.cli.table import printable
 from amo_callback.clock import SystemClock
 from amo_callback.demo.stage import Sites, choose_sites, open_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
-    from amo_callback.demo.life import ConnectionLife
-    from amo_callback.demo.trials import Trials
+    from amo_callback.demo.life import Life
+    from amo_callback.demo.story import Line
     from amo_callback.event import Event
 
 _WELCOME = """\
@@ -65,89 +64,77 @@ def _between(least: int, most: int) -> Callable[[str], int]:
 
 
 def run(options: argparse.Namespace, _environ: Mapping[str, str]) -> int:
-    """Run until Ctrl-C, or until nobody is there any more."""
+    """Run until Ctrl-C, or until the output is closed."""
     return run_loop(_demo(choose_sites(options.port), token_life=options.token_life))
 
 
 async def _demo(sites: Sites, *, token_life: int) -> int:
-    live = is_live(sys.stdin, sys.stdout)
-    trying = _Trying()
-    signalled = on_signal(_ignore)
+    signalled = on_signal(_ignore_event)
 
     def end() -> None:
         if not signalled.done():
             signalled.set_result(None)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, end)  # the terminal was closed
-    write = Output(sys.stdout, gone=end)
-    screen = Screen(address=f"http://{sites.panel}/", write=write, attempt=trying) if live else Plain(write)
-    async with AsyncExitStack() as stack:
-        stage = await stack.enter_async_context(
-            open_stage(sites, token_life=token_life, clock=SystemClock(), told=screen.tell, seen=screen.show)
-        )
-        trying.trials = stage.trials
-        write(_WELCOME.format(panel=sites.panel, curl=stage.curl, life=token_life))
-        if isinstance(screen, Screen):
-            stack.enter_context(_keys(Terminal(sys.stdin, write), pressed=screen.pressed, end=end))
+    output = Output(sys.stdout, on_error=end)
+    async with open_stage(
+        sites,
+        token_life=token_life,
+        clock=SystemClock(),
+        told=lambda line: output.write(f"{line_of(line)}\n"),
+        seen=_ignore_life,
+    ) as stage:
+        output.write(_WELCOME.format(panel=sites.panel, curl=stage.curl, life=token_life))
         watching = asyncio.create_task(stage.watcher.run(), name="watcher")
         try:
             status = await until_end(stage.service, signalled)
         finally:
             watching.cancel()
             await asyncio.wait([watching])
-    if write.problem is None:
-        write(_FAREWELL)
-    return status if write.problem is None else _unheard(write.problem)
+    output.write(_FAREWELL)
+    return status if output.error is None else _report_closed_output(output.error)
 
 
-@contextmanager
-def _keys(terminal: Terminal, *, pressed: Callable[[str], None], end: Callable[[], None]) -> Iterator[None]:
-    """Take keys from the terminal; end where there is nobody to press them any more."""
-    loop = asyncio.get_running_loop()
-
-    def read() -> None:
-        if key := terminal.key():
-            pressed(key)
-        else:
-            loop.remove_reader(terminal.fileno())
-            end()
-
-    terminal.take()
-    loop.add_reader(terminal.fileno(), read)
-    loop.add_signal_handler(signal.SIGTSTP, terminal.suspend)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGTSTP)
-        loop.remove_reader(terminal.fileno())
-        terminal.give_back()
+def line_of(line: Line) -> str:
+    """Return an entry of the event feed as one line without control characters."""
+    return printable(f"{line.at:%H:%M:%S}  {line.who:<8} {line.domain:<24} {line.says}")
 
 
-def _unheard(problem: OSError) -> int:
-    """Say that nobody takes the output any more, and see to it that Python does not try again at its end."""
+class Output:
+    """A text stream whose first write error is kept and reported once, instead of raised at each write."""
+
+    def __init__(self, stream: TextIO, *, on_error: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_error = on_error
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> None:
+        """Write and flush; do nothing after an error."""
+        if self.error is not None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:
+            self.error = error
+            self._on_error()
+
+
+def _report_closed_output(error: OSError) -> int:
+    """Say on stderr that stdout is closed, and keep Python from flushing it again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
-    told = f"amo-callback: the output can be written no more, so the demo has ended: {problem.strerror}"
+    text = f"amo-callback: the output can be written no more, so the demo has ended: {error.strerror}"
     try:
-        print(told, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
     except OSError:
-        os.dup2(nowhere, sys.stderr.fileno())  # that terminal was closed, too
+        os.dup2(nowhere, sys.stderr.fileno())  # the terminal was closed, so stderr is, too
     return 1
 
 
-class _Trying:
-    """Start trials by key, and hold them until they have ended."""
-
-    def __init__(self) -> None:
-        self.trials: Trials | None = None
-        self._running: set[asyncio.Task[bool]] = set()
-
-    def __call__(self, name: str, connection: ConnectionLife | None) -> None:
-        if self.trials is not None:
-            task = asyncio.create_task(self.trials.run(name, connection), name=f"trial:{name}")
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+def _ignore_event(event: Event) -> None:
+    """Let a SIGHUP pass: there is no configuration to read again."""
 
 
-def _ignore(event: Event) -> None:
-    """Let a SIGHUP pass: there is nothing to read again."""
+def _ignore_life(life: Life) -> None:
+    """Show nothing: the panel reads the state for itself."""

@@ -25,7 +25,7 @@ STATUSES = {
     EX_CONFIG: "the configuration cannot be used",
     130: "interrupted",
 }
-"""What each exit status means; `check --health` has its own."""
+"""What each exit status means."""
 
 
 COMMANDS = {

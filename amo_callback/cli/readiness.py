@@ -14,7 +14,6 @@ from amo_callback.errors import CommandFailed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from amo_callback.clock import Clock
 
 _FROZEN = "frozen"
 
@@ -30,8 +29,6 @@ class Ready:
     checks: Mapping[str, bool]
     red: Mapping[str, str]
     """What each check that is not good says."""
-    seconds: float
-    """How long it took to say so."""
     details: Mapping[str, str] = field(default_factory=dict)
     """What each check says."""
 
@@ -48,9 +45,8 @@ class Unreachable:
     why: str
 
 
-async def ask_ready(address: str, *, clock: Clock, patience: float) -> Ready | Unreachable:
+async def ask_ready(address: str, *, patience: float) -> Ready | Unreachable:
     """Ask the private door; no key is needed. Raises `NotUnderstood`."""
-    began = clock.monotonic()
     try:
         async with asyncio.timeout(patience), private_session(address, patience=patience) as session:
             status, content = await _ask(session)
@@ -60,7 +56,7 @@ async def ask_ready(address: str, *, clock: Clock, patience: float) -> Ready | U
         return Unreachable(why=why_unconnected(error))
     except (aiohttp.ClientError, OSError):
         return Unreachable(why="the connection was lost")
-    return _read(status, content, seconds=clock.monotonic() - began)
+    return _read(status, content)
 
 
 async def _ask(session: aiohttp.ClientSession) -> tuple[int, Any]:
@@ -71,7 +67,7 @@ async def _ask(session: aiohttp.ClientSession) -> tuple[int, Any]:
             return response.status, None
 
 
-def _read(status: int, content: Any, *, seconds: float) -> Ready:  # noqa: ANN401 -- because it is what came
+def _read(status: int, content: Any) -> Ready:  # noqa: ANN401 -- because it is what came
     checks = content.get("checks") if isinstance(content, dict) else None
     if status not in {200, 503} or not isinstance(checks, dict) or not checks:
         raise NotUnderstood(f"status {status} and no list of checks")
@@ -80,6 +76,5 @@ def _read(status: int, content: Any, *, seconds: float) -> Ready:  # noqa: ANN40
     return Ready(
         checks={name: check.get("ok") is True for name, check in known.items()},
         red={name: details[name] for name, check in known.items() if check.get("ok") is not True},
-        seconds=seconds,
         details=details,
     )

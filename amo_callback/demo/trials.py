@@ -26,8 +26,6 @@ class Trial:
     """Something to try."""
 
     name: str
-    key: str
-    """Which key of the terminal's starts it."""
     title: str
     expect: str
     """What is to be seen of it."""
@@ -38,46 +36,39 @@ class Trial:
 TRIALS = (
     Trial(
         name="refresh",
-        key="n",
         title="Refresh now",
         expect="A new pair. The refresh token before it is spent, and not presented again.",
     ),
     Trial(
         name="rejected",
-        key="b",
         title=f"{_BACKENDS} backends get a 401",
         expect="All ask for a new token at once: one refresh, one answer for all.",
     ),
     Trial(
         name="cut",
-        key="c",
         title="Lose a request",
         expect="It breaks off before amoCRM has looked. The service asks about the token, hears that it is good, and "
         "refreshes. The live token serves meanwhile.",
     ),
     Trial(
         name="lost",
-        key="l",
         title="Lose an answer",
         expect="amoCRM spends the refresh token, and its answer is lost. The service asks about it, tries it once "
         "more, and says that the person has to connect again. The access token serves until its end.",
     ),
     Trial(
         name="move",
-        key="m",
         title="Move the account",
         expect="The old host knows it no more. The service asks amoCRM where it lives, and follows.",
     ),
     Trial(
         name="revoke",
-        key="r",
         title="Revoke access",
         expect="The integration is switched off, and amoCRM's hook tells. It is looked up, and the tokens are erased. "
         "Connect again on the phone.",
     ),
     Trial(
         name="away",
-        key="a",
         title="amoCRM away / back",
         expect="Live tokens are handed out all the same, and refreshing waits. Nobody is given up.",
         one=False,

@@ -11,7 +11,6 @@ from amo_callback.store.connections import Connections
 from amo_callback.store.grants import Grants
 from amo_callback.store.history import History
 from amo_callback.store.marks import Marks
-from amo_callback.store.moves import Moves
 from amo_callback.store.outbox import Outbox
 from amo_callback.store.owners import Owners
 from amo_callback.store.seals import Seals
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from amo_callback.store.database import Database
 
 
-class Store(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Moves, Seals, Surveys):
+class Store(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Seals, Surveys):
     """What outlives the process. Every method raises `StoreUnavailable` where it cannot do its work."""
 
     @property

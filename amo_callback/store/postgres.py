@@ -16,7 +16,6 @@ import asyncpg
 
 from amo_callback.clock import DatabaseClock
 from amo_callback.errors import ConfigurationError, StoreUnavailable
-from amo_callback.moving import Table
 from amo_callback.store.database import Database, Unit
 from amo_callback.store.dialect import Statement, translate
 from amo_callback.store.listener import Listener
@@ -43,9 +42,7 @@ T = TypeVar("T")
 
 _LEISURE = 600.0
 """Seconds for a statement that goes through a whole table."""
-_AT_LEISURE = frozenset(
-    {"all_due", "believe_deaths", "count_sealed", "end_leases", *(f"move_count_{table}" for table in Table)}
-)
+_AT_LEISURE = frozenset({"all_due", "believe_deaths", "count_sealed"})
 """Such statements: they are rare, and for a large fleet would never come to their end in a few seconds."""
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 """What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""

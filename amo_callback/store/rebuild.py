@@ -23,7 +23,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from amo_callback.disk import open_regular, sync
 from amo_callback.errors import NotCopied
-from amo_callback.moving import Table
 from amo_callback.store import rows
 from amo_callback.store.copies import (
     UNFINISHED,
@@ -220,7 +219,9 @@ def _open_untrusted(path: Path, limits: Limits) -> sqlite3.Connection:
 
 
 _PRAGMAS = frozenset({"quick_check", "table_xinfo", "user_version"})
-_READ = frozenset({*Table, "sqlite_master"})
+_READ = frozenset(
+    {"meta", "counters", "connections", "owners", "grants", "states", "events", "outbox", "sqlite_master"}
+)
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_TRANSACTION})
 
 
@@ -355,12 +356,12 @@ _MARKS: Mapping[str, Callable[[bytes], object]] = {
     "seen_at": lambda value: rows.moment(int(value)),
 }
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
-    Table.MARKS: _mark,
-    Table.CONNECTIONS: rows.connection,
-    Table.GRANTS: rows.grant,
-    Table.STATES: rows.issued_state,
-    Table.EVENTS: rows.recorded,
-    Table.OUTBOX: rows.notice,
+    "meta": _mark,
+    "connections": rows.connection,
+    "grants": rows.grant,
+    "states": rows.issued_state,
+    "events": rows.recorded,
+    "outbox": rows.notice,
 }
 _UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
 

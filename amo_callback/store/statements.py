@@ -7,8 +7,6 @@ from enum import StrEnum
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from amo_callback.store.tables import move_statements
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from importlib.resources.abc import Traversable
@@ -32,7 +30,7 @@ def load_statements(engine: Engine) -> Mapping[str, str]:
     both, own = (_read(folder / "statements.sql") for folder in (_FOLDER, _FOLDER / engine))
     if twice := both.keys() & own.keys():
         raise ValueError(f"written twice: {', '.join(sorted(twice))}")
-    return {**both, **own, **move_statements()}
+    return {**both, **own}
 
 
 def load_migrations(engine: Engine) -> Sequence[Sequence[str]]:

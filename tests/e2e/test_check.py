@@ -1,4 +1,4 @@
-"""`check` as an administrator runs it, and as a monitoring system does."""
+"""`check` as an administrator runs it."""
 
 from __future__ import annotations
 
@@ -60,23 +60,16 @@ async def test_a_service_that_runs_well_is_checked_from_end_to_end(tmp_path: Pat
             before = stage.amo.sandbox.requests
             status, told = await _checked(stage)
             assert stage.amo.sandbox.requests == before
-            health = await command("check", "--health", folder=tmp_path, environ=stage.environ())
-            without_config = await command(
-                "check", "--health", "--door", f"unix:{tmp_path}/private.sock", folder=tmp_path
-            )
         not_ok = {one["check"] for one in told["findings"] if one["verdict"] != "ok"}
         assert not_ok - {"systemd", "disk"} == {"redirect_uri"}
         assert (status, told["verdict"]) == (0, "warn")
         by_name = {one["check"]: one["told"] for one in told["findings"]}
         assert by_name["keys"] == "open all 2 pairs"
         assert "leads to this service" in by_name["proxy"]
-        for answer in (health, without_config):
-            assert (answer[0], answer[2]) == (0, "")
-            assert answer[1].startswith("AMO-CALLBACK OK - ready, ")
 
 
 async def test_without_a_service_what_is_wrong_is_told(tmp_path: Path, encryption_key: str) -> None:
-    """Each finding with what mends it, counted at the end; no database is made; health is critical."""
+    """Each finding with what mends it, counted at the end; no database is made."""
     async with staged(tmp_path, encryption_key, accounts=1) as stage:
         _settle(stage, tmp_path)
         status, out, err = await command("check", folder=tmp_path, environ=stage.environ())
@@ -87,29 +80,20 @@ async def test_without_a_service_what_is_wrong_is_told(tmp_path: Path, encryptio
         stage.settings["SERVER__BASE_PATH"] = "/elsewhere"
         status, told = await _checked(stage)
         assert (status, told["verdict"]) == (1, "fail")
-        status, out, _ = await command("check", "--health", folder=tmp_path, environ=stage.environ())
-        assert (status, out) == (
-            2,
-            f"AMO-CALLBACK CRITICAL - unix:{tmp_path}/private.sock: No such file or directory\n",
-        )
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_configuration_that_cannot_be_used_is_a_finding(tmp_path: Path) -> None:
-    """One for each problem, and health is unknown."""
+    """One finding for each problem."""
     status, out, _ = await command("check", "--json", folder=tmp_path)
     findings = json.loads(out)["findings"]
     assert status == 1
     assert {one["check"] for one in findings if one["verdict"] == "fail"} == {"configuration"}
-    status, out, _ = await command("check", "--health", folder=tmp_path)
-    assert status == 3
-    assert out.startswith("AMO-CALLBACK UNKNOWN - the configuration cannot be used: ")
 
 
-@pytest.mark.parametrize("arguments", [("--door", "127.0.0.1:1"), ("--timeout", "0"), ("--health", "--json")])
-async def test_options_that_mean_nothing_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
+async def test_a_timeout_of_nothing_is_refused(tmp_path: Path) -> None:
     """As any other misuse of the command."""
-    assert (await command("check", *arguments, folder=tmp_path))[0] == 2
+    assert (await command("check", "--timeout", "0", folder=tmp_path))[0] == 2
 
 
 @pytest.fixture

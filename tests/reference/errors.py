@@ -6,7 +6,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.cli.main import STATUSES as EXIT_STATUSES
-from amo_callback.cli.nagios import MEANINGS
 from amo_callback.deeplink import WORDS
 from amo_callback.web.answers import TODO, FailureCode, status_of
 from amo_callback.web.private import problems
@@ -45,12 +44,6 @@ def private_errors(document: Mapping[str, Any]) -> list[str]:
 def exit_statuses() -> list[str]:
     """Return the table of the command's exit statuses."""
     rows = [[str(status), meaning] for status, meaning in EXIT_STATUSES.items()]
-    return table(["exit status", "when"], rows)
-
-
-def health_statuses() -> list[str]:
-    """Return the table of the exit statuses of `check --health`."""
-    rows = [[f"{status:d} {status.name}", meaning] for status, meaning in MEANINGS.items()]
     return table(["exit status", "when"], rows)
 
 

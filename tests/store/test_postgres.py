@@ -16,7 +16,7 @@ import pytest
 from amo_callback.brought import Brought
 from amo_callback.clock import DatabaseClock, SystemClock
 from amo_callback.custody.leases import Leases
-from amo_callback.errors import CommandFailed, ConfigurationError, StoreUnavailable
+from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.event import Event, happened
 from amo_callback.model import Changed, Freeze
 from amo_callback.slots import Kind
@@ -299,22 +299,6 @@ async def test_whoever_thaws_does_so_by_the_mark_that_is_there_by_then(url: str)
             await _until_somebody_waits(leaving)
         assert await thawing
         assert ((await now(store, stored)).next_refresh_at or FAR) <= store.clock.now()
-
-
-async def test_nothing_leaves_a_store_that_is_thawed_at_this_moment(url: str) -> None:
-    """Whoever thawed it may have spent what was read."""
-    async with opened(url) as store, connected(url) as thawing:
-        await store.freeze_all(why="a move")
-        frozen = await store.frozen()
-        assert frozen is not None
-        async with thawing.transaction():
-            await thawing.execute(load_statements(Engine.POSTGRES)["lock_for_freezing"])
-            await thawing.execute("DELETE FROM meta WHERE name = 'frozen'")
-            leaving = asyncio.create_task(store.leave(frozen))
-            await _until_somebody_waits(thawing)
-        with pytest.raises(CommandFailed, match="thawed at this moment"):
-            await leaving
-        assert await store.frozen() is None
 
 
 async def test_a_probe_that_another_instance_reserves_at_this_moment_is_not_reserved_twice(url: str) -> None:

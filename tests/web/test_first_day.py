@@ -11,7 +11,6 @@ import pytest
 from amo_callback.amo.sandbox.replies import Reply, problem
 from amo_callback.cli.checks.finding import Verdict
 from amo_callback.cli.checks.running import check_service
-from amo_callback.clock import SystemClock
 from tests.conftest import ADMIN_KEY, BASE, HOST
 from tests.fakes import Instead
 
@@ -79,7 +78,7 @@ async def test_a_wrong_secret_on_the_first_day_is_red_until_the_first_success(wr
     settings = wrong.settings
     server = settings.server.model_copy(update={"private": wrong.service.private})
     settings = settings.model_copy(update={"server": server})
-    findings = [each async for each in check_service(settings, clock=SystemClock(), patience=5)]
+    findings = [each async for each in check_service(settings, patience=5)]
     assert [each.told for each in findings if each.verdict is Verdict.FAIL] == [
         f"it runs; amo_credentials: {REFUSED['detail']}"
     ]

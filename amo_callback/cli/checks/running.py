@@ -19,7 +19,6 @@ from amo_callback.web.health import NOT_PROVEN
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from amo_callback.clock import Clock
     from amo_callback.config import Settings
 
 UNIT = units.SERVICE
@@ -33,11 +32,11 @@ _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
 _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generated", "linked", "alias"})
 
 
-async def check_service(settings: Settings, *, clock: Clock, patience: float) -> AsyncIterator[Finding]:
+async def check_service(settings: Settings, *, patience: float) -> AsyncIterator[Finding]:
     """Ask the private door whether the service is ready."""
     address = settings.server.private
     try:
-        ready = await ask_ready(address, clock=clock, patience=patience)
+        ready = await ask_ready(address, patience=patience)
     except NotUnderstood as error:
         yield fail(
             "service", f"{address}: {error}: something else listens there", fix="mend server.private, or stop the other"

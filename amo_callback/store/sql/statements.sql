@@ -616,27 +616,3 @@ ON CONFLICT (id) DO UPDATE SET
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
 WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :over_pair
     AND connections.attempt IS :over_attempt AND connections.lease_until IS :over_lease_until;
-
--- name: coming
--- From which place all that is here is being moved.
-SELECT value FROM meta WHERE name = 'moving';
-
--- name: moved
-SELECT value FROM meta WHERE name = 'moved';
-
--- name: is_taken
-SELECT 1 WHERE EXISTS (SELECT 1 FROM connections) OR EXISTS (SELECT 1 FROM grants)
-    OR EXISTS (SELECT 1 FROM outbox);
-
--- name: begin_coming
-INSERT INTO meta (name, value) VALUES ('moving', :value);
-
--- name: end_coming
-UPDATE meta SET name = 'moved' WHERE name = 'moving';
-
--- name: freeze_over
-INSERT INTO meta (name, value) VALUES ('frozen', :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-
--- name: end_leases
-UPDATE connections SET lease_until = :clock, row_version = row_version + 1
-WHERE attempt IS NOT NULL AND lease_until > :clock;

@@ -9,7 +9,6 @@ import pytest
 
 from amo_callback.cli.checks.finding import Verdict
 from amo_callback.cli.checks.running import check_service, check_unit, read_callbacks
-from amo_callback.clock import SystemClock
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 async def _service(settings: Settings, address: str) -> list[Finding]:
     server = settings.server.model_copy(update={"private": address})
     known = settings.model_copy(update={"server": server})
-    return [each async for each in check_service(known, clock=SystemClock(), patience=PATIENCE)]
+    return [each async for each in check_service(known, patience=PATIENCE)]
 
 
 async def test_the_service_is_asked_whether_it_is_ready(app: Running) -> None:

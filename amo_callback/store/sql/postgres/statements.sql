@@ -231,9 +231,3 @@ UPDATE places SET taken = array_remove(taken, :taken_at) WHERE name = :name;
 
 -- name: forget_places
 DELETE FROM places WHERE name IN (SELECT name FROM places WHERE until <= :clock FOR UPDATE SKIP LOCKED);
-
--- name: go_on_numbering
--- After rows that came with their numbers; what counts them knows nothing of those.
-SELECT
-    (SELECT setval(pg_get_serial_sequence('events', 'id'), GREATEST(max(id), 1), max(id) > 0) FROM events),
-    (SELECT setval(pg_get_serial_sequence('outbox', 'number'), GREATEST(max(number), 1), max(number) > 0) FROM outbox);

@@ -154,6 +154,3 @@ RETURNING *;
 -- name: lock_for_spending
 
 -- name: lock_for_freezing
-
--- name: go_on_numbering
--- It goes on after the largest by itself.

@@ -1,4 +1,4 @@
-"""A move, to another host or another database, while both serve: nothing is lost, and no token is presented twice."""
+"""Export and import under load, to another host and to PostgreSQL: nothing is lost, no token is presented twice."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def _run(stage: Stage, *arguments: str) -> str:
     return out
 
 
-async def test_a_move_under_load_loses_nothing(
+async def test_a_move_to_another_host_under_load_loses_nothing(
     tmp_path: Path, encryption_key: str, record_property: Callable[[str, object], None]
 ) -> None:
     """Exported while refreshes are under way, imported beside a service that runs: from then on only there."""
@@ -101,7 +101,7 @@ async def test_a_move_under_load_loses_nothing(
 async def test_a_move_to_postgresql_under_load_loses_nothing(
     tmp_path: Path, encryption_key: str, postgres: Databases, record_property: Callable[[str, object], None]
 ) -> None:
-    """Moved while refreshes are under way: a service on the new database goes on, one on the old spends nothing."""
+    """Exported while refreshes are under way: a service on the new database goes on, one on the old spends nothing."""
     async with postgres.fresh() as url, staged(tmp_path, encryption_key, accounts=ACCOUNTS, every=EVERY) as old:
         new = dataclasses.replace(old, settings=old.settings | {"STORAGE__URL": url})
         async with old.serving() as leaving:
@@ -110,8 +110,10 @@ async def test_a_move_to_postgresql_under_load_loses_nothing(
             async with _asked(old, leaving):
                 await old.until_refreshed()
                 in_flight = len(old.open_claims())
-                await _run(old, "move", "--to", url, "--yes")
+                (tmp_path / "same.key").write_text(old.key)
+                await _run(old, "export", "all.export", "--to-key-file", "same.key")
                 spent = len(old.ledger.refreshes())
+                await _run(new, "import", "all.export", "--yes")
                 async with new.serving() as coming:
                     async with _asked(new, coming):
                         await new.until_refreshed(times=2)

@@ -1,0 +1,48 @@
+"""The demo's terminal output."""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from amo_callback.cli.demo import Output, line_of
+from amo_callback.demo.story import Line
+
+_LINE = Line(
+    number=1,
+    at=datetime(2026, 11, 24, 12, tzinfo=UTC),
+    who="service",
+    says="It works\x1b[H again.",
+    domain="a.amocrm.ru",
+)
+
+
+def _fail() -> None:
+    raise AssertionError("the output is open")
+
+
+def test_an_entry_is_one_line_without_control_characters() -> None:
+    """Time, source, account and sentence; a control sequence in the text does not reach the terminal."""
+    assert line_of(_LINE) == "12:00:00  service  a.amocrm.ru              It works?[H again."
+
+
+def test_each_write_is_flushed() -> None:
+    """A line is written as it comes."""
+    stream = io.StringIO()
+    Output(stream, on_error=_fail).write("one\n")
+    assert stream.getvalue() == "one\n"
+
+
+def test_a_closed_output_is_reported_once_and_raises_nothing() -> None:
+    """A closed pipe calls `on_error` with the first write, and later writes do nothing."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    errors: list[str] = []
+    with suppress(BrokenPipeError), os.fdopen(writing, "w") as stream:
+        output = Output(stream, on_error=lambda: errors.append("closed"))
+        for _ in range(2):
+            output.write("line\n")
+        assert isinstance(output.error, BrokenPipeError)
+    assert errors == ["closed"]
