@@ -111,7 +111,7 @@ def _turn(slots: Slots, now: float) -> Kind:
 
 
 class Shared(Protocol):
-    """One rate limit towards AMO, and one count of those who have not proved themselves. Raises `StoreUnavailable`."""
+    """One rate limit towards AMO, for all instances. Raises `StoreUnavailable`."""
 
     at_once: bool
     """Whether to ask takes no time, so that nothing can come between."""
@@ -121,9 +121,3 @@ class Shared(Protocol):
 
     async def pause(self, seconds: float) -> None:
         """Let nobody have a slot for a while."""
-
-    async def take_place(self, name: str, *, places: int, window: float) -> float | None:
-        """Take one of so many places for `window` seconds; return when that was, `None` where all are taken."""
-
-    async def give_back(self, name: str, taken_at: float) -> None:
-        """Give a place back, once."""

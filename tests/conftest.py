@@ -9,6 +9,7 @@ import signal
 import ssl
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -405,37 +406,44 @@ class Both:
         self._witness(event)
 
 
+@asynccontextmanager
+async def running_service(
+    folder: Path,
+    encryption_key: str,
+    witness: Witness,
+    *,
+    lives: Mapping[str, float] | None = None,
+    machine: str = "here",
+    **more: str,
+) -> AsyncIterator[Running]:
+    """Run the whole service against the stand-in, with some settings of one's own."""
+    clock = ShiftedClock()
+    connector = aiohttp.TCPConnector(limit=0)  # as many callers as a test likes
+    async with serve_amo(clock, **(lives or {})) as amo, aiohttp.ClientSession(connector=connector) as http:
+        settings = load_settings(None, environment(amo, encryption_key, **more))
+        stream = io.StringIO()
+        secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY, encryption_key]
+        log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
+        observer = Both(witness, LogObserver(log))
+        home = Home(folder=folder, rescue=folder / "rescue", machine=machine)
+        async with open_service(settings, home=home, clock=clock, log=log, observer=observer) as service:
+            yield Running(
+                amo=amo,
+                clock=clock,
+                service=service,
+                http=http,
+                witness=witness,
+                log=stream,
+                folder=folder,
+                settings=settings,
+                quiet=log,
+            )
+
+
 @pytest.fixture
 def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
     """Return how to run the whole service with some settings of one's own."""
-
-    @asynccontextmanager
-    async def running(
-        *, lives: Mapping[str, float] | None = None, machine: str = "here", **more: str
-    ) -> AsyncIterator[Running]:
-        clock = ShiftedClock()
-        connector = aiohttp.TCPConnector(limit=0)  # as many callers as a test likes
-        async with serve_amo(clock, **(lives or {})) as amo, aiohttp.ClientSession(connector=connector) as http:
-            settings = load_settings(None, environment(amo, encryption_key, **more))
-            stream = io.StringIO()
-            secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY, encryption_key]
-            log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
-            observer = Both(witness, LogObserver(log))
-            home = Home(folder=tmp_path, rescue=tmp_path / "rescue", machine=machine)
-            async with open_service(settings, home=home, clock=clock, log=log, observer=observer) as service:
-                yield Running(
-                    amo=amo,
-                    clock=clock,
-                    service=service,
-                    http=http,
-                    witness=witness,
-                    log=stream,
-                    folder=tmp_path,
-                    settings=settings,
-                    quiet=log,
-                )
-
-    return running
+    return partial(running_service, tmp_path, encryption_key, witness)
 
 
 @pytest.fixture

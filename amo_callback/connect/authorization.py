@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
     from amo_callback.clock import Clock
-    from amo_callback.connect.limits import Rooms, Unproven
+    from amo_callback.connect.limits import AttemptLimiter, Rooms
     from amo_callback.store import Store
 
 STATE_LIFE = timedelta(minutes=30)
@@ -38,7 +38,7 @@ class Starts:
     Anybody can follow a link, from as many addresses as he has, and each costs the store a write.
     """
 
-    def __init__(self, *, each: Unproven, links: Unproven, rooms: Rooms) -> None:
+    def __init__(self, *, each: AttemptLimiter, links: AttemptLimiter, rooms: Rooms) -> None:
         self._each = each
         self._links = links
         self._rooms = rooms
@@ -50,15 +50,15 @@ class Starts:
         with self._rooms.enter(priority):
             if not request.vouched:
                 who = f"user {request.user}" if request.user is not None else address
-                await self._each.take(who, among=priority)
+                self._each.reserve(who, among=priority)
             if request.user is None:
-                await self._take_link()
+                self._reserve_link()
             async with self._rooms.turn(priority):
                 yield
 
-    async def _take_link(self) -> None:
+    def _reserve_link(self) -> None:
         try:
-            await self._links.take("anybody")
+            self._links.reserve("all links")
         except TooManyUnproven:
             raise Crowded from None  # it is not this address that has sent too many
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from amo_callback.custody.build import Custody
     from amo_callback.event import Observer
     from amo_callback.model import Connection
-    from amo_callback.slots import Shared
     from amo_callback.store import Store
 
 
@@ -55,7 +54,6 @@ class Connecting:
 def make_connecting(
     *,
     store: Store,
-    shared: Shared,
     amo: AmoClient,
     cipher: Cipher,
     clock: Clock,
@@ -67,7 +65,7 @@ def make_connecting(
 ) -> Connecting:
     """Build it all; nothing is started. `connected` is called where AMO has accepted a code."""
     limits = Limits(
-        unproven=rules.unproven, window=rules.window, requests_per_second=rules.requests_per_second, shared=shared
+        attempts=rules.unproven, window=rules.window, requests_per_second=rules.requests_per_second, clock=clock
     )
     room = room_for(per_second=rules.requests_per_second, seconds=rules.refresh.lease - amo.timeout)
     authorizations = Authorizations(
@@ -110,7 +108,7 @@ def make_connecting(
             issued_only=rules.issued_only,
             lists_accounts=bool(rules.allowed_accounts),
         ),
-        unproven=limits.codes,
+        attempts=limits.codes,
         rooms=Rooms(size=room),
         leases=custody.leases,
     )
@@ -119,7 +117,7 @@ def make_connecting(
         records=records,
         clock=clock,
         connect=connect,
-        unproven=limits.codes,
+        attempts=limits.codes,
         issued_only=rules.issued_only,
     )
     return Connecting(authorizations=authorizations, connect=connect, redeemer=redeemer, limits=limits)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.connect.admission import Admission
     from amo_callback.connect.exchange import Exchanger
-    from amo_callback.connect.limits import Rooms, Unproven
+    from amo_callback.connect.limits import AttemptLimiter, Rooms
     from amo_callback.connect.records import Records
     from amo_callback.custody.leases import Leases
     from amo_callback.event import Observer
@@ -61,7 +61,7 @@ class Connect:
         observer: Observer,
         exchanger: Exchanger,
         admission: Admission,
-        unproven: Unproven,
+        attempts: AttemptLimiter,
         rooms: Rooms,
         leases: Leases,
         patience: float = PATIENCE,
@@ -73,7 +73,7 @@ class Connect:
         self._observer = observer
         self._exchanger = exchanger
         self._admission = admission
-        self._unproven = unproven
+        self._attempts = attempts
         self._rooms = rooms
         self._leases = leases
         self._patience = patience
@@ -197,7 +197,7 @@ class Connect:
         priority = priority_of(request)
         with self._rooms.enter(priority):
             who = f"user {request.user}" if request is not None and request.user is not None else visit.address
-            place = await self._unproven.take(who, among=priority)
+            reservation = self._attempts.reserve(who, among=priority)
             try:
                 async with self._rooms.turn(priority):
                     grant = await self._store.claim_grant(
@@ -207,19 +207,21 @@ class Connect:
                         state_hash=None if known or request is None else fingerprint(visit.state or b""),
                     )
             except (StoreUnavailable, Frozen, InvalidState):
-                await place.give_back()  # AMO is not asked
+                reservation.release()  # AMO is not asked
                 raise
             except asyncio.CancelledError:
                 await self._unclaim(fresh)
-                await place.give_back()
+                reservation.release()
                 raise
             if grant.attempt != fresh.attempt:
-                await place.give_back()  # somebody else was faster
+                reservation.release()  # somebody else was faster
                 return grant, None
             secrets = known or secrets  # who tries again keeps what was handed out
             self._claimed.add(visit.code_hash)
             self._pending[visit.code_hash] = self._records.told(grant, secrets)
-            exchange = CodeExchange(code=visit.code, domain=domain, request=request, started=started, place=place)
+            exchange = CodeExchange(
+                code=visit.code, domain=domain, request=request, started=started, reservation=reservation
+            )
             return await self._exchanger.exchange(grant, exchange), secrets
 
     async def _unclaim(self, fresh: Grant) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
     from amo_callback.clock import Clock
-    from amo_callback.connect.limits import Place
+    from amo_callback.connect.limits import Reservation
     from amo_callback.custody.address_block import AddressBlock
     from amo_callback.custody.credentials import Credentials
     from amo_callback.custody.raw_answers import RawAnswers
@@ -68,8 +68,8 @@ class CodeExchange:
     """What its grant began with, where that was here."""
     started: float
     """The monotonic time before the grant was claimed."""
-    place: Place
-    """Its address's among the unproven ones."""
+    reservation: Reservation
+    """The attempt that counts against the caller's address."""
 
 
 class Exchanger:
@@ -121,7 +121,7 @@ class Exchanger:
         except AmoCallbackError as error:
             await self._raw_answers.keep(name_of_grant(grant.code_hash), error, domain=what.domain)
             if isinstance(error, NotSent | ShuttingDown | Busy):
-                await what.place.give_back()  # AMO was not asked
+                what.reservation.release()  # AMO was not asked
             ended = _failed(grant, error)
             self._tell_failed(ended, error, what.domain)
             expected = what.request is not None or what.domain == self._rules.default_domain
@@ -141,7 +141,7 @@ class Exchanger:
             issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
         self._credentials.accept()
         if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
-            await what.place.give_back()
+            what.reservation.release()
             await self._address_block.succeeded()
             raise AccountNotAllowed(issued.account.account_id)
         return issued
@@ -177,7 +177,7 @@ class Exchanger:
                 self._observer(connected)
                 self._connected(connection)
         finally:
-            await what.place.give_back()  # only now: nothing may come between a pair and the store
+            what.reservation.release()  # only now: nothing may come between a pair and the store
         await self._address_block.succeeded()
         return ended
 

@@ -3,87 +3,73 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager, suppress
+from collections import OrderedDict, deque
+from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Crowded, StoreUnavailable, TooManyUnproven
-from amo_callback.model import fingerprint
+from amo_callback.errors import Crowded, TooManyUnproven
 from amo_callback.slots import Priority
-from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager
 
-    from amo_callback.slots import Shared
+    from amo_callback.clock import Clock
 
+_ADDRESSES = 50_000
+"""Addresses that are remembered at once, the most recent ones."""
 _WRITTEN_AT_ONCE = 4
 """Codes of each kind: a group of the store's, or less than half of its connections."""
 
 
-class Unproven:
-    """Places for exchanges: taken before AMO is asked, given back when it accepts the code.
+class AttemptLimiter:
+    """A limit on what one address may attempt within a window; each process counts for itself."""
 
-    `kind` says what is limited: each has places of its own. They are one for all instances.
-    """
-
-    def __init__(self, *, kind: str, places: int, window: float, shared: Shared) -> None:
-        self._kind = kind
-        self._places = places
+    def __init__(self, *, attempts: int, window: float, clock: Clock) -> None:
+        self._attempts = attempts
         self._window = window
-        self._shared = shared
+        self._clock = clock
+        self._reserved: OrderedDict[tuple[Priority, str], deque[float]] = OrderedDict()
 
-    def change(self, *, places: int, window: float) -> None:
-        """Have other limits from now on; the places that are taken stay so."""
-        self._places = places
+    def change(self, *, attempts: int, window: float) -> None:
+        """Apply another limit from now on; reservations stay."""
+        self._attempts = attempts
         self._window = window
 
-    async def take(self, address: str | None, *, among: Priority = Priority.STRANGER) -> Place:
-        """Take a place for `window` seconds; nobody's address has no limit.
+    def reserve(self, address: str | None, *, among: Priority = Priority.STRANGER) -> Reservation:
+        """Reserve an attempt for `window` seconds; `None` (no address) is unlimited.
 
-        Whoever is better known has places of his own: strangers behind the same address cannot take them. Raises
-        `TooManyUnproven`, and `StoreUnavailable`: then nothing could be claimed either. Who is cancelled meanwhile has
-        taken none.
+        Each priority is counted apart, so that strangers behind an address do not use up the attempts of users who are
+        known. Raises `TooManyUnproven`.
         """
         if address is None:
-            return Place(self._shared, name="")
-        # An address is personal data: it is not to be read in a database.
-        name = fingerprint(f"{self._kind} {among.name} {_network(address)}")
-        place = Place(self._shared, name=name)
-        try:
-            await unbroken(place.take(places=self._places, window=self._window))
-        except asyncio.CancelledError:
-            await place.give_back()
-            raise
-        return place
-
-
-class Place:
-    """A place: nobody's, until it is taken."""
-
-    def __init__(self, shared: Shared, *, name: str) -> None:
-        self._shared = shared
-        self._name = name
-        self._taken_at: float | None = None
-
-    async def take(self, *, places: int, window: float) -> None:
-        """Take it, one of so many, for `window` seconds; raises `TooManyUnproven`."""
-        self._taken_at = await self._shared.take_place(self._name, places=places, window=window)
-        if self._taken_at is None:
+            return Reservation()
+        now = self._clock.monotonic()
+        reserved = self._reserved.setdefault((among, _network(address)), deque())
+        while reserved and now - reserved[0] >= self._window:
+            reserved.popleft()
+        if len(reserved) >= self._attempts:
             raise TooManyUnproven
+        reserved.append(now)
+        self._reserved.move_to_end((among, _network(address)))
+        while len(self._reserved) > _ADDRESSES:
+            self._reserved.popitem(last=False)
+        return Reservation(among=reserved, at=now)
 
-    async def give_back(self) -> None:
-        """Give the place back, once: AMO has accepted the code, or was not asked.
 
-        Where the store is away it stays taken until its window is over: that is no reason to fail. Whoever is cancelled
-        meanwhile has given it back.
-        """
-        if self._taken_at is None:
-            return
-        taken_at, self._taken_at = self._taken_at, None
-        with suppress(StoreUnavailable):
-            await unbroken(self._shared.give_back(self._name, taken_at))
+class Reservation:
+    """An attempt that counts against its address until its window has passed or it is released."""
+
+    def __init__(self, *, among: deque[float] | None = None, at: float = 0.0) -> None:
+        self._among = among
+        self._at = at
+
+    def release(self) -> None:
+        """Stop counting the attempt: AMO has accepted the code, or was not asked."""
+        among, self._among = self._among, None
+        if among is not None and self._at in among:  # else its window has passed
+            among.remove(self._at)
 
 
 class Rooms:
@@ -115,22 +101,22 @@ class Rooms:
 
 
 class Limits:
-    """How many codes of one address may be on their way to AMO, and how many grants may be started."""
+    """The limits on failed codes and on started authorization requests."""
 
-    def __init__(self, *, unproven: int, window: float, requests_per_second: float, shared: Shared) -> None:
+    def __init__(self, *, attempts: int, window: float, requests_per_second: float, clock: Clock) -> None:
         self._requests_per_second = requests_per_second
-        self.codes = Unproven(kind="codes", places=unproven, window=window, shared=shared)
-        self.starts = Unproven(kind="starts", places=unproven, window=window, shared=shared)
-        self.links = Unproven(kind="links", places=self._links(window), window=window, shared=shared)
+        self.codes = AttemptLimiter(attempts=attempts, window=window, clock=clock)
+        self.starts = AttemptLimiter(attempts=attempts, window=window, clock=clock)
+        self.links = AttemptLimiter(attempts=self._links(window), window=window, clock=clock)
 
-    def change(self, *, unproven: int, window: float) -> None:
-        """Have others from now on."""
-        for limit in (self.codes, self.starts):
-            limit.change(places=unproven, window=window)
-        self.links.change(places=self._links(window), window=window)
+    def change(self, *, attempts: int, window: float) -> None:
+        """Apply other limits from now on."""
+        for limiter in (self.codes, self.starts):
+            limiter.change(attempts=attempts, window=window)
+        self.links.change(attempts=self._links(window), window=window)
 
     def _links(self, window: float) -> int:
-        """Return how many plain links are followed in a window: half of what people can have exchanged.
+        """Return how many plain links are followed in a window: half of the codes that can be exchanged in it.
 
         The other half is for codes that began elsewhere.
         """

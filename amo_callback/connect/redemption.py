@@ -15,7 +15,7 @@ from amo_callback.slots import Priority
 if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.connect.completion import Connect
-    from amo_callback.connect.limits import Place, Unproven
+    from amo_callback.connect.limits import AttemptLimiter, Reservation
     from amo_callback.connect.records import Records
     from amo_callback.grant import Grant, GrantSecrets, Outcome
     from amo_callback.model import Connection
@@ -54,13 +54,20 @@ class Redeemer:
     """Tell what became of a grant, any number of times, to whoever proves to be where it began."""
 
     def __init__(
-        self, *, store: Store, records: Records, clock: Clock, connect: Connect, unproven: Unproven, issued_only: bool
+        self,
+        *,
+        store: Store,
+        records: Records,
+        clock: Clock,
+        connect: Connect,
+        attempts: AttemptLimiter,
+        issued_only: bool,
     ) -> None:
         self._store = store
         self._records = records
         self._clock = clock
         self._connect = connect
-        self._unproven = unproven
+        self._attempts = attempts
         self._issued_only = issued_only
 
     async def redeem(self, presented: Presented) -> Redeemed:
@@ -76,15 +83,15 @@ class Redeemer:
             address=presented.address,
             arrival=Arrival.APP,
         )
-        place = await self._place(presented, known)
+        reservation = self._reserve(presented, known)
         try:
             outcome = await self._connect.complete(visit)
         except WrongVerifier:
             raise  # and keeps the place: whoever guesses comes to an end
         except BaseException:
-            await place.give_back()
+            reservation.release()
             raise
-        await place.give_back()
+        reservation.release()
         if outcome.status is not GrantStatus.CONNECTED or outcome.connection_id is None:
             return Redeemed(outcome=outcome, connection=None)
         is_owner = await self._bind(outcome, outcome.connection_id, presented.user)
@@ -104,14 +111,14 @@ class Redeemer:
         now = self._clock.now()
         return grant.expires_at <= now or grant.accepted_at is None or grant.accepted_at + TICKET_LIFE <= now
 
-    async def _place(self, presented: Presented, known: GrantSecrets | None) -> Place:
-        """Take a place among the unproven for a verifier that may not fit."""
+    def _reserve(self, presented: Presented, known: GrantSecrets | None) -> Reservation:
+        """Reserve an attempt for a verifier that may be wrong."""
         asked = known is not None and known.request is not None and known.request.challenge is not None
         if presented.verifier is None and not asked:
-            return await self._unproven.take(None)
+            return self._attempts.reserve(None)
         if presented.user is None:
-            return await self._unproven.take(presented.address)
-        return await self._unproven.take(f"user {presented.user}", among=Priority.EXPECTED)
+            return self._attempts.reserve(presented.address)
+        return self._attempts.reserve(f"user {presented.user}", among=Priority.EXPECTED)
 
     async def _bind(self, outcome: Outcome, connection_id: str, user: str | None) -> bool:
         """Bind who has proved to be an owner; tell whether the user whose JWT came is one."""

@@ -20,6 +20,7 @@ from amo_callback.errors import NotCopied
 from amo_callback.model import Freeze
 from amo_callback.store import rows
 from amo_callback.store.files import check_files
+from amo_callback.store.migrate import another_version
 from amo_callback.store.statements import Engine, load_migrations, load_statements
 
 if TYPE_CHECKING:
@@ -182,9 +183,7 @@ def _check(snapshot: sqlite3.Connection, path: Path) -> None:
     if version == 0:
         raise NotCopied(f"{path} is no database of amo-callback")
     if version > known:
-        raise NotCopied(
-            f"{path} is of a newer amo-callback (schema {version}, known here: {known}): install that version"
-        )
+        raise NotCopied(f"{path} is of {another_version(version, known=known)}: install that version")
     [told] = snapshot.execute("PRAGMA quick_check(1)").fetchone()
     if told != "ok":
         raise NotCopied(f"{path} is damaged")

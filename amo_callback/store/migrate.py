@@ -92,10 +92,15 @@ async def _schema(database: PoolConnectionProxy | asyncpg.Connection) -> int:
     return int(await database.fetchval("SELECT version FROM schema_version"))
 
 
+def another_version(version: int, *, known: int) -> str:
+    """Name the version that made a database; its schemas before 1.0 had numbers of their own."""
+    return f"another version of amo-callback (schema {version}, known here: {known})"
+
+
 def _newer(version: int, known: int) -> ConfigurationError:
     return ConfigurationError(
-        f"storage.url: the database is of a newer amo-callback (schema {version}, known here: {known}): install that "
-        "version, or restore an older backup"
+        f"storage.url: the database is of {another_version(version, known=known)}: install that version, or restore a "
+        "backup of this one"
     )
 
 

@@ -174,9 +174,8 @@ class PostgresDatabase(Database):
         return self.clock.ahead
 
     async def tidy(self) -> None:
-        """Forget the turns and the places that are over."""
-        for statement in ("forget_turns", "forget_places"):
-            await self.allot(statement)
+        """Forget the turns that are over."""
+        await self.allot("forget_turns")
 
     async def place(self, machine: str) -> str:
         """Return where the database is, wherever this process is."""

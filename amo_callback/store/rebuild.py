@@ -19,7 +19,7 @@ from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from amo_callback.disk import open_regular, sync
 from amo_callback.errors import NotCopied
@@ -36,6 +36,7 @@ from amo_callback.store.copies import (
     told,
 )
 from amo_callback.store.files import check_files
+from amo_callback.store.migrate import another_version
 from amo_callback.store.statements import Engine, load_migrations
 
 if TYPE_CHECKING:
@@ -129,12 +130,19 @@ def _has_content(path: Path) -> bool:
 
 @contextmanager
 def rebuild(
-    given: Given, database: Path, *, now: datetime, progress: Progress, limits: Limits = _LIMITS
+    given: Given,
+    database: Path,
+    *,
+    now: datetime,
+    progress: Progress,
+    limits: Limits = _LIMITS,
+    migrations: Sequence[Sequence[str]] | None = None,
 ) -> Iterator[Rebuilt]:
     """Build a frozen database from a file's rows, on the disk that `database` is on; nothing of it stays there.
 
     Raises `NotCopied` where the file is damaged, newer, or holds a row that the service could not read.
     """
+    known = load_migrations(Engine.SQLITE) if migrations is None else migrations
     with ExitStack() as stack:
         with told(str(database.parent)):
             if _is_same(given, database):
@@ -146,9 +154,11 @@ def rebuild(
             _copy_bytes(given, copy)
             os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             with closing(_open_untrusted(copy, limits)) as source, closing(connect(made)) as target:
-                opened = _Source(database=source, path=given.path, size=copy.stat().st_size, limits=limits)
+                opened = _Source(
+                    database=source, path=given.path, size=copy.stat().st_size, limits=limits, migrations=known
+                )
                 foreign = _fill(opened, target, progress)
-                _check_rows(target, given.path, progress)
+                _check_marks(target, given.path)
                 found = contents(target)
                 freeze(target, now)
         with told(str(database.parent)):
@@ -251,6 +261,7 @@ class _Source:
     path: Path
     size: int
     limits: Limits
+    migrations: Sequence[Sequence[str]]
 
 
 def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> int:
@@ -259,7 +270,7 @@ def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> in
     target.execute("PRAGMA synchronous = OFF")
     _bound(source.database, _STEPS_A_PAGE)
     source.database.execute("BEGIN")
-    migrations = load_migrations(Engine.SQLITE)
+    migrations = source.migrations
     version = _version(source, known=len(migrations))
     _run(target, migrations[:version])
     tables = _columns(target)
@@ -284,9 +295,7 @@ def _version(source: _Source, *, known: int) -> int:
     if version <= 0:
         raise NotCopied(f"{source.path} is no database of amo-callback")
     if version > known:
-        raise NotCopied(
-            f"{source.path} is of a newer amo-callback (schema {version}, known here: {known}): install that version"
-        )
+        raise NotCopied(f"{source.path} is of {another_version(version, known=known)}: install that version")
     return version
 
 
@@ -344,10 +353,6 @@ def _copy_table(source: _Source, target: sqlite3.Connection, table: str, columns
 # --- what was built ------------------------------------------------------------------------------
 
 
-def _mark(row: Mapping[str, Any]) -> object:
-    return _MARKS.get(row["name"], bytes)(row["value"])
-
-
 _MARKS: Mapping[str, Callable[[bytes], object]] = {
     "amo_block": rows.amo_block,
     "frozen": rows.freeze,
@@ -355,34 +360,16 @@ _MARKS: Mapping[str, Callable[[bytes], object]] = {
     "refused_credentials": bytes.decode,
     "seen_at": lambda value: rows.moment(int(value)),
 }
-_READERS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
-    "meta": _mark,
-    "connections": rows.connection,
-    "grants": rows.grant,
-    "states": rows.issued_state,
-    "events": rows.recorded,
-    "outbox": rows.notice,
-}
 _UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-def _check_rows(target: sqlite3.Connection, path: Path, progress: Progress) -> None:
-    """Read each row as the service will: one that it cannot read would stop it."""
-    counts = {table: number(target, f"SELECT count(*) FROM {table}") for table in _READERS}  # noqa: S608 -- ours
-    with progress("checked", sum(counts.values())) as advance:
-        done = 0
-        for table, read in _READERS.items():
-            reading = target.execute(f"SELECT * FROM {table}")  # noqa: S608 -- because the name is ours
-            names = [column[0] for column in reading.description]
-            for row in reading:
-                try:
-                    read(dict(zip(names, row, strict=True)))
-                except _UNREADABLE:
-                    raise NotCopied(
-                        f"{path} holds a row in {table} that is none of ours: take another backup"
-                    ) from None
-                done += 1
-                advance(done)
+def _check_marks(target: sqlite3.Connection, path: Path) -> None:
+    """Read the rows of `meta` as the service will: one that it cannot read would stop it."""
+    for name, value in target.execute("SELECT name, value FROM meta"):
+        try:
+            _MARKS.get(name, bytes)(value)
+        except _UNREADABLE:
+            raise NotCopied(f"{path} holds a row in meta that is none of ours: take another backup") from None
     if target.execute("SELECT count(*) FROM counters WHERE name = 'serial' AND value > 0").fetchone() != (1,):
         raise NotCopied(f"{path} has no counter: it is no database of amo-callback")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from amo_callback.clock import rfc3339
 from amo_callback.event import Notice, Recorded
@@ -14,8 +15,11 @@ from amo_callback.model import AmoBlock, Connection, Freeze, Reason, Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+E = TypeVar("E", bound=StrEnum)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TICK = timedelta(microseconds=1)
+_EARLIEST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _TICK
+_LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _TICK
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -37,8 +41,8 @@ def stored(value: object) -> object:
 
 
 def moment(value: int) -> datetime:
-    """Return a stored time."""
-    return _EPOCH + value * _TICK
+    """Return a stored time; one beyond what can be represented was written by hand, and is taken to the nearest."""
+    return _EPOCH + min(max(value, _EARLIEST), _LATEST) * _TICK
 
 
 def maybe_moment(value: int | None) -> datetime | None:
@@ -55,8 +59,8 @@ def connection(row: Mapping[str, Any]) -> Connection:
         domain=row["domain"],
         api_domain=row["api_domain"],
         client_id=row["client_id"],
-        status=Status(row["status"]),
-        reason=Reason(row["reason"]) if row["reason"] else None,
+        status=_word(Status, row["status"], Status.NEEDS_REAUTH),
+        reason=_word(Reason, row["reason"], Reason.UNREADABLE) if row["reason"] else None,
         last_error=row["last_error"],
         sealed_pair=row["sealed_pair"],
         access_issued_at=maybe_moment(row["access_issued_at"]),
@@ -80,11 +84,16 @@ def connection(row: Mapping[str, Any]) -> Connection:
         grant_iat=row["grant_iat"],
         refused_since=maybe_moment(row["refused_since"]),
         refusals=row["refusals"],
-        suspended_reason=Reason(row["suspended_reason"]) if row["suspended_reason"] else None,
+        suspended_reason=_word(Reason, row["suspended_reason"], Reason.IN_DOUBT) if row["suspended_reason"] else None,
         suspended_token=row["suspended_token"],
         frozen=row["frozen_at"] is not None or bool(row.get("all_frozen")),
         lease_left=_left(row),
     )
+
+
+def _word(words: type[E], stored: str, otherwise: E) -> E:
+    """Return a stored word; one that is unknown was written by hand, and must not stop what reads many rows."""
+    return words(stored) if stored in words.__members__.values() else otherwise
 
 
 def _left(row: Mapping[str, Any]) -> float | None:
@@ -132,7 +141,7 @@ def recorded(row: Mapping[str, Any]) -> Recorded:
         connection_id=row["connection_id"],
         name=row["name"],
         process=row["process"],
-        details=json.loads(row["details"]),
+        details=_object(row["details"]),
     )
 
 
@@ -144,12 +153,21 @@ def notice(row: Mapping[str, Any]) -> Notice:
         at=moment(row["at"]),
         type=row["type"],
         connection_id=row["connection_id"],
-        data=json.loads(row["data"]),
+        data=_object(row["data"]),
         tries=row["tries"],
         next_try_at=moment(row["next_try_at"]),
         last_error=row["last_error"],
         parked_at=maybe_moment(row["parked_at"]),
     )
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    """Return a JSON object; an empty one for what was written by hand and is none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def freeze(value: bytes) -> Freeze:

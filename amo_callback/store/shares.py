@@ -7,7 +7,6 @@ nothing could be claimed.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from amo_callback.slots import Asked, Kind, Slots, ask, pause
@@ -20,18 +19,15 @@ if TYPE_CHECKING:
 
 _SECOND = 1e6
 """Microseconds."""
-_TAKERS = 2
-"""How many take places at once: who comes for the same one waits here, not at the database with a connection each."""
 
 
 class Shares:
-    """The tables `slots` and `places`."""
+    """The table `slots`."""
 
     at_once = False
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._takers = asyncio.Semaphore(_TAKERS)
 
     async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
         """Ask for a slot at the rate limit, `interval` seconds after the last one."""
@@ -44,16 +40,6 @@ class Shares:
         await self._database.aside(
             lambda unit: _ask(unit, lambda slots, now: Asked(slots=pause(slots, now=now, seconds=seconds)))
         )
-
-    async def take_place(self, name: str, *, places: int, window: float) -> float | None:
-        """Take one of so many places for `window` seconds; return when that was, `None` where all are taken."""
-        async with self._takers:
-            found = await self._database.allot("take_place", name=name, places=places, window=int(window * _SECOND))
-        return found[0]["taken_at"] / _SECOND if found else None
-
-    async def give_back(self, name: str, taken_at: float) -> None:
-        """Give a place back, once."""
-        await self._database.allot("give_place_back", name=name, taken_at=round(taken_at * _SECOND))
 
 
 async def _ask(unit: Unit, asking: Callable[[Slots, float], Asked]) -> Asked:

@@ -64,7 +64,9 @@ process could store a pair. Whatever else is one statement's own."""
 
 
 @asynccontextmanager
-async def open_sqlite(path: Path, *, clock: Clock) -> AsyncIterator[SqliteDatabase]:
+async def open_sqlite(
+    path: Path, *, clock: Clock, migrations: Sequence[Sequence[str]] | None = None
+) -> AsyncIterator[SqliteDatabase]:
     """Open a database file, make it where there is none (0600), and bring its schema up to date."""
     try:
         check_files(path)
@@ -77,7 +79,7 @@ async def open_sqlite(path: Path, *, clock: Clock) -> AsyncIterator[SqliteDataba
             await _prepare(writer, clock)
             await migrate_sqlite(
                 writer,
-                load_migrations(Engine.SQLITE),
+                load_migrations(Engine.SQLITE) if migrations is None else migrations,
                 keep=lambda version: keep(path, version=version, now=clock.now()),
             )
             await _prepare(reader, clock)

@@ -67,7 +67,6 @@ async def open_services(
         )
         connecting = make_connecting(
             store=store,
-            shared=shared,
             amo=amo,
             cipher=cipher,
             clock=clock,

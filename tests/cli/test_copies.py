@@ -145,7 +145,7 @@ async def test_a_copy_of_a_newer_version_is_refused(living: Path, environ: dict[
     status, _, err = await command("restore", str(copy), "--yes", folder=living, environ=environ)
     assert status == 1
     known = len(load_migrations(Engine.SQLITE))
-    assert f"{copy} is of a newer amo-callback (schema 99, known here: {known}): install that version" in err
+    assert f"{copy} is of another version of amo-callback (schema 99, known here: {known}): install that version" in err
     assert _counted(living / NAME) == (3, False)
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from amo_callback.alone import Alone
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.connect.admission import Admission
 from amo_callback.connect.authorization import Authorizations, Starts
 from amo_callback.connect.completion import PATIENCE, Connect
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
-from amo_callback.connect.limits import Rooms, Unproven
+from amo_callback.connect.limits import AttemptLimiter, Rooms
 from amo_callback.connect.records import Records
 from amo_callback.custody.address_block import AddressBlock
 from amo_callback.custody.credentials import Credentials
@@ -65,7 +64,6 @@ class Process:
         self.amo, self.clock, self.witness = amo, clock, Witness()
         self.store, self.client, self.cipher = store, client, cipher
         self.failing = FailingStore(store, clock)
-        self.shared = Alone(clock=clock)
         self.woken = 0
         self.new_secret = Counter()
         self.rescue = MemoryRescue()
@@ -118,7 +116,7 @@ class Process:
                 issued_only=False,
                 lists_accounts=False,
             ),
-            unproven=Unproven(kind="codes", places=places, window=60, shared=self.shared),
+            attempts=AttemptLimiter(attempts=places, window=60, clock=self.clock),
             rooms=Rooms(size=100),
             leases=Leases(length=60.0, store=cast("Store", self.failing), clock=self.clock),
             patience=patience,
@@ -138,7 +136,7 @@ class Process:
         return Records(cipher=cipher, clock=self.clock, lease=60.0, new_secret=self.new_secret)
 
     def starts(self) -> Starts:
-        places = Unproven(kind="starts", places=100, window=60, shared=self.shared)
+        places = AttemptLimiter(attempts=100, window=60, clock=self.clock)
         return Starts(each=places, links=places, rooms=Rooms(size=100))
 
     def _wake(self, _connected: Connection) -> None:
@@ -547,7 +545,7 @@ async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(pr
 
 
 async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: Process, other: Process) -> None:
-    """The process ends while a claim is being committed: the code, and its address's place, are free for the next."""
+    """The process ends while a claim is being committed: the code is free for the next."""
     writing, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(FailingStore):
@@ -559,7 +557,6 @@ async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: P
 
     process.failing = Slow(process.store, process.clock)
     process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
-    other.shared = process.shared
     other.connect = other.make(client=process.client, cipher=process.cipher, places=1)
     code = process.amo.code()
     waiting = asyncio.create_task(process.complete(code))
@@ -603,44 +600,6 @@ async def test_what_amo_accepts_for_a_foreign_account_gives_its_place_back(proce
     process.connect = process.make(client=process.client, cipher=process.cipher, places=1, rules=rules)
     for _ in range(3):
         assert (await process.complete(process.amo.code())).error == "account_not_allowed"
-
-
-async def test_nothing_comes_between_a_pair_and_the_store(process: Process) -> None:
-    """Its address's place is given back once it is stored: that may take long, or fail."""
-    asked, go_on = asyncio.Event(), asyncio.Event()
-
-    class Slow(Alone):
-        async def give_back(self, name: str, taken_at: float) -> None:
-            del name, taken_at
-            asked.set()
-            await go_on.wait()
-            raise StoreUnavailable("away")
-
-    process.shared = Slow(clock=process.clock)
-    process.connect = process.make(client=process.client, cipher=process.cipher)
-    connecting = asyncio.create_task(process.complete(process.amo.code()))
-    await asked.wait()
-    assert process.witness.names() == ["connection.connected"]
-    assert await process.store.connections_of(str(process.amo.account.id))
-    go_on.set()
-    assert (await connecting).status is GrantStatus.CONNECTED
-
-
-async def test_where_no_place_can_be_had_nothing_is_sent(process: Process) -> None:
-    """The store is away: the code could not be claimed either, and may be sent again."""
-
-    class Away(Alone):
-        async def take_place(self, *_: object, **__: object) -> float | None:
-            raise StoreUnavailable("away")
-
-    process.shared = Away(clock=process.clock)
-    process.connect = process.make(client=process.client, cipher=process.cipher)
-    code = process.amo.code()
-    with pytest.raises(StoreUnavailable):
-        await process.complete(code)
-    process.shared = Alone(clock=process.clock)
-    process.connect = process.make(client=process.client, cipher=process.cipher)
-    assert (await process.complete(code)).status is GrantStatus.CONNECTED
 
 
 async def test_junk_that_amo_refused_takes_a_place(process: Process, client: AmoClient, cipher: Cipher) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.connect.authorization import Authorizations, priority_of
-from amo_callback.connect.limits import Unproven
+from amo_callback.connect.limits import AttemptLimiter
 from amo_callback.connect.redemption import Presented, Redeemer
 from amo_callback.errors import (
     Crowded,
@@ -69,7 +69,7 @@ def _redeemer(process: Process, store: object, *, places: int = 30) -> Redeemer:
         records=process.records(process.cipher),
         clock=process.clock,
         connect=process.connect,
-        unproven=Unproven(kind="codes", places=places, window=60, shared=process.shared),
+        attempts=AttemptLimiter(attempts=places, window=60, clock=process.clock),
         issued_only=False,
     )
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-import aiosqlite
 import pytest
 
 from amo_callback.event import Event, Undelivered, happened
-from amo_callback.store import open_store
-from amo_callback.store.migrate import migrate_sqlite
-from amo_callback.store.statements import Engine, load_migrations
 from tests.builders import DAY, a_connection, now, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from amo_callback.event import Notice
     from amo_callback.store import Store
@@ -199,16 +194,3 @@ async def test_a_clock_that_went_back_puts_no_notice_off(store: Store) -> None:
     await store.keep_time(now=lambda: START - DAY)
     [shifted] = await _all(store)
     assert (shifted.at, shifted.next_try_at) == (START - DAY, START - DAY)
-
-
-async def test_notices_of_an_older_version_are_kept_in_their_order(tmp_path: Path, clock: FakeClock) -> None:
-    """They are delivered after the upgrade, where somebody wants them."""
-    file = tmp_path / "amo-callback.db"
-    async with aiosqlite.connect(file, isolation_level=None) as old:
-        await migrate_sqlite(old, load_migrations(Engine.SQLITE)[:4], keep=lambda _version: None)
-        for name, at in (("second", 2), ("first", 1)):
-            values = (name, at, "connection.moved", '{"connection_id": "c"}')
-            await old.execute("INSERT INTO outbox (id, at, type, data) VALUES (?, ?, ?, ?)", values)
-    async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=clock) as store:
-        assert [(notice.id, notice.connection_id) for notice in await _all(store)] == [("first", "c"), ("second", "c")]
-        assert await _claim(store) == ["first"]

@@ -1,4 +1,4 @@
-"""What instances share on PostgreSQL: one rate limit, and one count of the unproven."""
+"""The rate limit that instances share on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from amo_callback.alone import Alone
 from amo_callback.amo.pace import Pace
 from amo_callback.clock import SystemClock
 from amo_callback.slots import Kind, Priority
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     import asyncpg
 
     from amo_callback.slots import Asked, Shared
-    from amo_callback.store import Store
     from tests.postgres import Databases, WrittenClock
 
 INTERVAL = 0.01
@@ -64,11 +62,6 @@ async def one(url: str) -> AsyncIterator[Shared]:
 async def other(url: str) -> AsyncIterator[Shared]:
     async with _open(url) as shared:
         yield shared
-
-
-@pytest.fixture
-def either_shared(store: Store, clock: FakeClock) -> Shared:
-    return store.shared or Alone(clock=clock)
 
 
 # --- slots ----------------------------------------------------------------------------------------
@@ -159,97 +152,17 @@ async def test_three_instances_send_at_most_three_requests_beyond_the_rate(
     assert max(most_in_a_second(*pace.sent) for pace in paces) <= 5 + 1
 
 
-# --- places ---------------------------------------------------------------------------------------
-
-
-async def test_a_place_is_free_again_once_it_is_given_back_or_over(either_shared: Shared) -> None:
-    """Whoever gives his place back, gives no other's; after the window all are free; and each name has its own."""
-    shared = either_shared
-    first, second = [await shared.take_place("a", places=2, window=LONG) for _ in range(2)]
-    assert None not in (first, second)
-    assert await shared.take_place("a", places=2, window=LONG) is None
-    assert await shared.take_place("b", places=2, window=LONG) is not None
-    await shared.give_back("a", first or 0.0)
-    assert await shared.take_place("a", places=2, window=LONG) is not None
-    assert await shared.take_place("a", places=2, window=LONG) is None
-    assert await shared.take_place("a", places=1, window=0) is not None
-    await shared.give_back("nobody", first or 0.0)
-
-
-async def test_all_places_may_be_given_back(either_shared: Shared) -> None:
-    """Whoever has none left begins anew."""
-    for _ in range(3):
-        taken_at = await either_shared.take_place("a", places=1, window=LONG)
-        assert taken_at is not None
-        await either_shared.give_back("a", taken_at)
-
-
-async def test_a_place_taken_at_one_instance_counts_at_the_other(one: Shared, other: Shared) -> None:
-    """Whoever is full here is full there, and free there once he is free here."""
-    taken_at = await one.take_place("a", places=1, window=LONG)
-    assert await other.take_place("a", places=1, window=LONG) is None
-    await one.give_back("a", taken_at or 0.0)
-    assert await other.take_place("a", places=1, window=LONG) is not None
-
-
-async def test_of_fifty_at_once_as_many_have_a_place_as_there_are(one: Shared, other: Shared) -> None:
-    """The limit is exact, whoever comes wherever; and no two places are one."""
-    taking = [shared.take_place("a", places=7, window=LONG) for _ in range(25) for shared in (one, other)]
-    taken = [at for at in await asyncio.gather(*taking) if at is not None]
-    assert len(taken) == len(set(taken)) == 7
-    await asyncio.gather(*(one.give_back("a", at) for at in taken[:3]))
-    again = await asyncio.gather(*(other.take_place("a", places=7, window=LONG) for _ in range(10)))
-    assert sum(at is not None for at in again) == 3
-
-
-async def test_a_flood_of_places_leaves_the_database_to_others(one: Shared, url: str, sql: asyncpg.Connection) -> None:
-    """Many come for one place, and it is held up: each connection that waited for it would be missed by refreshes."""
-    async with open_store(url, folder=Path(), clock=FakeClock()) as store:
-        assert store.shared is not None
-        await one.take_place("a", places=50, window=LONG)
-        async with sql.transaction():
-            await sql.execute("SELECT * FROM places FOR UPDATE")
-            taking = [asyncio.create_task(store.shared.take_place("a", places=50, window=LONG)) for _ in range(20)]
-            for _ in range(20):
-                await store.count()
-            assert not any(task.done() for task in taking)
-        assert None not in await asyncio.gather(*taking)
-
-
-async def test_a_clock_that_was_set_back_keeps_nobody_out(one: Shared, sql: asyncpg.Connection) -> None:
-    """Places that were taken in the future are none: else an address would be shut out until then."""
-    await one.take_place("a", places=1, window=LONG)
-    await sql.execute("UPDATE places SET taken = ARRAY[taken[1] + 86400000000]")
-    assert await one.take_place("a", places=1, window=LONG) is not None
-    assert await one.take_place("a", places=1, window=LONG) is None
-
-
-async def test_no_place_is_taken_for_another(one: Shared, sql: asyncpg.Connection) -> None:
-    """A place is told by when it was taken: whatever the clock says, that is later than the one before."""
-    await one.take_place("a", places=2, window=LONG)
-    before = await sql.fetchval("UPDATE places SET taken = ARRAY[taken[1] + 1000000] RETURNING taken[1]")
-    taken_at = await one.take_place("a", places=2, window=LONG)
-    assert taken_at is not None
-    assert taken_at > before / 1e6
-    await one.give_back("a", taken_at)
-    assert await sql.fetchval("SELECT taken FROM places") == [before]
-
-
-# --- upkeep ---------------------------------------------------------------------------------------
+# --- what is over ---------------------------------------------------------------------------------
 
 
 async def test_what_is_over_is_forgotten(url: str, clock: FakeClock, sql: asyncpg.Connection) -> None:
-    """Turns and places that have ended are pruned; what another instance holds, or is at, is not waited for."""
+    """Turns that have ended are pruned; a row that another instance has locked is not waited for."""
     async with open_store(url, folder=Path(), clock=clock) as store:
-        assert store.shared is not None
-        await store.shared.take_place("over", places=1, window=0)
-        await store.shared.take_place("held", places=1, window=LONG)
         turns = [("over", 0), ("locked", 0), ("held", 2**62)]
         await sql.executemany("INSERT INTO turns VALUES ($1, 'other', $2)", turns)
         async with sql.transaction():
             await sql.execute("SELECT * FROM turns WHERE connection_id = 'locked' FOR UPDATE")
             await store.prune(now=clock.now(), keep=LONG)
-    assert [row["name"] for row in await sql.fetch("SELECT name FROM places")] == ["held"]
     left = await sql.fetch("SELECT connection_id FROM turns ORDER BY connection_id")
     assert [row["connection_id"] for row in left] == ["held", "locked"]
 
@@ -262,10 +175,7 @@ async def test_after_a_crash_of_the_database_all_begins_anew() -> None:
     with serving_postgres() as server:
         async with _open(server.url()) as shared:
             await shared.pause(LONG)
-            await shared.take_place("a", places=1, window=LONG)
         server.stop(signal.SIGQUIT)
         server.start()
         async with _open(server.url()) as shared:
             assert (await shared.ask_for_slot(interval=LONG, waiting=set(Kind))).kind is Kind.PEOPLE
-            assert await shared.take_place("a", places=1, window=LONG) is not None
-            assert await shared.take_place("a", places=1, window=LONG) is None

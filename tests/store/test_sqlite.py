@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import stat
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.clock import SystemClock
 from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.event import Event
+from amo_callback.model import Filter, Reason, Status
 from amo_callback.store import open_store
 from amo_callback.store.sqlite import open_sqlite
 from tests.builders import a_claim, a_connection, save
@@ -91,7 +93,7 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "amo-callback.db")
     database.execute("PRAGMA user_version = 99")
     database.close()
-    assert "is of a newer amo-callback (schema 99" in await _fails(URL, tmp_path)
+    assert "is of another version of amo-callback (schema 99" in await _fails(URL, tmp_path)
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -195,3 +197,31 @@ async def test_a_store_that_is_busy_at_the_start_is_no_configuration_error(tmp_p
             pass
     other.close()
     assert raised.value.what == "SQLITE_BUSY"
+
+
+async def test_rows_written_by_hand_do_not_stop_the_others(tmp_path: Path) -> None:
+    """Unknown words, times beyond the calendar and broken JSON are read as something that does no harm."""
+    clock = FakeClock()
+    async with open_store(URL, folder=tmp_path, clock=clock) as store:
+        for number in (1, 2, 3):
+            await save(store, a_connection(number))
+        await store.record(Event(name="something"))
+        with closing(sqlite3.connect(tmp_path / "amo-callback.db")) as database, database:
+            database.execute("PRAGMA ignore_check_constraints = ON")
+            database.execute("UPDATE connections SET reason = 'whim' WHERE account_id = '1'")
+            database.execute(
+                "UPDATE connections SET access_issued_at = ?, refreshed_at = ? WHERE account_id = '2'",
+                (2**63 - 1, -(2**63)),
+            )
+            database.execute("UPDATE connections SET status = 'odd', suspended_reason = 'odd' WHERE account_id = '3'")
+            database.executemany(
+                "INSERT INTO events (at, name, process, details) VALUES (?, '', '', ?)",
+                [(2**63 - 1, "{"), (0, "[" * 100_000), (0, "1")],
+            )
+        found = {one.account_id: one for one in await store.page(after="", limit=9, only=Filter())}
+        due = await store.due(now=clock.now(), limit=9, apart_from=())
+        events = await store.events(limit=9)
+    assert [found[name].reason for name in "123"] == [Reason.UNREADABLE, None, None]
+    assert found["3"].status is Status.NEEDS_REAUTH
+    assert "2" in {one.account_id for one in due}
+    assert [event.details for event in events] == [{}, {}, {}, {}]

@@ -23,7 +23,7 @@ def newer(name: object, schema: int, known: int) -> Finding:
     """Tell of a schema that is newer than ours."""
     return fail(
         "store",
-        f"{name} is of a newer amo-callback (schema {schema}, known here: {known})",
+        f"{name} is of another version of amo-callback (schema {schema}, known here: {known})",
         fix="install that version, or restore an older backup",
     )
 

@@ -112,7 +112,7 @@ def test_no_database_is_made(tmp_path: Path, encryption_key: str) -> None:
 
 @pytest.mark.parametrize(
     ("version", "verdict", "others"),
-    [(0, Verdict.FAIL, False), (99, Verdict.FAIL, False), (1, Verdict.WARN, True)],
+    [(0, Verdict.FAIL, False), (99, Verdict.FAIL, False)],
 )
 def test_a_schema_of_another_version_is_told(
     version: int,

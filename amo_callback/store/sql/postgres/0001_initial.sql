@@ -1,116 +1,179 @@
--- Times are microseconds since 1970, UTC. Names are compared byte by byte, as SQLite does: no locale moves a page.
--- What each column means stands in the migrations of SQLite, where it was added.
+-- Times are microseconds since 1970, UTC.
+-- Names are compared byte by byte, as SQLite does: no locale changes the order of a page.
+-- What is sealed is bytes that only the service's keys open.
+
+-- meta: the canary, the location, whether and why nothing is spent, what AMO refuses for all.
 CREATE TABLE meta (
-    name  TEXT COLLATE "C" PRIMARY KEY,
+    name TEXT COLLATE "C" PRIMARY KEY,
     value BYTEA NOT NULL
 );
 
+-- counters: `serial` is incremented by each disconnect. Its values decide whether a pair or an owner came before or
+-- after one, never times: two processes do not agree on the time.
+CREATE TABLE counters (
+    name TEXT COLLATE "C" PRIMARY KEY,
+    value BIGINT NOT NULL
+);
+
+INSERT INTO counters (name, value) VALUES ('serial', 1);
+
+-- connections: one for each AMO account and AMO user. Every write but a hook's increments row_version; a refreshed
+-- pair, a grant and a disconnect increment pair_version.
 CREATE TABLE connections (
-    id                 TEXT COLLATE "C" PRIMARY KEY,
-    account_id         TEXT COLLATE "C" NOT NULL,
-    user_id            TEXT NOT NULL,
-    domain             TEXT NOT NULL,
-    api_domain         TEXT,
-    client_id          TEXT NOT NULL,
-    status             TEXT NOT NULL CHECK (status IN ('active', 'needs_reauth', 'disconnected')),
-    reason             TEXT,
-    last_error         TEXT,
-    sealed_pair        BYTEA,
-    access_issued_at   BIGINT,
-    access_expires_at  BIGINT,
+    id TEXT COLLATE "C" PRIMARY KEY,
+    account_id TEXT COLLATE "C" NOT NULL,
+    user_id TEXT NOT NULL,
+    domain TEXT NOT NULL,
+    api_domain TEXT,
+    -- the integration that the pair was granted to
+    client_id TEXT NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('active', 'needs_reauth', 'disconnected')),
+    reason TEXT,
+    last_error TEXT,
+    sealed_pair BYTEA,
+    access_issued_at BIGINT,
+    access_expires_at BIGINT,
     refresh_expires_at BIGINT,
-    refreshed_at       BIGINT,
-    next_refresh_at    BIGINT,
-    failures           BIGINT NOT NULL DEFAULT 0,
-    connected_at       BIGINT NOT NULL,
-    grant_iat          BIGINT,
-    pair_version       BIGINT NOT NULL DEFAULT 1,
-    row_version        BIGINT NOT NULL DEFAULT 1,
-    lease_owner        TEXT,
-    lease_until        BIGINT,
-    attempt            TEXT,
-    spending           TEXT,
-    doubtful           TEXT,
-    died_at            BIGINT,
-    disconnected_at    BIGINT,
-    look_up_at         BIGINT,
-    hook_at            BIGINT,
-    frozen_at          BIGINT,
-    warned_days        BIGINT,
-    forgotten_at       BIGINT
+    refreshed_at BIGINT,
+    next_refresh_at BIGINT,
+    failures BIGINT NOT NULL DEFAULT 0,
+    connected_at BIGINT NOT NULL,
+    -- AMO's `iat` of the pair that the present grant began with
+    grant_iat BIGINT,
+    pair_version BIGINT NOT NULL DEFAULT 1,
+    row_version BIGINT NOT NULL DEFAULT 1,
+    lease_owner TEXT,
+    lease_until BIGINT,
+    attempt TEXT,
+    -- fingerprint of the refresh token that the open attempt presents
+    spending TEXT,
+    -- fingerprint of one that may have been spent without an answer
+    doubtful TEXT,
+    -- when its refresh was last claimed
+    attempted_at BIGINT,
+    -- when it turned terminal, while that counts for a mass failure
+    died_at BIGINT,
+    -- since when AMO refuses it without a hint and its introspection is rejected
+    refused_since BIGINT,
+    -- how often in a row
+    refusals BIGINT NOT NULL DEFAULT 0,
+    -- a terminal answer that a mass failure has suspended
+    suspended_reason TEXT,
+    -- fingerprint of the refresh token that was answered so
+    suspended_token TEXT,
+    -- when its tokens are introspected next
+    look_up_at BIGINT,
+    -- when the last introspection began
+    looked_up_at BIGINT,
+    -- how long a further hook waits after that
+    look_up_pause BIGINT,
+    -- when AMO's hook last named its account
+    hook_at BIGINT,
+    frozen_at BIGINT,
+    -- the last warning before its tokens end
+    warned_days BIGINT,
+    -- `serial` of the last disconnect on request: a grant claimed before is not stored
+    disconnect_no BIGINT,
+    -- `serial` when its owners were last removed: a grant claimed before adds none
+    forgotten_no BIGINT
 );
 
 CREATE INDEX connections_by_account ON connections (account_id);
 CREATE INDEX connections_by_due ON connections (next_refresh_at, access_expires_at, id)
     WHERE status = 'active' AND frozen_at IS NULL;
-CREATE INDEX connections_by_deadline ON connections (refresh_expires_at, access_expires_at) WHERE status = 'active';
+-- Rows whose times cannot be right are due now: issued in the future, or due after they expire. Rows that back off may
+-- be due after they expire.
+CREATE INDEX connections_by_issue ON connections (access_issued_at)
+    WHERE status = 'active' AND frozen_at IS NULL AND failures = 0;
+CREATE INDEX connections_due_too_late ON connections (id)
+    WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at;
 CREATE INDEX connections_by_attempt ON connections (id) WHERE attempt IS NOT NULL;
 CREATE INDEX connections_by_look_up ON connections (look_up_at) WHERE look_up_at IS NOT NULL;
 CREATE INDEX connections_by_death ON connections (died_at) WHERE died_at IS NOT NULL;
+-- The second column is for counting: connections are counted in these indexes alone.
+CREATE INDEX connections_by_deadline ON connections (refresh_expires_at, access_expires_at) WHERE status = 'active';
 CREATE INDEX connections_by_status ON connections (status, reason) WHERE status <> 'active';
+CREATE INDEX connections_by_success ON connections (refreshed_at, connected_at, attempted_at);
+CREATE INDEX connections_by_client_mismatch ON connections (id) WHERE last_error = 'client_mismatch';
+CREATE INDEX connections_by_host_not_allowed ON connections (id)
+    WHERE status = 'active' AND last_error = 'host_not_allowed';
 
-CREATE TABLE grants (
-    code_hash     TEXT COLLATE "C" PRIMARY KEY,
-    handle_hash   TEXT COLLATE "C" NOT NULL UNIQUE,
-    ticket_hash   TEXT COLLATE "C",
-    sealed        BYTEA,
-    status        TEXT NOT NULL CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
-    error         TEXT,
-    connection_id TEXT,
-    attempt       TEXT NOT NULL,
-    lease_until   BIGINT NOT NULL,
-    doubtful      BOOLEAN NOT NULL DEFAULT FALSE,
-    expires_at    BIGINT NOT NULL,
-    accepted_at   BIGINT
-);
-
-CREATE INDEX grants_by_expiry ON grants (expires_at);
-CREATE UNIQUE INDEX grants_by_ticket ON grants (ticket_hash) WHERE ticket_hash IS NOT NULL;
-
-CREATE TABLE states (
-    state_hash TEXT COLLATE "C" PRIMARY KEY,
-    sealed     BYTEA,
-    expires_at BIGINT NOT NULL,
-    used_by    TEXT
-);
-
-CREATE INDEX states_by_expiry ON states (expires_at);
-
+-- owners: the app's users who own a connection, or did until they left it.
 CREATE TABLE owners (
     connection_id TEXT COLLATE "C" NOT NULL,
-    owner         TEXT COLLATE "C" NOT NULL,
-    bound_at      BIGINT NOT NULL,
-    left_at       BIGINT,
+    owner TEXT COLLATE "C" NOT NULL,
+    bound_at BIGINT NOT NULL,
+    -- `serial` when the user left: a grant claimed before does not make them an owner again
+    left_no BIGINT,
     PRIMARY KEY (connection_id, owner)
 );
 
 CREATE INDEX owners_by_owner ON owners (owner);
 
-CREATE TABLE events (
-    id            BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
-    at            BIGINT NOT NULL,
+-- grants: authorization codes and their results, for 20 minutes.
+CREATE TABLE grants (
+    code_hash TEXT COLLATE "C" PRIMARY KEY,
+    handle_hash TEXT COLLATE "C" NOT NULL UNIQUE,
+    -- what the app may present in place of AMO's code
+    ticket_hash TEXT COLLATE "C",
+    sealed BYTEA,
+    status TEXT NOT NULL CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
+    error TEXT,
     connection_id TEXT COLLATE "C",
-    name          TEXT NOT NULL,
-    process       TEXT NOT NULL,
-    details       TEXT NOT NULL
+    attempt TEXT NOT NULL,
+    lease_until BIGINT NOT NULL,
+    -- whether an attempt of ours may have spent the code
+    doubtful BOOLEAN NOT NULL DEFAULT FALSE,
+    expires_at BIGINT NOT NULL,
+    -- when AMO accepted the code
+    accepted_at BIGINT,
+    -- `serial` when the code was first claimed
+    no BIGINT NOT NULL DEFAULT 0
+);
+
+CREATE INDEX grants_by_expiry ON grants (expires_at);
+CREATE UNIQUE INDEX grants_by_ticket ON grants (ticket_hash) WHERE ticket_hash IS NOT NULL;
+
+-- states: issued here, valid for half an hour, used once, kept for a day.
+CREATE TABLE states (
+    state_hash TEXT COLLATE "C" PRIMARY KEY,
+    sealed BYTEA,
+    expires_at BIGINT NOT NULL,
+    -- the hash of the code that it came back with
+    used_by TEXT
+);
+
+CREATE INDEX states_by_expiry ON states (expires_at);
+
+-- events: the history, by which process.
+CREATE TABLE events (
+    id BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+    at BIGINT NOT NULL,
+    connection_id TEXT COLLATE "C",
+    name TEXT COLLATE "C" NOT NULL,
+    process TEXT NOT NULL,
+    -- JSON, never a secret
+    details TEXT NOT NULL
 );
 
 CREATE INDEX events_by_connection ON events (connection_id, id);
 CREATE INDEX events_by_time ON events (at);
 
+-- outbox: webhooks, written with the change that they report, and delivered in order for each connection.
 CREATE TABLE outbox (
-    number        BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
-    id            TEXT COLLATE "C" NOT NULL UNIQUE,
-    at            BIGINT NOT NULL,
-    type          TEXT NOT NULL,
+    number BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+    id TEXT COLLATE "C" NOT NULL UNIQUE,
+    at BIGINT NOT NULL,
+    type TEXT NOT NULL,
     connection_id TEXT COLLATE "C" NOT NULL,
-    data          TEXT NOT NULL,
-    tries         BIGINT NOT NULL DEFAULT 0,
-    next_try_at   BIGINT NOT NULL,
-    last_error    TEXT,
-    lease         TEXT,
-    lease_until   BIGINT,
-    parked_at     BIGINT
+    data TEXT NOT NULL,
+    tries BIGINT NOT NULL DEFAULT 0,
+    next_try_at BIGINT NOT NULL,
+    last_error TEXT,
+    lease TEXT,
+    lease_until BIGINT,
+    -- when it was given up, and kept
+    parked_at BIGINT
 );
 
 CREATE INDEX outbox_by_time ON outbox (at);
@@ -118,3 +181,21 @@ CREATE INDEX outbox_by_try ON outbox (next_try_at, number) WHERE parked_at IS NU
 CREATE INDEX outbox_by_lease ON outbox (lease_until) WHERE lease_until IS NOT NULL;
 CREATE INDEX outbox_by_connection ON outbox (connection_id, number) WHERE parked_at IS NULL;
 CREATE INDEX outbox_by_parking ON outbox (parked_at) WHERE parked_at IS NOT NULL;
+
+-- What keeps several instances apart. It is not written to the log (UNLOGGED): after a crash of the database it is empty.
+-- turns: which instance refreshes or introspects a connection next; only the claim is binding.
+CREATE UNLOGGED TABLE turns (
+    connection_id TEXT COLLATE "C" PRIMARY KEY,
+    process TEXT NOT NULL,
+    until BIGINT NOT NULL
+);
+
+-- slots: one row, the rate limit towards AMO: when the next request may leave, who left last, and until when users and
+-- background requests are taken to wait.
+CREATE UNLOGGED TABLE slots (
+    name TEXT PRIMARY KEY,
+    last TEXT NOT NULL,
+    free_at BIGINT NOT NULL,
+    people_until BIGINT NOT NULL,
+    background_until BIGINT NOT NULL
+);

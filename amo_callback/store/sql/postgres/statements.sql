@@ -210,24 +210,3 @@ ON CONFLICT (name) DO NOTHING;
 UPDATE slots SET
     last = :last, free_at = :free_at, people_until = :people_until, background_until = :background_until
 WHERE name = 'amo';
-
--- name: take_place
--- Those that are over are let go with it, and those that a clock which was set back has left in the future. Whoever asks
--- for the same name at the same moment is counted after this one.
-INSERT INTO places AS held (name, taken, until) VALUES (:name, ARRAY[:clock], :clock + :window)
-ON CONFLICT (name) DO UPDATE SET
-    taken = (
-        SELECT COALESCE(array_agg(at ORDER BY at), '{}') || GREATEST(:clock, max(at) + 1)
-        FROM unnest(held.taken) AS at WHERE at > :clock - :window AND at <= :clock + :window
-    ),
-    until = GREATEST(held.until, excluded.until)
-WHERE (
-    SELECT count(*) FROM unnest(held.taken) AS at WHERE at > :clock - :window AND at <= :clock + :window
-) < :places
-RETURNING taken[array_upper(taken, 1)] AS taken_at;
-
--- name: give_place_back
-UPDATE places SET taken = array_remove(taken, :taken_at) WHERE name = :name;
-
--- name: forget_places
-DELETE FROM places WHERE name IN (SELECT name FROM places WHERE until <= :clock FOR UPDATE SKIP LOCKED);

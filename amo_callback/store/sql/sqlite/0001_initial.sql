@@ -1,52 +1,182 @@
 -- Times are microseconds since 1970, UTC.
+-- What is sealed is bytes that only the service's keys open.
 
+-- meta: the canary, the location, whether and why nothing is spent, what AMO refuses for all.
 CREATE TABLE meta (
-    name  TEXT PRIMARY KEY,
+    name TEXT PRIMARY KEY,
     value BLOB NOT NULL
 ) STRICT;
 
+-- counters: `serial` is incremented by each disconnect. Its values decide whether a pair or an owner came before or
+-- after one, never times: two processes do not agree on the time.
+CREATE TABLE counters (
+    name TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO counters (name, value) VALUES ('serial', 1);
+
+-- connections: one for each AMO account and AMO user. Every write but a hook's increments row_version; a refreshed
+-- pair, a grant and a disconnect increment pair_version.
 CREATE TABLE connections (
-    id                 TEXT PRIMARY KEY,
-    account_id         TEXT NOT NULL,
-    user_id            TEXT NOT NULL,
-    domain             TEXT NOT NULL,
-    api_domain         TEXT,
-    client_id          TEXT NOT NULL,   -- the integration that the pair was granted to
-    status             TEXT NOT NULL CHECK (status IN ('active', 'needs_reauth', 'disconnected')),
-    reason             TEXT,
-    last_error         TEXT,
-    sealed_pair        BLOB,
-    access_issued_at   INTEGER,
-    access_expires_at  INTEGER,
+    id TEXT PRIMARY KEY,
+    account_id TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    domain TEXT NOT NULL,
+    api_domain TEXT,
+    -- the integration that the pair was granted to
+    client_id TEXT NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('active', 'needs_reauth', 'disconnected')),
+    reason TEXT,
+    last_error TEXT,
+    sealed_pair BLOB,
+    access_issued_at INTEGER,
+    access_expires_at INTEGER,
     refresh_expires_at INTEGER,
-    refreshed_at       INTEGER,
-    next_refresh_at    INTEGER,
-    failures           INTEGER NOT NULL DEFAULT 0,
-    connected_at       INTEGER NOT NULL,
-    grant_iat          INTEGER,         -- AMO's `iat` of the pair that the present grant began with
-    pair_version       INTEGER NOT NULL DEFAULT 1,
-    row_version        INTEGER NOT NULL DEFAULT 1,
-    lease_owner        TEXT,
-    lease_until        INTEGER,
-    attempt            TEXT,
-    spending           TEXT,            -- fingerprint of the refresh token that the open attempt presents
-    doubtful           TEXT             -- fingerprint of one that may have been spent without an answer
+    refreshed_at INTEGER,
+    next_refresh_at INTEGER,
+    failures INTEGER NOT NULL DEFAULT 0,
+    connected_at INTEGER NOT NULL,
+    -- AMO's `iat` of the pair that the present grant began with
+    grant_iat INTEGER,
+    pair_version INTEGER NOT NULL DEFAULT 1,
+    row_version INTEGER NOT NULL DEFAULT 1,
+    lease_owner TEXT,
+    lease_until INTEGER,
+    attempt TEXT,
+    -- fingerprint of the refresh token that the open attempt presents
+    spending TEXT,
+    -- fingerprint of one that may have been spent without an answer
+    doubtful TEXT,
+    -- when its refresh was last claimed
+    attempted_at INTEGER,
+    -- when it turned terminal, while that counts for a mass failure
+    died_at INTEGER,
+    -- since when AMO refuses it without a hint and its introspection is rejected
+    refused_since INTEGER,
+    -- how often in a row
+    refusals INTEGER NOT NULL DEFAULT 0,
+    -- a terminal answer that a mass failure has suspended
+    suspended_reason TEXT,
+    -- fingerprint of the refresh token that was answered so
+    suspended_token TEXT,
+    -- when its tokens are introspected next
+    look_up_at INTEGER,
+    -- when the last introspection began
+    looked_up_at INTEGER,
+    -- how long a further hook waits after that
+    look_up_pause INTEGER,
+    -- when AMO's hook last named its account
+    hook_at INTEGER,
+    frozen_at INTEGER,
+    -- the last warning before its tokens end
+    warned_days INTEGER,
+    -- `serial` of the last disconnect on request: a grant claimed before is not stored
+    disconnect_no INTEGER,
+    -- `serial` when its owners were last removed: a grant claimed before adds none
+    forgotten_no INTEGER
 ) STRICT;
 
 CREATE INDEX connections_by_account ON connections (account_id);
-CREATE INDEX connections_by_due ON connections (next_refresh_at) WHERE status = 'active';
+CREATE INDEX connections_by_due ON connections (next_refresh_at, access_expires_at, id)
+    WHERE status = 'active' AND frozen_at IS NULL;
+-- Rows whose times cannot be right are due now: issued in the future, or due after they expire. Rows that back off may
+-- be due after they expire.
+CREATE INDEX connections_by_issue ON connections (access_issued_at)
+    WHERE status = 'active' AND frozen_at IS NULL AND failures = 0;
+CREATE INDEX connections_due_too_late ON connections (id)
+    WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at;
+CREATE INDEX connections_by_attempt ON connections (id) WHERE attempt IS NOT NULL;
+CREATE INDEX connections_by_look_up ON connections (look_up_at) WHERE look_up_at IS NOT NULL;
+CREATE INDEX connections_by_death ON connections (died_at) WHERE died_at IS NOT NULL;
+-- The second column is for counting: connections are counted in these indexes alone.
+CREATE INDEX connections_by_deadline ON connections (refresh_expires_at, access_expires_at) WHERE status = 'active';
+CREATE INDEX connections_by_status ON connections (status, reason) WHERE status <> 'active';
+CREATE INDEX connections_by_success ON connections (refreshed_at, connected_at, attempted_at);
+CREATE INDEX connections_by_client_mismatch ON connections (id) WHERE last_error = 'client_mismatch';
+CREATE INDEX connections_by_host_not_allowed ON connections (id)
+    WHERE status = 'active' AND last_error = 'host_not_allowed';
 
+-- owners: the app's users who own a connection, or did until they left it.
+CREATE TABLE owners (
+    connection_id TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    bound_at INTEGER NOT NULL,
+    -- `serial` when the user left: a grant claimed before does not make them an owner again
+    left_no INTEGER,
+    PRIMARY KEY (connection_id, owner)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX owners_by_owner ON owners (owner);
+
+-- grants: authorization codes and their results, for 20 minutes.
 CREATE TABLE grants (
-    code_hash     TEXT PRIMARY KEY,
-    handle_hash   TEXT NOT NULL UNIQUE,
-    sealed        BLOB,
-    status        TEXT NOT NULL CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
-    error         TEXT,
+    code_hash TEXT PRIMARY KEY,
+    handle_hash TEXT NOT NULL UNIQUE,
+    -- what the app may present in place of AMO's code
+    ticket_hash TEXT,
+    sealed BLOB,
+    status TEXT NOT NULL CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
+    error TEXT,
     connection_id TEXT,
-    attempt       TEXT NOT NULL,
-    lease_until   INTEGER NOT NULL,
-    doubtful      INTEGER NOT NULL DEFAULT 0,
-    expires_at    INTEGER NOT NULL
+    attempt TEXT NOT NULL,
+    lease_until INTEGER NOT NULL,
+    -- whether an attempt of ours may have spent the code
+    doubtful INTEGER NOT NULL DEFAULT 0,
+    expires_at INTEGER NOT NULL,
+    -- when AMO accepted the code
+    accepted_at INTEGER,
+    -- `serial` when the code was first claimed
+    no INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE INDEX grants_by_expiry ON grants (expires_at);
+CREATE UNIQUE INDEX grants_by_ticket ON grants (ticket_hash) WHERE ticket_hash IS NOT NULL;
+
+-- states: issued here, valid for half an hour, used once, kept for a day.
+CREATE TABLE states (
+    state_hash TEXT PRIMARY KEY,
+    sealed BLOB,
+    expires_at INTEGER NOT NULL,
+    -- the hash of the code that it came back with
+    used_by TEXT
+) STRICT;
+
+CREATE INDEX states_by_expiry ON states (expires_at);
+
+-- events: the history, by which process.
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY,
+    at INTEGER NOT NULL,
+    connection_id TEXT,
+    name TEXT NOT NULL,
+    process TEXT NOT NULL,
+    -- JSON, never a secret
+    details TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX events_by_connection ON events (connection_id, id);
+CREATE INDEX events_by_time ON events (at);
+
+-- outbox: webhooks, written with the change that they report, and delivered in order for each connection.
+CREATE TABLE outbox (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    at INTEGER NOT NULL,
+    type TEXT NOT NULL,
+    connection_id TEXT NOT NULL,
+    data TEXT NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0,
+    next_try_at INTEGER NOT NULL,
+    last_error TEXT,
+    lease TEXT,
+    lease_until INTEGER,
+    -- when it was given up, and kept
+    parked_at INTEGER
+) STRICT;
+
+CREATE INDEX outbox_by_time ON outbox (at);
+CREATE INDEX outbox_by_try ON outbox (next_try_at, number) WHERE parked_at IS NULL;
+CREATE INDEX outbox_by_lease ON outbox (lease_until) WHERE lease_until IS NOT NULL;
+CREATE INDEX outbox_by_connection ON outbox (connection_id, number) WHERE parked_at IS NULL;
+CREATE INDEX outbox_by_parking ON outbox (parked_at) WHERE parked_at IS NOT NULL;

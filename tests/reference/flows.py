@@ -1,0 +1,124 @@
+"""Count the service's own calls and SQL statements on the way of a callback, a refresh and a hand-out.
+
+    python -m tests.reference.flows
+
+A call is one of a function that is defined in the package, the stand-in for AMO and the demonstration left out;
+resuming a coroutine is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import amo_callback
+from amo_callback.cipher import new_key
+from tests.conftest import running_service
+from tests.fakes import Witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from types import FrameType
+
+    from tests.conftest import Running
+
+_PACKAGE = f"{Path(amo_callback.__file__).parent}/"
+_LEFT_OUT = ("amo/sandbox/", "demo/")
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What one flow has called."""
+
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By module and qualified name."""
+    statements: list[str] = field(default_factory=list)
+
+    def line(self, name: str) -> str:
+        """Return the figures as one line of a table."""
+        modules = {module for module, _ in self.calls}
+        classes = {(module, name.split(".")[0]) for module, name in self.calls if "." in name and "<" not in name}
+        in_store = sum(number for (module, _), number in self.calls.items() if module.startswith("store/"))
+        total = self.calls.total()
+        return f"| {name} | {total} | {in_store} | {len(modules)} | {len(classes)} | {len(self.statements)} |"
+
+
+@asynccontextmanager
+async def recorded(app: Running) -> AsyncIterator[Flow]:
+    """Record what is called, on the loop's thread and on the database's, and which statements SQLite runs."""
+    flow = Flow()
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        file = frame.f_code.co_filename
+        if event != "call" or not file.startswith(_PACKAGE) or frame.f_lasti > _FIRST_INSTRUCTIONS:
+            return
+        module = file.removeprefix(_PACKAGE)
+        if not module.startswith(_LEFT_OUT):
+            flow.calls[module, frame.f_code.co_qualname] += 1
+
+    database: Any = app.service.services.store._database  # noqa: SLF001 -- because no other way shows its statements
+    connections = [database._writer, database._reader]  # noqa: SLF001 -- the same reason
+    for connection in connections:
+        await connection.set_trace_callback(flow.statements.append)
+        await connection.run(lambda _: sys.setprofile(profile))
+    sys.setprofile(profile)
+    try:
+        yield flow
+    finally:
+        sys.setprofile(None)
+        for connection in connections:
+            await connection.run(lambda _: sys.setprofile(None))
+            await connection.set_trace_callback(None)
+
+
+_FIRST_INSTRUCTIONS = 4
+"""A call begins before these; a coroutine that is resumed goes on behind them."""
+
+
+async def measured(app: Running) -> dict[str, Flow]:
+    """Measure each flow once, after each has been gone through before."""
+    flows: dict[str, Flow] = {}
+    for name in ("first", "callback to 303"):
+        async with recorded(app) as flows[name]:
+            answer = await app.callback(app.query(), html=True)
+        if answer.status != 303:
+            raise RuntimeError(answer.status)
+        await app.witness.until("connection.connected", times=len(flows))
+    connection = str(app.witness.named("connection.connected")[-1].connection_id)
+    for times, name in enumerate(("first", "background refresh"), start=1):
+        await app.clock.until_sleeping(5)
+        async with recorded(app) as flows[name]:
+            app.clock.advance(13 * 3600)
+            await app.witness.until("refresh.succeeded", times=times)
+            await app.clock.until_sleeping(5)
+    for name in ("first", "warm token"):
+        async with recorded(app) as flows[name]:
+            await app.private(f"/connections/{connection}/token")
+    async with recorded(app) as flows["idle sweep"]:
+        app.clock.advance(5)
+        await app.clock.until_sleeping(5)
+    del flows["first"]
+    return flows
+
+
+async def main() -> None:
+    """Print the figures as a table."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with running_service(Path(folder), new_key(), Witness()) as app:
+            flows = await measured(app)
+    lines = ["| flow | own calls | of these in store | modules | classes | SQL statements |", "| --- |" + " ---: |" * 5]
+    for name, flow in flows.items():
+        lines.append(flow.line(name))
+        if "--statements" in sys.argv:
+            lines += [f"    {' '.join(statement.split())[:110]}" for statement in flow.statements]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
