@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from amo_callback import __version__
-from amo_callback.errors import KeySetUnavailable, MustWait, Unauthorized
+from amo_callback.errors import JwksUnavailable, RetryableError, Unauthorized
 from amo_callback.event import Level
 from amo_callback.identity.key_set import TIMEOUT, KeySet, open_key_set
 from tests.jwts import RULES, claims, ec_key, jwk, rsa_key, signed
@@ -86,18 +86,18 @@ def _by(name: str, said: dict[str, Any] | None = None, *, kid: str | None = None
 
 
 async def _unavailable(users: KeySet, token: str) -> str:
-    with pytest.raises(KeySetUnavailable) as raised:
+    with pytest.raises(JwksUnavailable) as raised:
         await users.user_of(token)
-    assert isinstance(raised.value, MustWait)
-    assert str(raised.value) == KeySetUnavailable.__doc__
+    assert isinstance(raised.value, RetryableError)
+    assert str(raised.value) == JwksUnavailable.__doc__
     assert raised.value.__suppress_context__ or raised.value.__context__ is None
-    return raised.value.what
+    return raised.value.detail
 
 
 async def _unauthorized(users: KeySet, token: str) -> str:
     with pytest.raises(Unauthorized) as raised:
         await users.user_of(token)
-    return raised.value.what
+    return raised.value.detail
 
 
 # --- attackers -----------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ async def test_the_last_good_set_is_kept_for_a_day(
     assert await _unauthorized(users, _by("second")) == "key"
     assert [event.name for event in witness.events] == ["key_set.failing", "key_set.recovered"]
     assert [event.level for event in witness.events] == [Level.ERROR, Level.INFO]
-    assert witness.events[0].fields == {"error": "key_set_unavailable", "what": "status_503"}
+    assert witness.events[0].fields == {"error": "key_set_unavailable", "detail": "status_503"}
 
 
 async def test_an_issuer_that_fails_is_asked_less_and_less_often(

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import SecretStr
 
 from amo_callback.config import App
-from amo_callback.errors import KeySetUnavailable, Unauthorized
+from amo_callback.errors import JwksUnavailable, Unauthorized
 from amo_callback.identity.build import open_users
 from amo_callback.identity.jwk import MAX_KEYS, read_key_set
 from amo_callback.identity.key_set import KeySet
@@ -38,7 +38,7 @@ async def _refused(token: str, **options: Any) -> str:
     assert str(error) == Unauthorized.__doc__
     assert error.__cause__ is None
     assert error.__suppress_context__ or error.__context__ is None
-    return error.what
+    return error.detail
 
 
 # --- forged --------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ def test_the_key_decides_the_algorithm(token: str) -> None:
     """A public key is no secret of HS256, and a `kid` that points elsewhere finds a key that did not sign."""
     with pytest.raises(Unauthorized) as raised:
         claims_signed_by_one(KEYS, read_token(token))
-    assert raised.value.what == "signature"
+    assert raised.value.detail == "signature"
 
 
 def test_each_kind_of_key_signs_for_its_own_name() -> None:
@@ -433,5 +433,5 @@ async def test_the_configuration_says_how_users_are_told() -> None:
     app = App(jwks_url="http://127.0.0.1:1/keys", jwt_audience=AUDIENCE)
     async with open_users(app, clock=clock, observer=witness) as users:
         assert isinstance(users, KeySet)
-        with pytest.raises(KeySetUnavailable):
+        with pytest.raises(JwksUnavailable):
             await users.user_of(signed(key=rsa_key("issuer"), alg="RS256"))

@@ -163,5 +163,5 @@ async def _opened(url: str, *, place: Place, clock: Clock) -> AsyncIterator[Stor
             problems = [problem.removeprefix("storage.url: ") for problem in error.problems]
             raise CommandFailed(f"the new database: {'; '.join(problems)}") from None
         except StoreUnavailable as error:
-            raise CommandFailed(f"the new database cannot be reached: {error.what}") from None
+            raise CommandFailed(f"the new database cannot be reached: {error.detail}") from None
         yield store

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Crowded, StoreUnavailable, TooManyUnproven
+from amo_callback.errors import QueueFull, StoreUnavailable, TooManyAttempts
 from amo_callback.model import fingerprint
 from amo_callback.ports import Priority
 from amo_callback.tasks import unbroken
@@ -43,7 +43,7 @@ class Unproven:
         """Take a place for `window` seconds; nobody's address has no limit.
 
         Whoever is better known has places of his own: strangers behind the same address cannot take them. Raises
-        `TooManyUnproven`, and `StoreUnavailable`: then nothing could be claimed either. Who is cancelled meanwhile has
+        `TooManyAttempts`, and `StoreUnavailable`: then nothing could be claimed either. Who is cancelled meanwhile has
         taken none.
         """
         if address is None:
@@ -68,10 +68,10 @@ class Place:
         self._taken_at: float | None = None
 
     async def take(self, *, places: int, window: float) -> None:
-        """Take it, one of so many, for `window` seconds; raises `TooManyUnproven`."""
+        """Take it, one of so many, for `window` seconds; raises `TooManyAttempts`."""
         self._taken_at = await self._shared.take_place(self._name, places=places, window=window)
         if self._taken_at is None:
-            raise TooManyUnproven
+            raise TooManyAttempts
 
     async def give_back(self) -> None:
         """Give the place back, once: AMO has accepted the code, or was not asked.
@@ -100,9 +100,9 @@ class Rooms:
 
     @contextmanager
     def enter(self, priority: Priority) -> Iterator[None]:
-        """Be in the room meanwhile; raises `Crowded`."""
+        """Be in the room meanwhile; raises `QueueFull`."""
         if self._inside[priority] >= self._size:
-            raise Crowded
+            raise QueueFull
         self._inside[priority] += 1
         try:
             yield

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.connect.proof import Binding, binding_of
-from amo_callback.errors import GrantExpired, WrongVerifier
+from amo_callback.errors import GrantExpired, PkceMismatch
 from amo_callback.grant import Arrival, GrantStatus, Visit
 from amo_callback.model import fingerprint
 from amo_callback.ports import Priority
@@ -65,7 +65,7 @@ class Redeemer:
     async def redeem(self, presented: Presented) -> Redeemed:
         """Return what became of a grant; the user who has proved to be an owner of its connection is bound to it.
 
-        Raises `WrongVerifier`, `GrantExpired` (of a ticket, too), and as `Connect.complete`.
+        Raises `PkceMismatch`, `GrantExpired` (of a ticket, too), and as `Connect.complete`.
         """
         known = await self._known(fingerprint(presented.code))
         visit = Visit(
@@ -78,7 +78,7 @@ class Redeemer:
         place = await self._place(presented, known)
         try:
             outcome = await self._connect.complete(visit)
-        except WrongVerifier:
+        except PkceMismatch:
             raise  # and keeps the place: whoever guesses comes to an end
         except BaseException:
             await place.give_back()

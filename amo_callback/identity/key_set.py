@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from amo_callback import __version__
-from amo_callback.errors import KeySetUnavailable, Unauthorized
+from amo_callback.errors import JwksUnavailable, Unauthorized
 from amo_callback.event import Event, Level
 from amo_callback.identity.jwk import read_key_set
 from amo_callback.identity.signatures import claims_signed_by_one
@@ -84,7 +84,7 @@ class KeySet:
         self._fetching: asyncio.Task[None] | None = None
 
     async def user_of(self, token: str) -> str:
-        """Return the id of the user whose JWT this is; raises `Unauthorized`, `KeySetUnavailable`."""
+        """Return the id of the user whose JWT this is; raises `Unauthorized`, `JwksUnavailable`."""
         read = read_token(token)
         claims = claims_signed_by_one(await self._current(), read)
         if claims is None and self._since(self._tried_at) >= LOOK_AGAIN:
@@ -92,7 +92,7 @@ class KeySet:
             claims = claims_signed_by_one(self._usable(), read)
         if claims is None:
             if self._wait:  # the key may be a new one, which we could not get
-                raise KeySetUnavailable(self._why)
+                raise JwksUnavailable(self._why)
             raise Unauthorized("key")
         return user_in(claims, rules=self._rules, now=self._clock.now())
 
@@ -110,7 +110,7 @@ class KeySet:
 
     def _usable(self) -> Sequence[Key]:
         if self._since(self._fetched_at) >= KEPT:
-            raise KeySetUnavailable(self._why)
+            raise JwksUnavailable(self._why)
         return self._keys
 
     def _since(self, moment: float) -> float:
@@ -125,11 +125,11 @@ class KeySet:
     async def _fetch_now(self) -> None:
         try:
             keys = await self._ask()
-        except KeySetUnavailable as error:
+        except JwksUnavailable as error:
             if not self._wait:
                 self._observer(Event(name="key_set.failing", level=Level.ERROR, fields=error.fields))
             self._wait = min(max(2 * self._wait, RETRY_BASE), RETRY_CAP)
-            self._why = error.what
+            self._why = error.detail
         else:
             if self._wait:
                 self._observer(Event(name="key_set.recovered"))
@@ -140,20 +140,20 @@ class KeySet:
             self._fetching = None
 
     async def _ask(self) -> Sequence[Key]:
-        """Fetch the set; raises `KeySetUnavailable`, which quotes nothing of what was received."""
+        """Fetch the set; raises `JwksUnavailable`, which quotes nothing of what was received."""
         body = bytearray()
         try:
             async with self._session.get(self._url, allow_redirects=False) as response:
                 if response.status != HTTPStatus.OK:
-                    raise KeySetUnavailable(f"status_{response.status}")
+                    raise JwksUnavailable(f"status_{response.status}")
                 async for chunk in response.content.iter_chunked(16 * 1024):
                     body += chunk
                     if len(body) > MAX_ANSWER:
-                        raise KeySetUnavailable("too_long")
+                        raise JwksUnavailable("too_long")
             return read_key_set(bytes(body))
         except TimeoutError:
-            raise KeySetUnavailable("timeout") from None
+            raise JwksUnavailable("timeout") from None
         except (aiohttp.ClientError, OSError):
-            raise KeySetUnavailable("connection") from None
+            raise JwksUnavailable("connection") from None
         except ValueError:
-            raise KeySetUnavailable("no_key_set") from None
+            raise JwksUnavailable("no_key_set") from None

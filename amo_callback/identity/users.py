@@ -33,7 +33,7 @@ class Users(Protocol):
     """Who can tell the app's users."""
 
     async def user_of(self, token: str) -> str:
-        """Return the id of the user whose JWT this is; raises `Unauthorized`, `KeySetUnavailable`."""
+        """Return the id of the user whose JWT this is; raises `Unauthorized`, `JwksUnavailable`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,19 +15,19 @@ from prometheus_client.metrics_core import CounterMetricFamily
 from amo_callback import __version__
 from amo_callback.deeplink import WORDS
 from amo_callback.errors import (
-    AccountRefused,
-    ClientRefused,
+    AccountBlocked,
+    ClientMismatch,
+    DecryptionFailed,
     HostNotAllowed,
-    NoAnswer,
-    NotSent,
-    OtherClient,
-    OutcomeOpen,
-    RateLimited,
-    RefreshTokenDead,
-    UnexplainedRefusal,
-    UnknownRefusal,
-    Unreadable,
-    VerdictHeld,
+    IntrospectionUnavailable,
+    InvalidClient,
+    InvalidRefreshToken,
+    MassFailureSuspected,
+    RequestNotSent,
+    UnauthorizedWithoutHint,
+    UnknownOutcome,
+    UnrecognizedError,
+    VendorRateLimited,
 )
 from amo_callback.model import Reason
 from amo_callback.observe.gauges import Gauges
@@ -62,19 +62,19 @@ _FAILURES = (
     *(
         error.code
         for error in (
-            AccountRefused,
-            ClientRefused,
+            AccountBlocked,
+            InvalidClient,
             HostNotAllowed,
-            NoAnswer,
-            NotSent,
-            OtherClient,
-            OutcomeOpen,
-            RateLimited,
-            RefreshTokenDead,
-            UnexplainedRefusal,
-            UnknownRefusal,
-            Unreadable,
-            VerdictHeld,
+            IntrospectionUnavailable,
+            RequestNotSent,
+            ClientMismatch,
+            UnknownOutcome,
+            VendorRateLimited,
+            InvalidRefreshToken,
+            UnauthorizedWithoutHint,
+            UnrecognizedError,
+            DecryptionFailed,
+            MassFailureSuspected,
         )
     ),
     OTHER,
@@ -261,5 +261,5 @@ def _among(values: Iterable[str], value: str) -> str:
 def _class_of(status: object, error: str) -> str:
     """Return a status as its class, 429 as itself, and of no answer whether anything was sent."""
     if not isinstance(status, int):
-        return {NotSent.code: "not_sent", OutcomeOpen.code: "no_answer"}.get(error, OTHER)
+        return {RequestNotSent.code: "not_sent", UnknownOutcome.code: "no_answer"}.get(error, OTHER)
     return "429" if status == 429 else _among(_STATUSES, f"{status // 100}xx")

@@ -111,7 +111,7 @@ class AmoOAuth(Protocol):
         """Read the raw query of AMO's redirect; what is wrong with it is in its `error`."""
 
     def check_domain(self, host: str | None) -> str:
-        """Return the account's host, the default one for `None`; raises `PersonMustAct`."""
+        """Return the account's host, the default one for `None`; raises `UserError`."""
 
     def base_url(self, host: str) -> str:
         """Return the address of AMO's API at a stored host; raises `HostNotAllowed`."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from amo_callback.errors import CommandFailed, StoreUnavailable, Unreadable
+from amo_callback.errors import CommandFailed, DecryptionFailed, StoreUnavailable
 from amo_callback.moving import Table, Target, compare
 from amo_callback.sealing import Kind
 from amo_callback.transfer.export import freeze, none_unsaved, until_quiet
@@ -182,7 +182,7 @@ class Move:
                 for one in page:
                     try:
                         self._cipher.open(one.content, bound_to=one.place)
-                    except Unreadable:
+                    except DecryptionFailed:
                         found.append(one.name)
                 if not page:
                     return found
@@ -213,7 +213,7 @@ def _check_keys(canary: Sealed, cipher: Cipher, target: Target) -> None:
     """Refuse a new database whose keys are not ours; what a move has begun is written anew with all the rest."""
     try:
         cipher.check_canary(canary.content)
-    except Unreadable:
+    except DecryptionFailed:
         if target is Target.NEW:
             raise CommandFailed(
                 "none of storage.encryption_keys opens the new database: it is another service's"
@@ -232,7 +232,7 @@ def _told(which: str, table: Table | None = None) -> Iterator[None]:
         yield
     except StoreUnavailable as error:
         where = f"the {which} database" + (f" ({table})" if table else "")
-        raise CommandFailed(f"{where} cannot be read or written at the moment: {error.what}") from None
+        raise CommandFailed(f"{where} cannot be read or written at the moment: {error.detail}") from None
 
 
 def _names(records: Sequence[Record]) -> str:

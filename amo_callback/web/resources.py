@@ -12,7 +12,7 @@ from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.wire import tls_context
 from amo_callback.connect.build import ConnectRules
-from amo_callback.errors import ConfigurationError, TaskDied, Unreadable
+from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.event import Event, Level
 from amo_callback.hosts import check_host
 from amo_callback.notices.courier import Courier
@@ -35,7 +35,7 @@ async def check_canary(store: Store, cipher: Cipher) -> None:
     """Refuse to start on a store that our keys cannot read: every connection in it would look lost."""
     try:
         cipher.check_canary(await store.canary(cipher.seal_canary()))
-    except Unreadable:
+    except DecryptionFailed:
         raise ConfigurationError(
             "storage.encryption_keys: none of them opens this database; give the keys it was written with"
         ) from None

@@ -11,7 +11,7 @@ import pytest
 
 from amo_callback.alone import Alone
 from amo_callback.connect.limits import Rooms, Unproven, room_for
-from amo_callback.errors import Crowded, StoreUnavailable, TooManyUnproven
+from amo_callback.errors import QueueFull, StoreUnavailable, TooManyAttempts
 from amo_callback.ports import Priority
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ async def test_a_place_is_free_again_after_the_window_or_when_proven(clock: Fake
     await limit.take("192.0.2.1")
     clock.advance(30)
     proven = await limit.take("192.0.2.1")
-    with pytest.raises(TooManyUnproven):
+    with pytest.raises(TooManyAttempts):
         await limit.take("192.0.2.1")
     await proven.give_back()
     await proven.give_back()  # counts once
     await limit.take("192.0.2.1")
-    with pytest.raises(TooManyUnproven):
+    with pytest.raises(TooManyAttempts):
         await limit.take("192.0.2.1")
     clock.advance(30)
     await limit.take("192.0.2.1")
@@ -51,7 +51,7 @@ async def test_a_place_whose_window_is_over_gives_back_nobody_elses(clock: FakeC
     await limit.take("192.0.2.1")
     await limit.take("192.0.2.1")
     await late.give_back()
-    with pytest.raises(TooManyUnproven):
+    with pytest.raises(TooManyAttempts):
         await limit.take("192.0.2.1")
 
 
@@ -71,7 +71,7 @@ async def test_a_subscriber_is_an_ipv4_address_or_a_64(clock: FakeClock, one: st
     await limit.take(one)
     await limit.take(one)
     if same:
-        with pytest.raises(TooManyUnproven):
+        with pytest.raises(TooManyAttempts):
             await limit.take(other)
     else:
         await limit.take(other)
@@ -101,7 +101,7 @@ async def test_the_known_have_places_apart_from_strangers(clock: FakeClock) -> N
     for _ in range(2):
         await limit.take("192.0.2.1", among=Priority.EXPECTED)
     for among in (Priority.STRANGER, Priority.EXPECTED):
-        with pytest.raises(TooManyUnproven):
+        with pytest.raises(TooManyAttempts):
             await limit.take("192.0.2.1", among=among)
 
 
@@ -109,7 +109,7 @@ def test_a_room_is_full_for_its_own_kind() -> None:
     """So many at once, and whoever leaves, however he does, makes room."""
     rooms = Rooms(size=1)
     with rooms.enter(Priority.STRANGER):
-        with pytest.raises(Crowded), rooms.enter(Priority.STRANGER):
+        with pytest.raises(QueueFull), rooms.enter(Priority.STRANGER):
             pytest.fail("there was no room")
         with rooms.enter(Priority.EXPECTED):
             pass
@@ -133,7 +133,7 @@ async def test_who_was_heard_of_again_is_not_the_next_to_be_forgotten(clock: Fak
         await unproven.take(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     await unproven.take("192.0.2.1")
     await unproven.take("192.0.2.2")
-    with pytest.raises(TooManyUnproven):
+    with pytest.raises(TooManyAttempts):
         await unproven.take("192.0.2.1")
 
 
@@ -145,7 +145,7 @@ async def test_a_place_given_back_twice_gives_back_no_other(clock: FakeClock) ->
     await place.give_back()
     await place.give_back()
     await unproven.take("192.0.2.1")
-    with pytest.raises(TooManyUnproven):
+    with pytest.raises(TooManyAttempts):
         await unproven.take("192.0.2.1")
 
 
@@ -175,12 +175,12 @@ async def test_limits_may_change_while_places_are_taken(clock: FakeClock) -> Non
     await limit.take("192.0.2.1")
     limit.change(places=3, window=10)
     await limit.take("192.0.2.1")
-    with pytest.raises(TooManyUnproven):
+    with pytest.raises(TooManyAttempts):
         await limit.take("192.0.2.1")
     clock.advance(10)
     limit.change(places=1, window=10)
     await limit.take("192.0.2.1")
-    with pytest.raises(TooManyUnproven):
+    with pytest.raises(TooManyAttempts):
         await limit.take("192.0.2.1")
 
 
@@ -190,7 +190,7 @@ async def test_each_limit_has_places_of_its_own(clock: FakeClock) -> None:
     for kind in ("codes", "starts"):
         limit = Unproven(kind=kind, places=1, window=60, shared=shared)
         await limit.take("192.0.2.1")
-        with pytest.raises(TooManyUnproven):
+        with pytest.raises(TooManyAttempts):
             await limit.take("192.0.2.1")
 
 
@@ -235,7 +235,7 @@ async def test_a_place_that_cannot_be_given_back_is_no_failure(clock: FakeClock)
     place = await limit.take("192.0.2.1")
     shared.away = True
     await place.give_back()
-    with pytest.raises(TooManyUnproven):
+    with pytest.raises(TooManyAttempts):
         await limit.take("192.0.2.1")
     clock.advance(60)
     await limit.take("192.0.2.1")

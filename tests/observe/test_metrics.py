@@ -75,7 +75,7 @@ def test_attempts_are_counted_by_outcome_and_reason(
         ({"kind": "look_up", "status": 502}, "look_up 5xx"),
         ({"kind": "look_up", "status": 999}, "look_up other"),
         ({"kind": "refresh", "error": "not_sent"}, "refresh not_sent"),
-        ({"kind": "refresh", "error": "outcome_open", "what": "timeout"}, "refresh no_answer"),
+        ({"kind": "refresh", "error": "outcome_open", "detail": "timeout"}, "refresh no_answer"),
         ({"kind": "something new"}, "other other"),
     ],
     ids=["2xx", "429", "4xx", "5xx", "odd", "not-sent", "no-answer", "unknown"],

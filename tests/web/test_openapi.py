@@ -163,11 +163,11 @@ def test_every_error_has_its_code_and_every_code_its_status(app: Running) -> Non
     assert len(kinds) > 30
     for kind in kinds:
         error = kind.__new__(kind)
-        error.retry_after, error.because, error.scope, error.reason = 1.0, None, "read", None  # type: ignore[attr-defined]  # reason: whatever a class needs
+        error.retry_after, error.cause_code, error.scope, error.reason = 1.0, None, "read", None  # type: ignore[attr-defined]  # reason: whatever a class needs
         problem = problem_of(error, settings=app.settings)
         assert (problem.code in Code, problem.status) == (True, STATUSES[problem.code])
-        assert FailureCode(kind.word)
-        assert kind.word in WORDS
+        assert FailureCode(kind.deep_link_error)
+        assert kind.deep_link_error in WORDS
     assert set(STATUSES) == set(problems.TODO) == set(Code)
     assert set(answers.TODO) == set(FailureCode)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
 from pydantic_core import from_json
 from typing_extensions import TypedDict
 
-from amo_callback.errors import Busy
+from amo_callback.errors import NotYet
 from amo_callback.identity import Scope
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
 from amo_callback.transfer.plain import read_values
@@ -171,4 +171,4 @@ def _check_quiet(request: web.Request, plan: Plan) -> None:
     """Replace nothing that somebody may be refreshing at this moment: his pair would be lost, or this one."""
     left = max((request.app[CUSTODY].leases.left(stored) for _, stored in plan.replaced), default=0.0)
     if left:
-        raise Busy(left)
+        raise NotYet(left)

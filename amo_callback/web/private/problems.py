@@ -12,22 +12,22 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from amo_callback.errors import (
-    AccountRefused,
+    AccountBlocked,
     Ambiguous,
     AmoCallbackError,
-    Busy,
-    ClientRefused,
+    ClientMismatch,
     Forbidden,
     Frozen,
     HostNotAllowed,
+    InvalidClient,
     InvalidRequest,
-    MustMend,
-    MustWait,
     NeedsReauth,
     NotFound,
-    OtherClient,
-    RateLimited,
+    NotYet,
+    OperatorError,
+    RetryableError,
     StoreUnavailable,
+    VendorRateLimited,
 )
 from amo_callback.web import challenge
 
@@ -153,20 +153,20 @@ _CODES: tuple[tuple[type[AmoCallbackError], Code], ...] = (
     (NeedsReauth, Code.NEEDS_REAUTH),
     (Ambiguous, Code.AMBIGUOUS),
     (Frozen, Code.FROZEN),
-    (AccountRefused, Code.AMO_REFUSED),
+    (AccountBlocked, Code.AMO_REFUSED),
     (HostNotAllowed, Code.HOST_NOT_ALLOWED),
-    (MustMend, Code.AMO_CREDENTIALS),
+    (OperatorError, Code.AMO_CREDENTIALS),
     (StoreUnavailable, Code.STORE_UNAVAILABLE),
-    (MustWait, Code.AMO_UNAVAILABLE),
+    (RetryableError, Code.AMO_UNAVAILABLE),
     (AmoCallbackError, Code.INTERNAL_ERROR),
 )
 """What each error is to a backend: the first class that fits."""
 
 
 _WAITED_OUT = {
-    AccountRefused.code: Code.AMO_REFUSED,
-    ClientRefused.code: Code.AMO_CREDENTIALS,
-    OtherClient.code: Code.AMO_CREDENTIALS,
+    AccountBlocked.code: Code.AMO_REFUSED,
+    InvalidClient.code: Code.AMO_CREDENTIALS,
+    ClientMismatch.code: Code.AMO_CREDENTIALS,
     StoreUnavailable.code: Code.STORE_UNAVAILABLE,
 }
 """What is told while the back-off after an error lasts: the same as of the error itself."""
@@ -175,8 +175,8 @@ _WAITED_OUT = {
 def problem_of(error: AmoCallbackError, *, settings: Settings) -> Problem:
     """Return what a backend is told of an error, and what it can do."""
     code = next(code for kind, code in _CODES if isinstance(error, kind))
-    if isinstance(error, Busy):
-        code = _WAITED_OUT.get(error.because or "", code)
+    if isinstance(error, NotYet):
+        code = _WAITED_OUT.get(error.cause_code or "", code)
     status = STATUSES[code]
     more: dict[str, object] = {}
     if isinstance(error, Forbidden):
@@ -190,8 +190,8 @@ def problem_of(error: AmoCallbackError, *, settings: Settings) -> Problem:
 
 
 def _retry_after(error: AmoCallbackError, settings: Settings) -> str:
-    seconds = settings.refresh.retry_cap if isinstance(error, MustMend | AccountRefused | Frozen) else _RETRY_AFTER
-    if isinstance(error, Busy | RateLimited):
+    seconds = settings.refresh.retry_cap if isinstance(error, OperatorError | AccountBlocked | Frozen) else _RETRY_AFTER
+    if isinstance(error, NotYet | VendorRateLimited):
         seconds = error.retry_after
     return str(max(1, math.ceil(seconds)))
 

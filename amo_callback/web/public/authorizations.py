@@ -70,7 +70,7 @@ async def connect(request: web.Request) -> web.Response:
         started = await request.app[AUTHORIZATIONS].start(read_request(_start_of(request)), address=address)
     except AmoCallbackError as error:
         way = choose_way(request.app[SETTINGS].app, Redirect(), request)
-        return fail(request, way, error=error.word, state=None, fields=error.fields)
+        return fail(request, way, error=error.deep_link_error, state=None, fields=error.fields)
     return send_on(303, started.authorize_url)
 
 

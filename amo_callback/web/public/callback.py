@@ -72,7 +72,7 @@ async def callback(request: web.Request) -> web.Response:
     try:
         outcome = await request.app[CONNECT].complete(visit)
     except AmoCallbackError as known:
-        return await _fail(request, way, redirect, error=known.word, support=support, fields=known.fields)
+        return await _fail(request, way, redirect, error=known.deep_link_error, support=support, fields=known.fields)
     except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
         request.app[LOG].error("http.bug", exc_info=bug)
         fields = {"error": AmoCallbackError.code}

@@ -15,8 +15,8 @@ from amo_callback.errors import (
     GrantExpired,
     InvalidRequest,
     NotFound,
+    PkceMismatch,
     Unauthorized,
-    WrongVerifier,
 )
 from amo_callback.web import challenge
 from amo_callback.web.answers import FailureCode, failure, status_of
@@ -40,7 +40,7 @@ _MESSAGES = {
 
 _REFUSALS: tuple[tuple[type[AmoCallbackError], int, FailureCode, str], ...] = (
     (Unauthorized, 401, FailureCode.UNAUTHORIZED, "Send the user's JWT: Authorization: Bearer JWT."),
-    (WrongVerifier, 403, FailureCode.FORBIDDEN, "The code_verifier does not fit the code_challenge."),
+    (PkceMismatch, 403, FailureCode.FORBIDDEN, "The code_verifier does not fit the code_challenge."),
     (NotFound, 404, FailureCode.NOT_FOUND, "This code is not known here: connect again."),
     (GrantExpired, 410, FailureCode.CODE_EXPIRED, _MESSAGES["code_expired"]),
 )
@@ -75,10 +75,10 @@ def _refusal(error: AmoCallbackError) -> web.Response:
         if isinstance(error, kind):
             answer = _answer(status, code, message)
             if isinstance(error, Unauthorized):
-                none_came = error.what in {"missing", "header"}
+                none_came = error.detail in {"missing", "header"}
                 answer.headers["WWW-Authenticate"] = challenge.MISSING if none_came else challenge.INVALID
             return answer
-    return refuse(error.word)
+    return refuse(error.deep_link_error)
 
 
 def _answer(status: int, code: FailureCode, message: str) -> web.Response:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from amo_callback.errors import AmoCallbackError, MustMend, MustWait, NotFound
+from amo_callback.errors import AmoCallbackError, NotFound, OperatorError, RetryableError
 from amo_callback.web.keys import CONNECT, PROXIES
 from amo_callback.web.operation import Reply
 from amo_callback.web.public.look import is_prefetch, without_work
@@ -62,7 +62,7 @@ async def page(request: web.Request) -> web.Response:
         outcome = await request.app[CONNECT].returned(request.match_info["handle"])
     except NotFound:
         return gone(request)
-    except (MustWait, MustMend) as error:
+    except (RetryableError, OperatorError) as error:
         return away(request, error)
     if again:
         return await _try_again(request, outcome)
@@ -79,7 +79,7 @@ async def _try_again(request: web.Request, before: Outcome) -> web.Response:
         return fail(
             request,
             Way.PAGE,
-            error=error.word,
+            error=error.deep_link_error,
             state=before.handed_back,
             support=before.support,
             fields=error.fields,
