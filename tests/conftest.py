@@ -29,10 +29,10 @@ from amo_callback.clock import SystemClock
 from amo_callback.config_load import load_settings
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.store import open_store
-from amo_callback.web.doors import open_door
-from amo_callback.web.lifecycle import Home, Service, open_service
-from tests.agreed import agreed
+from amo_callback.web.composition import DataPaths, Service, open_service
+from amo_callback.web.listener import open_listener
 from tests.fakes import FakeClock, ShiftedClock, Witness
+from tests.openapi_conformance import conformance_of
 from tests.postgres import databases, why_not
 
 if TYPE_CHECKING:
@@ -196,8 +196,8 @@ async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:
     vendor = Vendor(integration=SandboxIntegration(), now=clock.now, lives=Lives(**lives))
     sandbox = Sandbox(vendor, clock=clock)
     log = make_logger(level="error", style="json", stream=io.StringIO())
-    async with open_door(sandbox.app(), "127.0.0.1:0", name="amo", clock=ShiftedClock(), log=log) as door:
-        yield Amo(sandbox=sandbox, address=door.address, account=vendor.open_account(HOST))
+    async with open_listener(sandbox.app(), "127.0.0.1:0", name="amo", clock=ShiftedClock(), log=log) as listener:
+        yield Amo(sandbox=sandbox, address=listener.address, account=vendor.open_account(HOST))
 
 
 @asynccontextmanager
@@ -337,8 +337,8 @@ class Running:
             answer = Answer(
                 status=response.status, headers=dict(response.headers), text=await response.text(errors="replace")
             )
-        door = "public" if address == self.service.public else "private"
-        agreed(self).check(door, method, path, answer)
+        api = "public" if address == self.service.public else "private"
+        conformance_of(self).check(api, method, path, answer)
         return answer
 
     async def connected(self) -> str:
@@ -420,8 +420,8 @@ def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
             secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY, encryption_key]
             log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
             observer = Both(witness, LogObserver(log))
-            home = Home(folder=tmp_path, rescue=tmp_path / "rescue", machine=machine)
-            async with open_service(settings, home=home, clock=clock, log=log, observer=observer) as service:
+            paths = DataPaths(folder=tmp_path, rescue=tmp_path / "rescue", machine=machine)
+            async with open_service(settings, paths=paths, clock=clock, log=log, observer=observer) as service:
                 yield Running(
                     amo=amo,
                     clock=clock,

@@ -49,18 +49,18 @@ ONE_ROOM = {
         "store.postgres_inspection",
     },
     "cryptography": {"cipher"},
-    "jwt": {"identity.jwk", "identity.signatures", "demo.phone"},
+    "jwt": {"identity.jwks", "identity.jwt", "demo.phone"},
     "prometheus_client": {"observe.metrics", "observe.gauges"},
     "jinja2": {"web.pages.render", "amo.sandbox.app", "demo.render"},
     "pydantic_settings": {"config", "config_load", "config_values"},
     "standardwebhooks": {"webhook"},
     "uvloop": {"cli.loop"},
 }
-CALLERS = {"amo.client", "amo.wire", "identity.key_set", "notices.sender"}
+CALLERS = {"amo.client", "amo.wire", "identity.jwks", "notices.sender"}
 """Where others are asked over HTTP."""
 EDGES = {"amo", "store", "observe"}
 USE_CASES = {"custody", "connect", "transfer", "notices", "rotation", "web"}
-JOINED_IN = {"web.lifecycle", "web.services", "web.resources", "cli", "demo"}
+JOINED_IN = {"web.composition", "cli", "demo"}
 """Where `amo`, `store` and `observe` meet the use cases; the demonstration has AMO's stand-in on its stage."""
 
 SECRETS_COMPARED = {"amo.lookup", "connect.admission", "connect.proof", "custody.handout", "identity.api_keys"}

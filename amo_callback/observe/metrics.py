@@ -13,7 +13,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily
 
 from amo_callback import __version__
-from amo_callback.deeplink import WORDS
+from amo_callback.deeplink import DEEP_LINK_ERRORS
 from amo_callback.errors import (
     AccountBlocked,
     ClientMismatch,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from amo_callback.event import Event
-    from amo_callback.survey import Condition
+    from amo_callback.survey import ServiceStatus
 
 OTHER = "other"
 LISTENERS = ("public", "private")
@@ -57,7 +57,7 @@ HAND_OUTS = (
     "store_unavailable",
     OTHER,
 )
-CALLBACKS = ("connected", "exchanging", *WORDS, OTHER)
+CALLBACKS = ("connected", "exchanging", *DEEP_LINK_ERRORS, OTHER)
 _FAILURES = (
     *(
         error.code
@@ -222,9 +222,9 @@ class Metrics:
         """Count a callback: how its grant stands, or the word of what was wrong."""
         self._called_back[_among(self._called_back, outcome)].inc()
 
-    def text(self, condition: Condition) -> bytes:
+    def text(self, status: ServiceStatus) -> bytes:
         """Return all of it in Prometheus's text format, and how the service does at this moment."""
-        return generate_latest(_Exposed(self._registry, Gauges(condition)))
+        return generate_latest(_Exposed(self._registry, Gauges(status)))
 
 
 class _LostLines:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from amo_callback.event import Event
     from amo_callback.grant import Redirect
     from amo_callback.model import Account, Issued, Sighting, Told
-    from amo_callback.survey import Condition
+    from amo_callback.survey import ServiceStatus
 
 __all__ = ["AmoOAuth", "Clock", "Metrics", "Observer", "Priority", "RescueFiles", "Shared", "Store", "Supervisor"]
 
@@ -58,7 +58,7 @@ class Metrics(Protocol):
     def called_back(self, outcome: str) -> None:
         """Count a callback: how its grant stands, or the word of what was wrong."""
 
-    def text(self, condition: Condition) -> bytes:
+    def text(self, status: ServiceStatus) -> bytes:
         """Return all of it in Prometheus's text format, and how the service does at this moment."""
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from yarl import URL
 
 from amo_callback.deploy.units import text_of
-from amo_callback.web.doors import open_door
+from amo_callback.web.listener import open_listener
 from tests.conftest import BASE
 from tests.e2e.stage import eventually
 from tests.fakes import ShiftedClock
@@ -123,7 +123,7 @@ async def _echo(name: str, log: FilteringBoundLogger) -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", tell)
-    async with open_door(app, "127.0.0.1:0", name=name, clock=ShiftedClock(), log=log) as door:
+    async with open_listener(app, "127.0.0.1:0", name=name, clock=ShiftedClock(), log=log) as door:
         yield door.address
 
 

@@ -16,12 +16,14 @@ from amo_callback.config_load import load_settings
 from amo_callback.connect.build import Connecting
 from amo_callback.errors import StoreUnavailable
 from amo_callback.grant import support_code
+from amo_callback.identity import ApiKeys, read_api_keys
 from amo_callback.model import fingerprint
 from amo_callback.observe.log import make_logger
 from amo_callback.observe.metrics import Metrics
-from amo_callback.web.app import make_apps
-from amo_callback.web.doors import open_door
-from amo_callback.web.keys import Services
+from amo_callback.web.client_ip import TrustedProxies
+from amo_callback.web.composition import Services, make_apis
+from amo_callback.web.listener import open_listener
+from amo_callback.web.pages.render import Pages
 from tests.conftest import API_KEY, BASE, HOST, environment
 from tests.fakes import ShiftedClock
 
@@ -89,6 +91,7 @@ class Doors:
         broken, stream, clock = Broken(error), io.StringIO(), ShiftedClock()
         log = make_logger(level="info", style="json", stream=stream)
         services = Services(
+            settings=self.settings,
             store=cast("Store", broken),
             amo=self.client,
             cipher=cast("Cipher", broken),
@@ -100,13 +103,17 @@ class Doors:
             ),
             users=None,
             custody=cast("Custody", broken),
+            api_keys=ApiKeys(read_api_keys(self.settings.api.keys.get_secret_value())),
+            proxies=TrustedProxies(()),
+            pages=Pages(app_name=self.settings.app.name),
             clock=clock,
             metrics=Metrics(),
+            log=log,
         )
-        apps = make_apps(self.settings, services, log)
+        public_api, private_api, _ = make_apis(services)
         async with (
-            open_door(apps.public, "127.0.0.1:0", name="public", clock=clock, log=log) as public,
-            open_door(apps.private, "127.0.0.1:0", name="private", clock=clock, log=log) as private,
+            open_listener(public_api.make_app(), "127.0.0.1:0", name="public", clock=clock, log=log) as public,
+            open_listener(private_api.make_app(), "127.0.0.1:0", name="private", clock=clock, log=log) as private,
         ):
             yield public.address, private.address, stream
 

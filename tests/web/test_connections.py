@@ -164,7 +164,7 @@ async def test_all_are_frozen_and_thawed(app: Running) -> None:
     assert "code=" in (await app.callback(query)).location  # the code is good still
     assert (await app.private(f"/connections/{connection}/refresh", method="POST")).status == 200
     assert (await app.private("/readyz", key=None)).status == 200
-    asked = [line for line in app.lines() if line["event"] == "freeze.asked"]
+    asked = [line for line in app.lines() if line["event"] == "freeze.changed"]
     assert [(line["key"], line["frozen"]) for line in asked] == [("admin", True), ("admin", False)]
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.web.authorization_body import AuthorizationBody
 from amo_callback.web.private.tokens import RefreshBody
 from amo_callback.web.public.exchange import ExchangeBody
-from amo_callback.web.starting import StartBody
 from tests.conftest import ADMIN_KEY, BASE, HOST, Answer
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def test_no_body_shows_what_is_secret_in_it() -> None:
     challenge = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
     bodies = [
         ExchangeBody(code="sekret", code_verifier="sekret"),
-        StartBody(state="sekret", code_challenge=challenge, code_challenge_method="S256"),
+        AuthorizationBody(state="sekret", code_challenge=challenge, code_challenge_method="S256"),
         RefreshBody(rejected_access_token="sekret"),
     ]
     assert not [body for body in bodies if "sekret" in repr(body) or challenge in repr(body)]

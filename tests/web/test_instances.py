@@ -13,7 +13,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.config_load import load_settings
 from amo_callback.observe.log import LogObserver, make_logger
-from amo_callback.web.lifecycle import Home, open_service
+from amo_callback.web.composition import DataPaths, open_service
 from tests.conftest import ADMIN_KEY, BASE, HOST, Both, Running, environment, serve_amo
 from tests.fakes import ShiftedClock, Witness
 
@@ -44,7 +44,7 @@ def instances(tmp_path: Path, encryption_key: str, postgres: Databases) -> Any:
                 service = await stack.enter_async_context(
                     open_service(
                         settings,
-                        home=Home(folder=tmp_path, rescue=tmp_path / name, machine=""),
+                        paths=DataPaths(folder=tmp_path, rescue=tmp_path / name, machine=""),
                         clock=clock,
                         log=log,
                         observer=Both(witness, LogObserver(log)),

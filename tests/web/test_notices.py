@@ -15,7 +15,7 @@ from amo_callback.cli.serve import until_end
 from amo_callback.config_load import load_settings
 from amo_callback.event import happened
 from amo_callback.observe.log import make_logger
-from amo_callback.web.lifecycle import Home, open_service
+from amo_callback.web.composition import DataPaths, open_service
 from tests.builders import a_connection, save
 from tests.conftest import ADMIN_KEY, API_KEY, READ_KEY, environment
 from tests.fakes import ShiftedClock
@@ -225,9 +225,9 @@ async def test_a_courier_that_dies_ends_the_process_with_a_status(
     receiver.headers = {"Retry-After": "3"}
     settings = load_settings(None, environment(amo, encryption_key, **_settings(receiver)))
     log = make_logger(level="info", style="json", stream=io.StringIO())
-    home = Home(folder=tmp_path, rescue=tmp_path / "rescue", machine="here")
+    paths = DataPaths(folder=tmp_path, rescue=tmp_path / "rescue", machine="here")
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with open_service(settings, home=home, clock=DeadlyClock(), log=log, observer=witness) as service:
+    async with open_service(settings, paths=paths, clock=DeadlyClock(), log=log, observer=witness) as service:
         store = service.services.store
         stored = await save(store, a_connection())
         await store.look_up_again(stored, at=stored.connected_at, events=[happened("connection.moved", stored)])

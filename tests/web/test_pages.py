@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.deeplink import WORDS
-from amo_callback.web.answers import status_of
-from amo_callback.web.pages.render import Pages
-from amo_callback.web.pages.view import View
-from amo_callback.web.pages.visitor import LANGUAGES, Kind, Visitor
-from amo_callback.web.pages.wording import PLACEHOLDER, fill, read_texts
+from amo_callback.deeplink import DEEP_LINK_ERRORS
+from amo_callback.web.pages.render import PLACEHOLDER, Pages, View, fill, read_texts
+from amo_callback.web.pages.user_agent import LANGUAGES, Kind, UserAgent
 from tests.web.markup import Markup
 
 if TYPE_CHECKING:
@@ -25,21 +22,24 @@ if TYPE_CHECKING:
 LINK = "foryoure://amo-crm/callback?code=c&state=s"
 INTENT = "intent://amo-crm/callback?code=c&state=s#Intent;scheme=foryoure;package=com.example.app;end"
 HOST = "reforyou.amocrm.ru"
-CONNECTED = View(variant="connected", status=200, link=LINK, sends=True, domain=HOST, support="0a1b2c3d")
+CONNECTED = View(variant="connected", status=200, link=LINK, auto_open=True, domain=HOST, support="0a1b2c3d")
 VIEWS = [
     CONNECTED,
-    View(variant="connected", status=200, link=LINK, intent=INTENT, tried=True, domain=HOST, support="0a1b2c3d"),
+    View(variant="connected", status=200, link=LINK, intent=INTENT, attempted=True, domain=HOST, support="0a1b2c3d"),
     View(variant="exchanging", status=200, support="0a1b2c3d"),
     View(variant="gone", status=404),
-    View(variant="amo_unavailable", status=503, again=""),
-    *(View(variant=word, status=status_of(word), link=LINK, intent=INTENT) for word in WORDS),
-    *(View(variant=word, status=status_of(word), link=LINK, again="?again=1", support="0a1b2c3d") for word in WORDS),
+    View(variant="amo_unavailable", status=503, retry_url=""),
+    *(View(variant=word, status=known.status, link=LINK, intent=INTENT) for word, known in DEEP_LINK_ERRORS.items()),
+    *(
+        View(variant=word, status=known.status, link=LINK, retry_url="?again=1", support="0a1b2c3d")
+        for word, known in DEEP_LINK_ERRORS.items()
+    ),
 ]
 
 
-def _visitors() -> Iterator[Visitor]:
+def _visitors() -> Iterator[UserAgent]:
     for kind, language in itertools.product(Kind, LANGUAGES):
-        yield Visitor(kind=kind, language=language)
+        yield UserAgent(kind=kind, language=language)
 
 
 def _html(answer: web.Response) -> str:
@@ -91,7 +91,7 @@ def test_script_and_style_run_by_a_nonce_of_their_own(pages: Pages) -> None:
     """A page with a way to the app may run its one script, any other page none; the nonce is new each time."""
     nonces = set()
     for view in VIEWS:
-        answer = pages.render(view, Visitor(kind=Kind.IOS, language="en"))
+        answer = pages.render(view, UserAgent(kind=Kind.IOS, language="en"))
         markup, policy = Markup.read(_html(answer)), answer.headers["Content-Security-Policy"]
         [style] = markup.named("style")
         nonce = style["nonce"]
@@ -111,7 +111,7 @@ def test_script_and_style_run_by_a_nonce_of_their_own(pages: Pages) -> None:
 
 def test_a_success_shows_the_account_and_one_button(pages: Pages) -> None:
     """The account is named, the one link is the app's, and what a script says later is not said at first."""
-    html = _html(pages.render(CONNECTED, Visitor(kind=Kind.IOS, language="en")))
+    html = _html(pages.render(CONNECTED, UserAgent(kind=Kind.IOS, language="en")))
     markup = Markup.read(html)
     assert markup.said("h1") == "amoCRM is connected"
     assert markup.said("b") == HOST
@@ -131,23 +131,23 @@ def test_a_success_shows_the_account_and_one_button(pages: Pages) -> None:
 
 def test_who_has_come_back_finds_the_help_open(pages: Pages) -> None:
     """After a first try by itself, the page tries no more, and shows what may be done."""
-    markup = Markup.read(_html(pages.render(VIEWS[1], Visitor(kind=Kind.ANDROID, language="en"))))
+    markup = Markup.read(_html(pages.render(VIEWS[1], UserAgent(kind=Kind.ANDROID, language="en"))))
     assert "open" in markup.id("help")
     assert "data-auto" not in markup.id("open")
     assert markup.id("intent")["href"] == INTENT
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", DEEP_LINK_ERRORS)
 def test_each_error_says_what_happened_and_what_to_do(pages: Pages, word: str, language: str) -> None:
     """A text of its own in every language, a button back to the app, no try by itself; where it passes, once more."""
-    visitor = Visitor(kind=Kind.IOS, language=language)
+    visitor = UserAgent(kind=Kind.IOS, language=language)
     texts = read_texts(language)
     final = Markup.read(_html(pages.render(View(variant=word, status=400, link=LINK), visitor)))
     assert final.said("h1") == texts[word]["title"]
     assert texts[word]["todo"].replace("{app}", "For You") in final.text["p"]
     assert final.named("a") == [{"id": "open", "class": "button", "href": LINK}]
-    passing = Markup.read(_html(pages.render(View(variant=word, status=400, link=LINK, again=""), visitor)))
+    passing = Markup.read(_html(pages.render(View(variant=word, status=400, link=LINK, retry_url=""), visitor)))
     assert texts["todo"]["again"].replace("{app}", "For You") in passing.text["p"]
     assert passing.named("a") == [
         {"id": "again", "class": "button", "href": ""},
@@ -158,7 +158,7 @@ def test_each_error_says_what_happened_and_what_to_do(pages: Pages, word: str, l
 def test_a_page_that_waits_loads_itself_again(pages: Pages) -> None:
     """By a header, and by a plain link to its own address; no other page does so."""
     for view in VIEWS:
-        answer = pages.render(view, Visitor(kind=Kind.IOS, language="en"))
+        answer = pages.render(view, UserAgent(kind=Kind.IOS, language="en"))
         waits = view.variant == "exchanging"
         assert answer.headers.get("Refresh") == ("2" if waits else None)
         if waits:
@@ -173,13 +173,13 @@ def test_where_the_button_may_fail_it_is_said_above_it(
     pages: Pages, kind: Kind, note: str | None, language: str
 ) -> None:
     """Inside another app: open it in the browser. On a desktop: return on the phone. Elsewhere nothing."""
-    html = _html(pages.render(CONNECTED, Visitor(kind=kind, language=language)))
+    html = _html(pages.render(CONNECTED, UserAgent(kind=kind, language=language)))
     texts = fill(read_texts(language), {"app": "For You", "domain": HOST})["page"]
     said = [key for key in ("in_app", "on_phone") if texts[key] in html]
     assert said == ([note] if note else [])
     if note:
         assert html.index('class="note"') < html.index('id="open"')
-    bare = Markup.read(_html(pages.render(View(variant="gone", status=404), Visitor(kind=kind, language=language))))
+    bare = Markup.read(_html(pages.render(View(variant="gone", status=404), UserAgent(kind=kind, language=language))))
     assert not [element for element in bare.named("p") if element.get("class") == "note"]
 
 
@@ -198,7 +198,7 @@ def test_where_the_button_may_fail_it_is_said_above_it(
 def test_hostile_names_stay_text(hostile: str) -> None:
     """Whatever an app is called, or an account, or stands in a link: it is text, and one attribute's value."""
     view = View(variant="connected", status=200, link=hostile, intent=hostile, domain=hostile, support=hostile)
-    html = _html(Pages(app_name=hostile).render(view, Visitor(kind=Kind.ANDROID, language="uk")))
+    html = _html(Pages(app_name=hostile).render(view, UserAgent(kind=Kind.ANDROID, language="uk")))
     markup = Markup.read(html)
     assert [len(markup.named(name)) for name in ("script", "img", "a", "style")] == [1, 0, 2, 1]
     assert not any(name.startswith("on") for _, element in markup.elements for name in element)
