@@ -30,17 +30,23 @@ def new_request_id() -> str:
 
 def sent_request_id(request: web.Request) -> str | None:
     """Return the `X-Request-ID` of a request, where it is well-formed."""
-    sent = request.headers.get("X-Request-ID", "")
-    return sent if _REQUEST_ID.fullmatch(sent) else None
+    sent = request.headers.get("X-Request-ID")
+    return sent if sent is not None and _REQUEST_ID.fullmatch(sent) else None
 
 
 def log_request(
-    log: FilteringBoundLogger, request: web.Request, *, listener: str, status: int, seconds: float, peer: str | None
+    log: FilteringBoundLogger,
+    request: web.Request,
+    *,
+    listener: str,
+    route: str,
+    status: int,
+    seconds: float,
+    peer: str | None,
 ) -> None:
     """Write the line of a request: never its path, which may hold a return handle, nor its query."""
-    resource = request.match_info.route.resource
-    route = "none" if resource is None else resource.canonical
-    trace = _TRACE.fullmatch(request.headers.get("traceparent", ""))
+    sent = request.headers.get("traceparent")
+    trace = None if sent is None else _TRACE.fullmatch(sent)
     write = log.debug if route in _QUIET else log.info
     write(
         "http.request",

@@ -16,6 +16,8 @@ from amo_callback.web.route import Reply, Route, jsonable, shape
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from amo_callback.custody.build import Custody
+    from amo_callback.ports import Store
     from amo_callback.web.composition import Services
     from amo_callback.web.route import Call
 
@@ -25,12 +27,23 @@ NOT_PROVEN = "not proven yet"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One check; where it fails, `summary` is its part of systemd's status line, if it has one."""
+    """One check: its problem, or what to say where there is none."""
 
     name: str
-    ok: bool
-    detail: str
+    problem: str | None
+    good: str
     summary: str = ""
+    """The problem in systemd's status line, if it belongs there."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem."""
+        return self.problem is None
+
+    @property
+    def detail(self) -> str:
+        """The problem, or that there is none."""
+        return self.good if self.problem is None else self.problem
 
 
 def max_heartbeat_age(poll_interval: float) -> float:
@@ -43,14 +56,14 @@ def checks(services: Services) -> Sequence[Check]:
     return [
         _store(services),
         _refresher(services),
-        _credentials(services),
-        _address_block(services),
-        _hosts(services),
-        _unsaved(services),
-        _frozen(services),
-        _mass_failure(services),
-        _clock(services),
-        _fresh(services),
+        _credentials(services.custody),
+        _address_block(services.custody),
+        _hosts(services.custody),
+        _unsaved(services.custody),
+        _frozen(services.custody),
+        _mass_failure(services.custody),
+        _clock(services.store),
+        _fresh(services.custody),
     ]
 
 
@@ -77,116 +90,108 @@ def service_status(services: Services) -> ServiceStatus:
 
 
 def _store(services: Services) -> Check:
-    trouble, failing = services.custody.surveyor.trouble, services.store.failing
-    if trouble is None and failing is None:
-        return Check(name="store", ok=True, detail="works")
-    detail = trouble or f"cannot be written: {failing}"
-    summary = "" if failing is None else f"the database cannot be written ({failing})"
-    return Check(name="store", ok=False, detail=detail, summary=summary)
+    problem, failing, summary = services.custody.surveyor.trouble, services.store.failing, ""
+    if failing is not None:
+        problem, summary = problem or f"cannot be written: {failing}", f"the database cannot be written ({failing})"
+    return Check(name="store", problem=problem, good="works", summary=summary)
 
 
 def _refresher(services: Services) -> Check:
     age = services.custody.refresher.beat_age
-    oldest = max_heartbeat_age(services.settings.refresh.poll_interval)
-    return Check(name="refresher", ok=age <= oldest, detail=f"last heartbeat {age:.1f} s ago")
+    known = f"last heartbeat {age:.1f} s ago"
+    is_late = age > max_heartbeat_age(services.settings.refresh.poll_interval)
+    return Check(name="refresher", problem=known if is_late else None, good=known)
 
 
-def _credentials(services: Services) -> Check:
-    credentials, breaker_refused = services.custody.credentials, services.custody.breaker.refused
-    name, summary = "amo_credentials", "AMO refuses our credentials"
-    if credentials.refused is not None:
-        detail = (
-            f"AMO refuses exchanges ({credentials.refused}), and none has succeeded yet: compare client id, secret "
-            "and redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
+def _credentials(custody: Custody) -> Check:
+    problem = None
+    if (refused := custody.credentials.refused) is not None:
+        problem = (
+            f"AMO refuses exchanges ({refused}), and none has succeeded yet: compare client id, secret and redirect "
+            "URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
         )
-        return Check(name=name, ok=False, detail=detail, summary=summary)
-    if breaker_refused is not None:
-        detail = (
-            f"nothing is refreshed: {breaker_refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri "
-            "with the integration's page in AMO"
+    elif (refused := custody.breaker.refused) is not None:
+        problem = (
+            f"nothing is refreshed: {refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri with the "
+            "integration's page in AMO"
         )
-        return Check(name=name, ok=False, detail=detail, summary=summary)
-    detail = "accepted" if credentials.proven else NOT_PROVEN
-    survey = services.custody.surveyor.last
+    good, survey = "accepted" if custody.credentials.proven else NOT_PROVEN, custody.surveyor.last
     if survey is not None and survey.mismatched:
-        detail += f"; connections of another client_id: {survey.mismatched} (their users must connect again)"
-    return Check(name=name, ok=True, detail=detail)
+        good += f"; connections of another client_id: {survey.mismatched} (their users must connect again)"
+    return Check(name="amo_credentials", problem=problem, good=good, summary="AMO refuses our credentials")
 
 
-def _address_block(services: Services) -> Check:
-    block = services.custody.breaker.address_block.block
-    if block is None:
-        return Check(name="amo_blocked", ok=True, detail="not blocked")
-    detail = (
-        f"since {rfc3339(block.since)} AMO answers 403 to every refresh, and nothing is refreshed; the next probe is "
-        f"sent at {rfc3339(block.probe_at)}. Ask AMO's support to unblock the address of this server"
+def _address_block(custody: Custody) -> Check:
+    problem, block = None, custody.breaker.address_block.block
+    if block is not None:
+        problem = (
+            f"since {rfc3339(block.since)} AMO answers 403 to every refresh, and nothing is refreshed; the next probe "
+            f"is sent at {rfc3339(block.probe_at)}. Ask AMO's support to unblock the address of this server"
+        )
+    return Check(name="amo_blocked", problem=problem, good="not blocked", summary="AMO blocks this server's address")
+
+
+def _hosts(custody: Custody) -> Check:
+    problem, survey = None, custody.surveyor.last
+    if survey is not None and survey.hosts_not_allowed:
+        problem = (
+            "active connections whose host is neither one of AMO's nor in amo.allowed_domains: "
+            f"{survey.hosts_not_allowed}. Nothing is sent there, and no token is handed out for them: add the hosts "
+            "to amo.allowed_domains and restart, or have the accounts connect again (the log names them: "
+            "host.not_allowed)"
+        )
+    return Check(name="hosts", problem=problem, good="all allowed")
+
+
+def _unsaved(custody: Custody) -> Check:
+    unsaved, unreadable = len(custody.unsaved.names), custody.raw_answers.count
+    problem = f"{unsaved} that the store does not accept: repair the disk, and keep the rescue folder"
+    good = f"none; answers without a readable pair in the rescue folder: {unreadable}" if unreadable else "none"
+    return Check(
+        name="unsaved_pairs",
+        problem=problem if unsaved else None,
+        good=good,
+        summary=f"{unsaved} new pairs wait for the database",
     )
-    return Check(name="amo_blocked", ok=False, detail=detail, summary="AMO blocks this server's address")
 
 
-def _hosts(services: Services) -> Check:
-    survey = services.custody.surveyor.last
-    if survey is None or not survey.hosts_not_allowed:
-        return Check(name="hosts", ok=True, detail="all allowed")
-    detail = (
-        "active connections whose host is neither one of AMO's nor in amo.allowed_domains: "
-        f"{survey.hosts_not_allowed}. Nothing is sent there, and no token is handed out for them: add the hosts to "
-        "amo.allowed_domains and restart, or have the accounts connect again (the log names them: host.not_allowed)"
-    )
-    return Check(name="hosts", ok=False, detail=detail)
+def _frozen(custody: Custody) -> Check:
+    problem, frozen = None, custody.freezer.frozen
+    if frozen is not None:
+        problem = (
+            f"nothing is refreshed since {rfc3339(frozen.at)}: {frozen.why}. Once no other host works with these "
+            "tokens: amo-callback connections thaw --all"
+        )
+    return Check(name="frozen", problem=problem, good="not frozen", summary="frozen, nothing is refreshed")
 
 
-def _unsaved(services: Services) -> Check:
-    unsaved = len(services.custody.unsaved.names)
-    if not unsaved:
-        kept = services.custody.raw_answers.count
-        detail = f"none; answers without a readable pair in the rescue folder: {kept}" if kept else "none"
-        return Check(name="unsaved_pairs", ok=True, detail=detail)
-    detail = f"{unsaved} that the store does not accept: repair the disk, and keep the rescue folder"
-    return Check(name="unsaved_pairs", ok=False, detail=detail, summary=f"{unsaved} new pairs wait for the database")
-
-
-def _frozen(services: Services) -> Check:
-    frozen = services.custody.freezer.frozen
-    if frozen is None:
-        return Check(name="frozen", ok=True, detail="not frozen")
-    detail = (
-        f"nothing is refreshed since {rfc3339(frozen.at)}: {frozen.why}. Once no other host works with these tokens: "
-        "amo-callback connections thaw --all"
-    )
-    return Check(name="frozen", ok=False, detail=detail, summary="frozen, nothing is refreshed")
-
-
-def _mass_failure(services: Services) -> Check:
-    if not services.custody.breaker.held:
-        return Check(name="mass_failure", ok=True, detail="normal")
-    detail = (
+def _mass_failure(custody: Custody) -> Check:
+    problem = (
         "Refreshing is paused until one refresh succeeds: an unusual number of connections failed within 10 minutes. "
         "Was an old database restored, or is it another integration's secret?"
     )
     return Check(
         name="mass_failure",
-        ok=False,
-        detail=detail,
+        problem=problem if custody.breaker.held else None,
+        good="normal",
         summary="too many connections failed at once",
     )
 
 
-def _clock(services: Services) -> Check:
-    ahead = services.store.ahead
-    if abs(ahead) <= CLOCK_TOLERANCE.total_seconds():
-        return Check(name="clock", ok=True, detail="right")
-    side = "ahead of" if ahead > 0 else "behind"
-    detail = f"this machine's clock is {abs(ahead):.0f} s {side} the database's: set both by NTP"
-    return Check(name="clock", ok=False, detail=detail)
+def _clock(store: Store) -> Check:
+    ahead, problem = store.ahead, None
+    if abs(ahead) > CLOCK_TOLERANCE.total_seconds():
+        side = "ahead of" if ahead > 0 else "behind"
+        problem = f"this machine's clock is {abs(ahead):.0f} s {side} the database's: set both by NTP"
+    return Check(name="clock", problem=problem, good="right")
 
 
-def _fresh(services: Services) -> Check:
-    survey, trouble = services.custody.surveyor.last, services.custody.surveyor.trouble
+def _fresh(custody: Custody) -> Check:
+    survey, trouble = custody.surveyor.last, custody.surveyor.trouble
     if survey is None or trouble is not None:
-        return Check(name="fresh", ok=False, detail=f"unknown: {trouble}")
-    detail = f"{survey.fresh} of {survey.active} active connections hold a valid access token"
-    return Check(name="fresh", ok=2 * survey.fresh >= survey.active, detail=detail)
+        return Check(name="fresh", problem=f"unknown: {trouble}", good="")
+    known = f"{survey.fresh} of {survey.active} active connections hold a valid access token"
+    return Check(name="fresh", problem=known if 2 * survey.fresh < survey.active else None, good=known)
 
 
 @shape
@@ -228,11 +233,7 @@ async def readyz(call: Call[None, None]) -> web.Response:
     return web.json_response(jsonable(answer), status=200 if ready else 503)
 
 
-HEALTHZ = Route(method="GET", path="/healthz", handler=healthz, answer=Alive)
+HEALTHZ = Route("GET", "/healthz", healthz, answer=Alive)
 READYZ = Route(
-    method="GET",
-    path="/readyz",
-    handler=readyz,
-    answer=Readiness,
-    replies={503: Reply(about="A check is not good.", type=Readiness)},
+    "GET", "/readyz", readyz, answer=Readiness, replies={503: Reply(about="A check is not good.", type=Readiness)}
 )

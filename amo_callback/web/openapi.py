@@ -55,6 +55,24 @@ _SECURITY: dict[object, list[Json]] = {
 }
 
 
+_PATH_NAMES = {
+    "id": {
+        "schema": {"type": "string", "minLength": 1},
+        "description": (
+            "A connection's id, `account:31920194` or `owner:42`; of several the freshest active one is meant."
+        ),
+        "example": "account:31920194",
+    },
+    "notice": {
+        "schema": {"type": "string", "minLength": 1},
+        "description": "A notice's id.",
+        "example": "2f0c9f6a1c7b4c0f8d3e5a6b7c8d9e0f",
+    },
+    "handle": {"schema": {"type": "string", "minLength": 1}, "description": "The return handle of a result."},
+}
+"""The documentation of the names in paths."""
+
+
 class OpenApi(TypedDict):
     """This document."""
 
@@ -141,7 +159,7 @@ class _Writer:
             "operationId": _operation_id(route),
             "summary": " ".join(summary.split()),
             "description": description,
-            "parameters": [*self._path(route), *self._query(route.query or route.unparsed_query)],
+            "parameters": [*_path_parameters(route), *self._query(route.query or route.unparsed_query)],
             "security": _SECURITY[route.access],
             "responses": {str(status): self._response(reply, bare=bare) for status, reply in sorted(replies.items())},
         }
@@ -153,11 +171,6 @@ class _Writer:
                 "content": {"application/json": {"schema": self._schemas[_key(route.body)]}},
             }
         return operation
-
-    def _path(self, route: Route) -> Iterator[Json]:
-        for name in re.findall(r"\{(\w+)\}", route.path):
-            schema = dict(self._schemas[_key(route.names[name])])
-            yield {"name": name, "in": "path", "required": True, **_parameter(schema)}
 
     def _query(self, model: type[BaseModel] | None) -> Iterator[Json]:
         if model is None:
@@ -196,12 +209,17 @@ def _replies(api: Api, route: Route) -> Mapping[int, Reply]:
 
 def _types(route: Route, replies: Mapping[int, Reply]) -> Iterator[tuple[Any, JsonSchemaMode]]:
     """Yield every type of a route, and whether it is read or written."""
-    for kind in (*route.names.values(), route.query, route.unparsed_query, route.body):
+    for kind in (route.query, route.unparsed_query, route.body):
         if kind is not None:
             yield kind, "validation"
     for reply in replies.values():
         if reply.type is not None:
             yield reply.type, "serialization"
+
+
+def _path_parameters(route: Route) -> Iterator[Json]:
+    for name in re.findall(r"\{(\w+)\}", route.path):
+        yield {"name": name, "in": "path", "required": True, **_PATH_NAMES[name]}
 
 
 def _operation_id(route: Route) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeVar, cast
 
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -76,7 +77,7 @@ def paginate(found: Sequence[Item], limit: int) -> tuple[Sequence[Item], Item | 
 def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
     """Parse a request's query; raises `InvalidRequest`, which names the parameter."""
     if not request.query_string:
-        return model()
+        return cast("QueryModel", _defaults(model))
     known = model.model_fields
     for name in request.query:
         if name not in known:
@@ -88,6 +89,11 @@ def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
     except ValidationError as error:
         name = _first_field(error)
         raise invalid(name, known[name].description or "is not what it should be") from None
+
+
+@cache
+def _defaults(model: type[Query]) -> Query:
+    return model()
 
 
 async def read_body(request: web.Request, model: type[BodyModel]) -> BodyModel:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from functools import cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar, cast, dataclass_transform
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar, cast, dataclass_transform
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from pydantic import ConfigDict, PlainSerializer, TypeAdapter, WithJsonSchema, with_config
 
 from amo_callback import probe
@@ -58,8 +58,7 @@ def jsonable(value: Any) -> Any:  # noqa: ANN401 -- because JSON is of any type
     return adapter_of(cast("Hashable", type(value))).dump_python(value, mode="json")
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[QueryType, BodyType]):
+class Call(NamedTuple, Generic[QueryType, BodyType]):
     """A request, as its handler receives it."""
 
     request: web.Request
@@ -97,7 +96,7 @@ class Reply:
 Handler = Callable[[Call[Any, Any]], Awaitable[object]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Route:
     """One method of one path: its handler, whose name and docstring document it, and what it takes and answers."""
 
@@ -106,6 +105,7 @@ class Route:
     handler: Handler
     access: Scope | Jwt | None = None
     """The scope of the API key, or the user's JWT; `None`: anybody."""
+    _: KW_ONLY
     query: type[Query] | None = None
     body: type[Body] | None = None
     answer: Any = None
@@ -116,8 +116,6 @@ class Route:
     """Answers that the handler makes itself."""
     unparsed_query: type[BaseModel] | None = None
     """The documentation of a query that the handler reads itself."""
-    names: Mapping[str, Any] = field(default_factory=dict)
-    """The types of the names in the path."""
 
 
 class Api(ABC):
@@ -135,9 +133,12 @@ class Api(ABC):
 
     def make_app(self) -> web.Application:
         """Return the application; what no route matches is answered by the same wrapper."""
-        app = web.Application(middlewares=[self._unmatched])
+        app = web.Application()
         for route in self.routes:
             app.router.add_route(route.method, route.path, partial(self._answer, route))
+        unmatched = Unmatched("/{path}")
+        app.router.register_resource(unmatched)
+        unmatched.add_route(hdrs.METH_ANY, partial(self._answer, None))
         return app
 
     @abstractmethod
@@ -172,12 +173,6 @@ class Api(ABC):
         """Return the id of a request."""
         return new_request_id()
 
-    @web.middleware
-    async def _unmatched(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        return await (handler(request) if request.match_info.http_exception is None else self._answer(None, request))
-
     async def _answer(self, route: Route | None, request: web.Request) -> web.StreamResponse:
         services, started = self.services, self._clock.monotonic()
         request_id = self.request_id(request)
@@ -206,6 +201,7 @@ class Api(ABC):
                     services.log,
                     request,
                     listener=self.name,
+                    route="none" if route is None else route.path,
                     status=response.status,
                     seconds=self._clock.monotonic() - started,
                     peer=services.proxies.client_of(request),
@@ -217,12 +213,28 @@ class Api(ABC):
     async def _call(self, route: Route | None, request: web.Request) -> web.StreamResponse:
         if route is None:
             await self.check_unmatched(request)
-            raise request.match_info.http_exception or web.HTTPNotFound
+            raise await _http_error(request)
         caller = await self.authenticate(request, route.access)
         query = None if route.query is None else read_query(request, route.query)
         body = None if route.body is None else await read_body(request, route.body)
         answer = await route.handler(Call(request, self.services, caller, query, body))
         return answer if isinstance(answer, web.StreamResponse) else self.render(answer)
+
+
+class Unmatched(web.DynamicResource):
+    """The resource of every request that no route matches, also of those without a path (`*`, `a:443`)."""
+
+    def _match(self, path: str) -> dict[str, str]:  # noqa: ARG002 -- because it is aiohttp's signature
+        return {}
+
+
+async def _http_error(request: web.Request) -> web.HTTPException:
+    """Return 405 where other methods have a route, else 404."""
+    allowed: set[str] = set()
+    for resource in request.app.router.resources():
+        if not isinstance(resource, Unmatched):
+            allowed |= (await resource.resolve(request))[1]
+    return web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound()
 
 
 def both_methods(route: Route) -> Sequence[Route]:

@@ -1,4 +1,4 @@
-"""Life and death of the service."""
+"""The service's start, end and reload."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amo_callback.config_load import load_settings
 from amo_callback.errors import ConfigurationError, TaskDied
 from amo_callback.observe.log import make_logger
 from amo_callback.web.composition import DataPaths, open_service
-from tests.conftest import environment
+from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, environment
 from tests.fakes import ShiftedClock, Witness
 
 if TYPE_CHECKING:
@@ -141,3 +141,49 @@ async def test_a_callback_in_progress_at_the_end_is_answered(run: Any) -> None:
         app.service.stop()
     answer = await asking
     assert (answer.status, "?code=" in answer.location) == (302, True)
+
+
+# --- reload ---------------------------------------------------------------------------------------
+
+
+NEW_KEY = "a-new-key-0123456789-0123456789-0123456789-01"
+
+
+async def test_keys_that_were_read_again_hold_at_once(app: Running, encryption_key: str) -> None:
+    """The new one opens the door, the old one does not any more; both may be there for a while."""
+    both = {"API__KEYS": f"backend:{API_KEY}\nnew:{NEW_KEY}"}
+    assert app.service.reloader.apply(load_settings(None, environment(app.amo, encryption_key, **both))) == []
+    for key in (API_KEY, NEW_KEY):
+        assert (await app.private("/connections", key=key)).status == 200
+    alone = {"API__KEYS": f"new:{NEW_KEY}"}
+    app.service.reloader.apply(load_settings(None, environment(app.amo, encryption_key, **alone)))
+    answers = [(await app.private("/connections", key=key)).status for key in (API_KEY, READ_KEY, ADMIN_KEY, NEW_KEY)]
+    assert answers == [401, 401, 401, 200]
+
+
+async def test_what_cannot_be_taken_while_it_runs_is_named(app: Running, encryption_key: str) -> None:
+    """Never a value: only which settings have changed, and need a restart."""
+    more = {"AMO__CLIENT_SECRET": "another", "LOG__LEVEL": "debug", "API__KEYS": f"new:{NEW_KEY}"}
+    changed = app.service.reloader.apply(load_settings(None, environment(app.amo, encryption_key, **more)))
+    assert changed == ["amo.client_secret", "log.level"]
+
+
+async def test_limits_that_were_read_again_hold_at_once(app: Running, encryption_key: str) -> None:
+    """For codes of an address, and for connects that it starts: fewer, then more."""
+
+    async def junk() -> list[str]:
+        answers = [await app.callback(app.query(code=f"junk{number}", state="s")) for number in range(2)]
+        return [answer.location.partition("error=")[2].partition("&")[0] for answer in answers]
+
+    async def starts() -> list[int]:
+        return [(await app.public(f"{BASE}/connect")).status for _ in range(2)]
+
+    for unproven in ("1", "3"):
+        fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__UNPROVEN=unproven))
+        assert app.service.reloader.apply(fresh) == []
+        assert await junk() == (["auth_failed", "rate_limited"] if unproven == "1" else ["auth_failed"] * 2)
+        assert await starts() == ([303, 302] if unproven == "1" else [303, 303])
+    fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__UNPROVEN="3", LIMITS__WINDOW="3600"))
+    assert app.service.reloader.apply(fresh) == []
+    app.clock.advance(60)
+    assert await starts() == [302, 302]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from amo_callback.errors import (
 from amo_callback.identity import Scope
 from amo_callback.web.composition import make_apis
 from amo_callback.web.public.api import error_actions
+from amo_callback.web.route import Unmatched
 from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, Answer
 from tests.openapi_conformance import Conformance, conformance_of
 from tests.web.phone import WITH_USERS
@@ -56,6 +58,10 @@ def _operations(document: Any) -> Iterator[tuple[str, str, Any]]:
             yield method.upper(), path, operation
 
 
+def _named(path: str) -> str:
+    return re.sub(r"\{\w+\}", "unknown", path)
+
+
 async def test_the_document_is_openapi_3_1(app: Running) -> None:
     """It is valid, and a tool that reads such documents reads each of its operations."""
     document = await _document(app)
@@ -73,6 +79,7 @@ async def test_every_route_is_in_the_document_and_every_operation_is_a_route(app
         (api.name, route.method, "" if route.resource is None else route.resource.canonical)
         for api in (public, private)
         for route in api.make_app().router.routes()
+        if not isinstance(route.resource, Unmatched)
     }
     servers = {"The private API, where this document is served.": "private", "The public API.": "public"}
     documented = {
@@ -125,10 +132,26 @@ async def test_every_operation_asks_for_the_scope_that_it_names(app: Running) ->
     for method, path, operation in _operations(await _document(app)):
         key = keys.get(operation.get("x-scope"))
         if key is not None:
-            answer = await app.private(path.replace("{id}", "unknown"), method=method, key=key)
+            answer = await app.private(_named(path), method=method, key=key)
             assert (answer.status, answer.json()["scope"]) == (403, operation["x-scope"])
             asked += 1
     assert asked >= 7
+
+
+async def test_private_routes_are_not_on_the_public_listener(app: Running) -> None:
+    """They are 404 there, with whatever key; and on the private one nothing but the open routes goes without a key."""
+    asked = 0
+    for method, path, operation in _operations(await _document(app)):
+        if len(operation["servers"]) > 1 or operation["tags"] != ["private"]:
+            continue
+        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        answer = await app.public(_named(path), method=method, headers=headers)
+        assert (answer.status, path) == (404, path)
+        answer = await app.private(_named(path), method=method, key=None)
+        assert (answer.status == 401) is (operation["security"] != [])
+        asked += 1
+    assert asked > 15
+    assert (await app.private(f"{BASE}/callback")).status == 404
 
 
 async def test_the_document_wants_a_key_that_may_read(app: Running, run: Any) -> None:

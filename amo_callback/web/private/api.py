@@ -12,16 +12,11 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from amo_callback.errors import (
-    AccountBlocked,
     AmoCallbackError,
     Forbidden,
-    Frozen,
-    HostNotAllowed,
     InvalidRequest,
     NeedsReauth,
     NotFound,
-    OperatorError,
-    RetryableError,
     StoreUnavailable,
     UnknownApiKey,
     error_classes,
@@ -38,18 +33,6 @@ if TYPE_CHECKING:
     from amo_callback.web.composition import Services
     from amo_callback.web.route import Route
 
-FINDS = (NotFound, StoreUnavailable)
-"""The errors of a route that looks for a connection."""
-HANDS_OUT = (
-    *FINDS,
-    NeedsReauth,
-    AccountBlocked,
-    RetryableError,
-    OperatorError,
-    Frozen,
-    HostNotAllowed,
-)
-"""The errors of a route that hands out a token."""
 _BUG = "A bug of amo-callback: see its log."
 _UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
 
@@ -173,7 +156,7 @@ class PrivateApi(Api):
         """Return the documentation of a route's errors, with those of every route of its kind."""
         errors: set[type[AmoCallbackError]] = {AmoCallbackError, *route.errors}
         if route.access is not None:
-            errors |= {UnknownApiKey, Forbidden}
+            errors |= {UnknownApiKey, Forbidden, StoreUnavailable}
         if route.query is not None or route.body is not None:
             errors.add(InvalidRequest)
         replies = {

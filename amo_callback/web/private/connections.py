@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import accumulate
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from amo_callback.errors import Ambiguous, Frozen, StoreUnavailable
+from amo_callback.errors import Ambiguous, Frozen, NotFound
 from amo_callback.identity import Scope
 from amo_callback.model import Filter, Reason, Status
 from amo_callback.web.parsing import Page, Text, paginate
-from amo_callback.web.private.api import FINDS
 from amo_callback.web.private.events import RecordedEvent, show_event
 from amo_callback.web.route import Route, Time, shape
 
@@ -26,16 +23,6 @@ if TYPE_CHECKING:
 _LAST_EVENTS = 20
 MAX_OWNERS = 10_000
 """The owners of the connections of a page, apart from its first one; a page that would have more is shorter."""
-
-ConnectionName = Annotated[
-    str,
-    Field(
-        min_length=1,
-        description="A connection's id, `account:31920194` or `owner:42`; of several the freshest active one is meant.",
-        examples=["account:31920194"],
-    ),
-]
-NAMES = {"id": ConnectionName}
 
 
 class ConnectionsQuery(Page):
@@ -207,54 +194,23 @@ def _members(connection: Connection, owners: Sequence[str], *, frozen: bool | No
 
 
 ROUTES = (
+    Route("GET", "/connections", list_connections, Scope.READ, query=ConnectionsQuery, answer=ConnectionsPage),
+    Route("GET", "/connections/{id}", show_connection, Scope.READ, answer=ConnectionWithEvents, errors=(NotFound,)),
     Route(
-        method="GET",
-        path="/connections",
-        handler=list_connections,
-        access=Scope.READ,
-        query=ConnectionsQuery,
-        answer=ConnectionsPage,
-        errors=(StoreUnavailable,),
-    ),
-    Route(
-        method="GET",
-        path="/connections/{id}",
-        handler=show_connection,
-        access=Scope.READ,
-        answer=ConnectionWithEvents,
-        errors=FINDS,
-        names=NAMES,
-    ),
-    Route(
-        method="DELETE",
-        path="/connections/{id}",
-        handler=disconnect_connection,
-        access=Scope.ADMIN,
+        "DELETE",
+        "/connections/{id}",
+        disconnect_connection,
+        Scope.ADMIN,
         answer=ShownConnection,
-        errors=(*FINDS, Ambiguous, Frozen),
-        names=NAMES,
+        errors=(NotFound, Ambiguous, Frozen),
     ),
     *(
-        Route(
-            method="POST",
-            path=f"/connections/{{id}}/{verb}",
-            handler=handler,
-            access=Scope.ADMIN,
-            answer=ShownConnection,
-            errors=(*FINDS, Ambiguous),
-            names=NAMES,
+        Route("POST", path, handler, Scope.ADMIN, answer=ShownConnection, errors=(NotFound, Ambiguous))
+        for path, handler in (
+            ("/connections/{id}/freeze", freeze_connection),
+            ("/connections/{id}/thaw", thaw_connection),
         )
-        for verb, handler in (("freeze", freeze_connection), ("thaw", thaw_connection))
     ),
-    *(
-        Route(
-            method="POST",
-            path=path,
-            handler=handler,
-            access=Scope.ADMIN,
-            answer=FreezeState,
-            errors=(StoreUnavailable,),
-        )
-        for path, handler in (("/freeze", freeze_all), ("/thaw", thaw_all))
-    ),
+    Route("POST", "/freeze", freeze_all, Scope.ADMIN, answer=FreezeState),
+    Route("POST", "/thaw", thaw_all, Scope.ADMIN, answer=FreezeState),
 )

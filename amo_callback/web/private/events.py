@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.errors import StoreUnavailable
 from amo_callback.identity import Scope
 from amo_callback.web.parsing import Number, Page, Text, paginate
 from amo_callback.web.route import Route, Time, shape
@@ -71,14 +70,4 @@ def show_event(event: Recorded) -> RecordedEvent:
     return RecordedEvent(**{field.name: getattr(event, field.name) for field in fields(RecordedEvent)})
 
 
-ROUTES = (
-    Route(
-        method="GET",
-        path="/events",
-        handler=list_events,
-        access=Scope.READ,
-        query=EventsQuery,
-        answer=EventsPage,
-        errors=(StoreUnavailable,),
-    ),
-)
+ROUTES = (Route("GET", "/events", list_events, Scope.READ, query=EventsQuery, answer=EventsPage),)

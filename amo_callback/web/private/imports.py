@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import ConfigDict, Field
 from pydantic_core import from_json
 
-from amo_callback.errors import InvalidRequest, NotYet, RetryableError, StoreUnavailable
+from amo_callback.errors import InvalidRequest, NotYet, RetryableError
 from amo_callback.identity import Scope
 from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
 from amo_callback.transfer.plain import read_values
@@ -129,12 +129,12 @@ def _check_leases(call: Call[None, ImportBody], plan: Plan) -> None:
 
 ROUTES = (
     Route(
-        method="POST",
-        path="/connections/import",
-        handler=import_connections,
-        access=Scope.ADMIN,
+        "POST",
+        "/connections/import",
+        import_connections,
+        Scope.ADMIN,
         body=ImportBody,
         answer=ImportResult,
-        errors=(RetryableError, StoreUnavailable),
+        errors=(RetryableError,),
     ),
 )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from amo_callback.errors import NotFound, StoreUnavailable
+from amo_callback.errors import NotFound
 from amo_callback.identity import Scope
 from amo_callback.web.parsing import Number, Page, paginate
 from amo_callback.web.route import Route, Time, shape
@@ -55,11 +53,6 @@ class RetriedNotices:
     retried: Sequence[str]
 
 
-_NoticeId = Annotated[
-    str, Field(min_length=1, description="A notice's id.", examples=["2f0c9f6a1c7b4c0f8d3e5a6b7c8d9e0f"])
-]
-
-
 async def list_notices(call: Call[NoticesQuery, None]) -> NoticesPage:
     """List what has not been delivered, oldest first."""
     query = call.query
@@ -73,7 +66,8 @@ async def list_notices(call: Call[NoticesQuery, None]) -> NoticesPage:
 async def retry_notice(call: Call[None, None]) -> RetriedNotices:
     """Try a notice now, also one that was given up."""
     # Ids have letters and digits only; the store may not even accept another text.
-    found = await call.services.store.retry_notices(call.name) if call.name.isalnum() else []
+    notice = call.request.match_info["notice"]
+    found = await call.services.store.retry_notices(notice) if notice.isalnum() else []
     if not found:
         raise NotFound("There is no such notice.")
     return _retried(call, found)
@@ -106,30 +100,7 @@ def show_notice(notice: Notice) -> ShownNotice:
 
 
 ROUTES = (
-    Route(
-        method="GET",
-        path="/notices",
-        handler=list_notices,
-        access=Scope.READ,
-        query=NoticesQuery,
-        answer=NoticesPage,
-        errors=(StoreUnavailable,),
-    ),
-    Route(
-        method="POST",
-        path="/notices/retry",
-        handler=retry_notices,
-        access=Scope.ADMIN,
-        answer=RetriedNotices,
-        errors=(StoreUnavailable,),
-    ),
-    Route(
-        method="POST",
-        path="/notices/{id}/retry",
-        handler=retry_notice,
-        access=Scope.ADMIN,
-        answer=RetriedNotices,
-        errors=(NotFound, StoreUnavailable),
-        names={"id": _NoticeId},
-    ),
+    Route("GET", "/notices", list_notices, Scope.READ, query=NoticesQuery, answer=NoticesPage),
+    Route("POST", "/notices/retry", retry_notices, Scope.ADMIN, answer=RetriedNotices),
+    Route("POST", "/notices/{notice}/retry", retry_notice, Scope.ADMIN, answer=RetriedNotices, errors=(NotFound,)),
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from aiohttp import web
 from pydantic import Field
 
-from amo_callback.errors import RetryableError, StoreUnavailable
+from amo_callback.errors import RetryableError
 from amo_callback.identity import MAX_USER, Scope
 from amo_callback.web import health
 from amo_callback.web.authorization_body import AuthorizationBody, AuthorizationStarted, show_started
@@ -69,22 +69,22 @@ def private_routes(settings: Settings, document: Callable[[], str]) -> Sequence[
         *events.ROUTES,
         *notices.ROUTES,
         Route(
-            method="GET",
-            path="/metrics",
-            handler=metrics,
-            access=Scope.READ if settings.server.metrics_auth else None,
+            "GET",
+            "/metrics",
+            metrics,
+            Scope.READ if settings.server.metrics_auth else None,
             replies={200: Reply(about="What is counted, and gauges.", type=str, media=("text/plain",))},
         ),
         Route(
-            method="POST",
-            path="/authorizations",
-            handler=start_grant,
-            access=Scope.TOKEN,
+            "POST",
+            "/authorizations",
+            start_grant,
+            Scope.TOKEN,
             body=OwnedAuthorizationBody,
             answer=AuthorizationStarted,
-            errors=(RetryableError, StoreUnavailable),
+            errors=(RetryableError,),
         ),
-        Route(method="GET", path="/openapi.json", handler=openapi, access=Scope.READ, answer=OpenApi),
+        Route("GET", "/openapi.json", openapi, Scope.READ, answer=OpenApi),
         *both_methods(health.HEALTHZ),
         *both_methods(health.READYZ),
     ]

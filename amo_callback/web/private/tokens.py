@@ -10,11 +10,18 @@ from pydantic_core import to_json
 from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
-from amo_callback.errors import AmoCallbackError
+from amo_callback.errors import (
+    AccountBlocked,
+    AmoCallbackError,
+    Frozen,
+    HostNotAllowed,
+    NeedsReauth,
+    NotFound,
+    OperatorError,
+    RetryableError,
+)
 from amo_callback.identity import Scope
 from amo_callback.web.parsing import INTEGER, Body, Query
-from amo_callback.web.private.api import HANDS_OUT
-from amo_callback.web.private.connections import NAMES
 from amo_callback.web.route import Route, TimeText
 
 if TYPE_CHECKING:
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from amo_callback.model import Connection, TokenPair
     from amo_callback.web.route import Call
 
+HAND_OUT_ERRORS = (NotFound, NeedsReauth, AccountBlocked, RetryableError, OperatorError, Frozen, HostNotAllowed)
 _HEADERS = {"Content-Type": "application/json; charset=utf-8"}
 
 
@@ -120,23 +128,21 @@ def show_token(connection: Connection, pair: TokenPair, *, now: datetime, base_u
 
 ROUTES = (
     Route(
-        method="GET",
-        path="/connections/{id}/token",
-        handler=take_token,
-        access=Scope.TOKEN,
+        "GET",
+        "/connections/{id}/token",
+        take_token,
+        Scope.TOKEN,
         query=TokenQuery,
         answer=AccessToken,
-        errors=HANDS_OUT,
-        names=NAMES,
+        errors=HAND_OUT_ERRORS,
     ),
     Route(
-        method="POST",
-        path="/connections/{id}/refresh",
-        handler=refresh_token,
-        access=Scope.TOKEN,
+        "POST",
+        "/connections/{id}/refresh",
+        refresh_token,
+        Scope.TOKEN,
         body=RefreshBody,
         answer=AccessToken,
-        errors=HANDS_OUT,
-        names=NAMES,
+        errors=HAND_OUT_ERRORS,
     ),
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from amo_callback.web.health import HEALTHZ
-from amo_callback.web.public.account import hook_routes, user_routes
-from amo_callback.web.public.callback import callback_routes
-from amo_callback.web.public.connect import connect_routes, start_route
-from amo_callback.web.public.exchange import exchange_routes
-from amo_callback.web.public.return_page import return_routes
+from amo_callback.web.public.account import HOOK_ROUTE, USER_ROUTES
+from amo_callback.web.public.callback import CALLBACK_ROUTES
+from amo_callback.web.public.connect import CONNECT_ROUTES, START_ROUTE
+from amo_callback.web.public.exchange import EXCHANGE_ROUTE
+from amo_callback.web.public.return_page import RETURN_ROUTES
 from amo_callback.web.route import both_methods
 
 if TYPE_CHECKING:
@@ -19,13 +20,8 @@ if TYPE_CHECKING:
 
 
 def public_routes(base: str, *, with_users: bool) -> Sequence[Route]:
-    """Return all routes; without JWTs there are none for the app's users."""
-    routes = [
-        *callback_routes(base),
-        *return_routes(base),
-        *exchange_routes(base),
-        *hook_routes(base),
-        *connect_routes(base),
-        *both_methods(HEALTHZ),
-    ]
-    return [*routes, start_route(base), *user_routes(base)] if with_users else routes
+    """Return all routes, under `base`; without JWTs there are none for the app's users."""
+    routes = [*CALLBACK_ROUTES, *RETURN_ROUTES, EXCHANGE_ROUTE, HOOK_ROUTE, *CONNECT_ROUTES]
+    if with_users:
+        routes += [START_ROUTE, *USER_ROUTES]
+    return [*(replace(route, path=base + route.path) for route in routes), *both_methods(HEALTHZ)]

@@ -13,7 +13,6 @@ from amo_callback.web.public.envelope import NOT_CONNECTED, AppStatus, Success, 
 from amo_callback.web.route import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any
 
     from aiohttp import web
@@ -81,30 +80,15 @@ def _read_hook(request: web.Request) -> HookQuery | None:
         return None
 
 
-def hook_routes(base: str) -> Sequence[Route]:
-    """Return the route of AMO's hook."""
-    return [
-        Route(
-            method="GET",
-            path=f"{base}/hooks/disconnect",
-            handler=hook_disconnect,
-            unparsed_query=HookQuery,
-            answer=Success[None],
-            replies={403: failure_reply(403, PkceMismatch.code), 503: failure_reply(503, StoreUnavailable.code)},
-        )
-    ]
-
-
-def user_routes(base: str) -> Sequence[Route]:
-    """Return the routes that exist where users' JWTs are configured."""
-    return [
-        Route(
-            method=method,
-            path=f"{base}/{handler.__name__}",
-            handler=handler,
-            access=Jwt.REQUIRED,
-            answer=Success[AppStatus],
-            errors=(RetryableError,),
-        )
-        for method, handler in (("GET", status), ("POST", disconnect))
-    ]
+HOOK_ROUTE = Route(
+    "GET",
+    "/hooks/disconnect",
+    hook_disconnect,
+    unparsed_query=HookQuery,
+    answer=Success[None],
+    replies={403: failure_reply(403, PkceMismatch.code), 503: failure_reply(503, StoreUnavailable.code)},
+)
+USER_ROUTES = (
+    Route("GET", "/status", status, Jwt.REQUIRED, answer=Success[AppStatus], errors=(RetryableError,)),
+    Route("POST", "/disconnect", disconnect, Jwt.REQUIRED, answer=Success[AppStatus], errors=(RetryableError,)),
+)

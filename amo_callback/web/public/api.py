@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -135,11 +135,9 @@ async def head_ok(_call: Call[None, None]) -> web.Response:
     return web.Response()
 
 
-def head_route(path: str, names: Mapping[str, Any] | None = None) -> Route:
+def head_route(path: str) -> Route:
     """Return the route of HEAD for a path whose GET does work."""
-    return Route(
-        method="HEAD", path=path, handler=head_ok, replies={200: Reply(about="Nothing was done.")}, names=names or {}
-    )
+    return Route("HEAD", path, head_ok, replies={200: Reply(about="Nothing was done.")})
 
 
 def is_prefetch(request: web.Request) -> bool:

@@ -14,7 +14,7 @@ from amo_callback.web.public.return_response import ResponseKind, choose, failed
 from amo_callback.web.route import Reply, Route
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from amo_callback.web.route import Call
 
@@ -99,22 +99,19 @@ def raw_query(request: web.Request) -> bytes:
     return request.raw_path.partition("?")[2].encode("utf-8", "surrogateescape")
 
 
-def callback_routes(base: str) -> Sequence[Route]:
-    """Return the routes; HEAD does not spend the code."""
-    path = f"{base}/callback"
-    return [
-        Route(
-            method="GET",
-            path=path,
-            handler=callback,
-            unparsed_query=CallbackQuery,
-            replies={
-                200: Reply(about="The result, in words.", type=str, media=TEXT),
-                204: PREFETCHED,
-                302: TO_APP,
-                303: Reply(about="To the page that returns the user to the app.", headers=("Location",)),
-                **ERROR_PAGES,
-            },
-        ),
-        head_route(path),
-    ]
+CALLBACK_ROUTES = (
+    Route(
+        "GET",
+        "/callback",
+        callback,
+        unparsed_query=CallbackQuery,
+        replies={
+            200: Reply(about="The result, in words.", type=str, media=TEXT),
+            204: PREFETCHED,
+            302: TO_APP,
+            303: Reply(about="To the page that returns the user to the app.", headers=("Location",)),
+            **ERROR_PAGES,
+        },
+    ),
+    head_route("/callback"),  # it does not spend the code
+)

@@ -17,8 +17,6 @@ from amo_callback.web.public.return_response import choose, failed, redirect
 from amo_callback.web.route import Reply, Route
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from amo_callback.web.route import Call
 
 
@@ -52,34 +50,27 @@ def _read_query(request: web.Request) -> AuthorizationBody:
         raise InvalidRequest from None
 
 
-def start_route(base: str) -> Route:
-    """Return the route that exists where users' JWTs are configured."""
-    return Route(
-        method="POST",
-        path=f"{base}/authorizations",
-        handler=start,
-        access=Jwt.REQUIRED,
-        body=AuthorizationBody,
-        answer=Success[AuthorizationStarted],
-        errors=(TooManyAttempts, RetryableError),
-    )
-
-
-def connect_routes(base: str) -> Sequence[Route]:
-    """Return the routes of the plain link; HEAD issues no state."""
-    path = f"{base}/connect"
-    return [
-        Route(
-            method="GET",
-            path=path,
-            handler=connect,
-            unparsed_query=AuthorizationBody,
-            replies={
-                204: PREFETCHED,
-                302: TO_APP,
-                303: Reply(about="To AMO's consent page.", headers=("Location",)),
-                **ERROR_PAGES,
-            },
-        ),
-        head_route(path),
-    ]
+START_ROUTE = Route(
+    "POST",
+    "/authorizations",
+    start,
+    Jwt.REQUIRED,
+    body=AuthorizationBody,
+    answer=Success[AuthorizationStarted],
+    errors=(TooManyAttempts, RetryableError),
+)
+CONNECT_ROUTES = (
+    Route(
+        "GET",
+        "/connect",
+        connect,
+        unparsed_query=AuthorizationBody,
+        replies={
+            204: PREFETCHED,
+            302: TO_APP,
+            303: Reply(about="To AMO's consent page.", headers=("Location",)),
+            **ERROR_PAGES,
+        },
+    ),
+    head_route("/connect"),  # it issues no state
+)

@@ -28,8 +28,6 @@ from amo_callback.web.public.envelope import AppStatus, Success, app_status, dee
 from amo_callback.web.route import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from aiohttp import web
 
     from amo_callback.web.route import Call
@@ -81,27 +79,23 @@ async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | 
     return Success(data=shown, message=_NOT_TO_YOU if is_connected else shown.message)
 
 
-def exchange_routes(base: str) -> Sequence[Route]:
-    """Return the route."""
-    return [
-        Route(
-            method="POST",
-            path=f"{base}/exchange-code",
-            handler=exchange_code,
-            access=Jwt.OPTIONAL,
-            body=ExchangeBody,
-            answer=Success[AppStatus],
-            errors=(
-                InvalidState,
-                AccountNotAllowed,
-                CodeExpired,
-                CodeUsed,
-                AuthFailed,
-                PkceMismatch,
-                NotFound,
-                GrantExpired,
-                TooManyAttempts,
-                RetryableError,
-            ),
-        )
-    ]
+EXCHANGE_ROUTE = Route(
+    "POST",
+    "/exchange-code",
+    exchange_code,
+    Jwt.OPTIONAL,
+    body=ExchangeBody,
+    answer=Success[AppStatus],
+    errors=(
+        InvalidState,
+        AccountNotAllowed,
+        CodeExpired,
+        CodeUsed,
+        AuthFailed,
+        PkceMismatch,
+        NotFound,
+        GrantExpired,
+        TooManyAttempts,
+        RetryableError,
+    ),
+)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from amo_callback.errors import AmoCallbackError, NotFound, OperatorError, RetryableError
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, head_route, is_prefetch
@@ -21,8 +21,6 @@ from amo_callback.web.public.return_response import (
 from amo_callback.web.route import Reply, Route
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from amo_callback.grant import Outcome
     from amo_callback.web.route import Call
 
@@ -36,9 +34,6 @@ class PageQuery(BaseModel):
 
     again: Literal["1"] | None = None
     """Retry a temporary failure first."""
-
-
-_Handle = Annotated[str, Field(min_length=1, description="The return handle of the result.")]
 
 
 async def return_page(call: Call[None, None]) -> web.Response:
@@ -75,23 +70,19 @@ async def _retry(call: Call[None, None], before: Outcome) -> web.Response:
     return redirect(303, return_address(call, outcome))
 
 
-def return_routes(base: str) -> Sequence[Route]:
-    """Return the routes; HEAD retries nothing."""
-    path, names = f"{base}/return/{{handle}}", {"handle": _Handle}
-    return [
-        Route(
-            method="GET",
-            path=path,
-            handler=return_page,
-            unparsed_query=PageQuery,
-            replies={
-                200: Reply(about="The page, with a link back to the app.", type=str, media=_HTML),
-                204: PREFETCHED,
-                303: Reply(about="It was retried: to the page that shows the result.", headers=("Location",)),
-                404: Reply(about="The handle is unknown, or older than 20 minutes.", type=str, media=_HTML),
-                **ERROR_PAGES,
-            },
-            names=names,
-        ),
-        head_route(path, names),
-    ]
+RETURN_ROUTES = (
+    Route(
+        "GET",
+        "/return/{handle}",
+        return_page,
+        unparsed_query=PageQuery,
+        replies={
+            200: Reply(about="The page, with a link back to the app.", type=str, media=_HTML),
+            204: PREFETCHED,
+            303: Reply(about="It was retried: to the page that shows the result.", headers=("Location",)),
+            404: Reply(about="The handle is unknown, or older than 20 minutes.", type=str, media=_HTML),
+            **ERROR_PAGES,
+        },
+    ),
+    head_route("/return/{handle}"),  # it retries nothing
+)

@@ -1,4 +1,4 @@
-"""Grants that begin here: `POST {base}/authorizations`, `GET {base}/connect`, and what an issued state is good for."""
+"""Authorizations that begin here: by `POST {base}/authorizations` or `GET {base}/connect`; and issued states."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, BASE, HOST, READ_KEY
+from tests.conftest import ADMIN_KEY, BASE, HOST
 from tests.web.phone import WITH_USERS, Phone, allow, bearer, challenge_of, of, owners
 
 if TYPE_CHECKING:
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
     from tests.conftest import Answer, Running
 
+
 LINK = "foryoure://amo-crm/callback"
+
+
 CHALLENGE = challenge_of("v" * 43)
+
+
 ISSUED = re.compile(r"ac1\.[A-Za-z0-9_-]{22}")
 
 
@@ -353,14 +358,6 @@ async def test_a_backends_bad_start_names_the_field(run: Any, body: dict[str, An
         assert answer.json()["detail"].startswith(f"{field}:")
 
 
-async def test_a_key_that_may_take_tokens_may_start_grants(run: Any) -> None:
-    """The scope is `token`; reading is not enough."""
-    async with run() as app:
-        assert (await _vouch(app, key=READ_KEY, owner="42")).status == 403
-        assert (await app.private("/authorizations", key=None, method="POST", json={"owner": "42"})).status == 401
-        assert (await app.public("/authorizations", method="POST", json={"owner": "42"})).status == 404
-
-
 async def test_whoever_must_connect_again_is_led_through_a_grant_of_ours(run: Any) -> None:
     """`reconnect_url` is the plain link beside the redirect URI, so it works where only issued states are taken."""
     async with run(lives={"access": 30}, APP__STATE="issued", AMO__ALLOWED_ACCOUNTS="31920194") as app:
@@ -373,3 +370,178 @@ async def test_whoever_must_connect_again_is_led_through_a_grant_of_ours(run: An
         app.amo.account.disabled = False
         await allow(app, (await app.public(path)).location)
         assert (await app.private(f"/connections/account:{app.amo.account.id}")).json()["status"] == "active"
+
+
+# --- states, attacked -----------------------------------------------------------------------------
+
+
+async def test_a_code_that_the_app_brought_first_hands_back_the_apps_own_state(app: Running) -> None:
+    """The callback comes after `exchange-code`, with an issued state: the app does not see that one."""
+    phone = Phone(app, "42")
+    started = await phone.start(challenged=False, state="mine")
+    code = app.amo.code()
+    await phone.exchange(code, verified=False, referer=HOST)
+    state = of(started["authorize_url"])["state"]
+    back = await app.callback(f"code={code}&state={quote(state)}&referer={HOST}")
+    assert of(back.location)["state"] == "mine"
+
+
+async def test_where_states_are_issued_a_code_without_one_binds_nobody(run: Any) -> None:
+    """A link to the callback that claims to come from inside AMO does not tie its account to whoever follows it."""
+    async with run(APP__STATE="issued", AMO__ALLOWED_ACCOUNTS="31920194", **WITH_USERS) as app:
+        victim = Phone(app, "42")
+        code = app.amo.code()
+        await app.callback(f"code={code}&referer={HOST}&from_widget=1", html=True)
+        await victim.exchange(code, verified=False)
+        assert await owners(app) == []
+
+
+async def test_trying_again_in_vain_hands_back_the_apps_own_state(app: Running) -> None:
+    """Where the page's second try ends before AMO is asked, its link carries the app's state, as every other does."""
+    started = await Phone(app, "42").start(state="mine")
+    app.amo.sandbox.faults.add(Fault.HTTP_500)
+    page = (await allow(app, started["authorize_url"], html=True)).location
+    await app.service.services.custody.freezer.freeze_all(why="a test")
+    answer = await app.public(f"{page}?again=1")
+    assert answer.status == 503
+    assert "state=mine" in answer.text
+    assert "ac1." not in answer.text
+
+
+async def test_a_refusal_hands_back_the_issued_state_where_the_app_gave_none(app: Running) -> None:
+    """Then the issued one is what the app was told that it would get."""
+    started = await Phone(app, "42").start()
+    back = await app.callback(f"error=access_denied&state={started['state']}")
+    assert of(back.location) == {"error": "access_denied", "state": started["state"]}
+
+
+@pytest.mark.parametrize("marker", ["from_widget=1&state=", "from_exchange=1&state="])
+async def test_an_empty_state_is_none_where_states_are_issued(run: Any, marker: str) -> None:
+    """AMO's own call may name a state and leave it empty."""
+    async with run(APP__STATE="issued", AMO__ALLOWED_ACCOUNTS="31920194") as app:
+        answer = await app.callback(f"code={app.amo.code()}&referer={HOST}&{marker}")
+        assert (answer.status, answer.text) == (200, "connected\n")
+
+
+async def test_where_states_are_issued_amos_own_call_is_told_to_it_alone(run: Any) -> None:
+    """Who brings its code with a state learns nothing: it came without one."""
+    async with run(APP__STATE="issued", AMO__ALLOWED_ACCOUNTS="31920194") as app:
+        query = f"code={app.amo.code()}&referer={HOST}"
+        assert (await app.callback(f"{query}&from_widget=1")).text == "connected\n"
+        assert of((await app.callback(f"{query}&state=other")).location)["error"] == "invalid_state"
+
+
+async def test_an_owner_given_as_a_number_is_no_longer_than_one_given_as_text(run: Any) -> None:
+    """Else no export that names him could be imported."""
+    async with run() as app:
+        for owner in (10**254, 10**255):
+            answer = await app.private("/authorizations", method="POST", key=ADMIN_KEY, json={"owner": owner})
+            assert answer.status == (200 if owner < 10**255 else 400)
+
+
+# --- floods ---------------------------------------------------------------------------------------
+
+
+async def test_a_flood_of_links_does_not_stand_before_a_refresh(run: Any) -> None:
+    """While hundreds follow links from as many addresses, a refresh is written down before most of their states."""
+    async with run(**WITH_USERS) as app:
+        connection = await app.connected()
+        app.amo.sandbox.asked.clear()
+        app.amo.sandbox.faults.add(Fault.SLOW)
+        refresh = asyncio.create_task(app.private(f"/connections/{connection}/refresh", method="POST"))
+        await app.amo.sandbox.asked.wait()
+        flood = [
+            asyncio.create_task(
+                app.public(f"{BASE}/connect", headers={"X-Forwarded-For": f"198.51.{n // 250}.{n % 250}"})
+            )
+            for n in range(600)
+        ]
+        await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+        before = sum(task.done() and task.result().status == 303 for task in flood)
+        app.amo.sandbox.go_on.set()
+        assert (await refresh).status == 200
+        written = sum(task.done() and task.result().status == 303 for task in flood) - before
+        await asyncio.gather(*flood)
+        assert written < 100
+
+
+async def test_links_have_an_end_over_all_addresses(run: Any) -> None:
+    """A quarter of what AMO takes: beyond, nothing is written, and who is known still starts."""
+    async with run(AMO__REQUESTS_PER_SECOND="0.2", **WITH_USERS) as app:
+        addresses = [{"X-Forwarded-For": f"192.0.2.{number}"} for number in range(5)]
+        answers = [await app.public(f"{BASE}/connect", headers=address) for address in addresses]
+        words = [of(answer.location).get("error") for answer in answers]
+        assert words == [None] * 3 + ["amo_unavailable"] * 2
+        await Phone(app, "42").start()
+        app.clock.advance(60)
+        assert (await app.public(f"{BASE}/connect")).status == 303
+
+
+FLOOD = 300
+
+
+SOON = 10
+
+"""Requests to AMO within which whoever goes first has had his turn: of strangers many more are waiting."""
+
+
+async def _junk(app: Running, number: int, *, spread: bool) -> Answer:
+    address = f"198.51.{number // 250}.{number % 250}" if spread else "198.51.100.7"
+    return await app.callback(f"code=junk{number}&state=s&referer={HOST}", headers={"X-Forwarded-For": address})
+
+
+@pytest.mark.parametrize("spread", [False, True], ids=["one address", "many addresses"])
+async def test_a_flood_of_junk_stops_neither_refreshing_nor_who_is_expected(run: Any, *, spread: bool) -> None:
+    """While hundreds of junk codes wait, a refresh and a person with an issued state have the next turns at AMO.
+
+    The person comes from the flood's own address, too.
+    """
+    waiting = 112 if spread else 30
+    async with run(AMO__REQUESTS_PER_SECOND="5", **WITH_USERS) as app:
+        connection = await app.connected()
+        phone = Phone(app, "42")
+        url = (await phone.start())["authorize_url"]
+        flood = [asyncio.create_task(_junk(app, number, spread=spread)) for number in range(FLOOD)]
+        while sum(task.done() for task in flood) < FLOOD - waiting:
+            await asyncio.wait([task for task in flood if not task.done()], return_when=asyncio.FIRST_COMPLETED)
+        ledger = app.amo.vendor.ledger
+        before = len(ledger.entries)
+        code = app.amo.code()
+        query = f"code={code}&state={of(url)['state']}&referer={HOST}"
+        refreshed, back = await asyncio.gather(
+            app.private(f"/connections/{connection}/refresh", method="POST"),
+            app.callback(query, headers={"X-Forwarded-For": "198.51.100.7"}),
+        )
+        presented = [entry.presented for entry in ledger.entries[before:]]
+        [refresh] = ledger.refreshes()
+        assert max(presented.index(code), presented.index(refresh.presented)) < SOON
+        assert (refreshed.status, of(back.location).get("code")) == (200, code)
+        for task in flood:
+            task.cancel()
+        ended = await asyncio.gather(*flood, return_exceptions=True)
+        words = {of(answer.location)["error"] for answer in ended if not isinstance(answer, BaseException)}
+        assert ("amo_unavailable" if spread else "rate_limited") in words
+
+
+async def test_a_stranger_is_told_when_too_many_wait(run: Any) -> None:
+    """Nothing is written for who would only grow old in the queue; the same code works once there is room."""
+    async with run(AMO__REQUESTS_PER_SECOND="1", AMO__TIMEOUT="30", REFRESH__LEASE="32") as app:
+        app.amo.sandbox.faults.add(Fault.SLOW)
+        first = asyncio.create_task(app.callback(app.query(code="junk")))
+        await app.amo.sandbox.asked.wait()
+        query = app.query(state="s")
+        assert of((await app.callback(query)).location)["error"] == "amo_unavailable"
+        page = await app.callback(query, html=True)
+        assert (page.status, 'id="again"' in page.text) == (503, True)
+        app.amo.sandbox.go_on.set()
+        assert of((await first).location)["error"] == "auth_failed"
+        assert "code" in of((await app.callback(query)).location)
+
+
+async def test_known_people_have_places_of_their_own(run: Any) -> None:
+    """Strangers who use up an address's places leave those of whoever began a grant here."""
+    async with run(LIMITS__UNPROVEN="1", **WITH_USERS) as app:
+        url = (await Phone(app, "42").start())["authorize_url"]
+        for word in ("auth_failed", "rate_limited"):
+            assert of((await app.callback(app.query(code=f"junk-{word}"))).location)["error"] == word
+        assert "code" in of((await allow(app, url)).location)

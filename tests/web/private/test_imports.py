@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, API_KEY, HOST
+from tests.conftest import ADMIN_KEY, HOST
 
 if TYPE_CHECKING:
     from tests.conftest import Answer, Running
@@ -151,9 +151,3 @@ async def test_a_body_is_not_endless(app: Running) -> None:
     body = io.BytesIO(b'{"connections": [' + b" " * 1024 * 1024 + b"]}")
     answer = await app.private(PATH, key=ADMIN_KEY, method="POST", data=body)
     assert (answer.status, answer.json()["code"]) == (413, "invalid_request")
-
-
-async def test_only_an_administrator_imports(app: Running) -> None:
-    """The scope is `admin`, and the public door knows nothing of it."""
-    assert (await _import(app, {"connections": [{}]}, key=API_KEY)).status == 403
-    assert (await app.public(PATH, method="POST", json={})).status == 404

@@ -1,21 +1,30 @@
-"""`POST {base}/exchange-code`: what the app asks after the deep link."""
+"""`POST {base}/exchange-code`: what the app asks after the deep link, by AMO's code or by a ticket."""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import re
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.cipher import Cipher
 from amo_callback.web.authorization_body import AuthorizationBody
 from amo_callback.web.private.tokens import RefreshBody
 from amo_callback.web.public.exchange import ExchangeBody
 from tests.conftest import ADMIN_KEY, BASE, HOST, Answer
+from tests.web.phone import WITH_USERS, Phone, allow, of, owners
 
 if TYPE_CHECKING:
-    from tests.conftest import Running
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.conftest import Answer, Running
+
 
 PATH = f"{BASE}/exchange-code"
 
@@ -243,3 +252,138 @@ def test_no_body_shows_what_is_secret_in_it() -> None:
         RefreshBody(rejected_access_token="sekret"),
     ]
     assert not [body for body in bodies if "sekret" in repr(body) or challenge in repr(body)]
+
+
+# --- tickets --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def ticketing(run: Any) -> AsyncIterator[Running]:
+    """Run the service with users, handing back tickets."""
+    async with run(APP__HAND_BACK="ticket", **WITH_USERS) as running:
+        yield running
+
+
+LINK = "foryoure://amo-crm/callback"
+
+
+TICKET = re.compile(r"[A-Za-z0-9_-]{22}")
+
+
+async def _present(app: Running, code: str, **more: str) -> Answer:
+    return await app.public(f"{BASE}/exchange-code", method="POST", json={"code": code, **more})
+
+
+async def test_a_ticket_stands_for_the_code(ticketing: Running) -> None:
+    """The link carries a ticket, AMO's code never leaves; `exchange-code` takes it any number of times."""
+    code = ticketing.amo.code()
+    redirect = await ticketing.callback(ticketing.query(code=code, state="s"))
+    ticket = of(redirect.location)["code"]
+    assert redirect.location == f"{LINK}?code={ticket}&state=s"
+    assert TICKET.fullmatch(ticket)
+    page = await ticketing.public((await ticketing.callback(ticketing.query(code=code, state="s"), html=True)).location)
+    assert f"{LINK}?code={ticket}&amp;state=s" in page.text
+    assert code not in page.text
+    for _ in range(3):
+        answer = await _present(ticketing, ticket)
+        assert (answer.status, answer.json()["data"]["connected"]) == (200, True)
+    assert len(ticketing.amo.vendor.ledger.entries) == 1
+
+
+async def test_a_ticket_is_good_for_ten_minutes(ticketing: Running) -> None:
+    """Counted from when it was connected, not from when AMO's code came; then it is told as expired."""
+    code = ticketing.amo.code()
+    ticketing.amo.sandbox.faults.add(Fault.HTTP_500)
+    await ticketing.callback(ticketing.query(code=code))
+    ticketing.clock.advance(600)
+    ticket = of((await ticketing.callback(ticketing.query(code=code))).location)["code"]
+    ticketing.clock.advance(590)
+    assert (await _present(ticketing, ticket)).status == 200
+    ticketing.clock.advance(10)
+    answer = await _present(ticketing, ticket)
+    assert (answer.status, answer.json()["error"]) == (410, "code_expired")
+
+
+async def test_a_ticket_is_bound_to_its_grants_verifier(ticketing: Running) -> None:
+    """Who has caught the ticket has nothing: the verifier and the user's JWT are asked for as with a code."""
+    phone, thief = Phone(ticketing, "42"), Phone(ticketing, "666")
+    ticket = of((await allow(ticketing, (await phone.start())["authorize_url"])).location)["code"]
+    assert (await thief.exchange(ticket)).status == 403
+    assert (await phone.exchange(ticket)).status == 200
+    assert await owners(ticketing) == ["42"]
+
+
+async def test_a_ticket_that_nobody_issued_is_no_code(run: Any) -> None:
+    """It is asked about at AMO like any other code, or, where states are issued, not at all."""
+    async with run(APP__HAND_BACK="ticket") as app:
+        assert (await _present(app, "A" * 22, referer=HOST)).json()["error"] == "auth_failed"
+    async with run(APP__HAND_BACK="ticket", APP__STATE="issued") as app:
+        assert (await _present(app, "B" * 22, referer=HOST)).status == 404
+        assert app.amo.vendor.ledger.entries == []
+
+
+async def _started(phone: Phone, **more: Any) -> str:
+    """Connect by a grant that this phone has started, and return the code that the deep link brings."""
+    return of((await allow(phone.app, (await phone.start(**more))["authorize_url"])).location)["code"]
+
+
+# --- tickets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["app", "issued"])
+async def test_a_stolen_ticket_cannot_be_burnt(run: Any, mode: str) -> None:
+    """A thief who sends it to the callback as if it were a code leaves it good for whoever has the verifier."""
+    async with run(APP__HAND_BACK="ticket", APP__STATE=mode, **WITH_USERS) as app:
+        phone = Phone(app, "42")
+        ticket = await _started(phone)
+        link = (await app.public(f"{BASE}/connect")).location
+        await allow(app, link, code=ticket)
+        assert (await phone.exchange(ticket)).status == 200
+        assert await owners(app) == ["42"]
+
+
+def _take_tickets_away(path: Path, cipher: Cipher) -> None:
+    """Leave the grants as a version before wrote them."""
+    with closing(sqlite3.connect(path)) as database, database:
+        for code_hash, sealed in database.execute("SELECT code_hash, sealed FROM grants").fetchall():
+            content = cipher.open(sealed, bound_to=f"grant:{code_hash}").replace(b'"ticket": "', b'"before": "')
+            old = cipher.seal(content, bound_to=f"grant:{code_hash}")
+            database.execute("UPDATE grants SET sealed = ?, ticket_hash = NULL", [old])
+
+
+async def test_a_grant_of_before_tickets_hands_back_something(run: Any, encryption_key: str) -> None:
+    """Connected by a version that made no tickets, its page still leads to the app with what the app can present."""
+    async with run(APP__HAND_BACK="ticket") as app:
+        answer = await app.callback(app.query(state="s"), html=True)
+        await asyncio.to_thread(_take_tickets_away, app.folder / "amo-callback.db", Cipher([encryption_key]))
+        page = await app.public(answer.location)
+        assert "?code=&amp;" not in page.text
+
+
+async def test_a_ticket_ends_before_the_code_that_it_stands_for(run: Any) -> None:
+    """Ten minutes after it was connected its ticket is over, while AMO's code is known for as long again."""
+    async with run(APP__HAND_BACK="ticket") as app:
+        code = app.amo.code()
+        ticket = of((await app.callback(app.query(code=code))).location)["code"]
+        app.clock.advance(598)
+        assert (await _present(app, ticket)).status == 200
+        app.clock.advance(2)
+        answer = await _present(app, ticket)
+        assert (answer.status, answer.json()["error"]) == (410, "code_expired")
+        assert (await _present(app, code)).status == 200
+
+
+async def test_a_ticket_whose_grant_is_over_is_no_code(run: Any) -> None:
+    """Connected late, its code's 20 minutes end before its own ten: AMO is not asked about it then, nor later."""
+    async with run(APP__HAND_BACK="ticket") as app:
+        code = app.amo.code()
+        app.amo.sandbox.faults.add(Fault.HTTP_500)
+        await app.callback(app.query(code=code))
+        app.clock.advance(1190)
+        ticket = of((await app.callback(app.query(code=code))).location)["code"]
+        asked = app.amo.sandbox.requests
+        app.clock.advance(20)
+        await app.service.services.store.prune(now=app.clock.now(), keep=86400)
+        answer = await _present(app, ticket, referer=HOST)
+        assert (answer.status, answer.json()["error"]) == (410, "code_expired")
+        assert app.amo.sandbox.requests == asked

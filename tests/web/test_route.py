@@ -1,9 +1,10 @@
-"""What nobody expected: a bug is answered without its trace, and logged with it; the person still gets back."""
+"""The wrapper of every route: bugs and errors in each form, request ids, lines of the log, headers."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from amo_callback.connect.redemption import Redeemer
     from amo_callback.custody.build import Custody
     from amo_callback.ports import Store
-    from tests.conftest import Amo
+    from tests.conftest import Amo, Running
 
 SECRET = "def50200" + "ab" * 30
 
@@ -188,3 +189,72 @@ async def test_a_store_that_is_away_is_told_to_each_in_their_words(doors: Doors)
     problem = await doors.ask(away, "/connections/x/token", private=True)
     assert (problem.status, json.loads(problem.text)["code"]) == (503, "store_unavailable")
     assert "error" not in {line["level"] for line in problem.log}
+
+
+# --- what the wrapper adds -----------------------------------------------------------------------
+
+
+async def test_a_well_formed_request_id_is_taken_over_by_the_private_api(app: Running) -> None:
+    """Another one, or none, is replaced; the public API never takes one from a stranger. Lines and answer agree."""
+    for sent, taken in (("a-b_c.1", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("", False)):
+        answer = await app.private("/connections", headers={"X-Request-ID": sent})
+        assert (answer.headers["X-Request-ID"] == sent) is taken
+        line = [line for line in app.lines() if line["event"] == "http.request"][-1]
+        assert line["request_id"] == answer.headers["X-Request-ID"]
+    answer = await app.public("/nowhere", headers={"X-Request-ID": "mine"})
+    assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["X-Request-ID"])
+
+
+async def test_a_request_is_one_line_without_its_path_and_with_its_trace(app: Running) -> None:
+    """The route's pattern, the status and the client; a path may hold a handle, and a query a code."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "X-Forwarded-For": "192.0.2.7"}
+    await app.public(f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA?again=1", headers=headers)
+    await app.private("/nowhere?secret=1", method="PROPFIND", headers={"traceparent": "00-nonsense-01"})
+    first, second = [line for line in app.lines() if line["event"] == "http.request"]
+    assert {name: first[name] for name in ("listener", "method", "route", "status", "peer", "trace_id", "level")} == {
+        "listener": "public",
+        "method": "GET",
+        "route": f"{BASE}/return/{{handle}}",
+        "status": 404,
+        "peer": "192.0.2.7",
+        "trace_id": trace,
+        "level": "info",
+    }
+    assert (second["route"], second["method"], second["status"], "trace_id" in second) == ("none", "other", 404, False)
+    assert "secret" not in app.log.getvalue()
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+async def test_requests_of_monitoring_are_logged_at_debug(app: Running, path: str) -> None:
+    """They come every few seconds, and say nothing."""
+    await app.private(path, key=None)
+    [line] = [line for line in app.lines() if line["event"] == "http.request"]
+    assert (line["level"], line["route"]) == ("debug", path)
+
+
+async def test_without_access_lines_the_request_id_is_there_still(run: Any) -> None:
+    """`log.access = false` switches off the lines alone."""
+    async with run(LOG__ACCESS="false") as app:
+        assert (await app.private("/connections")).headers["X-Request-ID"]
+        assert not [line for line in app.lines() if line["event"] == "http.request"]
+
+
+async def test_every_answer_of_the_private_api_is_no_store(app: Running) -> None:
+    """Also those that hold no token: lists and errors change with each refresh."""
+    for path in ("/connections", "/connections/unknown", "/nowhere", "/readyz", "/metrics", "/connections?limit=x"):
+        assert (await app.private(path)).headers["Cache-Control"] == "no-store"
+
+
+async def test_a_problem_has_a_title(app: Running) -> None:
+    """RFC 9457's `title` is the status in words; errors of HTTP itself have one, too."""
+    answer = await app.private("/connections/unknown")
+    assert answer.json() == {
+        "status": 404,
+        "title": "Not Found",
+        "code": "not_found",
+        "detail": "There is no such connection.",
+    }
+    answer = await app.private("/connections/x/token", method="POST")
+    assert (answer.status, answer.json()["title"], answer.headers["Allow"]) == (405, "Method Not Allowed", "GET")
+    assert answer.json()["code"] == "invalid_request"

@@ -1,4 +1,4 @@
-"""Who comes to the private door with a wrong key learns nothing: not what exists, and not what does not."""
+"""API keys: a wrong one learns nothing, and locks nobody out."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from amo_callback.web.access_log import LogThrottle
 from tests.conftest import API_KEY
 
 if TYPE_CHECKING:
     from tests.conftest import Answer, Running
+    from tests.fakes import FakeClock
+
 
 ITS_OWN = {"X-Request-ID", "Date"}
+
 """What differs from each answer to the next, whoever asks."""
+
 
 KEYS: dict[str, dict[str, str]] = {
     "none": {},
@@ -98,3 +103,29 @@ async def test_the_method_head_learns_no_more(app: Running) -> None:
 
 def _told(answer: Answer) -> dict[str, str]:
     return {name: value for name, value in answer.headers.items() if name not in ITS_OWN}
+
+
+async def test_repeated_events_are_logged_once_a_minute(clock: FakeClock) -> None:
+    """The first is logged immediately, the rest as a number with the minute's end, and nothing where there was none."""
+    counts: list[int] = []
+    throttle = LogThrottle(counts.append, clock=clock)
+    for _ in range(100):
+        throttle.count()
+    assert counts == [1]
+    await clock.until_sleeping(60)
+    clock.advance(60)
+    await clock.until_sleeping(60)
+    assert counts == [1, 99]
+    clock.advance(60)
+    assert counts == [1, 99]
+
+
+async def test_a_neighbour_with_an_old_key_locks_nobody_out(app: Running) -> None:
+    """However often a wrong key is tried, a good one is served; the log has one line of it, without the key."""
+    for _ in range(50):
+        assert (await app.private("/connections", key="wrong" * 10)).status == 401
+    assert (await app.private("/connections")).status == 200
+    told = [line for line in app.lines() if line["event"] == "authorization.refused"]
+    assert [line["count"] for line in told] == [1]
+    assert "amo_callback_api_keys_refused_total 50.0" in (await app.private("/metrics", key=None)).text
+    assert "wrong" not in app.log.getvalue()

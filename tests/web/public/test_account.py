@@ -1,4 +1,4 @@
-"""Whose an account becomes: the honest way, and each way somebody else would like to take."""
+"""The owners of a connection: who becomes one, who does not, and how that ends; and AMO's hook."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import BASE, HOST
+from tests.conftest import ADMIN_KEY, BASE, HOST
 from tests.web.phone import WITH_USERS, Phone, allow, bearer, challenge_of, jwt_of, of, owners
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.conftest import Answer, Running
+
 
 NOTHING = {"connected": False, "hasTokens": False, "domain": None, "accountId": None}
 
@@ -399,3 +400,71 @@ async def test_status_and_disconnect_are_the_users_own(app: Running) -> None:
         assert (await app.public(f"{BASE}/{path}", method=method)).status == 401
         other = "POST" if method == "GET" else "GET"
         assert (await app.public(f"{BASE}/{path}", method=other, headers=bearer("42"))).status == 405
+
+
+# --- codes of before a disconnect -----------------------------------------------------------------
+
+
+async def _present(app: Running, code: str, **more: str) -> Answer:
+    return await app.public(f"{BASE}/exchange-code", method="POST", json={"code": code, **more})
+
+
+async def test_a_code_of_before_a_disconnect_does_not_bind_what_came_after_it(app: Running) -> None:
+    """What somebody else has connected since is not the first one's, whatever he could prove of the old grant."""
+    first, second = Phone(app, "42"), Phone(app, "17")
+    old = await _started(first)
+    await first.exchange(old)
+    await _disconnect(app, "42")
+    app.clock.advance(1)
+    await second.exchange(await _started(second))
+    assert await owners(app) == ["17"]
+    await first.exchange(old)
+    assert await owners(app) == ["17"]
+
+
+async def test_an_unbound_code_of_before_a_disconnect_does_not_take_what_came_after_it(app: Running) -> None:
+    """A code of the existing flow that nobody has presented binds nobody once its connection was forgotten."""
+    first, second = Phone(app, "42"), Phone(app, "17")
+    old = await _own_flow(app, _state("42"))
+    await second.exchange(await _started(second))
+    await _disconnect(app, "17")
+    app.clock.advance(1)
+    new = await _own_flow(app, _state("17"))
+    await first.exchange(old, verified=False)
+    assert await owners(app) == []
+    assert (await second.exchange(new, verified=False)).status == 200
+    assert await owners(app) == ["17"]
+
+
+async def test_who_has_left_does_not_come_back_by_a_replay(app: Running) -> None:
+    """Others own the connection yet: the code by which he came binds him no more."""
+    leaver, other = Phone(app, "42"), Phone(app, "17")
+    code = await _started(leaver)
+    await leaver.exchange(code)
+    await other.exchange(await _started(other))
+    await _disconnect(app, "42")
+    await leaver.exchange(code)
+    assert await owners(app) == ["17"]
+
+
+async def test_a_connection_that_is_frozen_by_itself_is_not_erased(app: Running) -> None:
+    """What is frozen may live elsewhere, also where it alone is: the user is asked to come again."""
+    phone = Phone(app, "42")
+    await phone.exchange(await _started(phone))
+    [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
+    await app.private(f"/connections/{connection.id}/freeze", method="POST", key=ADMIN_KEY)
+    answer = await app.public(f"{BASE}/disconnect", method="POST", headers=bearer("42"))
+    assert answer.status == 503
+    assert await phone.is_connected()
+
+
+async def test_a_vouched_owner_is_bound_by_the_end_of_his_grant_and_not_again(run: Any) -> None:
+    """Who has left is not bound anew by whoever presents the code, without a JWT, of a grant without a challenge."""
+    async with run(**WITH_USERS) as app:
+        started = await app.private("/authorizations", method="POST", key=ADMIN_KEY, json={"owner": "42"})
+        code = of((await allow(app, started.json()["authorize_url"])).location)["code"]
+        other = Phone(app, "17")
+        await other.exchange(await _started(other))
+        await _disconnect(app, "42")
+        assert (await _present(app, code)).status == 200
+        assert await owners(app) == ["17"]
