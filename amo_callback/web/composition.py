@@ -22,12 +22,11 @@ from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.wire import tls_context
 from amo_callback.cipher import Cipher
-from amo_callback.connect.build import Connecting, ConnectRules, make_connecting
+from amo_callback.connect.build import OAuth, make_oauth
 from amo_callback.custody.build import Custody, make_custody
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.event import Event, Level
-from amo_callback.hosts import check_host
 from amo_callback.identity import ApiKeys, read_api_keys
 from amo_callback.notices.courier import Courier
 from amo_callback.notices.sender import open_sender
@@ -81,7 +80,7 @@ class Services:
     store: Store
     amo: AmoClient
     cipher: Cipher
-    connecting: Connecting
+    oauth: OAuth
     custody: Custody
     users: JwtVerifier | None
     """The verifier of the app's JWTs; `None` where none are configured."""
@@ -185,7 +184,7 @@ async def open_service(
         def stop() -> None:
             watchdog.stop()
             services.custody.stop()
-            services.connecting.connect.stop()
+            services.oauth.connect.stop()
             if courier is not None:
                 courier.stop()
 
@@ -246,15 +245,15 @@ async def _open_services(
             custody.breaker.accepted()
             custody.refresher.expect(connection.next_refresh_at)
 
-        connecting = make_connecting(
+        oauth = make_oauth(
+            settings,
+            custody,
             store=store,
             shared=shared,
             amo=amo,
             cipher=cipher,
             clock=clock,
             observer=observer,
-            custody=custody,
-            rules=_connect_rules(settings),
             random=random.random,
             connected=on_connected,
         )
@@ -263,7 +262,7 @@ async def _open_services(
             store=store,
             amo=amo,
             cipher=cipher,
-            connecting=connecting,
+            oauth=oauth,
             custody=custody,
             users=users,
             api_keys=ApiKeys(read_api_keys(settings.api.keys.get_secret_value())),
@@ -335,19 +334,6 @@ async def _prepare(custody: Custody) -> None:
     await custody.credentials.watch()
 
 
-def _connect_rules(settings: Settings) -> ConnectRules:
-    amo = settings.amo
-    return ConnectRules(
-        issued_only=settings.app.state == "issued",
-        allowed_accounts=frozenset(amo.allowed_accounts),
-        default_domain=check_host((amo.default_domain or "").encode(), allowed=amo.allowed_domains),
-        refresh=settings.refresh.rules,
-        unproven=settings.limits.unproven,
-        window=settings.limits.window,
-        requests_per_second=amo.requests_per_second,
-    )
-
-
 @asynccontextmanager
 async def _running_tasks(
     services: Services, *, observer: Observer, died: asyncio.Future[None]
@@ -357,7 +343,7 @@ async def _running_tasks(
     async with (
         _open_courier(services, observer=observer, died=died) as courier,
         _draining(custody),
-        _draining(services.connecting.connect),
+        _draining(services.oauth.connect),
         _running(custody.refresher, name="refresher", observer=observer, died=died),
     ):
         await custody.surveyor.look()  # before a request may need it
@@ -467,7 +453,7 @@ def _reload_handlers(services: Services) -> Mapping[str, Callable[[Settings], No
         services.api_keys.replace(read_api_keys(fresh.api.keys.get_secret_value()))
 
     def change_limits(fresh: Settings) -> None:
-        services.connecting.limits.change(unproven=fresh.limits.unproven, window=fresh.limits.window)
+        services.oauth.limits.change(unproven=fresh.limits.unproven, window=fresh.limits.window)
 
     return {"api.keys": replace_keys, "limits.unproven": change_limits, "limits.window": change_limits}
 

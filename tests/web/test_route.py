@@ -14,7 +14,7 @@ import pytest
 from yarl import URL
 
 from amo_callback.config_load import load_settings
-from amo_callback.connect.build import Connecting
+from amo_callback.connect.build import OAuth
 from amo_callback.errors import StoreUnavailable
 from amo_callback.grant import support_code
 from amo_callback.identity import ApiKeys, read_api_keys
@@ -96,7 +96,7 @@ class Doors:
             store=cast("Store", broken),
             amo=self.client,
             cipher=cast("Cipher", broken),
-            connecting=Connecting(
+            oauth=OAuth(
                 authorizations=cast("Authorizations", broken),
                 connect=cast("Connect", broken),
                 redeemer=cast("Redeemer", broken),

@@ -43,7 +43,7 @@ async def start_grant(call: Call[None, OwnedAuthorizationBody]) -> Authorization
     if len(owner) > MAX_USER or not owner.isprintable():
         raise invalid("owner", f"at most {MAX_USER} printable characters")
     request = call.body.to_request(user=owner, vouched=True)
-    started = await call.services.connecting.authorizations.start(request)
+    started = await call.services.oauth.authorizations.start(request)
     call.services.log.info("grant.started", key=call.caller, owner=owner)
     return show_started(started)
 

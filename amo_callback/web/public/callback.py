@@ -57,7 +57,7 @@ async def callback(call: Call[None, None]) -> web.Response:
     )
     support = support_code(visit.code_hash)
     try:
-        outcome = await call.services.connecting.connect.complete(visit)
+        outcome = await call.services.oauth.connect.complete(visit)
     except AmoCallbackError as known:
         return await _failed(call, kind, params, error=known.deep_link_error, support=support, fields=known.fields)
     except Exception:
@@ -86,7 +86,7 @@ async def _failed(
 async def _app_state(call: Call[None, None], state: bytes | None) -> bytes | None:
     """Return the state for the app: its own, where the one that came was issued for it."""
     try:
-        return await call.services.connecting.authorizations.handed_back(state)
+        return await call.services.oauth.authorizations.handed_back(state)
     except AmoCallbackError:
         return state  # the error matters more: the state goes back as it came
     except Exception:

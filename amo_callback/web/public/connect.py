@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationStarted]:
     """Start an authorization for the app's user: where to send the browser, and the state that will come back."""
-    started = await call.services.connecting.authorizations.start(call.body.to_request(user=call.caller))
+    started = await call.services.oauth.authorizations.start(call.body.to_request(user=call.caller))
     return Success(data=show_started(started), message="Open authorize_url in a browser.")
 
 
@@ -32,7 +32,7 @@ async def connect(call: Call[None, None]) -> web.Response:
         return web.Response(status=204)
     try:
         request = _read_query(call.request).to_request()
-        started = await call.services.connecting.authorizations.start(request, address=call.address)
+        started = await call.services.oauth.authorizations.start(request, address=call.address)
     except AmoCallbackError as error:
         kind = choose(call, Redirect())
         return failed(call, kind, error=error.deep_link_error, state=None, fields=error.fields)

@@ -67,7 +67,7 @@ async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | 
         host=call.body.referer,
         address=call.address,
     )
-    redeemed = await call.services.connecting.redeemer.redeem(presented)
+    redeemed = await call.services.oauth.redeemer.redeem(presented)
     outcome, connection = redeemed.outcome, redeemed.connection
     if outcome.status is GrantStatus.EXCHANGING or outcome.error is not None:
         return deep_link_failure(outcome.error or RetryableError.deep_link_error)
