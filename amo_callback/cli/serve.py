@@ -24,7 +24,7 @@ from amo_callback.observe.journal import is_journal
 from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.redaction import Redactor
-from amo_callback.observe.systemd import Notifier, handed_over
+from amo_callback.observe.systemd import Notifier, inherited_sockets
 from amo_callback.web.composition import DataPaths, Service, open_service
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def run(
         return fresh
 
     notifier = Notifier(environ, pid=os.getpid())
-    listeners = handed_over(environ, pid=os.getpid(), names=("public", "private"))
+    listeners = inherited_sockets(environ, pid=os.getpid(), names=("public", "private"))
     gc.freeze()  # what is there now stays: the loop is not to stand still while garbage is looked for in it
     try:
         return run_loop(

@@ -34,47 +34,47 @@ class Clock(Protocol):
 
 
 class Observer(Protocol):
-    """Whoever wants to know what happens."""
+    """A receiver of events (logging, metrics)."""
 
     def __call__(self, event: Event) -> None:
-        """Take note; never raise."""
+        """Receive an event; never raise."""
 
 
 class Metrics(Protocol):
-    """Whoever counts."""
+    """The counters of the service."""
 
     def key_refused(self) -> None:
-        """Count a request whose API key is none of ours."""
+        """Count a request with an unknown API key."""
 
     def watch_clients(self, listener: str, count: Callable[[], int]) -> None:
-        """Ask `count` at each scrape how many clients are connected to a listener."""
+        """Call `count` at each scrape for the number of a listener's connections."""
 
     def client_closed(self, listener: str, reason: str) -> None:
         """Count a client connection that was closed because of a limit."""
 
     def handed_out(self, outcome: str) -> None:
-        """Count an access token that was asked for: what was handed out, or the code of what kept it back."""
+        """Count a request for an access token, by what was handed out, or by the error's code."""
 
     def called_back(self, outcome: str) -> None:
-        """Count a callback: how its grant stands, or the word of what was wrong."""
+        """Count a callback, by the status of its grant, or by the deep link's error."""
 
     def text(self, status: ServiceStatus) -> bytes:
-        """Return all of it in Prometheus's text format, and how the service does at this moment."""
+        """Return the counters and the service's status in Prometheus's text format."""
 
 
 class Supervisor(Protocol):
-    """Who watches over the process: systemd, or nobody."""
+    """The supervisor of the process: systemd, or none."""
 
     @property
-    def asked(self) -> bool:
-        """Whether anybody listens."""
+    def enabled(self) -> bool:
+        """Whether there is a supervisor."""
 
     @property
     def watchdog(self) -> float | None:
-        """Seconds within which it wants to hear that the service is alive."""
+        """Seconds within which it expects the next notification."""
 
-    def __call__(self, *facts: str) -> None:
-        """Tell some facts, as in sd_notify(3)."""
+    def __call__(self, *assignments: str) -> None:
+        """Send some assignments, as in sd_notify(3)."""
 
 
 class Priority(IntEnum):

@@ -41,7 +41,7 @@ class Watchdog:
     @property
     def enabled(self) -> bool:
         """Whether there is a supervisor."""
-        return self._notify.asked
+        return self._notify.enabled
 
     def ready(self) -> None:
         """Notify that the service is ready."""

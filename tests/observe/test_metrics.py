@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from amo_callback.event import Event
-from amo_callback.observe.metrics import CALLBACKS, HAND_OUTS, Metrics
+from amo_callback.observe.metrics import CALLBACKS, TOKEN_RESULTS, Metrics
 from amo_callback.web.private.tokens import HAND_OUT_ERRORS
 from amo_callback.web.public.api import error_actions
 from tests.builders import a_service_status, a_survey
@@ -97,7 +97,7 @@ def test_words_of_the_doors_that_are_on_no_list_are_other() -> None:
 
 def test_each_word_of_the_doors_has_its_series() -> None:
     """What a door may answer is on the list of what is counted."""
-    assert {error.api_code for error in HAND_OUT_ERRORS} <= set(HAND_OUTS)
+    assert {error.api_code for error in HAND_OUT_ERRORS} <= set(TOKEN_RESULTS)
     app_alone = {"unauthorized", "forbidden", "not_found", "method_not_allowed", "store_unavailable", "internal_error"}
     assert set(error_actions()) - app_alone <= set(CALLBACKS)
 

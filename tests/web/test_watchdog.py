@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Supervisor:
     """Whoever listens."""
 
-    def __init__(self, *, asked: bool = True, watchdog: float | None = 6.0) -> None:
-        self.asked = asked
+    def __init__(self, *, enabled: bool = True, watchdog: float | None = 6.0) -> None:
+        self.enabled = enabled
         self.watchdog = watchdog
         self.told: list[tuple[str, ...]] = []
 
@@ -73,7 +73,7 @@ class Beating:
 async def _beating(**options: Any) -> AsyncIterator[Beating]:
     made = Beating(Supervisor(**options))
     async with running_watchdog(made.watchdog):
-        if made.supervisor.asked:
+        if made.supervisor.enabled:
             made.watchdog.ready()
             await made.clock.until_sleeping()
         yield made
@@ -165,6 +165,6 @@ async def test_before_it_is_ready_it_says_nothing() -> None:
 
 async def test_where_nobody_listens_nothing_beats() -> None:
     """No task, and nothing told."""
-    async with _beating(asked=False) as made:
+    async with _beating(enabled=False) as made:
         assert made.clock.sleeping() == []
         assert made.supervisor.told == []
