@@ -38,8 +38,6 @@ from tests.postgres import databases, why_not
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from structlog.typing import FilteringBoundLogger
-
     from amo_callback.config import Settings
     from amo_callback.event import Event
     from amo_callback.ports import Clock, Store
@@ -303,8 +301,6 @@ class Running:
     log: io.StringIO
     folder: Path
     settings: Settings = field(repr=False)
-    quiet: FilteringBoundLogger = field(repr=False)
-    """A log of the service's kind, for what asks for one and says nothing."""
 
     async def callback(
         self, query: str | None = None, *, html: bool = False, headers: Mapping[str, str] | None = None
@@ -404,35 +400,54 @@ class Both:
         self._witness(event)
 
 
+@asynccontextmanager
+async def run_service(
+    amo: Amo,
+    http: aiohttp.ClientSession,
+    settings: Settings,
+    paths: DataPaths,
+    *,
+    clock: ShiftedClock,
+    witness: Witness,
+) -> AsyncIterator[Running]:
+    """Run the whole service against a stand-in."""
+    stream = io.StringIO()
+    secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY]
+    secrets += settings.storage.encryption_keys.get_secret_value().split()
+    log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
+    observer = Both(witness, LogObserver(log))
+    async with open_service(settings, paths=paths, clock=clock, log=log, observer=observer) as service:
+        yield Running(
+            amo=amo,
+            clock=clock,
+            service=service,
+            http=http,
+            witness=witness,
+            log=stream,
+            folder=paths.folder,
+            settings=settings,
+        )
+
+
 @pytest.fixture
 def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
     """Return how to run the whole service with some settings of one's own."""
 
     @asynccontextmanager
     async def running(
-        *, lives: Mapping[str, float] | None = None, machine: str = "here", **more: str
+        *,
+        lives: Mapping[str, float] | None = None,
+        machine: str = "here",
+        clock: ShiftedClock | None = None,
+        **more: str,
     ) -> AsyncIterator[Running]:
-        clock = ShiftedClock()
+        clock = clock or ShiftedClock()
         connector = aiohttp.TCPConnector(limit=0)  # as many callers as a test likes
         async with serve_amo(clock, **(lives or {})) as amo, aiohttp.ClientSession(connector=connector) as http:
             settings = load_settings(None, environment(amo, encryption_key, **more))
-            stream = io.StringIO()
-            secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY, encryption_key]
-            log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
-            observer = Both(witness, LogObserver(log))
             paths = DataPaths(folder=tmp_path, rescue=tmp_path / "rescue", machine=machine)
-            async with open_service(settings, paths=paths, clock=clock, log=log, observer=observer) as service:
-                yield Running(
-                    amo=amo,
-                    clock=clock,
-                    service=service,
-                    http=http,
-                    witness=witness,
-                    log=stream,
-                    folder=tmp_path,
-                    settings=settings,
-                    quiet=log,
-                )
+            async with run_service(amo, http, settings, paths, clock=clock, witness=witness) as service:
+                yield service
 
     return running
 

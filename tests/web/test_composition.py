@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,15 +12,11 @@ from amo_callback.cipher import new_key
 from amo_callback.cli.serve import until_end
 from amo_callback.config_load import load_settings
 from amo_callback.errors import ConfigurationError, TaskDied
-from amo_callback.observe.log import make_logger
-from amo_callback.web.composition import DataPaths, open_service
 from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, environment
-from tests.fakes import ShiftedClock, Witness
+from tests.fakes import ShiftedClock
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.conftest import Amo, Running
+    from tests.conftest import Running
 
 
 class Death(BaseException):
@@ -37,53 +32,30 @@ class DeadlyClock(ShiftedClock):
         await super().sleep(seconds)
 
 
-def _paths(folder: Path) -> DataPaths:
-    return DataPaths(folder=folder, rescue=folder / "rescue", machine="here")
-
-
-async def test_a_refresher_that_dies_ends_the_process_with_a_status(
-    amo: Amo, encryption_key: str, tmp_path: Path, witness: Witness
-) -> None:
-    """A dead refresher would let every token expire in silence: the process ends non-zero, and is started again."""
-    settings = load_settings(None, environment(amo, encryption_key))
-    log = make_logger(level="info", style="json", stream=io.StringIO())
-    clock = ShiftedClock()
-    clock_of_death = DeadlyClock()
+async def test_a_signal_ends_the_process_with_status_0(app: Running) -> None:
+    """What a supervisor asks for is no failure."""
     signalled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with open_service(settings, paths=_paths(tmp_path), clock=clock, log=log, observer=witness) as service:
-        signalled.set_result(None)
-        assert await until_end(service, signalled) == 0
+    signalled.set_result(None)
+    assert await until_end(app.service, signalled) == 0
+
+
+async def test_a_refresher_that_dies_ends_the_process_with_a_status(run: Any) -> None:
+    """A dead refresher would let every token expire in silence: the process ends non-zero, and is started again."""
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with open_service(
-        settings, paths=_paths(tmp_path), clock=clock_of_death, log=log, observer=witness
-    ) as service:
-        assert await until_end(service, never) == 1
+    async with run(clock=DeadlyClock()) as app:
+        assert await until_end(app.service, never) == 1
         with pytest.raises(TaskDied):
-            await service.died
-    assert isinstance(witness.named("refresher.died")[0].error, Death)
+            await app.service.died
+    assert isinstance(app.witness.named("refresher.died")[0].error, Death)
 
 
-async def test_a_door_that_cannot_open_closes_what_was_opened(
-    amo: Amo, encryption_key: str, tmp_path: Path, witness: Witness
-) -> None:
+async def test_a_listener_that_cannot_open_closes_what_was_opened(run: Any) -> None:
     """A start that fails half way leaves no task, no lock and no file open: the next one works."""
-    log = make_logger(level="info", style="json", stream=io.StringIO())
-
-    def settings(private: str) -> Any:
-        return load_settings(None, environment(amo, encryption_key, SERVER__PRIVATE=private))
-
-    clock = ShiftedClock()
     with pytest.raises(ConfigurationError, match=r"server\.private"):
-        async with open_service(
-            settings("unix:/nowhere/at/all"),
-            paths=_paths(tmp_path),
-            clock=clock,
-            log=log,
-            observer=witness,
-        ):
+        async with run(SERVER__PRIVATE="unix:/nowhere/at/all"):
             pass
     assert {task.get_name() for task in asyncio.all_tasks()} & {"refresher", "amo-pace"} == set()
-    async with open_service(settings("127.0.0.1:0"), paths=_paths(tmp_path), clock=clock, log=log, observer=witness):
+    async with run():
         pass
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from amo_callback.errors import Ambiguous, Frozen, NotFound
 from amo_callback.identity import Scope
@@ -28,7 +30,7 @@ MAX_OWNERS = 10_000
 class ConnectionsQuery(Page):
     """Filters of the list."""
 
-    cursor: Text | None = None
+    cursor: Annotated[str, Field(pattern="^[0-9a-f-]{36}$")] | None = None
     """the next_cursor of the page before"""
     account_id: Text | None = None
     """1 to 256 characters: the AMO account's id"""

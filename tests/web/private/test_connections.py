@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
+import uuid
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ async def test_events_are_listed_newest_first_page_by_page(app: Running) -> None
         ("connections?status=gone", "status"),
         ("connections?nonsense=1", "nonsense"),
         ("connections?domain=", "domain"),
-        ("connections?cursor=" + "a" * 257, "cursor"),
+        ("connections?cursor=x", "cursor"),
         ("connections?account_id=%00", "account_id"),
         ("events?cursor=x", "cursor"),
         ("events?cursor=" + "9" * 19, "cursor"),
@@ -198,9 +199,10 @@ async def test_a_database_from_another_machine_starts_frozen(app: Running, run: 
 
 
 async def test_a_page_of_connections_with_very_many_owners_is_shorter(app: Running) -> None:
-    """Each page has at most `MOST_OWNERS`, or one connection; the pages together have all."""
+    """Each page has at most `MAX_OWNERS`, or one connection; the pages together have all."""
     with closing(sqlite3.connect(app.folder / "amo-callback.db")) as database, database:
-        for name, owners in (("a", 6000), ("b", 4000), ("c", 1), ("d", 12_000), ("e", 0)):
+        for letter, owners in (("a", 6000), ("b", 4000), ("c", 1), ("d", 12_000), ("e", 0)):
+            name = str(uuid.UUID(letter * 32))
             database.execute(
                 "INSERT INTO connections (id, account_id, user_id, domain, client_id, status, connected_at) "
                 "VALUES (?, '1', '1', 'a.amocrm.ru', 'c619', 'active', 0)",
@@ -212,7 +214,7 @@ async def test_a_page_of_connections_with_very_many_owners_is_shorter(app: Runni
     cursor: str | None = ""
     while cursor is not None:
         page = (await _ask(app, f"/connections?limit=4{cursor}")).json()
-        pages.append("".join(item["id"] for item in page["items"]))
+        pages.append("".join(item["id"][0] for item in page["items"]))
         cursor = page["next_cursor"] and f"&cursor={page['next_cursor']}"
     assert pages == ["ab", "c", "d", "e"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +11,16 @@ import pytest
 from standardwebhooks import Webhook
 
 from amo_callback.cli.serve import until_end
-from amo_callback.config_load import load_settings
 from amo_callback.event import happened
-from amo_callback.observe.log import make_logger
-from amo_callback.web.composition import DataPaths, open_service
 from tests.builders import a_connection, save
-from tests.conftest import ADMIN_KEY, READ_KEY, environment
+from tests.conftest import ADMIN_KEY, READ_KEY
 from tests.fakes import ShiftedClock
 from tests.notices.receiver import OTHER_SECRET, SECRET, Receiver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.conftest import Amo, Answer, Running
-    from tests.fakes import Witness
+    from tests.conftest import Answer, Running
 
 README = Path(__file__).parents[3] / "README.md"
 
@@ -213,20 +208,15 @@ class DeadlyClock(ShiftedClock):
         await super().sleep(seconds)
 
 
-async def test_a_courier_that_dies_ends_the_process_with_a_status(
-    amo: Amo, encryption_key: str, tmp_path: Path, witness: Witness, receiver: Receiver
-) -> None:
+async def test_a_courier_that_dies_ends_the_process_with_a_status(run: Any, receiver: Receiver) -> None:
     """Else nobody would be notified of anything any more, in silence: the process is started again."""
     receiver.always = 503
     receiver.headers = {"Retry-After": "3"}
-    settings = load_settings(None, environment(amo, encryption_key, **_settings(receiver)))
-    log = make_logger(level="info", style="json", stream=io.StringIO())
-    paths = DataPaths(folder=tmp_path, rescue=tmp_path / "rescue", machine="here")
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with open_service(settings, paths=paths, clock=DeadlyClock(), log=log, observer=witness) as service:
-        store = service.services.store
+    async with run(clock=DeadlyClock(), **_settings(receiver)) as app:
+        store = app.service.services.store
         stored = await save(store, a_connection())
         await store.look_up_again(stored, at=stored.connected_at, events=[happened("connection.moved", stored)])
-        assert await until_end(service, never) == 1
-    assert isinstance(witness.named("courier.died")[0].error, Death)
-    assert "refresher.died" not in witness.names()
+        assert await until_end(app.service, never) == 1
+    assert isinstance(app.witness.named("courier.died")[0].error, Death)
+    assert "refresher.died" not in app.witness.names()
