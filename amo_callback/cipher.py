@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography.fernet import Fernet, InvalidToken
 
-from amo_callback.errors import Unreadable
+from amo_callback.errors import DecryptionFailed
 from amo_callback.grant import AuthorizationRequest, GrantSecrets
 from amo_callback.model import TokenPair, has_own_id
 from amo_callback.sealing import Kind, place
@@ -44,15 +44,15 @@ class Cipher:
         return self._keys[0].encrypt(bound_to.encode() + b"\0" + content)
 
     def open(self, sealed: bytes, *, bound_to: str) -> bytes:
-        """Return what was sealed under this name; raises `Unreadable`."""
+        """Return what was sealed under this name; raises `DecryptionFailed`."""
         return self._opened(sealed, bound_to)[1]
 
     def key_of(self, sealed: bytes, *, bound_to: str) -> int:
-        """Return the place of the key that opens this among ours, 0 for the newest; raises `Unreadable`."""
+        """Return the place of the key that opens this among ours, 0 for the newest; raises `DecryptionFailed`."""
         return self._opened(sealed, bound_to)[0]
 
     def reseal(self, sealed: bytes, *, bound_to: str) -> bytes:
-        """Seal the same with the newest key; raises `Unreadable`."""
+        """Seal the same with the newest key; raises `DecryptionFailed`."""
         return self.seal(self.open(sealed, bound_to=bound_to), bound_to=bound_to)
 
     def _opened(self, sealed: bytes, bound_to: str) -> tuple[int, bytes]:
@@ -63,9 +63,9 @@ class Cipher:
                 continue
             name, _, content = opened.partition(b"\0")
             if name != bound_to.encode():
-                raise Unreadable
+                raise DecryptionFailed
             return number, content
-        raise Unreadable
+        raise DecryptionFailed
 
     def seal_pair(self, pair: TokenPair, *, connection_id: str) -> bytes:
         """Seal a token pair for one connection."""
@@ -73,7 +73,7 @@ class Cipher:
         return self.seal(json.dumps(content).encode(), bound_to=place(Kind.CONNECTION, connection_id))
 
     def open_tokens(self, sealed: bytes, *, connection_id: str) -> tuple[str, str]:
-        """Open a connection's access token and refresh token; raises `Unreadable`."""
+        """Open a connection's access token and refresh token; raises `DecryptionFailed`."""
         content = json.loads(self.open(sealed, bound_to=place(Kind.CONNECTION, connection_id)))
         return content["access_token"], content["refresh_token"]
 
@@ -87,7 +87,7 @@ class Cipher:
             return None
         try:
             access_token, refresh_token = self.open_tokens(connection.sealed_pair or b"", connection_id=connection.id)
-        except Unreadable:
+        except DecryptionFailed:
             return None
         issued_at, expires_at = connection.access_issued_at, connection.access_expires_at
         if issued_at is None or expires_at is None:
@@ -109,7 +109,7 @@ class Cipher:
         return self.seal(json.dumps(content).encode(), bound_to=place(Kind.GRANT, code_hash))
 
     def open_grant(self, sealed: bytes, *, code_hash: str) -> GrantSecrets:
-        """Open what a grant hands back; raises `Unreadable`."""
+        """Open what a grant hands back; raises `DecryptionFailed`."""
         content = json.loads(self.open(sealed, bound_to=place(Kind.GRANT, code_hash)))
         return GrantSecrets(
             handle=content["handle"],
@@ -125,7 +125,7 @@ class Cipher:
         return self.seal(json.dumps(_request_fields(request)).encode(), bound_to=place(Kind.STATE, state_hash))
 
     def open_request(self, sealed: bytes, *, state_hash: str) -> AuthorizationRequest:
-        """Open what a state stands for; raises `Unreadable`."""
+        """Open what a state stands for; raises `DecryptionFailed`."""
         return _request(json.loads(self.open(sealed, bound_to=place(Kind.STATE, state_hash))))
 
     def seal_canary(self) -> bytes:
@@ -133,7 +133,7 @@ class Cipher:
         return self.seal(_CANARY, bound_to=place(Kind.CANARY, ""))
 
     def check_canary(self, sealed: bytes) -> None:
-        """Raise `Unreadable` where no key of ours wrote this store."""
+        """Raise `DecryptionFailed` where no key of ours wrote this store."""
         self.open(sealed, bound_to=place(Kind.CANARY, ""))
 
 

@@ -67,7 +67,7 @@ def _api_keys(value: SecretStr) -> SecretStr:
 
 
 def _jwt_secret(value: SecretStr) -> SecretStr:
-    from amo_callback.identity.signatures import read_secret  # noqa: PLC0415 -- because few have JWTs
+    from amo_callback.identity.jwt import read_secret  # noqa: PLC0415 -- because few have JWTs
 
     read_secret(value.get_secret_value())
     return value

@@ -17,27 +17,51 @@ if TYPE_CHECKING:
 HandBack = Literal["code", "ticket", "none"]
 
 
-class Word(NamedTuple):
-    """What a word says, for whoever writes an app."""
+class DeepLinkError(NamedTuple):
+    """What one `error` of the link means, and its answer in the public API and on the pages."""
 
-    happened: str
-    todo: str
+    meaning: str
+    action: str
+    """What the app should do."""
+    status: int = 400
+    message: str = "amoCRM does not accept the code: connect again."
+    """For the app's user."""
 
 
-WORDS: Mapping[str, Word] = MappingProxyType(
+DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
     {
-        "missing_code": Word("the redirect brought neither a code nor an error", "start again"),
-        "access_denied": Word("the person refused", "nothing, or ask again"),
-        "invalid_state": Word("the link belongs to another attempt, or is older than half an hour", "start again"),
-        "invalid_request": Word("the redirect was damaged on its way", "start again"),
-        "account_not_allowed": Word(
-            "not amoCRM's host, or an account that is not in `amo.allowed_accounts`", "choose another account"
+        "missing_code": DeepLinkError("the redirect brought neither a code nor an error", "start again"),
+        "access_denied": DeepLinkError("the user refused", "nothing, or ask again"),
+        "invalid_state": DeepLinkError(
+            "the link belongs to another attempt, or is older than half an hour",
+            "start again",
+            message="The link belongs to another attempt: connect again.",
         ),
-        "code_expired": Word("the code is older than 20 minutes", "start again"),
-        "code_used": Word("the code was spent elsewhere", "start again"),
-        "amo_unavailable": Word("amoCRM or this service is down or late", "try again in a minute"),
-        "rate_limited": Word("too many bad codes from one address", "wait a minute"),
-        "auth_failed": Word("amoCRM did not accept the code", "start again"),
+        "invalid_request": DeepLinkError("the redirect was damaged on its way", "start again"),
+        "account_not_allowed": DeepLinkError(
+            "not amoCRM's host, or an account that is not in `amo.allowed_accounts`",
+            "choose another account",
+            message="This amoCRM account cannot be connected here.",
+        ),
+        "code_expired": DeepLinkError(
+            "the code is older than 20 minutes", "start again", message="The code has expired: connect again."
+        ),
+        "code_used": DeepLinkError(
+            "the code was spent elsewhere", "start again", message="The code was already used elsewhere: connect again."
+        ),
+        "amo_unavailable": DeepLinkError(
+            "amoCRM or this service is down or late",
+            "try again in a minute",
+            status=503,
+            message="amoCRM cannot be asked right now: try again with the same code.",
+        ),
+        "rate_limited": DeepLinkError(
+            "too many bad codes from one address",
+            "wait a minute",
+            status=429,
+            message="Too many attempts: wait a minute.",
+        ),
+        "auth_failed": DeepLinkError("amoCRM did not accept the code", "start again"),
     }
 )
 """Every `error` that the link may have."""

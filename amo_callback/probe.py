@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Unreadable
+from amo_callback.errors import DecryptionFailed
 
 if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
@@ -63,5 +63,5 @@ def _opened(cipher: Cipher, header: str, *, bound_to: str) -> bytes | None:
         return None
     try:
         return cipher.open(header.encode(), bound_to=bound_to)
-    except Unreadable:
+    except DecryptionFailed:
         return None

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from amo_callback.custody.paid import open_paid, sealed_in
-from amo_callback.errors import CommandFailed, Unreadable
+from amo_callback.errors import CommandFailed, DecryptionFailed
 from amo_callback.event import Event
 from amo_callback.sealing import Kind, Resealed, Sealed
 
@@ -144,7 +144,7 @@ class Rotation:
     def _count(self, one: Sealed, tally: Tally) -> int | None:
         try:
             number = self._cipher.key_of(one.content, bound_to=one.place)
-        except Unreadable:
+        except DecryptionFailed:
             tally.unreadable.append(one)
             return None
         tally.keys[number][one.kind] += 1
@@ -157,7 +157,7 @@ class Rotation:
             try:
                 inner = sealed_in(open_paid(name, file.content, self._cipher))
                 numbers = [self._cipher.key_of(one.content, bound_to=one.place) for one in (file, *inner)]
-            except Unreadable:
+            except DecryptionFailed:
                 tally.unreadable.append(file)
             else:
                 tally.keys[max(numbers)][Kind.RESCUE] += 1

@@ -47,8 +47,8 @@ class Survey:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Condition:
-    """How the service does at this moment; no account, domain or free text is in it."""
+class ServiceStatus:
+    """The state of the service at this moment, for metrics; no account, domain or free text is in it."""
 
     checks: Mapping[str, bool]
     """The checks of `/readyz`, by their names."""
@@ -63,10 +63,6 @@ class Condition:
     in_flight: int
     """Refreshes that are under way in this process."""
     unsaved: int
-    """Pairs that the store does not take."""
-    frozen: bool
-    credentials_refused: bool
-    amo_blocked: bool
-    verdicts_held: bool
+    """Pairs that the store does not accept."""
     notices_delivered: bool
-    """Whether somebody receives notices: where nobody does, it means nothing that some wait."""
+    """Whether a receiver is configured: without one waiting notices mean nothing."""

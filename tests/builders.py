@@ -18,7 +18,7 @@ from amo_callback.model import (
     connection_id,
     fingerprint,
 )
-from amo_callback.survey import Condition, Survey
+from amo_callback.survey import ServiceStatus, Survey
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -139,23 +139,20 @@ def a_survey(**more: Any) -> Survey:
     return Survey(**{**values, **more})
 
 
-def a_condition(**more: Any) -> Condition:
-    """Return how a service stands that does well."""
+def a_service_status(**more: Any) -> ServiceStatus:
+    """Return the status of a service where all is well."""
+    checks = ("store", "amo_credentials", "amo_blocked", "frozen", "mass_failure")
     values: dict[str, Any] = {
-        "checks": {"store": True},
+        "checks": dict.fromkeys(checks, True),
         "survey": a_survey(),
         "survey_age": 3.0,
         "survey_seconds": 0.01,
         "beat_age": 1.0,
         "in_flight": 0,
         "unsaved": 0,
-        "frozen": False,
-        "credentials_refused": False,
-        "amo_blocked": False,
-        "verdicts_held": False,
         "notices_delivered": True,
     }
-    return Condition(**{**values, **more})
+    return ServiceStatus(**{**values, **more})
 
 
 async def switch_off(store: Store) -> Sequence[str]:

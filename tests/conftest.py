@@ -9,7 +9,6 @@ import signal
 import ssl
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -30,16 +29,14 @@ from amo_callback.clock import SystemClock
 from amo_callback.config_load import load_settings
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.store import open_store
-from amo_callback.web.doors import open_door
-from amo_callback.web.lifecycle import Home, Service, open_service
-from tests.agreed import agreed
+from amo_callback.web.composition import DataPaths, Service, open_service
+from amo_callback.web.listener import open_listener
 from tests.fakes import FakeClock, ShiftedClock, Witness
+from tests.openapi_conformance import conformance_of
 from tests.postgres import databases, why_not
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-
-    from structlog.typing import FilteringBoundLogger
 
     from amo_callback.clock import Clock
     from amo_callback.config import Settings
@@ -198,8 +195,8 @@ async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:
     vendor = Vendor(integration=SandboxIntegration(), now=clock.now, lives=Lives(**lives))
     sandbox = Sandbox(vendor, clock=clock)
     log = make_logger(level="error", style="json", stream=io.StringIO())
-    async with open_door(sandbox.app(), "127.0.0.1:0", name="amo", clock=ShiftedClock(), log=log) as door:
-        yield Amo(sandbox=sandbox, address=door.address, account=vendor.open_account(HOST))
+    async with open_listener(sandbox.app(), "127.0.0.1:0", name="amo", clock=ShiftedClock(), log=log) as listener:
+        yield Amo(sandbox=sandbox, address=listener.address, account=vendor.open_account(HOST))
 
 
 @asynccontextmanager
@@ -305,8 +302,6 @@ class Running:
     log: io.StringIO
     folder: Path
     settings: Settings = field(repr=False)
-    quiet: FilteringBoundLogger = field(repr=False)
-    """A log of the service's kind, for what asks for one and says nothing."""
 
     async def callback(
         self, query: str | None = None, *, html: bool = False, headers: Mapping[str, str] | None = None
@@ -339,8 +334,8 @@ class Running:
             answer = Answer(
                 status=response.status, headers=dict(response.headers), text=await response.text(errors="replace")
             )
-        door = "public" if address == self.service.public else "private"
-        agreed(self).check(door, method, path, answer)
+        api = "public" if address == self.service.public else "private"
+        conformance_of(self).check(api, method, path, answer)
         return answer
 
     async def connected(self) -> str:
@@ -407,43 +402,55 @@ class Both:
 
 
 @asynccontextmanager
-async def running_service(
-    folder: Path,
-    encryption_key: str,
-    witness: Witness,
+async def run_service(
+    amo: Amo,
+    http: aiohttp.ClientSession,
+    settings: Settings,
+    paths: DataPaths,
     *,
-    lives: Mapping[str, float] | None = None,
-    machine: str = "here",
-    **more: str,
+    clock: ShiftedClock,
+    witness: Witness,
 ) -> AsyncIterator[Running]:
-    """Run the whole service against the stand-in, with some settings of one's own."""
-    clock = ShiftedClock()
-    connector = aiohttp.TCPConnector(limit=0)  # as many callers as a test likes
-    async with serve_amo(clock, **(lives or {})) as amo, aiohttp.ClientSession(connector=connector) as http:
-        settings = load_settings(None, environment(amo, encryption_key, **more))
-        stream = io.StringIO()
-        secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY, encryption_key]
-        log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
-        observer = Both(witness, LogObserver(log))
-        home = Home(folder=folder, rescue=folder / "rescue", machine=machine)
-        async with open_service(settings, home=home, clock=clock, log=log, observer=observer) as service:
-            yield Running(
-                amo=amo,
-                clock=clock,
-                service=service,
-                http=http,
-                witness=witness,
-                log=stream,
-                folder=folder,
-                settings=settings,
-                quiet=log,
-            )
+    """Run the whole service against a stand-in."""
+    stream = io.StringIO()
+    secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY]
+    secrets += settings.storage.encryption_keys.get_secret_value().split()
+    log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
+    observer = Both(witness, LogObserver(log))
+    async with open_service(settings, paths=paths, clock=clock, log=log, observer=observer) as service:
+        yield Running(
+            amo=amo,
+            clock=clock,
+            service=service,
+            http=http,
+            witness=witness,
+            log=stream,
+            folder=paths.folder,
+            settings=settings,
+        )
 
 
 @pytest.fixture
 def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
     """Return how to run the whole service with some settings of one's own."""
-    return partial(running_service, tmp_path, encryption_key, witness)
+
+    @asynccontextmanager
+    async def running(
+        *,
+        lives: Mapping[str, float] | None = None,
+        machine: str = "here",
+        clock: ShiftedClock | None = None,
+        **more: str,
+    ) -> AsyncIterator[Running]:
+        clock = clock or ShiftedClock()
+        connector = aiohttp.TCPConnector(limit=0)  # as many callers as a test likes
+        async with serve_amo(clock, **(lives or {})) as amo, aiohttp.ClientSession(connector=connector) as http:
+            settings = load_settings(None, environment(amo, encryption_key, **more))
+            paths = DataPaths(folder=tmp_path, rescue=tmp_path / "rescue", machine=machine)
+            async with run_service(amo, http, settings, paths, clock=clock, witness=witness) as service:
+                yield service
+
+    return running
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from functools import cache
 from typing import Any
 
@@ -11,13 +12,13 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from amo_callback.identity.users import UserRules
-from tests.fakes import START
+from amo_callback.identity.jwt import JwtRules
 
 SECRET = "the-app's-jwt-secret-0123456789-0123456789"
 AUDIENCE = "foryoure-api"
-RULES = UserRules(audience=AUDIENCE)
-NOW = int(START.timestamp())
+RULES = JwtRules(audience=AUDIENCE)
+NOW = int(time.time())
+"""A token's time is compared with the machine's clock, which has gone on since."""
 
 
 @cache
@@ -43,7 +44,7 @@ def jwk(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, **more: Any) -> dic
 
 def claims(*, without: str = "", **changes: Any) -> dict[str, Any]:
     """Return what a good token says, but for the changes."""
-    said = {"sub": "42", "aud": AUDIENCE, "exp": NOW + 300, **changes}
+    said = {"sub": "42", "aud": AUDIENCE, "exp": NOW + 86_400, **changes}
     return {name: value for name, value in said.items() if name != without}
 
 

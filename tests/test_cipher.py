@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.cipher import Cipher, Scrypt, key_of_passphrase, new_key
-from amo_callback.errors import Unreadable
+from amo_callback.errors import DecryptionFailed
 from amo_callback.grant import AuthorizationRequest, GrantSecrets
 from amo_callback.model import TokenPair
 from tests.builders import DAY, a_connection
@@ -53,7 +53,7 @@ def test_a_pair_comes_out_as_it_went_in(cipher: Cipher) -> None:
 
 def test_a_pair_does_not_open_for_another_connection(cipher: Cipher) -> None:
     """A row copied over another one by hand is noticed."""
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecryptionFailed):
         cipher.open_tokens(cipher.seal_pair(PAIR, connection_id="a"), connection_id="b")
 
 
@@ -91,15 +91,15 @@ def test_nothing_opens_as_what_it_is_not(cipher: Cipher) -> None:
     grant = cipher.seal_grant(GRANT, code_hash="x")
     request = cipher.seal_request(REQUEST, state_hash="x")
     for sealed in (grant, request):
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecryptionFailed):
             cipher.open_tokens(sealed, connection_id="x")
     for sealed in (pair, request, cipher.seal_grant(GRANT, code_hash="y")):
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecryptionFailed):
             cipher.open_grant(sealed, code_hash="x")
     for sealed in (pair, grant, cipher.seal_request(REQUEST, state_hash="y")):
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecryptionFailed):
             cipher.open_request(sealed, state_hash="x")
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecryptionFailed):
         cipher.check_canary(pair)
 
 
@@ -108,7 +108,7 @@ def test_the_name_ends_where_the_content_begins(cipher: Cipher) -> None:
     sealed = cipher.seal(b"b\0\0c\0", bound_to="connection:a")
     assert cipher.open(sealed, bound_to="connection:a") == b"b\0\0c\0"
     for name in ("", "connection:", "connection", "connection:aa", "Connection:a", "connection:a\0b"):
-        with pytest.raises(Unreadable):
+        with pytest.raises(DecryptionFailed):
             cipher.open(sealed, bound_to=name)
 
 
@@ -136,7 +136,7 @@ def test_a_connection_whose_pair_no_key_opens_has_none(cipher: Cipher) -> None:
 )
 def test_a_damaged_record_does_not_open(cipher: Cipher, damage: Callable[[bytes], bytes]) -> None:
     """One changed byte is enough."""
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecryptionFailed):
         cipher.open(damage(cipher.seal(b"x" * 50, bound_to="a")), bound_to="a")
 
 
@@ -147,7 +147,7 @@ def test_the_newest_key_seals_and_any_key_opens() -> None:
     assert Cipher([new, old]).open(sealed, bound_to="a") == b"x"
     fresh = Cipher([new, old]).seal(b"x", bound_to="a")
     assert Cipher([new]).open(fresh, bound_to="a") == b"x"
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecryptionFailed):
         Cipher([new]).open(sealed, bound_to="a")
 
 
@@ -162,9 +162,9 @@ def test_the_key_of_a_record_is_told_and_can_be_changed() -> None:
         assert cipher.key_of(again, bound_to="a") == 0
         assert cipher.open(again, bound_to="a") == b"x"
         for work in (cipher.key_of, cipher.reseal):
-            with pytest.raises(Unreadable):
+            with pytest.raises(DecryptionFailed):
                 work(sealed, bound_to="b")
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecryptionFailed):
         cipher.key_of(Cipher([new_key()]).seal(b"x", bound_to="a"), bound_to="a")
 
 
@@ -178,7 +178,7 @@ def test_a_key_is_32_random_bytes() -> None:
 def test_the_canary_tells_whether_a_store_can_be_read(cipher: Cipher) -> None:
     """The key that wrote it, and no other."""
     cipher.check_canary(cipher.seal_canary())
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecryptionFailed):
         Cipher([new_key()]).check_canary(cipher.seal_canary())
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.paid import name_of, seal_paid
-from amo_callback.errors import CommandFailed, StoreUnavailable, Unreadable
+from amo_callback.errors import CommandFailed, DecryptionFailed, StoreUnavailable
 from amo_callback.grant import AuthorizationRequest, GrantedPair, GrantSecrets, IssuedState
 from amo_callback.model import TokenPair
 from amo_callback.rotation import BATCH, Rotation
@@ -89,7 +89,7 @@ async def test_whatever_the_old_key_sealed_opens_with_the_new_one_alone(store: S
     assert AFTER.open_request(state.sealed or b"", state_hash="state") == REQUEST
     canary = await store.canary(b"")
     AFTER.check_canary(canary)
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecryptionFailed):
         BEFORE.check_canary(canary)
     [event] = await store.events(limit=10)
     assert (event.name, event.details) == ("keys.rotated", {"resealed": 8})

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from amo_callback.amo.sandbox.faults import Fault
 from tests.conftest import ADMIN_KEY, API_KEY, BASE, HOST
 from tests.web.phone import SECRET, WITH_USERS, Phone, allow, challenge_of, jwt_of, of
-from tests.web.test_callback import BROKEN
+from tests.web.public.test_callback import BROKEN
 
 if TYPE_CHECKING:
     from tests.conftest import Answer, Running

@@ -23,7 +23,7 @@ ONE_PLACE = {
 }
 EDGES = {"amo", "store", "observe"}
 USE_CASES = {"custody", "connect", "transfer", "notices", "rotation", "web"}
-COMPOSITION = {"web.lifecycle", "web.services", "web.resources", "web.keys"}
+COMPOSITION = {"web.composition"}
 """Where `amo`, `store` and `observe` meet the use cases, as in `cli` and `demo`."""
 
 SECRETS_COMPARED = {"amo.lookup", "connect.admission", "connect.proof", "custody.handout", "identity.api_keys"}

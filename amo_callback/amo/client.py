@@ -29,7 +29,7 @@ from amo_callback.amo.protocol import (
 )
 from amo_callback.amo.redirect import read_redirect
 from amo_callback.amo.wire import Wire
-from amo_callback.errors import AccountNotAllowed, InvalidRequest, NotSent, OutcomeOpen, RateLimited
+from amo_callback.errors import AccountNotAllowed, InvalidRequest, RequestNotSent, UnknownOutcome, VendorRateLimited
 from amo_callback.event import Event, Level
 from amo_callback.hosts import check_host
 from amo_callback.slots import Priority
@@ -112,7 +112,7 @@ class AmoClient:
         return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
 
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> Issued:
-        """Spend an authorization code; raises as `protocol.read_answer`, and `NotSent`, also where it is too late.
+        """Spend an authorization code; raises as `protocol.read_answer`, and `RequestNotSent`, also if it is too late.
 
         Raises `HostNotAllowed` before anything is sent, here and below.
         """
@@ -120,7 +120,7 @@ class AmoClient:
         return await self._issued(request, GrantType.CODE, presented=code.decode(), not_after=not_after)
 
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> Issued:
-        """Spend a refresh token; raises as `protocol.read_answer`, and `NotSent`, also where it is too late.
+        """Spend a refresh token; raises as `protocol.read_answer`, and `RequestNotSent`, also where it is too late.
 
         A process may be stopped while it connects: `not_after` is looked at just before the first byte.
         """
@@ -149,7 +149,7 @@ class AmoClient:
             return read_answer(
                 answer, grant_type=grant_type, presented=presented, now=self._clock.now(), allowed=self._allowed
             )
-        except RateLimited as refused:
+        except VendorRateLimited as refused:
             await self._pace.pause(refused.retry_after)
             raise
 
@@ -158,7 +158,7 @@ class AmoClient:
             return UNASKED
         try:
             answer = await self._ask(request, "look_up")
-        except (NotSent, OutcomeOpen):
+        except (RequestNotSent, UnknownOutcome):
             return UNKNOWN
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
             await self._pace.pause(pause_after(answer, now=self._clock.now()))
@@ -170,7 +170,7 @@ class AmoClient:
         priority = Priority.STRANGER if kind == _KINDS[GrantType.CODE] else Priority.BACKGROUND
         try:
             answer = await self._wire.send(request, priority=priority, not_after=not_after)
-        except (NotSent, OutcomeOpen) as error:
+        except (RequestNotSent, UnknownOutcome) as error:
             self._tell({**told, **error.fields}, began)
             raise
         self._tell({**told, "status": answer.status}, began)

@@ -17,18 +17,18 @@ from urllib.parse import urlencode
 from amo_callback.amo.claims import account_of, json_object, life_of, read_claims
 from amo_callback.amo.pair import find_pair
 from amo_callback.errors import (
-    AccountRefused,
+    AccountBlocked,
     AmoCallbackError,
     AuthFailed,
-    ClientRefused,
+    ClientMismatch,
     CodeExpired,
     CodeUsed,
-    OtherClient,
-    OutcomeOpen,
-    RateLimited,
-    RefreshTokenDead,
-    UnexplainedRefusal,
-    UnknownRefusal,
+    InvalidClient,
+    InvalidRefreshToken,
+    UnauthorizedWithoutHint,
+    UnknownOutcome,
+    UnrecognizedError,
+    VendorRateLimited,
 )
 from amo_callback.hosts import account_url
 from amo_callback.model import Issued, TokenPair
@@ -151,10 +151,10 @@ _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]],
         (re.compile(r"check the `?code`? parameter"), AuthFailed),
     ),
     GrantType.REFRESH_TOKEN: (
-        (re.compile(r"token has expired"), RefreshTokenDead),
-        (re.compile(r"token has been revoked"), RefreshTokenDead),
-        (re.compile(r"invalid refresh token"), RefreshTokenDead),
-        (re.compile(r"cannot decrypt the refresh token"), RefreshTokenDead),
+        (re.compile(r"token has expired"), InvalidRefreshToken),
+        (re.compile(r"token has been revoked"), InvalidRefreshToken),
+        (re.compile(r"invalid refresh token"), InvalidRefreshToken),
+        (re.compile(r"cannot decrypt the refresh token"), InvalidRefreshToken),
     ),
 }
 """The refusals that are the person's to mend: these words and no others are final."""
@@ -176,8 +176,8 @@ def read_answer(
     """Return the pair that was issued for what was `presented`; raises what the answer means.
 
     Each error knows the answer's status and request id, AMO's words, and whether these reject our client.
-    `OutcomeOpen` where it does not tell whether the credential was spent, and `PersonMustAct`, `MustWait` or
-    `MustMend` where it was not. Expiry is counted from `now`, our own clock: a constant offset between the
+    `UnknownOutcome` where it does not tell whether the credential was spent, and `UserError`, `RetryableError` or
+    `OperatorError` where it was not. Expiry is counted from `now`, our own clock: a constant offset between the
     clocks cancels out.
     """
     try:
@@ -203,13 +203,13 @@ def _read(answer: Answer, grant_type: GrantType, presented: str, now: datetime, 
     if 200 <= answer.status < 300:
         return _issued(answer, presented, now, allowed)
     if answer.broken not in {None, TOO_LARGE}:
-        raise OutcomeOpen(answer.broken)
+        raise UnknownOutcome(answer.broken)
     if answer.status == 429:
-        raise RateLimited(pause_after(answer, now=now))
+        raise VendorRateLimited(pause_after(answer, now=now))
     if answer.status in {402, 403}:
-        raise AccountRefused(answer.status, is_problem=answer.is_problem)
+        raise AccountBlocked(answer.status, is_problem=answer.is_problem)
     if answer.status not in {400, 401, 404}:
-        raise OutcomeOpen(f"http_{answer.status}")  # of no other status it is known that nothing was spent
+        raise UnknownOutcome(f"http_{answer.status}")  # of no other status it is known that nothing was spent
     raise _refusal(answer, grant_type)
 
 
@@ -217,7 +217,7 @@ def _issued(answer: Answer, presented: str, now: datetime, allowed: Sequence[str
     content = find_pair((answer.body, *answer.others), presented=presented)
     if content is None:
         useless = "not_json" if json_object(answer.body) is None else "no_pair"
-        raise OutcomeOpen(answer.broken or useless, body=answer.body)
+        raise UnknownOutcome(answer.broken or useless, body=answer.body)
     access, refresh = content.access_token, content.refresh_token
     claims = read_claims(access)
     return Issued(
@@ -239,21 +239,21 @@ def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
     if answer.status in {400, 401}:
         for pattern, error in _REFUSALS[grant_type]:
             if pattern.fullmatch(known):
-                if error is RefreshTokenDead:
-                    return RefreshTokenDead(
+                if error is InvalidRefreshToken:
+                    return InvalidRefreshToken(
                         expired=known == "token has expired",
-                        misread=known in {"invalid refresh token", "cannot decrypt the refresh token"},
+                        undecodable=known in {"invalid refresh token", "cannot decrypt the refresh token"},
                     )
                 return error()
         if grant_type is GrantType.REFRESH_TOKEN and _OTHER_CLIENT.match(known):
-            return OtherClient()
+            return ClientMismatch()
         if _CLIENT_REFUSALS.match(known):
-            return ClientRefused(hint)
+            return InvalidClient(hint)
     if not hint and answer.status == 404 and grant_type is GrantType.CODE:
         return AuthFailed()  # no account lives at the host that the browser named
     if not hint and answer.status in {401, 404}:
-        return UnexplainedRefusal(answer.status)
-    return UnknownRefusal(status=answer.status, hint=hint or _words(problem.get("title")))
+        return UnauthorizedWithoutHint(answer.status)
+    return UnrecognizedError(status=answer.status, hint=hint or _words(problem.get("title")))
 
 
 def _request_id(answer: Answer) -> str | None:

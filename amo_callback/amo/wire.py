@@ -18,7 +18,7 @@ from aiohappyeyeballs import start_connection
 from amo_callback import __version__
 from amo_callback.amo.protocol import ANSWER_LIMIT, TOO_LARGE, AmoRequest, Answer
 from amo_callback.amo.response import Response
-from amo_callback.errors import NotSent, OutcomeOpen
+from amo_callback.errors import RequestNotSent, UnknownOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -60,7 +60,7 @@ class Wire:
     async def send(self, request: AmoRequest, *, priority: Priority, not_after: float) -> Answer:
         """Send a request, not after this monotonic time, and return its answer, also where only a part of it came.
 
-        Raises `NotSent`, and `OutcomeOpen` where no answer came.
+        Raises `RequestNotSent`, and `UnknownOutcome` where no answer came.
         """
         hold, connection = _Hold(), _Connection()
 
@@ -82,9 +82,9 @@ class Wire:
             connection.close()
         response = connection.response
         if not connection.is_sent:
-            raise NotSent
+            raise RequestNotSent
         if not response.status:
-            raise OutcomeOpen(broken or "connection_lost")
+            raise UnknownOutcome(broken or "connection_lost")
         return _answer(response, broken=None if response.is_complete else broken or "half_an_answer")
 
     async def _connect(self, request: AmoRequest, connection: _Connection) -> None:

@@ -13,7 +13,7 @@ from amo_callback.cli.local import acting_as_owner, add_config, find_place
 from amo_callback.cli.progress import Progress
 from amo_callback.cli.terminal import EX_USAGE, end_tidily, is_agreed
 from amo_callback.clock import SystemClock, rfc3339
-from amo_callback.errors import CommandFailed, ConfigurationError, Unreadable
+from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
 from amo_callback.store import copies
 from amo_callback.store.rebuild import open_given, rebuild
 
@@ -109,7 +109,7 @@ def _check_keys(place: Place, found: copies.Contents, copy: Path) -> None:
     cipher = Cipher(place.settings.storage.encryption_keys.get_secret_value().split())
     try:
         cipher.check_canary(found.canary)
-    except Unreadable:
+    except DecryptionFailed:
         raise ConfigurationError(f"storage.encryption_keys: none of them opens {copy}") from None
 
 

@@ -15,7 +15,7 @@ import pydantic
 from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
-from amo_callback.errors import CommandFailed, ConfigurationError, Unreadable
+from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
 from amo_callback.machine import machine_mark
 from amo_callback.store import database_file, open_store
 
@@ -176,6 +176,6 @@ async def open_local(place: Place, *, make: bool = False) -> AsyncIterator[Local
         async with open_store(url, folder=place.folder, clock=clock, process=process) as store:
             try:
                 cipher.check_canary(await store.canary(cipher.seal_canary()))
-            except Unreadable:
+            except DecryptionFailed:
                 raise ConfigurationError("storage.encryption_keys: none of them opens this database") from None
             yield Local(place=place, store=store, cipher=cipher, clock=store.clock)

@@ -23,10 +23,11 @@ from amo_callback.errors import CommandFailed, NotFound
 from amo_callback.hosts import account_url
 from amo_callback.identity import Scope, key_with
 from amo_callback.model import Filter
-from amo_callback.web.private.connections import connection_shape
-from amo_callback.web.private.events import event_shape, whose
-from amo_callback.web.private.notices import notice_shape
-from amo_callback.web.private.tokens import token_shape
+from amo_callback.web.private.connections import show
+from amo_callback.web.private.events import filter_of, show_event
+from amo_callback.web.private.notices import show_notice
+from amo_callback.web.private.tokens import show_token
+from amo_callback.web.route import jsonable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -107,14 +108,14 @@ class _Store:
         all_frozen = await self._store.frozen() is not None
         owners = await self._store.owners_of([connection.id for connection in found])
         return [
-            dict(connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen))
+            jsonable(show(connection, owners[connection.id], frozen=all_frozen or connection.frozen))
             for connection in found
         ]
 
     async def connection(self, selector: str) -> dict[str, Any]:
         [found, *_] = await self._selection.find(selector)
         events = await self._store.events(connection_id=found.id, limit=20)
-        return {**await self._shape(found), "events": [event_shape(event) for event in events]}
+        return {**await self._shape(found), "events": [jsonable(show_event(event)) for event in events]}
 
     async def token(self, selector: str) -> dict[str, Any]:
         """Hand out what lives; nothing is refreshed: whoever spends must stay to store what it brings."""
@@ -124,7 +125,7 @@ class _Store:
             raise CommandFailed("it has no live access token, and only the running service gets a new one: start it")
         amo = self._local.place.settings.amo
         base_url = account_url(amo.endpoint, found.domain, allowed=amo.allowed_domains)
-        return dict(token_shape(found, pair, now=now, base_url=base_url))
+        return dict(show_token(found, pair, now=now, base_url=base_url))
 
     async def refresh(self, selector: str) -> dict[str, Any]:
         raise CommandFailed(f"only the running service refreshes: start it, and ask for {selector} again")
@@ -136,10 +137,10 @@ class _Store:
 
     async def _shape(self, connection: Connection) -> dict[str, Any]:
         owners = await self._store.owners_of([connection.id])
-        return dict(connection_shape(connection, owners[connection.id]))
+        return dict(jsonable(show(connection, owners[connection.id])))
 
     async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
-        return [dict(event_shape(event)) for event in await self._store.events(**whose(selector), limit=limit)]
+        return [jsonable(show_event(event)) for event in await self._store.events(**filter_of(selector), limit=limit)]
 
     async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
         if selector is not None:
@@ -150,7 +151,7 @@ class _Store:
         return {"frozen": self._freezer.frozen is not None, "open_attempts": len(await self._store.attempts())}
 
     async def notices(self) -> list[dict[str, Any]]:
-        return [dict(notice_shape(notice)) for notice in await self._store.notices(limit=MANY)]
+        return [jsonable(show_notice(notice)) for notice in await self._store.notices(limit=MANY)]
 
     async def retry_notices(self, notice_id: str | None) -> dict[str, Any]:
         found = await self._store.retry_notices(notice_id)

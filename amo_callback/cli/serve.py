@@ -24,8 +24,8 @@ from amo_callback.observe.journal import is_journal
 from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.redaction import Redactor
-from amo_callback.observe.systemd import Notifier, handed_over
-from amo_callback.web.lifecycle import Home, Service, open_service
+from amo_callback.observe.systemd import Notifier, inherited_sockets
+from amo_callback.web.composition import DataPaths, Service, open_service
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from amo_callback.config import Settings
     from amo_callback.event import Observer
-    from amo_callback.web.reload import Reloader
+    from amo_callback.web.composition import Reloader
 
 _LAST_LINES = 1.0
 """Seconds for which the log's last lines are waited for, where nobody reads them."""
@@ -87,7 +87,7 @@ def run(
     if variables := proxy_variables(environ):
         log.warning("proxy.ignored", variables=variables, text=WHY)
     max_connections = fit_connections(settings.server.max_connections, log)
-    home = Home(folder=place.folder, rescue=place.rescue, machine=place.machine)
+    paths = DataPaths(folder=place.folder, rescue=place.rescue, machine=place.machine)
 
     def read_again() -> Settings:
         fresh = load_settings(path, environ)
@@ -95,13 +95,13 @@ def run(
         return fresh
 
     notifier = Notifier(environ, pid=os.getpid())
-    listeners = handed_over(environ, pid=os.getpid(), names=("public", "private"))
+    listeners = inherited_sockets(environ, pid=os.getpid(), names=("public", "private"))
     gc.freeze()  # what is there now stays: the loop is not to stand still while garbage is looked for in it
     try:
         return run_loop(
             _serve(
                 settings,
-                home=home,
+                paths=paths,
                 log=log,
                 threshold=threshold,
                 read_again=read_again,
@@ -129,7 +129,7 @@ def check_stop_timeout(settings: Settings, environ: Mapping[str, str]) -> None:
 async def _serve(
     settings: Settings,
     *,
-    home: Home,
+    paths: DataPaths,
     log: FilteringBoundLogger,
     threshold: Threshold,
     read_again: Callable[[], Settings],
@@ -151,7 +151,7 @@ async def _serve(
 
     async with open_service(
         settings,
-        home=home,
+        paths=paths,
         clock=clock,
         log=log,
         observer=observer,
@@ -161,7 +161,7 @@ async def _serve(
         lost_lines=lost_lines,
     ) as service:
         deadline.unsaved = service.services.custody.unsaved
-        service.reloader.also("log.level", lambda fresh: threshold.set(fresh.log.level))
+        service.reloader.register("log.level", lambda fresh: threshold.set(fresh.log.level))
         on_reload(reload)
         status = await until_end(service, signalled)
         deadline.begin(status)
@@ -206,7 +206,7 @@ def on_reload(reload: Callable[[], None]) -> None:
 def _reload(reloader: Reloader, read_again: Callable[[], Settings], observer: Observer) -> None:
     """Take in what is written in the files now; where that cannot be used, all stays as it was."""
     try:
-        needs_restart = reloader.take(read_again())
+        needs_restart = reloader.apply(read_again())
     except ConfigurationError as error:
         observer(Event(name="reload.failed", level=Level.ERROR, fields={"problems": list(error.problems)}))
         return

@@ -30,7 +30,7 @@ class Admission:
 
         Where only issued states are taken, a code without one comes from AMO itself, for a listed account (which is
         checked once AMO has told whose it is). Raises `InvalidState`, `NotFound` for a code that only the app names,
-        and `WrongVerifier` where it expects its challenge to be known.
+        and `PkceMismatch` where it expects its challenge to be known.
         """
         if visit.state is not None and is_issued(visit.state):
             return await self._authorizations.request_of(visit.state)
@@ -48,7 +48,7 @@ class Admission:
         """Check who asks for the outcome of a code that is known, by the state and the request that it came with.
 
         An issued state is a secret of the browser that brings it: who has only the code is somebody else. Raises
-        `InvalidState`. The app names no state: it has the verifier, or `WrongVerifier` is raised.
+        `InvalidState`. The app names no state: it has the verifier, or `PkceMismatch` is raised.
         """
         if visit.arrival is Arrival.APP:
             check_verifier(request, visit.verifier)

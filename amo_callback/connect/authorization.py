@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Crowded, InvalidState, TooManyUnproven
+from amo_callback.errors import InvalidState, QueueFull, TooManyAttempts
 from amo_callback.grant import STATE_PREFIX, AuthorizationRequest, IssuedState, is_issued
 from amo_callback.model import fingerprint
 from amo_callback.slots import Priority
@@ -45,7 +45,7 @@ class Starts:
 
     @asynccontextmanager
     async def turn(self, request: AuthorizationRequest, *, address: str | None) -> AsyncIterator[None]:
-        """Be the only one of the kind meanwhile; raises `TooManyUnproven`, `Crowded`, `StoreUnavailable`."""
+        """Be the only one of the kind meanwhile; raises `TooManyAttempts`, `QueueFull`, `StoreUnavailable`."""
         priority = priority_of(request)
         with self._rooms.enter(priority):
             if not request.vouched:
@@ -59,8 +59,8 @@ class Starts:
     def _reserve_link(self) -> None:
         try:
             self._links.reserve("all links")
-        except TooManyUnproven:
-            raise Crowded from None  # it is not this address that has sent too many
+        except TooManyAttempts:
+            raise QueueFull from None  # it is not this address that has sent too many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +96,7 @@ class Authorizations:
     async def start(self, request: AuthorizationRequest, *, address: str | None = None) -> Started:
         """Issue a state, good for half an hour and one code.
 
-        `address` is whose it is where no user is known. Raises `TooManyUnproven`, and `Crowded` where too many others
+        `address` is whose it is where no user is known. Raises `TooManyAttempts`, and `QueueFull` where too many others
         start at the same time.
         """
         state = STATE_PREFIX + self._new_secret()

@@ -1,9 +1,9 @@
-"""Grants, put together: who may start one, how it is completed, and to whom its end is told."""
+"""The parts of the OAuth flow, put together."""
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amo_callback.connect.admission import Admission
@@ -13,14 +13,15 @@ from amo_callback.connect.exchange import Exchanger, ExchangeRules
 from amo_callback.connect.limits import Limits, Rooms, room_for
 from amo_callback.connect.records import Records
 from amo_callback.connect.redemption import Redeemer
-from amo_callback.model import RefreshRules
+from amo_callback.hosts import check_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
     from amo_callback.clock import Clock
+    from amo_callback.config import Settings
     from amo_callback.custody.build import Custody
     from amo_callback.event import Observer
     from amo_callback.model import Connection
@@ -28,22 +29,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ConnectRules:
-    """Who may connect, and how many at once: of the configuration."""
-
-    issued_only: bool = False
-    """Whether only states are taken that were issued here."""
-    allowed_accounts: Collection[str] = ()
-    default_domain: str | None = None
-    refresh: RefreshRules = field(default_factory=RefreshRules)
-    unproven: int = 30
-    window: float = 60.0
-    requests_per_second: float = 5.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Connecting:
-    """What connects accounts, of one process."""
+class OAuth:
+    """The OAuth flow of one process."""
 
     authorizations: Authorizations
     connect: Connect
@@ -51,76 +38,74 @@ class Connecting:
     limits: Limits
 
 
-def make_connecting(
+def make_oauth(
+    settings: Settings,
+    custody: Custody,
     *,
     store: Store,
     amo: AmoClient,
     cipher: Cipher,
     clock: Clock,
     observer: Observer,
-    custody: Custody,
-    rules: ConnectRules,
     random: Callable[[], float],
     connected: Callable[[Connection], None],
-) -> Connecting:
+) -> OAuth:
     """Build it all; nothing is started. `connected` is called where AMO has accepted a code."""
+    rate, rules = settings.amo.requests_per_second, settings.refresh.rules
+    issued_only, allowed = settings.app.state == "issued", settings.amo.allowed_domains
     limits = Limits(
-        attempts=rules.unproven, window=rules.window, requests_per_second=rules.requests_per_second, clock=clock
+        attempts=settings.limits.unproven,
+        window=settings.limits.window,
+        requests_per_second=rate,
+        clock=clock,
     )
-    room = room_for(per_second=rules.requests_per_second, seconds=rules.refresh.lease - amo.timeout)
+    room = room_for(per_second=rate, seconds=rules.lease - amo.timeout)
     authorizations = Authorizations(
         store=store,
         amo=amo,
         cipher=cipher,
         clock=clock,
-        starts=Starts(
-            each=limits.starts,
-            links=limits.links,
-            rooms=Rooms(size=room),
-        ),
+        starts=Starts(each=limits.starts, links=limits.links, rooms=Rooms(size=room)),
         new_secret=_new_secret,
     )
-    records = Records(cipher=cipher, clock=clock, lease=rules.refresh.lease, new_secret=_new_secret)
+    records = Records(cipher=cipher, clock=clock, lease=rules.lease, new_secret=_new_secret)
+    exchanger = Exchanger(
+        store=store,
+        amo=amo,
+        cipher=cipher,
+        clock=clock,
+        observer=observer,
+        unsaved=custody.unsaved,
+        raw_answers=custody.raw_answers,
+        credentials=custody.credentials,
+        address_block=custody.breaker.address_block,
+        rules=ExchangeRules(
+            allowed_accounts=frozenset(settings.amo.allowed_accounts),
+            default_domain=check_host((settings.amo.default_domain or "").encode(), allowed=allowed),
+            refresh=rules,
+        ),
+        random=random,
+        connected=connected,
+    )
+    admission = Admission(
+        authorizations=authorizations, issued_only=issued_only, lists_accounts=bool(settings.amo.allowed_accounts)
+    )
     connect = Connect(
         store=store,
         amo=amo,
         records=records,
         clock=clock,
         observer=observer,
-        exchanger=Exchanger(
-            store=store,
-            amo=amo,
-            cipher=cipher,
-            clock=clock,
-            observer=observer,
-            unsaved=custody.unsaved,
-            raw_answers=custody.raw_answers,
-            credentials=custody.credentials,
-            address_block=custody.breaker.address_block,
-            rules=ExchangeRules(
-                allowed_accounts=rules.allowed_accounts, default_domain=rules.default_domain, refresh=rules.refresh
-            ),
-            random=random,
-            connected=connected,
-        ),
-        admission=Admission(
-            authorizations=authorizations,
-            issued_only=rules.issued_only,
-            lists_accounts=bool(rules.allowed_accounts),
-        ),
+        exchanger=exchanger,
+        admission=admission,
         attempts=limits.codes,
         rooms=Rooms(size=room),
         leases=custody.leases,
     )
     redeemer = Redeemer(
-        store=store,
-        records=records,
-        clock=clock,
-        connect=connect,
-        attempts=limits.codes,
-        issued_only=rules.issued_only,
+        store=store, records=records, clock=clock, connect=connect, attempts=limits.codes, issued_only=issued_only
     )
-    return Connecting(authorizations=authorizations, connect=connect, redeemer=redeemer, limits=limits)
+    return OAuth(authorizations=authorizations, connect=connect, redeemer=redeemer, limits=limits)
 
 
 def _new_secret() -> str:

@@ -16,15 +16,15 @@ from amo_callback.connect.authorization import priority_of
 from amo_callback.connect.exchange import CodeExchange
 from amo_callback.errors import (
     AmoCallbackError,
-    Crowded,
     Frozen,
     GrantExpired,
     InvalidState,
     NotFound,
-    PersonMustAct,
+    PkceMismatch,
+    QueueFull,
     ShuttingDown,
     StoreUnavailable,
-    WrongVerifier,
+    UserError,
 )
 from amo_callback.event import Event, Level
 from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome, Visit
@@ -87,7 +87,7 @@ class Connect:
         """Return what became of a code, exchanging it if that was not done; `EXCHANGING` after `patience` seconds.
 
         Who gets there first, decides: the host that is named is checked, and only where AMO is to be asked. Raises
-        `PersonMustAct` where AMO is not asked, `NotFound`, `Crowded`, `StoreUnavailable` and `ShuttingDown`. A caller
+        `UserError` where AMO is not asked, `NotFound`, `QueueFull`, `StoreUnavailable` and `ShuttingDown`. A caller
         who is cancelled cancels nothing else.
         """
         outcome = await self._completed(visit)
@@ -101,7 +101,7 @@ class Connect:
                 break
             try:
                 return flight.result()
-            except (PersonMustAct, NotFound, WrongVerifier, Crowded):
+            except (UserError, NotFound, PkceMismatch, QueueFull):
                 if not joined:
                     raise
                 # Another caller's failure (no host, no state, no place): it need not be this one's.
@@ -229,7 +229,7 @@ class Connect:
         grant = await self._store.grant(fresh.code_hash)
         if grant is not None and grant.attempt == fresh.attempt:
             await self._store.finish_grant(
-                dataclasses.replace(grant, status=GrantStatus.FAILED, error=ShuttingDown.word)
+                dataclasses.replace(grant, status=GrantStatus.FAILED, error=ShuttingDown.deep_link_error)
             )
 
     def _is_abandoned(self, grant: Grant) -> bool:

@@ -13,13 +13,13 @@ from amo_callback.custody.remember import remember
 from amo_callback.errors import (
     AccountNotAllowed,
     AmoCallbackError,
-    Busy,
     CodeExpired,
     CodeUsed,
-    NotSent,
-    OutcomeOpen,
-    PersonMustAct,
+    NotYet,
+    RequestNotSent,
     ShuttingDown,
+    UnknownOutcome,
+    UserError,
 )
 from amo_callback.event import Event, Level
 from amo_callback.grant import Grant, GrantedPair, GrantStatus, support_code
@@ -120,7 +120,7 @@ class Exchanger:
             issued = await self._spend(what)
         except AmoCallbackError as error:
             await self._raw_answers.keep(name_of_grant(grant.code_hash), error, domain=what.domain)
-            if isinstance(error, NotSent | ShuttingDown | Busy):
+            if isinstance(error, RequestNotSent | ShuttingDown | NotYet):
                 what.reservation.release()  # AMO was not asked
             ended = _failed(grant, error)
             self._tell_failed(ended, error, what.domain)
@@ -129,7 +129,7 @@ class Exchanger:
             await self._store.finish_grant(ended)
             return ended
         except BaseException:
-            await self._store.finish_grant(_failed(grant, OutcomeOpen("a bug")))
+            await self._store.finish_grant(_failed(grant, UnknownOutcome("a bug")))
             raise
         return await self._save(grant, what, issued)
 
@@ -190,7 +190,7 @@ class Exchanger:
         left = self._left(started)
         served = await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0))
         if self._left(started) <= 0:
-            raise Busy(0)
+            raise NotYet(0)
         if not served:
             raise ShuttingDown
 
@@ -227,7 +227,7 @@ class Exchanger:
         )
 
     def _tell_failed(self, grant: Grant, error: AmoCallbackError, domain: str) -> None:
-        level = Level.INFO if isinstance(error, PersonMustAct) else Level.WARNING
+        level = Level.INFO if isinstance(error, UserError) else Level.WARNING
         fields = {"support_code": support_code(grant.code_hash), "domain": domain, "word": grant.error, **error.fields}
         self._observer(Event(name="grant.failed", level=level, fields=fields))
 
@@ -247,10 +247,10 @@ def _failed(grant: Grant, error: AmoCallbackError) -> Grant:
     if isinstance(error, CodeUsed) and grant.doubtful:
         # An attempt of ours ended without an answer: most likely it is what spent the code.
         error = CodeExpired()
-    final = isinstance(error, PersonMustAct)
+    final = isinstance(error, UserError)
     return dataclasses.replace(
         grant,
         status=GrantStatus.REFUSED if final else GrantStatus.FAILED,
-        error=error.word,
-        doubtful=grant.doubtful or isinstance(error, OutcomeOpen),
+        error=error.deep_link_error,
+        doubtful=grant.doubtful or isinstance(error, UnknownOutcome),
     )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Crowded, TooManyUnproven
+from amo_callback.errors import QueueFull, TooManyAttempts
 from amo_callback.slots import Priority
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class AttemptLimiter:
         """Reserve an attempt for `window` seconds; `None` (no address) is unlimited.
 
         Each priority is counted apart, so that strangers behind an address do not use up the attempts of users who are
-        known. Raises `TooManyUnproven`.
+        known. Raises `TooManyAttempts`.
         """
         if address is None:
             return Reservation()
@@ -50,7 +50,7 @@ class AttemptLimiter:
         while reserved and now - reserved[0] >= self._window:
             reserved.popleft()
         if len(reserved) >= self._attempts:
-            raise TooManyUnproven
+            raise TooManyAttempts
         reserved.append(now)
         self._reserved.move_to_end((among, _network(address)))
         while len(self._reserved) > _ADDRESSES:
@@ -86,9 +86,9 @@ class Rooms:
 
     @contextmanager
     def enter(self, priority: Priority) -> Iterator[None]:
-        """Be in the room meanwhile; raises `Crowded`."""
+        """Be in the room meanwhile; raises `QueueFull`."""
         if self._inside[priority] >= self._size:
-            raise Crowded
+            raise QueueFull
         self._inside[priority] += 1
         try:
             yield

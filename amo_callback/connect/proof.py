@@ -15,7 +15,7 @@ user: a JWT and a proof that the grant began in that user's own app do. These ar
 | | the state names another user, or none | any user's | nobody |
 | a user, a plain link, AMO itself: without a challenge, with an issued state or none | none | any user's | nobody |
 
-A verifier that does not fit, is missing or was not asked for is `WrongVerifier`: then the result is not given, either.
+A verifier that does not fit, is missing or was not asked for is `PkceMismatch`: then the result is not given, either.
 Anybody who knows a user's id can make a state that names it: there the app has to compare its own state.
 """
 
@@ -30,7 +30,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from amo_callback.errors import WrongVerifier
+from amo_callback.errors import PkceMismatch
 
 if TYPE_CHECKING:
     from amo_callback.grant import AuthorizationRequest
@@ -41,7 +41,7 @@ _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 
 
 def check_verifier(request: AuthorizationRequest | None, verifier: str | None) -> None:
-    """Raise `WrongVerifier` where the grant began with a challenge that the verifier does not fit.
+    """Raise `PkceMismatch` where the grant began with a challenge that the verifier does not fit.
 
     A verifier without a challenge does not fit either: somebody may have taken the challenge away on its way
     (RFC 9700, 4.8.2).
@@ -50,10 +50,10 @@ def check_verifier(request: AuthorizationRequest | None, verifier: str | None) -
     if challenge is None and verifier is None:
         return
     if challenge is None or verifier is None or not _VERIFIER.fullmatch(verifier):
-        raise WrongVerifier
+        raise PkceMismatch
     digest = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")
     if not hmac.compare_digest(digest, challenge.encode()):
-        raise WrongVerifier
+        raise PkceMismatch
 
 
 class Binding(Enum):

@@ -6,7 +6,7 @@ import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import OutcomeOpen
+from amo_callback.errors import UnknownOutcome
 from amo_callback.grant import Grant, GrantSecrets, GrantStatus, Outcome, support_code
 from amo_callback.model import fingerprint
 
@@ -55,7 +55,7 @@ class Records:
         return grant, secrets
 
     def secrets_of(self, grant: Grant) -> GrantSecrets:
-        """Return what a grant keeps sealed; raises `Unreadable`, also once that was erased."""
+        """Return what a grant keeps sealed; raises `DecryptionFailed`, also once that was erased."""
         return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
 
     def told(self, grant: Grant, secrets: GrantSecrets | None = None) -> Outcome:
@@ -63,7 +63,7 @@ class Records:
         secrets = secrets or self.secrets_of(grant)
         status, error = grant.status, grant.error
         if status is GrantStatus.EXCHANGING and grant.lease_left is not None and grant.lease_left <= 0:
-            status, error = GrantStatus.FAILED, OutcomeOpen.word  # whoever tried has died
+            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # whoever tried has died
         return Outcome(
             status=status,
             error=error,

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.connect.proof import Binding, binding_of
-from amo_callback.errors import GrantExpired, WrongVerifier
+from amo_callback.errors import GrantExpired, PkceMismatch
 from amo_callback.grant import Arrival, GrantStatus, Visit
 from amo_callback.model import fingerprint
 from amo_callback.slots import Priority
@@ -73,7 +73,7 @@ class Redeemer:
     async def redeem(self, presented: Presented) -> Redeemed:
         """Return what became of a grant; the user who has proved to be an owner of its connection is bound to it.
 
-        Raises `WrongVerifier`, `GrantExpired` (of a ticket, too), and as `Connect.complete`.
+        Raises `PkceMismatch`, `GrantExpired` (of a ticket, too), and as `Connect.complete`.
         """
         known = await self._known(fingerprint(presented.code))
         visit = Visit(
@@ -86,7 +86,7 @@ class Redeemer:
         reservation = self._reserve(presented, known)
         try:
             outcome = await self._connect.complete(visit)
-        except WrongVerifier:
+        except PkceMismatch:
             raise  # and keeps the place: whoever guesses comes to an end
         except BaseException:
             reservation.release()

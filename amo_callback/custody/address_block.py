@@ -15,7 +15,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import AccountRefused, AddressBlocked, Busy, OutcomeOpen, StoreUnavailable
+from amo_callback.errors import AccountBlocked, AddressBlocked, NotYet, StoreUnavailable, UnknownOutcome
 from amo_callback.event import Event, Level
 from amo_callback.model import Demand
 
@@ -79,7 +79,7 @@ class AddressBlock:
     # --- what may leave --------------------------------------------------------------------------
 
     def check(self, connection_id: str, *, demand: Demand) -> None:
-        """Raise `Busy` where this connection may neither be refreshed now, nor be the probe."""
+        """Raise `NotYet` where this connection may neither be refreshed now, nor be the probe."""
         if self.reason is None or connection_id == self._probing:
             return
         may_probe = demand is Demand.PROBE or (demand is Demand.FORCED and self.block is not None)
@@ -92,7 +92,7 @@ class AddressBlock:
             raise self._wait()
 
     async def enter(self, connection_id: str, *, demand: Demand) -> None:
-        """Take the probe for a connection that is about to be presented; raises `Busy`."""
+        """Take the probe for a connection that is about to be presented; raises `NotYet`."""
         self.check(connection_id, demand=demand)
         if self.reason is None or connection_id == self._probing:
             return
@@ -135,12 +135,12 @@ class AddressBlock:
         """Note how a refresh has failed."""
         if self.block is not None:
             return
-        refused = error if isinstance(error, AccountRefused) and error.status == HTTPStatus.FORBIDDEN else None
+        refused = error if isinstance(error, AccountBlocked) and error.status == HTTPStatus.FORBIDDEN else None
         if self._suspected and claimed.id == self._probing:
             if refused is not None:
                 await self._store.begin_amo_block(claimed.id, probe_every=self._probe_every)
                 await self.watch()
-            elif error.status is not None or isinstance(error, OutcomeOpen):
+            elif error.status is not None or isinstance(error, UnknownOutcome):
                 self._forget_refusals()  # AMO answers in another way, or not at all
             return
         if refused is not None:
@@ -159,8 +159,8 @@ class AddressBlock:
                 await self._store.end_amo_block()
                 await self.watch()
 
-    def _wait(self) -> Busy:
-        return Busy(1.0) if self.block is None else AddressBlocked(max(self.probe_in, 1.0))
+    def _wait(self) -> NotYet:
+        return NotYet(1.0) if self.block is None else AddressBlocked(max(self.probe_in, 1.0))
 
     def _forget_refusals(self) -> None:
         self._hosts.clear()

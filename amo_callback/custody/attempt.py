@@ -27,18 +27,18 @@ from typing import TYPE_CHECKING
 from amo_callback.custody.remember import remember
 from amo_callback.errors import (
     AmoCallbackError,
-    Busy,
-    NoAnswer,
+    ClientMismatch,
+    DecryptionFailed,
+    IntrospectionUnavailable,
+    InvalidRefreshToken,
     NotFound,
-    NotSent,
-    OtherClient,
-    OutcomeOpen,
-    RefreshTokenDead,
+    NotYet,
+    RequestNotSent,
     ShuttingDown,
     StoreUnavailable,
     Superseded,
-    UnexplainedRefusal,
-    Unreadable,
+    UnauthorizedWithoutHint,
+    UnknownOutcome,
 )
 from amo_callback.event import Event, Level, happened
 from amo_callback.model import (
@@ -156,14 +156,14 @@ class Attempts:
         if row is None:
             return None
         if pair is None:
-            raise await self._judge.judge(row, Unreadable(), demand=demand)
+            raise await self._judge.judge(row, DecryptionFailed(), demand=demand)
         # By the monotonic clock, read before the claim: a process that was stopped meanwhile, or a store that
         # took its time, must not spend a token on a lease that ends under the request. The slot
         # may be too old by then, too: a store that stalls for a while answers many reads and claims at once.
         not_after = started + self._rules.lease - self._amo.timeout
         if not await self._inquiry.ensure_slot(granted_at=slot_at, not_after=not_after):
             await self._release(row)
-            raise ShuttingDown if self._stopping.is_set() else Busy(1.0)
+            raise ShuttingDown if self._stopping.is_set() else NotYet(1.0)
         return _Claimed(row=row, pair=pair, started=started, not_after=not_after, demand=demand)
 
     async def _release(self, row: Connection) -> None:
@@ -183,28 +183,28 @@ class Attempts:
             raise told from error
         except BaseException:
             await self._judge.judge(
-                claimed.row, OutcomeOpen("a bug"), demand=claimed.demand, seconds=self._seconds(claimed)
+                claimed.row, UnknownOutcome("a bug"), demand=claimed.demand, seconds=self._seconds(claimed)
             )
             raise
 
     async def _present(self, claimed: _Claimed) -> Issued:
         row, token = claimed.row, claimed.pair.refresh_token
         if row.client_id != self._amo.client_id:
-            raise OtherClient  # to AMO, any other client is a stranger with a stolen token
+            raise ClientMismatch  # to AMO, any other client is a stranger with a stolen token
         try:
             with self._unsaved.expecting():
                 return await self._amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
-        except UnexplainedRefusal as refused:
+        except UnauthorizedWithoutHint as refused:
             sighting, not_after = await self._follow(claimed, refused)
-        except RefreshTokenDead as refused:
-            if not refused.misread:
+        except InvalidRefreshToken as refused:
+            if not refused.undecodable:
                 raise
             sighting, not_after = await self._follow(claimed, refused)
         domain = sighting.domain or ""
         try:
             with self._unsaved.expecting():
                 return await self._amo.refresh(refresh_token=token, domain=domain, not_after=not_after)
-        except UnexplainedRefusal as refused:
+        except UnauthorizedWithoutHint as refused:
             _explain(refused, sighting, domain=domain)
             raise
 
@@ -212,10 +212,10 @@ class Attempts:
         """Return where the account has moved, and until when its token may go there; else raise what it means."""
         row = claimed.row
         sighting = await self._inquiry.whereabouts(row, claimed.pair)
-        if sighting.standing is Standing.UNKNOWN and isinstance(refused, RefreshTokenDead):
-            raise NoAnswer from refused  # it may have moved: who knows its token lives elsewhere
+        if sighting.standing is Standing.UNKNOWN and isinstance(refused, InvalidRefreshToken):
+            raise IntrospectionUnavailable from refused  # it may have moved: who knows its token lives elsewhere
         if sighting.domain in {None, row.domain}:
-            if isinstance(refused, UnexplainedRefusal):
+            if isinstance(refused, UnauthorizedWithoutHint):
                 _explain(refused, sighting, domain=row.domain)
             raise refused
         slot_at = await self._inquiry.slot()
@@ -232,7 +232,7 @@ class Attempts:
             raise refused  # the attempt is no longer ours, which the judge will find
         self._observer(moved)
         if not await self._inquiry.ensure_slot(granted_at=slot_at, not_after=not_after):
-            raise ShuttingDown if self._stopping.is_set() else NotSent
+            raise ShuttingDown if self._stopping.is_set() else RequestNotSent
         return sighting, not_after
 
     # --- store -----------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class Attempts:
         return connection
 
 
-def _explain(refused: UnexplainedRefusal, sighting: Sighting, *, domain: str) -> None:
+def _explain(refused: UnauthorizedWithoutHint, sighting: Sighting, *, domain: str) -> None:
     """Add what introspection says of a refusal without a hint from the host at `domain`."""
     refused.accepted = {Standing.GOOD: True, Standing.REFUSED: False}.get(sighting.standing)
     refused.same_host = sighting.domain == domain

@@ -19,7 +19,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Busy, ClientRefused, StoreUnavailable, VerdictHeld
+from amo_callback.errors import InvalidClient, MassFailureSuspected, NotYet, StoreUnavailable
 from amo_callback.event import Event, Level
 from amo_callback.model import Demand
 
@@ -79,8 +79,8 @@ class Breaker:
     def reason(self) -> str | None:
         """Why it is open, as an error's code; `None` where it is closed."""
         if self.refused is not None:
-            return ClientRefused.code
-        return VerdictHeld.code if self._held else None
+            return InvalidClient.code
+        return MassFailureSuspected.code if self._held else None
 
     @property
     def probe_in(self) -> float:
@@ -104,7 +104,7 @@ class Breaker:
             self._probed_at = self._clock.monotonic()
 
     def check(self, connection_id: str, *, demand: Demand) -> None:
-        """Raise `Busy` where this connection may not be refreshed now, nor be the probe.
+        """Raise `NotYet` where this connection may not be refreshed now, nor be the probe.
 
         A caller's forced refresh may be the probe, or the trial of a connection that was given up; each once a
         round, so that the next one is another.
@@ -114,7 +114,7 @@ class Breaker:
             return
         takes_turns = demand in {Demand.FORCED, Demand.TRIAL} and connection_id not in self.probed
         if not (demand is Demand.PROBE or takes_turns) or self.probe_in > 0:
-            raise Busy(max(self.probe_in, 1.0), because=self.reason)
+            raise NotYet(max(self.probe_in, 1.0), cause_code=self.reason)
 
     def enter(self, connection_id: str) -> None:
         """Note who is the probe, where it is open."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from amo_callback.custody.address_block import AddressBlock
 from amo_callback.custody.attempt import Attempts
@@ -87,6 +87,16 @@ class Custody:
         await self.keeper.drain()
 
 
+class _Edges(TypedDict):
+    store: Store
+    clock: Clock
+    observer: Observer
+
+
+class _Sealed(_Edges):
+    cipher: Cipher
+
+
 def make_custody(
     *,
     store: Store,
@@ -101,27 +111,15 @@ def make_custody(
     random: Callable[[], float],
 ) -> Custody:
     """Build it all; nothing is started. `owner` names the process in its claims, `machine` where its store is."""
+    edges: _Edges = {"store": store, "clock": clock, "observer": observer}
+    sealed: _Sealed = {**edges, "cipher": cipher}
     leases = Leases(length=rules.lease, store=store, clock=clock)
-    breaker = Breaker(
-        store=store,
-        clock=clock,
-        observer=observer,
-        retry_cap=rules.retry_cap,
-        address_block=AddressBlock(store=store, clock=clock, observer=observer, probe_every=rules.retry_cap),
-    )
-    unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=observer)
-    raw_answers = RawAnswers(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=observer, unsaved=unsaved)
-    judge = Judge(
-        store=store,
-        clock=clock,
-        observer=observer,
-        breaker=breaker,
-        leases=leases,
-        raw_answers=raw_answers,
-        rules=rules,
-        random=random,
-    )
-    hosts = Hosts(store=store, amo=amo, clock=clock, observer=observer, retry_cap=rules.retry_cap)
+    address_block = AddressBlock(**edges, probe_every=rules.retry_cap)
+    breaker = Breaker(**edges, retry_cap=rules.retry_cap, address_block=address_block)
+    unsaved = Unsaved(**sealed, rescue=rescue)
+    raw_answers = RawAnswers(**sealed, rescue=rescue, unsaved=unsaved)
+    judge = Judge(**edges, breaker=breaker, leases=leases, raw_answers=raw_answers, rules=rules, random=random)
+    hosts = Hosts(**edges, amo=amo, retry_cap=rules.retry_cap)
     inquiry = Inquiry(
         store=store,
         amo=amo,
@@ -135,11 +133,8 @@ def make_custody(
         random=random,
     )
     attempts = Attempts(
-        store=store,
+        **sealed,
         amo=amo,
-        cipher=cipher,
-        clock=clock,
-        observer=observer,
         inquiry=inquiry,
         judge=judge,
         breaker=breaker,
@@ -149,9 +144,7 @@ def make_custody(
         random=random,
     )
     keeper = Keeper(
-        store=store,
-        clock=clock,
-        observer=observer,
+        **edges,
         inquiry=inquiry,
         attempts=attempts,
         breaker=breaker,
@@ -161,28 +154,16 @@ def make_custody(
         concurrency=rules.concurrency,
     )
     checks = Checks(
-        store=store,
-        cipher=cipher,
-        clock=clock,
-        observer=observer,
-        inquiry=inquiry,
-        keeper=keeper,
-        leases=leases,
-        unsaved=unsaved,
-        breaker=breaker,
-        rules=rules,
+        **sealed, inquiry=inquiry, keeper=keeper, leases=leases, unsaved=unsaved, breaker=breaker, rules=rules
     )
-    credentials = Credentials(store=store, clock=clock, observer=observer, client_id=amo.client_id)
-    freezer = Freezer(store=store, clock=clock, observer=observer, machine=machine)
-    deadlines = Deadlines(store=store, clock=clock, observer=observer)
+    credentials = Credentials(**edges, client_id=amo.client_id)
+    freezer = Freezer(**edges, machine=machine)
     refresher = Refresher(
-        store=store,
+        **edges,
         keeper=keeper,
-        clock=clock,
-        observer=observer,
         checks=checks,
         breaker=breaker,
-        watches=[deadlines.watch, freezer.watch, credentials.watch, raw_answers.watch],
+        watches=[Deadlines(**edges).watch, freezer.watch, credentials.watch, raw_answers.watch],
         leases=leases,
         unsaved=unsaved,
         concurrency=rules.concurrency + math.ceil(rules.concurrency * _AT_THE_DOOR),
@@ -191,24 +172,24 @@ def make_custody(
     )
     liveness = Liveness(inquiry=inquiry, leases=leases, clock=clock)
     memory = Memory(store=store, clock=clock)
-    opened = Opened(store=store, cipher=cipher)
     selection = Selection(store=store, unsaved=unsaved, memory=memory)
+    handout = Handout(
+        selection=selection,
+        amo=amo,
+        keeper=keeper,
+        liveness=liveness,
+        opened=Opened(store=store, cipher=cipher),
+        hosts=hosts,
+        clock=clock,
+    )
     return Custody(
         keeper=keeper,
         refresher=refresher,
-        handout=Handout(
-            selection=selection,
-            amo=amo,
-            keeper=keeper,
-            liveness=liveness,
-            opened=opened,
-            hosts=hosts,
-            clock=clock,
-        ),
+        handout=handout,
         checks=checks,
         breaker=breaker,
         credentials=credentials,
-        farewell=Farewell(store=store, clock=clock, observer=observer),
+        farewell=Farewell(**edges),
         freezer=freezer,
         hosts=hosts,
         selection=selection,
@@ -217,5 +198,5 @@ def make_custody(
         unsaved=unsaved,
         raw_answers=raw_answers,
         memory=memory,
-        surveyor=Surveyor(store=store, clock=clock, observer=observer),
+        surveyor=Surveyor(**edges),
     )

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.custody.verdict import LOOK_UP_EVERY, look_again_in
-from amo_callback.errors import Busy, HostNotAllowed, MustWait, NeedsReauth, NotSent, ShuttingDown
+from amo_callback.errors import HostNotAllowed, NeedsReauth, NotYet, RequestNotSent, RetryableError, ShuttingDown
 from amo_callback.event import Event, Level, happened
 from amo_callback.model import Connection, Demand, Reason, Standing, Status, TokenPair
 from amo_callback.schedule import CLOCK_TOLERANCE
@@ -83,7 +83,7 @@ class Checks:
         return named
 
     async def check(self, connection_id: str) -> None:
-        """Look up a connection whose look-up is due; raises `MustWait` where that cannot be done now."""
+        """Look up a connection whose look-up is due; raises `RetryableError` where that cannot be done now."""
         connection = await self._store.connection(connection_id)
         if connection is None or connection.look_up_at is None or connection.look_up_at > self._clock.now():
             return
@@ -163,7 +163,7 @@ class Checks:
                 doubted = happened("connection.in_doubt", connection, told={"from_process": connection.lease_owner})
                 if await self._store.doubt(connection, events=[doubted]):
                     self._observer(doubted)
-            raise Busy(1.0)  # looked at again: the row is another one now, or its lease runs
+            raise NotYet(1.0)  # looked at again: the row is another one now, or its lease runs
         if pair is not None and connection.last_error == "unreadable":
             recovered = happened("connection.recovered", connection)
             if await self._store.revive(connection, next_refresh_at=now, events=[recovered]):  # the key is back
@@ -194,10 +194,10 @@ class Checks:
         """Present a token that AMO seems to know after all; where it does not, that was the last time."""
         try:
             await self._keeper.refresh(connection.id, demand=Demand.TRIAL, satisfied=_is_active)
-        except (Busy, NotSent, ShuttingDown):
+        except (NotYet, RequestNotSent, ShuttingDown):
             # It was not presented: another connection was the probe, perhaps.
             await self._look_up_soon(connection.id, status=Status.NEEDS_REAUTH)
-        except (NeedsReauth, MustWait):
+        except (NeedsReauth, RetryableError):
             return  # the keeper told
 
     async def _look_up_soon(self, connection_id: str, *, status: Status) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import AmoCallbackError, Busy, HostNotAllowed, MustMend, MustWait, NeedsReauth
+from amo_callback.errors import AmoCallbackError, HostNotAllowed, NeedsReauth, NotYet, OperatorError, RetryableError
 from amo_callback.model import Connection, Demand, Reason, Standing, TokenPair, connection_id
 from amo_callback.schedule import fresh_enough, lives
 from amo_callback.tasks import done_within
@@ -70,7 +70,8 @@ class Handout:
 
         A token with less than `min_ttl` seconds is refreshed first; where that fails and it lives still, it is
         handed out as stale, and so is the last that is known while the store is away. Raises `NotFound`,
-        `NeedsReauth`, `MustWait`, `MustMend`: then there is no live one, or it must not leave (`HostNotAllowed`).
+        `NeedsReauth`, `RetryableError`, `OperatorError`: then there is no live one, or it must not leave
+        (`HostNotAllowed`).
         """
         if handed_out := self._at_hand(selector, min_ttl):
             return handed_out
@@ -92,7 +93,7 @@ class Handout:
             satisfied = _newer_than(connection)  # it is dead before its time
         try:
             return await self._refreshed(connection, demand=Demand.HAND_OUT, satisfied=satisfied, patience=_PATIENCE)
-        except (MustWait, MustMend, NeedsReauth) as error:
+        except (RetryableError, OperatorError, NeedsReauth) as error:
             recalled = await self._selection.recall(connection.id, anew=True)  # another process may have stored a pair
             stale = recalled.away is not None or not is_fresh(recalled.connection)
             handed_out = await self._as_it_is(recalled.connection, error=error if stale else None)
@@ -155,7 +156,7 @@ class Handout:
         refreshing = asyncio.ensure_future(self._keeper.refresh(connection.id, demand=demand, satisfied=satisfied))
         try:
             if not await done_within(refreshing, seconds=patience, clock=self._clock):
-                raise Busy(patience)
+                raise NotYet(patience)
             connection = refreshing.result()
         finally:
             refreshing.cancel()
@@ -163,9 +164,9 @@ class Handout:
         if pair is None:
             raise NeedsReauth(Reason.UNREADABLE)
         if not lives(pair, now=self._clock.now()):
-            raise Busy(1.0)  # the process was stopped for longer than a token lives
+            raise NotYet(1.0)  # the process was stopped for longer than a token lives
         if self._liveness.is_doubtful(connection):
-            raise Busy(1.0)  # what was stored meanwhile is being refreshed again, and may be dead by now
+            raise NotYet(1.0)  # what was stored meanwhile is being refreshed again, and may be dead by now
         return HandedOut(connection=connection, pair=pair, base_url=await self._hosts.check(connection))
 
     async def _as_it_is(
@@ -213,6 +214,6 @@ def _newer_than(seen: Connection) -> Callable[[Connection], bool]:
 def _reason(error: AmoCallbackError) -> str:
     if isinstance(error, NeedsReauth) and error.reason:
         return f"{error.code}: {error.reason}"
-    if isinstance(error, Busy) and error.because:
-        return error.because
+    if isinstance(error, NotYet) and error.cause_code:
+        return error.cause_code
     return error.code

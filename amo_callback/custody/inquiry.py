@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from amo_callback.errors import (
     AmoCallbackError,
-    Busy,
     HostNotAllowed,
-    NoAnswer,
-    OutcomeOpen,
+    IntrospectionUnavailable,
+    MassFailureSuspected,
+    NotYet,
     ShuttingDown,
     StoreUnavailable,
-    VerdictHeld,
+    UnknownOutcome,
 )
 from amo_callback.event import happened
 from amo_callback.model import Connection, Reason, Sighting, Standing, TokenPair, fingerprint
@@ -79,14 +79,14 @@ class Inquiry:
     async def slot(self, priority: Priority = Priority.BACKGROUND, *, limit: float | None = None) -> float:
         """Wait for a slot at the rate limit, and return the monotonic time at which it was granted.
 
-        Raises `ShuttingDown` when the process ends, and `Busy` after `limit` seconds.
+        Raises `ShuttingDown` when the process ends, and `NotYet` after `limit` seconds.
         """
         slot = self._amo.slot(priority)
         had = await done_unless(slot, stop=self._stopping, grace=0, clock=self._clock, limit=limit)
         if self._stopping.is_set():
             raise ShuttingDown
         if not had:
-            raise Busy(1.0)
+            raise NotYet(1.0)
         return self._clock.monotonic()
 
     async def ensure_slot(self, *, granted_at: float, not_after: float) -> bool:
@@ -132,10 +132,10 @@ class Inquiry:
                 cap=self._rules.retry_cap,
                 random=self._random,
             )
-            await self._put_off(connection, NoAnswer(), again=again)
+            await self._put_off(connection, IntrospectionUnavailable(), again=again)
         refused = sighting.standing is not Standing.GOOD
         if refused and lives(pair, now=now) and await self._raw_answers.has(connection):
-            await self._put_off(connection, OutcomeOpen("raw_answer"), again=min(later, pair.expires_at))
+            await self._put_off(connection, UnknownOutcome("raw_answer"), again=min(later, pair.expires_at))
         suspended = connection.suspended_token == fingerprint(pair.refresh_token)
         if suspended and await self._is_accepted(connection, pair, sighting):
             await self._forget_answers(connection)
@@ -146,7 +146,7 @@ class Inquiry:
                 raise applied
         elif sighting.standing is not Standing.REFUSED or not self._breaker.held:
             return
-        await self._put_off(connection, VerdictHeld(), again=later)
+        await self._put_off(connection, MassFailureSuspected(), again=later)
 
     async def _is_accepted(self, connection: Connection, pair: TokenPair, sighting: Sighting) -> bool:
         """Tell whether a token whose terminal answer was suspended may be presented again.
@@ -192,7 +192,7 @@ class Inquiry:
         priority: Priority = Priority.BACKGROUND,
         limit: float | None = None,
     ) -> Sighting:
-        """Ask whether the access token is valid; raises `Busy` where there was no slot for `limit` seconds.
+        """Ask whether the access token is valid; raises `NotYet` where there was no slot for `limit` seconds.
 
         Raises `HostNotAllowed`.
         """

@@ -21,15 +21,15 @@ from amo_callback.custody.verdict import (
 )
 from amo_callback.errors import (
     AmoCallbackError,
-    Busy,
-    ClientRefused,
-    MustMend,
+    InvalidClient,
+    MassFailureSuspected,
     NeedsReauth,
+    NotYet,
+    OperatorError,
     RefreshRefused,
     StoreUnavailable,
     Superseded,
-    UnexplainedRefusal,
-    VerdictHeld,
+    UnauthorizedWithoutHint,
 )
 from amo_callback.event import Event, Level, happened
 from amo_callback.model import Connection, Reason, Status, short
@@ -94,7 +94,7 @@ class Judge:
         except StoreUnavailable as failed:
             # The claim stays, with what it was spending: after the lease it counts as doubtful, and here at once.
             self._leases.end(claimed)
-            unsaved = {"error": error.code, "store": failed.what}
+            unsaved = {"error": error.code, "store": failed.detail}
             self._observer(happened("refresh.verdict_unsaved", claimed, Level.ERROR, told=unsaved))
             return NeedsReauth(self._verdict(claimed, error).reason) if is_final(error) else error
         if judged is None:
@@ -123,15 +123,15 @@ class Judge:
         await self._breaker.address_block.failed(claimed, error)
         if claimed.status is not Status.ACTIVE:
             return error
-        if isinstance(error, ClientRefused):
+        if isinstance(error, InvalidClient):
             await self._breaker.suspect(claimed.id, error.hint)
-        elif isinstance(error, UnexplainedRefusal):
+        elif isinstance(error, UnauthorizedWithoutHint):
             error = await self._weigh_unexplained(claimed, error)
         if is_final(error) and not await self._breaker.believes():
-            return VerdictHeld(error)
+            return MassFailureSuspected(error)
         return error
 
-    async def _weigh_unexplained(self, claimed: Connection, error: UnexplainedRefusal) -> AmoCallbackError:
+    async def _weigh_unexplained(self, claimed: Connection, error: UnauthorizedWithoutHint) -> AmoCallbackError:
         """Suspect our credentials where introspection accepts the token; where it rejects it, give up after a day."""
         if error.accepted and error.same_host:
             words = f"AMO answers {error.status} {error.title or 'without a hint'}, although it accepts our tokens"
@@ -159,7 +159,7 @@ class Judge:
                 connection, last_error=error, now=now, look_up_at=now + LOOK_UP_EVERY, events=[event]
             )
         if not applied:
-            return Busy(1.0)  # the connection has changed: it is read again
+            return NotYet(1.0)  # the connection has changed: it is read again
         self._observer(event)
         return NeedsReauth(reason)
 
@@ -184,5 +184,5 @@ def _event(claimed: Connection, verdict: Verdict, error: AmoCallbackError, made:
     else:
         again = {"failures": claimed.failures + 1, "next_refresh_at": verdict.next_refresh_at}
         fields = {**made, **again, **error.fields}
-        name, level = "refresh.failed", Level.ERROR if isinstance(error, MustMend) else Level.WARNING
+        name, level = "refresh.failed", Level.ERROR if isinstance(error, OperatorError) else Level.WARNING
     return happened(name, claimed, level, told=fields)

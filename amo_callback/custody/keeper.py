@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import (
     AmoCallbackError,
-    Busy,
     ConfigurationError,
     Frozen,
     HostNotAllowed,
     NeedsReauth,
     NotFound,
-    NotSent,
+    NotYet,
+    RequestNotSent,
     ShuttingDown,
     StoreUnavailable,
 )
@@ -98,7 +98,7 @@ class Keeper:
                 flight = self._take_off(connection_id, demand, satisfied)
             try:
                 connection = await asyncio.shield(flight)
-            except Busy:
+            except NotYet:
                 if not joined:
                     raise
                 continue  # the other caller was to wait: this one need not be
@@ -194,11 +194,11 @@ class Keeper:
         due, now = connection.next_refresh_at, self._clock.now()
         if demand is Demand.PROBE or not connection.failures or due is None or due <= now:
             return
-        if demand is Demand.FORCED and connection.last_error == NotSent.code:
+        if demand is Demand.FORCED and connection.last_error == RequestNotSent.code:
             return  # nothing reached AMO: nothing is hammered
         if connection.last_error == HostNotAllowed.code:
             return  # nothing was sent, and the host is checked next
-        raise Busy((due - now).total_seconds(), because=connection.last_error)
+        raise NotYet((due - now).total_seconds(), cause_code=connection.last_error)
 
     async def _search(self, connection: Connection) -> None:
         """Look for what the process has left that died at this connection: the next pair may lie in a rescue file."""

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import Busy, HostNotAllowed, ShuttingDown
+from amo_callback.errors import HostNotAllowed, NotYet, ShuttingDown
 from amo_callback.model import Connection, Standing, Status, TokenPair
 from amo_callback.schedule import is_impossible
 from amo_callback.slots import Priority
@@ -120,7 +120,7 @@ class Liveness:
             sighting = await self._inquiry.about_access_token(
                 connection, pair, priority=Priority.TOKEN_CHECK, limit=_PATIENCE
             )
-        except (ShuttingDown, Busy, HostNotAllowed):
+        except (ShuttingDown, NotYet, HostNotAllowed):
             return
         standing = sighting.standing
         settled = connection.status is Status.NEEDS_REAUTH and standing is not Standing.UNKNOWN

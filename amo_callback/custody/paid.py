@@ -8,7 +8,7 @@ import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.errors import Unreadable
+from amo_callback.errors import DecryptionFailed
 from amo_callback.grant import Grant, GrantedPair, GrantStatus
 from amo_callback.model import Connection, RefreshedPair, Status
 from amo_callback.sealing import Kind, Sealed, place
@@ -71,7 +71,7 @@ def seal_paid(paid: Paid, cipher: Cipher) -> bytes:
 
 
 def open_paid(name: str, sealed: bytes, cipher: Cipher) -> Paid:
-    """Open what a file holds; raises `Unreadable`, also for what was put there by hand."""
+    """Open what a file holds; raises `DecryptionFailed`, also for what was put there by hand."""
     content = json.loads(cipher.open(sealed, bound_to=place(Kind.RESCUE, name)), object_hook=_decode)
     try:
         if "refreshed" in content:
@@ -84,7 +84,7 @@ def open_paid(name: str, sealed: bytes, cipher: Cipher) -> Paid:
             owner=content.get("owner"),
         )
     except (KeyError, TypeError, ValueError):  # of another version of amo-callback
-        raise Unreadable from None
+        raise DecryptionFailed from None
 
 
 def sealed_in(paid: Paid) -> Sequence[Sealed]:

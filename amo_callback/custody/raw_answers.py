@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.custody.paid import replaced_by
 from amo_callback.custody.rescue import RAW
-from amo_callback.errors import AmoCallbackError, OutcomeOpen, StoreUnavailable, Unreadable
+from amo_callback.errors import AmoCallbackError, DecryptionFailed, StoreUnavailable, UnknownOutcome
 from amo_callback.event import Event, Level
 from amo_callback.schedule import REFRESH_TOKEN_LIFE
 from amo_callback.sealing import Kind, place
@@ -63,12 +63,12 @@ def refreshed_by(name: str) -> tuple[str, int] | None:
 
 
 def open_raw(name: str, sealed: bytes, cipher: Cipher) -> RawAnswer:
-    """Open what a file holds; raises `Unreadable`."""
+    """Open what a file holds; raises `DecryptionFailed`."""
     content = json.loads(cipher.open(sealed, bound_to=place(Kind.RESCUE, name)))
     try:
         return RawAnswer(**{**content, "body": base64.b64decode(content["body"])})
     except (KeyError, TypeError, ValueError):  # of another version of amo-callback
-        raise Unreadable from None
+        raise DecryptionFailed from None
 
 
 def _seal(name: str, answer: RawAnswer, cipher: Cipher) -> bytes:
@@ -102,7 +102,7 @@ class RawAnswers:
 
     async def keep(self, name: str, error: AmoCallbackError, *, domain: str, presented: str = "") -> None:
         """Keep the answer that an error brings, where it may hold a pair; until that is done the process goes on."""
-        if not isinstance(error, OutcomeOpen) or not error.body:
+        if not isinstance(error, UnknownOutcome) or not error.body:
             return
         refreshed = refreshed_by(name)
         told: dict[str, object] = {"file": name}

@@ -7,7 +7,7 @@ from collections import deque
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import AmoCallbackError, Busy, StoreUnavailable
+from amo_callback.errors import AmoCallbackError, NotYet, StoreUnavailable
 from amo_callback.event import Event, Level
 from amo_callback.model import Connection, Demand
 from amo_callback.outage import Outage
@@ -253,7 +253,7 @@ class Refresher:
         """Run work for one connection; what went wrong with it was told, and is no concern of the others."""
         try:
             await work
-        except (StoreUnavailable, Busy):
+        except (StoreUnavailable, NotYet):
             self._put_aside(connection_id, self._poll_interval)  # nothing was written down: it still looks due
         except AmoCallbackError:
             pass  # written down, with when to try again, and told; or there is nothing left to do

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from amo_callback.custody.paid import Paid, as_of, name_of, open_paid, replaced_by, seal_paid
-from amo_callback.errors import ConfigurationError, ShuttingDown, StoreUnavailable, Unreadable
+from amo_callback.errors import ConfigurationError, DecryptionFailed, ShuttingDown, StoreUnavailable
 from amo_callback.event import Event, Level
 from amo_callback.model import Connection, RefreshedPair, Status
 from amo_callback.tasks import done_unless
@@ -165,7 +165,7 @@ class Unsaved:
     async def _take_up(self, name: str, content: bytes | None) -> None:
         try:
             paid = open_paid(name, content or b"", self._cipher)
-        except Unreadable:
+        except DecryptionFailed:
             self._unreadable.add(name)
             fields = {"file": name, "text": "give back its encryption key, or its owner, then restart"}
             self._observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
@@ -324,7 +324,7 @@ class Unsaved:
             return
         held.told = True
         if isinstance(refusal, StoreUnavailable):
-            self._tell("pair.unsaved", held.paid, Level.ERROR, store=refusal.what, rescued=held.rescued)
+            self._tell("pair.unsaved", held.paid, Level.ERROR, store=refusal.detail, rescued=held.rescued)
         else:
             bug = Event(name="pair.unsaved", level=Level.ERROR, connection_id=held.paid.connection_id, error=refusal)
             self._observer(bug)

@@ -7,16 +7,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import (
-    AccountRefused,
+    AccountBlocked,
     AmoCallbackError,
-    MustMend,
-    OutcomeOpen,
-    RateLimited,
+    DecryptionFailed,
+    InvalidRefreshToken,
+    MassFailureSuspected,
+    OperatorError,
     RefreshRefused,
-    RefreshTokenDead,
-    UnexplainedRefusal,
-    Unreadable,
-    VerdictHeld,
+    UnauthorizedWithoutHint,
+    UnknownOutcome,
+    VendorRateLimited,
 )
 from amo_callback.model import Connection, Reason, RefreshRules, Status, Successes, Verdict
 from amo_callback.schedule import retry_at
@@ -49,11 +49,11 @@ def verdict_of(
         status=Status.ACTIVE if reason is None else Status.NEEDS_REAUTH,
         reason=reason,
         last_error=error.code,
-        open_for=timedelta(seconds=rules.lease) if isinstance(error, OutcomeOpen) else None,
+        open_for=timedelta(seconds=rules.lease) if isinstance(error, UnknownOutcome) else None,
         next_refresh_at=_again(error, claimed, now, rules, random) if reason is None else None,
         died_at=None if reason is None else now,
         look_up_at=None if reason is None else now + look_again_in(reason, rules),
-        refused_at=now if isinstance(error, UnexplainedRefusal) and error.accepted is False else None,
+        refused_at=now if isinstance(error, UnauthorizedWithoutHint) and error.accepted is False else None,
         suspended_reason=_suspended(error, claimed),
     )
     return _of_a_trial(verdict, claimed, now) if given_up else verdict
@@ -100,17 +100,17 @@ def is_refused_alone(claimed: Connection, successes: Successes, *, now: datetime
 
 def last_error_of(reason: Reason | None) -> str:
     """Return the code of the error that has led to a suspended answer."""
-    return RefreshRefused.code if reason is Reason.REFUSED else RefreshTokenDead.code
+    return RefreshRefused.code if reason is Reason.REFUSED else InvalidRefreshToken.code
 
 
 def is_final(error: AmoCallbackError) -> bool:
     """Tell whether only the person can mend it: AMO's listed refusals, a day of others, a pair that no key opens."""
-    return isinstance(error, RefreshTokenDead | RefreshRefused | Unreadable)
+    return isinstance(error, InvalidRefreshToken | RefreshRefused | DecryptionFailed)
 
 
 def _suspended(error: AmoCallbackError, claimed: Connection) -> Reason | None:
     """Return what a suspended answer means; `None` where no token was presented."""
-    if not isinstance(error, VerdictHeld) or error.answer is None or not claimed.spending:
+    if not isinstance(error, MassFailureSuspected) or error.answer is None or not claimed.spending:
         return None
     return _reason(error.answer, claimed)
 
@@ -121,7 +121,7 @@ def _reason(error: AmoCallbackError, claimed: Connection) -> Reason | None:
         return None
     if isinstance(error, RefreshRefused):
         return Reason.REFUSED
-    if not isinstance(error, RefreshTokenDead):
+    if not isinstance(error, InvalidRefreshToken):
         return Reason.UNREADABLE
     if claimed.doubtful == claimed.spending:
         # An attempt of ours ended without an answer: it may be what spent the token.
@@ -132,10 +132,10 @@ def _reason(error: AmoCallbackError, claimed: Connection) -> Reason | None:
 def _again(
     error: AmoCallbackError, claimed: Connection, now: datetime, rules: RefreshRules, random: Callable[[], float]
 ) -> datetime:
-    if isinstance(error, RateLimited):
+    if isinstance(error, VendorRateLimited):
         return now + timedelta(seconds=error.retry_after)
-    rejected = isinstance(error, UnexplainedRefusal) and error.accepted is False and claimed.refusals >= _REFUSALS
-    if rejected or isinstance(error, AccountRefused | MustMend | VerdictHeld):
+    rejected = isinstance(error, UnauthorizedWithoutHint) and error.accepted is False and claimed.refusals >= _REFUSALS
+    if rejected or isinstance(error, AccountBlocked | OperatorError | MassFailureSuspected):
         return now + timedelta(seconds=rules.retry_cap)
     retry = retry_at(
         now,
@@ -145,7 +145,7 @@ def _again(
         cap=rules.retry_cap,
         random=random,
     )
-    if isinstance(error, OutcomeOpen):
+    if isinstance(error, UnknownOutcome):
         # AMO may be at work on it still: not before a lease's length has passed.
         return max(retry, now + timedelta(seconds=rules.lease))
     return retry

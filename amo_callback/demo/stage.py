@@ -28,8 +28,8 @@ from amo_callback.demo.render import Renderer
 from amo_callback.demo.story import YOU, Aside, Story
 from amo_callback.demo.trials import Trials
 from amo_callback.observe.log import make_logger, take_over_library_logs
-from amo_callback.web.doors import open_door
-from amo_callback.web.lifecycle import Home, Service, open_service
+from amo_callback.web.composition import DataPaths, Service, open_service
+from amo_callback.web.listener import open_listener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -147,10 +147,10 @@ async def open_stage(
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False))
         proxy = Proxy(http, panel=sites.panel)
         for name, app, address in (("amo", sandbox.app(), sites.amo), ("proxy", proxy.app(), sites.proxy)):
-            await stack.enter_async_context(open_door(app, address, name=name, clock=clock, log=log))
-        home = Home(folder=folder, rescue=folder / "rescue", machine="demo")
+            await stack.enter_async_context(open_listener(app, address, name=name, clock=clock, log=log))
+        paths = DataPaths(folder=folder, rescue=folder / "rescue", machine="demo")
         service = await stack.enter_async_context(
-            open_service(settings, home=home, clock=clock, log=log, observer=story)
+            open_service(settings, paths=paths, clock=clock, log=log, observer=story)
         )
         proxy.public = service.public
         backend = Backend(http, private=service.private, key=made.api_key)
@@ -173,5 +173,5 @@ async def open_stage(
         panel = Panel(life=lambda: watcher.life, story=story, trials=trials, renderer=renderer, curl=curl)
         pages = web.Application(middlewares=[loopback_only])
         pages.add_routes([*panel.routes(), *phone.routes(), *renderer.routes()])
-        await stack.enter_async_context(open_door(pages, sites.panel, name="panel", clock=clock, log=log))
+        await stack.enter_async_context(open_listener(pages, sites.panel, name="panel", clock=clock, log=log))
         yield Stage(service=service, story=story, trials=trials, watcher=watcher, curl=curl)

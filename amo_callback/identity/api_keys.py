@@ -1,4 +1,4 @@
-"""API keys and what they may do."""
+"""API keys and their scopes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Scope(StrEnum):
-    """What an API key may do."""
+    """A right of an API key."""
 
     READ = "read"
     TOKEN = "token"  # noqa: S105 -- because it is the scope's name
@@ -22,7 +22,7 @@ class Scope(StrEnum):
 
 
 DEFAULT_SCOPES = frozenset({Scope.READ, Scope.TOKEN})
-"""What a key may do whose line names no scopes: what a backend needs, and no more."""
+"""The scopes of a key whose line names none: what a backend needs, and no more."""
 
 MIN_KEY_LENGTH = 32
 
@@ -39,13 +39,13 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys that open the private door."""
+    """The keys of the private API."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._keys = tuple(keys)
 
     def replace(self, keys: Sequence[ApiKey]) -> None:
-        """Take these keys from now on, and no other."""
+        """Accept these keys from now on, and no other."""
         self._keys = tuple(keys)
 
     def find(self, presented: str) -> ApiKey | None:
@@ -68,7 +68,7 @@ def read_api_keys(text: str) -> Sequence[ApiKey]:
 
 
 def key_with(text: str, scope: Scope) -> str | None:
-    """Return a key that may do this, as whoever may read the configuration may use it."""
+    """Return a key with this scope, for a command that may read the configuration."""
     for line in text.splitlines():
         match = _LINE.fullmatch(line.strip())
         if match is not None:

@@ -1,8 +1,8 @@
-"""How the service does at the moment of a scrape, as Prometheus's gauges.
+"""The state of the service at the moment of a scrape, as Prometheus's gauges.
 
-What is not known has no sample: a zero would be a lie. Ages are told in seconds, by the service's own steady clock:
-they are short, and a clock that is wrong must raise no alarm. Deadlines are told as moments: they are weeks away, and
-come nearer also while the store is silent.
+Unknown values have no sample: a zero would be wrong. Ages are in seconds of the monotonic clock: they are short, and a
+wrong wall clock must raise no alarm. Deadlines are timestamps: they are weeks away, and come nearer also while the
+store does not answer.
 """
 
 from __future__ import annotations
@@ -17,36 +17,39 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from amo_callback.survey import Condition, Survey
+    from amo_callback.survey import ServiceStatus, Survey
 
 
 Label = TypeVar("Label", bound=str)
 
 
-class Gauges:
-    """The gauges of one moment, as Prometheus's library collects them."""
+_FAILED_CHECKS = (
+    ("frozen", "frozen", "Whether refreshing is frozen, for all connections."),
+    ("amo_credentials_refused", "amo_credentials", "Whether AMO refuses our client id, secret or redirect URI."),
+    ("amo_blocked", "amo_blocked", "Whether AMO blocks the address of this server."),
+    ("mass_failure", "mass_failure", "Whether refreshing is paused because too many connections failed at once."),
+)
+"""Gauges that are 1 where a check of /readyz fails."""
 
-    def __init__(self, condition: Condition) -> None:
-        self._condition = condition
+
+class Gauges:
+    """The gauges of one moment, as a Prometheus collector."""
+
+    def __init__(self, status: ServiceStatus) -> None:
+        self._status = status
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Return each gauge of which something is known."""
-        now, survey = self._condition, self._condition.survey
+        """Yield each gauge whose value is known."""
+        now, survey = self._status, self._status.survey
         yield _each("check_ok", "Whether a check of /readyz is good.", "check", now.checks)
-        yield _one("refresher_beat_age_seconds", "How long ago the refresher last came round.", now.beat_age)
+        yield _one("refresher_beat_age_seconds", "Seconds since the refresher's last heartbeat.", now.beat_age)
         yield _one("refreshes_in_flight", "Refreshes under way in this process.", now.in_flight)
-        yield _one("unsaved_pairs", "New token pairs that the database does not take.", now.unsaved)
-        yield _one("frozen", "Whether nothing is spent, of all connections.", now.frozen)
-        yield _one(
-            "amo_credentials_refused",
-            "Whether AMO refuses our client id, secret or redirect URI.",
-            now.credentials_refused,
-        )
-        yield _one("amo_blocked", "Whether AMO blocks the address of this server.", now.amo_blocked)
-        yield _one("verdicts_held", "Whether too many connections died at once to believe it.", now.verdicts_held)
+        yield _one("unsaved_pairs", "New token pairs that the database does not accept.", now.unsaved)
+        for name, check, about in _FAILED_CHECKS:
+            yield _one(name, about, None if check not in now.checks else not now.checks[check])
         if survey is not None:
-            yield _one("survey_age_seconds", "How old is what the database told of all connections.", now.survey_age)
-            yield _one("survey_duration_seconds", "How long the database took to tell it.", now.survey_seconds)
+            yield _one("survey_age_seconds", "Seconds since the last poll of the database.", now.survey_age)
+            yield _one("survey_duration_seconds", "How long that poll took.", now.survey_seconds)
             yield from _connections(survey)
             if now.notices_delivered:
                 yield from _notices(survey)
@@ -61,7 +64,7 @@ def _connections(survey: Survey) -> Iterator[GaugeMetricFamily]:
     yield _each("connections", "All connections, by their status.", "status", statuses)
     yield _each(
         "connections_needing_reauth",
-        "Connections whose person must connect again, by why.",
+        "Connections whose user must connect again, by reason.",
         "reason",
         survey.needs_reauth,
     )

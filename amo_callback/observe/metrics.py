@@ -1,7 +1,6 @@
-"""What is counted, in Prometheus's words: its own registry, and no label that grows with accounts.
+"""The counters of the service, in a Prometheus registry of its own; no label grows with accounts.
 
-Every label's values are listed here, so that each series is there from the start, at zero; what is on no list is
-`other`, whatever it was.
+Every label's values are listed here, so that each series exists from the start, at zero; other values are `other`.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily
 
 from amo_callback import __version__
-from amo_callback.deeplink import WORDS
+from amo_callback.deeplink import DEEP_LINK_ERRORS
 from amo_callback.errors import (
-    AccountRefused,
-    ClientRefused,
+    AccountBlocked,
+    ClientMismatch,
+    DecryptionFailed,
     HostNotAllowed,
-    NoAnswer,
-    NotSent,
-    OtherClient,
-    OutcomeOpen,
-    RateLimited,
-    RefreshTokenDead,
-    UnexplainedRefusal,
-    UnknownRefusal,
-    Unreadable,
-    VerdictHeld,
+    IntrospectionUnavailable,
+    InvalidClient,
+    InvalidRefreshToken,
+    MassFailureSuspected,
+    RequestNotSent,
+    UnauthorizedWithoutHint,
+    UnknownOutcome,
+    UnrecognizedError,
+    VendorRateLimited,
 )
 from amo_callback.model import Reason
 from amo_callback.observe.gauges import Gauges
@@ -39,12 +38,12 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from amo_callback.event import Event
-    from amo_callback.survey import Condition
+    from amo_callback.survey import ServiceStatus
 
 OTHER = "other"
 LISTENERS = ("public", "private")
 CLOSINGS = ("max_connections", "incomplete_request", "idle", "unread_answer")
-HAND_OUTS = (
+TOKEN_RESULTS = (
     "fresh",
     "stale",
     "not_found",
@@ -57,24 +56,24 @@ HAND_OUTS = (
     "store_unavailable",
     OTHER,
 )
-CALLBACKS = ("connected", "exchanging", *WORDS, OTHER)
+CALLBACKS = ("connected", "exchanging", *DEEP_LINK_ERRORS, OTHER)
 _FAILURES = (
     *(
         error.code
         for error in (
-            AccountRefused,
-            ClientRefused,
+            AccountBlocked,
+            InvalidClient,
             HostNotAllowed,
-            NoAnswer,
-            NotSent,
-            OtherClient,
-            OutcomeOpen,
-            RateLimited,
-            RefreshTokenDead,
-            UnexplainedRefusal,
-            UnknownRefusal,
-            Unreadable,
-            VerdictHeld,
+            IntrospectionUnavailable,
+            RequestNotSent,
+            ClientMismatch,
+            UnknownOutcome,
+            VendorRateLimited,
+            InvalidRefreshToken,
+            UnauthorizedWithoutHint,
+            UnrecognizedError,
+            DecryptionFailed,
+            MassFailureSuspected,
         )
     ),
     OTHER,
@@ -100,7 +99,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
 
 
 class Metrics:
-    """Count what happens: what it hears as an observer, and what it is told at the doors."""
+    """The counters, fed by events and by the two APIs."""
 
     def __init__(self, *, lost_lines: Callable[[], int] = lambda: 0) -> None:
         self._registry = registry = CollectorRegistry()
@@ -164,7 +163,7 @@ class Metrics:
         self._begin()
 
     def _begin(self) -> None:
-        """Let each series begin at zero, so that the first of its kind is a rise."""
+        """Start each series at zero, so that the first event of its kind is an increase."""
         for outcome, reasons in _REFRESHES.items():
             for reason in reasons:
                 self._refreshes.labels(outcome, reason)
@@ -176,12 +175,12 @@ class Metrics:
             self._clients.labels(listener)
             for reason in CLOSINGS:
                 self._clients_closed.labels(listener, reason)
-        # Looked up by their labels once: that takes longer than to count.
+        # Looked up by their labels once, since that takes longer than to count.
         self._called_back = {outcome: self._callbacks.labels(outcome) for outcome in CALLBACKS}
-        self._handed_out = {outcome: self._hand_outs.labels(outcome) for outcome in HAND_OUTS}
+        self._handed_out = {outcome: self._hand_outs.labels(outcome) for outcome in TOKEN_RESULTS}
 
     def __call__(self, event: Event) -> None:
-        """Count an event that is one of those that are counted."""
+        """Count an event, if its name is one of those that are counted."""
         if event.name == "amo.asked":
             self._count_asked(event)
         elif event.name in _OUTCOMES:
@@ -203,11 +202,11 @@ class Metrics:
             self._asked_seconds.labels(kind).observe(seconds)
 
     def key_refused(self) -> None:
-        """Count a request whose API key is none of ours."""
+        """Count a request with an unknown API key."""
         self._refused.inc()
 
     def watch_clients(self, listener: str, count: Callable[[], int]) -> None:
-        """Ask `count` at each scrape how many clients are connected to a listener."""
+        """Call `count` at each scrape for the number of a listener's connections."""
         self._clients.labels(listener).set_function(count)
 
     def client_closed(self, listener: str, reason: str) -> None:
@@ -215,20 +214,20 @@ class Metrics:
         self._clients_closed.labels(listener, reason).inc()
 
     def handed_out(self, outcome: str) -> None:
-        """Count an access token that was asked for: what was handed out, or the code of what kept it back."""
+        """Count a request for an access token, by what was handed out, or by the error's code."""
         self._handed_out[_among(self._handed_out, outcome)].inc()
 
     def called_back(self, outcome: str) -> None:
-        """Count a callback: how its grant stands, or the word of what was wrong."""
+        """Count a callback, by the status of its grant, or by the deep link's error."""
         self._called_back[_among(self._called_back, outcome)].inc()
 
-    def text(self, condition: Condition) -> bytes:
-        """Return all of it in Prometheus's text format, and how the service does at this moment."""
-        return generate_latest(_Exposed(self._registry, Gauges(condition)))
+    def text(self, status: ServiceStatus) -> bytes:
+        """Return the counters and the service's status in Prometheus's text format."""
+        return generate_latest(_Exposed(self._registry, Gauges(status)))
 
 
 class _LostLines:
-    """The counter of log lines that were not written: the log's thread counts them, not an event."""
+    """The counter of lost log lines, which the log's thread counts."""
 
     def __init__(self, count: Callable[[], int]) -> None:
         self._count = count
@@ -240,14 +239,14 @@ class _LostLines:
 
 
 class _Exposed(CollectorRegistry):
-    """What one scrape gets: all but the times at which counters began, which double it and tell nobody anything."""
+    """The content of one scrape, without the counters' creation times, which would double it."""
 
     def __init__(self, *collectors: Collector) -> None:
         super().__init__()
         self._parts = collectors
 
     def collect(self) -> Iterator[Metric]:
-        """Return each metric."""
+        """Yield each metric."""
         for part in self._parts:
             for metric in part.collect():
                 metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
@@ -259,7 +258,7 @@ def _among(values: Iterable[str], value: str) -> str:
 
 
 def _class_of(status: object, error: str) -> str:
-    """Return a status as its class, 429 as itself, and of no answer whether anything was sent."""
+    """Return the class of a status, 429 as itself; without an answer, whether the request was sent."""
     if not isinstance(status, int):
-        return {NotSent.code: "not_sent", OutcomeOpen.code: "no_answer"}.get(error, OTHER)
+        return {RequestNotSent.code: "not_sent", UnknownOutcome.code: "no_answer"}.get(error, OTHER)
     return "429" if status == 429 else _among(_STATUSES, f"{status // 100}xx")

@@ -1,4 +1,4 @@
-"""What systemd is told, and the sockets that it hands over.
+"""Notifications to systemd, and the sockets inherited from it.
 
 The protocols are stable and need no library (https://systemd.io/PORTABILITY_AND_STABILITY/): sd_notify(3),
 sd_watchdog_enabled(3), sd_listen_fds(3).
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _FIRST = 3
-"""The first file descriptor that is handed over."""
+"""The first inherited file descriptor."""
 _KEPT = 64
-"""Messages that are kept, at most, while systemd's queue is full: of more the oldest are dropped."""
+"""Messages that are kept while systemd's queue is full: of more the oldest are dropped."""
 
 
 class Notifier:
-    """Tell systemd, where it has asked for it; elsewhere tell nobody."""
+    """A sender of notifications to systemd, if it asks for them."""
 
     def __init__(self, environ: Mapping[str, str], *, pid: int) -> None:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
-        self.watchdog = _watchdog(environ, pid) if self.asked else None
-        """Seconds within which it wants to hear that the service is alive; `None` where it does not."""
+        self.watchdog = _watchdog(environ, pid) if self.enabled else None
+        """Seconds within which it expects the next notification; `None` without a watchdog."""
         self._unsent: deque[bytes] = deque(maxlen=_KEPT)
 
     @property
-    def asked(self) -> bool:
-        """Whether anybody listens."""
+    def enabled(self) -> bool:
+        """Whether there is a supervisor."""
         return self._address is not None
 
-    def __call__(self, *facts: str) -> None:
-        """Send some facts, in one message, and never wait: where the queue is full they go before the next ones."""
+    def __call__(self, *assignments: str) -> None:
+        """Send some assignments in one message, without waiting: while the queue is full they are kept."""
         if self._address is None:
             return
-        message = "\n".join(facts).encode()
+        message = "\n".join(assignments).encode()
         if not self._unsent or self._unsent[-1] != message:
             self._unsent.append(message)
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
@@ -51,10 +51,10 @@ class Notifier:
                 self._unsent.popleft()
 
 
-def handed_over(
+def inherited_sockets(
     environ: Mapping[str, str], *, pid: int, names: Sequence[str], first: int = _FIRST
 ) -> Mapping[str, Sequence[socket.socket]]:
-    """Return the listening sockets that systemd has opened for us, by their names.
+    """Return the listening sockets that systemd has opened, by their names.
 
     Raises `ConfigurationError` for one whose name is none of `names`: nobody would answer there.
     """

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from amo_callback.disk import open_regular, sync
-from amo_callback.errors import NotCopied
+from amo_callback.errors import BackupFailed
 from amo_callback.model import Freeze
 from amo_callback.store import rows
 from amo_callback.store.files import check_files
@@ -44,7 +44,7 @@ class Contents:
 
 @contextmanager
 def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database of ours as it is now, whoever writes on; raises `NotCopied` where it is damaged or newer."""
+    """Open a database of ours as it is now, whoever writes on; raises `BackupFailed` where it is damaged or newer."""
     with told(str(path)):
         check_files(path)
         path.stat()  # says what is wrong where SQLite says "cannot open"
@@ -71,7 +71,7 @@ def contents(snapshot: sqlite3.Connection) -> Contents:
 
 
 def back_up(snapshot: sqlite3.Connection, target: Path, *, now: datetime) -> None:
-    """Write a snapshot to a file that is not there yet; raises `NotCopied`."""
+    """Write a snapshot to a file that is not there yet; raises `BackupFailed`."""
     with told(str(target)):
         _write_new(snapshot, target, now=now)
 
@@ -79,7 +79,7 @@ def back_up(snapshot: sqlite3.Connection, target: Path, *, now: datetime) -> Non
 def keep(database: Path, *, version: int, now: datetime) -> None:
     """Keep a database as it is before its schema is upgraded; whoever upgrades it holds its write lock.
 
-    Raises `NotCopied`. What an earlier try has left is replaced, whole or half-made.
+    Raises `BackupFailed`. What an earlier try has left is replaced, whole or half-made.
     """
     target = database.with_name(f"{database.name}.schema-{version}")
     with open_snapshot(database) as snapshot, told(f"{database} is not upgraded: {target.name} cannot be written"):
@@ -92,7 +92,7 @@ def keep(database: Path, *, version: int, now: datetime) -> None:
 def restore(made: Path, database: Path, *, now: datetime) -> Path | None:
     """Put a database that was built for it in the place of another, all of it or nothing.
 
-    Returns where the present one is kept. Raises `NotCopied`, also where another process has the database open. The
+    Returns where the present one is kept. Raises `BackupFailed`, also where another process has the database open. The
     file stays the same one: a service that starts meanwhile waits for it, and finds what was restored.
     """
     with told(str(database)):
@@ -119,7 +119,7 @@ def _keep_present(present: sqlite3.Connection, database: Path, *, now: datetime)
     if not number(present, "SELECT count(*) FROM sqlite_master"):
         return None
     if not number(present, "PRAGMA user_version"):
-        raise NotCopied(f"{database} holds something else: it is not replaced")
+        raise BackupFailed(f"{database} holds something else: it is not replaced")
     kept = database.with_name(f"{database.name}.before-restore-{now:%Y%m%dT%H%M%SZ}")
     _write_new(present, kept, now=now)
     return kept
@@ -156,7 +156,7 @@ def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Itera
 
 
 def freeze(copy: sqlite3.Connection, now: datetime) -> None:
-    """Freeze a copy, whatever froze the original, and see that it is; raises `NotCopied`."""
+    """Freeze a copy, whatever froze the original, and see that it is; raises `BackupFailed`."""
     sql = load_statements(Engine.SQLITE)
     copy.execute(sql["thaw_all"]).fetchall()
     if number(copy, "PRAGMA user_version") >= _WITH_HISTORY:  # whoever asks who spent a token learns that it is a copy
@@ -167,10 +167,10 @@ def freeze(copy: sqlite3.Connection, now: datetime) -> None:
 
 
 def check_frozen(database: sqlite3.Connection) -> None:
-    """See that a database says it is frozen, as the service reads that; raises `NotCopied`."""
+    """See that a database says it is frozen, as the service reads that; raises `BackupFailed`."""
     found = database.execute(load_statements(Engine.SQLITE)["frozen"]).fetchone()
     if found is None or not rows.freeze(found[0]).elsewhere:
-        raise NotCopied("the copy is not frozen: something in it undoes that. It must not be used")
+        raise BackupFailed("the copy is not frozen: something in it undoes that. It must not be used")
 
 
 def _publish(made: Path, target: Path) -> None:
@@ -181,12 +181,12 @@ def _publish(made: Path, target: Path) -> None:
 def _check(snapshot: sqlite3.Connection, path: Path) -> None:
     version, known = number(snapshot, "PRAGMA user_version"), len(load_migrations(Engine.SQLITE))
     if version == 0:
-        raise NotCopied(f"{path} is no database of amo-callback")
+        raise BackupFailed(f"{path} is no database of amo-callback")
     if version > known:
-        raise NotCopied(f"{path} is of {another_version(version, known=known)}: install that version")
+        raise BackupFailed(f"{path} is of {another_version(version, known=known)}: install that version")
     [told] = snapshot.execute("PRAGMA quick_check(1)").fetchone()
     if told != "ok":
-        raise NotCopied(f"{path} is damaged")
+        raise BackupFailed(f"{path} is damaged")
 
 
 def connect(path: Path, *, timeout: float = 5.0) -> sqlite3.Connection:
@@ -202,11 +202,11 @@ def number(database: sqlite3.Connection, query: str) -> int:
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Turn errors of files and of SQLite into `NotCopied`."""
+    """Turn errors of files and of SQLite into `BackupFailed`."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        raise NotCopied(f"{what}: {reason_of(error)}") from None
+        raise BackupFailed(f"{what}: {reason_of(error)}") from None
 
 
 @contextmanager
@@ -217,8 +217,8 @@ def _spared(database: Path) -> Iterator[None]:
     except (OSError, sqlite3.Error) as error:
         reason = reason_of(error)
         if reason.startswith("SQLITE_BUSY"):
-            raise NotCopied(f"{database} is in use: stop the service first") from None
-        raise NotCopied(
+            raise BackupFailed(f"{database} is in use: stop the service first") from None
+        raise BackupFailed(
             f"{database} cannot be kept ({reason}): move it away with what lies beside it, and restore again"
         ) from None
 

@@ -92,7 +92,7 @@ class Grants(Writer):
             if saved is not None:
                 await self._record(unit, events, saved)
             elif not await self._is_active(unit, granted.connection_id):
-                grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.word)
+                grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.deep_link_error)
             await self._note_pair_obtained(unit, granted.connection.client_id)
             await unit.run("finish_grant", **values_of(grant))
             return saved

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import ConfigurationError, NotCopied
+from amo_callback.errors import BackupFailed, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ async def migrate_sqlite(
     """Apply what is missing, each migration whole or not at all; raises `ConfigurationError`.
 
     Where nothing is missing nothing is written: a full disk is no reason not to serve what is there. A database that is
-    not new is kept first, by its version: where `keep` raises `NotCopied` nothing is changed.
+    not new is kept first, by its version: where `keep` raises `BackupFailed` nothing is changed.
     """
     if await _number(database, "PRAGMA user_version") == len(migrations):
         return
@@ -46,7 +46,7 @@ async def migrate_sqlite(
                 await database.execute(statement)
         await database.execute(f"PRAGMA user_version = {len(migrations)}")
         await database.execute("COMMIT")
-    except (ConfigurationError, NotCopied, sqlite3.Error):
+    except (ConfigurationError, BackupFailed, sqlite3.Error):
         if database.in_transaction:  # on a full disk SQLite has rolled back by itself
             await database.execute("ROLLBACK")
         raise

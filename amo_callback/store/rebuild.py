@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 
 from amo_callback.disk import open_regular, sync
-from amo_callback.errors import NotCopied
+from amo_callback.errors import BackupFailed
 from amo_callback.store import rows
 from amo_callback.store.copies import (
     UNFINISHED,
@@ -99,7 +99,7 @@ class Rebuilt:
 
 @contextmanager
 def open_given(path: Path, *, limits: Limits = _LIMITS) -> Iterator[Given]:
-    """Open a file to restore, without waiting for it; raises `NotCopied`."""
+    """Open a file to restore, without waiting for it; raises `BackupFailed`."""
     with ExitStack() as stack:
         with told(str(path)):
             database = stack.enter_context(os.fdopen(open_regular(path), "rb"))
@@ -108,12 +108,12 @@ def open_given(path: Path, *, limits: Limits = _LIMITS) -> Iterator[Given]:
             if _has_content(log := _beside(path, "-wal")):
                 files.append(stack.enter_context(os.fdopen(open_regular(log), "rb")))
             if _has_content(_beside(path, "-journal")):
-                raise NotCopied(f"{path} is in the middle of a change, by the journal beside it: take a `backup`")
+                raise BackupFailed(f"{path} is in the middle of a change, by the journal beside it: take a `backup`")
             states = _states(files)
             if sum(size for size, _ in states) > limits.file:
-                raise NotCopied(f"{path} is longer than {limits.file // _MIB:,} MiB: it is no backup")
+                raise BackupFailed(f"{path} is longer than {limits.file // _MIB:,} MiB: it is no backup")
             if database.read(len(_MAGIC)) != _MAGIC:
-                raise NotCopied(f"{path} is no database of amo-callback")
+                raise BackupFailed(f"{path} is no database of amo-callback")
         yield Given(path=path, files=files, states=states)
 
 
@@ -140,13 +140,13 @@ def rebuild(
 ) -> Iterator[Rebuilt]:
     """Build a frozen database from a file's rows, on the disk that `database` is on; nothing of it stays there.
 
-    Raises `NotCopied` where the file is damaged, newer, or holds a row that the service could not read.
+    Raises `BackupFailed` where the file is damaged, newer, or holds a row that the service could not read.
     """
     known = load_migrations(Engine.SQLITE) if migrations is None else migrations
     with ExitStack() as stack:
         with told(str(database.parent)):
             if _is_same(given, database):
-                raise NotCopied(f"{given.path} is the database itself: name a backup")
+                raise BackupFailed(f"{given.path} is the database itself: name a backup")
             unfinished = TemporaryDirectory(prefix=f".{database.name}.", suffix=UNFINISHED, dir=database.parent)
             folder = Path(stack.enter_context(unfinished))
         copy, made = folder / "given", folder / database.name
@@ -187,7 +187,7 @@ def _copy_bytes(given: Given, copy: Path) -> None:
                 target.write(chunk)
                 left -= len(chunk)
     if _states(given.files) != given.states:
-        raise NotCopied(f"{given.path} was written while it was read: take a `backup` of it")
+        raise BackupFailed(f"{given.path} was written while it was read: take a `backup` of it")
 
 
 def _states(files: Sequence[IO[bytes]]) -> list[tuple[int, int]]:
@@ -293,9 +293,9 @@ def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> in
 def _version(source: _Source, *, known: int) -> int:
     version = number(source.database, "PRAGMA user_version")
     if version <= 0:
-        raise NotCopied(f"{source.path} is no database of amo-callback")
+        raise BackupFailed(f"{source.path} is no database of amo-callback")
     if version > known:
-        raise NotCopied(f"{source.path} is of {another_version(version, known=known)}: install that version")
+        raise BackupFailed(f"{source.path} is of {another_version(version, known=known)}: install that version")
     return version
 
 
@@ -315,14 +315,14 @@ def _check_schema(source: _Source, target: sqlite3.Connection, tables: Mapping[s
     """See that our tables are there, as tables; return how many other tables, indexes, triggers and views there are."""
     found = source.database.execute("SELECT type, name, rootpage FROM sqlite_master").fetchmany(_MAX_SCHEMA + 1)
     if len(found) > _MAX_SCHEMA:
-        raise NotCopied(f"{source.path} is no database of amo-callback")
+        raise BackupFailed(f"{source.path} is no database of amo-callback")
     real = {name for kind, name, rootpage in found if kind == "table" and rootpage}  # a virtual table has no page
     for table, columns in tables.items():
         # A generated column (hidden) would run what the file says at each row.
         rows_of = source.database.execute(f"PRAGMA table_xinfo({table})") if table in real else []
         plain = {row[1] for row in rows_of if row[6] == 0}
         if missing := [column for column in columns if column not in plain]:
-            raise NotCopied(f"{source.path} has no {table}.{missing[0]}: it is no database of amo-callback")
+            raise BackupFailed(f"{source.path} has no {table}.{missing[0]}: it is no database of amo-callback")
     ours = {name for (name,) in target.execute("SELECT name FROM sqlite_master")}
     return sum(not str(name).startswith("sqlite_") and name not in ours for _, name, _ in found)
 
@@ -332,10 +332,10 @@ def _check_table(source: _Source, table: str) -> int:
     _bound(source.database, _STEPS_A_PAGE + _STEPS_A_BYTE * source.size)
     [verdict] = source.database.execute(f"PRAGMA quick_check({table})").fetchone()
     if verdict != "ok":
-        raise NotCopied(f"{source.path} is damaged: take another backup")
+        raise BackupFailed(f"{source.path} is damaged: take another backup")
     count = number(source.database, f"SELECT count(*) FROM {table}")  # noqa: S608 -- because the name is ours
     if count > source.limits.rows:
-        raise NotCopied(f"{source.path} has {count:,} rows in {table}, more than {source.limits.rows:,}")
+        raise BackupFailed(f"{source.path} has {count:,} rows in {table}, more than {source.limits.rows:,}")
     return count
 
 
@@ -369,9 +369,9 @@ def _check_marks(target: sqlite3.Connection, path: Path) -> None:
         try:
             _MARKS.get(name, bytes)(value)
         except _UNREADABLE:
-            raise NotCopied(f"{path} holds a row in meta that is none of ours: take another backup") from None
+            raise BackupFailed(f"{path} holds a row in meta that is none of ours: take another backup") from None
     if target.execute("SELECT count(*) FROM counters WHERE name = 'serial' AND value > 0").fetchone() != (1,):
-        raise NotCopied(f"{path} has no counter: it is no database of amo-callback")
+        raise BackupFailed(f"{path} has no counter: it is no database of amo-callback")
 
 
 def _check_made(made: Path) -> None:
@@ -379,7 +379,7 @@ def _check_made(made: Path) -> None:
     with closing(connect(made)) as opened:
         [verdict] = opened.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
-            raise NotCopied(f"{made.parent.parent}: what was written there is damaged: check the disk")
+            raise BackupFailed(f"{made.parent.parent}: what was written there is damaged: check the disk")
         check_frozen(opened)
 
 
@@ -402,10 +402,10 @@ def _told_of(path: Path, *, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NotCopied(f"{folder}: {reason_of(error)}") from None
+        raise BackupFailed(f"{folder}: {reason_of(error)}") from None
     except sqlite3.Error as error:
         extended = getattr(error, "sqlite_errorcode", None)
         code = None if extended is None else extended & 0xFF
         if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
-            raise NotCopied(f"{folder}: {reason_of(error)}") from None
-        raise NotCopied(f"{path} {_WORDS.get(code, f'cannot be read ({reason_of(error)})')}") from None
+            raise BackupFailed(f"{folder}: {reason_of(error)}") from None
+        raise BackupFailed(f"{path} {_WORDS.get(code, f'cannot be read ({reason_of(error)})')}") from None

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from amo_callback.custody.raw_answers import open_raw, refreshed_by
-from amo_callback.errors import CommandFailed, Unreadable
+from amo_callback.errors import CommandFailed, DecryptionFailed
 from amo_callback.model import fingerprint
 from amo_callback.transfer.plain import read_plain
 from amo_callback.transfer.record import Arrival, Problem
@@ -41,7 +41,7 @@ async def read_raw(
     """
     try:
         answer = open_raw(name, sealed, cipher)
-    except Unreadable:
+    except DecryptionFailed:
         raise CommandFailed(
             f"{name}: no encryption key of the configuration opens it: was it renamed, or its key removed?"
         ) from None

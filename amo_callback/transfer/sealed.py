@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from amo_callback.cipher import Cipher, Scrypt, key_of_passphrase
-from amo_callback.errors import CommandFailed, Unreadable
+from amo_callback.errors import CommandFailed, DecryptionFailed
 from amo_callback.model import fingerprint, short
 from amo_callback.transfer.record import STRICT, Arrival, Problem, faults, read_record, write_record
 
@@ -164,7 +164,7 @@ def read_sealed(file: IO[bytes], *, cipher: Cipher) -> Iterator[Arrival | Proble
             yield Arrival(
                 place=place, record=read_record(cipher.open(line.rstrip(b"\n"), bound_to=_place(name, count)))
             )
-        except Unreadable:
+        except DecryptionFailed:
             yield Problem(place=place, why=_WRONG_KEY if count == 1 else _NOT_ITS_PLACE)
             return
         except ValidationError as error:
@@ -172,7 +172,7 @@ def read_sealed(file: IO[bytes], *, cipher: Cipher) -> Iterator[Arrival | Proble
         line = following
     try:
         cipher.open(line.rstrip(b"\n"), bound_to=_end(name, count))
-    except Unreadable:
+    except DecryptionFailed:
         yield Problem(place=f"line {count + 2}", why=_CUT_OFF if count else f"{_CUT_OFF}; or {_WRONG_KEY}")
 
 

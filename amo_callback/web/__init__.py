@@ -1,1 +1,1 @@
-"""The two doors."""
+"""The public and the private API over HTTP, and the composition of the service."""

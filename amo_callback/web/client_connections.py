@@ -1,32 +1,49 @@
-"""The client connections of one listener: their number, and how long each client may keep the listener waiting."""
+"""The client connections of one listener: bounded accepting, and the time limits of each client.
+
+asyncio's and uvloop's own servers accept without limit, and stop accepting or drop clients when no descriptor is left.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+from amo_callback.web.access_log import LogThrottle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from structlog.typing import FilteringBoundLogger
+
+    from amo_callback.clock import Clock
 
 MAX_CONNECTIONS = "max_connections"
 """The reason why a connection is closed in favour of a newer one."""
+_TICK = 1.0
+"""Seconds between two checks of the time limits, and before accepting is resumed that found no descriptor."""
+_FULL = (
+    "as many clients are connected as may be: for each new one, the connection is closed that has waited longest "
+    "without a complete request"
+)
+_SLOW = "closed: no complete request, or an answer not read, within the time limit"
 _STALLED = 1.0
 """Seconds within which a client takes the end of an answer; after that its connection may be closed for another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wait:
-    """Something that a client has to do."""
+    """Something that a client has to do, and its time limit."""
 
     reason: str
-    """The reason why its connection is closed where it does not."""
+    """The reason why its connection is closed after the limit."""
     seconds: float
-    """The time it has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waits:
-    """Everything that a client may have to do."""
+    """The time limits of a client."""
 
     request: Wait = Wait(reason="incomplete_request", seconds=10.0)
     """Send a request's head; then its body, in as much time again."""
@@ -42,6 +59,22 @@ class Waits:
 
 
 WAITS = Waits()
+
+
+def _ignore(_reason: str) -> None:
+    """Do nothing with the reason of a closed connection."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListenerOptions:
+    """The limits of a listener."""
+
+    socket_mode: int = 0o660
+    """The mode of a Unix socket."""
+    max_connections: int = 1000
+    waits: Waits = WAITS
+    closed: Callable[[str], None] = _ignore
+    """Called with the reason of each connection that is closed because of a limit."""
 
 
 class Client(Protocol):
@@ -105,7 +138,7 @@ class ClientConnections:
             self._removed()
 
     def wait(self, client: Client, wait: Wait | None) -> None:
-        """Note what a client has to do; `None`: its request is complete, and nothing limits the answer."""
+        """Set the time limit of a client; `None`: its request is complete, and nothing limits the answer."""
         if wait is None:
             self._waiting.pop(client, None)
         elif client in self._open:
@@ -122,7 +155,7 @@ class ClientConnections:
                 return
 
     def close_overdue(self) -> None:
-        """Close the connections whose clients have had their time."""
+        """Close the connections whose clients have exceeded their time limit."""
         now = self._now()
         for client, waiting in [*self._waiting.items()]:
             if waiting.until <= now:
@@ -132,3 +165,107 @@ class ClientConnections:
         del self._waiting[client]
         self._closed(reason)
         client.abort()
+
+
+class Acceptor:
+    """Accepts the connections of one listener, on one socket or several, and closes those that take too long."""
+
+    def __init__(self, name: str, options: ListenerOptions, *, clock: Clock, log: FilteringBoundLogger) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.connections = ClientConnections(
+            options.max_connections, now=self._loop.time, closed=self._report, removed=self._resume
+        )
+        self._waits = options.waits
+        self._closed = options.closed
+        self._last_error = ""
+        self._full, self._slow, self._failed = (
+            LogThrottle(write, clock=clock)
+            for write in (
+                lambda count: log.warning(
+                    "http.connections_full",
+                    listener=name,
+                    max_connections=options.max_connections,
+                    count=count,
+                    text=_FULL,
+                ),
+                lambda count: log.info("http.clients_slow", listener=name, count=count, text=_SLOW),
+                lambda count: log.error("http.accept_failed", listener=name, error=self._last_error, count=count),
+            )
+        )
+        self._listeners: Sequence[socket.socket] = ()
+        self._accepting = False
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, listeners: Sequence[socket.socket], make_client: Callable[[], Client]) -> None:
+        """Accept connections, each with a protocol of its own, and enforce the time limits."""
+        self._make_client = make_client
+        self._listeners = listeners
+        for listener in listeners:
+            listener.setblocking(False)  # noqa: FBT003 -- because it takes no names
+        self._tick()
+
+    def stop(self) -> None:
+        """Stop accepting; open connections keep their time limits."""
+        self._pause()
+        self._listeners = ()
+
+    def close(self) -> None:
+        """Stop enforcing limits, and log what is not logged yet."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for line in (self._full, self._slow, self._failed):
+            line.close()
+
+    def _tick(self) -> None:
+        self.connections.close_overdue()
+        self._resume()
+        self._timer = self._loop.call_later(min(_TICK, self._waits.shortest / 4), self._tick)
+
+    def _resume(self) -> None:
+        if not self._accepting:
+            self._accepting = True
+            for listener in self._listeners:
+                self._loop.add_reader(listener, self._accept, listener)
+
+    def _pause(self) -> None:
+        """Accept nothing until a connection has gone, or until the next tick."""
+        if self._accepting:
+            self._accepting = False
+            for listener in self._listeners:
+                self._loop.remove_reader(listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept one connection: before the next one, the loop reads what earlier clients have sent."""
+        if self.connections.is_full:
+            self._full.count()
+            self.connections.make_room()
+            self._pause()
+            return
+        try:
+            accepted, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # something else has used up the descriptors, or the memory
+            self._last_error = str(error.strerror)
+            self._failed.count()
+            self.connections.make_room()
+            self._pause()
+            return
+        client = self._make_client()
+        self.connections.add(client)
+        task = self._loop.create_task(self._connect(client, accepted))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, client: Client, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: cast("asyncio.Protocol", client), accepted)
+        except OSError:  # it has gone already
+            accepted.close()
+            self.connections.remove(client)
+
+    def _report(self, reason: str) -> None:
+        self._closed(reason)
+        if reason in {self._waits.request.reason, self._waits.answer.reason}:
+            self._slow.count()

@@ -1,217 +1,239 @@
-"""Alive, and ready."""
+"""The checks of the service's health, and their renderings: `/readyz`, metrics and systemd's status line."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
-from typing_extensions import TypedDict
 
 from amo_callback.clock import rfc3339
 from amo_callback.schedule import CLOCK_TOLERANCE
-from amo_callback.survey import Condition
-from amo_callback.web.operation import Operation, Reply, describe
+from amo_callback.survey import ServiceStatus
+from amo_callback.web.route import Reply, Route, jsonable, shape
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amo_callback.custody.build import Custody
     from amo_callback.store import Store
+    from amo_callback.web.composition import Services
+    from amo_callback.web.route import Call
+
+NOT_PROVEN = "not proven yet"
+"""The detail of `amo_credentials` before any token pair was obtained with the client id."""
 
 
-class Alive(TypedDict):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One check: its problem, or what to say where there is none."""
+
+    name: str
+    problem: str | None
+    good: str
+    summary: str = ""
+    """The problem in systemd's status line, if it belongs there."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem."""
+        return self.problem is None
+
+    @property
+    def detail(self) -> str:
+        """The problem, or that there is none."""
+        return self.good if self.problem is None else self.problem
+
+
+def max_heartbeat_age(poll_interval: float) -> float:
+    """Return the age in seconds of the refresher's last heartbeat, up to which it counts as running."""
+    return max(3 * poll_interval, 15.0)
+
+
+def checks(services: Services) -> Sequence[Check]:
+    """Return the checks immediately, from what is known: the store is polled in the background."""
+    return [
+        _store(services),
+        _refresher(services),
+        _credentials(services.custody),
+        _address_block(services.custody),
+        _hosts(services.custody),
+        _unsaved(services.custody),
+        _frozen(services.custody),
+        _mass_failure(services.custody),
+        _clock(services.store),
+        _fresh(services.custody),
+    ]
+
+
+def status_line(services: Services) -> str:
+    """Return the state of the service in one line, for systemd."""
+    survey = services.custody.surveyor.last
+    problems = [check.summary for check in checks(services) if not check.ok and check.summary]
+    return "; ".join(problems) or f"keeps {0 if survey is None else survey.active} connections fresh"
+
+
+def service_status(services: Services) -> ServiceStatus:
+    """Return the state of the service, for metrics."""
+    custody = services.custody
+    return ServiceStatus(
+        checks={check.name: check.ok for check in checks(services)},
+        survey=custody.surveyor.last,
+        survey_age=custody.surveyor.age,
+        survey_seconds=custody.surveyor.seconds,
+        beat_age=custody.refresher.beat_age,
+        in_flight=custody.keeper.in_flight,
+        unsaved=len(custody.unsaved.names),
+        notices_delivered=services.settings.notify.url is not None,
+    )
+
+
+def _store(services: Services) -> Check:
+    problem, failing, summary = services.custody.surveyor.trouble, services.store.failing, ""
+    if failing is not None:
+        problem, summary = problem or f"cannot be written: {failing}", f"the database cannot be written ({failing})"
+    return Check(name="store", problem=problem, good="works", summary=summary)
+
+
+def _refresher(services: Services) -> Check:
+    age = services.custody.refresher.beat_age
+    known = f"last heartbeat {age:.1f} s ago"
+    is_late = age > max_heartbeat_age(services.settings.refresh.poll_interval)
+    return Check(name="refresher", problem=known if is_late else None, good=known)
+
+
+def _credentials(custody: Custody) -> Check:
+    problem = None
+    if (refused := custody.credentials.refused) is not None:
+        problem = (
+            f"AMO refuses exchanges ({refused}), and none has succeeded yet: compare client id, secret and redirect "
+            "URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
+        )
+    elif (refused := custody.breaker.refused) is not None:
+        problem = (
+            f"nothing is refreshed: {refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri with the "
+            "integration's page in AMO"
+        )
+    good, survey = "accepted" if custody.credentials.proven else NOT_PROVEN, custody.surveyor.last
+    if survey is not None and survey.mismatched:
+        good += f"; connections of another client_id: {survey.mismatched} (their users must connect again)"
+    return Check(name="amo_credentials", problem=problem, good=good, summary="AMO refuses our credentials")
+
+
+def _address_block(custody: Custody) -> Check:
+    problem, block = None, custody.breaker.address_block.block
+    if block is not None:
+        problem = (
+            f"since {rfc3339(block.since)} AMO answers 403 to every refresh, and nothing is refreshed; the next probe "
+            f"is sent at {rfc3339(block.probe_at)}. Ask AMO's support to unblock the address of this server"
+        )
+    return Check(name="amo_blocked", problem=problem, good="not blocked", summary="AMO blocks this server's address")
+
+
+def _hosts(custody: Custody) -> Check:
+    problem, survey = None, custody.surveyor.last
+    if survey is not None and survey.hosts_not_allowed:
+        problem = (
+            "active connections whose host is neither one of AMO's nor in amo.allowed_domains: "
+            f"{survey.hosts_not_allowed}. Nothing is sent there, and no token is handed out for them: add the hosts "
+            "to amo.allowed_domains and restart, or have the accounts connect again (the log names them: "
+            "host.not_allowed)"
+        )
+    return Check(name="hosts", problem=problem, good="all allowed")
+
+
+def _unsaved(custody: Custody) -> Check:
+    unsaved, unreadable = len(custody.unsaved.names), custody.raw_answers.count
+    problem = f"{unsaved} that the store does not accept: repair the disk, and keep the rescue folder"
+    good = f"none; answers without a readable pair in the rescue folder: {unreadable}" if unreadable else "none"
+    return Check(
+        name="unsaved_pairs",
+        problem=problem if unsaved else None,
+        good=good,
+        summary=f"{unsaved} new pairs wait for the database",
+    )
+
+
+def _frozen(custody: Custody) -> Check:
+    problem, frozen = None, custody.freezer.frozen
+    if frozen is not None:
+        problem = (
+            f"nothing is refreshed since {rfc3339(frozen.at)}: {frozen.why}. Once no other host works with these "
+            "tokens: amo-callback connections thaw --all"
+        )
+    return Check(name="frozen", problem=problem, good="not frozen", summary="frozen, nothing is refreshed")
+
+
+def _mass_failure(custody: Custody) -> Check:
+    problem = (
+        "Refreshing is paused until one refresh succeeds: an unusual number of connections failed within 10 minutes. "
+        "Was an old database restored, or is it another integration's secret?"
+    )
+    return Check(
+        name="mass_failure",
+        problem=problem if custody.breaker.held else None,
+        good="normal",
+        summary="too many connections failed at once",
+    )
+
+
+def _clock(store: Store) -> Check:
+    ahead, problem = store.ahead, None
+    if abs(ahead) > CLOCK_TOLERANCE.total_seconds():
+        side = "ahead of" if ahead > 0 else "behind"
+        problem = f"this machine's clock is {abs(ahead):.0f} s {side} the database's: set both by NTP"
+    return Check(name="clock", problem=problem, good="right")
+
+
+def _fresh(custody: Custody) -> Check:
+    survey, trouble = custody.surveyor.last, custody.surveyor.trouble
+    if survey is None or trouble is not None:
+        return Check(name="fresh", problem=f"unknown: {trouble}", good="")
+    known = f"{survey.fresh} of {survey.active} active connections hold a valid access token"
+    return Check(name="fresh", problem=known if 2 * survey.fresh < survey.active else None, good=known)
+
+
+@shape
+class Alive:
     """The process is alive."""
 
-    status: Literal["ok"]
+    status: Literal["ok"] = "ok"
 
 
-class Check(TypedDict):
-    """One check, with a word for people."""
+@shape
+class CheckResult:
+    """One check, with a text for people."""
 
     ok: bool
     detail: str
 
 
-class Ready(TypedDict):
+@shape
+class Readiness:
     """Whether the service can do its work."""
 
     status: Literal["ready", "not ready"]
-    checks: dict[str, Check]
+    checks: Mapping[str, CheckResult]
 
 
-_GOOD: Ready = {"status": "ready", "checks": {"store": {"ok": True, "detail": "works"}}}
-_BAD: Ready = {"status": "not ready", "checks": {"store": {"ok": False, "detail": "no answer for 2 s"}}}
-NOT_PROVEN = "not proven yet"
-"""The detail of `amo_credentials` before any token pair was obtained with the client id."""
-
-
-def oldest_beat(poll_interval: float) -> float:
-    """Return how many seconds ago the refresher has beaten at the latest, if it lives."""
-    return max(3 * poll_interval, 15.0)
-
-
-class Readiness:
-    """Tell whether the service can do its work: at once, from what is known.
-
-    The store is asked in the background (`custody/surveyor.py`), so that whoever asks never waits for it.
-    """
-
-    def __init__(self, *, store: Store, custody: Custody, poll_interval: float, notices_delivered: bool) -> None:
-        self._store = store
-        self._custody = custody
-        self._oldest_beat = oldest_beat(poll_interval)
-        self._notices_delivered = notices_delivered
-
-    def checks(self) -> dict[str, Check]:
-        """Return each check by its name: whether it is `ok`, and a `detail` for people."""
-        found = {
-            "store": self._check_store(),
-            "refresher": self._check_refresher(),
-            "amo_credentials": self._check_credentials(),
-            "amo_blocked": self._check_block(),
-            "hosts": self._check_hosts(),
-            "unsaved_pairs": self._check_unsaved(),
-            "frozen": self._check_frozen(),
-            "verdicts": self._check_verdicts(),
-            "clock": self._check_clock(),
-            "fresh": self._check_fresh(),
-        }
-        return {name: {"ok": ok, "detail": detail} for name, (ok, detail) in found.items()}
-
-    def condition(self) -> Condition:
-        """Return how the service does, for monitoring."""
-        custody = self._custody
-        return Condition(
-            checks={name: check["ok"] for name, check in self.checks().items()},
-            survey=custody.surveyor.last,
-            survey_age=custody.surveyor.age,
-            survey_seconds=custody.surveyor.seconds,
-            beat_age=custody.refresher.beat_age,
-            in_flight=custody.keeper.in_flight,
-            unsaved=len(custody.unsaved.names),
-            frozen=custody.freezer.frozen is not None,
-            amo_blocked=custody.breaker.address_block.block is not None,
-            credentials_refused=custody.credentials_refused is not None,
-            verdicts_held=custody.breaker.held,
-            notices_delivered=self._notices_delivered,
-        )
-
-    def _check_store(self) -> tuple[bool, str]:
-        trouble = self._custody.surveyor.trouble
-        if trouble is not None:
-            return False, trouble
-        if self._store.failing is not None:
-            return False, f"cannot be written: {self._store.failing}"
-        return True, "works"
-
-    def _check_fresh(self) -> tuple[bool, str]:
-        survey, trouble = self._custody.surveyor.last, self._custody.surveyor.trouble
-        if survey is None or trouble is not None:
-            return False, f"not known: {trouble}"
-        told = f"{survey.fresh} of {survey.active} active connections hold a live token"
-        return 2 * survey.fresh >= survey.active, told
-
-    def _check_refresher(self) -> tuple[bool, str]:
-        age = self._custody.refresher.beat_age
-        return age <= self._oldest_beat, f"last beat {age:.1f} s ago"
-
-    def _check_credentials(self) -> tuple[bool, str]:
-        credentials = self._custody.credentials
-        if credentials.refused is not None:
-            return False, (
-                f"AMO refuses exchanges ({credentials.refused}), and none has succeeded yet: compare client id, secret "
-                "and redirect URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
-            )
-        refused = self._custody.breaker.refused
-        if refused is None:
-            return True, f"{'accepted' if credentials.proven else NOT_PROVEN}{self._mismatched()}"
-        return False, (
-            f"nothing is refreshed: {refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri with the "
-            "integration's page in AMO"
-        )
-
-    def _check_block(self) -> tuple[bool, str]:
-        block = self._custody.breaker.address_block.block
-        if block is None:
-            return True, "not blocked"
-        return False, (
-            f"since {rfc3339(block.since)} AMO answers 403 to every refresh, and nothing is refreshed; the next probe "
-            f"leaves at {rfc3339(block.probe_at)}. Ask AMO's support to unblock the address of this server"
-        )
-
-    def _check_hosts(self) -> tuple[bool, str]:
-        survey = self._custody.surveyor.last
-        if survey is None or not survey.hosts_not_allowed:
-            return True, "all allowed"
-        return False, (
-            "active connections whose host is neither one of AMO's nor in amo.allowed_domains: "
-            f"{survey.hosts_not_allowed}. Nothing is sent there, and no token is handed out for them: add the hosts to "
-            "amo.allowed_domains and restart, or have the accounts connect again (the log names them: host.not_allowed)"
-        )
-
-    def _mismatched(self) -> str:
-        """Return how many connections another client id was granted, which only that one may refresh."""
-        survey = self._custody.surveyor.last
-        if survey is None or not survey.mismatched:
-            return ""
-        return f"; connections of another client_id: {survey.mismatched} (their users must connect again)"
-
-    def _check_unsaved(self) -> tuple[bool, str]:
-        unsaved = self._custody.unsaved.names
-        if not unsaved:
-            kept = self._custody.raw_answers.count
-            return True, f"none; answers without a readable pair in the rescue folder: {kept}" if kept else "none"
-        return False, f"{len(unsaved)} that the store does not take: mend the disk, keep the rescue folder"
-
-    def _check_frozen(self) -> tuple[bool, str]:
-        frozen = self._custody.freezer.frozen
-        if frozen is None:
-            return True, "nothing"
-        return False, (
-            f"nothing is spent since {rfc3339(frozen.at)}: {frozen.why}. Once nobody else works with these tokens: "
-            "amo-callback connections thaw --all"
-        )
-
-    def _check_verdicts(self) -> tuple[bool, str]:
-        if not self._custody.breaker.held:
-            return True, "believed"
-        return False, (
-            "so many connections died at once that it is not believed, and nothing is refreshed until one succeeds. "
-            "Was an old database put back, or is it another integration's secret?"
-        )
-
-    def _check_clock(self) -> tuple[bool, str]:
-        ahead = self._store.ahead
-        if abs(ahead) <= CLOCK_TOLERANCE.total_seconds():
-            return True, "right"
-        side = "ahead of" if ahead > 0 else "behind"
-        return False, f"this machine's clock is {abs(ahead):.0f} s {side} the database's: set both by NTP"
-
-
-READINESS = web.AppKey("readiness", Readiness)
-
-
-@describe(
-    Operation(
-        id="healthz",
-        replies={200: Reply(about="Alive.", shape=Alive, examples={"alive": {"status": "ok"}})},
-    )
-)
-async def healthz(_request: web.Request) -> web.Response:
+async def healthz(_call: Call[None, None]) -> web.Response:
     """Answer that the process is alive."""
     return web.json_response({"status": "ok"})
 
 
-@describe(
-    Operation(
-        id="readyz",
-        replies={
-            200: Reply(about="Every check is good.", shape=Ready, examples={"ready": _GOOD}),
-            503: Reply(about="One is not.", shape=Ready, examples={"not ready": _BAD}),
-        },
-    )
-)
-async def readyz(request: web.Request) -> web.Response:
+async def readyz(call: Call[None, None]) -> web.Response:
     """Answer 200 where every check is good, else 503."""
-    checks = request.app[READINESS].checks()
-    ready = all(check["ok"] for check in checks.values())
-    told: Ready = {"status": "ready" if ready else "not ready", "checks": checks}
-    return web.json_response(told, status=200 if ready else 503)
+    found = checks(call.services)
+    ready = all(check.ok for check in found)
+    answer = Readiness(
+        status="ready" if ready else "not ready",
+        checks={check.name: CheckResult(ok=check.ok, detail=check.detail) for check in found},
+    )
+    return web.json_response(jsonable(answer), status=200 if ready else 503)
+
+
+HEALTHZ = Route("GET", "/healthz", healthz, answer=Alive)
+READYZ = Route(
+    "GET", "/readyz", readyz, answer=Readiness, replies={503: Reply(about="A check is not good.", type=Readiness)}
+)

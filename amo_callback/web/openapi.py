@@ -1,42 +1,76 @@
-"""`GET /openapi.json`: OpenAPI 3.1 of both doors, made from what their routes take and answer.
+"""OpenAPI 3.1 of both APIs, written from their routes.
 
-It tells of what this process serves: routes for the app's users are in it where their JWTs are configured.
+It documents this process: routes for the app's users are in it where their JWTs are configured.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import hdrs
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import TypedDict
 
 from amo_callback import __version__
 from amo_callback.identity import Scope
-from amo_callback.web.openapi_writer import REF, Json, Served, Writer, key_of
-from amo_callback.web.operation import Operation, operation_of
-from amo_callback.web.private.authorization import require
-from amo_callback.web.private.operation import operation
+from amo_callback.web.auth import Jwt
+from amo_callback.web.route import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from pydantic import BaseModel
     from pydantic.json_schema import JsonSchemaMode
 
+    from amo_callback.web.route import Api, Route
 
+Json = dict[str, Any]
+
+_REF = "#/components/schemas/"
 _ABOUT = """\
-The private door is for backends, with an API key whose scopes are named beside each operation; the public door is for
+The private API is for backends, with an API key whose scopes are named beside each operation; the public API is for
 browsers, the app and AMO. Bodies are read as JSON, whatever their Content-Type, up to 64 KiB (an import: 1 MiB and
-1,000 connections). What HTTP itself refuses (405 of another method, 413) is answered by either door as its other
-errors; what the parser cannot read is 400 in plain text. Clients pass over what they do not know: answers may get more
-members.
+1,000 connections). Errors of HTTP itself (405 of another method, 413) are answered by either API as its other errors;
+what the parser cannot read is 400 in plain text. Clients ignore members that they do not know: answers may get more.
 """
+_HEADERS = {
+    "Location": "The address of the redirect.",
+    "Retry-After": "Seconds after which to try again.",
+    "WWW-Authenticate": "`Bearer`, with the parameters of RFC 6750.",
+}
+_SECURITY_SCHEMES = {
+    "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key of a backend."},
+    "jwt": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "The JWT of the app's user."},
+}
+_SECURITY: dict[object, list[Json]] = {
+    None: [],
+    Jwt.REQUIRED: [{"jwt": []}],
+    Jwt.OPTIONAL: [{}, {"jwt": []}],
+    **{scope: [{"apiKey": []}] for scope in Scope},
+}
+
+
+_PATH_NAMES = {
+    "id": {
+        "schema": {"type": "string", "minLength": 1},
+        "description": (
+            "A connection's id, `account:31920194` or `owner:42`; of several the freshest active one is meant."
+        ),
+        "example": "account:31920194",
+    },
+    "notice": {
+        "schema": {"type": "string", "minLength": 1},
+        "description": "A notice's id.",
+        "example": "2f0c9f6a1c7b4c0f8d3e5a6b7c8d9e0f",
+    },
+    "handle": {"schema": {"type": "string", "minLength": 1}, "description": "The return handle of a result."},
+}
+"""The documentation of the names in paths."""
 
 
 class OpenApi(TypedDict):
@@ -59,14 +93,14 @@ class _Schemas(GenerateJsonSchema):
 
 
 class Document:
-    """The document of two doors; it is made when it is first asked for, and then kept."""
+    """The OpenAPI document of some APIs, made when it is first needed."""
 
-    def __init__(self, *, public: web.Application, private: web.Application, redirect_uri: str) -> None:
-        self._doors = {"private": private, "public": public}
+    def __init__(self, redirect_uri: str) -> None:
+        self.apis: Sequence[Api] = ()
         address = urlsplit(redirect_uri)
         self._servers = {
-            "private": {"url": "/", "description": "The private door, where this document is served."},
-            "public": {"url": f"{address.scheme}://{address.netloc}", "description": "The public door."},
+            "private": {"url": "/", "description": "The private API, where this document is served."},
+            "public": {"url": f"{address.scheme}://{address.netloc}", "description": "The public API."},
         }
 
     @cached_property
@@ -77,88 +111,148 @@ class Document:
     @cached_property
     def content(self) -> OpenApi:
         """The document."""
-        served = [route for name, app in self._doors.items() for route in _served(name, app)]
-        wanted = [wish for route in served for wish in _wishes(route.operation)]
+        served = [(api.name, route, _replies(api, route)) for api in self.apis for route in api.routes]
+        wanted = [one for _, route, replies in served for one in _types(route, replies)]
         found, rest = TypeAdapter.json_schemas(
-            [(key_of(shape), mode, TypeAdapter(shape)) for shape, mode in wanted],
-            ref_template=REF + "{model}",
+            [(_key(kind), mode, TypeAdapter(kind)) for kind, mode in wanted],
+            ref_template=_REF + "{model}",
             schema_generator=_Schemas,
         )
-        schemas = {key: schema for (key, _), schema in found.items()}
         components = cast("Json", rest.get("$defs", {}))
-        writer = Writer(schemas=schemas, components=components)
+        writer = _Writer({key: schema for (key, _), schema in found.items()}, components)
         paths: dict[str, Json] = {}
-        for route in served:
-            item = paths.setdefault(route.path, {})
-            if route.method.lower() in item:  # both doors have it
-                item[route.method.lower()]["servers"].append(self._servers[route.door])
+        for name, route, replies in served:
+            item, method = paths.setdefault(route.path, {}), route.method.lower()
+            if method in item:  # both APIs have it
+                item[method]["servers"].append(self._servers[name])
             else:
-                told = writer.operation(route)
-                item[route.method.lower()] = {**told, "servers": [self._servers[route.door]]}
-        used = _referred(paths, components)
+                item[method] = {"tags": [name], **writer.operation(route, replies), "servers": [self._servers[name]]}
+        used = _references(paths, components)
         return {
             "openapi": "3.1.0",
             "info": {"title": "amo-callback", "version": __version__, "description": _ABOUT},
             "servers": [self._servers["private"]],
-            "tags": [{"name": name, "description": told["description"]} for name, told in self._servers.items()],
+            "tags": [{"name": name, "description": server["description"]} for name, server in self._servers.items()],
             "paths": paths,
             "components": {
                 "schemas": {name: schema for name, schema in components.items() if name in used},
-                "securitySchemes": {
-                    "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key of a backend."},
-                    "jwt": {
-                        "type": "http",
-                        "scheme": "bearer",
-                        "bearerFormat": "JWT",
-                        "description": "The JWT of the app's user.",
-                    },
-                },
+                "securitySchemes": _SECURITY_SCHEMES,
             },
         }
 
 
-DOCUMENT = web.AppKey("openapi", Document)
+class _Writer:
+    """Writes operations, with the schemas of their types."""
+
+    def __init__(self, schemas: Mapping[str, Any], components: Mapping[str, Any]) -> None:
+        self._schemas = schemas
+        self._components = components
+
+    def operation(self, route: Route, replies: Mapping[int, Reply]) -> Json:
+        """Return the documentation of a route."""
+        summary, _, description = (route.handler.__doc__ or "").partition("\n\n")
+        scope = route.access if isinstance(route.access, Scope) else None
+        if scope is not None:
+            description = f"{description}\n\nThe API key needs the scope `{scope}`.".strip()
+        bare = route.method == hdrs.METH_HEAD
+        operation: Json = {
+            "operationId": _operation_id(route),
+            "summary": " ".join(summary.split()),
+            "description": description,
+            "parameters": [*_path_parameters(route), *self._query(route.query or route.unparsed_query)],
+            "security": _SECURITY[route.access],
+            "responses": {str(status): self._response(reply, bare=bare) for status, reply in sorted(replies.items())},
+        }
+        if scope is not None:
+            operation["x-scope"] = scope
+        if route.body is not None:
+            operation["requestBody"] = {
+                "required": bool(route.body.model_json_schema().get("required")),
+                "content": {"application/json": {"schema": self._schemas[_key(route.body)]}},
+            }
+        return operation
+
+    def _query(self, model: type[BaseModel] | None) -> Iterator[Json]:
+        if model is None:
+            return
+        schema = self._schemas[_key(model)]
+        schema = self._components[schema["$ref"].removeprefix(_REF)] if "$ref" in schema else schema
+        for name, field in schema["properties"].items():
+            required = name in schema.get("required", ())
+            yield {"name": name, "in": "query", "required": required, **_parameter(_not_null(field))}
+
+    def _response(self, reply: Reply, *, bare: bool) -> Json:
+        response: Json = {"description": reply.about}
+        if reply.headers:
+            response["headers"] = {
+                name: {"required": True, "description": _HEADERS[name], "schema": {"type": "string"}}
+                for name in reply.headers
+            }
+        if reply.type is not None and not bare:
+            schema = self._schemas[_key(reply.type)]
+            if reply.values:
+                members = {name: {"enum": [*values]} for name, values in reply.values.items()}
+                schema = {**schema, "properties": members}
+            response["content"] = {media: {"schema": schema} for media in reply.media}
+        return response
 
 
-def routes() -> Sequence[web.RouteDef]:
-    """Return this module's routes."""
-    return [web.get("/openapi.json", document, allow_head=False)]
+def _key(kind: object) -> str:
+    """Return a name of a type: equal types may come from several places."""
+    return repr(kind)
 
 
-@operation("openapi", scope=Scope.READ, answer=OpenApi)
-async def document(request: web.Request) -> web.Response:
-    """Tell what both doors take and answer: this document."""
-    require(request, Scope.READ)
-    made = request.app[DOCUMENT]
-    text = await asyncio.to_thread(lambda: made.text)  # the first time it takes longer than others may be kept waiting
-    return web.Response(text=text, content_type="application/json", headers={"Cache-Control": "no-store"})
+def _replies(api: Api, route: Route) -> Mapping[int, Reply]:
+    done = {} if route.answer is None else {200: Reply(about="Done.", type=route.answer)}
+    return {**done, **api.error_replies(route), **route.replies}
 
 
-def _served(door: str, app: web.Application) -> Iterator[Served]:
-    for route in app.router.routes():
-        known = operation_of(route.handler)
-        if known is not None and route.resource is not None:
-            yield Served(door=door, method=route.method, path=route.resource.canonical, operation=known)
+def _types(route: Route, replies: Mapping[int, Reply]) -> Iterator[tuple[Any, JsonSchemaMode]]:
+    """Yield every type of a route, and whether it is read or written."""
+    for kind in (route.query, route.unparsed_query, route.body):
+        if kind is not None:
+            yield kind, "validation"
+    for reply in replies.values():
+        if reply.type is not None:
+            yield reply.type, "serialization"
 
 
-def _wishes(known: Operation) -> Iterator[tuple[Any, JsonSchemaMode]]:
-    """Yield every type of an operation, and whether it is read or written."""
-    for shape in known.path.values():
-        yield shape, "validation"
-    for model in (known.query, known.body):
-        if model is not None:
-            yield model, "validation"
-    for reply in known.replies.values():
-        if reply.shape is not None:
-            yield reply.shape, "serialization"
+def _path_parameters(route: Route) -> Iterator[Json]:
+    for name in re.findall(r"\{(\w+)\}", route.path):
+        yield {"name": name, "in": "path", "required": True, **_PATH_NAMES[name]}
 
 
-def _referred(part: object, components: Mapping[str, Any]) -> set[str]:
-    """Return the names of the schemas that a part of the document leads to."""
+def _operation_id(route: Route) -> str:
+    """Return the operation's name: the handler's, or for HEAD that of the last part of the path."""
+    if route.method != hdrs.METH_HEAD:
+        return route.handler.__name__
+    return "head_" + re.sub(r"\W", "", route.path.replace("/{", "_").rpartition("/")[2])
+
+
+def _parameter(schema: Json) -> Json:
+    """Return a parameter's schema, with its description and example beside it."""
+    kept = {name: value for name, value in schema.items() if name not in {"description", "examples"}}
+    parameter: Json = {"schema": kept}
+    if "description" in schema:
+        parameter["description"] = schema["description"]
+    if schema.get("examples"):
+        parameter["example"] = schema["examples"][0]
+    return parameter
+
+
+def _not_null(schema: Json) -> Json:
+    """Return the schema of an optional parameter without null, which a query does not have."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    rest = {name: value for name, value in schema.items() if name != "anyOf" and value is not None}
+    return {**kinds[0], **rest} if len(kinds) == 1 else {**rest, **({"anyOf": kinds} if kinds else {})}
+
+
+def _references(part: object, components: Mapping[str, Any]) -> set[str]:
+    """Return the names of the schemas that a part of the document refers to, directly or not."""
     found: set[str] = set()
     waiting = [part]
     while waiting:
-        names = set(re.findall(REF + r'([^"]+)"', json.dumps(waiting.pop()))) - found
+        names = set(re.findall(_REF + r'([^"]+)"', json.dumps(waiting.pop()))) - found
         found |= names
         waiting += [components[name] for name in names]
     return found

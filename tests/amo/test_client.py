@@ -21,11 +21,11 @@ from amo_callback.errors import (
     AccountNotAllowed,
     CodeUsed,
     HostNotAllowed,
+    InvalidRefreshToken,
     InvalidRequest,
-    NotSent,
-    OutcomeOpen,
-    RateLimited,
-    RefreshTokenDead,
+    RequestNotSent,
+    UnknownOutcome,
+    VendorRateLimited,
 )
 from amo_callback.slots import Priority
 from tests.conftest import HOST, Amo, amo_client
@@ -47,7 +47,7 @@ async def test_a_code_is_exchanged_and_its_pair_refreshed_once(client: AmoClient
     assert first.account.account_id == str(amo.account.id)
     with pytest.raises(CodeUsed):
         await client.exchange(code=code, domain=HOST, not_after=math.inf)
-    with pytest.raises(RefreshTokenDead):
+    with pytest.raises(InvalidRefreshToken):
         await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST, not_after=math.inf)
 
 
@@ -68,9 +68,9 @@ async def test_a_code_is_exchanged_and_its_pair_refreshed_once(client: AmoClient
 async def test_an_ill_amo_leaves_the_outcome_open(client: AmoClient, amo: Amo, fault: Fault, what: str) -> None:
     """Whatever is no whole pair and no refusal leaves open whether the token was spent; nothing is sent twice."""
     amo.sandbox.faults.add(fault)
-    with pytest.raises(OutcomeOpen) as raised:
+    with pytest.raises(UnknownOutcome) as raised:
         await client.exchange(code=amo.code().encode(), domain=HOST, not_after=math.inf)
-    assert raised.value.what == what
+    assert raised.value.detail == what
     assert raised.value.__cause__ is None
     assert amo.sandbox.requests == 1
 
@@ -78,7 +78,7 @@ async def test_an_ill_amo_leaves_the_outcome_open(client: AmoClient, amo: Amo, f
 async def test_a_huge_answer_is_not_read_to_its_end(client: AmoClient, amo: Amo) -> None:
     """Of 64 MB no more is taken than it takes to see that it is too much."""
     amo.sandbox.faults.add(Fault.HUGE_AFTER)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await client.exchange(code=amo.code().encode(), domain=HOST, not_after=math.inf)
     await amo.sandbox.cut_off.wait()
 
@@ -87,9 +87,9 @@ async def test_a_silent_amo_is_given_up_after_the_timeout(amo: Amo, clock: FakeC
     """No answer within the timeout is an open outcome."""
     amo.sandbox.faults.add(Fault.HANG_AFTER)
     async with amo_client(amo, clock, timeout=0.2) as client:
-        with pytest.raises(OutcomeOpen) as raised:
+        with pytest.raises(UnknownOutcome) as raised:
             await client.exchange(code=amo.code().encode(), domain=HOST, not_after=math.inf)
-    assert raised.value.what == "timeout"
+    assert raised.value.detail == "timeout"
 
 
 async def test_what_was_never_sent_is_not_spent(amo: Amo, clock: FakeClock) -> None:
@@ -98,7 +98,7 @@ async def test_what_was_never_sent_is_not_spent(amo: Amo, clock: FakeClock) -> N
         address = listener.getsockname()
     amo.address = f"{address[0]}:{address[1]}"
     async with amo_client(amo, clock) as client:
-        with pytest.raises(NotSent):
+        with pytest.raises(RequestNotSent):
             await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
 
 
@@ -114,9 +114,9 @@ async def test_half_an_answer_is_open(amo: Amo, clock: FakeClock) -> None:
     server = await asyncio.start_server(cut, "127.0.0.1", 0)
     amo.address = "{}:{}".format(*server.sockets[0].getsockname())
     async with server, amo_client(amo, clock) as client:
-        with pytest.raises(OutcomeOpen) as raised:
+        with pytest.raises(UnknownOutcome) as raised:
             await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
-    assert raised.value.what == "half_an_answer"
+    assert raised.value.detail == "half_an_answer"
 
 
 @asynccontextmanager
@@ -177,7 +177,7 @@ async def test_a_whole_refusal_in_a_broken_frame_is_open(amo: Amo, clock: FakeCl
     problem = b'{"hint": "Token has been revoked"}'
     head = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n" % (len(problem) + 2)
     async with _raw_amo(amo, head + problem), amo_client(amo, clock) as client:
-        with pytest.raises(OutcomeOpen):
+        with pytest.raises(UnknownOutcome):
             await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
 
 
@@ -210,7 +210,7 @@ async def test_each_request_names_us_and_has_a_connection_of_its_own(amo: Amo, c
     amo.address = "{}:{}".format(*server.addresses[0])
     async with amo_client(amo, clock) as client:
         for _ in range(2):
-            with pytest.raises(OutcomeOpen):
+            with pytest.raises(UnknownOutcome):
                 await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
     await server.cleanup()
     assert {(agent, encoding) for agent, encoding, _ in seen} == {(f"amo-callback/{__version__}", "identity")}
@@ -226,7 +226,7 @@ def _app(handler: object) -> web.Application:
 async def test_429_pauses_everybody(client: AmoClient, amo: Amo) -> None:
     """After a 429 no slot is given, to anybody, for as long as AMO asked."""
     amo.sandbox.faults.add(Fault.TOO_MANY)
-    with pytest.raises(RateLimited):
+    with pytest.raises(VendorRateLimited):
         await client.refresh(refresh_token="old", domain=HOST, not_after=math.inf)
     slot = asyncio.ensure_future(client.slot(Priority.STRANGER))
     done, _ = await asyncio.wait({slot}, timeout=0.1)
@@ -248,7 +248,7 @@ async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
         amo.address = f"{server.host}:{server.port}"
         pace = Pace(per_second=5, shared=Alone(clock=clock), clock=clock, observer=Witness())
         async with amo_client(amo, clock, pace=pace) as client:
-            with suppress(RateLimited):
+            with suppress(VendorRateLimited):
                 await REQUESTS[request_of](client)
             slot = asyncio.ensure_future(client.slot(Priority.EXPECTED))
             await clock.until_sleeping(120)
@@ -296,7 +296,7 @@ async def test_a_request_that_waits_too_long_to_leave_is_not_sent(amo: Amo, cloc
         await pace.came.wait()
         clock.advance(10.1 if late else 0)
         pace.go.set()
-        with pytest.raises(NotSent):
+        with pytest.raises(RequestNotSent):
             await refreshing
     assert amo.sandbox.requests == 0
 
@@ -308,7 +308,7 @@ async def test_every_request_waits_until_it_may_leave(amo: Amo, clock: FakeClock
     pace.may_leave = False
     pace.go.set()
     async with amo_client(amo, clock, pace=cast("Pace", pace)) as client:
-        with suppress(NotSent):
+        with suppress(RequestNotSent):
             await REQUESTS[request_of](client)
     assert pace.came.is_set()
     assert (amo.sandbox.requests, amo.sandbox.look_ups) == (0, 0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.amo.wire import tls_context
-from amo_callback.errors import NotSent, OutcomeOpen
+from amo_callback.errors import RequestNotSent, UnknownOutcome
 from tests.amo.shapes import NO_PAIRS, PAIRS, Shape
 from tests.certificates import Authority, make_authority
 from tests.conftest import HOST, Amo, amo_client
@@ -159,7 +159,7 @@ async def test_a_pair_whose_end_never_comes_is_found_at_the_timeout(amo: Amo, cl
 async def test_an_answer_without_a_readable_pair_is_kept(amo: Amo, clock: FakeClock, shape: str, grant: str) -> None:
     """The outcome is open, and the error brings the body: a pair that cannot be read yet may be in it."""
     async with _shaped(amo, NO_PAIRS[shape]) as shaped, amo_client(amo, clock) as client:
-        with pytest.raises(OutcomeOpen) as raised:
+        with pytest.raises(UnknownOutcome) as raised:
             await _ask(client, amo, grant)
     answer = NO_PAIRS[shape](shaped.issued)
     assert raised.value.body == answer.partition(b"\r\n\r\n")[2]
@@ -182,7 +182,7 @@ async def test_nothing_is_sent_to_a_server_that_cannot_prove_who_it_is(
         _shaped(amo, PAIRS["with its length"], tls=tls) as shaped,
         amo_client(amo, clock, tls=trust.client()) as client,
     ):
-        with pytest.raises(NotSent):
+        with pytest.raises(RequestNotSent):
             await _ask(client, amo, REFRESH_TOKEN)
     assert shaped.requests == []
 

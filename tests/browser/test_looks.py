@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.web.pages.visitor import LANGUAGES
-from amo_callback.web.pages.wording import read_texts
+from amo_callback.web.pages.render import read_texts
+from amo_callback.web.pages.user_agent import LANGUAGES
 from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Device, picture
 from tests.browser.looks import OVERFLOW, axe
 from tests.browser.states import SETTINGS, STATES, returned

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.web.pages.wording import read_texts
+from amo_callback.web.pages.render import read_texts
 from tests.browser.chromium import ANDROID, DESKTOP, IPHONE
 from tests.browser.states import BEFORE_AMO, SETTINGS, STATE, STATES, public, returned
 from tests.conftest import BASE, HOST

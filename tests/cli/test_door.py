@@ -16,7 +16,7 @@ from amo_callback.config_load import load_settings
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
 from amo_callback.observe.log import make_logger
-from amo_callback.web.doors import open_door
+from amo_callback.web.listener import open_listener
 from tests.conftest import API_KEY, environment
 from tests.fakes import ShiftedClock
 
@@ -42,7 +42,7 @@ async def _behind_the_door(
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     log = make_logger(level="error", style="json", stream=io.StringIO())
-    async with open_door(app, "127.0.0.1:0", name="other", clock=ShiftedClock(), log=log) as door:
+    async with open_listener(app, "127.0.0.1:0", name="other", clock=ShiftedClock(), log=log) as door:
         settings = load_settings(
             None, environment(amo, key, SERVER__PRIVATE=door.address, API__KEYS=f"somebody:{API_KEY}")
         )

@@ -18,7 +18,7 @@ from amo_callback.brought import Brought
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
 from amo_callback.custody.paid import name_of, seal_paid
-from amo_callback.errors import Unreadable
+from amo_callback.errors import DecryptionFailed
 from amo_callback.event import Event
 from amo_callback.model import TokenPair
 from amo_callback.store import open_store
@@ -84,7 +84,7 @@ def _brought(number: int, cipher: Cipher) -> Brought:
 def _opens(cipher: Cipher, name: str, sealed: bytes) -> bool:
     try:
         return cipher.open_tokens(sealed, connection_id=name) == (PAIR.access_token, PAIR.refresh_token)
-    except Unreadable:
+    except DecryptionFailed:
         return False
 
 

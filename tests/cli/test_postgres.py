@@ -93,7 +93,7 @@ def test_a_server_that_is_away_is_told_in_a_line(environ: dict[str, str], tmp_pa
     environ[URL] = f"postgresql://u:sekret@/amo?host={tmp_path}"
     with pytest.raises(StoreUnavailable) as raised:
         _run(environ, "connections", "list")
-    assert str(raised.value.fields["what"]).startswith("there is no such socket")
+    assert str(raised.value.fields["detail"]).startswith("there is no such socket")
     assert "sekret" not in repr(raised.value.fields)
 
 

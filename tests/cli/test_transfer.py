@@ -21,7 +21,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.custody.raw_answers import RawAnswers, name_of
 from amo_callback.custody.rescue import Rescue
 from amo_callback.custody.unsaved import Unsaved
-from amo_callback.errors import OutcomeOpen
+from amo_callback.errors import UnknownOutcome
 from amo_callback.model import Filter
 from amo_callback.store import open_store
 from amo_callback.transfer.bring import make_plan
@@ -163,7 +163,7 @@ async def _keep_raw(host: Host, body: bytes) -> str:
         rescue.open()
         unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told)
         raw = RawAnswers(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told, unsaved=unsaved)
-        await raw.keep(name_of(connection), OutcomeOpen("not_json", body=body), domain=connection.domain)
+        await raw.keep(name_of(connection), UnknownOutcome("not_json", body=body), domain=connection.domain)
         return name_of(connection)
 
 

@@ -25,10 +25,10 @@ from amo_callback.errors import (
     GrantExpired,
     InvalidRequest,
     NotFound,
-    NotSent,
-    OutcomeOpen,
+    RequestNotSent,
     StoreUnavailable,
-    TooManyUnproven,
+    TooManyAttempts,
+    UnknownOutcome,
 )
 from amo_callback.grant import GrantStatus, Visit
 from amo_callback.model import Issued, Status, fingerprint
@@ -384,7 +384,7 @@ class Deaf(Queue):
 
     async def exchange(self, **_: object) -> Issued:
         await self.clock.sleep(600)
-        raise OutcomeOpen("timeout")
+        raise UnknownOutcome("timeout")
 
 
 async def test_stopping_does_not_wait_for_the_rate_limit(process: Process, cipher: Cipher) -> None:
@@ -526,7 +526,7 @@ async def test_another_addresss_full_limit_is_not_inherited(
     free = asyncio.create_task(
         process.connect.complete(Visit(code=code.encode(), state=b"s", host=HOST, address="198.51.100.9"))
     )
-    with pytest.raises(TooManyUnproven):
+    with pytest.raises(TooManyAttempts):
         await full
     assert (await free).status is GrantStatus.CONNECTED
 
@@ -575,7 +575,7 @@ async def test_what_never_reached_amo_takes_no_place(process: Process, cipher: C
 
     class Away(Queue):
         async def exchange(self, **_: object) -> Issued:
-            raise NotSent
+            raise RequestNotSent
 
     process.connect = process.make(client=Away(process.clock, 0), cipher=cipher, places=1)
     for _ in range(3):
@@ -606,7 +606,7 @@ async def test_junk_that_amo_refused_takes_a_place(process: Process, client: Amo
     """One address with one place sends one bad code, and no second."""
     process.connect = process.make(client=client, cipher=cipher, places=1)
     assert (await process.complete("junk")).error == "auth_failed"
-    with pytest.raises(TooManyUnproven):
+    with pytest.raises(TooManyAttempts):
         await process.complete("more junk")
 
 
@@ -660,7 +660,7 @@ async def test_a_code_stays_doubtful_whatever_comes_between(process: Process) ->
     outcomes = [(await process.complete(code)).error]
 
     async def exchange(**_: object) -> Issued:
-        raise NotSent
+        raise RequestNotSent
 
     whole, process.connect = (
         process.connect,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.connect.proof import Binding, binding_of, check_verifier
-from amo_callback.errors import WrongVerifier
+from amo_callback.errors import PkceMismatch
 from amo_callback.grant import AuthorizationRequest
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def test_the_verifier_of_the_standard_fits_its_challenge() -> None:
 )
 def test_every_other_verifier_does_not_fit(challenge: str | None, verifier: str | None) -> None:
     """Another one, none where one is asked for, one where none is."""
-    with pytest.raises(WrongVerifier):
+    with pytest.raises(PkceMismatch):
         check_verifier(_request(challenge=challenge), verifier)
 
 
@@ -57,7 +57,7 @@ def test_a_verifier_has_43_to_128_characters(size: int) -> None:
     """Also where its hash would fit: RFC 7636, 4.1."""
     verifier = "v" * size
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
-    with pytest.raises(WrongVerifier):
+    with pytest.raises(PkceMismatch):
         check_verifier(_request(challenge=challenge), verifier)
 
 

@@ -14,13 +14,13 @@ from amo_callback.connect.authorization import Authorizations, priority_of
 from amo_callback.connect.limits import AttemptLimiter
 from amo_callback.connect.redemption import Presented, Redeemer
 from amo_callback.errors import (
-    Crowded,
     Frozen,
     GrantExpired,
     InvalidState,
     NotFound,
+    PkceMismatch,
+    QueueFull,
     StoreUnavailable,
-    WrongVerifier,
 )
 from amo_callback.grant import Arrival, AuthorizationRequest, GrantedPair, GrantStatus, IssuedState, Visit
 from amo_callback.model import Filter, fingerprint
@@ -122,7 +122,7 @@ async def test_a_code_that_is_about_to_be_claimed_asks_for_its_verifier(process:
     thief = asyncio.create_task(_redeemer(process, store).redeem(Presented(code=code.encode(), user="42")))
     await process.clock.until_sleeping(8)
     go_on.set()
-    with pytest.raises(WrongVerifier):
+    with pytest.raises(PkceMismatch):
         await thief
     assert (await callback).status is GrantStatus.CONNECTED
     assert await _owners(process) == []
@@ -142,7 +142,7 @@ async def test_a_code_that_fails_between_two_looks_is_not_tried_without_its_veri
             await other.complete(code, state)
             return await store.grant_by_ticket(ticket_hash)
 
-    with pytest.raises(WrongVerifier):
+    with pytest.raises(PkceMismatch):
         await _redeemer(process, Racing(store, process.clock)).redeem(
             Presented(code=code.encode(), host=process.amo.account.host, user="42")
         )
@@ -236,7 +236,7 @@ async def test_who_comes_while_all_is_frozen_keeps_his_place(process: Process) -
 # --- who comes together, and who goes first -------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [NotFound, Crowded])
+@pytest.mark.parametrize("error", [NotFound, QueueFull])
 async def test_whose_way_was_another_is_not_told_the_first_ones_failure(
     process: Process, error: type[AmoCallbackError]
 ) -> None:

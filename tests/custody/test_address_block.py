@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.errors import AccountRefused, AddressBlocked, AmoCallbackError, Busy
+from amo_callback.errors import AccountBlocked, AddressBlocked, AmoCallbackError, NotYet
 from amo_callback.model import Connection, Demand, Standing
 from tests.custody.house import API_DOMAIN, DAY
 from tests.fakes import START, Instead
@@ -68,7 +68,7 @@ async def _find_block(custody: Custody, connections: list[Connection]) -> None:
     """Have two connections refused, and the one connected last, which confirms the block."""
     demands = (Demand.SCHEDULE, Demand.SCHEDULE, Demand.PROBE)
     for connection, demand in zip((*connections[:2], connections[-1]), demands, strict=True):
-        with pytest.raises(AccountRefused):
+        with pytest.raises(AccountBlocked):
             await _refresh(custody, connection, demand)
     assert _is_blocked(custody)
 
@@ -155,9 +155,9 @@ async def test_while_a_block_is_suspected_nothing_but_the_confirming_refresh_is_
     for connection in connections[:2]:
         await _refused(house, custody, connection)
     for demand in (Demand.SCHEDULE, Demand.HAND_OUT, Demand.FORCED):
-        with pytest.raises(Busy) as raised:
+        with pytest.raises(NotYet) as raised:
             await _refresh(custody, connections[2], demand)
-        assert (type(raised.value), raised.value.retry_after) == (Busy, 1.0)
+        assert (type(raised.value), raised.value.retry_after) == (NotYet, 1.0)
 
 
 async def test_a_block_is_not_suspected_before_enough_refusals(house: House) -> None:
@@ -227,7 +227,7 @@ async def test_a_suspicion_goes_on_where_the_confirming_refresh_was_not_sent(hou
     await _fleet(house, 1, host="foreign.amocrm.ru", client_id="another")
     _block(house)
     for connection in connections[:2]:
-        with pytest.raises(AccountRefused):
+        with pytest.raises(AccountBlocked):
             await _refresh(custody, connection)
     await _run(house, custody, 15)
     assert _presented(house, connections, 0) == [0, 1, 2]
@@ -252,7 +252,7 @@ async def test_refused_exchanges_and_questions_never_suspect_a_block(house: Hous
     connections = await _fleet(house, 4)
     _block(house)
     for connection in connections:
-        with pytest.raises(AccountRefused):
+        with pytest.raises(AccountBlocked):
             await house.client.exchange(code=b"code", domain=connection.domain, not_after=math.inf)
         standing = await custody.liveness.standing(connection, house.pair(connection), doubted=True)
         assert standing is Standing.UNKNOWN
@@ -297,7 +297,7 @@ async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_twice(hous
     connections = await _blocked(house, custody)
     house.clock.advance(_CAP)
     sent = _left(house)
-    with pytest.raises(AccountRefused):
+    with pytest.raises(AccountBlocked):
         await _refresh(custody, connections[2], Demand.FORCED)
     with pytest.raises(AddressBlocked):
         await _refresh(custody, connections[1], Demand.PROBE)
@@ -434,7 +434,7 @@ async def test_the_second_process_finds_a_block_in_the_store_before_it_confirms_
     connections = await _fleet(house, 6)
     _block(house)
     for connection in connections[2:4]:
-        with pytest.raises(AccountRefused):
+        with pytest.raises(AccountBlocked):
             await _refresh(other, connection)
     await _find_block(custody, connections)
     assert not _is_blocked(other)
@@ -461,7 +461,7 @@ async def test_a_confirming_refresh_that_waited_while_another_process_found_the_
     _block(house)
     for refused in connections[2:4]:
         reads = 2
-        with pytest.raises(AccountRefused):
+        with pytest.raises(AccountBlocked):
             await _refresh(other, refused)
     reads = 0
     confirming = asyncio.create_task(_refresh(other, connections[4], Demand.PROBE))

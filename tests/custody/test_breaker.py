@@ -10,7 +10,14 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.custody.breaker import is_epidemic
-from amo_callback.errors import AmoCallbackError, Busy, ClientRefused, NeedsReauth, OutcomeOpen, VerdictHeld
+from amo_callback.errors import (
+    AmoCallbackError,
+    InvalidClient,
+    MassFailureSuspected,
+    NeedsReauth,
+    NotYet,
+    UnknownOutcome,
+)
 from amo_callback.model import Demand, Fleet, Status
 from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.custody.house import API_DOMAIN, DAY
@@ -40,13 +47,13 @@ async def test_the_deaths_of_a_whole_fleet_are_not_believed(house: House) -> Non
         await house.store.save_verdict(verdict)
     connection = await house.connect()
     house.amo.account.disabled = True
-    with pytest.raises(VerdictHeld):
+    with pytest.raises(MassFailureSuspected):
         await house.refresh(connection)
     assert (await house.now(connection)).status is Status.ACTIVE
     assert (await house.witness.until("verdicts.held")).fields == {"died": 5, "living": 1}
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(NotYet) as raised:
         await house.refresh(await save(house.store, a_connection(7)))
-    assert raised.value.because == VerdictHeld.code
+    assert raised.value.cause_code == MassFailureSuspected.code
 
 
 async def _suspect(house: House, *names: str) -> list[str | None]:
@@ -66,7 +73,7 @@ async def test_the_breaker_opens_with_two_suspects_once_the_last_success_is_olde
     for number in range(10):
         await save(house.store, a_connection(number))
     house.clock.advance(900)
-    assert await _suspect(house, "one", "one", "another") == [None, None, ClientRefused.code]
+    assert await _suspect(house, "one", "one", "another") == [None, None, InvalidClient.code]
     assert house.witness.names() == ["amo_credentials.refused"]
     assert house.custody.breaker.refused == "AMO's words"
 
@@ -78,7 +85,7 @@ async def test_the_breaker_opens_with_ten_suspects_in_a_row_however_recent_the_l
     names = [str(number) for number in range(10)]
     assert await _suspect(house, *names[:9], *names[:9]) == [None] * 18
     await house.custody.breaker.succeeded()
-    assert await _suspect(house, *names) == [None] * 9 + [ClientRefused.code]
+    assert await _suspect(house, *names) == [None] * 9 + [InvalidClient.code]
 
 
 async def test_a_success_of_another_process_clears_the_suspects(house: House) -> None:
@@ -90,7 +97,7 @@ async def test_a_success_of_another_process_clears_the_suspects(house: House) ->
     house.clock.advance(1)
     await save(house.store, a_connection(11, connected_at=house.clock.now()))
     house.clock.advance(901)
-    assert await _suspect(house, "another", "a third") == [None, ClientRefused.code]
+    assert await _suspect(house, "another", "a third") == [None, InvalidClient.code]
 
 
 async def test_the_breaker_opens_with_the_only_connection_that_can_be_refreshed(house: House) -> None:
@@ -100,7 +107,7 @@ async def test_the_breaker_opens_with_the_only_connection_that_can_be_refreshed(
     frozen = await save(house.store, a_connection(3))
     await house.store.freeze(frozen.id, at=house.clock.now())
     house.clock.advance(901)
-    assert await _suspect(house, "one") == [ClientRefused.code]
+    assert await _suspect(house, "one") == [InvalidClient.code]
     turn = timedelta(seconds=60)
     assert (await house.store.probe(apart_from=(), turn=turn) or frozen).id == connection.id
     assert await house.store.probe(apart_from=(connection.id,), turn=turn) is None
@@ -131,7 +138,7 @@ async def test_a_connection_whose_attempt_stays_open_may_be_the_probe(house: Hou
     """Where AMO has answered nobody, the probe is one of those without an answer, after its lease; and it closes."""
     connection = await house.connect()
     house.amo.sandbox.faults.add(Fault.HTTP_500)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     if why == "held":
         await house.store.hold_deaths(now=house.clock.now())
@@ -184,7 +191,7 @@ async def test_who_was_the_probe_lets_another_be_it(house: House, demand: Demand
     """One that callers ask for again and again is the probe once a round, and one probe goes every minute."""
     breaker = house.custody.breaker
     breaker.refuse("Check the `client_id` parameter")
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(NotYet) as raised:
         breaker.check("one", demand=demand)
     assert raised.value.retry_after == 60
     house.clock.advance(60)
@@ -192,7 +199,7 @@ async def test_who_was_the_probe_lets_another_be_it(house: House, demand: Demand
     breaker.enter("one")
     house.clock.advance(60)
     breaker.check("another", demand=demand)
-    with pytest.raises(Busy):
+    with pytest.raises(NotYet):
         breaker.check("one", demand=demand)
     breaker.new_round()
     breaker.check("one", demand=demand)
@@ -203,9 +210,9 @@ async def test_nobody_else_is_refreshed(house: House, demand: Demand) -> None:
     """Neither the schedule nor a hand-out is the probe."""
     house.custody.breaker.refuse("Check the `client_id` parameter")
     house.clock.advance(DAY)
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(NotYet) as raised:
         house.custody.breaker.check("one", demand=demand)
-    assert raised.value.because == ClientRefused.code
+    assert raised.value.cause_code == InvalidClient.code
 
 
 async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(house: House) -> None:
@@ -215,7 +222,7 @@ async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(house: Hous
     await house.store.hold_deaths(now=house.clock.now())
     await house.custody.breaker.watch()
     house.clock.advance(60)
-    with pytest.raises(VerdictHeld):
+    with pytest.raises(MassFailureSuspected):
         await house.refresh(connection, demand=Demand.PROBE)
     after = await house.now(connection)
     assert (after.status, after.next_refresh_at) == (Status.ACTIVE, house.clock.now() + timedelta(minutes=15))
@@ -228,7 +235,7 @@ async def test_one_success_closes_it_for_every_process(house: House) -> None:
     other = house.make_custody(owner="process-2")
     for custody in (house.custody, other):
         await custody.breaker.watch()
-        assert custody.breaker.reason == VerdictHeld.code
+        assert custody.breaker.reason == MassFailureSuspected.code
     await house.custody.breaker.succeeded()
     await other.breaker.watch()
     assert (house.custody.breaker.reason, other.breaker.reason) == (None, None)

@@ -11,7 +11,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.rules import Lives
 from amo_callback.cipher import Cipher, new_key
-from amo_callback.errors import Busy, NeedsReauth, OutcomeOpen
+from amo_callback.errors import NeedsReauth, NotYet, UnknownOutcome
 from amo_callback.model import Demand, Reason, Sighting, Standing, Status
 from tests.custody.house import API_DOMAIN, DAY
 from tests.custody.test_interleavings import Gated, Queue
@@ -122,7 +122,7 @@ async def test_a_token_in_doubt_is_not_erased(house: House) -> None:
     """AMO may refuse it because we have spent it: its successor may be on the way."""
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     house.amo.account.disabled = True
     await house.custody.switched_off(connection.account_id)
@@ -389,7 +389,7 @@ async def test_a_process_that_died_at_a_trial_leaves_a_doubt_that_is_ours(house:
     custody = house.make_custody(owner="process-2")
     for seconds in (DAY, 60):
         house.clock.advance(seconds)
-        with pytest.raises(Busy):  # its lease is respected; then the row is another one
+        with pytest.raises(NotYet):  # its lease is respected; then the row is another one
             await house.look_up_due(custody)
     after = await house.now(connection)
     assert (after.status, after.reason) == (Status.NEEDS_REAUTH, Reason.IN_DOUBT)

@@ -10,7 +10,7 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.custody.deadlines import Deadlines
-from amo_callback.errors import AccountRefused, AmoCallbackError, Frozen, StoreUnavailable
+from amo_callback.errors import AccountBlocked, AmoCallbackError, Frozen, StoreUnavailable
 from amo_callback.model import Connection, Status
 from tests.builders import a_connection, save
 from tests.custody.house import DAY
@@ -145,7 +145,7 @@ async def test_after_the_clock_went_back_no_dead_token_is_handed_out(house: Hous
     house.clock.advance(DAY + 61)
     with pytest.raises(AmoCallbackError) as raised:
         await house.custody.handout.token(connection.id, min_ttl=0)
-    assert isinstance(raised.value, AccountRefused)
+    assert isinstance(raised.value, AccountBlocked)
 
 
 async def test_a_clock_that_went_back_while_the_service_was_off_is_found_at_the_start(house: House) -> None:

@@ -14,12 +14,12 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.custody.breaker import is_epidemic
 from amo_callback.errors import (
     AmoCallbackError,
-    Busy,
-    ClientRefused,
+    ClientMismatch,
+    InvalidClient,
+    MassFailureSuspected,
     NeedsReauth,
-    OtherClient,
-    UnexplainedRefusal,
-    VerdictHeld,
+    NotYet,
+    UnauthorizedWithoutHint,
 )
 from amo_callback.model import Connection, Demand, Fleet, Issued, Reason, RefreshRules, Status
 from tests.custody.house import API_DOMAIN
@@ -58,13 +58,13 @@ async def test_listed_client_errors_of_two_connections_stop_everything(house: Ho
     house.amo.sandbox.faults.add(Fault.CLIENT_ID, Fault.CLIENT_ID)
     for connection in (one, three):
         assert custody.breaker.reason is None
-        with pytest.raises(ClientRefused):
+        with pytest.raises(InvalidClient):
             await _refresh(custody, connection)
     assert custody.breaker.refused == "Check the `client_id` parameter"
     for demand in (Demand.SCHEDULE, Demand.HAND_OUT, Demand.FORCED):
-        with pytest.raises(Busy) as raised:
+        with pytest.raises(NotYet) as raised:
             await _refresh(custody, two, demand)
-        assert (raised.value.because, raised.value.retry_after) == ("amo_credentials", 60)
+        assert (raised.value.cause_code, raised.value.retry_after) == ("amo_credentials", 60)
     assert len(house.amo.vendor.ledger.refreshes()) == 2
     assert {(await house.now(each)).status for each in (one, two, three)} == {Status.ACTIVE}
 
@@ -76,7 +76,7 @@ async def test_a_token_that_is_not_linked_to_our_client_concerns_its_connection_
     house.clock.advance(901)
     for connection in connections[:3]:
         house.amo.sandbox.faults.add(Fault.NOT_LINKED)
-        with pytest.raises(OtherClient):
+        with pytest.raises(ClientMismatch):
             await _refresh(custody, connection)
         after = await house.now(connection)
         again = house.clock.now() + timedelta(seconds=900)
@@ -92,13 +92,13 @@ async def test_a_lone_connection_refused_without_a_reason_backs_off_alone(house:
     one, two, _ = await _fleet(house, 3)
     custody = house.make_custody()
     house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-    with pytest.raises(UnexplainedRefusal):
+    with pytest.raises(UnauthorizedWithoutHint):
         await _refresh(custody, one)
     assert custody.breaker.reason is None
     assert (await house.now(one)).status is Status.ACTIVE
     assert (await _refresh(custody, two)).pair_version == 2
     house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-    with pytest.raises(UnexplainedRefusal):
+    with pytest.raises(UnauthorizedWithoutHint):
         await _refresh(custody, two)
     assert custody.breaker.reason is None
 
@@ -112,7 +112,7 @@ async def test_two_suspects_or_all_there_are_mean_our_configuration(house: House
     for connection in connections[:suspects]:
         assert custody.breaker.reason is None
         house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-        with pytest.raises(UnexplainedRefusal):
+        with pytest.raises(UnauthorizedWithoutHint):
             await _refresh(custody, connection)
     assert custody.breaker.reason == "amo_credentials"
     assert house.witness.names().count("amo_credentials.refused") == 1
@@ -125,7 +125,7 @@ async def test_a_silent_look_up_makes_nobody_a_suspect(house: House) -> None:
     for connection in connections:
         house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
         house.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
-        with pytest.raises(UnexplainedRefusal):
+        with pytest.raises(UnauthorizedWithoutHint):
             await _refresh(custody, connection)
     assert custody.breaker.reason is None
 
@@ -170,10 +170,10 @@ async def test_a_forced_refresh_may_be_the_probe_but_not_the_same_one_each_time(
     custody.breaker.refuse("Check the `client_id` parameter")
     house.clock.advance(60)
     house.amo.sandbox.faults.add(Fault.CLIENT_ID)
-    with pytest.raises(ClientRefused):
+    with pytest.raises(InvalidClient):
         await _refresh(custody, one, Demand.FORCED)
     house.clock.advance(900)
-    with pytest.raises(Busy):
+    with pytest.raises(NotYet):
         await _refresh(custody, one, Demand.FORCED)
     assert (await _refresh(custody, two, Demand.FORCED)).pair_version == 2
     assert custody.breaker.reason is None
@@ -207,15 +207,15 @@ async def test_a_whole_fleet_dying_at_once_is_not_believed(house: House) -> None
     connections = await _fleet(house, 8)
     custody = house.make_custody()
     told = await _die(house, custody, connections[:6])
-    assert [type(error) for error in told] == [NeedsReauth] * 5 + [VerdictHeld]
+    assert [type(error) for error in told] == [NeedsReauth] * 5 + [MassFailureSuspected]
     held = await house.now(connections[5])
     assert (held.status, held.last_error) == (Status.ACTIVE, "verdicts")
     restarted = house.make_custody(owner="process-2")
     await restarted.breaker.watch()
     for each in (custody, restarted):
-        with pytest.raises(Busy) as raised:
+        with pytest.raises(NotYet) as raised:
             await _refresh(each, connections[6])
-        assert raised.value.because == "verdicts"
+        assert raised.value.cause_code == "verdicts"
     assert len(house.amo.vendor.ledger.refreshes()) == 6
     assert house.witness.names().count("verdicts.held") == 1
 

@@ -13,20 +13,20 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.custody.paid import name_of, seal_paid
 from amo_callback.errors import (
-    AccountRefused,
+    AccountBlocked,
     AmoCallbackError,
-    Busy,
-    MustWait,
+    IntrospectionUnavailable,
+    InvalidRefreshToken,
+    MassFailureSuspected,
     NeedsReauth,
-    NoAnswer,
     NotFound,
-    NotSent,
-    OutcomeOpen,
-    RefreshTokenDead,
+    NotYet,
+    RequestNotSent,
+    RetryableError,
     ShuttingDown,
     StoreUnavailable,
-    UnexplainedRefusal,
-    VerdictHeld,
+    UnauthorizedWithoutHint,
+    UnknownOutcome,
 )
 from amo_callback.grant import GrantedPair
 from amo_callback.model import Connection, Demand, Issued, RefreshRules, Sighting, Standing, Status
@@ -88,7 +88,7 @@ async def test_a_second_request_that_would_outlive_its_lease_is_not_sent(house: 
 
     amo = Instead(house.client, refresh=refresh)
     keeper = house.make_keeper(store=Slow(house.store, house.clock), amo=amo)
-    with pytest.raises(NotSent):
+    with pytest.raises(RequestNotSent):
         await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     assert [entry.host for entry in house.amo.vendor.ledger.refreshes()] == [connection.domain]
     assert not (await house.now(connection)).in_doubt
@@ -138,8 +138,8 @@ async def test_an_unexplained_refusal_is_followed_where_the_account_has_moved(
     same_host: bool,  # noqa: FBT001 -- because it is a column of the table above
 ) -> None:
     """The host that has refused last, and what introspection says of the token, decide whose fault it is."""
-    refused = UnexplainedRefusal(401)
-    assert await _followed(house, refused, sighting) == (UnexplainedRefusal, asked)
+    refused = UnauthorizedWithoutHint(401)
+    assert await _followed(house, refused, sighting) == (UnauthorizedWithoutHint, asked)
     assert (refused.accepted, refused.same_host) == (accepted, same_host)
 
 
@@ -150,7 +150,7 @@ async def test_an_unexplained_refusal_is_followed_where_the_account_has_moved(
         (True, Sighting(standing=GOOD, domain=ELSEWHERE), NeedsReauth, [HOST, ELSEWHERE]),
         (True, Sighting(standing=GOOD), NeedsReauth, [HOST]),
         (True, Sighting(standing=REFUSED), NeedsReauth, [HOST]),
-        (True, Sighting(standing=UNKNOWN), NoAnswer, [HOST]),
+        (True, Sighting(standing=UNKNOWN), IntrospectionUnavailable, [HOST]),
         (False, Sighting(standing=GOOD, domain=ELSEWHERE), NeedsReauth, [HOST]),
         (False, Sighting(standing=UNKNOWN), NeedsReauth, [HOST]),
     ],
@@ -163,7 +163,7 @@ async def test_a_refusal_of_who_could_not_read_the_token_is_believed_where_the_a
     asked: list[str],
 ) -> None:
     """Whoever could read it is believed at once, and nobody is asked."""
-    assert await _followed(house, RefreshTokenDead(misread=misread), sighting) == (raised, asked)
+    assert await _followed(house, InvalidRefreshToken(undecodable=misread), sighting) == (raised, asked)
 
 
 async def test_whoever_comes_second_to_a_claim_spends_nothing(house: House) -> None:
@@ -247,9 +247,9 @@ async def test_what_was_stopped_during_the_wait_for_a_slot_is_not_presented(hous
     await queue.asked.wait()
     custody.breaker.refuse("Check the `client_id` parameter")
     queue.served.set()
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(NotYet) as raised:
         await refreshing
-    assert raised.value.because == "amo_credentials"
+    assert raised.value.cause_code == "amo_credentials"
     assert house.amo.vendor.ledger.refreshes() == []
 
 
@@ -340,7 +340,7 @@ async def test_a_rescue_folder_that_is_away_stops_only_those_whose_pair_may_lie_
     house.clock.advance(60)
     with pytest.raises(StoreUnavailable) as raised:
         await refreshing
-    assert connection.id in raised.value.what
+    assert connection.id in raised.value.detail
 
 
 async def test_an_attempt_that_got_more_time_is_looked_up_again(house: House) -> None:
@@ -385,14 +385,14 @@ async def test_whoever_joins_a_flight_that_has_to_wait_need_not(house: House) ->
     connection = await house.connect()
 
     keeper = house.make_keeper(amo=cast("AmoClient", Away(house)))
-    with pytest.raises(NotSent):
+    with pytest.raises(RequestNotSent):
         await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     handed_out, forced = await asyncio.gather(
         keeper.refresh(connection.id, demand=Demand.HAND_OUT),
         keeper.refresh(connection.id, demand=Demand.FORCED),
         return_exceptions=True,
     )
-    assert isinstance(handed_out, Busy)
+    assert isinstance(handed_out, NotYet)
     assert isinstance(forced, Connection)
     assert forced.pair_version == 2
 
@@ -436,7 +436,7 @@ async def test_verdicts_that_another_process_holds_are_held_before_the_loop_has_
     await house.store.hold_deaths(now=house.clock.now())
     house.amo.account.disabled = True
     gated.send.set()
-    with pytest.raises(VerdictHeld):
+    with pytest.raises(MassFailureSuspected):
         await refreshing
     after = await house.now(connection)
     assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
@@ -481,7 +481,7 @@ async def test_while_deaths_are_held_a_silent_look_up_presents_nothing_however_l
     await house.custody.breaker.watch()
     house.clock.advance(3 * DAY)
     house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    with pytest.raises(NoAnswer):
+    with pytest.raises(IntrospectionUnavailable):
         await house.refresh(connection, demand=Demand.PROBE)
     assert house.amo.vendor.ledger.refreshes() == []
 
@@ -532,7 +532,7 @@ async def test_a_dead_access_token_does_not_tell_that_an_account_has_not_moved(h
 
     custody = house.make_custody(amo=Instead(house.client, look_up=look_up, ask_about=ask_about))
     house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
-    with pytest.raises(UnexplainedRefusal):
+    with pytest.raises(UnauthorizedWithoutHint):
         await custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     assert custody.breaker.reason is None
 
@@ -722,7 +722,7 @@ async def test_a_pair_that_is_dead_by_the_clock_when_it_comes_is_not_handed_out(
         return issued
 
     custody = house.make_custody(amo=Instead(house.client, refresh=refresh))
-    with pytest.raises(Busy):
+    with pytest.raises(NotYet):
         await custody.handout.refresh(connection.id)
     assert (await house.now(connection)).pair_version == 2
 
@@ -735,13 +735,13 @@ async def test_doubt_about_an_access_token_outlives_a_refusal_that_passes(house:
     house.amo.vendor.unknowns.refresh_kills_access = True
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER, Fault.UNPAID)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     house.clock.advance(60)
-    with pytest.raises(AccountRefused):
+    with pytest.raises(AccountBlocked):
         await house.refresh(connection)
     assert (await house.now(connection)).attempt is None
-    with pytest.raises(MustWait):
+    with pytest.raises(RetryableError):
         await house.custody.handout.token(connection.id, min_ttl=0)
 
 

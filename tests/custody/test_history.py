@@ -77,7 +77,7 @@ async def test_a_token_that_we_may_have_spent_is_told_with_our_attempts(house: H
     told = await _told(house, connection)
     assert [event.name for event in told] == ["refresh.failed", "refresh.taken_over", "connection.needs_reauth"]
     assert {event.details["token"] for event in told} == {_mark(house, connection)}
-    assert (told[0].details["error"], told[0].details["what"]) == ("outcome_open", "connection_lost")
+    assert (told[0].details["error"], told[0].details["detail"]) == ("outcome_open", "connection_lost")
     assert (told[1].details["from_process"], told[2].details["reason"]) == ("process-1", "in_doubt")
 
 

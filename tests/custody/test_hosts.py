@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.errors import HostNotAllowed, NeedsReauth, OutcomeOpen
+from amo_callback.errors import HostNotAllowed, NeedsReauth, UnknownOutcome
 from amo_callback.model import Demand, Reason, RefreshRules, Status
 from tests.conftest import HOST, amo_client
 from tests.custody.house import API_DOMAIN, DAY
@@ -154,7 +154,7 @@ async def test_nothing_is_asked_about_a_connection_whose_host_is_refused(house: 
     """In doubt, named by AMO's hook, or given up: its tokens stay here, and it waits for the retry cap."""
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     await house.custody.switched_off(connection.account_id)
     tampering.set(connection, domain=EVIL)
@@ -177,7 +177,7 @@ async def test_an_api_host_that_is_not_allowed_is_not_asked(house: House, tamper
     refreshed = await house.refresh(connection)
     assert refreshed.api_domain == API_DOMAIN
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     tampering.set(connection, api_domain=EVIL)
     house.clock.advance(901)

@@ -12,15 +12,15 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.errors import (
     AmoCallbackError,
-    Busy,
-    MustWait,
+    IntrospectionUnavailable,
     NeedsReauth,
-    NoAnswer,
     NotFound,
-    NotSent,
-    OutcomeOpen,
+    NotYet,
+    RequestNotSent,
+    RetryableError,
     ShuttingDown,
     StoreUnavailable,
+    UnknownOutcome,
 )
 from amo_callback.model import Connection, Demand, Issued, Reason, Status
 from amo_callback.sealing import Kind, Resealed, Sealed
@@ -77,7 +77,7 @@ class Away(Gated):
     async def refresh(self, **request: Any) -> Issued:
         if not self.asked.is_set():
             self.asked.set()
-            raise NotSent
+            raise RequestNotSent
         return await self._client.refresh(**request)
 
 
@@ -193,7 +193,7 @@ async def test_a_token_whose_attempt_never_ended_is_doubted_also_where_it_is_rem
     asking = asyncio.create_task(handout.token(connection.id, min_ttl=0))
     await house.clock.until_sleeping(PATIENCE)
     house.clock.advance(PATIENCE)
-    with pytest.raises(MustWait):
+    with pytest.raises(RetryableError):
         await asking
     house.clock.advance(60)
     with pytest.raises(NeedsReauth):
@@ -306,14 +306,14 @@ async def test_a_rescue_folder_that_cannot_be_read_keeps_a_doubtful_token_at_hom
     connection = await house.connect()
     await house.store.claim(a_claim(connection, owner="process-2"))
 
-    class Unreadable:
+    class DecryptionFailed:
         def read(self) -> object:
             raise PermissionError(13, "Permission denied")
 
         def __getattr__(self, name: str) -> Any:
             return getattr(house.rescue, name)
 
-    custody = house.make_custody(rescue=Unreadable())
+    custody = house.make_custody(rescue=DecryptionFailed())
     refreshing = asyncio.create_task(custody.keeper.refresh(connection.id, demand=Demand.SCHEDULE))
     await _until_waiting(house, refreshing, 60)
     with pytest.raises(StoreUnavailable):
@@ -357,7 +357,7 @@ async def test_a_process_stopped_before_its_second_post_sends_nothing_on_a_lease
             return await self._client.refresh(**request)
 
     keeper = house.make_keeper(amo=cast("AmoClient", Stopped(house)))
-    with pytest.raises(NotSent):
+    with pytest.raises(RequestNotSent):
         await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     assert _spent(house) == 0
     assert (await house.now(connection)).domain == "renamed.amocrm.ru"
@@ -471,7 +471,7 @@ async def test_a_caller_waits_for_the_lease_of_another_process_and_takes_its_pai
 async def _in_doubt(house: House, fault: Fault) -> Connection:
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.sandbox.faults.add(fault)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     return connection
 
@@ -482,7 +482,7 @@ async def test_a_token_in_doubt_is_not_presented_before_a_whole_lease_has_passed
     """Not even by force: AMO may be at work on it still."""
     connection = await _in_doubt(house, Fault.HTTP_500)
     house.clock.advance(59)
-    with pytest.raises(Busy):
+    with pytest.raises(NotYet):
         await house.refresh(connection, demand=Demand.FORCED)
     assert len(house.amo.vendor.ledger.refreshes()) == 1
     house.clock.advance(1)
@@ -505,7 +505,7 @@ async def test_a_token_in_doubt_stays_at_home_while_look_ups_have_no_answer(hous
     connection = await _in_doubt(house, Fault.HTTP_500)
     house.clock.advance(60)
     house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    with pytest.raises(NoAnswer):
+    with pytest.raises(IntrospectionUnavailable):
         await house.refresh(connection)
     after = await house.now(connection)
     assert (after.last_error, after.failures, after.status) == ("no_answer", 2, Status.ACTIVE)
@@ -523,7 +523,7 @@ async def test_a_look_up_that_never_answers_ends_no_connection(house: House) -> 
         if refreshed:
             assert (await house.refresh(connection)).pair_version == 2
         else:
-            with pytest.raises(NoAnswer):
+            with pytest.raises(IntrospectionUnavailable):
                 await house.refresh(connection)
 
 
@@ -543,7 +543,7 @@ async def test_a_pair_without_a_shard_to_ask_is_presented_once(house: House) -> 
     """Tokens from before 2024-08-21 name no `api_domain`."""
     connection = await house.connect()
     house.amo.sandbox.faults.add(Fault.HTTP_500)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     house.clock.advance(60)
     assert (await house.refresh(connection)).pair_version == 2
@@ -663,9 +663,9 @@ async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(hou
     connection = await house.connect()
 
     keeper = house.make_keeper(amo=cast("AmoClient", Away(house)))
-    with pytest.raises(NotSent):
+    with pytest.raises(RequestNotSent):
         await keeper.refresh(connection.id, demand=Demand.SCHEDULE)
-    with pytest.raises(Busy):
+    with pytest.raises(NotYet):
         await keeper.refresh(connection.id, demand=Demand.HAND_OUT)
     assert (await keeper.refresh(connection.id, demand=Demand.FORCED)).pair_version == 2
 

@@ -12,17 +12,17 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.errors import (
-    AccountRefused,
-    Busy,
+    AccountBlocked,
+    ClientMismatch,
+    IntrospectionUnavailable,
+    InvalidRefreshToken,
     NeedsReauth,
-    NoAnswer,
     NotFound,
-    OtherClient,
-    OutcomeOpen,
-    RateLimited,
-    RefreshTokenDead,
+    NotYet,
     ShuttingDown,
     StoreUnavailable,
+    UnknownOutcome,
+    VendorRateLimited,
 )
 from amo_callback.event import Level
 from amo_callback.model import (
@@ -218,7 +218,7 @@ async def test_a_claim_that_took_too_long_is_given_back_unsent(house: House) -> 
             return claimed
 
     house.keeper = house.make_keeper(store=SlowStore(house.store, house.clock))
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(NotYet) as raised:
         await house.refresh(connection)
     assert raised.value.retry_after == 1
     after = await house.now(connection)
@@ -231,7 +231,7 @@ async def test_a_claim_that_took_too_long_is_given_back_unsent(house: House) -> 
 async def test_a_pair_granted_to_another_client_is_not_presented(house: House) -> None:
     """After the integration was changed, old tokens stay at home, and the configuration is told as the fault."""
     connection = await house.connect(client_id="the one before")
-    with pytest.raises(OtherClient):
+    with pytest.raises(ClientMismatch):
         await house.refresh(connection)
     after = await house.now(connection)
     assert (after.status, after.last_error) == (Status.ACTIVE, "client_mismatch")
@@ -376,7 +376,7 @@ async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(hous
     connection = await house.connect()
     house.failing.away = {"save_verdict"}
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     house.failing.away = set()
     retry = asyncio.create_task(house.refresh(connection))
@@ -451,7 +451,7 @@ async def test_a_token_lost_with_its_answer_is_in_doubt_and_not_revoked(house: H
     """After an open outcome the connection stays active; where the token then proves dead, we say we may be why."""
     connection = await house.connect()
     house.amo.sandbox.faults.add(fault)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     after = await house.now(connection)
     assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
@@ -470,7 +470,7 @@ async def test_a_token_that_was_not_spent_after_all_lives_on(house: House, fault
     """An open outcome that spent nothing costs nothing: the next refresh works, and the doubt is gone."""
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.sandbox.faults.add(fault)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     house.clock.advance(60)
     stored = await house.refresh(connection)
@@ -480,9 +480,9 @@ async def test_a_token_that_was_not_spent_after_all_lives_on(house: House, fault
 @pytest.mark.parametrize(
     ("fault", "error", "wait"),
     [
-        (Fault.UNPAID, AccountRefused, 900),
-        (Fault.BLOCKED, AccountRefused, 900),
-        (Fault.TOO_MANY, RateLimited, 1),
+        (Fault.UNPAID, AccountBlocked, 900),
+        (Fault.BLOCKED, AccountBlocked, 900),
+        (Fault.TOO_MANY, VendorRateLimited, 1),
         (Fault.TEAPOT, Exception, 15),
     ],
 )
@@ -503,11 +503,11 @@ async def test_a_patient_caller_respects_the_back_off(house: House) -> None:
     """Hand-outs do not hammer an ill AMO: until the next try is due, they are told to wait."""
     connection = await house.connect()
     house.amo.sandbox.faults.add(Fault.UNPAID)
-    with pytest.raises(AccountRefused):
+    with pytest.raises(AccountBlocked):
         await house.refresh(connection, demand=Demand.HAND_OUT)
-    with pytest.raises(Busy) as raised:
+    with pytest.raises(NotYet) as raised:
         await house.refresh(connection, demand=Demand.HAND_OUT)
-    assert (raised.value.retry_after, raised.value.because) == (900, "account_refused")
+    assert (raised.value.retry_after, raised.value.cause_code) == (900, "account_refused")
     assert house.amo.sandbox.requests == 2
     house.clock.advance(900)
     assert (await house.refresh(connection, demand=Demand.HAND_OUT)).pair_version == 2
@@ -517,7 +517,7 @@ async def test_the_end_of_the_service_is_told_before_anything_else(house: House)
     """Whoever would have to wait for the next try goes to another instance at once."""
     connection = await house.connect()
     house.amo.sandbox.faults.add(Fault.UNPAID)
-    with pytest.raises(AccountRefused) as raised:
+    with pytest.raises(AccountBlocked) as raised:
         await house.refresh(connection)
     assert raised.value.__cause__ is None
     house.keeper.stop()
@@ -527,7 +527,7 @@ async def test_the_end_of_the_service_is_told_before_anything_else(house: House)
 
 async def test_a_failure_tells_how_long_it_took(house: House) -> None:
     """Of AMO's as of ours: whoever reads the history sees whether AMO was slow."""
-    for error in (RateLimited(7), ZeroDivisionError()):
+    for error in (VendorRateLimited(7), ZeroDivisionError()):
         connection = await house.connect()
 
         async def refresh(error: Exception = error, **_: object) -> Issued:
@@ -599,7 +599,7 @@ async def test_a_late_verdict_changes_nothing_of_a_new_grant(house: House) -> No
         async def refresh(self, **_: object) -> Issued:
             asked.set()
             await go_on.wait()
-            raise RefreshTokenDead
+            raise InvalidRefreshToken
 
     house.keeper = house.make_keeper(amo=cast("AmoClient", Late()))
     refreshing = asyncio.create_task(house.refresh(connection, satisfied=lambda now: now.pair_version > 1))
@@ -706,7 +706,7 @@ async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(house: 
     house.amo.account.host = "renamed.amocrm.ru"
     house.amo.vendor.open_account(old)
     house.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
-    with pytest.raises(NoAnswer):
+    with pytest.raises(IntrospectionUnavailable):
         await house.refresh(connection)
     assert (await house.now(connection)).status is Status.ACTIVE
     house.clock.advance(901)

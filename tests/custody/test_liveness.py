@@ -10,7 +10,7 @@ import pytest
 from amo_callback.alone import Alone
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.errors import AccountRefused, MustWait, NeedsReauth, NotFound, OutcomeOpen, StoreUnavailable
+from amo_callback.errors import AccountBlocked, NeedsReauth, NotFound, RetryableError, StoreUnavailable, UnknownOutcome
 from amo_callback.model import Demand
 from amo_callback.slots import Priority
 from tests.builders import a_claim
@@ -28,7 +28,7 @@ async def _in_doubt(house: House) -> Connection:
     """Return a connection whose refresh token was spent, and whose next pair was lost."""
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     return connection
 
@@ -61,7 +61,7 @@ async def test_a_token_that_died_with_its_refresh_is_not_handed_out(house: House
     connection = await _in_doubt(house)
     for _ in range(2):
         outcomes = await asyncio.gather(*(_token(house, connection) for _ in range(20)), return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} <= set(MustWait.__subclasses__())
+        assert {type(outcome) for outcome in outcomes} <= set(RetryableError.__subclasses__())
         house.clock.advance(10)
     assert house.amo.sandbox.look_ups == 1
 
@@ -86,10 +86,10 @@ async def test_a_token_that_died_while_its_refresh_was_waited_for_is_not_handed_
     house.amo.sandbox.go_on.set()
     await first
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await another.keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     house.clock.advance(0.25)
-    with pytest.raises(MustWait):
+    with pytest.raises(RetryableError):
         await waiting
 
 
@@ -113,10 +113,10 @@ async def test_a_token_that_replaced_ours_and_died_is_not_handed_out(house: Hous
     await answered.wait()
     assert await house.store.save_connected(granted) is not None
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.make_custody(owner="process-2").keeper.refresh(connection.id, demand=Demand.SCHEDULE)
     go_on.set()
-    with pytest.raises(MustWait):
+    with pytest.raises(RetryableError):
         await waiting
 
 
@@ -239,9 +239,9 @@ async def test_a_token_that_was_rejected_is_not_handed_out_as_fresh(house: House
     house.fade(connection)
     house.amo.sandbox.faults.add(Fault.UNPAID)
     handout = house.custody.handout
-    with pytest.raises(AccountRefused):
+    with pytest.raises(AccountBlocked):
         await handout.refresh(connection.id, rejected=house.pair(connection).access_token)
-    with pytest.raises(MustWait):
+    with pytest.raises(RetryableError):
         await _token(house, connection)
 
 
@@ -249,7 +249,7 @@ async def test_a_rejected_token_that_lives_is_handed_out(house: House) -> None:
     """A backend's word is a hint: where AMO knows the token, it is beyond doubt again."""
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.sandbox.faults.add(Fault.UNPAID)
-    with pytest.raises(AccountRefused):
+    with pytest.raises(AccountBlocked):
         await house.custody.handout.refresh(connection.id, rejected=house.pair(connection).access_token)
     for _ in range(2):
         assert (await _token(house, connection)).pair == house.pair(connection)
@@ -303,7 +303,7 @@ async def test_an_attempt_that_was_open_at_start_puts_the_token_in_doubt_at_once
         asking = asyncio.create_task(restarted.handout.token(connection.id, min_ttl=0))
         await house.clock.until_sleeping(8)  # it waits for a new one
         house.clock.advance(8)
-        with pytest.raises(MustWait):
+        with pytest.raises(RetryableError):
             await asking
     assert house.amo.sandbox.look_ups == 1
     await restarted.liveness.drain()
@@ -351,12 +351,12 @@ async def test_a_token_that_died_is_not_handed_out_though_that_could_not_be_writ
     house.clock.advance(10)
     house.failing.away = {"save_verdict"}
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.custody.handout.refresh(connection.id, rejected=dead if rejected else None)
     asking = asyncio.create_task(_token(house, connection))
     await house.clock.until_sleeping(8)  # it waits for a new one
     house.clock.advance(8)
-    with pytest.raises(MustWait):
+    with pytest.raises(RetryableError):
         await asking
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from amo_callback.alone import Alone
 from amo_callback.amo.pace import Pace
-from amo_callback.errors import Busy, ShuttingDown
+from amo_callback.errors import NotYet, ShuttingDown
 from amo_callback.model import Demand
 from tests.conftest import amo_client
 from tests.fakes import FailingStore, Instead, RecordedPace, most_in_a_second
@@ -176,7 +176,7 @@ async def test_a_claim_whose_next_slot_comes_too_late_is_given_back(house: House
     connection = await house.connect()
     async with _claimed_late(house, connection, pause=60) as late:
         house.clock.advance(53)
-        with pytest.raises(Busy):
+        with pytest.raises(NotYet):
             await late.refresh
         await _check_given_back(house, connection, late)
 

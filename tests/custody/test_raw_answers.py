@@ -10,7 +10,7 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.custody.raw_answers import name_of, open_raw
-from amo_callback.errors import AmoCallbackError, NeedsReauth, OutcomeOpen, Unreadable
+from amo_callback.errors import AmoCallbackError, DecryptionFailed, NeedsReauth, UnknownOutcome
 from amo_callback.model import Demand, Reason
 from amo_callback.schedule import REFRESH_TOKEN_LIFE
 from tests.custody.house import API_DOMAIN, DAY
@@ -24,7 +24,7 @@ async def _unread(house: House, fault: Fault = Fault.HALF_JSON_AFTER, **more: ob
     """Return a connection that was refreshed, and whose next pair is in an answer that cannot be read."""
     connection = await house.connect(**{"api_domain": API_DOMAIN, **more})
     house.amo.sandbox.faults.add(fault)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     return connection
 
@@ -47,7 +47,7 @@ async def test_a_good_answer_without_a_readable_pair_is_kept_sealed(house: House
     assert (kept.connection_id, kept.fields["file"]) == (connection.id, name)
     await house.custody.unsaved.restore()
     assert (house.custody.unsaved.names, house.custody.raw_answers.count) == ([], 1)
-    with pytest.raises(Unreadable):
+    with pytest.raises(DecryptionFailed):
         open_raw(f"{connection.id}-2.raw", sealed, house.cipher)
 
 
@@ -88,7 +88,7 @@ async def test_a_token_with_a_kept_answer_is_presented_once_its_access_token_has
     connection = await _unread(house, api_domain=api_domain)
     house.clock.advance(60)
     for _ in range(int(DAY // 900) - 1):
-        with pytest.raises(OutcomeOpen):
+        with pytest.raises(UnknownOutcome):
             await house.refresh(connection)
         assert (await house.now(connection)).next_refresh_at == house.clock.now() + timedelta(minutes=15)
         house.clock.advance(900)
@@ -116,7 +116,7 @@ async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_h
     while not refreshing.done():
         await house.traffic.until_quiet()
         house.clock.advance(0.25)
-    assert isinstance(refreshing.exception(), OutcomeOpen)
+    assert isinstance(refreshing.exception(), UnknownOutcome)
     assert _presented(house) == 1
 
 
@@ -127,7 +127,7 @@ async def test_a_probe_that_stays_at_home_leaves_the_next_turn_to_another(house:
     breaker = house.custody.breaker
     breaker.refuse("Check the `client_id` parameter")
     house.clock.advance(60)
-    with pytest.raises(OutcomeOpen):
+    with pytest.raises(UnknownOutcome):
         await house.refresh(connection, demand=Demand.PROBE)
     assert (breaker.probed, breaker.probe_in) == ({connection.id}, 60)
 

@@ -14,7 +14,7 @@ from amo_callback.custody.breaker import Breaker
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.refresher import Refresher
 from amo_callback.custody.unsaved import Unsaved
-from amo_callback.errors import Busy, RefreshTokenDead, StoreUnavailable
+from amo_callback.errors import InvalidRefreshToken, NotYet, StoreUnavailable
 from amo_callback.model import Demand
 from tests.builders import a_connection, a_grant, a_refreshed, save
 from tests.fakes import START, FailingStore, FakeClock, MemoryRescue, Witness
@@ -273,7 +273,7 @@ async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop
 
 
 @pytest.mark.parametrize(
-    ("error", "aside"), [(StoreUnavailable("x"), 5.0), (Busy(1), 5.0), (ZeroDivisionError(), 30.0)]
+    ("error", "aside"), [(StoreUnavailable("x"), 5.0), (NotYet(1), 5.0), (ZeroDivisionError(), 30.0)]
 )
 async def test_one_that_cannot_be_refreshed_now_does_not_spin_nor_stop_the_others(
     loop: Loop, error: Exception, aside: float
@@ -297,7 +297,7 @@ async def test_one_that_cannot_be_refreshed_now_does_not_spin_nor_stop_the_other
 async def test_a_verdict_that_was_written_needs_no_setting_aside(loop: Loop) -> None:
     """Where the keeper wrote down when to try again, the store's word counts."""
     [connection] = await loop.due(1)
-    loop.keeper.errors[connection.id] = RefreshTokenDead()
+    loop.keeper.errors[connection.id] = InvalidRefreshToken()
     async with loop.running():
         await loop.keeper.until_asked(2)
 

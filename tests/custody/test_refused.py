@@ -13,7 +13,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.rules import SandboxIntegration
 from amo_callback.custody.verdict import is_refused_alone, is_refused_long
-from amo_callback.errors import AmoCallbackError, ClientRefused, NeedsReauth, RefreshTokenDead, VerdictHeld
+from amo_callback.errors import AmoCallbackError, InvalidClient, InvalidRefreshToken, MassFailureSuspected, NeedsReauth
 from amo_callback.model import Connection, Demand, Reason, RefreshRules, Status, Successes, fingerprint
 from tests.builders import a_claim, a_connection, a_verdict, save
 from tests.custody.house import DAY
@@ -68,7 +68,7 @@ async def test_a_refused_connection_that_is_answered_with_a_hint_is_introspected
     async def refresh(**_request: Any) -> Any:
         nonlocal presented
         presented += 1
-        raise RefreshTokenDead
+        raise InvalidRefreshToken
 
     revoking = house.make_custody(amo=Instead(house.client, refresh=refresh))
     for _ in range(3):
@@ -297,7 +297,7 @@ async def test_a_wrong_client_secret_opens_the_breaker_with_forty_connections_al
     assert house.witness.names().count("amo_credentials.refused") == 1
     restarted = house.make_custody(rules=RULES, owner="process-2")
     await restarted.breaker.watch()
-    assert (_why_open(restarted), restarted.breaker.refused) == (ClientRefused.code, custody.breaker.refused)
+    assert (_why_open(restarted), restarted.breaker.refused) == (InvalidClient.code, custody.breaker.refused)
     assert restarted.breaker.probe_in == 60
     client.integration = right
     async with house.running(restarted):
@@ -333,7 +333,7 @@ async def test_a_breaker_whose_opening_cannot_be_stored_is_open_and_stored_later
     breaker = house.custody.breaker
     for name in ("one", "another"):
         await breaker.suspect(name, "AMO's words")
-    assert breaker.reason == ClientRefused.code
+    assert breaker.reason == InvalidClient.code
     assert await house.store.refused_credentials() is None
     house.failing.away = set()
     await breaker.watch()
@@ -367,7 +367,7 @@ async def _end_pause(house: House, connection: Connection) -> Custody:
     """End the pause by a success."""
     custody = house.make_custody(owner="process-3")
     await custody.breaker.watch()
-    assert _why_open(custody) == VerdictHeld.code
+    assert _why_open(custody) == MassFailureSuspected.code
     house.clock.advance(901)
     await custody.keeper.refresh(connection.id, demand=Demand.PROBE)
     assert _why_open(custody) is None

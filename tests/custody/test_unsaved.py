@@ -480,12 +480,12 @@ async def test_an_unreadable_file_of_a_grant_keeps_nothing_from_being_refreshed(
 async def test_a_folder_that_cannot_be_read_is_told_at_the_start(house: House) -> None:
     """The configuration is named as the fault, before anything is spent."""
 
-    class Unreadable(MemoryRescue):
+    class DecryptionFailed(MemoryRescue):
         def read(self) -> dict[str, bytes]:
             raise PermissionError(13, "Permission denied")
 
     with pytest.raises(ConfigurationError, match=r"storage\.rescue: cannot be read"):
-        await house.make_custody(rescue=Unreadable()).unsaved.restore()
+        await house.make_custody(rescue=DecryptionFailed()).unsaved.restore()
 
 
 async def test_a_file_that_cannot_be_removed_is_told_and_harmless(house: House) -> None:

@@ -9,19 +9,19 @@ import pytest
 
 from amo_callback.custody.verdict import is_final, look_again_in, verdict_of
 from amo_callback.errors import (
-    AccountRefused,
+    AccountBlocked,
     AmoCallbackError,
-    ClientRefused,
-    NotSent,
-    OtherClient,
-    OutcomeOpen,
-    RateLimited,
+    ClientMismatch,
+    DecryptionFailed,
+    InvalidClient,
+    InvalidRefreshToken,
+    MassFailureSuspected,
     RefreshRefused,
-    RefreshTokenDead,
-    UnexplainedRefusal,
-    UnknownRefusal,
-    Unreadable,
-    VerdictHeld,
+    RequestNotSent,
+    UnauthorizedWithoutHint,
+    UnknownOutcome,
+    UnrecognizedError,
+    VendorRateLimited,
 )
 from amo_callback.model import Reason, RefreshRules, Status, Verdict
 from tests.builders import DAY, a_connection
@@ -39,12 +39,12 @@ def _judged(error: AmoCallbackError, *, drawn: float = 1.0, **more: Any) -> Verd
 @pytest.mark.parametrize(
     ("error", "doubtful", "reason"),
     [
-        (RefreshTokenDead(), None, Reason.REVOKED),
-        (RefreshTokenDead(expired=True), None, Reason.EXPIRED),
-        (RefreshTokenDead(), "".join("this"), Reason.IN_DOUBT),  # equal, and another object, as from the store
-        (RefreshTokenDead(), "one before", Reason.REVOKED),
+        (InvalidRefreshToken(), None, Reason.REVOKED),
+        (InvalidRefreshToken(expired=True), None, Reason.EXPIRED),
+        (InvalidRefreshToken(), "".join("this"), Reason.IN_DOUBT),  # equal, and another object, as from the store
+        (InvalidRefreshToken(), "one before", Reason.REVOKED),
         (RefreshRefused(), "this", Reason.REFUSED),
-        (Unreadable(), "this", Reason.UNREADABLE),
+        (DecryptionFailed(), "this", Reason.UNREADABLE),
     ],
 )
 def test_only_listed_refusals_need_the_person(error: AmoCallbackError, doubtful: str | None, reason: Reason) -> None:
@@ -57,13 +57,13 @@ def test_only_listed_refusals_need_the_person(error: AmoCallbackError, doubtful:
 @pytest.mark.parametrize(
     ("error", "seconds", "doubtful"),
     [
-        (NotSent(), 30, False),
-        (UnknownRefusal(status=400, hint=""), 30, False),
-        (UnexplainedRefusal(401), 30, False),
-        (RateLimited(7), 7, False),
-        (AccountRefused(402), 900, False),
-        (ClientRefused("hint"), 900, False),
-        (OutcomeOpen("timeout"), 60, True),
+        (RequestNotSent(), 30, False),
+        (UnrecognizedError(status=400, hint=""), 30, False),
+        (UnauthorizedWithoutHint(401), 30, False),
+        (VendorRateLimited(7), 7, False),
+        (AccountBlocked(402), 900, False),
+        (InvalidClient("hint"), 900, False),
+        (UnknownOutcome("timeout"), 60, True),
     ],
 )
 def test_whatever_else_is_waited_out(error: AmoCallbackError, seconds: float, doubtful: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
@@ -75,32 +75,34 @@ def test_whatever_else_is_waited_out(error: AmoCallbackError, seconds: float, do
 
 def test_what_is_final_is_looked_at_again_in_a_day() -> None:
     """It may heal; whether a lost key is back costs AMO nothing, and is looked at every quarter of an hour."""
-    for error, wait in ((RefreshTokenDead(), timedelta(days=1)), (Unreadable(), timedelta(minutes=15))):
+    for error, wait in ((InvalidRefreshToken(), timedelta(days=1)), (DecryptionFailed(), timedelta(minutes=15))):
         verdict = _judged(error)
         assert (verdict.died_at, verdict.look_up_at) == (START, START + wait)
-    passing = _judged(NotSent())
+    passing = _judged(RequestNotSent())
     assert (passing.died_at, passing.look_up_at) == (None, None)
 
 
 def test_an_open_outcome_is_open_for_a_lease() -> None:
     """Nobody judges it before, and it is no sooner tried again; whatever else ends is closed."""
-    assert _judged(OutcomeOpen("timeout")).open_for == timedelta(seconds=60)
-    assert _judged(OutcomeOpen("timeout"), failures=5).next_refresh_at == START + timedelta(seconds=900)
-    for error in (NotSent(), RefreshTokenDead(), Unreadable()):
+    assert _judged(UnknownOutcome("timeout")).open_for == timedelta(seconds=60)
+    assert _judged(UnknownOutcome("timeout"), failures=5).next_refresh_at == START + timedelta(seconds=900)
+    for error in (RequestNotSent(), InvalidRefreshToken(), DecryptionFailed()):
         assert _judged(error).open_for is None
 
 
 def test_back_off_counts_this_failure_too_and_leaves_tries_while_the_access_token_lives() -> None:
     """As `schedule` says, by the configured rules."""
-    waits = [_judged(NotSent(), failures=failures).next_refresh_at for failures in (0, 1, 3, 4, 5)]
+    waits = [_judged(RequestNotSent(), failures=failures).next_refresh_at for failures in (0, 1, 3, 4, 5)]
     assert waits == [START + timedelta(seconds=seconds) for seconds in (30, 60, 240, 480, 900)]
     soon = START + timedelta(seconds=40)
-    assert _judged(NotSent(), access_expires_at=soon).next_refresh_at == START + timedelta(seconds=10)
-    half = _judged(NotSent(), failures=1, drawn=0.5)
+    assert _judged(RequestNotSent(), access_expires_at=soon).next_refresh_at == START + timedelta(seconds=10)
+    half = _judged(RequestNotSent(), failures=1, drawn=0.5)
     assert half.next_refresh_at == START + timedelta(seconds=30)
 
 
-@pytest.mark.parametrize("error", [AccountRefused(403), ClientRefused("hint"), OtherClient(), VerdictHeld()])
+@pytest.mark.parametrize(
+    "error", [AccountBlocked(403), InvalidClient("hint"), ClientMismatch(), MassFailureSuspected()]
+)
 def test_what_somebody_has_to_mend_waits_the_longest(error: AmoCallbackError) -> None:
     """However little is left of the access token: trying again mends nothing."""
     soon = START + timedelta(seconds=40)
@@ -110,7 +112,7 @@ def test_what_somebody_has_to_mend_waits_the_longest(error: AmoCallbackError) ->
 def test_a_rejected_connection_is_asked_each_retry_cap_after_eight_refusals() -> None:
     """The first tries are quick, for AMO may be ill; where introspection accepts the token, or is silent, all are."""
     for accepted, refusals, seconds in ((False, 7, 30), (False, 8, 900), (True, 8, 30), (None, 8, 30)):
-        error = UnexplainedRefusal(401)
+        error = UnauthorizedWithoutHint(401)
         error.accepted = accepted
         verdict = _judged(error, refusals=refusals)
         assert verdict.next_refresh_at == START + timedelta(seconds=seconds)
@@ -120,33 +122,33 @@ def test_a_rejected_connection_is_asked_each_retry_cap_after_eight_refusals() ->
 def test_a_suspended_answer_is_kept_with_what_it_means() -> None:
     """Its connection stays active; where no token was presented, or nothing was answered, there is none."""
     for error, doubtful, spending, reason in (
-        (VerdictHeld(RefreshTokenDead()), None, "this", Reason.REVOKED),
-        (VerdictHeld(RefreshTokenDead(expired=True)), None, "this", Reason.EXPIRED),
-        (VerdictHeld(RefreshTokenDead()), "this", "this", Reason.IN_DOUBT),
-        (VerdictHeld(RefreshRefused()), None, "this", Reason.REFUSED),
-        (VerdictHeld(Unreadable()), None, "", None),
-        (VerdictHeld(), None, "this", None),
-        (RefreshTokenDead(), None, "this", None),
+        (MassFailureSuspected(InvalidRefreshToken()), None, "this", Reason.REVOKED),
+        (MassFailureSuspected(InvalidRefreshToken(expired=True)), None, "this", Reason.EXPIRED),
+        (MassFailureSuspected(InvalidRefreshToken()), "this", "this", Reason.IN_DOUBT),
+        (MassFailureSuspected(RefreshRefused()), None, "this", Reason.REFUSED),
+        (MassFailureSuspected(DecryptionFailed()), None, "", None),
+        (MassFailureSuspected(), None, "this", None),
+        (InvalidRefreshToken(), None, "this", None),
     ):
         assert _judged(error, doubtful=doubtful, spending=spending).suspended_reason is reason
 
 
 def test_the_verdict_is_the_attempts_and_of_no_other() -> None:
     """It names the connection and the attempt that ended."""
-    verdict = _judged(NotSent())
+    verdict = _judged(RequestNotSent())
     assert (verdict.connection_id, verdict.attempt, verdict.last_error) == (a_connection().id, "mine", "not_sent")
-    assert _judged(NotSent(), attempt=None).attempt == ""
+    assert _judged(RequestNotSent(), attempt=None).attempt == ""
 
 
 @pytest.mark.parametrize(
     ("error", "doubtful", "reason", "look_up_at"),
     [
-        (RefreshTokenDead(), None, Reason.EXPIRED, START + 90 * DAY),
-        (RefreshTokenDead(), "this", Reason.IN_DOUBT, START + 90 * DAY),
-        (Unreadable(), None, Reason.EXPIRED, START + 90 * DAY),
-        (OutcomeOpen("timeout"), None, Reason.IN_DOUBT, START + DAY),
-        (NotSent(), None, Reason.EXPIRED, START + DAY),
-        (RateLimited(7), None, Reason.EXPIRED, START + DAY),
+        (InvalidRefreshToken(), None, Reason.EXPIRED, START + 90 * DAY),
+        (InvalidRefreshToken(), "this", Reason.IN_DOUBT, START + 90 * DAY),
+        (DecryptionFailed(), None, Reason.EXPIRED, START + 90 * DAY),
+        (UnknownOutcome("timeout"), None, Reason.IN_DOUBT, START + DAY),
+        (RequestNotSent(), None, Reason.EXPIRED, START + DAY),
+        (VendorRateLimited(7), None, Reason.EXPIRED, START + DAY),
     ],
 )
 def test_a_trial_leaves_a_connection_given_up_as_it_was(
@@ -156,13 +158,15 @@ def test_a_trial_leaves_a_connection_given_up_as_it_was(
     verdict = _judged(error, doubtful=doubtful, status=Status.NEEDS_REAUTH, reason=Reason.EXPIRED)
     assert (verdict.status, verdict.reason) == (Status.NEEDS_REAUTH, reason)
     assert (verdict.next_refresh_at, verdict.died_at, verdict.look_up_at) == (None, None, look_up_at)
-    assert (verdict.open_for is not None) == isinstance(error, OutcomeOpen)
+    assert (verdict.open_for is not None) == isinstance(error, UnknownOutcome)
 
 
 def test_only_a_dead_token_and_a_lost_key_are_final() -> None:
     """Whatever else goes wrong may pass."""
-    assert [is_final(error) for error in (RefreshTokenDead(), Unreadable())] == [True, True]
-    assert not any(is_final(error) for error in (NotSent(), OutcomeOpen("x"), AccountRefused(402), OtherClient()))
+    assert [is_final(error) for error in (InvalidRefreshToken(), DecryptionFailed())] == [True, True]
+    assert not any(
+        is_final(error) for error in (RequestNotSent(), UnknownOutcome("x"), AccountBlocked(402), ClientMismatch())
+    )
 
 
 def test_nothing_else_than_a_lost_key_is_looked_at_often() -> None:

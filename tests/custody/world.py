@@ -34,7 +34,7 @@ from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
 from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
 from amo_callback.clock import DatabaseClock
 from amo_callback.custody.build import make_custody
-from amo_callback.errors import AmoCallbackError, NotSent, OutcomeOpen, StoreUnavailable
+from amo_callback.errors import AmoCallbackError, RequestNotSent, StoreUnavailable, UnknownOutcome
 from amo_callback.grant import GrantedPair, GrantStatus
 from amo_callback.model import (
     Account,
@@ -279,21 +279,21 @@ class _Amo:
         world, process = self._world, self._process
         await process.gate("send")
         if world.clock.monotonic() > not_after:
-            raise NotSent
+            raise RequestNotSent
         sent, fault, token = world.clock.monotonic(), world.fault(), world.tokens[refresh_token]
         with world.keeping():
             status, body = world.presented(refresh_token, domain=domain, fault=fault)
         await process.gate("answer")
         if world.clock.monotonic() - sent > TIMEOUT:
-            raise OutcomeOpen("timeout")
+            raise UnknownOutcome("timeout")
         if fault in {Fault.RESET, Fault.NOTHING_AFTER} and not status:
-            raise OutcomeOpen("connection_lost")
+            raise UnknownOutcome("connection_lost")
         try:
             issued = read_answer(
                 Answer(status=status, body=body), grant_type=GrantType.REFRESH_TOKEN, now=process.clock.now()
             )
         except AmoCallbackError as error:
-            token.open = token.open and isinstance(error, OutcomeOpen)
+            token.open = token.open and isinstance(error, UnknownOutcome)
             raise
         token.open = False
         process.received.append((connection_id(issued.account, domain), issued.pair.refresh_token))

@@ -41,7 +41,7 @@ def _amo(address: str, redirect_uri: str) -> int:
     from amo_callback.amo.sandbox.vendor import Vendor  # noqa: PLC0415 -- the same
     from amo_callback.clock import SystemClock  # noqa: PLC0415 -- the same
     from amo_callback.observe.log import make_logger  # noqa: PLC0415 -- the same
-    from amo_callback.web.doors import open_door  # noqa: PLC0415 -- the same
+    from amo_callback.web.listener import open_listener  # noqa: PLC0415 -- the same
 
     async def serve() -> None:
         clock = SystemClock()
@@ -49,7 +49,7 @@ def _amo(address: str, redirect_uri: str) -> int:
         vendor = Vendor(integration=integration, now=clock.now, lives=Lives(access=3600))
         vendor.open_account(HOST)
         log = make_logger(level="error", style="json", stream=sys.stderr)
-        async with open_door(Sandbox(vendor, clock=clock).app(), address, name="amo", clock=clock, log=log):
+        async with open_listener(Sandbox(vendor, clock=clock).app(), address, name="amo", clock=clock, log=log):
             await asyncio.Event().wait()
 
     asyncio.run(serve())

@@ -15,7 +15,7 @@ from aiohttp import web
 from yarl import URL
 
 from amo_callback.deploy.units import text_of
-from amo_callback.web.doors import open_door
+from amo_callback.web.listener import open_listener
 from tests.conftest import BASE
 from tests.e2e.stage import eventually
 from tests.fakes import ShiftedClock
@@ -123,7 +123,7 @@ async def _echo(name: str, log: FilteringBoundLogger) -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", tell)
-    async with open_door(app, "127.0.0.1:0", name=name, clock=ShiftedClock(), log=log) as door:
+    async with open_listener(app, "127.0.0.1:0", name=name, clock=ShiftedClock(), log=log) as door:
         yield door.address
 
 
@@ -139,7 +139,7 @@ async def test_nginx_takes_the_example(tmp_path: Path) -> None:
 async def test_our_routes_pass_and_all_others_are_the_other_backends(app: Running, tmp_path: Path) -> None:
     """A callback leads back to the app; what the public door does not know comes to the backend of before."""
     async with (
-        _echo("other", app.quiet) as other,
+        _echo("other", app.service.services.log) as other,
         _fronted(tmp_path, service=app.service.public, other=other) as nginx,
     ):
         query = app.query()
@@ -166,8 +166,8 @@ async def test_every_route_of_the_public_door_is_let_through(run: Any, tmp_path:
         assert answer.status == 200, (answer.text, app.lines())
         paths = [path.replace("{handle}", "h") for path in json.loads(answer.text)["paths"] if path.startswith(BASE)]
         async with (
-            _echo("other", app.quiet) as other,
-            _echo("service", app.quiet) as service,
+            _echo("other", app.service.services.log) as other,
+            _echo("service", app.service.services.log) as service,
             _fronted(tmp_path, service=service, other=other) as nginx,
         ):
             for path in paths:
@@ -179,7 +179,7 @@ async def test_every_route_of_the_public_door_is_let_through(run: Any, tmp_path:
 async def test_an_address_cannot_be_forged(app: Running, tmp_path: Path) -> None:
     """What a client writes into X-Forwarded-For is replaced by where it comes from."""
     async with (
-        _echo("service", app.quiet) as service,
+        _echo("service", app.service.services.log) as service,
         _fronted(tmp_path, service=service, other=service) as nginx,
     ):
         url = f"https://{nginx.address}{BASE}/callback"
@@ -193,7 +193,7 @@ async def test_what_cannot_be_read_gets_a_page_of_ours_and_is_not_logged(
 ) -> None:
     """A request line over nginx's limit is answered for a person, and neither log quotes it."""
     async with (
-        _echo("service", app.quiet) as service,
+        _echo("service", app.service.services.log) as service,
         _fronted(tmp_path, service=service, other=service) as nginx,
     ):
         url = URL(f"https://{nginx.address}{BASE}/callback?code=def50200{'a' * length}", encoded=True)

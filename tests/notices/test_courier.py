@@ -303,7 +303,7 @@ async def test_an_answer_that_cannot_be_written_down_is_delivered_again(office: 
     notice = await office.write()
     async with office.courier(store=store):
         told = await office.witness.until("courier.failed")
-        assert dict(told.fields) == {"error": "store_unavailable", "what": "SQLITE_FULL"}
+        assert dict(told.fields) == {"error": "store_unavailable", "detail": "SQLITE_FULL"}
         failing.away = set()
         await office.after(LEASE.total_seconds())
         await office.witness.until("notice.delivered")

@@ -10,10 +10,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from amo_callback.event import Event
-from amo_callback.observe.metrics import CALLBACKS, HAND_OUTS, Metrics
-from amo_callback.web.answers import FailureCode
-from amo_callback.web.private.operation import HANDS_OUT
-from tests.builders import a_condition, a_survey
+from amo_callback.observe.metrics import CALLBACKS, TOKEN_RESULTS, Metrics
+from amo_callback.web.private.tokens import HAND_OUT_ERRORS
+from amo_callback.web.public.api import error_actions
+from tests.builders import a_service_status, a_survey
 from tests.fakes import START
 
 PROMTOOL = shutil.which("promtool")
@@ -22,7 +22,7 @@ PROMTOOL = shutil.which("promtool")
 def _samples(metrics: Metrics, **more: Any) -> dict[str, float]:
     return {
         " ".join([sample.name, *sample.labels.values()]).strip(): sample.value
-        for family in text_string_to_metric_families(metrics.text(a_condition(**more)).decode())
+        for family in text_string_to_metric_families(metrics.text(a_service_status(**more)).decode())
         for sample in family.samples
     }
 
@@ -75,7 +75,7 @@ def test_attempts_are_counted_by_outcome_and_reason(
         ({"kind": "look_up", "status": 502}, "look_up 5xx"),
         ({"kind": "look_up", "status": 999}, "look_up other"),
         ({"kind": "refresh", "error": "not_sent"}, "refresh not_sent"),
-        ({"kind": "refresh", "error": "outcome_open", "what": "timeout"}, "refresh no_answer"),
+        ({"kind": "refresh", "error": "outcome_open", "detail": "timeout"}, "refresh no_answer"),
         ({"kind": "something new"}, "other other"),
     ],
     ids=["2xx", "429", "4xx", "5xx", "odd", "not-sent", "no-answer", "unknown"],
@@ -97,9 +97,9 @@ def test_words_of_the_doors_that_are_on_no_list_are_other() -> None:
 
 def test_each_word_of_the_doors_has_its_series() -> None:
     """What a door may answer is on the list of what is counted."""
-    assert {str(code) for code in HANDS_OUT} <= set(HAND_OUTS)
+    assert {error.api_code for error in HAND_OUT_ERRORS} <= set(TOKEN_RESULTS)
     app_alone = {"unauthorized", "forbidden", "not_found", "method_not_allowed", "store_unavailable", "internal_error"}
-    assert {str(code) for code in FailureCode} - app_alone <= set(CALLBACKS)
+    assert set(error_actions()) - app_alone <= set(CALLBACKS)
 
 
 def test_what_can_rise_is_there_from_the_start() -> None:
@@ -136,7 +136,7 @@ def test_notices_are_told_where_somebody_receives_them() -> None:
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
 def test_promtool_finds_nothing_to_mend() -> None:
     """Names, units and help texts are as Prometheus's own rules want them."""
-    text = Metrics().text(a_condition(survey=a_survey(waiting_since=START)))
+    text = Metrics().text(a_service_status(survey=a_survey(waiting_since=START)))
     done = subprocess.run(  # noqa: S603 -- because it is the tool that a test asks
         [str(PROMTOOL), "check", "metrics"], input=text, capture_output=True, check=False
     )

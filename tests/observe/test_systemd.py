@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.errors import ConfigurationError
-from amo_callback.observe.systemd import Notifier, handed_over
+from amo_callback.observe.systemd import Notifier, inherited_sockets
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def test_facts_are_told_in_one_message(heard: socket.socket) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": _told(heard)}, pid=1)
     notifier("RELOADING=1", "MONOTONIC_USEC=5")
     notifier("READY=1")
-    assert notifier.asked
+    assert notifier.enabled
     assert [heard.recv(100), heard.recv(100)] == [b"RELOADING=1\nMONOTONIC_USEC=5", b"READY=1"]
 
 
@@ -68,7 +68,7 @@ def test_where_nobody_listens_nothing_is_told() -> None:
     """Without systemd the service runs all the same; and where the socket has gone it goes on."""
     quiet = Notifier({}, pid=1)
     quiet("READY=1")
-    assert (quiet.asked, quiet.watchdog) == (False, None)
+    assert (quiet.enabled, quiet.watchdog) == (False, None)
     Notifier({"NOTIFY_SOCKET": "/nowhere/at/all"}, pid=1)("READY=1")
 
 
@@ -115,7 +115,7 @@ def pair() -> Iterator[int]:
 
 def test_sockets_are_taken_by_their_names(pair: int) -> None:
     """Each door gets its own, and no child of ours would."""
-    found = handed_over(_environ(), pid=7, names=NAMES, first=pair)
+    found = inherited_sockets(_environ(), pid=7, names=NAMES, first=pair)
     [public], [private] = found["public"], found["private"]
     with public, private:
         assert (public.fileno(), private.fileno()) == (pair, pair + 1)
@@ -125,7 +125,7 @@ def test_sockets_are_taken_by_their_names(pair: int) -> None:
 
 def test_a_door_may_have_several_sockets(pair: int) -> None:
     """IPv4 and IPv6, say."""
-    found = handed_over(_environ(LISTEN_FDNAMES="public:public"), pid=7, names=NAMES, first=pair)
+    found = inherited_sockets(_environ(LISTEN_FDNAMES="public:public"), pid=7, names=NAMES, first=pair)
     assert [len(listeners) for listeners in found.values()] == [2]
     for listener in found["public"]:
         listener.close()
@@ -133,12 +133,12 @@ def test_a_door_may_have_several_sockets(pair: int) -> None:
 
 def test_sockets_of_another_process_are_none_of_ours() -> None:
     """A shell between systemd and us inherits the variables, and hands nothing over."""
-    assert handed_over(_environ(LISTEN_PID="8"), pid=7, names=NAMES) == {}
-    assert handed_over({}, pid=7, names=NAMES) == {}
+    assert inherited_sockets(_environ(LISTEN_PID="8"), pid=7, names=NAMES) == {}
+    assert inherited_sockets({}, pid=7, names=NAMES) == {}
 
 
 @pytest.mark.parametrize("names", ["public:backdoor", "public", ""])
 def test_a_socket_that_is_no_door_is_refused(pair: int, names: str) -> None:
     """Nobody would answer there: the start ends, and says which name it wants."""
     with pytest.raises(ConfigurationError, match="FileDescriptorName"):
-        handed_over(_environ(LISTEN_FDNAMES=names), pid=7, names=NAMES, first=pair)
+        inherited_sockets(_environ(LISTEN_FDNAMES=names), pid=7, names=NAMES, first=pair)

@@ -1,4 +1,4 @@
-"""What both doors take and answer, by their OpenAPI document."""
+"""The routes of both APIs, by their OpenAPI document."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 _REF = "#/components/schemas/"
 
 
-def endpoints(document: Mapping[str, Any], *, door: str, guarded: Mapping[str, Any]) -> list[str]:
-    """Return the table of a door's routes; `guarded` is the document where a key is asked for as often as can be."""
-    # What both doors have comes last: nobody looks for it.
-    routes = sorted(_routes(document, door), key=lambda route: len(route[3]["servers"]))
+def endpoints(document: Mapping[str, Any], *, api: str, guarded: Mapping[str, Any]) -> list[str]:
+    """Return the table of an API's routes; `guarded` is the document where a key is asked for as often as can be."""
+    # Routes of both APIs come last: nobody looks for them.
+    routes = sorted(_routes(document, api), key=lambda route: len(route[3]["servers"]))
     rows = [
         [
             f"`{methods} {path}`",
@@ -30,18 +30,18 @@ def endpoints(document: Mapping[str, Any], *, door: str, guarded: Mapping[str, A
     return table(["route", "what it does", "takes", "for", "statuses"], rows)
 
 
-def _routes(document: Mapping[str, Any], door: str) -> Iterator[tuple[str, str, str, Any]]:
+def _routes(document: Mapping[str, Any], api: str) -> Iterator[tuple[str, str, str, Any]]:
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            if method == "head" or not _is_at(operation, door, document):
+            if method == "head" or not _is_at(operation, api, document):
                 continue
             methods = f"{method.upper()}, HEAD" if method == "get" and "head" in item else method.upper()
             yield path, methods, method, operation
 
 
-def _is_at(operation: Any, door: str, document: Mapping[str, Any]) -> bool:
+def _is_at(operation: Any, api: str, document: Mapping[str, Any]) -> bool:
     about = {tag["name"]: tag["description"] for tag in document["tags"]}
-    return any(server["description"] == about[door] for server in operation["servers"])
+    return any(server["description"] == about[api] for server in operation["servers"])
 
 
 def _taken(operation: Any, document: Mapping[str, Any]) -> Iterator[str]:

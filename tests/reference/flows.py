@@ -17,10 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
+
 import amo_callback
 from amo_callback.cipher import new_key
-from tests.conftest import running_service
-from tests.fakes import Witness
+from amo_callback.config_load import load_settings
+from amo_callback.web.composition import DataPaths
+from tests.conftest import environment, run_service, serve_amo
+from tests.fakes import ShiftedClock, Witness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -109,9 +113,14 @@ async def measured(app: Running) -> dict[str, Flow]:
 
 async def main() -> None:
     """Print the figures as a table."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with running_service(Path(folder), new_key(), Witness()) as app:
-            flows = await measured(app)
+    clock = ShiftedClock()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        async with serve_amo(clock) as amo, aiohttp.ClientSession() as http:
+            settings = load_settings(None, environment(amo, new_key()))
+            paths = DataPaths(folder=folder, rescue=folder / "rescue", machine="here")
+            async with run_service(amo, http, settings, paths, clock=clock, witness=Witness()) as app:
+                flows = await measured(app)
     lines = ["| flow | own calls | of these in store | modules | classes | SQL statements |", "| --- |" + " ---: |" * 5]
     for name, flow in flows.items():
         lines.append(flow.line(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from amo_callback.observe.metrics import Metrics
-from tests.builders import a_condition, a_survey
+from tests.builders import a_service_status, a_survey
 from tests.fakes import START
 from tests.reference.markdown import code, codes, table
 
@@ -18,8 +18,8 @@ _LABEL = re.compile(r'[{,](\w+)="')
 
 def metrics() -> list[str]:
     """Return the table of all metrics but those of the process, which every program has."""
-    standing = a_condition(survey=a_survey(waiting_since=START))
-    text = Metrics().text(standing).decode()
+    status = a_service_status(survey=a_survey(waiting_since=START))
+    text = Metrics().text(status).decode()
     rows = [
         [code(family["name"]), family["type"], codes(_labels(family["samples"])), family["about"].removesuffix(".")]
         for family in _FAMILY.finditer(text)

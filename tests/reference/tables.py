@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.reference.doors import documents
+from tests.reference.documents import documents
 from tests.reference.endpoints import endpoints
 from tests.reference.errors import deep_link_errors, exit_statuses, private_errors, public_errors
 from tests.reference.metrics import metrics
@@ -18,8 +18,8 @@ async def all_tables(repository: Path) -> dict[str, list[str]]:
     """Return the lines of each table."""
     document, guarded = await documents()
     return {
-        "public endpoints": endpoints(document, door="public", guarded=guarded),
-        "private endpoints": endpoints(document, door="private", guarded=guarded),
+        "public endpoints": endpoints(document, api="public", guarded=guarded),
+        "private endpoints": endpoints(document, api="private", guarded=guarded),
         "settings": settings((repository / "config.example.toml").read_text(encoding="utf-8")),
         "deep link errors": deep_link_errors(),
         "public errors": public_errors(document),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.clock import SystemClock
-from amo_callback.errors import Frozen, NotCopied
+from amo_callback.errors import BackupFailed, Frozen
 from amo_callback.store import copies, open_store
 from amo_callback.store.rebuild import open_given, rebuild
 from amo_callback.store.sqlite import open_sqlite
@@ -85,7 +85,7 @@ def _restore(copy: Path, database: Path, *, now: datetime = START) -> Path | Non
 def _refused(copy: Path, database: Path) -> str:
     """Return why a copy is not restored, and see that nothing was changed by the attempt."""
     before = _files(database.parent)
-    with pytest.raises(NotCopied) as raised:
+    with pytest.raises(BackupFailed) as raised:
         _restore(copy, database)
     assert _files(database.parent) == before
     return str(raised.value)
@@ -217,7 +217,7 @@ async def test_a_file_that_is_there_is_never_overwritten(database: Path, target:
     """Another name has to be given, and what was there stays."""
     await _make(database, 1)
     target.write_text("somebody's")
-    with pytest.raises(NotCopied, match="copy: File exists"):
+    with pytest.raises(BackupFailed, match="copy: File exists"):
         _back_up(database, target)
     assert _files(target.parent) == {"copy": b"somebody's"}
 
@@ -228,7 +228,7 @@ async def test_a_full_disk_leaves_nothing_half_made(database: Path, target: Path
     whole = database.stat().st_size
     with copies.open_snapshot(database) as snapshot:
         for size in range(0, whole, whole // 10):
-            with _files_limited_to(size), pytest.raises(NotCopied, match="copy: "):
+            with _files_limited_to(size), pytest.raises(BackupFailed, match="copy: "):
                 copies.back_up(snapshot, target, now=START)
             assert list(target.parent.iterdir()) == []
         with _files_limited_to(2 * whole):
@@ -239,7 +239,7 @@ async def test_a_full_disk_leaves_nothing_half_made(database: Path, target: Path
 async def test_a_folder_that_is_not_there_is_told(database: Path, tmp_path: Path) -> None:
     """The message names the file and the reason."""
     await _make(database, 1)
-    with pytest.raises(NotCopied, match=r"nowhere/copy: No such file or directory"):
+    with pytest.raises(BackupFailed, match=r"nowhere/copy: No such file or directory"):
         _back_up(database, tmp_path / "nowhere" / "copy")
 
 
@@ -364,7 +364,7 @@ async def test_whoever_opens_it_meanwhile_finds_the_old_or_the_new_one(database:
         while len(files) <= 10 or len(set(seen)) < 2:
             try:
                 kept = _restore((odd, even)[len(files) % 2], database, now=START + timedelta(seconds=len(files)))
-            except NotCopied as error:
+            except BackupFailed as error:
                 assert "is in use" in str(error)  # noqa: PT017 -- because it is the other one that uses it
             else:
                 assert kept is not None
@@ -418,7 +418,7 @@ async def test_a_full_disk_replaces_nothing(database: Path, target: Path) -> Non
     await _make(database, 2)
     whole = target.stat().st_size
     for size in range(0, whole, whole // 10):
-        with _files_limited_to(size), pytest.raises(NotCopied):
+        with _files_limited_to(size), pytest.raises(BackupFailed):
             _restore(target, database)
         assert [file.name for file in database.parent.iterdir()] == [NAME]
     assert await _read(database) == (["1", "2"], None)
@@ -430,7 +430,7 @@ async def test_a_disk_that_is_full_at_the_last_step_replaces_nothing(database: P
     _back_up(database, target)
     with (
         _files_limited_to(target.stat().st_size),  # SQLite's journal is a little longer than the pages in it
-        pytest.raises(NotCopied, match=f"{NAME}: SQLITE_IOERR_WRITE"),
+        pytest.raises(BackupFailed, match=f"{NAME}: SQLITE_IOERR_WRITE"),
     ):
         _restore(target, database)
     assert (await _read(database))[1] is None
@@ -569,7 +569,7 @@ async def test_a_new_database_is_no_upgrade(database: Path) -> None:
 async def test_an_upgrade_that_cannot_keep_a_copy_does_not_happen(database: Path) -> None:
     """On a full disk the start fails in clear words and leaves all as it was; with room again it succeeds."""
     _make_old(database)
-    with _files_limited_to(40_000), pytest.raises(NotCopied) as raised:
+    with _files_limited_to(40_000), pytest.raises(BackupFailed) as raised:
         await _upgrade(database)
     assert str(raised.value).startswith(f"{database} is not upgraded: {NAME}.schema-1 cannot be written: ")
     assert [file.name for file in database.parent.iterdir()] == [NAME]

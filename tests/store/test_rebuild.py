@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.clock import SystemClock
-from amo_callback.errors import NotCopied
+from amo_callback.errors import BackupFailed
 from amo_callback.store import copies, open_store
 from amo_callback.store.rebuild import Limits, open_given, rebuild
 from amo_callback.store.statements import Engine, load_migrations
@@ -54,7 +54,7 @@ async def test_a_file_beyond_a_limit_is_not_read(copy: Path, limits: Limits, why
     """The message says which, and nothing is left of what was begun."""
     assert _rebuilt(copy, Limits(file=2**20, rows=3, value=2**14)) == 3
     before = sorted(copy.parent.iterdir())
-    with pytest.raises(NotCopied, match=why):
+    with pytest.raises(BackupFailed, match=why):
         _rebuilt(copy, limits)
     assert sorted(copy.parent.iterdir()) == before
 
@@ -65,7 +65,7 @@ async def test_a_file_that_is_written_meanwhile_is_not_restored(copy: Path) -> N
         with closing(sqlite3.connect(copy)) as other, other:
             other.execute("DELETE FROM connections")
         with (
-            pytest.raises(NotCopied, match="copy was written while it was read: take a `backup` of it"),
+            pytest.raises(BackupFailed, match="copy was written while it was read: take a `backup` of it"),
             rebuild(given, copy.with_name("new.db"), now=START, progress=unseen),
         ):
             pytest.fail("it was built")

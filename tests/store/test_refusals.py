@@ -51,7 +51,7 @@ async def _mistake(url: str, folder: Path) -> str:
 async def _away(url: str, folder: Path) -> str:
     error = await _refused(url, folder)
     assert isinstance(error, StoreUnavailable)
-    return error.what
+    return error.detail
 
 
 def _other(postgres: Databases, *, database: str, user: str = "", query: str = "") -> str:
@@ -152,7 +152,7 @@ async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
 def test_each_refusal_has_its_words(error: Exception, said: str, *, mistake: bool) -> None:
     """The library's own text, which may quote anything, is in none."""
     told = refusal(error)
-    text = str(told) if isinstance(told, ConfigurationError) else told.what
+    text = str(told) if isinstance(told, ConfigurationError) else told.detail
     assert said in text
     assert "sekret" not in text
     assert isinstance(told, ConfigurationError) is mistake

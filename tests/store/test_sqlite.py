@@ -130,7 +130,7 @@ async def test_a_full_disk_is_a_store_out_of_reach(tmp_path: Path) -> None:
         event = {"at": 0, "connection_id": "x" * 2**20, "name": "n", "process": "p", "details": "{}"}
         with pytest.raises(StoreUnavailable) as raised:
             await database.write("save_event", **event)
-        assert raised.value.what == "SQLITE_FULL"
+        assert raised.value.detail == "SQLITE_FULL"
         assert database.failed_at is not None
 
 
@@ -182,7 +182,7 @@ async def test_a_file_that_stays_locked_ends_the_start(tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailable) as raised:
             await opening
     other.close()
-    assert raised.value.what == "SQLITE_BUSY"
+    assert raised.value.detail == "SQLITE_BUSY"
 
 
 async def test_a_store_that_is_busy_at_the_start_is_no_configuration_error(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ async def test_a_store_that_is_busy_at_the_start_is_no_configuration_error(tmp_p
         async with open_store(URL, folder=tmp_path, clock=SystemClock()):
             pass
     other.close()
-    assert raised.value.what == "SQLITE_BUSY"
+    assert raised.value.detail == "SQLITE_BUSY"
 
 
 async def test_rows_written_by_hand_do_not_stop_the_others(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ async def test_a_unit_that_fails_is_rolled_back_whole(store: Store) -> None:
     broken = a_connection(2, account_id=None)
     with pytest.raises(StoreUnavailable) as raised:
         await save(store, broken, code="second")
-    assert raised.value.what in {"SQLITE_CONSTRAINT_NOTNULL", "NotNullViolationError"}
+    assert raised.value.detail in {"SQLITE_CONSTRAINT_NOTNULL", "NotNullViolationError"}
     assert await store.connection(broken.id) is None
     assert await store.claim(a_claim(stored)) is not None
 

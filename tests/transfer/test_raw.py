@@ -10,7 +10,7 @@ import pytest
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.raw_answers import RawAnswers, name_of, name_of_grant
 from amo_callback.custody.unsaved import Unsaved
-from amo_callback.errors import CommandFailed, OutcomeOpen
+from amo_callback.errors import CommandFailed, UnknownOutcome
 from amo_callback.model import Account, connection_id, fingerprint
 from amo_callback.transfer.raw import read_raw
 from amo_callback.transfer.record import Arrival, Problem
@@ -33,7 +33,7 @@ async def _kept(store: Store, cipher: Cipher, body: bytes, name: str) -> bytes:
     rescue = MemoryRescue()
     unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness())
     raw = RawAnswers(store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness(), unsaved=unsaved)
-    error = OutcomeOpen("not_json", body=body)
+    error = UnknownOutcome("not_json", body=body)
     await raw.keep(name, error, domain=HOST, presented=fingerprint(PRESENTED))
     return rescue.files[name]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amo_callback.web.pages.visitor import Kind
+from amo_callback.web.pages.user_agent import Kind
 
 _IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"
 _IPAD = "Mozilla/5.0 (iPad; CPU OS 17_7 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"

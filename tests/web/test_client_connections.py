@@ -17,8 +17,8 @@ import pytest
 from aiohttp import web
 
 from amo_callback.observe.log import make_logger
-from amo_callback.web.client_connections import WAITS, ClientConnections, Wait, Waits
-from amo_callback.web.doors import open_door
+from amo_callback.web.client_connections import WAITS, ClientConnections, ListenerOptions, Wait, Waits
+from amo_callback.web.listener import open_listener
 from tests.fakes import FakeClock, ShiftedClock
 from tests.patience import PATIENCE
 
@@ -125,8 +125,10 @@ class Listener:
             self.closed_one.set()
 
         clock = self.clock if options.pop("throttled", False) else ShiftedClock()
-        async with open_door(
-            self.app(), "127.0.0.1:0", name="public", clock=clock, log=log, closed=closed, **options
+        sockets = options.pop("sockets", ())
+        limits = ListenerOptions(closed=closed, **options)
+        async with open_listener(
+            self.app(), "127.0.0.1:0", name="public", clock=clock, log=log, sockets=sockets, options=limits
         ) as door:
             self.address = door.address
             self.door = door
@@ -247,7 +249,7 @@ async def test_a_new_client_takes_the_place_of_the_one_that_has_waited_longest(l
         assert await (await listener.connect()).ask()
         assert await clients[0].until_closed() == b""
         assert [client.is_closed for client in clients] == [True, False, False]
-        assert (listener.closed, listener.door.connection_count) == (["max_connections"], 3)
+        assert (listener.closed, listener.door.count_connections()) == (["max_connections"], 3)
 
 
 async def test_what_is_being_answered_is_never_closed_for_another(listener: Listener) -> None:
@@ -260,7 +262,7 @@ async def test_what_is_being_answered_is_never_closed_for_another(listener: List
             await listener.entered.acquire()
         waiting = asyncio.create_task((await listener.connect()).ask())
         await listener.logged("http.connections_full")
-        assert (listener.closed, listener.door.connection_count, waiting.done()) == ([], 2, False)
+        assert (listener.closed, listener.door.count_connections(), waiting.done()) == ([], 2, False)
         listener.go_on.set()
         assert all(await asyncio.gather(*asking, waiting))
 
@@ -309,7 +311,7 @@ async def test_accepting_goes_on_after_descriptors_were_used_up(listener: Listen
     exhausted = Exhausted()
     exhausted.bind(("127.0.0.1", 0))
     exhausted.listen()
-    async with listener.open(waits=_waits(answer=SOON), listeners=[exhausted]):
+    async with listener.open(waits=_waits(answer=SOON), sockets=[exhausted]):
         assert await (await listener.connect()).ask()
         [line] = listener.lines("http.accept_failed")
         assert (line["level"], line["error"]) == ("error", "Too many open files")

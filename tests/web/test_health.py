@@ -7,12 +7,13 @@ import sqlite3
 import threading
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from amo_callback.model import AmoBlock
-from amo_callback.web.health import Readiness
+from amo_callback.web.health import checks, service_status
 from tests.builders import a_survey
 from tests.fakes import START, FailingStore, FakeClock, Instead
 from tests.patience import PATIENCE
@@ -20,10 +21,10 @@ from tests.patience import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from amo_callback.custody.build import Custody
     from amo_callback.store import Store
     from amo_callback.store.sqlite import SqliteDatabase
     from amo_callback.survey import Survey
+    from amo_callback.web.composition import Services
     from tests.conftest import Running
 
 
@@ -46,7 +47,7 @@ async def test_a_working_service_is_ready_from_its_first_answer_on(app: Running)
         "hosts": True,
         "unsaved_pairs": True,
         "frozen": True,
-        "verdicts": True,
+        "mass_failure": True,
         "clock": True,
         "fresh": True,
     }
@@ -88,84 +89,81 @@ class Beat:
     breaker = address_block = credentials = unsaved = raw_answers = freezer = surveyor = keeper = refresher
 
 
-def _readiness(store: object, custody: object, *, poll_interval: float = 5) -> Readiness:
-    return Readiness(
-        store=cast("Store", store),
-        custody=cast("Custody", custody),
-        poll_interval=poll_interval,
-        notices_delivered=False,
-    )
+def _services(store: object, custody: object, *, poll_interval: float = 5) -> Services:
+    settings = SimpleNamespace(refresh=SimpleNamespace(poll_interval=poll_interval), notify=SimpleNamespace(url=None))
+    return cast("Services", SimpleNamespace(store=store, custody=custody, settings=settings))
+
+
+def _checks(store: object, custody: object, *, poll_interval: float = 5) -> dict[str, tuple[bool, str]]:
+    found = checks(_services(store, custody, poll_interval=poll_interval))
+    return {check.name: (check.ok, check.detail) for check in found}
 
 
 async def test_the_oldest_beat_follows_the_poll_interval(store: Store) -> None:
     """At a slow poll interval the loop may be silent for three of them."""
     beat = Beat()
-    readiness = _readiness(store, beat, poll_interval=60)
     for age, ok in ((0.0, True), (180.0, True), (180.1, False)):
         beat.beat_age = age
-        assert readiness.checks()["refresher"]["ok"] is ok
+        assert _checks(store, beat, poll_interval=60)["refresher"][0] is ok
 
 
 def test_connections_of_another_client_id_are_named_and_make_nothing_red(store: Store) -> None:
     """They are their users' matter: the check stays good and says how many there are."""
     beat = Beat()
     beat.last = a_survey(mismatched=3)
-    check = _readiness(store, beat).checks()["amo_credentials"]
-    assert check == {
-        "ok": True,
-        "detail": "accepted; connections of another client_id: 3 (their users must connect again)",
-    }
+    check = _checks(store, beat)["amo_credentials"]
+    assert check == (True, "accepted; connections of another client_id: 3 (their users must connect again)")
 
 
 def test_hosts_that_are_not_allowed_are_counted_and_red(store: Store) -> None:
     """The detail names the setting, and what to do instead of changing it."""
     beat = Beat()
-    assert _readiness(store, beat).checks()["hosts"] == {"ok": True, "detail": "all allowed"}
+    assert _checks(store, beat)["hosts"] == (True, "all allowed")
     beat.last = a_survey(hosts_not_allowed=3)
-    check = _readiness(store, beat).checks()["hosts"]
-    assert not check["ok"]
-    assert "amo.allowed_domains: 3. Nothing is sent there" in check["detail"]
+    check = _checks(store, beat)["hosts"]
+    assert not check[0]
+    assert "amo.allowed_domains: 3. Nothing is sent there" in check[1]
 
 
 def test_before_anything_was_seen_it_is_not_ready(store: Store) -> None:
     """What is not known yet is not said to be good."""
     beat = Beat()
     beat.last, beat.trouble = None, "not looked at yet"
-    checks = _readiness(store, beat).checks()
-    assert checks["store"] == {"ok": False, "detail": "not looked at yet"}
-    assert checks["fresh"] == {"ok": False, "detail": "not known: not looked at yet"}
+    found = _checks(store, beat)
+    assert found["store"] == (False, "not looked at yet")
+    assert found["fresh"] == (False, "unknown: not looked at yet")
 
 
 def test_what_was_seen_before_the_store_fell_silent_is_not_believed(store: Store) -> None:
     """A good result that is too old is no good result."""
     beat = Beat()
     beat.trouble = "last looked at 31 s ago"
-    checks = _readiness(store, beat).checks()
-    assert checks["store"] == {"ok": False, "detail": "last looked at 31 s ago"}
-    assert checks["fresh"] == {"ok": False, "detail": "not known: last looked at 31 s ago"}
+    found = _checks(store, beat)
+    assert found["store"] == (False, "last looked at 31 s ago")
+    assert found["fresh"] == (False, "unknown: last looked at 31 s ago")
 
 
 def test_a_store_that_can_be_read_and_not_written_is_not_ready(store: Store, clock: FakeClock) -> None:
     """The last write tells, at once."""
     failing = FailingStore(store, clock)
     failing.failing = "SQLITE_FULL"
-    assert _readiness(failing, Beat()).checks()["store"] == {"ok": False, "detail": "cannot be written: SQLITE_FULL"}
+    assert _checks(failing, Beat())["store"] == (False, "cannot be written: SQLITE_FULL")
 
 
 @pytest.mark.parametrize(
     ("ahead", "expected"),
     [
-        (60.0, {"ok": True, "detail": "right"}),
-        (-60.0, {"ok": True, "detail": "right"}),
-        (60.6, {"ok": False, "detail": "this machine's clock is 61 s ahead of the database's: set both by NTP"}),
-        (-86400.0, {"ok": False, "detail": "this machine's clock is 86400 s behind the database's: set both by NTP"}),
+        (60.0, (True, "right")),
+        (-60.0, (True, "right")),
+        (60.6, (False, "this machine's clock is 61 s ahead of the database's: set both by NTP")),
+        (-86400.0, (False, "this machine's clock is 86400 s behind the database's: set both by NTP")),
     ],
 )
 def test_a_clock_a_minute_off_the_databases_is_not_ready(
-    store: Store, ahead: float, expected: dict[str, object]
+    store: Store, ahead: float, expected: tuple[bool, str]
 ) -> None:
     """JWTs are checked by the machine's clock; what is stored is told by the database's."""
-    assert _readiness(Instead(store, ahead=ahead), Beat()).checks()["clock"] == expected
+    assert _checks(Instead(store, ahead=ahead), Beat())["clock"] == expected
 
 
 @pytest.mark.parametrize(("fresh", "ok"), [(0, False), (1, False), (2, True), (3, True)])
@@ -173,21 +171,23 @@ def test_half_of_the_active_connections_must_hold_a_live_token(store: Store, fre
     """Fewer, and it is not ready, whatever else works."""
     beat = Beat()
     beat.last = a_survey(active=3, fresh=fresh)
-    told = {"ok": ok, "detail": f"{fresh} of 3 active connections hold a live token"}
-    assert _readiness(store, beat).checks()["fresh"] == told
+    told = (ok, f"{fresh} of 3 active connections hold a valid access token")
+    assert _checks(store, beat)["fresh"] == told
 
 
 def test_a_blocked_address_is_not_ready(store: Store) -> None:
     """The check says since when, when the next probe leaves, and what to do."""
     beat = Beat()
-    assert _readiness(store, beat).checks()["amo_blocked"] == {"ok": True, "detail": "not blocked"}
+    assert _checks(store, beat)["amo_blocked"] == (True, "not blocked")
     beat.block = AmoBlock(since=START, probe_at=START + timedelta(minutes=15), exchange_at=START)
-    assert _readiness(store, beat).checks()["amo_blocked"] == {
-        "ok": False,
-        "detail": "since 2026-11-23T12:00:00Z AMO answers 403 to every refresh, and nothing is refreshed; the next "
-        "probe leaves at 2026-11-23T12:15:00Z. Ask AMO's support to unblock the address of this server",
-    }
-    assert _readiness(store, beat).condition().amo_blocked
+    assert _checks(store, beat)["amo_blocked"] == (
+        False,
+        (
+            "since 2026-11-23T12:00:00Z AMO answers 403 to every refresh, and nothing is refreshed; the next "
+            "probe is sent at 2026-11-23T12:15:00Z. Ask AMO's support to unblock the address of this server"
+        ),
+    )
+    assert service_status(_services(store, beat)).checks["amo_blocked"] is False
 
 
 async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None:

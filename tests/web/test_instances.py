@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,8 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.config_load import load_settings
-from amo_callback.observe.log import LogObserver, make_logger
-from amo_callback.web.lifecycle import Home, open_service
-from tests.conftest import ADMIN_KEY, BASE, HOST, Both, Running, environment, serve_amo
+from amo_callback.web.composition import DataPaths
+from tests.conftest import ADMIN_KEY, BASE, HOST, Running, environment, run_service, serve_amo
 from tests.fakes import ShiftedClock, Witness
 
 if TYPE_CHECKING:
@@ -39,23 +37,9 @@ def instances(tmp_path: Path, encryption_key: str, postgres: Databases) -> Any:
             http = await stack.enter_async_context(aiohttp.ClientSession())
             for name in ("one", "two"):
                 settings = load_settings(None, environment(amo, encryption_key, STORAGE__URL=url, **more))
-                stream, witness = io.StringIO(), Witness()
-                log = make_logger(level="debug", style="json", stream=stream)
-                service = await stack.enter_async_context(
-                    open_service(
-                        settings,
-                        home=Home(folder=tmp_path, rescue=tmp_path / name, machine=""),
-                        clock=clock,
-                        log=log,
-                        observer=Both(witness, LogObserver(log)),
-                    )
-                )
-                started.append(
-                    Running(
-                        amo=amo, clock=clock, service=service, http=http, witness=witness, log=stream,
-                        folder=tmp_path, settings=settings, quiet=log,
-                    )
-                )  # fmt: skip
+                paths = DataPaths(folder=tmp_path, rescue=tmp_path / name, machine="")
+                running_one = run_service(amo, http, settings, paths, clock=clock, witness=Witness())
+                started.append(await stack.enter_async_context(running_one))
             yield started[0], started[1]
 
     return running

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from amo_callback.cipher import Cipher
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.clock import rfc3339
-from amo_callback.errors import Unreadable
+from amo_callback.errors import DecryptionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ def other_keys(keys: Sequence[str], canary: bytes | None) -> Finding | None:
         return None
     try:
         Cipher(keys).check_canary(canary)
-    except Unreadable:
+    except DecryptionFailed:
         return fail(
             "keys",
             "none of storage.encryption_keys opens this database: the service does not start",
@@ -88,7 +88,7 @@ class Pairs:
 def _opens(cipher: Cipher, pair: SealedPair) -> bool:
     try:
         cipher.open_tokens(pair.sealed or b"", connection_id=pair.connection_id)
-    except (Unreadable, ValueError, KeyError):
+    except (DecryptionFailed, ValueError, KeyError):
         return False
     return True
 

@@ -74,7 +74,7 @@ async def guarded_async(check: str, findings: AsyncIterator[Finding]) -> list[Fi
 def _thrown(check: str, error: Exception) -> Finding:
     """Tell an error by its name: another's text may quote anything."""
     if isinstance(error, AmoCallbackError):
-        what = error.fields.get("what")
-        return fail(check, f"{error}{f' ({what})' if what else ''}", fix="mend that, and check again")
+        detail = error.fields.get("detail")
+        return fail(check, f"{error}{f' ({detail})' if detail else ''}", fix="mend that, and check again")
     named = f"{type(error).__name__}: {error.strerror}" if isinstance(error, OSError) else type(error).__name__
     return fail(check, f"could not be looked at: {named}", fix="mend that, and check again")

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from amo_callback.cli.checks.asking import Silent
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
-from amo_callback.identity.jwk import read_key_set
+from amo_callback.identity.jwks import read_jwks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -82,7 +82,7 @@ async def check_key_set(settings: Settings, asker: Asker) -> AsyncIterator[Findi
         yield fail("jwks_url", f"{name} answers {answer.status}", fix=fix)
     else:
         try:
-            keys = read_key_set(answer.body)
+            keys = read_jwks(answer.body)
         except ValueError:
             yield fail("jwks_url", f"{name}: no key that may be used (RSA of 2048 bits or more, or P-256)", fix=fix)
         else:

@@ -52,7 +52,7 @@ async def check_postgres(
             fix=USE_SESSIONS if NEEDS_SESSIONS in str(error) else "mend storage.url, or what the server lets in",
         )
     except StoreUnavailable as error:
-        yield fail("store", f"{address}: {error.what}", fix="start the server, and let this machine reach it")
+        yield fail("store", f"{address}: {error.detail}", fix="start the server, and let this machine reach it")
 
 
 async def _contents(

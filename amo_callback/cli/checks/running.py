@@ -12,7 +12,7 @@ import aiohttp
 from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
 from amo_callback.cli.door import private_session
 from amo_callback.cli.readiness import NotUnderstood, Ready, ask_ready
-from amo_callback.deeplink import OURS_OR_AMOS, WORDS
+from amo_callback.deeplink import DEEP_LINK_ERRORS, OURS_OR_AMOS
 from amo_callback.deploy import units
 from amo_callback.web.health import NOT_PROVEN
 
@@ -87,7 +87,9 @@ def read_callbacks(counts: Mapping[str, int]) -> Finding:
     failed = {word: counts[word] for word in OURS_OR_AMOS if counts.get(word)}
     told = f"{connected} of {total} connected since the service started"
     if failed:
-        told += "; failed: " + ", ".join(f"{count} {word} ({WORDS[word].happened})" for word, count in failed.items())
+        told += "; failed: " + ", ".join(
+            f"{count} {word} ({DEEP_LINK_ERRORS[word].meaning})" for word, count in failed.items()
+        )
     if total >= _FEW and 2 * sum(failed.values()) > total:
         return warn("callbacks", told, fix="see grant.failed and callback.refused in the log: they have AMO's words")
     return ok("callbacks", told)

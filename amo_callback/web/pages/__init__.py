@@ -1,1 +1,1 @@
-"""What a person sees."""
+"""The page that returns the user to the app."""

@@ -1,22 +1,29 @@
-"""The page that returns a person to the app."""
+"""The page that returns the user to the app: its content, texts and rendering."""
 
 from __future__ import annotations
 
+import re
 import secrets
+import tomllib
+from dataclasses import dataclass, field
+from importlib import resources
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from amo_callback.web.pages.visitor import LANGUAGES, Kind
-from amo_callback.web.pages.wording import fill, read_texts
+from amo_callback.web.pages.user_agent import LANGUAGES, Kind
 
 if TYPE_CHECKING:
-    from amo_callback.web.pages.view import View
-    from amo_callback.web.pages.visitor import Visitor
-    from amo_callback.web.pages.wording import Texts
+    from collections.abc import Mapping
 
-_LOOK_AGAIN = 2
+    from amo_callback.web.pages.user_agent import UserAgent
+
+Texts = dict[str, dict[str, str]]
+"""Section, key, text."""
+
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_RELOAD_AFTER = 2
 """Seconds after which a page that waits for its result is loaded again."""
 _POLICY = (
     "default-src 'none'; {script}style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -25,8 +32,31 @@ _POLICY = (
 _NOTES = {Kind.OTHER: "on_phone", Kind.IN_APP: "in_app"}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """The content of the page in one of its variants: `connected`, `exchanging`, `gone`, or a deep link error."""
+
+    variant: str
+    status: int
+    """The HTTP status."""
+    link: str | None = field(default=None, repr=False)
+    """The deep link, where there is one."""
+    intent: str | None = field(default=None, repr=False)
+    """The deep link as Android's `intent:`."""
+    auto_open: bool = False
+    """Whether the page opens the link once by itself."""
+    attempted: bool = False
+    """Whether it did so before: then the user has come back."""
+    retry_url: str | None = None
+    """The address that retries a temporary failure; empty: the page's own."""
+    domain: str | None = None
+    """The host of the account that was connected."""
+    support: str | None = None
+    """The support code."""
+
+
 class Pages:
-    """Render the page in its variants and languages."""
+    """The page in its variants and languages."""
 
     def __init__(self, *, app_name: str) -> None:
         self._app_name = app_name
@@ -41,35 +71,47 @@ class Pages:
         )
         self._template = environment.get_template("page.html")
 
-    def render(self, view: View, visitor: Visitor) -> web.Response:
-        """Render what `view` says, for whom it is."""
-        texts = fill(self._texts[visitor.language], {"app": self._app_name, "domain": view.domain or ""})
+    def render(self, view: View, agent: UserAgent) -> web.Response:
+        """Render a view for a browser."""
+        texts = fill(self._texts[agent.language], {"app": self._app_name, "domain": view.domain or ""})
         nonce = secrets.token_urlsafe(16)
         html = self._template.render(
             view=view,
-            language=visitor.language,
+            language=agent.language,
             texts=texts,
             text=texts[view.variant],
-            todo=_todo(view, texts),
-            note=_note(view, visitor, texts),
+            todo=texts["todo"]["again"] if view.retry_url is not None else texts[view.variant].get("todo"),
+            note=_note(view, agent, texts),
             nonce=nonce,
         )
-        answer = web.Response(text=html, status=view.status, content_type="text/html", charset="utf-8")
+        response = web.Response(text=html, status=view.status, content_type="text/html", charset="utf-8")
         script = f"script-src 'nonce-{nonce}'; " if view.link else ""
-        answer.headers["Content-Security-Policy"] = _POLICY.format(nonce=nonce, script=script)
-        answer.headers["Vary"] = "Accept, Accept-Language, User-Agent"
+        response.headers["Content-Security-Policy"] = _POLICY.format(nonce=nonce, script=script)
+        response.headers["Vary"] = "Accept, Accept-Language, User-Agent"
         if view.variant == "exchanging":
-            # A header, since `<meta http-equiv=refresh>` is held against a page by those who test for accessibility.
-            answer.headers["Refresh"] = str(_LOOK_AGAIN)
-        return answer
+            # A header, since tests for accessibility object to `<meta http-equiv=refresh>`.
+            response.headers["Refresh"] = str(_RELOAD_AFTER)
+        return response
 
 
-def _note(view: View, visitor: Visitor, texts: Texts) -> str | None:
-    """Return what to know of the button where it may not work; where there is another one first, that is enough."""
-    if view.link is None or view.again is not None or visitor.kind not in _NOTES:
+def _note(view: View, agent: UserAgent, texts: Texts) -> str | None:
+    """Return a note on the button where it may not work, unless the button to retry comes first."""
+    if view.link is None or view.retry_url is not None or agent.kind not in _NOTES:
         return None
-    return texts["page"][_NOTES[visitor.kind]]
+    return texts["page"][_NOTES[agent.kind]]
 
 
-def _todo(view: View, texts: Texts) -> str | None:
-    return texts["todo"]["again"] if view.again is not None else texts[view.variant].get("todo")
+def read_texts(language: str) -> Texts:
+    """Read the texts of a language: one TOML file each."""
+    file = resources.files("amo_callback.web.pages") / "texts" / f"{language}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def fill(texts: Texts, values: Mapping[str, str]) -> Texts:
+    """Replace the placeholders, all at once: a value that looks like a placeholder is not replaced again."""
+    return {
+        section: {
+            key: PLACEHOLDER.sub(lambda placeholder: values[placeholder[1]], text) for key, text in content.items()
+        }
+        for section, content in texts.items()
+    }

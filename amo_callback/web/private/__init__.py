@@ -1,1 +1,1 @@
-"""The door for the operator's backends and monitoring."""
+"""The private API: the operator's backends and monitoring."""

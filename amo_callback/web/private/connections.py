@@ -1,49 +1,36 @@
-"""Connections, shown and forgotten; never a token."""
+"""Connections: list, show, disconnect, freeze and thaw; never a token."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from aiohttp import web
-from pydantic import ConfigDict, with_config
-from typing_extensions import TypedDict
+from pydantic import Field
 
-from amo_callback.clock import rfc3339
+from amo_callback.errors import Ambiguous, Frozen, NotFound
 from amo_callback.identity import Scope
 from amo_callback.model import Filter, Reason, Status
-from amo_callback.web.keys import CUSTODY, STORE
-from amo_callback.web.operation import Time
-from amo_callback.web.private.authorization import require
-from amo_callback.web.private.events import EVENT, EventShape, event_shape
-from amo_callback.web.private.operation import SELECTS, operation
-from amo_callback.web.private.parameters import Paged, Text, cut, read_query
-from amo_callback.web.private.problems import Code
+from amo_callback.web.parsing import Page, Text, paginate
+from amo_callback.web.private.events import RecordedEvent, show_event
+from amo_callback.web.route import Route, Time, shape
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import Mapping
 
     from amo_callback.model import Connection
+    from amo_callback.web.route import Call
 
 _LAST_EVENTS = 20
-MOST_OWNERS = 10_000
-"""Of the connections of a page, but for its first one: a page that would have more is shorter."""
+MAX_OWNERS = 10_000
+"""The owners of the connections of a page, apart from its first one; a page that would have more is shorter."""
 
 
-def routes() -> Sequence[web.RouteDef]:
-    """Return this module's routes."""
-    return [
-        web.get("/connections", index, allow_head=False),
-        web.get("/connections/{id}", show, allow_head=False),
-        web.delete("/connections/{id}", disconnect),
-    ]
+class ConnectionsQuery(Page):
+    """Filters of the list."""
 
-
-class ConnectionsQuery(Paged):
-    """Which connections."""
-
-    cursor: Text | None = None
+    cursor: Annotated[str, Field(pattern="^[0-9a-f-]{36}$")] | None = None
     """the next_cursor of the page before"""
     account_id: Text | None = None
     """1 to 256 characters: the AMO account's id"""
@@ -55,20 +42,20 @@ class ConnectionsQuery(Paged):
     """1 to 256 characters: the account's host"""
 
 
-@with_config(ConfigDict(use_attribute_docstrings=True))
-class ConnectionShape(TypedDict):
+@shape
+class ShownConnection:
     """One AMO account, connected by one AMO user; never a token."""
 
     id: str
     account_id: str
     user_id: str
-    """The AMO user's."""
+    """The AMO user's id."""
     owners: Sequence[str]
-    """The app's users whose it is."""
+    """The app's users that own it."""
     domain: str
     status: Status
     reason: Reason | None
-    """Why its person has to connect again."""
+    """Why its user has to connect again."""
     last_error: str | None
     access_expires_at: Time | None
     refresh_expires_at: Time | None
@@ -78,139 +65,154 @@ class ConnectionShape(TypedDict):
     """Refreshes that failed since the last one that succeeded."""
     connected_at: Time
     frozen: bool
-    """Whether nothing of it is spent until somebody thaws it."""
+    """Whether it is refreshed only after a thaw."""
 
 
-class ShownConnection(ConnectionShape):
-    """A connection, and what happened to it last."""
+@shape
+class ConnectionWithEvents(ShownConnection):
+    """A connection and its last events."""
 
-    events: list[EventShape]
+    events: Sequence[RecordedEvent]
 
 
-@with_config(ConfigDict(use_attribute_docstrings=True))
-class ConnectionsPage(TypedDict):
-    """A part of the connections, by their ids."""
+@shape
+class ConnectionsPage:
+    """A part of the connections, ordered by their ids."""
 
-    items: list[ConnectionShape]
+    items: Sequence[ShownConnection]
     next_cursor: str | None
     """The `cursor` of the next page; `null` on the last one."""
 
 
-CONNECTION: ConnectionShape = {
-    "id": "6ca5af66-2b5a-5a4f-9b53-5d9a6c0b6f5e",
-    "account_id": "31920194",
-    "user_id": "7",
-    "owners": ["42"],
-    "domain": "example.amocrm.ru",
-    "status": Status.ACTIVE,
-    "reason": None,
-    "last_error": None,
-    "access_expires_at": "2026-11-25T12:00:00Z",
-    "refresh_expires_at": "2027-02-24T12:00:00Z",
-    "refreshed_at": None,
-    "next_refresh_at": "2026-11-25T00:00:00Z",
-    "failures": 0,
-    "connected_at": "2026-11-24T12:00:00Z",
-    "frozen": False,
-}
+@shape
+class FreezeState:
+    """Whether refreshing is frozen."""
+
+    frozen: bool
+    since: Time | None
+    why: str | None
+    open_attempts: int
+    """Refreshes that have not ended yet."""
 
 
-@operation(
-    "list_connections",
-    scope=Scope.READ,
-    query=ConnectionsQuery,
-    answer=ConnectionsPage,
-    example={"items": [CONNECTION], "next_cursor": None},
-    problems=[Code.STORE_UNAVAILABLE],
-)
-async def index(request: web.Request) -> web.Response:
+async def list_connections(call: Call[ConnectionsQuery, None]) -> ConnectionsPage:
     """List connections, by their ids; never a token."""
-    require(request, Scope.READ)
-    query = read_query(request, ConnectionsQuery)
+    query, store = call.query, call.services.store
     only = Filter(account_id=query.account_id, owner=query.owner, status=query.status, domain=query.domain)
-    all_frozen = await request.app[STORE].frozen() is not None
-    found = await request.app[STORE].page(after=query.cursor or "", limit=query.limit + 1, only=only)
-    items, last = cut(found, query.limit)
-    owners = await request.app[STORE].owners_of([connection.id for connection in items])
+    all_frozen = await store.frozen() is not None
+    found = await store.page(after=query.cursor or "", limit=query.limit + 1, only=only)
+    items, last = paginate(found, query.limit)
+    owners = await store.owners_of([connection.id for connection in items])
     if (fitting := _fitting(items, owners)) < len(items):
         items, last = items[:fitting], items[fitting - 1]
-    page: ConnectionsPage = {
-        "items": [
-            connection_shape(connection, owners[connection.id], frozen=all_frozen or connection.frozen)
-            for connection in items
-        ],
-        "next_cursor": None if last is None else last.id,
-    }
-    return web.json_response(page)
+    return ConnectionsPage(
+        items=[show(connection, owners[connection.id], frozen=all_frozen or connection.frozen) for connection in items],
+        next_cursor=None if last is None else last.id,
+    )
 
 
 def _fitting(items: Sequence[Connection], owners: Mapping[str, Sequence[str]]) -> int:
-    """Return how many connections a page holds, by how many owners they have."""
+    """Return how many connections fit into a page, by how many owners they have."""
     totals = accumulate(len(owners[connection.id]) for connection in items)
-    return max(sum(total <= MOST_OWNERS for total in totals), 1)
+    return max(sum(total <= MAX_OWNERS for total in totals), 1)
 
 
-@operation(
-    "show_connection",
-    scope=Scope.READ,
-    answer=ShownConnection,
-    example={**CONNECTION, "events": [EVENT]},
-    problems=SELECTS,
-)
-async def show(request: web.Request) -> web.Response:
+async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
     """Show one connection, with its last events; never a token."""
-    require(request, Scope.READ)
-    [connection, *_] = await request.app[CUSTODY].selection.find(request.match_info["id"])
-    events = await request.app[STORE].events(connection_id=connection.id, limit=_LAST_EVENTS)
-    shown: ShownConnection = {
-        **await shape_of(request, connection),
-        "events": [event_shape(event) for event in events],
-    }
-    return web.json_response(shown)
+    [connection, *_] = await call.services.custody.selection.find(call.name)
+    events = await call.services.store.events(connection_id=connection.id, limit=_LAST_EVENTS)
+    owners = await call.services.store.owners_of([connection.id])
+    return ConnectionWithEvents(
+        **_members(connection, owners[connection.id]), events=[show_event(event) for event in events]
+    )
 
 
-@operation(
-    "disconnect_connection",
-    scope=Scope.ADMIN,
-    answer=ConnectionShape,
-    example={**CONNECTION, "status": Status.DISCONNECTED, "access_expires_at": None, "next_refresh_at": None},
-    problems=(*SELECTS, Code.AMBIGUOUS, Code.FROZEN),
-)
-async def disconnect(request: web.Request) -> web.Response:
+async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
     """Forget one connection and erase its tokens; AMO's side lives on until the integration is removed there."""
-    key = require(request, Scope.ADMIN)
-    custody = request.app[CUSTODY]
-    connection = await custody.selection.only(request.match_info["id"])
-    forgotten = await custody.farewell.disconnect(connection, why=f"asked by {key.name}")
-    return web.json_response(await shape_of(request, forgotten))
+    custody = call.services.custody
+    connection = await custody.selection.only(call.name)
+    return await _shown(call, await custody.farewell.disconnect(connection, why=f"asked by {call.caller}"))
 
 
-async def shape_of(request: web.Request, connection: Connection) -> ConnectionShape:
-    """Return a connection as it is shown, with whose it is."""
-    owners = await request.app[STORE].owners_of([connection.id])
-    return connection_shape(connection, owners[connection.id])
+async def freeze_connection(call: Call[None, None]) -> ShownConnection:
+    """Stop refreshing one connection."""
+    return await _set_frozen(call, frozen=True)
 
 
-def connection_shape(connection: Connection, owners: Sequence[str], *, frozen: bool | None = None) -> ConnectionShape:
-    """Return a connection as the contract shows it; it may be `frozen` although its own row does not tell."""
-    return {
-        "id": connection.id,
-        "account_id": connection.account_id,
-        "user_id": connection.user_id,
-        "owners": owners,
-        "domain": connection.domain,
-        "status": connection.status,
-        "reason": connection.reason,
-        "last_error": connection.last_error,
-        "access_expires_at": _time(connection.access_expires_at),
-        "refresh_expires_at": _time(connection.refresh_expires_at),
-        "refreshed_at": _time(connection.refreshed_at),
-        "next_refresh_at": _time(connection.next_refresh_at),
-        "failures": connection.failures,
-        "connected_at": rfc3339(connection.connected_at),
-        "frozen": connection.frozen if frozen is None else frozen,
+async def thaw_connection(call: Call[None, None]) -> ShownConnection:
+    """Refresh one connection again."""
+    return await _set_frozen(call, frozen=False)
+
+
+async def freeze_all(call: Call[None, None]) -> FreezeState:
+    """Stop refreshing; `open_attempts` is how many refreshes have not ended yet."""
+    await call.services.custody.freezer.freeze_all(why=f"asked by {call.caller}")
+    call.services.log.info("freeze.changed", key=call.caller, frozen=True)
+    return await _freeze_state(call)
+
+
+async def thaw_all(call: Call[None, None]) -> FreezeState:
+    """Refresh again, on this machine from now on."""
+    await call.services.custody.freezer.thaw_all()
+    call.services.custody.refresher.wake()
+    call.services.log.info("freeze.changed", key=call.caller, frozen=False)
+    return await _freeze_state(call)
+
+
+async def _set_frozen(call: Call[None, None], *, frozen: bool) -> ShownConnection:
+    custody = call.services.custody
+    connection = await custody.selection.only(call.name)
+    await (custody.freezer.freeze(connection) if frozen else custody.freezer.thaw(connection))
+    custody.refresher.wake()
+    call.services.log.info("freeze.changed", key=call.caller, connection_id=connection.id, frozen=frozen)
+    return await _shown(call, await custody.selection.only(connection.id))
+
+
+async def _freeze_state(call: Call[None, None]) -> FreezeState:
+    frozen = call.services.custody.freezer.frozen
+    return FreezeState(
+        frozen=frozen is not None,
+        since=None if frozen is None else frozen.at,
+        why=None if frozen is None else frozen.why,
+        open_attempts=len(await call.services.store.attempts()),
+    )
+
+
+async def _shown(call: Call[None, None], connection: Connection) -> ShownConnection:
+    owners = await call.services.store.owners_of([connection.id])
+    return show(connection, owners[connection.id])
+
+
+def show(connection: Connection, owners: Sequence[str], *, frozen: bool | None = None) -> ShownConnection:
+    """Return a connection as the API shows it; it may be `frozen` although its own row is not."""
+    return ShownConnection(**_members(connection, owners, frozen=frozen))
+
+
+def _members(connection: Connection, owners: Sequence[str], *, frozen: bool | None = None) -> dict[str, Any]:
+    copied = {
+        field.name: getattr(connection, field.name) for field in fields(ShownConnection) if field.name != "owners"
     }
+    return {**copied, "owners": owners, "frozen": connection.frozen if frozen is None else frozen}
 
 
-def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else rfc3339(moment)
+ROUTES = (
+    Route("GET", "/connections", list_connections, Scope.READ, query=ConnectionsQuery, answer=ConnectionsPage),
+    Route("GET", "/connections/{id}", show_connection, Scope.READ, answer=ConnectionWithEvents, errors=(NotFound,)),
+    Route(
+        "DELETE",
+        "/connections/{id}",
+        disconnect_connection,
+        Scope.ADMIN,
+        answer=ShownConnection,
+        errors=(NotFound, Ambiguous, Frozen),
+    ),
+    *(
+        Route("POST", path, handler, Scope.ADMIN, answer=ShownConnection, errors=(NotFound, Ambiguous))
+        for path, handler in (
+            ("/connections/{id}/freeze", freeze_connection),
+            ("/connections/{id}/thaw", thaw_connection),
+        )
+    ),
+    Route("POST", "/freeze", freeze_all, Scope.ADMIN, answer=FreezeState),
+    Route("POST", "/thaw", thaw_all, Scope.ADMIN, answer=FreezeState),
+)

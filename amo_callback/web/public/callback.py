@@ -9,26 +9,18 @@ from pydantic import BaseModel, ConfigDict
 
 from amo_callback.errors import AmoCallbackError
 from amo_callback.grant import Arrival, Redirect, Visit, support_code
-from amo_callback.web.keys import AMO, AUTHORIZATIONS, CONNECT, LOG, METRICS, PROXIES, SETTINGS
-from amo_callback.web.operation import Reply
-from amo_callback.web.public.look import is_prefetch, without_work
-from amo_callback.web.public.operation import PAGES, PREFETCH, TEXT, TO_APP, page_operation
-from amo_callback.web.public.way_back import Way, choose_way, fail, lead_back
+from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TEXT, TO_APP, head_route, is_prefetch
+from amo_callback.web.public.return_response import ResponseKind, choose, failed, respond
+from amo_callback.web.route import Reply, Route
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-
-def routes(base: str) -> Sequence[web.RouteDef]:
-    """Return this module's routes; HEAD is not GET here, or it would spend the code."""
-    return [
-        web.get(f"{base}/callback", callback, allow_head=False),
-        web.head(f"{base}/callback", without_work),
-    ]
+    from amo_callback.web.route import Call
 
 
 class CallbackQuery(BaseModel):
-    """What AMO's redirect says. It is read from the query's bytes, so this documents it, and validates nothing."""
+    """The query of AMO's redirect. It is read from the raw bytes: this model documents it, and validates nothing."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -39,84 +31,87 @@ class CallbackQuery(BaseModel):
     referer: str | None = None
     """The account's host."""
     error: str | None = None
-    """`access_denied`, where the person refused."""
+    """`access_denied`, where the user refused."""
     from_exchange: Literal["1"] | None = None
     """AMO's server is calling, not a browser."""
     from_widget: Literal["1"] | None = None
     """The integration was installed from inside AMO."""
 
 
-@page_operation(
-    "callback",
-    query=CallbackQuery,
-    replies={
-        200: Reply(about="What became of the code.", shape=str, media=TEXT),
-        204: PREFETCH,
-        302: TO_APP,
-        303: Reply(about="To the page that returns the person to the app.", headers=("Location",)),
-        **PAGES,
-    },
-)
-async def callback(request: web.Request) -> web.Response:
-    """Exchange the code that AMO's redirect brings, store the pair, and lead the person back to the app."""
-    if is_prefetch(request):
+async def callback(call: Call[None, None]) -> web.Response:
+    """Exchange the code that AMO's redirect brings, store the pair, and return the user to the app."""
+    if is_prefetch(call.request):
         return web.Response(status=204)
-    redirect = request.app[AMO].read_redirect(raw_query(request))
-    way = choose_way(request.app[SETTINGS].app, redirect, request)
-    if redirect.code is None or redirect.domain is None:
-        refused = {"refused": redirect.refused, "host": redirect.refused_host}
-        error = redirect.error or "auth_failed"
-        return await _fail(request, way, redirect, error=error, support=redirect.support, fields=refused)
-    visit = _visit(request, redirect.code, redirect)
+    params = call.services.amo.read_redirect(raw_query(call.request))
+    kind = choose(call, params)
+    if params.code is None or params.domain is None:
+        refused = {"refused": params.refused, "host": params.refused_host}
+        error = params.error or AmoCallbackError.deep_link_error
+        return await _failed(call, kind, params, error=error, support=params.support, fields=refused)
+    visit = Visit(
+        code=params.code,
+        state=params.state,
+        host=params.domain,
+        address=call.address,
+        arrival=Arrival.VENDOR if params.from_server or params.from_widget else Arrival.BROWSER,
+    )
     support = support_code(visit.code_hash)
     try:
-        outcome = await request.app[CONNECT].complete(visit)
+        outcome = await call.services.oauth.connect.complete(visit)
     except AmoCallbackError as known:
-        return await _fail(request, way, redirect, error=known.word, support=support, fields=known.fields)
-    except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
-        request.app[LOG].error("http.bug", exc_info=bug)
-        fields = {"error": AmoCallbackError.code}
-        return await _fail(request, way, redirect, error="auth_failed", support=support, fields=fields)
-    request.app[METRICS].called_back(outcome.error or outcome.status.value)
-    state = redirect.state if redirect.state == outcome.state else await _handed_back(request, redirect.state)
-    return lead_back(request, way, outcome=outcome, state=state)
+        return await _failed(call, kind, params, error=known.deep_link_error, support=support, fields=known.fields)
+    except Exception:
+        call.services.log.exception("http.bug")
+        bug = AmoCallbackError()
+        return await _failed(call, kind, params, error=bug.deep_link_error, support=support, fields=bug.fields)
+    call.services.metrics.called_back(outcome.error or outcome.status.value)
+    state = params.state if params.state == outcome.state else await _app_state(call, params.state)
+    return respond(call, kind, outcome=outcome, state=state)
 
 
-def _visit(request: web.Request, code: bytes, redirect: Redirect) -> Visit:
-    return Visit(
-        code=code,
-        state=redirect.state,
-        host=redirect.domain,
-        address=request.app[PROXIES].client_of(request),
-        arrival=Arrival.VENDOR if redirect.from_server or redirect.from_widget else Arrival.BROWSER,
-    )
-
-
-async def _fail(
-    request: web.Request,
-    way: Way,
-    redirect: Redirect,
+async def _failed(
+    call: Call[None, None],
+    kind: ResponseKind,
+    params: Redirect,
     *,
     error: str,
     support: str | None,
     fields: Mapping[str, object],
 ) -> web.Response:
-    request.app[METRICS].called_back(error)
-    state = await _handed_back(request, redirect.state)
-    return fail(request, way, error=error, state=state, support=support, fields=fields)
+    call.services.metrics.called_back(error)
+    state = await _app_state(call, params.state)
+    return failed(call, kind, error=error, state=state, support=support, fields=fields)
 
 
-async def _handed_back(request: web.Request, state: bytes | None) -> bytes | None:
-    """Return the state that the app gets back: its own, where the one that came was issued for it."""
+async def _app_state(call: Call[None, None], state: bytes | None) -> bytes | None:
+    """Return the state for the app: its own, where the one that came was issued for it."""
     try:
-        return await request.app[AUTHORIZATIONS].handed_back(state)
+        return await call.services.oauth.authorizations.handed_back(state)
     except AmoCallbackError:
-        return state  # the word matters more: the state goes back as it came
-    except Exception as bug:  # noqa: BLE001 -- because the person must get back to the app even then
-        request.app[LOG].error("http.bug", exc_info=bug)
+        return state  # the error matters more: the state goes back as it came
+    except Exception:
+        call.services.log.exception("http.bug")
         return state
 
 
 def raw_query(request: web.Request) -> bytes:
     """Return the query as it came: `request.query` would turn what is no UTF-8 into U+FFFD."""
     return request.raw_path.partition("?")[2].encode("utf-8", "surrogateescape")
+
+
+CALLBACK_ROUTES = (
+    Route(
+        "GET",
+        "/callback",
+        callback,
+        unparsed_query=CallbackQuery,
+        replies={
+            200: Reply(about="The result, in words.", type=str, media=TEXT),
+            204: PREFETCHED,
+            302: TO_APP,
+            303: Reply(about="To the page that returns the user to the app.", headers=("Location",)),
+            **ERROR_PAGES,
+        },
+    ),
+    head_route("/callback"),  # it does not spend the code
+)

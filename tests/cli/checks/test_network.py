@@ -18,7 +18,7 @@ from amo_callback.cli.checks.network import check_amo, check_key_set, check_rece
 from amo_callback.clock import SystemClock
 from amo_callback.config_load import load_settings
 from amo_callback.observe.log import make_logger
-from amo_callback.web.doors import open_door
+from amo_callback.web.listener import open_listener
 from tests.conftest import HOST, environment
 from tests.fakes import ShiftedClock
 from tests.patience import PATIENCE
@@ -52,7 +52,7 @@ async def _other(answer: Callable[[web.Request], Awaitable[web.StreamResponse]])
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     log = make_logger(level="error", style="json", stream=io.StringIO())
-    async with open_door(app, "127.0.0.1:0", name="other", clock=ShiftedClock(), log=log) as door:
+    async with open_listener(app, "127.0.0.1:0", name="other", clock=ShiftedClock(), log=log) as door:
         yield door.address
 
 

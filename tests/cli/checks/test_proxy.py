@@ -18,7 +18,7 @@ from amo_callback.cli.checks.proxy import check_proxy
 from amo_callback.clock import SystemClock
 from amo_callback.observe.log import make_logger
 from amo_callback.probe import Seen
-from amo_callback.web.doors import open_door
+from amo_callback.web.listener import open_listener
 from tests.conftest import BASE
 from tests.fakes import ShiftedClock
 from tests.patience import PATIENCE
@@ -50,7 +50,7 @@ async def _proxy(target: str, *, adds: Mapping[str, str], status: int | None = N
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", pass_on)
     log = make_logger(level="error", style="json", stream=io.StringIO())
-    async with open_door(app, "127.0.0.1:0", name="proxy", clock=ShiftedClock(), log=log) as door:
+    async with open_listener(app, "127.0.0.1:0", name="proxy", clock=ShiftedClock(), log=log) as door:
         yield door.address
 
 

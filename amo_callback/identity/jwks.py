@@ -1,0 +1,220 @@
+"""Verification with the issuer's published keys (JWKS, https://www.rfc-editor.org/rfc/rfc7517): RS256, ES256."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import aiohttp
+import jwt
+
+from amo_callback import __version__
+from amo_callback.errors import JwksUnavailable, Unauthorized
+from amo_callback.event import Event, Level
+from amo_callback.identity.jwt import Key, read_key_id, verify_with_any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from amo_callback.clock import Clock
+    from amo_callback.event import Observer
+    from amo_callback.identity.jwt import JwtRules
+
+TIMEOUT = 5.0
+"""Seconds for one request; a caller waits for it."""
+MAX_ANSWER = 256 * 1024
+TTL = 600.0
+"""Seconds for which a set is used without being fetched again."""
+STALE_TTL = 86400.0
+"""Seconds for which it is used at most while no newer one can be fetched."""
+MIN_REFETCH = 60.0
+"""Seconds between fetches for a key that a token names and the set does not have: anybody can name one."""
+RETRY_BASE, RETRY_CAP = 5.0, 60.0
+"""Seconds between requests that fail: doubling, up to the second."""
+MIN_RSA_BITS = 2048
+MAX_KEYS = 100
+"""Of a set: a token may have to be tried with all that have its name."""
+_MAX_CONTAINERS = 20 * MAX_KEYS
+"""Objects and lists of a set, however deep: they are what takes long to parse."""
+_NUMBER = re.compile(r"[A-Za-z0-9_-]{1,2048}")
+"""A number in base64url; one much longer than any real key's would take our time at every token."""
+
+
+@asynccontextmanager
+async def open_jwks(
+    url: str, *, rules: JwtRules, clock: Clock, observer: Observer, patience: float = TIMEOUT
+) -> AsyncIterator[JwksVerifier]:
+    """Open the key set at an address; it is fetched when it is first needed."""
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(force_close=True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        auto_decompress=False,  # a few bytes can be made to unpack to all our memory
+        timeout=aiohttp.ClientTimeout(total=patience),
+        headers={
+            "User-Agent": f"amo-callback/{__version__}",
+            "Accept": "application/jwk-set+json, application/json",
+            "Accept-Encoding": "identity",
+        },
+    ) as session:
+        verifier = JwksVerifier(url, session=session, rules=rules, clock=clock, observer=observer)
+        try:
+            yield verifier
+        finally:
+            await verifier.close()
+
+
+class JwksVerifier:
+    """A verifier with the keys of the issuer's published set.
+
+    However many tokens come, and whatever they say, the set is fetched rarely, and by one request at a time.
+    """
+
+    def __init__(
+        self, url: str, *, session: aiohttp.ClientSession, rules: JwtRules, clock: Clock, observer: Observer
+    ) -> None:
+        self._url = url
+        self._session = session
+        self._rules = rules
+        self._clock = clock
+        self._observer = observer
+        self._keys: Sequence[Key] = ()
+        self._fetched_at = -math.inf
+        self._tried_at = -math.inf
+        self._wait = 0.0
+        """Seconds to wait after the last request, if it failed."""
+        self._why = "not_asked"
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def verify(self, token: str) -> str:
+        """Return the id of the token's user; raises `Unauthorized`, `JwksUnavailable`."""
+        read_key_id(token)  # nothing is fetched for what is no JWT
+        user = verify_with_any(await self._current(), token, rules=self._rules)
+        if user is None and self._since(self._tried_at) >= MIN_REFETCH:
+            await self._fetch()
+            user = verify_with_any(self._usable(), token, rules=self._rules)
+        if user is None:
+            if self._wait:  # the key may be a new one, which could not be fetched
+                raise JwksUnavailable(self._why)
+            raise Unauthorized("key")
+        return user
+
+    async def close(self) -> None:
+        """Cancel a request that is under way."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait({self._fetching})
+
+    async def _current(self) -> Sequence[Key]:
+        """Return the keys, fetched again where they are old and the last failure is long enough ago."""
+        if self._since(self._fetched_at) >= TTL and self._since(self._tried_at) >= self._wait:
+            await self._fetch()
+        return self._usable()
+
+    def _usable(self) -> Sequence[Key]:
+        if self._since(self._fetched_at) >= STALE_TTL:
+            raise JwksUnavailable(self._why)
+        return self._keys
+
+    def _since(self, moment: float) -> float:
+        return self._clock.monotonic() - moment
+
+    async def _fetch(self) -> None:
+        """Fetch the set; callers that come meanwhile wait for the same request, and cancel nothing by leaving."""
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(self._fetch_now(), name="jwks")
+        await asyncio.shield(self._fetching)
+
+    async def _fetch_now(self) -> None:
+        try:
+            keys = await self._request()
+        except JwksUnavailable as error:
+            if not self._wait:
+                self._observer(Event(name="key_set.failing", level=Level.ERROR, fields=error.fields))
+            self._wait = min(max(2 * self._wait, RETRY_BASE), RETRY_CAP)
+            self._why = error.detail
+        else:
+            if self._wait:
+                self._observer(Event(name="key_set.recovered"))
+            self._wait = 0.0
+            self._keys, self._fetched_at = keys, self._clock.monotonic()
+        finally:
+            self._tried_at = self._clock.monotonic()
+            self._fetching = None
+
+    async def _request(self) -> Sequence[Key]:
+        """Fetch the set; raises `JwksUnavailable`, which quotes nothing of what was received."""
+        body = bytearray()
+        try:
+            async with self._session.get(self._url, allow_redirects=False) as response:
+                if response.status != HTTPStatus.OK:
+                    raise JwksUnavailable(f"status_{response.status}")
+                async for chunk in response.content.iter_chunked(16 * 1024):
+                    body += chunk
+                    if len(body) > MAX_ANSWER:
+                        raise JwksUnavailable("too_long")
+            return read_jwks(bytes(body))
+        except TimeoutError:
+            raise JwksUnavailable("timeout") from None
+        except (aiohttp.ClientError, OSError):
+            raise JwksUnavailable("connection") from None
+        except ValueError:
+            raise JwksUnavailable("no_key_set") from None
+
+
+def read_jwks(content: bytes) -> Sequence[Key]:
+    """Return the usable keys of a set; raises `ValueError` where there is none, or too much."""
+    if content.count(b"{") + content.count(b"[") > _MAX_CONTAINERS:
+        raise ValueError("has too much in it")
+    try:
+        found = json.loads(content)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    listed = found.get("keys") if isinstance(found, dict) else None
+    if isinstance(listed, list) and len(listed) > MAX_KEYS:
+        raise ValueError("has too many keys")
+    keys = [key for key in map(_read_key, listed if isinstance(listed, list) else []) if key is not None]
+    if not keys:
+        raise ValueError("has no usable key")
+    return keys
+
+
+def _read_key(jwk: object) -> Key | None:
+    """Return a public signature key of a supported type, else `None`."""
+    if not isinstance(jwk, dict) or "d" in jwk:  # a published private key is everybody's
+        return None
+    kid = jwk.get("kid")
+    if kid is not None and not isinstance(kid, str):
+        return None
+    try:
+        if jwk.get("kty") == "RSA":
+            public = jwt.PyJWK({"kty": "RSA", **_numbers(jwk, "n", "e")}, algorithm="RS256").key
+            key = Key(algorithm="RS256", material=public, kid=kid) if public.key_size >= MIN_RSA_BITS else None
+        elif jwk.get("kty") == "EC" and jwk.get("crv") == "P-256":
+            public = jwt.PyJWK({"kty": "EC", "crv": "P-256", **_numbers(jwk, "x", "y")}, algorithm="ES256").key
+            key = Key(algorithm="ES256", material=public, kid=kid)
+        else:
+            return None
+    except (jwt.PyJWTError, ValueError):
+        return None
+    return key if key is not None and _is_for_signatures(key, jwk) else None
+
+
+def _is_for_signatures(key: Key, jwk: Mapping[str, object]) -> bool:
+    operations = jwk.get("key_ops", ["verify"])
+    return (
+        jwk.get("use", "sig") == "sig"
+        and jwk.get("alg", key.algorithm) == key.algorithm
+        and isinstance(operations, list)
+        and "verify" in operations
+    )
+
+
+def _numbers(jwk: Mapping[str, object], *names: str) -> dict[str, str]:
+    """Return the well-formed numbers; without one PyJWT makes no key."""
+    return {name: value for name in names if isinstance(value := jwk.get(name), str) and _NUMBER.fullmatch(value)}

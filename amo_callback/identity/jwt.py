@@ -1,0 +1,156 @@
+"""Verification of the app's JWTs.
+
+What is checked, and why: https://www.rfc-editor.org/rfc/rfc8725 (JSON Web Token best current practices).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import jwt
+from jwt.algorithms import HMACAlgorithm
+
+from amo_callback.errors import Unauthorized
+from amo_callback.identity import MAX_USER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jwt.algorithms import AllowedPublicKeys
+
+MAX_TOKEN = 8 * 1024
+"""Bytes of a token that is parsed."""
+LEEWAY = 60.0
+"""Seconds by which the issuer's clock may differ from ours."""
+MIN_SECRET = 32
+"""Bytes of an HS256 secret, as many as its hash has: https://www.rfc-editor.org/rfc/rfc7518#section-3.2."""
+_LAST_SECOND = 253402300799
+"""The last second of the year 9999: a later `exp` counts milliseconds."""
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){2}")
+_UNSUPPORTED_HEADERS = frozenset({"b64", "crit", "enc", "zip"})
+"""Headers that change the meaning of the rest."""
+_FAILED_CHECKS: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
+    (jwt.InvalidSignatureError, "signature"),
+    (jwt.InvalidAlgorithmError, "signature"),
+    (jwt.InvalidKeyError, "signature"),
+    (jwt.ExpiredSignatureError, "expired"),
+    (jwt.ImmatureSignatureError, "time"),
+    (jwt.InvalidIssuedAtError, "time"),
+    (jwt.InvalidAudienceError, "audience"),
+    (jwt.InvalidIssuerError, "issuer"),
+)
+
+
+class JwtVerifier(Protocol):
+    """A verifier of the app's JWTs."""
+
+    async def verify(self, token: str) -> str:
+        """Return the id of the token's user; raises `Unauthorized`, `JwksUnavailable`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JwtRules:
+    """The claims that a JWT must have."""
+
+    audience: str
+    issuer: str | None = None
+    user_claim: str = "sub"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """A key and its one algorithm: the token does not choose it."""
+
+    algorithm: Literal["HS256", "RS256", "ES256"]
+    material: AllowedPublicKeys | bytes = field(repr=False)
+    kid: str | None = None
+
+
+class Hs256Verifier:
+    """A verifier of what the app's backend signs with a secret that is configured here, too (HS256)."""
+
+    def __init__(self, secret: str, *, rules: JwtRules) -> None:
+        self._key = Key(algorithm="HS256", material=read_secret(secret))
+        self._rules = rules
+
+    async def verify(self, token: str) -> str:
+        """Return the id of the token's user; raises `Unauthorized`."""
+        read_key_id(token)
+        return verify_with(self._key, token, rules=self._rules)
+
+
+def read_secret(text: str) -> bytes:
+    """Return the secret's bytes; raises `ValueError` for one that is short, or a public key."""
+    secret = text.encode()
+    if len(secret) < MIN_SECRET:
+        raise ValueError(f"must have {MIN_SECRET} bytes or more")
+    try:
+        return HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
+    except jwt.InvalidKeyError:
+        raise ValueError("is a key of another kind (PEM, SSH, JWK): HS256 takes a secret of two parties") from None
+
+
+def read_key_id(token: str) -> str | None:
+    """Return the `kid` that a token names; nothing is verified. Raises `Unauthorized` where it is no JWT."""
+    if len(token) > MAX_TOKEN or not _COMPACT.fullmatch(token):
+        raise Unauthorized("form")
+    try:
+        header = jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, ValueError):
+        raise Unauthorized("form") from None
+    if header.keys() & _UNSUPPORTED_HEADERS:
+        raise Unauthorized("form")
+    kid = header.get("kid")
+    return None if kid is None else str(kid)
+
+
+def verify_with(key: Key, token: str, *, rules: JwtRules) -> str:
+    """Return the id of the token's user; raises `Unauthorized` where another key signed it, or a claim is wrong."""
+    required = ["exp", "aud", *(["iss"] if rules.issuer is not None else [])]
+    try:
+        claims = jwt.decode(
+            token,
+            key.material,
+            algorithms=[key.algorithm],
+            audience=rules.audience,
+            issuer=rules.issuer,
+            leeway=LEEWAY,
+            options={"require": required, "verify_sub": False, "verify_jti": False},
+        )
+    except jwt.MissingRequiredClaimError as error:
+        raise Unauthorized({"exp": "expired", "aud": "audience"}.get(error.claim, "issuer")) from None
+    except (jwt.PyJWTError, ValueError) as error:
+        raise Unauthorized(next((word for kind, word in _FAILED_CHECKS if isinstance(error, kind)), "form")) from None
+    if not isinstance(claims["exp"], int | float) or claims["exp"] > _LAST_SECOND:
+        raise Unauthorized("time")
+    return _user_id(claims, rules.user_claim)
+
+
+def verify_with_any(keys: Sequence[Key], token: str, *, rules: JwtRules) -> str | None:
+    """Return the id of the token's user where the key that the token names is one of these, else `None`.
+
+    Raises `Unauthorized` where it is, and did not sign the token, or a claim is wrong.
+    """
+    kid = read_key_id(token)
+    named = [key for key in keys if key.kid == kid] if kid is not None else keys if len(keys) == 1 else []
+    failure: Unauthorized | None = None
+    for key in named:
+        try:
+            return verify_with(key, token, rules=rules)
+        except Unauthorized as error:
+            if error.detail != "signature":
+                raise
+            failure = error
+    if failure is not None and kid is not None:
+        raise failure
+    return None
+
+
+def _user_id(claims: Mapping[str, object], name: str) -> str:
+    value = claims.get(name)
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not 1 <= len(text) <= MAX_USER or not text.isprintable():
+        raise Unauthorized("user")
+    return text

@@ -1,0 +1,95 @@
+"""The log line of a request, and throttled lines for what a stranger can repeat without end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp import web
+    from structlog.typing import FilteringBoundLogger
+
+    from amo_callback.clock import Clock
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+"""A `traceparent` header: https://www.w3.org/TR/trace-context/."""
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_MINUTE = 60.0
+
+
+def new_request_id() -> str:
+    """Return a random id; it is no secret."""
+    return f"{random.getrandbits(64):016x}"
+
+
+def sent_request_id(request: web.Request) -> str | None:
+    """Return the `X-Request-ID` of a request, where it is well-formed."""
+    sent = request.headers.get("X-Request-ID")
+    return sent if sent is not None and _REQUEST_ID.fullmatch(sent) else None
+
+
+def log_request(
+    log: FilteringBoundLogger,
+    request: web.Request,
+    *,
+    listener: str,
+    route: str,
+    status: int,
+    seconds: float,
+    peer: str | None,
+) -> None:
+    """Write the line of a request: never its path, which may hold a return handle, nor its query."""
+    sent = request.headers.get("traceparent")
+    trace = None if sent is None else _TRACE.fullmatch(sent)
+    write = log.debug if route in _QUIET else log.info
+    write(
+        "http.request",
+        listener=listener,
+        method=request.method if request.method in _METHODS else "other",
+        route=route,
+        status=status,
+        ms=round(seconds * 1000, 1),
+        peer=peer,
+        **({"trace_id": trace[1]} if trace else {}),
+    )
+
+
+class LogThrottle:
+    """Log the first of many equal events immediately, then their total every minute."""
+
+    def __init__(self, write: Callable[[int], None], *, clock: Clock) -> None:
+        self._write = write
+        self._clock = clock
+        self._unwritten = 0
+        self._waiting: asyncio.Task[None] | None = None
+
+    def count(self) -> None:
+        """Count one event."""
+        self._unwritten += 1
+        if self._waiting is None or self._waiting.done():
+            self._flush()
+            self._waiting = asyncio.create_task(self._flush_later(), name="log throttle")
+
+    def close(self) -> None:
+        """Log what is not logged yet."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._flush()
+
+    async def _flush_later(self) -> None:
+        while True:
+            await self._clock.sleep(_MINUTE)
+            if not self._unwritten:
+                return
+            self._flush()
+
+    def _flush(self) -> None:
+        count, self._unwritten = self._unwritten, 0
+        if count:
+            self._write(count)

@@ -1,0 +1,466 @@
+"""The composition of the service: every part in its own context, opened in order, closed in reverse.
+
+Here and in the command AMO, the store and the log are joined to the use cases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import socket
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from amo_callback.alone import Alone
+from amo_callback.amo.client import AmoClient
+from amo_callback.amo.pace import Pace
+from amo_callback.amo.protocol import Integration
+from amo_callback.amo.wire import tls_context
+from amo_callback.cipher import Cipher
+from amo_callback.connect.build import OAuth, make_oauth
+from amo_callback.custody.build import Custody, make_custody
+from amo_callback.custody.rescue import Rescue
+from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
+from amo_callback.event import Event, Level
+from amo_callback.identity import ApiKeys, read_api_keys
+from amo_callback.notices.courier import Courier
+from amo_callback.notices.sender import open_sender
+from amo_callback.observe.metrics import Metrics
+from amo_callback.observe.systemd import Notifier
+from amo_callback.store import open_store
+from amo_callback.web.client_connections import ListenerOptions
+from amo_callback.web.client_ip import TrustedProxies
+from amo_callback.web.listener import HttpListener, open_listener
+from amo_callback.web.openapi import Document
+from amo_callback.web.pages.render import Pages
+from amo_callback.web.private.api import PrivateApi
+from amo_callback.web.private.routes import private_routes
+from amo_callback.web.public import public_routes
+from amo_callback.web.public.api import PublicApi
+from amo_callback.web.watchdog import Watchdog, running_watchdog
+from amo_callback.webhook import Signer, read_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from structlog.typing import FilteringBoundLogger
+
+    from amo_callback.clock import Clock
+    from amo_callback.config import App, Settings
+    from amo_callback.connect.completion import Connect
+    from amo_callback.custody.refresher import Refresher
+    from amo_callback.custody.surveyor import Surveyor
+    from amo_callback.event import Observer
+    from amo_callback.identity.jwt import JwtVerifier
+    from amo_callback.model import Connection
+    from amo_callback.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataPaths:
+    """The places of what outlives the process."""
+
+    folder: Path
+    """A relative database path starts here."""
+    rescue: Path
+    """The folder of pairs that the database does not accept."""
+    machine: str
+    """The id of this place: tokens of a database that was copied from another one are not spent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """What the handlers of both APIs use."""
+
+    settings: Settings
+    store: Store
+    amo: AmoClient
+    cipher: Cipher
+    oauth: OAuth
+    custody: Custody
+    users: JwtVerifier | None
+    """The verifier of the app's JWTs; `None` where none are configured."""
+    api_keys: ApiKeys
+    proxies: TrustedProxies
+    pages: Pages
+    clock: Clock
+    metrics: Metrics
+    log: FilteringBoundLogger
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """The running service."""
+
+    public: str
+    """The address of the public API."""
+    private: str
+    services: Services
+    died: asyncio.Future[None]
+    """Ends with `TaskDied` where a background task does."""
+    stop: Callable[[], None]
+    """Start nothing new from now on: the first thing that a signal does."""
+    reloader: Reloader
+
+
+class Reloader:
+    """The settings that may change while the service runs, and the handlers that apply them."""
+
+    def __init__(self, settings: Settings, handlers: Mapping[str, Callable[[Settings], None]]) -> None:
+        self._settings = settings
+        self._handlers = dict(handlers)
+
+    def register(self, setting: str, handler: Callable[[Settings], None]) -> None:
+        """Add the handler of a setting, named `section.key`."""
+        self._handlers[setting] = handler
+
+    def apply(self, fresh: Settings) -> Sequence[str]:
+        """Apply what may change, and return the names of other settings that differ: they need a restart."""
+        for handler in self._handlers.values():
+            handler(fresh)
+        return [
+            f"{section}.{key}"
+            for section in type(fresh).model_fields
+            for key in type(getattr(fresh, section)).model_fields
+            if f"{section}.{key}" not in self._handlers
+            and getattr(getattr(fresh, section), key) != getattr(getattr(self._settings, section), key)
+        ]
+
+
+def make_apis(services: Services) -> tuple[PublicApi, PrivateApi, Document]:
+    """Return both APIs and their OpenAPI document."""
+    settings = services.settings
+    document = Document(settings.amo.redirect_uri)
+    private = PrivateApi(services, private_routes(settings, lambda: document.text))
+    public = PublicApi(services, public_routes(settings.server.base_path, with_users=services.users is not None))
+    document.apis = (private, public)
+    return public, private, document
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings,
+    *,
+    paths: DataPaths,
+    clock: Clock,
+    log: FilteringBoundLogger,
+    observer: Observer,
+    supervisor: Notifier | None = None,
+    listeners: Mapping[str, Sequence[socket.socket]] = MappingProxyType({}),
+    max_connections: int | None = None,
+    lost_lines: Callable[[], int] = lambda: 0,
+) -> AsyncIterator[Service]:
+    """Open the whole service: store, client, custody, grants, webhooks, refresher, then both listeners.
+
+    `listeners` are the sockets that another process has opened, by the APIs' names; `lost_lines` counts lines of the
+    log; `max_connections` replaces the setting where the process may not open enough files for it.
+
+    Raises `ConfigurationError` where it cannot start. At the end nothing new is started, the listeners drain, and what
+    is in flight is stored.
+    """
+    async with AsyncExitStack() as stack:
+        metrics = Metrics(lost_lines=lost_lines)
+
+        def observe(event: Event) -> None:
+            observer(event)
+            metrics(event)
+
+        services = await stack.enter_async_context(
+            _open_services(settings, paths=paths, clock=clock, log=log, observer=observe, metrics=metrics)
+        )
+        watchdog = Watchdog(services, supervisor or Notifier({}, pid=0))
+        await stack.enter_async_context(running_watchdog(watchdog))  # until everything has drained
+        died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stack.callback(_retrieve, died)
+        courier = await stack.enter_async_context(_running_tasks(services, observer=observe, died=died))
+        public, private = await stack.enter_async_context(
+            _open_listeners(services, listeners, max_connections or settings.server.max_connections)
+        )
+
+        def stop() -> None:
+            watchdog.stop()
+            services.custody.stop()
+            services.oauth.connect.stop()
+            if courier is not None:
+                courier.stop()
+
+        stack.callback(stop)  # the first thing at the end, also where no signal came
+        observe(Event(name="service.started", fields={"public": public.address, "private": private.address}))
+        watchdog.ready()
+        yield Service(
+            public=public.address,
+            private=private.address,
+            services=services,
+            died=died,
+            stop=stop,
+            reloader=Reloader(settings, _reload_handlers(services)),
+        )
+        observe(Event(name="service.stopping"))
+
+
+@asynccontextmanager
+async def _open_services(
+    settings: Settings,
+    *,
+    paths: DataPaths,
+    clock: Clock,
+    log: FilteringBoundLogger,
+    observer: Observer,
+    metrics: Metrics,
+) -> AsyncIterator[Services]:
+    """Open everything but tasks and listeners; raises `ConfigurationError`."""
+    async with AsyncExitStack() as stack:
+        cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
+        process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        url = settings.storage.url.get_secret_value()
+        store = await stack.enter_async_context(open_store(url, folder=paths.folder, clock=clock, process=process))
+        await _check_canary(store, cipher)
+        users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observer))
+        clock = store.clock
+        shared = store.shared or Alone(clock=clock)
+        pace = Pace(per_second=settings.amo.requests_per_second, shared=shared, clock=clock, observer=observer)
+        stack.push_async_callback(pace.close)
+        amo = _make_client(settings, pace=pace, clock=clock, observer=observer)
+        rescue = Rescue(paths.rescue)
+        await asyncio.to_thread(rescue.open)
+        custody = make_custody(
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            rescue=rescue,
+            clock=clock,
+            observer=observer,
+            rules=settings.refresh.rules,
+            owner=process,
+            machine=paths.machine,
+            random=random.random,
+        )
+        await _prepare(custody)
+
+        def on_connected(connection: Connection) -> None:
+            custody.breaker.accepted()
+            custody.refresher.expect(connection.next_refresh_at)
+
+        oauth = make_oauth(
+            settings,
+            custody,
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            clock=clock,
+            observer=observer,
+            random=random.random,
+            connected=on_connected,
+        )
+        yield Services(
+            settings=settings,
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            oauth=oauth,
+            custody=custody,
+            users=users,
+            api_keys=ApiKeys(read_api_keys(settings.api.keys.get_secret_value())),
+            proxies=TrustedProxies(settings.server.trusted_proxies),
+            pages=Pages(app_name=settings.app.name),
+            clock=clock,
+            metrics=metrics,
+            log=log,
+        )
+
+
+@asynccontextmanager
+async def open_users(app: App, *, clock: Clock, observer: Observer) -> AsyncIterator[JwtVerifier | None]:
+    """Open the verifier of the app's JWTs; `None` where none are configured."""
+    if app.jwt_audience is None:
+        yield None
+        return
+    from amo_callback.identity.jwt import Hs256Verifier, JwtRules  # noqa: PLC0415 -- because few have JWTs
+
+    rules = JwtRules(audience=app.jwt_audience, issuer=app.jwt_issuer, user_claim=app.jwt_user_claim)
+    if app.jwt_secret is not None:
+        yield Hs256Verifier(app.jwt_secret.get_secret_value(), rules=rules)
+    elif app.jwks_url is not None:
+        from amo_callback.identity.jwks import open_jwks  # noqa: PLC0415 -- likewise
+
+        async with open_jwks(app.jwks_url, rules=rules, clock=clock, observer=observer) as verifier:
+            yield verifier
+    else:
+        yield None
+
+
+async def _check_canary(store: Store, cipher: Cipher) -> None:
+    """Refuse to start on a store that our keys cannot read: every connection in it would look lost."""
+    try:
+        cipher.check_canary(await store.canary(cipher.seal_canary()))
+    except DecryptionFailed:
+        raise ConfigurationError(
+            "storage.encryption_keys: none of them opens this database; give the keys it was written with"
+        ) from None
+
+
+def _make_client(settings: Settings, *, pace: Pace, clock: Clock, observer: Observer) -> AmoClient:
+    amo = settings.amo
+    return AmoClient(
+        tls=tls_context(),
+        integration=Integration(
+            client_id=amo.client_id,
+            client_secret=amo.client_secret.get_secret_value(),
+            redirect_uri=amo.redirect_uri,
+            endpoint=amo.endpoint,
+            authorize_url=amo.authorize_url,
+            allowed_domains=amo.allowed_domains,
+        ),
+        pace=pace,
+        clock=clock,
+        observer=observer,
+        timeout=amo.timeout,
+        default_domain=amo.default_domain,
+    )
+
+
+async def _prepare(custody: Custody) -> None:
+    """Read what the store says of this process, and store what an earlier one has left."""
+    await custody.freezer.begin()
+    await custody.leases.begin()
+    await custody.hosts.begin()
+    await custody.breaker.address_block.watch()
+    await custody.unsaved.restore()
+    await custody.credentials.watch()
+
+
+@asynccontextmanager
+async def _running_tasks(
+    services: Services, *, observer: Observer, died: asyncio.Future[None]
+) -> AsyncIterator[Courier | None]:
+    """Run the background tasks; at the end wait for what is in flight, also of requests."""
+    custody = services.custody
+    async with (
+        _open_courier(services, observer=observer, died=died) as courier,
+        _draining(custody),
+        _draining(services.oauth.connect),
+        _running(custody.refresher, name="refresher", observer=observer, died=died),
+    ):
+        await custody.surveyor.look()  # before a request may need it
+        async with _running(custody.surveyor, name="surveyor", observer=observer, died=died):
+            yield courier
+
+
+@asynccontextmanager
+async def _open_courier(
+    services: Services, *, observer: Observer, died: asyncio.Future[None]
+) -> AsyncIterator[Courier | None]:
+    """Deliver notices where a receiver is configured; at the end requests in flight are answered."""
+    settings, notify = services.settings, services.settings.notify
+    if notify.url is None or notify.secret is None:
+        yield None
+        return
+    async with open_sender(notify.url) as sender:
+        courier = Courier(
+            store=services.store,
+            sender=sender,
+            signer=Signer(
+                read_secrets(notify.secret.get_secret_value()),
+                reconnect_url=settings.amo.connect_url,
+                allowed_domains=settings.amo.allowed_domains,
+            ),
+            clock=services.clock,
+            observer=observer,
+            poll_interval=settings.refresh.poll_interval,
+            random=random.random,
+        )
+        services.store.on_notice(courier.wake)
+        async with _running(courier, name="courier", observer=observer, died=died):
+            yield courier
+
+
+@asynccontextmanager
+async def _draining(worker: Custody | Connect) -> AsyncIterator[None]:
+    """Wait at the end for what is in flight: a token was spent for it."""
+    try:
+        yield
+    finally:
+        worker.stop()
+        await worker.drain()
+
+
+@asynccontextmanager
+async def _running(
+    loop: Refresher | Courier | Surveyor, *, name: str, observer: Observer, died: asyncio.Future[None]
+) -> AsyncIterator[None]:
+    """Run a loop; `died` fails where it ends before it is stopped."""
+    task = asyncio.create_task(loop.run(), name=name)
+
+    def on_end(ended: asyncio.Task[None]) -> None:
+        if loop.stopped:
+            return
+        error = None if ended.cancelled() else ended.exception()
+        observer(Event(name=f"{name}.died", level=Level.ERROR, error=error))
+        if not died.done():
+            died.set_exception(TaskDied())
+
+    task.add_done_callback(on_end)
+    try:
+        yield
+    finally:
+        loop.stop()
+        await asyncio.wait({task})
+
+
+@asynccontextmanager
+async def _open_listeners(
+    services: Services, sockets: Mapping[str, Sequence[socket.socket]], max_connections: int
+) -> AsyncIterator[Sequence[HttpListener]]:
+    """Open the listeners of the public and the private API; at the end both close at the same time."""
+    server = services.settings.server
+    public, private, _ = make_apis(services)
+    async with AsyncExitStack() as stack:
+        opened = [
+            await stack.enter_async_context(
+                open_listener(
+                    api.make_app(),
+                    address,
+                    name=api.name,
+                    clock=services.clock,
+                    log=services.log,
+                    sockets=sockets.get(api.name, ()),
+                    options=ListenerOptions(
+                        socket_mode=int(server.socket_mode, 8),
+                        max_connections=max_connections,
+                        closed=partial(services.metrics.client_closed, api.name),
+                    ),
+                )
+            )
+            for api, address in ((public, server.public), (private, server.private))
+        ]
+        stack.push_async_callback(_close_together, opened)
+        for api, listener in zip((public, private), opened, strict=True):
+            services.metrics.watch_clients(api.name, listener.count_connections)
+        yield opened
+
+
+async def _close_together(listeners: Sequence[HttpListener]) -> None:
+    await asyncio.gather(*(listener.close() for listener in listeners))
+
+
+def _reload_handlers(services: Services) -> Mapping[str, Callable[[Settings], None]]:
+    def replace_keys(fresh: Settings) -> None:
+        services.api_keys.replace(read_api_keys(fresh.api.keys.get_secret_value()))
+
+    def change_limits(fresh: Settings) -> None:
+        services.oauth.limits.change(attempts=fresh.limits.unproven, window=fresh.limits.window)
+
+    return {"api.keys": replace_keys, "limits.unproven": change_limits, "limits.window": change_limits}
+
+
+def _retrieve(died: asyncio.Future[None]) -> None:
+    """Retrieve the exception, so that asyncio does not warn of it."""
+    if died.done():
+        died.exception()
+    died.cancel()

@@ -1,0 +1,128 @@
+"""Queries and JSON bodies: one model validates each and documents it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeVar, cast
+
+from aiohttp import web
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from amo_callback.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MAX_NAME = 64
+"""Characters of an unknown field's name that are quoted."""
+
+Item = TypeVar("Item")
+QueryModel = TypeVar("QueryModel", bound="Query")
+BodyModel = TypeVar("BodyModel", bound="Body")
+
+
+def _whole_number(given: object) -> object:
+    """Refuse the notations of a number that only Python knows."""
+    if isinstance(given, str) and not re.fullmatch(r"[0-9]{1,9}", given):
+        raise ValueError("not a whole number")
+    return given
+
+
+INTEGER = BeforeValidator(_whole_number)
+Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$")]
+"""A text without control characters."""
+Number = Annotated[str, Field(pattern="^[0-9]{1,18}$")]
+"""The cursor of a list that is ordered by numbers."""
+
+
+class Query(BaseModel):
+    """The parameters of a query; each attribute's docstring documents it, and is the error of a bad value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+
+
+class Page(Query):
+    """Which part of a list."""
+
+    limit: Annotated[int, Field(ge=1, le=200), INTEGER] = 50
+    """a whole number from 1 to 200: how many items at most"""
+
+
+class Body(BaseModel):
+    """A JSON body; what else it holds is ignored."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
+
+    wanted: ClassVar[str]
+    """The error of a body that does not fit."""
+    names_field: ClassVar[bool] = True
+    """Whether that error begins with the field's name."""
+    max_size: ClassVar[int] = 64 * 1024
+    seconds: ClassVar[float] = 10.0
+    """Within which it has to arrive: a client that stalls also delays the end of the process."""
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Return what a request's bytes say; no bytes are `{}`."""
+        return cls.model_validate_json(content or b"{}")
+
+
+def paginate(found: Sequence[Item], limit: int) -> tuple[Sequence[Item], Item | None]:
+    """Return a page of the `limit` + 1 items that were read, and its last item if another page follows."""
+    return found[:limit], found[limit - 1] if len(found) > limit else None
+
+
+def read_query(request: web.Request, model: type[QueryModel]) -> QueryModel:
+    """Parse a request's query; raises `InvalidRequest`, which names the parameter."""
+    if not request.query_string:
+        return cast("QueryModel", _defaults(model))
+    known = model.model_fields
+    for name in request.query:
+        if name not in known:
+            raise invalid(name, f"is no parameter here; known are {', '.join(sorted(known))}")
+        if len(request.query.getall(name)) > 1:
+            raise invalid(name, "more than once")
+    try:
+        return model.model_validate(dict(request.query))
+    except ValidationError as error:
+        name = _first_field(error)
+        raise invalid(name, known[name].description or "is not what it should be") from None
+
+
+@cache
+def _defaults(model: type[Query]) -> Query:
+    return model()
+
+
+async def read_body(request: web.Request, model: type[BodyModel]) -> BodyModel:
+    """Read and parse a request's JSON, whatever its Content-Type; raises `InvalidRequest`, and HTTP's 408 and 413."""
+    content = bytearray()
+    try:
+        async with asyncio.timeout(model.seconds):
+            async for chunk in request.content.iter_any():
+                content += chunk
+                if len(content) > model.max_size:
+                    raise web.HTTPRequestEntityTooLarge(max_size=model.max_size, actual_size=len(content))
+        return model.parse(bytes(content))
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
+    except web.RequestPayloadError:
+        raise _misfit(model, "body") from None
+    except ValidationError as error:
+        raise _misfit(model, _first_field(error)) from None
+
+
+def invalid(field: str, wanted: str) -> InvalidRequest:
+    """Return the error of a bad value; a field's name may be any text of the client's."""
+    return InvalidRequest(f"{field[:_MAX_NAME]}: {wanted}")
+
+
+def _misfit(model: type[Body], field: str) -> InvalidRequest:
+    return invalid(field, model.wanted) if model.names_field else InvalidRequest(model.wanted)
+
+
+def _first_field(error: ValidationError) -> str:
+    [first, *_] = error.errors(include_url=False, include_input=False, include_context=False)
+    return str(first["loc"][0]) if first["loc"] else "body"

@@ -1,0 +1,195 @@
+"""The private API: API keys, and errors as problem details (RFC 9457)."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NotRequired
+
+from aiohttp import web
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
+from amo_callback.errors import (
+    AmoCallbackError,
+    Forbidden,
+    InvalidRequest,
+    NeedsReauth,
+    NotFound,
+    StoreUnavailable,
+    UnknownApiKey,
+    error_classes,
+)
+from amo_callback.web.access_log import LogThrottle, sent_request_id
+from amo_callback.web.auth import challenge_for, find_api_key
+from amo_callback.web.route import Api, Reply, jsonable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from amo_callback.identity import ApiKey, Scope
+    from amo_callback.web.auth import Jwt
+    from amo_callback.web.composition import Services
+    from amo_callback.web.route import Route
+
+_BUG = "A bug of amo-callback: see its log."
+_UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
+
+
+def problem_errors() -> Mapping[str, type[AmoCallbackError]]:
+    """Return the error that each `code` stands for."""
+    found: dict[str, type[AmoCallbackError]] = {}
+    for kind in error_classes():
+        found.setdefault(kind.api_code, kind)
+    return found
+
+
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class RejectedConnection(TypedDict):
+    """What is wrong with one connection of an import."""
+
+    place: str
+    """Its place in the body."""
+    why: str
+
+
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class Problem(TypedDict):
+    """An error (RFC 9457)."""
+
+    status: int
+    title: str
+    """The status in words."""
+    code: str
+    detail: str
+    """What is wrong, for people; of a bad request it begins with the field's name."""
+    scope: NotRequired[str]
+    """The scope that the API key lacks."""
+    reason: NotRequired[str | None]
+    """Why the user has to connect again."""
+    reconnect_url: NotRequired[str]
+    """Where the user connects again."""
+    problems: NotRequired[list[RejectedConnection]]
+    """What is wrong with the connections of an import: the first of them."""
+
+
+class PrivateApi(Api):
+    """The API of backends and monitoring."""
+
+    name = "private"
+    headers = MappingProxyType({"Cache-Control": "no-store"})
+
+    def __init__(self, services: Services, routes: Sequence[Route]) -> None:
+        super().__init__(services, routes)
+        self._open_paths = {route.path for route in routes if route.access is None}
+        self._refused_keys = LogThrottle(
+            lambda count: services.log.warning("authorization.refused", count=count, text=_UNKNOWN_KEY),
+            clock=services.clock,
+        )
+
+    def make_app(self) -> web.Application:
+        """Return the application."""
+        app = super().make_app()
+        app.on_cleanup.append(self._close)
+        return app
+
+    async def _close(self, _app: web.Application) -> None:
+        self._refused_keys.close()
+
+    def request_id(self, request: web.Request) -> str:
+        """Take over the id that a backend has sent."""
+        return sent_request_id(request) or super().request_id(request)
+
+    async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
+        """Return the name of the API key; raises `UnknownApiKey`, and `Forbidden` for a key without the scope.
+
+        Refused keys are counted, but no caller is slowed down or locked out: an outdated key harms no other caller.
+        """
+        if access is None:
+            return ""
+        key = self._find_key(request)
+        if access not in key.scopes:
+            raise Forbidden(access.value)
+        return key.name
+
+    async def check_unmatched(self, request: web.Request) -> None:
+        """Ask for a key first: without one, nobody learns which paths there are."""
+        if request.path not in self._open_paths:
+            self._find_key(request)
+
+    def _find_key(self, request: web.Request) -> ApiKey:
+        try:
+            return find_api_key(request, self.services.api_keys)
+        except UnknownApiKey:
+            self.services.metrics.key_refused()
+            self._refused_keys.count()
+            raise
+
+    def render(self, answer: object) -> web.Response:
+        """Render a value as JSON."""
+        return web.json_response(jsonable(answer))
+
+    def render_error(self, error: AmoCallbackError) -> web.Response:
+        """Render an error as problem details."""
+        members = dict(error.members)
+        if isinstance(error, NeedsReauth):
+            members["reconnect_url"] = self.services.settings.amo.connect_url
+        response = _problem(error.http_status, error.api_code, str(error), members)
+        if error.http_status in {502, 503}:
+            seconds = self.services.settings.refresh.retry_cap if error.retry_after is None else error.retry_after
+            response.headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+        if challenge := challenge_for(error):
+            response.headers["WWW-Authenticate"] = challenge
+        return response
+
+    def render_http_error(self, error: web.HTTPException) -> web.Response:
+        """Render an error of HTTP itself as problem details."""
+        code = NotFound.api_code if error.status == HTTPStatus.NOT_FOUND else InvalidRequest.api_code
+        return _problem(error.status, code, error.reason)
+
+    def render_bug(self) -> web.Response:
+        """Render a bug as problem details."""
+        return _problem(AmoCallbackError.http_status, AmoCallbackError.api_code, _BUG)
+
+    def error_replies(self, route: Route) -> Mapping[int, Reply]:
+        """Return the documentation of a route's errors, with those of every route of its kind."""
+        errors: set[type[AmoCallbackError]] = {AmoCallbackError, *route.errors}
+        if route.access is not None:
+            errors |= {UnknownApiKey, Forbidden, StoreUnavailable}
+        if route.query is not None or route.body is not None:
+            errors.add(InvalidRequest)
+        replies = {
+            status: _reply(status, {error for error in errors if error.http_status == status})
+            for status in {error.http_status for error in errors}
+        }
+        if route.body is not None:
+            replies |= {status: _reply(status, [InvalidRequest]) for status in (408, 413)}
+        return replies
+
+
+def _problem(status: int, code: str, detail: str, members: Mapping[str, object] = MappingProxyType({})) -> web.Response:
+    title = HTTPStatus(status).phrase
+    return web.json_response(
+        {"status": status, "title": title, "code": code, "detail": detail, **members},
+        status=status,
+        content_type="application/problem+json",
+    )
+
+
+def _reply(status: int, errors: Iterable[type[AmoCallbackError]]) -> Reply:
+    actions = {error.api_code: error.action for error in errors}
+    always: dict[int, tuple[str, ...]] = {
+        401: ("WWW-Authenticate",),
+        403: ("WWW-Authenticate",),
+        502: ("Retry-After",),
+        503: ("Retry-After",),
+    }
+    codes = sorted(actions)
+    return Reply(
+        about="\n".join(f"- `{code}`: {actions[code]}" for code in codes),
+        type=Problem,
+        media=("application/problem+json",),
+        headers=always.get(status, ()),
+        values={"code": codes},
+    )

@@ -1,0 +1,146 @@
+"""The public API: the app's users, and errors in the envelope that the app reads."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from amo_callback.deeplink import DEEP_LINK_ERRORS
+from amo_callback.errors import (
+    AmoCallbackError,
+    InvalidRequest,
+    NotFound,
+    PkceMismatch,
+    StoreUnavailable,
+    Unauthorized,
+)
+from amo_callback.web.auth import Jwt, challenge_for, find_user
+from amo_callback.web.public.envelope import Failure, deep_link_failure, failure
+from amo_callback.web.route import Api, Reply, Route, jsonable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from amo_callback.identity import Scope
+    from amo_callback.web.route import Call
+
+TEXT = ("text/html", "text/plain")
+METHOD_NOT_ALLOWED = "method_not_allowed"
+PREFETCHED = Reply(about="A browser prefetched the address: nothing was done.")
+TO_APP = Reply(about="To the app, by its deep link.", headers=("Location",))
+ERROR_PAGES = {
+    400: Reply(about="What is wrong, for the user; with a way back to the app.", type=str, media=TEXT),
+    429: Reply(about="Too many attempts from this address.", type=str, media=TEXT),
+    503: Reply(about="It may work in a minute.", type=str, media=TEXT),
+}
+_BUG = "Something went wrong on our side. Please try again."
+_HTTP_ERRORS = {404: NotFound.code, 405: METHOD_NOT_ALLOWED}
+"""The errors of HTTP itself that are no `invalid_request`."""
+
+
+def error_actions() -> Mapping[str, str]:
+    """Return what the app should do, by the envelope's errors."""
+    shown = {error: known.action for error, known in DEEP_LINK_ERRORS.items()}
+    own = (InvalidRequest, Unauthorized, PkceMismatch, NotFound, StoreUnavailable, AmoCallbackError)
+    own_actions = {error.code: error.action for error in own}
+    return {**shown, **own_actions, METHOD_NOT_ALLOWED: "use a method that `Allow` names"}
+
+
+class PublicApi(Api):
+    """The API of browsers, the app and AMO."""
+
+    name = "public"
+    headers = MappingProxyType(
+        {
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",  # the address may hold a code
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "X-Robots-Tag": "noindex",
+            "Content-Security-Policy": (  # a page names its own nonce
+                "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            ),
+        }
+    )
+
+    async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
+        """Return the id of the app's user; raises `Unauthorized`, `JwksUnavailable`."""
+        if access is None:
+            return ""
+        return await find_user(request, self.services.users, required=access is Jwt.REQUIRED) or ""
+
+    async def check_unmatched(self, request: web.Request) -> None:
+        """Let 404 and 405 be answered."""
+
+    def render(self, answer: object) -> web.Response:
+        """Render data and message in the envelope."""
+        return web.json_response(jsonable(answer))
+
+    def render_error(self, error: AmoCallbackError) -> web.Response:
+        """Render an error in the envelope."""
+        if isinstance(error, InvalidRequest):
+            return failure(error.http_status, error.code, str(error))
+        if error.app_message is None:
+            return deep_link_failure(error.deep_link_error)
+        response = failure(error.http_status, error.code, error.app_message)
+        if challenge := challenge_for(error):
+            response.headers["WWW-Authenticate"] = challenge
+        return response
+
+    def render_http_error(self, error: web.HTTPException) -> web.Response:
+        """Render an error of HTTP itself in the envelope."""
+        code = _HTTP_ERRORS.get(error.status, InvalidRequest.code)
+        return failure(error.status, code, f"{error.status} {HTTPStatus(error.status).phrase}")
+
+    def render_bug(self) -> web.Response:
+        """Render a bug in the envelope."""
+        return failure(AmoCallbackError.http_status, AmoCallbackError.code, _BUG)
+
+    def error_replies(self, route: Route) -> Mapping[int, Reply]:
+        """Return the documentation of a route's errors, with those of every route of its kind."""
+        found: dict[int, set[str]] = defaultdict(set)
+        found[AmoCallbackError.http_status].add(AmoCallbackError.code)
+        errors: list[type[AmoCallbackError]] = [*route.errors]
+        if route.access is not None:
+            errors.append(Unauthorized)
+        for error in errors:
+            if error.app_message is not None:
+                found[error.http_status].add(error.code)
+            else:
+                found[DEEP_LINK_ERRORS[error.deep_link_error].status].add(error.deep_link_error)
+        if route.body is not None:
+            for status in (400, 408, 413):
+                found[status].add(InvalidRequest.code)
+        return {status: failure_reply(status, *codes) for status, codes in found.items()}
+
+
+def failure_reply(status: int, *codes: str) -> Reply:
+    """Return the documentation of an error in the envelope."""
+    actions, always = error_actions(), {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
+    return Reply(
+        about="\n".join(f"- `{code}`: {actions[code]}" for code in sorted(codes)),
+        type=Failure,
+        headers=(always[status],) if status in always else (),
+        values={"error": sorted(codes)},
+    )
+
+
+async def head_ok(_call: Call[None, None]) -> web.Response:
+    """Answer HEAD, and do nothing."""
+    return web.Response()
+
+
+def head_route(path: str) -> Route:
+    """Return the route of HEAD for a path whose GET does work."""
+    return Route("HEAD", path, head_ok, replies={200: Reply(about="Nothing was done.")})
+
+
+def is_prefetch(request: web.Request) -> bool:
+    """Return whether a browser sends the request ahead of the user: it must not spend the code."""
+    purposes = (request.headers.get(name, "") for name in ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"))
+    return any("prefetch" in value.lower() or "preview" in value.lower() for value in purposes)

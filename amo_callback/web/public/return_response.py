@@ -1,0 +1,186 @@
+"""The answer that returns the user to the app: a redirect, a page, or plain text for AMO's server."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from amo_callback.deeplink import DEEP_LINK_ERRORS, failure_link, intent_link, success_link
+from amo_callback.errors import RetryableError, TooManyAttempts
+from amo_callback.grant import GrantStatus, Outcome, Redirect
+from amo_callback.web.pages.render import View
+from amo_callback.web.pages.user_agent import Kind, UserAgent, parse_user_agent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from amo_callback.config import App
+    from amo_callback.errors import AmoCallbackError
+    from amo_callback.web.route import Call
+
+UNAVAILABLE = RetryableError.deep_link_error
+_TEMPORARY = frozenset({UNAVAILABLE, TooManyAttempts.deep_link_error})
+"""The errors of what may be over in a minute."""
+
+
+class ResponseKind(Enum):
+    """The form of the answer."""
+
+    REDIRECT = "redirect"
+    PAGE = "page"
+    PLAIN = "plain"
+
+
+def choose(call: Call[Any, Any], params: Redirect) -> ResponseKind:
+    """Choose by the client: AMO's server gets plain text, a browser the page, and any other client a redirect."""
+    app, html = call.services.settings.app, _accepts_html(call.request)
+    if params.from_server or (params.from_widget and not html):
+        return ResponseKind.PLAIN
+    if app.return_mode == "page" or (app.return_mode == "auto" and html):
+        return ResponseKind.PAGE
+    return ResponseKind.REDIRECT
+
+
+def _accepts_html(request: web.Request) -> bool:
+    """Return whether `Accept` names HTML; `*/*` does not count."""
+    for item in ",".join(request.headers.getall("Accept", [])).split(","):
+        kind, *parameters = (part.strip().lower() for part in item.split(";"))
+        if kind in {"text/html", "application/xhtml+xml"} and not _has_zero_weight(parameters):
+            return True
+    return False
+
+
+def _has_zero_weight(parameters: list[str]) -> bool:
+    return any(p.startswith("q=") and not p.removeprefix("q=").strip("0.") for p in parameters)
+
+
+def respond(call: Call[Any, Any], kind: ResponseKind, *, outcome: Outcome, state: bytes | None) -> web.Response:
+    """Answer the callback with a result."""
+    if kind is ResponseKind.PAGE:
+        if outcome.state == state:
+            return redirect(303, return_address(call, outcome))
+        # The return address belongs to the request that came first, with another state: this one gets its own back.
+        return show(call, outcome, state=state)
+    if kind is ResponseKind.PLAIN and outcome.error is None:
+        return web.Response(text=f"{outcome.status.value}\n")  # also while it goes on: AMO's server cannot wait
+    link = _link_to_app(call.services.settings.app, outcome, state=state)
+    if link is None:
+        still = {"error": outcome.status.value}
+        state = _state_for_app(outcome, state)
+        return failed(call, kind, error=UNAVAILABLE, state=state, support=outcome.support, fields=still)
+    if kind is ResponseKind.PLAIN:
+        return _failed(call, kind, error=outcome.error or UNAVAILABLE, state=state, support=outcome.support)
+    return redirect(302, link)
+
+
+def failed(
+    call: Call[Any, Any],
+    kind: ResponseKind,
+    *,
+    error: str,
+    state: bytes | None,
+    support: str | None = None,
+    fields: Mapping[str, object],
+) -> web.Response:
+    """Log an error that was found before AMO was asked, and answer with it at the requested address.
+
+    Nothing was written, so a temporary error can be retried at the same address. `fields` name the refused value in
+    the log.
+    """
+    support = _log_failure(call, error=error, support=support, fields=fields)
+    return _failed(call, kind, error=error, state=state, support=support)
+
+
+def show(call: Call[Any, Any], outcome: Outcome, *, state: bytes | None, retry_url: str = "") -> web.Response:
+    """Answer with the page of a result; `retry_url` retries a failed one: this address, if it is empty."""
+    connected = outcome.status is GrantStatus.CONNECTED
+    attempted = any(value != "0" for value in call.request.query.getall("n", []))
+    view = View(
+        variant=outcome.error or outcome.status.value,
+        status=200 if outcome.error is None else DEEP_LINK_ERRORS[outcome.error].status,
+        link=_link_to_app(call.services.settings.app, outcome, state=state),
+        auto_open=connected and not attempted and _user_agent(call.request).allows_auto_open,
+        attempted=attempted,
+        retry_url=retry_url if outcome.status is GrantStatus.FAILED else None,
+        domain=outcome.domain if connected else None,
+        support=outcome.support,
+    )
+    return _page(call, view)
+
+
+def expired_page(call: Call[Any, Any]) -> web.Response:
+    """Answer with the page of a return handle that is unknown or has expired."""
+    return _page(call, View(variant="gone", status=404))
+
+
+def unavailable_page(call: Call[Any, Any], error: AmoCallbackError) -> web.Response:
+    """Answer with the page of a store that cannot be read: not even the app's state is known."""
+    support = _log_failure(call, error=UNAVAILABLE, support=None, fields=error.fields)
+    status = DEEP_LINK_ERRORS[UNAVAILABLE].status
+    return _page(call, View(variant=UNAVAILABLE, status=status, retry_url="", support=support))
+
+
+def redirect(status: int, address: str) -> web.Response:
+    """Redirect by hand: `web.HTTPFound` would rewrite the address, which may be an app's."""
+    return web.Response(status=status, headers={"Location": address})
+
+
+def return_address(call: Call[Any, Any], outcome: Outcome) -> str:
+    """Return the clean address of a result's page."""
+    return f"{call.services.settings.server.base_path}/return/{outcome.handle}"
+
+
+def _link_to_app(app: App, outcome: Outcome, *, state: bytes | None) -> str | None:
+    """Return the deep link of a result; `None` before there is one."""
+    if outcome.status is GrantStatus.EXCHANGING:
+        return None
+    state = _state_for_app(outcome, state)
+    if outcome.error is not None:
+        return failure_link(app.deep_link, error=outcome.error, state=state)
+    code = outcome.code
+    if app.hand_back == "ticket" and outcome.ticket:  # a grant of a version before has none
+        code = outcome.ticket.encode()
+    return success_link(app.deep_link, hand_back=app.hand_back, code=code, state=state)
+
+
+def _state_for_app(outcome: Outcome, state: bytes | None) -> bytes | None:
+    """Return the state for the app: the one it gave where its authorization began here, else the one that came."""
+    return outcome.handed_back if state == outcome.state else state
+
+
+def _failed(call: Call[Any, Any], kind: ResponseKind, *, error: str, state: bytes | None, support: str) -> web.Response:
+    status = DEEP_LINK_ERRORS[error].status
+    if kind is ResponseKind.PLAIN:
+        return web.Response(text=f"{error}\n", status=status)
+    link = failure_link(call.services.settings.app.deep_link, error=error, state=state)
+    if kind is ResponseKind.PAGE:
+        retry_url = "" if error in _TEMPORARY else None
+        return _page(call, View(variant=error, status=status, link=link, retry_url=retry_url, support=support))
+    return redirect(302, link)
+
+
+def _log_failure(call: Call[Any, Any], *, error: str, support: str | None, fields: Mapping[str, object]) -> str:
+    """Write the line that a support code leads to, and return the code: a new one where there is none."""
+    support = support or secrets.token_hex(4)
+    known = {name: value for name, value in fields.items() if value is not None}
+    log = call.services.log.warning if error == UNAVAILABLE else call.services.log.info
+    log("callback.refused", support_code=support, word=error, **known)
+    return support
+
+
+def _user_agent(request: web.Request) -> UserAgent:
+    return parse_user_agent(
+        user_agent=request.headers.get("User-Agent", ""),
+        accept_language=",".join(request.headers.getall("Accept-Language", [])),
+    )
+
+
+def _page(call: Call[Any, Any], view: View) -> web.Response:
+    agent, package = _user_agent(call.request), call.services.settings.app.android_package
+    if view.link and package and agent.kind is Kind.ANDROID:
+        view = dataclasses.replace(view, intent=intent_link(view.link, package=package))
+    return call.services.pages.render(view, agent)

@@ -1,0 +1,242 @@
+"""Routes as values, and the one wrapper around their handlers.
+
+The wrapper does the request id, the caller, query and body, errors and the log line; `openapi` documents the routes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from datetime import datetime
+from functools import cache, partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar, cast, dataclass_transform
+
+from aiohttp import hdrs, web
+from pydantic import ConfigDict, PlainSerializer, TypeAdapter, WithJsonSchema, with_config
+
+from amo_callback import probe
+from amo_callback.clock import rfc3339
+from amo_callback.errors import AmoCallbackError
+from amo_callback.event import REQUEST_ID
+from amo_callback.web.access_log import log_request, new_request_id
+from amo_callback.web.client_ip import answer_probe
+from amo_callback.web.parsing import Body, Query, read_body, read_query
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from amo_callback.identity import Scope
+    from amo_callback.web.auth import Jwt
+    from amo_callback.web.composition import Services
+
+Time = Annotated[
+    datetime, PlainSerializer(rfc3339, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+TimeText = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+"""A time that is written already."""
+Shape = TypeVar("Shape")
+QueryType = TypeVar("QueryType")
+BodyType = TypeVar("BodyType")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def shape(cls: type[Shape]) -> type[Shape]:
+    """Make a class the frozen value of a JSON object; the docstrings of its attributes document them."""
+    made = dataclass(frozen=True, kw_only=True, slots=True)(cls)
+    return with_config(ConfigDict(use_attribute_docstrings=True))(made)
+
+
+@cache
+def adapter_of(kind: Hashable) -> TypeAdapter[Any]:
+    """Return what serialises and documents a type; it is made when it is first needed."""
+    return TypeAdapter(cast("Any", kind))
+
+
+def jsonable(value: Any) -> Any:  # noqa: ANN401 -- because JSON is of any type
+    """Return a value as lists, objects and texts."""
+    return adapter_of(cast("Hashable", type(value))).dump_python(value, mode="json")
+
+
+class Call(NamedTuple, Generic[QueryType, BodyType]):
+    """A request, as its handler receives it."""
+
+    request: web.Request
+    services: Services
+    caller: str
+    """The name of the API key, or the id of the app's user; empty where there is none."""
+    query: QueryType
+    body: BodyType
+
+    @property
+    def name(self) -> str:
+        """The `{id}` of the path."""
+        return self.request.match_info["id"]
+
+    @property
+    def address(self) -> str | None:
+        """The client's IP address."""
+        return self.services.proxies.client_of(self.request)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """The documentation of one status of a route."""
+
+    about: str
+    type: Any = None
+    """The body's type, as pydantic reads types; `None`: no body."""
+    media: tuple[str, ...] = ("application/json",)
+    headers: tuple[str, ...] = ()
+    """The names of headers that are always there."""
+    values: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The only values of a member of the body."""
+
+
+Handler = Callable[[Call[Any, Any]], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method of one path: its handler, whose name and docstring document it, and what it takes and answers."""
+
+    method: str
+    path: str
+    handler: Handler
+    access: Scope | Jwt | None = None
+    """The scope of the API key, or the user's JWT; `None`: anybody."""
+    _: KW_ONLY
+    query: type[Query] | None = None
+    body: type[Body] | None = None
+    answer: Any = None
+    """The type of the handler's value; `None`: no body is documented but that of `replies`."""
+    errors: Sequence[type[AmoCallbackError]] = ()
+    """What the handler may raise beside the errors of every such route."""
+    replies: Mapping[int, Reply] = field(default_factory=dict)
+    """Answers that the handler makes itself."""
+    unparsed_query: type[BaseModel] | None = None
+    """The documentation of a query that the handler reads itself."""
+
+
+class Api(ABC):
+    """The routes of one listener; a subclass says who may call them, and how answers and errors are rendered."""
+
+    name: ClassVar[str]
+    headers: ClassVar[Mapping[str, str]]
+    """Set on every answer that does not set them itself."""
+
+    def __init__(self, services: Services, routes: Sequence[Route]) -> None:
+        self.services = services
+        self.routes = routes
+        self._clock = services.clock
+        self._logs_requests = services.settings.log.access
+
+    def make_app(self) -> web.Application:
+        """Return the application; what no route matches is answered by the same wrapper."""
+        app = web.Application()
+        for route in self.routes:
+            app.router.add_route(route.method, route.path, partial(self._answer, route))
+        unmatched = Unmatched("/{path}")
+        app.router.register_resource(unmatched)
+        unmatched.add_route(hdrs.METH_ANY, partial(self._answer, None))
+        return app
+
+    @abstractmethod
+    async def authenticate(self, request: web.Request, access: Scope | Jwt | None) -> str:
+        """Return the caller's name; raises the error of a caller who may not."""
+
+    @abstractmethod
+    async def check_unmatched(self, request: web.Request) -> None:
+        """Raise the error that comes before 404 and 405."""
+
+    @abstractmethod
+    def render(self, answer: object) -> web.Response:
+        """Render a handler's value."""
+
+    @abstractmethod
+    def render_error(self, error: AmoCallbackError) -> web.Response:
+        """Render an error."""
+
+    @abstractmethod
+    def render_http_error(self, error: web.HTTPException) -> web.Response:
+        """Render an error of HTTP itself."""
+
+    @abstractmethod
+    def render_bug(self) -> web.Response:
+        """Render an error that is none of ours; it is in the log."""
+
+    @abstractmethod
+    def error_replies(self, route: Route) -> Mapping[int, Reply]:
+        """Return the documentation of a route's errors, by their statuses."""
+
+    def request_id(self, _request: web.Request) -> str:
+        """Return the id of a request."""
+        return new_request_id()
+
+    async def _answer(self, route: Route | None, request: web.Request) -> web.StreamResponse:
+        services, started = self.services, self._clock.monotonic()
+        request_id = self.request_id(request)
+        token = REQUEST_ID.set(request_id)
+        try:
+            try:
+                response = await self._call(route, request)
+            except AmoCallbackError as error:
+                response = self.render_error(error)
+            except web.HTTPException as error:
+                response = self.render_http_error(error)
+                if "Allow" in error.headers:
+                    response.headers["Allow"] = error.headers["Allow"]
+            except ConnectionError:
+                raise  # the client has disconnected
+            except Exception:
+                services.log.exception("http.bug")
+                response = self.render_bug()
+            for name, value in self.headers.items():
+                response.headers.setdefault(name, value)
+            response.headers["X-Request-ID"] = request_id
+            if request.method == "HEAD" and (seen := answer_probe(request, services.cipher, services.proxies)):
+                response.headers[probe.HEADER] = seen
+            if self._logs_requests:
+                log_request(
+                    services.log,
+                    request,
+                    listener=self.name,
+                    route="none" if route is None else route.path,
+                    status=response.status,
+                    seconds=self._clock.monotonic() - started,
+                    peer=services.proxies.client_of(request),
+                )
+            return response
+        finally:
+            REQUEST_ID.reset(token)
+
+    async def _call(self, route: Route | None, request: web.Request) -> web.StreamResponse:
+        if route is None:
+            await self.check_unmatched(request)
+            raise await _http_error(request)
+        caller = await self.authenticate(request, route.access)
+        query = None if route.query is None else read_query(request, route.query)
+        body = None if route.body is None else await read_body(request, route.body)
+        answer = await route.handler(Call(request, self.services, caller, query, body))
+        return answer if isinstance(answer, web.StreamResponse) else self.render(answer)
+
+
+class Unmatched(web.DynamicResource):
+    """The resource of every request that no route matches, also of those without a path (`*`, `a:443`)."""
+
+    def _match(self, path: str) -> dict[str, str]:  # noqa: ARG002 -- because it is aiohttp's signature
+        return {}
+
+
+async def _http_error(request: web.Request) -> web.HTTPException:
+    """Return 405 where other methods have a route, else 404."""
+    allowed: set[str] = set()
+    for resource in request.app.router.resources():
+        if not isinstance(resource, Unmatched):
+            allowed |= (await resource.resolve(request))[1]
+    return web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound()
+
+
+def both_methods(route: Route) -> Sequence[Route]:
+    """Return a route of GET for GET and HEAD."""
+    return [route, replace(route, method="HEAD")]

@@ -1,0 +1,86 @@
+"""Conformance to the OpenAPI document: every answer that a test gets through `Running` is checked against it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import jsonschema_rs
+
+from amo_callback.web.composition import make_apis
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.conftest import Answer, Running
+
+UNREADABLE = "this request cannot be read"
+"""The parser's answer to what is no HTTP."""
+
+_kept: dict[tuple[bool, bool, str], Conformance] = {}
+
+
+def conformance_of(running: Running) -> Conformance:
+    """Return the check for this service; the document is the same where the routes are."""
+    services, settings = running.service.services, running.settings
+    key = (services.users is not None, settings.server.metrics_auth, settings.server.base_path)
+    if key not in _kept:
+        *_, document = make_apis(services)
+        _kept[key] = Conformance(json.loads(document.text))
+    return _kept[key]
+
+
+class Conformance:
+    """The operations of a document, and a check that an answer is one of theirs."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.paths: Mapping[str, Any] = document["paths"]
+        self._components = _closed(document["components"])
+        self._patterns = {
+            template: re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(template))) for template in self.paths
+        }
+        self.validator = cache(self._validator)
+
+    def operation(self, api: str, method: str, path: str) -> Any:
+        """Return the operation at a path; `None` where there is none."""
+        path = path.partition("?")[0]
+        for template, pattern in self._patterns.items():
+            found = self.paths[template].get(method.lower()) if pattern.fullmatch(path) else None
+            if found and (api in found["tags"] or len(found["servers"]) > 1):
+                return found
+        return None
+
+    def check(self, api: str, method: str, path: str, answer: Answer) -> None:
+        """Fail where the document does not describe the answer."""
+        operation = self.operation(api, method, path)
+        if operation is None or UNREADABLE in answer.text:
+            return
+        name = f"{operation['operationId']} {answer.status}"
+        assert str(answer.status) in operation["responses"], name
+        told = operation["responses"][str(answer.status)]
+        for header in told.get("headers", ()):
+            assert header in answer.headers, f"{name}: {header}"
+        if "content" not in told:
+            assert answer.text == "", name
+            return
+        media = answer.headers["Content-Type"].partition(";")[0]
+        assert media in told["content"], f"{name}: {media}"
+        if media.endswith("json"):
+            schema = json.dumps(told["content"][media]["schema"], sort_keys=True)
+            self.validator(schema).validate(answer.json())
+
+    def _validator(self, schema: str) -> jsonschema_rs.Draft202012Validator:
+        whole = {**json.loads(schema), "components": self._components}
+        return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
+
+
+def _closed(components: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schemas without further members: they are open to clients, but a test sees what is undocumented."""
+    closed = copy.deepcopy(dict(components))
+    for schema in closed["schemas"].values():
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+    return closed

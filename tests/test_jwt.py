@@ -1,0 +1,410 @@
+"""The app's users by its JWTs: what is no good one, and whose a good one is."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import count
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import SecretStr
+
+from amo_callback.config import App
+from amo_callback.errors import JwksUnavailable, Unauthorized
+from amo_callback.identity.jwks import MAX_KEYS, JwksVerifier, read_jwks
+from amo_callback.identity.jwt import Hs256Verifier, JwtRules, Key, verify_with_any
+from amo_callback.web.composition import open_users
+from tests.fakes import FakeClock, Witness
+from tests.jwts import AUDIENCE, NOW, RULES, SECRET, b64, claims, ec_key, jwk, rsa_key, signed, unsigned
+
+PEM = rsa_key("issuer").public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+async def _user(token: str, *, rules: JwtRules = RULES) -> str:
+    return await Hs256Verifier(SECRET, rules=rules).verify(token)
+
+
+async def _refused(token: str, **options: Any) -> str:
+    """Return why; of the token nothing is told, nor of the library's opinion of it."""
+    with pytest.raises(Unauthorized) as raised:
+        await _user(token, **options)
+    error = raised.value
+    assert str(error) == Unauthorized.__doc__
+    assert error.__cause__ is None
+    assert error.__suppress_context__ or error.__context__ is None
+    return error.detail
+
+
+# --- forged --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        (unsigned(claims(), alg="none") + ".", "form"),
+        (unsigned(claims(), alg="none") + ".AAAA", "signature"),
+        (unsigned(claims(), alg="None") + "." + signed().rpartition(".")[2], "signature"),
+        (signed(alg="HS384"), "signature"),
+        (signed(alg="HS512"), "signature"),
+        (signed(alg="RS256", key=rsa_key("issuer")), "signature"),
+        (signed(key="another-secret-of-32-bytes-or-more!!"), "signature"),
+        (signed(key=b""), "signature"),
+        (unsigned(claims()) + "." + signed().rpartition(".")[2], "signature"),
+        (unsigned(claims(), alg=["HS256"]) + "." + signed().rpartition(".")[2], "signature"),
+        (unsigned(claims(sub="1"), alg="HS256") + "." + signed().rpartition(".")[2], "signature"),
+        (signed() + "A", "signature"),
+    ],
+    ids=count(),  # no token is the same in each process, and so none is a name
+)
+async def test_what_is_not_signed_with_the_secret_by_hs256_is_refused(token: str, why: str) -> None:
+    """No `alg` of a token's own is believed, and none is left unchecked."""
+    assert await _refused(token) == why
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"crit": ["exp"]},
+        {"crit": []},
+        {"b64": False},
+        {"b64": True},
+        {"zip": "DEF"},
+        {"enc": "A128GCM"},
+        {"kid": 1},
+        {"kid": ["a"]},
+    ],
+)
+async def test_headers_that_change_the_meaning_are_refused(header: dict[str, Any]) -> None:
+    """What we would have to understand, and do not, is not passed over."""
+    assert await _refused(signed(**header)) == "form"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        "a.b",
+        "a.b.c",
+        "a.b.c.d.e",
+        "null",
+        "\udcff",
+        "ключ.ключ.ключ",
+        signed() + "\n",
+        " " + signed(),
+        "Bearer " + signed(),
+        signed() + "=",
+        signed() + ".",
+        f"{b64(b'[]')}.{b64(b'{}')}.AAAA",
+        f"{b64(b'[' * 5000)}.{b64(b'{}')}.AAAA",
+        f"{b64(b'{')}.{b64(b'{}')}.AAAA",
+        f"{b64(chr(0x7B).encode('utf-16'))}.{b64(b'{}')}.AAAA",
+        signed(b"[]"),
+        signed(b"42"),
+        signed(b"\xff"),
+        signed(b"[" * 4000),
+        signed(signed().encode(), cty="JWT"),
+        signed(b'{"sub":"42","exp":' + b"9" * 5000 + b"}"),
+    ],
+)
+async def test_what_is_no_token_is_refused(token: str) -> None:
+    """Junk, encrypted and nested tokens, and what is no JSON."""
+    assert await _refused(token) == "form"
+
+
+async def test_a_token_of_more_than_8_kib_is_not_looked_at() -> None:
+    """Where it is a byte shorter, the same token is good."""
+    tokens = (signed(claims(x="x" * n), kid=kid) for n in range(5900, 6100) for kid in ("", "k", "kk"))
+    by_length = {len(token): token for token in tokens}
+    assert await _user(by_length[8192]) == "42"
+    assert await _refused(by_length[8193]) == "form"
+
+
+# --- when ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (claims(exp=NOW - 60), "expired"),
+        (claims(without="exp"), "expired"),
+        (claims(exp=None), "expired"),
+        (claims(exp=True), "expired"),
+        (claims(exp=-1), "expired"),
+        (claims(exp=str(NOW + 86_400)), "time"),
+        (claims(exp=(NOW + 86_400) * 1000), "time"),
+        (claims(exp=10**4000), "time"),
+        (claims(exp=253_402_300_800), "time"),
+        (claims(exp=[NOW + 86_400]), "form"),
+        (claims(nbf=NOW + 86_400), "time"),
+        (claims(nbf=None), "form"),
+        (claims(iat=NOW + 86_400), "time"),
+        (claims(iat="soon"), "time"),
+    ],
+)
+async def test_a_token_is_valid_for_its_time_only(said: dict[str, Any], why: str) -> None:
+    """A token is refused that has expired, is not valid yet, was made in the future, or whose times are none."""
+    assert await _refused(signed(said)) == why
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "1E+999", "NaN", "Infinity"])
+async def test_a_number_without_a_value_is_no_time(number: str) -> None:
+    """JSON can write what becomes infinity: such a token would be valid forever."""
+    said = json.dumps(claims(exp=0)).replace('"exp": 0', f'"exp": {number}')
+    assert await _refused(signed(said.encode())) == "form"
+
+
+@pytest.mark.parametrize(
+    "times", [{"exp": -50}, {"exp": -49.5}, {"nbf": 50, "iat": 50.0}, {"iat": -(10**9), "nbf": -(10**9)}]
+)
+async def test_clocks_may_differ_by_a_minute(times: dict[str, float]) -> None:
+    """The issuer's clock is not ours."""
+    assert await _user(signed({**claims(), **{name: time.time() + offset for name, offset in times.items()}})) == "42"
+
+
+async def test_a_token_may_be_valid_until_the_year_9999() -> None:
+    """The last second is taken; later ones count milliseconds."""
+    assert await _user(signed(claims(exp=253_402_300_799))) == "42"
+
+
+# --- for whom, by whom, whose --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        claims(aud="another"),
+        claims(aud=AUDIENCE + "x"),
+        claims(aud=AUDIENCE.upper()),
+        claims(aud=["another"]),
+        claims(aud=[]),
+        claims(aud=[[AUDIENCE]]),
+        claims(aud={AUDIENCE: 1}),
+        claims(aud=None),
+        claims(without="aud"),
+    ],
+)
+async def test_a_token_for_another_audience_is_refused(said: dict[str, Any]) -> None:
+    """What the issuer gives to others does not open this door."""
+    assert await _refused(signed(said)) == "audience"
+
+
+async def test_one_of_several_audiences_is_enough() -> None:
+    """The list form of `aud`."""
+    assert await _user(signed(claims(aud=["another", AUDIENCE]))) == "42"
+
+
+async def test_the_issuer_must_be_the_configured_one() -> None:
+    """Where none is configured, nobody looks."""
+    rules = JwtRules(audience=AUDIENCE, issuer="https://id.example")
+    assert await _user(signed(claims(iss="https://id.example")), rules=rules) == "42"
+    assert await _user(signed(claims(iss="https://other.example"))) == "42"
+    for said in (claims(iss="https://id.example/"), claims(iss=["https://id.example"]), claims()):
+        assert await _refused(signed(said), rules=rules) == "issuer"
+
+
+@pytest.mark.parametrize(
+    "sub",
+    [
+        None, "", "x" * 256, "a\nb", "a\x00b", "\ud800", "a\u200bb", True, False, 1.0, ["42"], {"id": "42"},
+        10**255,
+    ],
+)  # fmt: skip
+async def test_a_user_that_is_no_text_or_number_is_refused(sub: object) -> None:
+    """An id is text that can be read, or a whole number."""
+    assert await _refused(signed(claims(sub=sub))) == "user"
+    assert await _refused(signed(claims(without="sub"))) == "user"
+
+
+@pytest.mark.parametrize(
+    ("sub", "user"), [("x" * 255, "x" * 255), ("Иван 7", "Иван 7"), (42, "42"), (0, "0"), (-7, "-7")]
+)
+async def test_the_user_is_the_text_or_the_number_as_text(sub: object, user: str) -> None:
+    """Backends number their users, or name them."""
+    assert await _user(signed(claims(sub=sub))) == user
+
+
+async def test_another_claim_may_be_the_user() -> None:
+    """And then `sub` is nobody."""
+    name = "https://id.example/user"
+    rules = JwtRules(audience=AUDIENCE, user_claim=name)
+    assert await _user(signed({**claims(), name: 7}), rules=rules) == "7"
+    assert await _refused(signed(claims()), rules=rules) == "user"
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+def test_a_secret_is_long_and_no_public_key() -> None:
+    """What everybody has would let everybody in."""
+    for secret in ("", "x" * 31, PEM.decode(), json.dumps(jwk(rsa_key("issuer"))), "ssh-rsa " + "A" * 300):
+        with pytest.raises(ValueError, match=r"must have 32 bytes|is a key of another kind") as raised:
+            Hs256Verifier(secret, rules=RULES)
+        assert not secret or secret not in str(raised.value)
+    Hs256Verifier("ё" * 16, rules=RULES)
+
+
+def _set(*keys: object) -> bytes:
+    return json.dumps({"keys": keys}).encode()
+
+
+def _long_number(size: int) -> str:
+    """Return the issuer's modulus with zeros before it."""
+    return b64(rsa_key("issuer").public_key().public_numbers().n.to_bytes(size))
+
+
+def test_a_number_has_2048_characters_at_most() -> None:
+    """So long a one is no shorter than any real key's; a longer one is passed over, as is told below."""
+    [key] = read_jwks(_set(jwk(rsa_key("issuer"), n=_long_number(1536))))
+    assert verify_with_any([key], signed(key=rsa_key("issuer"), alg="RS256"), rules=RULES) == "42"
+
+
+def test_a_longer_key_is_taken() -> None:
+    """2048 bits are the least, and not the only ones."""
+    [key] = read_jwks(_set(jwk(rsa_key("long", 3072))))
+    assert verify_with_any([key], signed(key=rsa_key("long", 3072), alg="RS256"), rules=RULES) == "42"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"kty": "oct", "k": b64(SECRET.encode()), "kid": "a"},
+        jwk(rsa_key("weak", 2047), kid="a"),
+        jwk(rsa_key("issuer"), kid="a", use="enc"),
+        jwk(rsa_key("issuer"), kid="a", use=None),
+        jwk(rsa_key("issuer"), kid="a", alg="RS384"),
+        jwk(rsa_key("issuer"), kid="a", alg="PS256"),
+        jwk(rsa_key("issuer"), kid="a", alg="HS256"),
+        jwk(rsa_key("issuer"), kid="a", alg="ES256"),
+        jwk(rsa_key("issuer"), kid="a", key_ops=["encrypt"]),
+        jwk(rsa_key("issuer"), kid="a", key_ops="verify"),
+        jwk(rsa_key("issuer"), kid="a", d=b64(b"private")),
+        jwk(rsa_key("issuer"), kid=7),
+        jwk(rsa_key("issuer"), kid="a", n=7),
+        jwk(rsa_key("issuer"), kid="a", n=b64(b"\xff" * 2000)),
+        jwk(rsa_key("issuer"), kid="a", e="not base64url!"),
+        jwk(rsa_key("issuer"), kid="a", e=b64(b"\x02")),
+        jwk(rsa_key("issuer"), kid="a", n=_long_number(1537)),
+        {"kty": "RSA", "kid": "a"},
+        {"kty": "EC", "crv": "P-256", "kid": "a"},
+        jwk(ec_key("issuer"), kid="a", alg="RS256"),
+        jwk(ec_key("issuer"), kid="a", x=b64(b"x" * 32)),
+        jwk(ec_key("issuer"), kid="a", kty="OKP"),
+        jwk(ec_key("issuer"), kid="a", crv="P-384"),
+        jwk(ec_key("issuer", ec.SECP384R1), kid="a"),
+        jwk(ec_key("issuer", ec.SECP256K1), kid="a"),
+        {"kty": "OKP", "crv": "Ed25519", "x": b64(b"x" * 32), "kid": "a"},
+        {"kid": "a"},
+        "a",
+        None,
+    ],
+)
+def test_keys_of_another_kind_are_passed_over(bad: object) -> None:
+    """Secret, short, on another curve, private, broken, or meant for something else: the others in the set count."""
+    good = jwk(ec_key("good"), kid="good", use="sig", alg="ES256")
+    assert [(key.kid, key.algorithm) for key in read_jwks(_set(bad, good))] == [("good", "ES256")]
+    with pytest.raises(ValueError, match="has no usable key"):
+        read_jwks(_set(bad))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps({"keys": [jwk(ec_key("issuer"))] * (MAX_KEYS + 1)}).encode(),
+        b'{"keys":[' + b",".join([b"[" * 400 + b"]" * 400] * 6) + b"]}",
+        b'{"keys":[' + b"{}," * 2000 + json.dumps(jwk(ec_key("issuer"))).encode() + b"]}",
+    ],
+    ids=["keys", "lists", "objects"],
+)
+def test_a_set_with_too_much_in_it_is_none(content: bytes) -> None:
+    """To read it, or to try a token with each of its keys, would hold up everyone else."""
+    with pytest.raises(ValueError, match="has too m"):
+        read_jwks(content)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"keys":{}}', b"<html>", b"\xff", b'{"keys":[]}', b'{"keys":' + b"[" * 1900]
+)
+def test_what_is_no_key_set_is_refused(content: bytes) -> None:
+    """HTML of a proxy, or JSON of something else."""
+    with pytest.raises(ValueError, match=r".+"):
+        read_jwks(content)
+
+
+KEYS = read_jwks(_set(jwk(rsa_key("issuer"), kid="rsa"), jwk(ec_key("issuer"), kid="ec")))
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        signed(key=PEM, kid="rsa"),
+        signed(key=PEM.strip(), kid="rsa"),
+        signed(key=json.dumps(jwk(rsa_key("issuer"), kid="rsa")), kid="rsa"),
+        signed(key=rsa_key("issuer"), alg="RS384", kid="rsa"),
+        signed(key=rsa_key("issuer"), alg="PS256", kid="rsa"),
+        signed(key=ec_key("issuer"), alg="ES256", kid="rsa"),
+        signed(key=rsa_key("issuer"), alg="RS256", kid="ec"),
+        signed(key=rsa_key("attacker"), alg="RS256", kid="rsa"),
+        signed(key=rsa_key("attacker"), alg="RS256", kid="rsa", jwk=jwk(rsa_key("attacker"), kid="rsa")),
+        unsigned(claims(), alg="none", kid="rsa") + ".AAAA",
+        unsigned(claims(), alg="ES256", kid="ec") + "." + b64(bytes(64)),
+    ],
+    ids=count(),
+)
+def test_the_key_decides_the_algorithm(token: str) -> None:
+    """A public key is no secret of HS256, and a `kid` that points elsewhere finds a key that did not sign."""
+    with pytest.raises(Unauthorized) as raised:
+        verify_with_any(KEYS, token, rules=RULES)
+    assert raised.value.detail == "signature"
+
+
+def test_each_kind_of_key_signs_for_its_own_name() -> None:
+    """RS256 and ES256, found by `kid`."""
+    for alg, key, kid in (("RS256", rsa_key("issuer"), "rsa"), ("ES256", ec_key("issuer"), "ec")):
+        assert verify_with_any(KEYS, signed(key=key, alg=alg, kid=kid), rules=RULES) == "42"
+
+
+def test_a_token_that_names_no_key_is_tried_with_the_only_one() -> None:
+    """Where there are several nobody guesses; two of one name are both tried."""
+    token = signed(key=rsa_key("issuer"), alg="RS256")
+    assert verify_with_any(KEYS[:1], token, rules=RULES) == "42"
+    assert verify_with_any(KEYS, token, rules=RULES) is None
+    assert verify_with_any([], token, rules=RULES) is None
+    twins = read_jwks(_set(jwk(ec_key("issuer"), kid="a"), jwk(rsa_key("issuer"), kid="a")))
+    assert verify_with_any(twins, signed(key=rsa_key("issuer"), alg="RS256", kid="a"), rules=RULES) == "42"
+
+
+def test_reprs_hold_no_key() -> None:
+    """They may be logged by accident."""
+    assert SECRET not in repr(Key(algorithm="HS256", material=SECRET.encode()))
+    assert SECRET not in repr(App(jwt_secret=SecretStr(SECRET), jwt_audience=AUDIENCE))
+
+
+# --- as configured -------------------------------------------------------------------------------
+
+
+async def test_the_configuration_says_how_users_are_told() -> None:
+    """By a secret, by a key set, or not at all."""
+    clock, witness = FakeClock(), Witness()
+    async with open_users(App(), clock=clock, observer=witness) as users:
+        assert users is None
+    app = App(jwt_secret=SecretStr(SECRET), jwt_audience=AUDIENCE, jwt_issuer="me", jwt_user_claim="id")
+    async with open_users(app, clock=clock, observer=witness) as users:
+        assert users is not None
+        assert await users.verify(signed(claims(iss="me", id=7))) == "7"
+        with pytest.raises(Unauthorized):
+            await users.verify(signed(claims(id=7)))
+    for left_out in ("jwt_audience", "jwt_secret"):  # the configuration refuses both, and this does not rely on it
+        odd = app.model_copy(update={left_out: None})
+        async with open_users(odd, clock=clock, observer=witness) as users:
+            assert users is None
+    app = App(jwks_url="http://127.0.0.1:1/keys", jwt_audience=AUDIENCE)
+    async with open_users(app, clock=clock, observer=witness) as users:
+        assert isinstance(users, JwksVerifier)
+        with pytest.raises(JwksUnavailable):
+            await users.verify(signed(key=rsa_key("issuer"), alg="RS256"))

@@ -1,0 +1,250 @@
+"""The page in its variants and languages: what stands on it, what it weighs, and what it may do."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.deeplink import DEEP_LINK_ERRORS
+from amo_callback.web.pages.render import PLACEHOLDER, Pages, View, fill, read_texts
+from amo_callback.web.pages.user_agent import LANGUAGES, Kind, UserAgent
+from tests.web.markup import Markup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from aiohttp import web
+
+LINK = "foryoure://amo-crm/callback?code=c&state=s"
+INTENT = "intent://amo-crm/callback?code=c&state=s#Intent;scheme=foryoure;package=com.example.app;end"
+HOST = "reforyou.amocrm.ru"
+CONNECTED = View(variant="connected", status=200, link=LINK, auto_open=True, domain=HOST, support="0a1b2c3d")
+VIEWS = [
+    CONNECTED,
+    View(variant="connected", status=200, link=LINK, intent=INTENT, attempted=True, domain=HOST, support="0a1b2c3d"),
+    View(variant="exchanging", status=200, support="0a1b2c3d"),
+    View(variant="gone", status=404),
+    View(variant="amo_unavailable", status=503, retry_url=""),
+    *(View(variant=word, status=known.status, link=LINK, intent=INTENT) for word, known in DEEP_LINK_ERRORS.items()),
+    *(
+        View(variant=word, status=known.status, link=LINK, retry_url="?again=1", support="0a1b2c3d")
+        for word, known in DEEP_LINK_ERRORS.items()
+    ),
+]
+
+
+def _visitors() -> Iterator[UserAgent]:
+    for kind, language in itertools.product(Kind, LANGUAGES):
+        yield UserAgent(kind=kind, language=language)
+
+
+def _html(answer: web.Response) -> str:
+    assert answer.text is not None
+    return answer.text
+
+
+@pytest.fixture(scope="module")
+def pages() -> Pages:
+    return Pages(app_name="For You")
+
+
+def test_every_page_weighs_little_and_needs_nothing_from_elsewhere(
+    pages: Pages, record_property: Callable[[str, object], None]
+) -> None:
+    """At most 10 kB without its links, in every variant, language and browser; nothing is loaded from anywhere."""
+    heaviest = 0
+    for view, visitor in itertools.product(VIEWS, _visitors()):
+        html = _html(pages.render(view, visitor))
+        markup = Markup.read(html)
+        links = sum(len(link["href"].encode()) for link in markup.named("a"))
+        heaviest = max(heaviest, len(html.encode()) - links)
+        assert not [element for _, element in markup.elements if "src" in element or "target" in element]
+        assert [element["href"] for element in markup.named("link")] == ["data:,"]
+        assert not re.search(r"https?://|@import|url\(|http-equiv|animation|transition|\{[a-z]+\}|None", html)
+    record_property("bytes at most", heaviest)
+    assert heaviest <= 10_000
+
+
+def test_every_page_is_a_whole_document_in_its_language(pages: Pages) -> None:
+    """Language, title and heading, a main part, an icon that is not read out, ids that stand once."""
+    for view, visitor in itertools.product(VIEWS, _visitors()):
+        answer = pages.render(view, visitor)
+        markup = Markup.read(_html(answer))
+        assert [element["lang"] for element in markup.named("html")] == [visitor.language]
+        assert markup.said("title") == markup.said("h1") != ""
+        assert (len(markup.named("main")), len(markup.named("h1"))) == (1, 1)
+        assert [icon["aria-hidden"] for icon in markup.named("svg")] == ["true"]
+        metas = {element.get("name"): element.get("content") for element in markup.named("meta")}
+        assert metas["viewport"] == "width=device-width, initial-scale=1"
+        assert metas["color-scheme"] == "light dark"
+        ids = [element["id"] for _, element in markup.elements if "id" in element]
+        assert len(set(ids)) == len(ids)
+        assert answer.status == view.status
+        assert answer.headers["Vary"] == "Accept, Accept-Language, User-Agent"
+
+
+def test_script_and_style_run_by_a_nonce_of_their_own(pages: Pages) -> None:
+    """A page with a way to the app may run its one script, any other page none; the nonce is new each time."""
+    nonces = set()
+    for view in VIEWS:
+        answer = pages.render(view, UserAgent(kind=Kind.IOS, language="en"))
+        markup, policy = Markup.read(_html(answer)), answer.headers["Content-Security-Policy"]
+        [style] = markup.named("style")
+        nonce = style["nonce"]
+        nonces.add(nonce)
+        scripts = f"script-src 'nonce-{nonce}'; " if view.link else ""
+        assert [element["nonce"] for element in markup.named("script")] == [nonce] * bool(view.link)
+        assert policy == (
+            f"default-src 'none'; {scripts}style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; "
+            "form-action 'none'; frame-ancestors 'none'"
+        )
+    assert len(nonces) == len(VIEWS)
+    assert {len(nonce) for nonce in nonces} == {22}
+
+
+# --- what stands on it -----------------------------------------------------------------------------
+
+
+def test_a_success_shows_the_account_and_one_button(pages: Pages) -> None:
+    """The account is named, the one link is the app's, and what a script says later is not said at first."""
+    html = _html(pages.render(CONNECTED, UserAgent(kind=Kind.IOS, language="en")))
+    markup = Markup.read(html)
+    assert markup.said("h1") == "amoCRM is connected"
+    assert markup.said("b") == HOST
+    assert markup.named("a") == [{"id": "open", "class": "button", "href": LINK, "data-auto": "1"}]
+    status = markup.id("status")
+    assert status["role"] == "status"
+    assert (status["data-late"], "you may close this tab" in status["data-back"]) == (
+        "Did not open? Press “Return to For You”.",
+        True,
+    )
+    assert re.search(r'<p id="status"[^>]*></p>', html)
+    assert f"You connected {HOST}." in html
+    assert markup.said("summary") == "Wrong account? Did not get to the app?"
+    assert markup.said("code") == "0a1b2c3d"
+    assert "open" not in markup.id("help")
+
+
+def test_who_has_come_back_finds_the_help_open(pages: Pages) -> None:
+    """After a first try by itself, the page tries no more, and shows what may be done."""
+    markup = Markup.read(_html(pages.render(VIEWS[1], UserAgent(kind=Kind.ANDROID, language="en"))))
+    assert "open" in markup.id("help")
+    assert "data-auto" not in markup.id("open")
+    assert markup.id("intent")["href"] == INTENT
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("word", DEEP_LINK_ERRORS)
+def test_each_error_says_what_happened_and_what_to_do(pages: Pages, word: str, language: str) -> None:
+    """A text of its own in every language, a button back to the app, no try by itself; where it passes, once more."""
+    visitor = UserAgent(kind=Kind.IOS, language=language)
+    texts = read_texts(language)
+    final = Markup.read(_html(pages.render(View(variant=word, status=400, link=LINK), visitor)))
+    assert final.said("h1") == texts[word]["title"]
+    assert texts[word]["todo"].replace("{app}", "For You") in final.text["p"]
+    assert final.named("a") == [{"id": "open", "class": "button", "href": LINK}]
+    passing = Markup.read(_html(pages.render(View(variant=word, status=400, link=LINK, retry_url=""), visitor)))
+    assert texts["todo"]["again"].replace("{app}", "For You") in passing.text["p"]
+    assert passing.named("a") == [
+        {"id": "again", "class": "button", "href": ""},
+        {"id": "open", "class": "second", "href": LINK},
+    ]
+
+
+def test_a_page_that_waits_loads_itself_again(pages: Pages) -> None:
+    """By a header, and by a plain link to its own address; no other page does so."""
+    for view in VIEWS:
+        answer = pages.render(view, UserAgent(kind=Kind.IOS, language="en"))
+        waits = view.variant == "exchanging"
+        assert answer.headers.get("Refresh") == ("2" if waits else None)
+        if waits:
+            assert Markup.read(_html(answer)).named("a") == [{"id": "look", "class": "button", "href": ""}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"), [(Kind.IOS, None), (Kind.ANDROID, None), (Kind.IN_APP, "in_app"), (Kind.OTHER, "on_phone")]
+)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_where_the_button_may_fail_it_is_said_above_it(
+    pages: Pages, kind: Kind, note: str | None, language: str
+) -> None:
+    """Inside another app: open it in the browser. On a desktop: return on the phone. Elsewhere nothing."""
+    html = _html(pages.render(CONNECTED, UserAgent(kind=kind, language=language)))
+    texts = fill(read_texts(language), {"app": "For You", "domain": HOST})["page"]
+    said = [key for key in ("in_app", "on_phone") if texts[key] in html]
+    assert said == ([note] if note else [])
+    if note:
+        assert html.index('class="note"') < html.index('id="open"')
+    bare = Markup.read(_html(pages.render(View(variant="gone", status=404), UserAgent(kind=kind, language=language))))
+    assert not [element for element in bare.named("p") if element.get("class") == "note"]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        '"><script>window.__x=1</script>',
+        "</title><img src=x onerror=window.__x=1>",
+        "' onmouseover='x",
+        "{{7*7}}{% raw %}",
+        "{domain}",
+        "{app}",
+        "\u2028\u202e",
+    ],
+)
+def test_hostile_names_stay_text(hostile: str) -> None:
+    """Whatever an app is called, or an account, or stands in a link: it is text, and one attribute's value."""
+    view = View(variant="connected", status=200, link=hostile, intent=hostile, domain=hostile, support=hostile)
+    html = _html(Pages(app_name=hostile).render(view, UserAgent(kind=Kind.ANDROID, language="uk")))
+    markup = Markup.read(html)
+    assert [len(markup.named(name)) for name in ("script", "img", "a", "style")] == [1, 0, 2, 1]
+    assert not any(name.startswith("on") for _, element in markup.elements for name in element)
+    assert markup.id("open")["href"] == markup.id("intent")["href"] == hostile
+    assert markup.said("b") == hostile.strip()
+    assert hostile in markup.id("status")["data-back"]
+
+
+# --- its parts -------------------------------------------------------------------------------------
+
+
+def test_all_languages_say_the_same_things() -> None:
+    """Every file has the same sections, keys and placeholders; the account's is known only where it was connected."""
+    english = read_texts("en")
+    for language in LANGUAGES:
+        texts = read_texts(language)
+        assert {section: set(content) for section, content in texts.items()} == {
+            section: set(content) for section, content in english.items()
+        }
+        for section, content in texts.items():
+            for key, text in content.items():
+                names = set(PLACEHOLDER.findall(text))
+                assert text.strip(), f"{language} {section}.{key}"
+                assert names == set(PLACEHOLDER.findall(english[section][key])), f"{language} {section}.{key}"
+                assert names <= ({"app", "domain"} if section == "account" else {"app"})
+                assert set(re.findall(r"(?i)\bamo\w*", text)) <= {"amoCRM"}, f"{language} {section}.{key}"
+
+
+def test_colours_can_be_read_in_both_schemes() -> None:
+    """Text has a contrast of 4.5 or more to what it stands on, icons and lines of focus of 3: WCAG 2.2, AA."""
+    css = (resources.files("amo_callback.web.pages") / "page.css").read_text(encoding="utf-8")
+    light, _, dark = css.partition("@media (prefers-color-scheme: dark)")
+    for scheme in (light, dark):
+        colours = {name: _luminance(value) for name, value in re.findall(r"--([\w-]+): #([0-9a-f]{6})", scheme)}
+        for text, ground in (("text", "back"), ("quiet", "back"), ("link", "back"), ("on-button", "button")):
+            assert _contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        for shape in ("good", "bad", "button"):
+            assert _contrast(colours[shape], colours["back"]) >= 3, shape
+
+
+def _luminance(colour: str) -> float:
+    """Return the relative luminance, https://www.w3.org/TR/WCAG22/#dfn-relative-luminance."""
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)

@@ -1,0 +1,295 @@
+"""Connections and their events: list, show, freeze, thaw and disconnect."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import uuid
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from tests.conftest import ADMIN_KEY, HOST
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer, Running
+
+
+async def _ask(app: Running, path: str, *, method: str = "GET") -> Answer:
+    return await app.private(path, key=ADMIN_KEY, method=method)
+
+
+async def _fleet(app: Running, size: int) -> list[str]:
+    """Connect so many users of the account, and return their connections' ids."""
+    names: list[str] = []
+    for _ in range(size):
+        app.amo.account.user_id += 1
+        app.clock.advance(1)
+        assert (await app.callback(app.query())).status == 302
+        names.append(str((await app.witness.until("connection.connected", times=len(names) + 1)).connection_id))
+    return names
+
+
+# --- shown ----------------------------------------------------------------------------------------
+
+
+async def test_a_connection_is_shown_with_its_deadline_and_its_last_events(app: Running) -> None:
+    """What the contract names, times in RFC 3339, the three months' end among them; never a token."""
+    connection = await app.connected()
+    token = (await app.private(f"/connections/{connection}/token")).json()["access_token"]
+    answer = await _ask(app, f"/connections/account:{app.amo.account.id}")
+    shown = answer.json()
+    assert {key: shown[key] for key in ("id", "account_id", "user_id", "owners", "domain", "status", "failures")} == {
+        "id": connection,
+        "account_id": str(app.amo.account.id),
+        "user_id": str(app.amo.account.user_id),
+        "owners": [],
+        "domain": HOST,
+        "status": "active",
+        "failures": 0,
+    }
+    for name in ("access_expires_at", "refresh_expires_at", "next_refresh_at", "connected_at"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", shown[name])
+    assert (shown["reason"], shown["last_error"], shown["refreshed_at"]) == (None, None, None)
+    assert [event["name"] for event in shown["events"]] == ["connection.connected"]
+    assert token not in answer.text
+    assert token.rpartition(".")[2] not in answer.text
+
+
+async def test_connections_are_listed_page_by_page(app: Running) -> None:
+    """Each once, whatever the page's size, and only those that fit."""
+    names = await _fleet(app, 5)
+    found: list[str] = []
+    path = "/connections?limit=2"
+    while True:
+        page = (await _ask(app, path)).json()
+        found += [item["id"] for item in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        path = f"/connections?limit=2&cursor={page['next_cursor']}"
+    assert found == sorted(names)
+    for query, count in {
+        f"account_id={app.amo.account.id}": 5, f"domain={HOST}&status=active": 5, "status=needs_reauth": 0,
+        "account_id=0": 0,
+    }.items():  # fmt: skip
+        assert len((await _ask(app, f"/connections?{query}")).json()["items"]) == count
+
+
+async def test_events_are_listed_newest_first_page_by_page(app: Running) -> None:
+    """Of all, or of one connection by whatever selects it, also after it has gone."""
+    connection = await app.connected()
+    for _ in range(3):
+        await app.private(f"/connections/{connection}/refresh", method="POST")
+        app.clock.advance(10)
+    for selector in ("", f"&connection={connection}", f"&connection=account:{app.amo.account.id}"):
+        first = (await _ask(app, f"/events?limit=3{selector}")).json()
+        second = (await _ask(app, f"/events?limit=3{selector}&cursor={first['next_cursor']}")).json()
+        found = [*first["items"], *second["items"]]
+        assert second["next_cursor"] is None
+        assert [event["name"] for event in found] == ["refresh.succeeded"] * 3 + ["connection.connected"]
+        assert [event["id"] for event in found] == sorted((event["id"] for event in found), reverse=True)
+        assert found[0]["details"]["demand"] == "forced"
+    assert (await _ask(app, "/events?connection=gone")).json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("connections?limit=0", "limit"),
+        ("connections?limit=201", "limit"),
+        ("connections?limit=x", "limit"),
+        ("connections?limit=1&limit=2", "limit"),
+        ("connections?status=gone", "status"),
+        ("connections?nonsense=1", "nonsense"),
+        ("connections?domain=", "domain"),
+        ("connections?cursor=x", "cursor"),
+        ("connections?account_id=%00", "account_id"),
+        ("events?cursor=x", "cursor"),
+        ("events?cursor=" + "9" * 19, "cursor"),
+        ("events?cursor=%D9%A3", "cursor"),
+        ("events?limit=-1", "limit"),
+        ("events?connection=a&connection=b", "connection"),
+    ],
+)
+async def test_a_bad_parameter_is_400_and_named(app: Running, query: str, field: str) -> None:
+    """Unknown, doubled, empty, too long or out of range: the answer names the field."""
+    answer = await _ask(app, f"/{query}")
+    assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
+    assert answer.json()["detail"].startswith(f"{field}: ")
+
+
+# --- frozen ---------------------------------------------------------------------------------------
+
+
+async def test_all_are_frozen_and_thawed(app: Running) -> None:
+    """Nothing is spent, not even a code; readiness is red and says what to do; live tokens are handed out."""
+    connection = await app.connected()
+    told = (await _ask(app, "/freeze", method="POST")).json()
+    assert (told["frozen"], told["why"], told["open_attempts"]) == (True, "asked by admin", 0)
+    refused = await app.private(f"/connections/{connection}/refresh", method="POST")
+    assert (refused.status, refused.json()["code"], refused.headers["Retry-After"]) == (503, "frozen", "900")
+    assert (await app.private(f"/connections/{connection}/token")).status == 200
+    assert "error=amo_unavailable" in (await app.callback(query := app.query())).location
+    ready = await app.private("/readyz", key=None)
+    assert ready.status == 503
+    assert [name for name, check in ready.json()["checks"].items() if not check["ok"]] == ["frozen"]
+    assert "amo-callback connections thaw --all" in ready.json()["checks"]["frozen"]["detail"]
+    thawed = (await _ask(app, "/thaw", method="POST")).json()
+    assert (thawed["frozen"], thawed["why"]) == (False, None)
+    assert "code=" in (await app.callback(query)).location  # the code is good still
+    assert (await app.private(f"/connections/{connection}/refresh", method="POST")).status == 200
+    assert (await app.private("/readyz", key=None)).status == 200
+    asked = [line for line in app.lines() if line["event"] == "freeze.changed"]
+    assert [(line["key"], line["frozen"]) for line in asked] == [("admin", True), ("admin", False)]
+
+
+async def test_one_is_frozen_and_thawed(app: Running) -> None:
+    """The others are refreshed meanwhile; asking twice changes nothing more."""
+    one, other = await _fleet(app, 2)
+    app.clock.advance(10)
+    for _ in range(2):
+        shown = (await _ask(app, f"/connections/{one}/freeze", method="POST")).json()
+        assert (shown["id"], shown["frozen"]) == (one, True)
+    statuses = [(await app.private(f"/connections/{name}/refresh", method="POST")).status for name in (one, other)]
+    assert statuses == [503, 200]
+    assert (await app.private("/readyz", key=None)).status == 200
+    assert (await _ask(app, f"/connections/{one}/thaw", method="POST")).json()["frozen"] is False
+    assert (await app.private(f"/connections/{one}/refresh", method="POST")).status == 200
+    names = [event["name"] for event in (await _ask(app, f"/events?connection={one}")).json()["items"]]
+    assert names == ["refresh.succeeded", "connection.thawed", "connection.frozen", "connection.connected"]
+
+
+async def test_a_selector_that_names_two_freezes_neither(app: Running) -> None:
+    """409 `ambiguous`: whoever freezes must mean one."""
+    one, other = await _fleet(app, 2)
+    answer = await _ask(app, f"/connections/account:{app.amo.account.id}/freeze", method="POST")
+    assert (answer.status, answer.json()["code"]) == (409, "ambiguous")
+    for name in (one, other):
+        assert (await _ask(app, f"/connections/{name}")).json()["frozen"] is False
+    assert (await _ask(app, "/connections/unknown/freeze", method="POST")).status == 404
+
+
+async def test_a_freeze_tells_of_what_is_in_flight(app: Running) -> None:
+    """Whoever moves waits until no attempt is open: what was sent is stored."""
+    connection = await app.connected()
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    refreshing = asyncio.create_task(app.private(f"/connections/{connection}/refresh", method="POST"))
+    await app.amo.sandbox.until_asked(2)
+    assert (await _ask(app, "/freeze", method="POST")).json()["open_attempts"] == 1
+    app.amo.sandbox.go_on.set()
+    assert (await refreshing).status == 200
+    assert (await _ask(app, "/freeze", method="POST")).json()["open_attempts"] == 0
+
+
+async def test_a_database_from_another_machine_starts_frozen(app: Running, run: Any) -> None:
+    """The service begins, hands out only what AMO knows, spends nothing, and says so, until it is thawed there."""
+    connection = await app.connected()
+    async with run(machine="there") as twin:
+        assert (await twin.private(f"/connections/{connection}/token")).status == 503  # this AMO does not know it
+        answer = await twin.private(f"/connections/{connection}/refresh", method="POST")
+        assert (answer.status, answer.json()["code"]) == (503, "frozen")
+        assert (await twin.private("/readyz", key=None)).json()["checks"]["frozen"]["ok"] is False
+        assert twin.amo.vendor.ledger.refreshes() == []
+        [line] = [line for line in twin.lines() if line["event"] == "service.frozen"]
+        assert "in another place" in line["why"]
+        assert (await _ask(twin, "/thaw", method="POST")).status == 200
+
+
+async def test_a_page_of_connections_with_very_many_owners_is_shorter(app: Running) -> None:
+    """Each page has at most `MAX_OWNERS`, or one connection; the pages together have all."""
+    with closing(sqlite3.connect(app.folder / "amo-callback.db")) as database, database:
+        for letter, owners in (("a", 6000), ("b", 4000), ("c", 1), ("d", 12_000), ("e", 0)):
+            name = str(uuid.UUID(letter * 32))
+            database.execute(
+                "INSERT INTO connections (id, account_id, user_id, domain, client_id, status, connected_at) "
+                "VALUES (?, '1', '1', 'a.amocrm.ru', 'c619', 'active', 0)",
+                [name],
+            )
+            bound = [(name, str(number)) for number in range(owners)]
+            database.executemany("INSERT INTO owners VALUES (?, ?, 0, NULL)", bound)
+    pages: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (await _ask(app, f"/connections?limit=4{cursor}")).json()
+        pages.append("".join(item["id"][0] for item in page["items"]))
+        cursor = page["next_cursor"] and f"&cursor={page['next_cursor']}"
+    assert pages == ["ab", "c", "d", "e"]
+
+
+# --- DELETE /connections/{id} ---------------------------------------------------------------------
+
+
+async def _delete(app: Running, selector: str, key: str = ADMIN_KEY) -> Answer:
+    return await app.private(f"/connections/{selector}", key=key, method="DELETE")
+
+
+async def test_a_connection_is_forgotten_with_its_tokens(app: Running) -> None:
+    """Its tokens are erased, whoever asks for one hears 404, and the history tells who did it."""
+    connection = await app.connected()
+    answer = await _delete(app, connection)
+    assert (answer.status, answer.json()["status"], answer.json()["access_expires_at"]) == (200, "disconnected", None)
+    assert (await app.private(f"/connections/{connection}/token")).status == 404
+    assert (await app.private(f"/connections/{connection}")).status == 404
+    stored = await app.service.services.store.connection(connection)
+    assert stored is not None
+    assert stored.sealed_pair is None
+    [gone, *_] = (await app.private(f"/events?connection={connection}")).json()["items"]
+    assert (gone["name"], gone["details"]["reason"]) == ("connection.disconnected", "asked by admin")
+    assert app.witness.named("connection.disconnected")
+    notices = await app.service.services.store.notices(limit=9)
+    assert notices[-1].type == "connection.disconnected"
+
+
+async def test_what_is_gone_is_gone_once(app: Running) -> None:
+    """A second time, or of what never was, is 404."""
+    connection = await app.connected()
+    assert (await _delete(app, connection)).status == 200
+    for selector in (connection, "unknown", "account:7", "owner:7"):
+        assert (await _delete(app, selector)).status == 404
+
+
+async def test_a_selector_that_names_two_disconnects_neither(app: Running) -> None:
+    """An account with two AMO users has two connections: 409, and nothing is changed."""
+    await app.connected()
+    app.amo.account.user_id += 1
+    await app.connected()
+    answer = await _delete(app, f"account:{app.amo.account.id}")
+    assert (answer.status, answer.json()["code"]) == (409, "ambiguous")
+    assert len(await app.service.services.store.connections_of(str(app.amo.account.id))) == 2
+
+
+async def test_what_is_frozen_is_not_erased(app: Running) -> None:
+    """It may live elsewhere: thaw it first."""
+    connection = await app.connected()
+    await app.private(f"/connections/{connection}/freeze", key=ADMIN_KEY, method="POST")
+    answer = await _delete(app, connection)
+    assert (answer.status, answer.json()["code"]) == (503, "frozen")
+    await app.private(f"/connections/{connection}/thaw", key=ADMIN_KEY, method="POST")
+    assert (await _delete(app, connection)).status == 200
+
+
+async def test_a_refresh_that_is_under_way_does_not_bring_it_back(app: Running) -> None:
+    """AMO answers after it was forgotten: that pair is dropped."""
+    connection = await app.connected()
+    app.amo.sandbox.asked.clear()
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    refresh = asyncio.create_task(app.private(f"/connections/{connection}/refresh", method="POST"))
+    await app.amo.sandbox.asked.wait()
+    assert (await _delete(app, connection)).status == 200
+    app.amo.sandbox.go_on.set()
+    assert (await refresh).status == 404
+    stored = await app.service.services.store.connection(connection)
+    assert stored is not None
+    assert (stored.status, stored.sealed_pair) == ("disconnected", None)
+
+
+async def test_connecting_again_brings_it_back(app: Running) -> None:
+    """The person connects anew: the same connection, with tokens of its own."""
+    connection = await app.connected()
+    await _delete(app, connection)
+    app.clock.advance(1)
+    await app.callback(app.query())
+    assert (await app.private(f"/connections/{connection}/token")).status == 200

@@ -1,0 +1,594 @@
+"""`GET {base}/callback`: every user gets back to the app, no code is spent twice, failures have support codes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_from_bytes
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.grant import support_code
+from amo_callback.model import fingerprint
+from tests.conftest import ADMIN_KEY, BASE, HOST
+from tests.web.markup import Markup
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer, Running
+
+
+LINK = "foryoure://amo-crm/callback"
+
+
+async def test_a_good_code_becomes_a_stored_pair_and_leads_back_to_the_app(app: Running) -> None:
+    """A redirect of AMO's is answered with the deep link, and the pair is stored by then."""
+    code = app.amo.code()
+    answer = await app.callback(app.query(code=code, state="abc"))
+    assert (answer.status, answer.location) == (302, f"{LINK}?code={code}&state=abc")
+    [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
+    assert connection.domain == HOST
+    assert app.amo.vendor.ledger.doubles() == 0
+
+
+async def test_a_browser_gets_the_page_at_a_clean_address(app: Running) -> None:
+    """A browser is sent on to an address without code and state, where the page has one real link."""
+    code = app.amo.code()
+    answer = await app.callback(app.query(code=code, state="a&b"), html=True)
+    assert answer.status == 303
+    assert re.fullmatch(rf"{BASE}/return/[A-Za-z0-9_-]{{22}}", answer.location)
+    page = await app.public(answer.location)
+    assert page.status == 200
+    assert f'href="{LINK}?code={code}&amp;state=a%26b"' in page.text
+    assert page.text.count("<a ") == 1
+    assert (await app.public(answer.location)).status == 200
+
+
+async def test_the_page_is_forgotten_with_the_code(app: Running) -> None:
+    """After 20 minutes the return address shows an honest 404 page without a link, and so does a made-up one."""
+    answer = await app.callback(app.query(), html=True)
+    app.clock.advance(1200)
+    for address in (answer.location, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA"):
+        page = await app.public(address)
+        assert (page.status, "<a " in page.text) == (404, False)
+        assert "no longer valid" in page.text
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/html", "application/xhtml+xml", "text/html;q=0.5, */*", "image/png,TEXT/HTML;q=0.1"]
+)
+async def test_a_request_that_names_html_gets_a_page(app: Running, accept: str) -> None:
+    """In `auto`, `Accept` that names HTML asks for the page."""
+    assert (await app.callback(app.query(), headers={"Accept": accept})).status == 303
+
+
+@pytest.mark.parametrize("accept", ["*/*", "", "application/json", "text/html;q=0", "text/html;q=0.000, */*", "text/*"])
+async def test_a_request_that_names_no_html_gets_a_redirect(app: Running, accept: str) -> None:
+    """In `auto`, whatever does not name HTML is redirected."""
+    assert (await app.callback(app.query(), headers={"Accept": accept})).status == 302
+
+
+async def test_the_return_mode_can_be_fixed(run: Any) -> None:
+    """`redirect` redirects browsers too, `page` shows programs the page too."""
+    async with run(APP__RETURN_MODE="redirect") as app:
+        assert (await app.callback(app.query(), html=True)).status == 302
+    async with run(APP__RETURN_MODE="page") as app:
+        assert (await app.callback(app.query())).status == 303
+
+
+async def test_nothing_can_be_handed_back(run: Any) -> None:
+    """With `hand_back = "none"` the link tells of success and keeps the code to itself."""
+    async with run(APP__HAND_BACK="none") as app:
+        answer = await app.callback(app.query(state="s"))
+        assert answer.location == f"{LINK}?success=true&state=s"
+
+
+# --- state and code, byte for byte -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"plain",
+        b"",
+        b"eyJyYW5kb20iOiJ4IiwidXNlcklkIjo0Mn0=",
+        b"a+b c/d?e=f&g#h%25",
+        b"\x00\x01\r\nSet-Cookie: a=b",
+        b"\xff\xfe\xc0\xae",
+        "й".encode() * 50,
+        b'"><script>window.__x=1</script>',
+        b"#Intent;scheme=https;package=evil;end",
+        b"x" * 2048,
+        bytes(range(256)),
+    ],
+)
+async def test_the_state_comes_back_byte_for_byte(app: Running, state: bytes) -> None:
+    """Whatever bytes the app chose as its state, it gets them back, percent-encoded."""
+    code = app.amo.code()
+    sent = "".join(f"%{byte:02x}" for byte in state)
+    answer = await app.callback(f"code={code}&state={sent}&referer={HOST}")
+    assert answer.location == f"{LINK}?code={code}&state={quote_from_bytes(state, safe='')}"
+
+
+async def test_a_plus_in_a_query_is_a_space(app: Running) -> None:
+    """A form's `+` is a space, and goes back as `%20`."""
+    answer = await app.callback(f"code={app.amo.code()}&state=a+b&referer={HOST}")
+    assert answer.location.endswith("&state=a%20b")
+
+
+async def test_a_missing_state_is_handed_back_empty(app: Running) -> None:
+    """The existing app expects `state` in a success, also where none came."""
+    answer = await app.callback(f"code={app.amo.code()}&referer={HOST}")
+    assert answer.location.endswith("&state=")
+
+
+# --- errors found before AMO is asked --------------------------------------------------------------
+
+
+BROKEN = [
+    ("", "missing_code", None),
+    ("state=s", "missing_code", "s"),
+    ("code=&state=s", "missing_code", "s"),
+    ("error=access_denied&state=s", "access_denied", "s"),
+    ("error=access_denied&code=x&state=s", "access_denied", "s"),
+    ("error=%3Cscript%3E&state=s", "auth_failed", "s"),
+    ("error=" + "x" * 10_000, "auth_failed", None),
+    ("code=a&code=b&state=s&referer=a.amocrm.ru", "invalid_request", "s"),
+    ("code=a&%63ode=b&state=s&referer=a.amocrm.ru", "invalid_request", "s"),
+    ("code=a&state=s&state=t&referer=a.amocrm.ru", "invalid_request", None),
+    ("code[]=a&state=s&referer=a.amocrm.ru", "invalid_request", "s"),
+    ("code=a&state[x]=s&referer=a.amocrm.ru", "invalid_request", None),
+    ("code=a%zz&state=s&referer=a.amocrm.ru", "invalid_request", "s"),
+    ("code=a%&state=s&referer=a.amocrm.ru", "invalid_request", "s"),
+    ("code=a&state=%2&referer=a.amocrm.ru", "invalid_request", None),
+    ("code=" + "c" * 4097 + "&state=s&referer=a.amocrm.ru", "invalid_request", "s"),
+    ("code=a&state=" + "s" * 2049 + "&referer=a.amocrm.ru", "invalid_request", None),
+    ("&".join(f"p{number}=1" for number in range(2000)), "invalid_request", None),
+    ("code=a&state=s", "invalid_request", "s"),
+    ("code=a&state=s&referer=evil.com", "account_not_allowed", "s"),
+    ("code=%ff%fe&state=s&referer=a.amocrm.ru", "auth_failed", "s"),
+]
+
+
+@pytest.mark.parametrize(("query", "error", "state"), BROKEN)
+async def test_a_broken_request_leads_back_with_a_word_and_asks_nobody(
+    app: Running, query: str, error: str, state: str | None
+) -> None:
+    """What is wrong with a request is told to the app, with the state where one came whole; AMO is not asked."""
+    answer = await app.callback(query)
+    expected = f"{LINK}?error={error}" + ("" if state is None else f"&state={state}")
+    assert (answer.status, answer.location) == (302, expected)
+    page = await app.callback(query, html=True)
+    assert page.status == 400
+    assert f'href="{expected.replace("&", "&amp;")}"' in page.text
+    assert app.amo.vendor.ledger.entries == []
+
+
+async def test_a_request_line_of_30_kb_is_answered_by_us(app: Running) -> None:
+    """A request line of 30 kB gets our own answer, and above 32 kB one that quotes nothing of it."""
+    assert (await app.callback("state=s&code=" + "c" * 30_000)).location == f"{LINK}?error=invalid_request&state=s"
+    refused = await app.callback("code=" + "secret" * 8_000)
+    assert (refused.status, "secret" in refused.text) == (400, False)
+    assert app.lines()[-1]["event"] == "http.bad_request"
+    assert "secret" not in app.log.getvalue()
+
+
+# --- AMO's answers ---------------------------------------------------------------------------------
+
+
+async def test_a_code_that_amo_refuses_is_told_by_its_word(app: Running) -> None:
+    """Each refusal of a code has its word, and AMO is not asked again when the same callback comes again."""
+    spent, old = app.amo.code(), app.amo.code()
+    app.amo.spend(grant_type="authorization_code", code=spent)
+    app.amo.vendor.ledger.entries.clear()
+    for _ in range(2):
+        assert (await app.callback(app.query(code=spent, state="s"))).location == f"{LINK}?error=code_used&state=s"
+        assert (await app.callback(app.query(code="junk", state="s"))).location == f"{LINK}?error=auth_failed&state=s"
+    app.clock.advance(1200)
+    for _ in range(2):
+        assert (await app.callback(app.query(code=old, state="s"))).location == f"{LINK}?error=code_expired&state=s"
+    assert len(app.amo.vendor.ledger.entries) == 3
+
+
+async def test_a_code_for_another_accounts_host_is_refused(app: Running) -> None:
+    """A code presented at a host that did not issue it, or where no account lives, is `auth_failed`."""
+    app.amo.vendor.open_account("other.amocrm.ru")
+    for host in ("other.amocrm.ru", "nobody.kommo.com"):
+        answer = await app.callback(f"code={app.amo.code()}&state=s&referer={host}")
+        assert answer.location == f"{LINK}?error=auth_failed&state=s"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.HTTP_500,
+        Fault.HTML,
+        Fault.HTML_200,
+        Fault.REDIRECT,
+        Fault.TOO_MANY,
+        Fault.UNPAID,
+        Fault.BLOCKED,
+    ],
+)
+async def test_a_passing_failure_can_be_tried_again_with_the_same_code(app: Running, fault: Fault) -> None:
+    """Where AMO is ill and the code unspent, the person is told so, and the same callback works a little later."""
+    app.amo.sandbox.faults.add(fault)
+    query = app.query(state="s")
+    assert (await app.callback(query)).location == f"{LINK}?error=amo_unavailable&state=s"
+    app.clock.advance(60)  # of patience that a 429 asks for
+    assert "?code=" in (await app.callback(query)).location
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.HTTP_500_AFTER,
+        Fault.HALF_JSON_AFTER,
+        Fault.NO_REFRESH_TOKEN_AFTER,
+        Fault.HUGE_AFTER,
+        Fault.NOTHING_AFTER,
+    ],
+)
+async def test_a_code_spent_by_an_answer_that_was_lost_is_told_as_expired(app: Running, fault: Fault) -> None:
+    """Where AMO's answer was lost, the code may be spent by us: the next try says start again, not "used elsewhere"."""
+    app.amo.sandbox.faults.add(fault)
+    query = app.query(state="s")
+    assert (await app.callback(query)).location == f"{LINK}?error=amo_unavailable&state=s"
+    assert (await app.callback(query)).location == f"{LINK}?error=code_expired&state=s"
+    assert (await app.callback(query, html=True)).status == 303
+
+
+async def test_an_unknown_refusal_is_told_as_failed(app: Running) -> None:
+    """A 4xx on no list is `auth_failed`, but not for good: the same code may be tried again."""
+    app.amo.sandbox.faults.add(Fault.TEAPOT)
+    query = app.query(state="s")
+    assert (await app.callback(query)).location == f"{LINK}?error=auth_failed&state=s"
+    assert "?code=" in (await app.callback(query)).location
+
+
+async def test_wrong_credentials_are_not_the_persons_fault(run: Any) -> None:
+    """Where AMO refuses our client secret, the person is asked to try again, and the page says 503."""
+    async with run(AMO__CLIENT_SECRET="another one") as app:
+        answer = await app.callback(app.query(state="s"))
+        assert answer.location == f"{LINK}?error=amo_unavailable&state=s"
+        redirected = await app.callback(app.query(state="s"), html=True)
+        assert (await app.public(redirected.location)).status == 503
+
+
+async def test_amo_away_is_told_at_once(run: Any) -> None:
+    """Where AMO cannot be reached the code stays unspent, and works once AMO is back."""
+    async with run(AMO__ENDPOINT="http://127.0.0.1:9/{domain}") as app:
+        answer = await app.callback(app.query(state="s"))
+        assert answer.location == f"{LINK}?error=amo_unavailable&state=s"
+        assert app.witness.named("grant.failed")[0].fields["error"] == "not_sent"
+
+
+async def test_a_slow_amo_makes_the_page_wait_and_not_the_person(run: Any) -> None:
+    """After 8 s the person sees "still connecting", and the same address shows the result once it is there."""
+    async with run() as app:
+        app.amo.sandbox.faults.add(Fault.SLOW)
+        query = app.query(state="s")
+        asked = asyncio.create_task(app.callback(query, html=True))
+        await app.amo.sandbox.asked.wait()
+        await app.clock.until_sleeping(8)
+        app.clock.advance(8)
+        answer = await asked
+        assert answer.status == 303
+        page = await app.public(answer.location)
+        assert (page.status, "Still connecting" in page.text, "<script" in page.text) == (200, True, False)
+        assert [link["href"] for link in Markup.read(page.text).named("a")] == [""]
+        assert page.headers["Refresh"] == "2"
+        asked = asyncio.create_task(app.callback(query))
+        await app.clock.until_sleeping(8)
+        app.clock.advance(8)
+        late = await asked
+        assert late.location == f"{LINK}?error=amo_unavailable&state=s"
+        app.amo.sandbox.go_on.set()
+        await app.witness.until("connection.connected")
+        page = await app.public(answer.location)
+        assert (page.status, "is connected" in page.text) == (200, True)
+        assert "?code=" in (await app.callback(query)).location
+        assert len(app.amo.vendor.ledger.exchanges()) == 1
+
+
+# --- many callers, and callers that are nobody ----------------------------------------------------
+
+
+async def test_twenty_callbacks_at_once_make_one_exchange_and_get_one_answer(app: Running) -> None:
+    """A doubled callback waits for the one exchange, and every copy gets the same answer; so does a replay."""
+    query = app.query()
+    for html in (True, False):
+        answers = await asyncio.gather(*(app.callback(query, html=html) for _ in range(20)))
+        answers.append(await app.callback(query, html=html))
+        assert len({(answer.status, answer.location) for answer in answers}) == 1
+    assert len(app.amo.vendor.ledger.entries) == 1
+
+
+async def test_a_replay_with_another_state_gets_its_own_state_back(app: Running) -> None:
+    """A known code gives its outcome, and `state` is always the one that came: the first one's page is not shown."""
+    code = app.amo.code()
+    await app.callback(app.query(code=code, state="mine"), html=True)
+    answer = await app.callback(app.query(code=code, state="other"))
+    assert answer.location == f"{LINK}?code={code}&state=other"
+    page = await app.callback(app.query(code=code, state="other"), html=True)
+    assert (page.status, f"?code={code}&amp;state=other" in page.text) == (200, True)
+    assert len(app.amo.vendor.ledger.entries) == 1
+
+
+async def test_a_look_spends_nothing(app: Running) -> None:
+    """HEAD and prefetches do no work; the visit after them connects."""
+    query = app.query()
+    head = await app.public(f"{BASE}/callback?{query}", method="HEAD")
+    assert (head.status, "Location" in head.headers) == (200, False)
+    for headers in (
+        {"Sec-Purpose": "prefetch"},
+        {"Sec-Purpose": "prefetch;prerender"},
+        {"Purpose": "prefetch"},
+        {"X-Moz": "prefetch"},
+    ):
+        assert (await app.callback(query, headers=headers)).status == 204
+    assert app.amo.vendor.ledger.entries == []
+    assert (await app.callback(query)).status == 302
+
+
+async def test_amos_own_server_gets_plain_text(app: Running) -> None:
+    """`from_exchange` is answered 200 without a deep link, whatever it accepts, as is `from_widget` without HTML."""
+    for marker, html in (("from_exchange", False), ("from_exchange", True), ("from_widget", False)):
+        answer = await app.callback(f"{app.query()}&{marker}=1", html=html)
+        assert (answer.status, answer.text, "Location" in answer.headers) == (200, "connected\n", False)
+    assert (await app.callback(f"{app.query()}&from_widget=1", html=True)).status == 303
+    refused = await app.callback("code=junk&from_exchange=1&referer=" + HOST)
+    assert (refused.status, refused.text) == (400, "auth_failed\n")
+    assert len(await app.service.services.store.connections_of(str(app.amo.account.id))) == 1
+
+
+async def test_amos_own_server_is_not_kept_waiting(app: Running) -> None:
+    """A late exchange is 200 for AMO's server: it can do nothing about it, and the exchange goes on."""
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    asking = asyncio.create_task(app.callback(f"{app.query()}&from_exchange=1"))
+    await app.amo.sandbox.asked.wait()
+    await app.clock.until_sleeping(8)
+    app.clock.advance(8)
+    answer = await asking
+    assert (answer.status, answer.text) == (200, "exchanging\n")
+    app.amo.sandbox.go_on.set()
+    await app.witness.until("connection.connected")
+
+
+async def test_connecting_again_renews_the_same_connection(app: Running) -> None:
+    """The same account and AMO user are one connection, however often they connect."""
+    first = await app.connected()
+    second = await app.connected()
+    assert first == second
+    [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
+    assert connection.pair_version == 2
+
+
+async def test_another_user_of_the_account_is_another_connection(app: Running) -> None:
+    """Tokens have the rights of who granted them, so each AMO user of an account has a connection."""
+    first = await app.connected()
+    app.amo.account.user_id += 1
+    assert await app.connected() != first
+    assert len(await app.service.services.store.connections_of(str(app.amo.account.id))) == 2
+
+
+async def test_an_account_that_is_not_listed_is_refused_and_not_stored(run: Any) -> None:
+    """With `allowed_accounts`, another account's pair is dropped, and its person told."""
+    async with run(AMO__ALLOWED_ACCOUNTS="1, 2") as app:
+        answer = await app.callback(app.query(state="s"))
+        assert answer.location == f"{LINK}?error=account_not_allowed&state=s"
+        assert await app.service.services.store.connections_of(str(app.amo.account.id)) == []
+
+
+async def test_a_default_domain_stands_in_for_a_missing_referer(run: Any) -> None:
+    """Where a callback names no referer, the configured account's host is asked."""
+    async with run(AMO__DEFAULT_DOMAIN=HOST) as app:
+        assert "?code=" in (await app.callback(f"code={app.amo.code()}&state=s")).location
+
+
+async def test_junk_codes_of_one_address_come_to_an_end(run: Any) -> None:
+    """An address has so many unproven codes in a window; another address is not concerned, and good codes are free."""
+    async with run(LIMITS__UNPROVEN="3") as app:
+        for _ in range(5):
+            assert "?code=" in (await app.callback(app.query())).location
+        junk = [await app.callback(app.query(code=f"junk{number}", state="s")) for number in range(5)]
+        words = [answer.location.partition("error=")[2] for answer in junk]
+        assert words == ["auth_failed&state=s"] * 3 + ["rate_limited&state=s"] * 2
+        page = await app.callback(app.query(), html=True)
+        assert page.status == 429
+        elsewhere = await app.callback(app.query(), headers={"X-Forwarded-For": "evil, 192.0.2.7"})
+        assert "?code=" in elsewhere.location
+        app.clock.advance(60)
+        assert "?code=" in (await app.callback(app.query())).location
+
+
+# --- headers ---------------------------------------------------------------------------------------
+
+
+async def test_every_answer_of_the_public_door_is_protected(app: Running) -> None:
+    """No cache, no referrer, no frame, no sniffing; a page's style has a nonce of its own each time."""
+    redirected = await app.callback(app.query(), html=True)
+    answers = [
+        redirected,
+        await app.public(redirected.location),
+        await app.public(redirected.location),
+        await app.callback(app.query()),
+        await app.callback("code=a&code=b", html=True),
+        await app.public("/nowhere"),
+        await app.public(f"{BASE}/callback", method="POST"),
+        await app.public("/healthz"),
+    ]
+    for answer in answers:
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert answer.headers["X-Robots-Tag"] == "noindex"
+        assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert "aiohttp" not in answer.headers["Server"]
+    policies = {answer.headers["Content-Security-Policy"] for answer in answers[1:3]}
+    assert len(policies) == 2
+    nonce = re.search(r"'nonce-([\w-]{22})'", answers[1].headers["Content-Security-Policy"])
+    assert nonce is not None
+    assert f'<style nonce="{nonce[1]}">' in answers[1].text
+
+
+async def test_hostile_values_stay_text_on_the_page(app: Running) -> None:
+    """Whatever stands in code and state, the page has one link, one script, and the link's parameters are two."""
+    for hostile in (
+        '"><script>window.__x=1</script>',
+        "' onmouseover='x",
+        "{{7*7}}",
+        "&code=EVIL&state=EVIL",
+        "\u2028",
+    ):
+        state = quote_from_bytes(hostile.encode(), safe="")
+        page = await app.callback(f"error=access_denied&state={state}", html=True)
+        assert f'href="{LINK}?error=access_denied&amp;state={state}"' in page.text
+        markup = Markup.read(page.text)
+        assert [len(markup.named(name)) for name in ("a", "script", "img")] == [1, 1, 0]
+        assert not any(name.startswith("on") for _, element in markup.elements for name in element)
+
+
+# --- support codes --------------------------------------------------------------------------------
+
+
+def _code_of(page: Answer) -> str:
+    [code] = re.findall(r'class="support">[^<]*<code>([0-9a-f]{8})</code>', page.text)
+    return str(code)
+
+
+def _line(app: Running, page: Answer) -> dict[str, Any]:
+    """Return the one line that a page's support code leads to, without what every line has."""
+    code = _code_of(page)
+    [line] = [line for line in app.lines() if code in str(line.get("support_code"))]
+    return {name: line[name] for name in line if name not in {"support_code", "timestamp", "request_id"}}
+
+
+def _refused(word: str, level: str = "info", **more: object) -> dict[str, object]:
+    return {"event": "callback.refused", "level": level, "word": word, **more}
+
+
+@pytest.mark.parametrize(
+    ("query", "line"),
+    [
+        ("code=abcdef&state=s3cret&referer=evil.com", _refused("account_not_allowed", refused="host", host="evil.com")),
+        ("code=abcdef&state=s3cret&referer=x@evil.example.com", _refused("account_not_allowed", refused="host")),
+        ("code=abcdef&state=s3cret&referer=abcdef", _refused("account_not_allowed", refused="host")),
+        ("code=abcdef&state=s3cret", _refused("invalid_request", refused="host")),
+        ("code=abcdef&code=b&state=s3cret", _refused("invalid_request", refused="query")),
+        ("state=s3cret", _refused("missing_code", refused="code")),
+        ("error=access_denied&state=s3cret", _refused("access_denied", refused="error")),
+        ("error=s3cret", _refused("auth_failed", refused="error")),
+        (f"code=%ff&state=s3cret&referer={HOST}", _refused("auth_failed", refused="code")),
+        (
+            f"code=abcdef&state=ac1.s3cret&referer={HOST}",
+            _refused("invalid_state", error="invalid_state", refused="state"),
+        ),
+    ],
+    ids=["host", "odd-host", "code-as-host", "no-host", "doubled", "no-code", "denied", "error", "binary", "state"],
+)  # fmt: skip
+async def test_a_callback_refused_before_the_exchange_is_logged_with_its_reason(
+    app: Running, query: str, line: dict[str, object]
+) -> None:
+    """The page's code, the error's word, the kind of value, and a host by its name; never a code or a state."""
+    page = await app.callback(query, html=True)
+    assert _line(app, page) == line
+    assert app.amo.sandbox.requests == 0
+    assert "s3cret" not in app.log.getvalue()
+    assert "abcdef" not in app.log.getvalue()
+
+
+async def test_a_redirect_is_logged_as_a_page_is(app: Running) -> None:
+    """The app gets the word alone; the log has the reason."""
+    await app.callback("code=abcdef&state=s&referer=evil.example.com")
+    [line] = [line for line in app.lines() if line["event"] == "callback.refused"]
+    assert (line["support_code"], line["host"]) == (support_code(fingerprint("abcdef")), "evil.example.com")
+
+
+async def test_a_callback_without_a_code_has_a_support_code_of_its_own(app: Running) -> None:
+    """Two people who come without one are told apart."""
+    codes = [_code_of(await app.callback("state=s", html=True)) for _ in range(2)]
+    assert codes[0] != codes[1]
+
+
+async def test_too_many_failed_codes_are_logged(run: Any) -> None:
+    """The address is in the request's own line, and not in this one."""
+    async with run(LIMITS__UNPROVEN="1") as app:
+        await app.callback(app.query(code="junk"), html=True)
+        page = await app.callback(app.query(code="junk-2"), html=True)
+        assert _line(app, page) == _refused("rate_limited", error="rate_limited", refused="address")
+
+
+async def test_an_account_that_is_not_listed_is_logged_by_its_number(run: Any) -> None:
+    """It is known only after the exchange, and no secret."""
+    async with run(AMO__ALLOWED_ACCOUNTS="1") as app:
+        page = await app.public((await app.callback(app.query(), html=True)).location)
+        line = _line(app, page)
+        assert line["event"] == "grant.failed"
+        assert (line["word"], line["refused"]) == ("account_not_allowed", "account")
+        assert line["account_id"] == str(app.amo.account.id)
+
+
+async def test_a_refused_code_is_logged_with_amos_words(app: Running) -> None:
+    """The page that shows how a grant ended has the code of its line."""
+    page = await app.public((await app.callback(app.query(code="junk"), html=True)).location)
+    line = _line(app, page)
+    assert (line["event"], line["word"], line["refused"]) == ("grant.failed", "auth_failed", "code")
+    assert (line["status"], line["hint"]) == (400, "Cannot decrypt the authorization code")
+
+
+async def test_an_exchange_that_takes_too_long_for_a_redirect_is_logged(app: Running) -> None:
+    """The app is told `amo_unavailable` while the exchange goes on."""
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    code = app.amo.code()
+    await _late(app, code)
+    app.amo.sandbox.go_on.set()
+    await app.witness.until("connection.connected")
+    [line] = [line for line in app.lines() if line["event"] == "callback.refused"]
+    assert (line["word"], line["error"], line["level"]) == ("amo_unavailable", "exchanging", "warning")
+    assert line["support_code"] == support_code(fingerprint(code))
+
+
+async def _late(app: Running, code: str) -> None:
+    """Come with a code, and wait until the service waits no longer."""
+    coming = asyncio.create_task(app.callback(app.query(code=code)))
+    await app.amo.sandbox.until_asked(1)
+    await app.clock.until_sleeping(8)
+    app.clock.advance(8)
+    assert "error=amo_unavailable" in (await coming).location
+
+
+async def test_a_try_again_that_is_refused_is_logged(run: Any) -> None:
+    """The return page keeps the grant's support code."""
+    async with run(LIMITS__UNPROVEN="1") as app:
+        app.amo.sandbox.faults.add(Fault.HTTP_500)
+        code = app.amo.code()
+        address = (await app.callback(app.query(code=code), html=True)).location
+        page = await app.public(f"{address}?again=1")
+        assert _code_of(page) == support_code(fingerprint(code))
+        [line] = [line for line in app.lines() if line["event"] == "callback.refused"]
+        assert (line["word"], line["refused"]) == ("rate_limited", "address")
+
+
+async def test_a_link_that_cannot_be_followed_is_logged(app: Running) -> None:
+    """Also before AMO's consent page."""
+    page = await app.public(f"{BASE}/connect?state=a&state=b", headers={"Accept": "text/html"})
+    assert _line(app, page) == _refused("invalid_request", error="invalid_request", refused="query")
+
+
+async def test_a_grant_that_a_disconnect_ended_is_logged(app: Running) -> None:
+    """Its pair came too late, and the page says `code_expired`."""
+    await app.connected()
+    app.amo.sandbox.faults.add(Fault.SLOW)
+    coming = asyncio.create_task(app.callback(app.query(), html=True))
+    await app.amo.sandbox.until_asked(2)
+    assert (
+        await app.private(f"/connections/account:{app.amo.account.id}", method="DELETE", key=ADMIN_KEY)
+    ).status < 300
+    app.amo.sandbox.go_on.set()
+    page = await app.public((await coming).location)
+    line = _line(app, page)
+    assert (line["event"], line["word"]) == ("grant.superseded", "code_expired")

@@ -1,0 +1,305 @@
+"""Listening, and the quiet end of it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from amo_callback.errors import ConfigurationError
+from amo_callback.observe.log import make_logger
+from amo_callback.web.client_connections import ListenerOptions
+from amo_callback.web.client_ip import TrustedProxies, peer_of
+from amo_callback.web.listener import HttpListener, open_listener
+from tests.fakes import ShiftedClock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+
+class Door:
+    """An application behind a door, and a raw connection to it."""
+
+    def __init__(self) -> None:
+        self.log = io.StringIO()
+        self.held = asyncio.Event()
+        self.entered = asyncio.Event()
+        self.app = web.Application()
+        self.app.add_routes([web.get("/", self._answer), web.get("/slow", self._slow)])
+
+    async def _answer(self, _request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    async def _slow(self, _request: web.Request) -> web.Response:
+        self.entered.set()
+        await self.held.wait()
+        return web.Response(text="done")
+
+    def open(
+        self, address: str, *, sockets: Sequence[socket.socket] = (), **limits: Any
+    ) -> AbstractAsyncContextManager[HttpListener]:
+        log, options = make_logger(level="debug", style="json", stream=self.log), ListenerOptions(**limits)
+        return open_listener(
+            self.app, address, name="public", clock=ShiftedClock(), log=log, sockets=sockets, options=options
+        )
+
+
+async def _ask(address: str, request: bytes) -> bytes:
+    if address.startswith("unix:"):
+        reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
+    else:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        writer.write(request)
+        return await reader.read()
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture
+def door() -> Door:
+    return Door()
+
+
+@pytest.fixture
+def ipv6() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 on this machine: {error.strerror}")
+
+
+async def test_a_door_may_be_a_unix_socket(door: Door, tmp_path: Path) -> None:
+    """It is bound over one that a killed process left, and gone afterwards."""
+    path = tmp_path / "private.sock"
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(path))
+    left.close()
+    async with door.open(f"unix:{path}") as opened:
+        address = opened.address
+        assert address == f"unix:{path}"
+        assert b"hello" in await _ask(address, GET)
+    assert not path.exists()
+
+
+async def test_a_living_unix_socket_is_not_taken_over(door: Door, tmp_path: Path) -> None:
+    """A second process does not cut the first one off."""
+    address = f"unix:{tmp_path / 'private.sock'}"
+    async with door.open(address):
+        with pytest.raises(ConfigurationError, match="Address already in use"):
+            async with Door().open(address):
+                pass
+        assert b"hello" in await _ask(address, GET)
+
+
+@pytest.mark.usefixtures("ipv6")
+async def test_a_door_may_be_ipv6(door: Door) -> None:
+    """With brackets, as in an address bar."""
+    async with door.open("[::1]:0") as opened:
+        address = opened.address
+        assert address.startswith("[::1]:")
+        assert b"hello" in await _ask(address, GET)
+
+
+async def test_behind_a_unix_socket_the_proxy_is_believed(tmp_path: Path) -> None:
+    """Whoever may open the socket is ours, also where the client's end of it has a name."""
+    seen: list[str | None] = []
+
+    async def look(request: web.Request) -> web.Response:
+        seen.append(TrustedProxies(()).client_of(request))
+        return web.Response()
+
+    door = Door()
+    door.app.router.add_get("/look", look)
+    path = str(tmp_path / "public.sock")
+    async with door.open(f"unix:{path}"):
+        for number, header in enumerate((b"", b"X-Forwarded-For: 198.51.100.9\r\n")):
+            client = socket.socket(socket.AF_UNIX)
+            client.bind(str(tmp_path / f"client-{number}"))
+            client.settimeout(0)
+            await asyncio.get_running_loop().sock_connect(client, path)
+            reader, writer = await asyncio.open_unix_connection(sock=client)
+            writer.write(b"GET /look HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + header + b"\r\n")
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+    assert seen == [None, "198.51.100.9"]
+
+
+@pytest.mark.usefixtures("ipv6")
+async def test_on_a_dual_stack_socket_an_ipv4_proxy_is_known_by_its_ipv4_address(door: Door) -> None:
+    """A socket that takes both kinds, as systemd opens `[::]:8080`, gives IPv4 addresses in IPv6's notation."""
+    seen: list[tuple[str | None, str | None]] = []
+
+    async def look(request: web.Request) -> web.Response:
+        seen.append((peer_of(request), TrustedProxies(("127.0.0.1",)).client_of(request)))
+        return web.Response()
+
+    door.app.router.add_get("/look", look)
+    listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    async with door.open("", sockets=[listener]):
+        await _ask(
+            f"127.0.0.1:{listener.getsockname()[1]}",
+            b"GET /look HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Forwarded-For: 198.51.100.9\r\n\r\n",
+        )
+    assert seen == [("127.0.0.1", "198.51.100.9")]
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o600])
+async def test_a_unix_socket_has_the_mode_that_the_configuration_says(door: Door, tmp_path: Path, mode: int) -> None:
+    """Whatever the process's umask takes away from new files."""
+    path = tmp_path / "private.sock"
+    async with door.open(f"unix:{path}", socket_mode=mode):
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+async def test_a_file_that_is_no_socket_is_not_taken_over(door: Door, tmp_path: Path) -> None:
+    """A path that holds something else is refused, and what it holds stays."""
+    path = tmp_path / "precious"
+    path.write_text("data", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="Address already in use"):
+        async with door.open(f"unix:{path}"):
+            pass
+    assert path.read_text(encoding="utf-8") == "data"
+
+
+async def test_who_was_accepted_before_the_end_may_still_ask(door: Door) -> None:
+    """Between accepting a connection and reading its request the listener may close: the answer comes all the same."""
+
+    class Lingering(ShiftedClock):
+        lingers, go_on = asyncio.Event(), asyncio.Event()
+
+        async def sleep(self, _seconds: float) -> None:
+            self.lingers.set()
+            await self.go_on.wait()
+
+    clock = Lingering()
+    opened = HttpListener(
+        door.app, name="public", clock=clock, log=make_logger(level="info", style="json", stream=door.log)
+    )
+    await opened.open("127.0.0.1:0")
+    host, _, port = opened.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    await _ask(opened.address, GET)  # a whole round: the connection before it has been accepted, too
+    closing = asyncio.create_task(opened.close())
+    await clock.lingers.wait()
+    writer.write(GET)
+    assert (await reader.read()).endswith(b"hello")
+    clock.go_on.set()
+    await closing
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_versions_are_not_told(door: Door) -> None:
+    """Neither a good answer nor a refusal by the parser names what we are built with."""
+    async with door.open("127.0.0.1:0") as opened:
+        for request in (GET, b"junk\r\n\r\n"):
+            answer = await _ask(opened.address, request)
+            assert b"Server: amo-callback\r\n" in answer
+            assert b"aiohttp" not in answer
+
+
+async def test_a_door_that_is_taken_is_named(door: Door, tmp_path: Path) -> None:
+    """The message names setting, address and reason."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for wanted, reason in ((address, "Address already in use"), (f"unix:{tmp_path}/no/x", "No such file")):
+            with pytest.raises(ConfigurationError, match=f"server.public: cannot listen on {wanted}: {reason}"):
+                async with door.open(wanted):
+                    pass
+
+
+async def test_closing_answers_what_was_accepted_and_says_goodbye(door: Door) -> None:
+    """A request in progress at the end gets its answer, told to close; new connections are refused."""
+    context = door.open("127.0.0.1:0")
+    address = (await context.__aenter__()).address
+    asking = asyncio.create_task(_ask(address, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"))
+    await door.entered.wait()
+    closing = asyncio.create_task(context.__aexit__(None, None, None))
+    while True:
+        try:
+            await _ask(address, GET)
+        except ConnectionError:
+            break
+    door.held.set()
+    answer = await asking
+    await closing
+    assert answer.endswith(b"done")
+    assert b"Connection: close" in answer
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET /?code=the-secret-" + b"x" * 40_000 + b" HTTP/1.1",
+        b"GET /?code=the-secret HTTP/9.9",
+        b"the-secret",
+        b"GET /the-secret\x00 HTTP/1.1",
+        b"\x16\x03\x01the-secret",
+        b"GET / HTTP/1.1\r\nX: the-secret\x00",
+        b"GET / HTTP/1.1\r\nX-Long: the-secret" + b"x" * 40_000,
+        b"GET / HTTP/1.1\r\nContent-Length: the-secret",
+    ],
+)
+async def test_what_cannot_be_parsed_is_not_sent_back_nor_logged(door: Door, request_line: bytes) -> None:
+    """A request that is no HTTP gets a bare 400, and one line without its text: it may hold a code."""
+    async with door.open("127.0.0.1:0") as opened:
+        answer = await _ask(opened.address, request_line + b"\r\nHost: a\r\n\r\n")
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
+    assert b"the-secret" not in answer
+    assert "the-secret" not in door.log.getvalue()
+    assert "Traceback" not in door.log.getvalue()
+    for line in door.log.getvalue().splitlines():
+        assert (json.loads(line)["event"], json.loads(line)["level"]) == ("http.bad_request", "info")
+
+
+TRUSTED = ("127.0.0.1", "10.0.0.0/8", "::1")
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("192.0.2.1", [], "192.0.2.1"),
+        ("192.0.2.1", ["198.51.100.9"], "192.0.2.1"),
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("127.0.0.1", ["198.51.100.9"], "198.51.100.9"),
+        ("127.0.0.1", ["6.6.6.6, 198.51.100.9"], "198.51.100.9"),
+        ("127.0.0.1", ["6.6.6.6", "198.51.100.9, 10.0.0.1"], "198.51.100.9"),
+        ("127.0.0.1", ["198.51.100.9, junk"], "127.0.0.1"),
+        ("127.0.0.1", ["junk"], "127.0.0.1"),
+        ("127.0.0.1", ["10.0.0.1"], "127.0.0.1"),
+        ("::1", ["2001:db8::1"], "2001:db8::1"),
+        ("127.0.0.1", ["6.6.6.6, ::ffff:198.51.100.9"], "198.51.100.9"),
+        ("127.0.0.1", ["198.51.100.9, ::ffff:10.0.0.1"], "198.51.100.9"),
+        ("127.0.0.1", ["6.6.6.6, 203.0.113.7:51234"], "203.0.113.7"),
+        ("127.0.0.1", ["203.0.113.7:51234, 10.0.0.1:443"], "203.0.113.7"),
+        ("127.0.0.1", ["[2001:DB8::1]:51234"], "2001:db8::1"),
+        ("127.0.0.1", ["[2001:db8::1]"], "2001:db8::1"),
+        ("127.0.0.1", ["[::ffff:203.0.113.7]:51234"], "203.0.113.7"),
+        ("127.0.0.1", ["203.0.113.7:port"], "127.0.0.1"),
+        ("127.0.0.1", ["[203.0.113.7"], "127.0.0.1"),
+        (None, ["198.51.100.9"], "198.51.100.9"),
+        (None, [], None),
+    ],
+)
+def test_a_client_is_the_rightmost_address_that_is_no_proxy_of_ours(
+    peer: str | None, forwarded: list[str], address: str | None
+) -> None:
+    """What stands to the left was written by the client; a peer that is not trusted is the client itself."""
+    assert TrustedProxies(TRUSTED).rightmost_untrusted(peer, forwarded) == address

@@ -1,0 +1,260 @@
+"""The wrapper of every route: bugs and errors in each form, request ids, lines of the log, headers."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from amo_callback.config_load import load_settings
+from amo_callback.connect.build import OAuth
+from amo_callback.errors import StoreUnavailable
+from amo_callback.grant import support_code
+from amo_callback.identity import ApiKeys, read_api_keys
+from amo_callback.model import fingerprint
+from amo_callback.observe.log import make_logger
+from amo_callback.observe.metrics import Metrics
+from amo_callback.web.client_ip import TrustedProxies
+from amo_callback.web.composition import Services, make_apis
+from amo_callback.web.listener import open_listener
+from amo_callback.web.pages.render import Pages
+from tests.conftest import API_KEY, BASE, HOST, environment
+from tests.fakes import ShiftedClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.cipher import Cipher
+    from amo_callback.connect.authorization import Authorizations
+    from amo_callback.connect.completion import Connect
+    from amo_callback.connect.limits import Limits
+    from amo_callback.connect.redemption import Redeemer
+    from amo_callback.custody.build import Custody
+    from amo_callback.store import Store
+    from tests.conftest import Amo, Running
+
+SECRET = "def50200" + "ab" * 30
+
+
+class Broken:
+    """Use cases that fail in a way of the test's choice."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def complete(self, _visit: object) -> None:
+        raise self.error
+
+    async def handed_back(self, _state: object) -> None:
+        raise self.error
+
+    async def redeem(self, _presented: object) -> None:
+        raise self.error
+
+    async def returned(self, _handle: str) -> None:
+        raise self.error
+
+    async def token(self, _selector: str, **_: object) -> None:
+        raise self.error
+
+    @property
+    def handout(self) -> Broken:
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """An answer, and what was logged of it."""
+
+    status: int
+    text: str
+    location: str | None
+    log: list[dict[str, Any]]
+
+
+class Doors:
+    """Both doors before broken use cases."""
+
+    def __init__(self, amo: Amo, client: AmoClient, key: str) -> None:
+        self.settings = load_settings(None, environment(amo, key))
+        self.client = client
+
+    @asynccontextmanager
+    async def open(self, error: Exception) -> AsyncIterator[tuple[str, str, io.StringIO]]:
+        broken, stream, clock = Broken(error), io.StringIO(), ShiftedClock()
+        log = make_logger(level="info", style="json", stream=stream)
+        services = Services(
+            settings=self.settings,
+            store=cast("Store", broken),
+            amo=self.client,
+            cipher=cast("Cipher", broken),
+            oauth=OAuth(
+                authorizations=cast("Authorizations", broken),
+                connect=cast("Connect", broken),
+                redeemer=cast("Redeemer", broken),
+                limits=cast("Limits", broken),
+            ),
+            users=None,
+            custody=cast("Custody", broken),
+            api_keys=ApiKeys(read_api_keys(self.settings.api.keys.get_secret_value())),
+            proxies=TrustedProxies(()),
+            pages=Pages(app_name=self.settings.app.name),
+            clock=clock,
+            metrics=Metrics(),
+            log=log,
+        )
+        public_api, private_api, _ = make_apis(services)
+        async with (
+            open_listener(public_api.make_app(), "127.0.0.1:0", name="public", clock=clock, log=log) as public,
+            open_listener(private_api.make_app(), "127.0.0.1:0", name="private", clock=clock, log=log) as private,
+        ):
+            yield public.address, private.address, stream
+
+    async def ask(self, error: Exception, path: str, *, private: bool = False, accept: str = "*/*") -> Asked:
+        headers = {"Accept": accept, "Authorization": f"Bearer {API_KEY}"}
+        async with self.open(error) as (public_door, private_door, stream), aiohttp.ClientSession() as http:
+            url = URL(f"http://{private_door if private else public_door}{path}", encoded=True)
+            method = "POST" if path.endswith("exchange-code") else "GET"
+            async with http.request(
+                method, url, headers=headers, data=b'{"code": "c"}', allow_redirects=False
+            ) as answer:
+                return Asked(
+                    status=answer.status,
+                    text=await answer.text(),
+                    location=answer.headers.get("Location"),
+                    log=[json.loads(line) for line in stream.getvalue().splitlines()],
+                )
+
+
+@pytest.fixture
+def doors(amo: Amo, client: AmoClient, encryption_key: str) -> Doors:
+    return Doors(amo, client, encryption_key)
+
+
+async def test_a_bug_in_the_callback_still_leads_back(doors: Doors) -> None:
+    """The person gets to the app with an error word and the state, the administrator gets the trace."""
+    asked = await doors.ask(ZeroDivisionError(SECRET), f"{BASE}/callback?code=c&state=s&referer={HOST}")
+    assert (asked.status, asked.location) == (302, "foryoure://amo-crm/callback?error=auth_failed&state=s")
+    bug = next(line for line in asked.log if line["event"] == "http.bug")
+    assert "ZeroDivisionError" in bug["exception"]
+    [refused] = [line for line in asked.log if line["event"] == "callback.refused"]
+    assert (refused["support_code"], refused["word"], refused["error"]) == (
+        support_code(fingerprint("c")),
+        "auth_failed",
+        "internal_error",
+    )
+    assert SECRET not in str(asked)
+
+
+@pytest.mark.parametrize("path", [f"{BASE}/exchange-code", f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA"])
+async def test_a_bug_behind_the_public_door_is_500_in_the_envelope(doors: Doors, path: str) -> None:
+    """No trace leaves, and the log has it."""
+    asked = await doors.ask(ZeroDivisionError(SECRET), path)
+    assert (asked.status, json.loads(asked.text)["error"]) == (500, "internal_error")
+    assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
+    assert "ZeroDivisionError" not in asked.text
+    assert SECRET not in str(asked)
+
+
+async def test_a_bug_behind_the_private_door_is_a_problem(doors: Doors) -> None:
+    """The same for backends, in their words."""
+    asked = await doors.ask(ZeroDivisionError(SECRET), "/connections/x/token", private=True)
+    assert (asked.status, json.loads(asked.text)["code"]) == (500, "internal_error")
+    assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
+    assert "ZeroDivisionError" not in asked.text
+    assert SECRET not in str(asked)
+
+
+async def test_a_store_that_is_away_is_told_to_each_in_their_words(doors: Doors) -> None:
+    """Redirect, page, envelope and problem: try again, and nothing is said of a bug."""
+    away = StoreUnavailable("SQLITE_BUSY")
+    callback = f"{BASE}/callback?code=c&state=s&referer={HOST}"
+    asked = await doors.ask(away, callback)
+    assert asked.location == "foryoure://amo-crm/callback?error=amo_unavailable&state=s"
+    assert (await doors.ask(away, callback, accept="text/html")).status == 503
+    page = await doors.ask(away, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA")
+    assert (page.status, 'id="again"' in page.text, 'id="open"' in page.text) == (503, True, False)
+    [line] = [line for line in page.log if line["event"] == "callback.refused"]
+    assert (line["word"], line["error"], line["level"]) == ("amo_unavailable", "store_unavailable", "warning")
+    assert f"<code>{line['support_code']}</code>" in page.text
+    assert (await doors.ask(away, f"{BASE}/exchange-code")).status == 503
+    problem = await doors.ask(away, "/connections/x/token", private=True)
+    assert (problem.status, json.loads(problem.text)["code"]) == (503, "store_unavailable")
+    assert "error" not in {line["level"] for line in problem.log}
+
+
+# --- what the wrapper adds -----------------------------------------------------------------------
+
+
+async def test_a_well_formed_request_id_is_taken_over_by_the_private_api(app: Running) -> None:
+    """Another one, or none, is replaced; the public API never takes one from a stranger. Lines and answer agree."""
+    for sent, taken in (("a-b_c.1", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("", False)):
+        answer = await app.private("/connections", headers={"X-Request-ID": sent})
+        assert (answer.headers["X-Request-ID"] == sent) is taken
+        line = [line for line in app.lines() if line["event"] == "http.request"][-1]
+        assert line["request_id"] == answer.headers["X-Request-ID"]
+    answer = await app.public("/nowhere", headers={"X-Request-ID": "mine"})
+    assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["X-Request-ID"])
+
+
+async def test_a_request_is_one_line_without_its_path_and_with_its_trace(app: Running) -> None:
+    """The route's pattern, the status and the client; a path may hold a handle, and a query a code."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "X-Forwarded-For": "192.0.2.7"}
+    await app.public(f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA?again=1", headers=headers)
+    await app.private("/nowhere?secret=1", method="PROPFIND", headers={"traceparent": "00-nonsense-01"})
+    first, second = [line for line in app.lines() if line["event"] == "http.request"]
+    assert {name: first[name] for name in ("listener", "method", "route", "status", "peer", "trace_id", "level")} == {
+        "listener": "public",
+        "method": "GET",
+        "route": f"{BASE}/return/{{handle}}",
+        "status": 404,
+        "peer": "192.0.2.7",
+        "trace_id": trace,
+        "level": "info",
+    }
+    assert (second["route"], second["method"], second["status"], "trace_id" in second) == ("none", "other", 404, False)
+    assert "secret" not in app.log.getvalue()
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+async def test_requests_of_monitoring_are_logged_at_debug(app: Running, path: str) -> None:
+    """They come every few seconds, and say nothing."""
+    await app.private(path, key=None)
+    [line] = [line for line in app.lines() if line["event"] == "http.request"]
+    assert (line["level"], line["route"]) == ("debug", path)
+
+
+async def test_without_access_lines_the_request_id_is_there_still(run: Any) -> None:
+    """`log.access = false` switches off the lines alone."""
+    async with run(LOG__ACCESS="false") as app:
+        assert (await app.private("/connections")).headers["X-Request-ID"]
+        assert not [line for line in app.lines() if line["event"] == "http.request"]
+
+
+async def test_every_answer_of_the_private_api_is_no_store(app: Running) -> None:
+    """Also those that hold no token: lists and errors change with each refresh."""
+    for path in ("/connections", "/connections/unknown", "/nowhere", "/readyz", "/metrics", "/connections?limit=x"):
+        assert (await app.private(path)).headers["Cache-Control"] == "no-store"
+
+
+async def test_a_problem_has_a_title(app: Running) -> None:
+    """RFC 9457's `title` is the status in words; errors of HTTP itself have one, too."""
+    answer = await app.private("/connections/unknown")
+    assert answer.json() == {
+        "status": 404,
+        "title": "Not Found",
+        "code": "not_found",
+        "detail": "There is no such connection.",
+    }
+    answer = await app.private("/connections/x/token", method="POST")
+    assert (answer.status, answer.json()["title"], answer.headers["Allow"]) == (405, "Method Not Allowed", "GET")
+    assert answer.json()["code"] == "invalid_request"
