@@ -93,16 +93,6 @@ async def test_a_ticket_of_one_instance_is_redeemed_at_another(instances: Any) -
         assert told.json()["data"]["connected"] is True
 
 
-async def test_codes_that_were_not_proven_are_counted_over_all_instances(instances: Any) -> None:
-    """Whoever guesses gains nothing by asking another one."""
-    async with instances(LIMITS__UNPROVEN="2") as (one, two):
-        words = [
-            (await instance.callback(f"code=guess{number}&referer={HOST}")).location.partition("error=")[2]
-            for number, instance in enumerate((one, two, one, two))
-        ]
-        assert [word.partition("&")[0] == "rate_limited" for word in words] == [False, False, True, True]
-
-
 async def test_a_429_at_one_instance_pauses_all(instances: Any) -> None:
     """AMO means the integration, not the instance that asked: the others would go on until all of them are banned."""
     async with instances() as (one, _two):
