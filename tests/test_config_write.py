@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from amo_callback.cipher import new_key
-from amo_callback.cli.answers import read_callback, read_client_id, read_database, read_deep_link
+from amo_callback.cli.init_validation import read_callback, read_client_id, read_database, read_deep_link
 from amo_callback.config_write import Decided, Secrets, toml_string, write_config
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

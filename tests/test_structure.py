@@ -54,7 +54,7 @@ ONE_ROOM = {
     "jinja2": {"web.pages.render", "amo.sandbox.app", "demo.render"},
     "pydantic_settings": {"config", "config_load", "config_values"},
     "standardwebhooks": {"webhook"},
-    "uvloop": {"cli.loop"},
+    "uvloop": {"cli.context"},
 }
 CALLERS = {"amo.client", "amo.wire", "identity.key_set", "notices.sender"}
 """Where others are asked over HTTP."""
@@ -119,6 +119,8 @@ def test_each_outside_library_has_one_room(module: str, tree: ast.Module) -> Non
     """A library is imported where the plan of the house says, so that it can be replaced there."""
     libraries = {name.partition(".")[0] for name in _imports(tree)}
     assert {library for library in libraries & set(ONE_ROOM) if module not in ONE_ROOM[library]} == set()
+    if libraries & {"click", "rich"}:
+        assert module.startswith("cli")
     if "aiohttp" in libraries:
         assert module in CALLERS or module.startswith(("web", "cli", "demo", "amo.sandbox"))
 

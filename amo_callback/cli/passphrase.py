@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 import secrets
 import sys
 from typing import TYPE_CHECKING
+
+import click
 
 from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import CommandFailed
@@ -33,16 +34,20 @@ def known_passphrase(file: Path | None) -> str:
         return _text(file).split("\n", 1)[0].rstrip("\r")
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask for the passphrase: name a --passphrase-file")
-    return getpass.getpass("Passphrase: ")
+    return _ask("Passphrase")
 
 
 def _new_passphrase(file: Path | None) -> str:
     passphrase = known_passphrase(file)
     if len(passphrase) < _MIN_PASSPHRASE:
         raise CommandFailed(f"the passphrase must have {_MIN_PASSPHRASE} characters or more")
-    if file is None and getpass.getpass("The same again: ") != passphrase:
+    if file is None and _ask("The same again") != passphrase:
         raise CommandFailed("the two passphrases are not the same")
     return passphrase
+
+
+def _ask(question: str) -> str:
+    return str(click.prompt(question, hide_input=True, default="", show_default=False))
 
 
 def _text(file: Path) -> str:

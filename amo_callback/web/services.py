@@ -44,9 +44,12 @@ class Home:
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, *, home: Home, clock: Clock, observer: Observer, metrics: Metrics
+    settings: Settings, *, home: Home, clock: Clock, observer: Observer, metrics: Metrics, idle: bool = False
 ) -> AsyncIterator[Services]:
-    """Open all of it, and begin nothing; raises `ConfigurationError`."""
+    """Open all of it, and begin nothing; raises `ConfigurationError`.
+
+    An `idle` one never will: it answers from the store, refreshes nothing, and sends nothing to AMO.
+    """
     async with AsyncExitStack() as stack:
         cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
         process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -59,7 +62,15 @@ async def open_services(
         shared = store.shared or Alone(clock=clock)
         amo = await stack.enter_async_context(open_client(settings, shared=shared, clock=clock, observer=observer))
         custody = await _open_custody(
-            settings, store=store, amo=amo, cipher=cipher, home=home, clock=clock, observer=observer, process=process
+            settings,
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            home=home,
+            clock=clock,
+            observer=observer,
+            process=process,
+            idle=idle,
         )
         connecting = make_connecting(
             store=store,
@@ -95,10 +106,12 @@ async def _open_custody(
     clock: Clock,
     observer: Observer,
     process: str,
+    idle: bool,
 ) -> Custody:
     """Build it; find out whether it may spend here, and store what an earlier process has left."""
     files = Rescue(home.rescue)
-    await asyncio.to_thread(files.open)
+    if not idle:
+        await asyncio.to_thread(files.open)
     custody = make_custody(
         store=store,
         amo=amo,
@@ -111,6 +124,10 @@ async def _open_custody(
         machine=home.machine,
         random=random.random,
     )
+    if idle:
+        await custody.freezer.watch()  # the location is not checked: only serving from it freezes a copy
+        custody.stop()
+        return custody
     await custody.freezer.begin()
     await custody.leases.begin()
     await custody.hosts.begin()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
 
-class Verdict(StrEnum):
+class Severity(StrEnum):
     """How something is."""
 
     OK = "ok"
@@ -27,32 +27,32 @@ class Finding:
     """What one check has found; never a secret."""
 
     check: str
-    verdict: Verdict
-    told: str
+    severity: Severity
+    message: str
     fix: str | None = None
 
 
-def ok(check: str, told: str) -> Finding:
+def ok(check: str, message: str) -> Finding:
     """Return that something is as it should be."""
-    return Finding(check=check, verdict=Verdict.OK, told=told)
+    return Finding(check=check, severity=Severity.OK, message=message)
 
 
-def note(check: str, told: str, *, fix: str) -> Finding:
+def note(check: str, message: str, *, fix: str) -> Finding:
     """Return that something cannot be known yet."""
-    return Finding(check=check, verdict=Verdict.NOTE, told=told, fix=fix)
+    return Finding(check=check, severity=Severity.NOTE, message=message, fix=fix)
 
 
-def warn(check: str, told: str, *, fix: str) -> Finding:
+def warn(check: str, message: str, *, fix: str) -> Finding:
     """Return that something may be wrong, or that it could not be told."""
-    return Finding(check=check, verdict=Verdict.WARN, told=told, fix=fix)
+    return Finding(check=check, severity=Severity.WARN, message=message, fix=fix)
 
 
-def fail(check: str, told: str, *, fix: str) -> Finding:
+def fail(check: str, message: str, *, fix: str) -> Finding:
     """Return that something is wrong."""
-    return Finding(check=check, verdict=Verdict.FAIL, told=told, fix=fix)
+    return Finding(check=check, severity=Severity.FAIL, message=message, fix=fix)
 
 
-def guarded(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
+def run_check(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
     """Pass findings on; a check that throws is a finding, too, and ends no other."""
     try:
         yield from findings
@@ -60,8 +60,8 @@ def guarded(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
         yield _thrown(check, error)
 
 
-async def guarded_async(check: str, findings: AsyncIterator[Finding]) -> list[Finding]:
-    """Return findings as `guarded` does."""
+async def run_check_async(check: str, findings: AsyncIterator[Finding]) -> list[Finding]:
+    """Return findings as `run_check` does."""
     found: list[Finding] = []
     try:
         async for finding in findings:

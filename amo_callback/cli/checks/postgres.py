@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.cli.checks.contents import Pairs, freezing, newer, other_keys, usable
+from amo_callback.cli.checks.database import Pairs, freezing, newer, other_keys, usable
 from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
 from amo_callback.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
@@ -42,7 +42,7 @@ async def check_postgres(
             took, at = clock.monotonic() - began, asked + (clock.now() - asked) / 2
             for finding in check_server(server, address, took=took, at=at):
                 yield finding
-            yield check_settings(await inspected.settings())
+            yield check_server_settings(await inspected.settings())
             async for finding in _contents(inspected, address, keys, progress):
                 yield finding
     except ConfigurationError as error:
@@ -79,7 +79,7 @@ async def _pairs(inspected: PostgresInspection, keys: Sequence[str], progress: P
     with progress(await inspected.count()) as advance:
         async for pair in inspected.pairs():
             advance(pairs.open(pair))
-    return pairs.told()
+    return pairs.finding()
 
 
 # --- the server ----------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def check_server(server: Server, address: PostgresAddress, *, took: float, at: d
         )
 
 
-def check_settings(settings: Mapping[str, str]) -> Finding:
+def check_server_settings(settings: Mapping[str, str]) -> Finding:
     """Compare the server's settings, as a new session has them, with what the store relies on."""
     others = {name: value for name, value in settings.items() if value not in SETTINGS[name]}
     values = ", ".join(f"{name} = {value}" for name, value in others.items())

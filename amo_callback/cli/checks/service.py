@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from amo_callback.cli.api_client import connection_error, private_session
 from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
-from amo_callback.cli.door import private_session
-from amo_callback.cli.readiness import NotUnderstood, Ready, ask_ready
 from amo_callback.deeplink import OURS_OR_AMOS, WORDS
 from amo_callback.deploy import units
+from amo_callback.errors import CommandFailed
 from amo_callback.web.health import NOT_PROVEN
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 UNIT = units.SERVICE
 SOCKET = units.SOCKETS[0]
+_FROZEN = "frozen"
 _COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
 _FEW = 5
 """Fewer callbacks tell nothing."""
@@ -30,6 +32,68 @@ _ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result", "TimeoutStopUSe
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
 _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generated", "linked", "alias"})
+
+
+class NotUnderstood(CommandFailed):
+    """What answers is no service of ours, or another version's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """What the service says of itself."""
+
+    checks: Mapping[str, bool]
+    red: Mapping[str, str]
+    """What each check that is not good says."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """What each check says."""
+
+    @property
+    def only_frozen(self) -> bool:
+        """Whether all that is wrong is that a person has to say `thaw`: what lives is still handed out."""
+        return set(self.red) == {_FROZEN}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unreachable:
+    """Why nobody answers."""
+
+    why: str
+
+
+async def ask_ready(address: str, *, patience: float) -> Ready | Unreachable:
+    """Ask the private door; no key is needed. Raises `NotUnderstood`."""
+    try:
+        async with asyncio.timeout(patience), private_session(address, patience=patience) as session:
+            status, content = await _ask(session)
+    except TimeoutError:
+        return Unreachable(why=f"no answer within {patience:g} s")
+    except aiohttp.ClientConnectorError as error:
+        return Unreachable(why=connection_error(error))
+    except (aiohttp.ClientError, OSError):
+        return Unreachable(why="the connection was lost")
+    return _read(status, content)
+
+
+async def _ask(session: aiohttp.ClientSession) -> tuple[int, Any]:
+    async with session.get("/readyz", allow_redirects=False) as response:
+        try:
+            return response.status, await response.json(content_type=None)
+        except ValueError:
+            return response.status, None
+
+
+def _read(status: int, content: Any) -> Ready:  # noqa: ANN401 -- because it is what came
+    checks = content.get("checks") if isinstance(content, dict) else None
+    if status not in {200, 503} or not isinstance(checks, dict) or not checks:
+        raise NotUnderstood(f"status {status} and no list of checks")
+    known = {str(name): dict(check) for name, check in checks.items() if isinstance(check, dict)}
+    details = {name: str(check.get("detail", "")) for name, check in known.items()}
+    return Ready(
+        checks={name: check.get("ok") is True for name, check in known.items()},
+        red={name: details[name] for name, check in known.items() if check.get("ok") is not True},
+        details=details,
+    )
 
 
 async def check_service(settings: Settings, *, patience: float) -> AsyncIterator[Finding]:

@@ -15,9 +15,9 @@ import pytest
 
 import amo_callback
 from amo_callback.cipher import new_key
-from amo_callback.cli.local import Place, acting_as_owner
+from amo_callback.cli.context import CommandContext, acting_as_owner
 from amo_callback.config_load import load_settings
-from tests.cli.checks.test_words import GOOD
+from tests.cli.checks.test_settings import GOOD
 
 NOBODY = 65534
 PACKAGE = Path(amo_callback.__file__).parent
@@ -54,10 +54,10 @@ def test_where_the_database_is_a_server_the_rescue_folder_says_who_the_service_i
     """Or, before there is one, the nearest folder above it."""
     (tmp_path / "rescue").mkdir()
     os.chown(tmp_path / "rescue" if there == "rescue" else tmp_path, NOBODY, NOBODY)
-    place = Place(settings=SETTINGS, folder=tmp_path, database=None, rescue=tmp_path / (there or "other"))
+    place = CommandContext(settings=SETTINGS, folder=tmp_path, database=None, rescue=tmp_path / (there or "other"))
     with acting_as_owner(place.owned):
         assert os.geteuid() == NOBODY
-    assert place.machine == ""
+    assert place.location == ""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")

@@ -1,24 +1,23 @@
-"""`amo-callback rotate-keys`."""
+"""`amo-callback rotate-keys` and `keygen`."""
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.cli.local import add_config, find_place, open_local
-from amo_callback.cli.loop import run_loop
-from amo_callback.cli.progress import Progress
-from amo_callback.cli.table import table
+import click
+
+from amo_callback.cipher import new_key
+from amo_callback.cli import output
+from amo_callback.cli.context import config_option, json_option, load_context, open_as_owner, run_loop
 from amo_callback.custody.rescue import Rescue
 from amo_callback.rotation import Rotated, Rotation, Tally
 from amo_callback.sealing import Kind
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from amo_callback.cli.local import Place
+    from amo_callback.cli.context import CommandContext
+    from amo_callback.cli.main import Invocation
 
 _HEADS = {
     Kind.CONNECTION: "connections",
@@ -39,39 +38,39 @@ Nothing needs {keys} any more: take it out of storage.encryption_keys, and resta
 it, and so do exports sealed to it: keep it apart, for them."""
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "rotate-keys", help="seal everything with the newest encryption key, also while the service runs"
-    )
-    add_config(parser)
-    parser.add_argument("--dry-run", action="store_true", help="count what is sealed with which key, change nothing")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=_run)
+@click.command()
+def keygen() -> None:
+    """Print a new encryption key."""
+    click.echo(new_key())
 
 
-def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    return run_loop(_rotate(find_place(options, environ), options))
+@click.command()
+@config_option
+@json_option
+@click.option("--dry-run", is_flag=True, help="Count what is encrypted with which key, and change nothing.")
+@click.pass_obj
+def rotate_keys(invocation: Invocation, *, config: str | None, as_json: bool, dry_run: bool) -> int:
+    """Encrypt everything with the newest encryption key, also while the service runs."""
+    return run_loop(_rotate(load_context(config, invocation.environ), as_json=as_json, dry_run=dry_run))
 
 
-async def _rotate(place: Place, options: argparse.Namespace) -> int:
-    async with open_local(place) as local:
+async def _rotate(context: CommandContext, *, as_json: bool, dry_run: bool) -> int:
+    async with open_as_owner(context) as opened:
         rotation = Rotation(
-            store=local.store,
-            rescue=Rescue(place.rescue),
-            cipher=local.cipher,
-            keys=len(place.settings.storage.encryption_keys.get_secret_value().split()),
-            clock=local.clock,
+            store=opened.store,
+            rescue=Rescue(context.rescue),
+            cipher=opened.cipher,
+            keys=len(context.encryption_keys),
+            clock=opened.clock,
         )
-        total = await local.store.count_sealed()
-        label = "counted" if options.dry_run else "sealed"
-        with Progress(label, total=total, stream=sys.stderr, monotonic=local.clock.monotonic) as advance:
-            if options.dry_run:
+        total = await opened.store.count_sealed()
+        with output.progress("counted" if dry_run else "encrypted", total) as advance:
+            if dry_run:
                 tally = await rotation.survey(advance)
-                print(json.dumps(_shape(tally)) if options.json else _told(tally))
+                output.show(_shape(tally), as_json=as_json, text=lambda: _told(tally))
                 return 1 if tally.unreadable else 0
             rotated = await rotation.run(advance)
-    print(json.dumps(_rotated_shape(rotated)) if options.json else _rotated_told(rotated))
+    output.show(_rotated_shape(rotated), as_json=as_json, text=lambda: _rotated_told(rotated))
     return 0 if rotated.is_complete else 1
 
 
@@ -108,7 +107,7 @@ def _told(tally: Tally) -> str:
     if tally.unreadable:
         none = [sum(one.kind is kind for one in tally.unreadable) for kind in Kind]
         rows.append(("none of them", *(f"{number:,}" for number in none)))
-    lines = [table(("key", *_HEADS.values()), rows)]
+    lines = [output.table(("key", *_HEADS.values()), rows)]
     if tally.unreadable:
         lines += ["", _unreadable(tally)]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amo_callback.cipher import new_key
-from amo_callback.cli.answers import STATE
+from amo_callback.cli.init_validation import STATE
 from amo_callback.config_write import Decided, Secrets, write_config
 from amo_callback.database_url import SQLITE, is_postgres
 from amo_callback.deploy import plan
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from amo_callback.cli.answers import Callback
+    from amo_callback.cli.init_validation import Callback
 
 CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- because it is the setting's name
 ENCRYPTION_KEYS = "storage.encryption_keys"
@@ -29,7 +29,7 @@ _API = "api.keys"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
+class InstallPaths:
     """Where things go: all into one file, or, under systemd, where the service finds them and others do not."""
 
     config: Path
@@ -63,9 +63,9 @@ class Layout:
         )
 
 
-def refuse(layout: Layout, database: str) -> None:
+def preflight(paths: InstallPaths, database: str) -> None:
     """Raise `CommandFailed` where something is in the way, before anybody is asked and anything is made."""
-    config = layout.config
+    config = paths.config
     if config.exists() or config.is_symlink():
         raise CommandFailed(
             f"{config} is there already and stays as it is, for it may hold the only copy of an encryption key: "
@@ -75,38 +75,38 @@ def refuse(layout: Layout, database: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CommandFailed(f"{folder}: this user can make no file there")
     there = database_file(database, folder=config.parent)
-    if there is not None and there.exists() and not layout.has(ENCRYPTION_KEYS):
+    if there is not None and there.exists() and not paths.has(ENCRYPTION_KEYS):
         raise CommandFailed(
             f"{there} is there already, and no new encryption key opens it: put back the configuration that has its "
             "key, or name another database by --database"
         )
 
 
-def write(layout: Layout, decided: Decided, client_secret: str | None) -> Sequence[str]:
+def write(paths: InstallPaths, decided: Decided, client_secret: str | None) -> Sequence[str]:
     """Write all of it, the configuration last, and return a line for each file."""
-    if not layout.config.parent.exists():
-        layout.config.parent.mkdir(parents=True)
-        if layout.systemd:
-            layout.config.parent.chmod(0o755)  # the service's user passes through it
-    if layout.systemd:
-        told = _write_secrets(layout, client_secret)
-        write_new(layout.config, write_config(decided, None), mode=0o644)
-        return [*told, f"{layout.config}: written; no secret is in it"]
+    if not paths.config.parent.exists():
+        paths.config.parent.mkdir(parents=True)
+        if paths.systemd:
+            paths.config.parent.chmod(0o755)  # the service's user passes through it
+    if paths.systemd:
+        told = _write_secrets(paths, client_secret)
+        write_new(paths.config, write_config(decided, None), mode=0o644)
+        return [*told, f"{paths.config}: written; no secret is in it"]
     made = Secrets(encryption_key=new_key(), api_keys=_new_api_key(), client_secret=client_secret)
-    write_new(layout.config, write_config(decided, made), mode=0o600)
-    return [f"{layout.config}: written, for you alone (0600), with a new encryption key and an API key named backend"]
+    write_new(paths.config, write_config(decided, made), mode=0o600)
+    return [f"{paths.config}: written, for you alone (0600), with a new encryption key and an API key named backend"]
 
 
-def _write_secrets(layout: Layout, client_secret: str | None) -> Sequence[str]:
-    folder = layout.credentials
+def _write_secrets(paths: InstallPaths, client_secret: str | None) -> Sequence[str]:
+    folder = paths.credentials
     plan.make_private(folder)
     told = []
     for name, make, what in ((ENCRYPTION_KEYS, new_key, ""), (_API, _new_api_key, ", with one key, named backend")):
-        told.append(f"{folder / name}: {'was there, and is kept' if layout.has(name) else f'made{what}'}")
-        if not layout.has(name):
+        told.append(f"{folder / name}: {'was there, and is kept' if paths.has(name) else f'made{what}'}")
+        if not paths.has(name):
             plan.keep_secret(folder, name, make())
     if client_secret is not None:
-        told.append(f"{folder / CLIENT_SECRET}: {'replaced' if layout.has(CLIENT_SECRET) else 'written'}")
+        told.append(f"{folder / CLIENT_SECRET}: {'replaced' if paths.has(CLIENT_SECRET) else 'written'}")
         plan.keep_secret(folder, CLIENT_SECRET, client_secret)
     return told
 

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from amo_callback import probe
-from amo_callback.cli.local import Place
-from amo_callback.cli.operations import open_operations
+from amo_callback.cli.api_client import open_api
+from amo_callback.cli.context import CommandContext
 from amo_callback.config_load import load_settings
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
@@ -33,7 +33,7 @@ _SEEN = probe.Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1")
 @asynccontextmanager
 async def _behind_the_door(
     folder: Path, amo: Amo, key: str, answer: Callable[[web.Request], web.Response]
-) -> AsyncIterator[Place]:
+) -> AsyncIterator[CommandContext]:
     """Have somebody answer at the private door's address; yield a configuration that names it."""
 
     async def handler(request: web.Request) -> web.Response:
@@ -46,7 +46,7 @@ async def _behind_the_door(
         settings = load_settings(
             None, environment(amo, key, SERVER__PRIVATE=door.address, API__KEYS=f"somebody:{API_KEY}")
         )
-        yield Place(settings=settings, folder=folder, database=folder / "a.db", rescue=folder / "rescue")
+        yield CommandContext(settings=settings, folder=folder, database=folder / "a.db", rescue=folder / "rescue")
 
 
 @pytest.mark.parametrize("said", ["", "nonsense", "echo"])
@@ -63,7 +63,7 @@ async def test_whoever_does_not_prove_to_be_the_service_is_sent_no_key(
 
     async with _behind_the_door(tmp_path, amo, encryption_key, answer) as place:
         with pytest.raises(CommandFailed, match="does not prove to be the service"):
-            async with open_operations(place, scope=Scope.READ):
+            async with open_api(place, scope=Scope.READ):
                 pass
     assert heard
     assert not any(API_KEY in value for value in heard)
@@ -83,7 +83,7 @@ async def test_what_the_door_does_not_answer_is_no_bug_of_the_command(
 
     async with (
         _behind_the_door(tmp_path, amo, encryption_key, answer) as place,
-        open_operations(place, scope=Scope.READ) as operations,
+        open_api(place, scope=Scope.READ) as api,
     ):
         with pytest.raises(CommandFailed, match=f"server.private: .* is no service of ours: it answers {status}"):
-            await operations.connections({})
+            await api.pages("/connections", limit=1)

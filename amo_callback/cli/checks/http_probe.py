@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from amo_callback import __version__
-from amo_callback.cli.door import why_unconnected
+from amo_callback.cli.api_client import connection_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -24,7 +24,7 @@ CERTIFICATE = "its certificate is not valid for it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
+class Response:
     """What was answered, and when: in the middle between question and answer."""
 
     status: int
@@ -34,14 +34,14 @@ class Answered:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Silent:
+class NoResponse:
     """Why there was no answer."""
 
     why: str
 
 
 @asynccontextmanager
-async def open_asker(*, clock: Clock, patience: float) -> AsyncIterator[Asker]:
+async def open_probe(*, clock: Clock, patience: float) -> AsyncIterator[HttpProbe]:
     """Open a session that gives each question so many seconds."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
@@ -51,10 +51,10 @@ async def open_asker(*, clock: Clock, patience: float) -> AsyncIterator[Asker]:
         timeout=aiohttp.ClientTimeout(total=None),
         headers={"User-Agent": f"amo-callback/{__version__}", "Accept-Encoding": "identity"},
     ) as session:
-        yield Asker(session, clock=clock, patience=patience)
+        yield HttpProbe(session, clock=clock, patience=patience)
 
 
-class Asker:
+class HttpProbe:
     """Ask, and tell what came."""
 
     def __init__(self, session: aiohttp.ClientSession, *, clock: Clock, patience: float) -> None:
@@ -62,23 +62,23 @@ class Asker:
         self._clock = clock
         self._patience = patience
 
-    async def ask(self, method: str, url: str, *, headers: Mapping[str, str] | None = None) -> Answered | Silent:
+    async def ask(self, method: str, url: str, *, headers: Mapping[str, str] | None = None) -> Response | NoResponse:
         """Send one request without credentials."""
         try:
             async with asyncio.timeout(self._patience):
                 return await self._ask(method, url, headers or {})
         except TimeoutError:
-            return Silent(why=f"no answer within {self._patience:g} s")
+            return NoResponse(why=f"no answer within {self._patience:g} s")
         except aiohttp.ClientConnectorCertificateError:
-            return Silent(why=CERTIFICATE)
+            return NoResponse(why=CERTIFICATE)
         except aiohttp.ClientConnectorDNSError:
-            return Silent(why="its name is not known here")
+            return NoResponse(why="its name is not known here")
         except aiohttp.ClientConnectorError as error:
-            return Silent(why=why_unconnected(error))
+            return NoResponse(why=connection_error(error))
         except (aiohttp.ClientError, OSError, ValueError):  # their texts may quote what was sent or received
-            return Silent(why="no HTTP answer")
+            return NoResponse(why="no HTTP answer")
 
-    async def _ask(self, method: str, url: str, headers: Mapping[str, str]) -> Answered:
+    async def _ask(self, method: str, url: str, headers: Mapping[str, str]) -> Response:
         asked = self._clock.now()
         async with self._session.request(method, url, headers=headers, allow_redirects=False) as response:
             at = asked + (self._clock.now() - asked) / 2
@@ -87,4 +87,4 @@ class Asker:
                 body += chunk
                 if len(body) > _LIMIT:
                     break
-            return Answered(status=response.status, at=at, headers=response.headers, body=bytes(body))
+            return Response(status=response.status, at=at, headers=response.headers, body=bytes(body))

@@ -11,7 +11,7 @@ from amo_callback.deeplink import success_link
 from amo_callback.identity import Scope, key_with, read_api_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from amo_callback.config import Settings
 
@@ -19,9 +19,18 @@ _NO_APPS = frozenset({"intent", "market", "mailto", "tel", "sms", "ftp", "ws", "
 """Schemes that a phone gives to something else than an app of one's own."""
 _WIDE = {4: 8, 6: 16}
 """Bits of the smallest network, by version, that is no longer taken for somebody's own."""
+_PROXY_NAMES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
+PROXY_IGNORED = (
+    "ignored: every request leaves directly, so that tokens and secrets go only where the configuration says, and not "
+    "where a variable does"
+)
+_PROXY_FIX = (
+    "unset it for the service; where requests must not leave directly, run a proxy on this host that passes them on to "
+    "AMO, and name it in amo.endpoint"
+)
 
 
-def check_words(settings: Settings) -> Iterator[Finding]:
+def check_settings(settings: Settings) -> Iterator[Finding]:
     """Look at the settings, and at nothing else."""
     yield _redirect_uri(settings)
     yield _deep_link(settings)
@@ -111,3 +120,14 @@ def _private_door(settings: Settings) -> Finding:
             fix='set server.private to "127.0.0.1:8081", an address of your own network, or "unix:/path"',
         )
     return ok("private_door", address)
+
+
+def proxy_variables(environ: Mapping[str, str]) -> Sequence[str]:
+    """Return the names of the variables that name a proxy; never a value, which may hold a password."""
+    return sorted(name for name, value in environ.items() if name.lower() in _PROXY_NAMES and value.strip())
+
+
+def check_outgoing(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Look whether the environment names a proxy that others would use."""
+    if names := proxy_variables(environ):
+        yield warn("outgoing_proxy", f"{', '.join(names)}: {PROXY_IGNORED}", fix=_PROXY_FIX)
