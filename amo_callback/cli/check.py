@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
-from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,16 +12,16 @@ import click
 from amo_callback.cipher import Cipher
 from amo_callback.cli.checks.database import check_database, check_rescue
 from amo_callback.cli.checks.files import check_disk, check_secrets
-from amo_callback.cli.checks.finding import Severity, fail, ok, run_check, run_check_async
+from amo_callback.cli.checks.finding import fail, ok, report, run_check, run_check_async
 from amo_callback.cli.checks.http_probe import open_probe
 from amo_callback.cli.checks.network import check_amo, check_key_set, check_receiver
 from amo_callback.cli.checks.proxy import check_proxy
 from amo_callback.cli.checks.service import check_service, check_unit
 from amo_callback.cli.checks.settings import check_outgoing, check_settings
 from amo_callback.cli.context import acting_as_owner, config_option, json_option, load_context
-from amo_callback.cli.output import printable, progress
+from amo_callback.cli.output import progress
 from amo_callback.clock import SystemClock
-from amo_callback.config_load import find_config
+from amo_callback.config.loader import find_config
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
     from amo_callback.cli.context import CommandContext
     from amo_callback.cli.main import Invocation
     from amo_callback.ports import Clock
-
-_NAMES = 15
-"""Characters of the longest check's name."""
 
 
 @click.command()
@@ -52,8 +47,7 @@ _NAMES = 15
 def check(invocation: Invocation, *, config: str | None, as_json: bool, timeout: float) -> int:
     """Check everything, and say what is wrong and how to fix it."""
     findings = _findings(config, invocation.environ, SystemClock(), patience=timeout)
-    counted = (_collect if as_json else _show)(findings)
-    return 1 if counted[Severity.FAIL] else 0
+    return report(findings, as_json=as_json)
 
 
 def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, patience: float) -> Iterator[Finding]:
@@ -112,25 +106,3 @@ async def _check_others(
             run_check_async("notify", check_receiver(settings, http)),
         )
     return [finding for findings in found for finding in findings]
-
-
-def _show(findings: Iterator[Finding]) -> Counter[Severity]:
-    """Print each finding as it comes."""
-    counted: Counter[Severity] = Counter()
-    for finding in findings:
-        counted[finding.severity] += 1
-        click.echo(f"{finding.severity:<4}  {finding.check:<{_NAMES}}  {printable(finding.message)}")
-        if finding.fix is not None:
-            click.echo(f"{'':<4}  {'':<{_NAMES}}  > {printable(finding.fix)}")
-    click.echo(", ".join(f"{counted[severity]} {severity}" for severity in Severity))
-    return counted
-
-
-def _collect(findings: Iterator[Finding]) -> Counter[Severity]:
-    """Print all findings as JSON, once they are there."""
-    found = list(findings)
-    counted = Counter(finding.severity for finding in found)
-    shown = [{"check": one.check, "severity": one.severity, "message": one.message, "fix": one.fix} for one in found]
-    worst = next((severity for severity in reversed(Severity) if counted[severity]), Severity.OK)
-    click.echo(json.dumps({"severity": worst, "findings": shown}))
-    return counted

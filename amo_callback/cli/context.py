@@ -16,7 +16,7 @@ import pydantic
 
 from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
-from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
+from amo_callback.config.loader import find_config, load_settings, rescue_folder, storage_folder
 from amo_callback.errors import CommandFailed, ConfigurationError, Unreadable
 from amo_callback.machine import machine_mark
 from amo_callback.store import database_file, open_store

@@ -14,7 +14,7 @@ from amo_callback.cli import init_validation
 from amo_callback.cli.init_files import CLIENT_SECRET, ENCRYPTION_KEYS, InstallPaths, preflight, write
 from amo_callback.cli.output import EX_USAGE, printable
 from amo_callback.config import App
-from amo_callback.config_load import CONFIG_VARIABLE, DEFAULT_PATHS
+from amo_callback.config.loader import CONFIG_VARIABLE, DEFAULT_PATHS
 from amo_callback.deploy import units
 from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import CommandFailed

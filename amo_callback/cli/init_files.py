@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from amo_callback.cipher import new_key
 from amo_callback.cli.init_validation import STATE
-from amo_callback.config_write import Decided, Secrets, write_config
-from amo_callback.database_url import SQLITE, is_postgres
+from amo_callback.config.database_url import SQLITE, is_postgres
+from amo_callback.config.template import InitialConfig, InitialSecrets, write_config
 from amo_callback.deploy import plan
 from amo_callback.disk import write_new
 from amo_callback.errors import CommandFailed
@@ -50,9 +50,9 @@ class InstallPaths:
         file = self.credentials / name
         return self.systemd and file.is_file() and file.stat().st_size > 0
 
-    def decide(self, callback: Callback, *, client_id: str, deep_link: str, database: str) -> Decided:
+    def decide(self, callback: Callback, *, client_id: str, deep_link: str, database: str) -> InitialConfig:
         """Return what is to be written."""
-        return Decided(
+        return InitialConfig(
             client_id=client_id,
             redirect_uri=callback.redirect_uri,
             base_path=callback.base_path,
@@ -82,7 +82,7 @@ def preflight(paths: InstallPaths, database: str) -> None:
         )
 
 
-def write(paths: InstallPaths, decided: Decided, client_secret: str | None) -> Sequence[str]:
+def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None) -> Sequence[str]:
     """Write all of it, the configuration last, and return a line for each file."""
     if not paths.config.parent.exists():
         paths.config.parent.mkdir(parents=True)
@@ -92,7 +92,7 @@ def write(paths: InstallPaths, decided: Decided, client_secret: str | None) -> S
         told = _write_secrets(paths, client_secret)
         write_new(paths.config, write_config(decided, None), mode=0o644)
         return [*told, f"{paths.config}: written; no secret is in it"]
-    made = Secrets(encryption_key=new_key(), api_keys=_new_api_key(), client_secret=client_secret)
+    made = InitialSecrets(encryption_key=new_key(), api_keys=_new_api_key(), client_secret=client_secret)
     write_new(paths.config, write_config(decided, made), mode=0o600)
     return [f"{paths.config}: written, for you alone (0600), with a new encryption key and an API key named backend"]
 

@@ -11,8 +11,8 @@ from uuid import UUID
 from pydantic import TypeAdapter, ValidationError
 
 from amo_callback.config import App, Server
-from amo_callback.config_values import WebAddress
-from amo_callback.database_url import SQLITE, check_url, is_postgres, url_secrets
+from amo_callback.config.database_url import SQLITE, is_postgres, url_secrets, validate_url
+from amo_callback.config.types import HttpsUrl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def read_callback(text: str) -> Callback:
     if not _VISIBLE.fullmatch(given):
         raise ValueError("must be an address of visible ASCII characters, as https://admin.example.com")
     _check_parts(given)
-    _refuse(lambda: TypeAdapter[str](WebAddress).validate_python(given))
+    _refuse(lambda: TypeAdapter[str](HttpsUrl).validate_python(given))
     parts = urlsplit(given)
     if "?" in given or "#" in given:
         raise ValueError("must have no ? and no #: AMO adds its own")
@@ -93,7 +93,7 @@ def read_database(text: str, *, systemd: bool) -> str:
     """Take the database's URL, without a password; raises `ValueError`, which quotes nothing."""
     if not text.isprintable():
         raise ValueError("must be visible characters alone")
-    check_url(text)
+    validate_url(text)
     if url_secrets(text):
         raise ValueError(
             "holds a password, and other users of this machine see the command line: give it without, and write the "

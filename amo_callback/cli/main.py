@@ -33,6 +33,7 @@ COMMANDS = {
     "demo": ("demo", "Try the whole flow on this machine; nothing to configure."),
     "init": ("init", "Write a configuration: ask for what is needed, make the keys."),
     "check": ("check", "Check everything, and say what is wrong and how to fix it."),
+    "config": ("config", "Check the configuration file; print the reference, or a JSON Schema."),
     "connections": ("connections", "List, show, refresh, freeze, export and import connections."),
     "token": ("connections", "Print an access token, refreshed first where it expires soon."),
     "events": ("connections", "Show the history: which token was presented, when, and why."),
@@ -42,6 +43,7 @@ COMMANDS = {
     "backup": ("backup", "Copy the database into one file, also while the service runs."),
     "restore": ("backup", "Put a backup in the place of the database, frozen."),
     "systemd": ("systemd", "Install as a systemd service; print what an installation needs."),
+    "docs": ("info", "Print the manual, or another document."),
     "completion": ("info", "Print the shell's completion script."),
     "version": ("info", "Print the version."),
 }

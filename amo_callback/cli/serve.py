@@ -16,8 +16,8 @@ from amo_callback.cli.context import config_option, load_context, run_loop
 from amo_callback.cli.deadline import Deadline
 from amo_callback.cli.descriptors import fit_connections
 from amo_callback.clock import SystemClock
-from amo_callback.config_load import find_config, load_settings
-from amo_callback.database_url import url_secrets
+from amo_callback.config.database_url import url_secrets
+from amo_callback.config.loader import find_config, load_settings
 from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level

@@ -16,7 +16,7 @@ from amo_callback.cipher import new_key
 from amo_callback.cli.context import yes_option
 from amo_callback.cli.output import EX_USAGE, confirm
 from amo_callback.config import DEFAULT_AMO_TIMEOUT, Server
-from amo_callback.config_load import configured_secrets, given_keys, load_amo_timeout, load_server, load_settings
+from amo_callback.config.loader import configured_keys, configured_secrets, load_amo_timeout, load_server, load_settings
 from amo_callback.deploy import plan, units
 from amo_callback.deploy.plan import Change
 from amo_callback.errors import CommandFailed, ConfigurationError
@@ -144,7 +144,7 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
         return 1
     folder = target.below(installation.credentials)
     plan.make_private(folder)
-    missing = _make_secrets(folder, given=given_keys(there, folder), terminal=terminal)
+    missing = _make_secrets(folder, given=configured_keys(there, folder), terminal=terminal)
     plan.write(files)
     for file in files:
         click.echo(f"{file.path}: {file.change}")

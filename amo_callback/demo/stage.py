@@ -18,7 +18,7 @@ from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
 from amo_callback.amo.sandbox.vendor import Vendor
 from amo_callback.cipher import new_key
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.demo.backend import Backend
 from amo_callback.demo.life import Life, Watcher
 from amo_callback.demo.panel import Panel, loopback_only

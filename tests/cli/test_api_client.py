@@ -12,7 +12,7 @@ from aiohttp import web
 from amo_callback import probe
 from amo_callback.cli.api_client import open_api
 from amo_callback.cli.context import CommandContext
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
 from amo_callback.observe.log import make_logger

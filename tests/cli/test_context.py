@@ -16,7 +16,7 @@ import pytest
 import amo_callback
 from amo_callback.cipher import new_key
 from amo_callback.cli.context import CommandContext, acting_as_owner
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from tests.cli.checks.test_settings import GOOD
 
 NOBODY = 65534

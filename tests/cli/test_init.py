@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from amo_callback.cli.systemd import Target, install
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.deploy import units
 from amo_callback.identity import key_with
 from amo_callback.identity.api_keys import Scope

@@ -123,4 +123,4 @@ async def test_root_looks_as_the_owner_of_the_database(folder: Path, encryption_
         os.chown(folder / "rescue", 0, 0)
         status, told = await _checked(stage)
         [rescue] = [one for one in told["findings"] if one["check"] == "rescue"]
-        assert (status, rescue["message"]) == (1, "could not be looked at: PermissionError: Permission denied")
+        assert (status, rescue["message"]) == (1, "could not be checked: PermissionError: Permission denied")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amo_callback.cipher import new_key
 from amo_callback.clock import SystemClock
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.web.app import make_apps
 from amo_callback.web.lifecycle import Home, open_service

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.web.lifecycle import Home, open_service
 from tests.conftest import ADMIN_KEY, BASE, HOST, Both, Running, environment, serve_amo

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.observe.log import make_logger
 from amo_callback.observe.metrics import Metrics
 from amo_callback.web.private.refusals import Refusals

@@ -12,7 +12,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from amo_callback.cli.serve import until_end
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.event import happened
 from amo_callback.observe.log import make_logger
 from amo_callback.web.lifecycle import Home, open_service

@@ -12,7 +12,7 @@ from amo_callback.cipher import Cipher, new_key
 from amo_callback.cli.checks.database import check_database, check_rescue
 from amo_callback.cli.checks.finding import Severity, ok, run_check
 from amo_callback.cli.context import CommandContext
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.machine import machine_mark
 from amo_callback.model import TokenPair
 from amo_callback.store import open_store
@@ -195,4 +195,4 @@ def test_a_check_that_throws_ends_no_other() -> None:
         raise RuntimeError("the-secret")
 
     found = [(finding.severity, finding.message) for finding in run_check("store", throwing())]
-    assert found == [(Severity.OK, "there"), (Severity.FAIL, "could not be looked at: RuntimeError")]
+    assert found == [(Severity.OK, "there"), (Severity.FAIL, "could not be checked: RuntimeError")]

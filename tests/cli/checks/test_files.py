@@ -12,7 +12,7 @@ import pytest
 from amo_callback.cli.checks.files import check_disk, check_secrets
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.context import CommandContext
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from tests.cli.checks.test_settings import GOOD
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from amo_callback.cli.checks.finding import Severity, run_check_async
 from amo_callback.cli.checks.http_probe import open_probe
 from amo_callback.cli.checks.network import check_amo, check_key_set, check_receiver
 from amo_callback.clock import SystemClock
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.observe.log import make_logger
 from amo_callback.web.doors import open_door
 from tests.conftest import HOST, environment

@@ -14,7 +14,7 @@ from amo_callback.cipher import Cipher, new_key
 from amo_callback.cli.checks.finding import Severity, run_check_async
 from amo_callback.cli.main import main
 from amo_callback.clock import SystemClock
-from amo_callback.database_url import PostgresAddress, read_postgres
+from amo_callback.config.database_url import PostgresUrl, read_postgres
 from amo_callback.model import TokenPair
 from amo_callback.store import open_store
 from tests.builders import DAY, a_connection, save
@@ -202,7 +202,7 @@ FIT = Server(version="12.1", major=12, is_standby=False, tls="TLSv1.3", now=STAR
 
 
 def _looked_at(host: str = "db.example.com", *, verified: bool = True, **more: Any) -> dict[str, tuple[Severity, str]]:
-    address = PostgresAddress(hosts=(host,), database="amo", is_verified=verified, secrets=())
+    address = PostgresUrl(hosts=(host,), database="amo", is_verified=verified, secrets=())
     found = check_server(dataclasses.replace(FIT, **more), address, took=0.004, at=START)
     return {finding.check: (finding.severity, finding.message) for finding in found}
 

@@ -7,7 +7,7 @@ import pytest
 from amo_callback.cipher import new_key
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.checks.settings import check_settings
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 
 KEY = "k" * 32
 GOOD = {

@@ -1,4 +1,4 @@
-"""What one setting may be, by itself; what is wrong with it is said without quoting a secret."""
+"""Types of settings. A validation error never quotes a secret."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from amo_callback.database_url import check_url
+from amo_callback.config.database_url import validate_url
 from amo_callback.identity import read_api_keys
 from amo_callback.webhook import read_secrets
 
@@ -20,7 +20,7 @@ _FILE_MODE = re.compile(r"0?[0-7]{3}")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
 
-def _door(value: str) -> str:
+def _listen_address(value: str) -> str:
     if value.startswith("unix:/"):
         return value
     match = _ADDRESS.fullmatch(value)
@@ -35,7 +35,7 @@ def _file_mode(value: str) -> str:
     return value
 
 
-def _web_address(value: str) -> str:
+def _https_url(value: str) -> str:
     """Require https, or http on this machine: nothing secret goes out unencrypted."""
     parts = urlsplit(value)
     if parts.username is not None or parts.password is not None:
@@ -106,20 +106,20 @@ def _network(value: str) -> str:
     return value if mapped is None or network.prefixlen < 96 else f"{mapped}/{network.prefixlen - 96}"
 
 
-def _store_url(value: SecretStr) -> SecretStr:
-    check_url(value.get_secret_value())
+def _database_url(value: SecretStr) -> SecretStr:
+    validate_url(value.get_secret_value())
     return value
 
 
-Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
-Door = Annotated[str, AfterValidator(_door)]
+StrTuple = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 FileMode = Annotated[str, AfterValidator(_file_mode)]
-WebAddress = Annotated[str, AfterValidator(_web_address), Field(json_schema_extra={"format": "uri"})]
-Text = Annotated[str, Field(min_length=1)]
+HttpsUrl = Annotated[str, AfterValidator(_https_url), Field(json_schema_extra={"format": "uri"})]
+NonEmptyStr = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]
-Domains = Annotated[Words, AfterValidator(_domains)]
-Networks = Annotated[Words, AfterValidator(_networks)]
-DatabaseUrl = Annotated[SecretStr, AfterValidator(_store_url)]
+Domains = Annotated[StrTuple, AfterValidator(_domains)]
+Networks = Annotated[StrTuple, AfterValidator(_networks)]
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 """A secret, since it may hold a password."""
 EncryptionKeys = Annotated[SecretStr, AfterValidator(_encryption_keys)]
 ApiKeyLines = Annotated[SecretStr, AfterValidator(_api_keys)]

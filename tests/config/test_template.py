@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from amo_callback.cipher import new_key
 from amo_callback.cli.init_validation import read_callback, read_client_id, read_database, read_deep_link
-from amo_callback.config_write import Decided, Secrets, toml_string, write_config
+from amo_callback.config.template import InitialConfig, InitialSecrets, toml_string, write_config
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -31,8 +31,8 @@ def test_what_is_no_text_is_not_written() -> None:
 @given(TEXT, TEXT.filter(bool))
 def test_a_file_holds_what_was_decided_and_nothing_else(name: str, secret: str) -> None:
     """No value breaks out of its place."""
-    secrets = Secrets(encryption_key=new_key(), api_keys="a:" + "k" * 32, client_secret=secret)
-    decided = Decided(client_id=name, redirect_uri=name, deep_link=name, database=name, base_path="/x")
+    secrets = InitialSecrets(encryption_key=new_key(), api_keys="a:" + "k" * 32, client_secret=secret)
+    decided = InitialConfig(client_id=name, redirect_uri=name, deep_link=name, database=name, base_path="/x")
     assert tomllib.loads(write_config(decided, secrets)) == {
         "server": {"base_path": "/x"},
         "amo": {"client_id": name, "client_secret": secret, "redirect_uri": name},
@@ -44,7 +44,7 @@ def test_a_file_holds_what_was_decided_and_nothing_else(name: str, secret: str) 
 
 def test_secrets_are_in_no_repr() -> None:
     """A trace shows none."""
-    assert "sekret" not in repr(Secrets(encryption_key="sekret", api_keys="sekret", client_secret="sekret"))
+    assert "sekret" not in repr(InitialSecrets(encryption_key="sekret", api_keys="sekret", client_secret="sekret"))
 
 
 @pytest.mark.parametrize(

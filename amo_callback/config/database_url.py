@@ -1,4 +1,4 @@
-"""The address of the database: what it names, what is wrong with it, and what of it is secret."""
+"""The database's URL: its parts, validation, and the passwords in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ESCAPED = 'in a user name or password write "@" as %40, "/" as %2F, "?" as %3F,
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PostgresAddress:
+class PostgresUrl:
     """What the URL of a PostgreSQL database names. No text of it holds a password."""
 
     hosts: Sequence[str]
@@ -43,7 +43,7 @@ def is_postgres(url: str) -> bool:
     return url.startswith(_POSTGRES)
 
 
-def check_url(url: str) -> None:
+def validate_url(url: str) -> None:
     """Look whether `url` names a database; raises `ValueError`, which says what is wrong and quotes nothing."""
     if is_postgres(url):
         read_postgres(url)
@@ -62,7 +62,7 @@ def url_secrets(url: str) -> Sequence[str]:
         return (url,)
 
 
-def read_postgres(url: str) -> PostgresAddress:
+def read_postgres(url: str) -> PostgresUrl:
     """Read the URL of a PostgreSQL database as asyncpg does; raises `ValueError`, which quotes nothing."""
     if "#" in url:
         raise ValueError(f"must not hold a #: {_ESCAPED}")
@@ -86,7 +86,7 @@ def read_postgres(url: str) -> PostgresAddress:
     mode = query.get("sslmode", "prefer")
     if mode not in _MODES:
         raise ValueError(f"sslmode must be one of {', '.join(_MODES)}")
-    return PostgresAddress(
+    return PostgresUrl(
         hosts=tuple(hosts),
         database=database,
         is_verified=mode == "verify-full",

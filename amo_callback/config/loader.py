@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource  # noqa: TC002 -- because pydantic reads them
 from pydantic_settings.exceptions import SettingsError
 from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
 from amo_callback.config import DEFAULT_AMO_TIMEOUT, PREFIX, Server, Settings
-from amo_callback.database_url import SQLITE, is_postgres, url_secrets
+from amo_callback.config.database_url import SQLITE, is_postgres, url_secrets
 from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import ConfigurationError
 
@@ -113,7 +114,7 @@ def configured_secrets(path: Path, server: Server) -> Path | None:
     return None if server.secrets is None else _beside(path, server.secrets)
 
 
-def given_keys(path: Path, secrets: Path) -> frozenset[str]:
+def configured_keys(path: Path, secrets: Path) -> frozenset[str]:
     """Return which keys the file and the secret files hold, as `section.key`; raises `ConfigurationError`."""
     sources = [_read_toml(path), _read_secrets(secrets) if secrets.is_dir() else {}]
     return frozenset(
@@ -230,9 +231,9 @@ def _explain(error: ValidationError, *, section: str | None = None) -> list[str]
         key = ".".join(str(part) for part in ((section,) if section else ()) + problem["loc"])
         text = str(problem["msg"]).removeprefix("Value error, ")
         if problem["type"] == "missing":
-            lines.append(f"{key}: is missing; {_how_to_give(key)}")
+            lines.append(f"{key}: is missing; {_how_to_set(key)}")
         elif problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: is no setting; see config.example.toml")
+            lines.append(f"{key}: unknown setting ({_nearest(key)})")
         elif not key:
             lines.append(text)
         else:
@@ -242,7 +243,20 @@ def _explain(error: ValidationError, *, section: str | None = None) -> list[str]
     return lines
 
 
-def _how_to_give(key: str) -> str:
+def _nearest(key: str) -> str:
+    """Return a hint at the known setting that is most like an unknown one."""
+    section, _, name = key.partition(".")
+    field = Settings.model_fields.get(section)
+    if field is None:
+        found = get_close_matches(section, Settings.model_fields, n=1)
+    elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        found = [f"{section}.{one}" for one in get_close_matches(name, field.annotation.model_fields, n=1)]
+    else:
+        found = []
+    return f"did you mean {found[0]}?" if found else "see: amo-callback config example"
+
+
+def _how_to_set(key: str) -> str:
     variable = PREFIX + key.upper().replace(".", "__")
     if "." not in key:
         return f"give the section [{key}], or {variable}__…"

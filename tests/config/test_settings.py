@@ -10,13 +10,13 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from amo_callback.config import Settings
-from amo_callback.config_load import find_config, load_settings, rescue_folder, storage_folder
+from amo_callback.config.loader import find_config, load_settings, rescue_folder, storage_folder
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
+EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 KEY = "tQRvEK4i32xUy-FfF4sxzkorot4eA0h7hCH2cGQzfk4="
 NEW = "whsec_" + "A" * 32
 """A secret of notices."""
@@ -199,8 +199,24 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
             "or as AMO_CALLBACK_AMO__REDIRECT_URI"
         ),
         "amo.timeout: 'soon': input should be a valid number, unable to parse string as a number",
-        "server.colour: is no setting; see config.example.toml",
+        "server.colour: unknown setting (see: amo-callback config example)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("[amo]\nredirect_url = 1", "amo.redirect_url: unknown setting (did you mean amo.redirect_uri?)"),
+        ("[sever]", "sever: unknown setting (did you mean server?)"),
+        ("[amo]\nzzz = 1", "amo.zzz: unknown setting (see: amo-callback config example)"),
+    ],
+)
+def test_an_unknown_setting_is_named_with_the_nearest_known_one(text: str, nearest: str, tmp_path: Path) -> None:
+    """A misspelt key is found at once."""
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(tmp_path / "config.toml", {})
+    assert nearest in raised.value.problems
 
 
 @pytest.mark.parametrize(

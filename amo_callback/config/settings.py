@@ -1,7 +1,4 @@
-"""The configuration as one frozen value: `config.example.toml` is the reference.
-
-`config_values` says what one setting may be, `config_load` where they come from.
-"""
+"""The configuration as one frozen value: `config.example.toml` is the reference."""
 
 from __future__ import annotations
 
@@ -12,20 +9,20 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from amo_callback.config_values import (
+from amo_callback.config.types import (
     ApiKeyLines,
     DatabaseUrl,
     Domains,
-    Door,
     EncryptionKeys,
     FileMode,
+    HttpsUrl,
     JwtSecret,
+    ListenAddress,
     Networks,
+    NonEmptyStr,
     NotifySecret,
     Seconds,
-    Text,
-    WebAddress,
-    Words,
+    StrTuple,
 )
 from amo_callback.deeplink import HandBack
 from amo_callback.hosts import check_host
@@ -42,8 +39,8 @@ class _Section(BaseModel):
 class Server(_Section):
     """`[server]`: the two doors."""
 
-    public: Door = "127.0.0.1:8080"
-    private: Door = "127.0.0.1:8081"
+    public: ListenAddress = "127.0.0.1:8080"
+    private: ListenAddress = "127.0.0.1:8081"
     base_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]$")] = "/api/amo-crm"
     trusted_proxies: Networks = ("127.0.0.1", "::1")
     secrets: Path | None = None
@@ -55,14 +52,14 @@ class Server(_Section):
 class Amo(_Section):
     """`[amo]`: our integration there."""
 
-    client_id: Text
+    client_id: NonEmptyStr
     client_secret: Annotated[SecretStr, Field(min_length=1)]
-    redirect_uri: WebAddress
-    authorize_url: WebAddress = "https://www.amocrm.ru/oauth"
-    endpoint: WebAddress = "https://{domain}"
+    redirect_uri: HttpsUrl
+    authorize_url: HttpsUrl = "https://www.amocrm.ru/oauth"
+    endpoint: HttpsUrl = "https://{domain}"
     default_domain: str | None = None
     allowed_domains: Domains = ()
-    allowed_accounts: Words = ()
+    allowed_accounts: StrTuple = ()
     requests_per_second: Annotated[float, Field(gt=0, le=1000)] = 5
     timeout: Annotated[float, Field(gt=0, le=300)] = DEFAULT_AMO_TIMEOUT
 
@@ -105,10 +102,10 @@ class App(_Section):
     ) = None
     name: str = "For You"
     jwt_secret: JwtSecret | None = None
-    jwks_url: WebAddress | None = None
-    jwt_audience: Annotated[Text | None, Field(validate_default=True)] = None
-    jwt_issuer: Text | None = None
-    jwt_user_claim: Text = "sub"
+    jwks_url: HttpsUrl | None = None
+    jwt_audience: Annotated[NonEmptyStr | None, Field(validate_default=True)] = None
+    jwt_issuer: NonEmptyStr | None = None
+    jwt_user_claim: NonEmptyStr = "sub"
 
     @field_validator("deep_link")
     @classmethod
@@ -178,7 +175,7 @@ class Api(_Section):
 class Notify(_Section):
     """`[notify]`: where signed notices go."""
 
-    url: WebAddress | None = None
+    url: HttpsUrl | None = None
     secret: Annotated[NotifySecret | None, Field(validate_default=True)] = None
 
     @field_validator("secret")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amo_callback.database_url import check_url, read_postgres, url_secrets
+from amo_callback.config.database_url import read_postgres, url_secrets, validate_url
 
 SECRET = "sekret"
 
@@ -25,7 +25,7 @@ SECRET = "sekret"
 )
 def test_a_url_names_hosts_and_a_database(url: str, shown: str, *, local: bool) -> None:
     """As asyncpg reads it; whoever is told of it learns neither user nor password."""
-    check_url(url)
+    validate_url(url)
     address = read_postgres(url)
     assert (str(address), address.is_local) == (shown, local)
     assert address.is_verified == ("verify-full" in url)
@@ -51,7 +51,7 @@ def test_a_url_names_hosts_and_a_database(url: str, shown: str, *, local: bool) 
 def test_what_is_wrong_is_told_without_the_url(url: str, said: str) -> None:
     """Of a URL that cannot be read nobody knows where its password ends."""
     with pytest.raises(ValueError, match=f"^{said.replace('?', '[?]')}") as raised:
-        check_url(url)
+        validate_url(url)
     assert "sek" not in str(raised.value)
     assert raised.value.__cause__ is None
 

@@ -1,4 +1,4 @@
-"""Writing a configuration: a short file that holds what was decided, and names where the rest is told."""
+"""The configuration file that `init` writes: what was asked for, and a pointer to the reference."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _DEL = "\x7f"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Secrets:
-    """What is secret, and so in the file only where that is nobody else's to read."""
+class InitialSecrets:
+    """Secrets of a new configuration: in the file where only its owner can read it, else in files of their own."""
 
     encryption_key: str = field(repr=False)
     api_keys: str = field(repr=False)
@@ -25,8 +25,8 @@ class Secrets:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decided:
-    """What a person has decided; the rest are defaults."""
+class InitialConfig:
+    """Settings of a new configuration; the others have defaults."""
 
     client_id: str
     redirect_uri: str
@@ -37,9 +37,9 @@ class Decided:
     secrets_folder: str | None = None
 
 
-def write_config(decided: Decided, secrets: Secrets | None) -> str:
+def write_config(config: InitialConfig, secrets: InitialSecrets | None) -> str:
     """Return the file's text: with the secrets, or without where they have files of their own."""
-    return "\n".join([*_head(decided, secrets), *_amo(decided, secrets), *_rest(decided, secrets), ""])
+    return "\n".join([*_head(config, secrets), *_amo(config, secrets), *_rest(config, secrets), ""])
 
 
 def toml_string(text: str) -> str:
@@ -49,35 +49,35 @@ def toml_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace(_DEL, "\\u007f")
 
 
-def _head(decided: Decided, secrets: Secrets | None) -> Iterator[str]:
+def _head(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str]:
     yield "# Written by `amo-callback init`. Everything else has a default: config.example.toml names and explains it."
     if secrets is not None:
-        yield "# Secrets are in here: this file is yours alone (mode 0600)."
+        yield "# InitialSecrets are in here: this file is yours alone (mode 0600)."
     server = {}
-    if decided.secrets_folder is not None:
-        server["secrets"] = (decided.secrets_folder, "beside this file: a file for each secret, named SECTION.KEY")
-    if decided.base_path != Server().base_path:
-        server["base_path"] = (decided.base_path, "the path of amo.redirect_uri, without /callback")
+    if config.secrets_folder is not None:
+        server["secrets"] = (config.secrets_folder, "beside this file: a file for each secret, named SECTION.KEY")
+    if config.base_path != Server().base_path:
+        server["base_path"] = (config.base_path, "the path of amo.redirect_uri, without /callback")
     if server:
         yield from ("", "[server]", *_lines(server))
 
 
-def _amo(decided: Decided, secrets: Secrets | None) -> Iterator[str]:
+def _amo(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str]:
     yield from ("", "[amo]")
-    yield from _lines({"client_id": (decided.client_id, '"Integration ID" on the integration\'s page in AMO')})
+    yield from _lines({"client_id": (config.client_id, '"Integration ID" on the integration\'s page in AMO')})
     if secrets is not None and secrets.client_secret is not None:
         yield from _lines({"client_secret": (secrets.client_secret, '"Secret key" there')})
     elif secrets is not None:
         yield '# client_secret = "…"  # "Secret key" there: take the first # away, and put it in'
-    yield from _lines({"redirect_uri": (decided.redirect_uri, "byte for byte as registered there")})
+    yield from _lines({"redirect_uri": (config.redirect_uri, "byte for byte as registered there")})
     yield '# authorize_url = "https://www.kommo.com/oauth"  # for Kommo'
 
 
-def _rest(decided: Decided, secrets: Secrets | None) -> Iterator[str]:
-    yield from ("", "[app]", *_lines({"deep_link": (decided.deep_link, "the app's address")}))
-    storage = {"url": (decided.database, "")}
-    if decided.rescue is not None:
-        storage["rescue"] = (decided.rescue, "the same folder for the service and for the command")
+def _rest(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str]:
+    yield from ("", "[app]", *_lines({"deep_link": (config.deep_link, "the app's address")}))
+    storage = {"url": (config.database, "")}
+    if config.rescue is not None:
+        storage["rescue"] = (config.rescue, "the same folder for the service and for the command")
     if secrets is not None:
         storage["encryption_keys"] = (secrets.encryption_key, "keep a copy, apart from the database's backups")
     yield from ("", "[storage]", *_lines(storage))
