@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "amo_callback"
 FLOORS = [
     {"errors"},
     {"model", "event"},
-    {"grant", "brought", "sealing", "survey", "slots"},
+    {"grant", "sealing", "survey", "slots"},
     {"ports", "identity", "hosts", "alone"},
     {
         "schedule",

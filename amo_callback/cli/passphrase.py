@@ -10,7 +10,7 @@ import click
 
 from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import CommandFailed
-from amo_callback.transfer.sealed import Lock, lock_with_key, lock_with_passphrase
+from amo_callback.transfer.export_file import FileKey, key_from_passphrase, key_of_host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _MIN_PASSPHRASE = 12
 
 
-def new_lock(*, passphrase_file: Path | None, key_file: Path | None) -> Lock:
+def new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> FileKey:
     """Return what to seal with: the key, the passphrase of a file, or one that is asked for; raises `CommandFailed`."""
     if key_file is None:
-        return lock_with_passphrase(_new_passphrase(passphrase_file), salt=secrets.token_bytes(16))
+        return key_from_passphrase(_new_passphrase(passphrase_file), salt=secrets.token_bytes(16))
     try:
-        return lock_with_key(_text(key_file).split()[0])
+        return key_of_host(_text(key_file).split()[0])
     except (IndexError, ValueError):
         raise CommandFailed(f"{key_file}: holds no key as amo-callback keygen makes them") from None
 

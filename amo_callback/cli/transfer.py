@@ -15,24 +15,23 @@ import click
 from amo_callback.amo.claims import told_by
 from amo_callback.cli import output
 from amo_callback.cli.context import acting_as_owner, config_option, load_context, open_as_owner, run_loop, yes_option
-from amo_callback.cli.passphrase import known_passphrase, new_lock
+from amo_callback.cli.passphrase import known_passphrase, new_file_key
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import MAX_FILE, Rescue
 from amo_callback.disk import open_regular
 from amo_callback.errors import CommandFailed
-from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan, until_settled
-from amo_callback.transfer.export import export as write_export
-from amo_callback.transfer.export import freeze, until_quiet
-from amo_callback.transfer.files import new_file
-from amo_callback.transfer.plain import read_plain
-from amo_callback.transfer.raw import read_raw
-from amo_callback.transfer.sealed import (
+from amo_callback.transfer.export_file import (
     MAX_LINE,
-    SealedWriter,
-    is_sealed,
-    open_lock,
-    read_sealed,
+    ExportWriter,
+    cipher_for,
+    is_export,
+    new_file,
+    read_export,
 )
+from amo_callback.transfer.exporter import export as write_export
+from amo_callback.transfer.exporter import freeze, wait_until_idle
+from amo_callback.transfer.importer import ImportPlan, ImportRules, apply, make_plan, wait_for_leases
+from amo_callback.transfer.json_format import read_json, read_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,9 +40,8 @@ if TYPE_CHECKING:
     from amo_callback.cli.context import CommandContext, OpenedStore
     from amo_callback.cli.main import Invocation
     from amo_callback.model import Freeze
-    from amo_callback.transfer.export import Exported
-    from amo_callback.transfer.record import Arrival, Problem
-    from amo_callback.transfer.sealed import Lock
+    from amo_callback.transfer.export_file import FileKey, ParsedRecord, RecordError
+    from amo_callback.transfer.exporter import Exported
 
 _MAX_SEALED = 1024**3
 _MAX_PLAIN = 256 * 1024**2
@@ -70,7 +68,7 @@ def export(
     context = load_context(config, invocation.environ)
     output.sigterm_as_interrupt()
     with new_file(file) as opened:
-        lock = new_lock(passphrase_file=passphrase_file, key_file=to_key_file)
+        lock = new_file_key(passphrase_file=passphrase_file, key_file=to_key_file)
         with acting_as_owner(context.owned):
             exported = run_loop(_export(context, opened, lock))
     output.echo(f"{file}: {exported.count:,} connections, sealed. From now on nothing of this database is spent.")
@@ -80,23 +78,23 @@ def export(
     output.echo("Do not thaw here once they are there: tokens that two hosts refresh are lost to both.")
 
 
-async def _export(context: CommandContext, file: IO[bytes], lock: Lock) -> Exported:
+async def _export(context: CommandContext, file: IO[bytes], lock: FileKey) -> Exported:
     async with open_as_owner(context) as opened:
         await opened.store.check_machine(context.location)  # a copy says so, before it is frozen by us
         frozen = await freeze(opened.store, why=_WHY)
         if frozen.why != _WHY:
             output.echo(f"Was frozen already: {frozen.why}")
         try:
-            return await _write(opened, frozen, SealedWriter(file, lock, file_id=secrets.token_hex(16)))
+            return await _write(opened, frozen, ExportWriter(file, lock, file_id=secrets.token_hex(16)))
         except BaseException:
             click.echo("amo-callback: it stays frozen; export again, or: amo-callback connections thaw --all", err=True)
             raise
 
 
-async def _write(opened: OpenedStore, frozen: Freeze, writer: SealedWriter) -> Exported:
+async def _write(opened: OpenedStore, frozen: Freeze, writer: ExportWriter) -> Exported:
     store, clock, rescue = opened.store, opened.clock, Rescue(opened.context.rescue)
     leases = Leases(length=opened.context.settings.refresh.lease, store=store, clock=clock)
-    await until_quiet(store, leases=leases, clock=clock, rescue=rescue, tell=output.waiting_reporter())
+    await wait_until_idle(store, leases=leases, clock=clock, rescue=rescue, report=output.waiting_reporter())
     with output.progress("exported", await store.count()) as advance:
         return await write_export(
             store, frozen=frozen, cipher=opened.cipher, rescue=rescue, writer=writer, advance=advance
@@ -143,9 +141,9 @@ def import_(
         first_line = opened.readline(MAX_LINE)
         opened.seek(0)
         cipher = None
-        if is_sealed(first_line) and not raw:
+        if is_export(first_line) and not raw:
             keys = context.encryption_keys
-            cipher = open_lock(first_line, keys=keys, passphrase=lambda: known_passphrase(passphrase_file))
+            cipher = cipher_for(first_line, keys=keys, passphrase=lambda: known_passphrase(passphrase_file))
         if cipher is None:
             _check_size(file, opened, _MAX_PLAIN)
         with acting_as_owner(context.owned):
@@ -167,7 +165,7 @@ def _check_size(path: Path, file: IO[bytes], limit: int) -> None:
 async def _import(context: CommandContext, file: IO[bytes], options: _Options) -> int:
     async with open_as_owner(context, create=True) as opened:
         amo = context.settings.amo
-        rules = Rules(
+        rules = ImportRules(
             client_id=amo.client_id,
             allowed_domains=amo.allowed_domains,
             allowed_accounts=amo.allowed_accounts,
@@ -191,27 +189,29 @@ async def _import(context: CommandContext, file: IO[bytes], options: _Options) -
         return status
 
 
-async def _read(file: IO[bytes], opened: OpenedStore, options: _Options) -> Iterable[Arrival | Problem]:
+async def _read(file: IO[bytes], opened: OpenedStore, options: _Options) -> Iterable[ParsedRecord | RecordError]:
     if options.cipher is not None:
-        return read_sealed(file, cipher=options.cipher)
+        return read_export(file, cipher=options.cipher)
     amo = opened.context.settings.amo
     tell = partial(told_by, allowed=amo.allowed_domains)
     now = opened.clock.now()
     if not options.raw:
-        return read_plain(file.read(_MAX_PLAIN), tell=tell, client_id=amo.client_id, now=now)
+        return read_json(file.read(_MAX_PLAIN), tell=tell, client_id=amo.client_id, now=now)
     content = file.read(MAX_FILE)
     store, cipher = opened.store, opened.cipher
     name = options.file.name
     return [await read_raw(name, content, store=store, cipher=cipher, tell=tell, client_id=amo.client_id, now=now)]
 
 
-def _counted(arrivals: Iterable[Arrival | Problem], advance: Callable[[int], None]) -> Iterator[Arrival | Problem]:
+def _counted(
+    arrivals: Iterable[ParsedRecord | RecordError], advance: Callable[[int], None]
+) -> Iterator[ParsedRecord | RecordError]:
     for number, arrival in enumerate(arrivals, start=1):
         advance(number)
         yield arrival
 
 
-def _refuse(problems: Sequence[Problem]) -> None:
+def _refuse(problems: Sequence[RecordError]) -> None:
     for problem in problems[:_MAX_PROBLEMS]:
         click.echo(f"{problem.place}: {problem.why}", err=True)
     if len(problems) > _MAX_PROBLEMS:
@@ -219,7 +219,7 @@ def _refuse(problems: Sequence[Problem]) -> None:
     click.echo(f"amo-callback: {len(problems):,} problems; nothing was changed", err=True)
 
 
-def _show_plan(plan: Plan, *, is_plain: bool) -> None:
+def _show_plan(plan: ImportPlan, *, is_plain: bool) -> None:
     coming = [*plan.new, *(record for record, _ in plan.replaced)]
     lines = {
         "new": len(plan.new),
@@ -239,13 +239,13 @@ def _show_plan(plan: Plan, *, is_plain: bool) -> None:
         )
 
 
-async def _carry_out(plan: Plan, opened: OpenedStore, *, source: str) -> int:
+async def _carry_out(plan: ImportPlan, opened: OpenedStore, *, source: str) -> int:
     total = len(plan.new) + len(plan.replaced)
     store, rules = opened.store, opened.context.settings.refresh.rules
     leases = Leases(length=rules.lease, store=store, clock=opened.clock)
-    await until_settled(plan, store=store, leases=leases, clock=opened.clock, tell=output.waiting_reporter())
+    await wait_for_leases(plan, store=store, leases=leases, clock=opened.clock, report=output.waiting_reporter())
     with output.progress("imported", total) as advance:
-        left = await carry_out(
+        left = await apply(
             plan,
             store=store,
             cipher=opened.cipher,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.brought import Brought
-    from amo_callback.model import Connection
+    from amo_callback.model import Connection, ImportedConnection
     from amo_callback.sealing import Kind, Resealed, Sealed
 
 
@@ -21,7 +20,7 @@ class Transfers(Protocol):
     async def connections_by_id(self, ids: Sequence[str]) -> Sequence[Connection]:
         """Return those of these connections that there are."""
 
-    async def bring(self, brought: Sequence[Brought]) -> Sequence[str]:
+    async def bring(self, brought: Sequence[ImportedConnection]) -> Sequence[str]:
         """Commit connections from elsewhere as one, each with its event; return the ids of those that were left.
 
         One is left where the store has another one by now than it was meant to replace, or one that is being refreshed.

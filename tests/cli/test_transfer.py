@@ -24,18 +24,18 @@ from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import OutcomeOpen
 from amo_callback.model import Filter
 from amo_callback.store import open_store
-from amo_callback.transfer.bring import make_plan
+from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
 from tests.e2e.process import command, process_environment
 from tests.fakes import Witness
 from tests.patience import PATIENCE
-from tests.transfer.goods import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
+from tests.transfer.samples import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from amo_callback.transfer.record import Record
+    from amo_callback.transfer.export_file import ExportRecord
 
 URL = "sqlite:///amo-callback.db"
 PASSPHRASE = "correct horse battery staple"
@@ -66,7 +66,7 @@ class Host:
         (self.folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         return name
 
-    async def fill(self, *records: Record) -> None:
+    async def fill(self, *records: ExportRecord) -> None:
         """Have connections in the database."""
         cipher = Cipher([self.key])
         async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:
@@ -104,7 +104,7 @@ def there(tmp_path: Path) -> Host:
     return Host(folder=tmp_path / "there", key=new_key())
 
 
-def _tokens_of(records: Sequence[Record]) -> dict[str, tuple[str, str]]:
+def _tokens_of(records: Sequence[ExportRecord]) -> dict[str, tuple[str, str]]:
     return {record.account_id: (record.access_token, record.refresh_token) for record in records}
 
 

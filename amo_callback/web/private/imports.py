@@ -13,8 +13,8 @@ from typing_extensions import TypedDict
 
 from amo_callback.errors import Busy
 from amo_callback.identity import Scope
-from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
-from amo_callback.transfer.plain import read_values
+from amo_callback.transfer.importer import ImportPlan, ImportRules, apply, make_plan
+from amo_callback.transfer.json_format import read_values
 from amo_callback.web.keys import AMO, CIPHER, CLOCK, CUSTODY, LOG, SETTINGS, STORE
 from amo_callback.web.private.authorization import require
 from amo_callback.web.private.bodies import misnamed, misshapen, unread
@@ -24,7 +24,7 @@ from amo_callback.web.private.problems import Code, Problem, invalid, render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.transfer.record import Problem as Fault
+    from amo_callback.transfer.export_file import RecordError as Fault
 
 MOST = 1024 * 1024
 """Bytes of a body. Whoever has more takes the command, which can be broken off."""
@@ -86,7 +86,7 @@ async def bring(request: web.Request) -> web.Response:
     if plan.problems:
         return _refused(plan.problems)
     _check_quiet(request, plan)
-    left = await carry_out(
+    left = await apply(
         plan,
         store=request.app[STORE],
         cipher=request.app[CIPHER],
@@ -141,12 +141,12 @@ def _count(value: object) -> None:
         raise invalid("connections", f"{len(connections):,} of them; {_TOO_MANY}")
 
 
-async def _plan(request: web.Request, body: ImportBody) -> Plan:
+async def _plan(request: web.Request, body: ImportBody) -> ImportPlan:
     amo, settings = request.app[AMO], request.app[SETTINGS].amo
     arrivals = read_values(
         body.connections, tell=amo.told_by, client_id=settings.client_id, now=request.app[CLOCK].now()
     )
-    rules = Rules(
+    rules = ImportRules(
         client_id=settings.client_id,
         allowed_domains=settings.allowed_domains,
         allowed_accounts=settings.allowed_accounts,
@@ -167,7 +167,7 @@ def _refused(faults: Sequence[Fault]) -> web.Response:
     )
 
 
-def _check_quiet(request: web.Request, plan: Plan) -> None:
+def _check_quiet(request: web.Request, plan: ImportPlan) -> None:
     """Replace nothing that somebody may be refreshing at this moment: his pair would be lost, or this one."""
     left = max((request.app[CUSTODY].leases.left(stored) for _, stored in plan.replaced), default=0.0)
     if left:

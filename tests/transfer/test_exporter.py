@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.brought import Brought
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.leases import Leases
 from amo_callback.errors import CommandFailed, Frozen
 from amo_callback.event import Event
 from amo_callback.grant import GrantedPair, GrantStatus
-from amo_callback.model import Reason, Status, TokenPair
-from amo_callback.transfer.export import PAGE, Exported, export, freeze, until_quiet
-from amo_callback.transfer.record import Arrival, Record
-from amo_callback.transfer.sealed import SealedWriter, lock_with_key, read_sealed
+from amo_callback.model import ImportedConnection, Reason, Status, TokenPair
+from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host, read_export
+from amo_callback.transfer.exporter import PAGE, Exported, export, freeze, wait_until_idle
 from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, now
 from tests.fakes import START, Instead, MemoryRescue
 
@@ -37,36 +35,40 @@ async def _connect(store: Store, cipher: Cipher, number: int = 1) -> Connection:
     )
     sealed = cipher.seal_pair(pair, connection_id=a_connection(number).id)
     connection = a_connection(number, sealed_pair=sealed)
-    await store.bring([Brought(connection=connection, over=None, event=Event(name="connection.imported"))])
+    await store.bring(
+        [ImportedConnection(connection=connection, replaces=None, event=Event(name="connection.imported"))]
+    )
     return await now(store, connection)
 
 
 async def _quiet(
     store: Store, clock: FakeClock, told: list[float] | None = None, rescue: MemoryRescue | None = None
 ) -> None:
-    await until_quiet(
+    await wait_until_idle(
         store,
         leases=Leases(length=LEASE, store=store, clock=clock),
         clock=clock,
         rescue=rescue or MemoryRescue(),
-        tell=(told if told is not None else []).append,
+        report=(told if told is not None else []).append,
     )
 
 
-async def _export(store: Store, cipher: Cipher, rescue: MemoryRescue | None = None) -> tuple[Exported, list[Record]]:
+async def _export(
+    store: Store, cipher: Cipher, rescue: MemoryRescue | None = None
+) -> tuple[Exported, list[ExportRecord]]:
     file = io.BytesIO()
-    lock = lock_with_key(KEY)
+    lock = key_of_host(KEY)
     exported = await export(
         store,
         frozen=await freeze(store, why="a test"),
         cipher=cipher,
         rescue=rescue or MemoryRescue(),
-        writer=SealedWriter(file, lock, file_id="1"),
+        writer=ExportWriter(file, lock, file_id="1"),
         advance=lambda _done: None,
     )
     file.seek(0)
-    found = list(read_sealed(file, cipher=lock.cipher))
-    return exported, [one.record for one in found if isinstance(one, Arrival)]
+    found = list(read_export(file, cipher=lock.cipher))
+    return exported, [one.record for one in found if isinstance(one, ParsedRecord)]
 
 
 async def test_every_connection_travels_but_those_that_are_disconnected(store: Store, cipher: Cipher) -> None:

@@ -1,4 +1,7 @@
-"""Another system's tokens, in plain JSON: one object, a list, `{"connections": […]}`, or an object a line."""
+"""Tokens in plain JSON: another system's file, and an answer of AMO that the service could not read.
+
+A file is one object, a list, `{"connections": […]}`, or an object a line.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,51 @@ import codecs
 import dataclasses
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked
+from pydantic.dataclasses import dataclass as validated
 
-from amo_callback.errors import CommandFailed
-from amo_callback.model import Account, Status, TokenPair, Told, connection_id
+from amo_callback.custody.raw_answers import open_raw, refreshed_by
+from amo_callback.errors import CommandFailed, Unreadable
+from amo_callback.model import Account, Status, TokenPair, Told, connection_id, fingerprint
 from amo_callback.schedule import REFRESH_TOKEN_LIFE
-from amo_callback.transfer.record import Arrival, Host, Problem, Record, Token, TokenOrNone, faults
+from amo_callback.transfer.export_file import (
+    ExportRecord,
+    Host,
+    OptionalToken,
+    ParsedRecord,
+    RecordError,
+    Token,
+    describe,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.model import Connection
+    from amo_callback.ports import Store
 
 _LIFE = timedelta(days=1)
 """How long AMO's access tokens live today; for tokens that do not tell."""
 _MAX_AHEAD = timedelta(days=3650)
 _MOST_VALUES = 20_000_000
 """Commas and brackets of a file that is parsed as a whole: a value takes up to fifty times its length in memory."""
+_MEMBER = r'"{}"\s*:\s*"\s*([!#-\[\]-~]+)\s*"'
+"""A member of a JSON object whose value is closed: what was cut off is no token."""
 _Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | Annotated[int, Field(ge=0, lt=2**63)]
 _Epoch = Annotated[float, Field(ge=0, lt=2**40, allow_inf_nan=False)]
 
 
-@checked(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True))
+@validated(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True))
 class _Entry:
-    """What another system tells of a connection."""
+    """A connection in another system's file."""
 
     access_token: Token = dataclasses.field(repr=False)
-    refresh_token: TokenOrNone | None = dataclasses.field(repr=False, default=None)
+    refresh_token: OptionalToken | None = dataclasses.field(repr=False, default=None)
     expires_in: _Epoch | None = None
     expires_at: _Epoch | Annotated[str, Field(max_length=64)] | None = None
     domain: Host
@@ -46,37 +65,37 @@ class _Entry:
 _ENTRY = TypeAdapter(_Entry)
 
 
-def read_plain(
+def read_json(
     content: bytes, *, tell: Callable[[str], Told], client_id: str, now: datetime
-) -> Iterator[Arrival | Problem]:
+) -> Iterator[ParsedRecord | RecordError]:
     """Read a file's connections; where a token does not tell for which client it is, it is `client_id`'s."""
     for place, value in _entries(content):
-        yield _arrival(place, value, tell=tell, client_id=client_id, now=now)
+        yield _parse(place, value, tell=tell, client_id=client_id, now=now)
 
 
 def read_values(
     values: Iterable[object], *, tell: Callable[[str], Told], client_id: str, now: datetime
-) -> Iterator[Arrival | Problem]:
-    """Read connections that are parsed already, as `read_plain` reads a list of them."""
+) -> Iterator[ParsedRecord | RecordError]:
+    """Read connections that are parsed already, as `read_json` reads a list of them."""
     for place, value in _numbered(values):
-        yield _arrival(place, value, tell=tell, client_id=client_id, now=now)
+        yield _parse(place, value, tell=tell, client_id=client_id, now=now)
 
 
-def _arrival(
+def _parse(
     place: str, value: bytes, *, tell: Callable[[str], Told], client_id: str, now: datetime
-) -> Arrival | Problem:
+) -> ParsedRecord | RecordError:
     try:
         entry = _ENTRY.validate_json(value)
         record = _record(entry, tell(entry.access_token), client_id=client_id, now=now)
     except ValidationError as error:
-        return Problem(place=place, why=faults(error))
+        return RecordError(place=place, why=describe(error))
     except _Refused as refused:
-        return Problem(place=place, why=str(refused))
-    return Arrival(place=place, record=record, owned=entry.owner is not None)
+        return RecordError(place=place, why=str(refused))
+    return ParsedRecord(place=place, record=record, names_owner=entry.owner is not None)
 
 
 class _Refused(Exception):
-    """An entry that is read, but is not taken."""
+    """An entry that is valid, but not imported."""
 
 
 # --- from bytes to entries -----------------------------------------------------------------------
@@ -124,14 +143,14 @@ def _list(content: bytes) -> list[Any]:
 # --- from an entry to a record -------------------------------------------------------------------
 
 
-def _record(entry: _Entry, told: Told, *, client_id: str, now: datetime) -> Record:
+def _record(entry: _Entry, told: Told, *, client_id: str, now: datetime) -> ExportRecord:
     pair = _pair(entry, told, now)
     account = Account(
         account_id=_identifier("account_id", entry.account_id, told.account.account_id),
         user_id=_identifier("user_id", entry.user_id, told.account.user_id),
     )
     renewable = bool(pair.refresh_token)
-    return Record(
+    return ExportRecord(
         id=connection_id(account, entry.domain.lower()),
         account_id=account.account_id,
         user_id=account.user_id,
@@ -214,3 +233,69 @@ def _identifier(name: str, given: str | int | None, told: str) -> str:
     if text and told and text != told:
         raise _Refused(f"{name}: the access token tells another one")
     return told or text
+
+
+# --- an unreadable answer of AMO -----------------------------------------------------------------
+
+
+async def read_raw(
+    name: str,
+    sealed: bytes,
+    *,
+    store: Store,
+    cipher: Cipher,
+    tell: Callable[[str], Told],
+    client_id: str,
+    now: datetime,
+) -> ParsedRecord | RecordError:
+    """Read an unreadable answer of AMO from the rescue folder: only the pair that follows the stored one is taken.
+
+    It is searched with less care than an answer, since an administrator decides about it.
+
+    Raises `CommandFailed` where the file cannot be opened.
+    """
+    try:
+        answer = open_raw(name, sealed, cipher)
+    except Unreadable:
+        raise CommandFailed(
+            f"{name}: no encryption key of the configuration opens it: was it renamed, or its key removed?"
+        ) from None
+    refreshed, stored = refreshed_by(name), None
+    if refreshed is not None:
+        stored = await store.connection(refreshed[0])
+        if stored is None or stored.pair_version != refreshed[1]:
+            return RecordError(place=name, why="its connection has other tokens by now, or is not in this database")
+    pair = _pair_in(answer.body, presented=answer.presented)
+    if pair is None:
+        return RecordError(place=name, why="no pair can be found in it: the user has to connect again")
+    entry = {**pair, "domain": stored.domain if stored else answer.domain, **_expected_account(stored)}
+    [parsed] = read_json(json.dumps(entry).encode(), tell=tell, client_id=client_id, now=now)
+    if isinstance(parsed, RecordError) or stored is None:
+        return dataclasses.replace(parsed, place=name)
+    record = dataclasses.replace(
+        parsed.record,
+        api_domain=parsed.record.api_domain or stored.api_domain,
+        # It came after the stored pair, whatever AMO's clock says.
+        issued_at=max(parsed.record.issued_at, stored.access_issued_at or parsed.record.issued_at),
+    )
+    return dataclasses.replace(parsed, place=name, record=record)
+
+
+def _expected_account(stored: Connection | None) -> dict[str, str]:
+    """Return the account and user that the tokens must belong to."""
+    if stored is None:
+        return {}
+    told = {"account_id": stored.account_id, "user_id": stored.user_id}
+    return {name: value for name, value in told.items() if value}
+
+
+def _pair_in(body: bytes, *, presented: str) -> dict[str, str] | None:
+    """Return the only access token and the only refresh token of the text, but for the one presented."""
+    text = body.decode(json.detect_encoding(body), errors="replace")
+    pair = {}
+    for name in ("access_token", "refresh_token"):
+        tokens = {token for token in re.findall(_MEMBER.format(name), text) if fingerprint(token) != presented}
+        if len(tokens) != 1:
+            return None
+        pair[name] = tokens.pop()
+    return pair

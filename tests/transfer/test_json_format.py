@@ -10,26 +10,26 @@ import pytest
 
 from amo_callback.errors import CommandFailed
 from amo_callback.model import Status
-from amo_callback.transfer.plain import read_plain
-from amo_callback.transfer.record import Arrival, Problem, Record
+from amo_callback.transfer.export_file import ExportRecord, ParsedRecord, RecordError
+from amo_callback.transfer.json_format import read_json
 from tests.builders import DAY
 from tests.fakes import START
-from tests.transfer.goods import CLIENT, a_token, an_entry, tell
+from tests.transfer.samples import CLIENT, a_token, an_entry, tell
 
 
-def _read(content: bytes) -> list[Arrival | Problem]:
-    return list(read_plain(content, tell=tell, client_id=CLIENT, now=START))
+def _read(content: bytes) -> list[ParsedRecord | RecordError]:
+    return list(read_json(content, tell=tell, client_id=CLIENT, now=START))
 
 
-def _one(**more: Any) -> Record:
+def _one(**more: Any) -> ExportRecord:
     [arrival] = _read(json.dumps(an_entry(**more)).encode())
-    assert isinstance(arrival, Arrival), arrival
+    assert isinstance(arrival, ParsedRecord), arrival
     return arrival.record
 
 
 def _why(**more: Any) -> str:
     [problem] = _read(json.dumps(an_entry(**more)).encode())
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, RecordError)
     assert problem.place == "entry 1"
     return problem.why
 
@@ -49,7 +49,7 @@ def _why(**more: Any) -> str:
 def test_one_object_a_list_and_lines_are_read(content: bytes, places: list[str]) -> None:
     """Each connection is told by its entry or its line."""
     found = _read(content)
-    assert [type(one) for one in found] == [Arrival] * len(places)
+    assert [type(one) for one in found] == [ParsedRecord] * len(places)
     assert [one.place for one in found] == places
 
 
@@ -117,8 +117,8 @@ def test_an_expired_access_token_comes_with_a_refresh_token_that_may_live() -> N
 def test_an_owner_is_noted() -> None:
     """It is told in the plan; owners are bound elsewhere."""
     [arrival] = _read(json.dumps(an_entry(owner="user-42")).encode())
-    assert isinstance(arrival, Arrival)
-    assert arrival.owned
+    assert isinstance(arrival, ParsedRecord)
+    assert arrival.names_owner
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_junk_among_good_lines_is_told_by_its_line() -> None:
     good = json.dumps(an_entry()).encode()
     content = b"\n".join([good, b'{"access_token": "secret-secret', b"[]", b"null", good[:-1], b"", good])
     found = _read(content)
-    problems = [one for one in found if isinstance(one, Problem)]
+    problems = [one for one in found if isinstance(one, RecordError)]
     assert [one.place for one in found] == ["line 1", "line 2", "line 3", "line 4", "line 5", "line 7"]
     assert [one.place for one in problems] == ["line 2", "line 3", "line 4", "line 5"]
     assert not any("secret" in one.why for one in problems)
@@ -195,4 +195,4 @@ def test_junk_among_good_lines_is_told_by_its_line() -> None:
 def test_a_list_that_would_take_all_memory_is_refused_before_it_is_parsed() -> None:
     """What a value takes is many times its length in the file; an object a line is read one after the other."""
     with pytest.raises(CommandFailed, match="holds too much for one file"):
-        next(read_plain(b"[" + b"0," * 20_000_000 + b"0]", tell=tell, client_id=CLIENT, now=START))
+        next(read_json(b"[" + b"0," * 20_000_000 + b"0]", tell=tell, client_id=CLIENT, now=START))

@@ -12,11 +12,11 @@ from amo_callback.custody.raw_answers import RawAnswers, name_of, name_of_grant
 from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import CommandFailed, OutcomeOpen
 from amo_callback.model import Account, connection_id, fingerprint
-from amo_callback.transfer.raw import read_raw
-from amo_callback.transfer.record import Arrival, Problem
+from amo_callback.transfer.export_file import ParsedRecord, RecordError
+from amo_callback.transfer.json_format import read_raw
 from tests.builders import a_connection, a_refreshed, save
 from tests.fakes import START, MemoryRescue, Witness
-from tests.transfer.goods import CLIENT, a_token, tell
+from tests.transfer.samples import CLIENT, a_token, tell
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection
@@ -38,7 +38,7 @@ async def _kept(store: Store, cipher: Cipher, body: bytes, name: str) -> bytes:
     return rescue.files[name]
 
 
-async def _read(store: Store, cipher: Cipher, body: bytes, name: str) -> Arrival | Problem:
+async def _read(store: Store, cipher: Cipher, body: bytes, name: str) -> ParsedRecord | RecordError:
     sealed = await _kept(store, cipher, body, name)
     return await read_raw(name, sealed, store=store, cipher=cipher, tell=tell, client_id=CLIENT, now=START)
 
@@ -65,7 +65,7 @@ async def test_a_pair_is_found_with_less_care(store: Store, cipher: Cipher, body
     """The only access token and the only refresh token of the text, whatever is around them."""
     connection = await _connection(store, api_domain="api-c.amocrm.ru")
     arrival = await _read(store, cipher, body.encode(), name_of(connection))
-    assert isinstance(arrival, Arrival)
+    assert isinstance(arrival, ParsedRecord)
     record = arrival.record
     assert (record.id, record.domain, record.api_domain) == (ID, HOST, "api-b.amocrm.ru")
     assert (record.access_token, record.refresh_token) == (ISSUED["access_token"], "the-next-token")
@@ -85,7 +85,7 @@ async def test_a_pair_is_found_with_less_care(store: Store, cipher: Cipher, body
 async def test_what_holds_no_certain_pair_brings_nothing(store: Store, cipher: Cipher, body: bytes) -> None:
     """Its user has to connect again, which the command says."""
     connection = await _connection(store)
-    assert await _read(store, cipher, body, name_of(connection)) == Problem(
+    assert await _read(store, cipher, body, name_of(connection)) == RecordError(
         place=f"{ID}-1.raw", why="no pair can be found in it: the user has to connect again"
     )
 
@@ -95,7 +95,7 @@ async def test_a_connection_that_has_other_tokens_by_now_keeps_them(store: Store
     connection = await _connection(store)
     await store.save_refreshed(a_refreshed(connection))
     problem = await _read(store, cipher, _TEXT.encode(), name_of(connection))
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, RecordError)
     assert problem.why == "its connection has other tokens by now, or is not in this database"
 
 
@@ -103,7 +103,7 @@ async def test_tokens_of_another_account_are_refused(store: Store, cipher: Ciphe
     """The access token tells whose it is."""
     connection = await _connection(store)
     body = json.dumps({**ISSUED, "access_token": a_token(2)})[:-1].encode()
-    assert await _read(store, cipher, body, name_of(connection)) == Problem(
+    assert await _read(store, cipher, body, name_of(connection)) == RecordError(
         place=f"{ID}-1.raw", why="account_id: the access token tells another one"
     )
 
@@ -111,7 +111,7 @@ async def test_tokens_of_another_account_are_refused(store: Store, cipher: Ciphe
 async def test_an_exchanges_answer_brings_a_connection(store: Store, cipher: Cipher) -> None:
     """Whose it is the access token tells, and its host is the one that answered."""
     arrival = await _read(store, cipher, _TEXT[:-1].encode(), name_of_grant("0123abcd"))
-    assert isinstance(arrival, Arrival)
+    assert isinstance(arrival, ParsedRecord)
     assert (arrival.record.account_id, arrival.record.domain) == ("1", HOST)
 
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from amo_callback.amo.claims import account_of, read_claims
 from amo_callback.model import Account, RefreshRules, Status, Told, connection_id
-from amo_callback.transfer.bring import Rules, carry_out
-from amo_callback.transfer.record import Arrival, Record
-from amo_callback.transfer.sealed import SealedWriter, lock_with_key
+from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host
+from amo_callback.transfer.importer import ImportRules, apply
 from tests.builders import DAY
 from tests.fakes import START
 
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
 
     from amo_callback.cipher import Cipher
     from amo_callback.ports import Store
-    from amo_callback.transfer.bring import Plan
+    from amo_callback.transfer.importer import ImportPlan
 
 CLIENT = "c619"
-RULES = Rules(client_id=CLIENT, allowed_domains=(), allowed_accounts=(), replace=False)
-REPLACE = Rules(client_id=CLIENT, allowed_domains=(), allowed_accounts=(), replace=True)
+RULES = ImportRules(client_id=CLIENT, allowed_domains=(), allowed_accounts=(), replace=False)
+REPLACE = ImportRules(client_id=CLIENT, allowed_domains=(), allowed_accounts=(), replace=True)
 
 
-def a_record(number: int = 1, **more: Any) -> Record:
+def a_record(number: int = 1, **more: Any) -> ExportRecord:
     """Return a connection as it travels."""
     values: dict[str, Any] = {
         "id": connection_id(Account(account_id=str(number), user_id="1"), ""),
@@ -52,18 +51,18 @@ def a_record(number: int = 1, **more: Any) -> Record:
         "look_up_at": None,
         "frozen": False,
     }
-    return Record(**{**values, **more})
+    return ExportRecord(**{**values, **more})
 
 
-def arrivals(*records: Record) -> list[Arrival]:
+def arrivals(*records: ExportRecord) -> list[ParsedRecord]:
     """Return records as they come from a file."""
-    return [Arrival(place=f"line {number}", record=record) for number, record in enumerate(records, start=1)]
+    return [ParsedRecord(place=f"line {number}", record=record) for number, record in enumerate(records, start=1)]
 
 
-def sealed(records: Sequence[Record], *, key: str, file_id: str = "a file") -> io.BytesIO:
+def sealed(records: Sequence[ExportRecord], *, key: str, file_id: str = "a file") -> io.BytesIO:
     """Return a file of an export."""
     file = io.BytesIO()
-    writer = SealedWriter(file, lock_with_key(key), file_id=file_id)
+    writer = ExportWriter(file, key_of_host(key), file_id=file_id)
     for record in records:
         writer.add(record)
     writer.end()
@@ -71,9 +70,9 @@ def sealed(records: Sequence[Record], *, key: str, file_id: str = "a file") -> i
     return file
 
 
-async def written(plan: Plan, store: Store, cipher: Cipher) -> Sequence[str]:
+async def written(plan: ImportPlan, store: Store, cipher: Cipher) -> Sequence[str]:
     """Carry a plan out."""
-    return await carry_out(
+    return await apply(
         plan,
         store=store,
         cipher=cipher,

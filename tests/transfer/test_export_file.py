@@ -11,17 +11,19 @@ import pytest
 from amo_callback.cipher import new_key
 from amo_callback.errors import CommandFailed
 from amo_callback.model import Reason, Status
-from amo_callback.transfer.record import Arrival, Problem, Record
-from amo_callback.transfer.sealed import (
+from amo_callback.transfer.export_file import (
     MAX_LINE,
-    SealedWriter,
-    is_sealed,
-    lock_with_key,
-    lock_with_passphrase,
-    open_lock,
-    read_sealed,
+    ExportRecord,
+    ExportWriter,
+    ParsedRecord,
+    RecordError,
+    cipher_for,
+    is_export,
+    key_from_passphrase,
+    key_of_host,
+    read_export,
 )
-from tests.transfer.goods import a_record, sealed
+from tests.transfer.samples import a_record, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,17 +38,17 @@ def _never() -> str:
     raise AssertionError("nobody is to be asked")
 
 
-def _read(content: bytes, *, key: str = KEY) -> list[Arrival | Problem]:
-    cipher = lock_with_key(key).cipher
-    return list(read_sealed(io.BytesIO(content), cipher=cipher))
+def _read(content: bytes, *, key: str = KEY) -> list[ParsedRecord | RecordError]:
+    cipher = key_of_host(key).cipher
+    return list(read_export(io.BytesIO(content), cipher=cipher))
 
 
-def _records(content: bytes) -> list[Record]:
-    return [one.record for one in _read(content) if isinstance(one, Arrival)]
+def _records(content: bytes) -> list[ExportRecord]:
+    return [one.record for one in _read(content) if isinstance(one, ParsedRecord)]
 
 
 def _problems(content: bytes, *, key: str = KEY) -> list[tuple[str, str]]:
-    return [(one.place, one.why) for one in _read(content, key=key) if isinstance(one, Problem)]
+    return [(one.place, one.why) for one in _read(content, key=key) if isinstance(one, RecordError)]
 
 
 def test_what_is_sealed_comes_out_as_it_went_in() -> None:
@@ -69,18 +71,18 @@ def test_a_file_without_connections_is_a_whole_file() -> None:
 def test_a_passphrase_opens_what_it_sealed_and_no_other_one_does() -> None:
     """Its cost stands in the header, so that a later version can raise it."""
     file = io.BytesIO()
-    writer = SealedWriter(file, lock_with_passphrase(PASSPHRASE, salt=SALT), file_id="1")
+    writer = ExportWriter(file, key_from_passphrase(PASSPHRASE, salt=SALT), file_id="1")
     writer.add(RECORDS[0])
     writer.end()
     header = file.getvalue().splitlines()[0]
-    read: dict[str, list[Arrival | Problem]] = {}
+    read: dict[str, list[ParsedRecord | RecordError]] = {}
     for passphrase in (PASSPHRASE, "another passphrase"):
         file.seek(0)
-        cipher = open_lock(header, keys=[KEY], passphrase=lambda said=passphrase: said)  # type: ignore[misc]  # reason: its default is its value
-        read[passphrase] = list(read_sealed(file, cipher=cipher))
-    assert read[PASSPHRASE] == [Arrival(place="line 2", record=RECORDS[0])]
+        cipher = cipher_for(header, keys=[KEY], passphrase=lambda said=passphrase: said)  # type: ignore[misc]  # reason: its default is its value
+        read[passphrase] = list(read_export(file, cipher=cipher))
+    assert read[PASSPHRASE] == [ParsedRecord(place="line 2", record=RECORDS[0])]
     [problem] = read["another passphrase"]
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, RecordError)
     assert problem.why == "the passphrase or key is another one, or the file was changed"
 
 
@@ -89,10 +91,10 @@ def test_another_hosts_key_opens_what_it_sealed_and_is_named_where_it_is_missing
     file = sealed(RECORDS, key=KEY)
     header = file.readline()
     file.seek(0)
-    cipher = open_lock(header, keys=[OTHER_KEY, KEY], passphrase=_never)
-    assert len(list(read_sealed(file, cipher=cipher))) == 3
+    cipher = cipher_for(header, keys=[OTHER_KEY, KEY], passphrase=_never)
+    assert len(list(read_export(file, cipher=cipher))) == 3
     with pytest.raises(CommandFailed, match="which is none of storage") as raised:
-        open_lock(header, keys=[OTHER_KEY], passphrase=_never)
+        cipher_for(header, keys=[OTHER_KEY], passphrase=_never)
     assert json.loads(header)["sealed_with"]["key"] in str(raised.value)
     assert KEY[:8] not in header.decode()
 
@@ -159,7 +161,7 @@ BAD_COSTS: list[dict[str, Any]] = [
 def test_a_hostile_header_eats_nothing(header: bytes) -> None:
     """Costs of scrypt out of bounds, unknown versions and fields are refused before a passphrase is asked for."""
     with pytest.raises(CommandFailed, match="is no header of an export that this version reads") as raised:
-        open_lock(header, keys=[KEY], passphrase=_never)
+        cipher_for(header, keys=[KEY], passphrase=_never)
     assert len(str(raised.value)) < 500
 
 
@@ -168,26 +170,26 @@ def test_a_cost_within_bounds_that_is_none_is_refused(cost: dict[str, Any]) -> N
     """Scrypt itself tells."""
     header = _header(sealed_with={"passphrase": COST | cost})
     with pytest.raises(CommandFailed, match="its numbers are none that scrypt takes"):
-        open_lock(header, keys=[KEY], passphrase=lambda: PASSPHRASE)
+        cipher_for(header, keys=[KEY], passphrase=lambda: PASSPHRASE)
 
 
 def test_a_header_that_names_no_lock_opens_nothing() -> None:
     """Whoever made it."""
     with pytest.raises(CommandFailed, match="which is none of storage"):
-        open_lock(_header(sealed_with={}), keys=[KEY], passphrase=_never)
+        cipher_for(_header(sealed_with={}), keys=[KEY], passphrase=_never)
 
 
 def test_an_export_is_told_from_plain_json_by_its_first_line() -> None:
     """Of whatever version; nothing else is one."""
-    assert is_sealed(_header())
-    assert is_sealed(_header(version=99))
+    assert is_export(_header())
+    assert is_export(_header(version=99))
     for other in (b"", b"{", b"[]", b"{}", b'"x"', b"\xff", b"[" * 100_000, b'{"format": 1}'):
-        assert not is_sealed(other)
+        assert not is_export(other)
 
 
 def test_nothing_of_a_record_shows_its_tokens() -> None:
     """Neither a record nor what comes from a file, nor the lock; and nothing of them stands in the file."""
     content = sealed(RECORDS, key=KEY).read()
-    shown = repr(_read(content)) + repr(lock_with_key(KEY)) + content.decode()
+    shown = repr(_read(content)) + repr(key_of_host(KEY)) + content.decode()
     for secret in (KEY, *(record.access_token for record in RECORDS), *(record.refresh_token for record in RECORDS)):
         assert secret not in shown

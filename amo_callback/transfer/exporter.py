@@ -1,4 +1,4 @@
-"""Export: freeze, wait until nobody is spending, write what there is."""
+"""Export: freeze, wait until no token is in flight, write every connection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.errors import CommandFailed
 from amo_callback.model import Filter, Status
-from amo_callback.transfer.record import record_of
+from amo_callback.transfer.export_file import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from amo_callback.custody.leases import Leases
     from amo_callback.model import Freeze
     from amo_callback.ports import Clock, RescueFiles, Store
-    from amo_callback.transfer.sealed import SealedWriter
+    from amo_callback.transfer.export_file import ExportWriter
 
 PAGE = 500
 _LOOK_AGAIN = 1.0
@@ -25,15 +25,15 @@ _LOOK_AGAIN = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """What an export has written, and what it has not."""
+    """The result of an export."""
 
     count: int
     unreadable: Sequence[str]
-    """Connections whose pair no key opens."""
+    """Connections whose pair no key decrypts: they are not in the file."""
 
 
 async def freeze(store: Store, *, why: str) -> Freeze:
-    """Have nothing spent of this store any more; what froze it first is what its freeze tells."""
+    """Freeze the store, and return its freeze, which may be an older one."""
     await store.freeze_all(why=why, elsewhere=True)
     frozen = await store.frozen()
     if frozen is None:
@@ -41,17 +41,17 @@ async def freeze(store: Store, *, why: str) -> Freeze:
     return frozen
 
 
-async def until_quiet(
-    store: Store, *, leases: Leases, clock: Clock, rescue: RescueFiles, tell: Callable[[float], None]
+async def wait_until_idle(
+    store: Store, *, leases: Leases, clock: Clock, rescue: RescueFiles, report: Callable[[float], None]
 ) -> None:
-    """Wait until no token is being spent and no code exchanged, and see to it that no pair waits to be stored.
+    """Wait until no refresh and no exchange is in flight; `report` is called with the seconds left, at most.
 
-    `tell` hears how many seconds at most are left. Raises `CommandFailed`.
+    Raises `CommandFailed` where a pair waits to be stored.
     """
     while left := await _left(store, leases, clock):
-        tell(left)
+        report(left)
         await clock.sleep(min(left, _LOOK_AGAIN))
-    none_unsaved(rescue)
+    require_empty_rescue(rescue)
 
 
 async def _left(store: Store, leases: Leases, clock: Clock) -> float:
@@ -63,8 +63,8 @@ async def _left(store: Store, leases: Leases, clock: Clock) -> float:
     return max([*attempts, *exchanges], default=0.0)
 
 
-def none_unsaved(rescue: RescueFiles) -> None:
-    """See to it that no pair waits to be stored; raises `CommandFailed`."""
+def require_empty_rescue(rescue: RescueFiles) -> None:
+    """Raise `CommandFailed` where a pair waits to be stored."""
     try:
         files = len(rescue.read())
     except OSError as error:
@@ -82,7 +82,7 @@ async def export(
     frozen: Freeze,
     cipher: Cipher,
     rescue: RescueFiles,
-    writer: SealedWriter,
+    writer: ExportWriter,
     advance: Callable[[int], None],
 ) -> Exported:
     """Write every connection that is not disconnected; raises `CommandFailed` where the store did not stay frozen."""
@@ -101,7 +101,7 @@ async def export(
         after = page[-1].id
         advance(writer.count)
     writer.end()
-    none_unsaved(rescue)
+    require_empty_rescue(rescue)
     if await store.frozen() != frozen:
         raise CommandFailed("it was thawed meanwhile: what was read may be spent by now, so nothing is exported")
     return Exported(count=writer.count, unreadable=unreadable)

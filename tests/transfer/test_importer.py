@@ -13,27 +13,27 @@ import pytest
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.leases import Leases
 from amo_callback.model import Reason, Status, TokenPair, fingerprint
-from amo_callback.transfer.bring import BATCH, TURN, make_plan, until_settled
-from amo_callback.transfer.record import Problem
+from amo_callback.transfer.export_file import RecordError
+from amo_callback.transfer.importer import BATCH, TURN, make_plan, wait_for_leases
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, an_extension, now, save
 from tests.fakes import START
-from tests.transfer.goods import CLIENT, REPLACE, RULES, a_record, arrivals, written
+from tests.transfer.samples import CLIENT, REPLACE, RULES, a_record, arrivals, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from amo_callback.model import Connection
     from amo_callback.ports import Store
-    from amo_callback.transfer.bring import Plan, Rules
-    from amo_callback.transfer.record import Arrival, Record
+    from amo_callback.transfer.export_file import ExportRecord, ParsedRecord
+    from amo_callback.transfer.importer import ImportPlan, ImportRules
     from tests.fakes import FakeClock
 
 
-async def _plan(store: Store, cipher: Cipher, *records: Record, rules: Rules = RULES) -> Plan:
+async def _plan(store: Store, cipher: Cipher, *records: ExportRecord, rules: ImportRules = RULES) -> ImportPlan:
     return await make_plan(arrivals(*records), store=store, cipher=cipher, rules=rules)
 
 
-async def _bring(store: Store, cipher: Cipher, *records: Record, rules: Rules = RULES) -> Plan:
+async def _bring(store: Store, cipher: Cipher, *records: ExportRecord, rules: ImportRules = RULES) -> ImportPlan:
     """Import records that nothing is wrong with, and none of which is left."""
     plan = await _plan(store, cipher, *records, rules=rules)
     assert plan.problems == []
@@ -41,7 +41,7 @@ async def _bring(store: Store, cipher: Cipher, *records: Record, rules: Rules = 
     return plan
 
 
-async def _stored(store: Store, record: Record) -> Connection:
+async def _stored(store: Store, record: ExportRecord) -> Connection:
     stored = await store.connection(record.id)
     assert stored is not None
     return stored
@@ -56,7 +56,7 @@ async def test_others_have_a_turn_between_the_connections_of_an_import(store: St
             turns[0] += 1
             await asyncio.sleep(0)
 
-    def reading() -> Iterator[Arrival]:
+    def reading() -> Iterator[ParsedRecord]:
         for arrival in arrivals(*(a_record(number) for number in range(BATCH + 1))):
             read[turns[0]] += 1
             yield arrival
@@ -129,7 +129,7 @@ async def test_one_that_may_not_come_in_is_told_and_keeps_out_all(
     """Another client's, a foreign host's, an account that is not listed, one that the file names twice."""
     rules = dataclasses.replace(RULES, allowed_accounts=["1", "2"])
     plan = await _plan(store, cipher, a_record(1), a_record(2, **change), rules=rules)
-    assert plan.problems == [Problem(place="line 2", why=why)]
+    assert plan.problems == [RecordError(place="line 2", why=why)]
     assert await store.count() == 0
 
 
@@ -169,7 +169,7 @@ async def test_other_tokens_are_replaced_only_where_that_is_asked_for(store: Sto
     other = a_record(refresh_token="other", issued_at=START + timedelta(seconds=1))
     plan = await _plan(store, cipher, a_record(2), other)
     why = f"{other.id} is here already, with other tokens: --replace replaces them"
-    assert plan.problems == [Problem(place="line 2", why=why)]
+    assert plan.problems == [RecordError(place="line 2", why=why)]
     await _bring(store, cipher, a_record(2), other, rules=REPLACE)
     after = await _stored(store, other)
     assert cipher.pair_of(after) == other.pair
@@ -243,7 +243,7 @@ async def test_an_attempt_of_a_dead_process_is_replaced_after_its_lease(
     plan = await _plan(store, cipher, back, rules=REPLACE)
     told: list[float] = []
     leases = Leases(length=2.5, store=store, clock=clock)
-    waiting = asyncio.create_task(until_settled(plan, store=store, leases=leases, clock=clock, tell=told.append))
+    waiting = asyncio.create_task(wait_for_leases(plan, store=store, leases=leases, clock=clock, report=told.append))
     for left in (2.5, 1.5, 0.5):
         await clock.until_sleeping(min(left, 1))
         clock.advance(min(left, 1))
