@@ -157,7 +157,7 @@ def _hint(key: str) -> str:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file (0600) that is there whole or not at all; raises `CommandFailed`, also where one is there already."""
+    """Write a file (0600) that is there whole or not at all; raises `CommandFailed`, also where one exists."""
     try:
         if os.path.lexists(path):  # before any work is done
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
