@@ -9,7 +9,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime, timedelta
+
+    from amo_callback.event import Event
 
 
 _CONNECTIONS = uuid.UUID("8f0f5a36-5d0c-4f4e-9d0e-2f1c7f8b6a51")
@@ -350,3 +353,15 @@ def short(print_: str) -> str:
 def fingerprint(secret: str | bytes) -> str:
     """Return a name for a code, token or handle that tells nothing of it (SHA-256, hex)."""
     return hashlib.sha256(secret.encode() if isinstance(secret, str) else secret).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportedConnection:
+    """A connection from another store or system, as it goes into this one."""
+
+    connection: Connection
+    replaces: Connection | None
+    """The stored connection that it replaces, as it was read; any other one stays."""
+    event: Event
+    owners: Sequence[str] = ()
+    """Added to the owners that are stored."""

@@ -26,7 +26,7 @@ from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
 from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.store import open_store
 from amo_callback.web.composition import DataPaths, Service, open_service
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from amo_callback.clock import Clock
-    from amo_callback.config import Settings
+    from amo_callback.config.settings import Settings
     from amo_callback.event import Event
     from amo_callback.store import Store
     from tests.postgres import Databases

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import SecretStr
 
-from amo_callback.config import App
+from amo_callback.config.settings import App
 from amo_callback.errors import JwksUnavailable, Unauthorized
 from amo_callback.identity.jwks import MAX_KEYS, JwksVerifier, read_jwks
 from amo_callback.identity.jwt import Hs256Verifier, JwtRules, Key, verify_with_any

@@ -16,7 +16,7 @@ ONE_PLACE = {
     "jwt": {"identity", "demo"},
     "prometheus_client": {"observe"},
     "jinja2": {"web", "amo", "demo"},
-    "pydantic_settings": {"config", "config_load", "config_values"},
+    "pydantic_settings": {"config"},
     "standardwebhooks": {"webhook"},
     "uvloop": {"cli"},
     "aiohttp": {"amo", "identity", "notices", "web", "cli", "demo"},

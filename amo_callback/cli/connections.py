@@ -1,136 +1,207 @@
-"""`amo-callback connections …`, `amo-callback token` and `amo-callback events`."""
+"""`amo-callback connections …`, `token` and `events`."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.cli import transfer
-from amo_callback.cli.local import add_config, find_place
-from amo_callback.cli.operations import open_operations
-from amo_callback.cli.table import table
+import click
+
+from amo_callback.cli import output
+from amo_callback.cli.api_client import MAX_ITEMS, call
+from amo_callback.cli.context import config_option, json_option, yes_option
+from amo_callback.cli.transfer import export, import_
+from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
 from amo_callback.model import Status
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
-    from amo_callback.cli.operations import Operations
+    from amo_callback.cli.api_client import ApiClient
+    from amo_callback.cli.main import Invocation
 
 _COLUMNS = ("id", "account_id", "domain", "status", "reason", "access_expires_at", "refresh_expires_at", "frozen")
-_LEFT_OUT = {"domain", "token", "next_token", "reason", "error"}
+_OWN_COLUMNS = {"domain", "token", "next_token", "reason", "error"}
+"""Details of an event that have a column of their own, or stand elsewhere."""
+_ASKED = ": asked by "
+"""How readiness shows a freeze by `connections freeze --all`: no other process works with these tokens."""
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the commands to the parser."""
-    group = commands.add_parser("connections", help="list, show, freeze, import and export connections")
-    connections = group.add_subparsers(required=True, metavar="COMMAND")
-    listing = _command(connections, "list", "list them", _list, Scope.READ)
-    listing.add_argument("--account-id", metavar="ID")
-    listing.add_argument("--owner", metavar="ID", help="the app's user")
-    listing.add_argument("--domain", metavar="HOST")
-    listing.add_argument("--status", choices=list(Status))
-    showing = _command(connections, "show", "show one, and what happened to it last", _show, Scope.READ)
-    showing.add_argument("selector", metavar="ID", help="its id, account:ID, or owner:ID")
-    for name, what in (("freeze", "spend nothing until thawed"), ("thaw", "spend again, on this machine")):
-        parser = _command(connections, name, what, _freeze, Scope.ADMIN)
-        which = parser.add_mutually_exclusive_group(required=True)
-        which.add_argument("selector", metavar="ID", nargs="?", help="one connection: its id, account:ID, or owner:ID")
-        which.add_argument("--all", action="store_true", help="all of them")
-        parser.set_defaults(frozen=name == "freeze")
-    refreshing = _command(connections, "refresh", "refresh its pair now", _refresh, Scope.TOKEN)
-    refreshing.add_argument("selector", metavar="ID", help="its id, account:ID, or owner:ID")
-    parting = _command(connections, "disconnect", "forget it and erase its tokens", _disconnect, Scope.ADMIN)
-    parting.add_argument("selector", metavar="ID", help="its id; or account:ID, owner:ID where that is one connection")
-    transfer.add_to(connections)
-    token = _command(
-        commands, "token", "print an access token, refreshed where it has little life left", _token, Scope.TOKEN
-    )
-    token.add_argument("selector", metavar="ID", help="its id, account:ID, or owner:ID")
-    events = _command(commands, "events", "what happened: who spent a token, when, and why", _events, Scope.READ)
-    events.add_argument("selector", metavar="ID", nargs="?", help="of one connection: its id, account:ID, or owner:ID")
-    events.add_argument("--limit", type=int, default=50, metavar="N", help="default: 50")
+@click.group()
+def connections() -> None:
+    """List, show, refresh, freeze, export and import connections.
+
+    NAME is a connection's id, its account's id or host, account:ID, or owner:ID.
+    """
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    what: str,
-    work: Callable[[Operations, argparse.Namespace], Awaitable[str]],
-    scope: Scope,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=what)
-    add_config(parser)
-    parser.add_argument("--json", action="store_true", help="for programs")
-
-    def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-        asyncio.run(_run(options, environ))
-        return 0
-
-    async def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> None:
-        async with open_operations(find_place(options, environ), scope=scope) as operations:
-            print(await work(operations, options))
-
-    parser.set_defaults(run=run)
-    return parser
+connections.add_command(export)
+connections.add_command(import_)
 
 
-async def _list(operations: Operations, options: argparse.Namespace) -> str:
-    given = {name: getattr(options, name) for name in ("account_id", "owner", "domain", "status")}
-    found = await operations.connections({name: value for name, value in given.items() if value})
-    if options.json:
-        return json.dumps(found)
-    return table(_COLUMNS, [[one[name] or None for name in _COLUMNS] for one in found])
+@connections.command("list")
+@config_option
+@json_option
+@click.option("--account-id", metavar="ID", help="Of this AMO account.")
+@click.option("--owner", metavar="ID", help="Of this user of the app.")
+@click.option("--domain", metavar="HOST", help="Of the account with this host.")
+@click.option("--status", type=click.Choice([str(status) for status in Status]), help="With this status.")
+@click.pass_obj
+def list_(invocation: Invocation, /, *, config: str | None, as_json: bool, **only: str | None) -> None:
+    """List connections."""
+    query = {name: value for name, value in only.items() if value}
+
+    async def work(api: ApiClient) -> list[dict[str, Any]]:
+        return await api.pages("/connections", query, limit=MAX_ITEMS)
+
+    found = call(config, invocation.environ, Scope.READ, work)
+    rows = [[one[name] or None for name in _COLUMNS] for one in found]
+    output.show(found, as_json=as_json, text=lambda: output.table(_COLUMNS, rows))
 
 
-async def _show(operations: Operations, options: argparse.Namespace) -> str:
-    found = await operations.connection(options.selector)
-    if options.json:
-        return json.dumps(found)
-    events = found.pop("events")
-    return f"{_facts(found)}\n\n{_history(events)}"
+@connections.command("show")
+@config_option
+@json_option
+@click.argument("name")
+@click.pass_obj
+def show(invocation: Invocation, *, config: str | None, as_json: bool, name: str) -> None:
+    """Show the connection NAME and its last events."""
+
+    async def work(api: ApiClient) -> dict[str, Any]:
+        return await api.get(await api.path_of(name))
+
+    found = call(config, invocation.environ, Scope.READ, work)
+    events = [] if as_json else found.pop("events")
+    output.show(found, as_json=as_json, text=lambda: f"{output.facts(found)}\n\n{_history(events)}")
 
 
-async def _events(operations: Operations, options: argparse.Namespace) -> str:
-    found = await operations.events(options.selector, limit=min(max(options.limit, 1), 10_000))
-    return json.dumps(found) if options.json else _history(found)
+@connections.command("refresh")
+@config_option
+@json_option
+@click.argument("name")
+@click.pass_obj
+def refresh(invocation: Invocation, *, config: str | None, as_json: bool, name: str) -> None:
+    """Refresh the token pair of NAME now."""
+    found = call(config, invocation.environ, Scope.TOKEN, lambda api: api.refresh(name))
+    del found["access_token"]  # `token` prints it
+    output.show(found, as_json=as_json, text=lambda: output.facts(found))
 
 
-async def _token(operations: Operations, options: argparse.Namespace) -> str:
-    found = await operations.token(options.selector)
-    return json.dumps(found) if options.json else str(found["access_token"])
+@connections.command("disconnect")
+@config_option
+@json_option
+@yes_option
+@click.argument("name")
+@click.pass_obj
+def disconnect(invocation: Invocation, *, config: str | None, as_json: bool, yes: bool, name: str) -> int:
+    """Disconnect NAME: erase its tokens, for good."""
+    if not output.confirm(f"Erase the tokens of {output.printable(name)}? Its user has to connect again", yes=yes):
+        click.echo("nothing was changed")
+        return 1
+
+    async def work(api: ApiClient) -> dict[str, Any]:
+        return await api.delete(await api.path_of(name))
+
+    found = call(config, invocation.environ, Scope.ADMIN, work)
+    output.show(found, as_json=as_json, text=lambda: output.facts(found))
+    return 0
 
 
-async def _refresh(operations: Operations, options: argparse.Namespace) -> str:
-    found = await operations.refresh(options.selector)
-    del found["access_token"]  # whoever wants that asks for it: `token`
-    return json.dumps(found) if options.json else _facts(found)
+@connections.command("freeze")
+@config_option
+@json_option
+@click.argument("name", required=False)
+@click.option("--all", "every", is_flag=True, help="All connections.")
+@click.pass_obj
+def freeze(invocation: Invocation, *, config: str | None, as_json: bool, name: str | None, every: bool) -> None:
+    """Spend no refresh token of NAME, or of any connection, until thawed."""
+    _check_target(name, every=every)
+
+    async def work(api: ApiClient) -> dict[str, Any]:
+        return await api.post("/freeze" if name is None else f"{await api.path_of(name)}/freeze")
+
+    found = call(config, invocation.environ, Scope.ADMIN, work)
+    output.show(found, as_json=as_json, text=lambda: output.facts(found))
 
 
-async def _disconnect(operations: Operations, options: argparse.Namespace) -> str:
-    found = await operations.disconnect(options.selector)
-    return json.dumps(found) if options.json else _facts(found)
+@connections.command("thaw")
+@config_option
+@json_option
+@yes_option
+@click.argument("name", required=False)
+@click.option("--all", "every", is_flag=True, help="All connections.")
+@click.pass_obj
+def thaw(invocation: Invocation, *, config: str | None, as_json: bool, yes: bool, name: str | None, every: bool) -> int:
+    """Refresh NAME, or all connections, again: on this host from now on."""
+    _check_target(name, every=every)
+
+    async def work(api: ApiClient) -> dict[str, Any] | None:
+        if name is not None:
+            return await api.post(f"{await api.path_of(name)}/thaw")
+        if not _may_thaw(await api.get_checks(), yes=yes):
+            return None
+        return await api.post("/thaw")
+
+    found = call(config, invocation.environ, Scope.ADMIN, work)
+    if found is None:
+        click.echo("nothing was changed")
+        return 1
+    output.show(found, as_json=as_json, text=lambda: output.facts(found))
+    return 0
 
 
-async def _freeze(operations: Operations, options: argparse.Namespace) -> str:
-    told = await operations.freeze(options.selector, frozen=options.frozen)
-    return json.dumps(told) if options.json else _facts(told)
+@click.command()
+@config_option
+@json_option
+@click.argument("name")
+@click.pass_obj
+def token(invocation: Invocation, *, config: str | None, as_json: bool, name: str) -> None:
+    """Print an access token of NAME, refreshed first where it expires soon."""
+    found = call(config, invocation.environ, Scope.TOKEN, lambda api: api.token(name))
+    output.show(found, as_json=as_json, text=lambda: str(found["access_token"]))
 
 
-def _facts(found: Mapping[str, Any]) -> str:
-    facts = {name: ", ".join(value) if isinstance(value, list) else value for name, value in found.items()}
-    return table(("what", "is"), list(facts.items()))
+@click.command()
+@config_option
+@json_option
+@click.argument("name", required=False)
+@click.option("--limit", type=click.IntRange(min=1, clamp=True), default=50, help="Events at most.")
+@click.pass_obj
+def events(invocation: Invocation, *, config: str | None, as_json: bool, name: str | None, limit: int) -> None:
+    """Show the history, of NAME or of all: which token was presented, when, and why."""
+
+    async def work(api: ApiClient) -> list[dict[str, Any]]:
+        query = {} if name is None else {"connection": await api.selector_of(name)}
+        return await api.pages("/events", query, limit=min(limit, MAX_ITEMS))
+
+    found = call(config, invocation.environ, Scope.READ, work)
+    output.show(found, as_json=as_json, text=lambda: _history(found))
+
+
+def _check_target(name: str | None, *, every: bool) -> None:
+    if (name is not None) == every:
+        raise click.UsageError("name one connection, or --all")
+
+
+def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
+    """Ask where the tokens may be in use elsewhere: after an export or a restore, or on a copy."""
+    frozen = str(checks["frozen"]["detail"])
+    if checks["frozen"]["ok"] or _ASKED in frozen or yes:
+        return True
+    click.echo(output.printable(frozen))
+    try:
+        return output.confirm("Is nothing else working with these tokens? Two that do lose them", yes=False)
+    except CommandFailed:
+        raise CommandFailed(f"{frozen} (say --yes: there is no terminal to ask on)") from None
 
 
 def _history(events: list[dict[str, Any]]) -> str:
-    """Return events as lines: the token that was presented, and the one that it brought, by their fingerprints."""
+    """Return events as a table: the presented token and the next one are shown by their fingerprints."""
     rows = []
     for event in events:
         details = event["details"]
-        more = [f"{name}={value}" for name, value in details.items() if name not in _LEFT_OUT]
+        more = [f"{name}={value}" for name, value in details.items() if name not in _OWN_COLUMNS]
         why = details.get("reason") or details.get("error")
         tokens = " > ".join(details[name] for name in ("token", "next_token") if name in details)
         rows.append((event["at"], event["connection_id"], event["name"], why, tokens, event["process"], " ".join(more)))
-    return table(("at", "connection", "event", "why", "token", "process", "more"), rows)
+    return output.table(("at", "connection", "event", "why", "token", "process", "more"), rows)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from amo_callback.cli.loop import run_loop
+import click
+
+from amo_callback.cli.context import run_loop
+from amo_callback.cli.output import printable
 from amo_callback.cli.serve import on_signal, until_end
-from amo_callback.cli.table import printable
 from amo_callback.clock import SystemClock
 from amo_callback.demo.stage import Sites, choose_sites, open_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from amo_callback.demo.life import Life
     from amo_callback.demo.story import Line
@@ -40,32 +41,12 @@ The demo has ended; nothing of it is left on this machine. What to do next:
 """
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("demo", help="try the whole flow on this machine, nothing to configure")
-    parser.add_argument(
-        "--token-life", type=_between(1, 86400), default=30, metavar="SECONDS", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--port", type=_between(1, 65533), help="the first of three ports in a row; default: any that are free"
-    )
-    parser.set_defaults(run=run)
-
-
-def _between(least: int, most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        number = int(text)
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"must be from {least} to {most}")
-        return number
-
-    read.__name__ = "number"  # as argparse calls it where `int` refuses
-    return read
-
-
-def run(options: argparse.Namespace, _environ: Mapping[str, str]) -> int:
-    """Run until Ctrl-C, or until the output is closed."""
-    return run_loop(_demo(choose_sites(options.port), token_life=options.token_life))
+@click.command()
+@click.option("--token-life", type=click.IntRange(1, 86400), default=30, metavar="SECONDS", help="Of an access token.")
+@click.option("--port", type=click.IntRange(1, 65533), help="The first of three ports in a row; else any free ones.")
+def demo(*, token_life: int, port: int | None) -> int:
+    """Try the whole flow on this machine, until Ctrl-C; there is nothing to configure."""
+    return run_loop(_demo(choose_sites(port), token_life=token_life))
 
 
 async def _demo(sites: Sites, *, token_life: int) -> int:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import getpass
 import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from amo_callback.cli import answers
-from amo_callback.cli.layout import CLIENT_SECRET, ENCRYPTION_KEYS, Layout, refuse, write
-from amo_callback.cli.table import printable
-from amo_callback.cli.terminal import EX_USAGE
-from amo_callback.config import App
-from amo_callback.config_load import CONFIG_VARIABLE, DEFAULT_PATHS
+import click
+
+from amo_callback.cli import init_validation
+from amo_callback.cli.init_files import CLIENT_SECRET, ENCRYPTION_KEYS, InstallPaths, preflight, write
+from amo_callback.cli.output import EX_USAGE, printable
+from amo_callback.config.loader import CONFIG_VARIABLE, DEFAULT_PATHS
+from amo_callback.config.settings import App
 from amo_callback.deploy import units
 from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import CommandFailed
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Mapping
+
+    from amo_callback.cli.main import Invocation
 
 _READ = TypeVar("_READ")
 
@@ -30,80 +31,93 @@ _READ = TypeVar("_READ")
 class Answers:
     """What is known of the integration and the app; what is `None` is asked for."""
 
-    callback: answers.Callback | None
+    callback: init_validation.Callback | None
     client_id: str | None
     client_secret: str | None = field(repr=False)
     deep_link: str | None
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("init", help="write a configuration: ask for what is needed, make the keys")
-    parser.add_argument("--redirect-uri", metavar="URL", help="where AMO sends people, or https:// and the host alone")
-    parser.add_argument("--client-id", metavar="ID", help='"Integration ID" on the integration\'s page in AMO')
-    parser.add_argument("--client-secret-file", metavar="FILE", help='holds the "Secret key" there; -: standard input')
-    parser.add_argument("--deep-link", metavar="URL", help=f"the app's address; default: {App().deep_link}")
-    parser.add_argument("--database", metavar="URL", help="default: a file of SQLite")
-    parser.add_argument("--no-input", action="store_true", help="ask nothing")
-    parser.add_argument("--systemd", action="store_true", help="for `systemd install`: secrets get files of their own")
-    parser.add_argument(
-        "--config", metavar="FILE", help=f"default: ./{DEFAULT_PATHS[0]}; with --systemd: {units.CONFIG}"
-    )
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Ask, write, and say what comes next; nothing is written before all is known."""
-    layout = _layout(options, environ)
-    asking = not options.no_input and sys.stdin.isatty() and sys.stdout.isatty()
-    given, problems = _given(options, layout)
+@click.command()
+@click.option(
+    "--redirect-uri", metavar="URL", help="Where AMO sends users: the whole address, or https:// and the host."
+)
+@click.option("--client-id", metavar="ID", help='"Integration ID" on the integration\'s page in AMO.')
+@click.option("--client-secret-file", metavar="FILE", help='Holds the "Secret key" of that page; -: standard input.')
+@click.option("--deep-link", metavar="URL", help=f"The app's address. Default: {App().deep_link}")
+@click.option("--database", metavar="URL", help="Default: an SQLite file.")
+@click.option("--no-input", is_flag=True, help="Ask nothing.")
+@click.option("--systemd", is_flag=True, help="For `systemd install`: each secret has a file.")
+@click.option("--config", metavar="FILE", help=f"Default: ./{DEFAULT_PATHS[0]}; with --systemd: {units.CONFIG}")
+@click.pass_obj
+def init(
+    invocation: Invocation,
+    /,
+    *,
+    config: str | None,
+    systemd: bool,
+    no_input: bool,
+    database: str | None,
+    **given: str | None,
+) -> int:
+    """Write a configuration: ask for what is needed, make the keys. Nothing is written before all is known."""
+    paths = _paths(config, invocation.environ, systemd=systemd)
+    asking = not no_input and sys.stdin.isatty() and sys.stdout.isatty()
+    known, problems = _read_options(given, database, paths)
     if not asking:
-        problems += _missing(options)
+        problems += [
+            f"--{name.replace('_', '-')} is required with --no-input, or where there is no terminal"
+            for name in ("redirect_uri", "client_id")
+            if given[name] is None
+        ]
     if problems:
         for problem in problems:
-            print(f"amo-callback: {printable(problem)}", file=sys.stderr)
+            click.echo(f"amo-callback: {printable(problem)}", err=True)
         return EX_USAGE
-    database = options.database or layout.database
+    database = database or paths.database
     try:
-        refuse(layout, database)
-        known = _ask(given, layout) if asking else given
-        written = _write(layout, known, database=database)
-    except EOFError:
-        print()
+        preflight(paths, database)
+        answers = _ask(known, paths) if asking else known
+        written = _write(paths, answers, database=database)
+    except click.Abort as abort:
+        if not isinstance(abort.__context__, EOFError):
+            raise
+        click.echo()
         raise CommandFailed("the answers have ended, and nothing was written") from None
     except OSError as error:
-        raise CommandFailed(f"{error.filename or layout.config}: {error.strerror}") from None
-    print("\n".join(printable(line) for line in ("", *written)))
+        raise CommandFailed(f"{error.filename or paths.config}: {error.strerror}") from None
+    click.echo("\n".join(printable(line) for line in ("", *written)))
     return 0
 
 
-def _layout(options: argparse.Namespace, environ: Mapping[str, str]) -> Layout:
-    """Return where to write: at the place of systemd's configuration it is always systemd's layout."""
-    named = options.config or (None if options.systemd else environ.get(CONFIG_VARIABLE))
-    config = Path(named) if named else units.CONFIG if options.systemd else DEFAULT_PATHS[0]
-    return Layout(config=config, systemd=options.systemd or config.absolute() == units.CONFIG)
+def _paths(config: str | None, environ: Mapping[str, str], *, systemd: bool) -> InstallPaths:
+    """Return where to write; a configuration at systemd's place has systemd's paths."""
+    named = config or (None if systemd else environ.get(CONFIG_VARIABLE))
+    path = Path(named) if named else units.CONFIG if systemd else DEFAULT_PATHS[0]
+    return InstallPaths(config=path, systemd=systemd or path.absolute() == units.CONFIG)
 
 
-def _write(layout: Layout, known: Answers, *, database: str) -> list[str]:
+def _write(paths: InstallPaths, known: Answers, *, database: str) -> list[str]:
     """Write what is known now, and return what is to be said of it."""
     if known.callback is None or known.client_id is None:
         raise AssertionError("asked for, or missing")
-    decided = layout.decide(
+    decided = paths.decide(
         known.callback,
         client_id=known.client_id,
         deep_link=known.deep_link or App().deep_link,
         database=database,
     )
-    written = write(layout, decided, known.client_secret)
-    later = known.client_secret is None and not layout.has(CLIENT_SECRET)
-    return [*written, "", *_after(layout, known.callback, later=later)]
+    written = write(paths, decided, known.client_secret)
+    later = known.client_secret is None and not paths.has(CLIENT_SECRET)
+    return [*written, "", *_after(paths, known.callback, later=later)]
 
 
 # --- what is given -------------------------------------------------------------------------------
 
 
-def _given(options: argparse.Namespace, layout: Layout) -> tuple[Answers, list[str]]:
-    """Read the options, and return what is wrong with them, all at once."""
+def _read_options(
+    given: Mapping[str, str | None], database: str | None, paths: InstallPaths
+) -> tuple[Answers, list[str]]:
+    """Read the options, and return all that is wrong with them."""
     problems: list[str] = []
 
     def read(option: str, text: str | None, take: Callable[[str], _READ]) -> _READ | None:
@@ -115,82 +129,68 @@ def _given(options: argparse.Namespace, layout: Layout) -> tuple[Answers, list[s
             problems.append(f"{option}: {error}")
         return None
 
-    read("--database", options.database, lambda text: answers.read_database(text, systemd=layout.systemd))
-    given = Answers(
-        callback=read("--redirect-uri", options.redirect_uri, answers.read_callback),
-        client_id=read("--client-id", options.client_id, answers.read_client_id),
-        client_secret=read("--client-secret-file", options.client_secret_file, _secret_of),
-        deep_link=read("--deep-link", options.deep_link, answers.read_deep_link),
+    read("--database", database, lambda text: init_validation.read_database(text, systemd=paths.systemd))
+    answers = Answers(
+        callback=read("--redirect-uri", given["redirect_uri"], init_validation.read_callback),
+        client_id=read("--client-id", given["client_id"], init_validation.read_client_id),
+        client_secret=read("--client-secret-file", given["client_secret_file"], _read_secret_file),
+        deep_link=read("--deep-link", given["deep_link"], init_validation.read_deep_link),
     )
-    return given, problems
+    return answers, problems
 
 
-def _missing(options: argparse.Namespace) -> list[str]:
-    needed = {"--redirect-uri": options.redirect_uri, "--client-id": options.client_id}
-    return [f"{option}: is missing, and nobody is asked" for option, text in needed.items() if text is None]
-
-
-def _secret_of(file: str) -> str:
+def _read_secret_file(file: str) -> str:
     try:
         text = sys.stdin.read(MAX_TEXT) if file == "-" else read_regular(Path(file), limit=MAX_TEXT).decode()
     except UnicodeDecodeError:
         raise ValueError("cannot be read as text") from None
-    return answers.read_client_secret(text.strip())
+    return init_validation.read_client_secret(text.strip())
 
 
-# --- what is asked -------------------------------------------------------------------------------
+# --- questions -----------------------------------------------------------------------------------
 
 
-def _ask(given: Answers, layout: Layout) -> Answers:
+def _ask(given: Answers, paths: InstallPaths) -> Answers:
     """Ask for what was not given, in the order in which a person comes to know it."""
     callback = given.callback
     if callback is None:
-        print("Where do phones reach this service? Its public address, or the whole redirect URI.")
-        callback = _until_good("Address", answers.read_callback, example="https://admin.example.com")
-        print(f"The redirect URI is {callback.redirect_uri}")
+        click.echo("Where do phones reach this service? Its public address, or the whole redirect URI.")
+        callback = _prompt("Address (like https://admin.example.com)", init_validation.read_callback)
+        click.echo(f"The redirect URI is {callback.redirect_uri}")
     client_id, client_secret = given.client_id, given.client_secret
     if client_id is None:
-        print("\nCreate the integration in amoCRM, or open it:")
-        print("\n".join(_registration(callback)))
-        print('Then "Keys and scopes" on its page has what is asked for now.')
-        client_id = _until_good("Integration ID", answers.read_client_id)
-    if client_secret is None and not layout.has(CLIENT_SECRET):
-        client_secret = _until_good("Secret key (is not shown; Enter: later)", _secret_or_later, line=getpass.getpass)
+        click.echo("\nCreate the integration in amoCRM, or open it:")
+        click.echo("\n".join(_registration(callback)))
+        click.echo('Then "Keys and scopes" on its page has what is asked for now.')
+        client_id = _prompt("Integration ID", init_validation.read_client_id)
+    if client_secret is None and not paths.has(CLIENT_SECRET):
+        question = "Secret key (is not shown; Enter: later)"
+        client_secret = _prompt(question, _read_secret_or_later, hidden=True)
     deep_link = given.deep_link
     if deep_link is None:
-        print("\nWhich address opens your app? Its developers know: it is registered in the app, not in amoCRM.")
-        default = App().deep_link
-        deep_link = _until_good("Deep link", lambda text: answers.read_deep_link(text or default), default=default)
+        click.echo("\nWhich address opens your app? Its developers know: it is registered in the app, not in amoCRM.")
+        deep_link = _prompt("Deep link", init_validation.read_deep_link, default=App().deep_link)
     return Answers(callback=callback, client_id=client_id, client_secret=client_secret, deep_link=deep_link)
 
 
-def _until_good(
-    question: str,
-    read: Callable[[str], _READ],
-    *,
-    example: str = "",
-    default: str = "",
-    line: Callable[[str], str] = input,
-) -> _READ:
+def _prompt(question: str, read: Callable[[str], _READ], *, default: str | None = None, hidden: bool = False) -> _READ:
     """Ask until there is an answer that can be taken."""
-    hint = f" (like {example})" if example else f" [{default}]" if default else ""
     while True:
+        text = click.prompt(question, default="" if hidden else default, show_default=not hidden, hide_input=hidden)
         try:
-            return read(line(f"{question}{hint}: ").strip())
-        except UnicodeDecodeError:
-            print("  It is no text.")
+            return read(text.strip())
         except ValueError as error:
-            print(f"  It {error}.")
+            click.echo(f"  It {error}.")
 
 
-def _secret_or_later(text: str) -> str | None:
-    return answers.read_client_secret(text) if text else None
+def _read_secret_or_later(text: str) -> str | None:
+    return init_validation.read_client_secret(text) if text else None
 
 
 # --- what is said --------------------------------------------------------------------------------
 
 
-def _registration(callback: answers.Callback) -> list[str]:
+def _registration(callback: init_validation.Callback) -> list[str]:
     return [
         '  amoMarket > "..." > Create integration, an external one, with these addresses, byte for byte:',
         f"    redirect URI         {callback.redirect_uri}",
@@ -198,9 +198,9 @@ def _registration(callback: answers.Callback) -> list[str]:
     ]
 
 
-def _after(layout: Layout, callback: answers.Callback, *, later: bool) -> list[str]:
+def _after(paths: InstallPaths, callback: init_validation.Callback, *, later: bool) -> list[str]:
     """Return what is left for a person to do."""
-    keys = layout.credentials / ENCRYPTION_KEYS if layout.systemd else layout.config
+    keys = paths.credentials / ENCRYPTION_KEYS if paths.systemd else paths.config
     lines = [
         f"Keep a copy of the encryption key (in {keys}), apart from the database's backups:",
         "without it nobody can read the tokens any more.",
@@ -209,11 +209,11 @@ def _after(layout: Layout, callback: answers.Callback, *, later: bool) -> list[s
         *_registration(callback),
         "",
     ]
-    if later and layout.systemd:
-        lines.append(f"Later: the secret key goes into {layout.credentials / CLIENT_SECRET}; `systemd install` asks.")
+    if later and paths.systemd:
+        lines.append(f"Later: the secret key goes into {paths.credentials / CLIENT_SECRET}; `systemd install` asks.")
     elif later:
-        lines.append(f"Later: the secret key goes into {layout.config}, as client_secret below [amo].")
-    found = DEFAULT_PATHS[1] if layout.systemd else DEFAULT_PATHS[0]
-    option = "" if layout.config in {found, found.absolute()} else f" --config {shlex.quote(str(layout.config))}"
-    steps = ("systemd install", "check") if layout.systemd else ("check", "serve")
+        lines.append(f"Later: the secret key goes into {paths.config}, as client_secret below [amo].")
+    found = DEFAULT_PATHS[1] if paths.systemd else DEFAULT_PATHS[0]
+    option = "" if paths.config in {found, found.absolute()} else f" --config {shlex.quote(str(paths.config))}"
+    steps = ("systemd install", "check") if paths.systemd else ("check", "serve")
     return [*lines, "Next:", *(f"  amo-callback {step}{option}" for step in steps)]

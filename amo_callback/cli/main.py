@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, TextIO, cast
+
+import click
+from click.shell_completion import CompletionItem
 
 from amo_callback import __version__
 from amo_callback.errors import AmoCallbackError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from types import ModuleType
+    from collections.abc import Callable, Mapping, Sequence
 
 EX_CONFIG = 78
 """sysexits.h: something was found in an unconfigured or misconfigured state."""
@@ -25,24 +27,81 @@ STATUSES = {
     EX_CONFIG: "the configuration cannot be used",
     130: "interrupted",
 }
-"""What each exit status means."""
-
-
+"""The meaning of each exit status."""
 COMMANDS = {
-    "serve": ("serve",),
-    "demo": ("demo",),
-    "init": ("init",),
-    "check": ("check",),
-    "connections": ("connections", "token", "events"),
-    "notices": ("notices",),
-    "copies": ("backup", "restore"),
-    "keys": ("rotate-keys",),
-    "systemd": ("systemd",),
+    "serve": ("serve", "Run the service."),
+    "demo": ("demo", "Try the whole flow on this machine; nothing to configure."),
+    "init": ("init", "Write a configuration: ask for what is needed, make the keys."),
+    "check": ("check", "Check everything, and say what is wrong and how to fix it."),
+    "config": ("config", "Check the configuration file; print the reference, or a JSON Schema."),
+    "connections": ("connections", "List, show, refresh, freeze, export and import connections."),
+    "token": ("connections", "Print an access token, refreshed first where it expires soon."),
+    "events": ("connections", "Show the history: which token was presented, when, and why."),
+    "webhooks": ("webhooks", "List webhooks that wait or were given up; send them again."),
+    "rotate-keys": ("rotate_keys", "Encrypt everything with the newest key, also while the service runs."),
+    "keygen": ("rotate_keys", "Print a new encryption key."),
+    "backup": ("backup", "Copy the database into one file, also while the service runs."),
+    "restore": ("backup", "Put a backup in the place of the database, frozen."),
+    "systemd": ("systemd", "Install as a systemd service; print what an installation needs."),
+    "docs": ("info", "Print the manual, or another document."),
+    "completion": ("info", "Print the shell's completion script."),
+    "version": ("info", "Print the version."),
 }
-"""Each module's commands. Only the module that is asked for is loaded: most take longer to load than to run."""
+"""Each command's module and summary. A module is imported when one of its commands runs: most take longer to import
+than to run."""
 _LAST_STANDARD = 2
-_SMALL = ("keygen", "version")
-"""Those that need no module of their own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Invocation:
+    """What the process gives to a command."""
+
+    environ: Mapping[str, str]
+    leave: Callable[[int], object]
+    """Called by `serve` with the exit status when everything is closed."""
+
+
+class _LazyGroup(click.Group):
+    """The commands of `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- because click passes it
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            if not ctx.resilient_parsing:
+                ctx.fail(f"{cmd_name}: unknown command: one of {', '.join(COMMANDS)}")
+            return None
+        module, summary = COMMANDS[cmd_name]
+        gc.disable()  # an import makes next to no garbage, and looking for it takes longer than the import
+        try:
+            found: click.Command = getattr(import_module(f"amo_callback.cli.{module}"), cmd_name.replace("-", "_"))
+        finally:
+            gc.enable()
+        found.help = found.help or summary
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 -- the same
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [
+            CompletionItem(name, help=summary) for name, (_, summary) in COMMANDS.items() if name.startswith(incomplete)
+        ]
+
+
+@click.group(
+    cls=_LazyGroup,
+    help="Return users to the mobile app after amoCRM / Kommo OAuth, and keep their tokens fresh.",
+    epilog="Exit status: " + "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items()) + ".",
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.version_option(__version__, message="amo-callback %(version)s")
+def cli() -> None:
+    """Hold the commands."""
 
 
 def command() -> int:
@@ -50,81 +109,44 @@ def command() -> int:
     return main(leave=os._exit)
 
 
-def main(arguments: Sequence[str] | None = None, *, leave: Callable[[int], object] | None = None) -> int:
-    """Run the command and return its exit status, one of `STATUSES`.
-
-    `serve` calls `leave` with the status when all is closed.
-    """
-    _open_what_is_closed()
-    words = sys.argv[1:] if arguments is None else arguments
-    options = make_parser(words[0] if words else None).parse_args(words)
-    if leave is not None:
-        options.leave = leave
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    leave: Callable[[int], object] = lambda _status: None,
+) -> int:
+    """Run the command and return its exit status, one of `STATUSES`."""
+    _open_standard_streams()
+    invocation = Invocation(environ=environ, leave=leave)
     try:
-        return int(options.run(options, os.environ))
+        return int(cli.main(arguments, prog_name="amo-callback", obj=invocation, standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
     except ConfigurationError as error:
         for problem in error.problems:
-            print(f"amo-callback: {problem}", file=sys.stderr)
+            click.echo(f"amo-callback: {problem}", err=True)
         return EX_CONFIG
     except AmoCallbackError as error:
-        told = ", ".join(f"{name}: {value}" for name, value in error.fields.items() if name != "error")
-        print(f"amo-callback: {error} {f'({told})' if told else ''}".rstrip(), file=sys.stderr)
+        fields = ", ".join(f"{name}: {value}" for name, value in error.fields.items() if name != "error")
+        click.echo(f"amo-callback: {error} {f'({fields})' if fields else ''}".rstrip(), err=True)
         return 1
-    except KeyboardInterrupt:
-        return 130
 
 
-def _open_what_is_closed() -> None:
-    """Open the null device in the place of standard streams that are closed: else the next file takes their numbers."""
+def _open_standard_streams() -> None:
+    """Open the null device for each standard stream that is closed: else the next file takes its descriptor."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
         os.set_inheritable(number, True)  # noqa: FBT003 -- because it takes no names
     os.close(number)
-    sys.stdin = sys.stdin or _null("r")
-    sys.stdout = sys.stdout or _null("w")
-    sys.stderr = sys.stderr or _null("w")
+    sys.stdin = sys.stdin or _open_null("r")
+    sys.stdout = sys.stdout or _open_null("w")
+    sys.stderr = sys.stderr or _open_null("w")
 
 
-def _null(mode: str) -> TextIO:
+def _open_null(mode: str) -> TextIO:
     return cast("TextIO", open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123 -- because it stays open
-
-
-def make_parser(command: str | None) -> argparse.ArgumentParser:
-    """Make the parser of one command, or of all where it is none of those with a module of its own."""
-    parser = argparse.ArgumentParser(
-        prog="amo-callback",
-        description="Bring people back to the mobile app from amoCRM / Kommo OAuth, and keep their tokens alive.",
-        epilog="Exit status: " + "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items()) + ".",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    modules = [name for name, own in COMMANDS.items() if command in own]
-    for module in modules or (() if command in _SMALL else COMMANDS):
-        _load(module).add_to(commands)
-    keygen = commands.add_parser("keygen", help="print a new encryption key")
-    keygen.set_defaults(run=_keygen)
-    version = commands.add_parser("version", help="print the version")
-    version.set_defaults(run=_version)
-    return parser
-
-
-def _load(module: str) -> ModuleType:
-    """Import a command's module; to look for garbage in it meanwhile takes longer, and finds next to none."""
-    gc.disable()
-    try:
-        return import_module(f"amo_callback.cli.{module}")
-    finally:
-        gc.enable()
-
-
-def _keygen(_options: argparse.Namespace, _environ: object) -> int:
-    from amo_callback.cipher import new_key  # noqa: PLC0415 -- because only this needs it
-
-    print(new_key())
-    return 0
-
-
-def _version(_options: argparse.Namespace, _environ: object) -> int:
-    print(f"amo-callback {__version__}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import getpass
 import secrets
 import sys
 from typing import TYPE_CHECKING
 
+import click
+
 from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import CommandFailed
-from amo_callback.transfer.sealed import Lock, lock_with_key, lock_with_passphrase
+from amo_callback.transfer.export_file import FileKey, key_from_passphrase, key_of_host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 _MIN_PASSPHRASE = 12
 
 
-def new_lock(*, passphrase_file: Path | None, key_file: Path | None) -> Lock:
+def new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> FileKey:
     """Return what to seal with: the key, the passphrase of a file, or one that is asked for; raises `CommandFailed`."""
     if key_file is None:
-        return lock_with_passphrase(_new_passphrase(passphrase_file), salt=secrets.token_bytes(16))
+        return key_from_passphrase(_new_passphrase(passphrase_file), salt=secrets.token_bytes(16))
     try:
-        return lock_with_key(_text(key_file).split()[0])
+        return key_of_host(_text(key_file).split()[0])
     except (IndexError, ValueError):
         raise CommandFailed(f"{key_file}: holds no key as amo-callback keygen makes them") from None
 
@@ -33,16 +34,20 @@ def known_passphrase(file: Path | None) -> str:
         return _text(file).split("\n", 1)[0].rstrip("\r")
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask for the passphrase: name a --passphrase-file")
-    return getpass.getpass("Passphrase: ")
+    return _ask("Passphrase")
 
 
 def _new_passphrase(file: Path | None) -> str:
     passphrase = known_passphrase(file)
     if len(passphrase) < _MIN_PASSPHRASE:
         raise CommandFailed(f"the passphrase must have {_MIN_PASSPHRASE} characters or more")
-    if file is None and getpass.getpass("The same again: ") != passphrase:
+    if file is None and _ask("The same again") != passphrase:
         raise CommandFailed("the two passphrases are not the same")
     return passphrase
+
+
+def _ask(question: str) -> str:
+    return str(click.prompt(question, hide_input=True, default="", show_default=False))
 
 
 def _text(file: Path) -> str:

@@ -9,14 +9,15 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from amo_callback.cli.checks.outgoing import WHY, proxy_variables
+import click
+
+from amo_callback.cli.checks.settings import PROXY_IGNORED, proxy_variables
+from amo_callback.cli.context import config_option, load_context, run_loop
 from amo_callback.cli.deadline import Deadline
 from amo_callback.cli.descriptors import fit_connections
-from amo_callback.cli.local import add_config, find_place
-from amo_callback.cli.loop import run_loop
 from amo_callback.clock import SystemClock
-from amo_callback.config_load import find_config, load_settings
-from amo_callback.database_url import url_secrets
+from amo_callback.config.database_url import url_secrets
+from amo_callback.config.loader import find_config, load_settings
 from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
 from amo_callback.event import Event, Level
@@ -28,13 +29,13 @@ from amo_callback.observe.systemd import Notifier, inherited_sockets
 from amo_callback.web.composition import DataPaths, Service, open_service
 
 if TYPE_CHECKING:
-    import argparse
     import socket
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from structlog.typing import FilteringBoundLogger
 
-    from amo_callback.config import Settings
+    from amo_callback.cli.main import Invocation
+    from amo_callback.config.settings import Settings
     from amo_callback.event import Observer
     from amo_callback.web.composition import Reloader
 
@@ -44,37 +45,35 @@ _GRACE = 3.5
 """Seconds beyond `amo.timeout` after which the process ends although something does not close."""
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("serve", help="run the service")
-    add_config(parser)
-    parser.set_defaults(run=run, leave=_stay)
-
-
-def _stay(status: int) -> None:
-    """Go on to the ordinary end of the process."""
+@click.command()
+@config_option
+@click.pass_obj
+def serve(invocation: Invocation, *, config: str | None) -> int:
+    """Run the service."""
+    return run(config, invocation.environ, leave=invocation.leave)
 
 
 def run(
-    options: argparse.Namespace,
+    config: str | None,
     environ: Mapping[str, str],
     *,
+    leave: Callable[[int], object] = lambda _status: None,
     run_loop: Callable[[Coroutine[object, object, int]], int] = run_loop,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status. Who measures the loop brings one of his own.
+    """Serve until SIGTERM or SIGINT; return the exit status. Benchmarks measure with a `run_loop` of their own.
 
-    `options.leave` is called with the status once everything is closed and safe. A process leaves there at once, since
-    closing the loop would wait for threads that wait for a resolver.
+    `leave` is called with the status once everything is closed and safe: the process ends there, since closing the
+    loop would wait for threads that wait for a resolver.
     """
-    path, place = find_config(options.config, environ), find_place(options, environ)
-    settings = place.settings
+    path, context = find_config(config, environ), load_context(config, environ)
+    settings = context.settings
     check_stop_timeout(settings, environ)
     redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
     writer = LogWriter(sys.stdout)
 
-    def leave(status: int) -> None:
+    def finish(status: int) -> None:
         writer.finish(seconds=_LAST_LINES)
-        options.leave(status)
+        leave(status)
 
     log = make_logger(
         level=threshold,
@@ -85,9 +84,9 @@ def run(
     )
     take_over_library_logs(log)
     if variables := proxy_variables(environ):
-        log.warning("proxy.ignored", variables=variables, text=WHY)
+        log.warning("proxy.ignored", variables=variables, text=PROXY_IGNORED)
     max_connections = fit_connections(settings.server.max_connections, log)
-    paths = DataPaths(folder=place.folder, rescue=place.rescue, machine=place.machine)
+    paths = DataPaths(folder=context.folder, rescue=context.rescue, machine=context.location)
 
     def read_again() -> Settings:
         fresh = load_settings(path, environ)
@@ -109,7 +108,7 @@ def run(
                 listeners=listeners,
                 max_connections=max_connections,
                 lost_lines=lambda: writer.lost,
-                leave=leave,
+                leave=finish,
             )
         )
     finally:

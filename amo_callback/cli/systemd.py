@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import secrets
 import subprocess
@@ -11,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from amo_callback.cipher import new_key
-from amo_callback.cli.terminal import EX_USAGE, is_agreed
-from amo_callback.config import DEFAULT_AMO_TIMEOUT, Server
-from amo_callback.config_load import configured_secrets, given_keys, load_amo_timeout, load_server, load_settings
+from amo_callback.cli.context import yes_option
+from amo_callback.cli.output import EX_USAGE, confirm
+from amo_callback.config.loader import configured_keys, configured_secrets, load_amo_timeout, load_server, load_settings
+from amo_callback.config.settings import DEFAULT_AMO_TIMEOUT, Server
 from amo_callback.deploy import plan, units
 from amo_callback.deploy.plan import Change
 from amo_callback.errors import CommandFailed, ConfigurationError
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 _START = "systemctl enable --now amo-callback"
 _RESTART = f"systemctl restart {' '.join(units.UNITS)}"
@@ -57,58 +58,72 @@ class Target:
             raise CommandFailed(f"`{' '.join(command)}` failed ({done.returncode})")
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the commands to the parser."""
-    group = commands.add_parser("systemd", help="install as a service of systemd; print what an installation needs")
-    actions = group.add_subparsers(required=True, metavar="COMMAND")
-    show = actions.add_parser("print", help="print a unit or an example, filled in; without a name: the names")
-    show.add_argument("name", metavar="NAME", nargs="?", help="a file's name, with or without its ending")
-    show.set_defaults(run=_print)
-    install = actions.add_parser("install", help="write units and missing secrets (as root)")
-    install.add_argument("--yes", action="store_true", help="do not ask before changed units are replaced")
-    install.set_defaults(run=_install)
-    uninstall = actions.add_parser(
-        "uninstall", help="stop the service and remove its units, and nothing else (as root)"
+_config_option = click.option(
+    "--config", type=click.Path(path_type=Path), default=units.CONFIG, metavar="FILE", help="The configuration."
+)
+_root_option = click.option(
+    "--root", type=click.Path(path_type=Path), metavar="FOLDER", help="Write below this folder, and run nothing."
+)
+
+
+@click.group()
+def systemd() -> None:
+    """Install as a systemd service; print what an installation needs."""
+
+
+@systemd.command("print")
+@_config_option
+@click.argument("name", required=False)
+def print_(*, config: Path, name: str | None) -> None:
+    """Print the unit or example NAME, filled in; without NAME, all names."""
+    if name is None:
+        click.echo("\n".join(units.names()))
+        return
+    found = units.find(name)
+    if found is None:
+        raise click.UsageError(f"{name}: one of {', '.join(units.names())}")
+    config = config.absolute()
+    there = config if config.is_file() else None
+    click.echo(units.render(found, _installation(this_interpreter(), config=config, there=there)), nl=False)
+
+
+@systemd.command("install")
+@_config_option
+@_root_option
+@yes_option
+def install_(*, config: Path, root: Path | None, yes: bool) -> int:
+    """Write the units and missing secrets, as root."""
+    return install(
+        _target(root),
+        interpreter=this_interpreter(),
+        config=config.absolute(),
+        agreed=yes,
+        terminal=sys.stdin.isatty(),
     )
-    uninstall.set_defaults(run=_uninstall)
-    for parser in (show, install):
-        parser.add_argument(
-            "--config", type=Path, default=units.CONFIG, metavar="FILE", help=f"default: {units.CONFIG}"
-        )
-    for parser in (install, uninstall):
-        parser.add_argument(
-            "--root", type=Path, metavar="FOLDER", help="write below this folder, as for a package; run nothing"
-        )
+
+
+@systemd.command("uninstall")
+@_root_option
+def uninstall(*, root: Path | None) -> None:
+    """Stop the service and remove its units, as root; everything else stays."""
+    target = _target(root)
+    there = plan.installed_units(target.root)
+    if there:
+        target.run("systemctl", "disable", "--now", *(path.name for path in there))
+        target.run("systemctl", "reset-failed", *(path.name for path in there), check=False)
+    for path in there:
+        path.unlink()
+        click.echo(f"{path}: removed")
+    target.run("systemctl", "daemon-reload")
+    click.echo(
+        "The configuration, the secrets, the user amo-callback and its database in /var/lib/amo-callback are kept."
+    )
 
 
 def this_interpreter() -> units.Interpreter:
     """Return the Python that runs this."""
     return units.Interpreter(
         venv=Path(sys.prefix), base=Path(sys.base_prefix), executable=Path(sys.executable).resolve()
-    )
-
-
-def _print(options: argparse.Namespace, _environ: Mapping[str, str]) -> int:
-    if options.name is None:
-        print("\n".join(units.names()))
-        return 0
-    name = units.find(options.name)
-    if name is None:
-        print(f"amo-callback: {options.name}: one of {', '.join(units.names())}", file=sys.stderr)
-        return EX_USAGE
-    config = options.config.absolute()
-    there = config if config.is_file() else None
-    print(units.render(name, _installation(this_interpreter(), config=config, there=there)), end="")
-    return 0
-
-
-def _install(options: argparse.Namespace, _environ: Mapping[str, str]) -> int:
-    return install(
-        _target(options.root),
-        interpreter=this_interpreter(),
-        config=options.config.absolute(),
-        agreed=options.yes,
-        terminal=sys.stdin.isatty(),
     )
 
 
@@ -122,19 +137,17 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
     files = plan.planned(installation, root=target.root)
     replaced = [file for file in files if file.change is Change.REPLACED]
     if replaced and not agreed and not terminal:
-        print(
-            "amo-callback: units were changed since; install asks before it replaces them: say --yes", file=sys.stderr
-        )
+        click.echo("amo-callback: units were changed since; install asks before it replaces them: say --yes", err=True)
         return EX_USAGE
     if replaced and not _confirmed(replaced, agreed=agreed):
-        print("nothing was changed")
+        click.echo("nothing was changed")
         return 1
     folder = target.below(installation.credentials)
     plan.make_private(folder)
-    missing = _make_secrets(folder, given=given_keys(there, folder), terminal=terminal)
+    missing = _make_secrets(folder, given=configured_keys(there, folder), terminal=terminal)
     plan.write(files)
     for file in files:
-        print(f"{file.path}: {file.change}")
+        click.echo(f"{file.path}: {file.change}")
     target.run("systemd-sysusers", str(target.root / plan.SYSUSERS_FILE))
     target.run("systemctl", "daemon-reload")
     _say_next(there, folder=folder, missing=missing, changes={file.change for file in files})
@@ -157,57 +170,42 @@ def _installation(interpreter: units.Interpreter, *, config: Path, there: Path |
 
 def _confirmed(replaced: Iterable[plan.File], *, agreed: bool) -> bool:
     for file in replaced:
-        print(file.diff(), end="")
-    if agreed:
-        return True
-    return is_agreed("Your own changes are better kept with `systemctl edit`. Replace them?")
+        click.echo(file.diff(), nl=False)
+    return confirm("Your own changes are better kept with `systemctl edit`. Replace them?", yes=agreed)
 
 
 def _make_secrets(folder: Path, *, given: frozenset[str], terminal: bool) -> Sequence[str]:
     """Make what can be made of the secrets that are missing, ask for what cannot, and return what is missing still."""
     if "storage.encryption_keys" not in given:
         plan.keep_secret(folder, "storage.encryption_keys", new_key())
-        print(f"{folder}/storage.encryption_keys: made; keep a copy, apart from the database's backups")
+        click.echo(f"{folder}/storage.encryption_keys: made; keep a copy, apart from the database's backups")
     if "api.keys" not in given:
         plan.keep_secret(folder, "api.keys", f"backend:{secrets.token_hex(32)}")
-        print(f"{folder}/api.keys: made, with one key, named backend")
+        click.echo(f"{folder}/api.keys: made, with one key, named backend")
     if _CLIENT_SECRET in given:
         return ()
-    secret = getpass.getpass('The integration\'s "Secret key" (Enter: later): ').strip() if terminal else ""
+    question = 'The integration\'s "Secret key" (Enter: later)'
+    secret = click.prompt(question, hide_input=True, default="", show_default=False).strip() if terminal else ""
     if not secret:
         return (_CLIENT_SECRET,)
     plan.keep_secret(folder, _CLIENT_SECRET, secret)
-    print(f"{folder}/{_CLIENT_SECRET}: written")
+    click.echo(f"{folder}/{_CLIENT_SECRET}: written")
     return ()
 
 
 def _say_next(config: Path, *, folder: Path, missing: Sequence[str], changes: set[Change]) -> None:
     for name in missing:
-        print(f'{folder}/{name}: is missing: write the integration\'s "Secret key" into it')
+        click.echo(f'{folder}/{name}: is missing: write the integration\'s "Secret key" into it')
     try:
         settings = load_settings(config, {"CREDENTIALS_DIRECTORY": str(folder)})
     except ConfigurationError as error:
         for problem in error.problems:
             if not problem.startswith(tuple(missing) or ("\0",)):
-                print(f"still to mend: {problem}")
+                click.echo(f"still to mend: {problem}")
     else:
         if settings.server.secrets is None:
-            print(f'{config}: [server] secrets = "{folder.name}" lets the command find the secrets, too')
-    print(f"next: {_RESTART if Change.REPLACED in changes else _START}")
-
-
-def _uninstall(options: argparse.Namespace, _environ: Mapping[str, str]) -> int:
-    target = _target(options.root)
-    there = plan.installed_units(target.root)
-    if there:
-        target.run("systemctl", "disable", "--now", *(path.name for path in there))
-        target.run("systemctl", "reset-failed", *(path.name for path in there), check=False)
-    for path in there:
-        path.unlink()
-        print(f"{path}: removed")
-    target.run("systemctl", "daemon-reload")
-    print("The configuration, the secrets, the user amo-callback and its database in /var/lib/amo-callback are kept.")
-    return 0
+            click.echo(f'{config}: [server] secrets = "{folder.name}" lets the command find the secrets, too')
+    click.echo(f"next: {_RESTART if Change.REPLACED in changes else _START}")
 
 
 def _target(root: Path | None) -> Target:

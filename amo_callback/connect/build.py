@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
     from amo_callback.clock import Clock
-    from amo_callback.config import Settings
+    from amo_callback.config.settings import Settings
     from amo_callback.custody.build import Custody
     from amo_callback.event import Observer
     from amo_callback.model import Connection

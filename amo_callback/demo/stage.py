@@ -18,7 +18,7 @@ from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
 from amo_callback.amo.sandbox.vendor import Vendor
 from amo_callback.cipher import new_key
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.demo.backend import Backend
 from amo_callback.demo.life import Life, Watcher
 from amo_callback.demo.panel import Panel, loopback_only
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from amo_callback.clock import Clock
-    from amo_callback.config import Settings
+    from amo_callback.config.settings import Settings
     from amo_callback.demo.story import Line
 
 _ACCOUNTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")

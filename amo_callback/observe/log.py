@@ -66,7 +66,11 @@ def make_logger(
         structlog.processors.format_exc_info,
         redactor or Redactor(secrets),
     ]
-    render: Processor = structlog.dev.ConsoleRenderer(colors=stream.isatty()) if console else _as_json
+    render: Processor = (
+        structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        if console
+        else _as_json
+    )
     prefixes = PREFIXES if journal and not console else {}
     if isinstance(stream, LogWriter):
         stream.describe_loss = partial(_describe_loss, render, prefixes.get("warning", ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from amo_callback.database_url import SQLITE, is_postgres
+from amo_callback.config.database_url import SQLITE, is_postgres
 from amo_callback.errors import ConfigurationError
 from amo_callback.store.connections import Connections
 from amo_callback.store.grants import Grants

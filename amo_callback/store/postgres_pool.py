@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from amo_callback.database_url import read_postgres
+from amo_callback.config.database_url import read_postgres
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine

@@ -12,9 +12,8 @@ from amo_callback.store.writer import Writer, every, json_list, values_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.brought import Brought
     from amo_callback.event import Event
-    from amo_callback.model import Connection
+    from amo_callback.model import Connection, ImportedConnection
     from amo_callback.store.database import Unit
 
 
@@ -31,7 +30,7 @@ class Transfers(Writer):
         found = await self._database.read("connections_by_id", ids=json_list(ids))
         return every(found, rows.connection)
 
-    async def bring(self, brought: Sequence[Brought]) -> Sequence[str]:
+    async def bring(self, brought: Sequence[ImportedConnection]) -> Sequence[str]:
         """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
 
         async def work(unit: Unit) -> Sequence[str]:
@@ -60,9 +59,9 @@ class Transfers(Writer):
         return await self._database.unit(work)
 
 
-def _change_of_status(brought: Brought) -> Event | None:
+def _change_of_status(brought: ImportedConnection) -> Event | None:
     """Return what others are notified of: a connection that was here, and is given up or lives again by this."""
-    over, now = brought.over, brought.connection
+    over, now = brought.replaces, brought.connection
     if over is None or over.status is now.status:
         return None
     if now.status is Status.NEEDS_REAUTH:
@@ -70,8 +69,8 @@ def _change_of_status(brought: Brought) -> Event | None:
     return happened("connection.recovered" if over.status is Status.NEEDS_REAUTH else "connection.connected", now)
 
 
-def _row(brought: Brought) -> dict[str, object]:
-    over = brought.over
+def _row(brought: ImportedConnection) -> dict[str, object]:
+    over = brought.replaces
     return {
         **values_of(brought.connection),
         "over_pair": over and over.sealed_pair,

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from amo_callback.clock import Clock
-    from amo_callback.config import App, Settings
+    from amo_callback.config.settings import App, Settings
     from amo_callback.connect.completion import Connect
     from amo_callback.custody.refresher import Refresher
     from amo_callback.custody.surveyor import Surveyor
@@ -172,7 +172,7 @@ async def open_service(
             metrics(event)
 
         services = await stack.enter_async_context(
-            _open_services(settings, paths=paths, clock=clock, log=log, observer=observe, metrics=metrics)
+            open_services(settings, paths=paths, clock=clock, log=log, observer=observe, metrics=metrics)
         )
         watchdog = Watchdog(services, supervisor or Notifier({}, pid=0))
         await stack.enter_async_context(running_watchdog(watchdog))  # until everything has drained
@@ -205,7 +205,7 @@ async def open_service(
 
 
 @asynccontextmanager
-async def _open_services(
+async def open_services(
     settings: Settings,
     *,
     paths: DataPaths,
@@ -213,8 +213,12 @@ async def _open_services(
     log: FilteringBoundLogger,
     observer: Observer,
     metrics: Metrics,
+    idle: bool = False,
 ) -> AsyncIterator[Services]:
-    """Open everything but tasks and listeners; raises `ConfigurationError`."""
+    """Open everything but tasks and listeners; raises `ConfigurationError`.
+
+    Where it is `idle` it answers from the store, refreshes nothing and sends nothing to AMO.
+    """
     async with AsyncExitStack() as stack:
         cipher = Cipher(settings.storage.encryption_keys.get_secret_value().split())
         process = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -228,7 +232,8 @@ async def _open_services(
         stack.push_async_callback(pace.close)
         amo = _make_client(settings, pace=pace, clock=clock, observer=observer)
         rescue = Rescue(paths.rescue)
-        await asyncio.to_thread(rescue.open)
+        if not idle:
+            await asyncio.to_thread(rescue.open)
         custody = make_custody(
             store=store,
             amo=amo,
@@ -241,7 +246,11 @@ async def _open_services(
             machine=paths.machine,
             random=random.random,
         )
-        await _prepare(custody)
+        if idle:
+            await custody.freezer.watch()  # only serving from another location freezes a copy
+            custody.stop()
+        else:
+            await _prepare(custody)
 
         def on_connected(connection: Connection) -> None:
             custody.breaker.accepted()

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.cli.loop import run_loop
+from amo_callback.cli.context import run_loop
 from tests.benchmarks import backlog, callback, claims, exchange, handout, refreshing, start, sweep
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.options import add_flags, read_options

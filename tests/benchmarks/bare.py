@@ -16,7 +16,7 @@ from aiohttp import web
 
 from amo_callback.amo.protocol import Integration, exchange_request
 from amo_callback.amo.sandbox.rules import SandboxIntegration
-from amo_callback.cli.loop import run_loop
+from amo_callback.cli.context import run_loop
 from tests.benchmarks.lag import beside
 from tests.conftest import BASE
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from amo_callback.cli.loop import run_loop
+from amo_callback.cli.context import run_loop
 from tests.benchmarks.figures import percentile
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import aiohttp
 
 from amo_callback.amo.protocol import Integration, exchange_request
 from amo_callback.amo.wire import Wire
-from amo_callback.cli.loop import run_loop
+from amo_callback.cli.context import run_loop
 from amo_callback.clock import SystemClock
 from amo_callback.slots import Priority
 from tests.benchmarks.figures import Figure, Outcome

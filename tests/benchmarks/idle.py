@@ -9,7 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from amo_callback.cli.loop import run_loop
+from amo_callback.cli.context import run_loop
 from tests.benchmarks.lag import beside
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amo_callback.cli import serve
-from amo_callback.cli.loop import run_loop
-from amo_callback.cli.main import make_parser
+from amo_callback.cli.context import run_loop
 from tests.benchmarks.lag import beside
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def main() -> int:
     def run(work: Coroutine[object, object, int]) -> int:
         return run_loop(beside(file, work))
 
-    return serve.run(make_parser("serve").parse_args(["serve"]), os.environ, run_loop=run)
+    return serve.run(None, os.environ, run_loop=run)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.cli.table import table
+from amo_callback.cli.output import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

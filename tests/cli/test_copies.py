@@ -124,7 +124,7 @@ async def test_on_a_terminal_a_person_decides(
         f"{copy} holds 2 connections, as they were at {made_at}.\n"
         f"It takes the place of {living / NAME}, which is kept beside it, and starts frozen: nothing is spent\n"
         "until `amo-callback connections thaw --all`. Connections refreshed since then have to be connected again.\n"
-        "Restore it? [y/N] "
+        "Restore it? [y/N]: "
     )
     assert status == (0 if restored else 1)
     assert out.endswith("nothing was changed\n") is not restored

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.brought import Brought
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
 from amo_callback.custody.paid import name_of, seal_paid
 from amo_callback.errors import DecryptionFailed
 from amo_callback.event import Event
-from amo_callback.model import TokenPair
+from amo_callback.model import ImportedConnection, TokenPair
 from amo_callback.store import open_store
 from tests.builders import a_connection, a_refreshed
 from tests.conftest import environment
@@ -75,10 +74,12 @@ class Place:
         return sum(_opens(Cipher([key]), *row) for row in self.run("SELECT id, sealed_pair FROM connections"))
 
 
-def _brought(number: int, cipher: Cipher) -> Brought:
+def _brought(number: int, cipher: Cipher) -> ImportedConnection:
     connection = a_connection(number)
     connection = a_connection(number, sealed_pair=cipher.seal_pair(PAIR, connection_id=connection.id))
-    return Brought(connection=connection, over=None, event=Event(name="a.test", connection_id=connection.id))
+    return ImportedConnection(
+        connection=connection, replaces=None, event=Event(name="a.test", connection_id=connection.id)
+    )
 
 
 def _opens(cipher: Cipher, name: str, sealed: bytes) -> bool:

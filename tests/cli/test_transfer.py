@@ -24,18 +24,18 @@ from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import UnknownOutcome
 from amo_callback.model import Filter
 from amo_callback.store import open_store
-from amo_callback.transfer.bring import make_plan
+from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
 from tests.e2e.process import command, process_environment
 from tests.fakes import Witness
 from tests.patience import PATIENCE
-from tests.transfer.goods import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
+from tests.transfer.samples import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from amo_callback.transfer.record import Record
+    from amo_callback.transfer.export_file import ExportRecord
 
 URL = "sqlite:///amo-callback.db"
 PASSPHRASE = "correct horse battery staple"
@@ -66,7 +66,7 @@ class Host:
         (self.folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         return name
 
-    async def fill(self, *records: Record) -> None:
+    async def fill(self, *records: ExportRecord) -> None:
         """Have connections in the database."""
         cipher = Cipher([self.key])
         async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:
@@ -104,7 +104,7 @@ def there(tmp_path: Path) -> Host:
     return Host(folder=tmp_path / "there", key=new_key())
 
 
-def _tokens_of(records: Sequence[Record]) -> dict[str, tuple[str, str]]:
+def _tokens_of(records: Sequence[ExportRecord]) -> dict[str, tuple[str, str]]:
     return {record.account_id: (record.access_token, record.refresh_token) for record in records}
 
 
@@ -393,14 +393,14 @@ async def typed(host: Host, *arguments: str, lines: Sequence[str]) -> tuple[int,
 
 
 async def test_a_person_is_asked_for_the_passphrase_and_before_anything_is_written(here: Host, there: Host) -> None:
-    """Twice for a new one; and a word that is not yes changes nothing."""
+    """Twice for a new one; and a no changes nothing."""
     await here.fill(a_record())
     export = str(here.folder / "all.export")
     status, shown = await typed(here, "export", export, lines=[PASSPHRASE, "something else"])
     assert (status, "the two passphrases are not the same" in shown, here.is_frozen()) == (1, True, False)
     status, shown = await typed(here, "export", export, lines=[PASSPHRASE, PASSPHRASE])
     assert (status, "1 connections, sealed" in shown) == (0, True)
-    status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "nonsense"])
+    status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "n"])
     assert (status, "Nothing was changed." in shown, there.rows()) == (1, True, [])
     status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "y"])
     assert (status, "Imported 1 connections." in shown) == (0, True)

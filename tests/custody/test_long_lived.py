@@ -9,10 +9,10 @@ import pytest
 
 from amo_callback.errors import NeedsReauth
 from amo_callback.model import Connection, Reason, Status
-from amo_callback.transfer.bring import Rules, make_plan
+from amo_callback.transfer.importer import ImportRules, make_plan
 from tests.builders import a_connection, save
 from tests.custody.house import DAY
-from tests.transfer.goods import a_record, arrivals, written
+from tests.transfer.samples import a_record, arrivals, written
 
 if TYPE_CHECKING:
     from typing import Any
@@ -30,7 +30,7 @@ async def _import(house: House, *, life: timedelta = YEARS, number: int = 1, **m
     record = a_record(
         number, refresh_token="", client_id=house.client.client_id, **{**times, "connected_at": now, **more}
     )
-    rules = Rules(client_id=house.client.client_id, allowed_domains=(), allowed_accounts=(), replace=False)
+    rules = ImportRules(client_id=house.client.client_id, allowed_domains=(), allowed_accounts=(), replace=False)
     plan = await make_plan(arrivals(record), store=house.store, cipher=house.cipher, rules=rules)
     await written(plan, house.store, house.cipher)
     stored = await house.store.connection(record.id)

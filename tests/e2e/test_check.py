@@ -60,10 +60,10 @@ async def test_a_service_that_runs_well_is_checked_from_end_to_end(tmp_path: Pat
             before = stage.amo.sandbox.requests
             status, told = await _checked(stage)
             assert stage.amo.sandbox.requests == before
-        not_ok = {one["check"] for one in told["findings"] if one["verdict"] != "ok"}
+        not_ok = {one["check"] for one in told["findings"] if one["severity"] != "ok"}
         assert not_ok - {"systemd", "disk"} == {"redirect_uri"}
-        assert (status, told["verdict"]) == (0, "warn")
-        by_name = {one["check"]: one["told"] for one in told["findings"]}
+        assert (status, told["severity"]) == (0, "warn")
+        by_name = {one["check"]: one["message"] for one in told["findings"]}
         assert by_name["keys"] == "open all 2 pairs"
         assert "leads to this service" in by_name["proxy"]
 
@@ -79,7 +79,7 @@ async def test_without_a_service_what_is_wrong_is_told(tmp_path: Path, encryptio
         assert out.splitlines()[-1].endswith("0 fail")
         stage.settings["SERVER__BASE_PATH"] = "/elsewhere"
         status, told = await _checked(stage)
-        assert (status, told["verdict"]) == (1, "fail")
+        assert (status, told["severity"]) == (1, "fail")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,7 +88,7 @@ async def test_a_configuration_that_cannot_be_used_is_a_finding(tmp_path: Path) 
     status, out, _ = await command("check", "--json", folder=tmp_path)
     findings = json.loads(out)["findings"]
     assert status == 1
-    assert {one["check"] for one in findings if one["verdict"] == "fail"} == {"configuration"}
+    assert {one["check"] for one in findings if one["severity"] == "fail"} == {"configuration"}
 
 
 async def test_a_timeout_of_nothing_is_refused(tmp_path: Path) -> None:
@@ -116,11 +116,11 @@ async def test_root_looks_as_the_owner_of_the_database(folder: Path, encryption_
             os.chown(path, NOBODY, NOBODY)
         before = sorted(folder.rglob("*"))
         _, told = await _checked(stage)
-        verdicts = {one["check"]: one["verdict"] for one in told["findings"]}
-        assert (verdicts["store"], verdicts["keys"], verdicts["rescue"]) == ("ok", "ok", "ok")
+        severities = {one["check"]: one["severity"] for one in told["findings"]}
+        assert (severities["store"], severities["keys"], severities["rescue"]) == ("ok", "ok", "ok")
         assert sorted(folder.rglob("*")) == before
         assert {path.stat().st_uid for path in before} == {NOBODY}
         os.chown(folder / "rescue", 0, 0)
         status, told = await _checked(stage)
         [rescue] = [one for one in told["findings"] if one["check"] == "rescue"]
-        assert (status, rescue["told"]) == (1, "could not be looked at: PermissionError: Permission denied")
+        assert (status, rescue["message"]) == (1, "could not be checked: PermissionError: Permission denied")

@@ -1,4 +1,4 @@
-"""The administrator's commands: through the private door where the service runs, else in the store."""
+"""Commands that use the private API: of the running service, else of an idle one on the store."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
                     process.signal(signal.SIGTERM)
                     assert await process.ended() == 0
         assert "only the running service refreshes" in await _failed(stage, "connections", "refresh", name)
-        gone = await _told(stage, "connections", "disconnect", name)
+        gone = await _told(stage, "connections", "disconnect", name, "--yes")
         assert gone["status"] == "disconnected"
         assert "There is no such connection" in await _failed(stage, "token", name)
         assert answers[0][:3] == answers[1][:3]

@@ -14,10 +14,10 @@ from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
 from amo_callback.model import Filter
 from amo_callback.store import open_store
-from amo_callback.transfer.bring import BATCH
+from amo_callback.transfer.importer import BATCH
 from tests.e2e.process import command, process_environment
 from tests.e2e.stage import DATABASE, eventually, hold_up, staged
-from tests.transfer.goods import a_record, sealed
+from tests.transfer.samples import a_record, sealed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""The administrator's `notices`: through the private door where the service runs, else in the store."""
+"""`amo-callback webhooks`, beside the running service and without it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def _run(stage: Stage, *arguments: str) -> tuple[int, str, str]:
-    return await command("notices", *arguments, folder=stage.folder, environ=stage.environ())
+    return await command("webhooks", *arguments, folder=stage.folder, environ=stage.environ())
 
 
 async def _told(stage: Stage, *arguments: str) -> Any:
@@ -48,7 +48,7 @@ async def test_notices_are_listed_and_tried_again_beside_the_service_and_without
         [without] = await _told(stage)
         assert {**without, "parked_at": None} == {**beside, "parked_at": None}
         status, out, _ = await _run(stage, "retry", "--all")
-        assert (status, out) == (0, "1 to be tried again\n")
+        assert (status, out) == (0, "1 to be sent again\n")
         assert (await _told(stage))[0]["status"] == "waiting"
         receiver.always = None
         async with stage.serving() as process:
@@ -57,5 +57,5 @@ async def test_notices_are_listed_and_tried_again_beside_the_service_and_without
         assert receiver.ids == [beside["id"]] * 3
         del stage.settings["NOTIFY__URL"], stage.settings["NOTIFY__SECRET"]
         status, _, err = await _run(stage, "retry", "--all")
-        assert (status, err) == (1, "amo-callback: notify.url is not set: notices are delivered to nobody\n")
+        assert (status, err) == (1, "amo-callback: notify.url is not set: no webhook is sent\n")
         assert await _told(stage) == []

@@ -207,7 +207,7 @@ def test_the_command_leaves_nothing_of_roots_beside_the_database(lab: Lab) -> No
     lab.sh("systemctl", "stop", *units.UNITS)
     listed = json.loads(lab.sh(lab.amo_callback, "connections", "list", "--json").out)
     lab.sh(lab.amo_callback, "connections", "freeze", "--all")
-    lab.sh(lab.amo_callback, "connections", "thaw", "--all")
+    lab.sh(lab.amo_callback, "connections", "thaw", "--all", "--yes")
     owners = set(lab.sh("find", STATE, "-printf", "%U\n").out.split())
     assert [each["account_id"] for each in listed] == ["31920194"]
     assert owners == {lab.sh("id", "-u", "amo-callback").out.strip()}

@@ -21,7 +21,7 @@ import aiohttp
 
 import amo_callback
 from amo_callback.cipher import new_key
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.web.composition import DataPaths
 from tests.conftest import environment, run_service, serve_amo
 from tests.fakes import ShiftedClock, Witness

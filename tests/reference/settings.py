@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, SecretStr
 
-from amo_callback.config import Settings
+from amo_callback.config.settings import Settings
 from tests.reference.markdown import code, codes, table
 
 if TYPE_CHECKING:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.brought import Brought
 from amo_callback.errors import Frozen, InvalidState
 from amo_callback.event import NOTICES, Event
 from amo_callback.grant import GrantedPair, GrantStatus, IssuedState
-from amo_callback.model import AmoBlock, Demand, Filter, Freeze, Reason, Status, fingerprint
+from amo_callback.model import AmoBlock, Demand, Filter, Freeze, ImportedConnection, Reason, Status, fingerprint
 from tests.builders import (
     DAY,
     a_claim,
@@ -468,7 +467,7 @@ async def test_a_pair_that_amo_issued_is_remembered_by_its_client(store: Store) 
     assert await store.disconnect(stored, on_request=True)
     theirs = a_connection(2, client_id="imported", refreshed_at=START)
     event = Event(name="connection.imported", connection_id=theirs.id)
-    assert await store.bring([Brought(connection=theirs, over=None, event=event)]) == []
+    assert await store.bring([ImportedConnection(connection=theirs, replaces=None, event=event)]) == []
     assert [await store.pair_obtained(name) for name in ("granted", "imported", "grant")] == [True, False, False]
     claimed = await store.claim(a_claim(theirs))
     assert claimed is not None

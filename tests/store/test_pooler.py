@@ -22,7 +22,7 @@ if GIVEN in os.environ:
 
 import asyncpg
 
-from amo_callback.cli.checks.finding import Verdict, guarded_async
+from amo_callback.cli.checks.finding import Severity, run_check_async
 from amo_callback.cli.checks.postgres import check_postgres
 from amo_callback.store.pooler import Pooling, find_pooling
 from tests.patience import PATIENCE
@@ -101,11 +101,11 @@ async def test_check_names_a_pooler_of_transactions(direct: str) -> None:
     """It says what to do, and leaves the connections of other clients as they were."""
     with pooled(direct, mode="transaction") as url:
         found = check_postgres(url, keys=[], clock=SystemClock(), patience=PATIENCE, progress=lambda _: None)  # type: ignore[arg-type,return-value]  # reason: no pair is opened
-        [finding] = await guarded_async("store", found)
+        [finding] = await run_check_async("store", found)
         client = await asyncpg.connect(url, statement_cache_size=0)
         assert await client.fetchval("SHOW default_transaction_read_only") == "off"
         await client.close()
-    assert (finding.verdict, "PgBouncer" in finding.told) == (Verdict.FAIL, True)
+    assert (finding.severity, "PgBouncer" in finding.message) == (Severity.FAIL, True)
     assert finding.fix == "set pool_mode = session for this database there, or connect to the server directly"
 
 

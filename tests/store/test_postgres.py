@@ -13,12 +13,11 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from amo_callback.brought import Brought
 from amo_callback.clock import DatabaseClock, SystemClock
 from amo_callback.custody.leases import Leases
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.event import Event, happened
-from amo_callback.model import Changed, Freeze
+from amo_callback.model import Changed, Freeze, ImportedConnection
 from amo_callback.slots import Kind
 from amo_callback.store import open_store
 from amo_callback.store.dialect import translate
@@ -362,7 +361,7 @@ async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_agai
         stored = [await save(store, one) for one in (first, second)]
         event = Event(name="connection.imported")
         brought = [
-            Brought(connection=dataclasses.replace(one, sealed_pair=b"brought"), over=one, event=event)
+            ImportedConnection(connection=dataclasses.replace(one, sealed_pair=b"brought"), replaces=one, event=event)
             for one in stored
         ]
         async with other.transaction():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.errors import CommandFailed
-from amo_callback.transfer.files import new_file
+from amo_callback.transfer.export_file import new_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

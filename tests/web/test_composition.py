@@ -10,7 +10,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.cipher import new_key
 from amo_callback.cli.serve import until_end
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.errors import ConfigurationError, TaskDied
 from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, environment
 from tests.fakes import ShiftedClock

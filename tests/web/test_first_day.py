@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from amo_callback.amo.sandbox.replies import Reply, problem
-from amo_callback.cli.checks.finding import Verdict
-from amo_callback.cli.checks.running import check_service
+from amo_callback.cli.checks.finding import Severity
+from amo_callback.cli.checks.service import check_service
 from tests.conftest import ADMIN_KEY, BASE, HOST
 from tests.fakes import Instead
 
@@ -79,7 +79,7 @@ async def test_a_wrong_secret_on_the_first_day_is_red_until_the_first_success(wr
     server = settings.server.model_copy(update={"private": wrong.service.private})
     settings = settings.model_copy(update={"server": server})
     findings = [each async for each in check_service(settings, patience=5)]
-    assert [each.told for each in findings if each.verdict is Verdict.FAIL] == [
+    assert [each.message for each in findings if each.severity is Severity.FAIL] == [
         f"it runs; amo_credentials: {REFUSED['detail']}"
     ]
     assert 'amo_callback_callbacks_total{outcome="amo_unavailable"} 2.0' in await _metrics(wrong)

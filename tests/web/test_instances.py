@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.web.composition import DataPaths
 from tests.conftest import ADMIN_KEY, BASE, HOST, Running, environment, run_service, serve_amo
 from tests.fakes import ShiftedClock, Witness

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.connect.build import OAuth
 from amo_callback.errors import StoreUnavailable
 from amo_callback.grant import support_code

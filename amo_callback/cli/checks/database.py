@@ -1,12 +1,14 @@
-"""The database file: there, whole, of our version, opened by our keys, and free to work."""
+"""The database: there, whole, of this version, decrypted by our keys, not frozen; and the rescue folder."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.cli.checks.contents import Pairs, freezing, newer, other_keys, usable
+from amo_callback.cipher import Cipher
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.clock import rfc3339
 from amo_callback.custody.rescue import Rescue
+from amo_callback.errors import DecryptionFailed
 from amo_callback.store.files import check_files
 from amo_callback.store.inspection import open_inspection
 
@@ -15,11 +17,16 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from amo_callback.cli.local import Place
-    from amo_callback.store.inspection import Inspection
+    from amo_callback.cli.context import CommandContext
+    from amo_callback.model import Freeze
+    from amo_callback.store.inspection import Inspection, SealedPair
 
     ProgressOf = Callable[[int], AbstractContextManager[Callable[[int], None]]]
     """Shows how many are done of so many."""
+
+_NAMED = 5
+"""Connections that are named."""
+_THAW = "amo-callback connections thaw --all"
 
 
 def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: ProgressOf) -> Iterator[Finding]:
@@ -43,17 +50,17 @@ def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: P
         yield freezing(inspected.frozen(), served=inspected.machine(), here=machine)
 
 
-def check_rescue(place: Place) -> Iterator[Finding]:
+def check_rescue(context: CommandContext) -> Iterator[Finding]:
     """Look whether pairs wait that the store did not take."""
-    waiting = Rescue(place.rescue).read()
+    waiting = Rescue(context.rescue).read()
     if waiting:
         yield warn(
             "rescue",
-            f"{len(waiting)} files wait in {place.rescue}: pairs that the store did not take",
+            f"{len(waiting)} files wait in {context.rescue}: pairs that the store did not take",
             fix="leave them there: the service stores them once the disk has room; if they stay, see its log",
         )
     else:
-        yield ok("rescue", f"nothing waits in {place.rescue}")
+        yield ok("rescue", f"nothing waits in {context.rescue}")
 
 
 def _missing(file: Path) -> Finding:
@@ -86,4 +93,99 @@ def _pairs(inspected: Inspection, keys: Sequence[str], progress: ProgressOf) -> 
     with progress(inspected.count()) as advance:
         for pair in inspected.pairs():
             advance(pairs.open(pair))
-    return pairs.told()
+    return pairs.finding()
+
+
+# --- the contents, of either engine ----------------------------------------------------------------
+
+
+def newer(name: object, schema: int, known: int) -> Finding:
+    """Tell of a schema that is newer than ours."""
+    return fail(
+        "store",
+        f"{name} is of a newer amo-callback (schema {schema}, known here: {known})",
+        fix="install that version, or restore an older backup",
+    )
+
+
+def usable(name: object, schema: int, known: int, *, count: int, upgrade: str) -> Finding:
+    """Tell of a schema that can be used; `upgrade` is what mends an older one."""
+    told = f"{name}, {count:,} connections"
+    if schema < known:
+        return warn("store", f"{told}: schema {schema}, this version's is {known}", fix=upgrade)
+    return ok("store", f"{told}, schema {schema}")
+
+
+def other_keys(keys: Sequence[str], canary: bytes | None) -> Finding | None:
+    """Tell where none of the keys is the database's; `None` where one is, or none can be yet."""
+    if canary is None:
+        return None
+    try:
+        Cipher(keys).check_canary(canary)
+    except DecryptionFailed:
+        return fail(
+            "keys",
+            "none of storage.encryption_keys opens this database: the service does not start",
+            fix="give the keys that it was written with; or is it another installation's database?",
+        )
+    return None
+
+
+class Pairs:
+    """Open every pair; of each only whether it opens is kept."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._newest, self._every = Cipher(keys[:1]), Cipher(keys)
+        self._one_key = len(keys) == 1
+        self._older, self._unreadable, self._some = 0, 0, list[str]()
+        self.done = 0
+
+    def open(self, pair: SealedPair) -> int:
+        """Open one; return how many have been so far."""
+        if not _opens(self._newest, pair):
+            if not self._one_key and _opens(self._every, pair):
+                self._older += 1
+            else:
+                self._unreadable += 1
+                self._some += [pair.connection_id] if len(self._some) < _NAMED else []
+        self.done += 1
+        return self.done
+
+    def finding(self) -> Finding:
+        """Tell how many were opened."""
+        if self._unreadable:
+            named = ", ".join(self._some) + (", …" if self._unreadable > len(self._some) else "")
+            return fail(
+                "keys",
+                f"no key opens {self._unreadable:,} of {self.done:,} pairs: {named}",
+                fix="give back the key that they were sealed with; "
+                "where it is lost, their people have to connect again",
+            )
+        told = f"open all {self.done:,} pairs" if self.done else "fit; there are no pairs yet"
+        return ok("keys", f"{told}; {self._older:,} still need an older key: keep it" if self._older else told)
+
+
+def _opens(cipher: Cipher, pair: SealedPair) -> bool:
+    try:
+        cipher.open_tokens(pair.sealed or b"", connection_id=pair.connection_id)
+    except (DecryptionFailed, ValueError, KeyError):
+        return False
+    return True
+
+
+def freezing(frozen: Freeze | None, *, served: str | None, here: str) -> Finding:
+    """Tell whether anything keeps it from spending: it was last `served` in a place, and is `here`."""
+    if frozen is not None:
+        return warn(
+            "frozen",
+            f"nothing is spent since {rfc3339(frozen.at)}: {frozen.why}",
+            fix=f"once nobody else works with these tokens: {_THAW}",
+        )
+    if served is not None and served != here:
+        return warn(
+            "frozen",
+            "it was last served in another place (another machine, folder or server): it will be frozen when it is "
+            "served here",
+            fix=f"serve it where it was; or, once nobody else works with these tokens: {_THAW}",
+        )
+    return ok("frozen", "nothing is")

@@ -7,14 +7,14 @@ import stat
 from typing import TYPE_CHECKING
 
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
-from amo_callback.config_load import SECRETS, secret_folders, secrets_in
+from amo_callback.config.loader import SECRETS, secret_folders, secrets_in
 from amo_callback.custody.rescue import RESERVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from amo_callback.cli.local import Place
+    from amo_callback.cli.context import CommandContext
 
 _ENOUGH = 256 * 1024 * 1024
 """Bytes of free disk below which it is told."""
@@ -54,17 +54,17 @@ def open_to_others(file: Path, permission: int) -> bool:
     return all(folder.stat().st_mode & stat.S_IXOTH for folder in real.parents)
 
 
-def check_disk(place: Place) -> Iterator[Finding]:
+def check_disk(context: CommandContext) -> Iterator[Finding]:
     """Look at the files beside the database, and at the room for it and for the rescue folder."""
-    if place.database is not None and place.database.exists():
-        yield from _ownership(place.database)
-        if open_to_others(place.database, stat.S_IROTH):
+    if context.database is not None and context.database.exists():
+        yield from _ownership(context.database)
+        if open_to_others(context.database, stat.S_IROTH):
             yield warn(
                 "disk",
-                f"{place.database} can be read by every user: tokens are sealed in it, accounts and owners are not",
-                fix=f"chmod 600 {place.database}",
+                f"{context.database} can be read by every user: tokens are sealed in it, accounts and owners are not",
+                fix=f"chmod 600 {context.database}",
             )
-    yield _room(place)
+    yield _room(context)
 
 
 def _ownership(database: Path) -> Iterator[Finding]:
@@ -79,9 +79,9 @@ def _ownership(database: Path) -> Iterator[Finding]:
             )
 
 
-def _room(place: Place) -> Finding:
+def _room(context: CommandContext) -> Finding:
     # The database's disk and the rescue folder's may be two.
-    folders = [place.rescue] if place.database is None else [place.database.parent, place.rescue]
+    folders = [context.rescue] if context.database is None else [context.database.parent, context.rescue]
     known = {_existing(path).stat().st_dev: _existing(path) for path in folders}
     free = {folder: os.statvfs(folder) for folder in known.values()}
     folder = min(free, key=lambda folder: free[folder].f_bavail * free[folder].f_frsize)

@@ -1,19 +1,28 @@
-"""A finding: what was looked at, how it is, and what mends it."""
+"""Findings of checks: a severity, a message and a fix; and how they are reported."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import click
+
+from amo_callback.cli.output import printable
 from amo_callback.errors import AmoCallbackError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
 
-class Verdict(StrEnum):
-    """How something is."""
+_NAME = 15
+"""Characters of the longest check's name."""
+
+
+class Severity(StrEnum):
+    """A finding's severity, the least first."""
 
     OK = "ok"
     NOTE = "note"
@@ -24,57 +33,74 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """What one check has found; never a secret."""
+    """The result of one check; never a secret."""
 
     check: str
-    verdict: Verdict
-    told: str
+    severity: Severity
+    message: str
     fix: str | None = None
 
 
-def ok(check: str, told: str) -> Finding:
-    """Return that something is as it should be."""
-    return Finding(check=check, verdict=Verdict.OK, told=told)
+def ok(check: str, message: str) -> Finding:
+    """Return a finding of what is right."""
+    return Finding(check=check, severity=Severity.OK, message=message)
 
 
-def note(check: str, told: str, *, fix: str) -> Finding:
-    """Return that something cannot be known yet."""
-    return Finding(check=check, verdict=Verdict.NOTE, told=told, fix=fix)
+def note(check: str, message: str, *, fix: str) -> Finding:
+    """Return a finding of what cannot be known yet."""
+    return Finding(check=check, severity=Severity.NOTE, message=message, fix=fix)
 
 
-def warn(check: str, told: str, *, fix: str) -> Finding:
-    """Return that something may be wrong, or that it could not be told."""
-    return Finding(check=check, verdict=Verdict.WARN, told=told, fix=fix)
+def warn(check: str, message: str, *, fix: str) -> Finding:
+    """Return a finding of what may be wrong, or could not be checked."""
+    return Finding(check=check, severity=Severity.WARN, message=message, fix=fix)
 
 
-def fail(check: str, told: str, *, fix: str) -> Finding:
-    """Return that something is wrong."""
-    return Finding(check=check, verdict=Verdict.FAIL, told=told, fix=fix)
+def fail(check: str, message: str, *, fix: str) -> Finding:
+    """Return a finding of what is wrong."""
+    return Finding(check=check, severity=Severity.FAIL, message=message, fix=fix)
 
 
-def guarded(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Pass findings on; a check that throws is a finding, too, and ends no other."""
+def run_check(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield a check's findings; its exception is a finding, too, and ends no other check."""
     try:
         yield from findings
     except Exception as error:  # noqa: BLE001 -- because the others are still to be looked at
-        yield _thrown(check, error)
+        yield _failure(check, error)
 
 
-async def guarded_async(check: str, findings: AsyncIterator[Finding]) -> list[Finding]:
-    """Return findings as `guarded` does."""
+async def run_check_async(check: str, findings: AsyncIterator[Finding]) -> list[Finding]:
+    """Return a check's findings as `run_check` does."""
     found: list[Finding] = []
     try:
         async for finding in findings:
             found.append(finding)  # noqa: PERF401 -- because what came before an error is kept
     except Exception as error:  # noqa: BLE001 -- because the others are still to be looked at
-        found.append(_thrown(check, error))
+        found.append(_failure(check, error))
     return found
 
 
-def _thrown(check: str, error: Exception) -> Finding:
-    """Tell an error by its name: another's text may quote anything."""
+def _failure(check: str, error: Exception) -> Finding:
+    """Return a finding with the error's name: its text may quote anything."""
     if isinstance(error, AmoCallbackError):
-        detail = error.fields.get("detail")
-        return fail(check, f"{error}{f' ({detail})' if detail else ''}", fix="mend that, and check again")
+        what = error.fields.get("detail")
+        return fail(check, f"{error}{f' ({what})' if what else ''}", fix="fix that, and check again")
     named = f"{type(error).__name__}: {error.strerror}" if isinstance(error, OSError) else type(error).__name__
-    return fail(check, f"could not be looked at: {named}", fix="mend that, and check again")
+    return fail(check, f"could not be checked: {named}", fix="fix that, and check again")
+
+
+def report(findings: Iterable[Finding], *, as_json: bool) -> int:
+    """Print findings, each as it comes, or all as JSON; return the exit status."""
+    if as_json:
+        found = list(findings)
+        worst = max((one.severity for one in found), key=list(Severity).index, default=Severity.OK)
+        click.echo(json.dumps({"severity": worst, "findings": [asdict(one) for one in found]}))
+        return 1 if worst is Severity.FAIL else 0
+    counted: Counter[Severity] = Counter()
+    for finding in findings:
+        counted[finding.severity] += 1
+        click.echo(f"{finding.severity:<4}  {finding.check:<{_NAME}}  {printable(finding.message)}")
+        if finding.fix is not None:
+            click.echo(f"{'':<4}  {'':<{_NAME}}  > {printable(finding.fix)}")
+    click.echo(", ".join(f"{counted[severity]} {severity}" for severity in Severity))
+    return 1 if counted[Severity.FAIL] else 0

@@ -7,22 +7,22 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from amo_callback.cli.checks.asking import Silent
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.cli.checks.http_probe import NoResponse
 from amo_callback.identity.jwks import read_jwks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.cli.checks.asking import Answered, Asker
-    from amo_callback.config import Settings
+    from amo_callback.cli.checks.http_probe import HttpProbe, Response
+    from amo_callback.config.settings import Settings
 
 SKEW_TOLD, SKEW_BAD = 30.0, 300.0
 """Seconds between AMO's clock and ours: when a token ends is counted by ours."""
 _SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
 
 
-async def check_amo(settings: Settings, asker: Asker) -> AsyncIterator[Finding]:
+async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
     """Look whether AMO is reached, and what time it is there.
 
     The token endpoint of `amo.default_domain` is looked at with HEAD, else the page that asks for consent: no code,
@@ -33,8 +33,8 @@ async def check_amo(settings: Settings, asker: Asker) -> AsyncIterator[Finding]:
     if domain is not None:
         url = settings.amo.endpoint.replace("{domain}", domain) + "/oauth2/access_token"
     name = urlsplit(url).netloc
-    answer = await asker.ask("HEAD", url)
-    if isinstance(answer, Silent):
+    answer = await http.ask("HEAD", url)
+    if isinstance(answer, NoResponse):
         yield fail(
             "amo", f"{name}: {answer.why}", fix="let this machine out to AMO by https: DNS, firewall, certificates"
         )
@@ -49,7 +49,7 @@ async def check_amo(settings: Settings, asker: Asker) -> AsyncIterator[Finding]:
     yield _clock(answer)
 
 
-def _clock(answer: Answered) -> Finding:
+def _clock(answer: Response) -> Finding:
     try:
         theirs = parsedate_to_datetime(answer.headers.get("Date", ""))
     except ValueError:
@@ -69,14 +69,14 @@ def _aware(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-async def check_key_set(settings: Settings, asker: Asker) -> AsyncIterator[Finding]:
+async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
     """Look whether the app's JWTs can be verified."""
     if settings.app.jwks_url is None:
         return
     name = urlsplit(settings.app.jwks_url).netloc
-    answer = await asker.ask("GET", settings.app.jwks_url)
+    answer = await http.ask("GET", settings.app.jwks_url)
     fix = "mend app.jwks_url, or whoever serves it: without keys no user of the app is known"
-    if isinstance(answer, Silent):
+    if isinstance(answer, NoResponse):
         yield fail("jwks_url", f"{name}: {answer.why}", fix=fix)
     elif answer.status != 200:
         yield fail("jwks_url", f"{name} answers {answer.status}", fix=fix)
@@ -89,13 +89,13 @@ async def check_key_set(settings: Settings, asker: Asker) -> AsyncIterator[Findi
             yield ok("jwks_url", f"{len(keys)} keys at {name}")
 
 
-async def check_receiver(settings: Settings, asker: Asker) -> AsyncIterator[Finding]:
+async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
     """Look whether somebody listens at `notify.url`; whatever he answers to a HEAD, he is there."""
     if settings.notify.url is None:
         return
     name = urlsplit(settings.notify.url).netloc
-    answer = await asker.ask("HEAD", settings.notify.url)
-    if isinstance(answer, Silent):
+    answer = await http.ask("HEAD", settings.notify.url)
+    if isinstance(answer, NoResponse):
         fix = "mend notify.url, or start the receiver; notices wait for him, up to a day"
         yield warn("notify", f"{name}: {answer.why}", fix=fix)
     else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.cli.checks.contents import Pairs, freezing, newer, other_keys, usable
+from amo_callback.cli.checks.database import Pairs, freezing, newer, other_keys, usable
 from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
-from amo_callback.database_url import read_postgres
+from amo_callback.config.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.migrate import ENCODINGS
 from amo_callback.store.pooler import NEEDS_SESSIONS, USE_SESSIONS
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from amo_callback.cli.checks.database import ProgressOf
     from amo_callback.clock import Clock
-    from amo_callback.database_url import PostgresAddress
+    from amo_callback.config.database_url import PostgresUrl
     from amo_callback.store.postgres_inspection import PostgresInspection, Server
 
 _OLDEST = 12
@@ -42,7 +42,7 @@ async def check_postgres(
             took, at = clock.monotonic() - began, asked + (clock.now() - asked) / 2
             for finding in check_server(server, address, took=took, at=at):
                 yield finding
-            yield check_settings(await inspected.settings())
+            yield check_server_settings(await inspected.settings())
             async for finding in _contents(inspected, address, keys, progress):
                 yield finding
     except ConfigurationError as error:
@@ -56,7 +56,7 @@ async def check_postgres(
 
 
 async def _contents(
-    inspected: PostgresInspection, address: PostgresAddress, keys: Sequence[str], progress: ProgressOf
+    inspected: PostgresInspection, address: PostgresUrl, keys: Sequence[str], progress: ProgressOf
 ) -> AsyncIterator[Finding]:
     schema, known = await inspected.schema(), inspected.known_schema
     if schema is None:
@@ -79,13 +79,13 @@ async def _pairs(inspected: PostgresInspection, keys: Sequence[str], progress: P
     with progress(await inspected.count()) as advance:
         async for pair in inspected.pairs():
             advance(pairs.open(pair))
-    return pairs.told()
+    return pairs.finding()
 
 
 # --- the server ----------------------------------------------------------------------------------
 
 
-def check_server(server: Server, address: PostgresAddress, *, took: float, at: datetime) -> Iterator[Finding]:
+def check_server(server: Server, address: PostgresUrl, *, took: float, at: datetime) -> Iterator[Finding]:
     """Look at what a server said of itself, `at` a moment by our clock, after so many seconds."""
     yield _version(server, took)
     yield _tls(server, address)
@@ -99,7 +99,7 @@ def check_server(server: Server, address: PostgresAddress, *, took: float, at: d
         )
 
 
-def check_settings(settings: Mapping[str, str]) -> Finding:
+def check_server_settings(settings: Mapping[str, str]) -> Finding:
     """Compare the server's settings, as a new session has them, with what the store relies on."""
     others = {name: value for name, value in settings.items() if value not in SETTINGS[name]}
     values = ", ".join(f"{name} = {value}" for name, value in others.items())
@@ -128,7 +128,7 @@ def _version(server: Server, took: float) -> Finding:
     return ok("server", told)
 
 
-def _tls(server: Server, address: PostgresAddress) -> Finding:
+def _tls(server: Server, address: PostgresUrl) -> Finding:
     if server.tls is not None:
         believed = "" if address.is_verified or address.is_local else "; whoever answers is believed: see sslmode"
         return ok("server_tls", f"{server.tls}{believed}")

@@ -6,27 +6,27 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from amo_callback import probe
-from amo_callback.cli.checks.asking import CERTIFICATE, Silent
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.cli.checks.http_probe import CERTIFICATE, NoResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.cipher import Cipher
-    from amo_callback.cli.checks.asking import Answered, Asker
-    from amo_callback.config import Settings
+    from amo_callback.cli.checks.http_probe import HttpProbe, Response
+    from amo_callback.config.settings import Settings
     from amo_callback.probe import Seen
 
 _BAD_GATEWAY = frozenset({502, 503, 504})
 _LATER = "check from where AMO's browsers come: curl -I the redirect URI elsewhere"
 
 
-async def check_proxy(settings: Settings, asker: Asker, *, cipher: Cipher, nonce: str) -> AsyncIterator[Finding]:
+async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, nonce: str) -> AsyncIterator[Finding]:
     """Look at the redirect URI with HEAD, which never spends a code, and carries none."""
     address = settings.amo.redirect_uri
     name = urlsplit(address).netloc
-    answer = await asker.ask("HEAD", address, headers={probe.HEADER: probe.ask(cipher, nonce=nonce)})
-    if isinstance(answer, Silent):
+    answer = await http.ask("HEAD", address, headers={probe.HEADER: probe.ask(cipher, nonce=nonce)})
+    if isinstance(answer, NoResponse):
         told = f"{name}: {answer.why}"
         if answer.why == CERTIFICATE:
             yield fail("proxy", told, fix="give the proxy a certificate that browsers take")
@@ -37,7 +37,7 @@ async def check_proxy(settings: Settings, asker: Asker, *, cipher: Cipher, nonce
     yield _unseen(settings, name, answer) if seen is None else _seen(settings, name, seen)
 
 
-def _unseen(settings: Settings, name: str, answer: Answered) -> Finding:
+def _unseen(settings: Settings, name: str, answer: Response) -> Finding:
     """Tell what stands there instead of the service with our keys."""
     if answer.status in _BAD_GATEWAY:
         return fail(

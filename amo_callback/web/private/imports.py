@@ -11,13 +11,13 @@ from pydantic_core import from_json
 
 from amo_callback.errors import InvalidRequest, NotYet, RetryableError
 from amo_callback.identity import Scope
-from amo_callback.transfer.bring import Plan, Rules, carry_out, make_plan
-from amo_callback.transfer.plain import read_values
+from amo_callback.transfer.importer import ImportPlan, ImportRules, apply, make_plan
+from amo_callback.transfer.json_format import read_values
 from amo_callback.web.parsing import Body, invalid
 from amo_callback.web.route import Route, shape
 
 if TYPE_CHECKING:
-    from amo_callback.transfer.record import Problem
+    from amo_callback.transfer.export_file import RecordError
     from amo_callback.web.route import Call
 
 MAX_CONNECTIONS = 1000
@@ -75,7 +75,7 @@ class ImportResult:
 class InvalidConnections(InvalidRequest):
     """Some connections of an import cannot be taken."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[RecordError]) -> None:
         super().__init__(f"connections: {len(problems)} of them cannot be taken; nothing was changed")
         shown = [{"place": problem.place, "why": problem.why} for problem in problems[:_MAX_PROBLEMS]]
         self.members = {"problems": shown}
@@ -88,7 +88,7 @@ async def import_connections(call: Call[None, ImportBody]) -> ImportResult:
     if plan.problems:
         raise InvalidConnections(plan.problems)
     _check_leases(call, plan)
-    left = await carry_out(
+    left = await apply(
         plan,
         store=services.store,
         cipher=services.cipher,
@@ -103,7 +103,7 @@ async def import_connections(call: Call[None, ImportBody]) -> ImportResult:
     return ImportResult(**counts, left=left)
 
 
-async def _plan(call: Call[None, ImportBody]) -> Plan:
+async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
     services, settings = call.services, call.services.settings.amo
     arrivals = read_values(
         call.body.connections,
@@ -111,7 +111,7 @@ async def _plan(call: Call[None, ImportBody]) -> Plan:
         client_id=settings.client_id,
         now=services.clock.now(),
     )
-    rules = Rules(
+    rules = ImportRules(
         client_id=settings.client_id,
         allowed_domains=settings.allowed_domains,
         allowed_accounts=settings.allowed_accounts,
@@ -120,7 +120,7 @@ async def _plan(call: Call[None, ImportBody]) -> Plan:
     return await make_plan(arrivals, store=services.store, cipher=services.cipher, rules=rules)
 
 
-def _check_leases(call: Call[None, ImportBody], plan: Plan) -> None:
+def _check_leases(call: Call[None, ImportBody], plan: ImportPlan) -> None:
     """Replace no pair that a process may be refreshing: the pair it receives, or this one, would be lost."""
     left = max((call.services.custody.leases.left(stored) for _, stored in plan.replaced), default=0.0)
     if left:

@@ -20,7 +20,7 @@ from amo_callback.web.route import Reply, Route, both_methods
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from amo_callback.config import Settings
+    from amo_callback.config.settings import Settings
     from amo_callback.web.route import Call
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -18,7 +18,7 @@ from amo_callback.web.pages.user_agent import Kind, UserAgent, parse_user_agent
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from amo_callback.config import App
+    from amo_callback.config.settings import App
     from amo_callback.errors import AmoCallbackError
     from amo_callback.web.route import Call
 

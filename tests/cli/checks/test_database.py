@@ -10,14 +10,14 @@ import pytest
 
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.cli.checks.database import check_database, check_rescue
-from amo_callback.cli.checks.finding import Verdict, guarded, ok
-from amo_callback.cli.local import Place
-from amo_callback.config_load import load_settings
+from amo_callback.cli.checks.finding import Severity, ok, run_check
+from amo_callback.cli.context import CommandContext
+from amo_callback.config.loader import load_settings
 from amo_callback.machine import machine_mark
 from amo_callback.model import TokenPair
 from amo_callback.store import open_store
 from tests.builders import DAY, a_connection, save
-from tests.cli.checks.test_words import GOOD
+from tests.cli.checks.test_settings import GOOD
 from tests.fakes import START, FakeClock
 
 if TYPE_CHECKING:
@@ -35,23 +35,25 @@ def _progress(_total: int) -> Iterator[Callable[[int], None]]:
     yield lambda _done: None
 
 
-def _place(folder: Path, *keys: str) -> Place:
+def _place(folder: Path, *keys: str) -> CommandContext:
     environ = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()}
     environ["AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"] = "\n".join(keys)
-    return Place(settings=load_settings(None, environ), folder=folder, database=folder / NAME, rescue=folder / "rescue")
+    return CommandContext(
+        settings=load_settings(None, environ), folder=folder, database=folder / NAME, rescue=folder / "rescue"
+    )
 
 
-def _check(place: Place) -> dict[str, tuple[Verdict, str]]:
-    return _by_name(guarded("store", _findings(place)))
+def _check(place: CommandContext) -> dict[str, tuple[Severity, str]]:
+    return _by_name(run_check("store", _findings(place)))
 
 
-def _findings(place: Place) -> Iterator[Finding]:
+def _findings(place: CommandContext) -> Iterator[Finding]:
     keys = place.settings.storage.encryption_keys.get_secret_value().split()
-    return check_database(place.folder / NAME, keys=keys, machine=place.machine, progress=_progress)
+    return check_database(place.folder / NAME, keys=keys, machine=place.location, progress=_progress)
 
 
-def _by_name(findings: Iterator[Finding]) -> dict[str, tuple[Verdict, str]]:
-    return {finding.check: (finding.verdict, finding.told) for finding in findings}
+def _by_name(findings: Iterator[Finding]) -> dict[str, tuple[Severity, str]]:
+    return {finding.check: (finding.severity, finding.message) for finding in findings}
 
 
 def _run(folder: Path, statement: str, *values: object) -> None:
@@ -61,7 +63,7 @@ def _run(folder: Path, statement: str, *values: object) -> None:
 
 
 @pytest.fixture
-async def place(tmp_path: Path, encryption_key: str) -> Place:
+async def place(tmp_path: Path, encryption_key: str) -> CommandContext:
     """Give a database of some connections that nobody has open."""
     cipher = Cipher([encryption_key])
     async with open_store(f"sqlite:///{NAME}", folder=tmp_path, clock=FakeClock()) as store:
@@ -75,20 +77,20 @@ async def place(tmp_path: Path, encryption_key: str) -> Place:
     return _place(tmp_path, encryption_key)
 
 
-def test_a_good_database_is_ok_and_left_as_it_was(place: Place) -> None:
+def test_a_good_database_is_ok_and_left_as_it_was(place: CommandContext) -> None:
     """Nothing is written, and no file beside it is left behind."""
     database = place.folder / NAME
     before = database.read_bytes()
     found = _check(place)
-    assert {name: verdict for name, (verdict, _) in found.items()} == dict.fromkeys(
-        ("store", "keys", "frozen"), Verdict.OK
+    assert {name: severity for name, (severity, _) in found.items()} == dict.fromkeys(
+        ("store", "keys", "frozen"), Severity.OK
     )
     assert found["keys"][1] == "open all 3 pairs"
     assert database.read_bytes() == before
     assert list(place.folder.iterdir()) == [database]
 
 
-async def test_beside_the_service_it_is_only_read(place: Place) -> None:
+async def test_beside_the_service_it_is_only_read(place: CommandContext) -> None:
     """Whoever serves it goes on writing while it is looked at, and what he wrote is seen."""
     async with open_store(f"sqlite:///{NAME}", folder=place.folder, clock=FakeClock()) as store:
         await save(store, a_connection(9))  # its pair is no sealed one
@@ -96,34 +98,34 @@ async def test_beside_the_service_it_is_only_read(place: Place) -> None:
         found = {finding.check: finding for finding in [next(findings), next(findings)]}
         await store.freeze_all(why="meanwhile")
         frozen = next(findings)
-    assert "4 connections" in found["store"].told
-    assert (found["keys"].verdict, frozen.verdict) == (Verdict.FAIL, Verdict.WARN)
-    assert "no key opens 1 of 4 pairs: " in found["keys"].told
-    assert "meanwhile" in frozen.told
+    assert "4 connections" in found["store"].message
+    assert (found["keys"].severity, frozen.severity) == (Severity.FAIL, Severity.WARN)
+    assert "no key opens 1 of 4 pairs: " in found["keys"].message
+    assert "meanwhile" in frozen.message
 
 
 def test_no_database_is_made(tmp_path: Path, encryption_key: str) -> None:
     """Before the first start there is none, which is told; without its folder the service could not start."""
     place = _place(tmp_path, encryption_key)
-    assert _check(place)["store"][0] is Verdict.WARN
+    assert _check(place)["store"][0] is Severity.WARN
     assert list(tmp_path.iterdir()) == []
-    assert _check(_place(tmp_path / "nowhere", encryption_key))["store"][0] is Verdict.FAIL
+    assert _check(_place(tmp_path / "nowhere", encryption_key))["store"][0] is Severity.FAIL
 
 
 @pytest.mark.parametrize(
-    ("version", "verdict", "others"),
-    [(0, Verdict.FAIL, False), (99, Verdict.FAIL, False)],
+    ("version", "severity", "others"),
+    [(0, Severity.FAIL, False), (99, Severity.FAIL, False), (1, Severity.WARN, True)],
 )
 def test_a_schema_of_another_version_is_told(
     version: int,
-    verdict: Verdict,
+    severity: Severity,
     others: bool,  # noqa: FBT001 -- because it is a column of the table above
-    place: Place,
+    place: CommandContext,
 ) -> None:
     """It is not upgraded; an older one is looked into, a newer or a foreign one is not."""
     _run(place.folder, f"PRAGMA user_version = {version}")
     found = _check(place)
-    assert found["store"][0] is verdict
+    assert found["store"][0] is severity
     assert ("keys" in found) is others
     with closing(sqlite3.connect(place.folder / NAME)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (version,)
@@ -133,56 +135,56 @@ def test_what_is_no_database_is_told_without_its_text(tmp_path: Path, encryption
     """The error's name is enough."""
     place = _place(tmp_path, encryption_key)
     (tmp_path / NAME).write_text("no database at all" * 100)
-    assert _check(place) == {"store": (Verdict.FAIL, "The store cannot be read or written. (SQLITE_NOTADB)")}
+    assert _check(place) == {"store": (Severity.FAIL, "The store cannot be read or written. (SQLITE_NOTADB)")}
 
 
-def test_other_keys_are_told_once(place: Place) -> None:
+def test_other_keys_are_told_once(place: CommandContext) -> None:
     """Where no key opens the canary, none opens any pair."""
     found = _check(_place(place.folder, new_key()))
-    assert found["keys"][0] is Verdict.FAIL
+    assert found["keys"][0] is Severity.FAIL
     assert "the service does not start" in found["keys"][1]
 
 
-def test_pairs_that_no_key_opens_are_named(place: Place) -> None:
+def test_pairs_that_no_key_opens_are_named(place: CommandContext) -> None:
     """Damaged, erased, or copied over from another connection: the first few by their ids, the rest by number."""
     _run(place.folder, "UPDATE connections SET sealed_pair = (SELECT max(sealed_pair) FROM connections)")
-    verdict, told = _check(place)["keys"]
-    assert verdict is Verdict.FAIL
+    severity, told = _check(place)["keys"]
+    assert severity is Severity.FAIL
     assert told.startswith("no key opens 2 of 3 pairs: ")
     _run(place.folder, "UPDATE connections SET sealed_pair = NULL")
     assert _check(place)["keys"][1].startswith("no key opens 3 of 3 pairs: ")
 
 
-def test_a_disconnected_connection_has_no_pair_to_open(place: Place) -> None:
+def test_a_disconnected_connection_has_no_pair_to_open(place: CommandContext) -> None:
     """Its tokens were erased on purpose."""
     _run(place.folder, "UPDATE connections SET sealed_pair = NULL, status = 'disconnected'")
-    assert _check(place)["keys"] == (Verdict.OK, "fit; there are no pairs yet")
+    assert _check(place)["keys"] == (Severity.OK, "fit; there are no pairs yet")
 
 
-def test_an_older_key_that_is_still_needed_is_told(place: Place, encryption_key: str) -> None:
+def test_an_older_key_that_is_still_needed_is_told(place: CommandContext, encryption_key: str) -> None:
     """Whoever takes it away would lose connections."""
-    verdict, told = _check(_place(place.folder, new_key(), encryption_key))["keys"]
-    assert (verdict, told) == (Verdict.OK, "open all 3 pairs; 3 still need an older key: keep it")
+    severity, told = _check(_place(place.folder, new_key(), encryption_key))["keys"]
+    assert (severity, told) == (Severity.OK, "open all 3 pairs; 3 still need an older key: keep it")
 
 
-def test_a_database_from_elsewhere_will_be_frozen(place: Place) -> None:
+def test_a_database_from_elsewhere_will_be_frozen(place: CommandContext) -> None:
     """It is told before the service does it, and the check itself freezes nothing."""
     _run(place.folder, "UPDATE meta SET value = CAST('elsewhere' AS BLOB) WHERE name = 'machine'")
     for _ in range(2):
-        verdict, told = _check(place)["frozen"]
-        assert verdict is Verdict.WARN
+        severity, told = _check(place)["frozen"]
+        assert severity is Severity.WARN
         assert "will be frozen" in told
 
 
-def test_files_in_the_rescue_folder_are_told(place: Place) -> None:
+def test_files_in_the_rescue_folder_are_told(place: CommandContext) -> None:
     """Those that wait, and no others; the folder is not made."""
-    assert _by_name(check_rescue(place))["rescue"][0] is Verdict.OK
+    assert _by_name(check_rescue(place))["rescue"][0] is Severity.OK
     assert not place.rescue.exists()
     place.rescue.mkdir()
     (place.rescue / ".reserve").touch()
-    assert _by_name(check_rescue(place))["rescue"][0] is Verdict.OK
+    assert _by_name(check_rescue(place))["rescue"][0] is Severity.OK
     (place.rescue / "one").touch()
-    assert _by_name(check_rescue(place))["rescue"][0] is Verdict.WARN
+    assert _by_name(check_rescue(place))["rescue"][0] is Severity.WARN
 
 
 def test_a_check_that_throws_ends_no_other() -> None:
@@ -192,5 +194,5 @@ def test_a_check_that_throws_ends_no_other() -> None:
         yield ok("store", "there")
         raise RuntimeError("the-secret")
 
-    found = [(finding.verdict, finding.told) for finding in guarded("store", throwing())]
-    assert found == [(Verdict.OK, "there"), (Verdict.FAIL, "could not be looked at: RuntimeError")]
+    found = [(finding.severity, finding.message) for finding in run_check("store", throwing())]
+    assert found == [(Severity.OK, "there"), (Severity.FAIL, "could not be checked: RuntimeError")]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.cli.checks.files import check_disk, check_secrets
-from amo_callback.cli.checks.finding import Verdict
-from amo_callback.cli.local import Place
-from amo_callback.config_load import load_settings
-from tests.cli.checks.test_words import GOOD
+from amo_callback.cli.checks.finding import Severity
+from amo_callback.cli.context import CommandContext
+from amo_callback.config.loader import load_settings
+from tests.cli.checks.test_settings import GOOD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,40 +29,40 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _verdicts(config: Path | None, **environ: str) -> list[Verdict]:
-    return [finding.verdict for finding in check_secrets(config, environ)]
+def _verdicts(config: Path | None, **environ: str) -> list[Severity]:
+    return [finding.severity for finding in check_secrets(config, environ)]
 
 
 @pytest.mark.parametrize(
-    ("mode", "text", "verdict"),
+    ("mode", "text", "severity"),
     [
-        (0o644, '[amo]\nclient_secret = "x"', Verdict.FAIL),
-        (0o640, '[amo]\nclient_secret = "x"', Verdict.OK),
-        (0o644, '[amo]\nclient_id = "x"', Verdict.OK),
-        (0o644, '[storage]\nurl = "sqlite:///a.db"', Verdict.OK),
-        (0o644, '[storage]\nurl = "postgresql://u@h/d"', Verdict.OK),
-        (0o644, '[storage]\nurl = "postgresql://u:x@h/d"', Verdict.FAIL),
-        (0o602, '[amo]\nclient_id = "x"', Verdict.FAIL),
+        (0o644, '[amo]\nclient_secret = "x"', Severity.FAIL),
+        (0o640, '[amo]\nclient_secret = "x"', Severity.OK),
+        (0o644, '[amo]\nclient_id = "x"', Severity.OK),
+        (0o644, '[storage]\nurl = "sqlite:///a.db"', Severity.OK),
+        (0o644, '[storage]\nurl = "postgresql://u@h/d"', Severity.OK),
+        (0o644, '[storage]\nurl = "postgresql://u:x@h/d"', Severity.FAIL),
+        (0o602, '[amo]\nclient_id = "x"', Severity.FAIL),
     ],
 )
 def test_a_configuration_file_is_closed_where_it_holds_secrets(
-    mode: int, text: str, verdict: Verdict, folder: Path
+    mode: int, text: str, severity: Severity, folder: Path
 ) -> None:
     """Its secrets are named, not shown; one that anybody may change is never good."""
     config = folder / "config.toml"
     config.write_text(text)
     config.chmod(mode)
     [finding] = check_secrets(config, {})
-    assert finding.verdict is verdict
-    assert '"x"' not in finding.told
-    assert "u:x" not in finding.told
+    assert finding.severity is severity
+    assert '"x"' not in finding.message
+    assert "u:x" not in finding.message
 
 
 @pytest.mark.parametrize(
-    ("mode", "above", "verdict"),
-    [(0o644, 0o755, Verdict.FAIL), (0o644, 0o700, Verdict.OK), (0o600, 0o755, Verdict.OK)],
+    ("mode", "above", "severity"),
+    [(0o644, 0o755, Severity.FAIL), (0o644, 0o700, Severity.OK), (0o600, 0o755, Severity.OK)],
 )
-def test_files_of_secrets_are_closed(mode: int, above: int, verdict: Verdict, folder: Path) -> None:
+def test_files_of_secrets_are_closed(mode: int, above: int, severity: Severity, folder: Path) -> None:
     """Their own mode closes them, or that of a folder above; other files beside them are nobody's business."""
     secrets = folder / "secrets"
     secrets.mkdir()
@@ -71,16 +71,16 @@ def test_files_of_secrets_are_closed(mode: int, above: int, verdict: Verdict, fo
     file.touch()
     file.chmod(mode)
     secrets.chmod(above)
-    assert _verdicts(None, CREDENTIALS_DIRECTORY=str(secrets)) == [verdict]
+    assert _verdicts(None, CREDENTIALS_DIRECTORY=str(secrets)) == [severity]
     config = folder / "config.toml"
     config.write_text('[server]\nsecrets = "secrets"')
-    assert _verdicts(config) == [verdict]
+    assert _verdicts(config) == [severity]
 
 
-def _place(folder: Path) -> Place:
+def _place(folder: Path) -> CommandContext:
     environ = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()}
     environ["AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"] = "A" * 43 + "="
-    return Place(
+    return CommandContext(
         settings=load_settings(None, environ), folder=folder, database=folder / "a.db", rescue=folder / "no" / "rescue"
     )
 
@@ -88,8 +88,8 @@ def _place(folder: Path) -> Place:
 def test_the_room_is_told_also_before_there_is_a_folder(folder: Path) -> None:
     """The nearest folder that is there has the same disk."""
     [finding] = check_disk(_place(folder))
-    assert finding.verdict in {Verdict.OK, Verdict.WARN}
-    assert "MiB are free" in finding.told
+    assert finding.severity in {Severity.OK, Severity.WARN}
+    assert "MiB are free" in finding.message
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -102,5 +102,5 @@ def test_files_beside_the_database_are_its_owners(folder: Path) -> None:
     (folder / "a.db-wal").touch()
     os.chown(database, NOBODY, NOBODY)
     first, second, _ = check_disk(place)
-    assert (first.verdict, second.verdict) == (Verdict.FAIL, Verdict.WARN)
-    assert "a.db-wal is another user's" in first.told
+    assert (first.severity, second.severity) == (Severity.FAIL, Severity.WARN)
+    assert "a.db-wal is another user's" in first.message

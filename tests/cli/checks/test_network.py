@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from amo_callback.cli.checks.asking import open_asker
-from amo_callback.cli.checks.finding import Verdict, guarded_async
+from amo_callback.cli.checks.finding import Severity, run_check_async
+from amo_callback.cli.checks.http_probe import open_probe
 from amo_callback.cli.checks.network import check_amo, check_key_set, check_receiver
 from amo_callback.clock import SystemClock
-from amo_callback.config_load import load_settings
+from amo_callback.config.loader import load_settings
 from amo_callback.observe.log import make_logger
 from amo_callback.web.listener import open_listener
 from tests.conftest import HOST, environment
@@ -26,7 +26,7 @@ from tests.patience import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from amo_callback.config import Settings
+    from amo_callback.config.settings import Settings
     from tests.conftest import Amo
 
     Check = Callable[..., AsyncIterator[object]]
@@ -56,28 +56,28 @@ async def _other(answer: Callable[[web.Request], Awaitable[web.StreamResponse]])
         yield door.address
 
 
-async def _check(check: Check, settings: Settings, *, patience: float = PATIENCE) -> list[tuple[str, Verdict, str]]:
-    async with open_asker(clock=SystemClock(), patience=patience) as asker:
-        found = await guarded_async("check", check(settings, asker))  # type: ignore[arg-type]  # reason: each yields findings
-    return [(finding.check, finding.verdict, finding.told) for finding in found]
+async def _check(check: Check, settings: Settings, *, patience: float = PATIENCE) -> list[tuple[str, Severity, str]]:
+    async with open_probe(clock=SystemClock(), patience=patience) as http:
+        found = await run_check_async("check", check(settings, http))  # type: ignore[arg-type]  # reason: each yields findings
+    return [(finding.check, finding.severity, finding.message) for finding in found]
 
 
 async def test_amo_is_looked_at_and_nothing_is_presented(amo: Amo, encryption_key: str) -> None:
     """The token endpoint is reached by its address, and has been asked for no token."""
     settings = load_settings(None, environment(amo, encryption_key, AMO__DEFAULT_DOMAIN=HOST))
     assert await _check(check_amo, settings) == [
-        ("amo", Verdict.OK, f"{amo.address} answers"),
-        ("clock", Verdict.OK, "within 30 s of AMO's"),
+        ("amo", Severity.OK, f"{amo.address} answers"),
+        ("clock", Severity.OK, "within 30 s of AMO's"),
     ]
     assert amo.sandbox.requests == 0
     assert amo.vendor.ledger.entries == []
 
 
 @pytest.mark.parametrize(
-    ("ahead", "verdict"),
-    [(0, Verdict.OK), (-20, Verdict.OK), (45, Verdict.WARN), (-45, Verdict.WARN), (400, Verdict.FAIL)],
+    ("ahead", "severity"),
+    [(0, Severity.OK), (-20, Severity.OK), (45, Severity.WARN), (-45, Severity.WARN), (400, Severity.FAIL)],
 )
-async def test_clocks_that_differ_are_told(ahead: int, verdict: Verdict, amo: Amo, encryption_key: str) -> None:
+async def test_clocks_that_differ_are_told(ahead: int, severity: Severity, amo: Amo, encryption_key: str) -> None:
     """From half a minute on it is told, from five minutes on it fails."""
     asked = []
 
@@ -91,16 +91,16 @@ async def test_clocks_that_differ_are_told(ahead: int, verdict: Verdict, amo: Am
             None, environment(amo, encryption_key, AMO__AUTHORIZE_URL=f"http://{address}/oauth", AMO__TIMEOUT="5")
         )
         _, (name, found, told) = await _check(check_amo, settings)
-    assert (name, found) == ("clock", verdict)
+    assert (name, found) == ("clock", severity)
     assert ("behind" in told) is (ahead == -45)
     assert asked == [("HEAD", "/oauth", "", b"")]
 
 
 @pytest.mark.parametrize(
-    ("status", "verdict"),
-    [(405, Verdict.OK), (302, Verdict.OK), (403, Verdict.WARN), (429, Verdict.WARN), (502, Verdict.WARN)],
+    ("status", "severity"),
+    [(405, Severity.OK), (302, Severity.OK), (403, Severity.WARN), (429, Severity.WARN), (502, Severity.WARN)],
 )
-async def test_what_amo_answers_is_told(status: int, verdict: Verdict, amo: Amo, encryption_key: str) -> None:
+async def test_what_amo_answers_is_told(status: int, severity: Severity, amo: Amo, encryption_key: str) -> None:
     """A redirect, or a method that is not allowed, is an answer; a redirect is not followed."""
 
     async def answer(_request: web.Request) -> web.Response:
@@ -109,7 +109,7 @@ async def test_what_amo_answers_is_told(status: int, verdict: Verdict, amo: Amo,
     async with _other(answer) as address:
         settings = load_settings(None, environment(amo, encryption_key, AMO__AUTHORIZE_URL=f"http://{address}/oauth"))
         found = await _check(check_amo, settings)
-    assert [each[:2] for each in found] == [("amo", verdict), ("clock", Verdict.WARN)]
+    assert [each[:2] for each in found] == [("amo", severity), ("clock", Severity.WARN)]
 
 
 async def test_amo_out_of_reach_fails(amo: Amo, encryption_key: str) -> None:
@@ -123,26 +123,26 @@ async def test_amo_out_of_reach_fails(amo: Amo, encryption_key: str) -> None:
     async with _other(broken) as address:
         settings = load_settings(None, environment(amo, encryption_key, AMO__AUTHORIZE_URL=f"http://{address}/oauth"))
         assert await _check(check_amo, settings) == [
-            ("amo", Verdict.FAIL, f"{address}: no HTTP answer"),
-            ("clock", Verdict.WARN, "AMO's is not known, so ours cannot be compared"),
+            ("amo", Severity.FAIL, f"{address}: no HTTP answer"),
+            ("clock", Severity.WARN, "AMO's is not known, so ours cannot be compared"),
         ]
-    [(_, verdict, told), _] = await _check(check_amo, settings)
-    assert (verdict, told) == (Verdict.FAIL, f"{address}: Connection refused")
+    [(_, severity, told), _] = await _check(check_amo, settings)
+    assert (severity, told) == (Severity.FAIL, f"{address}: Connection refused")
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "verdict"),
+    ("status", "body", "severity"),
     [
-        (200, KEY_SET, Verdict.OK),
-        (200, '{"keys": []}', Verdict.FAIL),
-        (200, "<html>", Verdict.FAIL),
-        (200, "x" * 1024 * 1024, Verdict.FAIL),
-        (404, KEY_SET, Verdict.FAIL),
+        (200, KEY_SET, Severity.OK),
+        (200, '{"keys": []}', Severity.FAIL),
+        (200, "<html>", Severity.FAIL),
+        (200, "x" * 1024 * 1024, Severity.FAIL),
+        (404, KEY_SET, Severity.FAIL),
     ],
     ids=["keys", "none", "html", "huge", "not_found"],
 )
 async def test_the_key_set_must_hold_a_key(
-    status: int, body: str, verdict: Verdict, amo: Amo, encryption_key: str
+    status: int, body: str, severity: Severity, amo: Amo, encryption_key: str
 ) -> None:
     """Without one no user of the app is known; where none is configured there is nothing to tell."""
 
@@ -153,9 +153,9 @@ async def test_the_key_set_must_hold_a_key(
         more = {"APP__JWKS_URL": f"http://{address}/jwks.json", "APP__JWT_AUDIENCE": "app"}
         settings = load_settings(None, environment(amo, encryption_key, **more))
         [(name, found, _)] = await _check(check_key_set, settings)
-    assert (name, found) == ("jwks_url", verdict)
+    assert (name, found) == ("jwks_url", severity)
     [(_, gone, _)] = await _check(check_key_set, settings)
-    assert gone is Verdict.FAIL
+    assert gone is Severity.FAIL
     assert await _check(check_key_set, load_settings(None, environment(amo, encryption_key))) == []
 
 
@@ -170,7 +170,7 @@ async def test_a_receiver_is_there_whatever_he_answers(amo: Amo, encryption_key:
     async with _other(answer) as address:
         more = {"NOTIFY__URL": f"http://{address}/hook", "NOTIFY__SECRET": "whsec_" + "A" * 32}
         settings = load_settings(None, environment(amo, encryption_key, **more))
-        assert await _check(check_receiver, settings) == [("notify", Verdict.OK, f"{address} is there")]
+        assert await _check(check_receiver, settings) == [("notify", Severity.OK, f"{address} is there")]
     assert methods == ["HEAD"]
-    [(_, verdict, _)] = await _check(check_receiver, settings)
-    assert verdict is Verdict.WARN
+    [(_, severity, _)] = await _check(check_receiver, settings)
+    assert severity is Severity.WARN

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from amo_callback.cli.checks.finding import Verdict
-from amo_callback.cli.checks.outgoing import check_outgoing
+from amo_callback.cli.checks.finding import Severity
+from amo_callback.cli.checks.settings import check_outgoing
 
 PROXY = "http://user:sekret@proxy.example:3128"
 
@@ -16,7 +16,7 @@ PROXY = "http://user:sekret@proxy.example:3128"
 def test_a_variable_that_names_a_proxy_is_named_and_its_value_is_not(name: str) -> None:
     """It may hold a password."""
     [finding] = check_outgoing({"PATH": "/bin", name: PROXY})
-    assert (finding.verdict, finding.told.startswith(f"{name}: ignored")) == (Verdict.WARN, True)
+    assert (finding.severity, finding.message.startswith(f"{name}: ignored")) == (Severity.WARN, True)
     assert "sekret" not in str(finding)
     assert "proxy.example" not in str(finding)
 
@@ -24,7 +24,7 @@ def test_a_variable_that_names_a_proxy_is_named_and_its_value_is_not(name: str) 
 def test_several_variables_are_one_finding() -> None:
     """All of them are named."""
     [finding] = check_outgoing({"https_proxy": PROXY, "HTTP_PROXY": PROXY})
-    assert finding.told.startswith("HTTP_PROXY, https_proxy: ignored")
+    assert finding.message.startswith("HTTP_PROXY, https_proxy: ignored")
 
 
 @pytest.mark.parametrize("environ", [{}, {"NO_PROXY": "localhost"}, {"HTTP_PROXY": ""}, {"MY_HTTP_PROXY": PROXY}])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from contextlib import contextmanager
@@ -12,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.cipher import Cipher, new_key
-from amo_callback.cli import check
-from amo_callback.cli.checks.finding import Verdict, guarded_async
+from amo_callback.cli.checks.finding import Severity, run_check_async
+from amo_callback.cli.main import main
 from amo_callback.clock import SystemClock
-from amo_callback.database_url import PostgresAddress, read_postgres
+from amo_callback.config.database_url import PostgresUrl, read_postgres
 from amo_callback.model import TokenPair
 from amo_callback.store import open_store
 from tests.builders import DAY, a_connection, save
-from tests.cli.checks.test_words import GOOD
+from tests.cli.checks.test_settings import GOOD
 from tests.fakes import START, ShiftedClock
 from tests.postgres import why_not, with_option
 
@@ -28,7 +27,7 @@ if (why := why_not()) is not None:
 
 import asyncpg
 
-from amo_callback.cli.checks.postgres import check_postgres, check_server, check_settings
+from amo_callback.cli.checks.postgres import check_postgres, check_server, check_server_settings
 from amo_callback.store.postgres_inspection import SETTINGS, Server, open_postgres_inspection
 from tests.patience import PATIENCE
 
@@ -48,9 +47,9 @@ def _progress(_total: int) -> Iterator[Callable[[int], None]]:
     yield lambda _done: None
 
 
-async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, tuple[Verdict, str]]:
+async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, tuple[Severity, str]]:
     found = check_postgres(url, keys=keys, clock=clock or SystemClock(), patience=PATIENCE, progress=_progress)
-    return {finding.check: (finding.verdict, finding.told) for finding in await guarded_async("store", found)}
+    return {finding.check: (finding.severity, finding.message) for finding in await run_check_async("store", found)}
 
 
 async def _fetch(url: str, query: str) -> list[asyncpg.Record]:
@@ -89,36 +88,36 @@ async def served(empty: str, tmp_path: Path, encryption_key: str) -> str:
 async def test_a_good_database_is_ok(served: str, encryption_key: str) -> None:
     """It is reached, and its server, its schema, its keys and each pair are told."""
     found = await _check(served, encryption_key)
-    assert found.pop("server_settings") in {(Verdict.WARN, "fsync = off"), (Verdict.OK, "durable, read committed")}
-    assert {name: verdict for name, (verdict, _) in found.items()} == dict.fromkeys(
-        (*SERVER, "store", "keys", "frozen"), Verdict.OK
+    assert found.pop("server_settings") in {(Severity.WARN, "fsync = off"), (Severity.OK, "durable, read committed")}
+    assert {name: severity for name, (severity, _) in found.items()} == dict.fromkeys(
+        (*SERVER, "store", "keys", "frozen"), Severity.OK
     )
     assert f"{CONNECTIONS} connections, schema " in found["store"][1]
     assert found["keys"][1] == "open all 3 pairs"
 
 
 @pytest.mark.parametrize(
-    ("settings", "verdict", "told"),
+    ("settings", "severity", "told"),
     [
-        ({}, Verdict.OK, "durable, read committed"),
-        ({"synchronous_commit": "local"}, Verdict.OK, "durable, read committed"),
-        ({"synchronous_commit": "off"}, Verdict.NOTE, "synchronous_commit = off"),
+        ({}, Severity.OK, "durable, read committed"),
+        ({"synchronous_commit": "local"}, Severity.OK, "durable, read committed"),
+        ({"synchronous_commit": "off"}, Severity.NOTE, "synchronous_commit = off"),
         (
             {"default_transaction_isolation": "serializable"},
-            Verdict.NOTE,
+            Severity.NOTE,
             "default_transaction_isolation = serializable",
         ),
-        ({"default_transaction_read_only": "on"}, Verdict.WARN, "default_transaction_read_only = on"),
-        ({"full_page_writes": "off"}, Verdict.WARN, "full_page_writes = off"),
+        ({"default_transaction_read_only": "on"}, Severity.WARN, "default_transaction_read_only = on"),
+        ({"full_page_writes": "off"}, Severity.WARN, "full_page_writes = off"),
     ],
 )
 def test_a_setting_that_the_store_does_not_rely_on_is_named(
-    settings: dict[str, str], verdict: Verdict, told: str
+    settings: dict[str, str], severity: Severity, told: str
 ) -> None:
     """What the service sets for its own sessions is a note, what it cannot or does not set is a warning."""
     good = {name: values[0] for name, values in SETTINGS.items()}
-    finding = check_settings({**good, **settings})
-    assert (finding.verdict, finding.told) == (verdict, told)
+    finding = check_server_settings({**good, **settings})
+    assert (finding.severity, finding.message) == (severity, told)
 
 
 async def test_the_settings_of_user_and_database_are_looked_at(empty: str) -> None:
@@ -137,20 +136,20 @@ async def test_an_empty_database_stays_so(empty: str, encryption_key: str) -> No
     for _ in range(2):
         found = await _check(empty, encryption_key)
         assert set(found) == {*SERVER, "server_settings", "store"}
-        assert found["store"][0] is Verdict.WARN
+        assert found["store"][0] is Severity.WARN
         assert found["store"][1].endswith("is empty")
 
 
 async def test_somebody_elses_database_is_told(empty: str, encryption_key: str) -> None:
     """Its tables are not looked into."""
     await _run(empty, "CREATE TABLE theirs (x INTEGER)")
-    assert (await _check(empty, encryption_key))["store"][0] is Verdict.FAIL
+    assert (await _check(empty, encryption_key))["store"][0] is Severity.FAIL
 
 
-@pytest.mark.parametrize(("version", "verdict", "others"), [(99, Verdict.FAIL, False), (1, Verdict.WARN, True)])
+@pytest.mark.parametrize(("version", "severity", "others"), [(99, Severity.FAIL, False), (1, Severity.WARN, True)])
 async def test_a_schema_of_another_version_is_told(
     version: int,
-    verdict: Verdict,
+    severity: Severity,
     others: bool,  # noqa: FBT001 -- because it is a column of the table above
     served: str,
     encryption_key: str,
@@ -159,7 +158,7 @@ async def test_a_schema_of_another_version_is_told(
     await _run(served, f"UPDATE schema_version SET version = {version}")  # noqa: S608 -- because it is a number
     for _ in range(2):
         found = await _check(served, encryption_key)
-        assert found["store"][0] is verdict
+        assert found["store"][0] is severity
         assert ("keys" in found) is others
 
 
@@ -179,43 +178,43 @@ async def test_a_copy_will_be_frozen_and_a_frozen_one_is_told(served: str, encry
     await _run(served, "DELETE FROM meta WHERE name = 'frozen'")
     await _run(served, "UPDATE meta SET value = 'elsewhere' WHERE name = 'machine'")
     for _ in range(2):
-        verdict, told = (await _check(served, encryption_key))["frozen"]
-        assert (verdict, "it will be frozen" in told) == (Verdict.WARN, True)
+        severity, told = (await _check(served, encryption_key))["frozen"]
+        assert (severity, "it will be frozen" in told) == (Severity.WARN, True)
 
 
 async def test_a_clock_that_differs_from_the_servers_is_told(served: str, encryption_key: str) -> None:
     """Leases are told by the server's, when a token ends by ours."""
     clock = ShiftedClock()
     clock.advance(60)
-    verdict, told = (await _check(served, encryption_key, clock=clock))["server_clock"]
-    assert verdict is Verdict.WARN
+    severity, told = (await _check(served, encryption_key, clock=clock))["server_clock"]
+    assert severity is Severity.WARN
     assert told == "ours is 60 s ahead of the server's"
 
 
 async def test_too_few_connections_are_told(served: str, encryption_key: str) -> None:
     """The smallest limit counts: here the database's own."""
     await _run(served, f"ALTER DATABASE {read_postgres(served).database} CONNECTION LIMIT 5")
-    verdict, told = (await _check(served, encryption_key))["server_room"]
-    assert (verdict, told) == (Verdict.WARN, "5 connections are allowed; an instance takes up to 11")
+    severity, told = (await _check(served, encryption_key))["server_room"]
+    assert (severity, told) == (Severity.WARN, "5 connections are allowed; an instance takes up to 11")
 
 
 FIT = Server(version="12.1", major=12, is_standby=False, tls="TLSv1.3", now=START, encoding="UTF8", allowed=22)
 
 
-def _looked_at(host: str = "db.example.com", *, verified: bool = True, **more: Any) -> dict[str, tuple[Verdict, str]]:
-    address = PostgresAddress(hosts=(host,), database="amo", is_verified=verified, secrets=())
+def _looked_at(host: str = "db.example.com", *, verified: bool = True, **more: Any) -> dict[str, tuple[Severity, str]]:
+    address = PostgresUrl(hosts=(host,), database="amo", is_verified=verified, secrets=())
     found = check_server(dataclasses.replace(FIT, **more), address, took=0.004, at=START)
-    return {finding.check: (finding.verdict, finding.told) for finding in found}
+    return {finding.check: (finding.severity, finding.message) for finding in found}
 
 
 def test_a_server_that_fits_is_ok() -> None:
     """Old enough, encrypted, on time, and with room."""
     assert _looked_at() == {
-        "server": (Verdict.OK, "PostgreSQL 12.1, answered in 4 ms"),
-        "server_tls": (Verdict.OK, "TLSv1.3"),
-        "server_clock": (Verdict.OK, "within 3 s of ours"),
+        "server": (Severity.OK, "PostgreSQL 12.1, answered in 4 ms"),
+        "server_tls": (Severity.OK, "TLSv1.3"),
+        "server_clock": (Severity.OK, "within 3 s of ours"),
         "server_room": (
-            Verdict.OK,
+            Severity.OK,
             "22 connections are allowed; an instance takes up to 11: enough for 2, if nobody else has any",
         ),
     }
@@ -224,30 +223,30 @@ def test_a_server_that_fits_is_ok() -> None:
 def test_a_server_that_need_not_prove_who_it_is_is_told() -> None:
     """Encrypted it is all the same, and on this machine nobody is in between."""
     believed = "TLSv1.3; whoever answers is believed: see sslmode"
-    assert _looked_at(verified=False)["server_tls"] == (Verdict.OK, believed)
-    assert _looked_at("127.0.0.1", verified=False)["server_tls"] == (Verdict.OK, "TLSv1.3")
+    assert _looked_at(verified=False)["server_tls"] == (Severity.OK, believed)
+    assert _looked_at("127.0.0.1", verified=False)["server_tls"] == (Severity.OK, "TLSv1.3")
 
 
 @pytest.mark.parametrize(
-    ("name", "more", "verdict"),
+    ("name", "more", "severity"),
     [
-        ("server", {"major": 11}, Verdict.FAIL),
-        ("server", {"is_standby": True}, Verdict.FAIL),
-        ("server_tls", {"tls": None}, Verdict.WARN),
-        ("server_tls", {"tls": None, "host": "127.0.0.1"}, Verdict.OK),
-        ("server_clock", {"now": START + timedelta(seconds=2)}, Verdict.OK),
-        ("server_clock", {"now": START + timedelta(seconds=3)}, Verdict.WARN),
-        ("server_clock", {"now": START - timedelta(seconds=3)}, Verdict.WARN),
-        ("server_room", {"allowed": 11}, Verdict.OK),
-        ("server_room", {"allowed": 10}, Verdict.WARN),
-        ("server_encoding", {"encoding": "LATIN1"}, Verdict.FAIL),
+        ("server", {"major": 11}, Severity.FAIL),
+        ("server", {"is_standby": True}, Severity.FAIL),
+        ("server_tls", {"tls": None}, Severity.WARN),
+        ("server_tls", {"tls": None, "host": "127.0.0.1"}, Severity.OK),
+        ("server_clock", {"now": START + timedelta(seconds=2)}, Severity.OK),
+        ("server_clock", {"now": START + timedelta(seconds=3)}, Severity.WARN),
+        ("server_clock", {"now": START - timedelta(seconds=3)}, Severity.WARN),
+        ("server_room", {"allowed": 11}, Severity.OK),
+        ("server_room", {"allowed": 10}, Severity.WARN),
+        ("server_encoding", {"encoding": "LATIN1"}, Severity.FAIL),
     ],
 )
-def test_a_server_that_does_not_fit_is_told(name: str, more: dict[str, Any], verdict: Verdict) -> None:
+def test_a_server_that_does_not_fit_is_told(name: str, more: dict[str, Any], severity: Severity) -> None:
     """Too old, only for reading, in the clear, late, full, or for few letters; the rest of it is ok all the same."""
     found = _looked_at(**more)
-    assert found.pop(name)[0] is verdict
-    assert {verdict for verdict, _ in found.values()} == {Verdict.OK}
+    assert found.pop(name)[0] is severity
+    assert {severity for severity, _ in found.values()} == {Severity.OK}
 
 
 async def test_pairs_are_gone_through_page_by_page(served: str) -> None:
@@ -275,8 +274,8 @@ async def test_nothing_can_be_written_by_it(served: str) -> None:
 )
 async def test_one_that_cannot_be_reached_is_told_without_its_password(url: str, said: str) -> None:
     """Where it was looked for, and why it was not found."""
-    [(name, (verdict, told))] = (await _check(url, new_key())).items()
-    assert (name, verdict) == ("store", Verdict.FAIL)
+    [(name, (severity, told))] = (await _check(url, new_key())).items()
+    assert (name, severity) == ("store", Severity.FAIL)
     assert told.startswith(said)
     assert "sekret" not in told
 
@@ -294,9 +293,9 @@ def test_the_command_looks_into_it(
         "AMO_CALLBACK_STORAGE__URL": with_option(served, "password=sekret"),
         "STATE_DIRECTORY": str(tmp_path),
     }
-    check.run(argparse.Namespace(config=None, health=False, json=True, door=None, timeout=5.0), environ)
+    main(["check", "--json", "--timeout", "5"], environ=environ)
     out, err = capsys.readouterr()
-    found = {finding["check"]: finding["told"] for finding in json.loads(out)["findings"]}
+    found = {finding["check"]: finding["message"] for finding in json.loads(out)["findings"]}
     assert found["keys"] == "open all 3 pairs"
     assert found["rescue"] == f"nothing waits in {tmp_path}/rescue"
     assert "sekret" not in out + err

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from amo_callback import probe
 from amo_callback.cipher import Cipher, new_key
-from amo_callback.cli.checks.asking import open_asker
-from amo_callback.cli.checks.finding import Verdict
+from amo_callback.cli.checks.finding import Severity
+from amo_callback.cli.checks.http_probe import open_probe
 from amo_callback.cli.checks.proxy import check_proxy
 from amo_callback.clock import SystemClock
 from amo_callback.observe.log import make_logger
@@ -26,7 +26,7 @@ from tests.patience import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from amo_callback.config import Settings
+    from amo_callback.config.settings import Settings
     from tests.conftest import Running
 
 NONCE = "0123456789abcdef"
@@ -60,17 +60,17 @@ def _at(app: Running, address: str) -> Settings:
     return app.settings.model_copy(update={"amo": amo})
 
 
-async def _check(settings: Settings, key: str) -> tuple[Verdict, str]:
-    async with open_asker(clock=SystemClock(), patience=PATIENCE) as asker:
-        [finding] = [each async for each in check_proxy(settings, asker, cipher=Cipher([key]), nonce=NONCE)]
-    return finding.verdict, finding.told
+async def _check(settings: Settings, key: str) -> tuple[Severity, str]:
+    async with open_probe(clock=SystemClock(), patience=PATIENCE) as http:
+        [finding] = [each async for each in check_proxy(settings, http, cipher=Cipher([key]), nonce=NONCE)]
+    return finding.severity, finding.message
 
 
 async def test_a_proxy_that_tells_the_client_is_ok(app: Running, encryption_key: str) -> None:
     """The service tells whom it sees come; it has begun nothing for it, and shows nothing of it to others."""
     async with _proxy(app.service.public, adds={"X-Forwarded-For": CLIENT}) as address:
-        verdict, told = await _check(_at(app, address), encryption_key)
-    assert (verdict, told) == (Verdict.OK, f"{address} leads to this service, which sees this machine as {CLIENT}")
+        severity, told = await _check(_at(app, address), encryption_key)
+    assert (severity, told) == (Severity.OK, f"{address} leads to this service, which sees this machine as {CLIENT}")
     assert [line["event"] for line in app.lines() if line["event"].startswith("grant")] == []
 
 
@@ -85,57 +85,57 @@ async def test_a_proxy_that_is_not_trusted_is_told(run: Any, encryption_key: str
 
 
 @pytest.mark.parametrize(
-    ("seen", "verdict", "told"),
+    ("seen", "severity", "told"),
     [
-        (Seen(peer="172.18.0.1", forwarded=True, client="172.18.0.1"), Verdict.WARN, "172.18.0.1 is no trusted proxy"),
-        (Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1"), Verdict.WARN, "does not say whose"),
-        (Seen(peer=None, forwarded=False, client=None), Verdict.WARN, "does not say whose"),
-        (Seen(peer="127.0.0.1", forwarded=True, client="127.0.0.1"), Verdict.OK, "as 127.0.0.1"),
-        (Seen(peer=None, forwarded=True, client=CLIENT), Verdict.OK, f"as {CLIENT}"),
+        (Seen(peer="172.18.0.1", forwarded=True, client="172.18.0.1"), Severity.WARN, "172.18.0.1 is no trusted proxy"),
+        (Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1"), Severity.WARN, "does not say whose"),
+        (Seen(peer=None, forwarded=False, client=None), Severity.WARN, "does not say whose"),
+        (Seen(peer="127.0.0.1", forwarded=True, client="127.0.0.1"), Severity.OK, "as 127.0.0.1"),
+        (Seen(peer=None, forwarded=True, client=CLIENT), Severity.OK, f"as {CLIENT}"),
     ],
     ids=["untrusted", "untold", "untold_socket", "this_machine", "socket"],
 )
 async def test_what_the_service_sees_is_judged(
-    seen: Seen, verdict: Verdict, told: str, app: Running, encryption_key: str
+    seen: Seen, severity: Severity, told: str, app: Running, encryption_key: str
 ) -> None:
     """Whether the client's address comes through, and is believed."""
     cipher = Cipher([encryption_key])
 
     class Proxy:
         async def ask(self, _method: str, _url: str, *, headers: Mapping[str, str]) -> Any:
-            from amo_callback.cli.checks.asking import Answered  # noqa: PLC0415 -- because only here it is made
+            from amo_callback.cli.checks.http_probe import Response  # noqa: PLC0415 -- because only here it is made
 
             answer = probe.answer(cipher, headers[probe.HEADER], seen=seen) or ""
-            return Answered(status=200, at=SystemClock().now(), headers={probe.HEADER: answer}, body=b"")
+            return Response(status=200, at=SystemClock().now(), headers={probe.HEADER: answer}, body=b"")
 
     amo = app.settings.amo.model_copy(update={"redirect_uri": "https://admin.example.com/api/amo-crm/callback"})
     settings = app.settings.model_copy(update={"amo": amo})
-    asker: Any = Proxy()
-    [finding] = [each async for each in check_proxy(settings, asker, cipher=cipher, nonce=NONCE)]
-    assert finding.verdict is verdict
-    assert told in finding.told
+    http: Any = Proxy()
+    [finding] = [each async for each in check_proxy(settings, http, cipher=cipher, nonce=NONCE)]
+    assert finding.severity is severity
+    assert told in finding.message
 
 
 @pytest.mark.parametrize(("status", "told"), [(502, "does not reach the service"), (404, "something else answers")])
 async def test_a_proxy_that_leads_elsewhere_fails(status: int, told: str, app: Running, encryption_key: str) -> None:
     """To nobody, or to something else."""
     async with _proxy(app.service.public, adds={}, status=status) as address:
-        verdict, found = await _check(_at(app, address), encryption_key)
-    assert verdict is Verdict.FAIL
+        severity, found = await _check(_at(app, address), encryption_key)
+    assert severity is Severity.FAIL
     assert told in found
 
 
 async def test_another_installation_is_told_apart(app: Running) -> None:
     """A service with other keys does not answer, and looks like one nevertheless."""
-    verdict, told = await _check(_at(app, app.service.public), new_key())
-    assert verdict is Verdict.FAIL
+    severity, told = await _check(_at(app, app.service.public), new_key())
+    assert severity is Severity.FAIL
     assert "but not with the keys of this configuration" in told
 
 
 async def test_what_cannot_be_asked_from_here_is_a_warning(app: Running, encryption_key: str) -> None:
     """Many networks do not lead back to themselves: that is no fault of the proxy's."""
-    verdict, told = await _check(_at(app, "127.0.0.1:1"), encryption_key)
-    assert (verdict, told) == (Verdict.WARN, "127.0.0.1:1: Connection refused, asked from this machine")
+    severity, told = await _check(_at(app, "127.0.0.1:1"), encryption_key)
+    assert (severity, told) == (Severity.WARN, "127.0.0.1:1: Connection refused, asked from this machine")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

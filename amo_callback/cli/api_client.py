@@ -1,0 +1,232 @@
+"""The private API's client: of the running service; where none runs, of an application that serves the store here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import tempfile
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+
+from amo_callback import probe
+from amo_callback.cipher import Cipher
+from amo_callback.cli.context import acting_for_store, load_context
+from amo_callback.errors import CommandFailed, NotFound
+from amo_callback.identity import Scope, key_with
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from amo_callback.cli.context import CommandContext
+
+T = TypeVar("T")
+
+MAX_ITEMS = 10_000
+"""Items that are listed at most."""
+_TIMEOUT = 30.0
+_UNIX = "unix:"
+_NO_REFRESH = "only the running service refreshes: start it, and try again"
+
+
+def call(config: str | None, environ: Mapping[str, str], scope: Scope, work: Callable[[ApiClient], Awaitable[T]]) -> T:
+    """Do something with the private API, by a key with this scope."""
+    context = load_context(config, environ)
+
+    async def run() -> T:
+        async with open_api(context, scope=scope) as api:
+            return await work(api)
+
+    return asyncio.run(run())
+
+
+@asynccontextmanager
+async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[ApiClient]:
+    """Open the private API of the running service; where none runs, or no key has the scope, of the store itself.
+
+    Both engines allow another process beside the service, and whoever can read the configuration may use the store.
+    """
+    key = key_with(context.settings.api.keys.get_secret_value(), scope)
+    if key is not None:
+        async with private_session(context.settings.server.private) as session:
+            if await is_service(session, Cipher(context.encryption_keys), nonce=secrets.token_urlsafe(16)):
+                yield ApiClient(session, key)
+                return
+    async with _serve_store(context) as api:
+        yield api
+
+
+@asynccontextmanager
+async def private_session(address: str, *, patience: float = _TIMEOUT) -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a session to the private API at `host:port` or `unix:/path`."""
+    connector = aiohttp.UnixConnector(address.removeprefix(_UNIX)) if address.startswith(_UNIX) else None
+    base = "http://localhost" if connector else f"http://{address}"
+    limit = aiohttp.ClientTimeout(total=patience)
+    async with aiohttp.ClientSession(base, connector=connector, timeout=limit, trust_env=False) as session:
+        yield session
+
+
+async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: str) -> bool:
+    """Return whether the service listens: it proves that by our keys before it is sent an API key.
+
+    Raises `CommandFailed` where something else answers instead.
+    """
+    try:
+        async with session.head("/healthz", headers={probe.HEADER: probe.ask(cipher, nonce=nonce)}) as response:
+            status, answer = response.status, response.headers.get(probe.HEADER, "")
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
+    if status != 200:
+        return False
+    if probe.read_answer(cipher, answer, nonce=nonce) is None:
+        raise CommandFailed(
+            "server.private: the listener there does not prove to be the service with the keys of this configuration, "
+            "and is sent no API key: restart the service if it was upgraded or its keys were changed"
+        )
+    return True
+
+
+@asynccontextmanager
+async def _serve_store(context: CommandContext) -> AsyncIterator[ApiClient]:
+    """Serve the private application of an idle service on a Unix socket that only this process can reach."""
+    with acting_for_store(context), tempfile.TemporaryDirectory(prefix="amo-callback-") as folder:  # of mode 0700
+        from aiohttp import web  # noqa: PLC0415 -- because only this needs the service's modules
+
+        from amo_callback.cli.idle_service import open_idle_app  # noqa: PLC0415 -- the same
+
+        key = secrets.token_urlsafe(32)
+        path = os.path.join(folder, "api")  # noqa: PTH118 -- because aiohttp takes a text
+        async with open_idle_app(context, api_keys=f"command:{'+'.join(Scope)}:{key}") as app:
+            runner = web.AppRunner(app, access_log=None, handle_signals=False)
+            await runner.setup()
+            try:
+                await web.UnixSite(runner, path).start()
+                async with private_session(f"{_UNIX}{path}") as session:
+                    yield ApiClient(session, key, is_idle=True)
+            finally:
+                await runner.cleanup()
+
+
+class ApiClient:
+    """A client of the private API."""
+
+    def __init__(self, session: aiohttp.ClientSession, key: str, *, is_idle: bool = False) -> None:
+        self._session = session
+        self._headers = {"Authorization": f"Bearer {key}"}
+        self._is_idle = is_idle
+        """No service runs: nothing is refreshed."""
+
+    async def get(self, path: str, **query: str) -> dict[str, Any]:
+        """Send a GET request; raises `CommandFailed`."""
+        return await self._request("GET", path, query)
+
+    async def post(self, path: str) -> dict[str, Any]:
+        """Send a POST request; raises `CommandFailed`."""
+        return await self._request("POST", path, {})
+
+    async def delete(self, path: str) -> dict[str, Any]:
+        """Send a DELETE request; raises `CommandFailed`."""
+        return await self._request("DELETE", path, {})
+
+    async def get_checks(self) -> dict[str, Any]:
+        """Return the checks of `/readyz`, whose status tells only whether all of them are good."""
+        checks: dict[str, Any] = (await self._send("GET", "/readyz", {}))[1].get("checks", {})
+        return checks
+
+    async def token(self, name: str) -> dict[str, Any]:
+        """Return an access token; of an idle service one that is valid, however short."""
+        path = f"{await self.path_of(name)}/token"
+        if not self._is_idle:
+            return await self.get(path)
+        try:
+            return await self.get(path, min_ttl="0")
+        except Unavailable:
+            raise CommandFailed(f"it has no valid access token, and {_NO_REFRESH}") from None
+
+    async def refresh(self, name: str) -> dict[str, Any]:
+        """Refresh a pair now, and return its access token."""
+        if self._is_idle:
+            raise CommandFailed(_NO_REFRESH)
+        return await self.post(f"{await self.path_of(name)}/refresh")
+
+    async def pages(self, path: str, query: Mapping[str, str] | None = None, *, limit: int) -> list[dict[str, Any]]:
+        """Return the items of a paged list."""
+        items: list[dict[str, Any]] = []
+        cursor: dict[str, str] = {}
+        while len(items) < limit:
+            page = await self.get(path, **(query or {}), limit=str(min(limit, 200)), **cursor)
+            if not {"items", "next_cursor"} <= page.keys():
+                raise _not_ours(200)
+            items += page["items"]
+            if page["next_cursor"] is None:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+        return items[:limit]
+
+    async def path_of(self, name: str) -> str:
+        """Return the path of the connection with this id, `account:ID`, `owner:ID`, account id or host."""
+        return f"/connections/{quoted(await self.selector_of(name))}"
+
+    async def selector_of(self, name: str) -> str:
+        """Return a name as the API takes it: a plain account id or host is one, too."""
+        if name.isdecimal():
+            return f"account:{name}"
+        if "." not in name or ":" in name or not name.isascii():
+            return name
+        found = (await self.get("/connections", domain=name, limit="2"))["items"]
+        if not found:
+            raise NotFound(f"There is no connection at {name}.")
+        if len(found) > 1:
+            raise CommandFailed(f"several connections are at {name}: name one by its id")
+        return str(found[0]["id"])
+
+    async def _request(self, method: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
+        status, content = await self._send(method, path, query)
+        if status >= 400 and "code" in content:
+            problem = Unavailable if status == 503 else CommandFailed
+            raise problem(f"{content['code']}: {content.get('detail')}")
+        if status >= 400 or not content:
+            raise _not_ours(status)
+        return content
+
+    async def _send(self, method: str, path: str, query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+        try:
+            async with self._session.request(
+                method, path, params=query, headers=self._headers, allow_redirects=False
+            ) as response:
+                return response.status, await _json(response)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise CommandFailed(f"the service did not answer: {type(error).__name__}") from None
+
+
+class Unavailable(CommandFailed):
+    """The API answers 503: what was asked for cannot be done now."""
+
+
+def quoted(name: str) -> str:
+    """Return a name as one segment of a path."""
+    if name in {"", ".", ".."}:  # the path would be another resource's: all connections
+        raise NotFound
+    return quote(name, safe="")
+
+
+def _not_ours(status: int) -> CommandFailed:
+    return CommandFailed(f"server.private: what listens there is no service of ours: it answers {status}")
+
+
+async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """Return the JSON object in a response; an empty one where there is none."""
+    try:
+        content = await response.json(content_type=None)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def connection_error(error: aiohttp.ClientConnectorError) -> str:
+    """Return why there is no connection; the library's text names addresses once more."""
+    number = error.os_error.errno
+    return os.strerror(number) if number else "nothing listens there"

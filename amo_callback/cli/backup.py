@@ -1,0 +1,109 @@
+"""`amo-callback backup` and `amo-callback restore`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from amo_callback.cipher import Cipher
+from amo_callback.cli import output
+from amo_callback.cli.context import acting_as_owner, config_option, load_context, yes_option
+from amo_callback.clock import SystemClock, rfc3339
+from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
+from amo_callback.store import copies
+from amo_callback.store.rebuild import open_given, rebuild
+
+if TYPE_CHECKING:
+    from amo_callback.cli.context import CommandContext
+    from amo_callback.cli.main import Invocation
+
+_THAW = "amo-callback connections thaw --all"
+_OF_POSTGRES = """\
+this is for SQLite alone. PostgreSQL has its own ways: pg_dump and pg_restore, or an archive of its log.
+Put back into a database that was made anew, or on another server, it starts frozen by itself. Put back into the same
+database, or with the whole server (an archive, a snapshot), it does not: stop every instance first, then say
+`amo-callback connections freeze --all` before any is started, and thaw once nobody else works with these tokens."""
+_ASK = """\
+{copy} holds {connections} connections, as they were {made_at}.
+It takes the place of {database}, which is kept beside it, and starts frozen: nothing is spent
+until `{thaw}`. Connections refreshed since then have to be connected again."""
+
+_FOREIGN = """\
+amo-callback: {copy} has {number} tables, indexes, triggers or views that are none of ours: somebody has changed it.
+They are left out."""
+
+
+@click.command()
+@config_option
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def backup(invocation: Invocation, *, config: str | None, file: Path) -> None:
+    """Copy the database into FILE, also while the service runs."""
+    database = _file(load_context(config, invocation.environ))
+    if not database.exists():
+        raise ConfigurationError(f"storage.url: there is no database {database}")
+    output.sigterm_as_interrupt()
+    with ExitStack() as stack:
+        with acting_as_owner(database):
+            snapshot = stack.enter_context(copies.open_snapshot(database))
+        copies.back_up(snapshot, file, now=SystemClock().now())
+        click.echo(f"{file} holds {copies.contents(snapshot).connections} connections; put back, it starts frozen")
+
+
+@click.command()
+@config_option
+@yes_option
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def restore(invocation: Invocation, *, config: str | None, yes: bool, file: Path) -> int:
+    """Put the rows of the backup FILE in the place of the database, frozen."""
+    context = load_context(config, invocation.environ)
+    database = _file(context)
+    if not database.parent.is_dir():
+        raise ConfigurationError(f"storage.url: there is no folder {database.parent}")
+    if not (yes or sys.stdin.isatty()):
+        click.echo("amo-callback: restore asks before it replaces the database: say --yes", err=True)
+        return output.EX_USAGE
+    output.sigterm_as_interrupt()
+    now = SystemClock().now()
+    with ExitStack() as stack:
+        given = stack.enter_context(open_given(file))  # as root, who alone may be able to read it
+        stack.enter_context(acting_as_owner(database))
+        made = stack.enter_context(rebuild(given, database, now=now, progress=output.progress))
+        found = made.contents
+        _check_keys(context, found, file)
+        if made.foreign:
+            click.echo(_FOREIGN.format(copy=file, number=made.foreign), err=True)
+        if not yes:
+            click.echo(_question(database, found, file))
+        if not output.confirm("Restore it?", yes=yes):
+            click.echo("nothing was changed")
+            return 1
+        kept = copies.restore(made.file, database, now=SystemClock().now())
+    click.echo(f"{found.connections} connections are restored; nothing is spent until `{_THAW}`")
+    if kept:
+        click.echo(f"the database that was there is {kept}")
+    return 0
+
+
+def _file(context: CommandContext) -> Path:
+    if context.database is None:
+        raise CommandFailed(_OF_POSTGRES)
+    return context.database
+
+
+def _check_keys(context: CommandContext, found: copies.Contents, copy: Path) -> None:
+    """Refuse what our keys cannot read: every connection in it would look lost."""
+    try:
+        Cipher(context.encryption_keys).check_canary(found.canary)
+    except DecryptionFailed:
+        raise ConfigurationError(f"storage.encryption_keys: none of them opens {copy}") from None
+
+
+def _question(database: Path, found: copies.Contents, copy: Path) -> str:
+    made_at = f"at {rfc3339(found.made_at)}" if found.made_at else "nobody knows when"
+    return _ASK.format(copy=copy, connections=found.connections, made_at=made_at, database=database, thaw=_THAW)

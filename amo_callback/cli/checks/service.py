@@ -1,0 +1,223 @@
+"""The service itself: whether it runs and is ready, and whether systemd will start it again."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from amo_callback.cli.api_client import connection_error, private_session
+from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
+from amo_callback.deeplink import DEEP_LINK_ERRORS, OURS_OR_AMOS
+from amo_callback.deploy import units
+from amo_callback.errors import CommandFailed
+from amo_callback.web.health import NOT_PROVEN
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from amo_callback.config.settings import Settings
+
+UNIT = units.SERVICE
+SOCKET = units.SOCKETS[0]
+_FROZEN = "frozen"
+_COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
+_FEW = 5
+"""Fewer callbacks tell nothing."""
+_ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result", "TimeoutStopUSec")
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
+_STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generated", "linked", "alias"})
+
+
+class NotUnderstood(CommandFailed):
+    """What answers is no service of ours, or another version's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """What the service says of itself."""
+
+    checks: Mapping[str, bool]
+    red: Mapping[str, str]
+    """What each check that is not good says."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """What each check says."""
+
+    @property
+    def only_frozen(self) -> bool:
+        """Whether all that is wrong is that a person has to say `thaw`: what lives is still handed out."""
+        return set(self.red) == {_FROZEN}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unreachable:
+    """Why nobody answers."""
+
+    why: str
+
+
+async def ask_ready(address: str, *, patience: float) -> Ready | Unreachable:
+    """Ask the private door; no key is needed. Raises `NotUnderstood`."""
+    try:
+        async with asyncio.timeout(patience), private_session(address, patience=patience) as session:
+            status, content = await _ask(session)
+    except TimeoutError:
+        return Unreachable(why=f"no answer within {patience:g} s")
+    except aiohttp.ClientConnectorError as error:
+        return Unreachable(why=connection_error(error))
+    except (aiohttp.ClientError, OSError):
+        return Unreachable(why="the connection was lost")
+    return _read(status, content)
+
+
+async def _ask(session: aiohttp.ClientSession) -> tuple[int, Any]:
+    async with session.get("/readyz", allow_redirects=False) as response:
+        try:
+            return response.status, await response.json(content_type=None)
+        except ValueError:
+            return response.status, None
+
+
+def _read(status: int, content: Any) -> Ready:  # noqa: ANN401 -- because it is what came
+    checks = content.get("checks") if isinstance(content, dict) else None
+    if status not in {200, 503} or not isinstance(checks, dict) or not checks:
+        raise NotUnderstood(f"status {status} and no list of checks")
+    known = {str(name): dict(check) for name, check in checks.items() if isinstance(check, dict)}
+    details = {name: str(check.get("detail", "")) for name, check in known.items()}
+    return Ready(
+        checks={name: check.get("ok") is True for name, check in known.items()},
+        red={name: details[name] for name, check in known.items() if check.get("ok") is not True},
+        details=details,
+    )
+
+
+async def check_service(settings: Settings, *, patience: float) -> AsyncIterator[Finding]:
+    """Ask the private door whether the service is ready."""
+    address = settings.server.private
+    try:
+        ready = await ask_ready(address, patience=patience)
+    except NotUnderstood as error:
+        yield fail(
+            "service", f"{address}: {error}: something else listens there", fix="mend server.private, or stop the other"
+        )
+        return
+    if not isinstance(ready, Ready):
+        yield warn(
+            "service", f"{address}: {ready.why}", fix="start it: amo-callback serve, or systemctl start amo-callback"
+        )
+    elif ready.red:
+        for name, detail in ready.red.items():
+            yield (warn if ready.only_frozen else fail)(
+                "service", f"it runs; {name}: {detail}", fix="see the README's table of /readyz"
+            )
+    else:
+        yield ok("service", f"ready at {address}")
+    if isinstance(ready, Ready):
+        if "amo_credentials" not in ready.red:
+            yield _credentials(ready.details.get("amo_credentials", ""))
+        yield await _callbacks(settings, patience=patience)
+
+
+def _credentials(detail: str) -> Finding:
+    if detail == NOT_PROVEN:
+        return note("amo_credentials", detail, fix="connect an account: only AMO can tell whether it accepts them")
+    return ok("amo_credentials", detail)
+
+
+async def _callbacks(settings: Settings, *, patience: float) -> Finding:
+    """Read from the service's metrics how callbacks end."""
+    if settings.server.metrics_auth:
+        told = "not read: /metrics wants an API key (server.metrics_auth), and the check presents none"
+        return note("callbacks", told, fix="look at amo_callback_callbacks_total in your monitoring")
+    try:
+        async with (
+            private_session(settings.server.private, patience=patience) as session,
+            session.get("/metrics", allow_redirects=False) as response,
+        ):
+            text = await response.text()
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return warn("callbacks", "/metrics did not answer", fix="look at the service's log")
+    return read_callbacks({outcome: int(float(count)) for outcome, count in _COUNT.findall(text)})
+
+
+def read_callbacks(counts: Mapping[str, int]) -> Finding:
+    """Judge callbacks by their outcomes since the service started."""
+    total, connected = sum(counts.values()), counts.get("connected", 0)
+    failed = {word: counts[word] for word in OURS_OR_AMOS if counts.get(word)}
+    told = f"{connected} of {total} connected since the service started"
+    if failed:
+        told += "; failed: " + ", ".join(
+            f"{count} {word} ({DEEP_LINK_ERRORS[word].meaning})" for word, count in failed.items()
+        )
+    if total >= _FEW and 2 * sum(failed.values()) > total:
+        return warn("callbacks", told, fix="see grant.failed and callback.refused in the log: they have AMO's words")
+    return ok("callbacks", told)
+
+
+async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, patience: float) -> AsyncIterator[Finding]:
+    """Ask systemd for the unit, where there is one."""
+    systemctl = shutil.which("systemctl", path=environ.get("PATH"))
+    if systemctl is None:
+        return
+    service = await _show(systemctl, UNIT, patience=patience)
+    if not service:
+        yield ok("systemd", "does not run on this machine")
+        return
+    socket = await _show(systemctl, SOCKET, patience=patience)
+    yield read_unit(service, socket)
+    stop_timeout = read_time_span(service.get("TimeoutStopUSec", ""))
+    if stop_timeout is not None and not units.fits_stop_timeout(amo_timeout, stop_timeout):
+        yield fail(
+            "stop_timeout",
+            f"amo.timeout ({amo_timeout:g} s) is more than TimeoutStopSec ({stop_timeout:g} s) less "
+            f"{units.STOP_RESERVE:g} s: systemd may kill the service while it waits for a new pair",
+            fix="lower amo.timeout, or amo-callback systemd install, and no TimeoutStopSec= of your own",
+        )
+
+
+def read_time_span(text: str) -> float | None:
+    """Return the seconds of what `systemctl show` prints, such as `1min 30s`; `None` for any other text."""
+    parts = _SPAN.findall(text)
+    if not parts or " ".join(number + unit for number, unit in parts) != text:
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
+    """Tell how the unit is, by what `systemctl show` says of it and of its socket."""
+    if service.get("LoadState") == "not-found":
+        return warn("systemd", f"there is no {UNIT}", fix="amo-callback systemd install, if systemd is to run it")
+    if service.get("LoadState") != "loaded":
+        return fail(
+            "systemd", f"{UNIT} is {service.get('LoadState')}", fix=f"systemctl status {UNIT}; mend or unmask it"
+        )
+    state = service.get("ActiveState")
+    if state == "failed":
+        return fail("systemd", f"{UNIT} has failed ({service.get('Result')})", fix=f"journalctl -u {UNIT} says why")
+    listens = socket.get("ActiveState") == "active"
+    if state not in {"active", "reloading"} and not listens:
+        return warn("systemd", f"{UNIT} is {state}", fix=f"systemctl start {UNIT}")
+    if not {service.get("UnitFileState"), socket.get("UnitFileState")} & _STARTED_BY_ITSELF:
+        return warn("systemd", f"{UNIT} is not started with the machine", fix=f"systemctl enable {UNIT}")
+    return ok("systemd", f"{UNIT} is {state}{', its socket listens' if listens else ''}")
+
+
+async def _show(systemctl: str, unit: str, *, patience: float) -> Mapping[str, str]:
+    """Return properties of a unit; none where no systemd answers."""
+    process = await asyncio.create_subprocess_exec(
+        systemctl, "show", unit, *(f"--property={name}" for name in _ASKED),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), patience)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return {}
+    lines = [line.partition("=") for line in out.decode(errors="replace").splitlines()]
+    return {} if process.returncode else {name: value for name, _, value in lines}

@@ -1,0 +1,133 @@
+"""The configuration by itself: settings that are valid each, and do not fit together or do not do what they seem to."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from amo_callback.cli.checks.finding import Finding, fail, ok, warn
+from amo_callback.deeplink import success_link
+from amo_callback.identity import Scope, key_with, read_api_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from amo_callback.config.settings import Settings
+
+_NO_APPS = frozenset({"intent", "market", "mailto", "tel", "sms", "ftp", "ws", "wss", "view-source", "chrome"})
+"""Schemes that a phone gives to something else than an app of one's own."""
+_WIDE = {4: 8, 6: 16}
+"""Bits of the smallest network, by version, that is no longer taken for somebody's own."""
+_PROXY_NAMES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
+PROXY_IGNORED = (
+    "ignored: every request leaves directly, so that tokens and secrets go only where the configuration says, and not "
+    "where a variable does"
+)
+_PROXY_FIX = (
+    "unset it for the service; where requests must not leave directly, run a proxy on this host that passes them on to "
+    "AMO, and name it in amo.endpoint"
+)
+
+
+def check_settings(settings: Settings) -> Iterator[Finding]:
+    """Look at the settings, and at nothing else."""
+    yield _redirect_uri(settings)
+    yield _deep_link(settings)
+    yield _api_keys(settings)
+    yield from _proxies(settings)
+    yield _private_door(settings)
+
+
+def _redirect_uri(settings: Settings) -> Finding:
+    parts = urlsplit(settings.amo.redirect_uri)
+    wanted = f"{settings.server.base_path}/callback"
+    if not parts.path.endswith(wanted):
+        return fail(
+            "redirect_uri",
+            f"{settings.amo.redirect_uri} does not end in {wanted}, where the service listens",
+            fix="make server.base_path and amo.redirect_uri fit, and register the same address in AMO",
+        )
+    if parts.query or parts.fragment:
+        return fail(
+            "redirect_uri", "has a query or a fragment, and AMO adds its own", fix="register and set it without"
+        )
+    if parts.scheme != "https":
+        return warn("redirect_uri", f"{parts.scheme}: good on this machine only", fix="use an https:// address")
+    return ok("redirect_uri", settings.amo.redirect_uri)
+
+
+def _deep_link(settings: Settings) -> Finding:
+    app = settings.app
+    scheme, _, rest = app.deep_link.partition(":")
+    if scheme.lower() in _NO_APPS:
+        return fail(
+            "deep_link", f"{app.deep_link}: {scheme}: is no app's own", fix="set app.deep_link to the app's address"
+        )
+    host = rest[2:].partition("/")[0] if rest.startswith("//") else ""
+    if scheme != scheme.lower() or host != host.lower():
+        return warn(
+            "deep_link",
+            f"{app.deep_link}: Android tells capitals in scheme and host from small letters",
+            fix="write app.deep_link, and the app's intent filter, in small letters",
+        )
+    if scheme == "http":
+        return warn("deep_link", f"{app.deep_link}: http: opens a browser", fix="use the app's scheme, or https")
+    example = success_link(app.deep_link, hand_back=app.hand_back, code=b"CODE", state=b"STATE")
+    return ok("deep_link", f"leads back to {example}")
+
+
+def _api_keys(settings: Settings) -> Finding:
+    text = settings.api.keys.get_secret_value()
+    known = read_api_keys(text)
+    if not known:
+        return warn(
+            "api_keys",
+            "api.keys is empty: no backend can take a token",
+            fix='add a line "name:key" (openssl rand -hex 32), and reload',
+        )
+    missing = [scope for scope in (Scope.TOKEN, Scope.READ) if key_with(text, scope) is None]
+    if missing:
+        return warn(
+            "api_keys", f"none of them has the scope {missing[0]}", fix=f'add a key with it: "name:{missing[0]}:key"'
+        )
+    return ok("api_keys", ", ".join(f"{key.name} ({'+'.join(sorted(key.scopes))})" for key in known))
+
+
+def _proxies(settings: Settings) -> Iterator[Finding]:
+    networks = [ip_network(text, strict=False) for text in settings.server.trusted_proxies]
+    wide = [str(network) for network in networks if network.prefixlen < _WIDE[network.version]]
+    if wide:
+        yield warn(
+            "trusted_proxies",
+            f"{', '.join(wide)}: almost anybody may say whose request his is, and get round [limits]",
+            fix="name the proxy's own address in server.trusted_proxies",
+        )
+
+
+def _private_door(settings: Settings) -> Finding:
+    address = settings.server.private
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        given = ip_address(host)
+        is_open = given.is_unspecified or given.is_global
+    except ValueError:  # a Unix socket, or a name
+        is_open = False
+    if is_open:
+        return warn(
+            "private_door",
+            f"{address} can be reached from outside, unless something else forbids it: tokens are handed out there",
+            fix='set server.private to "127.0.0.1:8081", an address of your own network, or "unix:/path"',
+        )
+    return ok("private_door", address)
+
+
+def proxy_variables(environ: Mapping[str, str]) -> Sequence[str]:
+    """Return the names of the variables that name a proxy; never a value, which may hold a password."""
+    return sorted(name for name, value in environ.items() if name.lower() in _PROXY_NAMES and value.strip())
+
+
+def check_outgoing(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Look whether the environment names a proxy that others would use."""
+    if names := proxy_variables(environ):
+        yield warn("outgoing_proxy", f"{', '.join(names)}: {PROXY_IGNORED}", fix=_PROXY_FIX)

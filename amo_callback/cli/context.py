@@ -1,0 +1,220 @@
+"""What a command works on: the configuration, the database's owner, the event loop, the opened store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import socket
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+import pydantic
+
+from amo_callback.cipher import Cipher
+from amo_callback.clock import SystemClock
+from amo_callback.config.loader import find_config, load_settings, rescue_folder, storage_folder
+from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
+from amo_callback.machine import machine_mark
+from amo_callback.store import database_file, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+
+    from amo_callback.clock import Clock
+    from amo_callback.config.settings import Settings
+    from amo_callback.store import Store
+
+T = TypeVar("T")
+
+config_option = click.option(
+    "--config", metavar="FILE", help="Default: $AMO_CALLBACK_CONFIG, ./config.toml, /etc/amo-callback/config.toml."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommandContext:
+    """The configuration, and the files that it names."""
+
+    settings: Settings = field(repr=False)
+    folder: Path
+    database: Path | None
+    """The database file; `None` where that is PostgreSQL."""
+    rescue: Path
+
+    @property
+    def owned(self) -> Path:
+        """What belongs to the service's user: the database file, else the rescue folder."""
+        return self.database or self.rescue
+
+    @property
+    def location(self) -> str:
+        """The name of the database file's location."""
+        return machine_mark(self.database)
+
+    @property
+    def encryption_keys(self) -> list[str]:
+        """The encryption keys, the newest first."""
+        return self.settings.storage.encryption_keys.get_secret_value().split()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedStore:
+    """An opened store, and what it takes to read it."""
+
+    context: CommandContext
+    store: Store
+    cipher: Cipher
+    clock: Clock
+
+
+def load_context(config: str | None, environ: Mapping[str, str]) -> CommandContext:
+    """Read the configuration; raises `ConfigurationError`."""
+    path = find_config(config, environ)
+    settings = load_settings(path, environ)
+    folder = storage_folder(path, environ)
+    return CommandContext(
+        settings=settings,
+        folder=folder,
+        database=database_file(settings.storage.url.get_secret_value(), folder=folder),
+        rescue=rescue_folder(settings, path, environ),
+    )
+
+
+def run_loop(work: Coroutine[object, object, T]) -> T:
+    """Run a coroutine on uvloop, where it is installed."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None
+    try:
+        import uvloop  # noqa: PLC0415 -- because it does not exist everywhere
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+# --- the database's owner ------------------------------------------------------------------------
+
+
+def _status_of_owner(owned: Path) -> os.stat_result:
+    """Return the status of a file; of its nearest folder where it does not exist, or is a link."""
+    is_there = owned.exists() and not owned.is_symlink()
+    return next(path for path in (*([owned] if is_there else []), *owned.absolute().parents) if path.exists()).stat()
+
+
+def _user_variables(user: int) -> dict[str, str]:
+    """Return a user's environment variables: PostgreSQL's library reads files in the home, and takes the name."""
+    try:
+        known = pwd.getpwuid(user)
+    except KeyError:
+        return {"HOME": "/"}
+    return {"HOME": known.pw_dir, "LOGNAME": known.pw_name, "USER": known.pw_name}
+
+
+def become_owner(owned: Path) -> None:
+    """Become the owner of the service's files: the service could not open files of root's beside them."""
+    if os.geteuid() != 0:
+        return
+    owner = _status_of_owner(owned)
+    if owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+        os.environ.update(_user_variables(owner.st_uid))
+
+
+_PROGRAM = (__file__, pydantic.__file__, os.__file__)
+"""A file of this program, one of its libraries, and one of Python itself."""
+
+
+@contextmanager
+def report_unreadable_program(owned: Path) -> Iterator[None]:
+    """Raise `CommandFailed`, with what to do, where the effective user cannot read this program.
+
+    Modules are imported when they are needed, so perhaps after root has become another user.
+    """
+    try:
+        yield
+    except (ImportError, PermissionError) as error:
+        folders = [str(Path(file).parent) for file in _PROGRAM]
+        is_program = isinstance(error, ImportError) or str(error.filename).startswith(tuple(folders))
+        file = next((file for file in _PROGRAM if not _is_readable(file)), None)
+        if file is None or not is_program:
+            raise
+        name = _user_variables(os.geteuid()).get("USER", str(os.geteuid()))
+        raise CommandFailed(
+            f"{owned} belongs to {name}: root acts as that user, who cannot read {file}. Install amo-callback and its "
+            "Python where every user can read them (/opt, not /root), or run the command as that user"
+        ) from None
+
+
+def _is_readable(file: str) -> bool:
+    try:
+        open(file, "rb").close()  # noqa: PTH123 -- because `os.access` asks for the real user
+    except PermissionError:
+        return False
+    return True
+
+
+@contextmanager
+def acting_as_owner(owned: Path) -> Iterator[None]:
+    """Act as the owner of the service's files for the block: root would follow any link in their folder.
+
+    Raises `CommandFailed` where the owner cannot read this program.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    owner = _status_of_owner(owned)
+    groups, environ = os.getgroups(), dict(os.environ)
+    os.setgroups([])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    os.environ.update(_user_variables(owner.st_uid))
+    try:
+        with report_unreadable_program(owned):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environ)
+        os.seteuid(0)
+        os.setegid(os.getgid())
+        os.setgroups(groups)
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_as_owner(context: CommandContext, *, create: bool = False) -> AsyncIterator[OpenedStore]:
+    """Open the store as the owner of its files.
+
+    Raises `ConfigurationError` where there is no database, unless `create`, and where no key decrypts it.
+    """
+    with acting_for_store(context, create=create):
+        clock = SystemClock()
+        cipher = Cipher(context.encryption_keys)
+        url = context.settings.storage.url.get_secret_value()
+        process = f"{socket.gethostname()}:{os.getpid()} (command)"
+        async with open_store(url, folder=context.folder, clock=clock, process=process) as store:
+            try:
+                cipher.check_canary(await store.canary(cipher.seal_canary()))
+            except DecryptionFailed:
+                raise ConfigurationError("storage.encryption_keys: none of them opens this database") from None
+            yield OpenedStore(context=context, store=store, cipher=cipher, clock=store.clock)
+
+
+@contextmanager
+def acting_for_store(context: CommandContext, *, create: bool = False) -> Iterator[None]:
+    """Become the owner of the store's files, for good; raises `ConfigurationError` where there is no database."""
+    if not create and context.database is not None and not context.database.exists():
+        raise ConfigurationError(f"storage.url: there is no database {context.database}")
+    become_owner(context.owned)
+    with report_unreadable_program(context.owned):
+        yield

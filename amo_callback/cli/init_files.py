@@ -1,0 +1,115 @@
+"""Where a new configuration goes, and its keys: into one file, or into files of their own for systemd."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amo_callback.cipher import new_key
+from amo_callback.cli.init_validation import STATE
+from amo_callback.config.database_url import SQLITE, is_postgres
+from amo_callback.config.template import InitialConfig, InitialSecrets, write_config
+from amo_callback.deploy import plan
+from amo_callback.disk import write_new
+from amo_callback.errors import CommandFailed
+from amo_callback.store import database_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from amo_callback.cli.init_validation import Callback
+
+CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- because it is the setting's name
+ENCRYPTION_KEYS = "storage.encryption_keys"
+_FOLDER = "credentials"
+_API = "api.keys"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstallPaths:
+    """Where things go: all into one file, or, under systemd, where the service finds them and others do not."""
+
+    config: Path
+    systemd: bool
+
+    @property
+    def credentials(self) -> Path:
+        """The folder of secret files, under systemd."""
+        return self.config.parent / _FOLDER
+
+    @property
+    def database(self) -> str:
+        """The database, unless another one is wanted."""
+        return f"{SQLITE}{STATE}/amo-callback.db" if self.systemd else f"{SQLITE}amo-callback.db"
+
+    def has(self, name: str) -> bool:
+        """Tell whether a secret is there already: an encryption key may be the only copy."""
+        file = self.credentials / name
+        return self.systemd and file.is_file() and file.stat().st_size > 0
+
+    def decide(self, callback: Callback, *, client_id: str, deep_link: str, database: str) -> InitialConfig:
+        """Return what is to be written."""
+        return InitialConfig(
+            client_id=client_id,
+            redirect_uri=callback.redirect_uri,
+            base_path=callback.base_path,
+            deep_link=deep_link,
+            database=database,
+            rescue=f"{STATE}/rescue" if self.systemd and is_postgres(database) else None,
+            secrets_folder=_FOLDER if self.systemd else None,
+        )
+
+
+def preflight(paths: InstallPaths, database: str) -> None:
+    """Raise `CommandFailed` where something is in the way, before anybody is asked and anything is made."""
+    config = paths.config
+    if config.exists() or config.is_symlink():
+        raise CommandFailed(
+            f"{config} is there already and stays as it is, for it may hold the only copy of an encryption key: "
+            "edit it, or move it away, or name another file by --config"
+        )
+    folder = next(folder for folder in config.absolute().parents if folder.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CommandFailed(f"{folder}: this user can make no file there")
+    there = database_file(database, folder=config.parent)
+    if there is not None and there.exists() and not paths.has(ENCRYPTION_KEYS):
+        raise CommandFailed(
+            f"{there} is there already, and no new encryption key opens it: put back the configuration that has its "
+            "key, or name another database by --database"
+        )
+
+
+def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None) -> Sequence[str]:
+    """Write all of it, the configuration last, and return a line for each file."""
+    if not paths.config.parent.exists():
+        paths.config.parent.mkdir(parents=True)
+        if paths.systemd:
+            paths.config.parent.chmod(0o755)  # the service's user passes through it
+    if paths.systemd:
+        told = _write_secrets(paths, client_secret)
+        write_new(paths.config, write_config(decided, None), mode=0o644)
+        return [*told, f"{paths.config}: written; no secret is in it"]
+    made = InitialSecrets(encryption_key=new_key(), api_keys=_new_api_key(), client_secret=client_secret)
+    write_new(paths.config, write_config(decided, made), mode=0o600)
+    return [f"{paths.config}: written, for you alone (0600), with a new encryption key and an API key named backend"]
+
+
+def _write_secrets(paths: InstallPaths, client_secret: str | None) -> Sequence[str]:
+    folder = paths.credentials
+    plan.make_private(folder)
+    told = []
+    for name, make, what in ((ENCRYPTION_KEYS, new_key, ""), (_API, _new_api_key, ", with one key, named backend")):
+        told.append(f"{folder / name}: {'was there, and is kept' if paths.has(name) else f'made{what}'}")
+        if not paths.has(name):
+            plan.keep_secret(folder, name, make())
+    if client_secret is not None:
+        told.append(f"{folder / CLIENT_SECRET}: {'replaced' if paths.has(CLIENT_SECRET) else 'written'}")
+        plan.keep_secret(folder, CLIENT_SECRET, client_secret)
+    return told
+
+
+def _new_api_key() -> str:
+    return f"backend:{secrets.token_hex(32)}"

@@ -1,0 +1,109 @@
+"""The terminal: tables, progress bars, questions. rich is imported only where something is drawn."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from amo_callback.errors import CommandFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+EX_USAGE = 2
+"""The exit status for a command line that cannot be carried out."""
+_UNLIMITED = 100_000
+"""Columns of an output that is no terminal."""
+
+
+def echo(text: str) -> None:
+    """Print a line, at once."""
+    click.echo(text)
+    sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """Replace control characters: a value must not move the cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def show(found: object, *, as_json: bool, text: Callable[[], str]) -> None:
+    """Print an answer: as JSON for programs, else as text."""
+    click.echo(json.dumps(found) if as_json else text())
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return rows in columns under their heads; an absent value is a dash."""
+    from rich.console import Console  # noqa: PLC0415 -- because its import takes 50 ms
+    from rich.table import Table  # noqa: PLC0415 -- the same
+    from rich.text import Text  # noqa: PLC0415 -- the same
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for name in head:
+        drawn.add_column(name, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text("-" if value is None or value == "" else printable(str(value))) for value in row))
+    output = io.StringIO()
+    width = None if sys.stdout.isatty() else _UNLIMITED
+    Console(file=output, width=width, color_system=None).print(drawn)
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+
+
+def facts(found: Mapping[str, object]) -> str:
+    """Return a mapping as a table of two columns."""
+    values = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in found.items()}
+    return table(("name", "value"), list(values.items()))
+
+
+@contextmanager
+def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how many of `total` are done; yield the function that takes this number."""
+    if not sys.stderr.isatty():
+        yield lambda _done: None
+        return
+    from rich.console import Console  # noqa: PLC0415 -- because its import takes 50 ms
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 -- the same
+
+    count = "{task.completed:,.0f}" + ("" if total is None else " of {task.total:,.0f}")
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn(count))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def confirm(question: str, *, yes: bool) -> bool:
+    """Ask unless `yes`; the end of the input is a no. Raises `CommandFailed` where there is no terminal to ask on."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise CommandFailed("there is no terminal to ask on: say --yes; nothing was changed")
+    try:
+        return click.confirm(question)
+    except click.Abort as abort:
+        if isinstance(abort.__context__, EOFError):
+            return False
+        raise
+
+
+def waiting_reporter() -> Callable[[float], None]:
+    """Return a function that says once that refreshes in flight are waited for."""
+    said = False
+
+    def report(left: float) -> None:
+        nonlocal said
+        if not said:
+            echo(f"Waiting for refreshes that are under way, {left:.0f} s at most.")
+        said = True
+
+    return report
+
+
+def sigterm_as_interrupt() -> None:
+    """End on SIGTERM as on Ctrl-C: half-made files are removed, and the state is reported."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,0 +1,117 @@
+"""The database's URL: its parts, validation, and the passwords in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+SQLITE = "sqlite:///"
+_POSTGRES = ("postgresql://", "postgres://")
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_ESCAPED = 'in a user name or password write "@" as %40, "/" as %2F, "?" as %3F, "#" as %23'
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PostgresUrl:
+    """What the URL of a PostgreSQL database names. No text of it holds a password."""
+
+    hosts: Sequence[str]
+    """Names, addresses, or folders of Unix sockets."""
+    database: str
+    is_verified: bool
+    """Whether the server has to prove who it is."""
+    secrets: Sequence[str] = field(repr=False)
+    """Passwords, as they are written and as they are meant."""
+
+    def __str__(self) -> str:
+        """Return how it is shown to people."""
+        return f"PostgreSQL database {self.database} at {', '.join(self.hosts)}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether what goes there does not leave this machine."""
+        return all(host.startswith("/") or host in _LOOPBACK for host in self.hosts)
+
+
+def is_postgres(url: str) -> bool:
+    """Tell whether `url` names a PostgreSQL database."""
+    return url.startswith(_POSTGRES)
+
+
+def validate_url(url: str) -> None:
+    """Look whether `url` names a database; raises `ValueError`, which says what is wrong and quotes nothing."""
+    if is_postgres(url):
+        read_postgres(url)
+    elif not url.startswith(SQLITE) or url == SQLITE:
+        raise ValueError(
+            f"must begin with {SQLITE} and name a file (an absolute path has four slashes), or be "
+            "postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
+
+
+def url_secrets(url: str) -> Sequence[str]:
+    """Return the passwords in `url`, whether it can be used or not; each as it is written and as it is meant."""
+    try:
+        return read_postgres(url).secrets if is_postgres(url) else ()
+    except ValueError:  # where a password ends cannot be told
+        return (url,)
+
+
+def read_postgres(url: str) -> PostgresUrl:
+    """Read the URL of a PostgreSQL database as asyncpg does; raises `ValueError`, which quotes nothing."""
+    if "#" in url:
+        raise ValueError(f"must not hold a #: {_ESCAPED}")
+    try:
+        parts = urlsplit(url)
+        found = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
+    except ValueError:  # its text may quote anything
+        raise ValueError(f"is no URL, or what follows its ? is not name=value, joined by &: {_ESCAPED}") from None
+    query = {name: values[-1] for name, values in found.items()}
+    user, _, place = parts.netloc.rpartition("@")
+    if "@" in user:  # the library would take what follows the first for the host
+        raise ValueError(f"has more than one @: {_ESCAPED}")
+    hosts = list(_hosts(place)) or list(_hosts(query.get("host", "")))
+    if not hosts:
+        raise ValueError(
+            "must name a host, or the folder of a Unix socket: postgresql://USER@/DATABASE?host=/run/postgresql"
+        )
+    database = unquote(parts.path.removeprefix("/")) or query.get("dbname") or query.get("database")
+    if not database:
+        raise ValueError("must name a database: postgresql://USER:PASSWORD@HOST/DATABASE")
+    mode = query.get("sslmode", "prefer")
+    if mode not in _MODES:
+        raise ValueError(f"sslmode must be one of {', '.join(_MODES)}")
+    return PostgresUrl(
+        hosts=tuple(hosts),
+        database=database,
+        is_verified=mode == "verify-full",
+        secrets=tuple(_secrets(user, parts.query, query)),
+    )
+
+
+def _hosts(text: str) -> Iterator[str]:
+    """Return each host of a list, without its port."""
+    for one in text.split(",") if text else ():
+        if one.startswith("/"):
+            yield one
+            continue
+        bracketed, closed, rest = one.partition("]")
+        host, _, port = (bracketed[1:], "", rest.removeprefix(":")) if closed else one.partition(":")
+        if port and not port.isdecimal():
+            raise ValueError(f"has a port that is no number: {_ESCAPED}")
+        if host:
+            yield unquote(host)
+
+
+def _secrets(user: str, query: str, meant: Mapping[str, str]) -> Iterator[str]:
+    if password := user.partition(":")[2]:
+        yield from dict.fromkeys((password, unquote(password)))
+    for pair in query.split("&"):
+        name, _, written = pair.partition("=")
+        if name in {"password", "sslpassword"} and written:
+            yield from dict.fromkeys((written, meant[name]))

@@ -1,0 +1,267 @@
+"""Loading the configuration: TOML, secret files and the environment become one frozen value.
+
+Precedence: environment `AMO_CALLBACK_SECTION__KEY`, then files `SECTION.KEY` in `$CREDENTIALS_DIRECTORY` (systemd's),
+then in `server.secrets`, then TOML, then defaults.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource  # noqa: TC002 -- because pydantic reads them
+from pydantic_settings.exceptions import SettingsError
+from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
+
+from amo_callback.config.database_url import SQLITE, is_postgres, url_secrets
+from amo_callback.config.settings import DEFAULT_AMO_TIMEOUT, PREFIX, Server, Settings
+from amo_callback.disk import MAX_TEXT, read_regular
+from amo_callback.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+CONFIG_VARIABLE = "AMO_CALLBACK_CONFIG"
+CREDENTIALS_PREFIX = "amo-callback_"
+"""What systemd puts before the names of the files of a folder: `LoadCredential=amo-callback:/folder`."""
+DEFAULT_PATHS = (Path("config.toml"), Path("/etc/amo-callback/config.toml"))
+SECRETS = frozenset(
+    {"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "storage.url", "api.keys", "notify.secret"}
+)
+"""The settings that are secret, or may hold a secret; each may be a file of that name."""
+
+
+def find_config(given: str | None, environ: Mapping[str, str]) -> Path | None:
+    """Return the configuration file: the given one, the environment's, or the first default that exists."""
+    named = given or environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    return next((path for path in DEFAULT_PATHS if path.is_file()), None)
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Load the configuration; raises `ConfigurationError` with one line for each problem."""
+    if path is None and not any(name.upper().startswith((PREFIX, "CREDENTIALS_DIRECTORY")) for name in environ):
+        places = " nor ".join(map(str, DEFAULT_PATHS))
+        raise ConfigurationError(
+            f"there is no configuration: neither {places} is there; `amo-callback init` writes one"
+        )
+    toml = _read_toml(path)
+    folders = _secret_folders(path, toml, environ)
+
+    class Loaded(Settings):
+        """The settings of this one load: their sources are bound to what was passed."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            *_: PydanticBaseSettingsSource,
+            **__: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                _Environment(settings_cls, environ),
+                *(InitSettingsSource(settings_cls, _read_secrets(folder)) for folder in folders),
+                InitSettingsSource(settings_cls, toml),
+            )
+
+    problems = _unknown_sections(environ)
+    try:
+        settings = Loaded()
+    except SettingsError as error:  # a variable that names a section, and holds no JSON
+        raise ConfigurationError(*(problems or [str(error)])) from None
+    except ValidationError as error:
+        raise ConfigurationError(*problems, *_explain(error)) from None
+    if problems:
+        raise ConfigurationError(*problems)
+    return settings
+
+
+def secret_folders(path: Path | None, environ: Mapping[str, str]) -> Sequence[Path]:
+    """Return where files of secrets are looked for; raises `ConfigurationError`."""
+    return _secret_folders(path, _read_toml(path), environ)
+
+
+def secrets_in(path: Path) -> Sequence[str]:
+    """Return the names of the secrets that a configuration file itself holds; raises `ConfigurationError`."""
+    toml = _read_toml(path)
+    held = {name: value for name in SECRETS if (value := _value(toml, *name.split("."))) is not None}
+    if not url_secrets(str(held.get("storage.url", ""))):
+        held.pop("storage.url", None)
+    return sorted(held)
+
+
+def load_server(path: Path) -> Server:
+    """Load what the file says of the doors, whatever else is still missing; raises `ConfigurationError`."""
+    try:
+        return Server.model_validate(_read_toml(path).get("server", {}))
+    except ValidationError as error:
+        raise ConfigurationError(*_explain(error, section="server")) from None
+
+
+def load_amo_timeout(path: Path) -> float:
+    """Load what the file says of `amo.timeout`; the default where it says nothing that can be used."""
+    value = _value(_read_toml(path), "amo", "timeout")
+    return float(value) if isinstance(value, int | float) and value > 0 else DEFAULT_AMO_TIMEOUT
+
+
+def configured_secrets(path: Path, server: Server) -> Path | None:
+    """Return where the secret files are, if the file says so."""
+    return None if server.secrets is None else _beside(path, server.secrets)
+
+
+def configured_keys(path: Path, secrets: Path) -> frozenset[str]:
+    """Return which keys the file and the secret files hold, as `section.key`; raises `ConfigurationError`."""
+    sources = [_read_toml(path), _read_secrets(secrets) if secrets.is_dir() else {}]
+    return frozenset(
+        f"{section}.{key}"
+        for source in sources
+        for section, content in source.items()
+        if isinstance(content, dict)
+        for key, value in content.items()
+        if value != ""
+    )
+
+
+def storage_folder(path: Path | None, environ: Mapping[str, str]) -> Path:
+    """Return where relative storage paths start: `$STATE_DIRECTORY`, else beside the configuration file."""
+    state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(state) if state else _beside(path, Path())
+
+
+def rescue_folder(settings: Settings, path: Path | None, environ: Mapping[str, str]) -> Path:
+    """Return where pairs wait that the store does not take: `$STATE_DIRECTORY/rescue`, else beside the database.
+
+    Each instance has one of its own: where the database is no file it is beside the configuration.
+    """
+    folder = storage_folder(path, environ)
+    if settings.storage.rescue is not None:
+        return folder / settings.storage.rescue
+    url = settings.storage.url.get_secret_value()
+    if environ.get("STATE_DIRECTORY") or is_postgres(url):
+        return folder / "rescue"
+    return (folder / url.removeprefix(SQLITE)).parent / "rescue"
+
+
+class _Environment(EnvSettingsSource):
+    """The environment that was passed, rather than the process's."""
+
+    def __init__(self, settings_cls: type[BaseSettings], environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        super().__init__(settings_cls)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._environ.items()}
+
+
+def _read_toml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(read_regular(path, limit=MAX_TEXT).decode())
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: is not valid TOML: {_place(error)}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: is not valid TOML: nested too deeply") from None
+
+
+def _place(error: tomllib.TOMLDecodeError) -> str:
+    """Say where, never what: the line may hold a secret."""
+    place = re.search(r"\(at (?:line \d+, column \d+|end of document)\)", str(error))
+    return place[0] if place else "(somewhere)"
+
+
+def _read_secrets(folder: Path) -> dict[str, Any]:
+    """Read the files `SECTION.KEY` of a folder."""
+    found: dict[str, Any] = {}
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigurationError(f"{folder}: the secrets cannot be read: {error.strerror}") from None
+    for file in files:
+        section, dot, key = file.name.removeprefix(CREDENTIALS_PREFIX).partition(".")
+        if dot and section in Settings.model_fields and key and file.is_file():
+            try:
+                found.setdefault(section, {})[key] = read_regular(file, limit=MAX_TEXT).decode().strip()
+            except OSError as error:
+                raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise ConfigurationError(f"{file}: is not UTF-8 text") from None
+    return found
+
+
+def _beside(path: Path | None, other: Path) -> Path:
+    return ((path.parent if path else Path()) / other).resolve()
+
+
+def _secret_folders(path: Path | None, toml: dict[str, Any], environ: Mapping[str, str]) -> list[Path]:
+    folders = [Path(folder) for folder in [environ.get("CREDENTIALS_DIRECTORY")] if folder]
+    own = environ.get(f"{PREFIX}SERVER__SECRETS") or _value(toml, "server", "secrets")
+    if isinstance(own, str):
+        folders.append(_beside(path, Path(own)))
+    return folders
+
+
+def _value(toml: dict[str, Any], section: str, key: str) -> object:
+    content = toml.get(section)
+    return content.get(key) if isinstance(content, dict) else None
+
+
+def _unknown_sections(environ: Mapping[str, str]) -> list[str]:
+    names = [name for name in environ if name.upper().startswith(PREFIX) and name.upper() != CONFIG_VARIABLE]
+    return [
+        f"{name}: is no setting: {PREFIX}SECTION__KEY with one of {', '.join(Settings.model_fields)}"
+        for name in names
+        if name[len(PREFIX) :].lower().partition("__")[0] not in Settings.model_fields or "__" not in name
+    ]
+
+
+def _explain(error: ValidationError, *, section: str | None = None) -> list[str]:
+    """Return one line for each problem: key, what was given (never a secret), what is wanted."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in ((section,) if section else ()) + problem["loc"])
+        text = str(problem["msg"]).removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            lines.append(f"{key}: is missing; {_how_to_set(key)}")
+        elif problem["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown setting ({_nearest(key)})")
+        elif not key:
+            lines.append(text)
+        else:
+            shown = problem["input"] is not None and "@" not in str(problem["input"]) and not _is_secret(key)
+            given = f" {problem['input']!r}:" if shown else ""
+            lines.append(f"{key}:{given} {text[0].lower()}{text[1:]}")
+    return lines
+
+
+def _nearest(key: str) -> str:
+    """Return a hint at the known setting that is most like an unknown one."""
+    section, _, name = key.partition(".")
+    field = Settings.model_fields.get(section)
+    if field is None:
+        found = get_close_matches(section, Settings.model_fields, n=1)
+    elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        found = [f"{section}.{one}" for one in get_close_matches(name, field.annotation.model_fields, n=1)]
+    else:
+        found = []
+    return f"did you mean {found[0]}?" if found else "see: amo-callback config example"
+
+
+def _how_to_set(key: str) -> str:
+    variable = PREFIX + key.upper().replace(".", "__")
+    if "." not in key:
+        return f"give the section [{key}], or {variable}__…"
+    return f"set it in the configuration file, as a secret file {key}, or as {variable}"
+
+
+def _is_secret(key: str) -> bool:
+    return any(key.startswith(secret) or secret.startswith(f"{key}.") for secret in SECRETS)

@@ -1,0 +1,233 @@
+"""The configuration as one frozen value: `config.example.toml` is the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from amo_callback.config.types import (
+    ApiKeyLines,
+    DatabaseUrl,
+    Domains,
+    EncryptionKeys,
+    FileMode,
+    HttpsUrl,
+    JwtSecret,
+    ListenAddress,
+    Networks,
+    NonEmptyStr,
+    NotifySecret,
+    Seconds,
+    StrTuple,
+)
+from amo_callback.deeplink import HandBack
+from amo_callback.hosts import check_host
+from amo_callback.model import RefreshRules
+
+PREFIX = "AMO_CALLBACK_"
+DEFAULT_AMO_TIMEOUT = 15.0
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Server(_Section):
+    """`[server]`: the two doors."""
+
+    public: ListenAddress = "127.0.0.1:8080"
+    private: ListenAddress = "127.0.0.1:8081"
+    base_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]$")] = "/api/amo-crm"
+    trusted_proxies: Networks = ("127.0.0.1", "::1")
+    secrets: Path | None = None
+    metrics_auth: bool = False
+    max_connections: Annotated[int, Field(gt=0, le=100_000)] = 1000
+    socket_mode: FileMode = "0660"
+
+
+class Amo(_Section):
+    """`[amo]`: our integration there."""
+
+    client_id: NonEmptyStr
+    client_secret: Annotated[SecretStr, Field(min_length=1)]
+    redirect_uri: HttpsUrl
+    authorize_url: HttpsUrl = "https://www.amocrm.ru/oauth"
+    endpoint: HttpsUrl = "https://{domain}"
+    default_domain: str | None = None
+    allowed_domains: Domains = ()
+    allowed_accounts: StrTuple = ()
+    requests_per_second: Annotated[float, Field(gt=0, le=1000)] = 5
+    timeout: Annotated[float, Field(gt=0, le=300)] = DEFAULT_AMO_TIMEOUT
+
+    @field_validator("allowed_accounts", mode="before")
+    @classmethod
+    def _numbers_are_ids(cls, value: object) -> object:
+        return [str(item) for item in value] if isinstance(value, list) else value
+
+    @field_validator("endpoint")
+    @classmethod
+    def _names_the_account(cls, value: str) -> str:
+        if "{domain}" not in value:
+            raise ValueError("must contain {domain}, where the account's host is put in")
+        return value.rstrip("/")
+
+    @property
+    def connect_url(self) -> str:
+        """Where a person connects, again or for the first time."""
+        return f"{self.redirect_uri.removesuffix('/callback')}/connect"
+
+    @model_validator(mode="after")
+    def _default_is_allowed(self) -> Self:
+        default = self.default_domain
+        if default is not None and check_host(default.encode(), allowed=self.allowed_domains) is None:
+            raise ValueError(f"default_domain: {default!r} is neither AMO's nor in allowed_domains")
+        return self
+
+
+class App(_Section):
+    """`[app]`: the mobile app, and the way back to it."""
+
+    deep_link: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*:[^?#\s\"'<>\\]+$")] = (
+        "foryoure://amo-crm/callback"
+    )
+    return_mode: Literal["redirect", "page", "auto"] = "auto"
+    hand_back: HandBack = "code"
+    state: Literal["app", "issued"] = "app"
+    android_package: (
+        Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)+$", max_length=255)] | None
+    ) = None
+    name: str = "For You"
+    jwt_secret: JwtSecret | None = None
+    jwks_url: HttpsUrl | None = None
+    jwt_audience: Annotated[NonEmptyStr | None, Field(validate_default=True)] = None
+    jwt_issuer: NonEmptyStr | None = None
+    jwt_user_claim: NonEmptyStr = "sub"
+
+    @field_validator("deep_link")
+    @classmethod
+    def _safe_scheme(cls, value: str) -> str:
+        if value.partition(":")[0].lower() in {"javascript", "data", "vbscript", "file", "blob", "about"}:
+            raise ValueError("must be an address of the app's own")
+        return value
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _one_kind_of_key(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("jwt_secret", "bad") is not None:
+            raise ValueError("not beside app.jwt_secret: JWTs are verified with the one or the other")
+        return value
+
+    @field_validator("jwt_audience", "jwt_issuer", "jwt_user_claim")
+    @classmethod
+    def _keys_are_there(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # A key that was refused is not among the data: its own line is enough.
+        verified = any(info.data.get(key, "bad") is not None for key in ("jwt_secret", "jwks_url"))
+        default = "sub" if info.field_name == "jwt_user_claim" else None
+        if value != default and not verified:
+            raise ValueError("has no effect without app.jwt_secret or app.jwks_url")
+        if info.field_name == "jwt_audience" and value is None and verified:
+            raise ValueError("is required with app.jwt_secret and with app.jwks_url: it must be in each JWT's aud")
+        return value
+
+
+class Limits(_Section):
+    """`[limits]`: codes of one address that AMO has not accepted yet."""
+
+    unproven: Annotated[int, Field(gt=0)] = 30
+    window: Seconds = 60
+
+
+class Refresh(_Section):
+    """`[refresh]`: when, how many, how long."""
+
+    at: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    concurrency: Annotated[int, Field(gt=0, le=1000)] = 16
+    poll_interval: Seconds = 5.0
+    lease: Seconds = 60.0
+    retry_base: Seconds = 30.0
+    retry_cap: Seconds = 900.0
+
+    @property
+    def rules(self) -> RefreshRules:
+        """The same, for whoever refreshes."""
+        return RefreshRules(**self.model_dump())
+
+
+class Storage(_Section):
+    """`[storage]`: where the sealed pairs are."""
+
+    url: DatabaseUrl = SecretStr("sqlite:///amo-callback.db")
+    encryption_keys: EncryptionKeys
+    rescue: Path | None = None
+
+
+class Api(_Section):
+    """`[api]`: who may come through the private door."""
+
+    keys: ApiKeyLines = SecretStr("")
+
+
+class Notify(_Section):
+    """`[notify]`: where signed notices go."""
+
+    url: HttpsUrl | None = None
+    secret: Annotated[NotifySecret | None, Field(validate_default=True)] = None
+
+    @field_validator("secret")
+    @classmethod
+    def _both_or_none(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if "url" not in info.data:  # it was refused: its own line is enough
+            return value
+        if info.data["url"] is None and value is not None:
+            raise ValueError("has no effect without notify.url")
+        if info.data["url"] is not None and value is None:
+            raise ValueError("is required with notify.url: by it the receiver tells that a notice is ours")
+        return value
+
+
+class Log(_Section):
+    """`[log]`: how much, and how it looks."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+    access: bool = True
+
+
+class Settings(BaseSettings):
+    """The whole configuration."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        hide_input_in_errors=True,
+    )
+
+    server: Server = Server()
+    amo: Amo
+    app: App = App()
+    limits: Limits = Limits()
+    refresh: Refresh = Refresh()
+    storage: Storage
+    api: Api = Api()
+    notify: Notify = Notify()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _leases_outlast_requests(self) -> Self:
+        if self.refresh.lease <= self.amo.timeout:
+            raise ValueError("refresh.lease: must be greater than amo.timeout, or a lease ends under a request")
+        return self
+
+    @model_validator(mode="after")
+    def _callback_is_ours(self) -> Self:
+        path = urlsplit(self.amo.redirect_uri).path
+        if not path.endswith("/callback"):
+            raise ValueError("amo.redirect_uri: its path must end in /callback, where the service listens")
+        return self

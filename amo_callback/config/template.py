@@ -1,0 +1,90 @@
+"""The configuration file that `init` writes: what was asked for, and a pointer to the reference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from amo_callback.config.settings import App, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DEL = "\x7f"
+"""The one character that JSON takes as it is, and TOML does not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitialSecrets:
+    """Secrets of a new configuration: in the file where only its owner can read it, else in files of their own."""
+
+    encryption_key: str = field(repr=False)
+    api_keys: str = field(repr=False)
+    client_secret: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitialConfig:
+    """Settings of a new configuration; the others have defaults."""
+
+    client_id: str
+    redirect_uri: str
+    base_path: str = Server().base_path
+    deep_link: str = App().deep_link
+    database: str
+    rescue: str | None = None
+    secrets_folder: str | None = None
+
+
+def write_config(config: InitialConfig, secrets: InitialSecrets | None) -> str:
+    """Return the file's text: with the secrets, or without where they have files of their own."""
+    return "\n".join([*_head(config, secrets), *_amo(config, secrets), *_rest(config, secrets), ""])
+
+
+def toml_string(text: str) -> str:
+    """Return a TOML string; raises `ValueError` for what is no Unicode text."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("is no text")
+    return json.dumps(text, ensure_ascii=False).replace(_DEL, "\\u007f")
+
+
+def _head(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str]:
+    yield "# Written by `amo-callback init`. Everything else has a default: config.example.toml names and explains it."
+    if secrets is not None:
+        yield "# InitialSecrets are in here: this file is yours alone (mode 0600)."
+    server = {}
+    if config.secrets_folder is not None:
+        server["secrets"] = (config.secrets_folder, "beside this file: a file for each secret, named SECTION.KEY")
+    if config.base_path != Server().base_path:
+        server["base_path"] = (config.base_path, "the path of amo.redirect_uri, without /callback")
+    if server:
+        yield from ("", "[server]", *_lines(server))
+
+
+def _amo(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str]:
+    yield from ("", "[amo]")
+    yield from _lines({"client_id": (config.client_id, '"Integration ID" on the integration\'s page in AMO')})
+    if secrets is not None and secrets.client_secret is not None:
+        yield from _lines({"client_secret": (secrets.client_secret, '"Secret key" there')})
+    elif secrets is not None:
+        yield '# client_secret = "…"  # "Secret key" there: take the first # away, and put it in'
+    yield from _lines({"redirect_uri": (config.redirect_uri, "byte for byte as registered there")})
+    yield '# authorize_url = "https://www.kommo.com/oauth"  # for Kommo'
+
+
+def _rest(config: InitialConfig, secrets: InitialSecrets | None) -> Iterator[str]:
+    yield from ("", "[app]", *_lines({"deep_link": (config.deep_link, "the app's address")}))
+    storage = {"url": (config.database, "")}
+    if config.rescue is not None:
+        storage["rescue"] = (config.rescue, "the same folder for the service and for the command")
+    if secrets is not None:
+        storage["encryption_keys"] = (secrets.encryption_key, "keep a copy, apart from the database's backups")
+    yield from ("", "[storage]", *_lines(storage))
+    if secrets is not None:
+        yield from ("", "[api]", *_lines({"keys": (secrets.api_keys, "name:key; more of them follow, each after \\n")}))
+
+
+def _lines(section: dict[str, tuple[str, str]]) -> Iterator[str]:
+    for key, (value, comment) in section.items():
+        yield f"{key} = {toml_string(value)}{f'  # {comment}' if comment else ''}"

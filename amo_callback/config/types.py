@@ -1,0 +1,127 @@
+"""Types of settings. A validation error never quotes a secret."""
+
+from __future__ import annotations
+
+import base64
+import re
+from ipaddress import IPv6Network, ip_network
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from amo_callback.config.database_url import validate_url
+from amo_callback.identity import read_api_keys
+from amo_callback.webhook import read_secrets
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_FILE_MODE = re.compile(r"0?[0-7]{3}")
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+
+
+def _listen_address(value: str) -> str:
+    if value.startswith("unix:/"):
+        return value
+    match = _ADDRESS.fullmatch(value)
+    if match is None or int(match["port"]) > 65535:
+        raise ValueError('must be "host:port" or "unix:/path"')
+    return value
+
+
+def _file_mode(value: str) -> str:
+    if not _FILE_MODE.fullmatch(value):
+        raise ValueError('must be an octal mode in quotes, as "0660" (owner and group) or "0600" (owner alone)')
+    return value
+
+
+def _https_url(value: str) -> str:
+    """Require https, or http on this machine: nothing secret goes out unencrypted."""
+    parts = urlsplit(value)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not hold a user name or password")
+    if parts.scheme == "https" and parts.hostname:
+        return value
+    if parts.scheme == "http" and parts.hostname in _LOOPBACK:
+        return value
+    raise ValueError("must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost)")
+
+
+def _encryption_keys(value: SecretStr) -> SecretStr:
+    lines = value.get_secret_value().split()
+    if not lines:
+        raise ValueError("must hold at least one key: amo-callback keygen makes one")
+    for number, line in enumerate(lines, start=1):
+        try:
+            good = len(base64.urlsafe_b64decode(line)) == 32
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"line {number} is no key: amo-callback keygen makes one")
+    return value
+
+
+def _api_keys(value: SecretStr) -> SecretStr:
+    read_api_keys(value.get_secret_value())
+    return value
+
+
+def _jwt_secret(value: SecretStr) -> SecretStr:
+    from amo_callback.identity.jwt import read_secret  # noqa: PLC0415 -- because few have JWTs
+
+    read_secret(value.get_secret_value())
+    return value
+
+
+def _notify_secret(value: SecretStr) -> SecretStr:
+    read_secrets(value.get_secret_value())
+    return value
+
+
+def _split(value: object) -> object:
+    """Read a list from the environment or a secret file: separated by commas or white space."""
+    return tuple(re.findall(r"[^\s,]+", value)) if isinstance(value, str) else value
+
+
+_NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}")
+
+
+def _domains(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Take hosts, and suffixes of two labels or more: `.com` would show our secret to the whole of it."""
+    lowered = tuple(value.lower() for value in values)
+    for value in lowered:
+        if not _NAME.fullmatch(value.removeprefix(".")):
+            raise ValueError(f'{value!r} is neither "host" nor ".suffix" of two labels or more')
+    return lowered
+
+
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Take addresses and networks; an IPv4 network in IPv6's notation is the IPv4 one."""
+    return tuple(_network(value) for value in values)
+
+
+def _network(value: str) -> str:
+    network = ip_network(value, strict=False)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return value if mapped is None or network.prefixlen < 96 else f"{mapped}/{network.prefixlen - 96}"
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    validate_url(value.get_secret_value())
+    return value
+
+
+StrTuple = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+FileMode = Annotated[str, AfterValidator(_file_mode)]
+HttpsUrl = Annotated[str, AfterValidator(_https_url), Field(json_schema_extra={"format": "uri"})]
+NonEmptyStr = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]
+Domains = Annotated[StrTuple, AfterValidator(_domains)]
+Networks = Annotated[StrTuple, AfterValidator(_networks)]
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+"""A secret, since it may hold a password."""
+EncryptionKeys = Annotated[SecretStr, AfterValidator(_encryption_keys)]
+ApiKeyLines = Annotated[SecretStr, AfterValidator(_api_keys)]
+JwtSecret = Annotated[SecretStr, AfterValidator(_jwt_secret)]
+NotifySecret = Annotated[SecretStr, AfterValidator(_notify_secret)]

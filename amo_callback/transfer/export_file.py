@@ -1,0 +1,299 @@
+"""The file of an export: a header in JSON, an encrypted record a line, an encrypted end.
+
+Each line is encrypted under the file's name, which is the header's fingerprint, and its own number: so lines cannot be
+changed, swapped, doubled, dropped, or brought from another file, nor can the header. The end has the count, so a file
+that was cut off is noticed.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import errno
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from amo_callback.cipher import Cipher, Scrypt, key_of_passphrase
+from amo_callback.disk import sync
+from amo_callback.errors import CommandFailed, DecryptionFailed
+from amo_callback.model import Reason, Status, TokenPair, fingerprint, short
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from amo_callback.model import Connection
+
+FORMAT = "amo-callback export"
+VERSION = 1
+MAX_LINE = 512 * 1024
+"""Bytes: two of the longest tokens that AMO could answer with, encrypted."""
+MAX_TOKEN = 128 * 1024
+"""Characters: the longest token that AMO could answer with."""
+_END = b"end"
+_STRICT = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+Token = Annotated[str, Field(min_length=1, max_length=MAX_TOKEN, pattern=r"^[ -~]*$")]
+OptionalToken = Annotated[str, Field(max_length=MAX_TOKEN, pattern=r"^[ -~]*$")]
+"""A token, or an empty text."""
+Host = Annotated[str, Field(max_length=253)]
+_Name = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_-]*$")]
+_Owner = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00]+$")]
+
+
+@validated(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class ExportRecord:
+    """A connection with its token pair and owners, as another store needs it."""
+
+    id: Annotated[_Name, Field(min_length=1)]
+    account_id: _Name
+    user_id: _Name
+    domain: Host
+    api_domain: Host | None
+    client_id: Annotated[str, Field(max_length=1024)]
+    status: Status
+    reason: Reason | None
+    access_token: Token = dataclasses.field(repr=False)
+    refresh_token: OptionalToken = dataclasses.field(repr=False)
+    issued_at: AwareDatetime
+    expires_at: AwareDatetime
+    refresh_expires_at: AwareDatetime | None
+    refreshed_at: AwareDatetime | None
+    connected_at: AwareDatetime
+    grant_iat: int | None
+    doubtful: str | None
+    """The fingerprint of a refresh token that may have been spent: it is introspected before it is presented."""
+    look_up_at: AwareDatetime | None
+    frozen: bool
+    """Whether this connection itself is frozen: its tokens may be in use elsewhere."""
+    owners: tuple[_Owner, ...] = ()
+
+    @property
+    def pair(self) -> TokenPair:
+        """The token pair."""
+        return TokenPair(**{name: getattr(self, name) for name in _PAIR})
+
+
+_PAIR = tuple(field.name for field in dataclasses.fields(TokenPair))
+_OF_CONNECTION = tuple(
+    field.name for field in dataclasses.fields(ExportRecord) if field.name not in {*_PAIR, "owners", "doubtful"}
+)
+_RECORD = TypeAdapter(ExportRecord)
+
+
+def record_of(connection: Connection, pair: TokenPair, owners: Sequence[str] = ()) -> ExportRecord:
+    """Return a connection's record; the token of an open attempt may have been spent."""
+    return ExportRecord(
+        **{name: getattr(connection, name) for name in _OF_CONNECTION},
+        **{name: getattr(pair, name) for name in _PAIR},
+        doubtful=connection.spending or connection.doubtful,
+        owners=tuple(owners),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ParsedRecord:
+    """A record, and its place in the file."""
+
+    place: str
+    record: ExportRecord
+    names_owner: bool = False
+    """Whether another system's file names an owner, which is not imported."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RecordError:
+    """What is wrong with a file, and where; never its content."""
+
+    place: str
+    why: str
+
+
+def describe(error: ValidationError) -> str:
+    """Return which fields are wrong and how, never their values."""
+    found: dict[str, list[str]] = {}
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        text = fault["msg"]
+        found.setdefault(str(fault["loc"][0]) if fault["loc"] else "", []).append(text[:1].lower() + text[1:])
+    return "; ".join(f"{field}: {', or '.join(texts)}".removeprefix(": ") for field, texts in found.items())
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FileKey:
+    """What a file is encrypted with, and how its header describes it."""
+
+    header: Mapping[str, object]
+    cipher: Cipher = dataclasses.field(repr=False)
+
+
+def key_from_passphrase(passphrase: str, *, salt: bytes) -> FileKey:
+    """Return a passphrase's key; the salt is random and the file's own."""
+    cost = Scrypt(salt=salt)
+    numbers = {"salt": base64.b64encode(salt).decode(), "n": cost.n, "r": cost.r, "p": cost.p}
+    return FileKey(header={"passphrase": numbers}, cipher=Cipher([key_of_passphrase(passphrase, cost)]))
+
+
+def key_of_host(key: str) -> FileKey:
+    """Return another host's encryption key."""
+    return FileKey(header={"key": _hint(key)}, cipher=Cipher([key]))
+
+
+def _hint(key: str) -> str:
+    """Name a key: the fingerprint of 256 random bits reveals nothing."""
+    return short(fingerprint(key))
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file (0600) that is there whole or not at all; raises `CommandFailed`, also where one exists."""
+    try:
+        if os.path.lexists(path):  # before any work is done
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent)
+        unfinished = Path(beside)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # another file is not replaced
+            unfinished.replace(path)
+            sync(path.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise CommandFailed(f"{path}: cannot be written: {error.strerror}") from None
+
+
+class ExportWriter:
+    """Writes the lines of an export."""
+
+    def __init__(self, file: IO[bytes], key: FileKey, *, file_id: str) -> None:
+        self._file = file
+        self._cipher = key.cipher
+        header = {"format": FORMAT, "version": VERSION, "id": file_id, "sealed_with": key.header}
+        self._name = self._write(json.dumps(header).encode())
+        self.count = 0
+
+    def add(self, record: ExportRecord) -> None:
+        """Add a record."""
+        self.count += 1
+        self._write(self._cipher.seal(_RECORD.dump_json(record), bound_to=_context(self._name, self.count)))
+
+    def end(self) -> None:
+        """Write the end."""
+        self._write(self._cipher.seal(_END, bound_to=_end_context(self._name, self.count)))
+
+    def _write(self, line: bytes) -> str:
+        self._file.write(line + b"\n")
+        return fingerprint(line)
+
+
+def _context(name: str, number: int) -> str:
+    return f"{name}:{number}"
+
+
+def _end_context(name: str, count: int) -> str:
+    return f"{name}:end:{count}"
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class _Passphrase:
+    """The cost of a passphrase, at most 256 MiB four times: the file may be a stranger's."""
+
+    salt: Annotated[str, Field(min_length=16, max_length=128, pattern=r"^[A-Za-z0-9+/]+=*$")]
+    n: Annotated[int, Field(ge=2, le=2**18)]
+    r: Annotated[int, Field(ge=1, le=8)]
+    p: Annotated[int, Field(ge=1, le=4)]
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class _SealedWith:
+    """What decrypts a file: one of these."""
+
+    passphrase: _Passphrase | None = None
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class _Header:
+    """The first line."""
+
+    format: Literal["amo-callback export"]
+    version: Literal[1]
+    id: Annotated[str, Field(min_length=1, max_length=64)]
+    sealed_with: _SealedWith
+
+
+_HEADER = TypeAdapter(_Header)
+
+
+def is_export(first_line: bytes) -> bool:
+    """Return whether a file with this first line is an export, of whatever version."""
+    try:
+        header = json.loads(first_line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and header.get("format") == FORMAT
+
+
+def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[], str]) -> Cipher:
+    """Return the file's cipher, asking for the passphrase where it needs one; raises `CommandFailed`."""
+    try:
+        sealed_with = _HEADER.validate_json(first_line).sealed_with
+    except ValidationError as error:
+        raise CommandFailed(f"line 1: is no header of an export that this version reads: {describe(error)}") from None
+    if cost := sealed_with.passphrase:
+        try:
+            salt = base64.b64decode(cost.salt)
+            return Cipher([key_of_passphrase(passphrase(), Scrypt(salt=salt, n=cost.n, r=cost.r, p=cost.p))])
+        except ValueError:  # n is no power of two, or the salt no base64
+            raise CommandFailed("line 1: sealed_with: its numbers are none that scrypt takes") from None
+    if sealed_with.key not in {_hint(key) for key in keys}:
+        raise CommandFailed(f"it is sealed with the key {sealed_with.key}, which is none of storage.encryption_keys")
+    return Cipher(keys)
+
+
+def read_export(file: IO[bytes], *, cipher: Cipher) -> Iterator[ParsedRecord | RecordError]:
+    """Read a file from its beginning, up to a line that cannot be decrypted, which is an error."""
+    name = fingerprint(file.readline(MAX_LINE).rstrip(b"\n"))
+    count = 0
+    line = file.readline(MAX_LINE)
+    while following := file.readline(MAX_LINE):
+        count += 1
+        place = f"line {count + 1}"
+        try:
+            yield ParsedRecord(
+                place=place,
+                record=_RECORD.validate_json(cipher.open(line.rstrip(b"\n"), bound_to=_context(name, count))),
+            )
+        except DecryptionFailed:
+            yield RecordError(place=place, why=_WRONG_KEY if count == 1 else _NOT_ITS_PLACE)
+            return
+        except ValidationError as error:
+            yield RecordError(place=place, why=describe(error))
+        line = following
+    try:
+        cipher.open(line.rstrip(b"\n"), bound_to=_end_context(name, count))
+    except DecryptionFailed:
+        yield RecordError(place=f"line {count + 2}", why=_CUT_OFF if count else f"{_CUT_OFF}; or {_WRONG_KEY}")
+
+
+_WRONG_KEY = "the passphrase or key is another one, or the file was changed"
+_NOT_ITS_PLACE = "was changed, or does not belong there"
+_CUT_OFF = "the file's end is missing: it was cut off or changed"

@@ -1,0 +1,109 @@
+"""Export: freeze, wait until no token is in flight, write every connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import CommandFailed
+from amo_callback.model import Filter, Status
+from amo_callback.transfer.export_file import record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
+    from amo_callback.custody.leases import Leases
+    from amo_callback.custody.rescue import Rescue
+    from amo_callback.model import Freeze
+    from amo_callback.store import Store
+    from amo_callback.transfer.export_file import ExportWriter
+
+PAGE = 500
+_LOOK_AGAIN = 1.0
+"""Seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """The result of an export."""
+
+    count: int
+    unreadable: Sequence[str]
+    """Connections whose pair no key decrypts: they are not in the file."""
+
+
+async def freeze(store: Store, *, why: str) -> Freeze:
+    """Freeze the store, and return its freeze, which may be an older one."""
+    await store.freeze_all(why=why, elsewhere=True)
+    frozen = await store.frozen()
+    if frozen is None:
+        raise CommandFailed("it was thawed at this moment: nothing leaves it")
+    return frozen
+
+
+async def wait_until_idle(
+    store: Store, *, leases: Leases, clock: Clock, rescue: Rescue, report: Callable[[float], None]
+) -> None:
+    """Wait until no refresh and no exchange is in flight; `report` is called with the seconds left, at most.
+
+    Raises `CommandFailed` where a pair waits to be stored.
+    """
+    while left := await _left(store, leases, clock):
+        report(left)
+        await clock.sleep(min(left, _LOOK_AGAIN))
+    require_empty_rescue(rescue)
+
+
+async def _left(store: Store, leases: Leases, clock: Clock) -> float:
+    attempts = [leases.left(connection) for connection in await store.attempts()]
+    exchanges = [
+        leases.left_of(grant.code_hash, grant.attempt, grant.lease_until, told=grant.lease_left)
+        for grant in await store.exchanging(now=clock.now())
+    ]
+    return max([*attempts, *exchanges], default=0.0)
+
+
+def require_empty_rescue(rescue: Rescue) -> None:
+    """Raise `CommandFailed` where a pair waits to be stored."""
+    try:
+        files = len(rescue.read())
+    except OSError as error:
+        raise CommandFailed(f"the rescue folder cannot be read: {error.strerror}") from None
+    if files:
+        raise CommandFailed(
+            f"pairs that the store did not take wait in the rescue folder ({files}): see to it that the service runs "
+            "and is ready, then try again"
+        )
+
+
+async def export(
+    store: Store,
+    *,
+    frozen: Freeze,
+    cipher: Cipher,
+    rescue: Rescue,
+    writer: ExportWriter,
+    advance: Callable[[int], None],
+) -> Exported:
+    """Write every connection that is not disconnected; raises `CommandFailed` where the store did not stay frozen."""
+    unreadable = []
+    after = ""
+    while page := await store.page(after=after, limit=PAGE, only=Filter()):
+        owners = await store.owners_of([connection.id for connection in page])
+        for connection in page:
+            if connection.status is Status.DISCONNECTED:
+                continue
+            pair = cipher.pair_of(connection)
+            if pair is None:
+                unreadable.append(connection.id)
+            else:
+                writer.add(record_of(connection, pair, owners[connection.id]))
+        after = page[-1].id
+        advance(writer.count)
+    writer.end()
+    require_empty_rescue(rescue)
+    if await store.frozen() != frozen:
+        raise CommandFailed("it was thawed meanwhile: what was read may be spent by now, so nothing is exported")
+    return Exported(count=writer.count, unreadable=unreadable)

@@ -1,0 +1,244 @@
+"""Import: a plan of the whole file first, then the writing; where anything is wrong nothing is written."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+from amo_callback.event import Event, happened
+from amo_callback.hosts import check_host
+from amo_callback.model import Connection, ImportedConnection, Status, fingerprint, short
+from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
+from amo_callback.transfer.export_file import ParsedRecord, RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.clock import Clock
+    from amo_callback.custody.leases import Leases
+    from amo_callback.model import RefreshRules
+    from amo_callback.store import Store
+    from amo_callback.transfer.export_file import ExportRecord
+
+T = TypeVar("T")
+
+_POLL = 1.0
+"""Seconds between two looks at leases."""
+BATCH = 500
+"""Connections that are looked up, or written, in one transaction."""
+TURN = 50
+"""Connections that are worked on before other tasks run: some ten milliseconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportRules:
+    """Which connections may be imported: the configuration's `[amo]`, and whether they may replace others."""
+
+    client_id: str
+    allowed_domains: Sequence[str]
+    allowed_accounts: Sequence[str]
+    replace: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class ImportPlan:
+    """What an import would do, and what is wrong with its file."""
+
+    new: list[ExportRecord] = field(default_factory=list)
+    replaced: list[tuple[ExportRecord, Connection]] = field(default_factory=list)
+    same: int = 0
+    """Stored already with the same tokens: an import that was interrupted goes on."""
+    newer: int = 0
+    """Stored already with later tokens: these have been spent."""
+    owned: int = 0
+    problems: list[RecordError] = field(default_factory=list)
+
+
+async def make_plan(
+    parsed: Iterable[ParsedRecord | RecordError], *, store: Store, cipher: Cipher, rules: ImportRules
+) -> ImportPlan:
+    """Plan the import of a file's records; changes nothing."""
+    plan, seen = ImportPlan(), dict[str, str]()
+    async for batch in _batches(parsed):
+        valid = []
+        for one in batch:
+            problem = one if isinstance(one, RecordError) else _refusal(one, rules) or _repetition(one, seen)
+            if problem:
+                plan.problems.append(problem)
+            elif isinstance(one, ParsedRecord):
+                valid.append(one)
+        stored = {each.id: each for each in await store.connections_by_id([one.record.id for one in valid])}
+        for number, one in enumerate(valid, start=1):
+            _plan_one(plan, one, stored.get(one.record.id), cipher=cipher, replace=rules.replace)
+            await _yield(number)
+    return plan
+
+
+def _refusal(parsed: ParsedRecord, rules: ImportRules) -> RecordError | None:
+    """Return why this service takes no such connection, whatever it has stored."""
+    record, why = parsed.record, None
+    if record.client_id != rules.client_id:
+        why = "its tokens were granted to another client_id than amo.client_id"
+    elif check_host(record.domain.encode(), allowed=rules.allowed_domains) != record.domain:
+        why = "domain: is no host of AMO's, nor in amo.allowed_domains"
+    elif record.api_domain and check_host(record.api_domain.encode(), allowed=rules.allowed_domains) is None:
+        why = "api_domain: is no host of AMO's, nor in amo.allowed_domains"
+    elif rules.allowed_accounts and record.account_id not in rules.allowed_accounts:
+        why = "its account is not in amo.allowed_accounts"
+    return None if why is None else RecordError(place=parsed.place, why=why)
+
+
+def _repetition(parsed: ParsedRecord, seen: dict[str, str]) -> RecordError | None:
+    """Return an error where the file has the connection, or its refresh token, twice: one would be spent twice."""
+    record = parsed.record
+    names = {record.id: "is the same account and user as"}
+    if record.refresh_token:
+        names[fingerprint(record.refresh_token)] = "has the same refresh token as"
+    for name, what in names.items():
+        place = seen.setdefault(name, parsed.place)
+        if place != parsed.place:
+            return RecordError(place=parsed.place, why=f"{what} {place}")
+    return None
+
+
+def _plan_one(
+    plan: ImportPlan, parsed: ParsedRecord, stored: Connection | None, *, cipher: Cipher, replace: bool
+) -> None:
+    record = parsed.record
+    plan.owned += parsed.names_owner
+    if stored is None:
+        plan.new.append(record)
+    elif (pair := cipher.pair_of(stored)) and (pair.access_token, pair.refresh_token) == (
+        record.access_token,
+        record.refresh_token,
+    ):
+        plan.same += 1
+    elif _is_newer(stored, record, replace=replace):
+        plan.newer += 1
+    elif replace:
+        plan.replaced.append((record, stored))
+    elif stored.status is Status.DISCONNECTED:
+        why = f"{stored.id} was disconnected here: --replace connects it again"
+        plan.problems.append(RecordError(place=parsed.place, why=why))
+    else:
+        why = f"{stored.id} is here already, with other tokens: --replace replaces them"
+        plan.problems.append(RecordError(place=parsed.place, why=why))
+
+
+def _is_newer(stored: Connection, record: ExportRecord, *, replace: bool) -> bool:
+    """Return whether the stored tokens are later: they are kept, unless they are rejected and to be replaced."""
+    if stored.access_issued_at is None or stored.access_issued_at <= record.issued_at:
+        return False
+    return stored.status is Status.ACTIVE or not replace
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+async def wait_for_leases(
+    plan: ImportPlan, *, store: Store, leases: Leases, clock: Clock, report: Callable[[float], None]
+) -> None:
+    """Wait until no process can be refreshing what is replaced: a lease's length, where an attempt is open.
+
+    A host that was frozen keeps the attempts of killed processes. `report` is called with the seconds left.
+    """
+    waiting = [stored for _, stored in plan.replaced]
+    while waiting := [stored for stored in waiting if leases.left(stored)]:
+        left = max(map(leases.left, waiting))
+        report(left)
+        await clock.sleep(min(left, _POLL))
+        waiting = list(await store.connections_by_id([stored.id for stored in waiting]))
+
+
+async def apply(
+    plan: ImportPlan,
+    *,
+    store: Store,
+    cipher: Cipher,
+    rules: RefreshRules,
+    random: Callable[[], float],
+    source: str,
+    advance: Callable[[int], None],
+) -> Sequence[str]:
+    """Write the plan, a batch at a time; return the connections that were left, since they changed meanwhile."""
+    replaced = {stored.id: stored for _, stored in plan.replaced}
+    left: list[str] = []
+    done = 0
+    async for batch in _batches([*plan.new, *(record for record, _ in plan.replaced)]):
+        imported = []
+        for number, record in enumerate(batch, start=1):
+            connection = _connection(record, cipher, rules, random)
+            event = _event(connection, record, source=source, replaces=record.id in replaced)
+            imported.append(
+                ImportedConnection(
+                    connection=connection, replaces=replaced.get(record.id), event=event, owners=record.owners
+                )
+            )
+            await _yield(number)
+        left += await store.bring(imported)
+        done += len(batch)
+        advance(done)
+    return left
+
+
+def _connection(record: ExportRecord, cipher: Cipher, rules: RefreshRules, random: Callable[[], float]) -> Connection:
+    renewable = bool(record.refresh_token)
+    due = refresh_due(record.pair, at=rules.at, jitter=rules.jitter, random=random)
+    refresh_expires_at = record.refresh_expires_at or record.issued_at + REFRESH_TOKEN_LIFE
+    return Connection(
+        id=record.id,
+        account_id=record.account_id,
+        user_id=record.user_id,
+        domain=record.domain,
+        api_domain=record.api_domain,
+        client_id=record.client_id,
+        status=record.status,
+        reason=record.reason,
+        sealed_pair=cipher.seal_pair(record.pair, connection_id=record.id),
+        access_issued_at=record.issued_at,
+        access_expires_at=record.expires_at,
+        refresh_expires_at=refresh_expires_at if renewable else None,
+        refreshed_at=record.refreshed_at,
+        next_refresh_at=due if renewable and record.status is Status.ACTIVE else None,
+        connected_at=record.connected_at,
+        pair_version=1,
+        row_version=1,
+        doubtful=record.doubtful,
+        look_up_at=record.look_up_at,
+        grant_iat=record.grant_iat,
+        frozen=record.frozen,
+    )
+
+
+def _event(connection: Connection, record: ExportRecord, *, source: str, replaces: bool) -> Event:
+    fields = {
+        "source": source,
+        "status": record.status,
+        "next_token": short(fingerprint(record.refresh_token)),
+        "replaced": replaces or None,
+        "frozen": record.frozen or None,
+    }
+    return happened("connection.imported", connection, told=fields)
+
+
+async def _batches(items: Iterable[T]) -> AsyncIterator[list[T]]:
+    """Yield items by the batch; other tasks run after every `TURN` of them, since reading one takes work."""
+    left = iter(items)
+    batch: list[T] = []
+    while some := list(islice(left, TURN)):
+        batch += some
+        if len(batch) >= BATCH:
+            yield batch
+            batch = []
+        await asyncio.sleep(0)
+    if batch:
+        yield batch
+
+
+async def _yield(number: int) -> None:
+    """Let other tasks run after every `TURN` records."""
+    if number % TURN == 0:
+        await asyncio.sleep(0)

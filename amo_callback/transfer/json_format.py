@@ -1,0 +1,301 @@
+"""Tokens in plain JSON: another system's file, and an answer of AMO that the service could not read.
+
+A file is one object, a list, `{"connections": […]}`, or an object a line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import io
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from amo_callback.custody.raw_answers import open_raw, refreshed_by
+from amo_callback.errors import CommandFailed, DecryptionFailed
+from amo_callback.model import Account, Status, TokenPair, Told, connection_id, fingerprint
+from amo_callback.schedule import REFRESH_TOKEN_LIFE
+from amo_callback.transfer.export_file import (
+    ExportRecord,
+    Host,
+    OptionalToken,
+    ParsedRecord,
+    RecordError,
+    Token,
+    describe,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.model import Connection
+    from amo_callback.store import Store
+
+_LIFE = timedelta(days=1)
+"""How long AMO's access tokens live today; for tokens that do not tell."""
+_MAX_AHEAD = timedelta(days=3650)
+_MOST_VALUES = 20_000_000
+"""Commas and brackets of a file that is parsed as a whole: a value takes up to fifty times its length in memory."""
+_MEMBER = r'"{}"\s*:\s*"\s*([!#-\[\]-~]+)\s*"'
+"""A member of a JSON object whose value is closed: what was cut off is no token."""
+_Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | Annotated[int, Field(ge=0, lt=2**63)]
+_Epoch = Annotated[float, Field(ge=0, lt=2**40, allow_inf_nan=False)]
+
+
+@validated(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True))
+class _Entry:
+    """A connection in another system's file."""
+
+    access_token: Token = dataclasses.field(repr=False)
+    refresh_token: OptionalToken | None = dataclasses.field(repr=False, default=None)
+    expires_in: _Epoch | None = None
+    expires_at: _Epoch | Annotated[str, Field(max_length=64)] | None = None
+    domain: Host
+    owner: object = None
+    account_id: _Identifier | None = None
+    user_id: _Identifier | None = None
+
+
+_ENTRY = TypeAdapter(_Entry)
+
+
+def read_json(
+    content: bytes, *, tell: Callable[[str], Told], client_id: str, now: datetime
+) -> Iterator[ParsedRecord | RecordError]:
+    """Read a file's connections; where a token does not tell for which client it is, it is `client_id`'s."""
+    for place, value in _entries(content):
+        yield _parse(place, value, tell=tell, client_id=client_id, now=now)
+
+
+def read_values(
+    values: Iterable[object], *, tell: Callable[[str], Told], client_id: str, now: datetime
+) -> Iterator[ParsedRecord | RecordError]:
+    """Read connections that are parsed already, as `read_json` reads a list of them."""
+    for place, value in _numbered(values):
+        yield _parse(place, value, tell=tell, client_id=client_id, now=now)
+
+
+def _parse(
+    place: str, value: bytes, *, tell: Callable[[str], Told], client_id: str, now: datetime
+) -> ParsedRecord | RecordError:
+    try:
+        entry = _ENTRY.validate_json(value)
+        record = _record(entry, tell(entry.access_token), client_id=client_id, now=now)
+    except ValidationError as error:
+        return RecordError(place=place, why=describe(error))
+    except _Refused as refused:
+        return RecordError(place=place, why=str(refused))
+    return ParsedRecord(place=place, record=record, names_owner=entry.owner is not None)
+
+
+class _Refused(Exception):
+    """An entry that is valid, but not imported."""
+
+
+# --- from bytes to entries -----------------------------------------------------------------------
+
+
+def _entries(content: bytes) -> Iterator[tuple[str, bytes]]:
+    content = content.removeprefix(codecs.BOM_UTF8)
+    second = content.find(b"\n") + 1
+    if _is_object(content[:second]) and content.find(b"{", second) > 0:
+        for number, line in enumerate(io.BytesIO(content), start=1):
+            if line.strip():
+                yield f"line {number}", line
+        return
+    yield from _numbered(_list(content))
+
+
+def _numbered(values: Iterable[object]) -> Iterator[tuple[str, bytes]]:
+    for number, value in enumerate(values, start=1):
+        yield f"entry {number}", json.dumps(value).encode()
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _list(content: bytes) -> list[Any]:
+    if sum(map(content.count, (b",", b"{", b"["))) > _MOST_VALUES:
+        raise CommandFailed("holds too much for one file: split it, or write an object a line")
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise CommandFailed(f"line {error.lineno}, column {error.colno}: is no JSON") from None
+    except (ValueError, RecursionError):  # not UTF-8, a number of thousands of digits, nested without end
+        raise CommandFailed("is no JSON text") from None
+    if isinstance(value, dict):
+        value = value.get("connections", [value])
+    if not isinstance(value, list) or not value:
+        raise CommandFailed('holds no connections: wanted is one object, a list, {"connections": […]}, or one a line')
+    return value
+
+
+# --- from an entry to a record -------------------------------------------------------------------
+
+
+def _record(entry: _Entry, told: Told, *, client_id: str, now: datetime) -> ExportRecord:
+    pair = _pair(entry, told, now)
+    account = Account(
+        account_id=_identifier("account_id", entry.account_id, told.account.account_id),
+        user_id=_identifier("user_id", entry.user_id, told.account.user_id),
+    )
+    renewable = bool(pair.refresh_token)
+    return ExportRecord(
+        id=connection_id(account, entry.domain.lower()),
+        account_id=account.account_id,
+        user_id=account.user_id,
+        domain=entry.domain.lower(),
+        api_domain=told.account.api_domain,
+        client_id=told.client_id or client_id,
+        status=Status.ACTIVE,
+        reason=None,
+        access_token=pair.access_token,
+        refresh_token=pair.refresh_token,
+        issued_at=pair.issued_at,
+        expires_at=pair.expires_at,
+        refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE if renewable else None,
+        refreshed_at=None,
+        connected_at=now,
+        grant_iat=told.account.token_iat,
+        doubtful=None,
+        look_up_at=None,
+        frozen=False,
+    )
+
+
+def _pair(entry: _Entry, told: Told, now: datetime) -> TokenPair:
+    expires_at = _expiry(entry, told, now)
+    if not entry.refresh_token and expires_at <= now:
+        raise _Refused("the access token has expired, and there is no refresh_token")
+    if expires_at <= now - REFRESH_TOKEN_LIFE:
+        raise _Refused("the access token expired more than 90 days ago: the refresh token is dead, too")
+    return TokenPair(
+        access_token=entry.access_token,
+        refresh_token=entry.refresh_token or "",
+        issued_at=min(expires_at - _life(told), now),
+        expires_at=expires_at,
+    )
+
+
+def _life(told: Told) -> timedelta:
+    if told.expires_at is None or told.account.token_iat is None:
+        return _LIFE
+    life = told.expires_at.timestamp() - told.account.token_iat
+    return timedelta(seconds=life) if 0 < life <= _MAX_AHEAD.total_seconds() else _LIFE
+
+
+def _expiry(entry: _Entry, told: Told, now: datetime) -> datetime:
+    given = _given_expiry(entry, now)
+    if given is None and told.expires_at is None:
+        raise _Refused("expires_in or expires_at: field required, since the access token has no exp")
+    # What is said of a token may be old; it knows itself.
+    expires_at = min(time for time in (given, told.expires_at) if time is not None)
+    if expires_at > now + _MAX_AHEAD:
+        raise _Refused("access_token: its exp is more than ten years ahead")
+    return expires_at
+
+
+def _given_expiry(entry: _Entry, now: datetime) -> datetime | None:
+    """Return the expiry that the entry names; `None` where it names none."""
+    if isinstance(entry.expires_at, str):
+        expires_at = _rfc3339(entry.expires_at)
+    elif entry.expires_at is not None:
+        expires_at = datetime.fromtimestamp(entry.expires_at, tz=UTC) if entry.expires_at < 2**33 else None
+    elif entry.expires_in is not None:
+        expires_at = now + timedelta(seconds=min(entry.expires_in, 2**33))
+    else:
+        return None
+    if expires_at is None or expires_at > now + _MAX_AHEAD:
+        raise _Refused("expires_at, expires_in: neither seconds nor a time of these years (RFC 3339, with its zone)")
+    return expires_at
+
+
+def _rfc3339(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo is not None else None
+    except (ValueError, OverflowError):  # at the ends of the calendar
+        return None
+
+
+def _identifier(name: str, given: str | int | None, told: str) -> str:
+    text = "" if given is None else str(given)
+    if text and told and text != told:
+        raise _Refused(f"{name}: the access token tells another one")
+    return told or text
+
+
+# --- an unreadable answer of AMO -----------------------------------------------------------------
+
+
+async def read_raw(
+    name: str,
+    sealed: bytes,
+    *,
+    store: Store,
+    cipher: Cipher,
+    tell: Callable[[str], Told],
+    client_id: str,
+    now: datetime,
+) -> ParsedRecord | RecordError:
+    """Read an unreadable answer of AMO from the rescue folder: only the pair that follows the stored one is taken.
+
+    It is searched with less care than an answer, since an administrator decides about it.
+
+    Raises `CommandFailed` where the file cannot be opened.
+    """
+    try:
+        answer = open_raw(name, sealed, cipher)
+    except DecryptionFailed:
+        raise CommandFailed(
+            f"{name}: no encryption key of the configuration opens it: was it renamed, or its key removed?"
+        ) from None
+    refreshed, stored = refreshed_by(name), None
+    if refreshed is not None:
+        stored = await store.connection(refreshed[0])
+        if stored is None or stored.pair_version != refreshed[1]:
+            return RecordError(place=name, why="its connection has other tokens by now, or is not in this database")
+    pair = _pair_in(answer.body, presented=answer.presented)
+    if pair is None:
+        return RecordError(place=name, why="no pair can be found in it: the user has to connect again")
+    entry = {**pair, "domain": stored.domain if stored else answer.domain, **_expected_account(stored)}
+    [parsed] = read_json(json.dumps(entry).encode(), tell=tell, client_id=client_id, now=now)
+    if isinstance(parsed, RecordError) or stored is None:
+        return dataclasses.replace(parsed, place=name)
+    record = dataclasses.replace(
+        parsed.record,
+        api_domain=parsed.record.api_domain or stored.api_domain,
+        # It came after the stored pair, whatever AMO's clock says.
+        issued_at=max(parsed.record.issued_at, stored.access_issued_at or parsed.record.issued_at),
+    )
+    return dataclasses.replace(parsed, place=name, record=record)
+
+
+def _expected_account(stored: Connection | None) -> dict[str, str]:
+    """Return the account and user that the tokens must belong to."""
+    if stored is None:
+        return {}
+    told = {"account_id": stored.account_id, "user_id": stored.user_id}
+    return {name: value for name, value in told.items() if value}
+
+
+def _pair_in(body: bytes, *, presented: str) -> dict[str, str] | None:
+    """Return the only access token and the only refresh token of the text, but for the one presented."""
+    text = body.decode(json.detect_encoding(body), errors="replace")
+    pair = {}
+    for name in ("access_token", "refresh_token"):
+        tokens = {token for token in re.findall(_MEMBER.format(name), text) if fingerprint(token) != presented}
+        if len(tokens) != 1:
+            return None
+        pair[name] = tokens.pop()
+    return pair

@@ -1,0 +1,89 @@
+"""The command at the private door, and somebody else behind it."""
+
+from __future__ import annotations
+
+import io
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from amo_callback import probe
+from amo_callback.cli.api_client import open_api
+from amo_callback.cli.context import CommandContext
+from amo_callback.config.loader import load_settings
+from amo_callback.errors import CommandFailed
+from amo_callback.identity import Scope
+from amo_callback.observe.log import make_logger
+from amo_callback.web.listener import open_listener
+from tests.conftest import API_KEY, environment
+from tests.fakes import ShiftedClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from amo_callback.cipher import Cipher
+    from tests.conftest import Amo
+
+_SEEN = probe.Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1")
+
+
+@asynccontextmanager
+async def _behind_the_door(
+    folder: Path, amo: Amo, key: str, answer: Callable[[web.Request], web.Response]
+) -> AsyncIterator[CommandContext]:
+    """Have somebody answer at the private door's address; yield a configuration that names it."""
+
+    async def handler(request: web.Request) -> web.Response:
+        return answer(request)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    log = make_logger(level="error", style="json", stream=io.StringIO())
+    async with open_listener(app, "127.0.0.1:0", name="other", clock=ShiftedClock(), log=log) as door:
+        settings = load_settings(
+            None, environment(amo, key, SERVER__PRIVATE=door.address, API__KEYS=f"somebody:{API_KEY}")
+        )
+        yield CommandContext(settings=settings, folder=folder, database=folder / "a.db", rescue=folder / "rescue")
+
+
+@pytest.mark.parametrize("said", ["", "nonsense", "echo"])
+async def test_whoever_does_not_prove_to_be_the_service_is_sent_no_key(
+    tmp_path: Path, amo: Amo, encryption_key: str, said: str
+) -> None:
+    """While the service is down anybody on the machine may listen there: he answers as it does, and learns no key."""
+    heard: list[str] = []
+
+    def answer(request: web.Request) -> web.Response:
+        heard.extend(request.headers.values())
+        question = request.headers[probe.HEADER]
+        return web.Response(headers={probe.HEADER: question if said == "echo" else said})
+
+    async with _behind_the_door(tmp_path, amo, encryption_key, answer) as place:
+        with pytest.raises(CommandFailed, match="does not prove to be the service"):
+            async with open_api(place, scope=Scope.READ):
+                pass
+    assert heard
+    assert not any(API_KEY in value for value in heard)
+
+
+@pytest.mark.parametrize(("status", "text"), [(200, "[]"), (200, '{"a": 1}'), (404, '"no such page"'), (502, "")])
+async def test_what_the_door_does_not_answer_is_no_bug_of_the_command(
+    tmp_path: Path, amo: Amo, encryption_key: str, cipher: Cipher, status: int, text: str
+) -> None:
+    """An answer that is none of the service's is said to be that, and there is no trace."""
+
+    def answer(request: web.Request) -> web.Response:
+        if request.path != "/healthz":
+            return web.Response(status=status, text=text)
+        proof = probe.answer(cipher, request.headers[probe.HEADER], seen=_SEEN)
+        return web.Response(headers={probe.HEADER: proof or ""})
+
+    async with (
+        _behind_the_door(tmp_path, amo, encryption_key, answer) as place,
+        open_api(place, scope=Scope.READ) as api,
+    ):
+        with pytest.raises(CommandFailed, match=f"server.private: .* is no service of ours: it answers {status}"):
+            await api.pages("/connections", limit=1)

@@ -1,0 +1,77 @@
+"""The address of the database: what it names, and what of it is secret."""
+
+from __future__ import annotations
+
+import pytest
+
+from amo_callback.config.database_url import read_postgres, url_secrets, validate_url
+
+SECRET = "sekret"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "local"),
+    [
+        ("postgresql://db.example.com/amo", "PostgreSQL database amo at db.example.com", False),
+        ("postgres://u:p@10.0.0.1:5433/amo?sslmode=verify-full", "PostgreSQL database amo at 10.0.0.1", False),
+        ("postgresql://u@a:1,b:2/amo?target_session_attrs=read-write", "PostgreSQL database amo at a, b", False),
+        ("postgresql://u@localhost,b/amo", "PostgreSQL database amo at localhost, b", False),
+        ("postgresql:///amo?host=/run/postgresql", "PostgreSQL database amo at /run/postgresql", True),
+        ("postgresql://u@%2Frun%2Fpostgresql/a%20b", "PostgreSQL database a b at /run/postgresql", True),
+        ("postgresql://u@[::1]:5432/amo", "PostgreSQL database amo at ::1", True),
+        ("postgresql://127.0.0.1?dbname=amo", "PostgreSQL database amo at 127.0.0.1", True),
+        ("postgresql://?host=a:1,b&database=amo", "PostgreSQL database amo at a, b", False),
+    ],
+)
+def test_a_url_names_hosts_and_a_database(url: str, shown: str, *, local: bool) -> None:
+    """As asyncpg reads it; whoever is told of it learns neither user nor password."""
+    validate_url(url)
+    address = read_postgres(url)
+    assert (str(address), address.is_local) == (shown, local)
+    assert address.is_verified == ("verify-full" in url)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://u:sekret@/amo", "must name a host"),
+        ("postgresql://u:sekret@h", "must name a database"),
+        ("postgresql://u:sekret@h/", "must name a database"),
+        ("postgresql://u:sek@ret@h/amo", "has more than one @"),
+        ("postgresql://u:sek/ret@h/amo", "has a port that is no number"),
+        ("postgresql://u:sek?ret@h/amo", "is no URL, or what follows its ?"),
+        ("postgresql://u:sek#ret@h/amo", "must not hold a #"),
+        ("postgresql://u:sekret@[h/amo", "is no URL"),
+        ("postgresql://u:sekret@h/amo?sslmode", "is no URL, or what follows its ?"),
+        ("postgresql://u:sekret@h/amo?sslmode=full", "sslmode must be one of disable, allow, prefer, require"),
+        ("mysql://u:sekret@h/amo", "must begin with sqlite:/// and name a file"),
+        ("sqlite:///", "must begin with sqlite:/// and name a file"),
+    ],
+)
+def test_what_is_wrong_is_told_without_the_url(url: str, said: str) -> None:
+    """Of a URL that cannot be read nobody knows where its password ends."""
+    with pytest.raises(ValueError, match=f"^{said.replace('?', '[?]')}") as raised:
+        validate_url(url)
+    assert "sek" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "secrets"),
+    [
+        ("sqlite:///a.db", []),
+        ("postgresql://u@h/amo", []),
+        ("postgresql://u:sekret@h/amo", ["sekret"]),
+        ("postgresql://u:sek%40ret@h/amo", ["sek%40ret", "sek@ret"]),
+        ("postgresql://h/amo?password=sek+ret&sslpassword=other", ["sek+ret", "sek ret", "other"]),
+        ("postgresql://u:sek@ret@h/amo", ["postgresql://u:sek@ret@h/amo"]),
+    ],
+)
+def test_its_passwords_are_known(url: str, secrets: list[str]) -> None:
+    """As they are written and as they are meant; and in no repr."""
+    assert list(url_secrets(url)) == secrets
+
+
+def test_no_repr_shows_a_password() -> None:
+    """It may be logged by accident."""
+    assert SECRET not in repr(read_postgres(f"postgresql://u:{SECRET}@h/amo"))

@@ -1,0 +1,392 @@
+"""The configuration: where a value comes from, and what is said of a bad one."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from amo_callback.config.loader import find_config, load_settings, rescue_folder, storage_folder
+from amo_callback.config.settings import Settings
+from amo_callback.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
+KEY = "tQRvEK4i32xUy-FfF4sxzkorot4eA0h7hCH2cGQzfk4="
+NEW = "whsec_" + "A" * 32
+"""A secret of notices."""
+REQUIRED = {
+    "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
+    "AMO_CALLBACK_AMO__CLIENT_SECRET": "the-client-secret",
+    "AMO_CALLBACK_AMO__REDIRECT_URI": "https://admin.example.com/api/amo-crm/callback",
+    "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": KEY,
+}
+
+
+def _problems(environ: Mapping[str, str], path: Path | None = None) -> list[str]:
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(path, {**REQUIRED, **environ})
+    return list(raised.value.problems)
+
+
+def _written(folder: Path, text: str) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- the reference -------------------------------------------------------------------------------
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_the_example_names_every_setting_with_its_default() -> None:
+    """`config.example.toml` and the model agree, key by key; a key without default stands there as a comment."""
+    text = EXAMPLE.read_text(encoding="utf-8")
+    example = tomllib.loads(text)
+    assert set(example) == set(Settings.model_fields)
+    for section, field in Settings.model_fields.items():
+        assert isinstance(field.annotation, type)
+        assert issubclass(field.annotation, BaseModel)
+        part = text.partition(f"\n[{section}]\n")[2].partition("\n[")[0]
+        for key, setting in field.annotation.model_fields.items():
+            if setting.is_required():
+                [line] = [line for line in part.splitlines() if line.removeprefix("# ").startswith(f"{key} = ")]
+                assert line.endswith("required"), f"{section}.{key} is required, and the example says so"
+                assert ("(secret)" in line) == line.startswith("# "), f"{section}.{key}: a secret is no example"
+            elif setting.default is None:
+                assert f"\n# {key} = " in f"\n{part}", f"{section}.{key} has no default: a comment shows it"
+            else:
+                assert example[section][key] == _plain(setting.default), f"{section}.{key}"
+        assert set(example[section]) <= set(field.annotation.model_fields)
+
+
+def test_the_example_loads_once_its_secrets_are_given(tmp_path: Path) -> None:
+    """What an administrator copies works, with the keys from the environment."""
+    path = _written(tmp_path, EXAMPLE.read_text(encoding="utf-8"))
+    secrets = {"AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": KEY, "AMO_CALLBACK_AMO__CLIENT_SECRET": "s"}
+    settings = load_settings(path, secrets)
+    assert settings.refresh.lease == 60
+
+
+# --- where a value comes from ---------------------------------------------------------------------
+
+
+def test_environment_wins_over_credentials_over_secret_files_over_toml(tmp_path: Path) -> None:
+    """Each source is asked in its turn, and what a stronger one does not name comes from the next."""
+    for folder, names in (("credentials", "123"), ("secrets", "23")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / {"1": "amo.client_id", "2": "amo.client_secret", "3": "app.name"}[name]).write_text(
+                f"{folder}\n", encoding="utf-8"
+            )
+    (tmp_path / "secrets" / "log.level").write_text("error\n", encoding="utf-8")
+    (tmp_path / "secrets" / "README").write_text("not a setting", encoding="utf-8")
+    path = _written(
+        tmp_path,
+        '[server]\nsecrets = "secrets"\nbase_path = "/x"\n[amo]\nclient_id = "toml"\nclient_secret = "toml"\n'
+        '[app]\nname = "toml"\n[log]\nlevel = "debug"\nformat = "json"\n',
+    )
+    settings = load_settings(
+        path,
+        {
+            "AMO_CALLBACK_AMO__REDIRECT_URI": "https://a.example/callback",
+            "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": KEY,
+            "amo_callback_app__name": "environment",
+            "CREDENTIALS_DIRECTORY": str(tmp_path / "credentials"),
+        },
+    )
+    assert settings.app.name == "environment"
+    assert settings.amo.client_id == "credentials"
+    assert settings.amo.client_secret.get_secret_value() == "credentials"
+    assert settings.log.level == "error"
+    assert (settings.log.format, settings.server.base_path) == ("json", "/x")
+    assert settings.log.access is True
+
+
+def test_a_folder_that_systemd_hands_over_is_read(tmp_path: Path) -> None:
+    """`LoadCredential=` of a folder puts a name before those of its files, which counts for nothing."""
+    (tmp_path / "amo-callback_amo.client_secret").write_text("credentials\n", encoding="utf-8")
+    environ = {name: value for name, value in REQUIRED.items() if not name.endswith("SECRET")}
+    settings = load_settings(None, {**environ, "CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert settings.amo.client_secret.get_secret_value() == "credentials"
+
+
+def test_where_the_database_is_may_be_a_secret_file(tmp_path: Path) -> None:
+    """A URL with a password in it is kept as other secrets are."""
+    (tmp_path / "storage.url").write_text("postgresql://u:sekret@h/d\n", encoding="utf-8")
+    settings = load_settings(None, {**REQUIRED, "CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert settings.storage.url.get_secret_value() == "postgresql://u:sekret@h/d"
+
+
+def test_the_process_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment is a parameter."""
+    monkeypatch.setenv("AMO_CALLBACK_APP__NAME", "leaked")
+    assert load_settings(None, REQUIRED).app.name == "For You"
+
+
+def test_lists_are_written_with_commas_or_spaces_in_the_environment(tmp_path: Path) -> None:
+    """One line for a list; account ids may be numbers in TOML."""
+    settings = load_settings(
+        None,
+        {
+            **REQUIRED,
+            "AMO_CALLBACK_SERVER__TRUSTED_PROXIES": "10.0.0.1, ::ffff:10.0.0.2 ::1, ::ffff:10.1.0.0/112,",
+            "AMO_CALLBACK_AMO__ALLOWED_ACCOUNTS": "",
+        },
+    )
+    assert settings.server.trusted_proxies == ("10.0.0.1", "10.0.0.2/32", "::1", "10.1.0.0/16")
+    assert settings.amo.allowed_accounts == ()
+    path = _written(tmp_path, "[amo]\nallowed_accounts = [31920194]")
+    assert load_settings(path, REQUIRED).amo.allowed_accounts == ("31920194",)
+    path = _written(tmp_path, '[amo]\nallowed_accounts = [""]')  # would let in whoever AMO does not name
+    assert _problems({}, path) == ["amo.allowed_accounts.0: '': string should have at least 1 character"]
+
+
+def test_the_file_is_found_by_option_environment_or_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--config`, else `AMO_CALLBACK_CONFIG`, else `./config.toml`."""
+    monkeypatch.chdir(tmp_path)
+    assert find_config(None, {}) is None
+    _written(tmp_path, "")
+    assert find_config(None, {}) == Path("config.toml")
+    assert find_config(None, {"AMO_CALLBACK_CONFIG": "b.toml"}) == Path("b.toml")
+    assert find_config("a.toml", {"AMO_CALLBACK_CONFIG": "b.toml"}) == Path("a.toml")
+
+
+def test_relative_storage_starts_in_the_state_directory_else_beside_the_file(tmp_path: Path) -> None:
+    """Systemd's state directory, the first of several, or the configuration's folder."""
+    path = tmp_path / "config.toml"
+    assert storage_folder(path, {"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}) == Path("/var/lib/a")
+    assert storage_folder(path, {}) == tmp_path
+
+
+# --- what is said of a bad one --------------------------------------------------------------------
+
+
+def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
+    """All problems are told at once."""
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(
+            None,
+            {
+                "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
+                "AMO_CALLBACK_AMO__TIMEOUT": "soon",
+                "AMO_CALLBACK_SERVER__COLOUR": "red",
+                "AMO_CALLBACK_LOGS__LEVEL": "info",
+                "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": KEY,
+            },
+        )
+    assert sorted(raised.value.problems) == [
+        (
+            "AMO_CALLBACK_LOGS__LEVEL: is no setting: AMO_CALLBACK_SECTION__KEY with one of "
+            "server, amo, app, limits, refresh, storage, api, notify, log"
+        ),
+        (
+            "amo.client_secret: is missing; set it in the configuration file, as a secret file amo.client_secret, "
+            "or as AMO_CALLBACK_AMO__CLIENT_SECRET"
+        ),
+        (
+            "amo.redirect_uri: is missing; set it in the configuration file, as a secret file amo.redirect_uri, "
+            "or as AMO_CALLBACK_AMO__REDIRECT_URI"
+        ),
+        "amo.timeout: 'soon': input should be a valid number, unable to parse string as a number",
+        "server.colour: unknown setting (see: amo-callback config example)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("[amo]\nredirect_url = 1", "amo.redirect_url: unknown setting (did you mean amo.redirect_uri?)"),
+        ("[sever]", "sever: unknown setting (did you mean server?)"),
+        ("[amo]\nzzz = 1", "amo.zzz: unknown setting (see: amo-callback config example)"),
+    ],
+)
+def test_an_unknown_setting_is_named_with_the_nearest_known_one(text: str, nearest: str, tmp_path: Path) -> None:
+    """A misspelt key is found at once."""
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(tmp_path / "config.toml", {})
+    assert nearest in raised.value.problems
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("SERVER__PUBLIC", "8080", """server.public: '8080': must be "host:port" or "unix:/path\""""),
+        ("SERVER__PUBLIC", "h:70000", """server.public: 'h:70000': must be "host:port" or "unix:/path\""""),
+        ("SERVER__BASE_PATH", "api/", "server.base_path: 'api/': string should match pattern"),
+        ("AMO__REDIRECT_URI", "http://a.example/callback", "amo.redirect_uri: 'http://a.example/callback': must begin"),
+        ("AMO__REDIRECT_URI", "https://a.example/cb", "amo.redirect_uri: its path must end in /callback"),
+        ("AMO__ENDPOINT", "https://a.example", "amo.endpoint: 'https://a.example': must contain {domain}"),
+        ("AMO__ENDPOINT", "http://a.example/{domain}", "amo.endpoint: 'http://a.example/{domain}': must begin"),
+        ("AMO__ENDPOINT", "https://u:p@{domain}", "amo.endpoint: must not hold a user name or password"),
+        ("AMO", '{"x', "AMO_CALLBACK_AMO: is no setting: AMO_CALLBACK_SECTION__KEY with one of"),
+        ("AMO__DEFAULT_DOMAIN", "evil.com", "amo: default_domain: 'evil.com' is neither AMO's nor in allowed_domains"),
+        ("AMO__ALLOWED_DOMAINS", ".com", "amo.allowed_domains: '.com': '.com' is neither"),
+        ("AMO__ALLOWED_DOMAINS", "https://a.example", "amo.allowed_domains: 'https://a.example': 'https"),
+        ("SERVER__TRUSTED_PROXIES", "10.0.0.0/8 nginx", "server.trusted_proxies: "),
+        ("SERVER__MAX_CONNECTIONS", "0", "server.max_connections: '0': input should be greater than 0"),
+        ("SERVER__SOCKET_MODE", "rw-rw----", "server.socket_mode: 'rw-rw----': must be an octal mode in quotes"),
+        ("SERVER__SOCKET_MODE", "4660", "server.socket_mode: '4660': must be an octal mode in quotes"),
+        ("AMO__TIMEOUT", "60", "refresh.lease: must be greater than amo.timeout"),
+        ("AMO__TIMEOUT", "nan", "amo.timeout: 'nan': input should be"),
+        ("AMO__REQUESTS_PER_SECOND", "0", "amo.requests_per_second: '0': input should be greater than 0"),
+        ("APP__DEEP_LINK", "javascript:alert(1)", "app.deep_link: 'javascript:alert(1)': must be an address"),
+        ("APP__DEEP_LINK", "foryoure://a?b=c", "app.deep_link: 'foryoure://a?b=c': string should match pattern"),
+        ("APP__ANDROID_PACKAGE", "app", "app.android_package: 'app': string should match pattern"),
+        ("APP__ANDROID_PACKAGE", "a.b;end", "app.android_package: 'a.b;end': string should match pattern"),
+        ("APP__RETURN_MODE", "popup", "app.return_mode: 'popup': input should be 'redirect', 'page' or 'auto'"),
+        ("REFRESH__AT", "1.5", "refresh.at: '1.5': input should be less than 1"),
+        ("REFRESH__CONCURRENCY", "0", "refresh.concurrency: '0': input should be greater than 0"),
+        ("NOTIFY__URL", "http://a.example/hook", "notify.url: 'http://a.example/hook': must begin with https://"),
+        ("NOTIFY__URL", "https://a.example/hook", "notify.secret: is required with notify.url"),
+        ("LOG__LEVEL", "loud", "log.level: 'loud': input should be 'debug', 'info', 'warning' or 'error'"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> None:
+    """Key, value, and what is wanted."""
+    [problem] = _problems({f"AMO_CALLBACK_{key}": value})
+    assert problem.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "STORAGE__ENCRYPTION_KEYS",
+            "sekret-not-a-key",
+            "storage.encryption_keys: line 1 is no key: amo-callback keygen",
+        ),
+        ("STORAGE__ENCRYPTION_KEYS", f"{KEY}\nsekret!", "storage.encryption_keys: line 2 is no key"),
+        ("STORAGE__ENCRYPTION_KEYS", " ", "storage.encryption_keys: must hold at least one key"),
+        ("NOTIFY__SECRET", "whsec_sekret", "notify.secret: line 1 is no secret: whsec_ and 24 to 64 bytes in base64"),
+        ("NOTIFY__SECRET", f"{NEW}\nsekret" + "A" * 32, "notify.secret: line 2 is no secret"),
+        ("NOTIFY__SECRET", f"{NEW}é", "notify.secret: line 1 is no secret"),
+        ("NOTIFY__SECRET", "whsec_" + "A" * 28, "notify.secret: line 1 is no secret"),
+        ("NOTIFY__SECRET", " ", "notify.secret: must hold at least one secret"),
+        ("NOTIFY__SECRET", NEW, "notify.secret: has no effect without notify.url"),
+        ("STORAGE__URL", "mysql://u:sekret@a/b", "storage.url: must begin with sqlite:/// and name a file"),
+        ("STORAGE__URL", "postgresql://u:sekret@a", "storage.url: must name a database"),
+        ("API__KEYS", "name:sekret", "api.keys: the key in line 1 is shorter than 32 characters"),
+        ("AMO__CLIENT_SECRET", "", "amo.client_secret: value should have at least 1"),
+    ],
+)
+def test_a_bad_secret_is_named_and_not_shown(key: str, value: str, said: str) -> None:
+    """A secret's value is in no message."""
+    [problem] = _problems({f"AMO_CALLBACK_{key}": value})
+    assert problem.startswith(said)
+    assert "sekret" not in problem
+
+
+JWT_SECRET = "APP__JWT_SECRET=" + "sekret" * 6
+KEYS_ELSEWHERE = "APP__JWKS_URL=https://a.example/keys"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((JWT_SECRET,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
+        ((KEYS_ELSEWHERE,), ["app.jwt_audience: is required with app.jwt_secret and with app.jwks_url: it must be in"]),
+        ((JWT_SECRET, KEYS_ELSEWHERE, "APP__JWT_AUDIENCE=a"), ["app.jwks_url: 'https://a.example/keys': not beside"]),
+        (("APP__JWT_AUDIENCE=a",), ["app.jwt_audience: 'a': has no effect without app.jwt_secret or app.jwks_url"]),
+        (
+            ("APP__JWT_ISSUER=a", "APP__JWT_USER_CLAIM=id"),
+            ["app.jwt_issuer: 'a': has no effect without", "app.jwt_user_claim: 'id': has no effect without"],
+        ),
+        (("APP__JWT_SECRET=sekret", "APP__JWT_AUDIENCE=a"), ["app.jwt_secret: must have 32 bytes or more"]),
+        (
+            ('APP__JWT_SECRET={"kty":"RSA","n":"sekret","e":"AQAB"}', "APP__JWT_AUDIENCE=a"),
+            ["app.jwt_secret: is a key of another kind (PEM, SSH, JWK): HS256 takes a secret"],
+        ),
+        (
+            ("APP__JWKS_URL=http://a.example/keys", "APP__JWT_AUDIENCE=a"),
+            ["app.jwks_url: 'http://a.example/keys': must begin with https://"],
+        ),
+        ((JWT_SECRET, "APP__JWT_AUDIENCE="), ["app.jwt_audience: '': string should have at least 1"]),
+        ((JWT_SECRET, "APP__JWT_AUDIENCE=a", "APP__JWT_ISSUER="), ["app.jwt_issuer: '': string should have at"]),
+        ((JWT_SECRET, "APP__JWT_AUDIENCE=a", "APP__JWT_USER_CLAIM="), ["app.jwt_user_claim: '': string should have"]),
+    ],
+)
+def test_how_users_are_told_is_whole_or_not_there(given: tuple[str, ...], said: list[str]) -> None:
+    """One kind of key, its audience with it, and nothing that would be without effect; no line shows the secret."""
+    environ = {f"AMO_CALLBACK_{name}": value for name, _, value in (setting.partition("=") for setting in given)}
+    problems = _problems(environ)
+    assert len(problems) == len(said)
+    for problem, start in zip(problems, said, strict=True):
+        assert problem.startswith(start)
+        assert "sekret" not in problem
+
+
+@pytest.mark.parametrize("key", [JWT_SECRET, KEYS_ELSEWHERE, "APP__JWKS_URL=http://127.0.0.1:9100/keys"])
+def test_users_are_told_by_a_secret_or_a_key_set(key: str) -> None:
+    """With either, the other settings of JWTs may be given; the secret is in no repr."""
+    name, _, value = key.partition("=")
+    more = {"APP__JWT_AUDIENCE": "a", "APP__JWT_ISSUER": "b", "APP__JWT_USER_CLAIM": "c", name: value}
+    settings = load_settings(None, {**REQUIRED, **{f"AMO_CALLBACK_{key}": value for key, value in more.items()}})
+    assert (settings.app.jwt_audience, settings.app.jwt_issuer, settings.app.jwt_user_claim) == ("a", "b", "c")
+    assert "sekret" not in repr(settings)
+
+
+def test_a_file_that_cannot_be_read_is_named_without_its_content(tmp_path: Path) -> None:
+    """Missing, broken or binary: the message says where, and quotes nothing, for the line may hold a secret."""
+    assert _problems({}, tmp_path / "none.toml") == [
+        f"{tmp_path / 'none.toml'}: cannot be read: No such file or directory"
+    ]
+    path = _written(tmp_path, '[amo]\nclient_secret = "sekret\n')
+    [problem] = _problems({}, path)
+    assert problem == f"{path}: is not valid TOML: (at line 2, column 24)"
+    path.write_bytes(b"\xff")
+    assert _problems({}, path) == [f"{path}: is not UTF-8 text"]
+
+
+def test_a_secrets_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """A missing folder, or a secret that is no text."""
+    [problem] = _problems({"CREDENTIALS_DIRECTORY": str(tmp_path / "none")})
+    assert problem.endswith("the secrets cannot be read: No such file or directory")
+    (tmp_path / "amo.client_secret").write_bytes(b"\xff\xfe")
+    [problem] = _problems({"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert problem.endswith("amo.client_secret: is not UTF-8 text")
+
+
+def test_no_repr_shows_a_secret() -> None:
+    """Settings may be logged by accident."""
+    more = {"AMO_CALLBACK_API__KEYS": "a:" + "k" * 40, "AMO_CALLBACK_STORAGE__URL": "postgresql://u:sekret@h/d"}
+    shown = repr(load_settings(None, {**REQUIRED, **more}))
+    assert "sekret" not in shown
+    assert "the-client-secret" not in shown
+    assert KEY not in shown
+    assert "k" * 40 not in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "rescue", "state", "expected"),
+    [
+        ("sqlite:///a.db", None, None, "/etc/app/rescue"),
+        ("sqlite:////data/a.db", None, None, "/data/rescue"),
+        ("sqlite:////data/a.db", None, "/var/lib/app", "/var/lib/app/rescue"),
+        ("sqlite:///a.db", "kept", "/var/lib/app", "/var/lib/app/kept"),
+        ("sqlite:///a.db", "/mnt/kept", None, "/mnt/kept"),
+        ("postgresql://h/d", None, None, "/etc/app/rescue"),
+        ("postgresql://h/d", None, "/var/lib/app", "/var/lib/app/rescue"),
+        ("postgresql://h/d", "kept", "/var/lib/app", "/var/lib/app/kept"),
+    ],
+)
+def test_where_unsaved_pairs_wait(url: str, rescue: str | None, state: str | None, expected: str) -> None:
+    """In the state directory, else beside the database file or the configuration; where the operator says so, there."""
+    environ = {"AMO_CALLBACK_STORAGE__URL": url}
+    if rescue:
+        environ["AMO_CALLBACK_STORAGE__RESCUE"] = rescue
+    if state:
+        environ["STATE_DIRECTORY"] = state
+    settings = load_settings(None, {**REQUIRED, **environ})
+    assert rescue_folder(settings, Path("/etc/app/config.toml"), environ) == Path(expected)

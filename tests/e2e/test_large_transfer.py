@@ -1,0 +1,135 @@
+"""Many connections go from SQLite to PostgreSQL by export and import.
+
+`AMO_CALLBACK_TEST_CONNECTIONS=100000 python -m pytest tests/e2e/test_large_transfer.py -n0` takes as many as it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.clock import SystemClock
+from amo_callback.model import Filter
+from amo_callback.store import open_store
+from amo_callback.transfer.importer import make_plan
+from tests.builders import DAY
+from tests.e2e.process import process_environment
+from tests.transfer.samples import CLIENT, RULES, a_record, arrivals, written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from amo_callback.store import Store
+    from tests.postgres import Databases
+
+CONNECTIONS = int(os.environ.get("AMO_CALLBACK_TEST_CONNECTIONS", "2000"))
+URL = "sqlite:///amo-callback.db"
+_PAGE = 1000
+
+
+@pytest.mark.timeout(3600)
+async def test_connections_go_from_sqlite_to_postgresql(
+    tmp_path: Path, postgres: Databases, record_property: Callable[[str, object], None]
+) -> None:
+    """Owners and pairs are complete, progress is shown, nothing is refreshed, and only one database may refresh."""
+    keys = {"old": new_key(), "new": new_key()}
+    (tmp_path / "new.key").write_text(keys["new"])
+    now = SystemClock().now()
+    async with open_store(URL, folder=tmp_path, clock=SystemClock()) as store:
+        cipher = Cipher([keys["old"]])
+        await store.canary(cipher.seal_canary())
+        records = [
+            a_record(
+                number,
+                owners=tuple(f"user-{number}-{owner}" for owner in range(number % 4)),
+                issued_at=now,
+                expires_at=now + DAY,
+                refresh_expires_at=now + 90 * DAY,
+            )
+            for number in range(CONNECTIONS)
+        ]
+        plan = await make_plan(arrivals(*records), store=store, cipher=cipher, rules=RULES)
+        assert await written(plan, store, cipher) == []
+    expected = {record.id: (record.access_token, record.refresh_token, sorted(record.owners)) for record in records}
+    async with postgres.fresh() as url:
+        began = time.monotonic()
+        shown = await _run(tmp_path, _environ(keys["old"], URL), "export", "all.export", "--to-key-file", "new.key")
+        assert f"{CONNECTIONS:,} of {CONNECTIONS:,}" in shown
+        exported = time.monotonic()
+        shown = await _run(tmp_path, _environ(keys["new"], url), "import", "all.export", "--yes")
+        assert f"{CONNECTIONS:,} of {CONNECTIONS:,}" in shown
+        imported = time.monotonic()
+        async with open_store(url, folder=tmp_path, clock=SystemClock()) as store:
+            assert await store.frozen() is None
+            assert await _contents(store, Cipher([keys["new"]])) == expected
+            assert await _events(store) == {"connection.imported": CONNECTIONS}
+        async with open_store(URL, folder=tmp_path, clock=SystemClock()) as store:
+            assert await store.frozen() is not None
+            assert await _contents(store, cipher) == expected
+            assert await _events(store) == {"connection.imported": CONNECTIONS, "service.frozen": 1}
+    record_property("connections", CONNECTIONS)
+    record_property("seconds of the export", round(exported - began, 1))
+    record_property("seconds of the import", round(imported - exported, 1))
+    record_property("bytes of the file", (tmp_path / "all.export").stat().st_size)
+
+
+def _environ(key: str, url: str) -> dict[str, str]:
+    return {
+        "AMO_CALLBACK_AMO__CLIENT_ID": CLIENT,
+        "AMO_CALLBACK_AMO__CLIENT_SECRET": "a client secret",
+        "AMO_CALLBACK_AMO__REDIRECT_URI": "https://app.example/api/amo-crm/callback",
+        "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": key,
+        "AMO_CALLBACK_STORAGE__URL": url,
+    }
+
+
+async def _run(folder: Path, environ: Mapping[str, str], *arguments: str) -> str:
+    """Run a command of `connections` whose standard error is a terminal; return what that showed."""
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "amo_callback.cli.main", "connections", *arguments,
+        cwd=folder, env=process_environment({**environ, "TERM": "xterm"}), stdout=asyncio.subprocess.DEVNULL,
+        stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the other end is closed
+        while chunk := await asyncio.to_thread(os.read, ours, 65536):
+            shown += chunk
+    os.close(ours)
+    assert await process.wait() == 0, shown
+    return shown.decode()
+
+
+async def _contents(store: Store, cipher: Cipher) -> dict[str, tuple[str, str, list[str]]]:
+    """Return each connection's tokens and owners."""
+    found: dict[str, tuple[str, str, list[str]]] = {}
+    after = ""
+    while page := await store.page(after=after, limit=_PAGE, only=Filter()):
+        owners = await store.owners_of([one.id for one in page])
+        for one in page:
+            pair = cipher.pair_of(one)
+            assert pair is not None
+            found[one.id] = (pair.access_token, pair.refresh_token, sorted(owners[one.id]))
+        after = page[-1].id
+    return found
+
+
+async def _events(store: Store) -> dict[str, int]:
+    """Count the history's events by their names."""
+    counts: dict[str, int] = {}
+    before = None
+    while page := await store.events(before=before, limit=_PAGE):
+        for event in page:
+            counts[event.name] = counts.get(event.name, 0) + 1
+        before = page[-1].id
+    return counts

@@ -1,0 +1,127 @@
+"""What travels, for tests: with everything filled in that a test does not care about."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from amo_callback.amo.claims import account_of, read_claims
+from amo_callback.model import Account, RefreshRules, Status, Told, connection_id
+from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host
+from amo_callback.transfer.importer import ImportRules, apply
+from tests.builders import DAY
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from amo_callback.cipher import Cipher
+    from amo_callback.store import Store
+    from amo_callback.transfer.importer import ImportPlan
+
+CLIENT = "c619"
+RULES = ImportRules(client_id=CLIENT, allowed_domains=(), allowed_accounts=(), replace=False)
+REPLACE = ImportRules(client_id=CLIENT, allowed_domains=(), allowed_accounts=(), replace=True)
+
+
+def a_record(number: int = 1, **more: Any) -> ExportRecord:
+    """Return a connection as it travels."""
+    values: dict[str, Any] = {
+        "id": connection_id(Account(account_id=str(number), user_id="1"), ""),
+        "account_id": str(number),
+        "user_id": "1",
+        "domain": f"a{number}.amocrm.ru",
+        "api_domain": "api-b.amocrm.ru",
+        "client_id": CLIENT,
+        "status": Status.ACTIVE,
+        "reason": None,
+        "access_token": f"access-token-of-{number}",
+        "refresh_token": f"refresh-token-of-{number}",
+        "issued_at": START,
+        "expires_at": START + DAY,
+        "refresh_expires_at": START + 90 * DAY,
+        "refreshed_at": START + timedelta(microseconds=123457),
+        "connected_at": START,
+        "grant_iat": 1,
+        "doubtful": None,
+        "look_up_at": None,
+        "frozen": False,
+    }
+    return ExportRecord(**{**values, **more})
+
+
+def arrivals(*records: ExportRecord) -> list[ParsedRecord]:
+    """Return records as they come from a file."""
+    return [ParsedRecord(place=f"line {number}", record=record) for number, record in enumerate(records, start=1)]
+
+
+def sealed(records: Sequence[ExportRecord], *, key: str, file_id: str = "a file") -> io.BytesIO:
+    """Return a file of an export."""
+    file = io.BytesIO()
+    writer = ExportWriter(file, key_of_host(key), file_id=file_id)
+    for record in records:
+        writer.add(record)
+    writer.end()
+    file.seek(0)
+    return file
+
+
+async def written(plan: ImportPlan, store: Store, cipher: Cipher) -> Sequence[str]:
+    """Carry a plan out."""
+    return await apply(
+        plan,
+        store=store,
+        cipher=cipher,
+        rules=RefreshRules(jitter=0),
+        random=lambda: 0.5,
+        source="a test",
+        advance=lambda _done: None,
+    )
+
+
+# --- another system's ----------------------------------------------------------------------------
+
+
+def a_token(number: int = 1, *, at: datetime = START, life: timedelta = DAY, **more: object) -> str:
+    """Return an access token as AMO makes them."""
+    claims = {
+        "aud": CLIENT,
+        "iat": int(at.timestamp()),
+        "exp": int((at + life).timestamp()),
+        "sub": "1",
+        "account_id": number,
+        "api_domain": "api-b.amocrm.ru",
+        **more,
+    }
+    return ".".join(
+        base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (b"{}", json.dumps(claims).encode(), b"sign")
+    )
+
+
+def an_entry(number: int = 1, **more: object) -> dict[str, object]:
+    """Return what another system tells of a connection; what is `None` is left out."""
+    values: dict[str, object] = {
+        "access_token": a_token(number),
+        "refresh_token": f"refresh-token-of-{number}",
+        "expires_in": 86400,
+        "domain": f"a{number}.amocrm.ru",
+        **more,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def tell(access_token: str) -> Told:
+    """Read a token as the command does."""
+    claims = read_claims(access_token)
+    audience = claims.get("aud")
+    return Told(
+        account=account_of(claims),
+        client_id=audience if isinstance(audience, str) else None,
+        expires_at=START + timedelta(seconds=float(str(claims["exp"])) - START.timestamp())
+        if "exp" in claims
+        else None,
+    )

@@ -1,0 +1,214 @@
+"""Export: nothing is written before nobody spends any more, and nothing of a store that was thawed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.cipher import Cipher, new_key
+from amo_callback.custody.leases import Leases
+from amo_callback.errors import CommandFailed, Frozen
+from amo_callback.event import Event
+from amo_callback.grant import GrantedPair, GrantStatus
+from amo_callback.model import ImportedConnection, Reason, Status, TokenPair
+from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host, read_export
+from amo_callback.transfer.exporter import PAGE, Exported, export, freeze, wait_until_idle
+from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, now
+from tests.fakes import START, Instead, MemoryRescue
+
+if TYPE_CHECKING:
+    from amo_callback.model import Connection
+    from amo_callback.store import Store
+    from tests.fakes import FakeClock
+
+KEY = new_key()
+LEASE = 60.0
+
+
+async def _connect(store: Store, cipher: Cipher, number: int = 1) -> Connection:
+    pair = TokenPair(
+        access_token=f"access {number}", refresh_token=f"refresh {number}", issued_at=START, expires_at=START + DAY
+    )
+    sealed = cipher.seal_pair(pair, connection_id=a_connection(number).id)
+    connection = a_connection(number, sealed_pair=sealed)
+    await store.bring(
+        [ImportedConnection(connection=connection, replaces=None, event=Event(name="connection.imported"))]
+    )
+    return await now(store, connection)
+
+
+async def _quiet(
+    store: Store, clock: FakeClock, told: list[float] | None = None, rescue: MemoryRescue | None = None
+) -> None:
+    await wait_until_idle(
+        store,
+        leases=Leases(length=LEASE, store=store, clock=clock),
+        clock=clock,
+        rescue=rescue or MemoryRescue(),
+        report=(told if told is not None else []).append,
+    )
+
+
+async def _export(
+    store: Store, cipher: Cipher, rescue: MemoryRescue | None = None
+) -> tuple[Exported, list[ExportRecord]]:
+    file = io.BytesIO()
+    lock = key_of_host(KEY)
+    exported = await export(
+        store,
+        frozen=await freeze(store, why="a test"),
+        cipher=cipher,
+        rescue=rescue or MemoryRescue(),
+        writer=ExportWriter(file, lock, file_id="1"),
+        advance=lambda _done: None,
+    )
+    file.seek(0)
+    found = list(read_export(file, cipher=lock.cipher))
+    return exported, [one.record for one in found if isinstance(one, ParsedRecord)]
+
+
+async def test_every_connection_travels_but_those_that_are_disconnected(store: Store, cipher: Cipher) -> None:
+    """Over more than one page; those that need their person, too."""
+    connections = [await _connect(store, cipher, number) for number in range(PAGE + 3)]
+    await store.disconnect(connections[0], on_request=True)
+    claimed = await store.claim(a_claim(connections[1]))
+    assert claimed is not None
+    await store.save_verdict(
+        a_verdict(claimed, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED, next_refresh_at=None, look_up_at=START)
+    )
+    exported, records = await _export(store, cipher)
+    assert (exported.count, exported.unreadable) == (PAGE + 2, [])
+    assert {record.id for record in records} == {connection.id for connection in connections[1:]}
+    [dead] = [record for record in records if record.status is Status.NEEDS_REAUTH]
+    assert (dead.id, dead.reason, dead.look_up_at) == (connections[1].id, Reason.REVOKED, START)
+    assert all(record.refresh_token == f"refresh {record.account_id}" for record in records)
+
+
+async def test_owners_travel_with_their_connections(store: Store, cipher: Cipher) -> None:
+    """Whose a connection is goes with it, or nobody would find his own on the next host."""
+    connection = await _connect(store, cipher)
+    for owner in ("42", "17"):
+        assert await store.bind(connection.id, owner=owner, grant_no=1, first_only=False)
+    await freeze(store, why="a test")
+    _, [record] = await _export(store, cipher)
+    assert set(record.owners) == {"17", "42"}
+
+
+async def test_a_source_is_frozen_and_stays_so(store: Store, cipher: Cipher, clock: FakeClock) -> None:
+    """No refresh and no grant begins any more, before, during and after."""
+    connection = await _connect(store, cipher)
+    frozen = await freeze(store, why="a test")
+    assert await freeze(store, why="again") == frozen
+    await _quiet(store, clock)
+    await _export(store, cipher)
+    assert await store.frozen() == frozen
+    assert await store.claim(a_claim(connection)) is None
+    with pytest.raises(Frozen):
+        await store.claim_grant(a_grant("late"), now=START)
+
+
+async def test_it_waits_for_a_refresh_that_is_under_way(store: Store, cipher: Cipher, clock: FakeClock) -> None:
+    """What that brings is what travels."""
+    connection = await _connect(store, cipher)
+    await store.claim(a_claim(connection))
+    await freeze(store, why="a test")
+    told: list[float] = []
+    waiting = asyncio.create_task(_quiet(store, clock, told))
+    await clock.until_sleeping(1)
+    assert told == [LEASE]
+    pair = TokenPair(access_token="new", refresh_token="new", issued_at=START, expires_at=START + DAY)
+    sealed = cipher.seal_pair(pair, connection_id=connection.id)
+    assert await store.save_refreshed(a_refreshed(connection, sealed_pair=sealed)) is not None
+    clock.advance(1)
+    await waiting
+    [record] = (await _export(store, cipher))[1]
+    assert (record.refresh_token, record.doubtful) == ("new", None)
+
+
+async def test_it_waits_for_a_code_that_is_being_exchanged(store: Store, cipher: Cipher, clock: FakeClock) -> None:
+    """Whoever connects at this moment travels, too."""
+    await store.claim_grant(a_grant("code"), now=START)
+    await freeze(store, why="a test")
+    waiting = asyncio.create_task(_quiet(store, clock))
+    await clock.until_sleeping(1)
+    clock.advance(1)
+    await clock.until_sleeping(1)
+    assert not waiting.done()
+    await _finish(store, cipher)
+    clock.advance(1)
+    await waiting
+    assert len((await _export(store, cipher))[1]) == 1
+
+
+async def _finish(store: Store, cipher: Cipher) -> None:
+    pair = TokenPair(access_token="a", refresh_token="r", issued_at=START, expires_at=START + DAY)
+    connection = a_connection(sealed_pair=cipher.seal_pair(pair, connection_id=a_connection().id))
+    grant = a_grant("code", status=GrantStatus.CONNECTED, connection_id=connection.id)
+    assert await store.save_connected(GrantedPair(grant=grant, connection=connection, token_iat=1)) is not None
+
+
+async def test_an_attempt_of_a_dead_process_travels_as_a_doubt(store: Store, cipher: Cipher, clock: FakeClock) -> None:
+    """After a whole lease what it was spending may be spent; where it was spending nothing, the older doubt stays."""
+    spending, nothing = await _connect(store, cipher, 1), await _connect(store, cipher, 2)
+    await store.claim(a_claim(spending, fingerprint="print-1"))
+    first = await store.claim(a_claim(nothing, fingerprint="print-2"))
+    assert first is not None
+    await store.claim(a_claim(first, attempt="attempt-2", fingerprint=""))
+    await freeze(store, why="a test")
+    clock.step(timedelta(days=1))  # what the wall clock says ends no lease
+    waiting = asyncio.create_task(_quiet(store, clock))
+    for _ in range(int(LEASE)):
+        await clock.until_sleeping(1)
+        assert not waiting.done()
+        clock.advance(1)
+    await waiting
+    records = (await _export(store, cipher))[1]
+    assert {record.account_id: record.doubtful for record in records} == {"1": "print-1", "2": "print-2"}
+
+
+async def test_pairs_that_wait_to_be_stored_keep_it_from_beginning_and_from_ending(
+    store: Store, cipher: Cipher, clock: FakeClock
+) -> None:
+    """They are newer than what the store has: without them the file would hold spent tokens."""
+    rescue = MemoryRescue()
+    await _connect(store, cipher)
+    rescue.write("one", b"sealed")
+    for exporting in (_quiet(store, clock, rescue=rescue), _export(store, cipher, rescue=rescue)):
+        with pytest.raises(CommandFailed, match=r"wait in the rescue folder \(1\)"):
+            await exporting
+
+
+async def test_a_pair_that_no_key_opens_is_told_and_does_not_travel(store: Store, cipher: Cipher) -> None:
+    """The others do."""
+    await _connect(store, cipher, 1)
+    lost = await _connect(store, Cipher([new_key()]), 2)
+    exported, records = await _export(store, cipher)
+    assert (exported.count, exported.unreadable) == (1, [lost.id])
+    assert [record.account_id for record in records] == ["1"]
+
+
+async def test_one_that_was_frozen_by_itself_travels_as_that(store: Store, cipher: Cipher) -> None:
+    """Whoever froze it may have moved it already; that all are frozen now is no reason."""
+    one, _ = await _connect(store, cipher, 1), await _connect(store, cipher, 2)
+    await store.freeze(one.id, at=START)
+    records = (await _export(store, cipher))[1]
+    assert {record.account_id: record.frozen for record in records} == {"1": True, "2": False}
+
+
+async def test_a_store_that_was_thawed_meanwhile_is_not_exported(store: Store, cipher: Cipher) -> None:
+    """What was read may be spent by now, also where it was frozen again."""
+    connection = await _connect(store, cipher)
+
+    async def thawing_page(*, after: str, limit: int, only: object) -> object:
+        await store.thaw_all(machine=None)
+        if after:
+            await store.freeze_all(why="again")
+        return await store.page(after=after, limit=limit, only=only)  # type: ignore[arg-type]  # reason: passed through
+
+    with pytest.raises(CommandFailed, match="thawed meanwhile"):
+        await _export(cast("Any", Instead(store, page=thawing_page)), cipher)
+    assert (await now(store, connection)).attempt is None
