@@ -114,7 +114,7 @@ def test_no_database_is_made(tmp_path: Path, encryption_key: str) -> None:
 
 @pytest.mark.parametrize(
     ("version", "severity", "others"),
-    [(0, Severity.FAIL, False), (99, Severity.FAIL, False), (1, Severity.WARN, True)],
+    [(0, Severity.FAIL, False), (99, Severity.FAIL, False)],
 )
 def test_a_schema_of_another_version_is_told(
     version: int,
