@@ -23,6 +23,11 @@ class Outage:
         self._rounds = 0
         self._kinds: set[str] = set()
 
+    @property
+    def failed_for(self) -> float:
+        """Seconds for which every round has failed; 0 where the last one worked."""
+        return self._clock.monotonic() - self._since if self._rounds else 0.0
+
     def failed(self, error: Exception, *, details: bool = True) -> None:
         """Note a failed round, and log it unless an error of this kind has been logged since the loop last worked."""
         if not self._rounds:

@@ -169,6 +169,8 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path}: is not valid TOML: {_place(error)}") from None
+    except ValueError:
+        raise ConfigurationError(f"{path}: a number has too many digits") from None
     except RecursionError:
         raise ConfigurationError(f"{path}: is not valid TOML: nested too deeply") from None
 

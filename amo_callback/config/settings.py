@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from amo_callback.config.types import (
+    LOOPBACK,
+    AccountIds,
     ApiKeyLines,
+    BasePath,
     DatabaseUrl,
     Domains,
     EncryptionKeys,
@@ -22,7 +25,6 @@ from amo_callback.config.types import (
     NonEmptyStr,
     NotifySecret,
     Seconds,
-    StrTuple,
 )
 from amo_callback.deeplink import HandBack
 from amo_callback.hosts import check_host
@@ -41,7 +43,7 @@ class Server(_Section):
 
     public: ListenAddress = "127.0.0.1:8080"
     private: ListenAddress = "127.0.0.1:8081"
-    base_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]$")] = "/api/amo-crm"
+    base_path: BasePath = "/api/amo-crm"
     trusted_proxies: Networks = ("127.0.0.1", "::1")
     secrets: Path | None = None
     metrics_auth: bool = False
@@ -59,7 +61,7 @@ class Amo(_Section):
     endpoint: HttpsUrl = "https://{domain}"
     default_domain: str | None = None
     allowed_domains: Domains = ()
-    allowed_accounts: StrTuple = ()
+    allowed_accounts: AccountIds = ()
     requests_per_second: Annotated[float, Field(gt=0, le=1000)] = 5
     timeout: Annotated[float, Field(gt=0, le=300)] = DEFAULT_AMO_TIMEOUT
 
@@ -112,6 +114,8 @@ class App(_Section):
     def _safe_scheme(cls, value: str) -> str:
         if value.partition(":")[0].lower() in {"javascript", "data", "vbscript", "file", "blob", "about"}:
             raise ValueError("must be an address of the app's own")
+        if value.lower().startswith("http:") and urlsplit(value).hostname not in LOOPBACK:
+            raise ValueError("http is not encrypted: must be of a scheme of the app's own, or https")
         return value
 
     @field_validator("jwks_url")

@@ -15,8 +15,9 @@ from amo_callback.config.database_url import validate_url
 from amo_callback.identity import read_api_keys
 from amo_callback.webhook import read_secrets
 
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _FILE_MODE = re.compile(r"0?[0-7]{3}")
+_SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
 
@@ -37,12 +38,16 @@ def _file_mode(value: str) -> str:
 
 def _https_url(value: str) -> str:
     """Require https, or http on this machine: nothing secret goes out unencrypted."""
+    if not value.isprintable() or " " in value:
+        raise ValueError("must not hold white space or control characters")
     parts = urlsplit(value)
+    if parts.fragment or parts.port == 0:  # a port above 65535 raises by itself
+        raise ValueError("must have no fragment (#), and a port between 1 and 65535")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not hold a user name or password")
     if parts.scheme == "https" and parts.hostname:
         return value
-    if parts.scheme == "http" and parts.hostname in _LOOPBACK:
+    if parts.scheme == "http" and parts.hostname in LOOPBACK:
         return value
     raise ValueError("must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost)")
 
@@ -111,7 +116,16 @@ def _database_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _base_path(value: str) -> str:
+    first, *segments = value.split("/")
+    if first or not segments or not all(_SEGMENT.fullmatch(segment) and segment.strip(".") for segment in segments):
+        raise ValueError('must be a path as "/api/amo-crm", without empty or dotted segments')
+    return value
+
+
 StrTuple = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
+AccountIds = Annotated[tuple[Annotated[str, Field(pattern=r"^[0-9]{1,20}$")], ...], NoDecode, BeforeValidator(_split)]
+BasePath = Annotated[str, AfterValidator(_base_path)]
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
 FileMode = Annotated[str, AfterValidator(_file_mode)]
 HttpsUrl = Annotated[str, AfterValidator(_https_url), Field(json_schema_extra={"format": "uri"})]

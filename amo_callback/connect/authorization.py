@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.cipher import Cipher
     from amo_callback.clock import Clock
-    from amo_callback.connect.limits import AttemptLimiter, Rooms
+    from amo_callback.connect.limits import AdmissionQueue, AttemptLimiter
     from amo_callback.store import Store
 
 STATE_LIFE = timedelta(minutes=30)
@@ -32,33 +32,40 @@ def priority_of(request: AuthorizationRequest | None) -> Priority:
     return Priority.STARTED if request.user is None else Priority.EXPECTED
 
 
+_ALL = "all links"
+
+
 class Starts:
     """How many grants may be started: by one user, by one address, and by plain links in all.
 
     Anybody can follow a link, from as many addresses as he has, and each costs the store a write.
     """
 
-    def __init__(self, *, each: AttemptLimiter, links: AttemptLimiter, rooms: Rooms) -> None:
+    def __init__(self, *, each: AttemptLimiter, links: AttemptLimiter, queue: AdmissionQueue) -> None:
         self._each = each
         self._links = links
-        self._rooms = rooms
+        self._queue = queue
 
     @asynccontextmanager
     async def turn(self, request: AuthorizationRequest, *, address: str | None) -> AsyncIterator[None]:
         """Be the only one of the kind meanwhile; raises `TooManyAttempts`, `QueueFull`, `StoreUnavailable`."""
         priority = priority_of(request)
-        with self._rooms.enter(priority):
+        who = f"user {request.user}" if request.user is not None else address
+        with self._queue.enter(priority, who):
             if not request.vouched:
-                who = f"user {request.user}" if request.user is not None else address
                 self._each.reserve(who, among=priority)
             if request.user is None:
-                self._reserve_link()
-            async with self._rooms.turn(priority):
+                self._reserve_link(address, priority)
+            async with self._queue.write(priority):
                 yield
 
-    def _reserve_link(self) -> None:
+    def _reserve_link(self, address: str | None, priority: Priority) -> None:
+        """Reserve one of all links; the second half of them is for the first of each address."""
+        half_is_used = 2 * self._links.count(_ALL) >= self._links.attempts
+        if half_is_used and address is not None and self._each.count(address, among=priority) > 1:
+            raise QueueFull
         try:
-            self._links.reserve("all links")
+            self._links.reserve(_ALL)
         except TooManyAttempts:
             raise QueueFull from None  # it is not this address that has sent too many
 

@@ -10,7 +10,7 @@ from amo_callback.connect.admission import Admission
 from amo_callback.connect.authorization import Authorizations, Starts
 from amo_callback.connect.completion import Connect
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
-from amo_callback.connect.limits import Limits, Rooms, room_for
+from amo_callback.connect.limits import AdmissionQueue, Limits, capacity_for
 from amo_callback.connect.records import Records
 from amo_callback.connect.redemption import Redeemer
 from amo_callback.hosts import check_host
@@ -59,13 +59,13 @@ def make_oauth(
         requests_per_second=rate,
         clock=clock,
     )
-    room = room_for(per_second=rate, seconds=rules.lease - amo.timeout)
+    capacity = capacity_for(per_second=rate, seconds=rules.lease - amo.timeout)
     authorizations = Authorizations(
         store=store,
         amo=amo,
         cipher=cipher,
         clock=clock,
-        starts=Starts(each=limits.starts, links=limits.links, rooms=Rooms(size=room)),
+        starts=Starts(each=limits.starts, links=limits.links, queue=AdmissionQueue(capacity=capacity)),
         new_secret=_new_secret,
     )
     records = Records(cipher=cipher, clock=clock, lease=rules.lease, new_secret=_new_secret)
@@ -99,7 +99,7 @@ def make_oauth(
         exchanger=exchanger,
         admission=admission,
         attempts=limits.codes,
-        rooms=Rooms(size=room),
+        queue=AdmissionQueue(capacity=capacity),
         leases=custody.leases,
     )
     redeemer = Redeemer(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.connect.admission import Admission
     from amo_callback.connect.exchange import Exchanger
-    from amo_callback.connect.limits import AttemptLimiter, Rooms
+    from amo_callback.connect.limits import AdmissionQueue, AttemptLimiter
     from amo_callback.connect.records import Records
     from amo_callback.custody.leases import Leases
     from amo_callback.event import Observer
@@ -62,7 +62,7 @@ class Connect:
         exchanger: Exchanger,
         admission: Admission,
         attempts: AttemptLimiter,
-        rooms: Rooms,
+        queue: AdmissionQueue,
         leases: Leases,
         patience: float = PATIENCE,
     ) -> None:
@@ -74,7 +74,7 @@ class Connect:
         self._exchanger = exchanger
         self._admission = admission
         self._attempts = attempts
-        self._rooms = rooms
+        self._queue = queue
         self._leases = leases
         self._patience = patience
         self._flights: dict[str, asyncio.Task[Outcome]] = {}
@@ -195,11 +195,11 @@ class Connect:
         domain = self._amo.check_domain(visit.host or (known.domain if known else None))
         fresh, secrets = self._records.begin(visit, domain=domain, request=request)
         priority = priority_of(request)
-        with self._rooms.enter(priority):
-            who = f"user {request.user}" if request is not None and request.user is not None else visit.address
+        who = f"user {request.user}" if request is not None and request.user is not None else visit.address
+        with self._queue.enter(priority, who) as turn:
             reservation = self._attempts.reserve(who, among=priority)
             try:
-                async with self._rooms.turn(priority):
+                async with self._queue.write(priority):
                     grant = await self._store.claim_grant(
                         fresh,
                         now=self._clock.now(),
@@ -220,7 +220,7 @@ class Connect:
             self._claimed.add(visit.code_hash)
             self._pending[visit.code_hash] = self._records.told(grant, secrets)
             exchange = CodeExchange(
-                code=visit.code, domain=domain, request=request, started=started, reservation=reservation
+                code=visit.code, domain=domain, request=request, started=started, reservation=reservation, turn=turn
             )
             return await self._exchanger.exchange(grant, exchange), secrets
 

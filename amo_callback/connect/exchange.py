@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from amo_callback.custody.unsaved import Unsaved
     from amo_callback.event import Observer
     from amo_callback.grant import AuthorizationRequest
-    from amo_callback.slots import Priority
     from amo_callback.store import Store
 
 _LAST_SLOT = 1.0
@@ -70,6 +69,8 @@ class CodeExchange:
     """The monotonic time before the grant was claimed."""
     reservation: Reservation
     """The attempt that counts against the caller's address."""
+    turn: asyncio.Lock = field(compare=False, repr=False)
+    """The turn of the caller's address: held while the code waits for the rate limit."""
 
 
 class Exchanger:
@@ -135,7 +136,7 @@ class Exchanger:
 
     async def _spend(self, what: CodeExchange) -> Issued:
         """Present the code, in its turn; raises what its refusal means, or `AccountNotAllowed`: it is dropped."""
-        await self._slot(priority_of(what.request), what.started)
+        await self._slot(what)
         not_after = what.started + self._rules.refresh.lease - self._amo.timeout
         with self._unsaved.expecting():
             issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
@@ -181,22 +182,23 @@ class Exchanger:
         await self._address_block.succeeded()
         return ended
 
-    async def _slot(self, priority: Priority, started: float) -> None:
+    async def _slot(self, what: CodeExchange) -> None:
         """Wait for a slot at the rate limit: as long as the request can still end within the claim's lease.
 
         After that somebody else might hold the claim; and whoever leaves the queue takes no slot from the others.
         """
-        slot = self._turn(priority)
-        left = self._left(started)
+        slot = self._turn(what)
+        left = self._left(what.started)
         served = await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0))
-        if self._left(started) <= 0:
+        if self._left(what.started) <= 0:
             raise NotYet(0)
         if not served:
             raise ShuttingDown
 
-    async def _turn(self, priority: Priority) -> None:
-        await self._address_block.exchange_turn()
-        await self._amo.slot(priority)
+    async def _turn(self, what: CodeExchange) -> None:
+        async with what.turn:
+            await self._address_block.exchange_turn()
+            await self._amo.slot(priority_of(what.request))
 
     def _left(self, started: float) -> float:
         """Return for how many seconds more a request may begin."""

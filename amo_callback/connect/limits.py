@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
@@ -19,22 +19,24 @@ if TYPE_CHECKING:
 
 _ADDRESSES = 50_000
 """Addresses that are remembered at once, the most recent ones."""
+_FEW = 3
+"""Codes of one address that may wait while the queue is half full."""
 _WRITTEN_AT_ONCE = 4
-"""Codes of each kind: a group of the store's, or less than half of its connections."""
+"""Codes of each priority: one batch of the store's, or less than half of its connections."""
 
 
 class AttemptLimiter:
     """A limit on what one address may attempt within a window; each process counts for itself."""
 
     def __init__(self, *, attempts: int, window: float, clock: Clock) -> None:
-        self._attempts = attempts
+        self.attempts = attempts
         self._window = window
         self._clock = clock
         self._reserved: OrderedDict[tuple[Priority, str], deque[float]] = OrderedDict()
 
     def change(self, *, attempts: int, window: float) -> None:
         """Apply another limit from now on; reservations stay."""
-        self._attempts = attempts
+        self.attempts = attempts
         self._window = window
 
     def reserve(self, address: str | None, *, among: Priority = Priority.STRANGER) -> Reservation:
@@ -49,13 +51,18 @@ class AttemptLimiter:
         reserved = self._reserved.setdefault((among, _network(address)), deque())
         while reserved and now - reserved[0] >= self._window:
             reserved.popleft()
-        if len(reserved) >= self._attempts:
+        if len(reserved) >= self.attempts:
             raise TooManyAttempts
         reserved.append(now)
         self._reserved.move_to_end((among, _network(address)))
         while len(self._reserved) > _ADDRESSES:
             self._reserved.popitem(last=False)
         return Reservation(among=reserved, at=now)
+
+    def count(self, address: str, *, among: Priority = Priority.STRANGER) -> int:
+        """Return how many attempts of an address count at this moment."""
+        now = self._clock.monotonic()
+        return sum(now - at < self._window for at in self._reserved.get((among, _network(address)), ()))
 
 
 class Reservation:
@@ -72,32 +79,45 @@ class Reservation:
             among.remove(self._at)
 
 
-class Rooms:
-    """How many codes may wait for AMO at once, strangers apart from those who are known.
+class AdmissionQueue:
+    """The codes that wait for AMO: at most `capacity` of each priority, since more would expire in the queue.
 
-    More would grow old in the queue. Each costs the store a write, and it writes a few at once: so of each kind a few
-    at a time are written down, or a refresh, and whoever is expected, would wait for all the strangers' ones.
+    Each address has a turn of its own, and half of the capacity is for addresses with few codes in the queue, so that a
+    flood from some addresses does not keep other people waiting behind all of it.
     """
 
-    def __init__(self, *, size: int) -> None:
-        self._size = size
-        self._inside = dict.fromkeys(Priority, 0)
-        self._turns = {priority: asyncio.Semaphore(_WRITTEN_AT_ONCE) for priority in Priority}
+    def __init__(self, *, capacity: int) -> None:
+        self._capacity = capacity
+        self._waiting = {priority: Counter[str]() for priority in Priority}
+        self._turns: dict[tuple[Priority, str], asyncio.Lock] = {}
+        self._writes = {priority: asyncio.Semaphore(_WRITTEN_AT_ONCE) for priority in Priority}
 
     @contextmanager
-    def enter(self, priority: Priority) -> Iterator[None]:
-        """Be in the room meanwhile; raises `QueueFull`."""
-        if self._inside[priority] >= self._size:
-            raise QueueFull
-        self._inside[priority] += 1
-        try:
-            yield
-        finally:
-            self._inside[priority] -= 1
+    def enter(self, priority: Priority, address: str | None) -> Iterator[asyncio.Lock]:
+        """Count a code as waiting, and yield the turn of its address: hold it while waiting for the rate limit.
 
-    def turn(self, priority: Priority) -> AbstractAsyncContextManager[None]:
-        """Be one of the few of the kind that are written down at this moment."""
-        return self._turns[priority]
+        Raises `QueueFull`.
+        """
+        waiting = self._waiting[priority]
+        name = "" if address is None else _network(address)
+        total, is_known = waiting.total(), address is None
+        if total >= self._capacity or (2 * total >= self._capacity and waiting[name] >= _FEW and not is_known):
+            raise QueueFull
+        waiting[name] += 1
+        try:
+            yield asyncio.Lock() if address is None else self._turns.setdefault((priority, name), asyncio.Lock())
+        finally:
+            waiting[name] -= 1
+            if not waiting[name]:
+                del waiting[name]
+                self._turns.pop((priority, name), None)
+
+    def write(self, priority: Priority) -> AbstractAsyncContextManager[None]:
+        """Limit the concurrent writes of a priority.
+
+        The store writes a few at once: all of them at a time would make a refresh, and users we expect, wait.
+        """
+        return self._writes[priority]
 
 
 class Limits:
@@ -120,11 +140,11 @@ class Limits:
 
         The other half is for codes that began elsewhere.
         """
-        return room_for(per_second=self._requests_per_second / 2, seconds=window)
+        return capacity_for(per_second=self._requests_per_second / 2, seconds=window)
 
 
-def room_for(*, per_second: float, seconds: float) -> int:
-    """Return how many can have their turn within so many seconds, where refreshes take every other slot."""
+def capacity_for(*, per_second: float, seconds: float) -> int:
+    """Return how many codes can be sent within so many seconds, where refreshes take every other slot."""
     return max(1, int(per_second / 2 * seconds))
 
 

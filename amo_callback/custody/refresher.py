@@ -86,6 +86,11 @@ class Refresher:
         return self._clock.monotonic() - self._beat_at
 
     @property
+    def failed_for(self) -> float:
+        """Seconds for which every round has failed; 0 where the last one worked."""
+        return self._outage.failed_for
+
+    @property
     def _gate(self) -> AddressBlock | Breaker:
         """The gate that is closed; the breaker where neither is."""
         block = self._breaker.address_block

@@ -41,6 +41,8 @@ class Proxy:
     async def _pass(self, request: web.Request) -> web.Response:
         if self.public is None:
             return web.Response(status=502, text=_AWAY)
+        if not request.raw_path.startswith("/"):
+            return web.Response(status=400, text="This is no proxy for other hosts.\n")
         address = URL(f"http://{self.public}{request.raw_path}", encoded=True)
         headers = CIMultiDict(_end_to_end(request.headers.items()))
         headers[_FORWARDED] = request.remote or ""  # in the place of what the client claims

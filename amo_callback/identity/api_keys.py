@@ -64,6 +64,8 @@ def read_api_keys(text: str) -> Sequence[ApiKey]:
     keys = [_read_line(number, line) for number, line in lines if line and not line.startswith("#")]
     if len({key.name for key in keys}) < len(keys):
         raise ValueError("two lines have the same name")
+    if len({key.digest for key in keys}) < len(keys):
+        raise ValueError("two lines have the same key: one of them would be ignored")
     return keys
 
 

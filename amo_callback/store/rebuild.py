@@ -403,6 +403,8 @@ def _told_of(path: Path, *, folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BackupFailed(f"{folder}: {reason_of(error)}") from None
+    except UnicodeDecodeError:  # in the names of its schema
+        raise BackupFailed(f"{path} {_WORDS[None]}") from None
     except sqlite3.Error as error:
         extended = getattr(error, "sqlite_errorcode", None)
         code = None if extended is None else extended & 0xFF

@@ -161,7 +161,7 @@ def notice(row: Mapping[str, Any]) -> Notice:
     )
 
 
-def _object(text: str) -> Mapping[str, Any]:
+def _object(text: str | bytes) -> Mapping[str, Any]:
     """Return a JSON object; an empty one for what was written by hand and is none."""
     try:
         content = json.loads(text)
@@ -171,9 +171,13 @@ def _object(text: str) -> Mapping[str, Any]:
 
 
 def freeze(value: bytes) -> Freeze:
-    """Read the mark of a frozen store."""
-    content: Mapping[str, object] = json.loads(value)
-    return Freeze(at=moment(int(str(content["at"]))), why=str(content["why"]), elsewhere=bool(content.get("elsewhere")))
+    """Read the mark of a frozen store; one that cannot be read keeps it frozen until it is thawed."""
+    content = _object(value)
+    try:
+        at, why = moment(int(str(content["at"]))), str(content["why"])
+    except (KeyError, ValueError):
+        return Freeze(at=moment(0), why="the mark in the database cannot be read", elsewhere=True)
+    return Freeze(at=at, why=why, elsewhere=bool(content.get("elsewhere")))
 
 
 def freeze_value(freeze: Freeze) -> bytes:
@@ -182,10 +186,13 @@ def freeze_value(freeze: Freeze) -> bytes:
 
 
 def amo_block(value: bytes) -> AmoBlock:
-    """Read the mark of a block of our address."""
-    content = json.loads(value)
-    times = {name: moment(content[name]) for name in ("since", "probe_at", "exchange_at")}
-    return AmoBlock(**times, probed=tuple(content["probed"]))
+    """Read the mark of a block of our address; one that cannot be read begins anew, with a probe."""
+    content = _object(value)
+    try:
+        times = {name: moment(int(content[name])) for name in ("since", "probe_at", "exchange_at")}
+        return AmoBlock(**times, probed=tuple(map(str, content["probed"])))
+    except (KeyError, TypeError, ValueError):
+        return AmoBlock(since=moment(0), probe_at=moment(0), exchange_at=moment(0), probed=())
 
 
 def amo_block_value(block: AmoBlock) -> bytes:

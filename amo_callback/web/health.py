@@ -97,10 +97,13 @@ def _store(services: Services) -> Check:
 
 
 def _refresher(services: Services) -> Check:
-    age = services.custody.refresher.beat_age
-    known = f"last heartbeat {age:.1f} s ago"
-    is_late = age > max_heartbeat_age(services.settings.refresh.poll_interval)
-    return Check(name="refresher", problem=known if is_late else None, good=known)
+    refresher, limit = services.custody.refresher, max_heartbeat_age(services.settings.refresh.poll_interval)
+    known, problem = f"last heartbeat {refresher.beat_age:.1f} s ago", None
+    if refresher.beat_age > limit:
+        problem = known
+    elif refresher.failed_for > limit:
+        problem = f"every round has failed for {refresher.failed_for:.0f} s: see refresher.failed in the log"
+    return Check(name="refresher", problem=problem, good=known)
 
 
 def _credentials(custody: Custody) -> Check:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from amo_callback.errors import ConfigurationError
+from amo_callback.errors import CommandFailed, ConfigurationError
 from amo_callback.web.client_connections import Acceptor, ListenerOptions
 from amo_callback.web.request_handler import SERVER, ParserLog, Runner
 
@@ -138,7 +138,9 @@ def _listen(address: str, name: str, *, mode: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigurationError(f"server.{name}: cannot listen on {address}: {error.strerror or error}") from None
+        is_in_use = error.errno == errno.EADDRINUSE and not Path(address.removeprefix(UNIX)).is_file()
+        failed = CommandFailed if is_in_use else ConfigurationError  # another process may end
+        raise failed(f"server.{name}: cannot listen on {address}: {error.strerror or error}") from None
 
 
 def _listen_unix(path: str, mode: int) -> socket.socket:

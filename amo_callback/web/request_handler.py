@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
+from aiohttp import EMPTY_PAYLOAD, web
 
 if TYPE_CHECKING:
     import asyncio
@@ -83,8 +83,12 @@ class RequestHandler(web.RequestHandler):
         """Limit the time for the rest of a request once its first bytes are there."""
         wait = self._wait
         super().data_received(data)
-        if self._messages or not data:
-            return  # a complete head: it is answered next
+        if self._messages:  # a complete head: it is answered next
+            _, payload = self._messages[-1]
+            self._next_has_begun = payload is EMPTY_PAYLOAD and not data.endswith(b"\r\n\r\n")
+            return
+        if not data:
+            return
         if wait is self._waits.next_request:
             self._note(self._waits.request)
         elif wait is not self._waits.request:
@@ -107,7 +111,7 @@ class RequestHandler(web.RequestHandler):
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
         """Answer a request whose head is complete, and then wait for the next one."""
-        self._answering, self._next_has_begun = True, False
+        self._answering = True
         if request.content.is_eof():
             self._note(None)
         else:

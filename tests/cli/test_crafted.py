@@ -113,6 +113,13 @@ REFUSED: dict[str, tuple[Craft, str]] = {
     "schema -1": (sql("PRAGMA user_version = -1"), NO_BACKUP),
     "schema 0": (sql("PRAGMA user_version = 0"), NO_BACKUP),
     "schema of the future": (sql("PRAGMA user_version = 2147483647"), "is of another version of amo-callback"),
+    "a name that is no text": (
+        sql(
+            "PRAGMA writable_schema = ON",
+            "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT) WHERE name = 'events_by_time'",
+        ),
+        "holds a text that is none of ours",
+    ),
     "an endless view": (
         remade("meta", f"CREATE VIEW meta AS {ENDLESS} SELECT x AS name, x AS value FROM c"),
         NO_BACKUP,
@@ -165,10 +172,7 @@ REFUSED: dict[str, tuple[Craft, str]] = {
         remade("meta", "CREATE TABLE meta (name, value)", "INSERT INTO meta VALUES ('canary', 'x')"),
         NONE_OF_OURS,
     ),
-    "a freeze that is no JSON": (sql("UPDATE meta SET value = x'7b' WHERE name = 'frozen'"), NONE_OF_OURS),
-    "a freeze that is a list": (sql("UPDATE meta SET value = x'5b5d' WHERE name = 'frozen'"), NONE_OF_OURS),
     "a last time that is no number": (sql("INSERT INTO meta VALUES ('seen_at', x'ff')"), NONE_OF_OURS),
-    "a block that is none": (sql("INSERT INTO meta VALUES ('amo_block', x'7b7d')"), NONE_OF_OURS),
     "a huge value": (
         sql(f"INSERT INTO meta VALUES ('x', zeroblob({2 * _MEBIBYTE}))"),
         "a value longer than any of ours",

@@ -149,7 +149,7 @@ def test_lists_are_written_with_commas_or_spaces_in_the_environment(tmp_path: Pa
     path = _written(tmp_path, "[amo]\nallowed_accounts = [31920194]")
     assert load_settings(path, REQUIRED).amo.allowed_accounts == ("31920194",)
     path = _written(tmp_path, '[amo]\nallowed_accounts = [""]')  # would let in whoever AMO does not name
-    assert _problems({}, path) == ["amo.allowed_accounts.0: '': string should have at least 1 character"]
+    assert _problems({}, path) == ["amo.allowed_accounts.0: '': string should match pattern '^[0-9]{1,20}$'"]
 
 
 def test_the_file_is_found_by_option_environment_or_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,15 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(text: str, neare
     [
         ("SERVER__PUBLIC", "8080", """server.public: '8080': must be "host:port" or "unix:/path\""""),
         ("SERVER__PUBLIC", "h:70000", """server.public: 'h:70000': must be "host:port" or "unix:/path\""""),
-        ("SERVER__BASE_PATH", "api/", "server.base_path: 'api/': string should match pattern"),
+        *(
+            ("SERVER__BASE_PATH", path, f"server.base_path: {path!r}: must be a path as")
+            for path in ("api/", "/", "//evil.example", "/a//b", "/../x", "/a/./b", "/a b", "/a?b")
+        ),
+        ("AMO__ALLOWED_ACCOUNTS", "[31920194]", "amo.allowed_accounts.0: '[31920194]': string should match pattern"),
+        ("AMO__ENDPOINT", "https://{domain}:99999", "amo.endpoint: "),
+        ("AMO__REDIRECT_URI", "https://a.example/x/callback#y", "amo.redirect_uri: "),
+        ("AMO__REDIRECT_URI", "https://a.example/x\n/callback", "amo.redirect_uri: "),
+        ("APP__DEEP_LINK", "http://a.example/x", "app.deep_link: "),
         ("AMO__REDIRECT_URI", "http://a.example/callback", "amo.redirect_uri: 'http://a.example/callback': must begin"),
         ("AMO__REDIRECT_URI", "https://a.example/cb", "amo.redirect_uri: its path must end in /callback"),
         ("AMO__ENDPOINT", "https://a.example", "amo.endpoint: 'https://a.example': must contain {domain}"),
@@ -390,3 +398,9 @@ def test_where_unsaved_pairs_wait(url: str, rescue: str | None, state: str | Non
         environ["STATE_DIRECTORY"] = state
     settings = load_settings(None, {**REQUIRED, **environ})
     assert rescue_folder(settings, Path("/etc/app/config.toml"), environ) == Path(expected)
+
+
+def test_a_number_of_thousands_of_digits_is_told_in_a_line(tmp_path: Path) -> None:
+    """Python refuses to read it."""
+    path = _written(tmp_path, f"[amo]\nclient_id = {'9' * 5000}")
+    assert _problems({}, path) == [f"{path}: a number has too many digits"]

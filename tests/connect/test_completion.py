@@ -14,7 +14,7 @@ from amo_callback.connect.admission import Admission
 from amo_callback.connect.authorization import Authorizations, Starts
 from amo_callback.connect.completion import PATIENCE, Connect
 from amo_callback.connect.exchange import Exchanger, ExchangeRules
-from amo_callback.connect.limits import AttemptLimiter, Rooms
+from amo_callback.connect.limits import AdmissionQueue, AttemptLimiter
 from amo_callback.connect.records import Records
 from amo_callback.custody.address_block import AddressBlock
 from amo_callback.custody.credentials import Credentials
@@ -22,6 +22,7 @@ from amo_callback.custody.leases import Leases
 from amo_callback.custody.raw_answers import RawAnswers, open_raw
 from amo_callback.custody.unsaved import Unsaved
 from amo_callback.errors import (
+    CodeUsed,
     GrantExpired,
     InvalidRequest,
     NotFound,
@@ -117,7 +118,7 @@ class Process:
                 lists_accounts=False,
             ),
             attempts=AttemptLimiter(attempts=places, window=60, clock=self.clock),
-            rooms=Rooms(size=100),
+            queue=AdmissionQueue(capacity=100),
             leases=Leases(length=60.0, store=cast("Store", self.failing), clock=self.clock),
             patience=patience,
         )
@@ -137,7 +138,7 @@ class Process:
 
     def starts(self) -> Starts:
         places = AttemptLimiter(attempts=100, window=60, clock=self.clock)
-        return Starts(each=places, links=places, rooms=Rooms(size=100))
+        return Starts(each=places, links=places, queue=AdmissionQueue(capacity=100))
 
     def _wake(self, _connected: Connection) -> None:
         self.woken += 1
@@ -398,6 +399,42 @@ async def test_stopping_does_not_wait_for_the_rate_limit(process: Process, ciphe
     process.clock.advance(1)
     outcome = await waiting
     assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
+
+
+async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: Process, cipher: Cipher) -> None:
+    """Of each address one code at a time waits for the rate limit: with four that send, another is fifth at most."""
+    slots, waiting = asyncio.Queue[None](), asyncio.Queue[None]()
+    sent: list[object] = []
+
+    class Slotted(Queue):
+        async def slot(self, priority: Priority) -> None:
+            del priority
+            waiting.put_nowait(None)
+            await slots.get()
+
+        async def exchange(self, **request: object) -> Issued:
+            sent.append(request["code"])
+            raise CodeUsed
+
+    process.connect = process.make(client=Slotted(process.clock, 0), cipher=cipher, places=100)
+
+    def bring(code: str, address: str) -> asyncio.Task[Outcome]:
+        visit = Visit(code=code.encode(), state=b"s", host=HOST, address=address)
+        return asyncio.create_task(process.connect.complete(visit))
+
+    flood = [bring(f"junk {number}", f"192.0.2.{number % 4}") for number in range(20)]
+    for _ in range(4):
+        await waiting.get()
+    good = bring("good", "198.51.100.1")
+    await waiting.get()
+    for _ in range(5):
+        slots.put_nowait(None)
+    await good
+    assert b"good" in sent[:5]
+    for _ in range(16):
+        slots.put_nowait(None)
+    await asyncio.gather(*flood)
+    assert len(sent) == 21
 
 
 async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process, cipher: Cipher) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.connect.limits import AttemptLimiter, Rooms, room_for
+from amo_callback.connect.limits import AdmissionQueue, AttemptLimiter, capacity_for
 from amo_callback.errors import QueueFull, TooManyAttempts
 from amo_callback.slots import Priority
 
@@ -99,24 +99,53 @@ def test_known_users_are_counted_apart_from_strangers(clock: FakeClock) -> None:
             limiter.reserve("192.0.2.1", among=among)
 
 
-def test_a_room_is_full_for_its_own_kind() -> None:
-    """So many at once, and whoever leaves, however he does, makes room."""
-    rooms = Rooms(size=1)
-    with rooms.enter(Priority.STRANGER):
-        with pytest.raises(QueueFull), rooms.enter(Priority.STRANGER):
-            pytest.fail("there was no room")
-        with rooms.enter(Priority.EXPECTED):
+def test_a_queue_is_full_for_its_own_priority() -> None:
+    """A code that leaves, however it does, makes room."""
+    queue = AdmissionQueue(capacity=1)
+    with queue.enter(Priority.STRANGER, None):
+        with pytest.raises(QueueFull), queue.enter(Priority.STRANGER, None):
+            pytest.fail("it was not full")
+        with queue.enter(Priority.EXPECTED, None):
             pass
-    with pytest.raises(ZeroDivisionError), rooms.enter(Priority.STRANGER):
+    with pytest.raises(ZeroDivisionError), queue.enter(Priority.STRANGER, None):
         raise ZeroDivisionError
-    with rooms.enter(Priority.STRANGER):
+    with queue.enter(Priority.STRANGER, None):
         pass
 
 
-def test_a_room_holds_who_can_have_a_turn() -> None:
+def test_addresses_with_many_codes_leave_half_of_a_queue_to_others() -> None:
+    """An address may fill half of it, and a dozen of them no more than that."""
+    queue = AdmissionQueue(capacity=100)
+    with ExitStack() as waiting:
+        refused = 0
+        for number in range(1200):
+            try:
+                waiting.enter_context(queue.enter(Priority.STRANGER, f"192.0.2.{number % 12}"))
+            except QueueFull:
+                refused += 1
+        assert refused == 1150
+        for number in range(50):
+            waiting.enter_context(queue.enter(Priority.STRANGER, f"198.51.100.{number}"))
+        with pytest.raises(QueueFull), queue.enter(Priority.STRANGER, "203.0.113.1"):
+            pytest.fail("it was not full")
+
+
+def test_each_address_has_a_turn_of_its_own() -> None:
+    """Addresses of one IPv6 network share it, and callers without an address have none to share."""
+    queue = AdmissionQueue(capacity=9)
+    with ExitStack() as waiting:
+        one, same, other, nobody, no_one = (
+            waiting.enter_context(queue.enter(Priority.STRANGER, address))
+            for address in ("2001:db8::1", "2001:db8::2", "192.0.2.1", None, None)
+        )
+        assert one is same
+        assert len({*map(id, (one, other, nobody, no_one))}) == 4
+
+
+def test_the_capacity_is_what_can_be_sent() -> None:
     """Half of AMO's requests are people's, for as long as a claim may wait; one at least."""
-    assert room_for(per_second=5, seconds=45) == 112
-    assert room_for(per_second=0.1, seconds=1) == 1
+    assert capacity_for(per_second=5, seconds=45) == 112
+    assert capacity_for(per_second=0.1, seconds=1) == 1
 
 
 def test_an_address_that_comes_again_is_remembered_longest(clock: FakeClock) -> None:
@@ -143,17 +172,17 @@ def test_a_reservation_released_twice_releases_no_other(clock: FakeClock) -> Non
         limiter.reserve("192.0.2.1")
 
 
-async def test_a_turn_is_had_by_a_few_of_a_kind() -> None:
-    """Strangers wait until one of four is written down, and nobody who is better known waits for them."""
-    rooms, came = Rooms(size=9), asyncio.Queue[Priority]()
+async def test_a_few_codes_of_a_priority_are_written_at_once() -> None:
+    """The fifth stranger waits for one of four; a user we expect does not."""
+    queue, came = AdmissionQueue(capacity=9), asyncio.Queue[Priority]()
 
     async def come(priority: Priority) -> None:
-        async with rooms.turn(priority):
+        async with queue.write(priority):
             came.put_nowait(priority)
 
     async with AsyncExitStack() as turns:
         for _ in range(4):
-            await turns.enter_async_context(rooms.turn(Priority.STRANGER))
+            await turns.enter_async_context(queue.write(Priority.STRANGER))
         fifth = asyncio.create_task(come(Priority.STRANGER))
         expected = asyncio.create_task(come(Priority.EXPECTED))
         assert await came.get() is Priority.EXPECTED

@@ -221,6 +221,15 @@ async def test_rows_written_by_hand_do_not_stop_the_others(tmp_path: Path) -> No
         found = {one.account_id: one for one in await store.page(after="", limit=9, only=Filter())}
         due = await store.due(now=clock.now(), limit=9, apart_from=())
         events = await store.events(limit=9)
+        with closing(sqlite3.connect(tmp_path / "amo-callback.db")) as database, database:
+            database.execute("INSERT INTO meta VALUES ('frozen', x'78'), ('amo_block', x'78')")
+        frozen, block = await store.frozen(), await store.amo_block()
+        assert await store.thaw_all(machine="here")
+        await store.end_amo_block()
+    assert frozen is not None
+    assert (frozen.why, frozen.elsewhere) == ("the mark in the database cannot be read", True)
+    assert block is not None
+    assert block.probe_at < clock.now()
     assert [found[name].reason for name in "123"] == [Reason.UNREADABLE, None, None]
     assert found["3"].status is Status.NEEDS_REAUTH
     assert "2" in {one.account_id for one in due}

@@ -211,6 +211,19 @@ async def test_the_start_of_a_second_request_sent_with_the_first_has_the_time_of
         assert listener.closed == ["incomplete_request"] * 2
 
 
+@pytest.mark.parametrize(("more", "reason"), [(b"GET / HT", "incomplete_request"), (b"", "idle")])
+async def test_a_second_head_that_begins_in_the_same_packet_has_the_time_of_a_request(
+    listener: Listener, more: bytes, reason: str
+) -> None:
+    """Only a client that has sent nothing more has the time of an idle connection."""
+    seconds = {"request": SOON} if more else {"next_request": SOON}
+    async with listener.open(waits=_waits(**seconds)):
+        client = await listener.connect()
+        client.writer.write(GET + more)
+        assert (await client.until_closed()).endswith(b"hello")
+        assert listener.closed == [reason]
+
+
 async def test_an_answer_may_take_longer_than_any_limit(listener: Listener) -> None:
     """While a complete request is being answered its connection has no limit, whatever others have."""
     async with listener.open(waits=_waits(request=SOON, next_request=SOON, answer=SOON)):

@@ -67,7 +67,7 @@ async def test_a_refresher_that_does_not_beat_is_not_ready(app: Running) -> None
 class Beat:
     """A custody of which a test says how it does."""
 
-    beat_age = 0.0
+    beat_age = failed_for = 0.0
     in_flight = 0
     count = 0
     refused: str | None = None
@@ -105,6 +105,15 @@ async def test_the_oldest_beat_follows_the_poll_interval(store: Store) -> None:
     for age, ok in ((0.0, True), (180.0, True), (180.1, False)):
         beat.beat_age = age
         assert _checks(store, beat, poll_interval=60)["refresher"][0] is ok
+
+
+def test_a_refresher_whose_every_round_fails_is_not_ready(store: Store) -> None:
+    """It comes round, and refreshes nothing."""
+    beat = Beat()
+    for seconds, ok in ((0.0, True), (15.0, True), (15.1, False)):
+        beat.failed_for = seconds
+        assert _checks(store, beat)["refresher"][0] is ok
+    assert _checks(store, beat)["refresher"][1] == "every round has failed for 15 s: see refresher.failed in the log"
 
 
 def test_connections_of_another_client_id_are_named_and_make_nothing_red(store: Store) -> None:

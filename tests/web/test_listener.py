@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from amo_callback.errors import ConfigurationError
+from amo_callback.errors import CommandFailed, ConfigurationError
 from amo_callback.observe.log import make_logger
 from amo_callback.web.client_connections import ListenerOptions
 from amo_callback.web.client_ip import TrustedProxies, peer_of
@@ -101,7 +101,7 @@ async def test_a_living_unix_socket_is_not_taken_over(door: Door, tmp_path: Path
     """A second process does not cut the first one off."""
     address = f"unix:{tmp_path / 'private.sock'}"
     async with door.open(address):
-        with pytest.raises(ConfigurationError, match="Address already in use"):
+        with pytest.raises(CommandFailed, match="Address already in use"):
             async with Door().open(address):
                 pass
         assert b"hello" in await _ask(address, GET)
@@ -215,12 +215,15 @@ async def test_versions_are_not_told(door: Door) -> None:
             assert b"aiohttp" not in answer
 
 
-async def test_a_door_that_is_taken_is_named(door: Door, tmp_path: Path) -> None:
-    """The message names setting, address and reason."""
+async def test_an_address_that_cannot_be_listened_on_is_named(door: Door, tmp_path: Path) -> None:
+    """The message names setting, address and reason; only where another process listens there a second try may help."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        for wanted, reason in ((address, "Address already in use"), (f"unix:{tmp_path}/no/x", "No such file")):
-            with pytest.raises(ConfigurationError, match=f"server.public: cannot listen on {wanted}: {reason}"):
+        for wanted, error, reason in (
+            (address, CommandFailed, "Address already in use"),
+            (f"unix:{tmp_path}/no/x", ConfigurationError, "No such file"),
+        ):
+            with pytest.raises(error, match=f"server.public: cannot listen on {wanted}: {reason}"):
                 async with door.open(wanted):
                     pass
 
