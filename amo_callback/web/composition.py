@@ -176,17 +176,22 @@ async def open_service(
         await stack.enter_async_context(running_watchdog(watchdog))  # until everything has drained
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_retrieve, died)
-        courier = await stack.enter_async_context(_running_tasks(services, observer=observe, died=died))
+        custody, connect = services.custody, services.oauth.connect
+        courier = await stack.enter_async_context(_open_courier(services, observer=observe, died=died))
+        stack.push_async_callback(_drain, custody)
+        stack.push_async_callback(_drain, connect)
+        running = partial(_running, observer=observe, died=died)
+        await stack.enter_async_context(running(custody.refresher, name="refresher"))
+        await custody.surveyor.look()  # before a request may need it
+        await stack.enter_async_context(running(custody.surveyor, name="surveyor"))
         public, private = await stack.enter_async_context(
             _open_listeners(services, listeners, max_connections or settings.server.max_connections)
         )
 
         def stop() -> None:
-            watchdog.stop()
-            services.custody.stop()
-            services.oauth.connect.stop()
-            if courier is not None:
-                courier.stop()
+            for part in (watchdog, custody, connect, courier):
+                if part is not None:
+                    part.stop()
 
         stack.callback(stop)  # the first thing at the end, also where no signal came
         observe(Event(name="service.started", fields={"public": public.address, "private": private.address}))
@@ -335,23 +340,6 @@ async def _prepare(custody: Custody) -> None:
 
 
 @asynccontextmanager
-async def _running_tasks(
-    services: Services, *, observer: Observer, died: asyncio.Future[None]
-) -> AsyncIterator[Courier | None]:
-    """Run the background tasks; at the end wait for what is in flight, also of requests."""
-    custody = services.custody
-    async with (
-        _open_courier(services, observer=observer, died=died) as courier,
-        _draining(custody),
-        _draining(services.oauth.connect),
-        _running(custody.refresher, name="refresher", observer=observer, died=died),
-    ):
-        await custody.surveyor.look()  # before a request may need it
-        async with _running(custody.surveyor, name="surveyor", observer=observer, died=died):
-            yield courier
-
-
-@asynccontextmanager
 async def _open_courier(
     services: Services, *, observer: Observer, died: asyncio.Future[None]
 ) -> AsyncIterator[Courier | None]:
@@ -379,14 +367,10 @@ async def _open_courier(
             yield courier
 
 
-@asynccontextmanager
-async def _draining(worker: Custody | Connect) -> AsyncIterator[None]:
-    """Wait at the end for what is in flight: a token was spent for it."""
-    try:
-        yield
-    finally:
-        worker.stop()
-        await worker.drain()
+async def _drain(worker: Custody | Connect) -> None:
+    """Wait for what is in flight, also of requests: a token or a code was spent for it."""
+    worker.stop()
+    await worker.drain()
 
 
 @asynccontextmanager

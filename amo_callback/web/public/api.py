@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -77,9 +77,9 @@ class PublicApi(Api):
     async def check_unmatched(self, request: web.Request) -> None:
         """Let 404 and 405 be answered."""
 
-    def render(self, answer: object) -> web.Response:
+    def render(self, answer: Any) -> web.Response:
         """Render data and message in the envelope."""
-        return web.json_response(jsonable(answer))
+        return web.json_response({"success": True, "data": jsonable(answer.data), "message": answer.message})
 
     def render_error(self, error: AmoCallbackError) -> web.Response:
         """Render an error in the envelope."""

@@ -53,6 +53,7 @@ async def test_the_app_starts_a_grant_and_gets_its_state_back(app: Running) -> N
         "state": data["state"],
         "mode": "popup",
     }
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", data["expires_at"])
     left = datetime.fromisoformat(data["expires_at"]) - datetime.now(UTC)
     assert timedelta(minutes=29) < left <= timedelta(minutes=30)
     back = await allow(app, data["authorize_url"])
