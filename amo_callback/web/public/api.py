@@ -77,7 +77,7 @@ class PublicApi(Api):
     async def check_unmatched(self, request: web.Request) -> None:
         """Let 404 and 405 be answered."""
 
-    def render(self, answer: Any) -> web.Response:
+    def render(self, answer: Any) -> web.Response:  # noqa: ANN401 -- because a `Success` is generic
         """Render data and message in the envelope."""
         return web.json_response({"success": True, "data": jsonable(answer.data), "message": answer.message})
 
