@@ -291,7 +291,7 @@ async def store(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
 
 @dataclass(kw_only=True, slots=True)
 class Running:
-    """The whole service against the stand-in, and a client of its doors."""
+    """The whole service against the stand-in, and a client of its APIs."""
 
     amo: Amo
     clock: ShiftedClock

@@ -105,7 +105,7 @@ async def test_what_a_callback_began_is_stored_at_the_end(run: Any) -> None:
 
 
 async def test_a_callback_in_progress_at_the_end_is_answered(run: Any) -> None:
-    """The doors drain: who came before the end gets back to the app."""
+    """The listeners drain: who came before the end gets back to the app."""
     async with run() as app:
         app.amo.sandbox.latency = 0.3
         asking = asyncio.create_task(app.callback(app.query(state="s")))
@@ -122,7 +122,7 @@ NEW_KEY = "a-new-key-0123456789-0123456789-0123456789-01"
 
 
 async def test_keys_that_were_read_again_hold_at_once(app: Running, encryption_key: str) -> None:
-    """The new one opens the door, the old one does not any more; both may be there for a while."""
+    """The new one is accepted, the old one is not any more; both may be there for a while."""
     both = {"API__KEYS": f"backend:{API_KEY}\nnew:{NEW_KEY}"}
     assert app.service.reloader.apply(load_settings(None, environment(app.amo, encryption_key, **both))) == []
     for key in (API_KEY, NEW_KEY):

@@ -80,8 +80,8 @@ class Asked:
     log: list[dict[str, Any]]
 
 
-class Doors:
-    """Both doors before broken use cases."""
+class Apis:
+    """Both APIs with broken use cases."""
 
     def __init__(self, amo: Amo, client: AmoClient, key: str) -> None:
         self.settings = load_settings(None, environment(amo, key))
@@ -120,8 +120,8 @@ class Doors:
 
     async def ask(self, error: Exception, path: str, *, private: bool = False, accept: str = "*/*") -> Asked:
         headers = {"Accept": accept, "Authorization": f"Bearer {API_KEY}"}
-        async with self.open(error) as (public_door, private_door, stream), aiohttp.ClientSession() as http:
-            url = URL(f"http://{private_door if private else public_door}{path}", encoded=True)
+        async with self.open(error) as (public_address, private_address, stream), aiohttp.ClientSession() as http:
+            url = URL(f"http://{private_address if private else public_address}{path}", encoded=True)
             method = "POST" if path.endswith("exchange-code") else "GET"
             async with http.request(
                 method, url, headers=headers, data=b'{"code": "c"}', allow_redirects=False
@@ -135,13 +135,13 @@ class Doors:
 
 
 @pytest.fixture
-def doors(amo: Amo, client: AmoClient, encryption_key: str) -> Doors:
-    return Doors(amo, client, encryption_key)
+def apis(amo: Amo, client: AmoClient, encryption_key: str) -> Apis:
+    return Apis(amo, client, encryption_key)
 
 
-async def test_a_bug_in_the_callback_still_leads_back(doors: Doors) -> None:
+async def test_a_bug_in_the_callback_still_leads_back(apis: Apis) -> None:
     """The person gets to the app with an error word and the state, the administrator gets the trace."""
-    asked = await doors.ask(ZeroDivisionError(SECRET), f"{BASE}/callback?code=c&state=s&referer={HOST}")
+    asked = await apis.ask(ZeroDivisionError(SECRET), f"{BASE}/callback?code=c&state=s&referer={HOST}")
     assert (asked.status, asked.location) == (302, "foryoure://amo-crm/callback?error=auth_failed&state=s")
     bug = next(line for line in asked.log if line["event"] == "http.bug")
     assert "ZeroDivisionError" in bug["exception"]
@@ -155,38 +155,38 @@ async def test_a_bug_in_the_callback_still_leads_back(doors: Doors) -> None:
 
 
 @pytest.mark.parametrize("path", [f"{BASE}/exchange-code", f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA"])
-async def test_a_bug_behind_the_public_door_is_500_in_the_envelope(doors: Doors, path: str) -> None:
+async def test_a_bug_behind_the_public_api_is_500_in_the_envelope(apis: Apis, path: str) -> None:
     """No trace leaves, and the log has it."""
-    asked = await doors.ask(ZeroDivisionError(SECRET), path)
+    asked = await apis.ask(ZeroDivisionError(SECRET), path)
     assert (asked.status, json.loads(asked.text)["error"]) == (500, "internal_error")
     assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
     assert "ZeroDivisionError" not in asked.text
     assert SECRET not in str(asked)
 
 
-async def test_a_bug_behind_the_private_door_is_a_problem(doors: Doors) -> None:
+async def test_a_bug_behind_the_private_api_is_a_problem(apis: Apis) -> None:
     """The same for backends, in their words."""
-    asked = await doors.ask(ZeroDivisionError(SECRET), "/connections/x/token", private=True)
+    asked = await apis.ask(ZeroDivisionError(SECRET), "/connections/x/token", private=True)
     assert (asked.status, json.loads(asked.text)["code"]) == (500, "internal_error")
     assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
     assert "ZeroDivisionError" not in asked.text
     assert SECRET not in str(asked)
 
 
-async def test_a_store_that_is_away_is_told_to_each_in_their_words(doors: Doors) -> None:
+async def test_a_store_that_is_away_is_told_to_each_in_their_words(apis: Apis) -> None:
     """Redirect, page, envelope and problem: try again, and nothing is said of a bug."""
     away = StoreUnavailable("SQLITE_BUSY")
     callback = f"{BASE}/callback?code=c&state=s&referer={HOST}"
-    asked = await doors.ask(away, callback)
+    asked = await apis.ask(away, callback)
     assert asked.location == "foryoure://amo-crm/callback?error=amo_unavailable&state=s"
-    assert (await doors.ask(away, callback, accept="text/html")).status == 503
-    page = await doors.ask(away, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA")
+    assert (await apis.ask(away, callback, accept="text/html")).status == 503
+    page = await apis.ask(away, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA")
     assert (page.status, 'id="again"' in page.text, 'id="open"' in page.text) == (503, True, False)
     [line] = [line for line in page.log if line["event"] == "callback.refused"]
     assert (line["word"], line["error"], line["level"]) == ("amo_unavailable", "store_unavailable", "warning")
     assert f"<code>{line['support_code']}</code>" in page.text
-    assert (await doors.ask(away, f"{BASE}/exchange-code")).status == 503
-    problem = await doors.ask(away, "/connections/x/token", private=True)
+    assert (await apis.ask(away, f"{BASE}/exchange-code")).status == 503
+    problem = await apis.ask(away, "/connections/x/token", private=True)
     assert (problem.status, json.loads(problem.text)["code"]) == (503, "store_unavailable")
     assert "error" not in {line["level"] for line in problem.log}
 

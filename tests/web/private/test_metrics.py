@@ -116,7 +116,7 @@ async def test_a_scrape_names_nobody(app: Running) -> None:
 
 
 async def test_metrics_may_ask_for_a_key(run: Any) -> None:
-    """With `server.metrics_auth` a key that may read will do; the public door has none."""
+    """With `server.metrics_auth` a key that may read will do; the public API has none."""
     async with run(SERVER__METRICS_AUTH="true") as app:
         assert (await app.private("/metrics", key=None)).status == 401
         assert (await app.private("/metrics", key=READ_KEY)).status == 200

@@ -406,7 +406,7 @@ async def test_junk_codes_of_one_address_come_to_an_end(run: Any) -> None:
 # --- headers ---------------------------------------------------------------------------------------
 
 
-async def test_every_answer_of_the_public_door_is_protected(app: Running) -> None:
+async def test_every_answer_of_the_public_api_is_protected(app: Running) -> None:
     """No cache, no referrer, no frame, no sniffing; a page's style has a nonce of its own each time."""
     redirected = await app.callback(app.query(), html=True)
     answers = [

@@ -292,7 +292,7 @@ async def test_where_states_are_issued_the_app_cannot_bring_a_code_of_its_own(ru
         assert (await phone.exchange(code)).status == 200
 
 
-# --- the private door ---------------------------------------------------------------------------
+# --- the private API ---------------------------------------------------------------------------
 
 
 async def _vouch(app: Running, key: str = ADMIN_KEY, **body: object) -> Answer:
@@ -352,7 +352,7 @@ async def test_a_backend_may_ask_for_the_verifier_too(run: Any) -> None:
     ],
 )
 async def test_a_backends_bad_start_names_the_field(run: Any, body: dict[str, Any], field: str) -> None:
-    """400 `invalid_request`, as everywhere on the private door."""
+    """400 `invalid_request`, as everywhere on the private API."""
     async with run() as app:
         answer = await _vouch(app, **body)
         assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
