@@ -71,6 +71,12 @@ def error_classes(root: type[AmoCallbackError] = AmoCallbackError) -> Iterator[t
         yield from error_classes(child)
 
 
+class InternalError(AmoCallbackError):
+    """A bug of amo-callback: see its log."""
+
+    app_message = "Something went wrong on our side. Please try again."
+
+
 # --- the user has to act -------------------------------------------------------------------------
 
 

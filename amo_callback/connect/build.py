@@ -18,11 +18,10 @@ from amo_callback.hosts import check_host
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from amo_callback.cipher import Cipher
     from amo_callback.config import Settings
-    from amo_callback.custody.build import Custody
+    from amo_callback.custody.build import Core, Custody
     from amo_callback.model import Connection
-    from amo_callback.ports import AmoOAuth, Clock, Observer, Shared, Store
+    from amo_callback.ports import Shared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,19 +35,10 @@ class OAuth:
 
 
 def make_oauth(
-    settings: Settings,
-    custody: Custody,
-    *,
-    store: Store,
-    shared: Shared,
-    amo: AmoOAuth,
-    cipher: Cipher,
-    clock: Clock,
-    observer: Observer,
-    random: Callable[[], float],
-    connected: Callable[[Connection], None],
+    core: Core, settings: Settings, custody: Custody, *, shared: Shared, connected: Callable[[Connection], None]
 ) -> OAuth:
     """Build it all; nothing is started. `connected` is called where AMO has accepted a code."""
+    store, amo, cipher, clock = core.store, core.amo, core.cipher, core.clock
     rate, rules = settings.amo.requests_per_second, settings.refresh.rules
     issued_only, allowed = settings.app.state == "issued", settings.amo.allowed_domains
     limits = Limits(
@@ -72,7 +62,7 @@ def make_oauth(
         amo=amo,
         cipher=cipher,
         clock=clock,
-        observer=observer,
+        observer=core.observer,
         unsaved=custody.unsaved,
         raw_answers=custody.raw_answers,
         credentials=custody.credentials,
@@ -82,7 +72,7 @@ def make_oauth(
             default_domain=check_host((settings.amo.default_domain or "").encode(), allowed=allowed),
             refresh=rules,
         ),
-        random=random,
+        random=core.random,
         connected=connected,
     )
     admission = Admission(
@@ -93,7 +83,7 @@ def make_oauth(
         amo=amo,
         records=records,
         clock=clock,
-        observer=observer,
+        observer=core.observer,
         exchanger=exchanger,
         admission=admission,
         unproven=limits.codes,

@@ -61,11 +61,6 @@ class Custody:
     memory: Memory
     surveyor: Surveyor
 
-    @property
-    def credentials_refused(self) -> str | None:
-        """Why AMO does not accept our credentials, in its words; `None` where it is not known to refuse them."""
-        return self.breaker.refused or self.credentials.refused
-
     async def switched_off(self, account_id: str) -> None:
         """Check an account of which AMO's hook says that the integration was switched off there."""
         if await self.checks.begin(account_id):
@@ -83,6 +78,18 @@ class Custody:
         await self.keeper.drain()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Core:
+    """The edges of one process: what talks to the outside, time and randomness; never a part of our own."""
+
+    store: Store
+    amo: AmoOAuth
+    cipher: Cipher
+    clock: Clock
+    observer: Observer
+    random: Callable[[], float]
+
+
 class _Edges(TypedDict):
     store: Store
     clock: Clock
@@ -93,21 +100,10 @@ class _Sealed(_Edges):
     cipher: Cipher
 
 
-def make_custody(
-    *,
-    store: Store,
-    amo: AmoOAuth,
-    cipher: Cipher,
-    rescue: RescueFiles,
-    clock: Clock,
-    observer: Observer,
-    rules: RefreshRules,
-    owner: str,
-    machine: str,
-    random: Callable[[], float],
-) -> Custody:
+def make_custody(core: Core, *, rescue: RescueFiles, rules: RefreshRules, owner: str, machine: str) -> Custody:
     """Build it all; nothing is started. `owner` names the process in its claims, `machine` where its store is."""
-    edges: _Edges = {"store": store, "clock": clock, "observer": observer}
+    store, amo, cipher, clock, random = core.store, core.amo, core.cipher, core.clock, core.random
+    edges: _Edges = {"store": store, "clock": clock, "observer": core.observer}
     sealed: _Sealed = {**edges, "cipher": cipher}
     leases = Leases(length=rules.lease, store=store, clock=clock)
     address_block = AddressBlock(**edges, probe_every=rules.retry_cap)

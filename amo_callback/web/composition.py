@@ -23,7 +23,7 @@ from amo_callback.amo.protocol import Integration
 from amo_callback.amo.wire import tls_context
 from amo_callback.cipher import Cipher
 from amo_callback.connect.build import OAuth, make_oauth
-from amo_callback.custody.build import Custody, make_custody
+from amo_callback.custody.build import Core, Custody, make_custody
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.event import Event, Level
@@ -232,36 +232,16 @@ async def _open_services(
         amo = _make_client(settings, pace=pace, clock=clock, observer=observer)
         rescue = Rescue(paths.rescue)
         await asyncio.to_thread(rescue.open)
-        custody = make_custody(
-            store=store,
-            amo=amo,
-            cipher=cipher,
-            rescue=rescue,
-            clock=clock,
-            observer=observer,
-            rules=settings.refresh.rules,
-            owner=process,
-            machine=paths.machine,
-            random=random.random,
-        )
+        core = Core(store=store, amo=amo, cipher=cipher, clock=clock, observer=observer, random=random.random)
+        rules = settings.refresh.rules
+        custody = make_custody(core, rescue=rescue, rules=rules, owner=process, machine=paths.machine)
         await _prepare(custody)
 
         def on_connected(connection: Connection) -> None:
             custody.breaker.accepted()
             custody.refresher.expect(connection.next_refresh_at)
 
-        oauth = make_oauth(
-            settings,
-            custody,
-            store=store,
-            shared=shared,
-            amo=amo,
-            cipher=cipher,
-            clock=clock,
-            observer=observer,
-            random=random.random,
-            connected=on_connected,
-        )
+        oauth = make_oauth(core, settings, custody, shared=shared, connected=on_connected)
         yield Services(
             settings=settings,
             store=store,

@@ -81,7 +81,6 @@ class Beat:
     seconds: float | None = 0.0
     trouble: str | None = None
     proven = True
-    credentials_refused: str | None = None
 
     @property
     def refresher(self) -> Beat:
