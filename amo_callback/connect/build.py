@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amo_callback.connect.admission import Admission
@@ -24,76 +23,80 @@ if TYPE_CHECKING:
     from amo_callback.ports import Shared
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class OAuth:
-    """The OAuth flow of one process."""
+    """The OAuth flow of one process, built and not started; `connected` is called where AMO has accepted a code."""
 
-    authorizations: Authorizations
-    connect: Connect
-    redeemer: Redeemer
-    limits: Limits
-
-
-def make_oauth(
-    core: Core, settings: Settings, custody: Custody, *, shared: Shared, connected: Callable[[Connection], None]
-) -> OAuth:
-    """Build it all; nothing is started. `connected` is called where AMO has accepted a code."""
-    store, amo, cipher, clock = core.store, core.amo, core.cipher, core.clock
-    rate, rules = settings.amo.requests_per_second, settings.refresh.rules
-    issued_only, allowed = settings.app.state == "issued", settings.amo.allowed_domains
-    limits = Limits(
-        unproven=settings.limits.unproven,
-        window=settings.limits.window,
-        requests_per_second=rate,
-        shared=shared,
-    )
-    room = room_for(per_second=rate, seconds=rules.lease - amo.timeout)
-    authorizations = Authorizations(
-        store=store,
-        amo=amo,
-        cipher=cipher,
-        clock=clock,
-        starts=Starts(each=limits.starts, links=limits.links, rooms=Rooms(size=room)),
-        new_secret=_new_secret,
-    )
-    records = Records(cipher=cipher, clock=clock, lease=rules.lease, new_secret=_new_secret)
-    exchanger = Exchanger(
-        store=store,
-        amo=amo,
-        cipher=cipher,
-        clock=clock,
-        observer=core.observer,
-        unsaved=custody.unsaved,
-        raw_answers=custody.raw_answers,
-        credentials=custody.credentials,
-        address_block=custody.breaker.address_block,
-        rules=ExchangeRules(
-            allowed_accounts=frozenset(settings.amo.allowed_accounts),
-            default_domain=check_host((settings.amo.default_domain or "").encode(), allowed=allowed),
-            refresh=rules,
-        ),
-        random=core.random,
-        connected=connected,
-    )
-    admission = Admission(
-        authorizations=authorizations, issued_only=issued_only, lists_accounts=bool(settings.amo.allowed_accounts)
-    )
-    connect = Connect(
-        store=store,
-        amo=amo,
-        records=records,
-        clock=clock,
-        observer=core.observer,
-        exchanger=exchanger,
-        admission=admission,
-        unproven=limits.codes,
-        rooms=Rooms(size=room),
-        leases=custody.leases,
-    )
-    redeemer = Redeemer(
-        store=store, records=records, clock=clock, connect=connect, unproven=limits.codes, issued_only=issued_only
-    )
-    return OAuth(authorizations=authorizations, connect=connect, redeemer=redeemer, limits=limits)
+    def __init__(
+        self,
+        core: Core,
+        settings: Settings,
+        custody: Custody,
+        *,
+        shared: Shared,
+        connected: Callable[[Connection], None],
+    ) -> None:
+        store, amo, cipher, clock = core.store, core.amo, core.cipher, core.clock
+        rate, rules = settings.amo.requests_per_second, settings.refresh.rules
+        issued_only, allowed = settings.app.state == "issued", settings.amo.allowed_domains
+        self.limits = limits = Limits(
+            unproven=settings.limits.unproven,
+            window=settings.limits.window,
+            requests_per_second=rate,
+            shared=shared,
+        )
+        room = room_for(per_second=rate, seconds=rules.lease - amo.timeout)
+        self.authorizations = Authorizations(
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            clock=clock,
+            starts=Starts(each=limits.starts, links=limits.links, rooms=Rooms(size=room)),
+            new_secret=_new_secret,
+        )
+        records = Records(cipher=cipher, clock=clock, lease=rules.lease, new_secret=_new_secret)
+        exchanger = Exchanger(
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            clock=clock,
+            observer=core.observer,
+            unsaved=custody.unsaved,
+            raw_answers=custody.raw_answers,
+            credentials=custody.credentials,
+            address_block=custody.breaker.address_block,
+            rules=ExchangeRules(
+                allowed_accounts=frozenset(settings.amo.allowed_accounts),
+                default_domain=check_host((settings.amo.default_domain or "").encode(), allowed=allowed),
+                refresh=rules,
+            ),
+            random=core.random,
+            connected=connected,
+        )
+        admission = Admission(
+            authorizations=self.authorizations,
+            issued_only=issued_only,
+            lists_accounts=bool(settings.amo.allowed_accounts),
+        )
+        self.connect = Connect(
+            store=store,
+            amo=amo,
+            records=records,
+            clock=clock,
+            observer=core.observer,
+            exchanger=exchanger,
+            admission=admission,
+            unproven=limits.codes,
+            rooms=Rooms(size=room),
+            leases=custody.leases,
+        )
+        self.redeemer = Redeemer(
+            store=store,
+            records=records,
+            clock=clock,
+            connect=self.connect,
+            unproven=limits.codes,
+            issued_only=issued_only,
+        )
 
 
 def _new_secret() -> str:

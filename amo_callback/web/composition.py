@@ -22,8 +22,8 @@ from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.wire import tls_context
 from amo_callback.cipher import Cipher
-from amo_callback.connect.build import OAuth, make_oauth
-from amo_callback.custody.build import Core, Custody, make_custody
+from amo_callback.connect.build import OAuth
+from amo_callback.custody.build import Core, Custody
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.event import Event, Level
@@ -234,14 +234,14 @@ async def _open_services(
         await asyncio.to_thread(rescue.open)
         core = Core(store=store, amo=amo, cipher=cipher, clock=clock, observer=observer, random=random.random)
         rules = settings.refresh.rules
-        custody = make_custody(core, rescue=rescue, rules=rules, owner=process, machine=paths.machine)
+        custody = Custody(core, rescue=rescue, rules=rules, owner=process, machine=paths.machine)
         await _prepare(custody)
 
         def on_connected(connection: Connection) -> None:
             custody.breaker.accepted()
             custody.refresher.expect(connection.next_refresh_at)
 
-        oauth = make_oauth(core, settings, custody, shared=shared, connected=on_connected)
+        oauth = OAuth(core, settings, custody, shared=shared, connected=on_connected)
         yield Services(
             settings=settings,
             store=store,

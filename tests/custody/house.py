@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.custody.build import Core, Custody, make_custody
+from amo_callback.custody.build import Core, Custody
 from amo_callback.errors import NeedsReauth
 from amo_callback.grant import GrantedPair, GrantStatus
 from amo_callback.model import Connection, Demand, Issued, RefreshRules, TokenPair, connection_id
@@ -65,7 +65,7 @@ class House:
             "owner": "process-1",
             "machine": "here",
         }
-        return make_custody(Core(**{**given, **watched}), **{**values, **more})
+        return Custody(Core(**{**given, **watched}), **{**values, **more})
 
     def make_keeper(self, **more: Any) -> Keeper:
         return self.make_custody(**more).keeper

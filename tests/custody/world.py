@@ -33,7 +33,7 @@ from amo_callback.amo.sandbox.replies import problem
 from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
 from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
 from amo_callback.clock import DatabaseClock
-from amo_callback.custody.build import Core, make_custody
+from amo_callback.custody.build import Core, Custody
 from amo_callback.errors import AmoCallbackError, RequestNotSent, StoreUnavailable, UnknownOutcome
 from amo_callback.grant import GrantedPair, GrantStatus
 from amo_callback.model import (
@@ -150,9 +150,7 @@ class Process:
             observer=self.witness,
             random=self.world.random,
         )
-        self.custody = make_custody(
-            core, rescue=self.world.disk, rules=self.world.rules, owner=self.name, machine="here"
-        )
+        self.custody = Custody(core, rescue=self.world.disk, rules=self.world.rules, owner=self.name, machine="here")
         self.tasks.add(self.world.loop.create_task(self._live()))
 
     async def _live(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -13,33 +14,19 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from amo_callback.config_load import load_settings
-from amo_callback.connect.build import OAuth
 from amo_callback.errors import StoreUnavailable
 from amo_callback.grant import support_code
-from amo_callback.identity import ApiKeys, read_api_keys
 from amo_callback.model import fingerprint
 from amo_callback.observe.log import make_logger
-from amo_callback.observe.metrics import Metrics
-from amo_callback.web.client_ip import TrustedProxies
-from amo_callback.web.composition import Services, make_apis
+from amo_callback.web.composition import make_apis
 from amo_callback.web.listener import open_listener
-from amo_callback.web.pages.render import Pages
-from tests.conftest import API_KEY, BASE, HOST, environment
+from tests.conftest import API_KEY, BASE, HOST
 from tests.fakes import ShiftedClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.cipher import Cipher
-    from amo_callback.connect.authorization import Authorizations
-    from amo_callback.connect.completion import Connect
-    from amo_callback.connect.limits import Limits
-    from amo_callback.connect.redemption import Redeemer
-    from amo_callback.custody.build import Custody
-    from amo_callback.ports import Store
-    from tests.conftest import Amo, Running
+    from tests.conftest import Running
 
 SECRET = "def50200" + "ab" * 30
 
@@ -69,6 +56,8 @@ class Broken:
     def handout(self) -> Broken:
         return self
 
+    authorizations = connect = redeemer = handout
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
@@ -83,34 +72,14 @@ class Asked:
 class Apis:
     """Both APIs with broken use cases."""
 
-    def __init__(self, amo: Amo, client: AmoClient, key: str) -> None:
-        self.settings = load_settings(None, environment(amo, key))
-        self.client = client
+    def __init__(self, app: Running) -> None:
+        self._services = app.service.services
 
     @asynccontextmanager
     async def open(self, error: Exception) -> AsyncIterator[tuple[str, str, io.StringIO]]:
-        broken, stream, clock = Broken(error), io.StringIO(), ShiftedClock()
+        broken, stream, clock = cast("Any", Broken(error)), io.StringIO(), ShiftedClock()
         log = make_logger(level="info", style="json", stream=stream)
-        services = Services(
-            settings=self.settings,
-            store=cast("Store", broken),
-            amo=self.client,
-            cipher=cast("Cipher", broken),
-            oauth=OAuth(
-                authorizations=cast("Authorizations", broken),
-                connect=cast("Connect", broken),
-                redeemer=cast("Redeemer", broken),
-                limits=cast("Limits", broken),
-            ),
-            users=None,
-            custody=cast("Custody", broken),
-            api_keys=ApiKeys(read_api_keys(self.settings.api.keys.get_secret_value())),
-            proxies=TrustedProxies(()),
-            pages=Pages(app_name=self.settings.app.name),
-            clock=clock,
-            metrics=Metrics(),
-            log=log,
-        )
+        services = dataclasses.replace(self._services, store=broken, oauth=broken, custody=broken, log=log)
         public_api, private_api, _ = make_apis(services)
         async with (
             open_listener(public_api.make_app(), "127.0.0.1:0", name="public", clock=clock, log=log) as public,
@@ -135,8 +104,8 @@ class Apis:
 
 
 @pytest.fixture
-def apis(amo: Amo, client: AmoClient, encryption_key: str) -> Apis:
-    return Apis(amo, client, encryption_key)
+def apis(app: Running) -> Apis:
+    return Apis(app)
 
 
 async def test_a_bug_in_the_callback_still_leads_back(apis: Apis) -> None:
