@@ -447,10 +447,7 @@ async def test_a_flood_of_links_does_not_stand_before_a_refresh(run: Any) -> Non
     """While hundreds follow links from as many addresses, a refresh is written down before most of their states."""
     async with run(**WITH_USERS) as app:
         connection = await app.connected()
-        app.amo.sandbox.asked.clear()
-        app.amo.sandbox.faults.add(Fault.SLOW)
-        refresh = asyncio.create_task(app.private(f"/connections/{connection}/refresh", method="POST"))
-        await app.amo.sandbox.asked.wait()
+        refresh = await app.refreshing(connection)
         flood = [
             asyncio.create_task(
                 app.public(f"{BASE}/connect", headers={"X-Forwarded-For": f"198.51.{n // 250}.{n % 250}"})
