@@ -113,7 +113,7 @@ class PrivateApi(Api):
         return key.name
 
     async def check_unmatched(self, request: web.Request) -> None:
-        """Ask for a key first: without one, nobody learns which paths there are."""
+        """Require a key first: without one a caller does not learn which paths exist."""
         if request.path not in self._open_paths:
             self._find_key(request)
 
