@@ -1,4 +1,4 @@
-"""The link that brings a person back to the app: its encoding and its words.
+"""The deep link that returns the user to the app: its encoding and its errors.
 
 Values are percent-encoded from the bytes they came as, everything but RFC 3986's unreserved characters:
 `+` would be a space to some parsers, and other characters vanish or stay raw in an address whose
@@ -66,13 +66,13 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
 )
 """Every `error` that the link may have."""
 OURS_OR_AMOS = ("amo_unavailable", "auth_failed")
-"""Those whose cause may be this service or AMO, and not the person or the sender of the link."""
+"""The errors whose cause may be this service or AMO, and not the user or the sender of the link."""
 
 
 def success_link(base: str, *, hand_back: HandBack, code: bytes, state: bytes | None) -> str:
     """Return the link after a success; `state` is there even where none came: the app expects it."""
-    told = b"true" if hand_back == "none" else code
-    return _link(base, "success" if hand_back == "none" else "code", told, state or b"")
+    value = b"true" if hand_back == "none" else code
+    return _link(base, "success" if hand_back == "none" else "code", value, state or b"")
 
 
 def failure_link(base: str, *, error: str, state: bytes | None) -> str:
@@ -83,7 +83,7 @@ def failure_link(base: str, *, error: str, state: bytes | None) -> str:
 def intent_link(link: str, *, package: str) -> str:
     """Return the same link as Android's `intent:`, which opens that app and no other.
 
-    There is nothing of the person's behind `#Intent;`, for Android takes orders there, and no
+    There is nothing of the user's behind `#Intent;`, for Android takes orders there, and no
     `browser_fallback_url`, for with one Chrome does not ask whether to open the app.
     Source: https://developer.chrome.com/docs/android/intents
     """

@@ -32,7 +32,7 @@ class AmoCallbackError(Exception):
     api_code: str = "internal_error"
     """Its `code` in the private API."""
     http_status: int = 500
-    action: str = "try again later: a bug, which the log tells as `http.bug`"
+    action: str = "try again later: a bug, logged as `http.bug`"
     """What the caller should do."""
     retry_after: float | None = 5.0
     """Seconds after which to try again, where `http_status` is 502 or 503; `None`: `refresh.retry_cap`."""
@@ -69,6 +69,12 @@ def error_classes(root: type[AmoCallbackError] = AmoCallbackError) -> Iterator[t
     yield root
     for child in root.__subclasses__():
         yield from error_classes(child)
+
+
+class InternalError(AmoCallbackError):
+    """A bug of amo-callback: see its log."""
+
+    app_message = "Something went wrong on our side. Please try again."
 
 
 # --- the user has to act -------------------------------------------------------------------------
@@ -452,7 +458,7 @@ class Unauthorized(AmoCallbackError):
     def __init__(self, detail: str) -> None:
         super().__init__()
         self.detail = detail
-        """A word of ours for the check that failed: it tells an operator a wrong app.jwt_audience from a forgery."""
+        """Our name of the check that failed: it distinguishes a wrong app.jwt_audience from a forgery."""
 
     @property
     def presented(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from amo_callback.amo.client import AmoClient
 from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.sandbox.app import Sandbox
+from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
 from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
 from amo_callback.cipher import Cipher, new_key
@@ -36,11 +38,12 @@ from tests.openapi_conformance import conformance_of
 from tests.postgres import databases, why_not
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 
     from amo_callback.clock import Clock
     from amo_callback.config.settings import Settings
     from amo_callback.event import Event
+    from amo_callback.model import Connection
     from amo_callback.store import Store
     from tests.postgres import Databases
 
@@ -292,7 +295,7 @@ async def store(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
 
 @dataclass(kw_only=True, slots=True)
 class Running:
-    """The whole service against the stand-in, and a client of its doors."""
+    """The whole service against the stand-in, and a client of its APIs."""
 
     amo: Amo
     clock: ShiftedClock
@@ -345,6 +348,30 @@ class Running:
         name = str((await self.witness.until("connection.connected")).connection_id)
         self.clock.advance(10)
         return name
+
+    async def stored(self, name: str) -> Connection:
+        """Return a connection as the store has it."""
+        found = await self.service.services.store.connection(name)
+        assert found is not None
+        return found
+
+    async def late(self, asking: Coroutine[Any, Any, Answer]) -> Answer:
+        """Return the answer to a request for which AMO takes longer than 8 s: it is still being asked then."""
+        self.amo.sandbox.asked.clear()
+        self.amo.sandbox.faults.add(Fault.SLOW)
+        answering = asyncio.create_task(asking)
+        await self.amo.sandbox.asked.wait()
+        await self.clock.until_sleeping(8)
+        self.clock.advance(8)
+        return await answering
+
+    async def refreshing(self, name: str) -> asyncio.Task[Answer]:
+        """Begin a refresh whose request has reached AMO, which does not answer yet."""
+        self.amo.sandbox.asked.clear()
+        self.amo.sandbox.faults.add(Fault.SLOW)
+        refresh = asyncio.create_task(self.private(f"/connections/{name}/refresh", method="POST"))
+        await self.amo.sandbox.asked.wait()
+        return refresh
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the log."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amo_callback.connect.admission import Admission
@@ -18,94 +17,84 @@ from amo_callback.hosts import check_host
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.cipher import Cipher
-    from amo_callback.clock import Clock
     from amo_callback.config.settings import Settings
-    from amo_callback.custody.build import Custody
-    from amo_callback.event import Observer
+    from amo_callback.custody.build import Core, Custody
     from amo_callback.model import Connection
-    from amo_callback.store import Store
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class OAuth:
-    """The OAuth flow of one process."""
+    """The OAuth flow of one process, built and not started; `connected` is called where AMO has accepted a code."""
 
-    authorizations: Authorizations
-    connect: Connect
-    redeemer: Redeemer
-    limits: Limits
-
-
-def make_oauth(
-    settings: Settings,
-    custody: Custody,
-    *,
-    store: Store,
-    amo: AmoClient,
-    cipher: Cipher,
-    clock: Clock,
-    observer: Observer,
-    random: Callable[[], float],
-    connected: Callable[[Connection], None],
-) -> OAuth:
-    """Build it all; nothing is started. `connected` is called where AMO has accepted a code."""
-    rate, rules = settings.amo.requests_per_second, settings.refresh.rules
-    issued_only, allowed = settings.app.state == "issued", settings.amo.allowed_domains
-    limits = Limits(
-        attempts=settings.limits.unproven,
-        window=settings.limits.window,
-        requests_per_second=rate,
-        clock=clock,
-    )
-    capacity = capacity_for(per_second=rate, seconds=rules.lease - amo.timeout)
-    authorizations = Authorizations(
-        store=store,
-        amo=amo,
-        cipher=cipher,
-        clock=clock,
-        starts=Starts(each=limits.starts, links=limits.links, queue=AdmissionQueue(capacity=capacity)),
-        new_secret=_new_secret,
-    )
-    records = Records(cipher=cipher, clock=clock, lease=rules.lease, new_secret=_new_secret)
-    exchanger = Exchanger(
-        store=store,
-        amo=amo,
-        cipher=cipher,
-        clock=clock,
-        observer=observer,
-        unsaved=custody.unsaved,
-        raw_answers=custody.raw_answers,
-        credentials=custody.credentials,
-        address_block=custody.breaker.address_block,
-        rules=ExchangeRules(
-            allowed_accounts=frozenset(settings.amo.allowed_accounts),
-            default_domain=check_host((settings.amo.default_domain or "").encode(), allowed=allowed),
-            refresh=rules,
-        ),
-        random=random,
-        connected=connected,
-    )
-    admission = Admission(
-        authorizations=authorizations, issued_only=issued_only, lists_accounts=bool(settings.amo.allowed_accounts)
-    )
-    connect = Connect(
-        store=store,
-        amo=amo,
-        records=records,
-        clock=clock,
-        observer=observer,
-        exchanger=exchanger,
-        admission=admission,
-        attempts=limits.codes,
-        queue=AdmissionQueue(capacity=capacity),
-        leases=custody.leases,
-    )
-    redeemer = Redeemer(
-        store=store, records=records, clock=clock, connect=connect, attempts=limits.codes, issued_only=issued_only
-    )
-    return OAuth(authorizations=authorizations, connect=connect, redeemer=redeemer, limits=limits)
+    def __init__(
+        self,
+        core: Core,
+        settings: Settings,
+        custody: Custody,
+        *,
+        connected: Callable[[Connection], None],
+    ) -> None:
+        store, amo, cipher, clock = core.store, core.amo, core.cipher, core.clock
+        rate, rules = settings.amo.requests_per_second, settings.refresh.rules
+        issued_only, allowed = settings.app.state == "issued", settings.amo.allowed_domains
+        self.limits = limits = Limits(
+            attempts=settings.limits.unproven,
+            window=settings.limits.window,
+            requests_per_second=rate,
+            clock=clock,
+        )
+        capacity = capacity_for(per_second=rate, seconds=rules.lease - amo.timeout)
+        self.authorizations = Authorizations(
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            clock=clock,
+            starts=Starts(each=limits.starts, links=limits.links, queue=AdmissionQueue(capacity=capacity)),
+            new_secret=_new_secret,
+        )
+        records = Records(cipher=cipher, clock=clock, lease=rules.lease, new_secret=_new_secret)
+        exchanger = Exchanger(
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            clock=clock,
+            observer=core.observer,
+            unsaved=custody.unsaved,
+            raw_answers=custody.raw_answers,
+            credentials=custody.credentials,
+            address_block=custody.breaker.address_block,
+            rules=ExchangeRules(
+                allowed_accounts=frozenset(settings.amo.allowed_accounts),
+                default_domain=check_host((settings.amo.default_domain or "").encode(), allowed=allowed),
+                refresh=rules,
+            ),
+            random=core.random,
+            connected=connected,
+        )
+        admission = Admission(
+            authorizations=self.authorizations,
+            issued_only=issued_only,
+            lists_accounts=bool(settings.amo.allowed_accounts),
+        )
+        self.connect = Connect(
+            store=store,
+            amo=amo,
+            records=records,
+            clock=clock,
+            observer=core.observer,
+            exchanger=exchanger,
+            admission=admission,
+            attempts=limits.codes,
+            queue=AdmissionQueue(capacity=capacity),
+            leases=custody.leases,
+        )
+        self.redeemer = Redeemer(
+            store=store,
+            records=records,
+            clock=clock,
+            connect=self.connect,
+            attempts=limits.codes,
+            issued_only=issued_only,
+        )
 
 
 def _new_secret() -> str:

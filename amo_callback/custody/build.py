@@ -45,30 +45,108 @@ _AT_THE_DOOR = 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Core:
+    """The edges of one process: what talks to the outside, time and randomness; never a part of our own."""
+
+    store: Store
+    amo: AmoClient
+    cipher: Cipher
+    clock: Clock
+    observer: Observer
+    random: Callable[[], float]
+
+
+class _Edges(TypedDict):
+    store: Store
+    clock: Clock
+    observer: Observer
+
+
+class _Sealed(_Edges):
+    cipher: Cipher
+
+
 class Custody:
-    """What keeps tokens, of one process."""
+    """The parts that keep the tokens of one process, built and not started.
 
-    keeper: Keeper
-    refresher: Refresher
-    handout: Handout
-    checks: Checks
-    breaker: Breaker
-    credentials: Credentials
-    farewell: Farewell
-    freezer: Freezer
-    hosts: Hosts
-    selection: Selection
-    leases: Leases
-    liveness: Liveness
-    unsaved: Unsaved
-    raw_answers: RawAnswers
-    memory: Memory
-    surveyor: Surveyor
+    `owner` names the process in its claims, `machine` the place of its store.
+    """
 
-    @property
-    def credentials_refused(self) -> str | None:
-        """Why AMO does not accept our credentials, in its words; `None` where it is not known to refuse them."""
-        return self.breaker.refused or self.credentials.refused
+    def __init__(self, core: Core, *, rescue: Rescue, rules: RefreshRules, owner: str, machine: str) -> None:
+        store, amo, cipher, clock, random = core.store, core.amo, core.cipher, core.clock, core.random
+        edges: _Edges = {"store": store, "clock": clock, "observer": core.observer}
+        sealed: _Sealed = {**edges, "cipher": cipher}
+        self.leases = leases = Leases(length=rules.lease, store=store, clock=clock)
+        address_block = AddressBlock(**edges, probe_every=rules.retry_cap)
+        self.breaker = breaker = Breaker(**edges, retry_cap=rules.retry_cap, address_block=address_block)
+        self.unsaved = unsaved = Unsaved(**sealed, rescue=rescue)
+        self.raw_answers = raw_answers = RawAnswers(**sealed, rescue=rescue, unsaved=unsaved)
+        judge = Judge(**edges, breaker=breaker, leases=leases, raw_answers=raw_answers, rules=rules, random=random)
+        self.hosts = hosts = Hosts(**edges, amo=amo, retry_cap=rules.retry_cap)
+        inquiry = Inquiry(
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            clock=clock,
+            breaker=breaker,
+            judge=judge,
+            hosts=hosts,
+            raw_answers=raw_answers,
+            rules=rules,
+            random=random,
+        )
+        attempts = Attempts(
+            **sealed,
+            amo=amo,
+            inquiry=inquiry,
+            judge=judge,
+            breaker=breaker,
+            unsaved=unsaved,
+            rules=rules,
+            owner=owner,
+            random=random,
+        )
+        self.keeper = keeper = Keeper(
+            **edges,
+            inquiry=inquiry,
+            attempts=attempts,
+            breaker=breaker,
+            leases=leases,
+            unsaved=unsaved,
+            hosts=hosts,
+            concurrency=rules.concurrency,
+        )
+        self.checks = Checks(
+            **sealed, inquiry=inquiry, keeper=keeper, leases=leases, unsaved=unsaved, breaker=breaker, rules=rules
+        )
+        self.credentials = Credentials(**edges, client_id=amo.client_id)
+        self.freezer = Freezer(**edges, machine=machine)
+        self.refresher = Refresher(
+            **edges,
+            keeper=keeper,
+            checks=self.checks,
+            breaker=breaker,
+            watches=[Deadlines(**edges).watch, self.freezer.watch, self.credentials.watch, raw_answers.watch],
+            leases=leases,
+            unsaved=unsaved,
+            concurrency=rules.concurrency + math.ceil(rules.concurrency * _AT_THE_DOOR),
+            poll_interval=rules.poll_interval,
+            rest=rules.retry_base,
+        )
+        self.liveness = Liveness(inquiry=inquiry, leases=leases, clock=clock)
+        self.memory = Memory(store=store, clock=clock)
+        self.selection = Selection(store=store, unsaved=unsaved, memory=self.memory)
+        self.handout = Handout(
+            selection=self.selection,
+            amo=amo,
+            keeper=keeper,
+            liveness=self.liveness,
+            opened=Opened(store=store, cipher=cipher),
+            hosts=hosts,
+            clock=clock,
+        )
+        self.farewell = Farewell(**edges)
+        self.surveyor = Surveyor(**edges)
 
     async def switched_off(self, account_id: str) -> None:
         """Check an account of which AMO's hook says that the integration was switched off there."""
@@ -85,118 +163,3 @@ class Custody:
         await self.memory.drain()
         await self.liveness.drain()
         await self.keeper.drain()
-
-
-class _Edges(TypedDict):
-    store: Store
-    clock: Clock
-    observer: Observer
-
-
-class _Sealed(_Edges):
-    cipher: Cipher
-
-
-def make_custody(
-    *,
-    store: Store,
-    amo: AmoClient,
-    cipher: Cipher,
-    rescue: Rescue,
-    clock: Clock,
-    observer: Observer,
-    rules: RefreshRules,
-    owner: str,
-    machine: str,
-    random: Callable[[], float],
-) -> Custody:
-    """Build it all; nothing is started. `owner` names the process in its claims, `machine` where its store is."""
-    edges: _Edges = {"store": store, "clock": clock, "observer": observer}
-    sealed: _Sealed = {**edges, "cipher": cipher}
-    leases = Leases(length=rules.lease, store=store, clock=clock)
-    address_block = AddressBlock(**edges, probe_every=rules.retry_cap)
-    breaker = Breaker(**edges, retry_cap=rules.retry_cap, address_block=address_block)
-    unsaved = Unsaved(**sealed, rescue=rescue)
-    raw_answers = RawAnswers(**sealed, rescue=rescue, unsaved=unsaved)
-    judge = Judge(**edges, breaker=breaker, leases=leases, raw_answers=raw_answers, rules=rules, random=random)
-    hosts = Hosts(**edges, amo=amo, retry_cap=rules.retry_cap)
-    inquiry = Inquiry(
-        store=store,
-        amo=amo,
-        cipher=cipher,
-        clock=clock,
-        breaker=breaker,
-        judge=judge,
-        hosts=hosts,
-        raw_answers=raw_answers,
-        rules=rules,
-        random=random,
-    )
-    attempts = Attempts(
-        **sealed,
-        amo=amo,
-        inquiry=inquiry,
-        judge=judge,
-        breaker=breaker,
-        unsaved=unsaved,
-        rules=rules,
-        owner=owner,
-        random=random,
-    )
-    keeper = Keeper(
-        **edges,
-        inquiry=inquiry,
-        attempts=attempts,
-        breaker=breaker,
-        leases=leases,
-        unsaved=unsaved,
-        hosts=hosts,
-        concurrency=rules.concurrency,
-    )
-    checks = Checks(
-        **sealed, inquiry=inquiry, keeper=keeper, leases=leases, unsaved=unsaved, breaker=breaker, rules=rules
-    )
-    credentials = Credentials(**edges, client_id=amo.client_id)
-    freezer = Freezer(**edges, machine=machine)
-    refresher = Refresher(
-        **edges,
-        keeper=keeper,
-        checks=checks,
-        breaker=breaker,
-        watches=[Deadlines(**edges).watch, freezer.watch, credentials.watch, raw_answers.watch],
-        leases=leases,
-        unsaved=unsaved,
-        concurrency=rules.concurrency + math.ceil(rules.concurrency * _AT_THE_DOOR),
-        poll_interval=rules.poll_interval,
-        rest=rules.retry_base,
-    )
-    liveness = Liveness(inquiry=inquiry, leases=leases, clock=clock)
-    memory = Memory(store=store, clock=clock)
-    selection = Selection(store=store, unsaved=unsaved, memory=memory)
-    handout = Handout(
-        selection=selection,
-        amo=amo,
-        keeper=keeper,
-        liveness=liveness,
-        opened=Opened(store=store, cipher=cipher),
-        hosts=hosts,
-        clock=clock,
-    )
-    return Custody(
-        keeper=keeper,
-        refresher=refresher,
-        handout=handout,
-        checks=checks,
-        breaker=breaker,
-        credentials=credentials,
-        farewell=Farewell(**edges),
-        freezer=freezer,
-        hosts=hosts,
-        selection=selection,
-        leases=leases,
-        liveness=liveness,
-        unsaved=unsaved,
-        raw_answers=raw_answers,
-        memory=memory,
-        surveyor=Surveyor(**edges),
-    )

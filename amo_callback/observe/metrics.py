@@ -107,7 +107,7 @@ class Metrics:
         Info("amo_callback_build", "The version that runs.", registry=registry).info({"version": __version__})
         self._refreshes = Counter(
             "amo_callback_refreshes",
-            "Attempts at a refresh that ended: succeeded; failed (tried again) or given_up (its person must connect "
+            "Attempts at a refresh that ended: succeeded; failed (tried again) or given_up (its user must connect "
             "again), with the reason; superseded by a newer pair.",
             ["outcome", "reason"],
             registry=registry,
@@ -188,8 +188,8 @@ class Metrics:
 
     def _count_refresh(self, event: Event, outcome: str) -> None:
         reasons = _REFRESHES[outcome]
-        told = str(event.fields.get("reason" if outcome == "given_up" else "error", ""))
-        self._refreshes.labels(outcome, reasons[0] if len(reasons) == 1 else _among(reasons, told)).inc()
+        reason = str(event.fields.get("reason" if outcome == "given_up" else "error", ""))
+        self._refreshes.labels(outcome, reasons[0] if len(reasons) == 1 else _among(reasons, reason)).inc()
         seconds = event.fields.get("seconds")
         if isinstance(seconds, float):
             self._refresh_seconds.observe(seconds)
@@ -234,7 +234,7 @@ class _LostLines:
 
     def collect(self) -> Iterator[Metric]:
         """Return the counter."""
-        text = "Lines of the log that are lost, because nobody read it or it could not be written."
+        text = "Log lines that are lost, because the log was not read or could not be written."
         yield CounterMetricFamily("amo_callback_log_lines_lost", text, value=self._count())
 
 

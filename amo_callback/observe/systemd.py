@@ -56,7 +56,7 @@ def inherited_sockets(
 ) -> Mapping[str, Sequence[socket.socket]]:
     """Return the listening sockets that systemd has opened, by their names.
 
-    Raises `ConfigurationError` for one whose name is none of `names`: nobody would answer there.
+    Raises `ConfigurationError` for one whose name is none of `names`: no API would answer there.
     """
     if environ.get("LISTEN_PID") != str(pid):
         return {}
@@ -75,12 +75,12 @@ def inherited_sockets(
     return found
 
 
-def _address(told: str) -> str | None:
-    if not told:
+def _address(text: str) -> str | None:
+    if not text:
         return None
-    if told[0] not in "/@":
+    if text[0] not in "/@":
         raise ConfigurationError("NOTIFY_SOCKET: neither a path nor an abstract name, and no other kind is known here")
-    return "\0" + told[1:] if told[0] == "@" else told
+    return "\0" + text[1:] if text[0] == "@" else text
 
 
 def _watchdog(environ: Mapping[str, str], pid: int) -> float | None:

@@ -99,7 +99,7 @@ class ClientConnections:
     """The open connections, at most `limit`, and which of them wait for their client.
 
     Times are seconds of `now`. `closed` receives the reason of each connection that is closed here; `removed` is called
-    when a connection has gone, whoever closed it.
+    when a connection has ended, whichever side closed it.
     """
 
     def __init__(

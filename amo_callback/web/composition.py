@@ -22,8 +22,8 @@ from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.wire import tls_context
 from amo_callback.cipher import Cipher
-from amo_callback.connect.build import OAuth, make_oauth
-from amo_callback.custody.build import Custody, make_custody
+from amo_callback.connect.build import OAuth
+from amo_callback.custody.build import Core, Custody
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.event import Event, Level
@@ -178,17 +178,22 @@ async def open_service(
         await stack.enter_async_context(running_watchdog(watchdog))  # until everything has drained
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_retrieve, died)
-        courier = await stack.enter_async_context(_running_tasks(services, observer=observe, died=died))
+        custody, connect = services.custody, services.oauth.connect
+        courier = await stack.enter_async_context(_open_courier(services, observer=observe, died=died))
+        stack.push_async_callback(_drain, custody)
+        stack.push_async_callback(_drain, connect)
+        running = partial(_running, observer=observe, died=died)
+        await stack.enter_async_context(running(custody.refresher, name="refresher"))
+        await custody.surveyor.look()  # before a request may need it
+        await stack.enter_async_context(running(custody.surveyor, name="surveyor"))
         public, private = await stack.enter_async_context(
             _open_listeners(services, listeners, max_connections or settings.server.max_connections)
         )
 
         def stop() -> None:
-            watchdog.stop()
-            services.custody.stop()
-            services.oauth.connect.stop()
-            if courier is not None:
-                courier.stop()
+            for part in (watchdog, custody, connect, courier):
+                if part is not None:
+                    part.stop()
 
         stack.callback(stop)  # the first thing at the end, also where no signal came
         observe(Event(name="service.started", fields={"public": public.address, "private": private.address}))
@@ -234,18 +239,9 @@ async def open_services(
         rescue = Rescue(paths.rescue)
         if not idle:
             await asyncio.to_thread(rescue.open)
-        custody = make_custody(
-            store=store,
-            amo=amo,
-            cipher=cipher,
-            rescue=rescue,
-            clock=clock,
-            observer=observer,
-            rules=settings.refresh.rules,
-            owner=process,
-            machine=paths.machine,
-            random=random.random,
-        )
+        core = Core(store=store, amo=amo, cipher=cipher, clock=clock, observer=observer, random=random.random)
+        rules = settings.refresh.rules
+        custody = Custody(core, rescue=rescue, rules=rules, owner=process, machine=paths.machine)
         if idle:
             await custody.freezer.watch()  # only serving from another location freezes a copy
             custody.stop()
@@ -256,17 +252,7 @@ async def open_services(
             custody.breaker.accepted()
             custody.refresher.expect(connection.next_refresh_at)
 
-        oauth = make_oauth(
-            settings,
-            custody,
-            store=store,
-            amo=amo,
-            cipher=cipher,
-            clock=clock,
-            observer=observer,
-            random=random.random,
-            connected=on_connected,
-        )
+        oauth = OAuth(core, settings, custody, connected=on_connected)
         yield Services(
             settings=settings,
             store=store,
@@ -345,23 +331,6 @@ async def _prepare(custody: Custody) -> None:
 
 
 @asynccontextmanager
-async def _running_tasks(
-    services: Services, *, observer: Observer, died: asyncio.Future[None]
-) -> AsyncIterator[Courier | None]:
-    """Run the background tasks; at the end wait for what is in flight, also of requests."""
-    custody = services.custody
-    async with (
-        _open_courier(services, observer=observer, died=died) as courier,
-        _draining(custody),
-        _draining(services.oauth.connect),
-        _running(custody.refresher, name="refresher", observer=observer, died=died),
-    ):
-        await custody.surveyor.look()  # before a request may need it
-        async with _running(custody.surveyor, name="surveyor", observer=observer, died=died):
-            yield courier
-
-
-@asynccontextmanager
 async def _open_courier(
     services: Services, *, observer: Observer, died: asyncio.Future[None]
 ) -> AsyncIterator[Courier | None]:
@@ -389,14 +358,10 @@ async def _open_courier(
             yield courier
 
 
-@asynccontextmanager
-async def _draining(worker: Custody | Connect) -> AsyncIterator[None]:
-    """Wait at the end for what is in flight: a token was spent for it."""
-    try:
-        yield
-    finally:
-        worker.stop()
-        await worker.drain()
+async def _drain(worker: Custody | Connect) -> None:
+    """Wait for what is in flight, also of requests: a token or a code was spent for it."""
+    worker.stop()
+    await worker.drain()
 
 
 @asynccontextmanager

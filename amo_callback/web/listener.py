@@ -151,7 +151,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
             if Path(path).is_socket() and other.connect_ex(path) == errno.ECONNREFUSED:
                 Path(path).unlink()
         listener.bind(path)
-        Path(path).chmod(mode)  # before listen(): nobody can connect yet
+        Path(path).chmod(mode)  # before listen(): no client can connect yet
         listener.listen(_BACKLOG)
     except OSError:
         listener.close()

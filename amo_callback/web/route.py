@@ -17,7 +17,7 @@ from pydantic import ConfigDict, PlainSerializer, TypeAdapter, WithJsonSchema, w
 
 from amo_callback import probe
 from amo_callback.clock import rfc3339
-from amo_callback.errors import AmoCallbackError
+from amo_callback.errors import AmoCallbackError, InternalError
 from amo_callback.event import REQUEST_ID
 from amo_callback.web.access_log import log_request, new_request_id
 from amo_callback.web.client_ip import answer_probe
@@ -162,10 +162,6 @@ class Api(ABC):
         """Render an error of HTTP itself."""
 
     @abstractmethod
-    def render_bug(self) -> web.Response:
-        """Render an error that is none of ours; it is in the log."""
-
-    @abstractmethod
     def error_replies(self, route: Route) -> Mapping[int, Reply]:
         """Return the documentation of a route's errors, by their statuses."""
 
@@ -190,7 +186,7 @@ class Api(ABC):
                 raise  # the client has disconnected
             except Exception:
                 services.log.exception("http.bug")
-                response = self.render_bug()
+                response = self.render_error(InternalError())
             for name, value in self.headers.items():
                 response.headers.setdefault(name, value)
             response.headers["X-Request-ID"] = request_id
@@ -222,7 +218,7 @@ class Api(ABC):
 
 
 class Unmatched(web.DynamicResource):
-    """The resource of every request that no route matches, also of those without a path (`*`, `a:443`)."""
+    """The resource of every request that no route matches, also of `*`."""
 
     def _match(self, path: str) -> dict[str, str]:  # noqa: ARG002 -- because it is aiohttp's signature
         return {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.custody.build import Custody, make_custody
+from amo_callback.custody.build import Core, Custody
 from amo_callback.errors import NeedsReauth
 from amo_callback.grant import GrantedPair, GrantStatus
 from amo_callback.model import Connection, Demand, Issued, RefreshRules, TokenPair, connection_id
@@ -49,21 +49,23 @@ class House:
 
     def make_custody(self, **more: Any) -> Custody:
         """Put together one more process's custody."""
-        values: dict[str, Any] = {
+        edges: dict[str, Any] = {
             "store": self.failing,
             "amo": self.client,
             "cipher": self.cipher,
-            "rescue": self.rescue,
             "clock": self.store.clock,
             "observer": self.witness,
+            "random": lambda: 0.5,
+        }
+        given = {name: more.pop(name, value) for name, value in edges.items()}
+        watched = {name: self.traffic.watch(given[name]) for name in ("store", "amo")}
+        values: dict[str, Any] = {
+            "rescue": self.rescue,
             "rules": RefreshRules(),
             "owner": "process-1",
             "machine": "here",
-            "random": lambda: 0.5,
-            **more,
         }
-        watched = {name: self.traffic.watch(values[name]) for name in ("store", "amo")}
-        return make_custody(**{**values, **watched})
+        return Custody(Core(**{**given, **watched}), **{**values, **more})
 
     def make_keeper(self, **more: Any) -> Keeper:
         return self.make_custody(**more).keeper

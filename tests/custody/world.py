@@ -33,7 +33,7 @@ from amo_callback.amo.sandbox.replies import problem
 from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
 from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
 from amo_callback.clock import DatabaseClock
-from amo_callback.custody.build import make_custody
+from amo_callback.custody.build import Core, Custody
 from amo_callback.errors import AmoCallbackError, RequestNotSent, StoreUnavailable, UnknownOutcome
 from amo_callback.grant import GrantedPair, GrantStatus
 from amo_callback.model import (
@@ -145,18 +145,15 @@ class Process:
             self.clock = DatabaseClock(_Machine(self))
             self.clock.set(self.world.clock.now(), asked_at=self.world.clock.monotonic())
         self.block_at_start = self.world.budget.began
-        self.custody = make_custody(
+        core = Core(
             store=cast("Store", _Store(self)),
             amo=cast("AmoClient", _Amo(self)),
             cipher=self.world.cipher,
-            rescue=self.world.disk,
             clock=self.clock,
             observer=self.witness,
-            rules=self.world.rules,
-            owner=self.name,
-            machine="here",
             random=self.world.random,
         )
+        self.custody = Custody(core, rescue=self.world.disk, rules=self.world.rules, owner=self.name, machine="here")
         self.tasks.add(self.world.loop.create_task(self._live()))
 
     async def _live(self) -> None:

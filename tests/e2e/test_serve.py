@@ -162,8 +162,8 @@ async def test_a_hangup_changes_the_level_and_the_limits_and_names_what_it_canno
         door = (await process.until("service.started"))["private"]
 
         async def asked() -> None:
-            async with http.get(f"http://{door}/healthz") as answer:
-                assert answer.status == 200
+            async with http.get(f"http://{door}/connections") as answer:
+                assert answer.status == 401
 
         await asked()
         await process.until("http.request")

@@ -1,4 +1,4 @@
-"""What no client would send, at every path of both doors: a 4xx, and no trace of a bug in answer or log."""
+"""What no client would send, at every path of both APIs: a 4xx, and no trace of a bug in answer or log."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ async def _operations(app: Running) -> list[tuple[str, str, Any]]:
     ]
 
 
-async def _ask(app: Running, path: str, *, door: str, method: str, **options: Any) -> Answer:
-    """Ask as whoever may do most at a door."""
+async def _ask(app: Running, path: str, *, api: str, method: str, **options: Any) -> Answer:
+    """Ask as whoever may do most at a api."""
     if isinstance(body := options.get("data"), bytes):
         options["data"] = io.BytesIO(body)  # sent in parts, or a body of 5 MB would hold up the loop
-    if door == "private":
+    if api == "private":
         return await app.private(path, key=ADMIN_KEY, method=method, **options)
     options["headers"] = {**bearer("42"), **options.get("headers", {})}
     return await app.public(path, method=method, **options)
@@ -119,7 +119,7 @@ async def test_a_bad_body_is_refused_at_every_operation_that_reads_one(
         if "requestBody" not in operation:
             continue
         for name, body in BODIES.items():
-            answer = await _ask(app, _named(path), door=operation["tags"][0], method=method, data=body)
+            answer = await _ask(app, _named(path), api=operation["tags"][0], method=method, data=body)
             _check(answer, f"{path} with {name}", fine=range(400, 414))
             asked += 1
     assert app.amo.vendor.ledger.entries == []
@@ -135,7 +135,7 @@ async def test_a_body_is_read_as_json_whatever_it_calls_itself(app: Running) -> 
         for kind in TYPES:
             headers = {"Content-Type": kind}
             answer = await _ask(
-                app, _named(path), door=operation["tags"][0], method=method, data=b"a=b&c=d", headers=headers
+                app, _named(path), api=operation["tags"][0], method=method, data=b"a=b&c=d", headers=headers
             )
             _check(answer, f"{path} as {kind}")
     form = {"Content-Type": TYPES[0]}
@@ -149,9 +149,9 @@ async def test_a_body_where_none_is_read_changes_nothing(app: Running) -> None:
     for method, path, operation in await _operations(app):
         if "requestBody" in operation or path in {f"{BASE}/connect", f"{BASE}/callback"}:
             continue
-        plain = await _ask(app, _named(path), door=operation["tags"][0], method=method)
+        plain = await _ask(app, _named(path), api=operation["tags"][0], method=method)
         for body in (BODIES["nothing of JSON"], DEEP, BODIES["5 MB"]):
-            answer = await _ask(app, _named(path), door=operation["tags"][0], method=method, data=body)
+            answer = await _ask(app, _named(path), api=operation["tags"][0], method=method, data=body)
             assert answer.status == plain.status, path
     _check_log(app)
 
@@ -163,7 +163,7 @@ async def test_a_name_that_is_none_is_not_found(app: Running, name: str) -> None
         if "{" not in path:
             continue
         body = b"{}" if "requestBody" in operation else None
-        answer = await _ask(app, _named(path, name), door=operation["tags"][0], method=method, data=body)
+        answer = await _ask(app, _named(path, name), api=operation["tags"][0], method=method, data=body)
         _check(answer, f"{method} {path} with {name[:40]}")
         assert answer.status in {400, 404}, path
     _check_log(app)
@@ -173,7 +173,7 @@ async def test_a_name_that_is_none_is_not_found(app: Running, name: str) -> None
 async def test_a_method_that_does_not_exist_is_405(app: Running, method: str) -> None:
     """Or 400 where it is no word of HTTP's; the answer names those that do."""
     for _, path, operation in await _operations(app):
-        answer = await _ask(app, _named(path), door=operation["tags"][0], method=method)
+        answer = await _ask(app, _named(path), api=operation["tags"][0], method=method)
         _check(answer, f"{method} {path}")
         assert answer.status in {400, 405}
         assert answer.status == 400 or answer.headers["Allow"]
@@ -191,7 +191,7 @@ async def test_a_bad_parameter_is_refused_by_its_name(app: Running) -> None:
                 answer = await _ask(
                     app,
                     f"{_named(path)}?{parameter}={value.replace('{}', parameter)}",
-                    door="private",
+                    api="private",
                     method=method,
                 )
                 _check(answer, f"{path} {parameter}={value[:20]}")
@@ -201,13 +201,13 @@ async def test_a_bad_parameter_is_refused_by_its_name(app: Running) -> None:
     _check_log(app)
 
 
-async def test_a_damaged_query_of_the_public_door_is_no_bug(app: Running) -> None:
+async def test_a_damaged_query_of_the_public_api_is_no_bug(app: Running) -> None:
     """What a browser brings is read leniently, and never as more than it is."""
     for method, path, operation in await _operations(app):
         if operation["tags"] != ["public"]:
             continue
         for query in _queries(operation):
-            answer = await _ask(app, f"{_named(path)}?{query}", door="public", method=method)
+            answer = await _ask(app, f"{_named(path)}?{query}", api="public", method=method)
             _check(answer, f"{path}?{query[:40]}", fine=range(200, 500))
     _check_log(app)
 
@@ -237,7 +237,7 @@ FLOODS = {
 
 @pytest.mark.parametrize("headers", FLOODS.values(), ids=FLOODS.keys())
 async def test_headers_that_nobody_sends_are_no_bug(app: Running, headers: list[tuple[str, str]]) -> None:
-    """Both doors refuse them, or pass over them, and live on."""
+    """Both APIs refuse them, or pass over them, and live on."""
     key = ("Authorization", f"Bearer {ADMIN_KEY}")
     for address, path in (
         (app.service.private, "/connections/unknown/token"),

@@ -1,4 +1,4 @@
-"""Both doors asked what their OpenAPI document allows, and what it does not, by schemathesis over a real socket."""
+"""Both APIs asked what their OpenAPI document allows, and what it does not, by schemathesis over a real socket."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ checks.negative_data_rejection.enabled = false
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fuzz:
-    """One run of schemathesis: at which door, as whom."""
+    """One run of schemathesis: at which API, as whom."""
 
-    door: str
+    api: str
     key: str | None
     without: tuple[str, ...] = ()
     """The names of operations that are left out."""
@@ -72,11 +72,11 @@ async def app(run: Any) -> AsyncIterator[Running]:
 FROZEN = ("take_token", "refresh_token", "readyz", "head_readyz")
 """What a frozen service answers 503, as it should: an administrator, who may freeze it, asks for the rest."""
 RUNS = {
-    "a backend": Fuzz(door="private", key=API_KEY),
-    "an administrator": Fuzz(door="private", key=ADMIN_KEY, without=FROZEN),
-    "a stranger": Fuzz(door="private", key=WRONG_KEY, phases="coverage"),
-    "the app": Fuzz(door="public", key="jwt"),
-    "anybody": Fuzz(door="public", key=None, phases="coverage,fuzzing"),
+    "a backend": Fuzz(api="private", key=API_KEY),
+    "an administrator": Fuzz(api="private", key=ADMIN_KEY, without=FROZEN),
+    "a stranger": Fuzz(api="private", key=WRONG_KEY, phases="coverage"),
+    "the app": Fuzz(api="public", key="jwt"),
+    "anybody": Fuzz(api="public", key=None, phases="coverage,fuzzing"),
 }
 
 
@@ -101,10 +101,10 @@ async def test_a_door_answers_as_its_document_says(
 
 
 def _arguments(app: Running, fuzz: Fuzz, cases: int) -> list[str]:
-    address = app.service.public if fuzz.door == "public" else app.service.private
+    address = app.service.public if fuzz.api == "public" else app.service.private
     key = jwt_of("42") if fuzz.key == "jwt" else fuzz.key
     return [
-        "run", "openapi.json", "--url", f"http://{address}", "--include-tag", fuzz.door, "--max-examples", str(cases),
+        "run", "openapi.json", "--url", f"http://{address}", "--include-tag", fuzz.api, "--max-examples", str(cases),
         *(["--header", f"Authorization: Bearer {key}"] if key else []),
         *(part for name in fuzz.without for part in ("--exclude-operation-id", name)),
         "--seed", "1", "--no-color", "--suppress-health-check", "all", "--max-redirects", "0",

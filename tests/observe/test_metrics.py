@@ -85,7 +85,7 @@ def test_requests_are_counted_by_the_class_of_their_answer(fields: dict[str, obj
     assert _told("amo.asked", **fields) == {f"{ASKED} {counted}": 1}
 
 
-def test_words_of_the_doors_that_are_on_no_list_are_other() -> None:
+def test_words_of_the_apis_that_are_on_no_list_are_other() -> None:
     """Nothing that comes from outside makes a series."""
     metrics = Metrics()
     metrics.called_back("a word of somebody's")
@@ -95,8 +95,8 @@ def test_words_of_the_doors_that_are_on_no_list_are_other() -> None:
     assert not any("somebody" in name or "another" in name for name in found)
 
 
-def test_each_word_of_the_doors_has_its_series() -> None:
-    """What a door may answer is on the list of what is counted."""
+def test_each_word_of_the_apis_has_its_series() -> None:
+    """What an API may answer is on the list of what is counted."""
     assert {error.api_code for error in HAND_OUT_ERRORS} <= set(TOKEN_RESULTS)
     app_alone = {"unauthorized", "forbidden", "not_found", "method_not_allowed", "store_unavailable", "internal_error"}
     assert set(error_actions()) - app_alone <= set(CALLBACKS)

@@ -114,7 +114,7 @@ def pair() -> Iterator[int]:
 
 
 def test_sockets_are_taken_by_their_names(pair: int) -> None:
-    """Each door gets its own, and no child of ours would."""
+    """Each listener gets its own, and no child of ours would."""
     found = inherited_sockets(_environ(), pid=7, names=NAMES, first=pair)
     [public], [private] = found["public"], found["private"]
     with public, private:

@@ -129,9 +129,9 @@ class Listener:
         limits = ListenerOptions(closed=closed, **options)
         async with open_listener(
             self.app(), "127.0.0.1:0", name="public", clock=clock, log=log, sockets=sockets, options=limits
-        ) as door:
-            self.address = door.address
-            self.door = door
+        ) as opened:
+            self.address = opened.address
+            self.opened = opened
             yield self
 
     async def connect(self, *, receive_buffer: int | None = None) -> Client:
@@ -262,7 +262,7 @@ async def test_a_new_client_takes_the_place_of_the_one_that_has_waited_longest(l
         assert await (await listener.connect()).ask()
         assert await clients[0].until_closed() == b""
         assert [client.is_closed for client in clients] == [True, False, False]
-        assert (listener.closed, listener.door.count_connections()) == (["max_connections"], 3)
+        assert (listener.closed, listener.opened.count_connections()) == (["max_connections"], 3)
 
 
 async def test_what_is_being_answered_is_never_closed_for_another(listener: Listener) -> None:
@@ -275,7 +275,7 @@ async def test_what_is_being_answered_is_never_closed_for_another(listener: List
             await listener.entered.acquire()
         waiting = asyncio.create_task((await listener.connect()).ask())
         await listener.logged("http.connections_full")
-        assert (listener.closed, listener.door.count_connections(), waiting.done()) == ([], 2, False)
+        assert (listener.closed, listener.opened.count_connections(), waiting.done()) == ([], 2, False)
         listener.go_on.set()
         assert all(await asyncio.gather(*asking, waiting))
 
@@ -341,7 +341,7 @@ async def test_a_flood_is_one_line_and_then_one_a_minute(listener: Listener) -> 
         assert listener.closed == ["max_connections"] * 18
         listener.clock.advance(60)
         assert (await listener.logged("http.connections_full", times=2))["count"] == 17
-        closing = asyncio.create_task(listener.door.close())
+        closing = asyncio.create_task(listener.opened.close())
         await listener.clock.until_sleeping(0.25)
         listener.clock.advance(1)
         await closing

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.cipher import new_key
 from amo_callback.cli.serve import until_end
 from amo_callback.config.loader import load_settings
@@ -81,12 +80,7 @@ async def test_what_a_hand_out_began_is_stored_at_the_end(run: Any) -> None:
     async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
         app.clock.advance(800)
-        app.amo.sandbox.faults.add(Fault.SLOW)
-        asking = asyncio.create_task(app.private(f"/connections/{connection}/token"))
-        await app.amo.sandbox.until_asked(2)
-        await app.clock.until_sleeping(8)
-        app.clock.advance(8)
-        assert (await asking).json()["stale"] is True
+        assert (await app.late(app.private(f"/connections/{connection}/token"))).json()["stale"] is True
         asyncio.get_running_loop().call_later(0.1, app.amo.sandbox.go_on.set)
     assert "refresh.succeeded" in app.witness.names()
 
@@ -94,18 +88,13 @@ async def test_what_a_hand_out_began_is_stored_at_the_end(run: Any) -> None:
 async def test_what_a_callback_began_is_stored_at_the_end(run: Any) -> None:
     """An exchange that nobody waits for any more is still finished before the store closes."""
     async with run() as app:
-        app.amo.sandbox.faults.add(Fault.SLOW)
-        asking = asyncio.create_task(app.callback(app.query()))
-        await app.amo.sandbox.until_asked(1)
-        await app.clock.until_sleeping(8)
-        app.clock.advance(8)
-        assert "error=amo_unavailable" in (await asking).location
+        assert "error=amo_unavailable" in (await app.late(app.callback(app.query()))).location
         asyncio.get_running_loop().call_later(0.1, app.amo.sandbox.go_on.set)
     assert "connection.connected" in app.witness.names()
 
 
 async def test_a_callback_in_progress_at_the_end_is_answered(run: Any) -> None:
-    """The doors drain: who came before the end gets back to the app."""
+    """The listeners drain: who came before the end gets back to the app."""
     async with run() as app:
         app.amo.sandbox.latency = 0.3
         asking = asyncio.create_task(app.callback(app.query(state="s")))
@@ -122,7 +111,7 @@ NEW_KEY = "a-new-key-0123456789-0123456789-0123456789-01"
 
 
 async def test_keys_that_were_read_again_hold_at_once(app: Running, encryption_key: str) -> None:
-    """The new one opens the door, the old one does not any more; both may be there for a while."""
+    """The new one is accepted, the old one is not any more; both may be there for a while."""
     both = {"API__KEYS": f"backend:{API_KEY}\nnew:{NEW_KEY}"}
     assert app.service.reloader.apply(load_settings(None, environment(app.amo, encryption_key, **both))) == []
     for key in (API_KEY, NEW_KEY):

@@ -7,7 +7,6 @@ import sqlite3
 import threading
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -15,16 +14,15 @@ import pytest
 from amo_callback.model import AmoBlock
 from amo_callback.web.health import checks, service_status
 from tests.builders import a_survey
-from tests.fakes import START, FailingStore, FakeClock, Instead
+from tests.fakes import START
 from tests.patience import PATIENCE
+from tests.web.fake_services import FakeServices
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from amo_callback.store import Store
     from amo_callback.store.sqlite import SqliteDatabase
-    from amo_callback.survey import Survey
-    from amo_callback.web.composition import Services
     from tests.conftest import Running
 
 
@@ -64,99 +62,67 @@ async def test_a_refresher_that_does_not_beat_is_not_ready(app: Running) -> None
     assert answer.json()["checks"]["refresher"]["ok"] is False
 
 
-class Beat:
-    """A custody of which a test says how it does."""
-
-    beat_age = failed_for = 0.0
-    in_flight = 0
-    count = 0
-    refused: str | None = None
-    held = False
-    frozen = None
-    block: AmoBlock | None = None
-    names: Sequence[str] = ()
-    last: Survey | None = a_survey()
-    age: float | None = 0.0
-    seconds: float | None = 0.0
-    trouble: str | None = None
-    proven = True
-    credentials_refused: str | None = None
-
-    @property
-    def refresher(self) -> Beat:
-        return self
-
-    breaker = address_block = credentials = unsaved = raw_answers = freezer = surveyor = keeper = refresher
+@pytest.fixture
+def fake() -> FakeServices:
+    return FakeServices()
 
 
-def _services(store: object, custody: object, *, poll_interval: float = 5) -> Services:
-    settings = SimpleNamespace(refresh=SimpleNamespace(poll_interval=poll_interval), notify=SimpleNamespace(url=None))
-    return cast("Services", SimpleNamespace(store=store, custody=custody, settings=settings))
+def _checks(fake: FakeServices) -> dict[str, tuple[bool, str]]:
+    return {check.name: (check.ok, check.detail) for check in checks(fake.services)}
 
 
-def _checks(store: object, custody: object, *, poll_interval: float = 5) -> dict[str, tuple[bool, str]]:
-    found = checks(_services(store, custody, poll_interval=poll_interval))
-    return {check.name: (check.ok, check.detail) for check in found}
-
-
-async def test_the_oldest_beat_follows_the_poll_interval(store: Store) -> None:
+def test_the_oldest_heartbeat_follows_the_poll_interval() -> None:
     """At a slow poll interval the loop may be silent for three of them."""
-    beat = Beat()
+    fake = FakeServices(poll_interval=60)
     for age, ok in ((0.0, True), (180.0, True), (180.1, False)):
-        beat.beat_age = age
-        assert _checks(store, beat, poll_interval=60)["refresher"][0] is ok
+        fake.custody.beat_age = age
+        assert _checks(fake)["refresher"][0] is ok
 
 
-def test_a_refresher_whose_every_round_fails_is_not_ready(store: Store) -> None:
+def test_a_refresher_whose_every_round_fails_is_not_ready(fake: FakeServices) -> None:
     """It comes round, and refreshes nothing."""
-    beat = Beat()
     for seconds, ok in ((0.0, True), (15.0, True), (15.1, False)):
-        beat.failed_for = seconds
-        assert _checks(store, beat)["refresher"][0] is ok
-    assert _checks(store, beat)["refresher"][1] == "every round has failed for 15 s: see refresher.failed in the log"
+        fake.custody.failed_for = seconds
+        assert _checks(fake)["refresher"][0] is ok
+    assert _checks(fake)["refresher"][1] == "every round has failed for 15 s: see refresher.failed in the log"
 
 
-def test_connections_of_another_client_id_are_named_and_make_nothing_red(store: Store) -> None:
+def test_connections_of_another_client_id_are_named_and_make_nothing_red(fake: FakeServices) -> None:
     """They are their users' matter: the check stays good and says how many there are."""
-    beat = Beat()
-    beat.last = a_survey(mismatched=3)
-    check = _checks(store, beat)["amo_credentials"]
+    fake.custody.last = a_survey(mismatched=3)
+    check = _checks(fake)["amo_credentials"]
     assert check == (True, "accepted; connections of another client_id: 3 (their users must connect again)")
 
 
-def test_hosts_that_are_not_allowed_are_counted_and_red(store: Store) -> None:
+def test_hosts_that_are_not_allowed_are_counted_and_red(fake: FakeServices) -> None:
     """The detail names the setting, and what to do instead of changing it."""
-    beat = Beat()
-    assert _checks(store, beat)["hosts"] == (True, "all allowed")
-    beat.last = a_survey(hosts_not_allowed=3)
-    check = _checks(store, beat)["hosts"]
+    assert _checks(fake)["hosts"] == (True, "all allowed")
+    fake.custody.last = a_survey(hosts_not_allowed=3)
+    check = _checks(fake)["hosts"]
     assert not check[0]
     assert "amo.allowed_domains: 3. Nothing is sent there" in check[1]
 
 
-def test_before_anything_was_seen_it_is_not_ready(store: Store) -> None:
+def test_before_anything_was_seen_it_is_not_ready(fake: FakeServices) -> None:
     """What is not known yet is not said to be good."""
-    beat = Beat()
-    beat.last, beat.trouble = None, "not looked at yet"
-    found = _checks(store, beat)
+    fake.custody.last, fake.custody.trouble = None, "not looked at yet"
+    found = _checks(fake)
     assert found["store"] == (False, "not looked at yet")
     assert found["fresh"] == (False, "unknown: not looked at yet")
 
 
-def test_what_was_seen_before_the_store_fell_silent_is_not_believed(store: Store) -> None:
+def test_what_was_seen_before_the_store_fell_silent_is_not_believed(fake: FakeServices) -> None:
     """A good result that is too old is no good result."""
-    beat = Beat()
-    beat.trouble = "last looked at 31 s ago"
-    found = _checks(store, beat)
+    fake.custody.trouble = "last looked at 31 s ago"
+    found = _checks(fake)
     assert found["store"] == (False, "last looked at 31 s ago")
     assert found["fresh"] == (False, "unknown: last looked at 31 s ago")
 
 
-def test_a_store_that_can_be_read_and_not_written_is_not_ready(store: Store, clock: FakeClock) -> None:
+def test_a_store_that_can_be_read_and_not_written_is_not_ready(fake: FakeServices) -> None:
     """The last write tells, at once."""
-    failing = FailingStore(store, clock)
-    failing.failing = "SQLITE_FULL"
-    assert _checks(failing, Beat())["store"] == (False, "cannot be written: SQLITE_FULL")
+    fake.store.failing = "SQLITE_FULL"
+    assert _checks(fake)["store"] == (False, "cannot be written: SQLITE_FULL")
 
 
 @pytest.mark.parametrize(
@@ -169,34 +135,33 @@ def test_a_store_that_can_be_read_and_not_written_is_not_ready(store: Store, clo
     ],
 )
 def test_a_clock_a_minute_off_the_databases_is_not_ready(
-    store: Store, ahead: float, expected: tuple[bool, str]
+    fake: FakeServices, ahead: float, expected: tuple[bool, str]
 ) -> None:
     """JWTs are checked by the machine's clock; what is stored is told by the database's."""
-    assert _checks(Instead(store, ahead=ahead), Beat())["clock"] == expected
+    fake.store.ahead = ahead
+    assert _checks(fake)["clock"] == expected
 
 
 @pytest.mark.parametrize(("fresh", "ok"), [(0, False), (1, False), (2, True), (3, True)])
-def test_half_of_the_active_connections_must_hold_a_live_token(store: Store, fresh: int, ok: bool) -> None:  # noqa: FBT001 -- because a parameter is one
+def test_half_of_the_active_connections_must_hold_a_live_token(fake: FakeServices, fresh: int, ok: bool) -> None:  # noqa: FBT001 -- because a parameter is one
     """Fewer, and it is not ready, whatever else works."""
-    beat = Beat()
-    beat.last = a_survey(active=3, fresh=fresh)
+    fake.custody.last = a_survey(active=3, fresh=fresh)
     told = (ok, f"{fresh} of 3 active connections hold a valid access token")
-    assert _checks(store, beat)["fresh"] == told
+    assert _checks(fake)["fresh"] == told
 
 
-def test_a_blocked_address_is_not_ready(store: Store) -> None:
+def test_a_blocked_address_is_not_ready(fake: FakeServices) -> None:
     """The check says since when, when the next probe leaves, and what to do."""
-    beat = Beat()
-    assert _checks(store, beat)["amo_blocked"] == (True, "not blocked")
-    beat.block = AmoBlock(since=START, probe_at=START + timedelta(minutes=15), exchange_at=START)
-    assert _checks(store, beat)["amo_blocked"] == (
+    assert _checks(fake)["amo_blocked"] == (True, "not blocked")
+    fake.custody.block = AmoBlock(since=START, probe_at=START + timedelta(minutes=15), exchange_at=START)
+    assert _checks(fake)["amo_blocked"] == (
         False,
         (
             "since 2026-11-23T12:00:00Z AMO answers 403 to every refresh, and nothing is refreshed; the next "
             "probe is sent at 2026-11-23T12:15:00Z. Ask AMO's support to unblock the address of this server"
         ),
     )
-    assert service_status(_services(store, beat)).checks["amo_blocked"] is False
+    assert service_status(fake.services).checks["amo_blocked"] is False
 
 
 async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Door:
-    """An application behind a door, and a raw connection to it."""
+class Served:
+    """An application behind a listener."""
 
     def __init__(self) -> None:
         self.log = io.StringIO()
@@ -72,8 +72,8 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture
-def door() -> Door:
-    return Door()
+def served() -> Served:
+    return Served()
 
 
 @pytest.fixture
@@ -84,33 +84,33 @@ def ipv6() -> None:
         pytest.skip(f"no IPv6 on this machine: {error.strerror}")
 
 
-async def test_a_door_may_be_a_unix_socket(door: Door, tmp_path: Path) -> None:
+async def test_a_listener_may_be_a_unix_socket(served: Served, tmp_path: Path) -> None:
     """It is bound over one that a killed process left, and gone afterwards."""
     path = tmp_path / "private.sock"
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(path))
     left.close()
-    async with door.open(f"unix:{path}") as opened:
+    async with served.open(f"unix:{path}") as opened:
         address = opened.address
         assert address == f"unix:{path}"
         assert b"hello" in await _ask(address, GET)
     assert not path.exists()
 
 
-async def test_a_living_unix_socket_is_not_taken_over(door: Door, tmp_path: Path) -> None:
+async def test_a_living_unix_socket_is_not_taken_over(served: Served, tmp_path: Path) -> None:
     """A second process does not cut the first one off."""
     address = f"unix:{tmp_path / 'private.sock'}"
-    async with door.open(address):
+    async with served.open(address):
         with pytest.raises(CommandFailed, match="Address already in use"):
-            async with Door().open(address):
+            async with Served().open(address):
                 pass
         assert b"hello" in await _ask(address, GET)
 
 
 @pytest.mark.usefixtures("ipv6")
-async def test_a_door_may_be_ipv6(door: Door) -> None:
+async def test_a_listener_may_be_ipv6(served: Served) -> None:
     """With brackets, as in an address bar."""
-    async with door.open("[::1]:0") as opened:
+    async with served.open("[::1]:0") as opened:
         address = opened.address
         assert address.startswith("[::1]:")
         assert b"hello" in await _ask(address, GET)
@@ -124,10 +124,10 @@ async def test_behind_a_unix_socket_the_proxy_is_believed(tmp_path: Path) -> Non
         seen.append(TrustedProxies(()).client_of(request))
         return web.Response()
 
-    door = Door()
-    door.app.router.add_get("/look", look)
+    served = Served()
+    served.app.router.add_get("/look", look)
     path = str(tmp_path / "public.sock")
-    async with door.open(f"unix:{path}"):
+    async with served.open(f"unix:{path}"):
         for number, header in enumerate((b"", b"X-Forwarded-For: 198.51.100.9\r\n")):
             client = socket.socket(socket.AF_UNIX)
             client.bind(str(tmp_path / f"client-{number}"))
@@ -142,7 +142,7 @@ async def test_behind_a_unix_socket_the_proxy_is_believed(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("ipv6")
-async def test_on_a_dual_stack_socket_an_ipv4_proxy_is_known_by_its_ipv4_address(door: Door) -> None:
+async def test_on_a_dual_stack_socket_an_ipv4_proxy_is_known_by_its_ipv4_address(served: Served) -> None:
     """A socket that takes both kinds, as systemd opens `[::]:8080`, gives IPv4 addresses in IPv6's notation."""
     seen: list[tuple[str | None, str | None]] = []
 
@@ -150,9 +150,9 @@ async def test_on_a_dual_stack_socket_an_ipv4_proxy_is_known_by_its_ipv4_address
         seen.append((peer_of(request), TrustedProxies(("127.0.0.1",)).client_of(request)))
         return web.Response()
 
-    door.app.router.add_get("/look", look)
+    served.app.router.add_get("/look", look)
     listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    async with door.open("", sockets=[listener]):
+    async with served.open("", sockets=[listener]):
         await _ask(
             f"127.0.0.1:{listener.getsockname()[1]}",
             b"GET /look HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Forwarded-For: 198.51.100.9\r\n\r\n",
@@ -161,24 +161,26 @@ async def test_on_a_dual_stack_socket_an_ipv4_proxy_is_known_by_its_ipv4_address
 
 
 @pytest.mark.parametrize("mode", [0o660, 0o600])
-async def test_a_unix_socket_has_the_mode_that_the_configuration_says(door: Door, tmp_path: Path, mode: int) -> None:
+async def test_a_unix_socket_has_the_mode_that_the_configuration_says(
+    served: Served, tmp_path: Path, mode: int
+) -> None:
     """Whatever the process's umask takes away from new files."""
     path = tmp_path / "private.sock"
-    async with door.open(f"unix:{path}", socket_mode=mode):
+    async with served.open(f"unix:{path}", socket_mode=mode):
         assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-async def test_a_file_that_is_no_socket_is_not_taken_over(door: Door, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_socket_is_not_taken_over(served: Served, tmp_path: Path) -> None:
     """A path that holds something else is refused, and what it holds stays."""
     path = tmp_path / "precious"
     path.write_text("data", encoding="utf-8")
     with pytest.raises(ConfigurationError, match="Address already in use"):
-        async with door.open(f"unix:{path}"):
+        async with served.open(f"unix:{path}"):
             pass
     assert path.read_text(encoding="utf-8") == "data"
 
 
-async def test_who_was_accepted_before_the_end_may_still_ask(door: Door) -> None:
+async def test_who_was_accepted_before_the_end_may_still_ask(served: Served) -> None:
     """Between accepting a connection and reading its request the listener may close: the answer comes all the same."""
 
     class Lingering(ShiftedClock):
@@ -190,7 +192,7 @@ async def test_who_was_accepted_before_the_end_may_still_ask(door: Door) -> None
 
     clock = Lingering()
     opened = HttpListener(
-        door.app, name="public", clock=clock, log=make_logger(level="info", style="json", stream=door.log)
+        served.app, name="public", clock=clock, log=make_logger(level="info", style="json", stream=served.log)
     )
     await opened.open("127.0.0.1:0")
     host, _, port = opened.address.rpartition(":")
@@ -206,16 +208,16 @@ async def test_who_was_accepted_before_the_end_may_still_ask(door: Door) -> None
     await writer.wait_closed()
 
 
-async def test_versions_are_not_told(door: Door) -> None:
+async def test_versions_are_not_told(served: Served) -> None:
     """Neither a good answer nor a refusal by the parser names what we are built with."""
-    async with door.open("127.0.0.1:0") as opened:
+    async with served.open("127.0.0.1:0") as opened:
         for request in (GET, b"junk\r\n\r\n"):
             answer = await _ask(opened.address, request)
             assert b"Server: amo-callback\r\n" in answer
             assert b"aiohttp" not in answer
 
 
-async def test_an_address_that_cannot_be_listened_on_is_named(door: Door, tmp_path: Path) -> None:
+async def test_an_address_that_cannot_be_listened_on_is_named(served: Served, tmp_path: Path) -> None:
     """The message names setting, address and reason; only where another process listens there a second try may help."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -224,23 +226,23 @@ async def test_an_address_that_cannot_be_listened_on_is_named(door: Door, tmp_pa
             (f"unix:{tmp_path}/no/x", ConfigurationError, "No such file"),
         ):
             with pytest.raises(error, match=f"server.public: cannot listen on {wanted}: {reason}"):
-                async with door.open(wanted):
+                async with served.open(wanted):
                     pass
 
 
-async def test_closing_answers_what_was_accepted_and_says_goodbye(door: Door) -> None:
+async def test_closing_answers_what_was_accepted_and_says_goodbye(served: Served) -> None:
     """A request in progress at the end gets its answer, told to close; new connections are refused."""
-    context = door.open("127.0.0.1:0")
+    context = served.open("127.0.0.1:0")
     address = (await context.__aenter__()).address
     asking = asyncio.create_task(_ask(address, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"))
-    await door.entered.wait()
+    await served.entered.wait()
     closing = asyncio.create_task(context.__aexit__(None, None, None))
     while True:
         try:
             await _ask(address, GET)
         except ConnectionError:
             break
-    door.held.set()
+    served.held.set()
     answer = await asking
     await closing
     assert answer.endswith(b"done")
@@ -260,15 +262,15 @@ async def test_closing_answers_what_was_accepted_and_says_goodbye(door: Door) ->
         b"GET / HTTP/1.1\r\nContent-Length: the-secret",
     ],
 )
-async def test_what_cannot_be_parsed_is_not_sent_back_nor_logged(door: Door, request_line: bytes) -> None:
+async def test_what_cannot_be_parsed_is_not_sent_back_nor_logged(served: Served, request_line: bytes) -> None:
     """A request that is no HTTP gets a bare 400, and one line without its text: it may hold a code."""
-    async with door.open("127.0.0.1:0") as opened:
+    async with served.open("127.0.0.1:0") as opened:
         answer = await _ask(opened.address, request_line + b"\r\nHost: a\r\n\r\n")
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
     assert b"the-secret" not in answer
-    assert "the-secret" not in door.log.getvalue()
-    assert "Traceback" not in door.log.getvalue()
-    for line in door.log.getvalue().splitlines():
+    assert "the-secret" not in served.log.getvalue()
+    assert "Traceback" not in served.log.getvalue()
+    for line in served.log.getvalue().splitlines():
         assert (json.loads(line)["event"], json.loads(line)["level"]) == ("http.bad_request", "info")
 
 

@@ -155,7 +155,7 @@ async def test_private_routes_are_not_on_the_public_listener(app: Running) -> No
 
 
 async def test_the_document_wants_a_key_that_may_read(app: Running, run: Any) -> None:
-    """401 without a key, and 403 for one that may only do something else; the public door knows nothing of it."""
+    """401 without a key, and 403 for one that may only do something else; the public API knows nothing of it."""
     assert (await app.private("/openapi.json", key=None)).status == 401
     assert (await app.public("/openapi.json")).status == 404
     other = "o" * 40

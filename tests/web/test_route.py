@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -13,33 +14,19 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from amo_callback.config.loader import load_settings
-from amo_callback.connect.build import OAuth
 from amo_callback.errors import StoreUnavailable
 from amo_callback.grant import support_code
-from amo_callback.identity import ApiKeys, read_api_keys
 from amo_callback.model import fingerprint
 from amo_callback.observe.log import make_logger
-from amo_callback.observe.metrics import Metrics
-from amo_callback.web.client_ip import TrustedProxies
-from amo_callback.web.composition import Services, make_apis
+from amo_callback.web.composition import make_apis
 from amo_callback.web.listener import open_listener
-from amo_callback.web.pages.render import Pages
-from tests.conftest import API_KEY, BASE, HOST, environment
+from tests.conftest import API_KEY, BASE, HOST
 from tests.fakes import ShiftedClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.cipher import Cipher
-    from amo_callback.connect.authorization import Authorizations
-    from amo_callback.connect.completion import Connect
-    from amo_callback.connect.limits import Limits
-    from amo_callback.connect.redemption import Redeemer
-    from amo_callback.custody.build import Custody
-    from amo_callback.store import Store
-    from tests.conftest import Amo, Running
+    from tests.conftest import Running
 
 SECRET = "def50200" + "ab" * 30
 
@@ -69,6 +56,8 @@ class Broken:
     def handout(self) -> Broken:
         return self
 
+    authorizations = connect = redeemer = handout
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
@@ -80,37 +69,17 @@ class Asked:
     log: list[dict[str, Any]]
 
 
-class Doors:
-    """Both doors before broken use cases."""
+class Apis:
+    """Both APIs with broken use cases."""
 
-    def __init__(self, amo: Amo, client: AmoClient, key: str) -> None:
-        self.settings = load_settings(None, environment(amo, key))
-        self.client = client
+    def __init__(self, app: Running) -> None:
+        self._services = app.service.services
 
     @asynccontextmanager
     async def open(self, error: Exception) -> AsyncIterator[tuple[str, str, io.StringIO]]:
-        broken, stream, clock = Broken(error), io.StringIO(), ShiftedClock()
+        broken, stream, clock = cast("Any", Broken(error)), io.StringIO(), ShiftedClock()
         log = make_logger(level="info", style="json", stream=stream)
-        services = Services(
-            settings=self.settings,
-            store=cast("Store", broken),
-            amo=self.client,
-            cipher=cast("Cipher", broken),
-            oauth=OAuth(
-                authorizations=cast("Authorizations", broken),
-                connect=cast("Connect", broken),
-                redeemer=cast("Redeemer", broken),
-                limits=cast("Limits", broken),
-            ),
-            users=None,
-            custody=cast("Custody", broken),
-            api_keys=ApiKeys(read_api_keys(self.settings.api.keys.get_secret_value())),
-            proxies=TrustedProxies(()),
-            pages=Pages(app_name=self.settings.app.name),
-            clock=clock,
-            metrics=Metrics(),
-            log=log,
-        )
+        services = dataclasses.replace(self._services, store=broken, oauth=broken, custody=broken, log=log)
         public_api, private_api, _ = make_apis(services)
         async with (
             open_listener(public_api.make_app(), "127.0.0.1:0", name="public", clock=clock, log=log) as public,
@@ -120,8 +89,8 @@ class Doors:
 
     async def ask(self, error: Exception, path: str, *, private: bool = False, accept: str = "*/*") -> Asked:
         headers = {"Accept": accept, "Authorization": f"Bearer {API_KEY}"}
-        async with self.open(error) as (public_door, private_door, stream), aiohttp.ClientSession() as http:
-            url = URL(f"http://{private_door if private else public_door}{path}", encoded=True)
+        async with self.open(error) as (public_address, private_address, stream), aiohttp.ClientSession() as http:
+            url = URL(f"http://{private_address if private else public_address}{path}", encoded=True)
             method = "POST" if path.endswith("exchange-code") else "GET"
             async with http.request(
                 method, url, headers=headers, data=b'{"code": "c"}', allow_redirects=False
@@ -135,13 +104,13 @@ class Doors:
 
 
 @pytest.fixture
-def doors(amo: Amo, client: AmoClient, encryption_key: str) -> Doors:
-    return Doors(amo, client, encryption_key)
+def apis(app: Running) -> Apis:
+    return Apis(app)
 
 
-async def test_a_bug_in_the_callback_still_leads_back(doors: Doors) -> None:
+async def test_a_bug_in_the_callback_still_leads_back(apis: Apis) -> None:
     """The person gets to the app with an error word and the state, the administrator gets the trace."""
-    asked = await doors.ask(ZeroDivisionError(SECRET), f"{BASE}/callback?code=c&state=s&referer={HOST}")
+    asked = await apis.ask(ZeroDivisionError(SECRET), f"{BASE}/callback?code=c&state=s&referer={HOST}")
     assert (asked.status, asked.location) == (302, "foryoure://amo-crm/callback?error=auth_failed&state=s")
     bug = next(line for line in asked.log if line["event"] == "http.bug")
     assert "ZeroDivisionError" in bug["exception"]
@@ -155,38 +124,38 @@ async def test_a_bug_in_the_callback_still_leads_back(doors: Doors) -> None:
 
 
 @pytest.mark.parametrize("path", [f"{BASE}/exchange-code", f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA"])
-async def test_a_bug_behind_the_public_door_is_500_in_the_envelope(doors: Doors, path: str) -> None:
+async def test_a_bug_behind_the_public_api_is_500_in_the_envelope(apis: Apis, path: str) -> None:
     """No trace leaves, and the log has it."""
-    asked = await doors.ask(ZeroDivisionError(SECRET), path)
+    asked = await apis.ask(ZeroDivisionError(SECRET), path)
     assert (asked.status, json.loads(asked.text)["error"]) == (500, "internal_error")
     assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
     assert "ZeroDivisionError" not in asked.text
     assert SECRET not in str(asked)
 
 
-async def test_a_bug_behind_the_private_door_is_a_problem(doors: Doors) -> None:
+async def test_a_bug_behind_the_private_api_is_a_problem(apis: Apis) -> None:
     """The same for backends, in their words."""
-    asked = await doors.ask(ZeroDivisionError(SECRET), "/connections/x/token", private=True)
+    asked = await apis.ask(ZeroDivisionError(SECRET), "/connections/x/token", private=True)
     assert (asked.status, json.loads(asked.text)["code"]) == (500, "internal_error")
     assert [line["event"] for line in asked.log if line["level"] == "error"] == ["http.bug"]
     assert "ZeroDivisionError" not in asked.text
     assert SECRET not in str(asked)
 
 
-async def test_a_store_that_is_away_is_told_to_each_in_their_words(doors: Doors) -> None:
+async def test_a_store_that_is_away_is_told_to_each_in_their_words(apis: Apis) -> None:
     """Redirect, page, envelope and problem: try again, and nothing is said of a bug."""
     away = StoreUnavailable("SQLITE_BUSY")
     callback = f"{BASE}/callback?code=c&state=s&referer={HOST}"
-    asked = await doors.ask(away, callback)
+    asked = await apis.ask(away, callback)
     assert asked.location == "foryoure://amo-crm/callback?error=amo_unavailable&state=s"
-    assert (await doors.ask(away, callback, accept="text/html")).status == 503
-    page = await doors.ask(away, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA")
+    assert (await apis.ask(away, callback, accept="text/html")).status == 503
+    page = await apis.ask(away, f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA")
     assert (page.status, 'id="again"' in page.text, 'id="open"' in page.text) == (503, True, False)
     [line] = [line for line in page.log if line["event"] == "callback.refused"]
     assert (line["word"], line["error"], line["level"]) == ("amo_unavailable", "store_unavailable", "warning")
     assert f"<code>{line['support_code']}</code>" in page.text
-    assert (await doors.ask(away, f"{BASE}/exchange-code")).status == 503
-    problem = await doors.ask(away, "/connections/x/token", private=True)
+    assert (await apis.ask(away, f"{BASE}/exchange-code")).status == 503
+    problem = await apis.ask(away, "/connections/x/token", private=True)
     assert (problem.status, json.loads(problem.text)["code"]) == (503, "store_unavailable")
     assert "error" not in {line["level"] for line in problem.log}
 

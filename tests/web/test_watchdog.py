@@ -1,28 +1,25 @@
-"""What a supervisor hears of the service."""
+"""The notifications to the supervisor."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from amo_callback.model import AmoBlock, Freeze
 from amo_callback.web.watchdog import Watchdog, running_watchdog
-from tests.builders import a_survey
-from tests.fakes import START, FakeClock
+from tests.fakes import START
+from tests.web.fake_services import FakeServices
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.web.composition import Services
 
-
-class Notifier:
-    """Whoever listens."""
+class RecordingNotifier:
+    """A supervisor that records its notifications."""
 
     def __init__(self, *, enabled: bool = True, watchdog: float | None = 6.0) -> None:
         self.enabled = enabled
@@ -36,42 +33,23 @@ class Notifier:
         return sum(one.startswith(fact) for facts in self.told for one in facts)
 
 
-class Body:
-    """A custody and a store that are as a test says."""
+class Watched(FakeServices):
+    """Services with a watchdog, and its supervisor."""
 
-    def __init__(self) -> None:
-        self.failing: str | None = None
-        self.ahead = 0.0
-        self.beat_age = 0.0
-        self.custody: Any = SimpleNamespace(
-            refresher=self,
-            unsaved=SimpleNamespace(at_risk=False, names=[]),
-            raw_answers=SimpleNamespace(count=0),
-            breaker=SimpleNamespace(held=False, refused=None, address_block=SimpleNamespace(block=None)),
-            credentials=SimpleNamespace(refused=None, proven=True),
-            freezer=SimpleNamespace(frozen=None),
-            surveyor=SimpleNamespace(last=a_survey(active=42, fresh=42), trouble=None),
-        )
-
-
-class Beating:
-    """A heart, its body, its time and who hears it."""
-
-    def __init__(self, supervisor: Notifier) -> None:
-        self.supervisor, self.body, self.clock = supervisor, Body(), FakeClock()
-        settings = SimpleNamespace(refresh=SimpleNamespace(poll_interval=5.0))
-        services = SimpleNamespace(store=self.body, custody=self.body.custody, settings=settings, clock=self.clock)
-        self.watchdog = Watchdog(cast("Services", services), cast("Any", supervisor))
+    def __init__(self, supervisor: RecordingNotifier) -> None:
+        super().__init__()
+        self.supervisor = supervisor
+        self.watchdog = Watchdog(self.services, cast("Any", supervisor))
 
     async def beat(self, seconds: float = 2.0) -> None:
-        """Let one more beat pass."""
+        """Let one more notification pass."""
         self.clock.advance(seconds)
         await self.clock.until_sleeping(seconds)
 
 
 @asynccontextmanager
-async def _beating(**options: Any) -> AsyncIterator[Beating]:
-    made = Beating(Notifier(**options))
+async def _watched(**options: Any) -> AsyncIterator[Watched]:
+    made = Watched(RecordingNotifier(**options))
     async with running_watchdog(made.watchdog):
         if made.supervisor.enabled:
             made.watchdog.ready()
@@ -81,7 +59,7 @@ async def _beating(**options: Any) -> AsyncIterator[Beating]:
 
 async def test_the_watchdog_is_fed_three_times_as_often_as_it_asks() -> None:
     """One beat may be late, or not get through."""
-    async with _beating(watchdog=6.0) as made:
+    async with _watched(watchdog=6.0) as made:
         for _ in range(5):
             await made.beat()
         assert made.supervisor.heard("WATCHDOG=1") == 6
@@ -89,12 +67,12 @@ async def test_the_watchdog_is_fed_three_times_as_often_as_it_asks() -> None:
 
 async def test_a_refresher_that_stands_still_starves_the_watchdog() -> None:
     """The store answers, and still its loop does not come round: only a restart helps."""
-    async with _beating() as made:
-        made.body.beat_age = 15.1
+    async with _watched() as made:
+        made.custody.beat_age = 15.1
         await made.beat()
         await made.beat()
         assert made.supervisor.heard("WATCHDOG=1") == 1
-        made.body.beat_age = 0.1
+        made.custody.beat_age = 0.1
         await made.beat()
         assert made.supervisor.heard("WATCHDOG=1") == 2
 
@@ -102,16 +80,16 @@ async def test_a_refresher_that_stands_still_starves_the_watchdog() -> None:
 @pytest.mark.parametrize("trouble", ["store_unavailable", "no answer for 2 s"])
 async def test_a_store_that_does_not_answer_kills_nobody(trouble: str) -> None:
     """The refresher waits for it: what only the memory holds must not be lost for that."""
-    async with _beating() as made:
-        made.body.beat_age = 1000.0
-        made.body.custody.surveyor.trouble = trouble
+    async with _watched() as made:
+        made.custody.beat_age = 1000.0
+        made.custody.trouble = trouble
         await made.beat()
         assert made.supervisor.heard("WATCHDOG=1") == 2
 
 
 async def test_it_says_once_a_minute_how_it_is() -> None:
     """One line, at the start and then with each minute."""
-    async with _beating(watchdog=None) as made:
+    async with _watched(watchdog=None) as made:
         for _ in range(11):
             await made.beat(10.0)
         assert made.supervisor.heard("STATUS=keeps 42 connections fresh") == 2
@@ -119,13 +97,13 @@ async def test_it_says_once_a_minute_how_it_is() -> None:
 
 async def test_it_says_what_is_wrong() -> None:
     """Whatever an administrator has to mend is in the line."""
-    async with _beating() as made:
-        made.body.failing = "SQLITE_FULL"
-        custody = made.body.custody
-        custody.unsaved.names = ["a-1"]
-        custody.breaker.refused, custody.breaker.held = "invalid_client", True
-        custody.breaker.address_block.block = AmoBlock(since=START, probe_at=START, exchange_at=START)
-        custody.freezer.frozen = Freeze(at=datetime(2026, 11, 24, tzinfo=UTC), why="asked for", elsewhere=False)
+    async with _watched() as made:
+        made.store.failing = "SQLITE_FULL"
+        custody = made.custody
+        custody.names = ["a-1"]
+        custody.refused, custody.held = "invalid_client", True
+        custody.block = AmoBlock(since=START, probe_at=START, exchange_at=START)
+        custody.frozen = Freeze(at=datetime(2026, 11, 24, tzinfo=UTC), why="asked for", elsewhere=False)
         made.watchdog.ready()
         [ready, status] = made.supervisor.told[-1]
         assert ready == "READY=1"
@@ -138,13 +116,13 @@ async def test_it_says_what_is_wrong() -> None:
 
 async def test_at_the_end_it_asks_for_more_time_while_a_pair_is_in_memory_alone() -> None:
     """Neither stored nor in its rescue file: a kill would lose it. Once it is safe nothing more is asked for."""
-    async with _beating() as made:
+    async with _watched() as made:
         made.watchdog.stop()
         made.watchdog.stop()
-        made.body.custody.unsaved.at_risk = True
+        made.custody.at_risk = True
         await made.beat()
         await made.beat()
-        made.body.custody.unsaved.at_risk = False
+        made.custody.at_risk = False
         await made.beat()
         said = made.supervisor.told
         assert made.supervisor.heard("STOPPING=1") == 1
@@ -154,7 +132,7 @@ async def test_at_the_end_it_asks_for_more_time_while_a_pair_is_in_memory_alone(
 
 async def test_before_it_is_ready_it_says_nothing() -> None:
     """A start takes as long as it takes; what is told first is that it is over."""
-    made = Beating(Notifier())
+    made = Watched(RecordingNotifier())
     async with running_watchdog(made.watchdog):
         await asyncio.sleep(0)
         assert (made.supervisor.told, made.clock.sleeping()) == ([], [])
@@ -165,6 +143,6 @@ async def test_before_it_is_ready_it_says_nothing() -> None:
 
 async def test_where_nobody_listens_nothing_beats() -> None:
     """No task, and nothing told."""
-    async with _beating(enabled=False) as made:
+    async with _watched(enabled=False) as made:
         assert made.clock.sleeping() == []
         assert made.supervisor.told == []

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from amo_callback.web.composition import Services
     from amo_callback.web.route import Route
 
-_BUG = "A bug of amo-callback: see its log."
 _UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
 
 
@@ -114,7 +113,7 @@ class PrivateApi(Api):
         return key.name
 
     async def check_unmatched(self, request: web.Request) -> None:
-        """Ask for a key first: without one, nobody learns which paths there are."""
+        """Require a key first: without one a caller does not learn which paths exist."""
         if request.path not in self._open_paths:
             self._find_key(request)
 
@@ -147,10 +146,6 @@ class PrivateApi(Api):
         """Render an error of HTTP itself as problem details."""
         code = NotFound.api_code if error.status == HTTPStatus.NOT_FOUND else InvalidRequest.api_code
         return _problem(error.status, code, error.reason)
-
-    def render_bug(self) -> web.Response:
-        """Render a bug as problem details."""
-        return _problem(AmoCallbackError.http_status, AmoCallbackError.api_code, _BUG)
 
     def error_replies(self, route: Route) -> Mapping[int, Reply]:
         """Return the documentation of a route's errors, with those of every route of its kind."""

@@ -128,7 +128,7 @@ async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
 
 
 async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
-    """Forget one connection and erase its tokens; AMO's side lives on until the integration is removed there."""
+    """Disconnect one connection and erase its tokens; AMO's side remains until the integration is removed there."""
     custody = call.services.custody
     connection = await custody.selection.only(call.name)
     return await _shown(call, await custody.farewell.disconnect(connection, why=f"asked by {call.caller}"))

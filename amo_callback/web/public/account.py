@@ -42,7 +42,7 @@ async def status(call: Call[None, None]) -> Success[AppStatus]:
 
 
 async def disconnect(call: Call[None, None]) -> Success[AppStatus]:
-    """Remove the user from their connections; the tokens of those that nobody else owns are erased."""
+    """Remove the user from their connections; the tokens of those without another owner are erased."""
     for event in await call.services.store.unbind(call.caller):
         call.services.log.info(event.name, connection_id=event.connection_id, **event.fields)
     return Success(data=NOT_CONNECTED, message=_DISCONNECTED)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from amo_callback.deeplink import DEEP_LINK_ERRORS
 from amo_callback.errors import (
     AmoCallbackError,
+    InternalError,
     InvalidRequest,
     NotFound,
     PkceMismatch,
@@ -37,7 +38,6 @@ ERROR_PAGES = {
     429: Reply(about="Too many attempts from this address.", type=str, media=TEXT),
     503: Reply(about="It may work in a minute.", type=str, media=TEXT),
 }
-_BUG = "Something went wrong on our side. Please try again."
 _HTTP_ERRORS = {404: NotFound.code, 405: METHOD_NOT_ALLOWED}
 """The errors of HTTP itself that are no `invalid_request`."""
 
@@ -45,7 +45,7 @@ _HTTP_ERRORS = {404: NotFound.code, 405: METHOD_NOT_ALLOWED}
 def error_actions() -> Mapping[str, str]:
     """Return what the app should do, by the envelope's errors."""
     shown = {error: known.action for error, known in DEEP_LINK_ERRORS.items()}
-    own = (InvalidRequest, Unauthorized, PkceMismatch, NotFound, StoreUnavailable, AmoCallbackError)
+    own = (InvalidRequest, Unauthorized, PkceMismatch, NotFound, StoreUnavailable, InternalError)
     own_actions = {error.code: error.action for error in own}
     return {**shown, **own_actions, METHOD_NOT_ALLOWED: "use a method that `Allow` names"}
 
@@ -77,9 +77,9 @@ class PublicApi(Api):
     async def check_unmatched(self, request: web.Request) -> None:
         """Let 404 and 405 be answered."""
 
-    def render(self, answer: object) -> web.Response:
+    def render(self, answer: Any) -> web.Response:  # noqa: ANN401 -- because a `Success` is generic
         """Render data and message in the envelope."""
-        return web.json_response(jsonable(answer))
+        return web.json_response({"success": True, "data": jsonable(answer.data), "message": answer.message})
 
     def render_error(self, error: AmoCallbackError) -> web.Response:
         """Render an error in the envelope."""
@@ -97,15 +97,10 @@ class PublicApi(Api):
         code = _HTTP_ERRORS.get(error.status, InvalidRequest.code)
         return failure(error.status, code, f"{error.status} {HTTPStatus(error.status).phrase}")
 
-    def render_bug(self) -> web.Response:
-        """Render a bug in the envelope."""
-        return failure(AmoCallbackError.http_status, AmoCallbackError.code, _BUG)
-
     def error_replies(self, route: Route) -> Mapping[int, Reply]:
         """Return the documentation of a route's errors, with those of every route of its kind."""
         found: dict[int, set[str]] = defaultdict(set)
-        found[AmoCallbackError.http_status].add(AmoCallbackError.code)
-        errors: list[type[AmoCallbackError]] = [*route.errors]
+        errors: list[type[AmoCallbackError]] = [InternalError, *route.errors]
         if route.access is not None:
             errors.append(Unauthorized)
         for error in errors:

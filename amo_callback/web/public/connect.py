@@ -27,7 +27,7 @@ async def start(call: Call[None, AuthorizationBody]) -> Success[AuthorizationSta
 
 
 async def connect(call: Call[None, None]) -> web.Response:
-    """Start an authorization for whoever follows a link, and redirect to AMO's consent page."""
+    """Start an authorization for the user who follows a link, and redirect to AMO's consent page."""
     if is_prefetch(call.request):
         return web.Response(status=204)
     try:

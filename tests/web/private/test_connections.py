@@ -233,8 +233,7 @@ async def test_a_connection_is_forgotten_with_its_tokens(app: Running) -> None:
     assert (answer.status, answer.json()["status"], answer.json()["access_expires_at"]) == (200, "disconnected", None)
     assert (await app.private(f"/connections/{connection}/token")).status == 404
     assert (await app.private(f"/connections/{connection}")).status == 404
-    stored = await app.service.services.store.connection(connection)
-    assert stored is not None
+    stored = await app.stored(connection)
     assert stored.sealed_pair is None
     [gone, *_] = (await app.private(f"/events?connection={connection}")).json()["items"]
     assert (gone["name"], gone["details"]["reason"]) == ("connection.disconnected", "asked by admin")
@@ -274,15 +273,11 @@ async def test_what_is_frozen_is_not_erased(app: Running) -> None:
 async def test_a_refresh_that_is_under_way_does_not_bring_it_back(app: Running) -> None:
     """AMO answers after it was forgotten: that pair is dropped."""
     connection = await app.connected()
-    app.amo.sandbox.asked.clear()
-    app.amo.sandbox.faults.add(Fault.SLOW)
-    refresh = asyncio.create_task(app.private(f"/connections/{connection}/refresh", method="POST"))
-    await app.amo.sandbox.asked.wait()
+    refresh = await app.refreshing(connection)
     assert (await _delete(app, connection)).status == 200
     app.amo.sandbox.go_on.set()
     assert (await refresh).status == 404
-    stored = await app.service.services.store.connection(connection)
-    assert stored is not None
+    stored = await app.stored(connection)
     assert (stored.status, stored.sealed_pair) == ("disconnected", None)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.sandbox.faults import Fault
 from tests.conftest import ADMIN_KEY, HOST
 
 if TYPE_CHECKING:
@@ -85,10 +83,7 @@ async def test_nothing_is_replaced_that_is_being_refreshed(app: Running) -> None
     connection = await app.connected()
     app.clock.advance(1)
     theirs = await _theirs(app)
-    app.amo.sandbox.asked.clear()
-    app.amo.sandbox.faults.add(Fault.SLOW)
-    refresh = asyncio.create_task(app.private(f"/connections/{connection}/refresh", method="POST"))
-    await app.amo.sandbox.asked.wait()
+    refresh = await app.refreshing(connection)
     answer = await _import(app, {"connections": [theirs], "replace": True})
     assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (503, True)
     app.amo.sandbox.go_on.set()

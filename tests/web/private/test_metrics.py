@@ -97,8 +97,7 @@ async def test_how_the_service_does_is_told(app: Running) -> None:
     found = await _scrape(app)
     assert found["amo_callback_check_ok store"] == 1
     assert found["amo_callback_connections active"] == 1
-    stored = await app.service.services.store.connection(connection)
-    assert stored is not None
+    stored = await app.stored(connection)
     assert stored.access_expires_at is not None
     assert found["amo_callback_access_token_next_expiry_timestamp_seconds"] == stored.access_expires_at.timestamp()
     assert not any(name.startswith("amo_callback_notices") for name in found)
@@ -116,7 +115,7 @@ async def test_a_scrape_names_nobody(app: Running) -> None:
 
 
 async def test_metrics_may_ask_for_a_key(run: Any) -> None:
-    """With `server.metrics_auth` a key that may read will do; the public door has none."""
+    """With `server.metrics_auth` a key that may read will do; the public API has none."""
     async with run(SERVER__METRICS_AUTH="true") as app:
         assert (await app.private("/metrics", key=None)).status == 401
         assert (await app.private("/metrics", key=READ_KEY)).status == 200

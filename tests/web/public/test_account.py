@@ -325,8 +325,7 @@ async def test_the_last_owner_who_leaves_takes_the_tokens_along(app: Running) ->
     assert await phones[1].is_connected()
     last = await _disconnect(app, "17")
     assert "remove the integration there" in last.json()["message"]
-    stored = await app.service.services.store.connection(connection.id)
-    assert stored is not None
+    stored = await app.stored(connection.id)
     assert (stored.status, stored.sealed_pair) == ("disconnected", None)
     assert (await app.private(f"/connections/{connection.id}/token")).status == 404
     notices = await app.service.services.store.notices(limit=9)
@@ -361,15 +360,11 @@ async def test_a_refresh_under_way_does_not_undo_a_disconnect(app: Running) -> N
     await phone.exchange(await _started(phone))
     [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
     app.clock.advance(10)
-    app.amo.sandbox.asked.clear()
-    app.amo.sandbox.faults.add(Fault.SLOW)
-    refresh = asyncio.create_task(app.private(f"/connections/{connection.id}/refresh", method="POST"))
-    await app.amo.sandbox.asked.wait()
+    refresh = await app.refreshing(connection.id)
     assert (await _disconnect(app, "42")).status == 200
     app.amo.sandbox.go_on.set()
     assert (await refresh).status == 404
-    stored = await app.service.services.store.connection(connection.id)
-    assert stored is not None
+    stored = await app.stored(connection.id)
     assert (stored.status, stored.sealed_pair) == ("disconnected", None)
 
 

@@ -267,13 +267,8 @@ async def test_amo_away_is_told_at_once(run: Any) -> None:
 async def test_a_slow_amo_makes_the_page_wait_and_not_the_person(run: Any) -> None:
     """After 8 s the person sees "still connecting", and the same address shows the result once it is there."""
     async with run() as app:
-        app.amo.sandbox.faults.add(Fault.SLOW)
         query = app.query(state="s")
-        asked = asyncio.create_task(app.callback(query, html=True))
-        await app.amo.sandbox.asked.wait()
-        await app.clock.until_sleeping(8)
-        app.clock.advance(8)
-        answer = await asked
+        answer = await app.late(app.callback(query, html=True))
         assert answer.status == 303
         page = await app.public(answer.location)
         assert (page.status, "Still connecting" in page.text, "<script" in page.text) == (200, True, False)
@@ -345,12 +340,7 @@ async def test_amos_own_server_gets_plain_text(app: Running) -> None:
 
 async def test_amos_own_server_is_not_kept_waiting(app: Running) -> None:
     """A late exchange is 200 for AMO's server: it can do nothing about it, and the exchange goes on."""
-    app.amo.sandbox.faults.add(Fault.SLOW)
-    asking = asyncio.create_task(app.callback(f"{app.query()}&from_exchange=1"))
-    await app.amo.sandbox.asked.wait()
-    await app.clock.until_sleeping(8)
-    app.clock.advance(8)
-    answer = await asking
+    answer = await app.late(app.callback(f"{app.query()}&from_exchange=1"))
     assert (answer.status, answer.text) == (200, "exchanging\n")
     app.amo.sandbox.go_on.set()
     await app.witness.until("connection.connected")
@@ -406,7 +396,7 @@ async def test_junk_codes_of_one_address_come_to_an_end(run: Any) -> None:
 # --- headers ---------------------------------------------------------------------------------------
 
 
-async def test_every_answer_of_the_public_door_is_protected(app: Running) -> None:
+async def test_every_answer_of_the_public_api_is_protected(app: Running) -> None:
     """No cache, no referrer, no frame, no sniffing; a page's style has a nonce of its own each time."""
     redirected = await app.callback(app.query(), html=True)
     answers = [
@@ -542,23 +532,13 @@ async def test_a_refused_code_is_logged_with_amos_words(app: Running) -> None:
 
 async def test_an_exchange_that_takes_too_long_for_a_redirect_is_logged(app: Running) -> None:
     """The app is told `amo_unavailable` while the exchange goes on."""
-    app.amo.sandbox.faults.add(Fault.SLOW)
     code = app.amo.code()
-    await _late(app, code)
+    assert "error=amo_unavailable" in (await app.late(app.callback(app.query(code=code)))).location
     app.amo.sandbox.go_on.set()
     await app.witness.until("connection.connected")
     [line] = [line for line in app.lines() if line["event"] == "callback.refused"]
     assert (line["word"], line["error"], line["level"]) == ("amo_unavailable", "exchanging", "warning")
     assert line["support_code"] == support_code(fingerprint(code))
-
-
-async def _late(app: Running, code: str) -> None:
-    """Come with a code, and wait until the service waits no longer."""
-    coming = asyncio.create_task(app.callback(app.query(code=code)))
-    await app.amo.sandbox.until_asked(1)
-    await app.clock.until_sleeping(8)
-    app.clock.advance(8)
-    assert "error=amo_unavailable" in (await coming).location
 
 
 async def test_a_try_again_that_is_refused_is_logged(run: Any) -> None:

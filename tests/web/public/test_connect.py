@@ -53,6 +53,7 @@ async def test_the_app_starts_a_grant_and_gets_its_state_back(app: Running) -> N
         "state": data["state"],
         "mode": "popup",
     }
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", data["expires_at"])
     left = datetime.fromisoformat(data["expires_at"]) - datetime.now(UTC)
     assert timedelta(minutes=29) < left <= timedelta(minutes=30)
     back = await allow(app, data["authorize_url"])
@@ -291,7 +292,7 @@ async def test_where_states_are_issued_the_app_cannot_bring_a_code_of_its_own(ru
         assert (await phone.exchange(code)).status == 200
 
 
-# --- the private door ---------------------------------------------------------------------------
+# --- the private API ---------------------------------------------------------------------------
 
 
 async def _vouch(app: Running, key: str = ADMIN_KEY, **body: object) -> Answer:
@@ -351,7 +352,7 @@ async def test_a_backend_may_ask_for_the_verifier_too(run: Any) -> None:
     ],
 )
 async def test_a_backends_bad_start_names_the_field(run: Any, body: dict[str, Any], field: str) -> None:
-    """400 `invalid_request`, as everywhere on the private door."""
+    """400 `invalid_request`, as everywhere on the private API."""
     async with run() as app:
         answer = await _vouch(app, **body)
         assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
@@ -446,10 +447,7 @@ async def test_a_flood_of_links_does_not_stand_before_a_refresh(run: Any) -> Non
     """While hundreds follow links from as many addresses, a refresh is written down before most of their states."""
     async with run(**WITH_USERS) as app:
         connection = await app.connected()
-        app.amo.sandbox.asked.clear()
-        app.amo.sandbox.faults.add(Fault.SLOW)
-        refresh = asyncio.create_task(app.private(f"/connections/{connection}/refresh", method="POST"))
-        await app.amo.sandbox.asked.wait()
+        refresh = await app.refreshing(connection)
         flood = [
             asyncio.create_task(
                 app.public(f"{BASE}/connect", headers={"X-Forwarded-For": f"198.51.{n // 250}.{n % 250}"})

@@ -131,12 +131,7 @@ async def test_a_code_in_progress_is_waited_for(app: Running) -> None:
 async def test_one_that_takes_too_long_is_told_to_come_again(app: Running) -> None:
     """After 8 s the app is told to ask again, with the same code."""
     code = app.amo.code()
-    app.amo.sandbox.faults.add(Fault.SLOW)
-    asking = asyncio.create_task(_ask(app, code=code, referer=HOST))
-    await app.clock.until_sleeping(8)
-    await app.amo.sandbox.asked.wait()
-    app.clock.advance(8)
-    answer = await asking
+    answer = await app.late(_ask(app, code=code, referer=HOST))
     assert (answer.status, answer.json()["error"], answer.headers["Retry-After"]) == (503, "amo_unavailable", "5")
     app.amo.sandbox.go_on.set()
     await app.witness.until("connection.connected")

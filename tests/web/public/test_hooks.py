@@ -11,7 +11,6 @@ from amo_callback.model import Status
 from tests.conftest import BASE, Answer
 
 if TYPE_CHECKING:
-    from amo_callback.model import Connection
     from tests.conftest import Running
 
 
@@ -20,19 +19,13 @@ async def _hook(app: Running, *, method: str = "GET", **more: str) -> Answer:
     return await app.public(f"{BASE}/hooks/disconnect?{urlencode(query)}", method=method)
 
 
-async def _stored(app: Running, connection: str) -> Connection:
-    stored = await app.service.services.store.connection(connection)
-    assert stored is not None
-    return stored
-
-
 async def test_an_account_that_was_switched_off_is_forgotten(app: Running) -> None:
     """The tokens are erased once AMO itself refuses them, and backends hear that there is no such connection."""
     connection = await app.connected()
     address = f"http://{app.service.public}{BASE}/hooks/disconnect"
     assert await app.amo.sandbox.disable(app.amo.account, hook=address) == 200
     await app.witness.until("connection.disconnected")
-    stored = await _stored(app, connection)
+    stored = await app.stored(connection)
     assert (stored.status, stored.sealed_pair) == (Status.DISCONNECTED, None)
     assert (await app.private(f"/connections/{connection}/token")).status == 404
 
@@ -45,7 +38,7 @@ async def test_a_replayed_hook_changes_nothing_for_an_account_that_lives(app: Ru
         answer = await _hook(app)
         assert (answer.status, answer.json()["success"]) == (200, True)
     await app.witness.until("hook.unconfirmed")
-    assert (await _stored(app, connection)).status is Status.ACTIVE
+    assert (await app.stored(connection)).status is Status.ACTIVE
     assert app.amo.sandbox.look_ups <= 1 + (app.clock.monotonic() - began) // 5
     assert len(app.witness.named("hook.received")) <= app.amo.sandbox.look_ups + 1  # the last leaves a check pending
 

@@ -16,7 +16,7 @@ from amo_callback import __version__
 from amo_callback.errors import JwksUnavailable, RetryableError, Unauthorized
 from amo_callback.event import Level
 from amo_callback.identity.jwks import TIMEOUT, JwksVerifier, open_jwks
-from tests.jwts import NOW, RULES, claims, ec_key, jwk, rsa_key, signed
+from tests.identity.jwts import NOW, RULES, claims, ec_key, jwk, rsa_key, signed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

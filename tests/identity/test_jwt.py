@@ -18,7 +18,7 @@ from amo_callback.identity.jwks import MAX_KEYS, JwksVerifier, read_jwks
 from amo_callback.identity.jwt import Hs256Verifier, JwtRules, Key, verify_with_any
 from amo_callback.web.composition import open_users
 from tests.fakes import FakeClock, Witness
-from tests.jwts import AUDIENCE, NOW, RULES, SECRET, b64, claims, ec_key, jwk, rsa_key, signed, unsigned
+from tests.identity.jwts import AUDIENCE, NOW, RULES, SECRET, b64, claims, ec_key, jwk, rsa_key, signed, unsigned
 
 PEM = rsa_key("issuer").public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 

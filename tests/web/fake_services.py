@@ -1,0 +1,56 @@
+"""Services in a state that a test sets."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+from tests.builders import a_survey
+from tests.fakes import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amo_callback.model import AmoBlock, Freeze
+    from amo_callback.survey import Survey
+    from amo_callback.web.composition import Services
+
+
+class FakeCustody:
+    """A custody whose parts are all this one object."""
+
+    def __init__(self) -> None:
+        self.beat_age = self.failed_for = 0.0
+        self.in_flight = self.count = 0
+        self.refused: str | None = None
+        self.proven = True
+        self.held = self.at_risk = False
+        self.frozen: Freeze | None = None
+        self.block: AmoBlock | None = None
+        self.names: Sequence[str] = ()
+        self.last: Survey | None = a_survey(active=42, fresh=42)
+        self.age: float | None = 0.0
+        self.seconds: float | None = 0.0
+        self.trouble: str | None = None
+
+    @property
+    def refresher(self) -> FakeCustody:
+        return self
+
+    breaker = address_block = credentials = unsaved = raw_answers = freezer = surveyor = keeper = refresher
+
+
+class FakeServices:
+    """What health and watchdog read."""
+
+    def __init__(self, *, poll_interval: float = 5.0) -> None:
+        self.custody = FakeCustody()
+        self.store = SimpleNamespace(failing=None, ahead=0.0)
+        self.clock = FakeClock()
+        self.settings = SimpleNamespace(
+            refresh=SimpleNamespace(poll_interval=poll_interval), notify=SimpleNamespace(url=None)
+        )
+
+    @property
+    def services(self) -> Services:
+        return cast("Services", self)
