@@ -28,7 +28,7 @@ FLOORS = [
         "probe",
     },
     {"custody", "amo", "store", "observe"},
-    {"connect", "transfer", "notices", "rotation", "deploy"},
+    {"connect", "transfer", "notices", "key_rotation", "deploy"},
     {"web"},
     {"demo"},
     {"cli"},
@@ -58,7 +58,7 @@ ONE_ROOM = {
 CALLERS = {"amo.client", "amo.wire", "identity.key_set", "notices.sender"}
 """Where others are asked over HTTP."""
 EDGES = {"amo", "store", "observe"}
-USE_CASES = {"custody", "connect", "transfer", "notices", "rotation", "web"}
+USE_CASES = {"custody", "connect", "transfer", "notices", "key_rotation", "web"}
 JOINED_IN = {"web.lifecycle", "web.services", "web.resources", "cli", "demo"}
 """Where `amo`, `store` and `observe` meet the use cases; the demonstration has AMO's stand-in on its stage."""
 
