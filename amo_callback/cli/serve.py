@@ -221,6 +221,6 @@ def secrets_of(settings: Settings) -> list[str]:
     values += [line.rpartition(":")[2].strip() for line in settings.api.keys.get_secret_value().splitlines()]
     if settings.app.jwt_secret is not None:
         values.append(settings.app.jwt_secret.get_secret_value())
-    if settings.notify.secret is not None:
-        values += settings.notify.secret.get_secret_value().split()
+    if settings.webhook.secret is not None:
+        values += settings.webhook.secret.get_secret_value().split()
     return values

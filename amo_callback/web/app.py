@@ -114,7 +114,7 @@ def _private(settings: Settings, services: Services, log: FilteringBoundLogger) 
         store=services.store,
         custody=services.custody,
         poll_interval=settings.refresh.poll_interval,
-        notices_delivered=settings.notify.url is not None,
+        notices_delivered=settings.webhook.url is not None,
     )
     app.add_routes(
         [

@@ -194,9 +194,9 @@ def _takers(api_keys: ApiKeys, connecting: Connecting) -> Mapping[str, Taker]:
         api_keys.replace(read_api_keys(fresh.api.keys.get_secret_value()))
 
     def take_limits(fresh: Settings) -> None:
-        connecting.limits.change(unproven=fresh.limits.unproven, window=fresh.limits.window)
+        connecting.limits.change(unproven=fresh.limits.failed_codes, window=fresh.limits.window)
 
-    return {"api.keys": take_keys, "limits.unproven": take_limits, "limits.window": take_limits}
+    return {"api.keys": take_keys, "limits.failed_codes": take_limits, "limits.window": take_limits}
 
 
 def _both(log: Observer, metrics: Metrics) -> Observer:

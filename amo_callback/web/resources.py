@@ -83,16 +83,16 @@ async def open_courier(
     settings: Settings, store: Store, *, clock: Clock, observer: Observer, died: asyncio.Future[None]
 ) -> AsyncIterator[Courier | None]:
     """Deliver notices where somebody wants them; at the end what is in flight gets its answer."""
-    notify = settings.notify
-    if notify.url is None or notify.secret is None:
+    webhook = settings.webhook
+    if webhook.url is None or webhook.secret is None:
         yield None
         return
-    async with open_sender(notify.url) as sender:
+    async with open_sender(webhook.url) as sender:
         courier = Courier(
             store=store,
             sender=sender,
             signer=Signer(
-                read_secrets(notify.secret.get_secret_value()),
+                read_secrets(webhook.secret.get_secret_value()),
                 reconnect_url=settings.amo.connect_url,
                 allowed_domains=settings.amo.allowed_domains,
             ),
@@ -136,7 +136,7 @@ def connect_rules(settings: Settings) -> ConnectRules:
         allowed_accounts=frozenset(settings.amo.allowed_accounts),
         default_domain=check_host((settings.amo.default_domain or "").encode(), allowed=settings.amo.allowed_domains),
         refresh=settings.refresh.rules,
-        unproven=settings.limits.unproven,
+        unproven=settings.limits.failed_codes,
         window=settings.limits.window,
         requests_per_second=settings.amo.requests_per_second,
     )

@@ -142,7 +142,7 @@ async def test_a_look_at_a_link_starts_nothing(app: Running) -> None:
 
 async def test_starting_has_an_end(run: Any) -> None:
     """An address follows so many links in a window, a user starts so many grants; others are not concerned."""
-    async with run(LIMITS__UNPROVEN="2", **WITH_USERS) as app:
+    async with run(LIMITS__FAILED_CODES="2", **WITH_USERS) as app:
         assert [(await app.public(f"{BASE}/connect")).status for _ in range(3)] == [303, 303, 302]
         page = await app.public(f"{BASE}/connect", headers={"Accept": "text/html"})
         assert (page.status, "rate_limited" in page.text) == (429, True)

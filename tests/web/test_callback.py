@@ -385,7 +385,7 @@ async def test_a_default_domain_stands_in_for_a_missing_referer(run: Any) -> Non
 
 async def test_junk_codes_of_one_address_come_to_an_end(run: Any) -> None:
     """An address has so many unproven codes in a window; another address is not concerned, and good codes are free."""
-    async with run(LIMITS__UNPROVEN="3") as app:
+    async with run(LIMITS__FAILED_CODES="3") as app:
         for _ in range(5):
             assert "?code=" in (await app.callback(app.query())).location
         junk = [await app.callback(app.query(code=f"junk{number}", state="s")) for number in range(5)]

@@ -111,7 +111,7 @@ async def test_a_ticket_of_one_instance_is_redeemed_at_another(instances: Any) -
 
 async def test_codes_that_were_not_proven_are_counted_over_all_instances(instances: Any) -> None:
     """Whoever guesses gains nothing by asking another one."""
-    async with instances(LIMITS__UNPROVEN="2") as (one, two):
+    async with instances(LIMITS__FAILED_CODES="2") as (one, two):
         words = [
             (await instance.callback(f"code=guess{number}&referer={HOST}")).location.partition("error=")[2]
             for number, instance in enumerate((one, two, one, two))

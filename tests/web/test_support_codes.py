@@ -78,7 +78,7 @@ async def test_a_callback_without_a_code_has_a_support_code_of_its_own(app: Runn
 
 async def test_too_many_failed_codes_are_logged(run: Any) -> None:
     """The address is in the request's own line, and not in this one."""
-    async with run(LIMITS__UNPROVEN="1") as app:
+    async with run(LIMITS__FAILED_CODES="1") as app:
         await app.callback(app.query(code="junk"), html=True)
         page = await app.callback(app.query(code="junk-2"), html=True)
         assert _line(app, page) == _refused("rate_limited", error="rate_limited", refused="address")
@@ -125,7 +125,7 @@ async def _late(app: Running, code: str) -> None:
 
 async def test_a_try_again_that_is_refused_is_logged(run: Any) -> None:
     """The return page keeps the grant's support code."""
-    async with run(LIMITS__UNPROVEN="1") as app:
+    async with run(LIMITS__FAILED_CODES="1") as app:
         app.amo.sandbox.faults.add(Fault.HTTP_500)
         code = app.amo.code()
         address = (await app.callback(app.query(code=code), html=True)).location
