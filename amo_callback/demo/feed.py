@@ -152,7 +152,7 @@ _WHY = {
 _REASONS = {
     "revoked": "amoCRM knows the refresh token no more",
     "refused": "amoCRM refuses the connection for a day, and knows its refresh token no more",
-    "in_doubt": "an answer was lost, and amoCRM text the refresh token is spent",
+    "in_doubt": "an answer was lost, and amoCRM says the refresh token is spent",
     "expired": "the refresh token was not used for three months",
 }
 _SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
@@ -169,7 +169,7 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "connection.moved": lambda fields: f"The account has moved, and is followed to {fields.get('moved_to')}.",
     "connection.disconnected": lambda _: "Disconnected: its tokens are erased.",
     "hook.received": lambda _: (
-        "amoCRM text that it was switched off. That may be a replay: it is looked up, not obeyed."
+        "amoCRM says that it was switched off. That may be a replay: it is looked up, not obeyed."
     ),
     "hook.unconfirmed": _unconfirmed,
     "grant.failed": lambda fields: f"Nobody was connected: error={fields.get('word')}.",

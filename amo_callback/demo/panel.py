@@ -1,4 +1,4 @@
-"""The panel: the phone, and beside it the connections' life, what may be tried, and what everybody text."""
+"""The panel: the phone, and beside it the connections' life, what may be tried, and what everybody says."""
 
 from __future__ import annotations
 

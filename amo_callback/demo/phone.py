@@ -115,7 +115,7 @@ class Phone:
         link = f"{self._deep_link}?{shortened(request.query)}"
         if code is None:
             word = request.query.get("error", "")
-            self._screen = Screen(title="Not connected", text=f"The deep link text error={word}.", link=link)
+            self._screen = Screen(title="Not connected", text=f"The deep link says error={word}.", link=link)
             return _to("/phone")
         answer = await self._ask("POST", "/exchange-code", {"code": code, "code_verifier": verifier})
         call = Call(

@@ -54,7 +54,7 @@ SCENARIOS = (
         name="lost",
         title="Lose an answer",
         expect="amoCRM spends the refresh token, and its answer is lost. The service asks about it, tries it once "
-        "more, and text that the person has to connect again. The access token serves until its end.",
+        "more, and says that the person has to connect again. The access token serves until its end.",
     ),
     Scenario(
         name="move",

@@ -52,7 +52,7 @@ async def test_whoever_refuses_comes_back_to_the_app_as_well(chromium: Chromium)
         await phone.locator("#connect").click()
         await phone.locator("a.refuse").click()
         await phone.locator("#open").click()
-        await phone.get_by_text("The deep link text error=access_denied.").wait_for()
+        await phone.get_by_text("The deep link says error=access_denied.").wait_for()
         assert await tab.page.locator("#nobody").is_visible()
 
 

@@ -27,7 +27,7 @@ async def test_a_refusal_leads_back_with_its_word(show: Walkthrough) -> None:
     consent = await show.page(f"http://{show.addresses.panel}/phone/connect")
     page = await show.page(link(consent, r'class="refuse" href="([^"]+)"'))
     html = await show.page(link(page, r'id="open"[^>]*href="([^"]+)"'))
-    assert "The deep link text error=access_denied." in html
+    assert "The deep link says error=access_denied." in html
     assert 'data-connected="no"' in html
 
 
