@@ -119,9 +119,9 @@ def test_the_check_finds_the_service_in_order(machine: Lab) -> None:
     """Root's `amo-callback check` sees unit, sockets, secrets and database as they are: nothing of them is to mend."""
     told = json.loads(machine.sh(machine.amo_callback, "check", "--json", check=False).out)
     found = {one["check"]: one for one in told["findings"]}
-    assert found["systemd"]["told"] == "amo-callback.service is active, its socket listens"
+    assert found["systemd"]["message"] == "amo-callback.service is active, its socket listens"
     ours = ("systemd", "service", "secrets", "disk", "store", "keys")
-    assert {name: found[name]["verdict"] for name in ours} == dict.fromkeys(ours, "ok")
+    assert {name: found[name]["severity"] for name in ours} == dict.fromkeys(ours, "ok")
 
 
 def test_both_doors_queue_four_thousand(machine: Lab) -> None:
