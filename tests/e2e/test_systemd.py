@@ -213,6 +213,21 @@ def test_the_command_leaves_nothing_of_roots_beside_the_database(lab: Lab) -> No
     assert owners == {lab.sh("id", "-u", "amo-callback").out.strip()}
 
 
+def test_the_backup_timer_makes_a_copy_of_roots(lab: Lab) -> None:
+    """Its service runs beside the running one; the copy is root's, and nothing of root's is beside the database."""
+    for name in ("backup.timer", "backup.service"):
+        unit = lab.sh(lab.amo_callback, "systemd", "print", name).out
+        lab.write(f"/etc/systemd/system/amo-callback-{name}", unit)
+    lab.sh("systemctl", "daemon-reload")
+    lab.sh("systemctl", "enable", "--now", "amo-callback-backup.timer")
+    lab.sh("systemctl", "start", "amo-callback-backup.service")
+    [copy] = lab.sh("find", "/var/backups/amo-callback", "-type", "f", "-printf", "%U %m %p\n").out.splitlines()
+    assert copy.startswith("0 600 ")
+    assert set(lab.sh("find", STATE, "-printf", "%U\n").out.split()) == {lab.sh("id", "-u", "amo-callback").out.strip()}
+    lab.sh("systemctl", "disable", "--now", "amo-callback-backup.timer")
+    lab.sh("sh", "-c", "rm /etc/systemd/system/amo-callback-backup.*")
+
+
 # --- shut in -------------------------------------------------------------------------------------
 
 ALONE = {
