@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 MAX_TEXT = 1024 * 1024
 """Bytes of a configuration file, or of a file with a secret."""
@@ -58,21 +61,31 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_new(path: Path, text: str, *, mode: int) -> None:
-    """Write a file that is not there yet, all at once, never open to more users than `mode` says.
+@contextmanager
+def atomic_file(path: Path, *, mode: int = 0o600, replace: bool = False) -> Iterator[IO[bytes]]:
+    """Write a file that is there whole or not at all, also after a power failure, and never open to more than `mode`.
 
-    Raises `FileExistsError` where there is anything of that name, also when it came meanwhile.
+    Raises `OSError`: `FileExistsError` where one is there, also when it came meanwhile, unless `replace`.
     """
-    beside = path.with_name(f".{path.name}.new")
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    if not replace and os.path.lexists(path):  # before any work is done
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent)
+    unfinished = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
             file.flush()
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
-        os.link(beside, path)  # a rename would replace what came meanwhile
+        if not replace:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        unfinished.replace(path)
+        sync(path.parent)
     finally:
-        beside.unlink()
-    sync(path.parent)
+        unfinished.unlink(missing_ok=True)
+
+
+def write_file(path: Path, text: str, *, mode: int, replace: bool = False) -> None:
+    """Write a text file as `atomic_file` does."""
+    with atomic_file(path, mode=mode, replace=replace) as file:
+        file.write(text.encode())

@@ -22,7 +22,7 @@ ONE_PLACE = {
     "aiohttp": {"amo", "identity", "notices", "web", "cli", "demo"},
 }
 EDGES = {"amo", "store", "observe"}
-USE_CASES = {"custody", "connect", "transfer", "notices", "rotation", "web"}
+USE_CASES = {"custody", "connect", "transfer", "notices", "key_rotation", "web"}
 COMPOSITION = {"web.composition"}
 """Where `amo`, `store` and `observe` meet the use cases, as in `cli` and `demo`."""
 

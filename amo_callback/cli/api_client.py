@@ -14,7 +14,7 @@ import aiohttp
 
 from amo_callback import probe
 from amo_callback.cipher import Cipher
-from amo_callback.cli.context import acting_for_store, load_context
+from amo_callback.cli.context import acting_as_owner, check_database_exists, load_context
 from amo_callback.errors import CommandFailed, NotFound
 from amo_callback.identity import Scope, key_with
 
@@ -92,7 +92,8 @@ async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: s
 @asynccontextmanager
 async def _serve_store(context: CommandContext) -> AsyncIterator[ApiClient]:
     """Serve the private application of an idle service on a Unix socket that only this process can reach."""
-    with acting_for_store(context), tempfile.TemporaryDirectory(prefix="amo-callback-") as folder:  # of mode 0700
+    check_database_exists(context)
+    with acting_as_owner(context.owned), tempfile.TemporaryDirectory(prefix="amo-callback-") as folder:  # of mode 0700
         from aiohttp import web  # noqa: PLC0415 -- because only this needs the service's modules
 
         from amo_callback.cli.idle_service import open_idle_app  # noqa: PLC0415 -- the same

@@ -11,7 +11,7 @@ import click
 
 from amo_callback.cipher import Cipher
 from amo_callback.cli import output
-from amo_callback.cli.context import acting_as_owner, config_option, load_context, yes_option
+from amo_callback.cli.context import acting_as_owner, check_database_exists, config_option, load_context, yes_option
 from amo_callback.clock import SystemClock, rfc3339
 from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
 from amo_callback.store import copies
@@ -43,9 +43,9 @@ They are left out."""
 @click.pass_obj
 def backup(invocation: Invocation, *, config: str | None, file: Path) -> None:
     """Copy the database into FILE, also while the service runs."""
-    database = _file(load_context(config, invocation.environ))
-    if not database.exists():
-        raise ConfigurationError(f"storage.url: there is no database {database}")
+    context = load_context(config, invocation.environ)
+    database = _file(context)
+    check_database_exists(context)
     output.sigterm_as_interrupt()
     with ExitStack() as stack:
         with acting_as_owner(database):

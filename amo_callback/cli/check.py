@@ -103,6 +103,6 @@ async def _check_others(
             run_check_async("proxy", check_proxy(settings, http, cipher=cipher, nonce=secrets.token_hex(16))),
             run_check_async("amo", check_amo(settings, http)),
             run_check_async("jwks_url", check_key_set(settings, http)),
-            run_check_async("notify", check_receiver(settings, http)),
+            run_check_async("webhook", check_receiver(settings, http)),
         )
     return [finding for findings in found for finding in findings]

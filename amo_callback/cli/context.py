@@ -117,24 +117,12 @@ def _user_variables(user: int) -> dict[str, str]:
     return {"HOME": known.pw_dir, "LOGNAME": known.pw_name, "USER": known.pw_name}
 
 
-def become_owner(owned: Path) -> None:
-    """Become the owner of the service's files: the service could not open files of root's beside them."""
-    if os.geteuid() != 0:
-        return
-    owner = _status_of_owner(owned)
-    if owner.st_uid != 0:
-        os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
-        os.environ.update(_user_variables(owner.st_uid))
-
-
 _PROGRAM = (__file__, pydantic.__file__, os.__file__)
 """A file of this program, one of its libraries, and one of Python itself."""
 
 
 @contextmanager
-def report_unreadable_program(owned: Path) -> Iterator[None]:
+def _report_unreadable_program(owned: Path) -> Iterator[None]:
     """Raise `CommandFailed`, with what to do, where the effective user cannot read this program.
 
     Modules are imported when they are needed, so perhaps after root has become another user.
@@ -178,7 +166,7 @@ def acting_as_owner(owned: Path) -> Iterator[None]:
     os.seteuid(owner.st_uid)
     os.environ.update(_user_variables(owner.st_uid))
     try:
-        with report_unreadable_program(owned):
+        with _report_unreadable_program(owned):
             yield
     finally:
         os.environ.clear()
@@ -197,7 +185,9 @@ async def open_as_owner(context: CommandContext, *, create: bool = False) -> Asy
 
     Raises `ConfigurationError` where there is no database, unless `create`, and where no key decrypts it.
     """
-    with acting_for_store(context, create=create):
+    if not create:
+        check_database_exists(context)
+    with acting_as_owner(context.owned):
         clock = SystemClock()
         cipher = Cipher(context.encryption_keys)
         url = context.settings.storage.url.get_secret_value()
@@ -210,11 +200,7 @@ async def open_as_owner(context: CommandContext, *, create: bool = False) -> Asy
             yield OpenedStore(context=context, store=store, cipher=cipher, clock=store.clock)
 
 
-@contextmanager
-def acting_for_store(context: CommandContext, *, create: bool = False) -> Iterator[None]:
-    """Become the owner of the store's files, for good; raises `ConfigurationError` where there is no database."""
-    if not create and context.database is not None and not context.database.exists():
+def check_database_exists(context: CommandContext) -> None:
+    """Raise `ConfigurationError` where there is no database file: opening the store would create one."""
+    if context.database is not None and not context.database.exists():
         raise ConfigurationError(f"storage.url: there is no database {context.database}")
-    become_owner(context.owned)
-    with report_unreadable_program(context.owned):
-        yield

@@ -14,13 +14,12 @@ from amo_callback.cli.context import run_loop
 from amo_callback.cli.output import printable
 from amo_callback.cli.serve import on_signal, until_end
 from amo_callback.clock import SystemClock
-from amo_callback.demo.stage import Sites, choose_sites, open_stage
+from amo_callback.demo.environment import Addresses, choose_addresses, open_demo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from amo_callback.demo.life import Life
-    from amo_callback.demo.story import Line
+    from amo_callback.demo.feed import FeedEntry
     from amo_callback.event import Event
 
 _WELCOME = """\
@@ -35,7 +34,7 @@ An access token lives {life} seconds here. Ctrl-C ends it.
 _FAREWELL = """
 The demo has ended; nothing of it is left on this machine. What to do next:
 
-  amo-callback init       asks a few questions, makes the keys, writes config.toml, says what to register in amoCRM
+  amo-callback init       asks a few questions, makes the keys, writes config.toml, text what to register in amoCRM
   amo-callback check      tells what is still wrong, in front of it and behind it
   amo-callback serve      runs it here; on a server: amo-callback systemd install
 """
@@ -46,10 +45,10 @@ The demo has ended; nothing of it is left on this machine. What to do next:
 @click.option("--port", type=click.IntRange(1, 65533), help="The first of three ports in a row; else any free ones.")
 def demo(*, token_life: int, port: int | None) -> int:
     """Try the whole flow on this machine, until Ctrl-C; there is nothing to configure."""
-    return run_loop(_demo(choose_sites(port), token_life=token_life))
+    return run_loop(_demo(choose_addresses(port), token_life=token_life))
 
 
-async def _demo(sites: Sites, *, token_life: int) -> int:
+async def _demo(addresses: Addresses, *, token_life: int) -> int:
     signalled = on_signal(_ignore_event)
 
     def end() -> None:
@@ -58,27 +57,18 @@ async def _demo(sites: Sites, *, token_life: int) -> int:
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, end)  # the terminal was closed
     output = Output(sys.stdout, on_error=end)
-    async with open_stage(
-        sites,
-        token_life=token_life,
-        clock=SystemClock(),
-        told=lambda line: output.write(f"{line_of(line)}\n"),
-        seen=_ignore_life,
-    ) as stage:
-        output.write(_WELCOME.format(panel=sites.panel, curl=stage.curl, life=token_life))
-        watching = asyncio.create_task(stage.watcher.run(), name="watcher")
-        try:
-            status = await until_end(stage.service, signalled)
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+    async with open_demo(
+        addresses, token_life=token_life, clock=SystemClock(), told=lambda entry: output.write(f"{line_of(entry)}\n")
+    ) as opened:
+        output.write(_WELCOME.format(panel=addresses.panel, curl=opened.curl, life=token_life))
+        status = await until_end(opened.service, signalled)
     output.write(_FAREWELL)
     return status if output.error is None else _report_closed_output(output.error)
 
 
-def line_of(line: Line) -> str:
+def line_of(line: FeedEntry) -> str:
     """Return an entry of the event feed as one line without control characters."""
-    return printable(f"{line.at:%H:%M:%S}  {line.who:<8} {line.domain:<24} {line.says}")
+    return printable(f"{line.at:%H:%M:%S}  {line.who:<8} {line.domain:<24} {line.text}")
 
 
 class Output:
@@ -115,7 +105,3 @@ def _report_closed_output(error: OSError) -> int:
 
 def _ignore_event(event: Event) -> None:
     """Let a SIGHUP pass: there is no configuration to read again."""
-
-
-def _ignore_life(life: Life) -> None:
-    """Show nothing: the panel reads the state for itself."""

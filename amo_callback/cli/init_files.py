@@ -12,7 +12,7 @@ from amo_callback.cli.init_validation import STATE
 from amo_callback.config.database_url import SQLITE, is_postgres
 from amo_callback.config.template import InitialConfig, InitialSecrets, write_config
 from amo_callback.deploy import plan
-from amo_callback.disk import write_new
+from amo_callback.disk import write_file
 from amo_callback.errors import CommandFailed
 from amo_callback.store import database_file
 
@@ -90,10 +90,10 @@ def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None
             paths.config.parent.chmod(0o755)  # the service's user passes through it
     if paths.systemd:
         told = _write_secrets(paths, client_secret)
-        write_new(paths.config, write_config(decided, None), mode=0o644)
+        write_file(paths.config, write_config(decided, None), mode=0o644)
         return [*told, f"{paths.config}: written; no secret is in it"]
     made = InitialSecrets(encryption_key=new_key(), api_keys=_new_api_key(), client_secret=client_secret)
-    write_new(paths.config, write_config(decided, made), mode=0o600)
+    write_file(paths.config, write_config(decided, made), mode=0o600)
     return [f"{paths.config}: written, for you alone (0600), with a new encryption key and an API key named backend"]
 
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "serve": ("serve", "Run the service."),
     "demo": ("demo", "Try the whole flow on this machine; nothing to configure."),
     "init": ("init", "Write a configuration: ask for what is needed, make the keys."),
+    "status": ("status", "Show whether the running service is ready, check by check."),
     "check": ("check", "Check everything, and say what is wrong and how to fix it."),
     "config": ("config", "Check the configuration file; print the reference, or a JSON Schema."),
     "connections": ("connections", "List, show, refresh, freeze, export and import connections."),

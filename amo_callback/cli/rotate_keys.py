@@ -10,7 +10,7 @@ from amo_callback.cipher import new_key
 from amo_callback.cli import output
 from amo_callback.cli.context import config_option, json_option, load_context, open_as_owner, run_loop
 from amo_callback.custody.rescue import Rescue
-from amo_callback.rotation import Rotated, Rotation, Tally
+from amo_callback.key_rotation import KeyUsage, Rotation, RotationResult
 from amo_callback.sealing import Kind
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ async def _rotate(context: CommandContext, *, as_json: bool, dry_run: bool) -> i
         total = await opened.store.count_sealed()
         with output.progress("counted" if dry_run else "encrypted", total) as advance:
             if dry_run:
-                tally = await rotation.survey(advance)
+                tally = await rotation.dry_run(advance)
                 output.show(_shape(tally), as_json=as_json, text=lambda: _told(tally))
                 return 1 if tally.unreadable else 0
             rotated = await rotation.run(advance)
@@ -77,7 +77,7 @@ async def _rotate(context: CommandContext, *, as_json: bool, dry_run: bool) -> i
 # --- for programs --------------------------------------------------------------------------------
 
 
-def _shape(tally: Tally) -> dict[str, Any]:
+def _shape(tally: KeyUsage) -> dict[str, Any]:
     return {
         "keys": [
             {"key": number, **{_HEADS[kind].replace(" ", "_"): found[kind] for kind in Kind}}
@@ -87,19 +87,19 @@ def _shape(tally: Tally) -> dict[str, Any]:
     }
 
 
-def _rotated_shape(rotated: Rotated) -> dict[str, Any]:
+def _rotated_shape(rotated: RotationResult) -> dict[str, Any]:
     return {
         "resealed": rotated.resealed,
         **_shape(rotated.after),
-        "overtaken": rotated.overtaken,
-        "not_needed": [] if rotated.overtaken else _numbers(rotated.after.idle),
+        "old_key_still_in_use": rotated.old_key_still_in_use,
+        "not_needed": [] if rotated.old_key_still_in_use else _numbers(rotated.after.unused_keys),
     }
 
 
 # --- for people ----------------------------------------------------------------------------------
 
 
-def _told(tally: Tally) -> str:
+def _told(tally: KeyUsage) -> str:
     rows = [
         (f"{number}, the newest" if number == 1 else number, *(f"{found[kind]:,}" for kind in Kind))
         for number, found in enumerate(tally.keys, start=1)
@@ -113,27 +113,27 @@ def _told(tally: Tally) -> str:
     return "\n".join(lines)
 
 
-def _unreadable(tally: Tally) -> str:
+def _unreadable(tally: KeyUsage) -> str:
     shown = _names(tally)[:_SHOWN]
     others = len(tally.unreadable) - len(shown)
     return f"No key opens: {', '.join([*shown, *([f'{others:,} others'] if others else [])])}"
 
 
-def _names(tally: Tally) -> list[str]:
+def _names(tally: KeyUsage) -> list[str]:
     return [one.place for one in tally.unreadable if one.kind in _NAMED]
 
 
-def _rotated_told(rotated: Rotated) -> str:
+def _rotated_told(rotated: RotationResult) -> str:
     tally = rotated.after
     lines = [_told(tally), "", f"Sealed again: {rotated.resealed:,}."]
-    needed = [number for number, _ in enumerate(tally.keys) if number > 0 and number not in tally.idle]
+    needed = [number for number, _ in enumerate(tally.keys) if number > 0 and number not in tally.unused_keys]
     if len(tally.keys) == 1:
         lines.append("There is one key. To replace it, put a new one on the line before it: see the README.")
-    elif rotated.overtaken:
+    elif rotated.old_key_still_in_use:
         lines.append(_OVERTAKEN)
-    elif tally.idle:
-        lines.append(_IDLE.format(keys=_named(tally.idle)))
-    if needed and not rotated.overtaken:
+    elif tally.unused_keys:
+        lines.append(_IDLE.format(keys=_named(tally.unused_keys)))
+    if needed and not rotated.old_key_still_in_use:
         lines.append(
             f"Still needed: {_named(needed)}. Pairs wait in the rescue folder: once they are stored, run this again."
         )

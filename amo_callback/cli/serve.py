@@ -25,15 +25,14 @@ from amo_callback.observe.journal import is_journal
 from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.redaction import Redactor
-from amo_callback.observe.systemd import Notifier, inherited_sockets
+from amo_callback.observe.systemd import Notifier
 from amo_callback.web.composition import DataPaths, Service, open_service
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping
+    from pathlib import Path
 
-    from structlog.typing import FilteringBoundLogger
-
+    from amo_callback.cli.context import CommandContext
     from amo_callback.cli.main import Invocation
     from amo_callback.config.settings import Settings
     from amo_callback.event import Observer
@@ -66,57 +65,22 @@ def run(
     loop would wait for threads that wait for a resolver.
     """
     path, context = find_config(config, environ), load_context(config, environ)
-    settings = context.settings
-    check_stop_timeout(settings, environ)
-    redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
+    check_stop_timeout(context.settings, environ)
     writer = LogWriter(sys.stdout)
 
     def finish(status: int) -> None:
         writer.finish(seconds=_LAST_LINES)
         leave(status)
 
-    log = make_logger(
-        level=threshold,
-        style=settings.log.format,
-        stream=writer,
-        redactor=redactor,
-        journal=is_journal(sys.stdout, environ),
-    )
-    take_over_library_logs(log)
-    if variables := proxy_variables(environ):
-        log.warning("proxy.ignored", variables=variables, text=PROXY_IGNORED)
-    max_connections = fit_connections(settings.server.max_connections, log)
-    paths = DataPaths(folder=context.folder, rescue=context.rescue, machine=context.location)
-
-    def read_again() -> Settings:
-        fresh = load_settings(path, environ)
-        redactor.also(secrets_of(fresh))
-        return fresh
-
-    notifier = Notifier(environ, pid=os.getpid())
-    listeners = inherited_sockets(environ, pid=os.getpid(), names=("public", "private"))
-    gc.freeze()  # what is there now stays: the loop is not to stand still while garbage is looked for in it
+    gc.freeze()  # what is imported stays: collecting it again and again would stop the loop
     try:
-        return run_loop(
-            _serve(
-                settings,
-                paths=paths,
-                log=log,
-                threshold=threshold,
-                read_again=read_again,
-                notifier=notifier,
-                listeners=listeners,
-                max_connections=max_connections,
-                lost_lines=lambda: writer.lost,
-                leave=finish,
-            )
-        )
+        return run_loop(_serve(context, path, environ, writer, finish))
     finally:
         writer.finish(seconds=_LAST_LINES)
 
 
 def check_stop_timeout(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Raise `ConfigurationError` where systemd would kill the process before a request to AMO has come to its end."""
+    """Raise `ConfigurationError` where systemd would kill the process during a request to AMO."""
     told, timeout = environ.get(units.STOP_TIMEOUT, ""), settings.amo.timeout
     if told.isdecimal() and not units.fits_stop_timeout(timeout, int(told)):
         raise ConfigurationError(
@@ -126,22 +90,34 @@ def check_stop_timeout(settings: Settings, environ: Mapping[str, str]) -> None:
 
 
 async def _serve(
-    settings: Settings,
-    *,
-    paths: DataPaths,
-    log: FilteringBoundLogger,
-    threshold: Threshold,
-    read_again: Callable[[], Settings],
-    notifier: Notifier,
-    listeners: Mapping[str, Sequence[socket.socket]],
-    max_connections: int,
-    lost_lines: Callable[[], int],
+    context: CommandContext,
+    path: Path | None,
+    environ: Mapping[str, str],
+    writer: LogWriter,
     leave: Callable[[int], None],
 ) -> int:
-    observer, clock = LogObserver(log), SystemClock()
+    settings, clock = context.settings, SystemClock()
+    redactor, threshold = Redactor(secrets_of(settings)), Threshold(settings.log.level)
+    log = make_logger(
+        level=threshold,
+        style=settings.log.format,
+        stream=writer,
+        redactor=redactor,
+        journal=is_journal(sys.stdout, environ),
+    )
+    take_over_library_logs(log)
+    observer = LogObserver(log)
     signalled = on_signal(observer)  # first: a signal during the start is one, too
     deadline = Deadline(seconds=settings.amo.timeout + _GRACE, clock=clock, observer=observer, leave=leave)
     signalled.add_done_callback(lambda _: deadline.begin(0))
+    notifier = Notifier(environ, pid=os.getpid())
+    if variables := proxy_variables(environ):
+        log.warning("proxy.ignored", variables=variables, text=PROXY_IGNORED)
+
+    def read_again() -> Settings:
+        fresh = load_settings(path, environ)
+        redactor.also(secrets_of(fresh))
+        return fresh
 
     def reload() -> None:
         notifier("RELOADING=1", f"MONOTONIC_USEC={clock.monotonic() * 1e6:.0f}")
@@ -150,18 +126,18 @@ async def _serve(
 
     async with open_service(
         settings,
-        paths=paths,
+        paths=DataPaths(folder=context.folder, rescue=context.rescue, machine=context.location),
         clock=clock,
         log=log,
         observer=observer,
         supervisor=notifier,
-        listeners=listeners,
-        max_connections=max_connections,
-        lost_lines=lost_lines,
+        listeners=inherited_sockets(environ, pid=os.getpid(), names=("public", "private")),
+        max_connections=fit_connections(settings.server.max_connections, log),
+        lost_lines=lambda: writer.lost,
     ) as service:
         deadline.unsaved = service.services.custody.unsaved
         service.reloader.register("log.level", lambda fresh: threshold.set(fresh.log.level))
-        on_reload(reload)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         status = await until_end(service, signalled)
         deadline.begin(status)
     deadline.end()
@@ -171,7 +147,7 @@ async def _serve(
 
 
 async def until_end(service: Service, signalled: asyncio.Future[None]) -> int:
-    """Wait for a signal, or for the death of what must live, and return the exit status that it means."""
+    """Wait for a signal, or for a task that fails; return the exit status."""
     await asyncio.wait({signalled, service.died}, return_when=asyncio.FIRST_COMPLETED)
     service.stop()
     return 1 if service.died.done() else 0
@@ -197,13 +173,8 @@ def on_signal(observer: Observer) -> asyncio.Future[None]:
     return signalled
 
 
-def on_reload(reload: Callable[[], None]) -> None:
-    """Reload with each SIGHUP."""
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-
-
 def _reload(reloader: Reloader, read_again: Callable[[], Settings], observer: Observer) -> None:
-    """Take in what is written in the files now; where that cannot be used, all stays as it was."""
+    """Apply the configuration as it is now; where it is invalid, all stays as it was."""
     try:
         needs_restart = reloader.apply(read_again())
     except ConfigurationError as error:
@@ -214,13 +185,13 @@ def _reload(reloader: Reloader, read_again: Callable[[], Settings], observer: Ob
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    """Return what must be in no line of the log."""
+    """Return the values that the log must not contain."""
     values = [settings.amo.client_secret.get_secret_value()]
     values += settings.storage.encryption_keys.get_secret_value().split()
     values += url_secrets(settings.storage.url.get_secret_value())
     values += [line.rpartition(":")[2].strip() for line in settings.api.keys.get_secret_value().splitlines()]
     if settings.app.jwt_secret is not None:
         values.append(settings.app.jwt_secret.get_secret_value())
-    if settings.notify.secret is not None:
-        values += settings.notify.secret.get_secret_value().split()
+    if settings.webhook.secret is not None:
+        values += settings.webhook.secret.get_secret_value().split()
     return values

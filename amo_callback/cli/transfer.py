@@ -14,7 +14,7 @@ import click
 
 from amo_callback.amo.claims import told_by
 from amo_callback.cli import output
-from amo_callback.cli.context import acting_as_owner, config_option, load_context, open_as_owner, run_loop, yes_option
+from amo_callback.cli.context import config_option, load_context, open_as_owner, run_loop, yes_option
 from amo_callback.cli.passphrase import known_passphrase, new_file_key
 from amo_callback.custody.leases import Leases
 from amo_callback.custody.rescue import MAX_FILE, Rescue
@@ -69,8 +69,7 @@ def export(
     output.sigterm_as_interrupt()
     with new_file(file) as opened:
         lock = new_file_key(passphrase_file=passphrase_file, key_file=to_key_file)
-        with acting_as_owner(context.owned):
-            exported = run_loop(_export(context, opened, lock))
+        exported = run_loop(_export(context, opened, lock))
     output.echo(f"{file}: {exported.count:,} connections, sealed. From now on nothing of this database is spent.")
     if exported.unreadable:
         output.echo(f"Not in it, for no key opens their pairs: {', '.join(exported.unreadable)}")
@@ -146,8 +145,7 @@ def import_(
             cipher = cipher_for(first_line, keys=keys, passphrase=lambda: known_passphrase(passphrase_file))
         if cipher is None:
             _check_size(file, opened, _MAX_PLAIN)
-        with acting_as_owner(context.owned):
-            return run_loop(_import(context, opened, _Options(file=file, cipher=cipher, **options)))
+        return run_loop(_import(context, opened, _Options(file=file, cipher=cipher, **options)))
 
 
 def _opened(path: Path) -> IO[bytes]:

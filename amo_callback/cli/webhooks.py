@@ -47,8 +47,8 @@ def retry(invocation: Invocation, *, config: str | None, as_json: bool, webhook:
     """Send the webhook ID now, or all that were given up."""
     if (webhook is not None) == every:
         raise click.UsageError("name one webhook by its id, or --all")
-    if load_context(config, invocation.environ).settings.notify.url is None:
-        raise CommandFailed("notify.url is not set: no webhook is sent")
+    if load_context(config, invocation.environ).settings.webhook.url is None:
+        raise CommandFailed("webhook.url is not set: no webhook is sent")
     path = f"{_PATH}/retry" if webhook is None else f"{_PATH}/{quoted(webhook)}/retry"
     found = call(config, invocation.environ, Scope.ADMIN, lambda api: api.post(path))
     output.show(found, as_json=as_json, text=lambda: f"{len(found['retried'])} to be sent again")

@@ -30,7 +30,7 @@ CREDENTIALS_PREFIX = "amo-callback_"
 """What systemd puts before the names of the files of a folder: `LoadCredential=amo-callback:/folder`."""
 DEFAULT_PATHS = (Path("config.toml"), Path("/etc/amo-callback/config.toml"))
 SECRETS = frozenset(
-    {"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "storage.url", "api.keys", "notify.secret"}
+    {"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "storage.url", "api.keys", "webhook.secret"}
 )
 """The settings that are secret, or may hold a secret; each may be a file of that name."""
 

@@ -23,8 +23,8 @@ from amo_callback.config.types import (
     ListenAddress,
     Networks,
     NonEmptyStr,
-    NotifySecret,
     Seconds,
+    WebhookSecret,
 )
 from amo_callback.deeplink import HandBack
 from amo_callback.hosts import check_host
@@ -141,7 +141,7 @@ class App(_Section):
 class Limits(_Section):
     """`[limits]`: codes of one address that AMO has not accepted yet."""
 
-    unproven: Annotated[int, Field(gt=0)] = 30
+    failed_codes: Annotated[int, Field(gt=0)] = 30
     window: Seconds = 60
 
 
@@ -176,11 +176,11 @@ class Api(_Section):
     keys: ApiKeyLines = SecretStr("")
 
 
-class Notify(_Section):
-    """`[notify]`: where signed notices go."""
+class Webhook(_Section):
+    """`[webhook]`: where signed notices go."""
 
     url: HttpsUrl | None = None
-    secret: Annotated[NotifySecret | None, Field(validate_default=True)] = None
+    secret: Annotated[WebhookSecret | None, Field(validate_default=True)] = None
 
     @field_validator("secret")
     @classmethod
@@ -188,9 +188,9 @@ class Notify(_Section):
         if "url" not in info.data:  # it was refused: its own line is enough
             return value
         if info.data["url"] is None and value is not None:
-            raise ValueError("has no effect without notify.url")
+            raise ValueError("has no effect without webhook.url")
         if info.data["url"] is not None and value is None:
-            raise ValueError("is required with notify.url: by it the receiver tells that a notice is ours")
+            raise ValueError("is required with webhook.url: by it the receiver tells that a notice is ours")
         return value
 
 
@@ -220,7 +220,7 @@ class Settings(BaseSettings):
     refresh: Refresh = Refresh()
     storage: Storage
     api: Api = Api()
-    notify: Notify = Notify()
+    webhook: Webhook = Webhook()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ def _jwt_secret(value: SecretStr) -> SecretStr:
     return value
 
 
-def _notify_secret(value: SecretStr) -> SecretStr:
+def _webhook_secret(value: SecretStr) -> SecretStr:
     read_secrets(value.get_secret_value())
     return value
 
@@ -138,4 +138,4 @@ DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 EncryptionKeys = Annotated[SecretStr, AfterValidator(_encryption_keys)]
 ApiKeyLines = Annotated[SecretStr, AfterValidator(_api_keys)]
 JwtSecret = Annotated[SecretStr, AfterValidator(_jwt_secret)]
-NotifySecret = Annotated[SecretStr, AfterValidator(_notify_secret)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]

@@ -37,7 +37,7 @@ class OAuth:
         rate, rules = settings.amo.requests_per_second, settings.refresh.rules
         issued_only, allowed = settings.app.state == "issued", settings.amo.allowed_domains
         self.limits = limits = Limits(
-            attempts=settings.limits.unproven,
+            attempts=settings.limits.failed_codes,
             window=settings.limits.window,
             requests_per_second=rate,
             clock=clock,

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from amo_callback.demo.trials import TRIALS
+from amo_callback.demo.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from aiohttp.typedefs import Handler
 
-    from amo_callback.demo.life import Life
+    from amo_callback.demo.feed import Feed, FeedEntry
     from amo_callback.demo.render import Renderer
-    from amo_callback.demo.story import Line, Story
-    from amo_callback.demo.trials import Trials
+    from amo_callback.demo.scenarios import Scenarios
+    from amo_callback.demo.snapshot import Snapshot
 
 
 _HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
@@ -53,11 +53,11 @@ class Panel:
     """Its routes."""
 
     def __init__(
-        self, *, life: Callable[[], Life], story: Story, trials: Trials, renderer: Renderer, curl: str
+        self, *, life: Callable[[], Snapshot], feed: Feed, scenarios: Scenarios, renderer: Renderer, curl: str
     ) -> None:
         self._life = life
-        self._story = story
-        self._trials = trials
+        self._feed = feed
+        self._trials = scenarios
         self._renderer = renderer
         self._curl = curl
 
@@ -65,17 +65,17 @@ class Panel:
         """Return the panel's routes."""
         return [
             web.get("/", self._page),
-            web.get("/life", self._now),
-            web.post("/trials/{name}", self._try),
+            web.get("/snapshot", self._now),
+            web.post("/scenarios/{name}", self._try),
         ]
 
     async def _page(self, _request: web.Request) -> web.Response:
-        return self._renderer.page("panel.html", trials=TRIALS, curl=self._curl)
+        return self._renderer.page("panel.html", scenarios=SCENARIOS, curl=self._curl)
 
     async def _now(self, request: web.Request) -> web.Response:
         seen = request.query.get("after", "")
         after = int(seen) if seen.isdecimal() and len(seen) < 10 else 0
-        lines = [told(line) for line in self._story.lines if line.number > after]
+        lines = [told(line) for line in self._feed.lines if line.number > after]
         return web.json_response({**asdict(self._life()), "lines": lines}, headers={"Cache-Control": "no-store"})
 
     async def _try(self, request: web.Request) -> web.Response:
@@ -87,13 +87,13 @@ class Panel:
         return web.Response(status=204 if done else 404)
 
 
-def told(line: Line) -> Mapping[str, object]:
+def told(line: FeedEntry) -> Mapping[str, object]:
     """Return a line as the page shows it."""
     return {
         "number": line.number,
         "at": f"{line.at:%H:%M:%S}",
         "who": line.who,
-        "says": line.says,
+        "text": line.text,
         "domain": line.domain,
         "level": line.level,
     }

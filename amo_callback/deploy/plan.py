@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amo_callback.deploy.units import SYSUSERS, UNITS, Installation, render
-from amo_callback.disk import sync
+from amo_callback.disk import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,10 +65,7 @@ def write(files: Iterable[File]) -> None:
         if file.change is Change.NONE:
             continue
         file.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.path.with_name(f".{file.path.name}.new")
-        beside.write_text(file.content, encoding="utf-8")
-        beside.chmod(0o644)
-        beside.replace(file.path)
+        write_file(file.path, file.content, mode=0o644, replace=True)
 
 
 def _there(path: Path) -> str | None:
@@ -82,15 +79,8 @@ def _there(path: Path) -> str | None:
 
 
 def keep_secret(folder: Path, name: str, value: str) -> None:
-    """Write a secret into a file of its own that root alone may read, all at once."""
-    beside = folder / f".{name}.new"
-    beside.unlink(missing_ok=True)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(f"{value}\n")
-    sync(beside)
-    beside.replace(folder / name)
-    sync(folder)
+    """Write a secret into a file of its own that root alone may read."""
+    write_file(folder / name, f"{value}\n", mode=0o600, replace=True)
 
 
 def make_private(folder: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SERVICE = "amo-callback.service"
 SOCKETS = ("amo-callback-public.socket", "amo-callback-private.socket")
 UNITS = (*SOCKETS, SERVICE)
+BACKUP_SERVICE = "amo-callback-backup.service"
 SYSUSERS = "amo-callback.sysusers"
 CONFIG = Path("/etc/amo-callback/config.toml")
 
@@ -27,6 +28,7 @@ STOP_RESERVE = 10.0
 """Seconds of `TimeoutStopSec=` beyond `amo.timeout`: a request has come to its end by then, and its pair is safe."""
 _LEAST_STOP_TIMEOUT = 60
 _UNIX = "unix:"
+_PREFIX = "amo-callback-"
 _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/srv", "/boot", "/mnt", "/media", "/dev", "/proc")  # noqa: S108 -- because the unit hides it
 """What the unit does not let the service see."""
 _LIBRARIES = ("/usr/lib", "-/usr/lib64", "-/lib", "-/lib64")
@@ -66,9 +68,11 @@ def names() -> list[str]:
 
 
 def find(name: str) -> str | None:
-    """Return the file that a name means: its own, or it without its ending where that fits one alone."""
+    """Return the file with this name; its ending, or `amo-callback-`, may be left out where one file alone fits."""
     known = names()
-    fitting = [one for one in known if one == name] or [one for one in known if one.rpartition(".")[0] == name]
+    fitting = [one for one in known if one == name] or [
+        one for one in known if name in {one.rpartition(".")[0], one.removeprefix(_PREFIX)}
+    ]
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -80,7 +84,7 @@ def text_of(name: str) -> str:
 def render(name: str, installation: Installation) -> str:
     """Return a file, filled in; raises `ConfigurationError` for what a unit cannot say."""
     text = text_of(name)
-    return text.format_map(_values(installation)) if name in UNITS else text
+    return text.format_map(_values(installation)) if name in {*UNITS, BACKUP_SERVICE} else text
 
 
 def check_places(installation: Installation) -> None:

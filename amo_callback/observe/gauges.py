@@ -89,13 +89,13 @@ def _notices(survey: Survey) -> Iterator[GaugeMetricFamily]:
     states = {"waiting": survey.waiting, "parked": survey.parked}
     yield _each(
         "notices",
-        "Where notify.url is set: notices that are waiting to be delivered, or parked: given up.",
+        "Where webhook.url is set: notices that are waiting to be delivered, or parked: given up.",
         "state",
         states,
     )
     yield _at(
         "notices_oldest_timestamp_seconds",
-        "Where notify.url is set: when the oldest notice was written that waits.",
+        "Where webhook.url is set: when the oldest notice was written that waits.",
         survey.waiting_since,
     )
 

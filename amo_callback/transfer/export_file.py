@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import errno
 import json
-import os
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from amo_callback.cipher import Cipher, Scrypt, key_of_passphrase
-from amo_callback.disk import sync
+from amo_callback.disk import atomic_file
 from amo_callback.errors import CommandFailed, DecryptionFailed
 from amo_callback.model import Reason, Status, TokenPair, fingerprint, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from amo_callback.model import Connection
 
@@ -157,22 +154,10 @@ def _hint(key: str) -> str:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file (0600) that is there whole or not at all; raises `CommandFailed`, also where one exists."""
+    """Write a file of mode 0600 that is there whole or not at all; raises `CommandFailed`, also where one exists."""
     try:
-        if os.path.lexists(path):  # before any work is done
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent)
-        unfinished = Path(beside)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # another file is not replaced
-            unfinished.replace(path)
-            sync(path.parent)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with atomic_file(path) as file:
+            yield file
     except OSError as error:
         raise CommandFailed(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -335,7 +335,7 @@ async def _open_courier(
     services: Services, *, observer: Observer, died: asyncio.Future[None]
 ) -> AsyncIterator[Courier | None]:
     """Deliver notices where a receiver is configured; at the end requests in flight are answered."""
-    settings, notify = services.settings, services.settings.notify
+    settings, notify = services.settings, services.settings.webhook
     if notify.url is None or notify.secret is None:
         yield None
         return
@@ -428,9 +428,9 @@ def _reload_handlers(services: Services) -> Mapping[str, Callable[[Settings], No
         services.api_keys.replace(read_api_keys(fresh.api.keys.get_secret_value()))
 
     def change_limits(fresh: Settings) -> None:
-        services.oauth.limits.change(attempts=fresh.limits.unproven, window=fresh.limits.window)
+        services.oauth.limits.change(attempts=fresh.limits.failed_codes, window=fresh.limits.window)
 
-    return {"api.keys": replace_keys, "limits.unproven": change_limits, "limits.window": change_limits}
+    return {"api.keys": replace_keys, "limits.failed_codes": change_limits, "limits.window": change_limits}
 
 
 def _retrieve(died: asyncio.Future[None]) -> None:

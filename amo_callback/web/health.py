@@ -85,7 +85,7 @@ def service_status(services: Services) -> ServiceStatus:
         beat_age=custody.refresher.beat_age,
         in_flight=custody.keeper.in_flight,
         unsaved=len(custody.unsaved.names),
-        notices_delivered=services.settings.notify.url is not None,
+        notices_delivered=services.settings.webhook.url is not None,
     )
 
 

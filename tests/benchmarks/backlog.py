@@ -48,7 +48,7 @@ async def measure(options: Options, bench: Bench) -> Outcome:
         assert isinstance(amo.vendor, BigVendor)
         await fill(bench.folder, Cipher([key]), amo.vendor, connections=options.connections)
         make_due(bench.folder)
-        environ = environment(amo, key, AMO__REQUESTS_PER_SECOND=str(options.limit), LIMITS__UNPROVEN="1000000")
+        environ = environment(amo, key, AMO__REQUESTS_PER_SECOND=str(options.limit), LIMITS__FAILED_CODES="1000000")
         even, at_random = [], []
         async with serving(bench.folder, environ) as service:
             for number in range(bench.rounds):

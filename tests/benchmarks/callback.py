@@ -49,7 +49,7 @@ async def measure(options: Options, bench: Bench) -> Outcome:
     """Measure, in alternation: the relay, new accounts, the same accounts again."""
     curves: dict[str, Sequence[Point]] = {}
     async with serving_amo() as amo:
-        environ = environment(amo, new_key(), LIMITS__UNPROVEN="1000000")
+        environ = environment(amo, new_key(), LIMITS__FAILED_CODES="1000000")
         async with bare(bench.folder, "relay", amo.endpoint) as relay, serving(bench.folder, environ) as service:
             bench.say("callbacks")
             for server in (relay, service):  # so that all begin warm

@@ -97,7 +97,7 @@ STATES: Mapping[str, Callable[[Running], Awaitable[str]]] = {
     "auth_failed": _auth_failed,
 }
 
-SETTINGS: Mapping[str, Mapping[str, str]] = {"rate_limited": {"LIMITS__UNPROVEN": "1"}}
+SETTINGS: Mapping[str, Mapping[str, str]] = {"rate_limited": {"LIMITS__FAILED_CODES": "1"}}
 """What a state needs set."""
 
 BEFORE_AMO = ("missing_code", "access_denied", "invalid_state", "invalid_request", "account_not_allowed")

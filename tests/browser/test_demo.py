@@ -8,7 +8,7 @@ import pytest
 
 from tests.browser.chromium import Device, picture
 from tests.browser.looks import OVERFLOW, axe
-from tests.demo.show import open_show
+from tests.demo.walkthrough import open_walkthrough
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,9 +20,9 @@ _WIDE = Device(width=1440, height=900)
 
 async def test_the_phone_goes_through_it_beside_the_panel(chromium: Chromium, pictures: Path | None) -> None:
     """Start, consent, the service's page and the app follow each other in the frame; the panel shows the connection."""
-    async with open_show() as show:
+    async with open_walkthrough() as show:
         tab = await chromium.tab(_WIDE)
-        await tab.page.goto(f"http://{show.sites.panel}/")
+        await tab.page.goto(f"http://{show.addresses.panel}/")
         phone = tab.page.frame_locator("#phone")
         await phone.locator("#connect").click()
         await phone.locator("a.allow").first.wait_for()
@@ -45,9 +45,9 @@ async def test_the_phone_goes_through_it_beside_the_panel(chromium: Chromium, pi
 
 async def test_whoever_refuses_comes_back_to_the_app_as_well(chromium: Chromium) -> None:
     """A refusal leads through the service's page back to the app, which tells the word."""
-    async with open_show() as show:
+    async with open_walkthrough() as show:
         tab = await chromium.tab(_WIDE)
-        await tab.page.goto(f"http://{show.sites.panel}/")
+        await tab.page.goto(f"http://{show.addresses.panel}/")
         phone = tab.page.frame_locator("#phone")
         await phone.locator("#connect").click()
         await phone.locator("a.refuse").click()
@@ -58,15 +58,15 @@ async def test_whoever_refuses_comes_back_to_the_app_as_well(chromium: Chromium)
 
 async def test_a_panel_that_stays_open_shows_the_next_demonstration(chromium: Chromium) -> None:
     """Where another one begins at the same ports the panel shows its secrets and its lines, from the first on."""
-    async with open_show() as show:
+    async with open_walkthrough() as show:
         tab = await chromium.tab(_WIDE)
-        await tab.page.goto(f"http://{show.sites.panel}/")
+        await tab.page.goto(f"http://{show.addresses.panel}/")
         before = await tab.page.locator("footer code").first.inner_text()
-        for says in ("amoCRM is away.", "amoCRM is back."):
+        for text in ("amoCRM is away.", "amoCRM is back."):
             await show.attempt("away")
-            await tab.page.get_by_text(says).wait_for()
+            await tab.page.get_by_text(text).wait_for()
     await tab.page.get_by_text("the demo has ended").wait_for()
-    async with open_show(show.sites) as another:
+    async with open_walkthrough(show.addresses) as another:
         await another.attempt("away")
         await tab.page.get_by_text("amoCRM is away.").wait_for()
         await tab.page.get_by_text("amoCRM is back.").wait_for(state="detached")
@@ -76,10 +76,10 @@ async def test_a_panel_that_stays_open_shows_the_next_demonstration(chromium: Ch
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_the_demonstration_is_readable(chromium: Chromium, pictures: Path | None, scheme: Any) -> None:
     """Axe-core finds nothing on the panel, the app and the consent page; none is wider than the screen."""
-    async with open_show() as show:
+    async with open_walkthrough() as show:
         await show.connect()
         tab = await chromium.tab(_WIDE, scheme=scheme)
-        for name, site in (("panel", f"{show.sites.panel}/"), ("app", f"{show.sites.panel}/phone")):
+        for name, site in (("panel", f"{show.addresses.panel}/"), ("app", f"{show.addresses.panel}/phone")):
             await tab.page.goto(f"http://{site}")
             if name == "panel":
                 await tab.page.locator("article .domain").wait_for()
@@ -89,6 +89,6 @@ async def test_the_demonstration_is_readable(chromium: Chromium, pictures: Path 
                 await tab.page.set_viewport_size({"width": width, "height": 900})
                 assert (name, width, await tab.page.evaluate(OVERFLOW)) == (name, width, [])
                 await picture(tab, pictures, f"demo-{name}-{scheme}-{width}")
-        await tab.page.goto(f"http://{show.sites.panel}/phone/connect")
+        await tab.page.goto(f"http://{show.addresses.panel}/phone/connect")
         assert (await axe(tab.page))["violations"] == []
         assert tab.violations == []

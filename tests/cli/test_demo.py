@@ -8,13 +8,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from amo_callback.cli.demo import Output, line_of
-from amo_callback.demo.story import Line
+from amo_callback.demo.feed import FeedEntry
 
-_LINE = Line(
+_LINE = FeedEntry(
     number=1,
     at=datetime(2026, 11, 24, 12, tzinfo=UTC),
     who="service",
-    says="It works\x1b[H again.",
+    text="It works\x1b[H again.",
     domain="a.amocrm.ru",
 )
 

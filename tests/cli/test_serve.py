@@ -40,7 +40,7 @@ def test_every_configured_secret_is_kept_out_of_the_log() -> None:
     environ |= {"AMO_CALLBACK_APP__JWT_SECRET": "j" * 32, "AMO_CALLBACK_APP__JWT_AUDIENCE": "foryoure-api"}
     assert secrets_of(load_settings(None, environ)) == [*known, "j" * 32]
     secrets = ["whsec_" + "A" * 32, "whsec_" + "B" * 32]
-    environ |= {"AMO_CALLBACK_NOTIFY__URL": "https://a.example", "AMO_CALLBACK_NOTIFY__SECRET": "\n".join(secrets)}
+    environ |= {"AMO_CALLBACK_WEBHOOK__URL": "https://a.example", "AMO_CALLBACK_WEBHOOK__SECRET": "\n".join(secrets)}
     assert secrets_of(load_settings(None, environ)) == [*known, "j" * 32, *secrets]
     environ["AMO_CALLBACK_STORAGE__URL"] = "postgresql://u:pass%20word@a.example/b"
     assert {"pass%20word", "pass word"} <= set(secrets_of(load_settings(None, environ)))

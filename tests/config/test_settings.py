@@ -188,7 +188,7 @@ def test_every_problem_has_a_line_with_key_value_and_fix() -> None:
     assert sorted(raised.value.problems) == [
         (
             "AMO_CALLBACK_LOGS__LEVEL: is no setting: AMO_CALLBACK_SECTION__KEY with one of "
-            "server, amo, app, limits, refresh, storage, api, notify, log"
+            "server, amo, app, limits, refresh, storage, api, webhook, log"
         ),
         (
             "amo.client_secret: is missing; set it in the configuration file, as a secret file amo.client_secret, "
@@ -256,8 +256,8 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(text: str, neare
         ("APP__RETURN_MODE", "popup", "app.return_mode: 'popup': input should be 'redirect', 'page' or 'auto'"),
         ("REFRESH__AT", "1.5", "refresh.at: '1.5': input should be less than 1"),
         ("REFRESH__CONCURRENCY", "0", "refresh.concurrency: '0': input should be greater than 0"),
-        ("NOTIFY__URL", "http://a.example/hook", "notify.url: 'http://a.example/hook': must begin with https://"),
-        ("NOTIFY__URL", "https://a.example/hook", "notify.secret: is required with notify.url"),
+        ("WEBHOOK__URL", "http://a.example/hook", "webhook.url: 'http://a.example/hook': must begin with https://"),
+        ("WEBHOOK__URL", "https://a.example/hook", "webhook.secret: is required with webhook.url"),
         ("LOG__LEVEL", "loud", "log.level: 'loud': input should be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
@@ -277,12 +277,12 @@ def test_a_bad_value_is_named_with_its_key(key: str, value: str, said: str) -> N
         ),
         ("STORAGE__ENCRYPTION_KEYS", f"{KEY}\nsekret!", "storage.encryption_keys: line 2 is no key"),
         ("STORAGE__ENCRYPTION_KEYS", " ", "storage.encryption_keys: must hold at least one key"),
-        ("NOTIFY__SECRET", "whsec_sekret", "notify.secret: line 1 is no secret: whsec_ and 24 to 64 bytes in base64"),
-        ("NOTIFY__SECRET", f"{NEW}\nsekret" + "A" * 32, "notify.secret: line 2 is no secret"),
-        ("NOTIFY__SECRET", f"{NEW}é", "notify.secret: line 1 is no secret"),
-        ("NOTIFY__SECRET", "whsec_" + "A" * 28, "notify.secret: line 1 is no secret"),
-        ("NOTIFY__SECRET", " ", "notify.secret: must hold at least one secret"),
-        ("NOTIFY__SECRET", NEW, "notify.secret: has no effect without notify.url"),
+        ("WEBHOOK__SECRET", "whsec_sekret", "webhook.secret: line 1 is no secret: whsec_ and 24 to 64 bytes in base64"),
+        ("WEBHOOK__SECRET", f"{NEW}\nsekret" + "A" * 32, "webhook.secret: line 2 is no secret"),
+        ("WEBHOOK__SECRET", f"{NEW}é", "webhook.secret: line 1 is no secret"),
+        ("WEBHOOK__SECRET", "whsec_" + "A" * 28, "webhook.secret: line 1 is no secret"),
+        ("WEBHOOK__SECRET", " ", "webhook.secret: must hold at least one secret"),
+        ("WEBHOOK__SECRET", NEW, "webhook.secret: has no effect without webhook.url"),
         ("STORAGE__URL", "mysql://u:sekret@a/b", "storage.url: must begin with sqlite:/// and name a file"),
         ("STORAGE__URL", "postgresql://u:sekret@a", "storage.url: must name a database"),
         ("API__KEYS", "name:sekret", "api.keys: the key in line 1 is shorter than 32 characters"),

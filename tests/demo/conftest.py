@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.demo.show import Show, open_show
+from tests.demo.walkthrough import Walkthrough, open_walkthrough
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
 @pytest.fixture
-async def show() -> AsyncIterator[Show]:
-    async with open_show() as opened:
+async def show() -> AsyncIterator[Walkthrough]:
+    async with open_walkthrough() as opened:
         yield opened

@@ -124,11 +124,13 @@ def test_systemd_finds_nothing_wrong_and_little_exposed(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None or not Path("/usr/bin/python3").exists():
         pytest.skip("systemd-analyze is not installed")
-    for name in units.UNITS:
+    backup = (units.BACKUP_SERVICE, "amo-callback-backup.timer")
+    for name in (*units.UNITS, *backup):
         text = units.render(name, HERE).replace("/opt/amo-callback/venv/bin/amo-callback", "/usr/bin/python3")
         (tmp_path / name).write_text(text, encoding="utf-8")
     files = [str(tmp_path / name) for name in units.UNITS]
     rated = [analyze, "security", "--offline=true", "--threshold=11", "--no-pager", files[-1]]
+    files += [str(tmp_path / name) for name in backup]
     for command in ([analyze, "verify", "--recursive-errors=no", *files], rated):
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 -- ours
         assert done.returncode == 0, done.stdout + done.stderr
@@ -138,5 +140,7 @@ def test_a_file_is_found_with_and_without_its_ending() -> None:
     """`nginx` is nginx.conf; what fits two files, or none, is not guessed."""
     assert units.find("nginx") == units.find("nginx.conf") == "nginx.conf"
     assert units.find("amo-callback") is None
+    assert units.find("backup.timer") == "amo-callback-backup.timer"
+    assert units.find("public") is None
     assert units.find("../units") is None
     assert {"nginx.conf", units.SYSUSERS, *units.UNITS} <= set(units.names())

@@ -153,7 +153,10 @@ async def test_a_pipe_that_nobody_reads_ends_it_with_a_word(tmp_path: Path) -> N
         process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # noqa: SLF001 -- because nothing else closes it
         found = re.search(rb"http://\S+", told)
         assert found
-        async with aiohttp.ClientSession() as http, http.post(f"{found[0].decode()}trials/away", json={}) as response:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(f"{found[0].decode()}scenarios/away", json={}) as response,
+        ):
             assert response.status == 204
         problem = without_slow_steps((await asyncio.wait_for(process.stderr.read(), PATIENCE)).decode())
         assert problem == "amo-callback: the output can be written no more, so the demo has ended: Broken pipe\n"

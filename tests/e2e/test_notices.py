@@ -31,7 +31,7 @@ async def test_notices_are_listed_and_tried_again_beside_the_service_and_without
 ) -> None:
     """The same lines either way; what is asked for without the service is done by the next one."""
     async with Receiver().serve() as receiver, staged(tmp_path, encryption_key, accounts=1) as stage:
-        stage.settings |= {"NOTIFY__URL": receiver.url, "NOTIFY__SECRET": SECRET, "LOG__LEVEL": "debug"}
+        stage.settings |= {"WEBHOOK__URL": receiver.url, "WEBHOOK__SECRET": SECRET, "LOG__LEVEL": "debug"}
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         receiver.always = 410
         async with stage.serving() as process:
@@ -55,7 +55,7 @@ async def test_notices_are_listed_and_tried_again_beside_the_service_and_without
             await process.until("notice.delivered")
             assert await _told(stage) == []
         assert receiver.ids == [beside["id"]] * 3
-        del stage.settings["NOTIFY__URL"], stage.settings["NOTIFY__SECRET"]
+        del stage.settings["WEBHOOK__URL"], stage.settings["WEBHOOK__SECRET"]
         status, _, err = await _run(stage, "retry", "--all")
-        assert (status, err) == (1, "amo-callback: notify.url is not set: no webhook is sent\n")
+        assert (status, err) == (1, "amo-callback: webhook.url is not set: no webhook is sent\n")
         assert await _told(stage) == []

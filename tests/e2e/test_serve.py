@@ -151,7 +151,8 @@ async def test_a_hangup_changes_the_level_and_the_limits_and_names_what_it_canno
 
     def write(level: str, unproven: int, poll_interval: float) -> None:
         config.write_text(
-            f'[log]\nlevel = "{level}"\n[limits]\nunproven = {unproven}\n[refresh]\npoll_interval = {poll_interval}\n'
+            f'[log]\nlevel = "{level}"\n[limits]\nfailed_codes = {unproven}\n'
+            f"[refresh]\npoll_interval = {poll_interval}\n"
         )
 
     write("info", 30, 5.0)

@@ -119,9 +119,9 @@ def test_the_check_finds_the_service_in_order(machine: Lab) -> None:
     """Root's `amo-callback check` sees unit, sockets, secrets and database as they are: nothing of them is to mend."""
     told = json.loads(machine.sh(machine.amo_callback, "check", "--json", check=False).out)
     found = {one["check"]: one for one in told["findings"]}
-    assert found["systemd"]["told"] == "amo-callback.service is active, its socket listens"
+    assert found["systemd"]["message"] == "amo-callback.service is active, its socket listens"
     ours = ("systemd", "service", "secrets", "disk", "store", "keys")
-    assert {name: found[name]["verdict"] for name in ours} == dict.fromkeys(ours, "ok")
+    assert {name: found[name]["severity"] for name in ours} == dict.fromkeys(ours, "ok")
 
 
 def test_both_doors_queue_four_thousand(machine: Lab) -> None:
@@ -211,6 +211,21 @@ def test_the_command_leaves_nothing_of_roots_beside_the_database(lab: Lab) -> No
     owners = set(lab.sh("find", STATE, "-printf", "%U\n").out.split())
     assert [each["account_id"] for each in listed] == ["31920194"]
     assert owners == {lab.sh("id", "-u", "amo-callback").out.strip()}
+
+
+def test_the_backup_timer_makes_a_copy_of_roots(lab: Lab) -> None:
+    """Its service runs beside the running one; the copy is root's, and nothing of root's is beside the database."""
+    for name in ("backup.timer", "backup.service"):
+        unit = lab.sh(lab.amo_callback, "systemd", "print", name).out
+        lab.write(f"/etc/systemd/system/amo-callback-{name}", unit)
+    lab.sh("systemctl", "daemon-reload")
+    lab.sh("systemctl", "enable", "--now", "amo-callback-backup.timer")
+    lab.sh("systemctl", "start", "amo-callback-backup.service")
+    [copy] = lab.sh("find", "/var/backups/amo-callback", "-type", "f", "-printf", "%U %m %p\n").out.splitlines()
+    assert copy.startswith("0 600 ")
+    assert set(lab.sh("find", STATE, "-printf", "%U\n").out.split()) == {lab.sh("id", "-u", "amo-callback").out.strip()}
+    lab.sh("systemctl", "disable", "--now", "amo-callback-backup.timer")
+    lab.sh("sh", "-c", "rm /etc/systemd/system/amo-callback-backup.*")
 
 
 # --- shut in -------------------------------------------------------------------------------------

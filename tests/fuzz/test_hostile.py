@@ -69,7 +69,7 @@ METHODS = ("PUT", "PATCH", "TRACE", "OPTIONS", "PROPFIND", "BREW")
 @pytest.fixture
 async def app(run: Any) -> AsyncIterator[Running]:
     """Run the service with users."""
-    async with run(**WITH_USERS, LIMITS__UNPROVEN="1000000", AMO__DEFAULT_DOMAIN=HOST) as running:
+    async with run(**WITH_USERS, LIMITS__FAILED_CODES="1000000", AMO__DEFAULT_DOMAIN=HOST) as running:
         yield running
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.conftest import Running
 
 WRONG_KEY = "wrong-api-key-0123456789-0123456789-012345678"
-ROOM = {"LIMITS__UNPROVEN": "1000000", "AMO__DEFAULT_DOMAIN": HOST}
+ROOM = {"LIMITS__FAILED_CODES": "1000000", "AMO__DEFAULT_DOMAIN": HOST}
 """As many tries as the fuzzer likes: what a limit says is tested elsewhere."""
 
 RULES = """

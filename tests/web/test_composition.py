@@ -140,11 +140,11 @@ async def test_limits_that_were_read_again_hold_at_once(app: Running, encryption
         return [(await app.public(f"{BASE}/connect")).status for _ in range(2)]
 
     for unproven in ("1", "3"):
-        fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__UNPROVEN=unproven))
+        fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__FAILED_CODES=unproven))
         assert app.service.reloader.apply(fresh) == []
         assert await junk() == (["auth_failed", "rate_limited"] if unproven == "1" else ["auth_failed"] * 2)
         assert await starts() == ([303, 302] if unproven == "1" else [303, 303])
-    fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__UNPROVEN="3", LIMITS__WINDOW="3600"))
+    fresh = load_settings(None, environment(app.amo, encryption_key, LIMITS__FAILED_CODES="3", LIMITS__WINDOW="3600"))
     assert app.service.reloader.apply(fresh) == []
     app.clock.advance(60)
     assert await starts() == [302, 302]

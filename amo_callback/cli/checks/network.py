@@ -90,13 +90,13 @@ async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Fi
 
 
 async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Look whether somebody listens at `notify.url`; whatever he answers to a HEAD, he is there."""
-    if settings.notify.url is None:
+    """Look whether somebody listens at `webhook.url`; any answer to HEAD will do."""
+    if settings.webhook.url is None:
         return
-    name = urlsplit(settings.notify.url).netloc
-    answer = await http.ask("HEAD", settings.notify.url)
+    name = urlsplit(settings.webhook.url).netloc
+    answer = await http.ask("HEAD", settings.webhook.url)
     if isinstance(answer, NoResponse):
-        fix = "mend notify.url, or start the receiver; notices wait for him, up to a day"
-        yield warn("notify", f"{name}: {answer.why}", fix=fix)
+        fix = "mend webhook.url, or start the receiver; notices wait for him, up to a day"
+        yield warn("webhook", f"{name}: {answer.why}", fix=fix)
     else:
-        yield ok("notify", f"{name} is there")
+        yield ok("webhook", f"{name} is there")

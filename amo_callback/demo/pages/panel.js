@@ -59,7 +59,7 @@
     for (const line of fresh) {
       const item = document.createElement("li");
       item.className = line.who + " " + line.level;
-      for (const [name, text] of [["when", line.at], ["who", line.who], ["domain", line.domain], ["says", line.says]]) {
+      for (const [name, text] of [["when", line.at], ["who", line.who], ["domain", line.domain], ["says", line.text]]) {
         const part = document.createElement("span");
         part.className = name;
         part.textContent = text;
@@ -73,7 +73,7 @@
 
   async function look() {
     try {
-      const answer = await fetch("/life?after=" + last);
+      const answer = await fetch("/snapshot?after=" + last);
       if (ended) location.reload();  // another demo, with other secrets, whose lines begin anew
       life = await answer.json();
       story(life.lines);
@@ -89,7 +89,7 @@
 
   for (const button of document.querySelectorAll("button[data-trial]")) {
     button.addEventListener("click", () => {
-      const address = "/trials/" + button.dataset.trial + "?connection=" + encodeURIComponent(which.value);
+      const address = "/scenarios/" + button.dataset.trial + "?connection=" + encodeURIComponent(which.value);
       fetch(address, { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" }).catch(() => {});
     });
   }

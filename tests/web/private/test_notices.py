@@ -26,7 +26,7 @@ README = Path(__file__).parents[3] / "README.md"
 
 
 def _settings(receiver: Receiver) -> dict[str, str]:
-    return {"NOTIFY__URL": receiver.url, "NOTIFY__SECRET": f"{SECRET}\n{OTHER_SECRET}"}
+    return {"WEBHOOK__URL": receiver.url, "WEBHOOK__SECRET": f"{SECRET}\n{OTHER_SECRET}"}
 
 
 @pytest.fixture

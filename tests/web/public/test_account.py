@@ -194,7 +194,7 @@ async def test_a_user_named_in_a_state_is_no_owner_by_that(app: Running) -> None
 
 async def test_guessing_verifiers_comes_to_an_end(run: Any) -> None:
     """Each wrong one keeps its address's place; right ones take none."""
-    async with run(LIMITS__UNPROVEN="3", **WITH_USERS) as app:
+    async with run(LIMITS__FAILED_CODES="3", **WITH_USERS) as app:
         phone, thief = Phone(app, "42"), Phone(app, "666")
         code = await _started(phone)
         for _ in range(5):

@@ -379,7 +379,7 @@ async def test_a_default_domain_stands_in_for_a_missing_referer(run: Any) -> Non
 
 async def test_junk_codes_of_one_address_come_to_an_end(run: Any) -> None:
     """An address has so many unproven codes in a window; another address is not concerned, and good codes are free."""
-    async with run(LIMITS__UNPROVEN="3") as app:
+    async with run(LIMITS__FAILED_CODES="3") as app:
         for _ in range(5):
             assert "?code=" in (await app.callback(app.query())).location
         junk = [await app.callback(app.query(code=f"junk{number}", state="s")) for number in range(5)]
@@ -506,7 +506,7 @@ async def test_a_callback_without_a_code_has_a_support_code_of_its_own(app: Runn
 
 async def test_too_many_failed_codes_are_logged(run: Any) -> None:
     """The address is in the request's own line, and not in this one."""
-    async with run(LIMITS__UNPROVEN="1") as app:
+    async with run(LIMITS__FAILED_CODES="1") as app:
         await app.callback(app.query(code="junk"), html=True)
         page = await app.callback(app.query(code="junk-2"), html=True)
         assert _line(app, page) == _refused("rate_limited", error="rate_limited", refused="address")
@@ -543,7 +543,7 @@ async def test_an_exchange_that_takes_too_long_for_a_redirect_is_logged(app: Run
 
 async def test_a_try_again_that_is_refused_is_logged(run: Any) -> None:
     """The return page keeps the grant's support code."""
-    async with run(LIMITS__UNPROVEN="1") as app:
+    async with run(LIMITS__FAILED_CODES="1") as app:
         app.amo.sandbox.faults.add(Fault.HTTP_500)
         code = app.amo.code()
         address = (await app.callback(app.query(code=code), html=True)).location

@@ -148,7 +148,7 @@ async def test_a_look_at_a_link_starts_nothing(app: Running) -> None:
 
 async def test_starting_has_an_end(run: Any) -> None:
     """An address follows so many links in a window, a user starts so many grants; others are not concerned."""
-    async with run(LIMITS__UNPROVEN="2", **WITH_USERS) as app:
+    async with run(LIMITS__FAILED_CODES="2", **WITH_USERS) as app:
         assert [(await app.public(f"{BASE}/connect")).status for _ in range(3)] == [303, 303, 302]
         page = await app.public(f"{BASE}/connect", headers={"Accept": "text/html"})
         assert (page.status, "rate_limited" in page.text) == (429, True)
@@ -538,7 +538,7 @@ async def test_a_stranger_is_told_when_too_many_wait(run: Any) -> None:
 
 async def test_known_people_have_places_of_their_own(run: Any) -> None:
     """Strangers who use up an address's places leave those of whoever began a grant here."""
-    async with run(LIMITS__UNPROVEN="1", **WITH_USERS) as app:
+    async with run(LIMITS__FAILED_CODES="1", **WITH_USERS) as app:
         url = (await Phone(app, "42").start())["authorize_url"]
         for word in ("auth_failed", "rate_limited"):
             assert of((await app.callback(app.query(code=f"junk-{word}"))).location)["error"] == word

@@ -192,7 +192,7 @@ async def test_a_bad_referer_never_sees_our_secret(app: Running, referer: str | 
 
 async def test_junk_is_limited_here_too(run: Any) -> None:
     """The limit is the address's, whichever way it comes."""
-    async with run(LIMITS__UNPROVEN="1") as app:
+    async with run(LIMITS__FAILED_CODES="1") as app:
         assert (await _ask(app, code="junk1", referer=HOST)).status == 400
         answer = await _ask(app, code="junk2", referer=HOST)
         assert (answer.status, answer.json()["error"], answer.headers["Retry-After"]) == (429, "rate_limited", "5")

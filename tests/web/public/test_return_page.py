@@ -187,7 +187,7 @@ async def test_many_tries_of_one_page_at_once_are_one_exchange(app: Running) -> 
 
 async def test_too_many_tries_are_told_with_the_way_to_go_on(run: Any) -> None:
     """Where the address has no place left, the page says so, hands back the state, and works a minute later."""
-    async with run(LIMITS__UNPROVEN="1") as app:
+    async with run(LIMITS__FAILED_CODES="1") as app:
         app.amo.sandbox.faults.add(Fault.HTTP_500)
         address = await _returned(app, state="s")
         answer, markup = await _look(app, f"{address}?again=1")
@@ -212,7 +212,7 @@ async def test_nothing_is_tried_again_after_its_time(app: Running) -> None:
 
 async def test_a_passing_error_at_the_callbacks_address_is_tried_again_there(run: Any) -> None:
     """Nothing was written, so the same address, whose code is still good, is what "Try again" leads to."""
-    async with run(LIMITS__UNPROVEN="1") as app:
+    async with run(LIMITS__FAILED_CODES="1") as app:
         await app.callback(app.query(code="junk"))
         query = app.query(state="s")
         page = await app.callback(query, html=True, headers={"User-Agent": SAFARI})

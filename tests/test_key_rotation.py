@@ -11,8 +11,8 @@ from amo_callback.cipher import Cipher, new_key
 from amo_callback.custody.paid import name_of, seal_paid
 from amo_callback.errors import CommandFailed, DecryptionFailed, StoreUnavailable
 from amo_callback.grant import AuthorizationRequest, GrantedPair, GrantSecrets, IssuedState
+from amo_callback.key_rotation import BATCH, Rotation
 from amo_callback.model import TokenPair
-from amo_callback.rotation import BATCH, Rotation
 from amo_callback.sealing import Kind, Resealed, Sealed
 from tests.builders import a_connection, a_grant, a_refreshed, now, save
 from tests.fakes import START, Instead, MemoryRescue, ShiftedClock
@@ -20,8 +20,8 @@ from tests.fakes import START, Instead, MemoryRescue, ShiftedClock
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from amo_callback.key_rotation import RotationResult
     from amo_callback.model import Connection
-    from amo_callback.rotation import Rotated
     from amo_callback.store import Store
 
 OLD, NEW = new_key(), new_key()
@@ -64,7 +64,7 @@ def _rotation(store: Any, *, cipher: Cipher = BOTH, keys: int = 2, rescue: Any =
     return Rotation(store=store, rescue=rescue or MemoryRescue(), cipher=cipher, keys=keys, clock=ShiftedClock())
 
 
-async def _rotate(store: Any, **more: Any) -> Rotated:
+async def _rotate(store: Any, **more: Any) -> RotationResult:
     return await _rotation(store, **more).run(lambda _: None)
 
 
@@ -77,7 +77,7 @@ async def test_whatever_the_old_key_sealed_opens_with_the_new_one_alone(store: S
     """Pairs, what grants hand back, what states stand for, and the canary; then nothing needs the old key."""
     connections = await _fill(store)
     rotated = await _rotate(store)
-    assert (rotated.resealed, rotated.is_complete, rotated.after.idle) == (3 + 3 + 1 + 1, True, [1])
+    assert (rotated.resealed, rotated.is_complete, rotated.after.unused_keys) == (3 + 3 + 1 + 1, True, [1])
     for number, connection in enumerate(connections):
         stored = await now(store, connection)
         assert AFTER.open_tokens(stored.sealed_pair or b"", connection_id=stored.id) == _tokens(number)
@@ -112,7 +112,7 @@ async def test_a_survey_counts_by_key_and_changes_nothing(store: Store) -> None:
     await store.save_refreshed(a_refreshed(connections[0], sealed_pair=_sealed(0, BOTH, refreshed=True)))
     before = await _everything(store)
     done: list[int] = []
-    tally = await _rotation(store).survey(done.append)
+    tally = await _rotation(store).dry_run(done.append)
     newest, older = tally.keys
     assert (dict(+newest), dict(+older)) == (
         {Kind.CONNECTION: 1},
@@ -172,7 +172,7 @@ async def test_a_process_that_seals_with_the_old_key_is_noticed(store: Store) ->
     rotated = await _rotate(_meanwhile(store, first, BEFORE))
     stored = await now(store, first)
     assert AFTER.open_tokens(stored.sealed_pair or b"", connection_id=stored.id) == _tokens(0, refreshed=True)
-    assert (rotated.resealed, rotated.overtaken, rotated.is_complete) == (7, True, False)
+    assert (rotated.resealed, rotated.old_key_still_in_use, rotated.is_complete) == (7, True, False)
     BEFORE.check_canary(await store.canary(b""))
     assert (await _rotate(store)).is_complete  # once that process was restarted
 
@@ -185,7 +185,7 @@ async def test_what_no_key_opens_is_told_and_left(store: Store) -> None:
     await store.reseal([Resealed(read=read, content=copied.sealed_pair or b"")])
     rotated = await _rotate(store)
     assert [one.place for one in rotated.after.unreadable] == [f"connection:{first.id}"]
-    assert (rotated.resealed, rotated.is_complete, rotated.after.idle) == (7, False, [1])
+    assert (rotated.resealed, rotated.is_complete, rotated.after.unused_keys) == (7, False, [1])
     assert (await now(store, first)).sealed_pair == copied.sealed_pair
     for one in (second, third):
         AFTER.open((await now(store, one)).sealed_pair or b"", bound_to=f"connection:{one.id}")
@@ -199,7 +199,7 @@ async def test_a_pair_in_the_rescue_folder_keeps_its_key(store: Store, outer: Ci
     paid = a_refreshed(connection, sealed_pair=_sealed(0, inner, refreshed=True))
     rescue.files[name_of(paid)] = content = seal_paid(paid, outer)
     rotated = await _rotate(store, rescue=rescue)
-    assert (dict(+rotated.after.keys[1]), rotated.after.idle) == ({Kind.RESCUE: 1, Kind.CANARY: 1}, [])
+    assert (dict(+rotated.after.keys[1]), rotated.after.unused_keys) == ({Kind.RESCUE: 1, Kind.CANARY: 1}, [])
     assert not rotated.is_complete
     BEFORE.check_canary(await store.canary(b""))
     assert rescue.files == {name_of(paid): content}
@@ -216,8 +216,8 @@ async def test_a_granted_pair_in_the_rescue_folder_needs_the_keys_of_all_that_is
     paid = GrantedPair(grant=grant, connection=a_connection(0, sealed_pair=_sealed(0, AFTER)), token_iat=None)
     rescue = MemoryRescue()
     rescue.files = {name_of(paid): seal_paid(paid, AFTER), "somebody's": b"nonsense"}
-    tally = await _rotation(store, rescue=rescue).survey(lambda _: None)
-    assert ([dict(+found) for found in tally.keys], tally.idle) == ([{}, {Kind.RESCUE: 1}], [])
+    tally = await _rotation(store, rescue=rescue).dry_run(lambda _: None)
+    assert ([dict(+found) for found in tally.keys], tally.unused_keys) == ([{}, {Kind.RESCUE: 1}], [])
     assert [one.place for one in tally.unreadable] == ["rescue:somebody's"]
 
 
@@ -226,7 +226,7 @@ async def test_a_raw_answer_is_sealed_again(store: Store) -> None:
     await _fill(store, 1)
     rescue = MemoryRescue()
     rescue.files = {"a-1.raw": BEFORE.seal(b"an answer", bound_to="rescue:a-1.raw"), "b-1.raw": b"nonsense"}
-    tally = await _rotation(store, rescue=rescue).survey(lambda _: None)
+    tally = await _rotation(store, rescue=rescue).dry_run(lambda _: None)
     assert tally.keys[1][Kind.RESCUE] == 1
     rotated = await _rotate(store, rescue=rescue)
     assert AFTER.open(rescue.files["a-1.raw"], bound_to="rescue:a-1.raw") == b"an answer"
@@ -257,10 +257,10 @@ async def test_of_several_keys_each_is_told_by_itself(store: Store) -> None:
     newest = new_key()
     keys = [newest, NEW, unused, OLD]
     rotation = _rotation(store, cipher=Cipher(keys), keys=len(keys))
-    tally = await rotation.survey(lambda _: None)
-    assert ([found[Kind.CONNECTION] for found in tally.keys], tally.idle) == ([0, 1, 0, 1], [2])
+    tally = await rotation.dry_run(lambda _: None)
+    assert ([found[Kind.CONNECTION] for found in tally.keys], tally.unused_keys) == ([0, 1, 0, 1], [2])
     rotated = await rotation.run(lambda _: None)
-    assert rotated.after.idle == [1, 2, 3]
+    assert rotated.after.unused_keys == [1, 2, 3]
     assert [one.kind for one in rotated.after.unreadable] == [Kind.GRANT]  # the bytes that `save` makes up
 
 

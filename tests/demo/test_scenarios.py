@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.demo.trials import TRIALS, moved
+from amo_callback.demo.scenarios import SCENARIOS, moved
 
 if TYPE_CHECKING:
-    from amo_callback.demo.life import ConnectionLife, Life
-    from tests.demo.show import Show
+    from amo_callback.demo.snapshot import ConnectionSnapshot, Snapshot
+    from tests.demo.walkthrough import Walkthrough
 
 
-def _only(life: Life) -> ConnectionLife:
+def _only(life: Snapshot) -> ConnectionSnapshot:
     [one] = life.connections
     return one
 
 
-async def test_a_refresh_brings_the_next_pair(show: Show) -> None:
+async def test_a_refresh_brings_the_next_pair(show: Walkthrough) -> None:
     """Refresh now: a second pair, one refresh token spent, none presented again."""
     one = await show.connect()
     assert await show.attempt("refresh", one.id) == 204
@@ -26,14 +26,14 @@ async def test_a_refresh_brings_the_next_pair(show: Show) -> None:
     assert (_only(life).pairs, life.issued, life.again, _only(life).status) == (2, 2, 0, "active")
 
 
-async def test_a_hundred_rejections_make_one_refresh(show: Show) -> None:
+async def test_a_hundred_rejections_make_one_refresh(show: Walkthrough) -> None:
     """A hundred backends that were answered 401 get one new token, by one refresh."""
     one = await show.connect()
     assert await show.attempt("rejected", one.id) == 204
     assert show.said("you")[-1] == "100 answers, 1 new token for all of them; amoCRM was asked once."
 
 
-async def test_a_request_that_is_lost_ends_in_a_refresh(show: Show) -> None:
+async def test_a_request_that_is_lost_ends_in_a_refresh(show: Walkthrough) -> None:
     """A request that AMO has not looked at is followed by a question about the token, and by the refresh."""
     one = await show.connect()
     assert await show.attempt("cut", one.id) == 204
@@ -42,19 +42,19 @@ async def test_a_request_that_is_lost_ends_in_a_refresh(show: Show) -> None:
     assert "Asked about a refresh token, which spends nothing: it is good." in show.said("amoCRM")
 
 
-async def test_an_answer_that_is_lost_ends_in_a_person(show: Show) -> None:
+async def test_an_answer_that_is_lost_ends_in_a_person(show: Walkthrough) -> None:
     """A pair that was lost on its way is told to need its person, and he mends it by connecting again."""
     one = await show.connect()
     assert await show.attempt("lost", one.id) == 204
     life = await show.until(lambda life: _only(life).status == "needs_reauth")
     assert (_only(life).reason, life.again, _only(life).due_in) == ("in_doubt", 1, None)
-    assert "AMO CRM needs you again" in await show.page(f"http://{show.sites.panel}/phone")
+    assert "AMO CRM needs you again" in await show.page(f"http://{show.addresses.panel}/phone")
     await show.connect()
     await show.until(lambda life: _only(life).status == "active")
 
 
 @pytest.mark.parametrize("name", ["lost", "cut"])
-async def test_what_cannot_be_lost_is_not_lost_by_somebody_else(show: Show, name: str) -> None:
+async def test_what_cannot_be_lost_is_not_lost_by_somebody_else(show: Walkthrough, name: str) -> None:
     """A connection for which nothing is sent leaves no fault behind: its person connects again at the first try."""
     one = await show.connect()
     await show.attempt("lost", one.id)
@@ -65,7 +65,7 @@ async def test_what_cannot_be_lost_is_not_lost_by_somebody_else(show: Show, name
     await show.until(lambda life: _only(life).status == "active")
 
 
-async def test_an_amo_that_is_away_spends_nothing(show: Show) -> None:
+async def test_an_amo_that_is_away_spends_nothing(show: Walkthrough) -> None:
     """While AMO is away no answer of its can be lost, so no token is spent."""
     one = await show.connect()
     await show.attempt("away")
@@ -74,7 +74,7 @@ async def test_an_amo_that_is_away_spends_nothing(show: Show) -> None:
     assert (await show.until(lambda life: life.away)).spent == 0
 
 
-async def test_an_account_that_moves_is_followed(show: Show) -> None:
+async def test_an_account_that_moves_is_followed(show: Walkthrough) -> None:
     """An account that has moved is refreshed at its new host."""
     one = await show.connect()
     assert await show.attempt("move", one.id) == 204
@@ -82,17 +82,17 @@ async def test_an_account_that_moves_is_followed(show: Show) -> None:
     assert (_only(life).status, life.spent) == ("active", 1)
 
 
-async def test_revoked_access_is_forgotten_and_can_be_given_again(show: Show) -> None:
+async def test_revoked_access_is_forgotten_and_can_be_given_again(show: Walkthrough) -> None:
     """What is switched off in AMO is erased here, and the same account connects again."""
     one = await show.connect()
     assert await show.attempt("revoke", one.id) == 204
     await show.until(lambda life: not life.connections)
-    assert "AMO CRM is connected no more" in await show.page(f"http://{show.sites.panel}/phone")
+    assert "AMO CRM is connected no more" in await show.page(f"http://{show.addresses.panel}/phone")
     again = await show.connect()
     assert (again.id, again.status, again.backend_status) == (one.id, "active", 200)
 
 
-async def test_while_amo_is_away_tokens_are_handed_out_and_nobody_is_given_up(show: Show) -> None:
+async def test_while_amo_is_away_tokens_are_handed_out_and_nobody_is_given_up(show: Walkthrough) -> None:
     """AMO away: a refresh that is asked for fails, the live token is handed out; back: all is as before."""
     one = await show.connect()
     assert await show.attempt("away") == 204
@@ -100,19 +100,19 @@ async def test_while_amo_is_away_tokens_are_handed_out_and_nobody_is_given_up(sh
     assert show.said("you")[-1].startswith("The backend is answered 503, amo_unavailable")
     life = await show.until(lambda life: life.away)
     assert (_only(life).status, _only(life).backend_status) == ("active", 200)
-    assert "Bad gateway" in await show.page(f"http://{show.sites.panel}/phone/connect")
+    assert "Bad gateway" in await show.page(f"http://{show.addresses.panel}/phone/connect")
     assert await show.attempt("away") == 204
     await show.until(lambda life: life.spent == 1 and not life.away)
 
 
-async def test_only_what_there_is_can_be_tried(show: Show) -> None:
-    """An unknown trial, or one without its connection, is not found; what no form may send is refused."""
+async def test_only_what_there_is_can_be_tried(show: Walkthrough) -> None:
+    """An unknown scenario, or one without its connection, is not found; what no form may send is refused."""
     one = await show.connect()
     assert await show.attempt("nothing", one.id) == 404
     assert await show.attempt("refresh", "nobody") == 404
-    async with show.http.post(f"http://{show.sites.panel}/trials/away", data={"a": "b"}) as response:
+    async with show.http.post(f"http://{show.addresses.panel}/scenarios/away", data={"a": "b"}) as response:
         assert response.status == 415
-    assert not show.stage.watcher.life.away
+    assert not show.demo.poller.snapshot.away
 
 
 def test_a_moved_account_moves_back() -> None:
@@ -122,5 +122,5 @@ def test_a_moved_account_moves_back() -> None:
 
 
 def test_each_trial_has_a_name_of_its_own() -> None:
-    """No two trials share a name."""
-    assert len({trial.name for trial in TRIALS}) == len(TRIALS)
+    """No two scenarios share a name."""
+    assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)

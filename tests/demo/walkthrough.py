@@ -11,65 +11,62 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from amo_callback.clock import SystemClock
-from amo_callback.demo.stage import choose_sites, open_stage
+from amo_callback.demo.environment import choose_addresses, open_demo
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from amo_callback.demo.life import ConnectionLife, Life
-    from amo_callback.demo.stage import Sites, Stage
-    from amo_callback.demo.story import Line
+    from amo_callback.demo.environment import Addresses, Demo
+    from amo_callback.demo.feed import FeedEntry
+    from amo_callback.demo.snapshot import ConnectionSnapshot, Snapshot
 
 TOKEN_LIFE = 3600.0
 """Seconds: nothing is refreshed in a test but what is asked for."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Show:
+class Walkthrough:
     """The demonstration, as whoever looks at it has it."""
 
-    sites: Sites
+    addresses: Addresses
     http: aiohttp.ClientSession
-    stage: Stage
-    lines: list[Line]
-    looked: asyncio.Event
-    """Set by each look."""
+    demo: Demo
+    lines: list[FeedEntry]
 
-    async def until(self, fits: Callable[[Life], bool]) -> Life:
+    async def until(self, fits: Callable[[Snapshot], bool]) -> Snapshot:
         """Wait until what is seen fits."""
         async with asyncio.timeout(PATIENCE):
-            while not fits(self.stage.watcher.life):
-                self.looked.clear()
-                await self.looked.wait()
-        return self.stage.watcher.life
+            while not fits(self.demo.poller.snapshot):  # noqa: ASYNC110 -- because the poller tells nobody
+                await asyncio.sleep(0.02)
+        return self.demo.poller.snapshot
 
     async def page(self, address: str) -> str:
         """Open a page as a browser does."""
         async with self.http.get(address) as response:
             return await response.text()
 
-    async def connect(self, host: str = "reforyou.amocrm.ru") -> ConnectionLife:
+    async def connect(self, host: str = "reforyou.amocrm.ru") -> ConnectionSnapshot:
         """Connect an account on the phone, and return to the app."""
-        consent = await self.page(f"http://{self.sites.panel}/phone/connect")
+        consent = await self.page(f"http://{self.addresses.panel}/phone/connect")
         allow = link(consent, rf'class="allow[^>]*href="([^"]+host={re.escape(host)}[^"]+)"')
-        page = await self.page(f"http://{self.sites.amo}{allow}")
+        page = await self.page(f"http://{self.addresses.amo}{allow}")
         assert "Back in the app" in await self.page(link(page, r'id="open"[^>]*href="([^"]+)"'))
         life = await self.until(lambda life: any(one.domain == host for one in life.connections))
         return next(one for one in life.connections if one.domain == host)
 
     async def attempt(self, name: str, connection: str = "") -> int:
         """Press a button of the panel's."""
-        address = f"http://{self.sites.panel}/trials/{name}?connection={connection}"
+        address = f"http://{self.addresses.panel}/scenarios/{name}?connection={connection}"
         async with self.http.post(address, json={}) as response:
             return response.status
 
     def said(self, who: str) -> list[str]:
-        return [line.says for line in self.lines if line.who == who]
+        return [line.text for line in self.lines if line.who == who]
 
     async def now(self) -> Any:
         """Return what the panel is told."""
-        async with self.http.get(f"http://{self.sites.panel}/life") as response:
+        async with self.http.get(f"http://{self.addresses.panel}/snapshot") as response:
             return await response.json()
 
 
@@ -81,19 +78,11 @@ def link(html: str, pattern: str) -> str:
 
 
 @asynccontextmanager
-async def open_show(sites: Sites | None = None) -> AsyncIterator[Show]:
-    lines: list[Line] = []
-    looked = asyncio.Event()
-    sites = sites or choose_sites(None)
+async def open_walkthrough(addresses: Addresses | None = None) -> AsyncIterator[Walkthrough]:
+    lines: list[FeedEntry] = []
+    addresses = addresses or choose_addresses(None)
     async with (
-        open_stage(
-            sites, token_life=TOKEN_LIFE, clock=SystemClock(), told=lines.append, seen=lambda _: looked.set()
-        ) as stage,
+        open_demo(addresses, token_life=TOKEN_LIFE, clock=SystemClock(), told=lines.append) as demo,
         aiohttp.ClientSession(headers={"Accept": "text/html"}) as http,
     ):
-        watching = asyncio.create_task(stage.watcher.run())
-        try:
-            yield Show(sites=sites, http=http, stage=stage, lines=lines, looked=looked)
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+        yield Walkthrough(addresses=addresses, http=http, demo=demo, lines=lines)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from amo_callback.amo.sandbox.app import Sandbox
     from amo_callback.clock import Clock
@@ -21,7 +21,7 @@ LOOK_EVERY = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ConnectionLife:
+class ConnectionSnapshot:
     """One connection, now."""
 
     id: str
@@ -43,10 +43,10 @@ class ConnectionLife:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Life:
+class Snapshot:
     """Everything that is shown, now."""
 
-    connections: Sequence[ConnectionLife] = ()
+    connections: Sequence[ConnectionSnapshot] = ()
     not_ready: Sequence[str] = ()
     """The checks of `/readyz` that are red."""
     away: bool = False
@@ -58,29 +58,27 @@ class Life:
     """Presentations of what had been spent before: after an answer was lost, that is what tells."""
 
 
-class Watcher:
+class Poller:
     """Look at the service through its private door, and at what AMO has noted."""
 
-    def __init__(self, backend: Backend, sandbox: Sandbox, *, clock: Clock, seen: Callable[[Life], None]) -> None:
+    def __init__(self, backend: Backend, sandbox: Sandbox, *, clock: Clock) -> None:
         self._backend = backend
         self._sandbox = sandbox
         self._clock = clock
-        self._seen = seen
-        self.life = Life()
+        self.snapshot = Snapshot()
 
     async def run(self) -> None:
         """Look until cancelled; a look at a service that does not answer shows what was seen last."""
         while True:
             with suppress(aiohttp.ClientError, TimeoutError):
-                self.life = await self._look()
-            self._seen(self.life)
+                self.snapshot = await self._look()
             await self._clock.sleep(LOOK_EVERY)
 
-    async def _look(self) -> Life:
+    async def _look(self) -> Snapshot:
         vendor = self._sandbox.vendor
         pairs = {str(account.id): vendor.pairs_of(account) for account in vendor.accounts}
         connections = [
-            connection_life(
+            connection_snapshot(
                 item,
                 answer=await self._backend.token(item["id"]),
                 now=self._clock.now(),
@@ -89,7 +87,7 @@ class Watcher:
             )
             for item in await self._backend.connections()
         ]
-        return Life(
+        return Snapshot(
             connections=connections,
             not_ready=await self._backend.not_ready(),
             away=self._sandbox.faults.standing is not None,
@@ -99,11 +97,11 @@ class Watcher:
         )
 
 
-def connection_life(
+def connection_snapshot(
     item: Mapping[str, Any], *, answer: Answer, now: datetime, pairs: int, life: float
-) -> ConnectionLife:
+) -> ConnectionSnapshot:
     """Return how a connection does, of which the private door has told `item`, and whose token's `answer` came."""
-    return ConnectionLife(
+    return ConnectionSnapshot(
         id=item["id"],
         account_id=item["account_id"],
         domain=item["domain"],

@@ -1,4 +1,4 @@
-"""What happens, told in sentences: by the service, by AMO, and by whoever tries something."""
+"""The event feed: what the service, AMO and the person at the panel do, in sentences."""
 
 from __future__ import annotations
 
@@ -25,76 +25,78 @@ _KEPT = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
-    """One sentence, and whose it is."""
+class FeedEntry:
+    """One sentence, and its source."""
 
     number: int
     at: datetime
     who: str
-    says: str
+    text: str
     domain: str = ""
     level: Level = Level.INFO
 
 
-class Story:
-    """The lines so far; it is an observer, and takes what AMO's ledger has as well."""
+class Feed:
+    """The entries so far: of the service's events, and of AMO's ledger."""
 
-    def __init__(self, *, clock: Clock, ledger: Ledger, told: Callable[[Line], None]) -> None:
+    def __init__(self, *, clock: Clock, ledger: Ledger, told: Callable[[FeedEntry], None]) -> None:
         self._clock = clock
         self._ledger = ledger
         self._read = self._looked_up = 0
         self._told = told
         self._number = 0
-        self._lines: deque[Line] = deque(maxlen=_KEPT)
+        self._lines: deque[FeedEntry] = deque(maxlen=_KEPT)
 
     @property
-    def lines(self) -> Sequence[Line]:
-        """The last lines, oldest first."""
+    def lines(self) -> Sequence[FeedEntry]:
+        """The last entries, the oldest first."""
         return tuple(self._lines)
 
     def __call__(self, event: Event) -> None:
-        """Tell an event, after what AMO has noted before it."""
+        """Add an event, after what AMO has noted before it."""
         self.catch_up()
-        says = sentence(event)
-        if says is not None:
-            self.say(SERVICE, says, domain=str(event.fields.get("domain", "")), level=event.level)
+        text = sentence(event)
+        if text is not None:
+            self.add(SERVICE, text, domain=str(event.fields.get("domain", "")), level=event.level)
 
     def catch_up(self) -> None:
-        """Tell what AMO has noted since."""
+        """Add what AMO has noted since."""
         entries, look_ups = self._ledger.entries[self._read :], self._ledger.look_ups[self._looked_up :]
         self._read += len(entries)
         self._looked_up += len(look_ups)
         both: list[Entry | LookUp] = [*entries, *look_ups]
         for noted in sorted(both, key=lambda noted: noted.at):
             level = Level.INFO if noted.status == 200 else Level.WARNING
-            self.say(AMO, noted_as(noted), domain=noted.host, level=level, at=noted.at)
+            self.add(AMO, noted_as(noted), domain=noted.host, level=level, at=noted.at)
 
-    def say(
-        self, who: str, says: str, *, domain: str = "", level: Level = Level.INFO, at: datetime | None = None
+    def add(
+        self, who: str, text: str, *, domain: str = "", level: Level = Level.INFO, at: datetime | None = None
     ) -> None:
-        """Tell a sentence."""
+        """Add a sentence."""
         self._number += 1
-        line = Line(number=self._number, at=at or self._clock.now(), who=who, says=says, domain=domain, level=level)
-        self._lines.append(line)
-        self._told(line)
+        entry = FeedEntry(
+            number=self._number, at=at or self._clock.now(), who=who, text=text, domain=domain, level=level
+        )
+        self._lines.append(entry)
+        self._told(entry)
 
 
-class Aside(io.StringIO):
-    """A stream whose lines go into the story: for a log that would write over a live table."""
+class LogStream(io.StringIO):
+    """A stream whose lines become entries: the log of the service."""
 
-    def __init__(self, story: Story) -> None:
+    def __init__(self, feed: Feed) -> None:
         super().__init__()
-        self._story = story
+        self._feed = feed
 
     def write(self, text: str) -> int:
-        """Tell each line."""
+        """Add each line."""
         for line in filter(None, text.splitlines()):
-            self._story.say(SERVICE, line, level=Level.WARNING)
+            self._feed.add(SERVICE, line, level=Level.WARNING)
         return len(text)
 
 
 def noted_as(entry: Entry | LookUp) -> str:
-    """Tell what AMO has noted: of a credential that was presented, or of a question about a token."""
+    """Return a sentence for an entry of AMO's ledger: a presented credential, or an introspection."""
     if isinstance(entry, LookUp):
         what = "a refresh token" if entry.kind == "refresh_token" else "an access token"
         return f"Asked about {what}, which spends nothing: it is good{'' if entry.status == 200 else ' no more'}."
@@ -107,7 +109,7 @@ def noted_as(entry: Entry | LookUp) -> str:
 
 
 def sentence(event: Event) -> str | None:
-    """Tell an event in a sentence; `None` where it is of no interest, and needs no attention."""
+    """Return a sentence for an event; `None` where it is of no interest."""
     make = _SENTENCES.get(event.name)
     if make is not None:
         return make(event.fields)
@@ -136,8 +138,8 @@ def _unconfirmed(fields: Mapping[str, object]) -> str:
 
 
 _SEEN: Mapping[str, str] = {
-    Standing.GOOD: "The look-up says that it lives",
-    Standing.REFUSED: "The look-up says no, which may have another reason",
+    Standing.GOOD: "The look-up text that it lives",
+    Standing.REFUSED: "The look-up text no, which may have another reason",
     Standing.UNKNOWN: "amoCRM does not tell now",
 }
 _WHY = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,13 @@ from amo_callback.amo.sandbox.vendor import Vendor
 from amo_callback.cipher import new_key
 from amo_callback.config.loader import load_settings
 from amo_callback.demo.backend import Backend
-from amo_callback.demo.life import Life, Watcher
+from amo_callback.demo.feed import YOU, Feed, LogStream
 from amo_callback.demo.panel import Panel, loopback_only
 from amo_callback.demo.phone import AUDIENCE, Phone
 from amo_callback.demo.proxy import Proxy
 from amo_callback.demo.render import Renderer
-from amo_callback.demo.story import YOU, Aside, Story
-from amo_callback.demo.trials import Trials
+from amo_callback.demo.scenarios import Scenarios
+from amo_callback.demo.snapshot import Poller
 from amo_callback.observe.log import make_logger, take_over_library_logs
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from amo_callback.clock import Clock
     from amo_callback.config.settings import Settings
-    from amo_callback.demo.story import Line
+    from amo_callback.demo.feed import FeedEntry
 
 _ACCOUNTS = ("reforyou.amocrm.ru", "gingersnaps.amocrm.ru")
 _SITES = 3
@@ -45,7 +46,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sites:
+class Addresses:
     """Where everything is: `host:port`."""
 
     panel: str
@@ -54,7 +55,7 @@ class Sites:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Secrets:
+class DemoSecrets:
     """What is made anew for each demonstration."""
 
     api_key: str = field(repr=False)
@@ -63,25 +64,25 @@ class Secrets:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
+class Demo:
     """What runs."""
 
     service: Service
-    story: Story
-    trials: Trials
-    watcher: Watcher
+    feed: Feed
+    scenarios: Scenarios
+    poller: Poller
     curl: str = field(repr=False)
     """A command that takes a token as a backend does."""
 
 
-def choose_sites(first: int | None) -> Sites:
+def choose_addresses(first: int | None) -> Addresses:
     """Choose where everything listens: from a port on, or at ports that are free now.
 
     The redirect URI names its port before anything listens there.
     """
     ports = [_free_port() for _ in range(_SITES)] if first is None else range(first, first + _SITES)
     panel, amo, proxy = (f"127.0.0.1:{port}" for port in ports)
-    return Sites(panel=panel, amo=amo, proxy=proxy)
+    return Addresses(panel=panel, amo=amo, proxy=proxy)
 
 
 def _free_port() -> int:
@@ -89,12 +90,14 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def make_secrets() -> Secrets:
+def make_secrets() -> DemoSecrets:
     """Make them."""
-    return Secrets(api_key=secrets.token_urlsafe(32), jwt_secret=secrets.token_urlsafe(32), encryption_key=new_key())
+    return DemoSecrets(
+        api_key=secrets.token_urlsafe(32), jwt_secret=secrets.token_urlsafe(32), encryption_key=new_key()
+    )
 
 
-def demo_settings(vendor: Vendor, *, sites: Sites, made: Secrets) -> Settings:
+def demo_settings(vendor: Vendor, *, addresses: Addresses, made: DemoSecrets) -> Settings:
     """Configure as an administrator would, by the environment alone, for lives that are half a minute long."""
     known = vendor.integration
     values = {
@@ -103,10 +106,10 @@ def demo_settings(vendor: Vendor, *, sites: Sites, made: Secrets) -> Settings:
         "AMO__CLIENT_ID": known.client_id,
         "AMO__CLIENT_SECRET": known.client_secret,
         "AMO__REDIRECT_URI": known.redirect_uri,
-        "AMO__AUTHORIZE_URL": f"http://{sites.amo}/oauth",
-        "AMO__ENDPOINT": f"http://{sites.amo}/{{domain}}",
+        "AMO__AUTHORIZE_URL": f"http://{addresses.amo}/oauth",
+        "AMO__ENDPOINT": f"http://{addresses.amo}/{{domain}}",
         "AMO__TIMEOUT": "3",
-        "APP__DEEP_LINK": f"http://{sites.panel}/phone/return",
+        "APP__DEEP_LINK": f"http://{addresses.panel}/phone/return",
         "APP__JWT_SECRET": made.jwt_secret,
         "APP__JWT_AUDIENCE": AUDIENCE,
         "REFRESH__POLL_INTERVAL": "1",
@@ -120,58 +123,65 @@ def demo_settings(vendor: Vendor, *, sites: Sites, made: Secrets) -> Settings:
 
 
 @asynccontextmanager
-async def open_stage(
-    sites: Sites,
+async def open_demo(
+    addresses: Addresses,
     *,
     token_life: float,
     clock: Clock,
-    told: Callable[[Line], None],
-    seen: Callable[[Life], None],
-) -> AsyncIterator[Stage]:
+    told: Callable[[FeedEntry], None],
+) -> AsyncIterator[Demo]:
     """Open all of it; nothing of it is left at the end."""
     made = make_secrets()
     vendor = Vendor(
-        integration=SandboxIntegration(redirect_uri=f"http://{sites.proxy}/api/amo-crm/callback"),
+        integration=SandboxIntegration(redirect_uri=f"http://{addresses.proxy}/api/amo-crm/callback"),
         now=clock.now,
         lives=Lives(access=token_life),
     )
     for host in _ACCOUNTS:
         vendor.open_account(host)
     sandbox = Sandbox(vendor, clock=clock)
-    story = Story(clock=clock, ledger=vendor.ledger, told=told)
-    log = make_logger(level="warning", style="console", stream=Aside(story), secrets=[made.api_key])
+    feed = Feed(clock=clock, ledger=vendor.ledger, told=told)
+    log = make_logger(level="warning", style="console", stream=LogStream(feed), secrets=[made.api_key])
     take_over_library_logs(log)
-    settings = demo_settings(vendor, sites=sites, made=made)
+    settings = demo_settings(vendor, addresses=addresses, made=made)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="amo-callback-demo-")))
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False))
-        proxy = Proxy(http, panel=sites.panel)
-        for name, app, address in (("amo", sandbox.app(), sites.amo), ("proxy", proxy.app(), sites.proxy)):
+        proxy = Proxy(http, panel=addresses.panel)
+        for name, app, address in (("amo", sandbox.app(), addresses.amo), ("proxy", proxy.app(), addresses.proxy)):
             await stack.enter_async_context(open_listener(app, address, name=name, clock=clock, log=log))
         paths = DataPaths(folder=folder, rescue=folder / "rescue", machine="demo")
         service = await stack.enter_async_context(
-            open_service(settings, paths=paths, clock=clock, log=log, observer=story)
+            open_service(settings, paths=paths, clock=clock, log=log, observer=feed)
         )
         proxy.public = service.public
         backend = Backend(http, private=service.private, key=made.api_key)
-        watcher = Watcher(backend, sandbox, clock=clock, seen=seen)
-        trials = Trials(sandbox, backend, story, hook=f"http://{sites.proxy}/api/amo-crm/hooks/disconnect")
-        renderer = Renderer(phone_sites=[sites.amo, sites.proxy])
+        poller = Poller(backend, sandbox, clock=clock)
+        scenarios = Scenarios(sandbox, backend, feed, hook=f"http://{addresses.proxy}/api/amo-crm/hooks/disconnect")
+        renderer = Renderer(phone_sites=[addresses.amo, addresses.proxy])
         phone = Phone(
             http,
-            public=sites.proxy,
+            public=addresses.proxy,
             deep_link="foryoure://amo-crm/callback",
             jwt_secret=made.jwt_secret,
             renderer=renderer,
             clock=clock,
-            tell=partial(story.say, YOU),
+            tell=partial(feed.add, YOU),
         )
         curl = (
             f"curl -H 'Authorization: Bearer {made.api_key}' "
             f"'http://{service.private}/connections/account:{vendor.accounts[0].id}/token?min_ttl=1'"
         )
-        panel = Panel(life=lambda: watcher.life, story=story, trials=trials, renderer=renderer, curl=curl)
+        panel = Panel(life=lambda: poller.snapshot, feed=feed, scenarios=scenarios, renderer=renderer, curl=curl)
         pages = web.Application(middlewares=[loopback_only])
         pages.add_routes([*panel.routes(), *phone.routes(), *renderer.routes()])
-        await stack.enter_async_context(open_listener(pages, sites.panel, name="panel", clock=clock, log=log))
-        yield Stage(service=service, story=story, trials=trials, watcher=watcher, curl=curl)
+        await stack.enter_async_context(open_listener(pages, addresses.panel, name="panel", clock=clock, log=log))
+        polling = asyncio.create_task(poller.run(), name="poller")
+        stack.push_async_callback(_end, polling)
+        yield Demo(service=service, feed=feed, scenarios=scenarios, poller=poller, curl=curl)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

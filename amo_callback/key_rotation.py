@@ -37,7 +37,7 @@ _STORED = (Kind.CONNECTION, Kind.GRANT, Kind.STATE)
 
 
 @dataclass(kw_only=True, slots=True)
-class Tally:
+class KeyUsage:
     """What is sealed with which key, as one look at everything has found it."""
 
     keys: list[Counter[Kind]]
@@ -49,24 +49,28 @@ class Tally:
     """How many in the store an older key opened when they were read, the canary left aside."""
 
     @property
-    def idle(self) -> Sequence[int]:
+    def unused_keys(self) -> Sequence[int]:
         """The older keys that nothing needs, by their places."""
         return [number for number, found in enumerate(self.keys) if number > 0 and not found.total()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rotated:
+class RotationResult:
     """What a rotation has done, and what is sealed with which key after it."""
 
     resealed: int
-    after: Tally
-    overtaken: bool
+    after: KeyUsage
+    old_key_still_in_use: bool
     """Somebody has sealed with an older key meanwhile: a process runs that does not have the newest one first."""
 
     @property
     def is_complete(self) -> bool:
         """Whether all there is opens with the newest key, and nobody seals with another one."""
-        return not self.overtaken and not self.after.unreadable and len(self.after.idle) == len(self.after.keys) - 1
+        return (
+            not self.old_key_still_in_use
+            and not self.after.unreadable
+            and len(self.after.unused_keys) == len(self.after.keys) - 1
+        )
 
 
 class Rotation:
@@ -79,30 +83,30 @@ class Rotation:
         self._keys = keys
         self._clock = clock
 
-    async def survey(self, advance: Callable[[int], None]) -> Tally:
+    async def dry_run(self, advance: Callable[[int], None]) -> KeyUsage:
         """Count what is sealed with which key; changes nothing."""
         return await self._look((*_STORED, Kind.CANARY), advance, reseal=False)
 
-    async def run(self, advance: Callable[[int], None]) -> Rotated:
+    async def run(self, advance: Callable[[int], None]) -> RotationResult:
         """Seal again what an older key has sealed.
 
         A second look tells whether all of it stayed so: what an older key opens then was written by somebody since.
         """
         tally = await self._look(_STORED, advance, reseal=True)
-        resealed, overtaken = tally.resealed, False
+        resealed, old_key_still_in_use = tally.resealed, False
         if tally.outdated:
             tally = await self._look(_STORED, lambda _: None, reseal=True)
             resealed += tally.resealed
-            overtaken = tally.outdated > 0
-        done = not tally.outdated and len(tally.idle) == self._keys - 1
+            old_key_still_in_use = tally.outdated > 0
+        done = not tally.outdated and len(tally.unused_keys) == self._keys - 1
         for canary in await self._store.sealed(Kind.CANARY, after="", limit=1):
             resealed += await self._turn([canary], tally, reseal=done)
         if resealed:
             await self._store.record(Event(name="keys.rotated", fields={"resealed": resealed}))
-        return Rotated(resealed=resealed, after=tally, overtaken=overtaken)
+        return RotationResult(resealed=resealed, after=tally, old_key_still_in_use=old_key_still_in_use)
 
-    async def _look(self, kinds: Sequence[Kind], advance: Callable[[int], None], *, reseal: bool) -> Tally:
-        tally = Tally(keys=[Counter() for _ in range(self._keys)])
+    async def _look(self, kinds: Sequence[Kind], advance: Callable[[int], None], *, reseal: bool) -> KeyUsage:
+        tally = KeyUsage(keys=[Counter() for _ in range(self._keys)])
         try:
             self._count_rescued(tally)  # first: what is stored from here on is found below
             self._turn_raw(tally, reseal=reseal)
@@ -122,7 +126,7 @@ class Rotation:
                     await self._clock.sleep(max(self._clock.monotonic() - began, _REST))
         return tally
 
-    async def _turn(self, page: Sequence[Sealed], tally: Tally, *, reseal: bool) -> int:
+    async def _turn(self, page: Sequence[Sealed], tally: KeyUsage, *, reseal: bool) -> int:
         """Count what is read, and seal again what is outdated; return how many were."""
         outdated = []
         for one in page:
@@ -141,7 +145,7 @@ class Rotation:
             tally.keys[0][one.kind] += one.name not in left
         return len(outdated) - len(left)
 
-    def _count(self, one: Sealed, tally: Tally) -> int | None:
+    def _count(self, one: Sealed, tally: KeyUsage) -> int | None:
         try:
             number = self._cipher.key_of(one.content, bound_to=one.place)
         except DecryptionFailed:
@@ -150,7 +154,7 @@ class Rotation:
         tally.keys[number][one.kind] += 1
         return number
 
-    def _count_rescued(self, tally: Tally) -> None:
+    def _count_rescued(self, tally: KeyUsage) -> None:
         """Count rescue files: each by the oldest key that it needs, itself or for what goes into the store from it."""
         for name, content in self._rescue.read().items():
             file = Sealed(kind=Kind.RESCUE, name=name, content=content or b"")
@@ -162,7 +166,7 @@ class Rotation:
             else:
                 tally.keys[max(numbers)][Kind.RESCUE] += 1
 
-    def _turn_raw(self, tally: Tally, *, reseal: bool) -> None:
+    def _turn_raw(self, tally: KeyUsage, *, reseal: bool) -> None:
         """Count raw answers, and seal again those that are outdated: they are kept for longer than a key may be."""
         for name, content in self._rescue.read_raw().items():
             file = Sealed(kind=Kind.RESCUE, name=name, content=content or b"")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amo_callback.amo.sandbox.ledger import Entry, Ledger, LookUp
-from amo_callback.demo.story import Aside, Line, Story, noted_as, sentence
+from amo_callback.demo.feed import Feed, FeedEntry, LogStream, noted_as, sentence
 from amo_callback.event import Event, Level
 from amo_callback.model import Standing
 from tests.fakes import FakeClock
@@ -44,10 +44,10 @@ def test_events_are_told_in_sentences() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"standing": Standing.GOOD, "again_at": None}, "The look-up says that it lives: it is kept."),
+        ({"standing": Standing.GOOD, "again_at": None}, "The look-up text that it lives: it is kept."),
         (
             {"standing": Standing.REFUSED, "again_at": _AT},
-            "The look-up says no, which may have another reason: it is kept, and looked up again.",
+            "The look-up text no, which may have another reason: it is kept, and looked up again.",
         ),
         ({"standing": Standing.UNKNOWN, "again_at": _AT}, "amoCRM does not tell now: it is kept, and looked up again."),
         ({"standing": Standing.UNASKED, "again_at": None}, "It cannot be looked up: it is kept."),
@@ -80,23 +80,23 @@ def test_amo_tells_what_was_presented_and_what_was_asked() -> None:
 
 def test_amo_is_heard_before_the_service() -> None:
     """What AMO noted before an event is told before it, in the order of their times, each once."""
-    lines: list[Line] = []
+    lines: list[FeedEntry] = []
     ledger = Ledger()
-    story = Story(clock=FakeClock(), ledger=ledger, told=lines.append)
+    feed = Feed(clock=FakeClock(), ledger=ledger, told=lines.append)
     ledger.look_ups.append(LookUp(at=_AT, kind="refresh_token", host="a.amocrm.ru", status=200))
     ledger.entries.append(_entry(at=_AT.replace(hour=13)))
-    story(Event(name="connection.recovered"))
-    story.catch_up()
-    assert [(line.number, line.who, line.says[:7]) for line in lines] == [
+    feed(Event(name="connection.recovered"))
+    feed.catch_up()
+    assert [(line.number, line.who, line.text[:7]) for line in lines] == [
         (1, "amoCRM", "Asked a"),
         (2, "amoCRM", "A refre"),
         (3, "service", "It work"),
     ]
-    assert list(story.lines) == lines
+    assert list(feed.lines) == lines
 
 
 def test_a_log_goes_into_the_story_line_by_line() -> None:
     """What a library logs is told as a warning, and does not write over the table."""
-    lines: list[Line] = []
-    Aside(Story(clock=FakeClock(), ledger=Ledger(), told=lines.append)).write("one\n\ntwo\n")
-    assert [(line.says, line.level) for line in lines] == [("one", Level.WARNING), ("two", Level.WARNING)]
+    lines: list[FeedEntry] = []
+    LogStream(Feed(clock=FakeClock(), ledger=Ledger(), told=lines.append)).write("one\n\ntwo\n")
+    assert [(line.text, line.level) for line in lines] == [("one", Level.WARNING), ("two", Level.WARNING)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.demo.story import YOU
+from amo_callback.demo.feed import YOU
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from amo_callback.amo.sandbox.app import Sandbox
     from amo_callback.amo.sandbox.vendor import SandboxAccount
     from amo_callback.demo.backend import Backend
-    from amo_callback.demo.life import ConnectionLife
-    from amo_callback.demo.story import Story
+    from amo_callback.demo.feed import Feed
+    from amo_callback.demo.snapshot import ConnectionSnapshot
 
 _BACKENDS = 100
 _AWAY = Fault.HTML
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
+class Scenario:
     """Something to try."""
 
     name: str
@@ -33,41 +33,41 @@ class Trial:
     """Whether it happens to one connection."""
 
 
-TRIALS = (
-    Trial(
+SCENARIOS = (
+    Scenario(
         name="refresh",
         title="Refresh now",
         expect="A new pair. The refresh token before it is spent, and not presented again.",
     ),
-    Trial(
+    Scenario(
         name="rejected",
         title=f"{_BACKENDS} backends get a 401",
         expect="All ask for a new token at once: one refresh, one answer for all.",
     ),
-    Trial(
+    Scenario(
         name="cut",
         title="Lose a request",
         expect="It breaks off before amoCRM has looked. The service asks about the token, hears that it is good, and "
         "refreshes. The live token serves meanwhile.",
     ),
-    Trial(
+    Scenario(
         name="lost",
         title="Lose an answer",
         expect="amoCRM spends the refresh token, and its answer is lost. The service asks about it, tries it once "
         "more, and says that the person has to connect again. The access token serves until its end.",
     ),
-    Trial(
+    Scenario(
         name="move",
         title="Move the account",
         expect="The old host knows it no more. The service asks amoCRM where it lives, and follows.",
     ),
-    Trial(
+    Scenario(
         name="revoke",
         title="Revoke access",
         expect="The integration is switched off, and amoCRM's hook tells. It is looked up, and the tokens are erased. "
         "Connect again on the phone.",
     ),
-    Trial(
+    Scenario(
         name="away",
         title="amoCRM away / back",
         expect="Live tokens are handed out all the same, and refreshing waits. Nobody is given up.",
@@ -77,15 +77,15 @@ TRIALS = (
 """In the order in which they are shown."""
 
 
-class Trials:
+class Scenarios:
     """Try them."""
 
-    def __init__(self, sandbox: Sandbox, backend: Backend, story: Story, *, hook: str) -> None:
+    def __init__(self, sandbox: Sandbox, backend: Backend, feed: Feed, *, hook: str) -> None:
         self._sandbox = sandbox
         self._backend = backend
-        self._story = story
+        self._feed = feed
         self._hook = hook
-        self._on_one: Mapping[str, Callable[[ConnectionLife, SandboxAccount], Awaitable[None]]] = {
+        self._on_one: Mapping[str, Callable[[ConnectionSnapshot, SandboxAccount], Awaitable[None]]] = {
             "refresh": self._refresh,
             "rejected": self._rejected,
             "lost": self._lost,
@@ -94,7 +94,7 @@ class Trials:
             "revoke": self._revoke,
         }
 
-    async def run(self, name: str, connection: ConnectionLife | None) -> bool:
+    async def run(self, name: str, connection: ConnectionSnapshot | None) -> bool:
         """Try one; tell whether there is one of that name, and a connection where it needs one."""
         if name == "away":
             self._away()
@@ -106,63 +106,63 @@ class Trials:
         await act(connection, account)
         return True
 
-    def _account(self, connection: ConnectionLife) -> SandboxAccount | None:
+    def _account(self, connection: ConnectionSnapshot) -> SandboxAccount | None:
         accounts = self._sandbox.vendor.accounts
         return next((account for account in accounts if str(account.id) == connection.account_id), None)
 
     def _away(self) -> None:
         away = self._sandbox.faults.standing is None
         self._sandbox.faults.standing = self._sandbox.look_up_faults.standing = _AWAY if away else None
-        self._story.say(YOU, "amoCRM is away." if away else "amoCRM is back.")
+        self._feed.add(YOU, "amoCRM is away." if away else "amoCRM is back.")
 
-    async def _refresh(self, connection: ConnectionLife, account: SandboxAccount) -> None:
-        self._story.say(YOU, "A backend asks for a new token now.", domain=account.host)
+    async def _refresh(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
+        self._feed.add(YOU, "A backend asks for a new token now.", domain=account.host)
         await self._ask(connection)
 
-    async def _rejected(self, connection: ConnectionLife, account: SandboxAccount) -> None:
-        says = f"{_BACKENDS} backends say at once that amoCRM has answered 401."
-        self._story.say(YOU, says, domain=account.host)
+    async def _rejected(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
+        text = f"{_BACKENDS} backends say at once that amoCRM has answered 401."
+        self._feed.add(YOU, text, domain=account.host)
         before = len(self._sandbox.vendor.ledger.refreshes())
         answers = await self._backend.reject(connection.id, times=_BACKENDS)
         asked = len(self._sandbox.vendor.ledger.refreshes()) - before
         tokens = {answer.content["access_token"] for answer in answers if answer.status == 200}
-        says = f"{len(answers)} answers, {len(tokens)} new token for all of them; amoCRM was asked {_times(asked)}."
+        text = f"{len(answers)} answers, {len(tokens)} new token for all of them; amoCRM was asked {_times(asked)}."
         if not tokens:
-            says = f"They are answered {answers[0].status}, {answers[0].words}."
-        self._story.say(YOU, says, domain=account.host)
+            text = f"They are answered {answers[0].status}, {answers[0].words}."
+        self._feed.add(YOU, text, domain=account.host)
 
-    async def _lost(self, connection: ConnectionLife, account: SandboxAccount) -> None:
+    async def _lost(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
         await self._lose(Fault.NOTHING_AFTER, "amoCRM's next answer gets lost.", connection, account)
 
-    async def _cut(self, connection: ConnectionLife, account: SandboxAccount) -> None:
+    async def _cut(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
         await self._lose(Fault.RESET, "The next request to amoCRM gets lost.", connection, account)
 
-    async def _lose(self, fault: Fault, says: str, connection: ConnectionLife, account: SandboxAccount) -> None:
+    async def _lose(self, fault: Fault, text: str, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
         """Lose something of this connection's; where nothing was sent for it, nobody else is to lose it later."""
         faults = self._sandbox.faults
         if faults.standing is not None:
-            self._story.say(YOU, "amoCRM is away, so there is nothing to lose.", domain=account.host)
+            self._feed.add(YOU, "amoCRM is away, so there is nothing to lose.", domain=account.host)
             return
-        self._story.say(YOU, says, domain=account.host)
+        self._feed.add(YOU, text, domain=account.host)
         faults.add(fault)
         await self._ask(connection)
         if fault in faults.coming:
             faults.coming.remove(fault)
-            self._story.say(YOU, "Nothing was sent to amoCRM for it now, so nothing was lost.", domain=account.host)
+            self._feed.add(YOU, "Nothing was sent to amoCRM for it now, so nothing was lost.", domain=account.host)
 
-    async def _move(self, connection: ConnectionLife, account: SandboxAccount) -> None:
+    async def _move(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
         account.host = moved(account.host)
-        self._story.say(YOU, f"The account moves to {account.host}.", domain=connection.domain)
+        self._feed.add(YOU, f"The account moves to {account.host}.", domain=connection.domain)
         await self._ask(connection)
 
-    async def _revoke(self, connection: ConnectionLife, account: SandboxAccount) -> None:
-        self._story.say(YOU, "The integration is switched off in the account.", domain=connection.domain)
+    async def _revoke(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
+        self._feed.add(YOU, "The integration is switched off in the account.", domain=connection.domain)
         await self._sandbox.disable(account, hook=self._hook)
 
-    async def _ask(self, connection: ConnectionLife) -> None:
+    async def _ask(self, connection: ConnectionSnapshot) -> None:
         answer = await self._backend.refresh(connection.id)
-        self._story.catch_up()
-        self._story.say(YOU, f"The backend is answered {answer.status}, {answer.words}.", domain=connection.domain)
+        self._feed.catch_up()
+        self._feed.add(YOU, f"The backend is answered {answer.status}, {answer.words}.", domain=connection.domain)
 
 
 def _times(count: int) -> str:

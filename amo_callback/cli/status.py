@@ -1,0 +1,65 @@
+"""`amo-callback status`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from amo_callback.cli import output
+from amo_callback.cli.checks.service import Ready, ask_ready
+from amo_callback.cli.context import config_option, json_option, load_context
+from amo_callback.errors import CommandFailed
+
+if TYPE_CHECKING:
+    from amo_callback.cli.main import Invocation
+
+_PATIENCE = 10.0
+_EVERY = 2.0
+"""Seconds between two looks."""
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
+@click.pass_obj
+def status(invocation: Invocation, *, config: str | None, as_json: bool, watch: bool) -> int:
+    """Show whether the running service is ready, check by check; exit 1 where it is not."""
+    if watch and as_json:
+        raise click.UsageError("--watch or --json, not both")
+    address = load_context(config, invocation.environ).settings.server.private
+    if watch:
+        _watch(address)
+    ready = _ask(address)
+    if not isinstance(ready, Ready):
+        raise CommandFailed(f"{address}: {ready}")
+    checks = {name: {"ok": ok, "detail": ready.details[name]} for name, ok in ready.checks.items()}
+    output.show({"ready": not ready.red, "checks": checks}, as_json=as_json, text=lambda: _text(ready))
+    return 1 if ready.red else 0
+
+
+def _ask(address: str) -> Ready | str:
+    """Return the service's readiness, or why there is no answer."""
+    ready = asyncio.run(ask_ready(address, patience=_PATIENCE))
+    return ready if isinstance(ready, Ready) else ready.why
+
+
+def _text(ready: Ready | str) -> str:
+    if not isinstance(ready, Ready):
+        return output.printable(ready)
+    rows = [(name, "ok" if ok else "not ready", ready.details[name]) for name, ok in ready.checks.items()]
+    return output.table(("check", "is", "detail"), rows)
+
+
+def _watch(address: str) -> None:
+    """Show the status until Ctrl-C."""
+    from rich.live import Live  # noqa: PLC0415 -- because its import takes 50 ms
+    from rich.text import Text  # noqa: PLC0415 -- the same
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            live.update(Text(_text(_ask(address))), refresh=True)
+            time.sleep(_EVERY)
