@@ -6,6 +6,7 @@ the store by whoever may read the configuration anyway.
 
 from __future__ import annotations
 
+import json
 import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,7 +28,7 @@ from amo_callback.web.private.connections import show
 from amo_callback.web.private.events import filter_of, show_event
 from amo_callback.web.private.notices import show_notice
 from amo_callback.web.private.tokens import show_token
-from amo_callback.web.route import jsonable
+from amo_callback.web.route import to_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -108,14 +109,14 @@ class _Store:
         all_frozen = await self._store.frozen() is not None
         owners = await self._store.owners_of([connection.id for connection in found])
         return [
-            jsonable(show(connection, owners[connection.id], frozen=all_frozen or connection.frozen))
+            _jsonable(show(connection, owners[connection.id], frozen=all_frozen or connection.frozen))
             for connection in found
         ]
 
     async def connection(self, selector: str) -> dict[str, Any]:
         [found, *_] = await self._selection.find(selector)
         events = await self._store.events(connection_id=found.id, limit=20)
-        return {**await self._shape(found), "events": [jsonable(show_event(event)) for event in events]}
+        return {**await self._shape(found), "events": [_jsonable(show_event(event)) for event in events]}
 
     async def token(self, selector: str) -> dict[str, Any]:
         """Hand out what lives; nothing is refreshed: whoever spends must stay to store what it brings."""
@@ -137,10 +138,10 @@ class _Store:
 
     async def _shape(self, connection: Connection) -> dict[str, Any]:
         owners = await self._store.owners_of([connection.id])
-        return dict(jsonable(show(connection, owners[connection.id])))
+        return _jsonable(show(connection, owners[connection.id]))
 
     async def events(self, selector: str | None, *, limit: int) -> list[dict[str, Any]]:
-        return [jsonable(show_event(event)) for event in await self._store.events(**filter_of(selector), limit=limit)]
+        return [_jsonable(show_event(event)) for event in await self._store.events(**filter_of(selector), limit=limit)]
 
     async def freeze(self, selector: str | None, *, frozen: bool) -> dict[str, Any]:
         if selector is not None:
@@ -151,10 +152,14 @@ class _Store:
         return {"frozen": self._freezer.frozen is not None, "open_attempts": len(await self._store.attempts())}
 
     async def notices(self) -> list[dict[str, Any]]:
-        return [jsonable(show_notice(notice)) for notice in await self._store.notices(limit=MANY)]
+        return [_jsonable(show_notice(notice)) for notice in await self._store.notices(limit=MANY)]
 
     async def retry_notices(self, notice_id: str | None) -> dict[str, Any]:
         found = await self._store.retry_notices(notice_id)
         if notice_id is not None and not found:
             raise NotFound("There is no such notice.")
         return {"retried": found}
+
+
+def _jsonable(value: object) -> dict[str, Any]:
+    return dict(json.loads(to_json(value)))
