@@ -11,7 +11,7 @@ from aiohttp import web
 from amo_callback.clock import rfc3339
 from amo_callback.schedule import CLOCK_TOLERANCE
 from amo_callback.survey import ServiceStatus
-from amo_callback.web.route import Reply, Route, jsonable, shape
+from amo_callback.web.route import Reply, Route, json_response, shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -233,7 +233,7 @@ async def readyz(call: Call[None, None]) -> web.Response:
         status="ready" if ready else "not ready",
         checks={check.name: CheckResult(ok=check.ok, detail=check.detail) for check in found},
     )
-    return web.json_response(jsonable(answer), status=200 if ready else 503)
+    return json_response(answer, status=200 if ready else 503)
 
 
 HEALTHZ = Route("GET", "/healthz", healthz, answer=Alive)

@@ -112,9 +112,9 @@ class Document:
     def content(self) -> OpenApi:
         """The document."""
         served = [(api.name, route, _replies(api, route)) for api in self.apis for route in api.routes]
-        wanted = [one for _, route, replies in served for one in _types(route, replies)]
+        wanted = {(_key(kind), mode): kind for _, route, replies in served for kind, mode in _types(route, replies)}
         found, rest = TypeAdapter.json_schemas(
-            [(_key(kind), mode, TypeAdapter(kind)) for kind, mode in wanted],
+            [(key, mode, TypeAdapter(kind)) for (key, mode), kind in wanted.items()],
             ref_template=_REF + "{model}",
             schema_generator=_Schemas,
         )

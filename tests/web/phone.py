@@ -60,6 +60,10 @@ class Phone:
         data: dict[str, str] = answer.json()["data"]
         return data
 
+    async def connect(self, **more: Any) -> str:
+        """Connect by an authorization that this phone has started, and return the code of the deep link."""
+        return of((await allow(self.app, (await self.start(**more))["authorize_url"])).location)["code"]
+
     async def exchange(self, code: str, *, verified: bool = True, signed: bool = True, **more: str) -> Answer:
         """Present what the deep link brought."""
         verifier = {"code_verifier": self.verifier} if verified else {}

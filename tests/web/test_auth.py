@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 
 ITS_OWN = {"X-Request-ID", "Date"}
-
 """What differs from each answer to the next, whoever asks."""
-
-
 KEYS: dict[str, dict[str, str]] = {
     "none": {},
     "an empty one": {"Authorization": ""},

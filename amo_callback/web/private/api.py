@@ -23,7 +23,7 @@ from amo_callback.errors import (
 )
 from amo_callback.web.access_log import LogThrottle, sent_request_id
 from amo_callback.web.auth import challenge_for, find_api_key
-from amo_callback.web.route import Api, Reply, jsonable
+from amo_callback.web.route import Api, Reply, json_response
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -127,7 +127,7 @@ class PrivateApi(Api):
 
     def render(self, answer: object) -> web.Response:
         """Render a value as JSON."""
-        return web.json_response(jsonable(answer))
+        return json_response(answer)
 
     def render_error(self, error: AmoCallbackError) -> web.Response:
         """Render an error as problem details."""

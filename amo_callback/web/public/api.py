@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -21,7 +21,7 @@ from amo_callback.errors import (
 )
 from amo_callback.web.auth import Jwt, challenge_for, find_user
 from amo_callback.web.public.envelope import Failure, deep_link_failure, failure
-from amo_callback.web.route import Api, Reply, Route, jsonable
+from amo_callback.web.route import Api, Reply, Route, json_response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,9 +77,9 @@ class PublicApi(Api):
     async def check_unmatched(self, request: web.Request) -> None:
         """Let 404 and 405 be answered."""
 
-    def render(self, answer: Any) -> web.Response:  # noqa: ANN401 -- because a `Success` is generic
+    def render(self, answer: object) -> web.Response:
         """Render data and message in the envelope."""
-        return web.json_response({"success": True, "data": jsonable(answer.data), "message": answer.message})
+        return json_response(answer)
 
     def render_error(self, error: AmoCallbackError) -> web.Response:
         """Render an error in the envelope."""

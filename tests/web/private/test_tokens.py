@@ -326,8 +326,6 @@ async def test_a_rejected_token_that_is_none_of_ours_gets_the_stored_one(app: Ru
 
 
 OURS = "reforyou.crm.example.com"
-
-
 SETTING = {"AMO__ALLOWED_DOMAINS": ".crm.example.com"}
 
 

@@ -39,11 +39,6 @@ async def _own_flow(app: Running, state: str) -> str:
     return of((await app.callback(app.query(state=state))).location)["code"]
 
 
-async def _started(phone: Phone, **more: Any) -> str:
-    """Connect by a grant that this phone has started, and return the code that the deep link brings."""
-    return of((await allow(phone.app, (await phone.start(**more))["authorize_url"])).location)["code"]
-
-
 def _not_to_them(answer: Answer) -> None:
     """Check that the account counts as connected, but not to whoever asked: he owns nothing, and learns nothing."""
     assert answer.status == 200
@@ -57,7 +52,7 @@ def _not_to_them(answer: Answer) -> None:
 async def test_who_began_and_has_the_verifier_is_the_owner(app: Running) -> None:
     """JWT, grant and verifier belong together: the user owns the connection from then on, however often he asks."""
     phone = Phone(app, "42")
-    code = await _started(phone)
+    code = await phone.connect()
     assert await owners(app) == []
     for _ in range(2):
         answer = await phone.exchange(code)
@@ -74,7 +69,7 @@ async def test_who_began_and_has_the_verifier_is_the_owner(app: Running) -> None
 async def test_a_grant_alone_binds_nobody(app: Running) -> None:
     """Until the app presents what its deep link brought, with its user's JWT, the connection is nobody's."""
     phone = Phone(app, "42")
-    code = await _started(phone)
+    code = await phone.connect()
     assert (await phone.exchange(code, signed=False)).status == 200
     assert await owners(app) == []
     assert await phone.status() == NOTHING
@@ -106,7 +101,7 @@ async def test_two_users_of_one_account_who_prove_it_both_own_it(app: Running) -
     """A connection has a set of owners: each has begun a grant of his own, and has its verifier."""
     for user in ("42", "17"):
         phone = Phone(app, user)
-        assert (await phone.exchange(await _started(phone))).status == 200
+        assert (await phone.exchange(await phone.connect())).status == 200
     assert await owners(app) == ["42", "17"]
 
 
@@ -130,7 +125,7 @@ async def test_a_link_sent_to_a_stranger_ties_his_account_to_nobody(app: Running
 async def test_a_link_without_a_challenge_binds_no_stranger_either(app: Running) -> None:
     """The attacker's grant without a challenge: the victim's JWT is not whose grant it was, and he is told."""
     attacker, victim = Phone(app, "666"), Phone(app, "42")
-    code = await _started(attacker, challenged=False)
+    code = await attacker.connect(challenged=False)
     _not_to_them(await victim.exchange(code, verified=False))
     assert await owners(app) == []
 
@@ -138,7 +133,7 @@ async def test_a_link_without_a_challenge_binds_no_stranger_either(app: Running)
 async def test_a_plain_link_with_somebodys_challenge_proves_nothing(app: Running) -> None:
     """Nobody began it: who has the verifier may have what is nobody's, and never what is somebody's."""
     owner, attacker = Phone(app, "42"), Phone(app, "666")
-    await owner.exchange(await _started(owner))
+    await owner.exchange(await owner.connect())
 
     link = await app.public(
         f"{BASE}/connect?code_challenge={challenge_of(attacker.verifier)}&code_challenge_method=S256"
@@ -157,7 +152,7 @@ async def test_an_intercepted_code_is_worth_nothing_without_its_verifier(app: Ru
     Nothing is burnt by that: the rightful app is served after it.
     """
     phone, thief = Phone(app, "42"), Phone(app, "666")
-    code = await _started(phone)
+    code = await phone.connect()
     for verified in (True, False):
         for signed in (True, False):
             answer = await thief.exchange(code, verified=verified, signed=signed)
@@ -172,7 +167,7 @@ async def test_the_right_verifier_with_another_users_jwt_binds_nobody(app: Runni
     """Whoever stole both code and verifier has no JWT of the user who began."""
     phone, thief = Phone(app, "42"), Phone(app, "666")
     thief.verifier = phone.verifier
-    _not_to_them(await thief.exchange(await _started(phone)))
+    _not_to_them(await thief.exchange(await phone.connect()))
     assert await owners(app) == []
 
 
@@ -196,7 +191,7 @@ async def test_guessing_verifiers_comes_to_an_end(run: Any) -> None:
     """Each wrong one keeps its address's place; right ones take none."""
     async with run(LIMITS__FAILED_CODES="3", **WITH_USERS) as app:
         phone, thief = Phone(app, "42"), Phone(app, "666")
-        code = await _started(phone)
+        code = await phone.connect()
         for _ in range(5):
             assert (await phone.exchange(code)).status == 200
         guesses = [(await thief.exchange(code, signed=False)).status for _ in range(5)]
@@ -210,11 +205,11 @@ async def test_guessing_verifiers_comes_to_an_end(run: Any) -> None:
 async def test_a_code_never_rebinds_what_is_owned(app: Running) -> None:
     """Another user with a code of the same account, by whatever flow without a challenge, does not become an owner."""
     owner, other = Phone(app, "42"), Phone(app, "666")
-    await owner.exchange(await _started(owner))
+    await owner.exchange(await owner.connect())
     for code in (
         await _own_flow(app, "opaque"),
         await _own_flow(app, _state("666")),
-        await _started(other, challenged=False),
+        await other.connect(challenged=False),
     ):
         _not_to_them(await other.exchange(code, verified=False))
     assert await owners(app) == ["42"]
@@ -253,7 +248,7 @@ async def test_a_return_link_sent_to_somebody_else_binds_them_to_nothing(run: An
 async def test_whoever_owns_another_account_is_told_of_that_one(app: Running) -> None:
     """The answer tells what `/status` tells him: never a word of an account that is not his."""
     phone = Phone(app, "42")
-    await phone.exchange(await _started(phone))
+    await phone.exchange(await phone.connect())
     mine = await phone.status()
     app.amo.account = app.amo.vendor.open_account("another.amocrm.ru")
     back = await app.callback(app.query(state="opaque").replace(HOST, "another.amocrm.ru"))
@@ -271,7 +266,7 @@ async def test_a_verifier_that_nobody_asked_for_does_not_fit(app: Running) -> No
 async def test_a_replay_after_its_time_is_told_as_expired(app: Running) -> None:
     """After 20 minutes a code binds nobody any more."""
     phone = Phone(app, "42")
-    code = await _started(phone)
+    code = await phone.connect()
     app.clock.advance(1200)
     assert (await phone.exchange(code)).status == 410
     assert await owners(app) == []
@@ -317,7 +312,7 @@ async def test_the_last_owner_who_leaves_takes_the_tokens_along(app: Running) ->
     """One who is not the last leaves the rest as it is; with the last one the tokens are erased, and it is told."""
     phones = [Phone(app, user) for user in ("42", "17")]
     for phone in phones:
-        await phone.exchange(await _started(phone))
+        await phone.exchange(await phone.connect())
     [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
     first = await _disconnect(app, "42")
     assert (first.status, first.json()["data"]) == (200, NOTHING)
@@ -346,7 +341,7 @@ async def test_disconnecting_nothing_is_no_error(app: Running) -> None:
 async def test_a_replay_after_disconnecting_brings_nothing_back(app: Running) -> None:
     """The code's outcome is told with the connection's status now: not connected, and nobody's."""
     phone = Phone(app, "42")
-    code = await _started(phone)
+    code = await phone.connect()
     await phone.exchange(code)
     await _disconnect(app, "42")
     answer = await phone.exchange(code)
@@ -357,7 +352,7 @@ async def test_a_replay_after_disconnecting_brings_nothing_back(app: Running) ->
 async def test_a_refresh_under_way_does_not_undo_a_disconnect(app: Running) -> None:
     """AMO answers after the user has left: the pair is dropped."""
     phone = Phone(app, "42")
-    await phone.exchange(await _started(phone))
+    await phone.exchange(await phone.connect())
     [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
     app.clock.advance(10)
     refresh = await app.refreshing(connection.id)
@@ -371,7 +366,7 @@ async def test_a_refresh_under_way_does_not_undo_a_disconnect(app: Running) -> N
 async def test_nothing_is_erased_while_frozen(app: Running) -> None:
     """What is frozen may live elsewhere: the user is asked to come again."""
     phone = Phone(app, "42")
-    await phone.exchange(await _started(phone))
+    await phone.exchange(await phone.connect())
     await app.service.services.custody.freezer.freeze_all(why="a test")
     answer = await _disconnect(app, "42")
     assert (answer.status, answer.json()["error"]) == (503, "amo_unavailable")
@@ -381,7 +376,7 @@ async def test_nothing_is_erased_while_frozen(app: Running) -> None:
 async def test_connecting_again_after_a_disconnect_binds_anew(app: Running) -> None:
     """What was forgotten is nobody's: whoever connects it next owns it."""
     first, second = Phone(app, "42"), Phone(app, "17")
-    await first.exchange(await _started(first))
+    await first.exchange(await first.connect())
     await _disconnect(app, "42")
     app.clock.advance(1)
     assert (await second.exchange(await _own_flow(app, _state("17")), verified=False)).status == 200
@@ -400,18 +395,14 @@ async def test_status_and_disconnect_are_the_users_own(app: Running) -> None:
 # --- codes of before a disconnect -----------------------------------------------------------------
 
 
-async def _present(app: Running, code: str, **more: str) -> Answer:
-    return await app.public(f"{BASE}/exchange-code", method="POST", json={"code": code, **more})
-
-
 async def test_a_code_of_before_a_disconnect_does_not_bind_what_came_after_it(app: Running) -> None:
     """What somebody else has connected since is not the first one's, whatever he could prove of the old grant."""
     first, second = Phone(app, "42"), Phone(app, "17")
-    old = await _started(first)
+    old = await first.connect()
     await first.exchange(old)
     await _disconnect(app, "42")
     app.clock.advance(1)
-    await second.exchange(await _started(second))
+    await second.exchange(await second.connect())
     assert await owners(app) == ["17"]
     await first.exchange(old)
     assert await owners(app) == ["17"]
@@ -421,7 +412,7 @@ async def test_an_unbound_code_of_before_a_disconnect_does_not_take_what_came_af
     """A code of the existing flow that nobody has presented binds nobody once its connection was forgotten."""
     first, second = Phone(app, "42"), Phone(app, "17")
     old = await _own_flow(app, _state("42"))
-    await second.exchange(await _started(second))
+    await second.exchange(await second.connect())
     await _disconnect(app, "17")
     app.clock.advance(1)
     new = await _own_flow(app, _state("17"))
@@ -434,9 +425,9 @@ async def test_an_unbound_code_of_before_a_disconnect_does_not_take_what_came_af
 async def test_who_has_left_does_not_come_back_by_a_replay(app: Running) -> None:
     """Others own the connection yet: the code by which he came binds him no more."""
     leaver, other = Phone(app, "42"), Phone(app, "17")
-    code = await _started(leaver)
+    code = await leaver.connect()
     await leaver.exchange(code)
-    await other.exchange(await _started(other))
+    await other.exchange(await other.connect())
     await _disconnect(app, "42")
     await leaver.exchange(code)
     assert await owners(app) == ["17"]
@@ -445,7 +436,7 @@ async def test_who_has_left_does_not_come_back_by_a_replay(app: Running) -> None
 async def test_a_connection_that_is_frozen_by_itself_is_not_erased(app: Running) -> None:
     """What is frozen may live elsewhere, also where it alone is: the user is asked to come again."""
     phone = Phone(app, "42")
-    await phone.exchange(await _started(phone))
+    await phone.exchange(await phone.connect())
     [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
     await app.private(f"/connections/{connection.id}/freeze", method="POST", key=ADMIN_KEY)
     answer = await app.public(f"{BASE}/disconnect", method="POST", headers=bearer("42"))
@@ -459,7 +450,7 @@ async def test_a_vouched_owner_is_bound_by_the_end_of_his_grant_and_not_again(ru
         started = await app.private("/authorizations", method="POST", key=ADMIN_KEY, json={"owner": "42"})
         code = of((await allow(app, started.json()["authorize_url"])).location)["code"]
         other = Phone(app, "17")
-        await other.exchange(await _started(other))
+        await other.exchange(await other.connect())
         await _disconnect(app, "42")
-        assert (await _present(app, code)).status == 200
+        assert (await other.exchange(code, verified=False, signed=False)).status == 200
         assert await owners(app) == ["17"]

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 LINK = "foryoure://amo-crm/callback"
-
-
 CHALLENGE = challenge_of("v" * 43)
-
-
 ISSUED = re.compile(r"ac1\.[A-Za-z0-9_-]{22}")
 
 
@@ -476,10 +472,7 @@ async def test_links_have_an_end_over_all_addresses(run: Any) -> None:
 
 
 FLOOD = 300
-
-
 SOON = 10
-
 """Requests to AMO within which whoever goes first has had his turn: of strangers many more are waiting."""
 
 

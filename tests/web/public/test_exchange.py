@@ -260,13 +260,7 @@ async def ticketing(run: Any) -> AsyncIterator[Running]:
 
 
 LINK = "foryoure://amo-crm/callback"
-
-
 TICKET = re.compile(r"[A-Za-z0-9_-]{22}")
-
-
-async def _present(app: Running, code: str, **more: str) -> Answer:
-    return await app.public(f"{BASE}/exchange-code", method="POST", json={"code": code, **more})
 
 
 async def test_a_ticket_stands_for_the_code(ticketing: Running) -> None:
@@ -280,7 +274,7 @@ async def test_a_ticket_stands_for_the_code(ticketing: Running) -> None:
     assert f"{LINK}?code={ticket}&amp;state=s" in page.text
     assert code not in page.text
     for _ in range(3):
-        answer = await _present(ticketing, ticket)
+        answer = await _ask(ticketing, code=ticket)
         assert (answer.status, answer.json()["data"]["connected"]) == (200, True)
     assert len(ticketing.amo.vendor.ledger.entries) == 1
 
@@ -293,9 +287,9 @@ async def test_a_ticket_is_good_for_ten_minutes(ticketing: Running) -> None:
     ticketing.clock.advance(600)
     ticket = of((await ticketing.callback(ticketing.query(code=code))).location)["code"]
     ticketing.clock.advance(590)
-    assert (await _present(ticketing, ticket)).status == 200
+    assert (await _ask(ticketing, code=ticket)).status == 200
     ticketing.clock.advance(10)
-    answer = await _present(ticketing, ticket)
+    answer = await _ask(ticketing, code=ticket)
     assert (answer.status, answer.json()["error"]) == (410, "code_expired")
 
 
@@ -311,15 +305,10 @@ async def test_a_ticket_is_bound_to_its_grants_verifier(ticketing: Running) -> N
 async def test_a_ticket_that_nobody_issued_is_no_code(run: Any) -> None:
     """It is asked about at AMO like any other code, or, where states are issued, not at all."""
     async with run(APP__HAND_BACK="ticket") as app:
-        assert (await _present(app, "A" * 22, referer=HOST)).json()["error"] == "auth_failed"
+        assert (await _ask(app, code="A" * 22, referer=HOST)).json()["error"] == "auth_failed"
     async with run(APP__HAND_BACK="ticket", APP__STATE="issued") as app:
-        assert (await _present(app, "B" * 22, referer=HOST)).status == 404
+        assert (await _ask(app, code="B" * 22, referer=HOST)).status == 404
         assert app.amo.vendor.ledger.entries == []
-
-
-async def _started(phone: Phone, **more: Any) -> str:
-    """Connect by a grant that this phone has started, and return the code that the deep link brings."""
-    return of((await allow(phone.app, (await phone.start(**more))["authorize_url"])).location)["code"]
 
 
 # --- tickets --------------------------------------------------------------------------------------
@@ -330,7 +319,7 @@ async def test_a_stolen_ticket_cannot_be_burnt(run: Any, mode: str) -> None:
     """A thief who sends it to the callback as if it were a code leaves it good for whoever has the verifier."""
     async with run(APP__HAND_BACK="ticket", APP__STATE=mode, **WITH_USERS) as app:
         phone = Phone(app, "42")
-        ticket = await _started(phone)
+        ticket = await phone.connect()
         link = (await app.public(f"{BASE}/connect")).location
         await allow(app, link, code=ticket)
         assert (await phone.exchange(ticket)).status == 200
@@ -361,11 +350,11 @@ async def test_a_ticket_ends_before_the_code_that_it_stands_for(run: Any) -> Non
         code = app.amo.code()
         ticket = of((await app.callback(app.query(code=code))).location)["code"]
         app.clock.advance(598)
-        assert (await _present(app, ticket)).status == 200
+        assert (await _ask(app, code=ticket)).status == 200
         app.clock.advance(2)
-        answer = await _present(app, ticket)
+        answer = await _ask(app, code=ticket)
         assert (answer.status, answer.json()["error"]) == (410, "code_expired")
-        assert (await _present(app, code)).status == 200
+        assert (await _ask(app, code=code)).status == 200
 
 
 async def test_a_ticket_whose_grant_is_over_is_no_code(run: Any) -> None:
@@ -379,6 +368,6 @@ async def test_a_ticket_whose_grant_is_over_is_no_code(run: Any) -> None:
         asked = app.amo.sandbox.requests
         app.clock.advance(20)
         await app.service.services.store.prune(now=app.clock.now(), keep=86400)
-        answer = await _present(app, ticket, referer=HOST)
+        answer = await _ask(app, code=ticket, referer=HOST)
         assert (answer.status, answer.json()["error"]) == (410, "code_expired")
         assert app.amo.sandbox.requests == asked
