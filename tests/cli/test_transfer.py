@@ -133,6 +133,21 @@ async def test_a_host_moves_by_a_passphrase(here: Host, there: Host, tmp_path: P
     assert (here.is_frozen(), there.is_frozen()) == (True, False)
 
 
+async def test_what_was_exported_is_thawed_only_after_a_question(here: Host) -> None:
+    """Its tokens may be in use on the other host; a freeze of the administrator's own is thawed at once."""
+    await here.fill(a_record())
+    here.file("passphrase", PASSPHRASE + "\n")
+    assert (await here.run("export", "all.export", "--passphrase-file", "passphrase"))[0] == 0
+    status, _, err = await here.run("thaw", "--all")
+    assert (status, here.is_frozen()) == (1, True)
+    assert "exported to another host" in err
+    assert "--yes" in err
+    assert (await here.run("thaw", "--all", "--yes"))[0] == 0
+    for action in ("freeze", "thaw"):
+        assert (await here.run(action, "--all"))[0] == 0
+    assert not here.is_frozen()
+
+
 async def test_an_answer_that_could_not_be_read_is_recovered(here: Host) -> None:
     """The pair in it replaces the one that was spent for it; the file is removed, and does nothing a second time."""
     now = datetime.now(UTC)
