@@ -203,7 +203,7 @@ def _after(paths: InstallPaths, callback: init_validation.Callback, *, later: bo
     keys = paths.credentials / ENCRYPTION_KEYS if paths.systemd else paths.config
     lines = [
         f"Keep a copy of the encryption key (in {keys}), apart from the database's backups:",
-        "without it nobody can read the tokens any more.",
+        "without it the tokens cannot be decrypted.",
         "",
         "In amoCRM:",
         *_registration(callback),

@@ -68,8 +68,8 @@ def preflight(paths: InstallPaths, database: str) -> None:
     config = paths.config
     if config.exists() or config.is_symlink():
         raise CommandFailed(
-            f"{config} is there already and stays as it is, for it may hold the only copy of an encryption key: "
-            "edit it, or move it away, or name another file by --config"
+            f"{config} exists and is kept, since it may hold the only copy of an encryption key: "
+            "edit it, move it away, or name another file by --config"
         )
     folder = next(folder for folder in config.absolute().parents if folder.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -77,7 +77,7 @@ def preflight(paths: InstallPaths, database: str) -> None:
     there = database_file(database, folder=config.parent)
     if there is not None and there.exists() and not paths.has(ENCRYPTION_KEYS):
         raise CommandFailed(
-            f"{there} is there already, and no new encryption key opens it: put back the configuration that has its "
+            f"{there} exists, and a new encryption key does not decrypt it: restore the configuration that has its "
             "key, or name another database by --database"
         )
 

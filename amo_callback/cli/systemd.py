@@ -201,7 +201,7 @@ def _say_next(config: Path, *, folder: Path, missing: Sequence[str], changes: se
     except ConfigurationError as error:
         for problem in error.problems:
             if not problem.startswith(tuple(missing) or ("\0",)):
-                click.echo(f"still to mend: {problem}")
+                click.echo(f"still to fix: {problem}")
     else:
         if settings.server.secrets is None:
             click.echo(f'{config}: [server] secrets = "{folder.name}" lets the command find the secrets, too')

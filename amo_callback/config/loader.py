@@ -48,7 +48,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     if path is None and not any(name.upper().startswith((PREFIX, "CREDENTIALS_DIRECTORY")) for name in environ):
         places = " nor ".join(map(str, DEFAULT_PATHS))
         raise ConfigurationError(
-            f"there is no configuration: neither {places} is there; `amo-callback init` writes one"
+            f"there is no configuration file: neither {places} exists; `amo-callback init` writes one"
         )
     toml = _read_toml(path)
     folders = _secret_folders(path, toml, environ)

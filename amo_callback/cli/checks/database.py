@@ -40,7 +40,7 @@ def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: P
     try:
         check_files(file)
     except OSError as error:
-        yield fail("store", f"{file}: {error.strerror}", fix="mend storage.url, or remove what lies there")
+        yield fail("store", f"{file}: {error.strerror}", fix="correct storage.url, or remove what is there")
         return
     with open_inspection(file) as inspected:
         yield _state(inspected, file)
@@ -56,17 +56,17 @@ def check_rescue(context: CommandContext) -> Iterator[Finding]:
     if waiting:
         yield warn(
             "rescue",
-            f"{len(waiting)} files wait in {context.rescue}: pairs that the store did not take",
-            fix="leave them there: the service stores them once the disk has room; if they stay, see its log",
+            f"{len(waiting)} unsaved token pairs in {context.rescue}: the database has not taken them",
+            fix="leave them: the service stores them once the disk has room; if they stay, see its log",
         )
     else:
-        yield ok("rescue", f"nothing waits in {context.rescue}")
+        yield ok("rescue", f"no unsaved token pairs in {context.rescue}")
 
 
 def _missing(file: Path) -> Finding:
     folder = file.parent
     if not folder.is_dir():
-        return fail("store", f"there is no folder {folder}", fix="make it, or mend storage.url")
+        return fail("store", f"there is no folder {folder}", fix="create it, or correct storage.url")
     return warn(
         "store",
         f"there is no database {file}",
@@ -77,7 +77,7 @@ def _missing(file: Path) -> Finding:
 def _state(inspected: Inspection, file: Path) -> Finding:
     schema, known = inspected.schema(), inspected.known_schema
     if schema == 0:
-        return fail("store", f"{file} is no database of amo-callback", fix="mend storage.url")
+        return fail("store", f"{file} is no database of amo-callback", fix="correct storage.url")
     if schema > known:
         return newer(file, schema, known)
     if not inspected.is_whole():
@@ -178,14 +178,14 @@ def freezing(frozen: Freeze | None, *, served: str | None, here: str) -> Finding
     if frozen is not None:
         return warn(
             "frozen",
-            f"nothing is spent since {rfc3339(frozen.at)}: {frozen.why}",
-            fix=f"once nobody else works with these tokens: {_THAW}",
+            f"no token is refreshed since {rfc3339(frozen.at)}: {frozen.why}",
+            fix=f"once nothing else uses these tokens: {_THAW}",
         )
     if served is not None and served != here:
         return warn(
             "frozen",
-            "it was last served in another place (another machine, folder or server): it will be frozen when it is "
+            "it was last served at another location (machine, folder or server): it will be frozen when it is "
             "served here",
-            fix=f"serve it where it was; or, once nobody else works with these tokens: {_THAW}",
+            fix=f"serve it where it was; or, once nothing else uses these tokens: {_THAW}",
         )
-    return ok("frozen", "nothing is")
+    return ok("frozen", "not frozen")

@@ -91,7 +91,7 @@ def _room(context: CommandContext) -> Finding:
     if without_names:
         return fail("disk", f"{without_names[0]}: no more files can be made", fix="remove files there")
     if room < 4 * RESERVE:
-        return fail("disk", f"{told}: soon no pair can be stored", fix="make room")
+        return fail("disk", f"{told}: soon no token pair can be stored", fix="make room")
     if room < _ENOUGH:
         return warn("disk", told, fix="make room before it is full")
     return ok("disk", told)

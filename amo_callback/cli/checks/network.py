@@ -57,9 +57,7 @@ def _clock(answer: Response) -> Finding:
     ahead = (answer.at - _aware(theirs)).total_seconds() - 0.5  # a date has no fractions: half a second on average
     told = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
     if abs(ahead) >= SKEW_BAD:
-        return fail(
-            "clock", f"{told}: tokens are dead, or refreshed too early, without anybody's noticing", fix=_SET_CLOCK
-        )
+        return fail("clock", f"{told}: tokens expire unnoticed, or are refreshed too early", fix=_SET_CLOCK)
     if abs(ahead) >= SKEW_TOLD:
         return warn("clock", told, fix=_SET_CLOCK)
     return ok("clock", f"within {SKEW_TOLD:.0f} s of AMO's")
@@ -75,7 +73,7 @@ async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Fi
         return
     name = urlsplit(settings.app.jwks_url).netloc
     answer = await http.ask("GET", settings.app.jwks_url)
-    fix = "mend app.jwks_url, or whoever serves it: without keys no user of the app is known"
+    fix = "correct app.jwks_url, or repair its server: without keys no user's JWT is valid"
     if isinstance(answer, NoResponse):
         yield fail("jwks_url", f"{name}: {answer.why}", fix=fix)
     elif answer.status != 200:
@@ -96,7 +94,7 @@ async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[F
     name = urlsplit(settings.webhook.url).netloc
     answer = await http.ask("HEAD", settings.webhook.url)
     if isinstance(answer, NoResponse):
-        fix = "mend webhook.url, or start the receiver; notices wait for him, up to a day"
+        fix = "correct webhook.url, or start the receiver; webhooks wait for it, up to a day"
         yield warn("webhook", f"{name}: {answer.why}", fix=fix)
     else:
-        yield ok("webhook", f"{name} is there")
+        yield ok("webhook", f"{name} answers")

@@ -49,7 +49,7 @@ async def check_postgres(
         yield fail(
             "store",
             f"{address}: {str(error).removeprefix(MISTAKEN)}",
-            fix=USE_SESSIONS if NEEDS_SESSIONS in str(error) else "mend storage.url, or what the server lets in",
+            fix=USE_SESSIONS if NEEDS_SESSIONS in str(error) else "correct storage.url, or the server's access rules",
         )
     except StoreUnavailable as error:
         yield fail("store", f"{address}: {error.what}", fix="start the server, and let this machine reach it")
@@ -130,7 +130,9 @@ def _version(server: Server, took: float) -> Finding:
 
 def _tls(server: Server, address: PostgresUrl) -> Finding:
     if server.tls is not None:
-        believed = "" if address.is_verified or address.is_local else "; whoever answers is believed: see sslmode"
+        believed = (
+            "" if address.is_verified or address.is_local else "; the server's identity is not verified: see sslmode"
+        )
         return ok("server_tls", f"{server.tls}{believed}")
     if address.is_local:
         return ok("server_tls", "none, and none is needed: it is on this machine")
@@ -148,7 +150,7 @@ def _clock(server: Server, at: datetime) -> Finding:
     return warn(
         "server_clock",
         f"ours is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's",
-        fix="have both set by NTP: leases are told by the server's clock, when a token ends by ours",
+        fix="set both by NTP: leases use the server's clock, the expiry of tokens ours",
     )
 
 
@@ -157,4 +159,4 @@ def _room(server: Server) -> Finding:
     told = f"{server.allowed} connections are allowed; an instance takes up to {_AN_INSTANCE_TAKES}"
     if instances == 0:
         return warn("server_room", told, fix="raise max_connections, or the user's or the database's limit")
-    return ok("server_room", f"{told}: enough for {instances}, if nobody else has any")
+    return ok("server_room", f"{told}: enough for {instances}, where nothing else connects")

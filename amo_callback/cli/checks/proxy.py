@@ -59,7 +59,7 @@ def _unseen(settings: Settings, name: str, answer: Response) -> Finding:
 
 
 def _seen(settings: Settings, name: str, seen: Seen) -> Finding:
-    limits = "everybody shares one place in [limits]"
+    limits = "all clients share one reservation in [limits]"
     if seen.forwarded and seen.client == seen.peer and seen.peer is not None and not _is_loopback(seen.peer):
         return warn(
             "proxy",

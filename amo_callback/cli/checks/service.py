@@ -103,7 +103,9 @@ async def check_service(settings: Settings, *, patience: float) -> AsyncIterator
         ready = await ask_ready(address, patience=patience)
     except NotUnderstood as error:
         yield fail(
-            "service", f"{address}: {error}: something else listens there", fix="mend server.private, or stop the other"
+            "service",
+            f"{address}: {error}: something else listens there",
+            fix="correct server.private, or stop the other program",
         )
         return
     if not isinstance(ready, Ready):
@@ -192,7 +194,7 @@ def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
         return warn("systemd", f"there is no {UNIT}", fix="amo-callback systemd install, if systemd is to run it")
     if service.get("LoadState") != "loaded":
         return fail(
-            "systemd", f"{UNIT} is {service.get('LoadState')}", fix=f"systemctl status {UNIT}; mend or unmask it"
+            "systemd", f"{UNIT} is {service.get('LoadState')}", fix=f"systemctl status {UNIT}; repair or unmask it"
         )
     state = service.get("ActiveState")
     if state == "failed":

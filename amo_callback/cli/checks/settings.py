@@ -100,7 +100,7 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
     if wide:
         yield warn(
             "trusted_proxies",
-            f"{', '.join(wide)}: almost anybody may say whose request his is, and get round [limits]",
+            f"{', '.join(wide)}: almost any client can choose its own address, and get round [limits]",
             fix="name the proxy's own address in server.trusted_proxies",
         )
 
