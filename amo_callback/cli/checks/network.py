@@ -33,7 +33,7 @@ async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Findin
     if domain is not None:
         url = settings.amo.endpoint.replace("{domain}", domain) + "/oauth2/access_token"
     name = urlsplit(url).netloc
-    answer = await http.ask("HEAD", url)
+    answer = await http("HEAD", url)
     if isinstance(answer, NoResponse):
         yield fail(
             "amo", f"{name}: {answer.why}", fix="let this machine out to AMO by https: DNS, firewall, certificates"
@@ -72,7 +72,7 @@ async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Fi
     if settings.app.jwks_url is None:
         return
     name = urlsplit(settings.app.jwks_url).netloc
-    answer = await http.ask("GET", settings.app.jwks_url)
+    answer = await http("GET", settings.app.jwks_url)
     fix = "correct app.jwks_url, or repair its server: without keys no user's JWT is valid"
     if isinstance(answer, NoResponse):
         yield fail("jwks_url", f"{name}: {answer.why}", fix=fix)
@@ -92,7 +92,7 @@ async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[F
     if settings.webhook.url is None:
         return
     name = urlsplit(settings.webhook.url).netloc
-    answer = await http.ask("HEAD", settings.webhook.url)
+    answer = await http("HEAD", settings.webhook.url)
     if isinstance(answer, NoResponse):
         fix = "correct webhook.url, or start the receiver; webhooks wait for it, up to a day"
         yield warn("webhook", f"{name}: {answer.why}", fix=fix)

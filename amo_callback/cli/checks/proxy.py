@@ -25,7 +25,7 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
     """Look at the redirect URI with HEAD, which never spends a code, and carries none."""
     address = settings.amo.redirect_uri
     name = urlsplit(address).netloc
-    answer = await http.ask("HEAD", address, headers={probe.HEADER: probe.ask(cipher, nonce=nonce)})
+    answer = await http("HEAD", address, headers={probe.HEADER: probe.ask(cipher, nonce=nonce)})
     if isinstance(answer, NoResponse):
         told = f"{name}: {answer.why}"
         if answer.why == CERTIFICATE:
