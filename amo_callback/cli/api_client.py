@@ -35,7 +35,7 @@ _NO_REFRESH = "only the running service refreshes: start it, and try again"
 
 
 def call(config: str | None, environ: Mapping[str, str], scope: Scope, work: Callable[[ApiClient], Awaitable[T]]) -> T:
-    """Do something with the private API, by a key with this scope."""
+    """Call the private API with a key that has this scope."""
     context = load_context(config, environ)
 
     async def run() -> T:
@@ -176,7 +176,7 @@ class ApiClient:
         return f"/connections/{quoted(await self.selector_of(name))}"
 
     async def selector_of(self, name: str) -> str:
-        """Return a name as the API takes it: a plain account id or host is one, too."""
+        """Return the API's name of a connection for an id, a name, a plain account id or a host."""
         if name.isdecimal():
             return f"account:{name}"
         if "." not in name or ":" in name or not name.isascii():
@@ -235,6 +235,6 @@ async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 def connection_error(error: aiohttp.ClientConnectorError) -> str:
-    """Return why there is no connection; the library's text names addresses once more."""
+    """Return why there is no connection, without the library's text, which repeats the address."""
     number = error.os_error.errno
     return os.strerror(number) if number else "nothing listens there"

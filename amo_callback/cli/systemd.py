@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 _START = "systemctl enable --now amo-callback"
 _RESTART = f"systemctl restart {' '.join(units.UNITS)}"
 _BOOTED = Path("/run/systemd/system")
-"""There where systemd is the machine's manager: sd_booted(3)."""
+"""Exists where systemd manages the machine: sd_booted(3)."""
 _CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- because it is the setting's name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """Where an installation goes: this machine, or a folder that stands for one."""
+    """Where an installation is written: this machine, or a folder."""
 
     root: Path
     real: bool
