@@ -30,7 +30,7 @@ _THAW = "amo-callback connections thaw --all"
 
 
 def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: ProgressOf) -> Iterator[Finding]:
-    """Look into the database without making, upgrading or writing one.
+    """Check the database file; nothing is created, upgraded or written.
 
     `machine` is the name of this place; `progress` shows how many pairs are opened.
     """
@@ -51,7 +51,7 @@ def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: P
 
 
 def check_rescue(context: CommandContext) -> Iterator[Finding]:
-    """Look whether pairs wait that the store did not take."""
+    """Check whether unsaved token pairs wait in the rescue folder."""
     waiting = Rescue(context.rescue).read()
     if waiting:
         yield warn(
@@ -100,7 +100,7 @@ def _pairs(inspected: Inspection, keys: Sequence[str], progress: ProgressOf) -> 
 
 
 def newer(name: object, schema: int, known: int) -> Finding:
-    """Tell of a schema that is newer than ours."""
+    """Return a finding for a schema that is newer than ours."""
     return fail(
         "store",
         f"{name} is of a newer amo-callback (schema {schema}, known here: {known})",
@@ -109,7 +109,7 @@ def newer(name: object, schema: int, known: int) -> Finding:
 
 
 def usable(name: object, schema: int, known: int, *, count: int, upgrade: str) -> Finding:
-    """Tell of a schema that can be used; `upgrade` is what mends an older one."""
+    """Return a finding for a usable schema; `upgrade` is the fix for an older one."""
     told = f"{name}, {count:,} connections"
     if schema < known:
         return warn("store", f"{told}: schema {schema}, this version's is {known}", fix=upgrade)
@@ -117,7 +117,7 @@ def usable(name: object, schema: int, known: int, *, count: int, upgrade: str) -
 
 
 def other_keys(keys: Sequence[str], canary: bytes | None) -> Finding | None:
-    """Tell where none of the keys is the database's; `None` where one is, or none can be yet."""
+    """Return a finding where no key decrypts the canary; else `None`."""
     if canary is None:
         return None
     try:
@@ -152,7 +152,7 @@ class Pairs:
         return self.done
 
     def finding(self) -> Finding:
-        """Tell how many were opened."""
+        """Return the finding for all pairs."""
         if self._unreadable:
             named = ", ".join(self._some) + (", …" if self._unreadable > len(self._some) else "")
             return fail(
@@ -174,7 +174,7 @@ def _opens(cipher: Cipher, pair: SealedPair) -> bool:
 
 
 def freezing(frozen: Freeze | None, *, served: str | None, here: str) -> Finding:
-    """Tell whether anything keeps it from spending: it was last `served` in a place, and is `here`."""
+    """Return whether it is frozen, or will be: it was last `served` at a location, and is `here`."""
     if frozen is not None:
         return warn(
             "frozen",

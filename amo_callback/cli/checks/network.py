@@ -23,7 +23,7 @@ _SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
 
 
 async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Look whether AMO is reached, and what time it is there.
+    """Check whether AMO answers, and compare the clocks.
 
     The token endpoint of `amo.default_domain` is looked at with HEAD, else the page that asks for consent: no code,
     no token and no secret goes there.
@@ -68,7 +68,7 @@ def _aware(moment: datetime) -> datetime:
 
 
 async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Look whether the app's JWTs can be verified."""
+    """Check whether the app's JWTs can be verified."""
     if settings.app.jwks_url is None:
         return
     name = urlsplit(settings.app.jwks_url).netloc
@@ -88,7 +88,7 @@ async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Fi
 
 
 async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Look whether somebody listens at `webhook.url`; any answer to HEAD will do."""
+    """Check whether `webhook.url` answers a HEAD request, in any way."""
     if settings.webhook.url is None:
         return
     name = urlsplit(settings.webhook.url).netloc

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _OLDEST = 12
 """The oldest version of PostgreSQL that the SQL is written for."""
 _APART = 3.0
-"""Seconds between the server's clock and ours from which it is told."""
+"""Seconds between the server's clock and ours from which there is a warning."""
 _AN_INSTANCE_TAKES = 11
 """Connections: ten that work, and the one that listens."""
 
@@ -33,7 +33,7 @@ _AN_INSTANCE_TAKES = 11
 async def check_postgres(
     url: str, *, keys: Sequence[str], clock: Clock, patience: float, progress: ProgressOf
 ) -> AsyncIterator[Finding]:
-    """Look into the database and at its server, for reading only; `progress` shows how many pairs are opened."""
+    """Check the database and its server, read-only; `progress` shows how many pairs are opened."""
     address, began = read_postgres(url), clock.monotonic()
     try:
         async with open_postgres_inspection(url, patience=patience) as inspected:
@@ -86,7 +86,7 @@ async def _pairs(inspected: PostgresInspection, keys: Sequence[str], progress: P
 
 
 def check_server(server: Server, address: PostgresUrl, *, took: float, at: datetime) -> Iterator[Finding]:
-    """Look at what a server said of itself, `at` a moment by our clock, after so many seconds."""
+    """Check a server's answer about itself, given `at` a time of our clock, after so many seconds."""
     yield _version(server, took)
     yield _tls(server, address)
     yield _clock(server, at)

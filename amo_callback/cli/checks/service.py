@@ -28,7 +28,7 @@ SOCKET = units.SOCKETS[0]
 _FROZEN = "frozen"
 _COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
 _FEW = 5
-"""Fewer callbacks tell nothing."""
+"""Callbacks from which their results mean anything."""
 _ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result", "TimeoutStopUSec")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
@@ -36,7 +36,7 @@ _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generat
 
 
 class NotUnderstood(CommandFailed):
-    """What answers is no service of ours, or another version's."""
+    """The response is not this service's, or another version's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,7 +189,7 @@ def read_time_span(text: str) -> float | None:
 
 
 def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
-    """Tell how the unit is, by what `systemctl show` says of it and of its socket."""
+    """Return a finding from the `systemctl show` of the unit and its socket."""
     if service.get("LoadState") == "not-found":
         return warn("systemd", f"there is no {UNIT}", fix="amo-callback systemd install, if systemd is to run it")
     if service.get("LoadState") != "loaded":
