@@ -1,13 +1,13 @@
-"""Another encryption key: whatever older keys have sealed is sealed again with the newest, while the service runs.
+"""Key rotation: encrypt with the newest key what older keys have encrypted, while the service runs.
 
-A record is replaced only where it still holds the very bytes that were read, so whatever was stored meanwhile wins.
-Nothing is written down of how far it is: what the newest key opens is done, and whoever is interrupted begins again.
+A record is replaced only where it still holds the bytes that were read: a newer record stays. No progress is stored:
+records that the newest key decrypts are done, and an interrupted rotation starts again.
 
-The canary comes last, and only where all else is done: until then a process that has only the newest key refuses to
-start, rather than find its connections unreadable; from then on one refuses that has only older ones.
+The canary comes last, and only when everything else is done: until then a process that has only the newest key refuses
+to start, rather than find its connections unreadable; from then on a process that has only older keys refuses.
 
 Rescue files are counted and left: each belongs to a process that holds the same pair in memory, and removes the file
-once that is stored. Sealed anew by somebody else, one might come back after that.
+once the pair is stored. A file that another process writes again might outlive that.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ if TYPE_CHECKING:
 BATCH = 100
 """Records of one transaction."""
 _REST = 0.02
-"""Seconds that others have, at least, to write between two of ours: SQLite's lock goes to whoever asks just then."""
+"""Seconds, at least, between two transactions: SQLite's lock goes to the process that asks at that moment."""
 _STORED = (Kind.CONNECTION, Kind.GRANT, Kind.STATE)
 
 
 @dataclass(kw_only=True, slots=True)
 class KeyUsage:
-    """What is sealed with which key, as one look at everything has found it."""
+    """How many records each key decrypts."""
 
     keys: list[Counter[Kind]]
-    """Of each key, the newest first: how many of each kind it opens."""
+    """For each key, the newest first: how many records of each kind it decrypts."""
     unreadable: list[Sealed] = field(default_factory=list)
-    """What none of them opens."""
+    """Records that no key decrypts."""
     resealed: int = 0
     outdated: int = 0
-    """How many in the store an older key opened when they were read, the canary left aside."""
+    """Records in the store that an older key decrypted when they were read, without the canary."""
 
     @property
     def unused_keys(self) -> Sequence[int]:
-        """The older keys that nothing needs, by their places."""
+        """The indexes of older keys that no record needs."""
         return [number for number, found in enumerate(self.keys) if number > 0 and not found.total()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RotationResult:
-    """What a rotation has done, and what is sealed with which key after it."""
+    """The result of a rotation."""
 
     resealed: int
     after: KeyUsage
     old_key_still_in_use: bool
-    """Somebody has sealed with an older key meanwhile: a process runs that does not have the newest one first."""
+    """Another process encrypts with an older key: it does not have the newest key first."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether all there is opens with the newest key, and nobody seals with another one."""
+        """Whether the newest key decrypts every record, and no process encrypts with another one."""
         return (
             not self.old_key_still_in_use
             and not self.after.unreadable
@@ -74,7 +74,7 @@ class RotationResult:
 
 
 class Rotation:
-    """Seal everything with the newest of `keys` keys."""
+    """Encrypts every record with the newest of `keys` keys."""
 
     def __init__(self, *, store: Store, rescue: Rescue, cipher: Cipher, keys: int, clock: Clock) -> None:
         self._store = store
@@ -84,13 +84,13 @@ class Rotation:
         self._clock = clock
 
     async def dry_run(self, advance: Callable[[int], None]) -> KeyUsage:
-        """Count what is sealed with which key; changes nothing."""
+        """Count how many records each key decrypts; changes nothing."""
         return await self._look((*_STORED, Kind.CANARY), advance, reseal=False)
 
     async def run(self, advance: Callable[[int], None]) -> RotationResult:
-        """Seal again what an older key has sealed.
+        """Encrypt again what older keys have encrypted.
 
-        A second look tells whether all of it stayed so: what an older key opens then was written by somebody since.
+        A second pass finds records that another process has written with an older key since.
         """
         tally = await self._look(_STORED, advance, reseal=True)
         resealed, old_key_still_in_use = tally.resealed, False
@@ -127,7 +127,7 @@ class Rotation:
         return tally
 
     async def _turn(self, page: Sequence[Sealed], tally: KeyUsage, *, reseal: bool) -> int:
-        """Count what is read, and seal again what is outdated; return how many were."""
+        """Count a page of records, and encrypt again those of older keys; return how many."""
         outdated = []
         for one in page:
             number = self._count(one, tally)
@@ -141,7 +141,7 @@ class Rotation:
         ]
         left = {one.name for one in await self._store.reseal(resealed)}
         for one, number in outdated:
-            tally.keys[number][one.kind] -= 1  # what was left is somebody else's by now: the second look counts it
+            tally.keys[number][one.kind] -= 1  # a record that changed meanwhile: the second pass counts it
             tally.keys[0][one.kind] += one.name not in left
         return len(outdated) - len(left)
 
@@ -155,7 +155,7 @@ class Rotation:
         return number
 
     def _count_rescued(self, tally: KeyUsage) -> None:
-        """Count rescue files: each by the oldest key that it needs, itself or for what goes into the store from it."""
+        """Count each rescue file by the oldest key that it needs, itself or for the records in it."""
         for name, content in self._rescue.read().items():
             file = Sealed(kind=Kind.RESCUE, name=name, content=content or b"")
             try:
@@ -167,7 +167,7 @@ class Rotation:
                 tally.keys[max(numbers)][Kind.RESCUE] += 1
 
     def _turn_raw(self, tally: KeyUsage, *, reseal: bool) -> None:
-        """Count raw answers, and seal again those that are outdated: they are kept for longer than a key may be."""
+        """Count unreadable answers, and encrypt again those of older keys: they may be kept for longer than a key."""
         for name, content in self._rescue.read_raw().items():
             file = Sealed(kind=Kind.RESCUE, name=name, content=content or b"")
             number = self._count(file, tally)

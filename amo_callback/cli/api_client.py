@@ -29,11 +29,13 @@ MAX_ITEMS = 10_000
 """Items that are listed at most."""
 _TIMEOUT = 30.0
 _UNIX = "unix:"
+_AMO_UNAVAILABLE = "amo_unavailable"
+"""Of an idle service: it asks AMO nothing."""
 _NO_REFRESH = "only the running service refreshes: start it, and try again"
 
 
 def call(config: str | None, environ: Mapping[str, str], scope: Scope, work: Callable[[ApiClient], Awaitable[T]]) -> T:
-    """Do something with the private API, by a key with this scope."""
+    """Call the private API with a key that has this scope."""
     context = load_context(config, environ)
 
     async def run() -> T:
@@ -144,8 +146,10 @@ class ApiClient:
             return await self.get(path)
         try:
             return await self.get(path, min_ttl="0")
-        except Unavailable:
-            raise CommandFailed(f"it has no valid access token, and {_NO_REFRESH}") from None
+        except ApiError as error:
+            if error.api_code == _AMO_UNAVAILABLE:
+                raise CommandFailed(f"it has no valid access token, and {_NO_REFRESH}") from None
+            raise
 
     async def refresh(self, name: str) -> dict[str, Any]:
         """Refresh a pair now, and return its access token."""
@@ -172,7 +176,7 @@ class ApiClient:
         return f"/connections/{quoted(await self.selector_of(name))}"
 
     async def selector_of(self, name: str) -> str:
-        """Return a name as the API takes it: a plain account id or host is one, too."""
+        """Return the API's name of a connection for an id, a name, a plain account id or a host."""
         if name.isdecimal():
             return f"account:{name}"
         if "." not in name or ":" in name or not name.isascii():
@@ -187,8 +191,7 @@ class ApiClient:
     async def _request(self, method: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
         status, content = await self._send(method, path, query)
         if status >= 400 and "code" in content:
-            problem = Unavailable if status == 503 else CommandFailed
-            raise problem(f"{content['code']}: {content.get('detail')}")
+            raise ApiError(str(content["code"]), str(content.get("detail")))
         if status >= 400 or not content:
             raise _not_ours(status)
         return content
@@ -203,8 +206,12 @@ class ApiClient:
             raise CommandFailed(f"the service did not answer: {type(error).__name__}") from None
 
 
-class Unavailable(CommandFailed):
-    """The API answers 503: what was asked for cannot be done now."""
+class ApiError(CommandFailed):
+    """The private API answers with a problem."""
+
+    def __init__(self, api_code: str, detail: str) -> None:
+        super().__init__(f"{api_code}: {detail}")
+        self.api_code = api_code
 
 
 def quoted(name: str) -> str:
@@ -228,6 +235,6 @@ async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 def connection_error(error: aiohttp.ClientConnectorError) -> str:
-    """Return why there is no connection; the library's text names addresses once more."""
+    """Return why there is no connection, without the library's text, which repeats the address."""
     number = error.os_error.errno
     return os.strerror(number) if number else "nothing listens there"

@@ -29,7 +29,7 @@ database, or with the whole server (an archive, a snapshot), it does not: stop e
 `amo-callback connections freeze --all` before any is started, and thaw once nobody else works with these tokens."""
 _ASK = """\
 {copy} holds {connections} connections, as they were {made_at}.
-It takes the place of {database}, which is kept beside it, and starts frozen: nothing is spent
+It takes the place of {database}, which is kept beside it, and starts frozen: no token is refreshed
 until `{thaw}`. Connections refreshed since then have to be connected again."""
 
 _FOREIGN = """\
@@ -84,7 +84,7 @@ def restore(invocation: Invocation, *, config: str | None, yes: bool, file: Path
             click.echo("nothing was changed")
             return 1
         kept = copies.restore(made.file, database, now=SystemClock().now())
-    click.echo(f"{found.connections} connections are restored; nothing is spent until `{_THAW}`")
+    click.echo(f"{found.connections} connections are restored; no token is refreshed until `{_THAW}`")
     if kept:
         click.echo(f"the database that was there is {kept}")
     return 0
@@ -105,5 +105,5 @@ def _check_keys(context: CommandContext, found: copies.Contents, copy: Path) -> 
 
 
 def _question(database: Path, found: copies.Contents, copy: Path) -> str:
-    made_at = f"at {rfc3339(found.made_at)}" if found.made_at else "nobody knows when"
+    made_at = f"at {rfc3339(found.made_at)}" if found.made_at else "at an unknown time"
     return _ASK.format(copy=copy, connections=found.connections, made_at=made_at, database=database, thaw=_THAW)

@@ -188,11 +188,11 @@ def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
     frozen = str(checks["frozen"]["detail"])
     if checks["frozen"]["ok"] or _ASKED in frozen or yes:
         return True
-    click.echo(output.printable(frozen))
+    question = f"{output.printable(frozen)}\nIs nothing else working with these tokens?"
     try:
-        return output.confirm("Is nothing else working with these tokens? Two that do lose them", yes=False)
-    except CommandFailed:
-        raise CommandFailed(f"{frozen} (say --yes: there is no terminal to ask on)") from None
+        return output.confirm(question, yes=False)
+    except CommandFailed as error:
+        raise CommandFailed(f"{frozen}; {error}") from None
 
 
 def _history(events: list[dict[str, Any]]) -> str:

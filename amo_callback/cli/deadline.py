@@ -1,4 +1,4 @@
-"""The latest moment at which a process that was told to end does so, whatever else it waits for."""
+"""The deadline of a shutdown."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from amo_callback.event import Observer
 
 _LONGEST = 600.0
-"""Seconds for which a pair that is nowhere but in memory keeps the process."""
+"""Seconds for which a pair that is only in memory keeps the process running."""
 _REPORT_EVERY = 10.0
 _STEP = 0.1
 
 
 class Deadline:
-    """End the process so many `seconds` after it was told to, or as soon as the last pair is safe.
+    """Ends the process `seconds` after the stop signal, or as soon as the last pair is safe after that.
 
-    A pair that is neither stored nor in its rescue file holds it up, for ten minutes at most; meanwhile its connection
-    is logged every ten seconds. Anything else (a resolver, a store or a client that does not answer) does not.
+    A pair that is neither stored nor in its rescue file delays the end, for ten minutes at most; its connection is
+    logged every ten seconds. Nothing else (a resolver, a store or a client that does not answer) delays it.
     """
 
     def __init__(self, *, seconds: float, clock: Clock, observer: Observer, leave: Callable[[int], None]) -> None:
@@ -34,7 +34,7 @@ class Deadline:
         self._leave = leave
         self._waiting: asyncio.Task[None] | None = None
         self.unsaved: Unsaved | None = None
-        """The pairs that may be nowhere but in memory; `None` before there can be one."""
+        """The pairs that may be only in memory; `None` before there can be one."""
 
     def begin(self, status: int) -> None:
         """Start the countdown, unless it runs already."""

@@ -29,7 +29,7 @@ _READ = TypeVar("_READ")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """What is known of the integration and the app; what is `None` is asked for."""
+    """Facts about the integration and the app; `None` is asked for."""
 
     callback: init_validation.Callback | None
     client_id: str | None
@@ -97,7 +97,7 @@ def _paths(config: str | None, environ: Mapping[str, str], *, systemd: bool) -> 
 
 
 def _write(paths: InstallPaths, known: Answers, *, database: str) -> list[str]:
-    """Write what is known now, and return what is to be said of it."""
+    """Write the files, and return the lines to print."""
     if known.callback is None or known.client_id is None:
         raise AssertionError("asked for, or missing")
     decided = paths.decide(
@@ -199,11 +199,11 @@ def _registration(callback: init_validation.Callback) -> list[str]:
 
 
 def _after(paths: InstallPaths, callback: init_validation.Callback, *, later: bool) -> list[str]:
-    """Return what is left for a person to do."""
+    """Return the next steps."""
     keys = paths.credentials / ENCRYPTION_KEYS if paths.systemd else paths.config
     lines = [
         f"Keep a copy of the encryption key (in {keys}), apart from the database's backups:",
-        "without it nobody can read the tokens any more.",
+        "without it the tokens cannot be decrypted.",
         "",
         "In amoCRM:",
         *_registration(callback),

@@ -1,4 +1,4 @@
-"""Where a new configuration goes, and its keys: into one file, or into files of their own for systemd."""
+"""The files of a new configuration: one file, or for systemd a file for each secret."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _API = "api.keys"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstallPaths:
-    """Where things go: all into one file, or, under systemd, where the service finds them and others do not."""
+    """Where `init` writes: one file, or systemd's folders."""
 
     config: Path
     systemd: bool
@@ -42,16 +42,16 @@ class InstallPaths:
 
     @property
     def database(self) -> str:
-        """The database, unless another one is wanted."""
+        """The default database."""
         return f"{SQLITE}{STATE}/amo-callback.db" if self.systemd else f"{SQLITE}amo-callback.db"
 
     def has(self, name: str) -> bool:
-        """Tell whether a secret is there already: an encryption key may be the only copy."""
+        """Return whether a secret's file exists: an encryption key may be the only copy."""
         file = self.credentials / name
         return self.systemd and file.is_file() and file.stat().st_size > 0
 
     def decide(self, callback: Callback, *, client_id: str, deep_link: str, database: str) -> InitialConfig:
-        """Return what is to be written."""
+        """Return the configuration to write."""
         return InitialConfig(
             client_id=client_id,
             redirect_uri=callback.redirect_uri,
@@ -64,12 +64,12 @@ class InstallPaths:
 
 
 def preflight(paths: InstallPaths, database: str) -> None:
-    """Raise `CommandFailed` where something is in the way, before anybody is asked and anything is made."""
+    """Raise `CommandFailed` where a file is in the way, before anything is asked or written."""
     config = paths.config
     if config.exists() or config.is_symlink():
         raise CommandFailed(
-            f"{config} is there already and stays as it is, for it may hold the only copy of an encryption key: "
-            "edit it, or move it away, or name another file by --config"
+            f"{config} exists and is kept, since it may hold the only copy of an encryption key: "
+            "edit it, move it away, or name another file by --config"
         )
     folder = next(folder for folder in config.absolute().parents if folder.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -77,13 +77,13 @@ def preflight(paths: InstallPaths, database: str) -> None:
     there = database_file(database, folder=config.parent)
     if there is not None and there.exists() and not paths.has(ENCRYPTION_KEYS):
         raise CommandFailed(
-            f"{there} is there already, and no new encryption key opens it: put back the configuration that has its "
+            f"{there} exists, and a new encryption key does not decrypt it: restore the configuration that has its "
             "key, or name another database by --database"
         )
 
 
 def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None) -> Sequence[str]:
-    """Write all of it, the configuration last, and return a line for each file."""
+    """Write all files, the configuration last; return a line for each."""
     if not paths.config.parent.exists():
         paths.config.parent.mkdir(parents=True)
         if paths.systemd:

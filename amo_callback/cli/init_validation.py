@@ -1,4 +1,4 @@
-"""What `init` is told, each by itself: taken as it will be written, or refused with a reason for a person."""
+"""Validation of each answer that `init` gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STATE = "/var/lib/amo-callback"
-"""The one folder where the service may write under systemd."""
+"""The only folder that the service may write to under systemd."""
 _CALLBACK = "/callback"
 _VISIBLE = re.compile(r"[!-~]+")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -26,19 +26,19 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Callback:
-    """Where AMO sends people, and the path below which the service listens."""
+    """The redirect URI, and the path below which the service listens."""
 
     redirect_uri: str
     base_path: str
 
     @property
     def hook(self) -> str:
-        """Where AMO tells that the integration was switched off."""
+        """The URL of AMO's "integration disabled" hook."""
         return f"{self.redirect_uri.removesuffix(_CALLBACK)}/hooks/disconnect"
 
 
 def read_callback(text: str) -> Callback:
-    """Take the redirect URI, or the address of the service without a path; raises `ValueError`."""
+    """Read the redirect URI, or the service's address without a path; raises `ValueError`."""
     given = text if "://" in text else f"https://{text}"
     if not _VISIBLE.fullmatch(given):
         raise ValueError("must be an address of visible ASCII characters, as https://admin.example.com")
@@ -63,21 +63,21 @@ def read_callback(text: str) -> Callback:
 
 
 def read_client_id(text: str) -> str:
-    """Take the integration's id; raises `ValueError`."""
+    """Read the integration's id; raises `ValueError`."""
     if not _UUID.fullmatch(text):
         raise ValueError(f'must be the "Integration ID", 36 characters like {UUID(int=0)}')
     return text
 
 
 def read_client_secret(text: str) -> str:
-    """Take the integration's secret key; raises `ValueError`, which quotes nothing."""
+    """Read the integration's secret key; raises `ValueError`, which quotes nothing."""
     if not _VISIBLE.fullmatch(text):
         raise ValueError('must be the "Secret key" alone: one line, without spaces')
     return text
 
 
 def read_deep_link(text: str) -> str:
-    """Take the app's address; raises `ValueError`."""
+    """Read the deep link; raises `ValueError`."""
     if not text.isprintable():
         raise ValueError("must be visible characters alone")
     try:
@@ -90,7 +90,7 @@ def read_deep_link(text: str) -> str:
 
 
 def read_database(text: str, *, systemd: bool) -> str:
-    """Take the database's URL, without a password; raises `ValueError`, which quotes nothing."""
+    """Read the database's URL, without a password; raises `ValueError`, which quotes nothing."""
     if not text.isprintable():
         raise ValueError("must be visible characters alone")
     validate_url(text)
@@ -105,7 +105,7 @@ def read_database(text: str, *, systemd: bool) -> str:
 
 
 def _refuse(validate: Callable[[], object]) -> None:
-    """Say what a validator of the configuration says, in its words alone."""
+    """Raise `ValueError` with the text of the configuration's own validator."""
     try:
         validate()
     except ValidationError as error:
@@ -113,7 +113,7 @@ def _refuse(validate: Callable[[], object]) -> None:
 
 
 def _check_parts(address: str) -> None:
-    """Say what the library says in other words, and look at the port, which it does only when it is asked for."""
+    """Raise `ValueError` where an address has no host, or a port that is no number."""
     try:
         parts = urlsplit(address)
         found = parts.port if parts.hostname else 0

@@ -1,4 +1,4 @@
-"""What an export is sealed with: a passphrase, typed or from a file, or another host's key."""
+"""The key of an export: from a passphrase, typed or in a file, or another host's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MIN_PASSPHRASE = 12
 
 
 def new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> FileKey:
-    """Return what to seal with: the key, the passphrase of a file, or one that is asked for; raises `CommandFailed`."""
+    """Return the key of a new export: from a file, or a passphrase that is asked for; raises `CommandFailed`."""
     if key_file is None:
         return key_from_passphrase(_new_passphrase(passphrase_file), salt=secrets.token_bytes(16))
     try:

@@ -29,7 +29,7 @@ _HEADS = {
 _SHOWN = 20
 """Connections that are named to a person; a program gets all."""
 _NAMED = {Kind.CONNECTION, Kind.RESCUE}
-"""Kinds whose names tell a person anything."""
+"""Kinds whose names are shown."""
 _OVERTAKEN = """\
 While this ran, an older key has sealed again: some process does not have the newest key first. Restart them all with
 it, and run this again. Until then every key is needed."""
@@ -145,5 +145,5 @@ def _named(places: Sequence[int]) -> str:
 
 
 def _numbers(places: Sequence[int]) -> list[int]:
-    """Return keys as a person counts them: the lines of storage.encryption_keys."""
+    """Return the lines of storage.encryption_keys, counted from 1."""
     return [place + 1 for place in places]

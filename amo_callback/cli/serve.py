@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from amo_callback.web.composition import Reloader
 
 _LAST_LINES = 1.0
-"""Seconds for which the log's last lines are waited for, where nobody reads them."""
+"""Seconds to wait for the log's last lines to be read."""
 _GRACE = 3.5
-"""Seconds beyond `amo.timeout` after which the process ends although something does not close."""
+"""Seconds beyond `amo.timeout` after which the process ends, even where something does not close."""
 
 
 @click.command()

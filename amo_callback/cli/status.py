@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from amo_callback.cli import output
-from amo_callback.cli.checks.service import Ready, ask_ready
+from amo_callback.cli.checks.service import Readiness, ask_readiness
 from amo_callback.cli.context import config_option, json_option, load_context
 from amo_callback.errors import CommandFailed
 
@@ -34,23 +35,22 @@ def status(invocation: Invocation, *, config: str | None, as_json: bool, watch: 
     if watch:
         _watch(address)
     ready = _ask(address)
-    if not isinstance(ready, Ready):
+    if not isinstance(ready, Readiness):
         raise CommandFailed(f"{address}: {ready}")
-    checks = {name: {"ok": ok, "detail": ready.details[name]} for name, ok in ready.checks.items()}
-    output.show({"ready": not ready.red, "checks": checks}, as_json=as_json, text=lambda: _text(ready))
+    output.show({"ready": not ready.red, **asdict(ready)}, as_json=as_json, text=lambda: _text(ready))
     return 1 if ready.red else 0
 
 
-def _ask(address: str) -> Ready | str:
+def _ask(address: str) -> Readiness | str:
     """Return the service's readiness, or why there is no answer."""
-    ready = asyncio.run(ask_ready(address, patience=_PATIENCE))
-    return ready if isinstance(ready, Ready) else ready.why
+    ready = asyncio.run(ask_readiness(address, patience=_PATIENCE))
+    return ready if isinstance(ready, Readiness) else ready.why
 
 
-def _text(ready: Ready | str) -> str:
-    if not isinstance(ready, Ready):
+def _text(ready: Readiness | str) -> str:
+    if not isinstance(ready, Readiness):
         return output.printable(ready)
-    rows = [(name, "ok" if ok else "not ready", ready.details[name]) for name, ok in ready.checks.items()]
+    rows = [(name, "ok" if check.ok else "not ready", check.detail) for name, check in ready.checks.items()]
     return output.table(("check", "is", "detail"), rows)
 
 

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 _START = "systemctl enable --now amo-callback"
 _RESTART = f"systemctl restart {' '.join(units.UNITS)}"
 _BOOTED = Path("/run/systemd/system")
-"""There where systemd is the machine's manager: sd_booted(3)."""
+"""Exists where systemd manages the machine: sd_booted(3)."""
 _CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- because it is the setting's name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """Where an installation goes: this machine, or a folder that stands for one."""
+    """Where an installation is written: this machine, or a folder."""
 
     root: Path
     real: bool
@@ -201,7 +201,7 @@ def _say_next(config: Path, *, folder: Path, missing: Sequence[str], changes: se
     except ConfigurationError as error:
         for problem in error.problems:
             if not problem.startswith(tuple(missing) or ("\0",)):
-                click.echo(f"still to mend: {problem}")
+                click.echo(f"still to fix: {problem}")
     else:
         if settings.server.secrets is None:
             click.echo(f'{config}: [server] secrets = "{folder.name}" lets the command find the secrets, too')

@@ -48,7 +48,7 @@ _MAX_PLAIN = 256 * 1024**2
 """Bytes of a file: some four hundred thousand connections, some hundred thousand of another system's."""
 _MAX_PROBLEMS = 100
 """Problems that are printed."""
-_WHY = "exported to another host: what lives there must not be spent here"
+_WHY = "exported to another host, which refreshes these tokens now"
 
 
 @click.command("export")
@@ -70,11 +70,11 @@ def export(
     with new_file(file) as opened:
         lock = new_file_key(passphrase_file=passphrase_file, key_file=to_key_file)
         exported = run_loop(_export(context, opened, lock))
-    output.echo(f"{file}: {exported.count:,} connections, sealed. From now on nothing of this database is spent.")
+    output.echo(f"{file}: {exported.count:,} connections, encrypted. From now on this database refreshes nothing.")
     if exported.unreadable:
-        output.echo(f"Not in it, for no key opens their pairs: {', '.join(exported.unreadable)}")
+        output.echo(f"Not in it, since no key decrypts their pairs: {', '.join(exported.unreadable)}")
     output.echo(f"Next, on the other host: amo-callback connections import {file.name}")
-    output.echo("Do not thaw here once they are there: tokens that two hosts refresh are lost to both.")
+    output.echo("Do not thaw here once they are imported there: tokens that two hosts refresh are lost to both.")
 
 
 async def _export(context: CommandContext, file: IO[bytes], lock: FileKey) -> Exported:

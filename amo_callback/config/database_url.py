@@ -18,7 +18,7 @@ _ESCAPED = 'in a user name or password write "@" as %40, "/" as %2F, "?" as %3F,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PostgresUrl:
-    """What the URL of a PostgreSQL database names. No text of it holds a password."""
+    """A parsed URL of PostgreSQL, whose texts never hold a password."""
 
     hosts: Sequence[str]
     """Names, addresses, or folders of Unix sockets."""
@@ -26,7 +26,7 @@ class PostgresUrl:
     is_verified: bool
     """Whether the server has to prove who it is."""
     secrets: Sequence[str] = field(repr=False)
-    """Passwords, as they are written and as they are meant."""
+    """Passwords, as written and decoded."""
 
     def __str__(self) -> str:
         """Return how it is shown to people."""
@@ -34,17 +34,17 @@ class PostgresUrl:
 
     @property
     def is_local(self) -> bool:
-        """Whether what goes there does not leave this machine."""
+        """Whether the server is on this machine."""
         return all(host.startswith("/") or host in _LOOPBACK for host in self.hosts)
 
 
 def is_postgres(url: str) -> bool:
-    """Tell whether `url` names a PostgreSQL database."""
+    """Return whether `url` names a PostgreSQL database."""
     return url.startswith(_POSTGRES)
 
 
 def validate_url(url: str) -> None:
-    """Look whether `url` names a database; raises `ValueError`, which says what is wrong and quotes nothing."""
+    """Raise `ValueError` where `url` names no database; its text quotes nothing."""
     if is_postgres(url):
         read_postgres(url)
     elif not url.startswith(SQLITE) or url == SQLITE:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CONFIG_VARIABLE = "AMO_CALLBACK_CONFIG"
 CREDENTIALS_PREFIX = "amo-callback_"
-"""What systemd puts before the names of the files of a folder: `LoadCredential=amo-callback:/folder`."""
+"""The prefix of the files of a folder that systemd loads: `LoadCredential=amo-callback:/folder`."""
 DEFAULT_PATHS = (Path("config.toml"), Path("/etc/amo-callback/config.toml"))
 SECRETS = frozenset(
     {"amo.client_secret", "app.jwt_secret", "storage.encryption_keys", "storage.url", "api.keys", "webhook.secret"}
@@ -48,13 +48,13 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     if path is None and not any(name.upper().startswith((PREFIX, "CREDENTIALS_DIRECTORY")) for name in environ):
         places = " nor ".join(map(str, DEFAULT_PATHS))
         raise ConfigurationError(
-            f"there is no configuration: neither {places} is there; `amo-callback init` writes one"
+            f"there is no configuration file: neither {places} exists; `amo-callback init` writes one"
         )
     toml = _read_toml(path)
     folders = _secret_folders(path, toml, environ)
 
     class Loaded(Settings):
-        """The settings of this one load: their sources are bound to what was passed."""
+        """The settings, with the sources that were passed."""
 
         @classmethod
         def settings_customise_sources(
@@ -176,7 +176,7 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
 
 
 def _place(error: tomllib.TOMLDecodeError) -> str:
-    """Say where, never what: the line may hold a secret."""
+    """Return the place of an error without the line's text, which may hold a secret."""
     place = re.search(r"\(at (?:line \d+, column \d+|end of document)\)", str(error))
     return place[0] if place else "(somewhere)"
 

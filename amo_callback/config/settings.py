@@ -79,7 +79,7 @@ class Amo(_Section):
 
     @property
     def connect_url(self) -> str:
-        """Where a person connects, again or for the first time."""
+        """The link where a user connects."""
         return f"{self.redirect_uri.removesuffix('/callback')}/connect"
 
     @model_validator(mode="after")
@@ -158,7 +158,7 @@ class Refresh(_Section):
 
     @property
     def rules(self) -> RefreshRules:
-        """The same, for whoever refreshes."""
+        """The same as a value of the model."""
         return RefreshRules(**self.model_dump())
 
 

@@ -1,4 +1,4 @@
-"""A backend of the company's: it takes tokens through the private door, and looks at the service as monitoring does."""
+"""A backend that takes tokens through the private API, and reads `/readyz` as monitoring does."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FRESH = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What the service has answered."""
+    """The service's response."""
 
     status: int
     content: Mapping[str, Any] = field(repr=False)
 
     @property
     def words(self) -> str:
-        """The answer in words."""
+        """The response in words."""
         if self.status == 200 and "expires_in" in self.content:
             left = f"a token with {self.content['expires_in']} s left"
             return f"{left}, stale: {self.content['reason']}" if self.content.get("stale") else left
@@ -32,7 +32,7 @@ class Answer:
 
 
 class Backend:
-    """Whoever holds an API key."""
+    """A client of the private API."""
 
     def __init__(self, http: aiohttp.ClientSession, *, private: str, key: str) -> None:
         self._http = http
@@ -40,7 +40,7 @@ class Backend:
         self._headers = {"Authorization": f"Bearer {key}"}
 
     async def connections(self) -> Sequence[Mapping[str, Any]]:
-        """Return the connections that are not forgotten, oldest first."""
+        """Return the connections that are not disconnected, by account."""
         answer = await self._ask("GET", "/connections")
         living = [item for item in answer.content.get("items", ()) if item["status"] != "disconnected"]
         return sorted(living, key=lambda item: str(item["account_id"]))
@@ -50,12 +50,12 @@ class Backend:
         return await self._ask("GET", f"/connections/{connection}/token?min_ttl={_FRESH}")
 
     async def refresh(self, connection: str) -> Answer:
-        """Ask for a new token now, in place of the one that is handed out, however new that is."""
+        """Have the token pair refreshed now, however new it is."""
         [answer] = await self.reject(connection, times=1)
         return answer
 
     async def reject(self, connection: str, *, times: int) -> Sequence[Answer]:
-        """Say so many times at once that AMO has answered 401 to the token that is handed out now."""
+        """Report the present token as rejected, so many times at once."""
         token = await self.token(connection)
         if token.status != 200:
             return [token]
@@ -64,7 +64,7 @@ class Backend:
         return await asyncio.gather(*asked)
 
     async def not_ready(self) -> Sequence[str]:
-        """Return which checks of `/readyz` are red."""
+        """Return the checks of `/readyz` that are not good."""
         answer = await self._ask("GET", "/readyz")
         return [name for name, check in answer.content["checks"].items() if not check["ok"]]
 

@@ -1,4 +1,4 @@
-"""Everything that stands around the service, and the service in the midst of it, opened in order."""
+"""The service and everything around it, opened in order."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Addresses:
-    """Where everything is: `host:port`."""
+    """Listen addresses: `host:port`."""
 
     panel: str
     amo: str
@@ -56,7 +56,7 @@ class Addresses:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoSecrets:
-    """What is made anew for each demonstration."""
+    """Secrets of one demonstration."""
 
     api_key: str = field(repr=False)
     jwt_secret: str = field(repr=False)
@@ -65,18 +65,18 @@ class DemoSecrets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demo:
-    """What runs."""
+    """A running demonstration."""
 
     service: Service
     feed: Feed
     scenarios: Scenarios
     poller: Poller
     curl: str = field(repr=False)
-    """A command that takes a token as a backend does."""
+    """A command that takes a token."""
 
 
 def choose_addresses(first: int | None) -> Addresses:
-    """Choose where everything listens: from a port on, or at ports that are free now.
+    """Choose the addresses: from a port on, or at ports that are free now.
 
     The redirect URI names its port before anything listens there.
     """
@@ -91,14 +91,14 @@ def _free_port() -> int:
 
 
 def make_secrets() -> DemoSecrets:
-    """Make them."""
+    """Make new secrets."""
     return DemoSecrets(
         api_key=secrets.token_urlsafe(32), jwt_secret=secrets.token_urlsafe(32), encryption_key=new_key()
     )
 
 
 def demo_settings(vendor: Vendor, *, addresses: Addresses, made: DemoSecrets) -> Settings:
-    """Configure as an administrator would, by the environment alone, for lives that are half a minute long."""
+    """Return a configuration for tokens that are valid for half a minute."""
     known = vendor.integration
     values = {
         "SERVER__PUBLIC": "127.0.0.1:0",
@@ -130,7 +130,7 @@ async def open_demo(
     clock: Clock,
     told: Callable[[FeedEntry], None],
 ) -> AsyncIterator[Demo]:
-    """Open all of it; nothing of it is left at the end."""
+    """Open the demonstration; no file of it is left at the end."""
     made = make_secrets()
     vendor = Vendor(
         integration=SandboxIntegration(redirect_uri=f"http://{addresses.proxy}/api/amo-crm/callback"),

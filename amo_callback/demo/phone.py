@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 USER = "42"
 AUDIENCE = "demo"
 _SHOWN = 10
-"""Characters of a code that are shown: the whole of it is nobody's business, and too long."""
+"""Characters of a code that are shown."""
 _STARTS = 20
 """Connects that are remembered at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One request of the app's to the service, and the answer, as they are shown."""
+    """A request of the app and its response, as they are shown."""
 
     request: str
     answer: str
@@ -39,13 +39,13 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Screen:
-    """What the app shows of its last connect."""
+    """The app's screen after its last step."""
 
     title: str = ""
     connected: bool = False
     text: str = ""
     link: str = ""
-    """The deep link that came, as the phone would have had it."""
+    """The deep link, as a phone would get it."""
     calls: Sequence[Call] = ()
 
 
@@ -71,7 +71,7 @@ class Phone:
         self._clock = clock
         self._tell = tell
         self._verifiers: dict[str, str] = {}
-        """By the state of each connect that has begun: what proves that it began here."""
+        """The PKCE verifier of each authorization request, by its state."""
         self._screen = Screen()
 
     def routes(self) -> Sequence[web.RouteDef]:
@@ -107,7 +107,7 @@ class Phone:
         return _to(started["data"]["authorize_url"])
 
     async def _return(self, request: web.Request) -> web.Response:
-        """Do what the app does with a deep link: compare the state, handle each link once, then ask."""
+        """Handle a deep link as the app does: compare the state, handle each link once, then ask."""
         code, state = request.query.get("code"), request.query.get("state", "")
         verifier = self._verifiers.pop(state, None)
         if verifier is None:

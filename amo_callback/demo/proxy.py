@@ -1,4 +1,4 @@
-"""The reverse proxy in front of the public door, as a deployment has one."""
+"""The reverse proxy in front of the public API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AWAY = "The service does not answer yet.\n"
 
 
 class Proxy:
-    """Pass everything on to the public door.
+    """Passes requests on to the public API.
 
     Only here the service's pages may be framed, and by the panel alone: the phone stands in a frame there. The
     service itself forbids it (`frame-ancestors 'none'`), and so should every proxy.
@@ -30,7 +30,7 @@ class Proxy:
         self._http = http
         self._panel = panel
         self.public: str | None = None
-        """Where the public door is, once it is open."""
+        """The public API's address, once it listens."""
 
     def app(self) -> web.Application:
         """Build the web application."""

@@ -1,4 +1,4 @@
-"""What may be tried: faults of AMO's and habits of backends, each at once, and what is to be seen of it."""
+"""Scenarios: faults of AMO and habits of backends, and what they show."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _AWAY = Fault.HTML
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
-    """Something to try."""
+    """A scenario of the panel."""
 
     name: str
     title: str
     expect: str
-    """What is to be seen of it."""
+    """What it shows."""
     one: bool = True
-    """Whether it happens to one connection."""
+    """Whether it needs a connection."""
 
 
 SCENARIOS = (
@@ -74,11 +74,11 @@ SCENARIOS = (
         one=False,
     ),
 )
-"""In the order in which they are shown."""
+"""In the panel's order."""
 
 
 class Scenarios:
-    """Try them."""
+    """Runs the scenarios."""
 
     def __init__(self, sandbox: Sandbox, backend: Backend, feed: Feed, *, hook: str) -> None:
         self._sandbox = sandbox
@@ -95,7 +95,7 @@ class Scenarios:
         }
 
     async def run(self, name: str, connection: ConnectionSnapshot | None) -> bool:
-        """Try one; tell whether there is one of that name, and a connection where it needs one."""
+        """Run a scenario; return whether there is one of this name, and a connection where it needs one."""
         if name == "away":
             self._away()
             return True
@@ -138,7 +138,7 @@ class Scenarios:
         await self._lose(Fault.RESET, "The next request to amoCRM gets lost.", connection, account)
 
     async def _lose(self, fault: Fault, text: str, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
-        """Lose something of this connection's; where nothing was sent for it, nobody else is to lose it later."""
+        """Lose a request or response of this connection; where none was sent, take the fault back."""
         faults = self._sandbox.faults
         if faults.standing is not None:
             self._feed.add(YOU, "amoCRM is away, so there is nothing to lose.", domain=account.host)
@@ -170,6 +170,6 @@ def _times(count: int) -> str:
 
 
 def moved(host: str) -> str:
-    """Return where an account at `host` moves: to a new name, and from there back."""
+    """Return the account's next host: a new name, and then the first one again."""
     label, _, rest = host.partition(".")
     return f"{label.removesuffix('-new')}.{rest}" if label.endswith("-new") else f"{label}-new.{rest}"

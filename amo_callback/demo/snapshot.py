@@ -1,4 +1,4 @@
-"""The life of the connections, as it can be seen from outside: looked at again and again, and shown in two places."""
+"""The state of the demonstration, polled through the private API and AMO's ledger."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOK_EVERY = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionSnapshot:
-    """One connection, now."""
+    """A connection's state."""
 
     id: str
     account_id: str
@@ -30,36 +30,36 @@ class ConnectionSnapshot:
     status: str
     reason: str
     pairs: int
-    """How many pairs AMO has issued to this account."""
+    """Pairs that AMO has issued to this account."""
     left: float
-    """Seconds that the access token has left."""
+    """Seconds until the access token expires."""
     life: float
-    """Seconds that an access token lives."""
+    """Seconds for which an access token is valid."""
     due_in: float | None
     """Seconds until it is refreshed; `None` where it will not be."""
     backend_status: int
     backend_words: str
-    """What a backend is answered that asks for a token."""
+    """The response to a backend that asks for a token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """Everything that is shown, now."""
+    """The whole state."""
 
     connections: Sequence[ConnectionSnapshot] = ()
     not_ready: Sequence[str] = ()
-    """The checks of `/readyz` that are red."""
+    """The checks of `/readyz` that are not good."""
     away: bool = False
     """Whether AMO is."""
     issued: int = 0
     """Refresh tokens that AMO has issued."""
     spent: int = 0
     again: int = 0
-    """Presentations of what had been spent before: after an answer was lost, that is what tells."""
+    """Presentations of spent tokens: after a lost response the second one is how this is found out."""
 
 
 class Poller:
-    """Look at the service through its private door, and at what AMO has noted."""
+    """Polls the service's private API and AMO's ledger."""
 
     def __init__(self, backend: Backend, sandbox: Sandbox, *, clock: Clock) -> None:
         self._backend = backend
@@ -68,7 +68,7 @@ class Poller:
         self.snapshot = Snapshot()
 
     async def run(self) -> None:
-        """Look until cancelled; a look at a service that does not answer shows what was seen last."""
+        """Poll until cancelled; while the service does not answer, the last snapshot stays."""
         while True:
             with suppress(aiohttp.ClientError, TimeoutError):
                 self.snapshot = await self._look()
@@ -100,7 +100,7 @@ class Poller:
 def connection_snapshot(
     item: Mapping[str, Any], *, answer: Answer, now: datetime, pairs: int, life: float
 ) -> ConnectionSnapshot:
-    """Return how a connection does, of which the private door has told `item`, and whose token's `answer` came."""
+    """Return a connection's snapshot from its item of the private API and the response for its token."""
     return ConnectionSnapshot(
         id=item["id"],
         account_id=item["account_id"],

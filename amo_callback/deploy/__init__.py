@@ -1,1 +1,1 @@
-"""What an installation needs beside the package: units for systemd, an example for nginx, rules for Prometheus."""
+"""Files of an installation: systemd units, an nginx example, Prometheus rules."""

@@ -1,4 +1,4 @@
-"""What an installation would write, compared with what is there."""
+"""The files that an installation writes, compared with those that exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SYSUSERS_FILE = Path("etc/sysusers.d/amo-callback.conf")
 
 
 class Change(StrEnum):
-    """What writing a file does."""
+    """The effect of writing a file."""
 
     NEW = "written"
     REPLACED = "replaced"
@@ -29,7 +29,7 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class File:
-    """A file to write, and what is there now."""
+    """A file to write, and its present content."""
 
     path: Path
     content: str = field(repr=False)
@@ -37,13 +37,13 @@ class File:
 
     @property
     def change(self) -> Change:
-        """What writing it does."""
+        """The effect of writing it."""
         if self.there is None:
             return Change.NEW
         return Change.NONE if self.there == self.content else Change.REPLACED
 
     def diff(self) -> str:
-        """Return what writing it changes, as `diff -u` shows it."""
+        """Return the changes as a unified diff."""
         before, after = ((text or "").splitlines(keepends=True) for text in (self.there, self.content))
         return "".join(difflib.unified_diff(before, after, fromfile=f"{self.path}", tofile=f"{self.path} (new)"))
 
@@ -55,12 +55,12 @@ def planned(installation: Installation, *, root: Path) -> Sequence[File]:
 
 
 def installed_units(root: Path) -> Sequence[Path]:
-    """Return the units that are there."""
+    """Return the units that exist."""
     return [path for name in UNITS if (path := root / UNIT_FOLDER / name).is_file()]
 
 
 def write(files: Iterable[File]) -> None:
-    """Write what differs, each file all at once: systemd may read it at any moment."""
+    """Write the files that differ, each atomically: systemd may read one at any moment."""
     for file in files:
         if file.change is Change.NONE:
             continue
@@ -84,7 +84,7 @@ def keep_secret(folder: Path, name: str, value: str) -> None:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, and see to it that it and its files are root's alone, or whose this process is."""
+    """Make a folder that only this process's user can read, and its files, too."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path, mode in [(folder, 0o700), *((file, 0o600) for file in folder.iterdir() if file.is_file())]:
         if not path.is_symlink():

@@ -1,4 +1,4 @@
-"""The files of this folder, filled in for one installation: pure."""
+"""The files of this folder, filled in for one installation; pure functions."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SYSUSERS = "amo-callback.sysusers"
 CONFIG = Path("/etc/amo-callback/config.toml")
 
 STOP_TIMEOUT = "TIMEOUT_STOP_SEC"
-"""The variable in which the unit says its own `TimeoutStopSec=`: systemd does not."""
+"""The variable with the unit's `TimeoutStopSec=`, which systemd does not pass."""
 STOP_RESERVE = 10.0
 """Seconds of `TimeoutStopSec=` beyond `amo.timeout`: a request has come to its end by then, and its pair is safe."""
 _LEAST_STOP_TIMEOUT = 60
 _UNIX = "unix:"
 _PREFIX = "amo-callback-"
 _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/srv", "/boot", "/mnt", "/media", "/dev", "/proc")  # noqa: S108 -- because the unit hides it
-"""What the unit does not let the service see."""
+"""Folders that the unit hides from the service."""
 _LIBRARIES = ("/usr/lib", "-/usr/lib64", "-/lib", "-/lib64")
 _TOOLS = ("/bin/kill",)
 _PLAIN = re.compile(r"/[A-Za-z0-9._/+@~-]*")
-"""A path that means in a unit what it says: no specifier, no quotation, no second word."""
+"""A path without characters that are special in a unit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,14 +43,14 @@ class Interpreter:
 
     venv: Path
     base: Path
-    """Where the environment was made from (`sys.base_prefix`)."""
+    """The environment's base (`sys.base_prefix`)."""
     executable: Path
-    """The binary itself, behind all links."""
+    """The binary, with links resolved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Installation:
-    """What the units name."""
+    """The values that are filled in."""
 
     interpreter: Interpreter
     config: Path
@@ -77,18 +77,18 @@ def find(name: str) -> str | None:
 
 
 def text_of(name: str) -> str:
-    """Return a file of this folder as it lies there."""
+    """Return a file of this folder, not filled in."""
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def render(name: str, installation: Installation) -> str:
-    """Return a file, filled in; raises `ConfigurationError` for what a unit cannot say."""
+    """Return a file, filled in; raises `ConfigurationError` for a value that a unit cannot hold."""
     text = text_of(name)
     return text.format_map(_values(installation)) if name in {*UNITS, BACKUP_SERVICE} else text
 
 
 def check_places(installation: Installation) -> None:
-    """Raise `ConfigurationError` where the service would not see its own program."""
+    """Raise `ConfigurationError` where the unit would hide the program from the service."""
     python = installation.interpreter
     problems = [
         f"{path}: is hidden from the service ({hidden}): make the virtual environment with /usr/bin/python3, under /opt"
@@ -107,7 +107,7 @@ def check_places(installation: Installation) -> None:
 
 
 def fits_stop_timeout(amo_timeout: float, stop_timeout: float) -> bool:
-    """Tell whether the service ends by itself before systemd kills it."""
+    """Return whether the service ends by itself before systemd kills it."""
     return amo_timeout <= stop_timeout - STOP_RESERVE
 
 
@@ -129,7 +129,7 @@ def _values(installation: Installation) -> Mapping[str, str]:
 
 
 def _executable(python: Interpreter) -> list[str]:
-    """Return what `ExecPaths=` has to name, so that `NoExecPaths=/` leaves the service able to start."""
+    """Return the paths of `ExecPaths=`, without which `NoExecPaths=/` would forbid the start."""
     ours = [_plain(python.venv), _plain(python.executable)]
     if python.base != Path("/usr"):
         ours.append(f"{_plain(python.base)}/lib")
@@ -137,7 +137,7 @@ def _executable(python: Interpreter) -> list[str]:
 
 
 def _stream(door: str, address: str) -> str:
-    """Return an address of the configuration as `ListenStream=` takes it: no names of hosts."""
+    """Return an address as `ListenStream=` takes it: no host names."""
     if address.startswith(_UNIX):
         return _plain(Path(address.removeprefix(_UNIX)))
     host, _, port = address.rpartition(":")

@@ -1,5 +1,5 @@
-"""Connections on their way: out of this store, into another one, and in from another system.
+"""Export and import of connections.
 
-A refresh token works once, so a pair must have one home. An export freezes its source and waits for what is under way;
-an import changes nothing unless all of it is good, and replaces nothing that is newer.
+A refresh token works once, so a pair must be in use in one place. An export freezes its source and waits for what is in
+flight; an import changes nothing unless the whole file is valid, and replaces nothing that is newer.
 """

@@ -78,7 +78,7 @@ class ExportRecord:
 
 
 _PAIR = tuple(field.name for field in dataclasses.fields(TokenPair))
-_OF_CONNECTION = tuple(
+OF_CONNECTION = tuple(
     field.name for field in dataclasses.fields(ExportRecord) if field.name not in {*_PAIR, "owners", "doubtful"}
 )
 _RECORD = TypeAdapter(ExportRecord)
@@ -87,7 +87,7 @@ _RECORD = TypeAdapter(ExportRecord)
 def record_of(connection: Connection, pair: TokenPair, owners: Sequence[str] = ()) -> ExportRecord:
     """Return a connection's record; the token of an open attempt may have been spent."""
     return ExportRecord(
-        **{name: getattr(connection, name) for name in _OF_CONNECTION},
+        **{name: getattr(connection, name) for name in OF_CONNECTION},
         **{name: getattr(pair, name) for name in _PAIR},
         doubtful=connection.spending or connection.doubtful,
         owners=tuple(owners),

@@ -105,5 +105,7 @@ async def export(
     writer.end()
     require_empty_rescue(rescue)
     if await store.frozen() != frozen:
-        raise CommandFailed("it was thawed meanwhile: what was read may be spent by now, so nothing is exported")
+        raise CommandFailed(
+            "it was thawed meanwhile: tokens may have been refreshed since they were read, so nothing is exported"
+        )
     return Exported(count=writer.count, unreadable=unreadable)

@@ -11,7 +11,7 @@ from amo_callback.event import Event, happened
 from amo_callback.hosts import check_host
 from amo_callback.model import Connection, ImportedConnection, Status, fingerprint, short
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
-from amo_callback.transfer.export_file import ParsedRecord, RecordError
+from amo_callback.transfer.export_file import OF_CONNECTION, ParsedRecord, RecordError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -188,28 +188,17 @@ def _connection(record: ExportRecord, cipher: Cipher, rules: RefreshRules, rando
     renewable = bool(record.refresh_token)
     due = refresh_due(record.pair, at=rules.at, jitter=rules.jitter, random=random)
     refresh_expires_at = record.refresh_expires_at or record.issued_at + REFRESH_TOKEN_LIFE
+    fields = {name: getattr(record, name) for name in OF_CONNECTION}
+    fields["refresh_expires_at"] = refresh_expires_at if renewable else None
     return Connection(
-        id=record.id,
-        account_id=record.account_id,
-        user_id=record.user_id,
-        domain=record.domain,
-        api_domain=record.api_domain,
-        client_id=record.client_id,
-        status=record.status,
-        reason=record.reason,
+        **fields,
         sealed_pair=cipher.seal_pair(record.pair, connection_id=record.id),
         access_issued_at=record.issued_at,
         access_expires_at=record.expires_at,
-        refresh_expires_at=refresh_expires_at if renewable else None,
-        refreshed_at=record.refreshed_at,
         next_refresh_at=due if renewable and record.status is Status.ACTIVE else None,
-        connected_at=record.connected_at,
         pair_version=1,
         row_version=1,
         doubtful=record.doubtful,
-        look_up_at=record.look_up_at,
-        grant_iat=record.grant_iat,
-        frozen=record.frozen,
     )
 
 

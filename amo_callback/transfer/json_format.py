@@ -178,7 +178,7 @@ def _pair(entry: _Entry, told: Told, now: datetime) -> TokenPair:
     if not entry.refresh_token and expires_at <= now:
         raise _Refused("the access token has expired, and there is no refresh_token")
     if expires_at <= now - REFRESH_TOKEN_LIFE:
-        raise _Refused("the access token expired more than 90 days ago: the refresh token is dead, too")
+        raise _Refused("the access token expired more than 90 days ago, so the refresh token has expired, too")
     return TokenPair(
         access_token=entry.access_token,
         refresh_token=entry.refresh_token or "",

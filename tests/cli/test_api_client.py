@@ -1,9 +1,11 @@
-"""The command at the private door, and somebody else behind it."""
+"""The command's client of the private API: who is sent a key, and what answers where no service runs."""
 
 from __future__ import annotations
 
+import asyncio
 import io
-from contextlib import asynccontextmanager
+import sqlite3
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,11 +14,15 @@ from aiohttp import web
 from amo_callback import probe
 from amo_callback.cli.api_client import open_api
 from amo_callback.cli.context import CommandContext
+from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
+from amo_callback.model import TokenPair
 from amo_callback.observe.log import make_logger
+from amo_callback.store import open_store
 from amo_callback.web.listener import open_listener
+from tests.builders import DAY, a_connection, save
 from tests.conftest import API_KEY, environment
 from tests.fakes import ShiftedClock
 
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
     from amo_callback.cipher import Cipher
     from tests.conftest import Amo
 
+NOW = SystemClock().now()
+PAIR = TokenPair(access_token="access", refresh_token="refresh", issued_at=NOW, expires_at=NOW + DAY)
 _SEEN = probe.Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1")
 
 
@@ -87,3 +95,34 @@ async def test_what_the_door_does_not_answer_is_no_bug_of_the_command(
     ):
         with pytest.raises(CommandFailed, match=f"server.private: .* is no service of ours: it answers {status}"):
             await api.pages("/connections", limit=1)
+
+
+async def test_without_a_service_nothing_begins(tmp_path: Path, amo: Amo, encryption_key: str, cipher: Cipher) -> None:
+    """The private API answers from the store alone: a copy is not frozen, no pair is stored, and AMO is not asked."""
+    (tmp_path / "rescue").mkdir()
+    (tmp_path / "rescue" / "kept").write_bytes(b"a pair that waits")
+    settings = load_settings(None, environment(amo, encryption_key, API__KEYS=""))
+    context = CommandContext(
+        settings=settings, folder=tmp_path, database=tmp_path / "amo-callback.db", rescue=tmp_path / "rescue"
+    )
+    sealed = cipher.seal_pair(PAIR, connection_id=a_connection(1).id)
+    stored = a_connection(1, sealed_pair=sealed, access_issued_at=NOW, access_expires_at=NOW + DAY)
+    in_doubt = "UPDATE connections SET doubtful = 'a fingerprint'"
+    async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=SystemClock()) as store:
+        await store.canary(cipher.seal_canary())
+        await store.check_machine("another place")
+        await save(store, stored)
+    with closing(sqlite3.connect(tmp_path / "amo-callback.db")) as database, database:
+        database.execute(in_doubt)
+    async with open_api(context, scope=Scope.ADMIN) as api:
+        assert [one["id"] for one in await api.pages("/connections", limit=9)] == [stored.id]
+        token = await api.token(stored.id)
+        assert (token["access_token"], token["stale"], token["reason"]) == ("access", True, "in_doubt")
+        with pytest.raises(CommandFailed, match="only the running service refreshes"):
+            await api.refresh(stored.id)
+        running = {task.get_name() for task in asyncio.all_tasks()}
+        assert not {"refresher", "surveyor", "courier"} & running
+    async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=SystemClock()) as store:
+        assert await store.frozen() is None
+    assert amo.sandbox.requests == 0
+    assert [file.name for file in (tmp_path / "rescue").iterdir()] == ["kept"]

@@ -95,7 +95,7 @@ async def test_restoring_says_what_it_did_and_what_to_do(living: Path, environ: 
     [kept] = living.glob(f"{NAME}.before-restore-*")
     assert (status, err) == (0, "")
     assert out == (
-        "2 connections are restored; nothing is spent until `amo-callback connections thaw --all`\n"
+        "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`\n"
         f"the database that was there is {kept}\n"
     )
     assert (_counted(living / NAME), _counted(kept)) == ((2, True), (3, True))
@@ -122,7 +122,7 @@ async def test_on_a_terminal_a_person_decides(
     status, out = await _answering(answer, "restore", str(copy), folder=living, environ=environ)
     assert out.startswith(
         f"{copy} holds 2 connections, as they were at {made_at}.\n"
-        f"It takes the place of {living / NAME}, which is kept beside it, and starts frozen: nothing is spent\n"
+        f"It takes the place of {living / NAME}, which is kept beside it, and starts frozen: no token is refreshed\n"
         "until `amo-callback connections thaw --all`. Connections refreshed since then have to be connected again.\n"
         "Restore it? [y/N]: "
     )

@@ -273,7 +273,7 @@ async def test_only_the_rows_of_a_file_are_taken(
     status, out, err = await command("restore", "../copy", "--yes", folder=living, environ=environ)
     assert (status, out.splitlines()[0]) == (
         0,
-        "2 connections are restored; nothing is spent until `amo-callback connections thaw --all`",
+        "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`",
     )
     assert (warning in err) if warning else (err == "")
     assert _schema(living / NAME) == ours

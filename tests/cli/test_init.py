@@ -232,7 +232,7 @@ async def test_nothing_that_is_there_is_replaced(tmp_path: Path, there: str) -> 
     before = _files(tmp_path)
     status, out, err = await command("init", *NEEDED, folder=tmp_path)
     assert (status, out) == (1, "")
-    assert err.startswith(f"amo-callback: {there} is there already")
+    assert err.startswith(f"amo-callback: {there} exists")
     assert _files(tmp_path) == before
 
 
@@ -240,7 +240,7 @@ async def test_a_link_that_leads_nowhere_is_not_followed(tmp_path: Path) -> None
     """Whoever made it does not get the secrets where he wants them."""
     (tmp_path / "config.toml").symlink_to(tmp_path / "elsewhere")
     status, _, err = await command("init", *NEEDED, folder=tmp_path)
-    assert (status, "is there already" in err) == (1, True)
+    assert (status, "exists" in err) == (1, True)
     assert not (tmp_path / "elsewhere").exists()
 
 

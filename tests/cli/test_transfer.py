@@ -118,9 +118,9 @@ async def test_a_host_moves_by_a_passphrase(here: Host, there: Host, tmp_path: P
     status, out, err = await here.run("export", export, "--passphrase-file", "passphrase")
     assert (status, err) == (0, "")
     assert out == (
-        f"{export}: 3 connections, sealed. From now on nothing of this database is spent.\n"
+        f"{export}: 3 connections, encrypted. From now on this database refreshes nothing.\n"
         "Next, on the other host: amo-callback connections import all.export\n"
-        "Do not thaw here once they are there: tokens that two hosts refresh are lost to both.\n"
+        "Do not thaw here once they are imported there: tokens that two hosts refresh are lost to both.\n"
     )
     assert stat.S_IMODE((tmp_path / "all.export").stat().st_mode) == 0o600
     imported = await there.run("import", export, "--passphrase-file", "passphrase", "--yes")
@@ -131,6 +131,21 @@ async def test_a_host_moves_by_a_passphrase(here: Host, there: Host, tmp_path: P
     assert again == (0, "        0  new\n        3  here already, skipped\n", "")
     assert there.rows() == before
     assert (here.is_frozen(), there.is_frozen()) == (True, False)
+
+
+async def test_what_was_exported_is_thawed_only_after_a_question(here: Host) -> None:
+    """Its tokens may be in use on the other host; a freeze of the administrator's own is thawed at once."""
+    await here.fill(a_record())
+    here.file("passphrase", PASSPHRASE + "\n")
+    assert (await here.run("export", "all.export", "--passphrase-file", "passphrase"))[0] == 0
+    status, _, err = await here.run("thaw", "--all")
+    assert (status, here.is_frozen()) == (1, True)
+    assert "exported to another host" in err
+    assert "--yes" in err
+    assert (await here.run("thaw", "--all", "--yes"))[0] == 0
+    for action in ("freeze", "thaw"):
+        assert (await here.run(action, "--all"))[0] == 0
+    assert not here.is_frozen()
 
 
 async def test_an_answer_that_could_not_be_read_is_recovered(here: Host) -> None:
@@ -239,7 +254,7 @@ async def test_an_export_that_is_stopped_leaves_nothing_half_written(here: Host,
     environ = {"REFRESH__LEASE": "1.5", "AMO__TIMEOUT": "1"}
     status, out, err_again = await here.run("export", "x.export", "--to-key-file", "key", **environ)
     assert (status, err_again) == (0, "")
-    assert "1 connections, sealed" in out
+    assert "1 connections, encrypted" in out
 
 
 async def test_without_a_database_there_is_nothing_to_export(here: Host) -> None:
@@ -258,8 +273,8 @@ async def test_a_pair_that_no_key_opens_is_named(here: Host, there: Host) -> Non
         database.execute("UPDATE connections SET sealed_pair = x'00'")
     await here.fill(a_record(2))
     _, out, _ = await here.run("export", "x.export", "--to-key-file", here.file("key", there.key))
-    assert "1 connections, sealed" in out
-    assert f"Not in it, for no key opens their pairs: {a_record(1).id}" in out
+    assert "1 connections, encrypted" in out
+    assert f"Not in it, since no key decrypts their pairs: {a_record(1).id}" in out
 
 
 # --- another system's ----------------------------------------------------------------------------
@@ -399,7 +414,7 @@ async def test_a_person_is_asked_for_the_passphrase_and_before_anything_is_writt
     status, shown = await typed(here, "export", export, lines=[PASSPHRASE, "something else"])
     assert (status, "the two passphrases are not the same" in shown, here.is_frozen()) == (1, True, False)
     status, shown = await typed(here, "export", export, lines=[PASSPHRASE, PASSPHRASE])
-    assert (status, "1 connections, sealed" in shown) == (0, True)
+    assert (status, "1 connections, encrypted" in shown) == (0, True)
     status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "n"])
     assert (status, "Nothing was changed." in shown, there.rows()) == (1, True, [])
     status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "y"])

@@ -54,6 +54,11 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
                 assert (token["account_id"], token["access_token"][:3]) == (str(one.id), "eyJ")
                 answers.append((set(frozen), set(shown), set(events[0]), {event["process"] for event in events[:1]}))
                 assert "There is no such connection" in await _failed(stage, "connections", "show", "unknown")
+                for other in (str(one.id), one.host, shown["id"]):
+                    assert (await _told(stage, "connections", "show", other))["id"] == shown["id"]
+                assert "There is no connection at nowhere.amocrm.ru" in await _failed(
+                    stage, "token", "nowhere.amocrm.ru"
+                )
                 if number == 0:
                     refreshed = await _told(stage, "connections", "refresh", name)
                     assert refreshed["expires_in"] > 0
@@ -61,6 +66,7 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
                     process.signal(signal.SIGTERM)
                     assert await process.ended() == 0
         assert "only the running service refreshes" in await _failed(stage, "connections", "refresh", name)
+        assert "say --yes" in await _failed(stage, "connections", "disconnect", name)
         gone = await _told(stage, "connections", "disconnect", name, "--yes")
         assert gone["status"] == "disconnected"
         assert "There is no such connection" in await _failed(stage, "token", name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from amo_callback.cli.main import COMMANDS
 from amo_callback.cli.main import STATUSES as EXIT_STATUSES
 from amo_callback.deeplink import DEEP_LINK_ERRORS
 from amo_callback.web.private.api import problem_errors
@@ -50,6 +51,11 @@ def exit_statuses() -> list[str]:
     """Return the table of the command's exit statuses."""
     rows = [[str(status), meaning] for status, meaning in EXIT_STATUSES.items()]
     return table(["exit status", "when"], rows)
+
+
+def commands() -> list[str]:
+    """Return the table of the commands."""
+    return table(["command", "does"], [[code(f"amo-callback {name}"), does] for name, (_, does) in COMMANDS.items()])
 
 
 def _statuses(document: Mapping[str, Any], *, api: str) -> dict[str, set[int]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.reference.documents import documents
 from tests.reference.endpoints import endpoints
-from tests.reference.errors import deep_link_errors, exit_statuses, private_errors, public_errors
+from tests.reference.errors import commands, deep_link_errors, exit_statuses, private_errors, public_errors
 from tests.reference.metrics import metrics
 from tests.reference.settings import settings
 
@@ -24,6 +24,7 @@ async def all_tables(repository: Path) -> dict[str, list[str]]:
         "deep link errors": deep_link_errors(),
         "public errors": public_errors(document),
         "private errors": private_errors(document),
+        "commands": commands(),
         "exit statuses": exit_statuses(),
         "metrics": metrics(),
     }

@@ -30,7 +30,7 @@ _THAW = "amo-callback connections thaw --all"
 
 
 def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: ProgressOf) -> Iterator[Finding]:
-    """Look into the database without making, upgrading or writing one.
+    """Check the database file; nothing is created, upgraded or written.
 
     `machine` is the name of this place; `progress` shows how many pairs are opened.
     """
@@ -40,7 +40,7 @@ def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: P
     try:
         check_files(file)
     except OSError as error:
-        yield fail("store", f"{file}: {error.strerror}", fix="mend storage.url, or remove what lies there")
+        yield fail("store", f"{file}: {error.strerror}", fix="correct storage.url, or remove what is there")
         return
     with open_inspection(file) as inspected:
         yield _state(inspected, file)
@@ -51,22 +51,22 @@ def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: P
 
 
 def check_rescue(context: CommandContext) -> Iterator[Finding]:
-    """Look whether pairs wait that the store did not take."""
+    """Check whether unsaved token pairs wait in the rescue folder."""
     waiting = Rescue(context.rescue).read()
     if waiting:
         yield warn(
             "rescue",
-            f"{len(waiting)} files wait in {context.rescue}: pairs that the store did not take",
-            fix="leave them there: the service stores them once the disk has room; if they stay, see its log",
+            f"{len(waiting)} unsaved token pairs in {context.rescue}: the database has not taken them",
+            fix="leave them: the service stores them once the disk has room; if they stay, see its log",
         )
     else:
-        yield ok("rescue", f"nothing waits in {context.rescue}")
+        yield ok("rescue", f"no unsaved token pairs in {context.rescue}")
 
 
 def _missing(file: Path) -> Finding:
     folder = file.parent
     if not folder.is_dir():
-        return fail("store", f"there is no folder {folder}", fix="make it, or mend storage.url")
+        return fail("store", f"there is no folder {folder}", fix="create it, or correct storage.url")
     return warn(
         "store",
         f"there is no database {file}",
@@ -77,7 +77,7 @@ def _missing(file: Path) -> Finding:
 def _state(inspected: Inspection, file: Path) -> Finding:
     schema, known = inspected.schema(), inspected.known_schema
     if schema == 0:
-        return fail("store", f"{file} is no database of amo-callback", fix="mend storage.url")
+        return fail("store", f"{file} is no database of amo-callback", fix="correct storage.url")
     if schema > known:
         return newer(file, schema, known)
     if not inspected.is_whole():
@@ -100,7 +100,7 @@ def _pairs(inspected: Inspection, keys: Sequence[str], progress: ProgressOf) -> 
 
 
 def newer(name: object, schema: int, known: int) -> Finding:
-    """Tell of a schema that is newer than ours."""
+    """Return a finding for a schema that is newer than ours."""
     return fail(
         "store",
         f"{name} is of a newer amo-callback (schema {schema}, known here: {known})",
@@ -109,7 +109,7 @@ def newer(name: object, schema: int, known: int) -> Finding:
 
 
 def usable(name: object, schema: int, known: int, *, count: int, upgrade: str) -> Finding:
-    """Tell of a schema that can be used; `upgrade` is what mends an older one."""
+    """Return a finding for a usable schema; `upgrade` is the fix for an older one."""
     told = f"{name}, {count:,} connections"
     if schema < known:
         return warn("store", f"{told}: schema {schema}, this version's is {known}", fix=upgrade)
@@ -117,7 +117,7 @@ def usable(name: object, schema: int, known: int, *, count: int, upgrade: str) -
 
 
 def other_keys(keys: Sequence[str], canary: bytes | None) -> Finding | None:
-    """Tell where none of the keys is the database's; `None` where one is, or none can be yet."""
+    """Return a finding where no key decrypts the canary; else `None`."""
     if canary is None:
         return None
     try:
@@ -152,7 +152,7 @@ class Pairs:
         return self.done
 
     def finding(self) -> Finding:
-        """Tell how many were opened."""
+        """Return the finding for all pairs."""
         if self._unreadable:
             named = ", ".join(self._some) + (", …" if self._unreadable > len(self._some) else "")
             return fail(
@@ -174,18 +174,18 @@ def _opens(cipher: Cipher, pair: SealedPair) -> bool:
 
 
 def freezing(frozen: Freeze | None, *, served: str | None, here: str) -> Finding:
-    """Tell whether anything keeps it from spending: it was last `served` in a place, and is `here`."""
+    """Return whether it is frozen, or will be: it was last `served` at a location, and is `here`."""
     if frozen is not None:
         return warn(
             "frozen",
-            f"nothing is spent since {rfc3339(frozen.at)}: {frozen.why}",
-            fix=f"once nobody else works with these tokens: {_THAW}",
+            f"no token is refreshed since {rfc3339(frozen.at)}: {frozen.why}",
+            fix=f"once nothing else uses these tokens: {_THAW}",
         )
     if served is not None and served != here:
         return warn(
             "frozen",
-            "it was last served in another place (another machine, folder or server): it will be frozen when it is "
+            "it was last served at another location (machine, folder or server): it will be frozen when it is "
             "served here",
-            fix=f"serve it where it was; or, once nobody else works with these tokens: {_THAW}",
+            fix=f"serve it where it was; or, once nothing else uses these tokens: {_THAW}",
         )
-    return ok("frozen", "nothing is")
+    return ok("frozen", "not frozen")

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from amo_callback.cli.context import CommandContext
 
 _ENOUGH = 256 * 1024 * 1024
-"""Bytes of free disk below which it is told."""
+"""Bytes of free disk below which there is a warning."""
 _MIB = 1024 * 1024
 
 
 def check_secrets(config: Path | None, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Look who may read what is secret: the configuration file where it holds any, and files of secrets."""
+    """Check who can read secrets: in the configuration file, and in files of their own."""
     found: list[Finding] = []
     if config is not None:
         found += _changeable(config)
@@ -47,7 +47,7 @@ def _changeable(file: Path) -> Iterator[Finding]:
 
 
 def open_to_others(file: Path, permission: int) -> bool:
-    """Tell whether everybody has this permission for a file: a folder above it that they cannot enter closes it."""
+    """Return whether every user has this permission for a file, and can enter the folders above it."""
     real = file.resolve()
     if not real.stat().st_mode & permission:
         return False
@@ -55,7 +55,7 @@ def open_to_others(file: Path, permission: int) -> bool:
 
 
 def check_disk(context: CommandContext) -> Iterator[Finding]:
-    """Look at the files beside the database, and at the room for it and for the rescue folder."""
+    """Check the files beside the database, and the free disk for it and for the rescue folder."""
     if context.database is not None and context.database.exists():
         yield from _ownership(context.database)
         if open_to_others(context.database, stat.S_IROTH):
@@ -91,7 +91,7 @@ def _room(context: CommandContext) -> Finding:
     if without_names:
         return fail("disk", f"{without_names[0]}: no more files can be made", fix="remove files there")
     if room < 4 * RESERVE:
-        return fail("disk", f"{told}: soon no pair can be stored", fix="make room")
+        return fail("disk", f"{told}: soon no token pair can be stored", fix="make room")
     if room < _ENOUGH:
         return warn("disk", told, fix="make room before it is full")
     return ok("disk", told)

@@ -1,10 +1,11 @@
-"""Others, asked over HTTP: one request, a short wait, redirects never followed, no text of an error's kept."""
+"""One HTTP request to another server: a time limit, no redirects, no credentials, no text of an error."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -13,19 +14,22 @@ from amo_callback import __version__
 from amo_callback.cli.api_client import connection_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from datetime import datetime
 
     from amo_callback.clock import Clock
 
+    HttpProbe = Callable[..., Awaitable["Response | NoResponse"]]
+    """Takes a method, a URL, and `headers` if there are any."""
+
 _LIMIT = 256 * 1024
-"""Bytes of an answer that are read at most."""
+"""Bytes of a response that are read at most."""
 CERTIFICATE = "its certificate is not valid for it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
-    """What was answered, and when: in the middle between question and answer."""
+    """A response, and its time: the middle between request and response."""
 
     status: int
     at: datetime
@@ -35,14 +39,14 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoResponse:
-    """Why there was no answer."""
+    """Why there was no response."""
 
     why: str
 
 
 @asynccontextmanager
 async def open_probe(*, clock: Clock, patience: float) -> AsyncIterator[HttpProbe]:
-    """Open a session that gives each question so many seconds."""
+    """Open a session; each request may take so many seconds."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -51,40 +55,36 @@ async def open_probe(*, clock: Clock, patience: float) -> AsyncIterator[HttpProb
         timeout=aiohttp.ClientTimeout(total=None),
         headers={"User-Agent": f"amo-callback/{__version__}", "Accept-Encoding": "identity"},
     ) as session:
-        yield HttpProbe(session, clock=clock, patience=patience)
+        yield partial(_probe, session, clock, patience)
 
 
-class HttpProbe:
-    """Ask, and tell what came."""
-
-    def __init__(self, session: aiohttp.ClientSession, *, clock: Clock, patience: float) -> None:
-        self._session = session
-        self._clock = clock
-        self._patience = patience
-
-    async def ask(self, method: str, url: str, *, headers: Mapping[str, str] | None = None) -> Response | NoResponse:
-        """Send one request without credentials."""
-        try:
-            async with asyncio.timeout(self._patience):
-                return await self._ask(method, url, headers or {})
-        except TimeoutError:
-            return NoResponse(why=f"no answer within {self._patience:g} s")
-        except aiohttp.ClientConnectorCertificateError:
-            return NoResponse(why=CERTIFICATE)
-        except aiohttp.ClientConnectorDNSError:
-            return NoResponse(why="its name is not known here")
-        except aiohttp.ClientConnectorError as error:
-            return NoResponse(why=connection_error(error))
-        except (aiohttp.ClientError, OSError, ValueError):  # their texts may quote what was sent or received
-            return NoResponse(why="no HTTP answer")
-
-    async def _ask(self, method: str, url: str, headers: Mapping[str, str]) -> Response:
-        asked = self._clock.now()
-        async with self._session.request(method, url, headers=headers, allow_redirects=False) as response:
-            at = asked + (self._clock.now() - asked) / 2
-            body = bytearray()
-            async for chunk in response.content.iter_chunked(16 * 1024):
-                body += chunk
-                if len(body) > _LIMIT:
-                    break
-            return Response(status=response.status, at=at, headers=response.headers, body=bytes(body))
+async def _probe(
+    session: aiohttp.ClientSession,
+    clock: Clock,
+    patience: float,
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> Response | NoResponse:
+    try:
+        async with asyncio.timeout(patience):
+            asked = clock.now()
+            async with session.request(method, url, headers=headers, allow_redirects=False) as response:
+                at = asked + (clock.now() - asked) / 2
+                body = bytearray()
+                async for chunk in response.content.iter_chunked(16 * 1024):
+                    body += chunk
+                    if len(body) > _LIMIT:
+                        break
+                return Response(status=response.status, at=at, headers=response.headers, body=bytes(body))
+    except TimeoutError:
+        return NoResponse(why=f"no answer within {patience:g} s")
+    except aiohttp.ClientConnectorCertificateError:
+        return NoResponse(why=CERTIFICATE)
+    except aiohttp.ClientConnectorDNSError:
+        return NoResponse(why="its name is not known here")
+    except aiohttp.ClientConnectorError as error:
+        return NoResponse(why=connection_error(error))
+    except (aiohttp.ClientError, OSError, ValueError):  # their texts may quote what was sent or received
+        return NoResponse(why="no HTTP answer")

@@ -23,7 +23,7 @@ _SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
 
 
 async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Look whether AMO is reached, and what time it is there.
+    """Check whether AMO answers, and compare the clocks.
 
     The token endpoint of `amo.default_domain` is looked at with HEAD, else the page that asks for consent: no code,
     no token and no secret goes there.
@@ -33,7 +33,7 @@ async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Findin
     if domain is not None:
         url = settings.amo.endpoint.replace("{domain}", domain) + "/oauth2/access_token"
     name = urlsplit(url).netloc
-    answer = await http.ask("HEAD", url)
+    answer = await http("HEAD", url)
     if isinstance(answer, NoResponse):
         yield fail(
             "amo", f"{name}: {answer.why}", fix="let this machine out to AMO by https: DNS, firewall, certificates"
@@ -57,9 +57,7 @@ def _clock(answer: Response) -> Finding:
     ahead = (answer.at - _aware(theirs)).total_seconds() - 0.5  # a date has no fractions: half a second on average
     told = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
     if abs(ahead) >= SKEW_BAD:
-        return fail(
-            "clock", f"{told}: tokens are dead, or refreshed too early, without anybody's noticing", fix=_SET_CLOCK
-        )
+        return fail("clock", f"{told}: tokens expire unnoticed, or are refreshed too early", fix=_SET_CLOCK)
     if abs(ahead) >= SKEW_TOLD:
         return warn("clock", told, fix=_SET_CLOCK)
     return ok("clock", f"within {SKEW_TOLD:.0f} s of AMO's")
@@ -70,12 +68,12 @@ def _aware(moment: datetime) -> datetime:
 
 
 async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Look whether the app's JWTs can be verified."""
+    """Check whether the app's JWTs can be verified."""
     if settings.app.jwks_url is None:
         return
     name = urlsplit(settings.app.jwks_url).netloc
-    answer = await http.ask("GET", settings.app.jwks_url)
-    fix = "mend app.jwks_url, or whoever serves it: without keys no user of the app is known"
+    answer = await http("GET", settings.app.jwks_url)
+    fix = "correct app.jwks_url, or repair its server: without keys no user's JWT is valid"
     if isinstance(answer, NoResponse):
         yield fail("jwks_url", f"{name}: {answer.why}", fix=fix)
     elif answer.status != 200:
@@ -90,13 +88,13 @@ async def check_key_set(settings: Settings, http: HttpProbe) -> AsyncIterator[Fi
 
 
 async def check_receiver(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
-    """Look whether somebody listens at `webhook.url`; any answer to HEAD will do."""
+    """Check whether `webhook.url` answers a HEAD request, in any way."""
     if settings.webhook.url is None:
         return
     name = urlsplit(settings.webhook.url).netloc
-    answer = await http.ask("HEAD", settings.webhook.url)
+    answer = await http("HEAD", settings.webhook.url)
     if isinstance(answer, NoResponse):
-        fix = "mend webhook.url, or start the receiver; notices wait for him, up to a day"
+        fix = "correct webhook.url, or start the receiver; webhooks wait for it, up to a day"
         yield warn("webhook", f"{name}: {answer.why}", fix=fix)
     else:
-        yield ok("webhook", f"{name} is there")
+        yield ok("webhook", f"{name} answers")

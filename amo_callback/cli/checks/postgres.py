@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _OLDEST = 12
 """The oldest version of PostgreSQL that the SQL is written for."""
 _APART = 3.0
-"""Seconds between the server's clock and ours from which it is told."""
+"""Seconds between the server's clock and ours from which there is a warning."""
 _AN_INSTANCE_TAKES = 11
 """Connections: ten that work, and the one that listens."""
 
@@ -33,7 +33,7 @@ _AN_INSTANCE_TAKES = 11
 async def check_postgres(
     url: str, *, keys: Sequence[str], clock: Clock, patience: float, progress: ProgressOf
 ) -> AsyncIterator[Finding]:
-    """Look into the database and at its server, for reading only; `progress` shows how many pairs are opened."""
+    """Check the database and its server, read-only; `progress` shows how many pairs are opened."""
     address, began = read_postgres(url), clock.monotonic()
     try:
         async with open_postgres_inspection(url, patience=patience) as inspected:
@@ -49,7 +49,7 @@ async def check_postgres(
         yield fail(
             "store",
             f"{address}: {str(error).removeprefix(MISTAKEN)}",
-            fix=USE_SESSIONS if NEEDS_SESSIONS in str(error) else "mend storage.url, or what the server lets in",
+            fix=USE_SESSIONS if NEEDS_SESSIONS in str(error) else "correct storage.url, or the server's access rules",
         )
     except StoreUnavailable as error:
         yield fail("store", f"{address}: {error.detail}", fix="start the server, and let this machine reach it")
@@ -86,7 +86,7 @@ async def _pairs(inspected: PostgresInspection, keys: Sequence[str], progress: P
 
 
 def check_server(server: Server, address: PostgresUrl, *, took: float, at: datetime) -> Iterator[Finding]:
-    """Look at what a server said of itself, `at` a moment by our clock, after so many seconds."""
+    """Check a server's answer about itself, given `at` a time of our clock, after so many seconds."""
     yield _version(server, took)
     yield _tls(server, address)
     yield _clock(server, at)
@@ -130,7 +130,9 @@ def _version(server: Server, took: float) -> Finding:
 
 def _tls(server: Server, address: PostgresUrl) -> Finding:
     if server.tls is not None:
-        believed = "" if address.is_verified or address.is_local else "; whoever answers is believed: see sslmode"
+        believed = (
+            "" if address.is_verified or address.is_local else "; the server's identity is not verified: see sslmode"
+        )
         return ok("server_tls", f"{server.tls}{believed}")
     if address.is_local:
         return ok("server_tls", "none, and none is needed: it is on this machine")
@@ -148,7 +150,7 @@ def _clock(server: Server, at: datetime) -> Finding:
     return warn(
         "server_clock",
         f"ours is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's",
-        fix="have both set by NTP: leases are told by the server's clock, when a token ends by ours",
+        fix="set both by NTP: leases use the server's clock, the expiry of tokens ours",
     )
 
 
@@ -157,4 +159,4 @@ def _room(server: Server) -> Finding:
     told = f"{server.allowed} connections are allowed; an instance takes up to {_AN_INSTANCE_TAKES}"
     if instances == 0:
         return warn("server_room", told, fix="raise max_connections, or the user's or the database's limit")
-    return ok("server_room", f"{told}: enough for {instances}, if nobody else has any")
+    return ok("server_room", f"{told}: enough for {instances}, where nothing else connects")

@@ -1,4 +1,4 @@
-"""The public address: whether it leads to this service, and whether that learns whose requests they are."""
+"""The public address: whether it leads to this service, and whether the client's address comes through."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _LATER = "check from where AMO's browsers come: curl -I the redirect URI elsewhe
 
 
 async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, nonce: str) -> AsyncIterator[Finding]:
-    """Look at the redirect URI with HEAD, which never spends a code, and carries none."""
+    """Check the redirect URI by HEAD, which never spends a code, and carries none."""
     address = settings.amo.redirect_uri
     name = urlsplit(address).netloc
-    answer = await http.ask("HEAD", address, headers={probe.HEADER: probe.ask(cipher, nonce=nonce)})
+    answer = await http("HEAD", address, headers={probe.HEADER: probe.ask(cipher, nonce=nonce)})
     if isinstance(answer, NoResponse):
         told = f"{name}: {answer.why}"
         if answer.why == CERTIFICATE:
@@ -38,7 +38,7 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
 
 
 def _unseen(settings: Settings, name: str, answer: Response) -> Finding:
-    """Tell what stands there instead of the service with our keys."""
+    """Return what answers there instead of the service with our keys."""
     if answer.status in _BAD_GATEWAY:
         return fail(
             "proxy",
@@ -59,7 +59,7 @@ def _unseen(settings: Settings, name: str, answer: Response) -> Finding:
 
 
 def _seen(settings: Settings, name: str, seen: Seen) -> Finding:
-    limits = "everybody shares one place in [limits]"
+    limits = "all clients share one reservation in [limits]"
     if seen.forwarded and seen.client == seen.peer and seen.peer is not None and not _is_loopback(seen.peer):
         return warn(
             "proxy",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from amo_callback.cli.api_client import connection_error, private_session
 from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
+from amo_callback.cli.checks.http_probe import NoResponse
 from amo_callback.deeplink import DEEP_LINK_ERRORS, OURS_OR_AMOS
 from amo_callback.deploy import units
 from amo_callback.errors import CommandFailed
@@ -27,7 +28,7 @@ SOCKET = units.SOCKETS[0]
 _FROZEN = "frozen"
 _COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
 _FEW = 5
-"""Fewer callbacks tell nothing."""
+"""Callbacks from which their results mean anything."""
 _ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result", "TimeoutStopUSec")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
@@ -35,44 +36,55 @@ _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generat
 
 
 class NotUnderstood(CommandFailed):
-    """What answers is no service of ours, or another version's."""
+    """The response is not this service's, or another version's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ready:
-    """What the service says of itself."""
+class Check:
+    """One check of `/readyz`."""
 
-    checks: Mapping[str, bool]
-    red: Mapping[str, str]
-    """What each check that is not good says."""
-    details: Mapping[str, str] = field(default_factory=dict)
-    """What each check says."""
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Readiness:
+    """The running service's checks."""
+
+    checks: Mapping[str, Check]
+
+    @property
+    def red(self) -> Mapping[str, str]:
+        """The details of the checks that are not good."""
+        return {name: check.detail for name, check in self.checks.items() if not check.ok}
 
     @property
     def only_frozen(self) -> bool:
-        """Whether all that is wrong is that a person has to say `thaw`: what lives is still handed out."""
+        """Whether it is only frozen: valid tokens are still handed out."""
         return set(self.red) == {_FROZEN}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Unreachable:
-    """Why nobody answers."""
-
-    why: str
-
-
-async def ask_ready(address: str, *, patience: float) -> Ready | Unreachable:
-    """Ask the private door; no key is needed. Raises `NotUnderstood`."""
+async def ask_readiness(address: str, *, patience: float) -> Readiness | NoResponse:
+    """Ask the private API's `/readyz`, which needs no key; raises `NotUnderstood`."""
     try:
         async with asyncio.timeout(patience), private_session(address, patience=patience) as session:
             status, content = await _ask(session)
     except TimeoutError:
-        return Unreachable(why=f"no answer within {patience:g} s")
+        return NoResponse(why=f"no answer within {patience:g} s")
     except aiohttp.ClientConnectorError as error:
-        return Unreachable(why=connection_error(error))
+        return NoResponse(why=connection_error(error))
     except (aiohttp.ClientError, OSError):
-        return Unreachable(why="the connection was lost")
-    return _read(status, content)
+        return NoResponse(why="the connection was lost")
+    checks = content.get("checks") if isinstance(content, dict) else None
+    if status not in {200, 503} or not isinstance(checks, dict) or not checks:
+        raise NotUnderstood(f"status {status} and no list of checks")
+    return Readiness(
+        checks={
+            str(name): Check(ok=check.get("ok") is True, detail=str(check.get("detail", "")))
+            for name, check in checks.items()
+            if isinstance(check, dict)
+        }
+    )
 
 
 async def _ask(session: aiohttp.ClientSession) -> tuple[int, Any]:
@@ -83,30 +95,19 @@ async def _ask(session: aiohttp.ClientSession) -> tuple[int, Any]:
             return response.status, None
 
 
-def _read(status: int, content: Any) -> Ready:  # noqa: ANN401 -- because it is what came
-    checks = content.get("checks") if isinstance(content, dict) else None
-    if status not in {200, 503} or not isinstance(checks, dict) or not checks:
-        raise NotUnderstood(f"status {status} and no list of checks")
-    known = {str(name): dict(check) for name, check in checks.items() if isinstance(check, dict)}
-    details = {name: str(check.get("detail", "")) for name, check in known.items()}
-    return Ready(
-        checks={name: check.get("ok") is True for name, check in known.items()},
-        red={name: details[name] for name, check in known.items() if check.get("ok") is not True},
-        details=details,
-    )
-
-
 async def check_service(settings: Settings, *, patience: float) -> AsyncIterator[Finding]:
-    """Ask the private door whether the service is ready."""
+    """Ask the service whether it is ready."""
     address = settings.server.private
     try:
-        ready = await ask_ready(address, patience=patience)
+        ready = await ask_readiness(address, patience=patience)
     except NotUnderstood as error:
         yield fail(
-            "service", f"{address}: {error}: something else listens there", fix="mend server.private, or stop the other"
+            "service",
+            f"{address}: {error}: something else listens there",
+            fix="correct server.private, or stop the other program",
         )
         return
-    if not isinstance(ready, Ready):
+    if not isinstance(ready, Readiness):
         yield warn(
             "service", f"{address}: {ready.why}", fix="start it: amo-callback serve, or systemctl start amo-callback"
         )
@@ -117,13 +118,14 @@ async def check_service(settings: Settings, *, patience: float) -> AsyncIterator
             )
     else:
         yield ok("service", f"ready at {address}")
-    if isinstance(ready, Ready):
+    if isinstance(ready, Readiness):
         if "amo_credentials" not in ready.red:
-            yield _credentials(ready.details.get("amo_credentials", ""))
+            yield _credentials(ready.checks.get("amo_credentials"))
         yield await _callbacks(settings, patience=patience)
 
 
-def _credentials(detail: str) -> Finding:
+def _credentials(check: Check | None) -> Finding:
+    detail = "" if check is None else check.detail
     if detail == NOT_PROVEN:
         return note("amo_credentials", detail, fix="connect an account: only AMO can tell whether it accepts them")
     return ok("amo_credentials", detail)
@@ -189,12 +191,12 @@ def read_time_span(text: str) -> float | None:
 
 
 def read_unit(service: Mapping[str, str], socket: Mapping[str, str]) -> Finding:
-    """Tell how the unit is, by what `systemctl show` says of it and of its socket."""
+    """Return a finding from the `systemctl show` of the unit and its socket."""
     if service.get("LoadState") == "not-found":
         return warn("systemd", f"there is no {UNIT}", fix="amo-callback systemd install, if systemd is to run it")
     if service.get("LoadState") != "loaded":
         return fail(
-            "systemd", f"{UNIT} is {service.get('LoadState')}", fix=f"systemctl status {UNIT}; mend or unmask it"
+            "systemd", f"{UNIT} is {service.get('LoadState')}", fix=f"systemctl status {UNIT}; repair or unmask it"
         )
     state = service.get("ActiveState")
     if state == "failed":

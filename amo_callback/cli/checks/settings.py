@@ -1,4 +1,4 @@
-"""The configuration by itself: settings that are valid each, and do not fit together or do not do what they seem to."""
+"""The settings: valid each, but contradictory, or without the expected effect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _NO_APPS = frozenset({"intent", "market", "mailto", "tel", "sms", "ftp", "ws", "wss", "view-source", "chrome"})
 """Schemes that a phone gives to something else than an app of one's own."""
 _WIDE = {4: 8, 6: 16}
-"""Bits of the smallest network, by version, that is no longer taken for somebody's own."""
+"""Prefix lengths, by IP version, below which a network is too wide to be one's own."""
 _PROXY_NAMES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 PROXY_IGNORED = (
     "ignored: every request leaves directly, so that tokens and secrets go only where the configuration says, and not "
@@ -31,7 +31,7 @@ _PROXY_FIX = (
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
-    """Look at the settings, and at nothing else."""
+    """Check the settings alone."""
     yield _redirect_uri(settings)
     yield _deep_link(settings)
     yield _api_keys(settings)
@@ -100,7 +100,7 @@ def _proxies(settings: Settings) -> Iterator[Finding]:
     if wide:
         yield warn(
             "trusted_proxies",
-            f"{', '.join(wide)}: almost anybody may say whose request his is, and get round [limits]",
+            f"{', '.join(wide)}: almost any client can choose its own address, and get round [limits]",
             fix="name the proxy's own address in server.trusted_proxies",
         )
 
@@ -128,6 +128,6 @@ def proxy_variables(environ: Mapping[str, str]) -> Sequence[str]:
 
 
 def check_outgoing(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Look whether the environment names a proxy that others would use."""
+    """Check whether the environment names a proxy, which the service ignores."""
     if names := proxy_variables(environ):
         yield warn("outgoing_proxy", f"{', '.join(names)}: {PROXY_IGNORED}", fix=_PROXY_FIX)

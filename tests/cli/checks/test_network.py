@@ -170,7 +170,7 @@ async def test_a_receiver_is_there_whatever_he_answers(amo: Amo, encryption_key:
     async with _other(answer) as address:
         more = {"WEBHOOK__URL": f"http://{address}/hook", "WEBHOOK__SECRET": "whsec_" + "A" * 32}
         settings = load_settings(None, environment(amo, encryption_key, **more))
-        assert await _check(check_receiver, settings) == [("webhook", Severity.OK, f"{address} is there")]
+        assert await _check(check_receiver, settings) == [("webhook", Severity.OK, f"{address} answers")]
     assert methods == ["HEAD"]
     [(_, severity, _)] = await _check(check_receiver, settings)
     assert severity is Severity.WARN

@@ -215,14 +215,14 @@ def test_a_server_that_fits_is_ok() -> None:
         "server_clock": (Severity.OK, "within 3 s of ours"),
         "server_room": (
             Severity.OK,
-            "22 connections are allowed; an instance takes up to 11: enough for 2, if nobody else has any",
+            "22 connections are allowed; an instance takes up to 11: enough for 2, where nothing else connects",
         ),
     }
 
 
 def test_a_server_that_need_not_prove_who_it_is_is_told() -> None:
     """Encrypted it is all the same, and on this machine nobody is in between."""
-    believed = "TLSv1.3; whoever answers is believed: see sslmode"
+    believed = "TLSv1.3; the server's identity is not verified: see sslmode"
     assert _looked_at(verified=False)["server_tls"] == (Severity.OK, believed)
     assert _looked_at("127.0.0.1", verified=False)["server_tls"] == (Severity.OK, "TLSv1.3")
 
@@ -297,5 +297,5 @@ def test_the_command_looks_into_it(
     out, err = capsys.readouterr()
     found = {finding["check"]: finding["message"] for finding in json.loads(out)["findings"]}
     assert found["keys"] == "open all 3 pairs"
-    assert found["rescue"] == f"nothing waits in {tmp_path}/rescue"
+    assert found["rescue"] == f"no unsaved token pairs in {tmp_path}/rescue"
     assert "sekret" not in out + err

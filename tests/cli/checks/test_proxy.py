@@ -102,7 +102,7 @@ async def test_what_the_service_sees_is_judged(
     cipher = Cipher([encryption_key])
 
     class Proxy:
-        async def ask(self, _method: str, _url: str, *, headers: Mapping[str, str]) -> Any:
+        async def __call__(self, _method: str, _url: str, *, headers: Mapping[str, str]) -> Any:
             from amo_callback.cli.checks.http_probe import Response  # noqa: PLC0415 -- because only here it is made
 
             answer = probe.answer(cipher, headers[probe.HEADER], seen=seen) or ""
