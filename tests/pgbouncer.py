@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -53,7 +54,7 @@ def pooled(url: str, *, mode: str, size: int = 20, options: str = "") -> Iterato
         process = subprocess.Popen([given, "-q", str(folder / "pgbouncer.ini")], user=user, cwd="/")  # noqa: S603 -- because it is ours
         try:
             give_up_at = time.monotonic() + PATIENCE
-            while not (folder / f".s.PGSQL.{_PORT}").exists():
+            while not _listens(folder / f".s.PGSQL.{_PORT}"):
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < give_up_at
                 time.sleep(0.02)
@@ -61,3 +62,8 @@ def pooled(url: str, *, mode: str, size: int = 20, options: str = "") -> Iterato
         finally:
             process.terminate()
             process.wait(PATIENCE)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0

@@ -48,7 +48,7 @@ class FakeServices:
         self.store = SimpleNamespace(failing=None, ahead=0.0)
         self.clock = FakeClock()
         self.settings = SimpleNamespace(
-            refresh=SimpleNamespace(poll_interval=poll_interval), notify=SimpleNamespace(url=None)
+            refresh=SimpleNamespace(poll_interval=poll_interval), webhook=SimpleNamespace(url=None)
         )
 
     @property

@@ -49,7 +49,7 @@ def test_settings_that_fit_are_ok() -> None:
         ("APP__DEEP_LINK", "intent://amo-crm/callback", "deep_link", Severity.FAIL),
         ("APP__DEEP_LINK", "ForYoure://amo-crm/callback", "deep_link", Severity.WARN),
         ("APP__DEEP_LINK", "foryoure://AMO-crm/callback", "deep_link", Severity.WARN),
-        ("APP__DEEP_LINK", "http://example.com/app", "deep_link", Severity.WARN),
+        ("APP__DEEP_LINK", "http://localhost/app", "deep_link", Severity.WARN),
         ("APP__DEEP_LINK", "https://example.com/App", "deep_link", Severity.OK),
         ("API__KEYS", "", "api_keys", Severity.WARN),
         ("API__KEYS", f"reader:read:{KEY}", "api_keys", Severity.WARN),
