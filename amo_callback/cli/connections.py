@@ -114,7 +114,7 @@ def disconnect(invocation: Invocation, *, config: str | None, as_json: bool, yes
 @click.option("--all", "every", is_flag=True, help="All connections.")
 @click.pass_obj
 def freeze(invocation: Invocation, *, config: str | None, as_json: bool, name: str | None, every: bool) -> None:
-    """Spend no refresh token of NAME, or of any connection, until thawed."""
+    """Stop refreshing NAME, or all, until thawed."""
     _check_target(name, every=every)
 
     async def work(api: ApiClient) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def freeze(invocation: Invocation, *, config: str | None, as_json: bool, name: s
 @click.option("--all", "every", is_flag=True, help="All connections.")
 @click.pass_obj
 def thaw(invocation: Invocation, *, config: str | None, as_json: bool, yes: bool, name: str | None, every: bool) -> int:
-    """Refresh NAME, or all connections, again: on this host from now on."""
+    """Refresh NAME, or all, again: on this host from now on."""
     _check_target(name, every=every)
 
     async def work(api: ApiClient) -> dict[str, Any] | None:

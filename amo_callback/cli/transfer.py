@@ -62,7 +62,10 @@ _WHY = "exported to another host, which refreshes these tokens now"
 def export(
     invocation: Invocation, *, config: str | None, file: Path, passphrase_file: Path | None, to_key_file: Path | None
 ) -> None:
-    """Write all connections into an encrypted FILE for another host or database, and freeze them here."""
+    """Write all connections to an encrypted FILE.
+
+    They are for another host or database, and are frozen here.
+    """
     if passphrase_file and to_key_file:
         raise click.UsageError("--passphrase-file or --to-key-file, not both")
     context = load_context(config, invocation.environ)
@@ -132,7 +135,10 @@ class _Options:
 def import_(
     invocation: Invocation, /, *, config: str | None, file: Path, passphrase_file: Path | None, **options: bool
 ) -> int:
-    """Import an export, or another system's tokens in plain JSON, from FILE."""
+    """Import an export, or tokens in plain JSON.
+
+    FILE is an export of another host or database, or another system's tokens.
+    """
     context = load_context(config, invocation.environ)
     raw = options["raw"]
     with _opened(file) as opened:
