@@ -146,7 +146,7 @@ def test_what_was_seen_before_the_store_fell_silent_is_not_believed(store: Store
 def test_a_store_that_can_be_read_and_not_written_is_not_ready(store: Store, clock: FakeClock) -> None:
     """The last write tells, at once."""
     failing = FailingStore(store, clock)
-    failing.failing = "SQLITE_FULL"
+    failing.last_write_error = "SQLITE_FULL"
     assert _checks(failing, Beat())["store"] == (False, "cannot be written: SQLITE_FULL")
 
 
