@@ -153,11 +153,12 @@ class FailingStore:
         self.asked: Counter[str] = Counter()
         self._was_asked = asyncio.Event()
         self.failed_at: float | None = None
-        self.failing: str | None = None
-        self.keeps_time, self.ahead, self.shared, self.clock = store.keeps_time, store.ahead, store.shared, store.clock
+        self.last_write_error: str | None = None
+        self.has_shared_clock, self.clock_skew = store.has_shared_clock, store.clock_skew
+        self.shared, self.clock = store.shared, store.clock
 
-    def watch(self, listener: Any) -> None:
-        self._store.watch(listener)
+    def subscribe(self, listener: Any) -> None:
+        self._store.subscribe(listener)
 
     async def until_asked(self, name: str) -> None:
         """Wait for a call."""

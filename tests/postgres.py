@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from amo_callback.store.rows import ticks
+from amo_callback.store.engine import to_micros
 from tests.fakes import FakeClock
 from tests.patience import PATIENCE
 
@@ -162,7 +162,7 @@ class WrittenClock(FakeClock):
 
     def _write(self) -> None:
         fresh = self.file.with_name("clock.fresh")
-        fresh.write_text(str(ticks(self.now() - self._step)))
+        fresh.write_text(str(to_micros(self.now() - self._step)))
         fresh.replace(self.file)  # the server never reads half of it
 
 

@@ -14,7 +14,7 @@ from amo_callback.cli import output
 from amo_callback.cli.context import acting_as_owner, check_database_exists, config_option, load_context, yes_option
 from amo_callback.clock import SystemClock, rfc3339
 from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
-from amo_callback.store import copies
+from amo_callback.store import backup as store_backup
 from amo_callback.store.rebuild import open_given, rebuild
 
 if TYPE_CHECKING:
@@ -49,9 +49,11 @@ def backup(invocation: Invocation, *, config: str | None, file: Path) -> None:
     output.sigterm_as_interrupt()
     with ExitStack() as stack:
         with acting_as_owner(database):
-            snapshot = stack.enter_context(copies.open_snapshot(database))
-        copies.back_up(snapshot, file, now=SystemClock().now())
-        click.echo(f"{file} holds {copies.contents(snapshot).connections} connections; put back, it starts frozen")
+            snapshot = stack.enter_context(store_backup.open_snapshot(database))
+        store_backup.back_up(snapshot, file, now=SystemClock().now())
+        click.echo(
+            f"{file} holds {store_backup.contents(snapshot).connections} connections; put back, it starts frozen"
+        )
 
 
 @click.command()
@@ -83,7 +85,7 @@ def restore(invocation: Invocation, *, config: str | None, yes: bool, file: Path
         if not output.confirm("Restore it?", yes=yes):
             click.echo("nothing was changed")
             return 1
-        kept = copies.restore(made.file, database, now=SystemClock().now())
+        kept = store_backup.restore(made.file, database, now=SystemClock().now())
     click.echo(f"{found.connections} connections are restored; no token is refreshed until `{_THAW}`")
     if kept:
         click.echo(f"the database that was there is {kept}")
@@ -96,7 +98,7 @@ def _file(context: CommandContext) -> Path:
     return context.database
 
 
-def _check_keys(context: CommandContext, found: copies.Contents, copy: Path) -> None:
+def _check_keys(context: CommandContext, found: store_backup.Contents, copy: Path) -> None:
     """Refuse what our keys cannot read: every connection in it would look lost."""
     try:
         Cipher(context.encryption_keys).check_canary(found.canary)
@@ -104,6 +106,6 @@ def _check_keys(context: CommandContext, found: copies.Contents, copy: Path) -> 
         raise ConfigurationError(f"storage.encryption_keys: none of them opens {copy}") from None
 
 
-def _question(database: Path, found: copies.Contents, copy: Path) -> str:
+def _question(database: Path, found: store_backup.Contents, copy: Path) -> str:
     made_at = f"at {rfc3339(found.made_at)}" if found.made_at else "at an unknown time"
     return _ASK.format(copy=copy, connections=found.connections, made_at=made_at, database=database, thaw=_THAW)

@@ -89,7 +89,7 @@ class Breaker:
 
     async def watch(self) -> None:
         """Read whether it is open, as whichever process has found, before this one began or since."""
-        self._held = await self._store.deaths_held()
+        self._held = await self._store.terminal_suspended()
         await self.address_block.watch()
         if self._unstored:
             await self._store_credentials()
@@ -138,7 +138,7 @@ class Breaker:
                 await self._store_credentials()
         if self._held:
             with suppress(StoreUnavailable):  # the next success tells it again
-                await self._store.believe_deaths()
+                await self._store.resume_terminal()
                 self._held = False
                 self._observer(Event(name="verdicts.believed"))
 
@@ -187,7 +187,7 @@ class Breaker:
         fleet = await self._store.fleet(now=now, since=now - _TOGETHER)
         if not is_epidemic(fleet):
             return True
-        await self._store.hold_deaths(now=now)
+        await self._store.suspend_terminal(now=now)
         self._held, self._probed_at = True, self._clock.monotonic()
         fields = {"died": fleet.died, "living": fleet.living}
         self._observer(Event(name="verdicts.held", level=Level.ERROR, fields=fields))

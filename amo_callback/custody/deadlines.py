@@ -55,7 +55,7 @@ class Deadlines:
             return
         if stepped:
             self._steady_since = self._clock.monotonic()
-        back = await self._store.keep_time(now=self._clock.now)
+        back = await self._store.record_time(now=self._clock.now)
         if back:
             fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
             self._observer(Event(name="clock.went_back", level=Level.WARNING, fields=fields))
@@ -75,7 +75,7 @@ class Deadlines:
 
     def _tell_difference(self) -> None:
         """Tell once that this process's clock and the store's differ: one of them is wrong."""
-        ahead = self._store.ahead
+        ahead = self._store.clock_skew
         agrees = abs(ahead) <= CLOCK_TOLERANCE.total_seconds()
         if not agrees and self._agrees:
             text = "JWTs of the app are checked by a wrong clock: set this machine's and the database's by NTP"

@@ -77,7 +77,7 @@ class Leases:
 
         `told` is how many the store's clock gave it when it was read: whoever waits reads again.
         """
-        if self._store.keeps_time:
+        if self._store.has_shared_clock:
             left = self.length if told is None else told
         else:
             left = self.length - self._seen_for(name, attempt, until)

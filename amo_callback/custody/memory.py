@@ -6,7 +6,7 @@ It is certain for less than a second, and only until this process changes it:
   write overtook is not remembered at all.
 - Where several instances share the store, what was read is certain for that second and no longer: what was not heard of
   is read then.
-- Where none do, a look at the store's `others_version` tells what nobody told of: where that stays the same, all that
+- Where none do, a look at the store's `data_version` tells what nobody told of: where that stays the same, all that
   was remembered is certain for one more second. It is looked at in the background, in good time, so that no caller
   waits for it; and where it cannot be, or is too late, a caller reads as if nothing were remembered.
 - What was read before the store was last out of reach is no longer certain: another instance may hold a newer pair,
@@ -89,7 +89,7 @@ class Memory:
         self._looked_at = -math.inf
         self._next_look_at = -math.inf
         self._looking: asyncio.Task[None] | None = None
-        store.watch(self._changed)
+        store.subscribe(self._changed)
 
     def __len__(self) -> int:
         """Count the connections, one that several selectors name several times."""
@@ -174,7 +174,7 @@ class Memory:
 
     async def _look_out(self, now: float) -> None:
         with suppress(StoreUnavailable):
-            version = await self._store.others_version()
+            version = await self._store.data_version()
             if version != self._version:
                 self._version = version
                 self._look += 1

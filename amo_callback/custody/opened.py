@@ -26,7 +26,7 @@ class Opened:
         # Two mappings, and no tuples: the search for garbage would look through each of them.
         self._pairs: OrderedDict[str, TokenPair] = OrderedDict()
         self._of: dict[str, Connection] = {}
-        store.watch(self._changed)
+        store.subscribe(self._changed)
 
     def __len__(self) -> int:
         return len(self._pairs)

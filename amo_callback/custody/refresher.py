@@ -270,7 +270,7 @@ class Refresher:
 
     def _tell_store(self) -> None:
         """Tell once that the store cannot be written, and once that it can again."""
-        failing = self._store.failing
+        failing = self._store.last_write_error
         if (failing is None) is self._store_works:
             return
         self._store_works = failing is None

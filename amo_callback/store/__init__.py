@@ -1,4 +1,4 @@
-"""What outlives the process, on SQLite or PostgreSQL."""
+"""The store, on SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from amo_callback.errors import ConfigurationError
 from amo_callback.store.connections import Connections
 from amo_callback.store.grants import Grants
 from amo_callback.store.history import History
-from amo_callback.store.marks import Marks
-from amo_callback.store.outbox import Outbox
-from amo_callback.store.owners import Owners
-from amo_callback.store.seals import Seals
-from amo_callback.store.surveys import Surveys
-from amo_callback.store.transfers import Transfers
+from amo_callback.store.meta import Meta
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -25,16 +20,16 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.model import Changed
     from amo_callback.slots import Shared
-    from amo_callback.store.database import Database
+    from amo_callback.store.engine import Database
 
 
-class Store(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Seals, Surveys):
-    """What outlives the process. Every method raises `StoreUnavailable` where it cannot do its work."""
+class Store(Meta, Connections, Grants, History):
+    """All that outlives the process. Every method raises `StoreUnavailable` where it cannot do its work."""
 
     @property
-    def keeps_time(self) -> bool:
-        """Whether leases are told by the database's own clock, one for all instances."""
-        return self._database.keeps_time
+    def has_shared_clock(self) -> bool:
+        """Whether the database's own clock decides about leases, one for all instances."""
+        return self._database.has_shared_clock
 
     @property
     def clock(self) -> Clock:
@@ -42,32 +37,32 @@ class Store(Marks, Connections, Grants, Owners, History, Outbox, Transfers, Seal
         return self._database.clock
 
     @property
-    def ahead(self) -> float:
-        """Seconds by which this machine's wall clock is ahead of that one."""
-        return self._database.ahead
+    def clock_skew(self) -> float:
+        """Seconds by which this machine's wall clock is ahead of `clock`."""
+        return self._database.clock_skew
 
     @property
     def shared(self) -> Shared | None:
-        """What all instances share beside it; `None` where it is one process's own."""
+        """The limits that all instances share; `None` where it is one process's own."""
         return self._database.shared
 
     @property
     def failed_at(self) -> float | None:
-        """The monotonic time when it last could not do its work."""
+        """The monotonic time when it was last out of reach."""
         return self._database.failed_at
 
     @property
-    def failing(self) -> str | None:
-        """Why the last write failed; `None` where it did not."""
-        return self._database.failing
+    def last_write_error(self) -> str | None:
+        """The error of the last write; `None` where it succeeded."""
+        return self._database.last_write_error
 
-    def watch(self, listener: Callable[[Changed], None]) -> None:
-        """Let `listener` hear of every commit that changes connections, or whose they are."""
-        self._database.watch(listener)
+    def subscribe(self, listener: Callable[[Changed], None]) -> None:
+        """Call `listener` with every committed change of connections or of their owners."""
+        self._database.subscribe(listener)
 
-    async def others_version(self) -> int:
-        """Return a number that is another one once any other process has committed anything that was not told."""
-        return await self._database.others_version()
+    async def data_version(self) -> int:
+        """Return a number that changes when another process has committed a change of which it has not notified."""
+        return await self._database.data_version()
 
 
 def database_file(url: str, *, folder: Path) -> Path | None:
@@ -83,10 +78,10 @@ def database_file(url: str, *, folder: Path) -> Path | None:
 async def open_store(url: str, *, folder: Path, clock: Clock, process: str = "amo-callback") -> AsyncIterator[Store]:
     """Open the store that `url` names, its schema brought up to date; relative paths start at `folder`.
 
-    `process` is who writes, as the history tells it. Raises `ConfigurationError` where it cannot be opened at all.
+    `process` is this process's name in the history. Raises `ConfigurationError` where it cannot be opened at all.
     """
     async with _open_database(url, folder=folder, clock=clock, process=process) as database:
-        yield Store(database, process=process)
+        yield Store(database)
 
 
 def _open_database(url: str, *, folder: Path, clock: Clock, process: str) -> AbstractAsyncContextManager[Database]:
@@ -101,4 +96,4 @@ def _open_database(url: str, *, folder: Path, clock: Clock, process: str) -> Abs
         return open_postgres(url, clock=clock, process=process)
     from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- because the other engine may be asked for
 
-    return open_sqlite(file, clock=clock)
+    return open_sqlite(file, clock=clock, process=process)

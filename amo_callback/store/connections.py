@@ -1,40 +1,60 @@
-"""Connections, and whoever may change them: a named statement for each method."""
+"""Connections: a named statement for each method."""
 
 from __future__ import annotations
 
 import dataclasses
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amo_callback.event import Event, happened
-from amo_callback.model import Filter, Fleet, Status, Successes
+from amo_callback.model import Connection, Filter, Fleet, Reason, Status, Successes
 from amo_callback.schedule import CLOCK_TOLERANCE, TURN
-from amo_callback.store import rows
-from amo_callback.store.writer import Writer, every, first, json_list, values_of
+from amo_callback.store.engine import from_micros, json_list, lease_left, row_reader, values_of
+from amo_callback.store.history import Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from amo_callback.model import Claim, Connection, Extension, RefreshedPair, Verdict
-    from amo_callback.store.database import Unit
-    from amo_callback.store.row import Row
+    from amo_callback.model import Claim, Extension, ImportedConnection, RefreshedPair, Verdict
+    from amo_callback.store.engine import Row, Transaction
 
 _LAST_DAY = timedelta(days=1)
 _WARNINGS = 100
 """Connections that are warned of in one transaction."""
 _SECOND = timedelta(seconds=1)
+_STATUSES = {status.value: status for status in Status}
+_REASONS = {reason.value: reason for reason in Reason}
+_MICROSECOND = timedelta(microseconds=1)
 
 
-class Connections(Writer):
+def _is_frozen(columns: Mapping[str, Any]) -> bool:
+    return columns["frozen_at"] is not None or bool(columns.get("all_frozen"))
+
+
+# A word that is unknown was written by hand, and must not stop what reads many rows.
+read_connection = row_reader(
+    Connection,
+    converters={
+        "status": lambda word: _STATUSES.get(word, Status.NEEDS_REAUTH),
+        "reason": lambda word: _REASONS.get(word, Reason.UNREADABLE) if word else None,
+        "suspended_reason": lambda word: _REASONS.get(word, Reason.IN_DOUBT) if word else None,
+        "look_up_pause": _MICROSECOND.__mul__,
+    },
+    computed={"frozen": _is_frozen, "lease_left": lease_left},
+    leave=frozenset({"mended"}),
+)
+
+
+class Connections(Repository):
     """The table `connections`."""
 
     async def connection(self, connection_id: str) -> Connection | None:
         """Return one connection."""
-        return first(await self._database.read("connection", id=connection_id), rows.connection)
+        return _first(await self._database.read("connection", id=connection_id))
 
     async def connections_of(self, account_id: str) -> Sequence[Connection]:
         """Return an AMO account's connections, the freshest active one first."""
-        return every(await self._database.read("connections_of", account_id=account_id), rows.connection)
+        return [read_connection(row) for row in await self._database.read("connections_of", account_id=account_id)]
 
     async def page(self, *, after: str, limit: int, only: Filter) -> Sequence[Connection]:
         """Return connections by their ids, from the one after `after` on."""
@@ -42,17 +62,17 @@ class Connections(Writer):
         if only.owner is not None:
             statement = "page_of_owner"
         found = await self._database.read(statement, after=after, limit=limit, **values_of(only))
-        return every(found, rows.connection)
+        return [read_connection(row) for row in found]
 
     async def attempts(self) -> Sequence[Connection]:
         """Return the connections with an open attempt."""
-        return every(await self._database.read("attempts"), rows.connection)
+        return [read_connection(row) for row in await self._database.read("attempts")]
 
     async def due(
         self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
     ) -> Sequence[Connection]:
         """Return connections whose refresh is due, those with an open attempt too, earliest due first."""
-        found = await self._database.allot(
+        found = await self._database.claim_work(
             "due",
             now=now,
             impossible_after=now + CLOCK_TOLERANCE,
@@ -60,23 +80,23 @@ class Connections(Writer):
             apart_from=json_list(apart_from),
             turn=turn,
         )
-        return every(found, rows.connection)
+        return [read_connection(row) for row in found]
 
     async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
         """Return when the next refresh comes due that nobody is at."""
         found = await self._database.read("next_due", now=now, apart_from=json_list(apart_from))
-        return rows.moment(found[0]["next_refresh_at"]) if found else None
+        return from_micros(found[0]["next_refresh_at"]) if found else None
 
     async def probe(self, *, apart_from: Sequence[str], turn: timedelta) -> Connection | None:
         """Return an active connection with a refresh token: the most recent success first, failed attempts last."""
-        found = await self._database.allot("probe", apart_from=json_list(apart_from), turn=turn)
-        return first(found, rows.connection)
+        found = await self._database.claim_work("probe", apart_from=json_list(apart_from), turn=turn)
+        return _first(found)
 
     async def look_ups(
         self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
     ) -> Sequence[str]:
         """Return the ids of connections whose tokens are to be looked up."""
-        found = await self._database.allot(
+        found = await self._database.claim_work(
             "look_ups", now=now, limit=limit, apart_from=json_list(apart_from), turn=turn
         )
         return [row["id"] for row in found]
@@ -91,7 +111,7 @@ class Connections(Writer):
         [row] = await self._database.read("successes", now=now, since=now - _LAST_DAY)
         return Successes(
             refreshable=row["refreshable"],
-            latest=rows.maybe_moment(row["latest"]),
+            latest=None if row["latest"] is None else from_micros(row["latest"]),
             attempted=row["attempted"],
             succeeded=row["succeeded"],
         )
@@ -101,14 +121,14 @@ class Connections(Writer):
     async def claim(self, claim: Claim, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit a claim; `None` where the connection has changed since it was read, or is frozen."""
 
-        async def work(unit: Unit) -> Connection | None:
-            await unit.run("lock_for_spending")
-            claimed = first(await unit.run("claim", **values_of(claim)), rows.connection)
+        async def work(transaction: Transaction) -> Connection | None:
+            await transaction.run("lock_for_spending")
+            claimed = _first(await transaction.run("claim", **values_of(claim)))
             if claimed is not None:
-                await self._record(unit, events, claimed)
+                await self._record(transaction, events, claimed)
             return claimed
 
-        return await self._database.unit(work)
+        return await self._database.transact(work)
 
     async def extend(self, extension: Extension, *, events: Sequence[Event] = ()) -> bool:
         """Commit a longer lease and the account's new host; `False` where the attempt is no longer ours."""
@@ -120,18 +140,19 @@ class Connections(Writer):
         A connection that was given up is `mended` by it, of which others are notified.
         """
 
-        async def work(unit: Unit) -> Connection | None:
-            await unit.run("lock_connection", id=refreshed.connection_id)
-            before = await unit.run("connection", id=refreshed.connection_id)
-            saved = first(await unit.run("save_refreshed", **values_of(refreshed)), rows.connection)
+        async def work(transaction: Transaction) -> Connection | None:
+            await transaction.run("lock_connection", id=refreshed.connection_id)
+            before = await transaction.run("connection", id=refreshed.connection_id)
+            saved = _first(await transaction.run("save_refreshed", **values_of(refreshed)))
             if not before or saved is None:
                 return None
-            await self._note_pair_obtained(unit, saved.client_id)
+            await self._note_pair_obtained(transaction, saved.client_id)
             mended = before[0]["status"] == Status.NEEDS_REAUTH
-            await self._record(unit, [*events, *([happened("connection.recovered", saved)] if mended else [])], saved)
+            recovered = [happened("connection.recovered", saved)] if mended else []
+            await self._record(transaction, [*events, *recovered], saved)
             return dataclasses.replace(saved, mended=mended)
 
-        return await self._database.unit(work)
+        return await self._database.transact(work)
 
     async def save_verdict(self, verdict: Verdict, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
@@ -187,21 +208,21 @@ class Connections(Writer):
         `on_request`, the pair of a grant that was claimed before is not stored later; otherwise it is.
         """
 
-        async def work(unit: Unit) -> bool:
-            await unit.run("lock_connection", id=connection.id)
-            changed = await unit.run(
+        async def work(transaction: Transaction) -> bool:
+            await transaction.run("lock_connection", id=connection.id)
+            changed = await transaction.run(
                 "disconnect",
                 id=connection.id,
                 row_version=connection.row_version,
-                serial=await self._next_serial(unit),
+                serial=await self._next_serial(transaction),
                 on_request=on_request,
             )
             if changed:
-                await self._record(unit, events, connection)
-                await unit.run("forget_owners", connection_id=connection.id)
+                await self._record(transaction, events, connection)
+                await transaction.run("forget_owners", connection_id=connection.id)
             return bool(changed)
 
-        return await self._database.unit(work)
+        return await self._database.transact(work)
 
     async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
         """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
@@ -210,45 +231,45 @@ class Connections(Writer):
     async def warn(self, *, days: int, before: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
         """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
 
-        async def work(unit: Unit) -> Sequence[Event]:
-            found = await unit.run("warn", days=days, before=before, limit=_WARNINGS)
-            return await self._record_each(unit, found, event)
+        async def work(transaction: Transaction) -> Sequence[Event]:
+            found = await transaction.run("warn", days=days, before=before, limit=_WARNINGS)
+            return await self._record_each(transaction, found, event)
 
-        return await self._database.unit(work)
+        return await self._database.transact(work)
 
     async def expire_missing(self, *, now: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
         """Set connections without a refresh token to `needs_reauth`, `missing`, whose access token has expired."""
         if not await self._database.read("missing_changes", now=now):
             return []
 
-        async def work(unit: Unit) -> Sequence[Event]:
-            expired = await unit.run("expire_missing", now=now, limit=_WARNINGS)
-            restored = await unit.run("restore_missing", now=now, limit=_WARNINGS)
-            return await self._record_each(unit, [*expired, *restored], event)
+        async def work(transaction: Transaction) -> Sequence[Event]:
+            expired = await transaction.run("expire_missing", now=now, limit=_WARNINGS)
+            restored = await transaction.run("restore_missing", now=now, limit=_WARNINGS)
+            return await self._record_each(transaction, [*expired, *restored], event)
 
-        return await self._database.unit(work)
+        return await self._database.transact(work)
 
     async def _record_each(
-        self, unit: Unit, found: Sequence[Row], event: Callable[[Connection], Event]
+        self, transaction: Transaction, found: Sequence[Row], event: Callable[[Connection], Event]
     ) -> Sequence[Event]:
         """Record the event of each of several connections, and return the events."""
         told = []
-        for connection in every(found, rows.connection):
+        for connection in map(read_connection, found):
             told.append(event(connection))
-            await self._record(unit, told[-1:], connection)
+            await self._record(transaction, told[-1:], connection)
         return told
 
     async def switched_off(self, account_id: str, *, shortest: timedelta, quiet: timedelta) -> Sequence[str]:
         """Note AMO's hook; return the ids of the connections whose look-up is pending because of it."""
 
-        async def work(unit: Unit) -> Sequence[str]:
-            found = await unit.run("switched_off", account_id=account_id, shortest=shortest, quiet=quiet)
-            await unit.run("switched_off_again", account_id=account_id, second=_SECOND)
+        async def work(transaction: Transaction) -> Sequence[str]:
+            found = await transaction.run("switched_off", account_id=account_id, shortest=shortest, quiet=quiet)
+            await transaction.run("switched_off_again", account_id=account_id, second=_SECOND)
             names = [row["id"] for row in found]
-            await self._record(unit, [Event(name="hook.received", connection_id=name) for name in names])
+            await self._record(transaction, [Event(name="hook.received", connection_id=name) for name in names])
             return names
 
-        return await self._database.unit(work)
+        return await self._database.transact(work)
 
     async def begin_look_up(self, connection: Connection, *, again_in: timedelta) -> Connection | None:
         """Note that a look-up begins; `None` where the connection has changed, or another process has begun it."""
@@ -281,3 +302,79 @@ class Connections(Writer):
             name, events=events, id=connection.id, row_version=connection.row_version, **values
         )
         return changed is not None
+
+    async def _change(self, name: str, *, events: Sequence[Event] = (), **values: object) -> Connection | None:
+        """Change one connection, and record it; return `None` where it is no longer as the statement requires."""
+
+        async def work(transaction: Transaction) -> Connection | None:
+            changed = _first(await transaction.run(name, **values))
+            if changed is not None:
+                await self._record(transaction, events, changed)
+            return changed
+
+        return await self._database.transact(work)
+
+    # --- connections from elsewhere, many in one transaction -----------------------------------------
+
+    async def count(self) -> int:
+        """Count the connections that are not disconnected."""
+        [[number]] = await self._database.read("count_connections")
+        return int(number)
+
+    async def connections_by_id(self, ids: Sequence[str]) -> Sequence[Connection]:
+        """Return those of these connections that there are."""
+        found = await self._database.read("connections_by_id", ids=json_list(ids))
+        return [read_connection(row) for row in found]
+
+    async def bring(self, brought: Sequence[ImportedConnection]) -> Sequence[str]:
+        """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
+
+        async def work(transaction: Transaction) -> Sequence[str]:
+            now = self._clock.now()
+            # In one order: two that bring the same connections would else wait for each other.
+            ordered = sorted(brought, key=lambda one: one.connection.id)
+            await transaction.run_many("bring", [{**_row(one), "now": now} for one in ordered])
+            found = await transaction.run("connections_by_id", ids=json_list([one.connection.id for one in brought]))
+            stored = {row["id"]: row["sealed_pair"] for row in found}
+            # No two sealings are the same: what is stored as it was given was written here.
+            done = {one.connection.id for one in brought if stored[one.connection.id] == one.connection.sealed_pair}
+            owners = [
+                {"connection_id": one.connection.id, "owner": owner, "at": now}
+                for one in brought
+                if one.connection.id in done
+                for owner in one.owners
+            ]
+            await transaction.run_many("bring_owner", owners)
+            events = [self._event_row(one.event, now) for one in brought if one.connection.id in done]
+            await transaction.run_many("save_event", events)
+            for one in brought:
+                if one.connection.id in done and (changed := _change_of_status(one)):
+                    await self._record(transaction, [changed], one.connection)
+            return [one.connection.id for one in brought if one.connection.id not in done]
+
+        return await self._database.transact(work)
+
+
+def _first(found: Sequence[Row]) -> Connection | None:
+    return read_connection(found[0]) if found else None
+
+
+def _change_of_status(brought: ImportedConnection) -> Event | None:
+    """Return what others are notified of: a connection that was here, and is given up or lives again by this."""
+    over, now = brought.replaces, brought.connection
+    if over is None or over.status is now.status:
+        return None
+    if now.status is Status.NEEDS_REAUTH:
+        return happened("connection.needs_reauth", now, told={"reason": now.reason})
+    return happened("connection.recovered" if over.status is Status.NEEDS_REAUTH else "connection.connected", now)
+
+
+def _row(brought: ImportedConnection) -> dict[str, object]:
+    over = brought.replaces
+    return {
+        **values_of(brought.connection),
+        "over_pair": over and over.sealed_pair,
+        "over_version": over and over.pair_version,
+        "over_attempt": over and over.attempt,
+        "over_lease_until": over and over.lease_until,
+    }

@@ -1,4 +1,4 @@
-"""Grants: authorization codes, and what became of them."""
+"""Grants: authorization codes and their results; and owners, the app's users that connections belong to."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import CodeExpired, Frozen, InvalidState
-from amo_callback.grant import GrantStatus
+from amo_callback.event import Event, happened
+from amo_callback.grant import Grant, GrantStatus, IssuedState
 from amo_callback.model import Status
-from amo_callback.store import rows
-from amo_callback.store.writer import Writer, columns, every, first, values_of
+from amo_callback.store.connections import read_connection
+from amo_callback.store.engine import json_list, lease_left, row_reader, values_of
+from amo_callback.store.history import Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from amo_callback.event import Event
-    from amo_callback.grant import Grant, GrantedPair, IssuedState
+    from amo_callback.grant import GrantedPair
     from amo_callback.model import Connection
-    from amo_callback.store.database import Unit
+    from amo_callback.store.engine import Row, Transaction
+
+_read_grant = row_reader(
+    Grant, converters={"status": GrantStatus, "doubtful": bool}, computed={"lease_left": lease_left}
+)
+_read_state = row_reader(IssuedState, converters={}, computed={})
 
 
-class Grants(Writer):
-    """The table `grants`."""
+class Grants(Repository):
+    """The tables `grants`, `states` and `owners`."""
 
     async def grant(self, code_hash: str) -> Grant | None:
         """Return what is known of an authorization code."""
-        return first(await self._database.read("grant", code_hash=code_hash), rows.grant)
+        return _first(await self._database.read("grant", code_hash=code_hash))
 
     async def grant_by_ticket(self, ticket_hash: str) -> Grant | None:
         """Return the grant that a ticket stands for."""
-        return first(await self._database.read("grant_by_ticket", ticket_hash=ticket_hash), rows.grant)
+        return _first(await self._database.read("grant_by_ticket", ticket_hash=ticket_hash))
 
     async def issue_state(self, issued: IssuedState) -> None:
         """Remember a state that is issued."""
@@ -38,77 +44,168 @@ class Grants(Writer):
 
     async def issued_state(self, state_hash: str) -> IssuedState | None:
         """Return what is known of a state that was issued."""
-        return first(await self._database.read("issued_state", state_hash=state_hash), rows.issued_state)
+        found = await self._database.read("issued_state", state_hash=state_hash)
+        return _read_state(found[0]) if found else None
 
     async def grant_by_handle(self, handle_hash: str) -> Grant | None:
         """Return the grant that a return address names."""
-        return first(await self._database.read("grant_by_handle", handle_hash=handle_hash), rows.grant)
+        return _first(await self._database.read("grant_by_handle", handle_hash=handle_hash))
 
     async def exchanging(self, *, now: datetime) -> Sequence[Grant]:
         """Return the grants whose code is being exchanged, or whose process died at it."""
-        return every(await self._database.read("exchanging", now=now), rows.grant)
+        return [_read_grant(row) for row in await self._database.read("exchanging", now=now)]
 
     async def claim_grant(
         self, grant: Grant, *, now: datetime, over: str | None = None, state_hash: str | None = None
     ) -> Grant:
         """Begin a grant, or try again `over` the attempt that was read, failed or with a lease that was seen to end.
 
-        With it an issued state is used. Who began it is told by the result's `attempt`. Raises `Frozen`, and
-        `InvalidState` where the state was used with another code, or is over.
+        With it an issued state is used. The result's `attempt` tells who began it. Raises `Frozen`, and `InvalidState`
+        where the state was used with another code, or has expired.
         """
 
-        async def work(unit: Unit) -> Grant:
-            await unit.run("lock_for_spending")
-            if await unit.run("frozen"):
-                raise Frozen
-            await unit.run("claim_grant", **values_of(grant), now=now, over=over)
-            [row] = await unit.run("grant", code_hash=grant.code_hash)
-            claimed = rows.grant(columns(row))
+        async def work(transaction: Transaction) -> Grant:
+            await transaction.run("lock_for_spending")
+            found = await transaction.run("claim_grant", **values_of(grant), now=now, over=over)
+            if not found:
+                if await transaction.run("get_meta", name="frozen"):
+                    raise Frozen
+                found = await transaction.run("grant", code_hash=grant.code_hash)
+            claimed = _read_grant(found[0])
             if claimed.attempt == grant.attempt and state_hash is not None:
-                used = await unit.run("use_state", state_hash=state_hash, code_hash=grant.code_hash, now=now)
+                used = await transaction.run("use_state", state_hash=state_hash, code_hash=grant.code_hash, now=now)
                 if not used:
                     raise InvalidState
             return claimed
 
-        return await self._database.unit(work)
+        return await self._database.transact(work)
 
     async def finish_grant(self, grant: Grant) -> bool:
         """Commit a grant's end where its attempt is still the one given."""
         return bool(await self._database.write("finish_grant", **values_of(grant)))
 
     async def save_connected(self, granted: GrantedPair, *, events: Sequence[Event] = ()) -> Connection | None:
-        """Commit a granted pair and its grant's end as one; `None` where a later grant's pair was kept."""
+        """Commit a granted pair and its grant's end as one; return `None` where a later grant's pair was kept.
 
-        async def work(unit: Unit) -> Connection | None:
+        A grant whose pair is stored already, by the process that found its rescue file, changes nothing: that pair may
+        be spent by now.
+        """
+
+        async def work(transaction: Transaction) -> Connection | None:
             grant = granted.grant
-            if await self._is_connected(unit, grant):
-                return None
-            found = await unit.run(
-                "save_connected", **values_of(granted.connection), token_iat=granted.token_iat, grant_no=grant.no
+            found = await transaction.run(
+                "save_connected",
+                **values_of(granted.connection),
+                token_iat=granted.token_iat,
+                grant_no=grant.no,
+                code_hash=grant.code_hash,
+                grant_attempt=grant.attempt,
             )
-            saved = first(found, rows.connection)
+            if not found and await self._is_connected(transaction, grant):
+                return None
             if granted.owner is not None:
-                await self._bind(unit, granted.connection_id, owner=granted.owner, grant_no=grant.no)
+                await self._bind(transaction, granted.connection_id, owner=granted.owner, grant_no=grant.no)
+            saved = read_connection(found[0]) if found else None
             if saved is not None:
-                await self._record(unit, events, saved)
-            elif not await self._is_active(unit, granted.connection_id):
+                await self._record(transaction, events, saved)
+            elif not await self._is_active(transaction, granted.connection_id):
                 grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.deep_link_error)
-            await self._note_pair_obtained(unit, granted.connection.client_id)
-            await unit.run("finish_grant", **values_of(grant))
+            await self._note_pair_obtained(transaction, granted.connection.client_id)
+            await transaction.run("finish_grant", **values_of(grant))
             return saved
 
-        return await self._database.unit(work)
+        return await self._database.transact(work)
 
     @staticmethod
-    async def _is_connected(unit: Unit, grant: Grant) -> bool:
-        """Tell whether this grant's pair is stored already, by whoever found its rescue file: it may be spent by now.
-
-        Its times do not tell, since those in the store are put back where the clock is.
-        """
-        found = await unit.run("grant", code_hash=grant.code_hash)
+    async def _is_connected(transaction: Transaction, grant: Grant) -> bool:
+        """Return whether this grant's pair is stored already. Its times do not tell: a clock may have stepped back."""
+        found = await transaction.run("grant", code_hash=grant.code_hash)
         return bool(found) and (found[0]["status"], found[0]["attempt"]) == (GrantStatus.CONNECTED, grant.attempt)
 
     @staticmethod
-    async def _is_active(unit: Unit, connection_id: str) -> bool:
-        found = await unit.run("connection", id=connection_id)
+    async def _is_active(transaction: Transaction, connection_id: str) -> bool:
+        found = await transaction.run("connection", id=connection_id)
         return bool(found) and found[0]["status"] == Status.ACTIVE
+
+    # --- owners ----------------------------------------------------------------------------------
+
+    async def owners_of(self, ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the owners of each of these connections, who came first, first."""
+        owners: dict[str, list[str]] = {name: [] for name in ids}
+        for row in await self._database.read("owners_of", ids=json_list(ids)):
+            owners[row["connection_id"]].append(row["owner"])
+        return owners
+
+    async def connections_owned(self, owner: str) -> Sequence[Connection]:
+        """Return an owner's connections, the freshest active one first."""
+        return [read_connection(row) for row in await self._database.read("connections_owned", owner=owner)]
+
+    async def bind(self, connection_id: str, *, owner: str, grant_no: int, first_only: bool) -> bool:
+        """Make somebody an owner, by a grant with this number.
+
+        `False` where the connection is gone, where whose it was has been forgotten since, or he has left since, and
+        where it has another owner and `first_only` is said.
+        """
+        if owner in (await self.owners_of([connection_id]))[connection_id]:
+            return True  # told again, as often as he asks: nothing is written
+
+        async def work(transaction: Transaction) -> bool:
+            await transaction.run("lock_connection", id=connection_id)
+            owners = await self._owners(transaction, connection_id)
+            if owner in owners:
+                return True
+            if owners and first_only:
+                return False
+            return await self._bind(transaction, connection_id, owner=owner, grant_no=grant_no)
+
+        return await self._database.transact(work)
+
+    async def unbind(self, owner: str) -> Sequence[Event]:
+        """Take somebody from all that is his; what has no owner left is disconnected.
+
+        Returns what that was, as it is remembered. Raises `Frozen` where something of it is: that may live elsewhere.
+        """
+        if not await self.connections_owned(owner):
+            return []  # as often as he asks: nothing is written
+
+        async def work(transaction: Transaction) -> Sequence[Event]:
+            await transaction.run("lock_owned", owner=owner)
+            owned = [read_connection(row) for row in await transaction.run("connections_owned", owner=owner)]
+            if any(connection.frozen for connection in owned):
+                raise Frozen
+            serial = await self._next_serial(transaction)
+            return [await self._take(transaction, connection, owner=owner, serial=serial) for connection in owned]
+
+        return await self._database.transact(work)
+
+    async def _take(self, transaction: Transaction, connection: Connection, *, owner: str, serial: int) -> Event:
+        last = await self._owners(transaction, connection.id) == [owner]
+        told = {"owner": owner, "reason": "asked by its owner" if last else None}
+        gone = happened("connection.disconnected" if last else "owner.unbound", connection, told=told)
+        await self._record(transaction, [gone], connection)
+        if last:
+            await transaction.run(
+                "disconnect", id=connection.id, row_version=connection.row_version, serial=serial, on_request=True
+            )
+            await transaction.run("forget_owners", connection_id=connection.id)
+        else:
+            await transaction.run("unbind_owner", connection_id=connection.id, owner=owner, serial=serial)
+        return gone
+
+    async def _owners(self, transaction: Transaction, connection_id: str) -> Sequence[str]:
+        """Return a connection's owners, within a unit."""
+        return [row["owner"] for row in await transaction.run("owners_of", ids=json_list([connection_id]))]
+
+    async def _bind(self, transaction: Transaction, connection_id: str, *, owner: str, grant_no: int) -> bool:
+        """Make somebody an owner, within a unit; `False` where he may not be, or is one already."""
+        bound = await transaction.run(
+            "bind_owner", connection_id=connection_id, owner=owner, at=self._clock.now(), grant_no=grant_no
+        )
+        if bound:
+            event = Event(name="owner.bound", connection_id=connection_id, fields={"owner": owner})
+            await self._record(transaction, [event])
+        return bool(bound)
+
+
+def _first(found: Sequence[Row]) -> Grant | None:
+    return _read_grant(found[0]) if found else None

@@ -1,23 +1,28 @@
-"""What happened, kept for a while."""
+"""What happened: events, kept for a while, and the webhooks that are written with them and wait for delivery."""
 
 from __future__ import annotations
 
+import json
+import uuid
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
-from amo_callback.store import rows
-from amo_callback.store.writer import Writer, every
+from amo_callback.clock import rfc3339
+from amo_callback.event import NOTICES, Event, Notice, Recorded
+from amo_callback.store.engine import from_micros, json_list, json_object, row_reader, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from amo_callback.event import Event, Recorded
-    from amo_callback.store.database import Unit
+    from amo_callback.event import Undelivered
+    from amo_callback.model import Connection
+    from amo_callback.store.engine import Database, Transaction
 
 _KEEP_EVENTS = timedelta(days=90)
-"""A refresh token's whole life: as long as somebody may ask who spent it."""
+"""A refresh token's lifetime: as long as somebody may ask who spent it."""
 _KEEP_NOTICES = timedelta(days=7)
-"""Where nobody delivers them: for whoever begins to."""
+"""Where nothing delivers them: for what begins to."""
 _KEEP_UNDELIVERED = timedelta(days=30)
 """Those that were given up; and where they are delivered, any that wait: none is lost in silence."""
 _STEP = 1000
@@ -29,19 +34,79 @@ _EVENTS = {
     "owner": "events_of_owner",
     "connection_id": "events_of",
 }
-"""The statement that finds events, by what is named of whose they are."""
+"""The statement that finds events, by what they are filtered by."""
+_JSON = json.JSONEncoder(ensure_ascii=False)
+_read_event = row_reader(Recorded, converters={"details": json_object}, computed={})
+_read_notice = row_reader(Notice, converters={"data": json_object}, computed={})
 
 
-class History(Writer):
-    """The table `events`, and what is too old in that and in `outbox`."""
+class Repository:
+    """Access to some tables; what it changes goes into the history in the same transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._clock = database.clock
+        self._on_notice: Callable[[], None] | None = None
+        self._proven_clients: set[str] = set()
+
+    def on_notice(self, call: Callable[[], None]) -> None:
+        """Call `call` after each commit of webhooks that are to be delivered now."""
+        self._on_notice = call
+
+    async def _record(
+        self, transaction: Transaction, events: Sequence[Event], connection: Connection | None = None
+    ) -> None:
+        """Write events, and a webhook for each of those of which others are notified."""
+        now = self._clock.now()
+        for event in events:
+            await transaction.run("save_event", **self._event_row(event, now))
+            if event.name in NOTICES and connection is not None:
+                await transaction.run(
+                    "save_notice",
+                    id=uuid.uuid4().hex,
+                    at=now,
+                    type=event.name,
+                    connection_id=connection.id,
+                    data=_notice_data(event, connection),
+                )
+                self._wake_on_commit(transaction)
+
+    def _wake_on_commit(self, transaction: Transaction) -> None:
+        if self._on_notice is not None:
+            transaction.on_commit.append(self._on_notice)
+
+    def _event_row(self, event: Event, now: datetime) -> dict[str, object]:
+        return {
+            "at": now,
+            "connection_id": event.connection_id,
+            "name": event.name,
+            "process": self._database.process,
+            "details": event_details(event.fields),
+        }
+
+    async def _note_pair_obtained(self, transaction: Transaction, client_id: str) -> None:
+        """Note, with a pair of AMO's, which client it was issued to; an import is no proof. Once noted it stays."""
+        if client_id not in self._proven_clients:
+            await transaction.run("add_meta", name=pair_obtained_key(client_id), value=b"")
+            transaction.on_commit.append(partial(self._proven_clients.add, client_id))
+
+    async def _next_serial(self, transaction: Transaction) -> int:
+        """Count a disconnect, in a transaction that has locked what it disconnects."""
+        [[serial]] = await transaction.run("next_serial")
+        return int(serial)
+
+
+def pair_obtained_key(client_id: str) -> str:
+    """Return the name of a row in `meta`."""
+    return f"pair_obtained {client_id}"
+
+
+class History(Repository):
+    """The tables `events` and `outbox`."""
 
     async def record(self, event: Event) -> None:
-        """Remember what happened outside of any other write."""
-
-        async def work(unit: Unit) -> None:
-            await self._record(unit, [event])
-
-        await self._database.unit(work)
+        """Store an event that belongs to no other write."""
+        await self._database.transact(lambda transaction: self._record(transaction, [event]))
 
     async def events(
         self,
@@ -58,7 +123,7 @@ class History(Writer):
         whose = next(iter(named), None)
         until = _LAST if before is None else before
         found = await self._database.read(_EVENTS[whose], before=until, limit=limit, **named)
-        return every(found, rows.recorded)
+        return [_read_event(row) for row in found]
 
     async def prune(self, *, now: datetime, keep: float) -> None:
         """Erase what expired grants and states hold, and forget them `keep` seconds later; step by step."""
@@ -68,16 +133,89 @@ class History(Writer):
                 continue
             while len(await self._database.write(f"forget_{kind}", before=before, limit=_STEP)) == _STEP:
                 continue
-        await self._database.tidy()
+        await self._database.cleanup()
 
     async def forget(self, *, now: datetime) -> bool:
         """Forget a step of what is too old to be asked about; `True` where there is more."""
 
-        async def work(unit: Unit) -> bool:
-            gone = await unit.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
-            keep = _KEEP_NOTICES if self._told is None else _KEEP_UNDELIVERED
-            await unit.run("prune_notices", before=now - keep, limit=_STEP)
-            await unit.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
+        async def work(transaction: Transaction) -> bool:
+            gone = await transaction.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
+            keep = _KEEP_NOTICES if self._on_notice is None else _KEEP_UNDELIVERED
+            await transaction.run("prune_notices", before=now - keep, limit=_STEP)
+            await transaction.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
             return len(gone) == _STEP
 
-        return await self._database.unit(work)
+        return await self._database.transact(work)
+
+    # --- webhooks --------------------------------------------------------------------------------
+
+    async def notices(self, *, limit: int, after: int = 0) -> Sequence[Notice]:
+        """Return what waits in the outbox or is parked there, in its order, from the one after a number on."""
+        return [_read_notice(row) for row in await self._database.read("notices", after=after, limit=limit)]
+
+    async def next_notice(self, *, now: datetime, length: timedelta, apart_from: Sequence[str] = ()) -> datetime | None:
+        """Return when the next delivery comes due, where leases are of this `length`."""
+        [row] = await self._database.read("next_notice", now=now, length=length, apart_from=json_list(apart_from))
+        return None if row["at"] is None else from_micros(row["at"])
+
+    async def claim_notices(
+        self, *, now: datetime, length: timedelta, lease: str, limit: int, apart_from: Sequence[str] = ()
+    ) -> Sequence[Notice]:
+        """Commit a lease of this `length` of notices that are due, each the first of its connection not parked."""
+        found = await self._database.write(
+            "claim_notices", now=now, length=length, lease=lease, limit=limit, apart_from=json_list(apart_from)
+        )
+        return [_read_notice(row) for row in found]
+
+    async def notice_delivered(self, notice_id: str, *, events: Sequence[Event] = ()) -> bool:
+        """Take a notice out of the outbox; `False` where it is gone already."""
+
+        async def work(transaction: Transaction) -> bool:
+            gone = await transaction.run("notice_delivered", id=notice_id)
+            await self._record(transaction, events if gone else [])
+            return bool(gone)
+
+        return await self._database.transact(work)
+
+    async def notice_failed(self, failed: Undelivered, *, events: Sequence[Event] = ()) -> bool:
+        """Commit when it is tried again, or that it is parked; `False` where the lease is no longer ours."""
+
+        async def work(transaction: Transaction) -> bool:
+            changed = await transaction.run("notice_failed", **values_of(failed), now=self._clock.now())
+            await self._record(transaction, events if changed else [])
+            return bool(changed)
+
+        return await self._database.transact(work)
+
+    async def retry_notices(self, notice_id: str | None) -> Sequence[str]:
+        """Let a notice, or all that are parked, be tried now; return which these are."""
+
+        async def work(transaction: Transaction) -> Sequence[str]:
+            found = await transaction.run("retry_notices", id=notice_id, now=self._clock.now())
+            self._wake_on_commit(transaction)
+            return [row["id"] for row in found]
+
+        return await self._database.transact(work)
+
+
+def event_details(fields: Mapping[str, object]) -> str:
+    """Return an event's fields as JSON: times in RFC 3339, without those that are not known."""
+    plain: dict[str, object] = {}
+    for name, value in fields.items():
+        if isinstance(value, datetime):
+            plain[name] = rfc3339(value)
+        elif value is not None:
+            plain[name] = value if isinstance(value, bool | int | float) else str(value)
+    return _JSON.encode(plain)
+
+
+def _notice_data(event: Event, connection: Connection) -> str:
+    """Return a webhook's data as JSON; the owners are added by the statement that writes it."""
+    data = {
+        "connection_id": connection.id,
+        "account_id": connection.account_id,
+        "domain": connection.domain,
+        "owners": [],
+    }
+    reason = event.fields.get("reason")
+    return json.dumps(data if reason is None else {**data, "reason": reason})

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import StoreUnavailable
-from amo_callback.store import rows
-from amo_callback.store.files import check_files
-from amo_callback.store.statements import Engine, load_migrations, load_statements
+from amo_callback.store.backup import check_files, error_name, number, read_meta, run
+from amo_callback.store.engine import Engine, load_migrations
+from amo_callback.store.meta import read_freeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,6 @@ class Inspection:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
-        self._sql = load_statements(Engine.SQLITE)
         self.known_schema = len(load_migrations(Engine.SQLITE))
 
     def schema(self) -> int:
@@ -78,11 +77,12 @@ class Inspection:
     def frozen(self) -> Freeze | None:
         """Return since when nothing is spent, and why."""
         found = self._mark("frozen")
-        return None if found is None else rows.freeze(found)
+        return None if found is None else read_freeze(found)
 
     def count(self) -> int:
         """Count the connections that are not disconnected."""
-        return self._number(self._sql["count_connections"])
+        with _told():
+            return int(run(self._database, "count_connections")[0][0])
 
     def pairs(self) -> Iterator[SealedPair]:
         """Go through the connections that are not disconnected, page by page: nobody's checkpoint waits for it."""
@@ -93,18 +93,16 @@ class Inspection:
 
     def _page(self, after: str) -> list[SealedPair]:
         with _told():
-            found = self._database.execute(self._sql["sealed_pairs"], {"after": after, "limit": PAGE}).fetchall()
+            found = run(self._database, "sealed_pairs", after=after, limit=PAGE)
         return [SealedPair(connection_id=name, sealed=sealed) for name, sealed in found]
 
     def _mark(self, name: str) -> bytes | None:
         with _told():
-            found = self._database.execute(self._sql[name]).fetchone()
-        return None if found is None else bytes(found[0])
+            return read_meta(self._database, name)
 
     def _number(self, query: str) -> int:
         with _told():
-            [number] = self._database.execute(query).fetchone()
-        return int(number)
+            return number(self._database, query)
 
 
 @contextmanager
@@ -115,4 +113,4 @@ def _told() -> Iterator[None]:
     except OSError as error:
         raise StoreUnavailable(str(error.strerror)) from None
     except sqlite3.Error as error:
-        raise StoreUnavailable(str(getattr(error, "sqlite_errorname", type(error).__name__))) from None
+        raise StoreUnavailable(error_name(error)) from None

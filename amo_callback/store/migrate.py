@@ -23,12 +23,12 @@ _IS_THERE = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() 
 
 
 async def migrate_sqlite(
-    database: aiosqlite.Connection, migrations: Sequence[Sequence[str]], *, keep: Callable[[int], None]
+    database: aiosqlite.Connection, migrations: Sequence[Sequence[str]], *, back_up: Callable[[int], None]
 ) -> None:
     """Apply what is missing, each migration whole or not at all; raises `ConfigurationError`.
 
     Where nothing is missing nothing is written: a full disk is no reason not to serve what is there. A database that is
-    not new is kept first, by its version: where `keep` raises `BackupFailed` nothing is changed.
+    not new is backed up first, by its version: where `back_up` raises `BackupFailed` nothing is changed.
     """
     if await _number(database, "PRAGMA user_version") == len(migrations):
         return
@@ -40,7 +40,7 @@ async def migrate_sqlite(
         if version == 0 and await _number(database, "SELECT count(*) FROM sqlite_master"):
             raise ConfigurationError("storage.url: the database holds something else: name a file of its own")
         if 0 < version < len(migrations):
-            await asyncio.to_thread(keep, version)
+            await asyncio.to_thread(back_up, version)
         for statements in migrations[version:]:
             for statement in statements:
                 await database.execute(statement)

@@ -16,16 +16,33 @@ import asyncpg
 
 from amo_callback.clock import DatabaseClock
 from amo_callback.errors import ConfigurationError, StoreUnavailable
-from amo_callback.store.database import Database, Unit
-from amo_callback.store.dialect import Statement, translate
-from amo_callback.store.listener import Listener
+from amo_callback.store.engine import (
+    CHANGES,
+    Database,
+    Engine,
+    Statement,
+    Transaction,
+    arguments,
+    from_micros,
+    load_migrations,
+    load_statements,
+)
 from amo_callback.store.migrate import migrate_postgres
-from amo_callback.store.pooler import NEEDS_SESSIONS, USE_SESSIONS, Pooling, find_pooling
-from amo_callback.store.postgres_pool import ERRORS, PATIENCE, connect, open_pool, place_of
-from amo_callback.store.refusals import MISTAKEN, refusal
-from amo_callback.store.rows import moment, stored
-from amo_callback.store.shares import Shares
-from amo_callback.store.statements import Engine, load_migrations, load_statements
+from amo_callback.store.postgres_connection import (
+    ERRORS,
+    MISTAKEN,
+    NEEDS_SESSIONS,
+    PATIENCE,
+    USE_SESSIONS,
+    Pooling,
+    connect,
+    explain,
+    find_pooling,
+    location_of,
+    open_pool,
+)
+from amo_callback.store.postgres_listener import Listener
+from amo_callback.store.shared_limits import SharedLimits
 from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
@@ -35,15 +52,12 @@ if TYPE_CHECKING:
 
     from amo_callback.clock import Clock
     from amo_callback.model import Changed
-    from amo_callback.store.row import Row
-    from amo_callback.store.touched import Touched
+    from amo_callback.store.engine import Row
 
 T = TypeVar("T")
 
-_LEISURE = 600.0
-"""Seconds for a statement that goes through a whole table."""
-_AT_LEISURE = frozenset({"all_due", "believe_deaths", "count_sealed"})
-"""Such statements: they are rare, and for a large fleet would never come to their end in a few seconds."""
+_SLOW = 600.0
+"""Seconds for a statement that is declared slow: it goes through a whole table, and is rare."""
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 """What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
 _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
@@ -80,12 +94,14 @@ async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterato
     """
     async with open_pool(url) as pool:
         own = DatabaseClock(clock)
-        async with _told():
+        try:
             if await find_pooling(url) is Pooling.TRANSACTION:
                 raise ConfigurationError(f"{MISTAKEN}{NEEDS_SESSIONS}: {USE_SESSIONS}")
-            place = await _prepare(url, own)
+            location = await _prepare(url, own)
+        except ERRORS as error:
+            raise explain(error) from None
         listener = Listener(lambda: connect(url), clock=own)
-        database = PostgresDatabase(pool=pool, listener=listener, place=place, clock=own, process=process)
+        database = PostgresDatabase(pool=pool, listener=listener, location=location, clock=own, process=process)
         async with listener.listening():
             yield database
 
@@ -97,180 +113,158 @@ async def _prepare(url: str, clock: DatabaseClock) -> str:
         await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
         asked_at = clock.monotonic()
         clock.set(await connection.fetchval("SELECT statement_timestamp()"), asked_at=asked_at)
-        return await place_of(connection)
+        return await location_of(connection)
     finally:
         await connection.close(timeout=PATIENCE)
 
 
-@asynccontextmanager
-async def _told() -> AsyncIterator[None]:
-    """Tell what keeps the service from starting."""
-    try:
-        yield
-    except ERRORS as error:
-        raise refusal(error) from None
-
-
 class _Undone(StoreUnavailable):
-    """The store has undone a transaction: it can be tried again."""
+    """An error of a transaction that can be tried again."""
 
 
 class PostgresDatabase(Database):
     """A PostgreSQL database."""
 
-    keeps_time = True
+    has_shared_clock = True
 
     clock: DatabaseClock
 
     def __init__(
-        self, *, pool: asyncpg.Pool, listener: Listener, place: str, clock: DatabaseClock, process: str
+        self, *, pool: asyncpg.Pool, listener: Listener, location: str, clock: DatabaseClock, process: str
     ) -> None:
-        statements = load_statements(Engine.POSTGRES)
-        super().__init__(statements=statements, clock=clock)
+        super().__init__(clock=clock, statements=load_statements(Engine.POSTGRES), process=process)
         self._pool = pool
         self._listener = listener
-        self._place = place
-        self._process = process
-        self._sql = {name: translate(text) for name, text in statements.items()}
-        self.shared = Shares(self)
-        # For all that we know nobody could write until now: another instance may still hold a pair that it could not
+        self._location = location
+        self.shared = SharedLimits(self)
+        # As far as we know nobody could write until now: another instance may still hold a pair that it could not
         # store, whatever the database's clock says of its lease.
         self.failed_at = clock.monotonic()
-        listener.on_change(lambda changed: self._tell([changed]))
+        listener.on_change(lambda changed: self._notify([changed]))
 
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement that changes nothing."""
         try:
             async with self._connection() as connection:
-                return await self._begin(connection).run(statement, **values)
+                return await _Transaction(connection, self).run(statement, **values)
         except _NOT_A_TEXT:
             return []
         except ERRORS as error:
             raise self._failed(error) from None
 
-    async def unit(self, work: Callable[[Unit], Awaitable[T]]) -> T:
-        """Commit all that `work` runs, or nothing of it."""
-        return await unbroken(self._tried(work, lasts=True))
+    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Commit all that `work` runs, or nothing of it. It may be run again, and awaits only its transaction."""
+        return await unbroken(self._try(work, lasts=True))
 
-    async def aside(self, work: Callable[[Unit], Awaitable[T]]) -> T:
+    async def coordinate(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Commit what keeps instances apart: where that can be written, what lasts may still find the disk full."""
-        return await unbroken(self._tried(work, lasts=False))
+        return await unbroken(self._try(work, lasts=False))
 
-    async def others_version(self) -> int:
-        """Hear what other instances have said so far; there is no number for what they have not said."""
+    async def data_version(self) -> int:
+        """Receive the notifications of other instances so far; there is no number for what they have not sent."""
         try:
-            await self._listener.hear()
+            await self._listener.ping()
         except ERRORS as error:
             raise self._failed(error) from None
         return 0
 
-    async def allot(self, statement: str, /, **values: object) -> Sequence[Row]:
-        """Run a statement that gives this instance something to do, and nobody else meanwhile."""
-        return await self.aside(lambda unit: unit.run(statement, **values))
+    async def claim_work(self, statement: str, /, **values: object) -> Sequence[Row]:
+        """Run a statement that gives this instance something to do, and no other one meanwhile."""
+        return await self.coordinate(lambda transaction: transaction.run(statement, **values))
 
     @property
-    def ahead(self) -> float:
+    def clock_skew(self) -> float:
         """Seconds by which this process's clock is ahead of the database's."""
         return self.clock.ahead
 
-    async def tidy(self) -> None:
-        """Forget the turns that are over."""
-        await self.allot("forget_turns")
+    async def cleanup(self) -> None:
+        """Delete the turns that are over."""
+        await self.claim_work("forget_turns")
 
-    async def place(self, machine: str) -> str:
+    async def location(self, machine: str) -> str:
         """Return where the database is, wherever this process is."""
         del machine
-        return self._place
+        return self._location
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[PoolConnectionProxy]:
-        if self._listener.away is not None:
-            raise ConnectionError(self._listener.away)
+        if self._listener.down is not None:
+            raise ConnectionError(self._listener.down)
         async with self._pool.acquire(timeout=PATIENCE) as connection:
             yield connection
 
-    async def _tried(self, work: Callable[[Unit], Awaitable[T]], *, lasts: bool) -> T:
+    async def _try(self, work: Callable[[Transaction], Awaitable[T]], *, lasts: bool) -> T:
         for _ in range(_AGAIN):
             try:
-                return await self._transaction(work, lasts=lasts)
+                return await self._transact_once(work, lasts=lasts)
             except _Undone:
                 continue
-        return await self._transaction(work, lasts=lasts)
+        return await self._transact_once(work, lasts=lasts)
 
-    async def _transaction(self, work: Callable[[Unit], Awaitable[T]], *, lasts: bool) -> T:
+    async def _transact_once(self, work: Callable[[Transaction], Awaitable[T]], *, lasts: bool) -> T:
         changes: list[Changed] = []
         try:
             async with self._connection() as connection, connection.transaction():
-                unit = self._begin(connection)
-                changes = unit.changes
-                result = await work(unit)
+                transaction = _Transaction(connection, self)
+                changes = transaction.changes
+                result = await work(transaction)
                 await self._listener.notify(connection, changes)
         except ERRORS as error:
-            failed = self._failed(error, again=lasts and self.failing is not None)
+            failed = self._failed(error, again=lasts and self.last_write_error is not None)
             if lasts:
-                self.failing = _name(error)
+                self.last_write_error = type(error).__name__
             raise failed from None
         finally:
-            self._tell(changes)  # in any case: a COMMIT that fails may have come about
+            self._notify(changes)  # a COMMIT that fails may have been executed
         if lasts:
-            self.failing = None
-        for told in unit.told:
-            told()
+            self.last_write_error = None
+        for call in transaction.on_commit:
+            call()
         return result
 
-    def _begin(self, connection: PoolConnectionProxy) -> _Unit:
-        return _Unit(connection, self._sql, self._touched, process=self._process, clock=self.clock)
-
     def _failed(self, error: BaseException, *, again: bool = False) -> StoreUnavailable:
+        """Return the error for callers: its type alone, since its text may quote values."""
         if isinstance(error, _FAILING if again else _LOST):
             self.failed_at = self.clock.monotonic()
         if isinstance(error, _UNDONE):
-            return _Undone(_name(error))
+            return _Undone(type(error).__name__)
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-            self._expiring = asyncio.ensure_future(self._pool.expire_connections())  # another is written to by now
-        return StoreUnavailable(_name(error))
+            self._expiring = asyncio.ensure_future(self._pool.expire_connections())  # another host takes writes by now
+        return StoreUnavailable(type(error).__name__)
 
 
-class _Unit(Unit):
+class _Transaction(Transaction):
     """A transaction on a connection of its own."""
 
-    def __init__(
-        self,
-        connection: PoolConnectionProxy,
-        statements: Mapping[str, Statement],
-        touched: Touched,
-        *,
-        process: str,
-        clock: DatabaseClock,
-    ) -> None:
-        super().__init__(touched)
-        self._clock = clock
+    def __init__(self, connection: PoolConnectionProxy, database: PostgresDatabase) -> None:
+        super().__init__()
         self._connection = connection
-        self._sql = statements
-        self._process = process
+        self._database = database
 
-    async def _run(self, statement: str, values: Mapping[str, object]) -> Sequence[Row]:
-        sql = self._sql[statement]
-        arguments = self._arguments(sql, values)
-        if statement not in _AT_LEISURE:
-            asked_at = self._clock.monotonic()
-            found = await self._connection.fetch(sql.text, *arguments)
-            if found and (ticks := found[0].get("clock")) is not None:
-                self._clock.set(moment(ticks), asked_at=asked_at)
-            return list(found)
-        async with self._connection.transaction():
-            await self._connection.execute("SET LOCAL statement_timeout = 0")
-            return list(await self._connection.fetch(sql.text, *arguments, timeout=_LEISURE))
+    async def run(self, statement: str, /, **values: object) -> Sequence[Row]:
+        sql = self._database.statements[statement]
+        if not sql.text:
+            return []
+        given = self._arguments(sql, values)
+        if "slow" in sql.notes:
+            async with self._connection.transaction():
+                await self._connection.execute("SET LOCAL statement_timeout = 0")
+                found = list(await self._connection.fetch(sql.text, *given, timeout=_SLOW))
+        else:
+            asked_at = self._database.clock.monotonic()
+            found = list(await self._connection.fetch(sql.text, *given))
+            if found and (clock := found[0].get("clock")) is not None:
+                self._database.clock.set(from_micros(clock), asked_at=asked_at)
+        if sql.notes & CHANGES:
+            self._note(sql, values, found)
+        return found
 
-    async def _run_many(self, statement: str, rows: Sequence[Mapping[str, object]]) -> None:
-        sql = self._sql[statement]
+    async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
+        sql = self._database.statements[statement]
         await self._connection.executemany(sql.text, [self._arguments(sql, values) for values in rows])
+        if sql.notes & CHANGES:
+            for values in rows:
+                self._note(sql, values, None)
 
     def _arguments(self, sql: Statement, values: Mapping[str, object]) -> list[object]:
-        given = {"process": self._process, **values}
-        return [stored(given[name]) for name in sql.parameters]
-
-
-def _name(error: BaseException) -> str:
-    """Name an error without its text, which may quote values."""
-    return type(error).__name__
+        return arguments(sql, {"process": self._database.process, **values})

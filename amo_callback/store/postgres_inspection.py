@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from amo_callback.errors import ConfigurationError, StoreUnavailable
-from amo_callback.store import rows
-from amo_callback.store.dialect import translate
+from amo_callback.store.engine import Engine, arguments, load_migrations, load_statements
 from amo_callback.store.inspection import PAGE, SealedPair
-from amo_callback.store.pooler import NEEDS_SESSIONS, Pooling, find_pooling
-from amo_callback.store.postgres_pool import ERRORS, place_of
-from amo_callback.store.refusals import MISTAKEN, refusal
-from amo_callback.store.statements import Engine, load_migrations, load_statements
+from amo_callback.store.meta import read_freeze
+from amo_callback.store.postgres_connection import (
+    ERRORS,
+    MISTAKEN,
+    NEEDS_SESSIONS,
+    Pooling,
+    explain,
+    find_pooling,
+    location_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -80,7 +85,7 @@ async def open_postgres_inspection(url: str, *, patience: float) -> AsyncIterato
             raise ConfigurationError(f"{MISTAKEN}{NEEDS_SESSIONS}")
         connection = await asyncpg.connect(url, timeout=patience, command_timeout=patience, statement_cache_size=0)
     except ERRORS as error:
-        raise refusal(error) from None
+        raise explain(error) from None
     try:
         inspected = PostgresInspection(connection)
         await inspected.read_only()
@@ -94,7 +99,7 @@ class PostgresInspection:
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
-        self._sql = {name: translate(text) for name, text in load_statements(Engine.POSTGRES).items()}
+        self._sql = load_statements(Engine.POSTGRES)
         self.known_schema = len(load_migrations(Engine.POSTGRES))
 
     async def read_only(self) -> None:
@@ -128,14 +133,14 @@ class PostgresInspection:
     async def place(self) -> str:
         """Return the name of the place where it is."""
         try:
-            return await place_of(self._connection)
+            return await location_of(self._connection)
         except ERRORS as error:
             raise StoreUnavailable(type(error).__name__) from None
 
     async def frozen(self) -> Freeze | None:
         """Return since when nothing is spent, and why."""
         found = await self._mark("frozen")
-        return None if found is None else rows.freeze(found)
+        return None if found is None else read_freeze(found)
 
     async def count(self) -> int:
         """Count the connections that are not disconnected."""
@@ -145,8 +150,7 @@ class PostgresInspection:
         """Go through the connections that are not disconnected, so many at a time."""
         after, sql = "", self._sql["sealed_pairs"]
         while True:
-            given = {"after": after, "limit": page}
-            found = await self._fetch(sql.text, *(given[name] for name in sql.parameters))
+            found = await self._fetch(sql.text, *arguments(sql, {"after": after, "limit": page}))
             for name, sealed in found:
                 yield SealedPair(connection_id=name, sealed=sealed)
             if not found:
@@ -154,7 +158,7 @@ class PostgresInspection:
             after = found[-1][0]
 
     async def _mark(self, name: str) -> bytes | None:
-        found = await self._fetch(self._sql[name].text)
+        found = await self._fetch(self._sql["get_meta"].text, name)
         return bytes(found[0][0]) if found else None
 
     async def _fetch(self, query: str, *values: object) -> Sequence[asyncpg.Record]:

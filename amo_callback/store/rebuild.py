@@ -23,21 +23,21 @@ from typing import IO, TYPE_CHECKING
 
 from amo_callback.disk import open_regular, sync
 from amo_callback.errors import BackupFailed
-from amo_callback.store import rows
-from amo_callback.store.copies import (
+from amo_callback.store.backup import (
     UNFINISHED,
     Contents,
+    check_files,
     check_frozen,
     connect,
     contents,
+    explained,
     freeze,
     number,
     reason_of,
-    told,
 )
-from amo_callback.store.files import check_files
+from amo_callback.store.engine import Engine, from_micros, load_migrations
+from amo_callback.store.meta import read_amo_block, read_freeze
 from amo_callback.store.migrate import another_version
-from amo_callback.store.statements import Engine, load_migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,7 +101,7 @@ class Rebuilt:
 def open_given(path: Path, *, limits: Limits = _LIMITS) -> Iterator[Given]:
     """Open a file to restore, without waiting for it; raises `BackupFailed`."""
     with ExitStack() as stack:
-        with told(str(path)):
+        with explained(str(path)):
             database = stack.enter_context(os.fdopen(open_regular(path), "rb"))
             files = [database]
             check_files(path)
@@ -144,13 +144,13 @@ def rebuild(
     """
     known = load_migrations(Engine.SQLITE) if migrations is None else migrations
     with ExitStack() as stack:
-        with told(str(database.parent)):
+        with explained(str(database.parent)):
             if _is_same(given, database):
                 raise BackupFailed(f"{given.path} is the database itself: name a backup")
             unfinished = TemporaryDirectory(prefix=f".{database.name}.", suffix=UNFINISHED, dir=database.parent)
             folder = Path(stack.enter_context(unfinished))
         copy, made = folder / "given", folder / database.name
-        with _told_of(given.path, folder=database.parent):
+        with _explained(given.path, folder=database.parent):
             _copy_bytes(given, copy)
             os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             with closing(_open_untrusted(copy, limits)) as source, closing(connect(made)) as target:
@@ -158,10 +158,10 @@ def rebuild(
                     database=source, path=given.path, size=copy.stat().st_size, limits=limits, migrations=known
                 )
                 foreign = _fill(opened, target, progress)
-                _check_marks(target, given.path)
+                _check_meta(target, given.path)
                 found = contents(target)
                 freeze(target, now)
-        with told(str(database.parent)):
+        with explained(str(database.parent)):
             sync(made)
             _check_made(made)
         yield Rebuilt(file=made, contents=found, foreign=foreign)
@@ -353,21 +353,21 @@ def _copy_table(source: _Source, target: sqlite3.Connection, table: str, columns
 # --- what was built ------------------------------------------------------------------------------
 
 
-_MARKS: Mapping[str, Callable[[bytes], object]] = {
-    "amo_block": rows.amo_block,
-    "frozen": rows.freeze,
+_META: Mapping[str, Callable[[bytes], object]] = {
+    "amo_block": read_amo_block,
+    "frozen": read_freeze,
     "machine": bytes.decode,
     "refused_credentials": bytes.decode,
-    "seen_at": lambda value: rows.moment(int(value)),
+    "seen_at": lambda value: from_micros(int(value)),
 }
 _UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-def _check_marks(target: sqlite3.Connection, path: Path) -> None:
+def _check_meta(target: sqlite3.Connection, path: Path) -> None:
     """Read the rows of `meta` as the service will: one that it cannot read would stop it."""
     for name, value in target.execute("SELECT name, value FROM meta"):
         try:
-            _MARKS.get(name, bytes)(value)
+            _META.get(name, bytes)(value)
         except _UNREADABLE:
             raise BackupFailed(f"{path} holds a row in meta that is none of ours: take another backup") from None
     if target.execute("SELECT count(*) FROM counters WHERE name = 'serial' AND value > 0").fetchone() != (1,):
@@ -397,7 +397,7 @@ _WORDS = {
 
 
 @contextmanager
-def _told_of(path: Path, *, folder: Path) -> Iterator[None]:
+def _explained(path: Path, *, folder: Path) -> Iterator[None]:
     """Say what is wrong with a file; or with the disk that the new database is written to."""
     try:
         yield

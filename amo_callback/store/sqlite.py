@@ -1,18 +1,18 @@
 """A SQLite file: one connection that writes, one that reads.
 
-Every write is a unit of a transaction, `BEGIN IMMEDIATE … COMMIT`, of which there is one at a time, out of reach of
+Every write is part of a transaction, `BEGIN IMMEDIATE … COMMIT`, of which there is one at a time, shielded from
 cancellation. Two tasks that share a connection otherwise roll back each other's work, and a cancelled one leaves its
-transaction open for the next. `synchronous=FULL`: what is said to be stored has been fsynced.
+transaction open for the next. `synchronous=FULL`: what is reported as stored has been fsynced.
 
-A transaction runs to its end on the writer's thread, in one go, and units that wait for it go together. Where one of
-them fails nothing of them is committed, and each has a transaction of its own, as if it had come alone.
+A transaction runs to its end on the writer's thread, and those that wait for it are committed together. Where one of
+them fails, nothing of them is committed, and each gets a transaction of its own.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -21,34 +21,42 @@ import aiosqlite
 
 from amo_callback.disk import open_regular
 from amo_callback.errors import ConfigurationError, StoreUnavailable
-from amo_callback.store.copies import keep
-from amo_callback.store.database import Database, Unit
-from amo_callback.store.files import check_files
-from amo_callback.store.groups import Groups, Outcome
+from amo_callback.store.backup import back_up_before_migration, check_files, error_name
+from amo_callback.store.batching import Batcher
+from amo_callback.store.engine import (
+    CHANGES,
+    Database,
+    Engine,
+    Row,
+    Statement,
+    Transaction,
+    arguments,
+    load_migrations,
+    load_statements,
+)
 from amo_callback.store.migrate import migrate_sqlite
-from amo_callback.store.rows import stored, ticks
-from amo_callback.store.statements import Engine, load_migrations, load_statements
-from amo_callback.store.wal import LIMIT, WriteAheadLog
 from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Sequence
+    from collections.abc import AsyncIterator, Generator, Mapping
     from pathlib import Path
 
     from amo_callback.clock import Clock
-    from amo_callback.store.row import Row
-    from amo_callback.store.touched import Touched
 
 T = TypeVar("T")
 
-_Read = tuple[str, Mapping[str, object]]
-_Work = Callable[[Unit], Awaitable[Any]]
+_Read = tuple[str, Sequence[object]]
+_Work = Callable[[Transaction], Awaitable[Any]]
 
+WAL_LIMIT = 4 * 1024 * 1024
+"""Bytes of the write-ahead log that are kept when it begins anew: about what SQLite writes between two checkpoints."""
+_CHECKPOINT_WAIT = 0.1
+"""Seconds that a checkpoint waits for the readers; no commit is possible meanwhile."""
 _BUSY_TIMEOUT = 5.0
 """Seconds that a statement waits for another process's lock."""
-_LOOK_AGAIN = 0.02
+_RETRY = 0.02
 _MISCONFIGURED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY")
-"""What no second start mends; whatever else (busy, full) may pass."""
+"""Errors that a restart does not mend; others (busy, full) may pass."""
 _LOST = (
     "SQLITE_IOERR",
     "SQLITE_READONLY",
@@ -57,15 +65,19 @@ _LOST = (
     "SQLITE_PROTOCOL",
     "ValueError",  # closed
 )
-"""What says that the database is out of reach."""
+"""Errors that mean that the database is out of reach."""
 _UNWRITABLE = (*_LOST, "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL")
-"""What says so of a write: the file has one lock for all who write, so for as long as this write has waited for it no
-process could store a pair. Whatever else is one statement's own."""
+"""Errors that mean so of a write: all writers share one lock, so while this write has waited for it no process could
+store a pair. Any other error is of one statement alone."""
 
 
 @asynccontextmanager
 async def open_sqlite(
-    path: Path, *, clock: Clock, migrations: Sequence[Sequence[str]] | None = None
+    path: Path,
+    *,
+    clock: Clock,
+    process: str = "amo-callback",
+    migrations: Sequence[Sequence[str]] | None = None,
 ) -> AsyncIterator[SqliteDatabase]:
     """Open a database file, make it where there is none (0600), and bring its schema up to date."""
     try:
@@ -77,24 +89,24 @@ async def open_sqlite(
     async with _Connection(path) as writer, _Connection(path) as reader:
         try:
             await _prepare(writer, clock)
+            known = load_migrations(Engine.SQLITE) if migrations is None else migrations
             await migrate_sqlite(
                 writer,
-                load_migrations(Engine.SQLITE) if migrations is None else migrations,
-                keep=lambda version: keep(path, version=version, now=clock.now()),
+                known,
+                back_up=lambda version: back_up_before_migration(path, version=version, now=clock.now()),
             )
             await _prepare(reader, clock)
             await reader.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
-            if _name(error).startswith(_MISCONFIGURED):
-                raise ConfigurationError(f"storage.url: {path} cannot be used: {_name(error)}") from None
-            raise StoreUnavailable(_name(error)) from None
-        log = WriteAheadLog(path, busy_timeout=_BUSY_TIMEOUT)
-        statements = load_statements(Engine.SQLITE)
-        yield SqliteDatabase(writer=writer, reader=reader, log=log, statements=statements, clock=clock)
+            if error_name(error).startswith(_MISCONFIGURED):
+                raise ConfigurationError(f"storage.url: {path} cannot be used: {error_name(error)}") from None
+            raise StoreUnavailable(error_name(error)) from None
+        wal = WriteAheadLog(path, busy_timeout=_BUSY_TIMEOUT)
+        yield SqliteDatabase(writer=writer, reader=reader, wal=wal, clock=clock, process=process)
 
 
 class _Connection(aiosqlite.Connection):
-    """The library's connection, whose thread also runs what is more than one statement."""
+    """The library's connection, whose thread also runs functions of ours."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(partial(sqlite3.connect, path, isolation_level=None), iter_chunk_size=64)
@@ -103,22 +115,22 @@ class _Connection(aiosqlite.Connection):
         _ = await self  # opens it, and is the same
         return self
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` on the connection's thread."""
-        result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]  # reason: the library's own
+    async def run(self, work: Callable[..., T], *values: object) -> T:
+        """Run `work` with SQLite's connection and values on the connection's thread."""
+        result: T = await self._execute(work, self._conn, *values)  # type: ignore[no-untyped-call]  # reason: its own
         return result
 
 
 async def _prepare(database: aiosqlite.Connection, clock: Clock) -> None:
     database.row_factory = sqlite3.Row
     await database.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000:.0f}")
-    await _log_ahead(database, clock)
+    await _enable_wal(database, clock)
     await database.execute("PRAGMA synchronous = FULL")
-    await database.execute(f"PRAGMA journal_size_limit = {LIMIT}")
+    await database.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
 
 
-async def _log_ahead(database: aiosqlite.Connection, clock: Clock) -> None:
-    """Turn the write-ahead log on; a file that another process is making at this moment is waited for.
+async def _enable_wal(database: aiosqlite.Connection, clock: Clock) -> None:
+    """Turn the write-ahead log on; wait for another process that is making the file at this moment.
 
     SQLite's own busy timeout does not do that here: two that both hold the file's lock to change its mode would
     wait for each other for ever.
@@ -128,55 +140,78 @@ async def _log_ahead(database: aiosqlite.Connection, clock: Clock) -> None:
         try:
             await database.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            if not _name(error).startswith("SQLITE_BUSY") or clock.monotonic() >= give_up_at:
+            if not error_name(error).startswith("SQLITE_BUSY") or clock.monotonic() >= give_up_at:
                 raise
-            await clock.sleep(_LOOK_AGAIN)
+            await clock.sleep(_RETRY)
         else:
             return
+
+
+class WriteAheadLog:
+    """The size of one database's write-ahead log; every call is made on the writer's thread.
+
+    SQLite writes each commit to the log and copies it into the database file from time to time (a checkpoint, each
+    1,000 pages). It begins the log anew only at a commit that finds everything copied and no reader that uses the log;
+    and only then does `journal_size_limit` shorten the file. So two things keep it long: readers that overlap, and a
+    reader that stays. Against the first, the writer waits for the readers once the log is too long: those that begin
+    meanwhile read the database file alone, so the wait ends with the readers that are there. Against the second nothing
+    helps but its end, so the wait is short, and is not repeated for every commit.
+    """
+
+    def __init__(self, database: Path, *, busy_timeout: float) -> None:
+        self._file = database.with_name(f"{database.name}-wal")
+        self._busy_timeout = busy_timeout
+        self._again_at = WAL_LIMIT
+
+    def bound(self, writer: sqlite3.Connection) -> None:
+        """Shorten the log after a commit where it is too long; the commit stands, whatever becomes of that."""
+        with suppress(OSError, sqlite3.Error):
+            size = self._file.stat().st_size
+            if size <= WAL_LIMIT:
+                self._again_at = WAL_LIMIT
+            elif size > self._again_at:
+                self._again_at = size + WAL_LIMIT
+                try:
+                    writer.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT * 1000:.0f}")
+                    writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                finally:
+                    writer.execute(f"PRAGMA busy_timeout = {self._busy_timeout * 1000:.0f}")
 
 
 class SqliteDatabase(Database):
     """A SQLite file."""
 
-    keeps_time = False
+    has_shared_clock = False
 
     def __init__(
-        self,
-        *,
-        writer: _Connection,
-        reader: _Connection,
-        log: WriteAheadLog,
-        statements: Mapping[str, str],
-        clock: Clock,
+        self, *, writer: _Connection, reader: _Connection, wal: WriteAheadLog, clock: Clock, process: str
     ) -> None:
-        super().__init__(statements=statements, clock=clock)
+        super().__init__(clock=clock, statements=load_statements(Engine.SQLITE), process=process)
         self._writer = writer
         self._reader = reader
-        self._log = log
-        self._sql = statements
-        self._reads: Groups[_Read] = Groups(self._read_all, name="store:read")
-        self._units: Groups[_Work] = Groups(self._commit, name="store:commit")
+        self._wal = wal
+        self._reads: Batcher[_Read] = Batcher(partial(reader.run, _read_all), name="store:read")
+        self._works: Batcher[_Work] = Batcher(self._commit, name="store:commit")
 
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement that changes nothing."""
+        sql = self.statements[statement]
         try:
-            found: Sequence[Row] = await self._reads.join((self._sql[statement], _parameters(values, self.clock)))
+            given = arguments(sql, {"clock": self.clock.now(), **values})
+            found: Sequence[Row] = await self._reads.submit((sql.text, given))
         except (sqlite3.Error, ValueError) as error:
             raise self._failed(error) from None
         return found
 
-    async def _read_all(self, reads: Sequence[_Read]) -> Sequence[Outcome]:
-        return await self._reader.run(lambda database: [_found(database, read) for read in reads])
-
-    async def unit(self, work: Callable[[Unit], Awaitable[T]]) -> T:
-        """Commit all that `work` runs, or nothing of it; it may be run again, and awaits nothing but its unit."""
-        result: T = await unbroken(self._units.join(work))
+    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Commit all that `work` runs, or nothing of it. It may be run again, and awaits only its transaction."""
+        result: T = await unbroken(self._works.submit(work))
         return result
 
-    async def others_version(self) -> int:
+    async def data_version(self) -> int:
         """Return SQLite's number for the file's content, which stays where the connection that is asked writes itself.
 
-        So the one that writes is asked: what is seen there is another process's (https://sqlite.org/pragma.html).
+        So the writer is asked: what it sees there is another process's (https://sqlite.org/pragma.html).
         """
         try:
             [[version]] = await self._writer.execute_fetchall("PRAGMA data_version")
@@ -184,95 +219,116 @@ class SqliteDatabase(Database):
             raise self._failed(error) from None
         return int(version)
 
-    async def place(self, machine: str) -> str:
+    async def location(self, machine: str) -> str:
         """Return where the file is, as this process sees it."""
         return machine
 
-    async def tidy(self) -> None:
-        """Forget nothing: there is only this one instance."""
+    async def cleanup(self) -> None:
+        """Delete nothing: there is only this one instance."""
 
-    async def _commit(self, works: Sequence[_Work]) -> Sequence[Outcome]:
-        together = await self._transaction(works)
-        return together or [outcome for work in works for outcome in await self._transaction([work])]
-
-    async def _transaction(self, works: Sequence[_Work]) -> Sequence[Outcome]:
-        """Commit works as one; return nothing where one of several has failed, and nothing was committed."""
-        units: list[_Unit] = []
-        try:
-            results = await self._writer.run(lambda database: self._transact(database, works, units))
-        except (sqlite3.Error, ValueError) as error:
-            failed = [self._failed(error, write=True) for _ in works]  # each raises one of its own
-            self.failing = _name(error)
-            return [Outcome(error=one) for one in failed]
-        except Exception as error:  # noqa: BLE001 -- because it is the work's own
-            return [Outcome(error=error)] * len(works)
-        finally:
-            self._tell(changed for unit in units for changed in unit.changes)  # a COMMIT that fails may have come about
+    async def _commit(self, works: Sequence[_Work]) -> Sequence[Any]:
+        results = await self._commit_together(works)
         if results is None:
-            return []
-        self.failing = None
-        for told in (told for unit in units for told in unit.told):
-            told()
-        return [Outcome(result=result) for result in results]
-
-    def _transact(
-        self, database: sqlite3.Connection, works: Sequence[_Work], units: list[_Unit]
-    ) -> list[object] | None:
-        """Run works, on the writer's thread, and commit them."""
-        results = []
-        database.execute("BEGIN IMMEDIATE")
-        try:
+            results = []
             for work in works:
-                units.append(_Unit(self._touched, database, self._sql, self.clock))
-                try:
-                    results.append(_to_end(work(units[-1])))
-                except Exception:
-                    if len(works) == 1:
-                        raise
-                    return None
-            database.execute("COMMIT")
-            self._log.bound(database)
-            return results
-        finally:
-            with suppress(sqlite3.Error):  # the next BEGIN tells
-                if database.in_transaction:
-                    database.execute("ROLLBACK")
+                results += await self._commit_together([work]) or []
+        return results
+
+    async def _commit_together(self, works: Sequence[_Work]) -> list[Any] | None:
+        """Commit works as one; return `None` where one of several has failed, and nothing was committed."""
+        transactions: list[_Transaction] = []  # one for each work that was begun
+        begin = partial(_Transaction, self.statements, self.clock)
+        try:
+            results = await self._writer.run(_run_all, works, begin, transactions, self._wal)
+        except (sqlite3.Error, ValueError) as error:
+            self.last_write_error = error_name(error)
+            return [self._failed(error, write=True) for _ in works]  # one for each: it gets the trace of its raising
+        except Exception as error:  # noqa: BLE001 -- because it is the work's own
+            return [error] * len(works)
+        finally:  # a COMMIT that fails may have been executed
+            for transaction in transactions:
+                self._notify(transaction.changes)
+        if results is not None:
+            self.last_write_error = None
+            for transaction in transactions:
+                for call in transaction.on_commit:
+                    call()
+        return results
 
     def _failed(self, error: BaseException, *, write: bool = False) -> StoreUnavailable:
-        if _name(error).startswith(_UNWRITABLE if write else _LOST):
+        if error_name(error).startswith(_UNWRITABLE if write else _LOST):
             self.failed_at = self.clock.monotonic()
-        return StoreUnavailable(_name(error))
+        return StoreUnavailable(error_name(error))
 
 
-class _Unit(Unit):
-    """A part of a transaction, on the writer's thread: what it runs is done at once."""
+class _Transaction(Transaction):
+    """A part of a transaction, on the writer's thread: a statement is finished when `run` returns."""
 
-    def __init__(
-        self, touched: Touched, database: sqlite3.Connection, statements: Mapping[str, str], clock: Clock
-    ) -> None:
-        super().__init__(touched)
-        self._database = database
-        self._sql = statements
+    def __init__(self, statements: Mapping[str, Statement], clock: Clock, database: sqlite3.Connection) -> None:
+        super().__init__()
+        self._statements = statements
         self._clock = clock
+        self._database = database
 
-    async def _run(self, statement: str, values: Mapping[str, object]) -> Sequence[Row]:
-        sql = self._sql[statement]
-        return self._database.execute(sql, _parameters(values, self._clock)).fetchall() if sql else []
+    async def run(self, statement: str, /, **values: object) -> Sequence[Row]:
+        sql = self._statements[statement]
+        if not sql.text:
+            return []
+        given = arguments(sql, {"clock": self._clock.now(), **values})
+        found = self._database.execute(sql.text, given).fetchall()
+        if sql.notes & CHANGES:
+            self._note(sql, values, found)
+        return found
 
-    async def _run_many(self, statement: str, rows: Sequence[Mapping[str, object]]) -> None:
-        self._database.executemany(self._sql[statement], [_parameters(values, self._clock) for values in rows])
+    async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
+        sql = self._statements[statement]
+        self._database.executemany(sql.text, [arguments(sql, values) for values in rows])
+        if sql.notes & CHANGES:
+            for values in rows:
+                self._note(sql, values, None)
 
 
-def _found(database: sqlite3.Connection, read: _Read) -> Outcome:
-    """Run a statement, on the reader's thread; what goes wrong with it is no concern of the others'."""
+def _read_all(database: sqlite3.Connection, reads: Sequence[_Read]) -> list[Any]:
+    """Run statements on the reader's thread; return the rows, or the exception, of each."""
+    results: list[Any] = []
+    for text, given in reads:
+        try:
+            results.append(database.execute(text, given).fetchall())
+        except Exception as error:  # noqa: BLE001 -- because its caller gets it, and the others their rows
+            results.append(error)
+    return results
+
+
+def _run_all(
+    database: sqlite3.Connection,
+    works: Sequence[_Work],
+    begin: Callable[[sqlite3.Connection], _Transaction],
+    transactions: list[_Transaction],
+    wal: WriteAheadLog,
+) -> list[Any] | None:
+    """Run works on the writer's thread, and commit them as one; return `None` where one of several has failed."""
+    results = []
+    database.execute("BEGIN IMMEDIATE")
     try:
-        return Outcome(result=database.execute(*read).fetchall())
-    except Exception as error:  # noqa: BLE001 -- because whoever asked is to hear of it
-        return Outcome(error=error)
+        for work in works:
+            transactions.append(begin(database))
+            try:
+                results.append(_run_sync(work(transactions[-1])))
+            except Exception:
+                if len(works) == 1:
+                    raise
+                return None
+        database.execute("COMMIT")
+        wal.bound(database)
+        return results
+    finally:
+        with suppress(sqlite3.Error):  # the next BEGIN fails, too
+            if database.in_transaction:
+                database.execute("ROLLBACK")
 
 
-def _to_end(work: Awaitable[T]) -> T:
-    """Run what awaits nothing but its unit: there is nothing to wait for."""
+def _run_sync(work: Awaitable[T]) -> T:
+    """Run what awaits only its transaction, and so never waits."""
     running: Generator[Any, Any, T] = work.__await__()
     try:
         next(running)
@@ -280,14 +336,4 @@ def _to_end(work: Awaitable[T]) -> T:
         result: T = ended.value
         return result
     running.close()
-    raise RuntimeError("the work of a unit awaits nothing but its unit")
-
-
-def _parameters(values: Mapping[str, object], clock: Clock) -> dict[str, object]:
-    """Return values as SQLite takes them; leases are told by this process's own clock."""
-    return {"clock": ticks(clock.now()), **{name: stored(value) for name, value in values.items()}}
-
-
-def _name(error: BaseException) -> str:
-    """Name an error without its text, which may quote values."""
-    return str(getattr(error, "sqlite_errorname", type(error).__name__))
+    raise RuntimeError("the work of a transaction awaits only its transaction")

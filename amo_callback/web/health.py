@@ -90,7 +90,7 @@ def service_status(services: Services) -> ServiceStatus:
 
 
 def _store(services: Services) -> Check:
-    problem, failing, summary = services.custody.surveyor.trouble, services.store.failing, ""
+    problem, failing, summary = services.custody.surveyor.trouble, services.store.last_write_error, ""
     if failing is not None:
         problem, summary = problem or f"cannot be written: {failing}", f"the database cannot be written ({failing})"
     return Check(name="store", problem=problem, good="works", summary=summary)
@@ -182,7 +182,7 @@ def _mass_failure(custody: Custody) -> Check:
 
 
 def _clock(store: Store) -> Check:
-    ahead, problem = store.ahead, None
+    ahead, problem = store.clock_skew, None
     if abs(ahead) > CLOCK_TOLERANCE.total_seconds():
         side = "ahead of" if ahead > 0 else "behind"
         problem = f"this machine's clock is {abs(ahead):.0f} s {side} the database's: set both by NTP"

@@ -21,7 +21,7 @@ import asyncpg
 
 from amo_callback.clock import SystemClock
 from amo_callback.store import open_store
-from amo_callback.store.rows import ticks
+from amo_callback.store.engine import to_micros
 from tests.benchmarks.figures import Bar, Figure, Outcome
 from tests.benchmarks.options import option
 from tests.builders import DAY, a_claim, a_refreshed
@@ -76,12 +76,12 @@ def _times(now: datetime, *, rows: int, due: int) -> dict[str, int]:
     day = DAY // DAY.resolution
     return {
         "rows": rows,
-        "issued": ticks(now) - day // 2,
-        "expires": ticks(now) + day // 2,
-        "dies": ticks(now) + 89 * day,
+        "issued": to_micros(now) - day // 2,
+        "expires": to_micros(now) + day // 2,
+        "dies": to_micros(now) + 89 * day,
         "due": due,
-        "past": ticks(now) - day // 24,
-        "future": ticks(now) + day // 4,
+        "past": to_micros(now) - day // 24,
+        "future": to_micros(now) + day // 4,
     }
 
 

@@ -13,7 +13,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.model import connection_id
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 from amo_callback.store import open_store
-from amo_callback.store.rows import ticks
+from amo_callback.store.engine import to_micros
 from tests.benchmarks.amo import BigVendor, open_accounts, settle
 
 if TYPE_CHECKING:
@@ -69,17 +69,17 @@ def _rows(vendor: BigVendor, cipher: Cipher, accounts: Sequence[SandboxAccount])
             "api_domain": issued.account.api_domain,
             "client_id": integration.client_id,
             "sealed_pair": cipher.seal_pair(issued.pair, connection_id=name),
-            "issued": ticks(issued.pair.issued_at),
-            "expires": ticks(issued.pair.expires_at),
-            "dies": ticks(issued.pair.issued_at + REFRESH_TOKEN_LIFE),
-            "due": ticks(refresh_due(issued.pair, at=0.5, jitter=0.1, random=random.random)),
+            "issued": to_micros(issued.pair.issued_at),
+            "expires": to_micros(issued.pair.expires_at),
+            "dies": to_micros(issued.pair.issued_at + REFRESH_TOKEN_LIFE),
+            "due": to_micros(refresh_due(issued.pair, at=0.5, jitter=0.1, random=random.random)),
             "token_iat": issued.account.token_iat,
         }
 
 
 def make_due(folder: Path) -> None:
     """Make the refresh of every connection due, one after the other; the service must not run."""
-    past = ticks(SystemClock().now() - timedelta(hours=1))
+    past = to_micros(SystemClock().now() - timedelta(hours=1))
     with closing(sqlite3.connect(folder / FILE)) as database, database:
         database.execute("UPDATE connections SET next_refresh_at = ? + rowid", [past])
 
@@ -98,5 +98,5 @@ def refreshed(folder: Path, *, version: int) -> int:
 def waiting(folder: Path) -> int:
     """Count the connections whose refresh is due."""
     with closing(sqlite3.connect(f"file:{folder / FILE}?mode=ro", uri=True)) as database:
-        now = ticks(SystemClock().now())
+        now = to_micros(SystemClock().now())
         return int(database.execute("SELECT count(*) FROM connections WHERE next_refresh_at <= ?", [now]).fetchone()[0])

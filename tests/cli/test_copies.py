@@ -21,7 +21,7 @@ import amo_callback
 from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock, rfc3339
 from amo_callback.store import open_store
-from amo_callback.store.statements import Engine, load_migrations
+from amo_callback.store.engine import Engine, load_migrations
 from tests.builders import a_connection, save
 from tests.e2e.process import command, process_environment, serving
 from tests.fakes import FakeClock

@@ -12,7 +12,7 @@ import pytest
 
 from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
-from amo_callback.store import copies, open_store
+from amo_callback.store import backup, open_store
 from tests.builders import a_connection, save
 from tests.e2e.process import command
 
@@ -39,8 +39,8 @@ async def living(tmp_path: Path, environ: dict[str, str]) -> Path:
         await store.canary(Cipher([environ["AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"]]).seal_canary())
         for number in (1, 2):
             await save(store, a_connection(number))
-    with copies.open_snapshot(folder / NAME) as snapshot:
-        copies.back_up(snapshot, tmp_path / "copy", now=SystemClock().now())
+    with backup.open_snapshot(folder / NAME) as snapshot:
+        backup.back_up(snapshot, tmp_path / "copy", now=SystemClock().now())
     return folder
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from amo_callback.store import Store
-from amo_callback.store.sqlite import SqliteDatabase
-from amo_callback.store.statements import Engine, load_migrations, load_statements
-from amo_callback.store.wal import WriteAheadLog
+from amo_callback.store.engine import Engine, load_migrations
+from amo_callback.store.sqlite import SqliteDatabase, WriteAheadLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 -- because a simulation does not simulate a power failure
-_STATEMENTS = load_statements(Engine.SQLITE)
 _MIGRATIONS = load_migrations(Engine.SQLITE)
 
 
@@ -35,8 +33,8 @@ class _Connection:
         self.database.execute("PRAGMA journal_mode = WAL")
         self.database.execute("PRAGMA synchronous = OFF")
 
-    async def run(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        return work(self.database)
+    async def run(self, work: Callable[..., Any], *values: object) -> Any:
+        return work(self.database, *values)
 
     async def execute_fetchall(self, sql: str) -> Any:
         return self.database.execute(sql).fetchall()
@@ -45,7 +43,7 @@ class _Connection:
 class _SharedClock(SqliteDatabase):
     """A file whose clock is one for all processes, as PostgreSQL's is."""
 
-    keeps_time = True
+    has_shared_clock = True
 
 
 @contextmanager
@@ -60,8 +58,8 @@ def open_direct(*, clock: Clock, shared: bool) -> Iterator[Store]:
             database = (_SharedClock if shared else SqliteDatabase)(
                 writer=cast("Any", writer),
                 reader=cast("Any", reader),
-                log=WriteAheadLog(path, busy_timeout=0),
-                statements=_STATEMENTS,
+                wal=WriteAheadLog(path, busy_timeout=0),
                 clock=clock,
+                process="world",
             )
-            yield Store(database, process="world")
+            yield Store(database)

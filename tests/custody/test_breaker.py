@@ -141,7 +141,7 @@ async def test_a_connection_whose_attempt_stays_open_may_be_the_probe(house: Hou
     with pytest.raises(UnknownOutcome):
         await house.refresh(connection)
     if why == "held":
-        await house.store.hold_deaths(now=house.clock.now())
+        await house.store.suspend_terminal(now=house.clock.now())
     else:
         house.custody.breaker.refuse("Check the `client_id` parameter")
     async with house.running(house.custody):
@@ -152,7 +152,7 @@ async def test_a_connection_whose_attempt_stays_open_may_be_the_probe(house: Hou
 
 async def test_where_there_is_no_probe_the_loop_waits(house: House) -> None:
     """With nobody to be tried, the store is asked once a poll interval."""
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     house.clock.advance(61)
     async with house.running(house.custody):
         await house.clock.until_sleeping(5)
@@ -173,7 +173,7 @@ async def test_while_the_probe_waits_for_its_slot_the_loop_waits_too(house: Hous
     async with house.running(custody):
         await house.clock.until_sleeping(3600)
         await house.clock.until_sleeping(5)
-        assert house.traffic.calls["deaths_held"] == 1
+        assert house.traffic.calls["terminal_suspended"] == 1
 
 
 async def test_a_trial_may_be_the_probe(house: House) -> None:
@@ -219,7 +219,7 @@ async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(house: Hous
     """The probe asks before it presents: what AMO does not know is put off, and its one presentation is not risked."""
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.account.disabled = True
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     await house.custody.breaker.watch()
     house.clock.advance(60)
     with pytest.raises(MassFailureSuspected):
@@ -231,7 +231,7 @@ async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(house: Hous
 
 async def test_one_success_closes_it_for_every_process(house: House) -> None:
     """What one process has found ends the hold in the store, where the others read it before they begin anything."""
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     other = house.make_custody(owner="process-2")
     for custody in (house.custody, other):
         await custody.breaker.watch()

@@ -153,7 +153,7 @@ async def test_a_pair_whose_successor_is_unsaved_is_not_erased(house: House) -> 
 async def test_while_deaths_are_held_nothing_is_erased(house: House) -> None:
     """After an old database was put back every token is refused; a hook that is sent again must not erase them all."""
     connection = await house.connect(api_domain=API_DOMAIN)
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     await house.custody.breaker.watch()
     house.amo.account.disabled = True
     await house.custody.switched_off(connection.account_id)

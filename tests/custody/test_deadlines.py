@@ -239,7 +239,7 @@ async def test_a_step_in_a_round_in_which_the_store_is_away_is_not_forgotten(hou
     await house.connect()
     deadlines = Deadlines(store=house.failing, clock=house.clock, observer=house.witness)
     await _watch_for(house, deadlines, 2 * HOUR, step=60)
-    house.failing.away = {"keep_time"}
+    house.failing.away = {"record_time"}
     house.clock.step(timedelta(days=89, hours=12))
     with pytest.raises(StoreUnavailable):
         await deadlines.watch()
@@ -261,10 +261,10 @@ async def test_a_clock_that_is_put_on_erases_no_history(house: House) -> None:
 
 async def test_a_clock_that_differs_from_the_stores_is_told_once(house: House) -> None:
     """An administrator sets it right; until then leases are told by the store's, and all else by a wrong one."""
-    store = Instead(house.store, ahead=59.0)
+    store = Instead(house.store, clock_skew=59.0)
     deadlines = Deadlines(store=cast("Store", store), clock=house.clock, observer=house.witness)
     for ahead in (59.0, -61.0, -61.0, 0.5, 61.0):
-        store.__dict__["ahead"] = ahead
+        store.__dict__["clock_skew"] = ahead
         await deadlines.watch()
         house.clock.advance(60)
     assert [event.fields["seconds_ahead"] for event in house.witness.named("clock.differs")] == [-61, 61]

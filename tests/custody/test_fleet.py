@@ -253,7 +253,7 @@ async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at
     connections = await _fleet(house, 3, next_refresh_at=START)
     house.amo.vendor.unknowns.look_up_knows_spent = False
     custody = house.make_custody()
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     house.amo.account.disabled = True
     asked = house.amo.sandbox.requests
     async with house.running(custody):

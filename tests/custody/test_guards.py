@@ -413,15 +413,15 @@ async def test_a_success_lets_everyone_be_the_probe_again(house: House) -> None:
 
 async def test_a_success_that_cannot_be_written_down_ends_no_hold(house: House) -> None:
     """Every process must hear of it: until the store takes it, verdicts are held here, too, and the next one tells."""
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     breaker = house.custody.breaker
     await breaker.watch()
-    house.failing.away = {"believe_deaths"}
+    house.failing.away = {"resume_terminal"}
     await breaker.succeeded()
     assert breaker.held
     house.failing.away = set()
     await breaker.succeeded()
-    assert not await house.store.deaths_held()
+    assert not await house.store.terminal_suspended()
     assert house.witness.names() == ["verdicts.believed"]
 
 
@@ -433,7 +433,7 @@ async def test_verdicts_that_another_process_holds_are_held_before_the_loop_has_
     keeper = house.make_keeper(amo=cast("AmoClient", gated))
     refreshing = asyncio.create_task(keeper.refresh(connection.id, demand=Demand.SCHEDULE))
     await gated.asked.wait()
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     house.amo.account.disabled = True
     gated.send.set()
     with pytest.raises(MassFailureSuspected):
@@ -477,7 +477,7 @@ async def test_a_store_that_was_away_long_ago_shortens_no_lease(house: House) ->
 async def test_while_deaths_are_held_a_silent_look_up_presents_nothing_however_long(house: House) -> None:
     """In an old database tokens have been spent: that nobody is served any more is no reason to present one."""
     connection = await house.connect(api_domain=API_DOMAIN)
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     await house.custody.breaker.watch()
     house.clock.advance(3 * DAY)
     house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
@@ -498,7 +498,7 @@ async def test_while_deaths_are_held_each_pair_is_looked_up(house: House) -> Non
             await house.connect(api_domain=API_DOMAIN)
 
     custody = house.make_custody(amo=Instead(house.client, slot=slot))
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     await custody.breaker.watch()
     house.clock.advance(60)
     stored = await custody.keeper.refresh(connection.id, demand=Demand.PROBE)
@@ -510,7 +510,7 @@ async def test_a_probe_whose_look_up_has_no_answer_was_the_probe(house: House) -
     for _ in range(3):
         house.amo.account.user_id += 1
         await house.connect(api_domain=API_DOMAIN, next_refresh_at=START)
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     house.amo.sandbox.look_up_faults.add(*[Fault.HTTP_500] * 50)
     custody = house.make_custody()
     async with house.running(custody):
@@ -554,7 +554,7 @@ async def test_while_deaths_are_held_nothing_of_one_that_was_given_up_is_erased(
     """It was the first to die of what is not believed, and a hook that anybody may send again names its account."""
     connection = await house.given_up()
     house.amo.account.disabled = True
-    await house.store.hold_deaths(now=house.clock.now())
+    await house.store.suspend_terminal(now=house.clock.now())
     await house.custody.breaker.watch()
     await house.custody.switched_off(connection.account_id)
     await house.look_up_due()

@@ -168,7 +168,7 @@ async def test_another_processs_disconnect_is_seen_within_a_second(house: House,
 async def test_what_is_remembered_is_handed_out_while_the_store_is_away(house: House) -> None:
     """As stale, with the reason, and only while it lives; what nobody has asked for is not known."""
     connection, selectors = await _owned(house)
-    house.failing.away = {*READS, "others_version"}
+    house.failing.away = {*READS, "data_version"}
     house.clock.advance(2)
     for selector in selectors:
         handed_out = await _token(house, selector)
@@ -188,7 +188,7 @@ async def test_what_was_read_before_the_store_went_away_is_stale_at_once(house: 
     """
     connection, selectors = await _owned(house)
     house.clock.advance(0.5)
-    house.failing.away = {*READS, "others_version"}
+    house.failing.away = {*READS, "data_version"}
     with pytest.raises(StoreUnavailable):
         await house.failing.connection(connection.id)
     for selector in selectors:
@@ -205,7 +205,7 @@ async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_know
     for selector in selectors:
         await _token(house, selector)
     await house.store.look_up_again(await house.now(connection), at=None)
-    house.failing.away = {*READS, "others_version"}
+    house.failing.away = {*READS, "data_version"}
     asked = house.amo.sandbox.look_ups
     for selector in selectors:
         handed_out = await _token(house, selector)
@@ -225,7 +225,7 @@ async def test_what_was_disconnected_as_the_store_went_away_is_not_handed_out(ho
     for selector in selectors:
         await _token(house, selector)
     assert await house.store.disconnect(await house.now(connection), on_request=True)
-    house.failing.away = {*READS, "others_version"}
+    house.failing.away = {*READS, "data_version"}
     for selector in selectors:
         with pytest.raises(StoreUnavailable):
             await _token(house, selector)

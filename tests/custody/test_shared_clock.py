@@ -120,6 +120,6 @@ async def test_a_connection_disconnected_by_an_instance_that_is_ahead_can_be_con
 async def test_a_clock_that_differs_from_the_databases_is_told(house: House, url: str, tmp_path: Path) -> None:
     """By how much, at this moment: the app's JWTs are still checked by it."""
     async with _instance(house, url, tmp_path, 61 * SECOND) as ahead:
-        assert ahead.store.ahead == pytest.approx(61)
+        assert ahead.store.clock_skew == pytest.approx(61)
         assert ahead.store.clock.now() == house.clock.now()
-    assert house.store.ahead == 0
+    assert house.store.clock_skew == 0

@@ -79,7 +79,7 @@ WRITES = frozenset(
 COMMITS = (
     *("save_refreshed", "save_verdict", "claim", "release", "postpone", "extend", "disconnect", "save_connected"),
     *("give_up", "begin_look_up", "look_up_again", "accept_token", "revive", "doubt", "switched_off"),
-    *("begin_amo_block", "take_amo_probe", "end_amo_block", "hold_deaths", "believe_deaths"),
+    *("begin_amo_block", "take_amo_probe", "end_amo_block", "suspend_terminal", "resume_terminal"),
 )
 """The writes whose COMMIT can stay without an answer, the most frequent first."""
 ROWS = frozenset({"claim", "save_refreshed", "save_connected", "save_verdict", "begin_look_up"})
@@ -213,14 +213,14 @@ class _Store:
     def __init__(self, process: Process) -> None:
         world = process.world
         self._process = process
-        self.failing: str | None = None
-        self.keeps_time, self.ahead = world.store.keeps_time, 0.0
+        self.last_write_error: str | None = None
+        self.has_shared_clock, self.clock_skew = world.store.has_shared_clock, 0.0
         self.failed_at: float | None = world.clock.monotonic() if world.shared else None
         self.shared = Alone(clock=process.clock) if world.shared else None
         self.clock = process.clock
 
-    def watch(self, listener: Any) -> None:
-        self._process.world.store.watch(listener)
+    def subscribe(self, listener: Any) -> None:
+        self._process.world.store.subscribe(listener)
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -355,7 +355,7 @@ class World:
         self.loop.set_debug(False)  # a trace of each of so many steps would take minutes
         self.loop.set_default_executor(InlineExecutor())
         self.store, self.cipher, self.gated = store, cipher, gated
-        self.shared = store.keeps_time
+        self.shared = store.has_shared_clock
         """Whether clocks differ, and stored times are told by the store's, as on PostgreSQL."""
         self.clock = clock
         """The machine's clock; where clocks differ, the true one."""
@@ -761,7 +761,7 @@ class World:
         assert not any(process.custody.unsaved.names for process in self.living())
         rows = {account.id: await self.row(self.name(account)) for account in self.accounts}
         alone = not any(self._lives(account, rows[account.id]) for account in self.accounts)
-        assert alone or not await self.store.deaths_held(), "deaths are suspended, although others live"
+        assert alone or not await self.store.terminal_suspended(), "deaths are suspended, although others live"
         blocked = await self.store.amo_block() is not None
         assert alone or not blocked, "the address counts as blocked, although others live"
         for account in self.accounts:

@@ -84,7 +84,7 @@ async def test_a_name_that_no_database_may_hold_is_nobodys(store: Store) -> None
         assert await store.owners_of([odd]) == {odd: []}
         assert await store.page(after="", limit=9, only=Filter(owner=odd)) == []
         assert await store.events(connection_id=odd, limit=9) == []
-    assert store.failing is None
+    assert store.last_write_error is None
 
 
 async def test_a_second_grant_renews_the_connection(store: Store) -> None:
@@ -359,7 +359,7 @@ async def test_a_hook_that_changes_nothing_writes_once_a_second(store: Store, cl
     await switch_off(store)
     hooked, events = await now(store, connection), await store.events(connection_id=connection.id, limit=9)
     told: list[Changed] = []
-    store.watch(told.append)
+    store.subscribe(told.append)
     for _ in range(12):
         clock.advance(0.25)
         await switch_off(store)
@@ -802,7 +802,7 @@ async def test_a_disconnected_connection_is_not_frozen_any_more(store: Store) ->
 
 async def test_a_file_knows_where_it_lives(store: Store) -> None:
     """The first to ask is at home; from another place it is frozen, until it is thawed there."""
-    if store.keeps_time:
+    if store.has_shared_clock:
         pytest.skip("where a server is, the server tells")
     assert await store.check_machine("here") is None
     assert await store.check_machine("here") is None
@@ -869,32 +869,32 @@ async def test_a_block_begins_and_ends_once(store: Store) -> None:
 
 async def test_a_clock_that_went_back_takes_the_stored_times_back(store: Store) -> None:
     """Ages stay, all is due, and what happened is not yet to come."""
-    if store.keeps_time:
+    if store.has_shared_clock:
         pytest.skip("one instance's clock must not shift the others' times")
     stored = await save(store, a_connection())
     await switch_off(store)
     await store.begin_look_up(await now(store, stored), again_in=60 * SECOND)
     stored = await now(store, stored)
-    assert await store.keep_time(now=lambda: START + 59 * SECOND) == timedelta(0)
-    assert await store.keep_time(now=lambda: START) == timedelta(0)
+    assert await store.record_time(now=lambda: START + 59 * SECOND) == timedelta(0)
+    assert await store.record_time(now=lambda: START) == timedelta(0)
     assert await now(store, stored) == stored
-    assert await store.keep_time(now=lambda: START - DAY) == DAY
+    assert await store.record_time(now=lambda: START - DAY) == DAY
     after = await now(store, stored)
     assert (after.access_issued_at, after.access_expires_at) == (START - DAY, START)
     assert (after.hook_at, after.looked_up_at) == (START - DAY, START - DAY)
     assert (after.refresh_expires_at, after.next_refresh_at) == (START + 89 * DAY, START - DAY)
     assert after.connected_at == START - DAY
-    assert await store.keep_time(now=lambda: START - DAY) == timedelta(0)
+    assert await store.record_time(now=lambda: START - DAY) == timedelta(0)
 
 
 async def test_a_clock_that_went_back_does_not_put_off_the_next_probe(store: Store) -> None:
     """The time until the next probe and the next exchange stays as long as it was."""
-    if store.keeps_time:
+    if store.has_shared_clock:
         pytest.skip("the database's own clock decides")
     await store.begin_amo_block("a", probe_every=DAY)
     await store.take_amo_exchange(every=SECOND)
-    await store.keep_time(now=lambda: START + SECOND)
-    await store.keep_time(now=lambda: START - DAY)
+    await store.record_time(now=lambda: START + SECOND)
+    await store.record_time(now=lambda: START - DAY)
     back = DAY + SECOND
     shifted = await store.amo_block()
     assert shifted == AmoBlock(

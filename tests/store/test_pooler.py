@@ -24,7 +24,7 @@ import asyncpg
 
 from amo_callback.cli.checks.finding import Severity, run_check_async
 from amo_callback.cli.checks.postgres import check_postgres
-from amo_callback.store.pooler import Pooling, find_pooling
+from amo_callback.store.postgres_connection import Pooling, find_pooling
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:

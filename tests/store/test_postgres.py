@@ -20,12 +20,11 @@ from amo_callback.event import Event, happened
 from amo_callback.model import Changed, Freeze, ImportedConnection
 from amo_callback.slots import Kind
 from amo_callback.store import open_store
-from amo_callback.store.dialect import translate
-from amo_callback.store.listener import Listener
+from amo_callback.store.engine import Engine, load_migrations, load_statements
+from amo_callback.store.meta import freeze_value
 from amo_callback.store.migrate import migrate_postgres
-from amo_callback.store.postgres_pool import connect, open_pool
-from amo_callback.store.rows import freeze_value
-from amo_callback.store.statements import Engine, load_migrations, load_statements
+from amo_callback.store.postgres_connection import connect, open_pool
+from amo_callback.store.postgres_listener import Listener
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, save
 from tests.fakes import START, FakeClock
 from tests.patience import PATIENCE
@@ -74,8 +73,8 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
 async def test_the_engine_takes_every_statement(url: str) -> None:
     """Also those that are run on bad days only."""
     async with opened(url), connected(url) as connection:
-        for text in load_statements(Engine.POSTGRES).values():
-            await connection.prepare(translate(text).text)
+        for statement in load_statements(Engine.POSTGRES).values():
+            await connection.prepare(statement.text)
 
 
 async def test_a_fresh_schema_equals_a_migrated_one(postgres: Databases) -> None:
@@ -278,7 +277,7 @@ async def test_whoever_freezes_waits_for_the_claims_that_are_under_way(url: str)
     """Once it is frozen, each claim is committed and can be waited for, or is refused."""
     async with opened(url) as store, connected(url) as claiming, connected(url) as watching:
         async with claiming.transaction():
-            await claiming.execute(load_statements(Engine.POSTGRES)["lock_for_spending"])
+            await claiming.execute(load_statements(Engine.POSTGRES)["lock_for_spending"].text)
             freezing = asyncio.create_task(store.freeze_all(why="a move"))
             await _until_somebody_waits(watching)
             assert not freezing.done()
@@ -291,7 +290,7 @@ async def test_whoever_thaws_does_so_by_the_mark_that_is_there_by_then(url: str)
         stored = await save(store, a_connection(next_refresh_at=FAR))
         await store.freeze_all(why="a move")
         async with leaving.transaction():
-            await leaving.execute(load_statements(Engine.POSTGRES)["lock_for_freezing"])
+            await leaving.execute(load_statements(Engine.POSTGRES)["lock_for_freezing"].text)
             elsewhere = freeze_value(Freeze(at=START, why="a move", elsewhere=True))
             await leaving.execute("UPDATE meta SET value = $1 WHERE name = 'frozen'", elsewhere)
             thawing = asyncio.create_task(store.thaw_all(machine=None))
@@ -371,7 +370,7 @@ async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_agai
             await other.execute(locks, first.id)
         assert await bringing == []
         assert {(await now(store, one)).sealed_pair for one in stored} == {b"brought"}
-        assert store.failing is None
+        assert store.last_write_error is None
 
 
 async def _until_somebody_waits(connection: asyncpg.Connection) -> None:
@@ -395,7 +394,7 @@ async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a
         await connection.execute(SLOW)
         with pytest.raises(StoreUnavailable, match="cannot be read or written"):
             await store.look_up_again(stored, at=START)
-        assert store.failing == "QueryCanceledError"
+        assert store.last_write_error == "QueryCanceledError"
         assert await store.thaw_all(machine="here")
         assert ((await now(store, stored)).next_refresh_at or FAR) <= store.clock.now()
 
@@ -448,13 +447,13 @@ async def test_that_a_slot_can_be_taken_does_not_say_that_a_pair_can_be_stored(u
         await connection.execute(FULL)
         with pytest.raises(StoreUnavailable):
             await store.save_refreshed(a_refreshed(stored))
-        assert store.failing == "DiskFullError"
+        assert store.last_write_error == "DiskFullError"
         assert store.shared is not None
         await store.shared.ask_for_slot(interval=0.2, waiting=(Kind.PEOPLE,))
         await store.due(now=START, limit=1, apart_from=())
-        assert store.failing == "DiskFullError"
-        await store.keep_time(now=lambda: START)
-        assert store.failing is None
+        assert store.last_write_error == "DiskFullError"
+        await store.record_time(now=lambda: START)
+        assert store.last_write_error is None
 
 
 # --- what the others hear ------------------------------------------------------------------------
@@ -466,7 +465,7 @@ class Ear:
     def __init__(self, store: Store) -> None:
         self.heard: list[Changed] = []
         self._something = asyncio.Event()
-        store.watch(self._take)
+        store.subscribe(self._take)
 
     def _take(self, changed: Changed) -> None:
         self.heard.append(changed)
@@ -487,7 +486,7 @@ async def test_a_change_is_heard_by_the_others_and_not_twice_by_whoever_made_it(
         await one.save_refreshed(a_refreshed(stored))
         changed = Changed(connections=frozenset({stored.id}), belonging=False)
         await ear.until(changed)
-        await one.others_version()  # whatever was said so far has come
+        await one.data_version()  # whatever was said so far has come
         assert own.heard == [changed]
 
 
@@ -502,8 +501,8 @@ async def test_a_freeze_is_heard_as_a_change_of_all(url: str) -> None:
 async def test_a_clock_that_differs_is_known(url: str) -> None:
     """The tests' own stands still, some days ago or ahead."""
     async with opened(url) as store:
-        await store.others_version()
-        assert abs(store.ahead - (START - datetime.now(UTC)).total_seconds()) < 60
+        await store.data_version()
+        assert abs(store.clock_skew - (START - datetime.now(UTC)).total_seconds()) < 60
 
 
 # --- away ----------------------------------------------------------------------------------------
@@ -529,11 +528,11 @@ async def test_a_database_that_is_away_is_told_at_once_and_is_used_again_when_it
             with pytest.raises(StoreUnavailable):
                 await store.claim(a_claim(stored))
         assert store.failed_at == clock.monotonic()
-        assert store.failing is not None
+        assert store.last_write_error is not None
         await asyncio.to_thread(server.start)
         await ear.until(Changed(connections=None, belonging=True))
         assert await store.claim(a_claim(stored)) is not None
-        assert store.failing is None
+        assert store.last_write_error is None
 
 
 async def test_of_several_hosts_the_one_that_takes_writes_is_used(server: Server) -> None:
@@ -559,7 +558,7 @@ async def test_whatever_a_server_says_it_is_asked_again(url: str) -> None:
     listener.on_change(lambda _: heard.set())
     async with listener.listening(), asyncio.timeout(PATIENCE):
         await heard.wait()
-        assert listener.away is None
+        assert listener.down is None
 
 
 async def test_a_listener_that_is_lost_is_replaced_and_nobody_else_is_kept_waiting(url: str) -> None:
@@ -567,7 +566,7 @@ async def test_a_listener_that_is_lost_is_replaced_and_nobody_else_is_kept_waiti
     async with opened(url) as store, connected(url) as connection:
         ear = Ear(store)
         listeners = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%clock_timestamp()'"
-        await store.others_version()
+        await store.data_version()
         await connection.execute(f"{listeners} AND pid <> pg_backend_pid() AND datname = current_database()")
         async with asyncio.timeout(PATIENCE):
             while Changed(connections=None, belonging=True) not in ear.heard:
@@ -588,7 +587,7 @@ async def test_where_there_is_no_connection_to_spare_the_others_are_used() -> No
         for _ in range(2):
             tried.clear()
             await tried.wait()
-        assert listener.away is None
+        assert listener.down is None
 
 
 async def test_a_database_that_is_not_there_ends_the_start(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from amo_callback.clock import SystemClock
 from amo_callback.errors import BackupFailed
-from amo_callback.store import copies, open_store
+from amo_callback.store import backup, open_store
+from amo_callback.store.engine import Engine, load_migrations
 from amo_callback.store.rebuild import Limits, open_given, rebuild
-from amo_callback.store.statements import Engine, load_migrations
 from tests.builders import a_connection, save
 from tests.fakes import START, unseen
 
@@ -28,8 +28,8 @@ async def copy(tmp_path: Path) -> Path:
         await store.canary(b"canary")
         for number in range(3):
             await save(store, a_connection(number))
-    with copies.open_snapshot(tmp_path / "living.db") as snapshot:
-        copies.back_up(snapshot, tmp_path / "copy", now=START)
+    with backup.open_snapshot(tmp_path / "living.db") as snapshot:
+        backup.back_up(snapshot, tmp_path / "copy", now=START)
     return tmp_path / "copy"
 
 

@@ -121,7 +121,7 @@ def test_what_was_seen_before_the_store_fell_silent_is_not_believed(fake: FakeSe
 
 def test_a_store_that_can_be_read_and_not_written_is_not_ready(fake: FakeServices) -> None:
     """The last write tells, at once."""
-    fake.store.failing = "SQLITE_FULL"
+    fake.store.last_write_error = "SQLITE_FULL"
     assert _checks(fake)["store"] == (False, "cannot be written: SQLITE_FULL")
 
 

@@ -47,7 +47,7 @@ def instances(tmp_path: Path, encryption_key: str, postgres: Databases) -> Any:
 
 async def _heard(instance: Running) -> None:
     """Wait until an instance has heard all that was committed so far."""
-    await instance.service.services.store.others_version()
+    await instance.service.services.store.data_version()
 
 
 async def test_a_callback_is_answered_alike_by_whichever_it_reaches(instances: Any) -> None:

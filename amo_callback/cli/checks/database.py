@@ -9,7 +9,7 @@ from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.clock import rfc3339
 from amo_callback.custody.rescue import Rescue
 from amo_callback.errors import DecryptionFailed
-from amo_callback.store.files import check_files
+from amo_callback.store.backup import check_files
 from amo_callback.store.inspection import open_inspection
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
 from amo_callback.config.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.migrate import ENCODINGS
-from amo_callback.store.pooler import NEEDS_SESSIONS, USE_SESSIONS
+from amo_callback.store.postgres_connection import MISTAKEN, NEEDS_SESSIONS, USE_SESSIONS
 from amo_callback.store.postgres_inspection import SETTINGS, open_postgres_inspection
-from amo_callback.store.refusals import MISTAKEN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence

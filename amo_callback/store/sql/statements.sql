@@ -1,65 +1,42 @@
--- Each statement by its name, as both engines run it; what they say differently is in their folders. Every write of a connection but a hook's counts `row_version` up; `pair_version` counts
--- pairs, grants and disconnects, and is what a refresh compares before it replaces anything.
+-- Each statement by its name, with what it changes of what is cached: `changes connection` names it by a parameter
+-- `connection_id` or `id`, or else by what it returns; `changes owners`: its account or an owner may have it anew;
+-- `changes all`; `erases connection`. `slow` ones go through a whole table. A line that begins with `--sqlite ` or
+-- `--postgres ` is that engine's alone. Every write of a connection but a hook's counts `row_version` up;
+-- `pair_version` counts pairs, grants and disconnects, and is what a refresh compares before it replaces anything.
 
--- name: canary
-SELECT value FROM meta WHERE name = 'canary';
+-- name: get_meta
+SELECT value FROM meta WHERE name = :name;
 
--- name: deaths_held
-SELECT value FROM meta WHERE name = 'deaths_held';
+-- name: add_meta
+INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO NOTHING RETURNING name;
 
--- name: hold_deaths
-INSERT INTO meta (name, value) VALUES ('deaths_held', :value) ON CONFLICT (name) DO NOTHING;
+-- name: put_meta
+INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
--- name: release_deaths
-DELETE FROM meta WHERE name = 'deaths_held';
+-- name: change_meta
+-- Only the very value that was read: of several instances, one changes it.
+UPDATE meta SET value = :value WHERE name = :name AND value = :before RETURNING name;
 
--- name: refused_credentials
-SELECT value FROM meta WHERE name = 'refused_credentials';
+-- name: drop_meta
+DELETE FROM meta WHERE name = :name RETURNING value;
 
--- name: refuse_credentials
-INSERT INTO meta (name, value) VALUES ('refused_credentials', :value) ON CONFLICT (name) DO NOTHING;
+-- name: sealed_{kind}
+SELECT {key} AS name, {sealed} AS content FROM {table}
+WHERE {key} > :after AND {sealed} IS NOT NULL ORDER BY {key} LIMIT :limit;
 
--- name: accept_credentials
-DELETE FROM meta WHERE name = 'refused_credentials';
-
--- name: believe_deaths
-UPDATE connections SET died_at = NULL, row_version = row_version + 1 WHERE died_at IS NOT NULL;
-
--- name: frozen
-SELECT value FROM meta WHERE name = 'frozen';
-
--- name: freeze_all
-INSERT INTO meta (name, value) VALUES ('frozen', :value) ON CONFLICT (name) DO NOTHING RETURNING name;
-
--- name: thaw_all
-DELETE FROM meta WHERE name = 'frozen' RETURNING name;
+-- name: reseal_{kind} (changes {kind})
+-- The same under another key: only over the very bytes that were read. The pair is the same, so `pair_version` stays;
+-- what has cached its bytes learns by `row_version` that they have changed.
+UPDATE {table} SET {sealed} = :content{also} WHERE {key} = :id AND {sealed} = :read RETURNING {key};
 
 -- name: count_connections
 SELECT count(*) FROM connections WHERE status <> 'disconnected';
 
--- name: all_due
+-- name: all_due (changes all, slow)
 UPDATE connections SET next_refresh_at = :now, row_version = row_version + 1
 WHERE status = 'active' AND next_refresh_at > :now;
 
--- name: machine
-SELECT value FROM meta WHERE name = 'machine';
-
--- name: save_machine
-INSERT INTO meta (name, value) VALUES ('machine', :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-
--- name: pair_obtained
-SELECT 1 FROM meta WHERE name = :name;
-
--- name: note_pair_obtained
-INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO NOTHING;
-
--- name: seen_at
-SELECT value FROM meta WHERE name = 'seen_at';
-
--- name: save_seen_at
-INSERT INTO meta (name, value) VALUES ('seen_at', :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-
--- name: shift_times
+-- name: shift_times (changes all)
 -- The clock went back: what it said before that is yet to come is taken back by as much, and every age being in
 -- doubt, all is due. What was written by a clock that was right, before a glitch, stays.
 UPDATE connections SET
@@ -83,19 +60,6 @@ UPDATE counters SET value = value + 1 WHERE name = 'serial' RETURNING value;
 -- name: amo_block
 -- Always one row: the store's clock decides what may leave.
 SELECT (SELECT value FROM meta WHERE name = 'amo_block') AS value, :clock AS clock;
-
--- name: begin_amo_block
-INSERT INTO meta (name, value) VALUES ('amo_block', :value) ON CONFLICT (name) DO NOTHING RETURNING name;
-
--- name: change_amo_block
--- Only the very value that was read: of several instances, one takes what may leave.
-UPDATE meta SET value = :value WHERE name = 'amo_block' AND value = :before RETURNING name;
-
--- name: end_amo_block
-DELETE FROM meta WHERE name = 'amo_block' RETURNING value;
-
--- name: save_canary
-INSERT INTO meta (name, value) VALUES ('canary', :value) ON CONFLICT (name) DO NOTHING;
 
 -- name: connection
 SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock FROM connections WHERE id = :id;
@@ -147,12 +111,12 @@ SELECT
     ) AS fresh,
     (SELECT count(*) FROM connections WHERE status = 'needs_reauth' AND died_at > :since) AS died;
 
--- name: extend
+-- name: extend (changes connection)
 UPDATE connections SET lease_until = :clock + :lease, domain = :domain, row_version = row_version + 1
 WHERE id = :connection_id AND attempt = :attempt
 RETURNING *;
 
--- name: save_refreshed
+-- name: save_refreshed (changes connection)
 -- Not guarded by the attempt: the pair is good whoever holds the lease by now, unless a newer one came.
 UPDATE connections SET
     sealed_pair = :sealed_pair, api_domain = :api_domain,
@@ -167,7 +131,7 @@ WHERE id = :connection_id AND pair_version = :pair_version
     AND (CAST(:grant_iat AS BIGINT) IS NULL OR grant_iat IS NULL OR grant_iat = :grant_iat)
 RETURNING *;
 
--- name: save_verdict
+-- name: save_verdict (changes connection)
 -- An attempt that nobody knows the end of stays open, until its lease ends anew. The token of a refused connection is
 -- presented once a day: its presentation counts as a look-up.
 UPDATE connections SET
@@ -191,7 +155,7 @@ UPDATE connections SET
 WHERE id = :connection_id AND attempt = :attempt
 RETURNING *;
 
--- name: give_up
+-- name: give_up (changes connection)
 -- A suspended terminal answer is applied.
 UPDATE connections SET
     status = 'needs_reauth', reason = suspended_reason, last_error = :last_error, failures = failures + 1,
@@ -201,44 +165,44 @@ UPDATE connections SET
 WHERE id = :id AND row_version = :row_version AND status = 'active' AND suspended_reason IS NOT NULL
 RETURNING *;
 
--- name: accept_token
+-- name: accept_token (changes connection)
 -- Introspection accepts the refresh token: what AMO has answered before counts no more.
 UPDATE connections SET
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL, row_version = row_version + 1
 WHERE id = :id AND pair_version = :pair_version
 RETURNING *;
 
--- name: release
+-- name: release (changes connection)
 UPDATE connections SET
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, row_version = row_version + 1
 WHERE id = :connection_id AND attempt = :attempt;
 
--- name: postpone
+-- name: postpone (changes connection)
 UPDATE connections SET
     failures = failures + 1, last_error = :last_error, next_refresh_at = :next_refresh_at,
     row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
--- name: retry_hosts
+-- name: retry_hosts (changes all)
 UPDATE connections SET
     last_error = NULL, row_version = row_version + 1,
     next_refresh_at = CASE WHEN next_refresh_at > :now THEN CAST(:now AS BIGINT) ELSE next_refresh_at END
 WHERE status = 'active' AND last_error = 'host_not_allowed';
 
--- name: revive
+-- name: revive (changes connection)
 UPDATE connections SET
     status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL, look_up_at = NULL,
     next_refresh_at = :next_refresh_at, row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
--- name: freeze
+-- name: freeze (changes connection)
 UPDATE connections SET frozen_at = :at, row_version = row_version + 1
 WHERE id = :id AND status <> 'disconnected' AND (frozen_at IS NULL) = (CAST(:at AS BIGINT) IS NOT NULL)
 RETURNING *;
 
--- name: warn
+-- name: warn (changes connection)
 -- Of those whose refresh token ends soon, and who were not warned of that yet. Without one it is the access token.
 UPDATE connections SET warned_days = :days, row_version = row_version + 1
 WHERE id IN (
@@ -260,7 +224,7 @@ SELECT 1 AS found WHERE EXISTS (
     WHERE status <> 'active' AND status = 'needs_reauth' AND reason = 'missing' AND access_expires_at > :now
 );
 
--- name: expire_missing
+-- name: expire_missing (changes connection)
 -- Without a refresh token. It is told by our own clock and says nothing of AMO: `died_at` counts what AMO has refused.
 UPDATE connections SET
     status = 'needs_reauth', reason = 'missing', died_at = NULL, look_up_at = NULL, row_version = row_version + 1
@@ -272,7 +236,7 @@ WHERE id IN (
 )
 RETURNING *;
 
--- name: restore_missing
+-- name: restore_missing (changes connection)
 -- A clock that was put forward by mistake has ended them.
 UPDATE connections SET status = 'active', reason = NULL, row_version = row_version + 1
 WHERE id IN (
@@ -282,13 +246,13 @@ WHERE id IN (
 )
 RETURNING *;
 
--- name: doubt
+-- name: doubt (changes connection)
 -- An attempt of ours at a connection that was given up has not told its end: it may be what has spent the token.
 UPDATE connections SET reason = 'in_doubt', row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
--- name: disconnect
+-- name: disconnect (changes connection, erases connection)
 -- A late pair finds another `pair_version`. On request, the pair of a grant from before is not stored later.
 UPDATE connections SET
     status = 'disconnected', reason = NULL, last_error = NULL, sealed_pair = NULL,
@@ -301,7 +265,7 @@ UPDATE connections SET
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
--- name: switched_off
+-- name: switched_off (changes connection)
 -- AMO's hook can be replayed. One look-up after it is enough, when the pause since the last look-up is over; a connection
 -- that was given up keeps its daily look-up, except at the first hook since it was active. Here and in the next two
 -- statements `row_version` stays: they decide nothing about tokens, and a flood of hooks must not make claims fail.
@@ -317,19 +281,19 @@ WHERE account_id = :account_id AND (
 )
 RETURNING id;
 
--- name: switched_off_again
+-- name: switched_off_again (changes connection)
 -- For the others a look-up after this hook is pending already. A flood of hooks writes once a second.
 UPDATE connections SET hook_at = :clock
 WHERE account_id = :account_id AND status <> 'disconnected' AND hook_at <= :clock - :second
 RETURNING id;
 
--- name: begin_look_up
+-- name: begin_look_up (changes connection)
 -- `look_up_at` as it was read: of several processes one begins. Where that one dies, the look-up is repeated.
 UPDATE connections SET looked_up_at = :clock, look_up_at = :clock + :again_in
 WHERE id = :id AND row_version = :row_version AND look_up_at = :look_up_at
 RETURNING *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock;
 
--- name: look_up_again
+-- name: look_up_again (changes connection)
 -- Where `look_up_at` is not as it was read, a hook came during the look-up: it is checked when the pause is over.
 UPDATE connections SET
     look_up_at = CASE
@@ -339,13 +303,20 @@ UPDATE connections SET
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
--- name: save_connected
+-- name: save_connected (changes connection, changes owners)
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, sealed_pair, access_issued_at,
     access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat
-) VALUES (
-    :id, :account_id, :user_id, :domain, :api_domain, :client_id, 'active', :sealed_pair, :access_issued_at,
-    :access_expires_at, :refresh_expires_at, NULL, :next_refresh_at, :connected_at, :token_iat
+)
+SELECT
+    :id, :account_id, :user_id, :domain, :api_domain, :client_id, 'active',
+--sqlite     :sealed_pair,
+--postgres     CAST(:sealed_pair AS BYTEA),
+    CAST(:access_issued_at AS BIGINT), CAST(:access_expires_at AS BIGINT), CAST(:refresh_expires_at AS BIGINT), NULL,
+    CAST(:next_refresh_at AS BIGINT), CAST(:connected_at AS BIGINT), CAST(:token_iat AS BIGINT)
+-- A pair of this grant that is stored already may be spent by now.
+WHERE NOT EXISTS (
+    SELECT 1 FROM grants WHERE code_hash = :code_hash AND attempt = :grant_attempt AND status = 'connected'
 )
 ON CONFLICT (id) DO UPDATE SET
     domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
@@ -378,15 +349,19 @@ SELECT *, :clock AS clock FROM grants WHERE handle_hash = :handle_hash;
 -- name: claim_grant
 -- A grant is tried again only over the very attempt that was read: a failed one, or one whose lease was seen to end.
 INSERT INTO grants (code_hash, handle_hash, ticket_hash, sealed, status, attempt, lease_until, expires_at, no)
-VALUES (
-    :code_hash, :handle_hash, :ticket_hash, :sealed, 'exchanging', :attempt,
-    :clock + (CAST(:lease_until AS BIGINT) - :now), :expires_at, (SELECT value FROM counters WHERE name = 'serial')
-)
+SELECT
+    CAST(:code_hash AS TEXT), CAST(:handle_hash AS TEXT), CAST(:ticket_hash AS TEXT),
+--sqlite     :sealed,
+--postgres     CAST(:sealed AS BYTEA),
+    'exchanging', CAST(:attempt AS TEXT), :clock + (CAST(:lease_until AS BIGINT) - CAST(:now AS BIGINT)),
+    CAST(:expires_at AS BIGINT), (SELECT value FROM counters WHERE name = 'serial')
+WHERE NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
 ON CONFLICT (code_hash) DO UPDATE SET
     doubtful = grants.doubtful OR grants.status = 'exchanging',
     status = 'exchanging', error = NULL, attempt = excluded.attempt, lease_until = excluded.lease_until
 WHERE grants.expires_at > :now
-    AND grants.status IN ('failed', 'exchanging') AND grants.attempt = :over;
+    AND grants.status IN ('failed', 'exchanging') AND grants.attempt = :over
+RETURNING *, :clock AS clock;
 
 -- name: finish_grant
 UPDATE grants SET
@@ -440,7 +415,7 @@ SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :cloc
 WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL) AND status <> 'disconnected'
 ORDER BY status = 'active' DESC, COALESCE(access_expires_at, 0) DESC;
 
--- name: bind_owner
+-- name: bind_owner (changes connection, changes owners)
 -- A grant from before the user left, or from before the owners were forgotten, adds no owner.
 INSERT INTO owners (connection_id, owner, bound_at)
 SELECT id, :owner, :at FROM connections
@@ -449,14 +424,14 @@ ON CONFLICT (connection_id, owner) DO UPDATE SET bound_at = excluded.bound_at, l
 WHERE owners.left_no <= :grant_no
 RETURNING owner;
 
--- name: bring_owner
+-- name: bring_owner (changes connection, changes owners)
 INSERT INTO owners (connection_id, owner, bound_at) VALUES (:connection_id, :owner, :at)
 ON CONFLICT (connection_id, owner) DO UPDATE SET left_no = NULL;
 
--- name: unbind_owner
+-- name: unbind_owner (changes connection, changes owners)
 UPDATE owners SET left_no = :serial WHERE connection_id = :connection_id AND owner = :owner;
 
--- name: forget_owners
+-- name: forget_owners (changes connection, changes owners)
 DELETE FROM owners WHERE connection_id = :connection_id;
 
 -- name: exchanging
@@ -493,7 +468,15 @@ RETURNING id;
 
 -- name: save_notice
 INSERT INTO outbox (id, at, type, connection_id, data, next_try_at)
-VALUES (:id, :at, :type, :connection_id, :data, :at);
+VALUES (
+    :id, :at, :type, :connection_id,
+--sqlite     json_set(:data, '$.owners', json((SELECT json_group_array(owner) FROM (
+--postgres     CAST(jsonb_set(CAST(CAST(:data AS TEXT) AS JSONB), '{owners}', (SELECT COALESCE(jsonb_agg(owner), '[]') FROM (
+        SELECT owner FROM owners WHERE connection_id = :connection_id AND left_no IS NULL ORDER BY bound_at, owner
+--sqlite     )))),
+--postgres     ) AS ordered)) AS TEXT),
+    :at
+);
 
 -- name: notices
 SELECT * FROM outbox WHERE number > :after ORDER BY number LIMIT :limit;
@@ -517,7 +500,9 @@ SELECT min(at) AS at FROM (
     SELECT min(lease_until) FROM outbox WHERE lease_until > :clock AND lease_until <= :clock + :length
 ) AS times
 WHERE NOT EXISTS (
-    SELECT 1 FROM meta WHERE name = 'frozen' AND json_extract(CAST(value AS TEXT), '$.elsewhere')
+    SELECT 1 FROM meta WHERE name = 'frozen'
+--sqlite     AND json_extract(CAST(value AS TEXT), '$.elsewhere')
+--postgres     AND CAST(CAST(convert_from(value, 'UTF8') AS JSON) ->> 'elsewhere' AS BOOLEAN)
 );
 
 -- name: notice_delivered
@@ -549,47 +534,16 @@ DELETE FROM outbox WHERE number IN (
 -- name: prune_parked
 DELETE FROM outbox WHERE number IN (SELECT number FROM outbox WHERE parked_at < :before ORDER BY parked_at LIMIT :limit);
 
--- name: count_sealed
+-- name: count_sealed (slow)
 SELECT (SELECT count(*) FROM connections WHERE sealed_pair IS NOT NULL)
     + (SELECT count(*) FROM grants WHERE sealed IS NOT NULL)
     + (SELECT count(*) FROM states WHERE sealed IS NOT NULL)
     + (SELECT count(*) FROM meta WHERE name = 'canary');
 
--- name: sealed_connection
-SELECT id AS name, sealed_pair AS content FROM connections
-WHERE id > :after AND sealed_pair IS NOT NULL ORDER BY id LIMIT :limit;
-
--- name: sealed_grant
-SELECT code_hash AS name, sealed AS content FROM grants
-WHERE code_hash > :after AND sealed IS NOT NULL ORDER BY code_hash LIMIT :limit;
-
--- name: sealed_state
-SELECT state_hash AS name, sealed AS content FROM states
-WHERE state_hash > :after AND sealed IS NOT NULL ORDER BY state_hash LIMIT :limit;
-
--- name: sealed_canary
-SELECT name, value AS content FROM meta WHERE name = 'canary' AND name > :after LIMIT :limit;
-
--- name: reseal_connection
--- The same under another key, here and below: only over the very bytes that were read. The pair is no other one, so
--- `pair_version` stays; whoever remembers its bytes learns by `row_version` that they are others.
-UPDATE connections SET sealed_pair = :content, row_version = row_version + 1
-WHERE id = :id AND sealed_pair = :read
-RETURNING id;
-
--- name: reseal_grant
-UPDATE grants SET sealed = :content WHERE code_hash = :id AND sealed = :read RETURNING code_hash;
-
--- name: reseal_state
-UPDATE states SET sealed = :content WHERE state_hash = :id AND sealed = :read RETURNING state_hash;
-
--- name: reseal_canary
-UPDATE meta SET value = :content WHERE name = :id AND value = :read RETURNING name;
-
 -- name: connections_by_id
 SELECT *, :clock AS clock FROM connections WHERE id IN (SELECT value FROM json_each(:ids));
 
--- name: bring
+-- name: bring (changes connection, changes owners)
 -- A connection from elsewhere. It replaces only the very pair that was read, and takes no attempt away from whoever is
 -- at it: one that was open then, and is as it was, is of a process that died, for its lease has been waited for.
 INSERT INTO connections (
@@ -616,3 +570,234 @@ ON CONFLICT (id) DO UPDATE SET
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
 WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :over_pair
     AND connections.attempt IS :over_attempt AND connections.lease_until IS :over_lease_until;
+
+-- name: due
+-- Rows with an open attempt, too: the caller knows whether its lease has ended. Earliest due first, which is the order of
+-- the index, so that a backlog of a day costs little each time; before those, rows whose times cannot be right.
+-- PostgreSQL gives each row to one instance at a time, for a turn, which keeps it from the others until the claim does.
+--sqlite SELECT *, :clock AS clock FROM connections WHERE id IN (
+--postgres WITH candidates AS MATERIALIZED (
+    SELECT id FROM (
+        SELECT * FROM (
+            SELECT id, next_refresh_at, access_expires_at FROM connections
+            WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND access_issued_at > :impossible_after
+                AND next_refresh_at IS NOT NULL AND id NOT IN (SELECT value FROM json_each(:apart_from))
+--postgres                 AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
+            LIMIT :limit
+        ) AS issued_later
+        UNION
+        SELECT * FROM (
+            SELECT id, next_refresh_at, access_expires_at FROM connections
+            WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at
+                AND id NOT IN (SELECT value FROM json_each(:apart_from))
+--postgres                 AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
+            LIMIT :limit
+        ) AS due_too_late
+        UNION
+        SELECT * FROM (
+            SELECT id, next_refresh_at, access_expires_at FROM connections
+            WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at <= :now
+                AND id NOT IN (SELECT value FROM json_each(:apart_from))
+--postgres                 AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
+            ORDER BY next_refresh_at, access_expires_at
+            LIMIT :limit
+        ) AS due
+    ) AS each_kind
+    WHERE NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+    ORDER BY next_refresh_at <= :now, next_refresh_at, access_expires_at
+    LIMIT :limit
+)
+--postgres , given AS (
+--postgres     INSERT INTO turns (connection_id, process, until)
+--postgres     SELECT id, :process, :clock + :turn FROM candidates ORDER BY id
+--postgres     ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
+--postgres     WHERE turns.until <= :clock OR turns.process = excluded.process
+--postgres     RETURNING connection_id
+--postgres )
+--postgres SELECT connections.*, :clock AS clock FROM connections JOIN given ON id = connection_id
+ORDER BY next_refresh_at <= :now, next_refresh_at, access_expires_at;
+
+-- name: next_due
+SELECT next_refresh_at FROM connections
+WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL AND attempt IS NULL
+    AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+    AND id NOT IN (SELECT value FROM json_each(:apart_from))
+--postgres     AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
+ORDER BY next_refresh_at
+LIMIT 1;
+
+-- name: probe
+-- First those that have not failed since their last success, the most recent success first; then the others, the one
+-- first whose last attempt is the longest ago. Without a refresh token nothing is ever due. Nothing is sent to a host
+-- that is not allowed. On PostgreSQL one instance probes at a time.
+--postgres WITH given AS (
+--postgres     INSERT INTO turns (connection_id, process, until) VALUES ('probe', :process, :clock + :turn)
+--postgres     ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
+--postgres     WHERE turns.until <= :clock OR turns.process = excluded.process
+--postgres     RETURNING connection_id
+--postgres )
+SELECT *, :clock AS clock FROM connections WHERE id = (
+    SELECT id FROM connections
+    WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL
+        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND COALESCE(last_error, '') <> 'host_not_allowed'
+        AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+    ORDER BY
+        CASE WHEN attempted_at > COALESCE(refreshed_at, connected_at) THEN attempted_at ELSE 0 END,
+        COALESCE(refreshed_at, connected_at) DESC
+    LIMIT 1
+)
+--postgres AND EXISTS (SELECT 1 FROM given)
+;
+
+-- name: look_ups
+--postgres WITH candidates AS MATERIALIZED (
+SELECT id, look_up_at FROM connections
+WHERE look_up_at <= :now AND id NOT IN (SELECT value FROM json_each(:apart_from))
+--postgres     AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
+ORDER BY look_up_at
+LIMIT :limit
+--postgres ), given AS (
+--postgres     INSERT INTO turns (connection_id, process, until)
+--postgres     SELECT id, :process, :clock + :turn FROM candidates ORDER BY id
+--postgres     ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
+--postgres     WHERE turns.until <= :clock OR turns.process = excluded.process
+--postgres     RETURNING connection_id
+--postgres )
+--postgres SELECT id FROM candidates JOIN given ON id = connection_id ORDER BY look_up_at
+;
+
+-- name: forget_turns
+-- What another instance works at is left for the next time: two that wait for each other's rows would wait for ever.
+--postgres DELETE FROM turns WHERE connection_id IN (
+--postgres     SELECT connection_id FROM turns WHERE until <= :clock FOR UPDATE SKIP LOCKED
+--postgres );
+
+-- name: survey
+-- Each count is made in an index alone: no connection is read, however many there are. SQLite is told which, where it
+-- would choose another. What is frozen is not due, and its access token may have expired.
+SELECT * FROM (
+    SELECT
+        count(*) AS active,
+        count(*) FILTER (WHERE access_expires_at > :now) AS fresh,
+        min(COALESCE(refresh_expires_at, access_expires_at)) AS next_deadline
+    FROM connections
+--sqlite     INDEXED BY connections_by_deadline
+    WHERE status = 'active'
+) AS active_ones, (
+    SELECT
+        count(*) FILTER (WHERE access_expires_at <= :now) AS expired,
+        min(access_expires_at) AS next_expiry,
+        count(*) FILTER (WHERE next_refresh_at <= :now AND NOT all_frozen) AS due,
+        count(*) FILTER (WHERE next_refresh_at <= :late AND NOT all_frozen) AS overdue
+    FROM (SELECT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen) AS meta_of_all, connections
+--sqlite     INDEXED BY connections_by_due
+    WHERE status = 'active' AND frozen_at IS NULL
+) AS not_frozen, (
+--sqlite     SELECT json_group_object(name, number) AS not_active FROM (
+--postgres     SELECT COALESCE(CAST(json_object_agg(name, number) AS TEXT), '{}') AS not_active FROM (
+        SELECT COALESCE(reason, status) AS name, count(*) AS number FROM connections
+--sqlite         INDEXED BY connections_by_status
+        WHERE status <> 'active' GROUP BY status, reason
+    ) AS counted
+) AS others, (
+    SELECT count(*) AS mismatched FROM connections
+--sqlite     INDEXED BY connections_by_client_mismatch
+    WHERE last_error = 'client_mismatch'
+) AS of_other_clients, (
+    SELECT count(*) AS hosts_not_allowed FROM connections
+--sqlite     INDEXED BY connections_by_host_not_allowed
+    WHERE status = 'active' AND last_error = 'host_not_allowed'
+) AS refused, (
+    SELECT count(*) AS waiting, min(at) AS waiting_since FROM outbox WHERE parked_at IS NULL
+) AS undelivered, (
+    SELECT count(*) AS parked FROM outbox WHERE parked_at IS NOT NULL
+) AS given_up;
+
+-- name: successes
+-- Of all connections, in their index alone; a time that is yet to come is an imported one's, or a wrong clock's.
+SELECT
+    (
+        SELECT count(*) FROM connections
+--sqlite         INDEXED BY connections_by_due
+        WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL
+    ) AS refreshable,
+    max(at) AS latest,
+    count(*) FILTER (WHERE attempted_at > :since) AS attempted,
+    count(*) FILTER (WHERE attempted_at > :since AND at > :since) AS succeeded
+FROM (
+    SELECT
+        attempted_at,
+        CASE WHEN COALESCE(refreshed_at, connected_at) <= :now THEN COALESCE(refreshed_at, connected_at) END AS at
+    FROM connections
+--sqlite     INDEXED BY connections_by_success
+) AS each;
+
+-- name: claim (changes connection)
+-- Of the very row that was read; on PostgreSQL over an open attempt only once the database's clock says that its lease
+-- has ended. The token that an ended attempt was presenting may be spent.
+UPDATE connections SET
+    lease_owner = :owner, lease_until = :clock + :lease, attempt = :attempt,
+    doubtful = COALESCE(NULLIF(spending, ''), doubtful), spending = :fingerprint, attempted_at = :clock,
+    row_version = row_version + 1
+WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconnected'
+--postgres     AND (attempt IS NULL OR lease_until <= :clock)
+    AND frozen_at IS NULL AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+RETURNING *;
+
+-- name: claim_notices
+-- A lease that ends later than one that begins now was written by a clock that has gone back since: it is over, too.
+-- What may live elsewhere is delivered there: no process can miss that here.
+UPDATE outbox SET lease = :lease, lease_until = :clock + :length, tries = tries + 1
+WHERE number IN (
+    SELECT number FROM outbox AS one
+    WHERE parked_at IS NULL AND next_try_at <= :now
+        AND (lease_until IS NULL OR lease_until <= :clock OR lease_until > :clock + :length)
+        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+        AND NOT EXISTS (
+            SELECT 1 FROM outbox AS earlier
+            WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
+                AND earlier.parked_at IS NULL
+        )
+        AND NOT EXISTS (
+            SELECT 1 FROM meta WHERE name = 'frozen'
+--sqlite             AND json_extract(CAST(value AS TEXT), '$.elsewhere')
+--postgres             AND CAST(CAST(convert_from(value, 'UTF8') AS JSON) ->> 'elsewhere' AS BOOLEAN)
+        )
+    ORDER BY next_try_at, number
+    LIMIT :limit
+--postgres     FOR UPDATE SKIP LOCKED
+)
+RETURNING *;
+
+-- name: lock_connection
+-- What a transaction reads first and then writes by, nobody changes in between.
+--postgres SELECT 1 FROM connections WHERE id = :id FOR UPDATE;
+
+-- name: lock_owned
+--postgres SELECT 1 FROM connections WHERE id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL)
+--postgres ORDER BY id
+--postgres FOR UPDATE;
+
+-- name: lock_for_spending
+-- Whoever freezes waits for the claims that are under way, and each claim after that sees it.
+--postgres SELECT pg_advisory_xact_lock_shared(hashtext(current_schema() || '.amo_callback.spending'));
+
+-- name: lock_for_freezing
+--postgres SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.amo_callback.spending'));
+
+-- name: lock_slots
+--postgres SELECT *, CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS clock FROM slots
+--postgres WHERE name = 'amo' FOR UPDATE;
+
+-- name: make_slots
+--postgres INSERT INTO slots (name, last, free_at, people_until, background_until) VALUES ('amo', 'background', 0, 0, 0)
+--postgres ON CONFLICT (name) DO NOTHING;
+
+-- name: save_slots
+--postgres UPDATE slots SET
+--postgres     last = :last, free_at = :free_at, people_until = :people_until, background_until = :background_until
+--postgres WHERE name = 'amo';
+
+-- name: forget_deaths (changes all, slow)
+UPDATE connections SET died_at = NULL, row_version = row_version + 1 WHERE died_at IS NOT NULL;

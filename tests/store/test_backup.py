@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.clock import SystemClock
-from amo_callback.errors import BackupFailed, Frozen
-from amo_callback.store import copies, open_store
+from amo_callback.errors import BackupFailed, Frozen, StoreUnavailable
+from amo_callback.store import backup, open_store
+from amo_callback.store.engine import Engine, load_migrations
+from amo_callback.store.inspection import open_inspection
 from amo_callback.store.rebuild import open_given, rebuild
 from amo_callback.store.sqlite import open_sqlite
-from amo_callback.store.statements import Engine, load_migrations
 from tests.builders import a_claim, a_connection, a_grant, save
 from tests.fakes import START, unseen
 from tests.patience import PATIENCE
@@ -73,13 +74,13 @@ async def _read(database: Path) -> tuple[list[str], Freeze | None]:
 
 
 def _back_up(database: Path, target: Path) -> None:
-    with copies.open_snapshot(database) as snapshot:
-        copies.back_up(snapshot, target, now=START)
+    with backup.open_snapshot(database) as snapshot:
+        backup.back_up(snapshot, target, now=START)
 
 
 def _restore(copy: Path, database: Path, *, now: datetime = START) -> Path | None:
     with open_given(copy) as given, rebuild(given, database, now=now, progress=unseen) as made:
-        return copies.restore(made.file, database, now=now)
+        return backup.restore(made.file, database, now=now)
 
 
 def _refused(copy: Path, database: Path) -> str:
@@ -226,13 +227,13 @@ async def test_a_full_disk_leaves_nothing_half_made(database: Path, target: Path
     """However much of the copy there is room for, there is no copy but a whole one."""
     await _make(database, *range(1, 10))
     whole = database.stat().st_size
-    with copies.open_snapshot(database) as snapshot:
+    with backup.open_snapshot(database) as snapshot:
         for size in range(0, whole, whole // 10):
             with _files_limited_to(size), pytest.raises(BackupFailed, match="copy: "):
-                copies.back_up(snapshot, target, now=START)
+                backup.back_up(snapshot, target, now=START)
             assert list(target.parent.iterdir()) == []
         with _files_limited_to(2 * whole):
-            copies.back_up(snapshot, target, now=START)
+            backup.back_up(snapshot, target, now=START)
     assert (await _read(target))[0] == [str(number) for number in range(1, 10)]
 
 
@@ -252,8 +253,8 @@ async def test_what_was_frozen_for_another_reason_is_a_copy_from_now_on(database
     _, frozen = await _read(target)
     assert frozen is not None
     assert frozen.why.startswith("the database is a copy")
-    with copies.open_snapshot(target) as snapshot:
-        found = copies.contents(snapshot)
+    with backup.open_snapshot(target) as snapshot:
+        found = backup.contents(snapshot)
     assert (found.connections, found.made_at, found.canary) == (1, START, b"canary")
 
 
@@ -553,8 +554,8 @@ async def test_an_upgrade_keeps_the_database_as_it_was(database: Path) -> None:
     assert sorted(file.name for file in database.parent.iterdir()) == [NAME, kept.name]
     assert (_version(database), _version(kept)) == (2, 1)
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    with copies.open_snapshot(kept) as snapshot:
-        assert copies.contents(snapshot).connections == 1
+    with backup.open_snapshot(kept) as snapshot:
+        assert backup.contents(snapshot).connections == 1
     found, frozen = await _read(kept)
     assert (found, frozen is not None) == (["1"], True)
 
@@ -596,3 +597,10 @@ async def test_processes_that_upgrade_at_once_keep_one_copy(database: Path) -> N
     kept = database.with_name(f"{NAME}.schema-1")
     assert sorted(file.name for file in database.parent.iterdir()) == [NAME, kept.name]
     assert (_version(database), _version(kept)) == (2, 1)
+
+
+def test_none_is_made(tmp_path: Path) -> None:
+    """Where there is no database, or it goes away at this moment, there is none afterwards."""
+    with pytest.raises(StoreUnavailable), open_inspection(tmp_path / "amo-callback.db") as inspected:
+        inspected.schema()
+    assert list(tmp_path.iterdir()) == []

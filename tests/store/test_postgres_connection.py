@@ -20,7 +20,7 @@ from tests.postgres import ASKING, CLOSED, GIVEN, why_not
 if (why := why_not()) is not None:
     pytest.skip(why, allow_module_level=True)
 
-from amo_callback.store.refusals import refusal
+from amo_callback.store.postgres_connection import explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -151,7 +151,7 @@ async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
 )
 def test_each_refusal_has_its_words(error: Exception, said: str, *, mistake: bool) -> None:
     """The library's own text, which may quote anything, is in none."""
-    told = refusal(error)
+    told = explain(error)
     text = str(told) if isinstance(told, ConfigurationError) else told.detail
     assert said in text
     assert "sekret" not in text

@@ -14,14 +14,13 @@ from amo_callback.slots import Asked, Kind, Slots, ask, pause
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from amo_callback.store.database import Database, Unit
-    from amo_callback.store.row import Row
+    from amo_callback.store.engine import Database, Row, Transaction
 
 _SECOND = 1e6
 """Microseconds."""
 
 
-class Shares:
+class SharedLimits:
     """The table `slots`."""
 
     at_once = False
@@ -31,26 +30,30 @@ class Shares:
 
     async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
         """Ask for a slot at the rate limit, `interval` seconds after the last one."""
-        return await self._database.aside(
-            lambda unit: _ask(unit, lambda slots, now: ask(slots, now=now, interval=interval, waiting=waiting))
-        )
+
+        def asking(slots: Slots, now: float) -> Asked:
+            return ask(slots, now=now, interval=interval, waiting=waiting)
+
+        return await self._database.coordinate(lambda transaction: _ask(transaction, asking))
 
     async def pause(self, seconds: float) -> None:
         """Let nobody have a slot for a while."""
-        await self._database.aside(
-            lambda unit: _ask(unit, lambda slots, now: Asked(slots=pause(slots, now=now, seconds=seconds)))
-        )
+
+        def asking(slots: Slots, now: float) -> Asked:
+            return Asked(slots=pause(slots, now=now, seconds=seconds))
+
+        await self._database.coordinate(lambda transaction: _ask(transaction, asking))
 
 
-async def _ask(unit: Unit, asking: Callable[[Slots, float], Asked]) -> Asked:
-    """Let one after the other ask, by what the one before has left."""
-    found = await unit.run("lock_slots")
+async def _ask(transaction: Transaction, asking: Callable[[Slots, float], Asked]) -> Asked:
+    """Change the row under its lock, and return the decision."""
+    found = await transaction.run("lock_slots")
     if not found:
-        await unit.run("make_slots")
-        found = await unit.run("lock_slots")
+        await transaction.run("make_slots")
+        found = await transaction.run("lock_slots")
     asked = asking(_slots(found[0]), found[0]["clock"] / _SECOND)
     slots = asked.slots
-    await unit.run(
+    await transaction.run(
         "save_slots",
         last=slots.last,
         free_at=int(slots.free_at * _SECOND),

@@ -1,7 +1,7 @@
-"""The connection that listens: to what other instances change, as it is committed, and whether the database is there.
+"""The connection that listens to the changes of other instances, and notices whether the database is up.
 
-Whoever commits a change says so to a channel, in the same transaction. What was said while nobody listened is lost, and
-a pooler in between may take all of it away: so whoever remembers what he read may do so for a moment only.
+A commit notifies a channel, in the same transaction. What was sent while this process did not listen is lost, and
+a pooler in between may drop all of it: so a cache is valid for a moment only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from amo_callback.model import Changed
-from amo_callback.store.touched import ANY
+from amo_callback.store.engine import ANY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -44,7 +44,7 @@ class Listener:
         self._connection: asyncpg.Connection | None = None
         self._asking = asyncio.Lock()
         self._listeners: list[Callable[[Changed], None]] = []
-        self.away: str | None = None
+        self.down: str | None = None
         """Why the database cannot be reached; `None` where it can, as far as is known."""
 
     def on_change(self, told: Callable[[Changed], None]) -> None:
@@ -70,8 +70,8 @@ class Listener:
         if message := _message(list(changes)):
             await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, f"{self._name} {message}")
 
-    async def hear(self) -> None:
-        """Hear all that was said so far; what was said comes before the answer to whatever is asked after it."""
+    async def ping(self) -> None:
+        """Receive all notifications so far: they arrive before the answer to a query that is sent after them."""
         async with self._asking, asyncio.timeout(_PATIENCE):
             if self._connection is None:
                 raise ConnectionError
@@ -85,37 +85,37 @@ class Listener:
                     async with asyncio.timeout(_PATIENCE):
                         await self._begin()
                 await asyncio.sleep(_BEAT)
-                await self.hear()
+                await self.ping()
             except Exception as error:  # noqa: BLE001 -- because whatever a server has answered, it may be well again
                 if self._connection is None:
-                    # One that was lost is made anew at once: only where that cannot be either is the database away; and
+                    # One that was lost is made anew at once: only where that cannot be either is the database down; and
                     # not where there is merely none to spare.
-                    self.away = None if isinstance(error, asyncpg.TooManyConnectionsError) else type(error).__name__
+                    self.down = None if isinstance(error, asyncpg.TooManyConnectionsError) else type(error).__name__
                     await asyncio.sleep(_AGAIN)
                 self._end()
 
     async def _begin(self) -> None:
         connection = await self._connect()
         try:
-            await connection.add_listener(_CHANNEL, self._take)
+            await connection.add_listener(_CHANNEL, self._on_message)
         except BaseException:
             connection.terminate()
             raise
         self._connection = connection
-        self.away = None
-        self._say(ANY)
+        self.down = None
+        self._notify_all(ANY)
 
     def _end(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
 
-    def _take(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+    def _on_message(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         sender, _, message = str(payload).partition(" ")
         if sender != self._name:
-            self._say(_read(message))
+            self._notify_all(_read(message))
 
-    def _say(self, changed: Changed) -> None:
+    def _notify_all(self, changed: Changed) -> None:
         for told in self._listeners:
             told(changed)
 

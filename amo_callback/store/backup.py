@@ -1,6 +1,6 @@
-"""Copies of the database: one file each, whole or not there, its owner's alone, and frozen.
+"""Backups of a SQLite database: one file each, complete or not there, readable by its owner alone, and frozen.
 
-A copy holds refresh tokens that work once, and the living database may be beside it wherever it is put back, by
+A backup holds refresh tokens that work once, and the original database may be in use wherever it is put back, by
 `restore` or by hand. So it spends nothing until a person thaws it.
 """
 
@@ -13,15 +13,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from amo_callback.disk import open_regular, sync
+from amo_callback.disk import check_regular, open_regular, sync
 from amo_callback.errors import BackupFailed
 from amo_callback.model import Freeze
-from amo_callback.store import rows
-from amo_callback.store.files import check_files
+from amo_callback.store.engine import Engine, arguments, from_micros, load_migrations, load_statements
+from amo_callback.store.meta import freeze_value, read_freeze
 from amo_callback.store.migrate import another_version
-from amo_callback.store.statements import Engine, load_migrations, load_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,47 +41,54 @@ class Contents:
     canary: bytes = field(repr=False)
 
 
+def check_files(database: Path) -> None:
+    """Raise `OSError` where one of a database's files is there and not a regular file: SQLite would wait at a pipe."""
+    check_regular(database)
+    for suffix in ("-wal", "-shm", "-journal"):
+        beside = database.with_name(database.name + suffix)
+        try:
+            check_regular(beside)
+        except OSError as error:
+            raise OSError(error.errno, f"{beside.name}: {error.strerror}") from None
+
+
 @contextmanager
 def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a database of ours as it is now, whoever writes on; raises `BackupFailed` where it is damaged or newer."""
-    with told(str(path)):
+    with explained(str(path)):
         check_files(path)
         path.stat()  # says what is wrong where SQLite says "cannot open"
         snapshot = connect(path)
     with closing(snapshot):
-        with told(str(path)):
+        with explained(str(path)):
             snapshot.execute("BEGIN")
             _check(snapshot, path)
         yield snapshot
 
 
 def contents(snapshot: sqlite3.Connection) -> Contents:
-    """Read what a snapshot holds, and when it was made: when the service last looked, or it became a copy."""
-    sql = load_statements(Engine.SQLITE)
-    frozen, seen = (snapshot.execute(sql[name]).fetchone() for name in ("frozen", "seen_at"))
-    times = [rows.freeze(frozen[0]).at] if frozen else []
-    times += [rows.moment(int(seen[0]))] if seen else []
-    canary = snapshot.execute(sql["canary"]).fetchone()
+    """Read what a snapshot holds, and when it was made: when the service was last seen, or when it became a copy."""
+    canary, frozen, seen = (read_meta(snapshot, name) for name in ("canary", "frozen", "seen_at"))
+    times = [read_freeze(frozen).at] if frozen else []
+    times += [from_micros(int(seen))] if seen else []
     return Contents(
-        connections=number(snapshot, sql["count_connections"]),
-        made_at=max(times, default=None),
-        canary=canary[0] if canary else b"",
+        connections=run(snapshot, "count_connections")[0][0], made_at=max(times, default=None), canary=canary or b""
     )
 
 
 def back_up(snapshot: sqlite3.Connection, target: Path, *, now: datetime) -> None:
     """Write a snapshot to a file that is not there yet; raises `BackupFailed`."""
-    with told(str(target)):
+    with explained(str(target)):
         _write_new(snapshot, target, now=now)
 
 
-def keep(database: Path, *, version: int, now: datetime) -> None:
-    """Keep a database as it is before its schema is upgraded; whoever upgrades it holds its write lock.
+def back_up_before_migration(database: Path, *, version: int, now: datetime) -> None:
+    """Back up a database before its schema is upgraded; the caller holds its write lock.
 
-    Raises `BackupFailed`. What an earlier try has left is replaced, whole or half-made.
+    Raises `BackupFailed`. The files of an earlier try are replaced, complete or not.
     """
     target = database.with_name(f"{database.name}.schema-{version}")
-    with open_snapshot(database) as snapshot, told(f"{database} is not upgraded: {target.name} cannot be written"):
+    with open_snapshot(database) as snapshot, explained(f"{database} is not upgraded: {target.name} cannot be written"):
         for leftover in target.parent.glob(f".{target.name}.*{UNFINISHED}"):
             shutil.rmtree(leftover)
         with _copied(snapshot, target, now=now) as made:
@@ -95,11 +101,11 @@ def restore(made: Path, database: Path, *, now: datetime) -> Path | None:
     Returns where the present one is kept. Raises `BackupFailed`, also where another process has the database open. The
     file stays the same one: a service that starts meanwhile waits for it, and finds what was restored.
     """
-    with told(str(database)):
+    with explained(str(database)):
         check_files(database)
         os.close(open_regular(database, os.O_WRONLY | os.O_CREAT))
         with closing(connect(database, timeout=0)) as present:
-            with _spared(database):
+            with _kept(database):
                 _lock(present)
                 kept = _keep_present(present, database, now=now)
             _replace(present, made, kept=kept)
@@ -156,20 +162,18 @@ def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Itera
 
 
 def freeze(copy: sqlite3.Connection, now: datetime) -> None:
-    """Freeze a copy, whatever froze the original, and see that it is; raises `BackupFailed`."""
-    sql = load_statements(Engine.SQLITE)
-    copy.execute(sql["thaw_all"]).fetchall()
-    if number(copy, "PRAGMA user_version") >= _WITH_HISTORY:  # whoever asks who spent a token learns that it is a copy
-        event = {"at": rows.ticks(now), "connection_id": None, "name": "service.copied", "process": "copy"}
-        copy.execute(sql["save_event"], {**event, "details": "{}"})
-    copy.execute(sql["freeze_all"], {"value": rows.freeze_value(Freeze(at=now, why=_WHY, elsewhere=True))}).fetchall()
+    """Freeze a copy, whatever froze the original, and check that it is frozen; raises `BackupFailed`."""
+    run(copy, "drop_meta", name="frozen")
+    if number(copy, "PRAGMA user_version") >= _WITH_HISTORY:  # so that the history shows that it is a copy
+        run(copy, "save_event", at=now, connection_id=None, name="service.copied", process="copy", details="{}")
+    run(copy, "add_meta", name="frozen", value=freeze_value(Freeze(at=now, why=_WHY, elsewhere=True)))
     check_frozen(copy)
 
 
 def check_frozen(database: sqlite3.Connection) -> None:
-    """See that a database says it is frozen, as the service reads that; raises `BackupFailed`."""
-    found = database.execute(load_statements(Engine.SQLITE)["frozen"]).fetchone()
-    if found is None or not rows.freeze(found[0]).elsewhere:
+    """Check that a database is frozen as the service reads that; raises `BackupFailed`."""
+    frozen = read_meta(database, "frozen")
+    if frozen is None or not read_freeze(frozen).elsewhere:
         raise BackupFailed("the copy is not frozen: something in it undoes that. It must not be used")
 
 
@@ -184,8 +188,8 @@ def _check(snapshot: sqlite3.Connection, path: Path) -> None:
         raise BackupFailed(f"{path} is no database of amo-callback")
     if version > known:
         raise BackupFailed(f"{path} is of {another_version(version, known=known)}: install that version")
-    [told] = snapshot.execute("PRAGMA quick_check(1)").fetchone()
-    if told != "ok":
+    [result] = snapshot.execute("PRAGMA quick_check(1)").fetchone()
+    if result != "ok":
         raise BackupFailed(f"{path} is damaged")
 
 
@@ -194,14 +198,26 @@ def connect(path: Path, *, timeout: float = 5.0) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout, isolation_level=None)
 
 
+def run(database: sqlite3.Connection, statement: str, **values: object) -> list[Any]:
+    """Run a named statement."""
+    sql = load_statements(Engine.SQLITE)[statement]
+    return database.execute(sql.text, arguments(sql, values)).fetchall()
+
+
+def read_meta(database: sqlite3.Connection, name: str) -> bytes | None:
+    """Return a value of `meta`."""
+    found = run(database, "get_meta", name=name)
+    return bytes(found[0][0]) if found else None
+
+
 def number(database: sqlite3.Connection, query: str) -> int:
-    """Return the one number that a query finds."""
+    """Return the number that a query finds."""
     [number] = database.execute(query).fetchone()
     return int(number)
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
     """Turn errors of files and of SQLite into `BackupFailed`."""
     try:
         yield
@@ -210,8 +226,8 @@ def told(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _spared(database: Path) -> Iterator[None]:
-    """Say why a database is not replaced, and what to do."""
+def _kept(database: Path) -> Iterator[None]:
+    """Explain why a database is not replaced, and what to do."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -223,6 +239,11 @@ def _spared(database: Path) -> Iterator[None]:
         ) from None
 
 
-def reason_of(error: Exception) -> str:
+def error_name(error: BaseException) -> str:
     """Name an error without SQLite's text, which may quote values."""
+    return str(getattr(error, "sqlite_errorname", type(error).__name__))
+
+
+def reason_of(error: Exception) -> str:
+    """Name an error of SQLite's or of a file's."""
     return str(getattr(error, "sqlite_errorname", None) or getattr(error, "strerror", None) or type(error).__name__)

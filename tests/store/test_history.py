@@ -185,12 +185,12 @@ async def test_a_week_is_enough_where_nobody_delivers(store: Store) -> None:
 
 async def test_a_clock_that_went_back_puts_no_notice_off(store: Store) -> None:
     """What was to be tried later is due, and is not older than it was."""
-    if store.keeps_time:
+    if store.has_shared_clock:
         pytest.skip("one instance's clock must not shift the others' times")
     [notice] = await _write(store, 1)
     await _claim(store)
     await _fail(store, notice, again=START + 5 * SECOND)
-    await store.keep_time(now=lambda: START)
-    await store.keep_time(now=lambda: START - DAY)
+    await store.record_time(now=lambda: START)
+    await store.record_time(now=lambda: START - DAY)
     [shifted] = await _all(store)
     assert (shifted.at, shifted.next_try_at) == (START - DAY, START - DAY)

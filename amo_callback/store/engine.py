@@ -1,0 +1,319 @@
+"""What both database engines share: named statements, values into parameters, rows into values, transactions.
+
+In a statement `:clock` is the time of the clock that decides about leases, in microseconds since 1970.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from importlib import resources
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from amo_callback.model import Changed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+
+    from amo_callback.clock import Clock
+    from amo_callback.slots import Shared
+
+T = TypeVar("T")
+
+# --- statements ----------------------------------------------------------------------------------
+
+
+class Engine(StrEnum):
+    """A database engine: the name of its folder of migrations, and of its own lines in the statements."""
+
+    SQLITE = "sqlite"
+    POSTGRES = "postgres"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Statement:
+    """A statement as one engine runs it, with numbered parameters."""
+
+    text: str
+    """Empty where this engine has nothing to run."""
+    parameters: tuple[str, ...]
+    """The names of the parameters, in the order of their numbers."""
+    notes: frozenset[str] = frozenset()
+    """What the name line declares: which rows it changes, and whether it is slow."""
+
+
+_FOLDER = resources.files("amo_callback.store") / "sql"
+_NAME = re.compile(r"^-- name: ([\w{}]+)(?: \(([\w{}, ]+)\))?$", re.MULTILINE)
+_PARAMETER = re.compile(r"(?<!:):(\w+)")
+_SEALED: Sequence[Mapping[str, str]] = (
+    {
+        "kind": "connection",
+        "table": "connections",
+        "key": "id",
+        "sealed": "sealed_pair",
+        "also": ", row_version = row_version + 1",
+    },
+    {"kind": "grant", "table": "grants", "key": "code_hash", "sealed": "sealed", "also": ""},
+    {"kind": "state", "table": "states", "key": "state_hash", "sealed": "sealed", "also": ""},
+)
+"""What a statement with `{kind}` in its name is written for: the tables that hold something sealed."""
+_POSTGRES_PHRASES = (
+    (re.compile(r"json_each\((:\w+)\)"), r"jsonb_array_elements_text(CAST(\1 AS JSONB)) AS value"),
+    (re.compile(r"\bIS (:\w+)"), r"IS NOT DISTINCT FROM \1"),
+    (re.compile(r":clock\b"), "CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS BIGINT)"),
+)
+
+
+def load_statements(engine: Engine) -> Mapping[str, Statement]:
+    """Return each statement by its name, as this engine runs it."""
+    _, *parts = _NAME.split((_FOLDER / "statements.sql").read_text(encoding="utf-8"))
+    statements: dict[str, Statement] = {}
+    for name, notes, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        for words in _SEALED if "{kind}" in name else ({},):
+            filled = [part.format(**words) if words else part for part in (name, notes or "", text)]
+            if filled[0] in statements:
+                raise ValueError(f"{filled[0]}: written twice")
+            statements[filled[0]] = _numbered(filled[2], engine, frozenset(filter(None, filled[1].split(", "))))
+    return statements
+
+
+def _numbered(text: str, engine: Engine, notes: frozenset[str]) -> Statement:
+    """Return a statement without comments and other engines' lines, and with numbers for its parameters' names."""
+    own = f"--{engine} "
+    lines = (line.replace(own, "", 1) if line.startswith(own) else line for line in text.splitlines())
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("--")).strip()
+    if engine is Engine.POSTGRES:
+        for phrase, other in _POSTGRES_PHRASES:
+            text = phrase.sub(other, text)
+    names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
+    sign = "?" if engine is Engine.SQLITE else "$"
+    text = _PARAMETER.sub(lambda match: f"{sign}{names.index(match[1]) + 1}", text)
+    return Statement(text=text, parameters=names, notes=notes)
+
+
+def load_migrations(engine: Engine) -> Sequence[Sequence[str]]:
+    """Return the statements of each numbered migration, the first one first."""
+    folder = _FOLDER / engine
+    files = sorted(file.name for file in folder.iterdir() if re.fullmatch(r"\d{4}_\w+\.sql", file.name))
+    scripts = [(folder / name).read_text(encoding="utf-8") for name in files]
+    parts = [re.split(r";$", script, flags=re.MULTILINE) for script in scripts]
+    return [[part.strip() for part in script if part.strip()] for script in parts]
+
+
+# --- values and rows -----------------------------------------------------------------------------
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_EARLIEST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+
+
+def to_micros(time: datetime) -> int:
+    """Return a time as it is stored and compared: microseconds since 1970, exactly."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def from_micros(value: int) -> datetime:
+    """Return a stored time; one that was written by hand, beyond the calendar, becomes the nearest."""
+    return _EPOCH + min(max(value, _EARLIEST), _LATEST) * _MICROSECOND
+
+
+def arguments(statement: Statement, values: Mapping[str, object]) -> list[object]:
+    """Return a statement's arguments in their order: times and lengths of time as numbers."""
+    found: list[object] = []
+    for name in statement.parameters:
+        value = values[name]
+        if isinstance(value, datetime):
+            value = (value - _EPOCH) // _MICROSECOND
+        elif isinstance(value, timedelta):
+            value //= _MICROSECOND
+        found.append(value)
+    return found
+
+
+def values_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- because any frozen value is taken
+    """Return a frozen value's fields: the statements name their parameters alike."""
+    names: tuple[str, ...] = value.__slots__
+    return dict(zip(names, attrgetter(*names)(value), strict=True))
+
+
+def json_list(names: Sequence[str]) -> str:
+    """Return names as the statements take many of them."""
+    return json.dumps(list(names))
+
+
+class Row(Protocol):
+    """A row, as both engines' libraries return it."""
+
+    def __getitem__(self, key: Any, /) -> Any:  # noqa: ANN401 -- because a column is of any type
+        """Return a column by its name or place."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go through the values."""
+
+    def keys(self) -> Iterable[str]:
+        """Return the columns' names."""
+
+
+def row_reader(
+    build: type[T],
+    *,
+    converters: Mapping[str, Callable[[Any], Any]],
+    computed: Mapping[str, Callable[[Mapping[str, Any]], object]],
+    leave: frozenset[str] = frozenset(),
+) -> Callable[[Row], T]:
+    """Return a function that builds a frozen value from a row.
+
+    A field is its column: a time is converted, what is in `converters` by its converter; what is in `computed` is made
+    of the whole row, and what is in `leave` is no column.
+    """
+    plan = tuple(
+        (field.name, from_micros if str(field.type).startswith("datetime") else converters.get(field.name))
+        for field in dataclasses.fields(build)  # type: ignore[arg-type]  # reason: T is a dataclass
+        if field.name not in computed and field.name not in leave
+    )
+    others = tuple(computed.items())
+
+    def read(row: Row) -> T:
+        columns = dict(zip(row.keys(), row, strict=True))  # SQLite's row would search for each name among all
+        values: dict[str, object] = {}
+        for name, convert in plan:
+            value = columns[name]
+            if value is not None and convert is not None:
+                if convert is from_micros:  # a call for each time would take as long as all the rest
+                    value = _EPOCH + min(max(value, _EARLIEST), _LATEST) * _MICROSECOND
+                else:
+                    value = convert(value)
+            values[name] = value
+        for name, compute in others:
+            values[name] = compute(columns)
+        return build(**values)
+
+    return read
+
+
+def lease_left(columns: Mapping[str, Any]) -> float | None:
+    """Return the seconds of a lease that were left when the row was read, where the statement read the clock."""
+    until, clock = columns["lease_until"], columns.get("clock")
+    return None if until is None or clock is None else float((until - clock) / 1e6)
+
+
+def json_object(text: str | bytes) -> Mapping[str, Any]:
+    """Return a stored JSON object; an empty one in place of what was written by hand and is none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# --- transactions --------------------------------------------------------------------------------
+
+ANY = Changed(connections=None, belonging=True)
+"""The change of a statement that names no connection."""
+
+
+class Transaction(ABC):
+    """A transaction: what it has changed so far, and what to call once it is committed."""
+
+    def __init__(self) -> None:
+        self.changes: list[Changed] = []
+        self.on_commit: list[Callable[[], None]] = []
+
+    @abstractmethod
+    async def run(self, statement: str, /, **values: object) -> Sequence[Row]:
+        """Run a statement."""
+
+    @abstractmethod
+    async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
+        """Run a statement once for each row of values, which is faster than one after the other."""
+
+    def _note(self, statement: Statement, values: Mapping[str, object], found: Sequence[Row] | None) -> None:
+        """Note a change that the statement declares; `found` is what it returned, `None` where that is not known."""
+        if "changes all" in statement.notes:
+            self.changes.append(ANY)
+            return
+        if found is not None and not found and "RETURNING" in statement.text:
+            return
+        named = values.get("connection_id", values.get("id"))
+        ids = frozenset(str(row["id"]) for row in found or ()) if named is None else frozenset((str(named),))
+        if not ids:
+            self.changes.append(ANY)
+            return
+        owners, erased = "changes owners" in statement.notes, "erases connection" in statement.notes
+        self.changes.append(Changed(connections=ids, belonging=owners, erased=erased))
+
+
+CHANGES = frozenset({"changes connection", "changes owners", "changes all", "erases connection"})
+"""Notes of statements that change what is remembered of connections."""
+
+
+class Database(ABC):
+    """A database; raises `StoreUnavailable`, and remembers when it was out of reach."""
+
+    has_shared_clock: bool
+    """Whether the database's own clock decides about leases, one for all instances."""
+    shared: Shared | None = None
+    """The limits that all instances share, where there may be several."""
+
+    def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
+        self.clock = clock
+        """The clock of what is stored: every stored time is written, and compared, by it."""
+        self.process = process
+        """The name of this process in the history."""
+        self.statements = statements
+        self.failed_at: float | None = None
+        self.last_write_error: str | None = None
+        self._subscribers: list[Callable[[Changed], None]] = []
+
+    @abstractmethod
+    async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
+        """Run a statement that changes nothing."""
+
+    @abstractmethod
+    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Commit all that `work` runs, or nothing of it. It may be run again, and awaits only its transaction."""
+
+    async def write(self, statement: str, /, **values: object) -> Sequence[Row]:
+        """Run one statement as a transaction of its own."""
+        return await self.transact(lambda transaction: transaction.run(statement, **values))
+
+    async def claim_work(self, statement: str, /, **values: object) -> Sequence[Row]:
+        """Run a statement that gives this instance something to do; without other instances it is only read."""
+        return await self.read(statement, **values)
+
+    async def coordinate(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Commit what keeps instances apart; its success does not show that lasting writes succeed."""
+        return await self.transact(work)
+
+    @abstractmethod
+    async def data_version(self) -> int:
+        """Return a number that changes when another process has committed a change of which it has not notified."""
+
+    @property
+    def clock_skew(self) -> float:
+        """Seconds by which this process's clock is ahead of the one that decides about leases."""
+        return 0.0
+
+    @abstractmethod
+    async def location(self, machine: str) -> str:
+        """Return a name for where the database is, given the one that this process has for it."""
+
+    @abstractmethod
+    async def cleanup(self) -> None:
+        """Delete what has expired of that which keeps instances apart."""
+
+    def subscribe(self, listener: Callable[[Changed], None]) -> None:
+        """Call `listener` with every committed change of connections or of their owners."""
+        self._subscribers.append(listener)
+
+    def _notify(self, changes: Iterable[Changed]) -> None:
+        for changed in changes:
+            for listener in self._subscribers:
+                listener(changed)

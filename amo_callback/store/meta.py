@@ -1,0 +1,332 @@
+"""The store's own state: its keys' canary, its location, its clock, whether it is frozen; and statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.event import Event, Level
+from amo_callback.model import AmoBlock, Freeze, Reason, Status
+from amo_callback.sealing import Kind, Resealed, Sealed
+from amo_callback.store.engine import ANY, from_micros, json_object, to_micros
+from amo_callback.store.history import Repository, pair_obtained_key
+from amo_callback.survey import Survey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from amo_callback.store.engine import Transaction
+
+_STEPPED = timedelta(seconds=60)
+"""By how much a clock must go back for its times to be taken back: less harms no token."""
+
+
+class Meta(Repository):
+    """The table `meta`."""
+
+    async def canary(self, fresh: bytes) -> bytes:
+        """Return the store's canary; a new store keeps the fresh one."""
+
+        async def work(transaction: Transaction) -> bytes:
+            await transaction.run("add_meta", name="canary", value=fresh)
+            [row] = await transaction.run("get_meta", name="canary")
+            return bytes(row["value"])
+
+        return await self._database.transact(work)
+
+    async def terminal_suspended(self) -> bool:
+        """Return whether further terminal failures are suspended."""
+        return await self._get("deaths_held") is not None
+
+    async def suspend_terminal(self, *, now: datetime) -> None:
+        """Suspend further terminal failures, also after a restart."""
+        await self._database.write("add_meta", name="deaths_held", value=now.isoformat().encode())
+
+    async def resume_terminal(self) -> None:
+        """Apply terminal failures again, and count none of those before."""
+
+        async def work(transaction: Transaction) -> None:
+            await transaction.run("drop_meta", name="deaths_held")
+            await transaction.run("forget_deaths")
+
+        await self._database.transact(work)
+
+    async def pair_obtained(self, client_id: str) -> bool:
+        """Return whether AMO has ever issued a pair that is or was stored here to this client id."""
+        return await self._get(pair_obtained_key(client_id)) is not None
+
+    async def refused_credentials(self) -> str | None:
+        """Return AMO's words against our credentials, as some process has received them."""
+        words = await self._get("refused_credentials")
+        return None if words is None else words.decode()
+
+    async def refuse_credentials(self, words: str) -> None:
+        """Store AMO's words against our credentials, for every process and the next start."""
+        await self._database.write("add_meta", name="refused_credentials", value=words.encode())
+
+    async def accept_credentials(self) -> None:
+        """Store that AMO accepts our credentials."""
+        await self._database.write("drop_meta", name="refused_credentials")
+
+    async def _get(self, name: str) -> bytes | None:
+        found = await self._database.read("get_meta", name=name)
+        return bytes(found[0]["value"]) if found else None
+
+    # --- frozen ----------------------------------------------------------------------------------
+
+    async def frozen(self) -> Freeze | None:
+        """Return since when nothing is spent, and why."""
+        value = await self._get("frozen")
+        return None if value is None else read_freeze(value)
+
+    async def freeze_all(self, *, why: str, elsewhere: bool = False) -> bool:
+        """Spend nothing from now on, the tokens living `elsewhere` maybe; `False` where that was so."""
+
+        async def work(transaction: Transaction) -> bool:
+            return await self._freeze_all(transaction, why, elsewhere=elsewhere)
+
+        return await self._database.transact(work)
+
+    async def thaw_all(self, *, machine: str | None) -> bool:
+        """Spend again, here: this machine is the store's from now on; `False` where it was not frozen.
+
+        Where the tokens may have lived elsewhere meanwhile, all are due: so the dead are soon found out.
+        """
+
+        async def work(transaction: Transaction) -> bool:
+            await transaction.run("lock_for_freezing")  # what is read is what is thawed
+            found = await transaction.run("drop_meta", name="frozen")
+            if found:
+                transaction.changes.append(ANY)
+                if read_freeze(found[0]["value"]).elsewhere:
+                    await transaction.run("all_due", now=self._clock.now())
+                if machine is not None:
+                    here = await self._database.location(machine)
+                    await transaction.run("put_meta", name="machine", value=here.encode())
+                await self._record(transaction, [Event(name="service.thawed")])
+            return bool(found)
+
+        return await self._database.transact(work)
+
+    async def check_machine(self, machine: str) -> Freeze | None:
+        """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
+
+        async def work(transaction: Transaction) -> Freeze | None:
+            here = await self._database.location(machine)
+            found = await transaction.run("get_meta", name="machine")
+            if not found:
+                await transaction.run("put_meta", name="machine", value=here.encode())
+            elif found[0]["value"] != here.encode():
+                await self._freeze_all(
+                    transaction,
+                    "the database was last used in another place (another machine, folder or server): if it is in use "
+                    "there, this copy must spend nothing",
+                    elsewhere=True,
+                )
+            frozen = await transaction.run("get_meta", name="frozen")
+            return read_freeze(frozen[0]["value"]) if frozen else None
+
+        return await self._database.transact(work)
+
+    async def _freeze_all(self, transaction: Transaction, why: str, *, elsewhere: bool) -> bool:
+        value = freeze_value(Freeze(at=self._clock.now(), why=why, elsewhere=elsewhere))
+        await transaction.run("lock_for_freezing")
+        frozen = bool(await transaction.run("add_meta", name="frozen", value=value))
+        if frozen:
+            transaction.changes.append(ANY)
+            await self._record(transaction, [Event(name="service.frozen", level=Level.WARNING, fields={"reason": why})])
+        return frozen
+
+    # --- AMO blocks our address ------------------------------------------------------------------
+
+    async def amo_block(self) -> AmoBlock | None:
+        """Return the block of our address, as some process has found it."""
+        value = await self._get("amo_block")
+        return None if value is None else read_amo_block(value)
+
+    async def begin_amo_block(self, probed: str, *, probe_every: timedelta) -> None:
+        """Store that AMO blocks our address, unless that is stored; `probed` is the connection that showed it."""
+
+        async def work(transaction: Transaction) -> None:
+            [row] = await transaction.run("amo_block")
+            now = from_micros(row["clock"])
+            block = AmoBlock(since=now, probe_at=now + probe_every, exchange_at=now, probed=(probed,))
+            if await transaction.run("add_meta", name="amo_block", value=amo_block_value(block)):
+                await self._record(transaction, [Event(name="amo_blocked.started", level=Level.ERROR)])
+
+        await self._database.transact(work)
+
+    async def end_amo_block(self) -> None:
+        """Store that AMO no longer blocks our address."""
+
+        async def work(transaction: Transaction) -> None:
+            if ended := await transaction.run("drop_meta", name="amo_block"):
+                fields = {"since": read_amo_block(ended[0]["value"]).since}
+                await self._record(transaction, [Event(name="amo_blocked.ended", fields=fields)])
+
+        await self._database.transact(work)
+
+    async def take_amo_probe(self, connection_id: str, *, every: timedelta) -> bool:
+        """Reserve the next probe for a connection; `False` where none may leave yet, by the store's clock."""
+
+        def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
+            if now < block.probe_at:
+                return None
+            round_over = connection_id in block.probed  # each of the others has been presented, too
+            probed = (connection_id,) if round_over else (*block.probed, connection_id)
+            return dataclasses.replace(block, probe_at=now + every, probed=probed)
+
+        return await self._take_at_block(taken)
+
+    async def take_amo_exchange(self, *, every: timedelta) -> bool:
+        """Reserve the next exchange; `False` where none may leave yet, by the store's clock."""
+
+        def taken(block: AmoBlock, now: datetime) -> AmoBlock | None:
+            return dataclasses.replace(block, exchange_at=now + every) if now >= block.exchange_at else None
+
+        return await self._take_at_block(taken)
+
+    async def _take_at_block(self, taken: Callable[[AmoBlock, datetime], AmoBlock | None]) -> bool:
+        async def work(transaction: Transaction) -> bool:
+            [row] = await transaction.run("amo_block")
+            if row["value"] is None:
+                return True  # the block has ended
+            before = bytes(row["value"])
+            block = taken(read_amo_block(before), from_micros(row["clock"]))
+            if block is None:
+                return False
+            value = amo_block_value(block)
+            return bool(await transaction.run("change_meta", name="amo_block", value=value, before=before))
+
+        return await self._database.transact(work)
+
+    async def _shift_amo_block(self, transaction: Transaction, *, back: timedelta, now: datetime) -> None:
+        found = await transaction.run("get_meta", name="amo_block")
+        if not found:
+            return
+        block = read_amo_block(found[0]["value"])
+        times = {"since": block.since, "probe_at": block.probe_at, "exchange_at": block.exchange_at}
+        shifted = {name: time - back if time > now else time for name, time in times.items()}
+        value = amo_block_value(AmoBlock(**shifted, probed=block.probed))
+        await transaction.run("put_meta", name="amo_block", value=value)
+
+    # --- time ------------------------------------------------------------------------------------
+
+    async def record_time(self, *, now: Callable[[], datetime]) -> timedelta:
+        """Note what time it is; where that is before what was noted last, take all times back by as much.
+
+        Returns by how much: nothing, where the clock has not gone back. Where several instances share a database
+        nothing is taken back: one whose clock is wrong must not shift the others' times.
+        """
+        if self._database.has_shared_clock:
+            await self._database.write("put_meta", name="seen_at", value=str(to_micros(now())).encode())
+            return timedelta(0)
+
+        async def work(transaction: Transaction) -> timedelta:
+            time = now()  # read under the lock: another process may have noted a later one while this one waited
+            found = await transaction.run("get_meta", name="seen_at")
+            back = from_micros(int(found[0]["value"])) - time if found else timedelta(0)
+            await transaction.run("put_meta", name="seen_at", value=str(to_micros(time)).encode())
+            if back < _STEPPED:
+                return timedelta(0)
+            by = back // timedelta(microseconds=1)
+            await transaction.run("shift_times", by=by, now=time)
+            await transaction.run("shift_notices", by=by, now=time)
+            await self._shift_amo_block(transaction, back=back, now=time)
+            fields = {"seconds": back.total_seconds()}
+            await self._record(transaction, [Event(name="clock.went_back", level=Level.WARNING, fields=fields)])
+            return back
+
+        return await self._database.transact(work)
+
+    # --- all that is stored ------------------------------------------------------------------------
+
+    async def survey(self, *, now: datetime, late: datetime) -> Survey:
+        """Count connections and notices, and refreshes that were due before `late` as overdue."""
+        [row] = await self._database.read("survey", now=now, late=late)
+        others: dict[str, int] = json.loads(row["not_active"])
+        return Survey(
+            active=row["active"],
+            fresh=row["fresh"],
+            needs_reauth={reason: others.get(reason, 0) for reason in Reason},
+            disconnected=others.get(Status.DISCONNECTED, 0),
+            mismatched=row["mismatched"],
+            hosts_not_allowed=row["hosts_not_allowed"],
+            expired=row["expired"],
+            due=row["due"],
+            overdue=row["overdue"],
+            next_expiry=_time(row["next_expiry"]),
+            next_deadline=_time(row["next_deadline"]),
+            waiting=row["waiting"],
+            waiting_since=_time(row["waiting_since"]),
+            parked=row["parked"],
+        )
+
+    async def count_sealed(self) -> int:
+        """Count the encrypted records of every kind."""
+        [[number]] = await self._database.read("count_sealed")
+        return int(number)
+
+    async def sealed(self, kind: Kind, *, after: str, limit: int) -> Sequence[Sealed]:
+        """Return the encrypted records of one kind by their names, from the one after `after` on."""
+        if kind is Kind.CANARY:
+            canary = await self._get("canary") if after < "canary" else None
+            return [] if canary is None else [Sealed(kind=kind, name="canary", content=canary)]
+        found = await self._database.read(f"sealed_{kind}", after=after, limit=limit)
+        return [Sealed(kind=kind, name=row["name"], content=row["content"]) for row in found]
+
+    async def reseal(self, resealed: Sequence[Resealed]) -> Sequence[Sealed]:
+        """Commit records under another key as one; return those that were left, since they have changed meanwhile."""
+
+        async def work(transaction: Transaction) -> Sequence[Sealed]:
+            left = []
+            for one in resealed:
+                read = one.read
+                if read.kind is Kind.CANARY:
+                    statement, named = "change_meta", {"name": read.name, "value": one.content, "before": read.content}
+                else:
+                    statement = f"reseal_{read.kind}"
+                    named = {"id": read.name, "content": one.content, "read": read.content}
+                if not await transaction.run(statement, **named):
+                    left.append(read)
+            return left
+
+        return await self._database.transact(work)
+
+
+def read_freeze(value: bytes) -> Freeze:
+    """Read the value `frozen`; one that cannot be read keeps the store frozen until it is thawed."""
+    content = json_object(value)
+    try:
+        at, why = from_micros(int(str(content["at"]))), str(content["why"])
+    except (KeyError, ValueError):
+        return Freeze(at=from_micros(0), why="the mark in the database cannot be read", elsewhere=True)
+    return Freeze(at=at, why=why, elsewhere=bool(content.get("elsewhere")))
+
+
+def freeze_value(freeze: Freeze) -> bytes:
+    """Return the value `frozen`."""
+    return json.dumps({"at": to_micros(freeze.at), "why": freeze.why, "elsewhere": freeze.elsewhere}).encode()
+
+
+def read_amo_block(value: bytes) -> AmoBlock:
+    """Read the value `amo_block`; in place of one that cannot be read the block begins anew, with a probe."""
+    content = json_object(value)
+    try:
+        times = {name: from_micros(int(content[name])) for name in ("since", "probe_at", "exchange_at")}
+        return AmoBlock(**times, probed=tuple(map(str, content["probed"])))
+    except (KeyError, TypeError, ValueError):
+        start = from_micros(0)
+        return AmoBlock(since=start, probe_at=start, exchange_at=start, probed=())
+
+
+def amo_block_value(block: AmoBlock) -> bytes:
+    """Return the value `amo_block`."""
+    times = {"since": block.since, "probe_at": block.probe_at, "exchange_at": block.exchange_at}
+    return json.dumps({**{name: to_micros(time) for name, time in times.items()}, "probed": block.probed}).encode()
+
+
+def _time(value: int | None) -> datetime | None:
+    return None if value is None else from_micros(value)
