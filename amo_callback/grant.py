@@ -19,7 +19,7 @@ MAX_STATE = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Redirect:
+class CallbackParams:
     """What AMO's redirect says, read from the raw bytes of its query."""
 
     code: bytes | None = field(default=None, repr=False)
@@ -79,7 +79,7 @@ class IssuedState:
     """The hash of the code that it came back with."""
 
 
-class Arrival(Enum):
+class CodeSource(Enum):
     """Which way a code comes."""
 
     BROWSER = "browser"
@@ -90,7 +90,7 @@ class Arrival(Enum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Visit:
+class CodePresentation:
     """A code, and all that whoever brings it tells."""
 
     code: bytes = field(repr=False)
@@ -99,7 +99,7 @@ class Visit:
     """The account's, as the caller names it; without one it is where the code was seen before, or the default."""
     address: str | None = None
     """Whose unproven codes are limited."""
-    arrival: Arrival = Arrival.BROWSER
+    arrival: CodeSource = CodeSource.BROWSER
     verifier: str | None = field(repr=False, default=None)
     """The code verifier that the app presents."""
 
@@ -158,7 +158,7 @@ class GrantSecrets:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GrantedPair:
+class NewConnection:
     """A granted pair, sealed in its connection, as it goes into the store together with its grant's end."""
 
     grant: Grant
@@ -175,7 +175,7 @@ class GrantedPair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class GrantResult:
     """What a person, or the app, is told of a grant."""
 
     status: GrantStatus

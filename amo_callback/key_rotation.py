@@ -16,33 +16,33 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from amo_callback.custody.paid import open_paid, sealed_in
+from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
 from amo_callback.errors import CommandFailed, DecryptionFailed
-from amo_callback.event import Event
-from amo_callback.sealing import Kind, Resealed, Sealed
+from amo_callback.events import Event
+from amo_callback.refresh.pending_pair import open_pending, sealed_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from amo_callback.cipher import Cipher
     from amo_callback.clock import Clock
-    from amo_callback.custody.rescue import Rescue
+    from amo_callback.crypto import Cipher
+    from amo_callback.refresh.rescue import RescueFolder
     from amo_callback.store import Store
 
 BATCH = 100
 """Records of one transaction."""
 _REST = 0.02
 """Seconds, at least, between two transactions: SQLite's lock goes to the process that asks at that moment."""
-_STORED = (Kind.CONNECTION, Kind.GRANT, Kind.STATE)
+_STORED = (RecordKind.CONNECTION, RecordKind.GRANT, RecordKind.STATE)
 
 
 @dataclass(kw_only=True, slots=True)
 class KeyUsage:
     """How many records each key decrypts."""
 
-    keys: list[Counter[Kind]]
+    keys: list[Counter[RecordKind]]
     """For each key, the newest first: how many records of each kind it decrypts."""
-    unreadable: list[Sealed] = field(default_factory=list)
+    unreadable: list[EncryptedRecord] = field(default_factory=list)
     """Records that no key decrypts."""
     resealed: int = 0
     outdated: int = 0
@@ -76,7 +76,7 @@ class RotationResult:
 class Rotation:
     """Encrypts every record with the newest of `keys` keys."""
 
-    def __init__(self, *, store: Store, rescue: Rescue, cipher: Cipher, keys: int, clock: Clock) -> None:
+    def __init__(self, *, store: Store, rescue: RescueFolder, cipher: Cipher, keys: int, clock: Clock) -> None:
         self._store = store
         self._rescue = rescue
         self._cipher = cipher
@@ -85,7 +85,7 @@ class Rotation:
 
     async def dry_run(self, advance: Callable[[int], None]) -> KeyUsage:
         """Count how many records each key decrypts; changes nothing."""
-        return await self._look((*_STORED, Kind.CANARY), advance, reseal=False)
+        return await self._look((*_STORED, RecordKind.CANARY), advance, reseal=False)
 
     async def run(self, advance: Callable[[int], None]) -> RotationResult:
         """Encrypt again what older keys have encrypted.
@@ -99,13 +99,13 @@ class Rotation:
             resealed += tally.resealed
             old_key_still_in_use = tally.outdated > 0
         done = not tally.outdated and len(tally.unused_keys) == self._keys - 1
-        for canary in await self._store.sealed(Kind.CANARY, after="", limit=1):
+        for canary in await self._store.sealed(RecordKind.CANARY, after="", limit=1):
             resealed += await self._turn([canary], tally, reseal=done)
         if resealed:
             await self._store.record(Event(name="keys.rotated", fields={"resealed": resealed}))
         return RotationResult(resealed=resealed, after=tally, old_key_still_in_use=old_key_still_in_use)
 
-    async def _look(self, kinds: Sequence[Kind], advance: Callable[[int], None], *, reseal: bool) -> KeyUsage:
+    async def _look(self, kinds: Sequence[RecordKind], advance: Callable[[int], None], *, reseal: bool) -> KeyUsage:
         tally = KeyUsage(keys=[Counter() for _ in range(self._keys)])
         try:
             self._count_rescued(tally)  # first: what is stored from here on is found below
@@ -126,18 +126,19 @@ class Rotation:
                     await self._clock.sleep(max(self._clock.monotonic() - began, _REST))
         return tally
 
-    async def _turn(self, page: Sequence[Sealed], tally: KeyUsage, *, reseal: bool) -> int:
+    async def _turn(self, page: Sequence[EncryptedRecord], tally: KeyUsage, *, reseal: bool) -> int:
         """Count a page of records, and encrypt again those of older keys; return how many."""
         outdated = []
         for one in page:
             number = self._count(one, tally)
             if number is not None and number > 0:
                 outdated.append((one, number))
-        tally.outdated += sum(one.kind is not Kind.CANARY for one, _ in outdated)
+        tally.outdated += sum(one.kind is not RecordKind.CANARY for one, _ in outdated)
         if not reseal or not outdated:
             return 0
         resealed = [
-            Resealed(read=one, content=self._cipher.reseal(one.content, bound_to=one.place)) for one, _ in outdated
+            ReencryptedRecord(read=one, content=self._cipher.reseal(one.content, bound_to=one.place))
+            for one, _ in outdated
         ]
         left = {one.name for one in await self._store.reseal(resealed)}
         for one, number in outdated:
@@ -145,7 +146,7 @@ class Rotation:
             tally.keys[0][one.kind] += one.name not in left
         return len(outdated) - len(left)
 
-    def _count(self, one: Sealed, tally: KeyUsage) -> int | None:
+    def _count(self, one: EncryptedRecord, tally: KeyUsage) -> int | None:
         try:
             number = self._cipher.key_of(one.content, bound_to=one.place)
         except DecryptionFailed:
@@ -157,22 +158,22 @@ class Rotation:
     def _count_rescued(self, tally: KeyUsage) -> None:
         """Count each rescue file by the oldest key that it needs, itself or for the records in it."""
         for name, content in self._rescue.read().items():
-            file = Sealed(kind=Kind.RESCUE, name=name, content=content or b"")
+            file = EncryptedRecord(kind=RecordKind.RESCUE, name=name, content=content or b"")
             try:
-                inner = sealed_in(open_paid(name, file.content, self._cipher))
+                inner = sealed_in(open_pending(name, file.content, self._cipher))
                 numbers = [self._cipher.key_of(one.content, bound_to=one.place) for one in (file, *inner)]
             except DecryptionFailed:
                 tally.unreadable.append(file)
             else:
-                tally.keys[max(numbers)][Kind.RESCUE] += 1
+                tally.keys[max(numbers)][RecordKind.RESCUE] += 1
 
     def _turn_raw(self, tally: KeyUsage, *, reseal: bool) -> None:
         """Count unreadable answers, and encrypt again those of older keys: they may be kept for longer than a key."""
         for name, content in self._rescue.read_raw().items():
-            file = Sealed(kind=Kind.RESCUE, name=name, content=content or b"")
+            file = EncryptedRecord(kind=RecordKind.RESCUE, name=name, content=content or b"")
             number = self._count(file, tally)
             if number and reseal:
                 self._rescue.write(name, self._cipher.reseal(file.content, bound_to=file.place))
-                tally.keys[number][Kind.RESCUE] -= 1
-                tally.keys[0][Kind.RESCUE] += 1
+                tally.keys[number][RecordKind.RESCUE] -= 1
+                tally.keys[0][RecordKind.RESCUE] += 1
                 tally.resealed += 1

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime, timedelta
 
-    from amo_callback.event import Event
+    from amo_callback.events import Event
 
 
 _CONNECTIONS = uuid.UUID("8f0f5a36-5d0c-4f4e-9d0e-2f1c7f8b6a51")
@@ -64,7 +64,7 @@ class Account:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
+class TokenClaims:
     """What an access token tells of itself, as far as it does; unverified hints."""
 
     account: Account
@@ -73,7 +73,7 @@ class Told:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Issued:
+class TokenResponse:
     """What AMO answered to an exchange or a refresh: a pair, and whose it is."""
 
     pair: TokenPair
@@ -165,7 +165,7 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Extension:
+class LeaseExtension:
     """More time for an attempt whose token goes out a second time, to where the account has moved."""
 
     connection_id: str
@@ -206,7 +206,7 @@ class RefreshRules:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class RefreshFailure:
     """What a refresh that brought no pair leaves behind."""
 
     connection_id: str
@@ -226,7 +226,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fleet:
+class ConnectionCounts:
     """How the connections do, taken together: those with a refresh token."""
 
     living: int
@@ -274,7 +274,7 @@ class AmoBlock:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Changed:
+class ChangeNotice:
     """What a write may have changed, of this process or of another, for whoever remembers connections."""
 
     connections: frozenset[str] | None
@@ -286,7 +286,7 @@ class Changed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Filter:
+class ConnectionFilter:
     """Which connections are listed: what is not named does not matter."""
 
     account_id: str | None = None
@@ -295,7 +295,7 @@ class Filter:
     domain: str | None = None
 
 
-class Standing(StrEnum):
+class TokenState(StrEnum):
     """What a look-up, which spends nothing, tells of a token."""
 
     GOOD = "good"
@@ -307,15 +307,15 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sighting:
+class IntrospectionResult:
     """A look-up's answer."""
 
-    standing: Standing
+    standing: TokenState
     domain: str | None = None
     """Where the account lives now: a host that may see our secrets."""
 
 
-class Demand(StrEnum):
+class RefreshTrigger(StrEnum):
     """On whose demand a pair is refreshed."""
 
     SCHEDULE = "schedule"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import AmoCallbackError
-from amo_callback.event import Event, failed
+from amo_callback.events import Event, failure_event
 
 if TYPE_CHECKING:
     from amo_callback.clock import Clock
-    from amo_callback.event import Observer
+    from amo_callback.events import Observer
 
 
 class Outage:
@@ -36,7 +36,7 @@ class Outage:
         kind = _kind(error)
         if kind not in self._kinds:
             self._kinds.add(kind)
-            self._observer(failed(f"{self._loop}.failed", error, details=details))
+            self._observer(failure_event(f"{self._loop}.failed", error, details=details))
 
     def worked(self) -> None:
         """Note a round that worked, and log for how long the loop had failed, if it had."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import DecryptionFailed
 
 if TYPE_CHECKING:
-    from amo_callback.cipher import Cipher
+    from amo_callback.crypto import Cipher
 
 HEADER = "X-Amo-Callback-Probe"
 """Of the request and of its answer."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from amo_callback.event import Notice
+    from amo_callback.events import Notice
 
 _PREFIX = "whsec_"
 _LEAST, _MOST = 24, 64

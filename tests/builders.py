@@ -5,20 +5,20 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.grant import Grant, GrantedPair, GrantStatus
+from amo_callback.grant import Grant, GrantStatus, NewConnection
 from amo_callback.model import (
     Account,
     Claim,
     Connection,
-    Extension,
+    LeaseExtension,
     Reason,
     RefreshedPair,
+    RefreshFailure,
     Status,
-    Verdict,
     connection_id,
     fingerprint,
 )
-from amo_callback.survey import ServiceStatus, Survey
+from amo_callback.stats import ServiceStatus, StoreStats
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def a_claim(connection: Connection, **more: Any) -> Claim:
     return Claim(**{**values, **more})
 
 
-def an_extension(connection: Connection, **more: Any) -> Extension:
+def an_extension(connection: Connection, **more: Any) -> LeaseExtension:
     """Return more time for an attempt, at the account's new host."""
     values: dict[str, Any] = {
         "connection_id": connection.id,
@@ -87,7 +87,7 @@ def an_extension(connection: Connection, **more: Any) -> Extension:
         "lease": timedelta(seconds=60),
         "domain": "b.amocrm.ru",
     }
-    return Extension(**{**values, **more})
+    return LeaseExtension(**{**values, **more})
 
 
 def a_refreshed(connection: Connection, **more: Any) -> RefreshedPair:
@@ -106,7 +106,7 @@ def a_refreshed(connection: Connection, **more: Any) -> RefreshedPair:
     return RefreshedPair(**{**values, **more})
 
 
-def a_verdict(connection: Connection, **more: Any) -> Verdict:
+def a_verdict(connection: Connection, **more: Any) -> RefreshFailure:
     """Return what an attempt without a pair leaves."""
     values: dict[str, Any] = {
         "connection_id": connection.id,
@@ -115,10 +115,10 @@ def a_verdict(connection: Connection, **more: Any) -> Verdict:
         "last_error": "outcome_open",
         "next_refresh_at": START + DAY,
     }
-    return Verdict(**{**values, **more})
+    return RefreshFailure(**{**values, **more})
 
 
-def a_survey(**more: Any) -> Survey:
+def a_survey(**more: Any) -> StoreStats:
     """Return what the store tells of two connections that do well."""
     values: dict[str, Any] = {
         "active": 2,
@@ -136,7 +136,7 @@ def a_survey(**more: Any) -> Survey:
         "waiting_since": None,
         "parked": 0,
     }
-    return Survey(**{**values, **more})
+    return StoreStats(**{**values, **more})
 
 
 def a_service_status(**more: Any) -> ServiceStatus:
@@ -149,7 +149,7 @@ def a_service_status(**more: Any) -> ServiceStatus:
         "survey_seconds": 0.01,
         "beat_age": 1.0,
         "in_flight": 0,
-        "unsaved": 0,
+        "pending_writes": 0,
         "notices_delivered": True,
     }
     return ServiceStatus(**{**values, **more})
@@ -171,7 +171,7 @@ async def save(store: Store, connection: Connection, *, iat: int | None = None, 
     """Store a connection by a grant, and return it as the store has it."""
     grant = a_grant(code or f"code of {connection.id} {iat}")
     claimed = await store.claim_grant(grant, now=START)
-    await store.save_connected(GrantedPair(grant=claimed, connection=connection, token_iat=iat))
+    await store.save_connected(NewConnection(grant=claimed, connection=connection, token_iat=iat))
     stored = await store.connection(connection.id)
     assert stored is not None
     return stored

@@ -18,17 +18,17 @@ import aiohttp
 import hypothesis
 import pytest
 
-from amo_callback.alone import Alone
 from amo_callback.amo.client import AmoClient
-from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
+from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.sandbox.app import Sandbox
+from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
-from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
-from amo_callback.cipher import Cipher, new_key
+from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
+from amo_callback.crypto import Cipher, new_key
+from amo_callback.local_limits import LocalLimits
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.store import open_store
 from amo_callback.web.composition import DataPaths, Service, open_service
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from amo_callback.clock import Clock
     from amo_callback.config.settings import Settings
-    from amo_callback.event import Event
+    from amo_callback.events import Event
     from amo_callback.model import Connection
     from amo_callback.store import Store
     from tests.postgres import Databases
@@ -85,7 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=(
             "how often each round of the custody tests is run: a stop or a kill in the middle of refreshes, a refresh "
             "by several processes, callers all at once (default: %(default)s, which is quick; 40 for figures). "
-            "tests/custody/test_machine.py splits more than 20 into parts, which --dist=load gives to processes, each "
+            "tests/refresh/test_machine.py splits more than 20 into parts, which --dist=load gives to processes, each "
             "with a seed of its own that --hypothesis-seed decides"
         ),
     )
@@ -159,8 +159,8 @@ class Amo:
     scheme: str = "http"
 
     @property
-    def vendor(self) -> Vendor:
-        return self.sandbox.vendor
+    def fake(self) -> FakeAmo:
+        return self.sandbox.fake
 
     @property
     def endpoint(self) -> str:
@@ -168,11 +168,11 @@ class Amo:
 
     def code(self) -> str:
         """Return a fresh authorization code of the account."""
-        return self.vendor.allow(self.account)
+        return self.fake.allow(self.account)
 
     def request(self, **grant: str) -> dict[str, str]:
         """Return the body of a good request to the token endpoint."""
-        known = self.vendor.integration
+        known = self.fake.integration
         return {
             "client_id": known.client_id,
             "client_secret": known.client_secret,
@@ -183,7 +183,7 @@ class Amo:
     def spend(self, **grant: str) -> None:
         """Play another system that presents what is ours."""
         body = json.dumps(self.request(**grant)).encode()
-        assert self.vendor.token(self.account.host, body=body, content_type="application/json").status == 200
+        assert self.fake.token(self.account.host, body=body, content_type="application/json").status == 200
 
 
 def pytest_configure() -> None:
@@ -195,11 +195,11 @@ def pytest_configure() -> None:
 @asynccontextmanager
 async def serve_amo(clock: Clock, **lives: float) -> AsyncIterator[Amo]:
     """Serve the stand-in on a socket of its own."""
-    vendor = Vendor(integration=SandboxIntegration(), now=clock.now, lives=Lives(**lives))
-    sandbox = Sandbox(vendor, clock=clock)
+    fake = FakeAmo(integration=SandboxIntegration(), now=clock.now, lives=Lifetimes(**lives))
+    sandbox = Sandbox(fake, clock=clock)
     log = make_logger(level="error", style="json", stream=io.StringIO())
     async with open_listener(sandbox.app(), "127.0.0.1:0", name="amo", clock=ShiftedClock(), log=log) as listener:
-        yield Amo(sandbox=sandbox, address=listener.address, account=vendor.open_account(HOST))
+        yield Amo(sandbox=sandbox, address=listener.address, account=fake.open_account(HOST))
 
 
 @asynccontextmanager
@@ -208,14 +208,16 @@ async def amo_client(
     clock: Clock,
     *,
     timeout: float = 5.0,
-    pace: Pace | None = None,
+    rate_limiter: RateLimiter | None = None,
     tls: ssl.SSLContext | None = None,
     allowed_domains: Sequence[str] = (),
 ) -> AsyncIterator[AmoClient]:
     """Open a client of the stand-in; over TLS it believes nobody but whom `tls` names."""
-    known = amo.vendor.integration
+    known = amo.fake.integration
     system = SystemClock()
-    pace = pace or Pace(per_second=1000, shared=Alone(clock=system), clock=system, observer=Witness())
+    rate_limiter = rate_limiter or RateLimiter(
+        per_second=1000, shared=LocalLimits(clock=system), clock=system, observer=Witness()
+    )
     yield AmoClient(
         tls=tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         integration=Integration(
@@ -225,12 +227,12 @@ async def amo_client(
             endpoint=amo.endpoint,
             allowed_domains=allowed_domains,
         ),
-        pace=pace,
+        rate_limiter=rate_limiter,
         clock=clock,
         observer=Witness(),
         timeout=timeout,
     )
-    await pace.close()
+    await rate_limiter.close()
 
 
 @pytest.fixture
@@ -396,7 +398,7 @@ class Answer:
 
 def environment(amo: Amo, encryption_key: str, **more: str) -> dict[str, str]:
     """Return the environment that configures the service for the stand-in."""
-    known = amo.vendor.integration
+    known = amo.fake.integration
     return {
         "AMO_CALLBACK_SERVER__PUBLIC": "127.0.0.1:0",
         "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:0",

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.custody.rescue import RAW, Rescue
 from amo_callback.errors import StoreUnavailable
+from amo_callback.refresh.rescue import RAW, RescueFolder
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-    from amo_callback.amo.pace import Pace
-    from amo_callback.event import Event
-    from amo_callback.slots import Priority
+    from amo_callback.amo.rate_limiter import RateLimiter
+    from amo_callback.events import Event
+    from amo_callback.rate_limit import Priority
     from amo_callback.store import Store
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -182,7 +182,7 @@ class FailingStore:
         return call
 
 
-class MemoryRescue(Rescue):
+class MemoryRescue(RescueFolder):
     """A rescue folder that can be full."""
 
     def __init__(self) -> None:
@@ -286,8 +286,8 @@ class InlineExecutor(ThreadPoolExecutor):
 class RecordedPace:
     """A rate limit that records when each request leaves: the moment before its first byte."""
 
-    def __init__(self, pace: Pace, clock: FakeClock) -> None:
-        self._pace, self._clock = pace, clock
+    def __init__(self, rate_limiter: RateLimiter, clock: FakeClock) -> None:
+        self._rate_limiter, self._clock = rate_limiter, clock
         self.sent: list[float] = []
         self.arrived = 0
         """Requests whose connection is open, so that they wait to leave or have left."""
@@ -295,17 +295,17 @@ class RecordedPace:
         """Slots that were taken before a request began."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._pace, name)
+        return getattr(self._rate_limiter, name)
 
     async def slot(self, priority: Priority) -> None:
         """Wait as the real one does."""
-        await self._pace.slot(priority)
+        await self._rate_limiter.slot(priority)
         self.granted += 1
 
     async def leave(self, priority: Priority, *, limit: float) -> bool:
         """Wait as the real one does."""
         self.arrived += 1
-        left = await self._pace.leave(priority, limit=limit)
+        left = await self._rate_limiter.leave(priority, limit=limit)
         if left:
             self.sent.append(self._clock.monotonic())
         return left

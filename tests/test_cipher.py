@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.cipher import Cipher, Scrypt, key_of_passphrase, new_key
+from amo_callback.crypto import Cipher, Scrypt, key_of_passphrase, new_key
 from amo_callback.errors import DecryptionFailed
 from amo_callback.grant import AuthorizationRequest, GrantSecrets
 from amo_callback.model import TokenPair

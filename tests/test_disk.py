@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.disk import open_regular, read_regular
+from amo_callback.files import open_regular, read_regular
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from amo_callback.cipher import Cipher, new_key
-from amo_callback.custody.paid import name_of, seal_paid
+from amo_callback.crypto import Cipher, new_key
+from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
 from amo_callback.errors import CommandFailed, DecryptionFailed, StoreUnavailable
-from amo_callback.grant import AuthorizationRequest, GrantedPair, GrantSecrets, IssuedState
+from amo_callback.grant import AuthorizationRequest, GrantSecrets, IssuedState, NewConnection
 from amo_callback.key_rotation import BATCH, Rotation
 from amo_callback.model import TokenPair
-from amo_callback.sealing import Kind, Resealed, Sealed
+from amo_callback.refresh.pending_pair import name_of, seal_pending
 from tests.builders import a_connection, a_grant, a_refreshed, now, save
 from tests.fakes import START, Instead, MemoryRescue, ShiftedClock
 
@@ -52,7 +52,7 @@ async def _fill(store: Store, count: int = 3) -> list[Connection]:
         grant = a_grant(f"code {number}")
         grant = a_grant(f"code {number}", sealed=BEFORE.seal_grant(SECRETS, code_hash=grant.code_hash))
         await store.claim_grant(grant, now=START)
-        await store.save_connected(GrantedPair(grant=grant, connection=connection, token_iat=None))
+        await store.save_connected(NewConnection(grant=grant, connection=connection, token_iat=None))
         connections.append(connection)
     sealed = BEFORE.seal_request(REQUEST, state_hash="state")
     await store.issue_state(IssuedState(state_hash="state", sealed=sealed, expires_at=START + timedelta(minutes=30)))
@@ -68,8 +68,8 @@ async def _rotate(store: Any, **more: Any) -> RotationResult:
     return await _rotation(store, **more).run(lambda _: None)
 
 
-async def _everything(store: Store) -> list[Sealed]:
-    kinds = (Kind.CONNECTION, Kind.GRANT, Kind.STATE, Kind.CANARY)
+async def _everything(store: Store) -> list[EncryptedRecord]:
+    kinds = (RecordKind.CONNECTION, RecordKind.GRANT, RecordKind.STATE, RecordKind.CANARY)
     return [one for kind in kinds for one in await store.sealed(kind, after="", limit=10 * BATCH)]
 
 
@@ -115,8 +115,8 @@ async def test_a_survey_counts_by_key_and_changes_nothing(store: Store) -> None:
     tally = await _rotation(store).dry_run(done.append)
     newest, older = tally.keys
     assert (dict(+newest), dict(+older)) == (
-        {Kind.CONNECTION: 1},
-        {Kind.CONNECTION: 2, Kind.GRANT: 3, Kind.STATE: 1, Kind.CANARY: 1},
+        {RecordKind.CONNECTION: 1},
+        {RecordKind.CONNECTION: 2, RecordKind.GRANT: 3, RecordKind.STATE: 1, RecordKind.CANARY: 1},
     )
     assert done[-1] == await store.count_sealed()
     assert await _everything(store) == before
@@ -127,7 +127,7 @@ async def test_whoever_is_interrupted_goes_on_where_he_was(store: Store) -> None
     await _fill(store, 2 * BATCH + 1)
     pages = 0
 
-    async def reseal(resealed: Sequence[Resealed]) -> Sequence[Sealed]:
+    async def reseal(resealed: Sequence[ReencryptedRecord]) -> Sequence[EncryptedRecord]:
         nonlocal pages
         pages += 1
         if pages == 2:
@@ -146,7 +146,7 @@ def _meanwhile(store: Store, connection: Connection, cipher: Cipher) -> Any:
     """Return a store in which a refresh is stored between what is read and what is written."""
     refreshed = False
 
-    async def reseal(resealed: Sequence[Resealed]) -> Sequence[Sealed]:
+    async def reseal(resealed: Sequence[ReencryptedRecord]) -> Sequence[EncryptedRecord]:
         nonlocal refreshed
         if not refreshed:
             refreshed = True
@@ -181,8 +181,8 @@ async def test_what_no_key_opens_is_told_and_left(store: Store) -> None:
     """A row that somebody has copied over another one, or a key that is lost: the others are sealed again."""
     first, second, third = await _fill(store)
     copied = await now(store, second)
-    [read] = [one for one in await store.sealed(Kind.CONNECTION, after="", limit=10) if one.name == first.id]
-    await store.reseal([Resealed(read=read, content=copied.sealed_pair or b"")])
+    [read] = [one for one in await store.sealed(RecordKind.CONNECTION, after="", limit=10) if one.name == first.id]
+    await store.reseal([ReencryptedRecord(read=read, content=copied.sealed_pair or b"")])
     rotated = await _rotate(store)
     assert [one.place for one in rotated.after.unreadable] == [f"connection:{first.id}"]
     assert (rotated.resealed, rotated.is_complete, rotated.after.unused_keys) == (7, False, [1])
@@ -196,15 +196,18 @@ async def test_a_pair_in_the_rescue_folder_keeps_its_key(store: Store, outer: Ci
     """The file is its process's, and stays as it is; the key that it needs is told to be needed."""
     [connection] = await _fill(store, 1)
     rescue = MemoryRescue()
-    paid = a_refreshed(connection, sealed_pair=_sealed(0, inner, refreshed=True))
-    rescue.files[name_of(paid)] = content = seal_paid(paid, outer)
+    pending_pair = a_refreshed(connection, sealed_pair=_sealed(0, inner, refreshed=True))
+    rescue.files[name_of(pending_pair)] = content = seal_pending(pending_pair, outer)
     rotated = await _rotate(store, rescue=rescue)
-    assert (dict(+rotated.after.keys[1]), rotated.after.unused_keys) == ({Kind.RESCUE: 1, Kind.CANARY: 1}, [])
+    assert (dict(+rotated.after.keys[1]), rotated.after.unused_keys) == (
+        {RecordKind.RESCUE: 1, RecordKind.CANARY: 1},
+        [],
+    )
     assert not rotated.is_complete
     BEFORE.check_canary(await store.canary(b""))
-    assert rescue.files == {name_of(paid): content}
+    assert rescue.files == {name_of(pending_pair): content}
     rescue.files.clear()
-    await store.save_refreshed(paid)  # by whoever held it
+    await store.save_refreshed(pending_pair)  # by whoever held it
     again = await _rotate(store, rescue=rescue)
     assert (again.resealed, again.is_complete) == (2, True)
 
@@ -213,11 +216,11 @@ async def test_a_granted_pair_in_the_rescue_folder_needs_the_keys_of_all_that_is
     """Of its pair, and of what its grant hands back."""
     grant = a_grant("rescued")
     grant = a_grant("rescued", sealed=BEFORE.seal_grant(SECRETS, code_hash=grant.code_hash))
-    paid = GrantedPair(grant=grant, connection=a_connection(0, sealed_pair=_sealed(0, AFTER)), token_iat=None)
+    pending_pair = NewConnection(grant=grant, connection=a_connection(0, sealed_pair=_sealed(0, AFTER)), token_iat=None)
     rescue = MemoryRescue()
-    rescue.files = {name_of(paid): seal_paid(paid, AFTER), "somebody's": b"nonsense"}
+    rescue.files = {name_of(pending_pair): seal_pending(pending_pair, AFTER), "somebody's": b"nonsense"}
     tally = await _rotation(store, rescue=rescue).dry_run(lambda _: None)
-    assert ([dict(+found) for found in tally.keys], tally.unused_keys) == ([{}, {Kind.RESCUE: 1}], [])
+    assert ([dict(+found) for found in tally.keys], tally.unused_keys) == ([{}, {RecordKind.RESCUE: 1}], [])
     assert [one.place for one in tally.unreadable] == ["rescue:somebody's"]
 
 
@@ -227,12 +230,12 @@ async def test_a_raw_answer_is_sealed_again(store: Store) -> None:
     rescue = MemoryRescue()
     rescue.files = {"a-1.raw": BEFORE.seal(b"an answer", bound_to="rescue:a-1.raw"), "b-1.raw": b"nonsense"}
     tally = await _rotation(store, rescue=rescue).dry_run(lambda _: None)
-    assert tally.keys[1][Kind.RESCUE] == 1
+    assert tally.keys[1][RecordKind.RESCUE] == 1
     rotated = await _rotate(store, rescue=rescue)
     assert AFTER.open(rescue.files["a-1.raw"], bound_to="rescue:a-1.raw") == b"an answer"
     assert rescue.files["b-1.raw"] == b"nonsense"
     assert [one.place for one in rotated.after.unreadable] == ["rescue:b-1.raw"]
-    assert (rotated.after.keys[0][Kind.RESCUE], rotated.after.keys[1][Kind.RESCUE]) == (1, 0)
+    assert (rotated.after.keys[0][RecordKind.RESCUE], rotated.after.keys[1][RecordKind.RESCUE]) == (1, 0)
 
 
 async def test_a_rescue_folder_that_cannot_be_read_is_told(store: Store) -> None:
@@ -258,10 +261,10 @@ async def test_of_several_keys_each_is_told_by_itself(store: Store) -> None:
     keys = [newest, NEW, unused, OLD]
     rotation = _rotation(store, cipher=Cipher(keys), keys=len(keys))
     tally = await rotation.dry_run(lambda _: None)
-    assert ([found[Kind.CONNECTION] for found in tally.keys], tally.unused_keys) == ([0, 1, 0, 1], [2])
+    assert ([found[RecordKind.CONNECTION] for found in tally.keys], tally.unused_keys) == ([0, 1, 0, 1], [2])
     rotated = await rotation.run(lambda _: None)
     assert rotated.after.unused_keys == [1, 2, 3]
-    assert [one.kind for one in rotated.after.unreadable] == [Kind.GRANT]  # the bytes that `save` makes up
+    assert [one.kind for one in rotated.after.unreadable] == [RecordKind.GRANT]  # the bytes that `save` makes up
 
 
 async def test_others_have_time_to_write_between_two_transactions(store: Store) -> None:

@@ -72,12 +72,12 @@ async def test_a_recipe_calls_amo_and_lives_through_a_rejected_token(
     connection = await app.connected()
     command = [*recipe.command, str(tmp_path / recipe.file)]
     assert await _run(app, *command) == f"{app.amo.account.id}\n"
-    assert app.amo.vendor.ledger.refreshes() == []
-    app.amo.vendor.forget((await app.private(f"/connections/{connection}/token")).json()["access_token"])
+    assert app.amo.fake.ledger.refreshes() == []
+    app.amo.fake.forget((await app.private(f"/connections/{connection}/token")).json()["access_token"])
     assert await _run(app, *command) == f"{app.amo.account.id}\n"
-    assert len(app.amo.vendor.ledger.refreshes()) == 1
+    assert len(app.amo.fake.ledger.refreshes()) == 1
     assert await _run(app, *command) == f"{app.amo.account.id}\n"
-    assert len(app.amo.vendor.ledger.refreshes()) == 1
+    assert len(app.amo.fake.ledger.refreshes()) == 1
 
 
 async def test_the_examples_for_curl_hand_out_a_token(app: Running) -> None:
@@ -92,4 +92,4 @@ async def test_the_examples_for_curl_hand_out_a_token(app: Running) -> None:
         assert ADDRESS in command
         command_here = command.replace(ADDRESS, f"http://{app.service.private}").replace("curl ", "curl -sS ", 1)
         assert f'"account_id":"{app.amo.account.id}"' in await _run(app, "sh", "-c", command_here)
-    assert app.amo.vendor.ledger.refreshes() == []
+    assert app.amo.fake.ledger.refreshes() == []

@@ -12,21 +12,27 @@ ONE_PLACE = {
     "aiosqlite": {"store"},
     "sqlite3": {"store"},
     "asyncpg": {"store"},
-    "cryptography": {"cipher"},
+    "cryptography": {"crypto"},
     "jwt": {"identity", "demo"},
     "prometheus_client": {"observe"},
     "jinja2": {"web", "amo", "demo"},
     "pydantic_settings": {"config"},
     "standardwebhooks": {"webhook"},
     "uvloop": {"cli"},
-    "aiohttp": {"amo", "identity", "notices", "web", "cli", "demo"},
+    "aiohttp": {"amo", "identity", "webhooks", "web", "cli", "demo"},
 }
 EDGES = {"amo", "store", "observe"}
-USE_CASES = {"custody", "connect", "transfer", "notices", "key_rotation", "web"}
+USE_CASES = {"refresh", "tokens", "oauth", "transfer", "webhooks", "key_rotation", "web"}
 COMPOSITION = {"web.composition"}
 """Where `amo`, `store` and `observe` meet the use cases, as in `cli` and `demo`."""
 
-SECRETS_COMPARED = {"amo.lookup", "connect.admission", "connect.proof", "custody.handout", "identity.api_keys"}
+SECRETS_COMPARED = {
+    "amo.introspection",
+    "oauth.state_policy",
+    "oauth.ownership",
+    "tokens.access_tokens",
+    "identity.api_keys",
+}
 
 
 def _parsed() -> dict[str, ast.Module]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from amo_callback.event import Notice
+from amo_callback.events import Notice
 from amo_callback.webhook import Message, Signer, read_secrets
 from tests.fakes import START
-from tests.notices.receiver import OTHER_SECRET, SECRET
+from tests.webhooks.receiver import OTHER_SECRET, SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeGuard
 
 from amo_callback.hosts import check_host
-from amo_callback.model import Account, Told
+from amo_callback.model import Account, TokenClaims
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,11 +47,11 @@ def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Acc
     )
 
 
-def told_by(access_token: str, *, allowed: Sequence[str] = ()) -> Told:
+def told_by(access_token: str, *, allowed: Sequence[str] = ()) -> TokenClaims:
     """Return what an access token tells of itself."""
     claims = read_claims(access_token)
     audience, expires = claims.get("aud"), claims.get("exp")
-    return Told(
+    return TokenClaims(
         account=account_of(claims, allowed=allowed),
         client_id=audience if isinstance(audience, str) else None,
         expires_at=datetime.fromtimestamp(expires, UTC) if type(expires) is int and 0 <= expires < 2**33 else None,

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from amo_callback.amo.claims import account_of, read_claims, told_by
-from amo_callback.amo.lookup import (
+from amo_callback.amo.introspection import (
     ACCESS_TOKEN_DEAD,
     REFRESH_TOKEN_REFUSED,
     UNASKED,
@@ -28,21 +28,21 @@ from amo_callback.amo.protocol import (
     refresh_request,
 )
 from amo_callback.amo.redirect import read_redirect
-from amo_callback.amo.wire import Wire
+from amo_callback.amo.transport import Transport
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, RequestNotSent, UnknownOutcome, VendorRateLimited
-from amo_callback.event import Event, Level
+from amo_callback.events import Event, Level
 from amo_callback.hosts import check_host
-from amo_callback.slots import Priority
+from amo_callback.rate_limit import Priority
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
-    from amo_callback.amo.pace import Pace
+    from amo_callback.amo.rate_limiter import RateLimiter
     from amo_callback.clock import Clock
-    from amo_callback.event import Observer
-    from amo_callback.grant import Redirect
-    from amo_callback.model import Account, Issued, Sighting, Told
+    from amo_callback.events import Observer
+    from amo_callback.grant import CallbackParams
+    from amo_callback.model import Account, IntrospectionResult, TokenClaims, TokenResponse
 
 
 _KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}
@@ -57,15 +57,15 @@ class AmoClient:
         *,
         tls: ssl.SSLContext,
         integration: Integration,
-        pace: Pace,
+        rate_limiter: RateLimiter,
         clock: Clock,
         observer: Observer,
         timeout: float,
         default_domain: str | None = None,
     ) -> None:
-        self._wire = Wire(tls=tls, pace=pace, clock=clock, timeout=timeout)
+        self._wire = Transport(tls=tls, rate_limiter=rate_limiter, clock=clock, timeout=timeout)
         self._integration = integration
-        self._pace = pace
+        self._rate_limiter = rate_limiter
         self._clock = clock
         self._observer = observer
         self._default_domain = default_domain
@@ -77,7 +77,7 @@ class AmoClient:
         """Return AMO's page where a person allows access."""
         return self._integration.consent_address(state)
 
-    def read_redirect(self, query: bytes) -> Redirect:
+    def read_redirect(self, query: bytes) -> CallbackParams:
         """Read the raw query of AMO's redirect."""
         return read_redirect(query, default_domain=self._default_domain, allowed_domains=self._allowed)
 
@@ -97,13 +97,13 @@ class AmoClient:
 
     async def slot(self, priority: Priority) -> None:
         """Wait until the rate limit lets one more request go."""
-        await self._pace.slot(priority)
+        await self._rate_limiter.slot(priority)
 
     def account_of(self, access_token: str) -> Account:
         """Return whose access token it is, as far as it tells."""
         return account_of(read_claims(access_token), allowed=self._allowed)
 
-    def told_by(self, access_token: str) -> Told:
+    def told_by(self, access_token: str) -> TokenClaims:
         """Return what an access token tells of itself."""
         return told_by(access_token, allowed=self._allowed)
 
@@ -111,7 +111,7 @@ class AmoClient:
         """Tell whether AMO signed that our integration was switched off in this account."""
         return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
 
-    async def exchange(self, *, code: bytes, domain: str, not_after: float) -> Issued:
+    async def exchange(self, *, code: bytes, domain: str, not_after: float) -> TokenResponse:
         """Spend an authorization code; raises as `protocol.read_answer`, and `RequestNotSent`, also if it is too late.
 
         Raises `HostNotAllowed` before anything is sent, here and below.
@@ -119,7 +119,7 @@ class AmoClient:
         request = exchange_request(self._integration, code=code, domain=domain)
         return await self._issued(request, GrantType.CODE, presented=code.decode(), not_after=not_after)
 
-    async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> Issued:
+    async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
         """Spend a refresh token; raises as `protocol.read_answer`, and `RequestNotSent`, also where it is too late.
 
         A process may be stopped while it connects: `not_after` is looked at just before the first byte.
@@ -127,7 +127,7 @@ class AmoClient:
         request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
         return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)
 
-    async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> Sighting:
+    async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> IntrospectionResult:
         """Ask about a refresh token without spending it; raises `HostNotAllowed` alone."""
         return await self._sighting(
             refresh_token_request(self._integration, refresh_token=refresh_token, api_domain=api_domain),
@@ -135,7 +135,7 @@ class AmoClient:
             REFRESH_TOKEN_REFUSED,
         )
 
-    async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> Sighting:
+    async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> IntrospectionResult:
         """Ask about an access token; raises `HostNotAllowed` alone."""
         return await self._sighting(
             access_token_request(self._integration, access_token=access_token, domain=domain),
@@ -143,17 +143,21 @@ class AmoClient:
             ACCESS_TOKEN_DEAD,
         )
 
-    async def _issued(self, request: AmoRequest, grant_type: GrantType, *, presented: str, not_after: float) -> Issued:
+    async def _issued(
+        self, request: AmoRequest, grant_type: GrantType, *, presented: str, not_after: float
+    ) -> TokenResponse:
         answer = await self._ask(request, _KINDS[grant_type], not_after=not_after)
         try:
             return read_answer(
                 answer, grant_type=grant_type, presented=presented, now=self._clock.now(), allowed=self._allowed
             )
         except VendorRateLimited as refused:
-            await self._pace.pause(refused.retry_after)
+            await self._rate_limiter.pause(refused.retry_after)
             raise
 
-    async def _sighting(self, request: AmoRequest | None, account_id: str, refusals: frozenset[int]) -> Sighting:
+    async def _sighting(
+        self, request: AmoRequest | None, account_id: str, refusals: frozenset[int]
+    ) -> IntrospectionResult:
         if request is None:
             return UNASKED
         try:
@@ -161,7 +165,7 @@ class AmoClient:
         except (RequestNotSent, UnknownOutcome):
             return UNKNOWN
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-            await self._pace.pause(pause_after(answer, now=self._clock.now()))
+            await self._rate_limiter.pause(pause_after(answer, now=self._clock.now()))
         return read_sighting(answer, account_id=account_id, refusals=refusals, allowed=self._allowed)
 
     async def _ask(self, request: AmoRequest, kind: str, *, not_after: float = math.inf) -> Answer:

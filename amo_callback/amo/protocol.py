@@ -31,9 +31,9 @@ from amo_callback.errors import (
     VendorRateLimited,
 )
 from amo_callback.hosts import account_url
-from amo_callback.model import Issued, TokenPair
+from amo_callback.model import TokenPair, TokenResponse
+from amo_callback.rate_limit import LONGEST_PAUSE
 from amo_callback.schedule import retry_after
-from amo_callback.slots import LONGEST_PAUSE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -172,7 +172,7 @@ _OTHER_CLIENT = re.compile(r"token is not linked to client|authorization code wa
 
 def read_answer(
     answer: Answer, *, grant_type: GrantType, now: datetime, presented: str = "", allowed: Sequence[str] = ()
-) -> Issued:
+) -> TokenResponse:
     """Return the pair that was issued for what was `presented`; raises what the answer means.
 
     Each error knows the answer's status and request id, AMO's words, and whether these reject our client.
@@ -199,7 +199,9 @@ def _describe(error: AmoCallbackError, answer: Answer) -> None:
         error.rejects_client = answer.status == 401 and answer.is_problem and problem is not None
 
 
-def _read(answer: Answer, grant_type: GrantType, presented: str, now: datetime, allowed: Sequence[str]) -> Issued:
+def _read(
+    answer: Answer, grant_type: GrantType, presented: str, now: datetime, allowed: Sequence[str]
+) -> TokenResponse:
     if 200 <= answer.status < 300:
         return _issued(answer, presented, now, allowed)
     if answer.broken not in {None, TOO_LARGE}:
@@ -213,14 +215,14 @@ def _read(answer: Answer, grant_type: GrantType, presented: str, now: datetime, 
     raise _refusal(answer, grant_type)
 
 
-def _issued(answer: Answer, presented: str, now: datetime, allowed: Sequence[str]) -> Issued:
+def _issued(answer: Answer, presented: str, now: datetime, allowed: Sequence[str]) -> TokenResponse:
     content = find_pair((answer.body, *answer.others), presented=presented)
     if content is None:
         useless = "not_json" if json_object(answer.body) is None else "no_pair"
         raise UnknownOutcome(answer.broken or useless, body=answer.body)
     access, refresh = content.access_token, content.refresh_token
     claims = read_claims(access)
-    return Issued(
+    return TokenResponse(
         pair=TokenPair(
             access_token=access,
             refresh_token=refresh,

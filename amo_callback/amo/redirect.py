@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from amo_callback.grant import MAX_CODE, MAX_STATE, Redirect, support_code
+from amo_callback.grant import MAX_CODE, MAX_STATE, CallbackParams, support_code
 from amo_callback.hosts import check_host, loggable_host
 from amo_callback.model import fingerprint
 
@@ -21,7 +21,7 @@ _OURS = frozenset({b"code", b"state", b"referer", b"error", b"from_exchange", b"
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
-def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: Sequence[str]) -> Redirect:
+def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: Sequence[str]) -> CallbackParams:
     """Read the raw query of AMO's redirect.
 
     It is cut as bytes, since `code` and `state` may be any, and go back to the app as they came. Never
@@ -33,7 +33,7 @@ def read_redirect(query: bytes, *, default_domain: str | None, allowed_domains: 
     code = found.get(b"code")
     if state is not None and len(state) > MAX_STATE:
         state, broken = None, True
-    redirect = Redirect(
+    redirect = CallbackParams(
         state=state,
         from_server=found.get(b"from_exchange") == b"1",
         from_widget=found.get(b"from_widget") == b"1",

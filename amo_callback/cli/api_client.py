@@ -13,8 +13,8 @@ from urllib.parse import quote
 import aiohttp
 
 from amo_callback import probe
-from amo_callback.cipher import Cipher
 from amo_callback.cli.context import acting_as_owner, check_database_exists, load_context
+from amo_callback.crypto import Cipher
 from amo_callback.errors import CommandFailed, NotFound
 from amo_callback.identity import Scope, key_with
 

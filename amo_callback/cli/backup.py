@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amo_callback.cipher import Cipher
 from amo_callback.cli import output
 from amo_callback.cli.context import acting_as_owner, check_database_exists, config_option, load_context, yes_option
 from amo_callback.clock import SystemClock, rfc3339
+from amo_callback.crypto import Cipher
 from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
 from amo_callback.store import backup as store_backup
 from amo_callback.store.rebuild import open_given, rebuild

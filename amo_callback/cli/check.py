@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amo_callback.cipher import Cipher
 from amo_callback.cli.checks.database import check_database, check_rescue
 from amo_callback.cli.checks.files import check_disk, check_secrets
 from amo_callback.cli.checks.finding import fail, ok, report, run_check, run_check_async
@@ -22,6 +21,7 @@ from amo_callback.cli.context import acting_as_owner, config_option, json_option
 from amo_callback.cli.output import progress
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import find_config
+from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 import pydantic
 
-from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import find_config, load_settings, rescue_folder, storage_folder
+from amo_callback.crypto import Cipher
 from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
-from amo_callback.machine import machine_mark
+from amo_callback.location import location_id
 from amo_callback.store import database_file, open_store
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class CommandContext:
     @property
     def location(self) -> str:
         """The name of the database file's location."""
-        return machine_mark(self.database)
+        return location_id(self.database)
 
     @property
     def encryption_keys(self) -> list[str]:

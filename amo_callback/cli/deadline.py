@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from amo_callback.event import Event, Level
+from amo_callback.events import Event, Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from amo_callback.clock import Clock
-    from amo_callback.custody.unsaved import Unsaved
-    from amo_callback.event import Observer
+    from amo_callback.events import Observer
+    from amo_callback.refresh.pending_writes import PendingWrites
 
 _LONGEST = 600.0
 """Seconds for which a pair that is only in memory keeps the process running."""
@@ -33,7 +33,7 @@ class Deadline:
         self._observer = observer
         self._leave = leave
         self._waiting: asyncio.Task[None] | None = None
-        self.unsaved: Unsaved | None = None
+        self.pending_writes: PendingWrites | None = None
         """The pairs that may be only in memory; `None` before there can be one."""
 
     def begin(self, status: int) -> None:
@@ -62,8 +62,8 @@ class Deadline:
         self._leave(status)
 
     def _at_risk(self) -> bool:
-        return self.unsaved is not None and self.unsaved.at_risk
+        return self.pending_writes is not None and self.pending_writes.at_risk
 
     def _report(self, name: str, text: str) -> None:
-        for connection_id in () if self.unsaved is None else self.unsaved.unsafe:
+        for connection_id in () if self.pending_writes is None else self.pending_writes.unsafe:
             self._observer(Event(name=name, level=Level.ERROR, connection_id=connection_id, fields={"text": text}))

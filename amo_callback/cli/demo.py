@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from amo_callback.demo.feed import FeedEntry
-    from amo_callback.event import Event
+    from amo_callback.events import Event
 
 _WELCOME = """\
 The whole flow on this machine: the service, a stand-in for amoCRM, a phone with the app, a backend.

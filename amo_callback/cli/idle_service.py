@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from amo_callback.cli.context import CommandContext
-    from amo_callback.event import Event
+    from amo_callback.events import Event
 
 
 @asynccontextmanager

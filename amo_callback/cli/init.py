@@ -16,8 +16,8 @@ from amo_callback.cli.output import EX_USAGE, printable
 from amo_callback.config.loader import CONFIG_VARIABLE, DEFAULT_PATHS
 from amo_callback.config.settings import App
 from amo_callback.deploy import units
-from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import CommandFailed
+from amo_callback.files import MAX_TEXT, read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,13 +7,13 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.cipher import new_key
 from amo_callback.cli.init_validation import STATE
 from amo_callback.config.database_url import SQLITE, is_postgres
 from amo_callback.config.template import InitialConfig, InitialSecrets, write_config
+from amo_callback.crypto import new_key
 from amo_callback.deploy import plan
-from amo_callback.disk import write_file
 from amo_callback.errors import CommandFailed
+from amo_callback.files import write_file
 from amo_callback.store import database_file
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import CommandFailed
+from amo_callback.files import MAX_TEXT, read_regular
 from amo_callback.transfer.export_file import FileKey, key_from_passphrase, key_of_host
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amo_callback.cipher import new_key
 from amo_callback.cli import output
 from amo_callback.cli.context import config_option, json_option, load_context, open_as_owner, run_loop
-from amo_callback.custody.rescue import Rescue
+from amo_callback.crypto import new_key
+from amo_callback.encrypted_records import RecordKind
 from amo_callback.key_rotation import KeyUsage, Rotation, RotationResult
-from amo_callback.sealing import Kind
+from amo_callback.refresh.rescue import RescueFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from amo_callback.cli.main import Invocation
 
 _HEADS = {
-    Kind.CONNECTION: "connections",
-    Kind.GRANT: "grants",
-    Kind.STATE: "states",
-    Kind.CANARY: "canary",
-    Kind.RESCUE: "rescue files",
+    RecordKind.CONNECTION: "connections",
+    RecordKind.GRANT: "grants",
+    RecordKind.STATE: "states",
+    RecordKind.CANARY: "canary",
+    RecordKind.RESCUE: "rescue files",
 }
 _SHOWN = 20
 """Connections that are named to a person; a program gets all."""
-_NAMED = {Kind.CONNECTION, Kind.RESCUE}
+_NAMED = {RecordKind.CONNECTION, RecordKind.RESCUE}
 """Kinds whose names are shown."""
 _OVERTAKEN = """\
 While this ran, an older key has sealed again: some process does not have the newest key first. Restart them all with
@@ -58,7 +58,7 @@ async def _rotate(context: CommandContext, *, as_json: bool, dry_run: bool) -> i
     async with open_as_owner(context) as opened:
         rotation = Rotation(
             store=opened.store,
-            rescue=Rescue(context.rescue),
+            rescue=RescueFolder(context.rescue),
             cipher=opened.cipher,
             keys=len(context.encryption_keys),
             clock=opened.clock,
@@ -80,7 +80,7 @@ async def _rotate(context: CommandContext, *, as_json: bool, dry_run: bool) -> i
 def _shape(tally: KeyUsage) -> dict[str, Any]:
     return {
         "keys": [
-            {"key": number, **{_HEADS[kind].replace(" ", "_"): found[kind] for kind in Kind}}
+            {"key": number, **{_HEADS[kind].replace(" ", "_"): found[kind] for kind in RecordKind}}
             for number, found in enumerate(tally.keys, start=1)
         ],
         "unreadable": {"count": len(tally.unreadable), "named": _names(tally)},
@@ -101,11 +101,11 @@ def _rotated_shape(rotated: RotationResult) -> dict[str, Any]:
 
 def _told(tally: KeyUsage) -> str:
     rows = [
-        (f"{number}, the newest" if number == 1 else number, *(f"{found[kind]:,}" for kind in Kind))
+        (f"{number}, the newest" if number == 1 else number, *(f"{found[kind]:,}" for kind in RecordKind))
         for number, found in enumerate(tally.keys, start=1)
     ]
     if tally.unreadable:
-        none = [sum(one.kind is kind for one in tally.unreadable) for kind in Kind]
+        none = [sum(one.kind is kind for one in tally.unreadable) for kind in RecordKind]
         rows.append(("none of them", *(f"{number:,}" for number in none)))
     lines = [output.table(("key", *_HEADS.values()), rows)]
     if tally.unreadable:

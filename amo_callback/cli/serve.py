@@ -20,7 +20,7 @@ from amo_callback.config.database_url import url_secrets
 from amo_callback.config.loader import find_config, load_settings
 from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
-from amo_callback.event import Event, Level
+from amo_callback.events import Event, Level
 from amo_callback.observe.journal import is_journal
 from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.log_writer import LogWriter
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from amo_callback.cli.context import CommandContext
     from amo_callback.cli.main import Invocation
     from amo_callback.config.settings import Settings
-    from amo_callback.event import Observer
+    from amo_callback.events import Observer
     from amo_callback.web.composition import Reloader
 
 _LAST_LINES = 1.0
@@ -135,7 +135,7 @@ async def _serve(
         max_connections=fit_connections(settings.server.max_connections, log),
         lost_lines=lambda: writer.lost,
     ) as service:
-        deadline.unsaved = service.services.custody.unsaved
+        deadline.pending_writes = service.services.lifecycle.pending_writes
         service.reloader.register("log.level", lambda fresh: threshold.set(fresh.log.level))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         status = await until_end(service, signalled)

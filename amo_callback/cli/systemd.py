@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amo_callback.cipher import new_key
 from amo_callback.cli.context import yes_option
 from amo_callback.cli.output import EX_USAGE, confirm
 from amo_callback.config.loader import configured_keys, configured_secrets, load_amo_timeout, load_server, load_settings
 from amo_callback.config.settings import DEFAULT_AMO_TIMEOUT, Server
+from amo_callback.crypto import new_key
 from amo_callback.deploy import plan, units
 from amo_callback.deploy.plan import Change
 from amo_callback.errors import CommandFailed, ConfigurationError

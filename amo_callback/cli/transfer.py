@@ -16,10 +16,10 @@ from amo_callback.amo.claims import told_by
 from amo_callback.cli import output
 from amo_callback.cli.context import config_option, load_context, open_as_owner, run_loop, yes_option
 from amo_callback.cli.passphrase import known_passphrase, new_file_key
-from amo_callback.custody.leases import Leases
-from amo_callback.custody.rescue import MAX_FILE, Rescue
-from amo_callback.disk import open_regular
 from amo_callback.errors import CommandFailed
+from amo_callback.files import open_regular
+from amo_callback.refresh.leases import Leases
+from amo_callback.refresh.rescue import MAX_FILE, RescueFolder
 from amo_callback.transfer.export_file import (
     MAX_LINE,
     ExportWriter,
@@ -36,9 +36,9 @@ from amo_callback.transfer.json_format import read_json, read_raw
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from amo_callback.cipher import Cipher
     from amo_callback.cli.context import CommandContext, OpenedStore
     from amo_callback.cli.main import Invocation
+    from amo_callback.crypto import Cipher
     from amo_callback.model import Freeze
     from amo_callback.transfer.export_file import FileKey, ParsedRecord, RecordError
     from amo_callback.transfer.exporter import Exported
@@ -94,7 +94,7 @@ async def _export(context: CommandContext, file: IO[bytes], lock: FileKey) -> Ex
 
 
 async def _write(opened: OpenedStore, frozen: Freeze, writer: ExportWriter) -> Exported:
-    store, clock, rescue = opened.store, opened.clock, Rescue(opened.context.rescue)
+    store, clock, rescue = opened.store, opened.clock, RescueFolder(opened.context.rescue)
     leases = Leases(length=opened.context.settings.refresh.lease, store=store, clock=clock)
     await wait_until_idle(store, leases=leases, clock=clock, rescue=rescue, report=output.waiting_reporter())
     with output.progress("exported", await store.count()) as advance:

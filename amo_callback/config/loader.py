@@ -19,8 +19,8 @@ from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 
 from amo_callback.config.database_url import SQLITE, is_postgres, url_secrets
 from amo_callback.config.settings import DEFAULT_AMO_TIMEOUT, PREFIX, Server, Settings
-from amo_callback.disk import MAX_TEXT, read_regular
 from amo_callback.errors import ConfigurationError
+from amo_callback.files import MAX_TEXT, read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,10 +16,10 @@ import aiohttp
 from aiohttp import web
 
 from amo_callback.amo.sandbox.app import Sandbox
-from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration
-from amo_callback.amo.sandbox.vendor import Vendor
-from amo_callback.cipher import new_key
+from amo_callback.amo.sandbox.fake_amo import FakeAmo
+from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
 from amo_callback.config.loader import load_settings
+from amo_callback.crypto import new_key
 from amo_callback.demo.backend import Backend
 from amo_callback.demo.feed import YOU, Feed, LogStream
 from amo_callback.demo.panel import Panel, loopback_only
@@ -97,9 +97,9 @@ def make_secrets() -> DemoSecrets:
     )
 
 
-def demo_settings(vendor: Vendor, *, addresses: Addresses, made: DemoSecrets) -> Settings:
+def demo_settings(fake: FakeAmo, *, addresses: Addresses, made: DemoSecrets) -> Settings:
     """Return a configuration for tokens that are valid for half a minute."""
-    known = vendor.integration
+    known = fake.integration
     values = {
         "SERVER__PUBLIC": "127.0.0.1:0",
         "SERVER__PRIVATE": "127.0.0.1:0",
@@ -132,18 +132,18 @@ async def open_demo(
 ) -> AsyncIterator[Demo]:
     """Open the demonstration; no file of it is left at the end."""
     made = make_secrets()
-    vendor = Vendor(
+    fake = FakeAmo(
         integration=SandboxIntegration(redirect_uri=f"http://{addresses.proxy}/api/amo-crm/callback"),
         now=clock.now,
-        lives=Lives(access=token_life),
+        lives=Lifetimes(access=token_life),
     )
     for host in _ACCOUNTS:
-        vendor.open_account(host)
-    sandbox = Sandbox(vendor, clock=clock)
-    feed = Feed(clock=clock, ledger=vendor.ledger, told=told)
+        fake.open_account(host)
+    sandbox = Sandbox(fake, clock=clock)
+    feed = Feed(clock=clock, ledger=fake.ledger, told=told)
     log = make_logger(level="warning", style="console", stream=LogStream(feed), secrets=[made.api_key])
     take_over_library_logs(log)
-    settings = demo_settings(vendor, addresses=addresses, made=made)
+    settings = demo_settings(fake, addresses=addresses, made=made)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="amo-callback-demo-")))
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False))
@@ -170,7 +170,7 @@ async def open_demo(
         )
         curl = (
             f"curl -H 'Authorization: Bearer {made.api_key}' "
-            f"'http://{service.private}/connections/account:{vendor.accounts[0].id}/token?min_ttl=1'"
+            f"'http://{service.private}/connections/account:{fake.accounts[0].id}/token?min_ttl=1'"
         )
         panel = Panel(life=lambda: poller.snapshot, feed=feed, scenarios=scenarios, renderer=renderer, curl=curl)
         pages = web.Application(middlewares=[loopback_only])

@@ -9,15 +9,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from amo_callback.amo.sandbox.ledger import Entry, LookUp
-from amo_callback.event import Level
-from amo_callback.model import Standing
+from amo_callback.events import Level
+from amo_callback.model import TokenState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from amo_callback.amo.sandbox.ledger import Ledger
     from amo_callback.clock import Clock
-    from amo_callback.event import Event
+    from amo_callback.events import Event
 
 SERVICE, AMO, YOU = "service", "amoCRM", "you"
 _KEPT = 200
@@ -138,9 +138,9 @@ def _unconfirmed(fields: Mapping[str, object]) -> str:
 
 
 _SEEN: Mapping[str, str] = {
-    Standing.GOOD: "The look-up text that it lives",
-    Standing.REFUSED: "The look-up text no, which may have another reason",
-    Standing.UNKNOWN: "amoCRM does not tell now",
+    TokenState.GOOD: "The look-up text that it lives",
+    TokenState.REFUSED: "The look-up text no, which may have another reason",
+    TokenState.UNKNOWN: "amoCRM does not tell now",
 }
 _WHY = {
     "outcome_open": "No answer: the refresh token may be spent. amoCRM is asked before it is sent again.",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from amo_callback.amo.sandbox.app import Sandbox
-    from amo_callback.amo.sandbox.vendor import SandboxAccount
+    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from amo_callback.demo.backend import Backend
     from amo_callback.demo.feed import Feed
     from amo_callback.demo.snapshot import ConnectionSnapshot
@@ -107,7 +107,7 @@ class Scenarios:
         return True
 
     def _account(self, connection: ConnectionSnapshot) -> SandboxAccount | None:
-        accounts = self._sandbox.vendor.accounts
+        accounts = self._sandbox.fake.accounts
         return next((account for account in accounts if str(account.id) == connection.account_id), None)
 
     def _away(self) -> None:
@@ -122,9 +122,9 @@ class Scenarios:
     async def _rejected(self, connection: ConnectionSnapshot, account: SandboxAccount) -> None:
         text = f"{_BACKENDS} backends say at once that amoCRM has answered 401."
         self._feed.add(YOU, text, domain=account.host)
-        before = len(self._sandbox.vendor.ledger.refreshes())
+        before = len(self._sandbox.fake.ledger.refreshes())
         answers = await self._backend.reject(connection.id, times=_BACKENDS)
-        asked = len(self._sandbox.vendor.ledger.refreshes()) - before
+        asked = len(self._sandbox.fake.ledger.refreshes()) - before
         tokens = {answer.content["access_token"] for answer in answers if answer.status == 200}
         text = f"{len(answers)} answers, {len(tokens)} new token for all of them; amoCRM was asked {_times(asked)}."
         if not tokens:

@@ -75,15 +75,15 @@ class Poller:
             await self._clock.sleep(LOOK_EVERY)
 
     async def _look(self) -> Snapshot:
-        vendor = self._sandbox.vendor
-        pairs = {str(account.id): vendor.pairs_of(account) for account in vendor.accounts}
+        fake = self._sandbox.fake
+        pairs = {str(account.id): fake.pairs_of(account) for account in fake.accounts}
         connections = [
             connection_snapshot(
                 item,
                 answer=await self._backend.token(item["id"]),
                 now=self._clock.now(),
                 pairs=pairs.get(item["account_id"], 0),
-                life=vendor.lives.access,
+                life=fake.lives.access,
             )
             for item in await self._backend.connections()
         ]
@@ -91,9 +91,9 @@ class Poller:
             connections=connections,
             not_ready=await self._backend.not_ready(),
             away=self._sandbox.faults.standing is not None,
-            issued=len(vendor.ledger.issued),
-            spent=sum(entry.spent for entry in vendor.ledger.refreshes()),
-            again=vendor.ledger.doubles(),
+            issued=len(fake.ledger.issued),
+            spent=sum(entry.spent for entry in fake.ledger.refreshes()),
+            again=fake.ledger.doubles(),
         )
 
 

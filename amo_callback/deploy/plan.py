@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amo_callback.deploy.units import SYSUSERS, UNITS, Installation, render
-from amo_callback.disk import write_file
+from amo_callback.files import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

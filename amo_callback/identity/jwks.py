@@ -15,14 +15,14 @@ import jwt
 
 from amo_callback import __version__
 from amo_callback.errors import JwksUnavailable, Unauthorized
-from amo_callback.event import Event, Level
+from amo_callback.events import Event, Level
 from amo_callback.identity.jwt import Key, read_key_id, verify_with_any
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from amo_callback.clock import Clock
-    from amo_callback.event import Observer
+    from amo_callback.events import Observer
     from amo_callback.identity.jwt import JwtRules
 
 TIMEOUT = 5.0

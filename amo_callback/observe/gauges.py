@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from amo_callback.survey import ServiceStatus, Survey
+    from amo_callback.stats import ServiceStatus, StoreStats
 
 
 Label = TypeVar("Label", bound=str)
@@ -44,7 +44,7 @@ class Gauges:
         yield _each("check_ok", "Whether a check of /readyz is good.", "check", now.checks)
         yield _one("refresher_beat_age_seconds", "Seconds since the refresher's last heartbeat.", now.beat_age)
         yield _one("refreshes_in_flight", "Refreshes under way in this process.", now.in_flight)
-        yield _one("unsaved_pairs", "New token pairs that the database does not accept.", now.unsaved)
+        yield _one("unsaved_pairs", "New token pairs that the database does not accept.", now.pending_writes)
         for name, check, about in _FAILED_CHECKS:
             yield _one(name, about, None if check not in now.checks else not now.checks[check])
         if survey is not None:
@@ -55,7 +55,7 @@ class Gauges:
                 yield from _notices(survey)
 
 
-def _connections(survey: Survey) -> Iterator[GaugeMetricFamily]:
+def _connections(survey: StoreStats) -> Iterator[GaugeMetricFamily]:
     statuses = {
         Status.ACTIVE: survey.active,
         Status.NEEDS_REAUTH: sum(survey.needs_reauth.values()),
@@ -85,7 +85,7 @@ def _connections(survey: Survey) -> Iterator[GaugeMetricFamily]:
     )
 
 
-def _notices(survey: Survey) -> Iterator[GaugeMetricFamily]:
+def _notices(survey: StoreStats) -> Iterator[GaugeMetricFamily]:
     states = {"waiting": survey.waiting, "parked": survey.parked}
     yield _each(
         "notices",

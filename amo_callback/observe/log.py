@@ -16,7 +16,7 @@ import structlog
 from pydantic_core import PydanticSerializationError, to_json
 from structlog.processors import NAME_TO_LEVEL
 
-from amo_callback.event import REQUEST_ID, Event, Level
+from amo_callback.events import REQUEST_ID, Event, Level
 from amo_callback.observe.journal import PREFIXES
 from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.redaction import Redactor

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import Collector
 
-    from amo_callback.event import Event
-    from amo_callback.survey import ServiceStatus
+    from amo_callback.events import Event
+    from amo_callback.stats import ServiceStatus
 
 OTHER = "other"
 LISTENERS = ("public", "private")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from amo_callback.clock import Clock
-    from amo_callback.model import Changed
-    from amo_callback.slots import Shared
+    from amo_callback.model import ChangeNotice
+    from amo_callback.rate_limit import SharedLimits
     from amo_callback.store.engine import Database
 
 
@@ -42,7 +42,7 @@ class Store(Meta, Connections, Grants, History):
         return self._database.clock_skew
 
     @property
-    def shared(self) -> Shared | None:
+    def shared(self) -> SharedLimits | None:
         """The limits that all instances share; `None` where it is one process's own."""
         return self._database.shared
 
@@ -56,7 +56,7 @@ class Store(Meta, Connections, Grants, History):
         """The error of the last write; `None` where it succeeded."""
         return self._database.last_write_error
 
-    def subscribe(self, listener: Callable[[Changed], None]) -> None:
+    def subscribe(self, listener: Callable[[ChangeNotice], None]) -> None:
         """Call `listener` with every committed change of connections or of their owners."""
         self._database.subscribe(listener)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.disk import check_regular, open_regular, sync
 from amo_callback.errors import BackupFailed
+from amo_callback.files import check_regular, open_regular, sync
 from amo_callback.model import Freeze
 from amo_callback.store.engine import Engine, arguments, from_micros, load_migrations, load_statements
 from amo_callback.store.meta import freeze_value, read_freeze

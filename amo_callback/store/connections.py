@@ -6,8 +6,8 @@ import dataclasses
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.event import Event, happened
-from amo_callback.model import Connection, Filter, Fleet, Reason, Status, Successes
+from amo_callback.events import Event, connection_event
+from amo_callback.model import Connection, ConnectionCounts, ConnectionFilter, Reason, Status, Successes
 from amo_callback.schedule import CLOCK_TOLERANCE, TURN
 from amo_callback.store.engine import from_micros, json_list, lease_left, row_reader, values_of
 from amo_callback.store.history import Repository
@@ -15,7 +15,7 @@ from amo_callback.store.history import Repository
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from amo_callback.model import Claim, Extension, ImportedConnection, RefreshedPair, Verdict
+    from amo_callback.model import Claim, ImportedConnection, LeaseExtension, RefreshedPair, RefreshFailure
     from amo_callback.store.engine import Row, Transaction
 
 _LAST_DAY = timedelta(days=1)
@@ -56,7 +56,7 @@ class Connections(Repository):
         """Return an AMO account's connections, the freshest active one first."""
         return [read_connection(row) for row in await self._database.read("connections_of", account_id=account_id)]
 
-    async def page(self, *, after: str, limit: int, only: Filter) -> Sequence[Connection]:
+    async def page(self, *, after: str, limit: int, only: ConnectionFilter) -> Sequence[Connection]:
         """Return connections by their ids, from the one after `after` on."""
         statement = "page" if only.account_id is None else "page_of_account"
         if only.owner is not None:
@@ -101,10 +101,10 @@ class Connections(Repository):
         )
         return [row["id"] for row in found]
 
-    async def fleet(self, *, now: datetime, since: datetime) -> Fleet:
+    async def fleet(self, *, now: datetime, since: datetime) -> ConnectionCounts:
         """Count the living, those of them whose access tokens live, and those given up since."""
         [row] = await self._database.read("fleet", now=now, since=since)
-        return Fleet(living=row["living"], fresh=row["fresh"], died=row["died"])
+        return ConnectionCounts(living=row["living"], fresh=row["fresh"], died=row["died"])
 
     async def successes(self, *, now: datetime) -> Successes:
         """Return what AMO has accepted of all connections."""
@@ -130,7 +130,7 @@ class Connections(Repository):
 
         return await self._database.transact(work)
 
-    async def extend(self, extension: Extension, *, events: Sequence[Event] = ()) -> bool:
+    async def extend(self, extension: LeaseExtension, *, events: Sequence[Event] = ()) -> bool:
         """Commit a longer lease and the account's new host; `False` where the attempt is no longer ours."""
         return await self._change("extend", events=events, **values_of(extension)) is not None
 
@@ -148,13 +148,13 @@ class Connections(Repository):
                 return None
             await self._note_pair_obtained(transaction, saved.client_id)
             mended = before[0]["status"] == Status.NEEDS_REAUTH
-            recovered = [happened("connection.recovered", saved)] if mended else []
+            recovered = [connection_event("connection.recovered", saved)] if mended else []
             await self._record(transaction, [*events, *recovered], saved)
             return dataclasses.replace(saved, mended=mended)
 
         return await self._database.transact(work)
 
-    async def save_verdict(self, verdict: Verdict, *, events: Sequence[Event] = ()) -> Connection | None:
+    async def save_verdict(self, verdict: RefreshFailure, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
         return await self._change("save_verdict", events=events, **values_of(verdict))
 
@@ -365,8 +365,10 @@ def _change_of_status(brought: ImportedConnection) -> Event | None:
     if over is None or over.status is now.status:
         return None
     if now.status is Status.NEEDS_REAUTH:
-        return happened("connection.needs_reauth", now, told={"reason": now.reason})
-    return happened("connection.recovered" if over.status is Status.NEEDS_REAUTH else "connection.connected", now)
+        return connection_event("connection.needs_reauth", now, told={"reason": now.reason})
+    return connection_event(
+        "connection.recovered" if over.status is Status.NEEDS_REAUTH else "connection.connected", now
+    )
 
 
 def _row(brought: ImportedConnection) -> dict[str, object]:

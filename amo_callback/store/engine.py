@@ -16,13 +16,13 @@ from importlib import resources
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from amo_callback.model import Changed
+from amo_callback.model import ChangeNotice
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from amo_callback.clock import Clock
-    from amo_callback.slots import Shared
+    from amo_callback.rate_limit import SharedLimits
 
 T = TypeVar("T")
 
@@ -215,7 +215,7 @@ def json_object(text: str | bytes) -> Mapping[str, Any]:
 
 # --- transactions --------------------------------------------------------------------------------
 
-ANY = Changed(connections=None, belonging=True)
+ANY = ChangeNotice(connections=None, belonging=True)
 """The change of a statement that names no connection."""
 
 
@@ -223,7 +223,7 @@ class Transaction(ABC):
     """A transaction: what it has changed so far, and what to call once it is committed."""
 
     def __init__(self) -> None:
-        self.changes: list[Changed] = []
+        self.changes: list[ChangeNotice] = []
         self.on_commit: list[Callable[[], None]] = []
 
     @abstractmethod
@@ -247,7 +247,7 @@ class Transaction(ABC):
             self.changes.append(ANY)
             return
         owners, erased = "changes owners" in statement.notes, "erases connection" in statement.notes
-        self.changes.append(Changed(connections=ids, belonging=owners, erased=erased))
+        self.changes.append(ChangeNotice(connections=ids, belonging=owners, erased=erased))
 
 
 CHANGES = frozenset({"changes connection", "changes owners", "changes all", "erases connection"})
@@ -259,7 +259,7 @@ class Database(ABC):
 
     has_shared_clock: bool
     """Whether the database's own clock decides about leases, one for all instances."""
-    shared: Shared | None = None
+    shared: SharedLimits | None = None
     """The limits that all instances share, where there may be several."""
 
     def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
@@ -270,7 +270,7 @@ class Database(ABC):
         self.statements = statements
         self.failed_at: float | None = None
         self.last_write_error: str | None = None
-        self._subscribers: list[Callable[[Changed], None]] = []
+        self._subscribers: list[Callable[[ChangeNotice], None]] = []
 
     @abstractmethod
     async def read(self, statement: str, /, **values: object) -> Sequence[Row]:
@@ -309,11 +309,11 @@ class Database(ABC):
     async def cleanup(self) -> None:
         """Delete what has expired of that which keeps instances apart."""
 
-    def subscribe(self, listener: Callable[[Changed], None]) -> None:
+    def subscribe(self, listener: Callable[[ChangeNotice], None]) -> None:
         """Call `listener` with every committed change of connections or of their owners."""
         self._subscribers.append(listener)
 
-    def _notify(self, changes: Iterable[Changed]) -> None:
+    def _notify(self, changes: Iterable[ChangeNotice]) -> None:
         for changed in changes:
             for listener in self._subscribers:
                 listener(changed)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import CodeExpired, Frozen, InvalidState
-from amo_callback.event import Event, happened
+from amo_callback.events import Event, connection_event
 from amo_callback.grant import Grant, GrantStatus, IssuedState
 from amo_callback.model import Status
 from amo_callback.store.connections import read_connection
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from amo_callback.grant import GrantedPair
+    from amo_callback.grant import NewConnection
     from amo_callback.model import Connection
     from amo_callback.store.engine import Row, Transaction
 
@@ -84,7 +84,7 @@ class Grants(Repository):
         """Commit a grant's end where its attempt is still the one given."""
         return bool(await self._database.write("finish_grant", **values_of(grant)))
 
-    async def save_connected(self, granted: GrantedPair, *, events: Sequence[Event] = ()) -> Connection | None:
+    async def save_connected(self, granted: NewConnection, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit a granted pair and its grant's end as one; return `None` where a later grant's pair was kept.
 
         A grant whose pair is stored already, by the process that found its rescue file, changes nothing: that pair may
@@ -181,7 +181,7 @@ class Grants(Repository):
     async def _take(self, transaction: Transaction, connection: Connection, *, owner: str, serial: int) -> Event:
         last = await self._owners(transaction, connection.id) == [owner]
         told = {"owner": owner, "reason": "asked by its owner" if last else None}
-        gone = happened("connection.disconnected" if last else "owner.unbound", connection, told=told)
+        gone = connection_event("connection.disconnected" if last else "owner.unbound", connection, told=told)
         await self._record(transaction, [gone], connection)
         if last:
             await transaction.run(

@@ -9,13 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from amo_callback.clock import rfc3339
-from amo_callback.event import NOTICES, Event, Notice, Recorded
+from amo_callback.events import NOTICES, Event, Notice, StoredEvent
 from amo_callback.store.engine import from_micros, json_list, json_object, row_reader, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from amo_callback.event import Undelivered
+    from amo_callback.events import FailedDelivery
     from amo_callback.model import Connection
     from amo_callback.store.engine import Database, Transaction
 
@@ -36,7 +36,7 @@ _EVENTS = {
 }
 """The statement that finds events, by what they are filtered by."""
 _JSON = json.JSONEncoder(ensure_ascii=False)
-_read_event = row_reader(Recorded, converters={"details": json_object}, computed={})
+_read_event = row_reader(StoredEvent, converters={"details": json_object}, computed={})
 _read_notice = row_reader(Notice, converters={"data": json_object}, computed={})
 
 
@@ -116,7 +116,7 @@ class History(Repository):
         owner: str | None = None,
         before: int | None = None,
         limit: int,
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[StoredEvent]:
         """Return what happened, newest first, from before an event's id on: to whom is named, or to all."""
         given = {"account_id": account_id, "owner": owner, "connection_id": connection_id}
         named = {name: value for name, value in given.items() if value is not None}
@@ -177,7 +177,7 @@ class History(Repository):
 
         return await self._database.transact(work)
 
-    async def notice_failed(self, failed: Undelivered, *, events: Sequence[Event] = ()) -> bool:
+    async def notice_failed(self, failed: FailedDelivery, *, events: Sequence[Event] = ()) -> bool:
         """Commit when it is tried again, or that it is parked; `False` where the lease is no longer ours."""
 
         async def work(transaction: Transaction) -> bool:

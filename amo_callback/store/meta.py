@@ -7,12 +7,12 @@ import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.event import Event, Level
+from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
+from amo_callback.events import Event, Level
 from amo_callback.model import AmoBlock, Freeze, Reason, Status
-from amo_callback.sealing import Kind, Resealed, Sealed
+from amo_callback.stats import StoreStats
 from amo_callback.store.engine import ANY, from_micros, json_object, to_micros
 from amo_callback.store.history import Repository, pair_obtained_key
-from amo_callback.survey import Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -243,11 +243,11 @@ class Meta(Repository):
 
     # --- all that is stored ------------------------------------------------------------------------
 
-    async def survey(self, *, now: datetime, late: datetime) -> Survey:
+    async def survey(self, *, now: datetime, late: datetime) -> StoreStats:
         """Count connections and notices, and refreshes that were due before `late` as overdue."""
         [row] = await self._database.read("survey", now=now, late=late)
         others: dict[str, int] = json.loads(row["not_active"])
-        return Survey(
+        return StoreStats(
             active=row["active"],
             fresh=row["fresh"],
             needs_reauth={reason: others.get(reason, 0) for reason in Reason},
@@ -269,22 +269,22 @@ class Meta(Repository):
         [[number]] = await self._database.read("count_sealed")
         return int(number)
 
-    async def sealed(self, kind: Kind, *, after: str, limit: int) -> Sequence[Sealed]:
+    async def sealed(self, kind: RecordKind, *, after: str, limit: int) -> Sequence[EncryptedRecord]:
         """Return the encrypted records of one kind by their names, from the one after `after` on."""
-        if kind is Kind.CANARY:
+        if kind is RecordKind.CANARY:
             canary = await self._get("canary") if after < "canary" else None
-            return [] if canary is None else [Sealed(kind=kind, name="canary", content=canary)]
+            return [] if canary is None else [EncryptedRecord(kind=kind, name="canary", content=canary)]
         found = await self._database.read(f"sealed_{kind}", after=after, limit=limit)
-        return [Sealed(kind=kind, name=row["name"], content=row["content"]) for row in found]
+        return [EncryptedRecord(kind=kind, name=row["name"], content=row["content"]) for row in found]
 
-    async def reseal(self, resealed: Sequence[Resealed]) -> Sequence[Sealed]:
+    async def reseal(self, resealed: Sequence[ReencryptedRecord]) -> Sequence[EncryptedRecord]:
         """Commit records under another key as one; return those that were left, since they have changed meanwhile."""
 
-        async def work(transaction: Transaction) -> Sequence[Sealed]:
+        async def work(transaction: Transaction) -> Sequence[EncryptedRecord]:
             left = []
             for one in resealed:
                 read = one.read
-                if read.kind is Kind.CANARY:
+                if read.kind is RecordKind.CANARY:
                     statement, named = "change_meta", {"name": read.name, "value": one.content, "before": read.content}
                 else:
                     statement = f"reseal_{read.kind}"

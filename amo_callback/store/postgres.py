@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import asyncpg
 
 from amo_callback.clock import DatabaseClock
+from amo_callback.concurrency import unbroken
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.engine import (
     CHANGES,
@@ -43,7 +44,6 @@ from amo_callback.store.postgres_connection import (
 )
 from amo_callback.store.postgres_listener import Listener
 from amo_callback.store.shared_limits import SharedLimits
-from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from amo_callback.clock import Clock
-    from amo_callback.model import Changed
+    from amo_callback.model import ChangeNotice
     from amo_callback.store.engine import Row
 
 T = TypeVar("T")
@@ -202,7 +202,7 @@ class PostgresDatabase(Database):
         return await self._transact_once(work, lasts=lasts)
 
     async def _transact_once(self, work: Callable[[Transaction], Awaitable[T]], *, lasts: bool) -> T:
-        changes: list[Changed] = []
+        changes: list[ChangeNotice] = []
         try:
             async with self._connection() as connection, connection.transaction():
                 transaction = _Transaction(connection, self)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from amo_callback.model import Changed
+from amo_callback.model import ChangeNotice
 from amo_callback.store.engine import ANY
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ class Listener:
         self._name = secrets.token_hex(8)
         self._connection: asyncpg.Connection | None = None
         self._asking = asyncio.Lock()
-        self._listeners: list[Callable[[Changed], None]] = []
+        self._listeners: list[Callable[[ChangeNotice], None]] = []
         self.down: str | None = None
         """Why the database cannot be reached; `None` where it can, as far as is known."""
 
-    def on_change(self, told: Callable[[Changed], None]) -> None:
+    def on_change(self, told: Callable[[ChangeNotice], None]) -> None:
         """Tell of what other instances change."""
         self._listeners.append(told)
 
@@ -65,7 +65,7 @@ class Listener:
                 await task
             self._end()
 
-    async def notify(self, connection: PoolConnectionProxy, changes: Iterable[Changed]) -> None:
+    async def notify(self, connection: PoolConnectionProxy, changes: Iterable[ChangeNotice]) -> None:
         """Say, with the transaction that `connection` is in, what it changes."""
         if message := _message(list(changes)):
             await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, f"{self._name} {message}")
@@ -115,12 +115,12 @@ class Listener:
         if sender != self._name:
             self._notify_all(_read(message))
 
-    def _notify_all(self, changed: Changed) -> None:
+    def _notify_all(self, changed: ChangeNotice) -> None:
         for told in self._listeners:
             told(changed)
 
 
-def _message(changes: list[Changed]) -> str:
+def _message(changes: list[ChangeNotice]) -> str:
     """Return what was changed, as one line; nothing, where that is no connection."""
     if not changes:
         return ""
@@ -133,8 +133,8 @@ def _message(changes: list[Changed]) -> str:
     return " ".join([kind, *names])
 
 
-def _read(message: str) -> Changed:
+def _read(message: str) -> ChangeNotice:
     kind, *names = message.split(" ")
     if kind == "every":
-        return Changed(connections=None, belonging=True, erased=names == ["erased"])
-    return Changed(connections=frozenset(names), belonging=kind != "changed", erased=kind == "erased")
+        return ChangeNotice(connections=None, belonging=True, erased=names == ["erased"])
+    return ChangeNotice(connections=frozenset(names), belonging=kind != "changed", erased=kind == "erased")

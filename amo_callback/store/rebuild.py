@@ -21,8 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 
-from amo_callback.disk import open_regular, sync
 from amo_callback.errors import BackupFailed
+from amo_callback.files import open_regular, sync
 from amo_callback.store.backup import (
     UNFINISHED,
     Contents,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.slots import Asked, Kind, Slots, ask, pause
+from amo_callback.rate_limit import RateState, SlotDecision, WaiterKind, ask, pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -28,10 +28,10 @@ class SharedLimits:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
+    async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
         """Ask for a slot at the rate limit, `interval` seconds after the last one."""
 
-        def asking(slots: Slots, now: float) -> Asked:
+        def asking(slots: RateState, now: float) -> SlotDecision:
             return ask(slots, now=now, interval=interval, waiting=waiting)
 
         return await self._database.coordinate(lambda transaction: _ask(transaction, asking))
@@ -39,13 +39,13 @@ class SharedLimits:
     async def pause(self, seconds: float) -> None:
         """Let nobody have a slot for a while."""
 
-        def asking(slots: Slots, now: float) -> Asked:
-            return Asked(slots=pause(slots, now=now, seconds=seconds))
+        def asking(slots: RateState, now: float) -> SlotDecision:
+            return SlotDecision(slots=pause(slots, now=now, seconds=seconds))
 
         await self._database.coordinate(lambda transaction: _ask(transaction, asking))
 
 
-async def _ask(transaction: Transaction, asking: Callable[[Slots, float], Asked]) -> Asked:
+async def _ask(transaction: Transaction, asking: Callable[[RateState, float], SlotDecision]) -> SlotDecision:
     """Change the row under its lock, and return the decision."""
     found = await transaction.run("lock_slots")
     if not found:
@@ -63,9 +63,9 @@ async def _ask(transaction: Transaction, asking: Callable[[Slots, float], Asked]
     return asked
 
 
-def _slots(row: Row) -> Slots:
-    return Slots(
-        last=Kind(row["last"]),
+def _slots(row: Row) -> RateState:
+    return RateState(
+        last=WaiterKind(row["last"]),
         free_at=row["free_at"] / _SECOND,
         people_until=row["people_until"] / _SECOND,
         background_until=row["background_until"] / _SECOND,

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import aiosqlite
 
-from amo_callback.disk import open_regular
+from amo_callback.concurrency import unbroken
 from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.files import open_regular
 from amo_callback.store.backup import back_up_before_migration, check_files, error_name
 from amo_callback.store.batching import Batcher
 from amo_callback.store.engine import (
@@ -35,7 +36,6 @@ from amo_callback.store.engine import (
     load_statements,
 )
 from amo_callback.store.migrate import migrate_sqlite
-from amo_callback.tasks import unbroken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Mapping

@@ -16,9 +16,9 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from amo_callback.cipher import Cipher, Scrypt, key_of_passphrase
-from amo_callback.disk import atomic_file
+from amo_callback.crypto import Cipher, Scrypt, key_of_passphrase
 from amo_callback.errors import CommandFailed, DecryptionFailed
+from amo_callback.files import atomic_file
 from amo_callback.model import Reason, Status, TokenPair, fingerprint, short
 
 if TYPE_CHECKING:

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import CommandFailed
-from amo_callback.model import Filter, Status
+from amo_callback.model import ConnectionFilter, Status
 from amo_callback.transfer.export_file import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from amo_callback.cipher import Cipher
     from amo_callback.clock import Clock
-    from amo_callback.custody.leases import Leases
-    from amo_callback.custody.rescue import Rescue
+    from amo_callback.crypto import Cipher
     from amo_callback.model import Freeze
+    from amo_callback.refresh.leases import Leases
+    from amo_callback.refresh.rescue import RescueFolder
     from amo_callback.store import Store
     from amo_callback.transfer.export_file import ExportWriter
 
@@ -44,7 +44,7 @@ async def freeze(store: Store, *, why: str) -> Freeze:
 
 
 async def wait_until_idle(
-    store: Store, *, leases: Leases, clock: Clock, rescue: Rescue, report: Callable[[float], None]
+    store: Store, *, leases: Leases, clock: Clock, rescue: RescueFolder, report: Callable[[float], None]
 ) -> None:
     """Wait until no refresh and no exchange is in flight; `report` is called with the seconds left, at most.
 
@@ -65,7 +65,7 @@ async def _left(store: Store, leases: Leases, clock: Clock) -> float:
     return max([*attempts, *exchanges], default=0.0)
 
 
-def require_empty_rescue(rescue: Rescue) -> None:
+def require_empty_rescue(rescue: RescueFolder) -> None:
     """Raise `CommandFailed` where a pair waits to be stored."""
     try:
         files = len(rescue.read())
@@ -83,14 +83,14 @@ async def export(
     *,
     frozen: Freeze,
     cipher: Cipher,
-    rescue: Rescue,
+    rescue: RescueFolder,
     writer: ExportWriter,
     advance: Callable[[int], None],
 ) -> Exported:
     """Write every connection that is not disconnected; raises `CommandFailed` where the store did not stay frozen."""
     unreadable = []
     after = ""
-    while page := await store.page(after=after, limit=PAGE, only=Filter()):
+    while page := await store.page(after=after, limit=PAGE, only=ConnectionFilter()):
         owners = await store.owners_of([connection.id for connection in page])
         for connection in page:
             if connection.status is Status.DISCONNECTED:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from amo_callback.event import Event, happened
+from amo_callback.events import Event, connection_event
 from amo_callback.hosts import check_host
 from amo_callback.model import Connection, ImportedConnection, Status, fingerprint, short
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
@@ -16,10 +16,10 @@ from amo_callback.transfer.export_file import OF_CONNECTION, ParsedRecord, Recor
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-    from amo_callback.cipher import Cipher
     from amo_callback.clock import Clock
-    from amo_callback.custody.leases import Leases
+    from amo_callback.crypto import Cipher
     from amo_callback.model import RefreshRules
+    from amo_callback.refresh.leases import Leases
     from amo_callback.store import Store
     from amo_callback.transfer.export_file import ExportRecord
 
@@ -210,7 +210,7 @@ def _event(connection: Connection, record: ExportRecord, *, source: str, replace
         "replaced": replaces or None,
         "frozen": record.frozen or None,
     }
-    return happened("connection.imported", connection, told=fields)
+    return connection_event("connection.imported", connection, told=fields)
 
 
 async def _batches(items: Iterable[T]) -> AsyncIterator[list[T]]:

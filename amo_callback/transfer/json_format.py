@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from amo_callback.custody.raw_answers import open_raw, refreshed_by
 from amo_callback.errors import CommandFailed, DecryptionFailed
-from amo_callback.model import Account, Status, TokenPair, Told, connection_id, fingerprint
+from amo_callback.model import Account, Status, TokenClaims, TokenPair, connection_id, fingerprint
+from amo_callback.refresh.raw_answers import open_raw, refreshed_by
 from amo_callback.schedule import REFRESH_TOKEN_LIFE
 from amo_callback.transfer.export_file import (
     ExportRecord,
@@ -33,7 +33,7 @@ from amo_callback.transfer.export_file import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from amo_callback.cipher import Cipher
+    from amo_callback.crypto import Cipher
     from amo_callback.model import Connection
     from amo_callback.store import Store
 
@@ -66,7 +66,7 @@ _ENTRY = TypeAdapter(_Entry)
 
 
 def read_json(
-    content: bytes, *, tell: Callable[[str], Told], client_id: str, now: datetime
+    content: bytes, *, tell: Callable[[str], TokenClaims], client_id: str, now: datetime
 ) -> Iterator[ParsedRecord | RecordError]:
     """Read a file's connections; where a token does not tell for which client it is, it is `client_id`'s."""
     for place, value in _entries(content):
@@ -74,7 +74,7 @@ def read_json(
 
 
 def read_values(
-    values: Iterable[object], *, tell: Callable[[str], Told], client_id: str, now: datetime
+    values: Iterable[object], *, tell: Callable[[str], TokenClaims], client_id: str, now: datetime
 ) -> Iterator[ParsedRecord | RecordError]:
     """Read connections that are parsed already, as `read_json` reads a list of them."""
     for place, value in _numbered(values):
@@ -82,7 +82,7 @@ def read_values(
 
 
 def _parse(
-    place: str, value: bytes, *, tell: Callable[[str], Told], client_id: str, now: datetime
+    place: str, value: bytes, *, tell: Callable[[str], TokenClaims], client_id: str, now: datetime
 ) -> ParsedRecord | RecordError:
     try:
         entry = _ENTRY.validate_json(value)
@@ -143,7 +143,7 @@ def _list(content: bytes) -> list[Any]:
 # --- from an entry to a record -------------------------------------------------------------------
 
 
-def _record(entry: _Entry, told: Told, *, client_id: str, now: datetime) -> ExportRecord:
+def _record(entry: _Entry, told: TokenClaims, *, client_id: str, now: datetime) -> ExportRecord:
     pair = _pair(entry, told, now)
     account = Account(
         account_id=_identifier("account_id", entry.account_id, told.account.account_id),
@@ -173,7 +173,7 @@ def _record(entry: _Entry, told: Told, *, client_id: str, now: datetime) -> Expo
     )
 
 
-def _pair(entry: _Entry, told: Told, now: datetime) -> TokenPair:
+def _pair(entry: _Entry, told: TokenClaims, now: datetime) -> TokenPair:
     expires_at = _expiry(entry, told, now)
     if not entry.refresh_token and expires_at <= now:
         raise _Refused("the access token has expired, and there is no refresh_token")
@@ -187,14 +187,14 @@ def _pair(entry: _Entry, told: Told, now: datetime) -> TokenPair:
     )
 
 
-def _life(told: Told) -> timedelta:
+def _life(told: TokenClaims) -> timedelta:
     if told.expires_at is None or told.account.token_iat is None:
         return _LIFE
     life = told.expires_at.timestamp() - told.account.token_iat
     return timedelta(seconds=life) if 0 < life <= _MAX_AHEAD.total_seconds() else _LIFE
 
 
-def _expiry(entry: _Entry, told: Told, now: datetime) -> datetime:
+def _expiry(entry: _Entry, told: TokenClaims, now: datetime) -> datetime:
     given = _given_expiry(entry, now)
     if given is None and told.expires_at is None:
         raise _Refused("expires_in or expires_at: field required, since the access token has no exp")
@@ -244,7 +244,7 @@ async def read_raw(
     *,
     store: Store,
     cipher: Cipher,
-    tell: Callable[[str], Told],
+    tell: Callable[[str], TokenClaims],
     client_id: str,
     now: datetime,
 ) -> ParsedRecord | RecordError:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from amo_callback.connect.proof import CHALLENGE
 from amo_callback.errors import InvalidRequest
 from amo_callback.grant import MAX_STATE, STATE_PREFIX, AuthorizationRequest, is_issued
+from amo_callback.oauth.ownership import CHALLENGE
 from amo_callback.web.parsing import Body
 from amo_callback.web.route import Time, shape
 
 if TYPE_CHECKING:
-    from amo_callback.connect.authorization import Started
+    from amo_callback.oauth.authorization import StartedAuthorization
 
 _PKCE = ("code_challenge", "code_challenge_method")
 _STATE_SCHEMA = {"pattern": f"^(?!{STATE_PREFIX.replace('.', '[.]')})[^\\ufffd]*$"}
@@ -77,7 +77,7 @@ class AuthorizationStarted:
     expires_at: Time
 
 
-def show_started(started: Started) -> AuthorizationStarted:
+def show_started(started: StartedAuthorization) -> AuthorizationStarted:
     """Return a started authorization as both APIs show it."""
     return AuthorizationStarted(
         authorize_url=started.authorize_url, state=started.state.decode(), expires_at=started.expires_at

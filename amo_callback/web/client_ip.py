@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from amo_callback.cipher import Cipher
+    from amo_callback.crypto import Cipher
 
 
 _CACHE_SIZE = 256

@@ -16,23 +16,21 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from amo_callback.alone import Alone
 from amo_callback.amo.client import AmoClient
-from amo_callback.amo.pace import Pace
 from amo_callback.amo.protocol import Integration
-from amo_callback.amo.wire import tls_context
-from amo_callback.cipher import Cipher
-from amo_callback.connect.build import OAuth
-from amo_callback.custody.build import Core, Custody
-from amo_callback.custody.rescue import Rescue
+from amo_callback.amo.rate_limiter import RateLimiter
+from amo_callback.amo.transport import tls_context
+from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
-from amo_callback.event import Event, Level
+from amo_callback.events import Event, Level
 from amo_callback.identity import ApiKeys, read_api_keys
-from amo_callback.notices.courier import Courier
-from amo_callback.notices.sender import open_sender
+from amo_callback.local_limits import LocalLimits
+from amo_callback.oauth.flow import OAuth
 from amo_callback.observe.metrics import Metrics
 from amo_callback.observe.systemd import Notifier
+from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
+from amo_callback.tokens.lifecycle import Core, TokenLifecycle
 from amo_callback.web.client_connections import ListenerOptions
 from amo_callback.web.client_ip import TrustedProxies
 from amo_callback.web.listener import HttpListener, open_listener
@@ -44,6 +42,8 @@ from amo_callback.web.public import public_routes
 from amo_callback.web.public.api import PublicApi
 from amo_callback.web.watchdog import Watchdog, running_watchdog
 from amo_callback.webhook import Signer, read_secrets
+from amo_callback.webhooks.dispatcher import WebhookDispatcher
+from amo_callback.webhooks.sender import open_sender
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -53,12 +53,12 @@ if TYPE_CHECKING:
 
     from amo_callback.clock import Clock
     from amo_callback.config.settings import App, Settings
-    from amo_callback.connect.completion import Connect
-    from amo_callback.custody.refresher import Refresher
-    from amo_callback.custody.surveyor import Surveyor
-    from amo_callback.event import Observer
+    from amo_callback.events import Observer
     from amo_callback.identity.jwt import JwtVerifier
     from amo_callback.model import Connection
+    from amo_callback.oauth.grant_service import GrantService
+    from amo_callback.refresh.scheduler import RefreshScheduler
+    from amo_callback.refresh.stats_poller import StatsPoller
     from amo_callback.store import Store
 
 
@@ -83,7 +83,7 @@ class Services:
     amo: AmoClient
     cipher: Cipher
     oauth: OAuth
-    custody: Custody
+    lifecycle: TokenLifecycle
     users: JwtVerifier | None
     """The verifier of the app's JWTs; `None` where none are configured."""
     api_keys: ApiKeys
@@ -156,7 +156,7 @@ async def open_service(
     max_connections: int | None = None,
     lost_lines: Callable[[], int] = lambda: 0,
 ) -> AsyncIterator[Service]:
-    """Open the whole service: store, client, custody, grants, webhooks, refresher, then both listeners.
+    """Open the whole service: store, client, refreshing, grants, webhooks, tasks, then both listeners.
 
     `listeners` are the sockets that another process has opened, by the APIs' names; `lost_lines` counts lines of the
     log; `max_connections` replaces the setting where the process may not open enough files for it.
@@ -178,20 +178,20 @@ async def open_service(
         await stack.enter_async_context(running_watchdog(watchdog))  # until everything has drained
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_retrieve, died)
-        custody, connect = services.custody, services.oauth.connect
-        courier = await stack.enter_async_context(_open_courier(services, observer=observe, died=died))
-        stack.push_async_callback(_drain, custody)
+        lifecycle, connect = services.lifecycle, services.oauth.connect
+        dispatcher = await stack.enter_async_context(_open_courier(services, observer=observe, died=died))
+        stack.push_async_callback(_drain, lifecycle)
         stack.push_async_callback(_drain, connect)
         running = partial(_running, observer=observe, died=died)
-        await stack.enter_async_context(running(custody.refresher, name="refresher"))
-        await custody.surveyor.look()  # before a request may need it
-        await stack.enter_async_context(running(custody.surveyor, name="surveyor"))
+        await stack.enter_async_context(running(lifecycle.scheduler, name="refresher"))
+        await lifecycle.stats_poller.look()  # before a request may need it
+        await stack.enter_async_context(running(lifecycle.stats_poller, name="surveyor"))
         public, private = await stack.enter_async_context(
             _open_listeners(services, listeners, max_connections or settings.server.max_connections)
         )
 
         def stop() -> None:
-            for part in (watchdog, custody, connect, courier):
+            for part in (watchdog, lifecycle, connect, dispatcher):
                 if part is not None:
                     part.stop()
 
@@ -232,34 +232,36 @@ async def open_services(
         await _check_canary(store, cipher)
         users = await stack.enter_async_context(open_users(settings.app, clock=clock, observer=observer))
         clock = store.clock
-        shared = store.shared or Alone(clock=clock)
-        pace = Pace(per_second=settings.amo.requests_per_second, shared=shared, clock=clock, observer=observer)
-        stack.push_async_callback(pace.close)
-        amo = _make_client(settings, pace=pace, clock=clock, observer=observer)
-        rescue = Rescue(paths.rescue)
+        shared = store.shared or LocalLimits(clock=clock)
+        rate_limiter = RateLimiter(
+            per_second=settings.amo.requests_per_second, shared=shared, clock=clock, observer=observer
+        )
+        stack.push_async_callback(rate_limiter.close)
+        amo = _make_client(settings, rate_limiter=rate_limiter, clock=clock, observer=observer)
+        rescue = RescueFolder(paths.rescue)
         if not idle:
             await asyncio.to_thread(rescue.open)
         core = Core(store=store, amo=amo, cipher=cipher, clock=clock, observer=observer, random=random.random)
         rules = settings.refresh.rules
-        custody = Custody(core, rescue=rescue, rules=rules, owner=process, machine=paths.machine)
+        lifecycle = TokenLifecycle(core, rescue=rescue, rules=rules, owner=process, machine=paths.machine)
         if idle:
-            await custody.freezer.watch()  # only serving from another location freezes a copy
-            custody.stop()
+            await lifecycle.freeze_switch.watch()  # only serving from another location freezes a copy
+            lifecycle.stop()
         else:
-            await _prepare(custody)
+            await _prepare(lifecycle)
 
         def on_connected(connection: Connection) -> None:
-            custody.breaker.accepted()
-            custody.refresher.expect(connection.next_refresh_at)
+            lifecycle.breaker.accepted()
+            lifecycle.scheduler.expect(connection.next_refresh_at)
 
-        oauth = OAuth(core, settings, custody, connected=on_connected)
+        oauth = OAuth(core, settings, lifecycle, connected=on_connected)
         yield Services(
             settings=settings,
             store=store,
             amo=amo,
             cipher=cipher,
             oauth=oauth,
-            custody=custody,
+            lifecycle=lifecycle,
             users=users,
             api_keys=ApiKeys(read_api_keys(settings.api.keys.get_secret_value())),
             proxies=TrustedProxies(settings.server.trusted_proxies),
@@ -300,7 +302,7 @@ async def _check_canary(store: Store, cipher: Cipher) -> None:
         ) from None
 
 
-def _make_client(settings: Settings, *, pace: Pace, clock: Clock, observer: Observer) -> AmoClient:
+def _make_client(settings: Settings, *, rate_limiter: RateLimiter, clock: Clock, observer: Observer) -> AmoClient:
     amo = settings.amo
     return AmoClient(
         tls=tls_context(),
@@ -312,7 +314,7 @@ def _make_client(settings: Settings, *, pace: Pace, clock: Clock, observer: Obse
             authorize_url=amo.authorize_url,
             allowed_domains=amo.allowed_domains,
         ),
-        pace=pace,
+        rate_limiter=rate_limiter,
         clock=clock,
         observer=observer,
         timeout=amo.timeout,
@@ -320,27 +322,27 @@ def _make_client(settings: Settings, *, pace: Pace, clock: Clock, observer: Obse
     )
 
 
-async def _prepare(custody: Custody) -> None:
+async def _prepare(lifecycle: TokenLifecycle) -> None:
     """Read what the store says of this process, and store what an earlier one has left."""
-    await custody.freezer.begin()
-    await custody.leases.begin()
-    await custody.hosts.begin()
-    await custody.breaker.address_block.watch()
-    await custody.unsaved.restore()
-    await custody.credentials.watch()
+    await lifecycle.freeze_switch.begin()
+    await lifecycle.leases.begin()
+    await lifecycle.hosts.begin()
+    await lifecycle.breaker.address_block.watch()
+    await lifecycle.pending_writes.restore()
+    await lifecycle.credentials.watch()
 
 
 @asynccontextmanager
 async def _open_courier(
     services: Services, *, observer: Observer, died: asyncio.Future[None]
-) -> AsyncIterator[Courier | None]:
+) -> AsyncIterator[WebhookDispatcher | None]:
     """Deliver notices where a receiver is configured; at the end requests in flight are answered."""
     settings, notify = services.settings, services.settings.webhook
     if notify.url is None or notify.secret is None:
         yield None
         return
     async with open_sender(notify.url) as sender:
-        courier = Courier(
+        dispatcher = WebhookDispatcher(
             store=services.store,
             sender=sender,
             signer=Signer(
@@ -353,12 +355,12 @@ async def _open_courier(
             poll_interval=settings.refresh.poll_interval,
             random=random.random,
         )
-        services.store.on_notice(courier.wake)
-        async with _running(courier, name="courier", observer=observer, died=died):
-            yield courier
+        services.store.on_notice(dispatcher.wake)
+        async with _running(dispatcher, name="courier", observer=observer, died=died):
+            yield dispatcher
 
 
-async def _drain(worker: Custody | Connect) -> None:
+async def _drain(worker: TokenLifecycle | GrantService) -> None:
     """Wait for what is in flight, also of requests: a token or a code was spent for it."""
     worker.stop()
     await worker.drain()
@@ -366,7 +368,11 @@ async def _drain(worker: Custody | Connect) -> None:
 
 @asynccontextmanager
 async def _running(
-    loop: Refresher | Courier | Surveyor, *, name: str, observer: Observer, died: asyncio.Future[None]
+    loop: RefreshScheduler | WebhookDispatcher | StatsPoller,
+    *,
+    name: str,
+    observer: Observer,
+    died: asyncio.Future[None],
 ) -> AsyncIterator[None]:
     """Run a loop; `died` fails where it ends before it is stopped."""
     task = asyncio.create_task(loop.run(), name=name)

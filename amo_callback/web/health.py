@@ -10,14 +10,14 @@ from aiohttp import web
 
 from amo_callback.clock import rfc3339
 from amo_callback.schedule import CLOCK_TOLERANCE
-from amo_callback.survey import ServiceStatus
+from amo_callback.stats import ServiceStatus
 from amo_callback.web.route import Reply, Route, json_response, shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.custody.build import Custody
     from amo_callback.store import Store
+    from amo_callback.tokens.lifecycle import TokenLifecycle
     from amo_callback.web.composition import Services
     from amo_callback.web.route import Call
 
@@ -55,77 +55,77 @@ def checks(services: Services) -> Sequence[Check]:
     """Return the checks immediately, from what is known: the store is polled in the background."""
     return [
         _store(services),
-        _refresher(services),
-        _credentials(services.custody),
-        _address_block(services.custody),
-        _hosts(services.custody),
-        _unsaved(services.custody),
-        _frozen(services.custody),
-        _mass_failure(services.custody),
+        _scheduler(services),
+        _credentials(services.lifecycle),
+        _address_block(services.lifecycle),
+        _hosts(services.lifecycle),
+        _pending_writes(services.lifecycle),
+        _frozen(services.lifecycle),
+        _mass_failure(services.lifecycle),
         _clock(services.store),
-        _fresh(services.custody),
+        _fresh(services.lifecycle),
     ]
 
 
 def status_line(services: Services) -> str:
     """Return the state of the service in one line, for systemd."""
-    survey = services.custody.surveyor.last
+    survey = services.lifecycle.stats_poller.last
     problems = [check.summary for check in checks(services) if not check.ok and check.summary]
     return "; ".join(problems) or f"keeps {0 if survey is None else survey.active} connections fresh"
 
 
 def service_status(services: Services) -> ServiceStatus:
     """Return the state of the service, for metrics."""
-    custody = services.custody
+    lifecycle = services.lifecycle
     return ServiceStatus(
         checks={check.name: check.ok for check in checks(services)},
-        survey=custody.surveyor.last,
-        survey_age=custody.surveyor.age,
-        survey_seconds=custody.surveyor.seconds,
-        beat_age=custody.refresher.beat_age,
-        in_flight=custody.keeper.in_flight,
-        unsaved=len(custody.unsaved.names),
+        survey=lifecycle.stats_poller.last,
+        survey_age=lifecycle.stats_poller.age,
+        survey_seconds=lifecycle.stats_poller.seconds,
+        beat_age=lifecycle.scheduler.beat_age,
+        in_flight=lifecycle.coordinator.in_flight,
+        pending_writes=len(lifecycle.pending_writes.names),
         notices_delivered=services.settings.webhook.url is not None,
     )
 
 
 def _store(services: Services) -> Check:
-    problem, failing, summary = services.custody.surveyor.trouble, services.store.last_write_error, ""
+    problem, failing, summary = services.lifecycle.stats_poller.trouble, services.store.last_write_error, ""
     if failing is not None:
         problem, summary = problem or f"cannot be written: {failing}", f"the database cannot be written ({failing})"
     return Check(name="store", problem=problem, good="works", summary=summary)
 
 
-def _refresher(services: Services) -> Check:
-    refresher, limit = services.custody.refresher, max_heartbeat_age(services.settings.refresh.poll_interval)
-    known, problem = f"last heartbeat {refresher.beat_age:.1f} s ago", None
-    if refresher.beat_age > limit:
+def _scheduler(services: Services) -> Check:
+    scheduler, limit = services.lifecycle.scheduler, max_heartbeat_age(services.settings.refresh.poll_interval)
+    known, problem = f"last heartbeat {scheduler.beat_age:.1f} s ago", None
+    if scheduler.beat_age > limit:
         problem = known
-    elif refresher.failed_for > limit:
-        problem = f"every round has failed for {refresher.failed_for:.0f} s: see refresher.failed in the log"
+    elif scheduler.failed_for > limit:
+        problem = f"every round has failed for {scheduler.failed_for:.0f} s: see refresher.failed in the log"
     return Check(name="refresher", problem=problem, good=known)
 
 
-def _credentials(custody: Custody) -> Check:
+def _credentials(lifecycle: TokenLifecycle) -> Check:
     problem = None
-    if (refused := custody.credentials.refused) is not None:
+    if (refused := lifecycle.credentials.refused) is not None:
         problem = (
             f"AMO refuses exchanges ({refused}), and none has succeeded yet: compare client id, secret and redirect "
             "URI (amo.client_id, amo.client_secret, amo.redirect_uri) with the integration's page"
         )
-    elif (refused := custody.breaker.refused) is not None:
+    elif (refused := lifecycle.breaker.refused) is not None:
         problem = (
             f"nothing is refreshed: {refused}. Compare amo.client_id, amo.client_secret and amo.redirect_uri with the "
             "integration's page in AMO"
         )
-    good, survey = "accepted" if custody.credentials.proven else NOT_PROVEN, custody.surveyor.last
+    good, survey = "accepted" if lifecycle.credentials.proven else NOT_PROVEN, lifecycle.stats_poller.last
     if survey is not None and survey.mismatched:
         good += f"; connections of another client_id: {survey.mismatched} (their users must connect again)"
     return Check(name="amo_credentials", problem=problem, good=good, summary="AMO refuses our credentials")
 
 
-def _address_block(custody: Custody) -> Check:
-    problem, block = None, custody.breaker.address_block.block
+def _address_block(lifecycle: TokenLifecycle) -> Check:
+    problem, block = None, lifecycle.breaker.address_block.block
     if block is not None:
         problem = (
             f"since {rfc3339(block.since)} AMO answers 403 to every refresh, and nothing is refreshed; the next probe "
@@ -134,8 +134,8 @@ def _address_block(custody: Custody) -> Check:
     return Check(name="amo_blocked", problem=problem, good="not blocked", summary="AMO blocks this server's address")
 
 
-def _hosts(custody: Custody) -> Check:
-    problem, survey = None, custody.surveyor.last
+def _hosts(lifecycle: TokenLifecycle) -> Check:
+    problem, survey = None, lifecycle.stats_poller.last
     if survey is not None and survey.hosts_not_allowed:
         problem = (
             "active connections whose host is neither one of AMO's nor in amo.allowed_domains: "
@@ -146,20 +146,20 @@ def _hosts(custody: Custody) -> Check:
     return Check(name="hosts", problem=problem, good="all allowed")
 
 
-def _unsaved(custody: Custody) -> Check:
-    unsaved, unreadable = len(custody.unsaved.names), custody.raw_answers.count
-    problem = f"{unsaved} that the store does not accept: repair the disk, and keep the rescue folder"
+def _pending_writes(lifecycle: TokenLifecycle) -> Check:
+    pending_writes, unreadable = len(lifecycle.pending_writes.names), lifecycle.raw_answers.count
+    problem = f"{pending_writes} that the store does not accept: repair the disk, and keep the rescue folder"
     good = f"none; answers without a readable pair in the rescue folder: {unreadable}" if unreadable else "none"
     return Check(
         name="unsaved_pairs",
-        problem=problem if unsaved else None,
+        problem=problem if pending_writes else None,
         good=good,
-        summary=f"{unsaved} new pairs wait for the database",
+        summary=f"{pending_writes} new pairs wait for the database",
     )
 
 
-def _frozen(custody: Custody) -> Check:
-    problem, frozen = None, custody.freezer.frozen
+def _frozen(lifecycle: TokenLifecycle) -> Check:
+    problem, frozen = None, lifecycle.freeze_switch.frozen
     if frozen is not None:
         problem = (
             f"nothing is refreshed since {rfc3339(frozen.at)}: {frozen.why}. Once no other host works with these "
@@ -168,14 +168,14 @@ def _frozen(custody: Custody) -> Check:
     return Check(name="frozen", problem=problem, good="not frozen", summary="frozen, nothing is refreshed")
 
 
-def _mass_failure(custody: Custody) -> Check:
+def _mass_failure(lifecycle: TokenLifecycle) -> Check:
     problem = (
         "Refreshing is paused until one refresh succeeds: an unusual number of connections failed within 10 minutes. "
         "Was an old database restored, or is it another integration's secret?"
     )
     return Check(
         name="mass_failure",
-        problem=problem if custody.breaker.held else None,
+        problem=problem if lifecycle.breaker.held else None,
         good="normal",
         summary="too many connections failed at once",
     )
@@ -189,8 +189,8 @@ def _clock(store: Store) -> Check:
     return Check(name="clock", problem=problem, good="right")
 
 
-def _fresh(custody: Custody) -> Check:
-    survey, trouble = custody.surveyor.last, custody.surveyor.trouble
+def _fresh(lifecycle: TokenLifecycle) -> Check:
+    survey, trouble = lifecycle.stats_poller.last, lifecycle.stats_poller.trouble
     if survey is None or trouble is not None:
         return Check(name="fresh", problem=f"unknown: {trouble}", good="")
     known = f"{survey.fresh} of {survey.active} active connections hold a valid access token"

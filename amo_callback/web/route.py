@@ -20,7 +20,7 @@ from pydantic import ConfigDict, WithJsonSchema, with_config
 from amo_callback import probe
 from amo_callback.clock import rfc3339
 from amo_callback.errors import AmoCallbackError, InternalError
-from amo_callback.event import REQUEST_ID
+from amo_callback.events import REQUEST_ID
 from amo_callback.web.access_log import log_request, new_request_id
 from amo_callback.web.client_ip import answer_probe
 from amo_callback.web.parsing import Body, Query, read_body, read_query

@@ -60,17 +60,17 @@ class Watchdog:
         await self._ready.wait()
         while True:
             if self._stopping:
-                if self._services.custody.unsaved.at_risk:
+                if self._services.lifecycle.pending_writes.at_risk:
                     self._notify(f"EXTEND_TIMEOUT_USEC={_EXTENSION * 1e6:.0f}")
             elif self._is_alive():
                 self._notify("WATCHDOG=1", *self._status_if_due())
             await self._clock.sleep(self._interval)
 
     def _is_alive(self) -> bool:
-        custody = self._services.custody
-        waits_for_store = custody.surveyor.trouble is not None
+        lifecycle = self._services.lifecycle
+        waits_for_store = lifecycle.stats_poller.trouble is not None
         oldest = max_heartbeat_age(self._services.settings.refresh.poll_interval)
-        return waits_for_store or custody.refresher.beat_age <= oldest
+        return waits_for_store or lifecycle.scheduler.beat_age <= oldest
 
     def _status_if_due(self) -> list[str]:
         now = self._clock.monotonic()

@@ -14,8 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from amo_callback import __version__
-from amo_callback.alone import Alone
-from amo_callback.amo.pace import Pace
+from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import (
     AccountNotAllowed,
@@ -27,7 +26,8 @@ from amo_callback.errors import (
     UnknownOutcome,
     VendorRateLimited,
 )
-from amo_callback.slots import Priority
+from amo_callback.local_limits import LocalLimits
+from amo_callback.rate_limit import Priority
 from tests.conftest import HOST, Amo, amo_client
 from tests.fakes import Witness
 
@@ -43,7 +43,7 @@ async def test_a_code_is_exchanged_and_its_pair_refreshed_once(client: AmoClient
     code = amo.code().encode()
     first = await client.exchange(code=code, domain=HOST, not_after=math.inf)
     second = await client.refresh(refresh_token=first.pair.refresh_token, domain=HOST, not_after=math.inf)
-    assert amo.vendor.live_account(second.pair.access_token) is amo.account
+    assert amo.fake.live_account(second.pair.access_token) is amo.account
     assert first.account.account_id == str(amo.account.id)
     with pytest.raises(CodeUsed):
         await client.exchange(code=code, domain=HOST, not_after=math.inf)
@@ -246,8 +246,8 @@ async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
 
     async with TestServer(_app(refuse)) as server:
         amo.address = f"{server.host}:{server.port}"
-        pace = Pace(per_second=5, shared=Alone(clock=clock), clock=clock, observer=Witness())
-        async with amo_client(amo, clock, pace=pace) as client:
+        rate_limiter = RateLimiter(per_second=5, shared=LocalLimits(clock=clock), clock=clock, observer=Witness())
+        async with amo_client(amo, clock, rate_limiter=rate_limiter) as client:
             with suppress(VendorRateLimited):
                 await REQUESTS[request_of](client)
             slot = asyncio.ensure_future(client.slot(Priority.EXPECTED))
@@ -277,25 +277,28 @@ class Held:
 
 async def test_the_wait_to_leave_takes_nothing_from_amos_time_to_answer(amo: Amo, clock: FakeClock) -> None:
     """A request that waits to leave for longer than the timeout is sent, and its answer is read."""
-    pace = Held()
-    async with _raw_amo(amo, ANSWER), amo_client(amo, clock, timeout=1.0, pace=cast("Pace", pace)) as client:
+    rate_limiter = Held()
+    async with (
+        _raw_amo(amo, ANSWER),
+        amo_client(amo, clock, timeout=1.0, rate_limiter=cast("RateLimiter", rate_limiter)) as client,
+    ):
         refreshing = asyncio.ensure_future(client.refresh(refresh_token="old", domain=HOST, not_after=math.inf))
-        await pace.came.wait()
-        asyncio.get_running_loop().call_later(1.2, pace.go.set)
+        await rate_limiter.came.wait()
+        asyncio.get_running_loop().call_later(1.2, rate_limiter.go.set)
         assert (await refreshing).pair.refresh_token == "r"
 
 
 @pytest.mark.parametrize("late", [True, False])
 async def test_a_request_that_waits_too_long_to_leave_is_not_sent(amo: Amo, clock: FakeClock, late: bool) -> None:  # noqa: FBT001 -- because each is a reason
     """After `not_after`, or where the rate limit does not let it leave, nothing reaches AMO and nothing is spent."""
-    pace = Held()
-    pace.may_leave = late
-    async with amo_client(amo, clock, pace=cast("Pace", pace)) as client:
+    rate_limiter = Held()
+    rate_limiter.may_leave = late
+    async with amo_client(amo, clock, rate_limiter=cast("RateLimiter", rate_limiter)) as client:
         not_after = clock.monotonic() + 10
         refreshing = asyncio.ensure_future(client.refresh(refresh_token="old", domain=HOST, not_after=not_after))
-        await pace.came.wait()
+        await rate_limiter.came.wait()
         clock.advance(10.1 if late else 0)
-        pace.go.set()
+        rate_limiter.go.set()
         with pytest.raises(RequestNotSent):
             await refreshing
     assert amo.sandbox.requests == 0
@@ -304,13 +307,13 @@ async def test_a_request_that_waits_too_long_to_leave_is_not_sent(amo: Amo, cloc
 @pytest.mark.parametrize("request_of", REQUESTS)
 async def test_every_request_waits_until_it_may_leave(amo: Amo, clock: FakeClock, request_of: str) -> None:
     """Refreshes, exchanges, introspection and token questions are counted by the same limit."""
-    pace = Held()
-    pace.may_leave = False
-    pace.go.set()
-    async with amo_client(amo, clock, pace=cast("Pace", pace)) as client:
+    rate_limiter = Held()
+    rate_limiter.may_leave = False
+    rate_limiter.go.set()
+    async with amo_client(amo, clock, rate_limiter=cast("RateLimiter", rate_limiter)) as client:
         with suppress(RequestNotSent):
             await REQUESTS[request_of](client)
-    assert pace.came.is_set()
+    assert rate_limiter.came.is_set()
     assert (amo.sandbox.requests, amo.sandbox.look_ups) == (0, 0)
 
 

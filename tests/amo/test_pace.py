@@ -9,36 +9,36 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.alone import Alone
-from amo_callback.amo.pace import Pace
+from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import StoreUnavailable
-from amo_callback.slots import Kind, Priority
+from amo_callback.local_limits import LocalLimits
+from amo_callback.rate_limit import Priority, WaiterKind
 from tests.fakes import Witness, most_in_a_second
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from amo_callback.slots import Asked
+    from amo_callback.rate_limit import SlotDecision
     from tests.fakes import FakeClock
 
 
 class Queue:
     """Whoever waits for a slot, and the order in which they got one."""
 
-    def __init__(self, pace: Pace) -> None:
-        self.pace = pace
+    def __init__(self, rate_limiter: RateLimiter) -> None:
+        self.rate_limiter = rate_limiter
         self.served: list[str] = []
 
     def join(self, name: str, priority: Priority) -> asyncio.Task[None]:
         async def wait() -> None:
-            await self.pace.slot(priority)
+            await self.rate_limiter.slot(priority)
             self.served.append(name)
 
         return asyncio.create_task(wait())
 
 
-def _pace(clock: FakeClock, *, per_second: float) -> Pace:
-    return Pace(per_second=per_second, shared=Alone(clock=clock), clock=clock, observer=Witness())
+def _rate_limiter(clock: FakeClock, *, per_second: float) -> RateLimiter:
+    return RateLimiter(per_second=per_second, shared=LocalLimits(clock=clock), clock=clock, observer=Witness())
 
 
 async def _settle() -> None:
@@ -48,7 +48,7 @@ async def _settle() -> None:
 
 async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
     """The first request goes at once, each later one an interval after the one before."""
-    queue = Queue(_pace(clock, per_second=5))
+    queue = Queue(_rate_limiter(clock, per_second=5))
     tasks = [queue.join(str(number), Priority.BACKGROUND) for number in range(3)]
     await _settle()
     assert queue.served == ["0"]
@@ -64,7 +64,7 @@ async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
 
 async def test_a_free_slot_is_had_at_once(clock: FakeClock) -> None:
     """Where nobody waits there is no queue, and nothing runs on: nearly always, at AMO's rates."""
-    queue = Queue(_pace(clock, per_second=1))
+    queue = Queue(_rate_limiter(clock, per_second=1))
     await queue.join("first", Priority.BACKGROUND)
     clock.advance(1)
     await queue.join("second", Priority.STRANGER)
@@ -74,7 +74,7 @@ async def test_a_free_slot_is_had_at_once(clock: FakeClock) -> None:
 
 async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
     """Under contention a person goes before the background, and every other slot is the background's."""
-    queue = Queue(_pace(clock, per_second=1))
+    queue = Queue(_rate_limiter(clock, per_second=1))
     tasks = [queue.join("first", Priority.BACKGROUND)]
     await _settle()
     tasks += [queue.join(f"b{number}", Priority.BACKGROUND) for number in range(4)]
@@ -89,7 +89,7 @@ async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
 
 async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
     """The better known first, whenever they come; and the background has every other slot all the same."""
-    queue = Queue(_pace(clock, per_second=1))
+    queue = Queue(_rate_limiter(clock, per_second=1))
     first = queue.join("first", Priority.BACKGROUND)
     await _settle()
     tasks = [
@@ -112,12 +112,12 @@ async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
 
 async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeClock) -> None:
     """After a 429 nobody goes for as long as AMO asked."""
-    pace = _pace(clock, per_second=10)
-    queue = Queue(pace)
+    rate_limiter = _rate_limiter(clock, per_second=10)
+    queue = Queue(rate_limiter)
     tasks = [queue.join(name, Priority.STRANGER) for name in ("first", "second")]
     await _settle()
     pause = 60
-    await pace.pause(pause)
+    await rate_limiter.pause(pause)
     clock.advance(59.9)
     await _settle()
     assert queue.served == ["first"]
@@ -129,7 +129,7 @@ async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeCl
 
 async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
     """A cancelled waiter leaves its slot to the next, in either queue."""
-    queue = Queue(_pace(clock, per_second=1))
+    queue = Queue(_rate_limiter(clock, per_second=1))
     first = queue.join("first", Priority.BACKGROUND)
     await _settle()
     gone, person, last = (
@@ -151,7 +151,7 @@ async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
 @pytest.mark.parametrize(("priority", "one_in"), [(Priority.TOKEN_CHECK, 4), (Priority.HOOK_CHECK, 10)])
 async def test_checks_alone_take_no_more_than_their_share(clock: FakeClock, priority: Priority, one_in: int) -> None:
     """Token checks take one slot in four and hook checks one in ten, even where no other request waits."""
-    queue = Queue(_pace(clock, per_second=1))
+    queue = Queue(_rate_limiter(clock, per_second=1))
     tasks = [queue.join(str(number), priority) for number in range(3)]
     for second in range(2 * one_in + 1):
         await _settle()
@@ -162,7 +162,7 @@ async def test_checks_alone_take_no_more_than_their_share(clock: FakeClock, prio
 
 async def test_checks_leave_the_rest_of_the_rate_to_refreshes(clock: FakeClock) -> None:
     """Token checks go before refreshes within their share, and hook checks wait until no refresh waits."""
-    queue = Queue(_pace(clock, per_second=1))
+    queue = Queue(_rate_limiter(clock, per_second=1))
     tasks = [queue.join("first", Priority.BACKGROUND)]
     await _settle()
     for name, priority in (("h", Priority.HOOK_CHECK), ("b", Priority.BACKGROUND), ("t", Priority.TOKEN_CHECK)):
@@ -178,7 +178,7 @@ async def test_checks_leave_the_rest_of_the_rate_to_refreshes(clock: FakeClock) 
 @pytest.mark.parametrize("priority", [Priority.TOKEN_CHECK, Priority.HOOK_CHECK])
 async def test_a_check_that_is_cancelled_takes_no_share(clock: FakeClock, priority: Priority) -> None:
     """A caller that gives up leaves its slot and its share to the next check."""
-    queue = Queue(_pace(clock, per_second=1))
+    queue = Queue(_rate_limiter(clock, per_second=1))
     first = queue.join("first", Priority.BACKGROUND)
     await _settle()
     gone, patient = queue.join("gone", priority), queue.join("patient", priority)
@@ -197,32 +197,32 @@ async def test_a_check_that_is_cancelled_takes_no_share(clock: FakeClock, priori
 class Exit:
     """Requests that have a slot and are ready to leave, and the times at which they do."""
 
-    def __init__(self, pace: Pace, clock: FakeClock) -> None:
-        self.pace, self.clock = pace, clock
+    def __init__(self, rate_limiter: RateLimiter, clock: FakeClock) -> None:
+        self.rate_limiter, self.clock = rate_limiter, clock
         self.left: list[tuple[str, float]] = []
 
     def leave(self, name: str = "request", *, limit: float = 60.0) -> asyncio.Task[bool]:
         async def leave() -> bool:
-            if may := await self.pace.leave(Priority.BACKGROUND, limit=limit):
+            if may := await self.rate_limiter.leave(Priority.BACKGROUND, limit=limit):
                 self.left.append((name, self.clock.monotonic()))
             return may
 
         return asyncio.create_task(leave())
 
 
-async def _granted(pace: Pace, clock: FakeClock, slots: int) -> None:
+async def _granted(rate_limiter: RateLimiter, clock: FakeClock, slots: int) -> None:
     """Take so many slots, one after the other."""
     for number in range(slots):
-        await pace.slot(Priority.BACKGROUND)
+        await rate_limiter.slot(Priority.BACKGROUND)
         if number < slots - 1:
             clock.advance(0.2)
 
 
 async def test_requests_leave_an_interval_apart_in_the_order_in_which_they_are_ready(clock: FakeClock) -> None:
     """Three requests whose claims return at the same moment do not leave at the same moment."""
-    pace = _pace(clock, per_second=5)
-    await _granted(pace, clock, 3)
-    ready, start = Exit(pace, clock), clock.monotonic()
+    rate_limiter = _rate_limiter(clock, per_second=5)
+    await _granted(rate_limiter, clock, 3)
+    ready, start = Exit(rate_limiter, clock), clock.monotonic()
     tasks = [ready.leave(name) for name in "abc"]
     for _ in range(50):
         await _settle()
@@ -234,8 +234,8 @@ async def test_requests_leave_an_interval_apart_in_the_order_in_which_they_are_r
 
 async def test_requests_stay_apart_where_the_loop_was_held_up(clock: FakeClock) -> None:
     """A process that stops for five seconds does not send at once what should have left meanwhile."""
-    pace = _pace(clock, per_second=5)
-    ready = Exit(pace, clock)
+    rate_limiter = _rate_limiter(clock, per_second=5)
+    ready = Exit(rate_limiter, clock)
     tasks = [ready.leave() for _ in range(10)]
     while len(ready.left) < 10:
         await _settle()
@@ -247,13 +247,13 @@ async def test_requests_stay_apart_where_the_loop_was_held_up(clock: FakeClock) 
 @pytest.mark.parametrize(("age", "waits"), [(1.0, 0.0), (1.01, 0.19)])
 async def test_a_slot_older_than_a_second_is_replaced(clock: FakeClock, age: float, waits: float) -> None:
     """A request that comes with an old slot waits for the next one of the shared state, behind a slot of another."""
-    shared = Alone(clock=clock)
-    pace = Pace(per_second=5, shared=shared, clock=clock, observer=Witness())
-    await pace.slot(Priority.BACKGROUND)
+    shared = LocalLimits(clock=clock)
+    rate_limiter = RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness())
+    await rate_limiter.slot(Priority.BACKGROUND)
     clock.advance(age - 0.01)
-    await shared.ask_for_slot(interval=0.2, waiting={Kind.BACKGROUND})  # another process's
+    await shared.ask_for_slot(interval=0.2, waiting={WaiterKind.BACKGROUND})  # another process's
     clock.advance(0.01)
-    ready, start = Exit(pace, clock), clock.monotonic()
+    ready, start = Exit(rate_limiter, clock), clock.monotonic()
     task = ready.leave()
     await _settle()
     assert task.done() == (waits == 0.0)
@@ -265,8 +265,8 @@ async def test_a_slot_older_than_a_second_is_replaced(clock: FakeClock, age: flo
 async def test_each_slot_lets_one_request_leave(clock: FakeClock) -> None:
     """Two requests cannot leave in the same slot: the second takes one of its own."""
     shared = Failing(clock)
-    pace = Pace(per_second=1, shared=shared, clock=clock, observer=Witness())
-    ready = Exit(pace, clock)
+    rate_limiter = RateLimiter(per_second=1, shared=shared, clock=clock, observer=Witness())
+    ready = Exit(rate_limiter, clock)
     first, second = ready.leave(), ready.leave()
     for _ in range(2):
         await _settle()
@@ -278,9 +278,9 @@ async def test_each_slot_lets_one_request_leave(clock: FakeClock) -> None:
 
 async def test_another_slot_comes_before_first_slots(clock: FakeClock) -> None:
     """A request that holds a claim does not queue behind those that have not begun."""
-    pace = _pace(clock, per_second=0.2)
-    queue, ready = Queue(pace), Exit(pace, clock)
-    await pace.slot(Priority.BACKGROUND)
+    rate_limiter = _rate_limiter(clock, per_second=0.2)
+    queue, ready = Queue(rate_limiter), Exit(rate_limiter, clock)
+    await rate_limiter.slot(Priority.BACKGROUND)
     waiting = [queue.join(str(number), Priority.BACKGROUND) for number in range(3)]
     await _settle()
     clock.advance(2)
@@ -291,15 +291,15 @@ async def test_another_slot_comes_before_first_slots(clock: FakeClock) -> None:
     assert (queue.served, again.done()) == ([], True)
     for task in waiting:
         task.cancel()
-    await pace.close()
+    await rate_limiter.close()
 
 
 async def test_a_pause_holds_requests_that_are_ready_to_leave(clock: FakeClock) -> None:
     """After a 429 no request leaves that was already claimed and connected; it is not sent where that is too long."""
-    pace = _pace(clock, per_second=5)
-    await _granted(pace, clock, 1)
-    await pace.pause(1)
-    ready = Exit(pace, clock)
+    rate_limiter = _rate_limiter(clock, per_second=5)
+    await _granted(rate_limiter, clock, 1)
+    await rate_limiter.pause(1)
+    ready = Exit(rate_limiter, clock)
     assert not await ready.leave(limit=0.5)
     patient = ready.leave(limit=2)
     for _ in range(30):
@@ -311,8 +311,8 @@ async def test_a_pause_holds_requests_that_are_ready_to_leave(clock: FakeClock) 
 
 async def test_a_request_that_may_not_leave_in_time_takes_no_slot(clock: FakeClock) -> None:
     """A request that gives up leaves the next slot to another one."""
-    pace = _pace(clock, per_second=0.1)
-    queue, ready = Queue(pace), Exit(pace, clock)
+    rate_limiter = _rate_limiter(clock, per_second=0.1)
+    queue, ready = Queue(rate_limiter), Exit(rate_limiter, clock)
     await ready.leave()
     late = ready.leave(limit=2)
     await _settle()
@@ -330,12 +330,12 @@ async def test_a_request_that_may_not_leave_in_time_takes_no_slot(clock: FakeClo
 async def test_requests_never_leave_faster_than_the_rate_allows(clock: FakeClock, seed: int) -> None:
     """Whatever claims and connections take, and however late the loop is, a second has one request beyond the rate."""
     draw = random.Random(seed)  # noqa: S311 -- because a test must be able to repeat what it draws
-    pace = _pace(clock, per_second=5)
-    ready = Exit(pace, clock)
+    rate_limiter = _rate_limiter(clock, per_second=5)
+    ready = Exit(rate_limiter, clock)
 
     async def request(came: float, took: float) -> None:
         await clock.sleep(came)
-        await pace.slot(draw.choice(list(Priority)))
+        await rate_limiter.slot(draw.choice(list(Priority)))
         await clock.sleep(took)
         assert await ready.leave(limit=math.inf)
 
@@ -346,24 +346,24 @@ async def test_requests_never_leave_faster_than_the_rate_allows(clock: FakeClock
         clock.advance(draw.choice([0.01, 0.05, 0.05, 0.7]))
     await asyncio.gather(*tasks)
     assert most_in_a_second(*(at for _, at in ready.left)) <= 6
-    await pace.close()
+    await rate_limiter.close()
 
 
 async def test_closing_ends_the_dispatcher(clock: FakeClock) -> None:
     """Nothing runs on after the end."""
-    pace = _pace(clock, per_second=1)
-    waiting = [asyncio.ensure_future(pace.slot(Priority.STRANGER)) for _ in range(2)]
+    rate_limiter = _rate_limiter(clock, per_second=1)
+    waiting = [asyncio.ensure_future(rate_limiter.slot(Priority.STRANGER)) for _ in range(2)]
     await _settle()
     for task in waiting:
         task.cancel()
-    await pace.close()
+    await rate_limiter.close()
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
 
 
 # --- what is shared -------------------------------------------------------------------------------
 
 
-class Failing(Alone):
+class Failing(LocalLimits):
     """What instances share, away or broken while a test says so; it tells when it is asked, and can be slow."""
 
     at_once = False
@@ -375,7 +375,7 @@ class Failing(Alone):
         self.answers = asyncio.Event()
         self.answers.set()
 
-    async def ask_for_slot(self, *, interval: float, waiting: Collection[Kind]) -> Asked:
+    async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
         self.asked += 1
         if self.error is not None:
             raise self.error
@@ -397,8 +397,8 @@ AWAY = StoreUnavailable("away")
 async def test_nobody_goes_while_slots_cannot_be_had(clock: FakeClock, error: Exception, told: list[str]) -> None:
     """It is asked again each second, and whoever still waits goes once there is an answer; a bug is told once."""
     shared, witness = Failing(clock), Witness()
-    pace = Pace(per_second=5, shared=shared, clock=clock, observer=witness)
-    queue = Queue(pace)
+    rate_limiter = RateLimiter(per_second=5, shared=shared, clock=clock, observer=witness)
+    queue = Queue(rate_limiter)
     shared.error = error
     tasks = [queue.join(name, Priority.STRANGER) for name in ("gone", "patient")]
     for _ in range(3):
@@ -414,7 +414,7 @@ async def test_nobody_goes_while_slots_cannot_be_had(clock: FakeClock, error: Ex
 async def test_nobody_asks_for_those_who_went_away(clock: FakeClock) -> None:
     """Whoever gives up while the store is away frees his place in the queue: no slot is taken for him later."""
     shared = Failing(clock)
-    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()))
     shared.error = AWAY
     gone = queue.join("gone", Priority.STRANGER)
     await _settle()
@@ -429,7 +429,7 @@ async def test_look_ups_go_on_slowly_while_the_store_is_away(clock: FakeClock) -
     """One token check a second may go: nothing can be claimed, so it spends nothing; people and refreshes wait."""
     shared = Failing(clock)
     shared.error = AWAY
-    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()))
     tasks = [queue.join(f"look-up {number}", Priority.TOKEN_CHECK) for number in range(3)]
     tasks += [queue.join("person", Priority.EXPECTED), queue.join("refresh", Priority.BACKGROUND)]
     for seconds in range(4):
@@ -449,10 +449,10 @@ async def test_look_ups_go_on_slowly_while_the_store_is_away(clock: FakeClock) -
 async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeClock) -> None:
     """AMO's 429 is heeded by who got it, whether or not the store takes it down."""
     shared = Failing(clock)
-    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()))
     shared.error = AWAY
     pause = 60
-    await queue.pace.pause(pause)
+    await queue.rate_limiter.pause(pause)
     shared.error = None
     task = queue.join("patient", Priority.STRANGER)
     await _settle()
@@ -467,8 +467,8 @@ async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeCloc
 
 async def test_a_pause_is_everybodys(clock: FakeClock) -> None:
     """What one has heard of AMO holds for all who ask by the same state."""
-    shared = Alone(clock=clock)
-    one, other = [Pace(per_second=5, shared=shared, clock=clock, observer=Witness()) for _ in range(2)]
+    shared = LocalLimits(clock=clock)
+    one, other = [RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()) for _ in range(2)]
     queue = Queue(other)
     pause = 60
     await one.pause(pause)
@@ -484,7 +484,7 @@ async def test_a_pause_is_everybodys(clock: FakeClock) -> None:
 async def test_a_slot_whose_waiter_went_away_meanwhile_is_the_next_ones(clock: FakeClock) -> None:
     """To ask takes time: a slot that was got for a person who has left is not wasted on nobody."""
     shared = Failing(clock)
-    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()))
     shared.answers.clear()
     person, background = queue.join("person", Priority.STRANGER), queue.join("background", Priority.BACKGROUND)
     await _settle()
@@ -493,18 +493,18 @@ async def test_a_slot_whose_waiter_went_away_meanwhile_is_the_next_ones(clock: F
     shared.answers.set()
     await background
     assert (queue.served, shared.asked) == (["background"], 1)
-    await queue.pace.close()
+    await queue.rate_limiter.close()
 
 
 async def test_a_pause_holds_who_has_just_asked(clock: FakeClock) -> None:
     """To ask takes time: a slot that comes after AMO's 429 is not used."""
     shared = Failing(clock)
-    queue = Queue(Pace(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()))
     shared.answers.clear()
     task = queue.join("patient", Priority.STRANGER)
     await _settle()
     pause = 60
-    await queue.pace.pause(pause)
+    await queue.rate_limiter.pause(pause)
     shared.answers.set()
     await _settle()
     assert queue.served == []

@@ -28,13 +28,15 @@ from amo_callback.errors import AmoCallbackError, UnknownOutcome, UnrecognizedEr
 from tests.fakes import START
 
 if TYPE_CHECKING:
-    from amo_callback.model import Issued
+    from amo_callback.model import TokenResponse
 
 SAMPLES = sorted((Path(__file__).parent / "answers").glob("*.json"))
 INTEGRATION = Integration(client_id="c619", client_secret="the-secret", redirect_uri="https://a.example/cb?x=1")
 
 
-def _read(body: object, *, status: int = 200, grant_type: GrantType = GrantType.REFRESH_TOKEN, **more: Any) -> Issued:
+def _read(
+    body: object, *, status: int = 200, grant_type: GrantType = GrantType.REFRESH_TOKEN, **more: Any
+) -> TokenResponse:
     raw = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
     return read_answer(Answer(status=status, body=raw, **more), grant_type=grant_type, now=START)
 
@@ -45,7 +47,7 @@ def test_each_answer_means_what_the_table_says(path: Path) -> None:
     sample = json.loads(path.read_text(encoding="utf-8"))
     grant_type = GrantType(sample["grant_type"])
     headers = {name: sample["headers"].get(title) for name, title in (("retry_after", "Retry-After"), ("date", "Date"))}
-    if sample["means"] == "Issued":
+    if sample["means"] == "TokenResponse":
         issued = _read(sample["body"], status=sample["status"], grant_type=grant_type)
         assert issued.pair.refresh_token == sample["body"]["refresh_token"]
         assert issued.pair.expires_at == START + timedelta(seconds=86400)
@@ -62,8 +64,8 @@ def test_the_samples_cover_the_table() -> None:
     """Nothing was lost on the way: both grant types, and every meaning there is."""
     means = {json.loads(path.read_text(encoding="utf-8"))["means"] for path in SAMPLES}
     assert means == {
-        "Issued", "UnknownOutcome", "CodeExpired", "CodeUsed", "AuthFailed", "InvalidClient", "InvalidRefreshToken",
-        "ClientMismatch", "UnauthorizedWithoutHint", "AccountBlocked", "VendorRateLimited", "UnrecognizedError",
+        "TokenResponse", "UnknownOutcome", "CodeExpired", "CodeUsed", "AuthFailed", "InvalidClient",
+        "InvalidRefreshToken", "ClientMismatch", "UnauthorizedWithoutHint", "AccountBlocked", "VendorRateLimited", "UnrecognizedError",
     }  # fmt: skip
 
 
@@ -330,7 +332,7 @@ def test_any_retry_after_is_a_wait_of_one_second_to_ten_minutes(value: str) -> N
 def test_only_words_about_the_client_reject_the_client(path: Path) -> None:
     """Of all sample answers: a hint that names id, secret or redirect URI, or problem+json 401 without a hint."""
     sample = json.loads(path.read_text(encoding="utf-8"))
-    if sample["means"] == "Issued":
+    if sample["means"] == "TokenResponse":
         return
     found = []
     for is_problem in (True, False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from amo_callback.amo.redirect import read_redirect
-from amo_callback.grant import Redirect
+from amo_callback.grant import CallbackParams
 from amo_callback.hosts import check_host, loggable_host
 
 JUNK_HOSTS = [
@@ -85,14 +85,14 @@ def test_a_refused_host_that_is_the_code_or_the_state_is_not_named(value: str) -
     assert (redirect.error, redirect.refused, redirect.refused_host) == ("account_not_allowed", "host", None)
 
 
-def _read(query: bytes) -> Redirect:
+def _read(query: bytes) -> CallbackParams:
     return read_redirect(query, default_domain=None, allowed_domains=())
 
 
 def test_a_real_redirect_is_read_whole() -> None:
     """The query that AMO sends, with parameters we do not use."""
     query = b"code=def502ab&state=18a2&referer=gingersnaps.amocrm.ru&platform=1&client_id=c619&from_widget=1"
-    expected = Redirect(code=b"def502ab", state=b"18a2", domain="gingersnaps.amocrm.ru", from_widget=True)
+    expected = CallbackParams(code=b"def502ab", state=b"18a2", domain="gingersnaps.amocrm.ru", from_widget=True)
     assert _read(query) == expected
 
 

@@ -61,7 +61,7 @@ async def test_codes_and_refresh_tokens_work_once(caller: Caller) -> None:
     assert (await caller.post(grant_type="refresh_token", refresh_token=token))[0] == 200
     status, problem = await caller.post(grant_type="refresh_token", refresh_token=token)
     assert (status, problem["hint"]) == (401, "Token has been revoked")
-    assert caller.amo.vendor.ledger.doubles() == 2
+    assert caller.amo.fake.ledger.doubles() == 2
 
 
 async def test_everything_dies_in_its_time(caller: Caller, clock: FakeClock) -> None:
@@ -95,7 +95,7 @@ async def test_a_wrong_client_is_refused_without_a_hint(caller: Caller, name: st
 
 async def test_what_is_not_the_accounts_cannot_be_decrypted(caller: Caller) -> None:
     """Junk, or another account's code or token, is unreadable; a host without account is 404."""
-    caller.amo.vendor.open_account("other.amocrm.ru")
+    caller.amo.fake.open_account("other.amocrm.ru")
     _, pair = await caller.exchange()
     token = pair["refresh_token"]
     for host, expected in (("other.amocrm.ru", 400), ("nobody.amocrm.ru", 404)):
@@ -126,21 +126,21 @@ async def test_the_look_ups_spend_nothing(caller: Caller) -> None:
 
 async def test_seven_a_second_then_429_then_a_ban(amo: Amo) -> None:
     """With the limit on, the eighth request of a second is refused, and who goes on is banned."""
-    limited = Sandbox(amo.vendor, clock=FakeClock(), per_second=7)
+    limited = Sandbox(amo.fake, clock=FakeClock(), per_second=7)
     statuses = [limited.limit() for _ in range(30)]
     assert statuses == [None] * 7 + [429] * 20 + [403] * 3
 
 
 async def test_consent_leads_back_with_code_state_and_host(amo: Amo, http: aiohttp.ClientSession) -> None:
     """The person chooses an account or refuses, and is sent to the registered redirect URI either way."""
-    client = amo.vendor.integration.client_id
+    client = amo.fake.integration.client_id
     async with http.get(f"http://{amo.address}/oauth?client_id={client}&state=a%26b") as response:
         html = await response.text()
     assert f"/oauth/allow?host={HOST}&amp;state=a%26b" in html
     assert "error=access_denied&amp;state=a%26b" in html
     async with http.get(f"http://{amo.address}/oauth/allow?host={HOST}&state=a%26b", allow_redirects=False) as response:
         location = response.headers["Location"]
-    assert location.startswith(amo.vendor.integration.redirect_uri + "?code=def50200")
+    assert location.startswith(amo.fake.integration.redirect_uri + "?code=def50200")
     assert f"&state=a%26b&referer={HOST}&platform=1&client_id={client}" in location
     for refused in ("/oauth?client_id=x", "/oauth/allow?host=x"):
         async with http.get(f"http://{amo.address}{refused}") as response:
@@ -149,7 +149,7 @@ async def test_consent_leads_back_with_code_state_and_host(amo: Amo, http: aioht
 
 def test_the_hook_is_signed_as_amo_signs_it(amo: Amo) -> None:
     """The signature is HMAC-SHA256 of client and account, keyed with the client secret."""
-    query, known = amo.vendor.hook_query(amo.account), amo.vendor.integration
+    query, known = amo.fake.hook_query(amo.account), amo.fake.integration
     expected = hmac.new(
         known.client_secret.encode(), f"{known.client_id}|{amo.account.id}".encode(), hashlib.sha256
     ).hexdigest()
@@ -171,7 +171,7 @@ async def test_switching_off_tells_the_hook(amo: Amo) -> None:
     address = "http://{}:{}/hook".format(*runner.addresses[0])
     assert await amo.sandbox.disable(amo.account, hook=address) == 202
     await runner.cleanup()
-    assert seen == [amo.vendor.hook_query(amo.account)]
+    assert seen == [amo.fake.hook_query(amo.account)]
 
 
 async def test_the_ledger_knows_what_was_turned_away(caller: Caller) -> None:
@@ -180,7 +180,7 @@ async def test_the_ledger_knows_what_was_turned_away(caller: Caller) -> None:
     caller.amo.sandbox.faults.add(Fault.HTTP_500)
     for _ in range(2):
         await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
-    ledger = caller.amo.vendor.ledger
+    ledger = caller.amo.fake.ledger
     assert [entry.status for entry in ledger.refreshes()] == [None, 200]
     assert ledger.doubles() == 0
 
@@ -201,7 +201,7 @@ async def test_a_disabled_integration_is_dead_at_once(caller: Caller) -> None:
 @pytest.mark.parametrize("kills", [False, True])
 async def test_the_old_access_token_outlives_a_refresh_or_not(caller: Caller, kills: bool) -> None:  # noqa: FBT001 -- because it is the switch
     """Either may be true of AMO."""
-    caller.amo.vendor.unknowns.refresh_kills_access = kills
+    caller.amo.fake.quirks.refresh_kills_access = kills
     _, pair = await caller.exchange()
     await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
     bearer = {"Authorization": f"Bearer {pair['access_token']}"}
@@ -212,7 +212,7 @@ async def test_the_old_access_token_outlives_a_refresh_or_not(caller: Caller, ki
 @pytest.mark.parametrize("knows", [False, True])
 async def test_the_look_up_knows_spent_tokens_or_not(caller: Caller, knows: bool) -> None:  # noqa: FBT001 -- because it is the switch
     """Either may be true of AMO; a token that was never issued is refused in any case."""
-    caller.amo.vendor.unknowns.look_up_knows_spent = knows
+    caller.amo.fake.quirks.look_up_knows_spent = knows
     _, pair = await caller.exchange()
     path = "oauth2/account/current/subdomain"
     assert (await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": pair["refresh_token"]}))[0] == 200
@@ -225,12 +225,12 @@ async def test_the_look_up_knows_spent_tokens_or_not(caller: Caller, knows: bool
 @pytest.mark.parametrize("status", [401, 404])
 async def test_the_old_host_of_a_moved_account_gives_no_hint(caller: Caller, status: int) -> None:
     """Nothing is spent there, and the look-up names the new one."""
-    caller.amo.vendor.unknowns.moved_status = status
+    caller.amo.fake.quirks.moved_status = status
     _, pair = await caller.exchange()
     caller.amo.account.host = "renamed.amocrm.ru"
     refused, problem = await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
     assert (refused, "hint" in problem) == (status, False)
-    assert caller.amo.vendor.is_good(pair["refresh_token"])
+    assert caller.amo.fake.is_good(pair["refresh_token"])
     _, found = await caller.get(
         "api-b.amocrm.ru", "oauth2/account/current/subdomain", **{"X-Refresh-Token": pair["refresh_token"]}
     )
@@ -258,7 +258,7 @@ async def test_a_connection_that_is_reset_before_anything_was_looked_at_spends_n
     caller.amo.sandbox.faults.add(Fault.RESET)
     with pytest.raises(aiohttp.ClientError):
         await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
-    assert caller.amo.vendor.is_good(pair["refresh_token"])
+    assert caller.amo.fake.is_good(pair["refresh_token"])
 
 
 async def test_look_ups_have_faults_of_their_own(caller: Caller) -> None:

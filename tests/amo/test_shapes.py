@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.amo.wire import tls_context
+from amo_callback.amo.transport import tls_context
 from amo_callback.errors import RequestNotSent, UnknownOutcome
 from tests.amo.shapes import NO_PAIRS, PAIRS, Shape
 from tests.certificates import Authority, make_authority
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from amo_callback.amo.client import AmoClient
-    from amo_callback.model import Issued
+    from amo_callback.model import TokenResponse
     from tests.fakes import FakeClock
 
     End = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[None]]
@@ -54,7 +54,7 @@ class Shaped:
         assert length is not None
         body = await reader.readexactly(int(length[1]))
         self.requests.append(head + body)
-        reply = self._amo.vendor.token(HOST, body=body, content_type="application/json")
+        reply = self._amo.fake.token(HOST, body=body, content_type="application/json")
         assert reply.status == 200
         asked = json.loads(body)
         self.issued = {**reply.content, "presented": asked.get("refresh_token") or asked["code"]}
@@ -109,11 +109,11 @@ async def _reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ans
     writer.transport.abort()
 
 
-async def _ask(client: AmoClient, amo: Amo, grant: str) -> Issued:
+async def _ask(client: AmoClient, amo: Amo, grant: str) -> TokenResponse:
     """Spend a credential of the account."""
     if grant == CODE:
         return await client.exchange(code=amo.code().encode(), domain=HOST, not_after=math.inf)
-    issued = amo.vendor.token(
+    issued = amo.fake.token(
         HOST,
         body=json.dumps(amo.request(grant_type="authorization_code", code=amo.code())).encode(),
         content_type="application/json",

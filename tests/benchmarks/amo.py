@@ -10,8 +10,8 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from amo_callback.amo.sandbox.app import Sandbox
+from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
 from amo_callback.amo.sandbox.rules import SandboxIntegration
-from amo_callback.amo.sandbox.vendor import SandboxAccount, Vendor
 from amo_callback.clock import SystemClock
 from tests.conftest import BASE, HOST, Amo
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
 
-class BigVendor(Vendor):
+class BigVendor(FakeAmo):
     """AMO whose accounts never move, so that one is found by its host at once."""
 
     def __init__(self) -> None:
@@ -38,30 +38,29 @@ class BigVendor(Vendor):
 @asynccontextmanager
 async def serving_amo(*, latency: float = 0.0) -> AsyncIterator[Amo]:
     """Serve the stand-in, which takes so many seconds for an answer."""
-    vendor = BigVendor()
-    sandbox = Sandbox(vendor, clock=SystemClock(), latency=latency)
+    fake = BigVendor()
+    sandbox = Sandbox(fake, clock=SystemClock(), latency=latency)
     runner = web.AppRunner(sandbox.app(), access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
         host, port = runner.addresses[0][:2]
-        yield Amo(sandbox=sandbox, address=f"{host}:{port}", account=vendor.open_account(HOST))
+        yield Amo(sandbox=sandbox, address=f"{host}:{port}", account=fake.open_account(HOST))
     finally:
         await runner.cleanup()
 
 
-def open_accounts(vendor: Vendor, number: int) -> Sequence[SandboxAccount]:
+def open_accounts(fake: FakeAmo, number: int) -> Sequence[SandboxAccount]:
     """Open so many new accounts."""
-    first = len(vendor.accounts)
-    return [vendor.open_account(f"account{first + one}.amocrm.ru") for one in range(number)]
+    first = len(fake.accounts)
+    return [fake.open_account(f"account{first + one}.amocrm.ru") for one in range(number)]
 
 
-def callback_paths(vendor: Vendor, accounts: Sequence[SandboxAccount]) -> Sequence[str]:
+def callback_paths(fake: FakeAmo, accounts: Sequence[SandboxAccount]) -> Sequence[str]:
     """Let each account's user allow access, and return the paths that AMO redirects to."""
     settle()
     queries = (
-        {"code": vendor.allow(one), "state": "the app's state", "referer": one.host, "platform": "1"}
-        for one in accounts
+        {"code": fake.allow(one), "state": "the app's state", "referer": one.host, "platform": "1"} for one in accounts
     )
     return [f"{BASE}/callback?{urlencode(query)}" for query in queries]
 

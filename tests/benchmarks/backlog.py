@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.cipher import Cipher, new_key
+from amo_callback.crypto import Cipher, new_key
 from tests.benchmarks.amo import BigVendor, callback_paths, open_accounts, serving_amo
 from tests.benchmarks.bench import Bench, lag_figures
 from tests.benchmarks.figures import Bar, Figure, Outcome
@@ -45,8 +45,8 @@ async def measure(options: Options, bench: Bench) -> Outcome:
     key = new_key()
     chance = random.Random(options.seed)  # noqa: S311 -- because nothing is secret in it
     async with serving_amo(latency=options.latency) as amo:
-        assert isinstance(amo.vendor, BigVendor)
-        await fill(bench.folder, Cipher([key]), amo.vendor, connections=options.connections)
+        assert isinstance(amo.fake, BigVendor)
+        await fill(bench.folder, Cipher([key]), amo.fake, connections=options.connections)
         make_due(bench.folder)
         environ = environment(amo, key, AMO__REQUESTS_PER_SECOND=str(options.limit), LIMITS__FAILED_CODES="1000000")
         even, at_random = [], []
@@ -89,7 +89,7 @@ def randomly(per_second: float, seconds: float, chance: random.Random) -> Sequen
 async def _load(
     bench: Bench, amo: Amo, service: Server, dues: Sequence[float], *, since: float | None = None
 ) -> tuple[Answers, Seen]:
-    paths = callback_paths(amo.vendor, open_accounts(amo.vendor, len(dues)))
+    paths = callback_paths(amo.fake, open_accounts(amo.fake, len(dues)))
     return await seen(service, bench.idle, callbacks(bench.folder, service.public, paths, dues=dues), since=since)
 
 

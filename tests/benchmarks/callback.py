@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.cipher import new_key
+from amo_callback.crypto import new_key
 from tests.benchmarks.amo import callback_paths, open_accounts, serving_amo
 from tests.benchmarks.bench import CALLERS, Bench, cpu_of, curve, lag_figures, load_figures
 from tests.benchmarks.figures import Bar, Figure, Outcome, Point
@@ -21,7 +21,7 @@ from tests.conftest import environment
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.amo.sandbox.vendor import SandboxAccount
+    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from tests.conftest import Amo
 
 _BAR = Bar(at_most=3.0)
@@ -53,7 +53,7 @@ async def measure(options: Options, bench: Bench) -> Outcome:
         async with bare(bench.folder, "relay", amo.endpoint) as relay, serving(bench.folder, environ) as service:
             bench.say("callbacks")
             for server in (relay, service):  # so that all begin warm
-                paths = callback_paths(amo.vendor, open_accounts(amo.vendor, 100))
+                paths = callback_paths(amo.fake, open_accounts(amo.fake, 100))
                 await callbacks(bench.folder, server.public, paths, callers=options.callers)
             rounds = [
                 await _round(options, bench, amo, relay, service, since=None if number else service.ready)
@@ -75,13 +75,13 @@ async def _round(
     async def load(
         server: Server, accounts: Sequence[SandboxAccount], *, since: float | None = None
     ) -> tuple[Answers, Seen]:
-        paths = callback_paths(amo.vendor, accounts)
+        paths = callback_paths(amo.fake, accounts)
         loading = callbacks(bench.folder, server.public, paths, callers=options.callers)
         return await seen(server, bench.idle, loading, since=since)
 
-    accounts = open_accounts(amo.vendor, options.accounts)
+    accounts = open_accounts(amo.fake, options.accounts)
     return _Round(
-        relay=await load(relay, open_accounts(amo.vendor, options.relay_accounts)),
+        relay=await load(relay, open_accounts(amo.fake, options.relay_accounts)),
         new=await load(service, accounts, since=since),
         again=await load(service, accounts),
     )
@@ -103,7 +103,7 @@ def _figures(rounds: Sequence[_Round]) -> Sequence[Figure]:
 
 async def _curve(bench: Bench, amo: Amo, server: Server, *, accounts: int) -> Sequence[Point]:
     async def load(callers: int) -> Answers:
-        paths = callback_paths(amo.vendor, open_accounts(amo.vendor, accounts))
+        paths = callback_paths(amo.fake, open_accounts(amo.fake, accounts))
         return await callbacks(bench.folder, server.public, paths, callers=callers)
 
     return await curve(load, CALLERS)

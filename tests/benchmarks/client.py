@@ -24,7 +24,7 @@ _PATIENCE = 120.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class SlotDecision:
     """What to ask, and how."""
 
     address: str
@@ -53,7 +53,7 @@ class _Heard:
 class _Caller(asyncio.Protocol):
     """One connection: writes a request, counts the bytes of its answer, and writes the next, while there is one."""
 
-    asked: Asked
+    asked: SlotDecision
     requests: Iterator[bytes]
     heard: _Heard
     ended: asyncio.Future[None]
@@ -102,7 +102,7 @@ def _header(head: bytes, name: bytes) -> bytes:
     return b""
 
 
-def _requests(asked: Asked) -> Iterator[bytes]:
+def _requests(asked: SlotDecision) -> Iterator[bytes]:
     host = asked.address.removeprefix("http://")
     more = f"Authorization: Bearer {asked.key}\r\n" if asked.key else ""
     for path in asked.paths:
@@ -117,7 +117,7 @@ def _for_so_long(requests: Sequence[bytes], seconds: float) -> Iterator[bytes]:
         yield request
 
 
-async def _call(asked: Asked, heard: _Heard, requests: Iterator[bytes], *, due: float | None = None) -> _Caller:
+async def _call(asked: SlotDecision, heard: _Heard, requests: Iterator[bytes], *, due: float | None = None) -> _Caller:
     host, port = asked.address.removeprefix("http://").split(":")
     loop = asyncio.get_running_loop()
     caller = _Caller(asked, requests, heard, loop.create_future(), due)
@@ -125,7 +125,7 @@ async def _call(asked: Asked, heard: _Heard, requests: Iterator[bytes], *, due: 
     return caller
 
 
-async def _again_and_again(asked: Asked, heard: _Heard) -> float:
+async def _again_and_again(asked: SlotDecision, heard: _Heard) -> float:
     ready = list(_requests(asked))
     empty: Iterator[bytes] = iter(())
     callers = [await _call(asked, heard, empty) for _ in range(asked.callers)]
@@ -138,7 +138,7 @@ async def _again_and_again(asked: Asked, heard: _Heard) -> float:
     return began
 
 
-async def _each_at_its_time(asked: Asked, heard: _Heard) -> float:
+async def _each_at_its_time(asked: SlotDecision, heard: _Heard) -> float:
     began = time.monotonic()
 
     async def call(request: bytes, due: float) -> None:
@@ -152,7 +152,7 @@ async def _each_at_its_time(asked: Asked, heard: _Heard) -> float:
     return began
 
 
-async def load(asked: Asked) -> dict[str, object]:
+async def load(asked: SlotDecision) -> dict[str, object]:
     """Ask; return what came of it, times in milliseconds."""
     heard = _Heard()
     asking = _each_at_its_time(asked, heard) if asked.dues else _again_and_again(asked, heard)
@@ -170,4 +170,4 @@ async def load(asked: Asked) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_loop(load(Asked(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))))
+    print(json.dumps(run_loop(load(SlotDecision(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))))

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, cast
 import aiohttp
 
 from amo_callback.amo.protocol import Integration, exchange_request
-from amo_callback.amo.wire import Wire
+from amo_callback.amo.transport import Transport
 from amo_callback.cli.context import run_loop
 from amo_callback.clock import SystemClock
-from amo_callback.slots import Priority
+from amo_callback.rate_limit import Priority
 from tests.benchmarks.figures import Figure, Outcome
 from tests.benchmarks.options import option
 from tests.benchmarks.process import running, until
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from amo_callback.amo.pace import Pace
     from amo_callback.amo.protocol import AmoRequest
+    from amo_callback.amo.rate_limiter import RateLimiter
     from tests.benchmarks.bench import Bench
 
 _PAIR = b"a" * 900, b"r" * 700
@@ -86,7 +86,7 @@ def _request(endpoint: str) -> AmoRequest:
 async def _compare(
     options: Options, bench: Bench, request: AmoRequest, tls: ssl.SSLContext, *, scheme: str
 ) -> list[Figure]:
-    wire = Wire(tls=tls, pace=cast("Pace", _Unpaced()), clock=SystemClock(), timeout=10.0)
+    wire = Transport(tls=tls, rate_limiter=cast("RateLimiter", _Unpaced()), clock=SystemClock(), timeout=10.0)
     connector = aiohttp.TCPConnector(ssl=tls, force_close=True)
     async with aiohttp.ClientSession(connector=connector) as session:
 

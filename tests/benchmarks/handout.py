@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from amo_callback.cipher import Cipher, new_key
+from amo_callback.crypto import Cipher, new_key
 from tests.benchmarks.amo import BigVendor, serving_amo
 from tests.benchmarks.bench import CALLERS, Bench, cpu_of, curve, lag_figures, load_figures
 from tests.benchmarks.figures import Bar, Figure, Outcome, Point
@@ -49,8 +49,8 @@ async def measure(options: Options, bench: Bench) -> Outcome:
     """Measure, with the log's access lines off and on."""
     key = new_key()
     async with serving_amo() as amo:
-        assert isinstance(amo.vendor, BigVendor)
-        names = await fill(bench.folder, Cipher([key]), amo.vendor, connections=options.connections)
+        assert isinstance(amo.fake, BigVendor)
+        names = await fill(bench.folder, Cipher([key]), amo.fake, connections=options.connections)
         paths = [f"/connections/{name}/token" for name in names[:_PATHS]]
         environ = environment(amo, key)
         (bench.folder / "answer").write_bytes(await _answer(bench, environ, paths[0]))

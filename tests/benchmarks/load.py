@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.bare import DEEP_LINK
-from tests.benchmarks.client import Asked
+from tests.benchmarks.client import SlotDecision
 from tests.benchmarks.process import HERE
 from tests.conftest import API_KEY
 
@@ -77,7 +77,7 @@ async def callbacks(
     folder: Path, address: str, paths: Sequence[str], *, callers: int = 0, dues: Sequence[float] = ()
 ) -> Answers:
     """Come as AMO's redirect does, by each of these paths once: as fast as is answered, or each when it is due."""
-    asked = Asked(
+    asked = SlotDecision(
         address=address,
         paths=paths,
         key="",
@@ -90,13 +90,13 @@ async def callbacks(
     return await _own(folder, asked)
 
 
-def _tokens(address: str, paths: Sequence[str], *, callers: int, seconds: float | None) -> Asked:
-    return Asked(
+def _tokens(address: str, paths: Sequence[str], *, callers: int, seconds: float | None) -> SlotDecision:
+    return SlotDecision(
         address=address, paths=paths, key=API_KEY, status=200, location="", callers=callers, seconds=seconds, dues=()
     )
 
 
-async def _own(folder: Path, asked: Asked) -> Answers:
+async def _own(folder: Path, asked: SlotDecision) -> Answers:
     file = folder / "load.json"
     file.write_text(json.dumps(dataclasses.asdict(asked)), encoding="utf-8")
     return await _answers(sys.executable, "-m", "tests.benchmarks.client", str(file))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from amo_callback.cipher import Cipher, new_key
+from amo_callback.crypto import Cipher, new_key
 from tests.benchmarks.amo import BigVendor, serving_amo
 from tests.benchmarks.bench import Bench, lag_figures, load_figures
 from tests.benchmarks.figures import Figure, Outcome
@@ -42,8 +42,8 @@ async def measure(options: Options, bench: Bench) -> Outcome:
     """Measure."""
     key = new_key()
     async with serving_amo(latency=options.latency) as amo:
-        assert isinstance(amo.vendor, BigVendor)
-        names = await fill(bench.folder, Cipher([key]), amo.vendor, connections=options.connections)
+        assert isinstance(amo.fake, BigVendor)
+        names = await fill(bench.folder, Cipher([key]), amo.fake, connections=options.connections)
         environ = environment(amo, key, AMO__REQUESTS_PER_SECOND=str(options.per_second))
         paths = [f"/connections/{name}/token" for name in names[:_PATHS]]
         async with serving(bench.folder, environ) as service:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.cipher import Cipher, new_key
+from amo_callback.crypto import Cipher, new_key
 from tests.benchmarks.amo import BigVendor, serving_amo
 from tests.benchmarks.bench import Bench, lag_figures
 from tests.benchmarks.figures import Bar, Figure, Outcome

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from amo_callback.amo.sandbox.vendor import SandboxAccount
-    from amo_callback.cipher import Cipher
+    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
+    from amo_callback.crypto import Cipher
 
 FILE = "amo-callback.db"
 """The service's own name for it, where nothing else is configured."""
@@ -36,28 +36,28 @@ INSERT INTO connections (
 """
 
 
-async def fill(folder: Path, cipher: Cipher, vendor: BigVendor, *, connections: int) -> Sequence[str]:
+async def fill(folder: Path, cipher: Cipher, fake: BigVendor, *, connections: int) -> Sequence[str]:
     """Make the service's database, with so many connections of new accounts; return what names them."""
     clock = SystemClock()
     async with open_store(f"sqlite:///{FILE}", folder=folder, clock=clock):
         pass  # now it has its tables
-    accounts = open_accounts(vendor, connections)
+    accounts = open_accounts(fake, connections)
     with closing(sqlite3.connect(folder / FILE)) as database, database:
-        database.executemany(_INSERT, _rows(vendor, cipher, accounts))
+        database.executemany(_INSERT, _rows(fake, cipher, accounts))
     settle()
     return [f"account:{account.id}" for account in accounts]
 
 
-def _rows(vendor: BigVendor, cipher: Cipher, accounts: Sequence[SandboxAccount]) -> Iterator[dict[str, object]]:
+def _rows(fake: BigVendor, cipher: Cipher, accounts: Sequence[SandboxAccount]) -> Iterator[dict[str, object]]:
     """Exchange a code of each account, and return its connection as the service stores it."""
-    known, now = vendor.integration, vendor.now
+    known, now = fake.integration, fake.now
     integration = Integration(
         client_id=known.client_id, client_secret=known.client_secret, redirect_uri=known.redirect_uri
     )
     for account in accounts:
-        code = vendor.allow(account)
+        code = fake.allow(account)
         request = exchange_request(integration, code=code.encode(), domain=account.host)
-        reply = vendor.token(account.host, body=request.body or b"", content_type="application/json")
+        reply = fake.token(account.host, body=request.body or b"", content_type="application/json")
         answer = Answer(status=reply.status, body=reply.body)
         issued = read_answer(answer, grant_type=GrantType.CODE, now=now())
         name = connection_id(issued.account, account.host)

@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.cipher import Cipher, new_key
+from amo_callback.crypto import Cipher, new_key
 from tests.benchmarks.amo import BigVendor, serving_amo, settle
 from tests.benchmarks.bench import Bench, lag_figures
 from tests.benchmarks.figures import Bar, Figure, Outcome
@@ -47,8 +47,8 @@ async def measure(options: Options, bench: Bench) -> Outcome:
     """Measure: the service is started anew for each round, and stopped at its end."""
     key = new_key()
     async with serving_amo(latency=options.latency) as amo:
-        assert isinstance(amo.vendor, BigVendor)
-        await fill(bench.folder, Cipher([key]), amo.vendor, connections=options.connections)
+        assert isinstance(amo.fake, BigVendor)
+        await fill(bench.folder, Cipher([key]), amo.fake, connections=options.connections)
         environ = environment(amo, key, REFRESH__CONCURRENCY=str(options.concurrency))
         rounds = []
         for number in range(bench.rounds):
@@ -71,12 +71,12 @@ async def measure(options: Options, bench: Bench) -> Outcome:
 
 async def _round(options: Options, bench: Bench, amo: Amo, environ: Mapping[str, str], *, version: int) -> _Round:
     """Sweep once: from the moment in which AMO is asked first to its last answer."""
-    before, noted = amo.sandbox.requests, len(amo.vendor.ledger.entries)
+    before, noted = amo.sandbox.requests, len(amo.fake.ledger.entries)
     first = asyncio.create_task(_first_asked(amo, before + 1))
     async with serving(bench.folder, environ) as service:
         swept = _swept(options, bench, amo, noted=noted, version=version)
         _, watched = await seen(service, bench.idle, swept, since=service.ready)
-    entries = amo.vendor.ledger.entries[noted:]
+    entries = amo.fake.ledger.entries[noted:]
     if len(entries) != options.connections or not all(entry.spent for entry in entries):
         raise RuntimeError(f"AMO was asked {len(entries)} times for {options.connections} refreshes")
     took = (entries[-1].at - await first).total_seconds()
@@ -85,13 +85,13 @@ async def _round(options: Options, bench: Bench, amo: Amo, environ: Mapping[str,
 
 async def _first_asked(amo: Amo, times: int) -> datetime:
     await amo.sandbox.until_asked(times)
-    return amo.vendor.now()
+    return amo.fake.now()
 
 
 async def _swept(options: Options, bench: Bench, amo: Amo, *, noted: int, version: int) -> None:
     """Wait until AMO has answered as often as there are connections, and every new pair is stored."""
     async with asyncio.timeout(_PATIENCE):
-        while len(amo.vendor.ledger.entries) < noted + options.connections:
+        while len(amo.fake.ledger.entries) < noted + options.connections:
             await asyncio.sleep(0.05)
         while refreshed(bench.folder, version=version) < options.connections:
             await asyncio.sleep(0.05)

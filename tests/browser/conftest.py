@@ -113,7 +113,7 @@ def lenient(run: Any) -> Callable[..., Any]:
             if here.delay:
                 await asyncio.sleep(here.delay)
             body["code"] = amo.code()
-            reply = amo.vendor.token(HOST, body=json.dumps(body).encode(), content_type="application/json")
+            reply = amo.fake.token(HOST, body=json.dumps(body).encode(), content_type="application/json")
             return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type)
 
         front = web.Application()

@@ -20,7 +20,7 @@ LINK = "foryoure://amo-crm/callback"
 
 def _link(app: Running, *, state: str = STATE) -> str:
     """Return the link that the one exchange so far must have led to."""
-    [exchange] = app.amo.vendor.ledger.exchanges()
+    [exchange] = app.amo.fake.ledger.exchanges()
     return f"{LINK}?code={exchange.presented}&state={quote(state, safe='')}"
 
 

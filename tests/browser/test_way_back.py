@@ -33,9 +33,9 @@ async def _heading(tab: Tab) -> str:
 
 async def _allowed(chromium: Chromium, app: Running, device: Device, *, state: str) -> Tab:
     """Go through amoCRM's consent page, up to ours; the browser finds us where amoCRM sends it."""
-    registered = urlsplit(app.amo.vendor.integration.redirect_uri).netloc
+    registered = urlsplit(app.amo.fake.integration.redirect_uri).netloc
     tab = await chromium.tab(device, flags=(f"--host-resolver-rules=MAP {registered} {app.service.public}",))
-    client_id = app.amo.vendor.integration.client_id
+    client_id = app.amo.fake.integration.client_id
     await tab.page.goto(f"http://{app.amo.address}/oauth?client_id={client_id}&state={quote(state)}")
     await tab.page.click("a.allow")
     await tab.page.wait_for_url(re.compile("/return/"))
@@ -54,7 +54,7 @@ async def test_consent_leads_to_the_page_at_a_clean_address_and_back_to_consent(
     assert RETURN.fullmatch(address.path)
     assert address.query == ("" if device is DESKTOP else "n=1")
     assert await _heading(tab) == TITLES["connected"]
-    [exchange] = app.amo.vendor.ledger.exchanges()
+    [exchange] = app.amo.fake.ledger.exchanges()
     assert await tab.link() == f"{LINK}?code={exchange.presented}&state=xyz-state"
     tab.requests.clear()
     await tab.page.go_back()
@@ -65,9 +65,9 @@ async def test_consent_leads_to_the_page_at_a_clean_address_and_back_to_consent(
 
 async def test_refusal_leads_to_the_page_too(chromium: Chromium, app: Running) -> None:
     """Who refuses at amoCRM reads so, and the app is told by its word."""
-    registered = urlsplit(app.amo.vendor.integration.redirect_uri).netloc
+    registered = urlsplit(app.amo.fake.integration.redirect_uri).netloc
     tab = await chromium.tab(IPHONE, flags=(f"--host-resolver-rules=MAP {registered} {app.service.public}",))
-    client_id = app.amo.vendor.integration.client_id
+    client_id = app.amo.fake.integration.client_id
     await tab.page.goto(f"http://{app.amo.address}/oauth?client_id={client_id}&state=s")
     await tab.page.click("a.refuse")
     await tab.page.wait_for_selector("#open")
@@ -146,7 +146,7 @@ async def test_a_slow_amo_is_waited_for_at_one_address(chromium: Chromium, run: 
         await app.witness.until("connection.connected")
         await tab.page.wait_for_selector("#open")
         assert (await _heading(tab), tab.page.url.partition("?")[0]) == (TITLES["connected"], waiting)
-        assert len(app.amo.vendor.ledger.exchanges()) == 1
+        assert len(app.amo.fake.ledger.exchanges()) == 1
 
 
 async def test_a_passing_failure_can_be_tried_again(chromium: Chromium, app: Running) -> None:
@@ -204,7 +204,7 @@ async def test_the_log_of_many_visits_holds_no_secret(chromium: Chromium, app: R
         if await tab.page.locator("#again").count():
             async with tab.page.expect_navigation():
                 await tab.page.click("#again")
-    ledger = app.amo.vendor.ledger
+    ledger = app.amo.fake.ledger
     secrets = {
         *states,
         *handles,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from amo_callback.cipher import Cipher
+    from amo_callback.crypto import Cipher
     from tests.conftest import Amo
 
 NOW = SystemClock().now()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import jsonschema_rs
 import pytest
 
-from amo_callback.cipher import new_key
 from amo_callback.cli.main import main
+from amo_callback.crypto import new_key
 from tests.cli.checks.test_settings import GOOD
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import amo_callback
-from amo_callback.cipher import new_key
 from amo_callback.cli.context import CommandContext, acting_as_owner
 from amo_callback.config.loader import load_settings
+from amo_callback.crypto import new_key
 from tests.cli.checks.test_settings import GOOD
 
 NOBODY = 65534

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import amo_callback
-from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock, rfc3339
+from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
 from amo_callback.store.engine import Engine, load_migrations
 from tests.builders import a_connection, save

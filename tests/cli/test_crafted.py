@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
+from amo_callback.crypto import Cipher
 from amo_callback.store import backup, open_store
 from tests.builders import a_connection, save
 from tests.e2e.process import command

@@ -19,7 +19,7 @@ class Ending:
         self.clock, self.witness = FakeClock(), Witness()
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.deadline = Deadline(seconds=10, clock=self.clock, observer=self.witness, leave=self.status.set_result)
-        self.unsaved: Any = SimpleNamespace(at_risk=False, unsafe=[])
+        self.pending_writes: Any = SimpleNamespace(at_risk=False, unsafe=[])
 
     async def wait(self, seconds: float) -> None:
         """Let time pass, and the deadline look at it."""
@@ -44,13 +44,13 @@ async def test_what_does_not_close_is_left() -> None:
 async def test_a_pair_that_is_nowhere_else_holds_it_up() -> None:
     """Its connection is logged every ten seconds; the moment that it is safe the process ends."""
     ending = Ending()
-    ending.deadline.unsaved = ending.unsaved
-    ending.unsaved.at_risk, ending.unsaved.unsafe = True, ["c-1"]
+    ending.deadline.pending_writes = ending.pending_writes
+    ending.pending_writes.at_risk, ending.pending_writes.unsafe = True, ["c-1"]
     ending.deadline.begin(0)
     await ending.wait(35)
     assert [event.connection_id for event in ending.witness.named("pair.unsafe")] == ["c-1"] * 3
     assert not ending.status.done()
-    ending.unsaved.at_risk, ending.unsaved.unsafe = False, []
+    ending.pending_writes.at_risk, ending.pending_writes.unsafe = False, []
     await ending.wait(1)
     assert await ending.status == 0
 
@@ -58,8 +58,8 @@ async def test_a_pair_that_is_nowhere_else_holds_it_up() -> None:
 async def test_after_ten_minutes_it_is_held_up_no_longer() -> None:
     """The pair is lost, which is said, and the status is 1."""
     ending = Ending()
-    ending.deadline.unsaved = ending.unsaved
-    ending.unsaved.at_risk, ending.unsaved.unsafe = True, ["c-1"]
+    ending.deadline.pending_writes = ending.pending_writes
+    ending.pending_writes.at_risk, ending.pending_writes.unsafe = True, ["c-1"]
     ending.deadline.begin(0)
     await ending.wait(600)
     assert not ending.status.done()

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
-from amo_callback.custody.paid import name_of, seal_paid
+from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import DecryptionFailed
-from amo_callback.event import Event
+from amo_callback.events import Event
 from amo_callback.model import ImportedConnection, TokenPair
+from amo_callback.refresh.pending_pair import name_of, seal_pending
 from amo_callback.store import open_store
 from tests.builders import a_connection, a_refreshed
 from tests.conftest import environment
@@ -188,11 +188,11 @@ async def test_what_no_key_opens_is_named_with_status_1(here: Place, options: tu
 async def test_a_pair_in_the_rescue_folder_keeps_the_old_key(here: Place) -> None:
     """It is its process's, who stores it: status 1 until then, and the key that it needs is named."""
     await here.fill(1)
-    paid = a_refreshed(_brought(0, Cipher([here.old])).connection)
+    pending_pair = a_refreshed(_brought(0, Cipher([here.old])).connection)
     (here.folder / "rescue").mkdir()
-    file = here.folder / "rescue" / name_of(paid)
-    sealed = Cipher([here.old]).seal_pair(PAIR, connection_id=paid.connection_id)
-    file.write_bytes(content := seal_paid(dataclasses.replace(paid, sealed_pair=sealed), Cipher([here.old])))
+    file = here.folder / "rescue" / name_of(pending_pair)
+    sealed = Cipher([here.old]).seal_pair(PAIR, connection_id=pending_pair.connection_id)
+    file.write_bytes(content := seal_pending(dataclasses.replace(pending_pair, sealed_pair=sealed), Cipher([here.old])))
     status, out, err = await here.rotate()
     assert (status, err, file.read_bytes()) == (1, "", content)
     assert "Still needed: key 2. Pairs wait in the rescue folder" in out

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.cipher import Cipher
 from amo_callback.cli.main import main
 from amo_callback.clock import SystemClock
+from amo_callback.crypto import Cipher
 from amo_callback.model import TokenPair
 from amo_callback.store import open_store
 from tests.builders import DAY, a_connection, save

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from amo_callback.cipher import new_key
 from amo_callback.cli.serve import check_stop_timeout, secrets_of
 from amo_callback.config.loader import load_settings
+from amo_callback.crypto import new_key
 from amo_callback.deploy.units import STOP_TIMEOUT
 from amo_callback.errors import ConfigurationError
 

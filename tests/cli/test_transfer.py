@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
-from amo_callback.custody.raw_answers import RawAnswers, name_of
-from amo_callback.custody.rescue import Rescue
-from amo_callback.custody.unsaved import Unsaved
+from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import UnknownOutcome
-from amo_callback.model import Filter
+from amo_callback.model import ConnectionFilter
+from amo_callback.refresh.pending_writes import PendingWrites
+from amo_callback.refresh.raw_answers import RawAnswers, name_of
+from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
 from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
@@ -78,7 +78,7 @@ class Host:
         """Return access and refresh token of each account."""
         cipher = Cipher([self.key])
         async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:
-            found = await store.page(after="", limit=1000, only=Filter())
+            found = await store.page(after="", limit=1000, only=ConnectionFilter())
         pairs = {one.account_id: cipher.pair_of(one) for one in found}
         return {name: (pair.access_token, pair.refresh_token) for name, pair in pairs.items() if pair is not None}
 
@@ -173,11 +173,13 @@ async def _keep_raw(host: Host, body: bytes) -> str:
     """Keep an answer as the service does; return its file's name."""
     cipher, clock = Cipher([host.key]), SystemClock()
     async with open_store(URL, folder=host.folder, clock=clock) as store:
-        [connection] = await store.page(after="", limit=10, only=Filter())
-        rescue, told = Rescue(host.folder / "rescue"), Witness()
+        [connection] = await store.page(after="", limit=10, only=ConnectionFilter())
+        rescue, told = RescueFolder(host.folder / "rescue"), Witness()
         rescue.open()
-        unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told)
-        raw = RawAnswers(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told, unsaved=unsaved)
+        pending_writes = PendingWrites(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told)
+        raw = RawAnswers(
+            store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told, pending_writes=pending_writes
+        )
         await raw.keep(name_of(connection), UnknownOutcome("not_json", body=body), domain=connection.domain)
         return name_of(connection)
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from amo_callback.cipher import new_key
 from amo_callback.cli.init_validation import read_callback, read_client_id, read_database, read_deep_link
 from amo_callback.config.template import InitialConfig, InitialSecrets, toml_string, write_config
+from amo_callback.crypto import new_key
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -9,8 +9,8 @@ import pytest
 
 from amo_callback.amo.sandbox.ledger import Entry, Ledger, LookUp
 from amo_callback.demo.feed import Feed, FeedEntry, LogStream, noted_as, sentence
-from amo_callback.event import Event, Level
-from amo_callback.model import Standing
+from amo_callback.events import Event, Level
+from amo_callback.model import TokenState
 from tests.fakes import FakeClock
 
 _AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -44,13 +44,16 @@ def test_events_are_told_in_sentences() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"standing": Standing.GOOD, "again_at": None}, "The look-up text that it lives: it is kept."),
+        ({"standing": TokenState.GOOD, "again_at": None}, "The look-up text that it lives: it is kept."),
         (
-            {"standing": Standing.REFUSED, "again_at": _AT},
+            {"standing": TokenState.REFUSED, "again_at": _AT},
             "The look-up text no, which may have another reason: it is kept, and looked up again.",
         ),
-        ({"standing": Standing.UNKNOWN, "again_at": _AT}, "amoCRM does not tell now: it is kept, and looked up again."),
-        ({"standing": Standing.UNASKED, "again_at": None}, "It cannot be looked up: it is kept."),
+        (
+            {"standing": TokenState.UNKNOWN, "again_at": _AT},
+            "amoCRM does not tell now: it is kept, and looked up again.",
+        ),
+        ({"standing": TokenState.UNASKED, "again_at": None}, "It cannot be looked up: it is kept."),
     ],
 )
 def test_a_hook_that_is_not_confirmed_tells_what_the_look_up_said(fields: dict[str, object], told: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from amo_callback.amo.sandbox.rules import Lives
+from amo_callback.amo.sandbox.rules import Lifetimes
 from amo_callback.clock import SystemClock
 from amo_callback.store.postgres_connection import ERRORS
 from tests.e2e.costs import ACCESS, LATENCY, HandOut, costs
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from amo_callback.amo.sandbox.vendor import SandboxAccount
+    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from tests.e2e.process import Process
     from tests.e2e.proxy import CommitProxy
     from tests.e2e.stage import Row, Stage
@@ -172,7 +172,7 @@ class Cluster:
                 if account_id not in unsettled:
                     continue
                 is_new = row.pair_version > (newer_than or {}).get(account_id, 0)
-                is_good = row.status == "active" and self.stage.amo.vendor.is_good(row.refresh_token)
+                is_good = row.status == "active" and self.stage.amo.fake.is_good(row.refresh_token)
                 if (row.status, row.reason) == ("needs_reauth", "in_doubt"):
                     broken.append(unsettled.pop(account_id))
                 elif is_new and is_good and not row.attempt:
@@ -223,8 +223,8 @@ async def running_cluster(
                 AMO__TIMEOUT=str(TIMEOUT), REFRESH__LEASE=str(LEASE),
             )
         )  # fmt: skip
-        stage.amo.vendor.lives = Lives(access=ACCESS)
-        stage.amo.vendor.unknowns.refresh_kills_access = True
+        stage.amo.fake.lives = Lifetimes(access=ACCESS)
+        stage.amo.fake.quirks.refresh_kills_access = True
         folders = [folder / str(number) if server else folder for number in range(INSTANCES)]
         for own in folders:
             own.mkdir(exist_ok=True)

@@ -37,8 +37,8 @@ def main(command: str, *arguments: str) -> int:
 
 def _amo(address: str, redirect_uri: str) -> int:
     from amo_callback.amo.sandbox.app import Sandbox  # noqa: PLC0415 -- because probes run without it
-    from amo_callback.amo.sandbox.rules import Lives, SandboxIntegration  # noqa: PLC0415 -- the same
-    from amo_callback.amo.sandbox.vendor import Vendor  # noqa: PLC0415 -- the same
+    from amo_callback.amo.sandbox.fake_amo import FakeAmo  # noqa: PLC0415 -- the same
+    from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration  # noqa: PLC0415 -- the same
     from amo_callback.clock import SystemClock  # noqa: PLC0415 -- the same
     from amo_callback.observe.log import make_logger  # noqa: PLC0415 -- the same
     from amo_callback.web.listener import open_listener  # noqa: PLC0415 -- the same
@@ -46,10 +46,10 @@ def _amo(address: str, redirect_uri: str) -> int:
     async def serve() -> None:
         clock = SystemClock()
         integration = SandboxIntegration(redirect_uri=redirect_uri)
-        vendor = Vendor(integration=integration, now=clock.now, lives=Lives(access=3600))
-        vendor.open_account(HOST)
+        fake = FakeAmo(integration=integration, now=clock.now, lives=Lifetimes(access=3600))
+        fake.open_account(HOST)
         log = make_logger(level="error", style="json", stream=sys.stderr)
-        async with open_listener(Sandbox(vendor, clock=clock).app(), address, name="amo", clock=clock, log=log):
+        async with open_listener(Sandbox(fake, clock=clock).app(), address, name="amo", clock=clock, log=log):
             await asyncio.Event().wait()
 
     asyncio.run(serve())

@@ -13,8 +13,8 @@ import aiohttp
 import asyncpg
 from yarl import URL
 
-from amo_callback.cipher import Cipher
 from amo_callback.clock import SystemClock
+from amo_callback.crypto import Cipher
 from amo_callback.model import fingerprint
 from tests.conftest import API_KEY, BASE, Amo, Answer, environment, serve_amo
 from tests.e2e.process import Process, serving
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from amo_callback.amo.sandbox.ledger import Entry, Ledger
-    from amo_callback.amo.sandbox.vendor import SandboxAccount
 
 DATABASE = "amo-callback.db"
 _SEED = 31920194
@@ -98,7 +98,7 @@ class Stage:
 
     @property
     def ledger(self) -> Ledger:
-        return self.amo.vendor.ledger
+        return self.amo.fake.ledger
 
     def environ(self) -> dict[str, str]:
         """Return the environment of each process."""
@@ -111,7 +111,7 @@ class Stage:
     async def connect(self, process: Process, accounts: Iterable[SandboxAccount] | None = None) -> None:
         """Connect accounts, again or for the first time; all of them where none is named."""
         for account in self.accounts if accounts is None else accounts:
-            query = f"code={self.amo.vendor.allow(account)}&referer={account.host}"
+            query = f"code={self.amo.fake.allow(account)}&referer={account.host}"
             answer = await self._ask(process, "GET", "public", f"{BASE}/callback?{query}")
             came_back = answer.status == 302 and answer.location.startswith("foryoure://amo-crm/callback?code=de")
             assert came_back, f"{answer.status} {answer.location}"
@@ -156,7 +156,7 @@ class Stage:
 
     def live(self) -> set[str]:
         """Return the refresh tokens that the stand-in would take."""
-        return {token for token in self.ledger.issued if self.amo.vendor.current_subdomain(token).status == 200}
+        return {token for token in self.ledger.issued if self.amo.fake.current_subdomain(token).status == 200}
 
     def presented(self, spending: str) -> list[Entry]:
         """Return the presentations of a refresh token, by its fingerprint."""
@@ -213,7 +213,7 @@ async def staged(
             folder=folder,
             key=key,
             http=http,
-            accounts=[amo.vendor.open_account(f"account{number}.amocrm.ru") for number in range(accounts)],
+            accounts=[amo.fake.open_account(f"account{number}.amocrm.ru") for number in range(accounts)],
             settings=_QUICK | due | settings,
             chance=Random(_SEED),  # noqa: S311 -- because the moments of one run are to be those of the next
         )

@@ -43,7 +43,7 @@ def _settle(stage: Stage, folder: Path) -> None:
 async def _checked(stage: Stage) -> tuple[int, dict[str, Any]]:
     status, out, err = await command("check", "--json", folder=stage.folder, environ=stage.environ())
     assert err == ""
-    for secret in (API_KEY, stage.key, stage.amo.vendor.integration.client_secret):
+    for secret in (API_KEY, stage.key, stage.amo.fake.integration.client_secret):
         assert secret not in out
     return status, json.loads(out)
 
@@ -52,7 +52,7 @@ async def test_a_service_that_runs_well_is_checked_from_end_to_end(tmp_path: Pat
     """All is ok but that it is not https; nothing was asked of AMO's token endpoint, and no secret is in the output."""
     async with staged(tmp_path, encryption_key, accounts=2) as stage:
         _settle(stage, tmp_path)
-        stage.amo.vendor.integration = stage.amo.vendor.integration.__class__(
+        stage.amo.fake.integration = stage.amo.fake.integration.__class__(
             redirect_uri=stage.settings["AMO__REDIRECT_URI"]
         )
         async with stage.serving() as process:

@@ -81,7 +81,7 @@ async def _harmless(twin: Stage, process: Process) -> int:
         assert problem(await twin.refresh(process, account)) == (503, "frozen", None)
         answer = await twin.token(process, account, min_ttl=1)
         if answer.status == 200:
-            assert twin.amo.vendor.live_account(answer.json()["access_token"]) is account
+            assert twin.amo.fake.live_account(answer.json()["access_token"]) is account
             handed_out += 1
         else:
             assert problem(answer) == (503, "frozen", None)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from amo_callback.amo.sandbox.vendor import SandboxAccount
+    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from tests.e2e.process import Process
     from tests.e2e.stage import Row, Stage
 
@@ -173,7 +173,7 @@ async def _served(stage: Stage, process: Process, account: SandboxAccount, *, re
         return False
     issued = stage.ledger.access_tokens
     since = issued[issued.index(answer.json()["access_token"]) :]
-    return any(stage.amo.vendor.live_account(token) is account for token in since)
+    return any(stage.amo.fake.live_account(token) is account for token in since)
 
 
 async def test_many_callers_at_once_of_three_processes_make_few_refreshes_and_are_all_served(

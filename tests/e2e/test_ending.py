@@ -109,11 +109,11 @@ async def test_a_pair_that_is_nowhere_else_holds_up_the_end(tmp_path: Path, encr
             stage.amo.sandbox.latency = 0.5
             await stage.until_asked(1)
             limit_files(process, 0)
-            unsaved = await process.until("pair.unsaved")
-            assert unsaved["rescued"] is False
+            pending_writes = await process.until("pair.unsaved")
+            assert pending_writes["rescued"] is False
             process.signal(signal.SIGTERM)
             unsafe = await process.until("pair.unsafe", times=2)  # the second one: after any other deadline
-            assert unsafe["connection_id"] == unsaved["connection_id"]
+            assert unsafe["connection_id"] == pending_writes["connection_id"]
             limit_files(process, resource.RLIM_INFINITY)
             assert await process.ended() == 0
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)

@@ -10,9 +10,9 @@ import sys
 from contextlib import asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING
 
-from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
-from amo_callback.model import Filter
+from amo_callback.crypto import Cipher, new_key
+from amo_callback.model import ConnectionFilter
 from amo_callback.store import open_store
 from amo_callback.transfer.importer import BATCH
 from tests.e2e.process import command, process_environment
@@ -124,7 +124,7 @@ async def test_a_move_to_postgresql_under_load_loses_nothing(
                 assert "frozen" in (await old.ready(leaving))[1]
         cipher = Cipher([encryption_key])
         async with open_store(url, folder=tmp_path, clock=SystemClock()) as store:
-            pairs = [cipher.pair_of(one) for one in await store.page(after="", limit=99, only=Filter())]
+            pairs = [cipher.pair_of(one) for one in await store.page(after="", limit=99, only=ConnectionFilter())]
         live = new.live()
         assert [pair is not None and pair.refresh_token in live for pair in pairs] == [True] * ACCOUNTS
     record_property("in flight", in_flight)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from amo_callback.amo.sandbox.vendor import SandboxAccount
+    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from tests.e2e.process import Process
     from tests.e2e.stage import Row, Stage
     from tests.postgres import Server
@@ -71,7 +71,7 @@ def server() -> Iterator[Server]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HandedOut:
+class AccessToken:
     """An answer to a caller."""
 
     account: SandboxAccount
@@ -87,7 +87,7 @@ class HandedOut:
 
 
 @dataclass(kw_only=True, slots=True)
-class Fleet:
+class ConnectionCounts:
     """The instances, who asks them, and what is in their database."""
 
     stage: Stage
@@ -95,7 +95,7 @@ class Fleet:
     instances: list[Process]
     asked: list[Process]
     """Those that callers ask."""
-    answers: list[HandedOut] = field(default_factory=list)
+    answers: list[AccessToken] = field(default_factory=list)
     clock: SystemClock = field(default_factory=SystemClock)
 
     async def rows(self) -> dict[int, Row]:
@@ -165,7 +165,7 @@ class Fleet:
                 answer = await (self.stage.refresh if forced else self.stage.token)(instance, account)
                 told: dict[str, Any] = answer.json()
                 self.answers.append(
-                    HandedOut(
+                    AccessToken(
                         account=account,
                         instance=instance,
                         began_at=began_at,
@@ -188,7 +188,7 @@ class Fleet:
 
         await eventually(is_so)
 
-    def outdated(self, apart_from: Iterable[int]) -> list[HandedOut]:
+    def outdated(self, apart_from: Iterable[int]) -> list[AccessToken]:
         """Return what was handed out as fresh though AMO refused it already when there was reason for doubt."""
         spent = [entry for entry in self.stage.ledger.entries if entry.spent]
         issued = dict(zip(self.stage.ledger.access_tokens, spent, strict=True))
@@ -215,7 +215,7 @@ class Fleet:
                 spent.add(entry.presented)
         return doubles
 
-    def unserved(self, *, since: datetime) -> list[HandedOut]:
+    def unserved(self, *, since: datetime) -> list[AccessToken]:
         """Return who has asked since then for a token that there is, and has got none."""
         return [
             answer for answer in self.answers if answer.began_at > since and not answer.forced and answer.status != 200
@@ -223,7 +223,9 @@ class Fleet:
 
 
 @asynccontextmanager
-async def _fleet(folder: Path, key: str, server: Server, times: Times, *, kills: bool = True) -> AsyncIterator[Fleet]:
+async def _fleet(
+    folder: Path, key: str, server: Server, times: Times, *, kills: bool = True
+) -> AsyncIterator[ConnectionCounts]:
     async with AsyncExitStack() as stack:
         stage = await stack.enter_async_context(
             staged(
@@ -232,7 +234,7 @@ async def _fleet(folder: Path, key: str, server: Server, times: Times, *, kills:
                 AMO__TIMEOUT=str(times.timeout), REFRESH__LEASE=str(times.lease),
             )
         )  # fmt: skip
-        stage.amo.vendor.unknowns.refresh_kills_access = kills
+        stage.amo.fake.quirks.refresh_kills_access = kills
         instances = []
         for number in range(INSTANCES):
             own = folder / str(number)
@@ -242,7 +244,7 @@ async def _fleet(folder: Path, key: str, server: Server, times: Times, *, kills:
             await instance.until("service.started")
         await stage.connect(instances[0])
         stage.amo.sandbox.latency = LATENCY
-        yield Fleet(stage=stage, server=server, instances=instances, asked=list(instances))
+        yield ConnectionCounts(stage=stage, server=server, instances=instances, asked=list(instances))
 
 
 async def test_whatever_becomes_of_an_instance_the_others_go_on(
@@ -353,7 +355,7 @@ async def test_a_database_that_is_away_in_the_middle_of_refreshes_costs_nothing(
         for instance in fleet.instances:
             instance.signal(signal.SIGTERM)
             assert await instance.ended() == 0
-        unsaved, saved = (
+        pending_writes, saved = (
             [line for instance in fleet.instances for line in instance.named(name)]
             for name in ("pair.unsaved", "pair.saved")
         )
@@ -362,7 +364,7 @@ async def test_a_database_that_is_away_in_the_middle_of_refreshes_costs_nothing(
             "unserved": len(unserved),
             "presented while it was away": len(presented),
             "the last of these after": round(max(((at - away_at).total_seconds() for at in presented), default=0), 1),
-            "pairs kept in memory": len(unsaved),
+            "pairs kept in memory": len(pending_writes),
             "in rescue files": rescued,
             "stored when it was back": len(saved),
             "ready after": round(ready_after, 1),
@@ -374,8 +376,8 @@ async def test_a_database_that_is_away_in_the_middle_of_refreshes_costs_nothing(
         assert fleet.stage.ledger.doubles() == 0
         assert (fleet.outdated(()) if kills else unserved) == []
         assert all((at - gone_at).total_seconds() < times.lease for at in presented)  # claimed when it was there
-        assert all(line["rescued"] for line in unsaved)
-        assert len(saved) == len(unsaved)
+        assert all(line["rescued"] for line in pending_writes)
+        assert len(saved) == len(pending_writes)
         assert _rescued(tmp_path) == 0
         assert {row.status for row in (await fleet.rows()).values()} == {"active"}
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
-from amo_callback.model import Filter
+from amo_callback.crypto import Cipher, new_key
+from amo_callback.model import ConnectionFilter
 from amo_callback.store import open_store
 from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
@@ -114,7 +114,7 @@ async def _contents(store: Store, cipher: Cipher) -> dict[str, tuple[str, str, l
     """Return each connection's tokens and owners."""
     found: dict[str, tuple[str, str, list[str]]] = {}
     after = ""
-    while page := await store.page(after=after, limit=_PAGE, only=Filter()):
+    while page := await store.page(after=after, limit=_PAGE, only=ConnectionFilter()):
         owners = await store.owners_of([one.id for one in page])
         for one in page:
             pair = cipher.pair_of(one)

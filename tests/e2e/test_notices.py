@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.e2e.process import command
 from tests.e2e.stage import staged
-from tests.notices.receiver import SECRET, Receiver
+from tests.webhooks.receiver import SECRET, EndpointHealth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ async def test_notices_are_listed_and_tried_again_beside_the_service_and_without
     tmp_path: Path, encryption_key: str
 ) -> None:
     """The same lines either way; what is asked for without the service is done by the next one."""
-    async with Receiver().serve() as receiver, staged(tmp_path, encryption_key, accounts=1) as stage:
+    async with EndpointHealth().serve() as receiver, staged(tmp_path, encryption_key, accounts=1) as stage:
         stage.settings |= {"WEBHOOK__URL": receiver.url, "WEBHOOK__SECRET": SECRET, "LOG__LEVEL": "debug"}
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         receiver.always = 410

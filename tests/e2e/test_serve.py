@@ -16,8 +16,8 @@ import pytest
 from yarl import URL
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.cipher import Cipher, new_key
 from amo_callback.clock import SystemClock
+from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
 from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
 from tests.e2e.process import command, process_environment, serving
@@ -43,10 +43,8 @@ async def _connect(amo: Amo, process: Process, *, accounts: int) -> None:
     started = await process.until("service.started")
     async with aiohttp.ClientSession() as http:
         for number in range(accounts):
-            account = amo.vendor.open_account(f"account{number}.amocrm.ru")
-            address = (
-                f"http://{started['public']}{BASE}/callback?code={amo.vendor.allow(account)}&referer={account.host}"
-            )
+            account = amo.fake.open_account(f"account{number}.amocrm.ru")
+            address = f"http://{started['public']}{BASE}/callback?code={amo.fake.allow(account)}&referer={account.host}"
             async with http.get(URL(address, encoded=True), allow_redirects=False) as response:
                 assert response.status == 302
                 assert response.headers["Location"].startswith("foryoure://amo-crm/callback?code=")
@@ -91,7 +89,7 @@ async def test_what_was_connected_lives_on_after_a_restart(
         await process.until("refresh.succeeded", times=2)
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
-    assert living_amo.vendor.ledger.doubles() == 0
+    assert living_amo.fake.ledger.doubles() == 0
 
 
 async def test_its_files_are_the_owners_and_its_log_is_json_without_secrets(
@@ -106,9 +104,9 @@ async def test_its_files_are_the_owners_and_its_log_is_json_without_secrets(
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
     written = "\n".join(str(line) for line in process.lines)
-    ledger = living_amo.vendor.ledger
+    ledger = living_amo.fake.ledger
     secret = {entry.presented for entry in ledger.entries} | set(ledger.issued)
-    secret |= {encryption_key, API_KEY, living_amo.vendor.integration.client_secret}
+    secret |= {encryption_key, API_KEY, living_amo.fake.integration.client_secret}
     assert [value for value in secret if value in written] == []
     assert {"service.started", "http.request", "connection.connected", "service.stopped"} <= {
         line["event"] for line in process.lines

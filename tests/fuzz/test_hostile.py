@@ -122,7 +122,7 @@ async def test_a_bad_body_is_refused_at_every_operation_that_reads_one(
             answer = await _ask(app, _named(path), api=operation["tags"][0], method=method, data=body)
             _check(answer, f"{path} with {name}", fine=range(400, 414))
             asked += 1
-    assert app.amo.vendor.ledger.entries == []
+    assert app.amo.fake.ledger.entries == []
     _check_log(app)
     record_property("cases", asked)
 

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestServer
 
 from amo_callback import __version__
 from amo_callback.errors import JwksUnavailable, RetryableError, Unauthorized
-from amo_callback.event import Level
+from amo_callback.events import Level
 from amo_callback.identity.jwks import TIMEOUT, JwksVerifier, open_jwks
 from tests.identity.jwts import NOW, RULES, claims, ec_key, jwk, rsa_key, signed
 

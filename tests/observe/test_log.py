@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.event import Event, Level
+from amo_callback.events import Event, Level
 from amo_callback.model import Status
 from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.redaction import Redactor

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from amo_callback.event import Event
+from amo_callback.events import Event
 from amo_callback.observe.metrics import CALLBACKS, TOKEN_RESULTS, Metrics
 from amo_callback.web.private.tokens import HAND_OUT_ERRORS
 from amo_callback.web.public.api import error_actions

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.cipher import new_key
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
+from amo_callback.crypto import new_key
 from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.web.composition import DataPaths, make_apis, open_service
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 import amo_callback
-from amo_callback.cipher import new_key
 from amo_callback.config.loader import load_settings
+from amo_callback.crypto import new_key
 from amo_callback.web.composition import DataPaths
 from tests.conftest import environment, run_service, serve_amo
 from tests.fakes import ShiftedClock, Witness

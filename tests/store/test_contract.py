@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.errors import Frozen, InvalidState
-from amo_callback.event import NOTICES, Event
-from amo_callback.grant import GrantedPair, GrantStatus, IssuedState
-from amo_callback.model import AmoBlock, Demand, Filter, Freeze, ImportedConnection, Reason, Status, fingerprint
+from amo_callback.events import NOTICES, Event
+from amo_callback.grant import GrantStatus, IssuedState, NewConnection
+from amo_callback.model import (
+    AmoBlock,
+    ConnectionFilter,
+    Freeze,
+    ImportedConnection,
+    Reason,
+    RefreshTrigger,
+    Status,
+    fingerprint,
+)
 from tests.builders import (
     DAY,
     a_claim,
@@ -28,8 +37,8 @@ from tests.builders import (
 from tests.fakes import START
 
 if TYPE_CHECKING:
-    from amo_callback.event import Recorded
-    from amo_callback.model import Changed, Connection
+    from amo_callback.events import StoredEvent
+    from amo_callback.model import ChangeNotice, Connection
     from amo_callback.store import Store
     from tests.fakes import FakeClock
     from tests.store.conftest import Beside
@@ -82,7 +91,7 @@ async def test_a_name_that_no_database_may_hold_is_nobodys(store: Store) -> None
         assert await store.connections_of(odd) == []
         assert await store.connections_owned(odd) == []
         assert await store.owners_of([odd]) == {odd: []}
-        assert await store.page(after="", limit=9, only=Filter(owner=odd)) == []
+        assert await store.page(after="", limit=9, only=ConnectionFilter(owner=odd)) == []
         assert await store.events(connection_id=odd, limit=9) == []
     assert store.last_write_error is None
 
@@ -123,7 +132,7 @@ async def test_the_same_grant_again_is_not_later_though_the_clock_was_put_back(s
     await store.claim_grant(a_grant(), now=START)
     ended = a_grant(status=GrantStatus.CONNECTED, connection_id=a_connection().id)
     earlier, again = (
-        GrantedPair(grant=ended, connection=a_connection(connected_at=at), token_iat=7)
+        NewConnection(grant=ended, connection=a_connection(connected_at=at), token_iat=7)
         for at in (START - timedelta(hours=3), START)
     )
     stored = await store.save_connected(earlier)
@@ -358,7 +367,7 @@ async def test_a_hook_that_changes_nothing_writes_once_a_second(store: Store, cl
     connection = await save(store, a_connection())
     await switch_off(store)
     hooked, events = await now(store, connection), await store.events(connection_id=connection.id, limit=9)
-    told: list[Changed] = []
+    told: list[ChangeNotice] = []
     store.subscribe(told.append)
     for _ in range(12):
         clock.advance(0.25)
@@ -432,7 +441,7 @@ async def test_a_pair_granted_before_a_disconnect_comes_back_only_where_nobody_a
     assert (erased.status, erased.sealed_pair, erased.pair_version) == (Status.DISCONNECTED, None, 2)
     again = await store.claim_grant(a_grant("before", attempt="attempt-2"), now=START, over=begun.attempt)
     assert (again.attempt, again.no) == ("attempt-2", begun.no)
-    late = GrantedPair(grant=again, connection=a_connection(connected_at=START + DAY), token_iat=2)
+    late = NewConnection(grant=again, connection=a_connection(connected_at=START + DAY), token_iat=2)
     assert (await store.save_connected(late) is None) is on_request
     earlier = a_connection(connected_at=START - DAY)  # by the clock of another process
     assert (await save(store, earlier, iat=3, code="after")).status is Status.ACTIVE
@@ -446,7 +455,7 @@ async def test_a_grant_whose_pair_was_discarded_is_refused_unless_the_connection
         grant = dataclasses.replace(
             await store.claim_grant(a_grant(code), now=START), status=GrantStatus.CONNECTED, connection_id=stored.id
         )
-        pairs.append(GrantedPair(grant=grant, connection=a_connection(), token_iat=1))
+        pairs.append(NewConnection(grant=grant, connection=a_connection(), token_iat=1))
     assert await store.save_connected(pairs[0]) is None
     await store.disconnect(await now(store, stored), on_request=True)
     assert await store.save_connected(pairs[1]) is None
@@ -528,7 +537,7 @@ async def test_a_connection_and_its_grants_end_are_one(store: Store) -> None:
     """Who sees the grant as connected finds the connection."""
     grant = await store.claim_grant(a_grant(), now=START)
     ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=a_connection().id)
-    await store.save_connected(GrantedPair(grant=ended, connection=a_connection(), token_iat=None))
+    await store.save_connected(NewConnection(grant=ended, connection=a_connection(), token_iat=None))
     assert await store.grant(grant.code_hash) == ended
     assert await store.connection(a_connection().id) is not None
 
@@ -607,9 +616,9 @@ async def test_an_owner_is_bound_once_and_the_first_only_where_there_is_none(sto
     assert await store.bind(stored.id, owner="17", grant_no=1, first_only=False)
     assert await store.owners_of([stored.id, "unknown"]) == {stored.id: ["17", "42"], "unknown": []}
     assert [one.id for one in await store.connections_owned("17")] == [stored.id]
-    assert [one.id for one in await store.page(after="", limit=9, only=Filter(owner="42"))] == [stored.id]
-    assert await store.page(after="", limit=9, only=Filter(owner="42", status=Status.NEEDS_REAUTH)) == []
-    assert await store.page(after="", limit=9, only=Filter(owner="42", account_id="7")) == []
+    assert [one.id for one in await store.page(after="", limit=9, only=ConnectionFilter(owner="42"))] == [stored.id]
+    assert await store.page(after="", limit=9, only=ConnectionFilter(owner="42", status=Status.NEEDS_REAUTH)) == []
+    assert await store.page(after="", limit=9, only=ConnectionFilter(owner="42", account_id="7")) == []
     told = [event.details for event in await store.events(connection_id=stored.id, limit=9)]
     assert told == [{"owner": "17"}, {"owner": "42"}]
 
@@ -627,7 +636,7 @@ async def test_nobody_is_bound_to_what_is_gone(store: Store) -> None:
 
 async def test_a_vouched_owner_is_bound_with_the_pair(store: Store) -> None:
     """Committed with the grant's end, also where a later grant's pair was kept; not to what is disconnected."""
-    pair = GrantedPair(grant=a_grant(), connection=a_connection(), token_iat=2, owner="42")
+    pair = NewConnection(grant=a_grant(), connection=a_connection(), token_iat=2, owner="42")
     assert await store.save_connected(pair) is not None
     earlier = dataclasses.replace(pair, grant=a_grant("earlier"), token_iat=1, owner="17")
     assert await store.save_connected(earlier) is None
@@ -693,7 +702,7 @@ def _happened(connection: Connection, name: str = "connection.moved", **fields: 
 async def test_a_change_and_its_events_are_one(store: Store) -> None:
     """Whoever finds the change finds what it was; what was not changed was not told."""
     stored = await save(store, a_connection())
-    event = _happened(stored, "refresh.failed", status=503, at=START, demand=Demand.SCHEDULE)
+    event = _happened(stored, "refresh.failed", status=503, at=START, demand=RefreshTrigger.SCHEDULE)
     assert await store.save_verdict(a_verdict(stored), events=[event]) is None
     assert await store.events(limit=10) == []
     await store.claim(a_claim(stored))
@@ -710,7 +719,7 @@ async def test_events_are_read_newest_first_page_by_page(store: Store) -> None:
         await store.record(_happened(other if number % 3 == 0 else one, number=number))
 
     async def pages(connection_id: str | None) -> list[object]:
-        found: list[Recorded] = []
+        found: list[StoredEvent] = []
         while page := await store.events(connection_id=connection_id, before=found[-1].id if found else None, limit=2):
             found += page
         return [event.details["number"] for event in found]
@@ -920,9 +929,12 @@ async def test_an_end_that_nears_is_told_once_for_each_warning(store: Store) -> 
 async def test_connections_are_listed_by_their_ids_page_by_page(store: Store) -> None:
     """All, or those that fit."""
     everyone = sorted([await save(store, a_connection(number)) for number in range(5)], key=lambda each: each.id)
-    assert await store.page(after="", limit=3, only=Filter()) == everyone[:3]
-    assert await store.page(after=everyone[2].id, limit=3, only=Filter()) == everyone[3:]
+    assert await store.page(after="", limit=3, only=ConnectionFilter()) == everyone[:3]
+    assert await store.page(after=everyone[2].id, limit=3, only=ConnectionFilter()) == everyone[3:]
     one = everyone[0]
-    for only in (Filter(account_id=one.account_id), Filter(domain=one.domain, status=Status.ACTIVE)):
+    for only in (
+        ConnectionFilter(account_id=one.account_id),
+        ConnectionFilter(domain=one.domain, status=Status.ACTIVE),
+    ):
         assert await store.page(after="", limit=9, only=only) == [one]
-    assert await store.page(after="", limit=9, only=Filter(status=Status.DISCONNECTED)) == []
+    assert await store.page(after="", limit=9, only=ConnectionFilter(status=Status.DISCONNECTED)) == []

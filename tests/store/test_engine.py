@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.model import Changed
+from amo_callback.model import ChangeNotice
 from amo_callback.store.engine import ANY, CHANGES, Engine, json_object, load_statements, row_reader
 from tests.builders import a_claim, a_connection, a_refreshed, save
 from tests.fakes import START
@@ -59,20 +59,20 @@ def test_comments_and_the_other_engine_s_lines_are_not_sent() -> None:
 
 async def test_a_commit_notifies_of_what_its_statements_declare(store: Store) -> None:
     """By the ids in their parameters, or in what they return; where nothing has changed, of nothing."""
-    heard: list[Changed] = []
+    heard: list[ChangeNotice] = []
     store.subscribe(heard.append)
 
-    def said() -> list[Changed]:
+    def said() -> list[ChangeNotice]:
         found = [dataclasses.replace(one) for one in heard]
         heard.clear()
         return found
 
     stored = await save(store, a_connection())
-    assert said() == [Changed(connections=frozenset({stored.id}), belonging=True)]
+    assert said() == [ChangeNotice(connections=frozenset({stored.id}), belonging=True)]
     assert await store.claim(a_claim(stored)) is not None
     assert await store.claim(a_claim(stored)) is None
     assert await store.save_refreshed(a_refreshed(stored)) is not None
-    assert said() == [Changed(connections=frozenset({stored.id}), belonging=False)] * 2
+    assert said() == [ChangeNotice(connections=frozenset({stored.id}), belonging=False)] * 2
     assert await store.switched_off(stored.account_id, shortest=START - START, quiet=START - START) == [stored.id]
     assert {id_ for one in said() for id_ in one.connections or ()} == {stored.id}
     await store.retry_hosts(now=START)
@@ -84,7 +84,7 @@ async def test_a_commit_notifies_of_what_its_statements_declare(store: Store) ->
     current = await store.connection(stored.id)
     assert current is not None
     assert await store.disconnect(current, on_request=True)
-    assert Changed(connections=frozenset({stored.id}), belonging=False, erased=True) in said()
+    assert ChangeNotice(connections=frozenset({stored.id}), belonging=False, erased=True) in said()
 
 
 @dataclasses.dataclass(frozen=True)

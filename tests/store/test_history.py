@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.event import Event, Undelivered, happened
+from amo_callback.events import Event, FailedDelivery, connection_event
 from tests.builders import DAY, a_connection, now, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.event import Notice
+    from amo_callback.events import Notice
     from amo_callback.store import Store
     from tests.fakes import FakeClock
 
@@ -31,7 +31,7 @@ async def _write(store: Store, *accounts: int) -> list[str]:
         if await store.connection(connection.id) is None:
             await save(store, connection)
         stored = await now(store, connection)
-        await store.look_up_again(stored, at=START, events=[happened("connection.moved", stored)])
+        await store.look_up_again(stored, at=START, events=[connection_event("connection.moved", stored)])
     return [notice.id for notice in await store.notices(limit=99)]
 
 
@@ -43,7 +43,7 @@ async def _claim(
 
 
 async def _fail(store: Store, notice: str, *, lease: str = "lease-1", again: datetime | None = None) -> bool:
-    failed = Undelivered(id=notice, lease=lease, error="status_500", next_try_at=again)
+    failed = FailedDelivery(id=notice, lease=lease, error="status_500", next_try_at=again)
     return await store.notice_failed(failed, events=[Event(name="notice.parked")] if again is None else [])
 
 
@@ -144,11 +144,11 @@ async def test_whoever_delivers_is_told_of_what_is_committed(store: Store) -> No
     await _write(store, 1)
     store.on_notice(lambda: told.append(1))
     stored = await now(store, a_connection(1))
-    event = happened("connection.moved", stored)
+    event = connection_event("connection.moved", stored)
     assert await store.look_up_again(stored, at=START, events=[event])
     assert len(told) == 1
     assert not await store.look_up_again(stored, at=START, events=[event])
-    await store.record(happened("refresh.failed", stored))
+    await store.record(connection_event("refresh.failed", stored))
     assert len(told) == 1
     await store.retry_notices(None)
     assert len(told) == 2

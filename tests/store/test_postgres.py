@@ -14,11 +14,11 @@ import asyncpg
 import pytest
 
 from amo_callback.clock import DatabaseClock, SystemClock
-from amo_callback.custody.leases import Leases
 from amo_callback.errors import ConfigurationError, StoreUnavailable
-from amo_callback.event import Event, happened
-from amo_callback.model import Changed, Freeze, ImportedConnection
-from amo_callback.slots import Kind
+from amo_callback.events import Event, connection_event
+from amo_callback.model import ChangeNotice, Freeze, ImportedConnection
+from amo_callback.rate_limit import WaiterKind
+from amo_callback.refresh.leases import Leases
 from amo_callback.store import open_store
 from amo_callback.store.engine import Engine, load_migrations, load_statements
 from amo_callback.store.meta import freeze_value
@@ -331,7 +331,7 @@ async def test_a_warning_is_given_once_by_however_many(url: str) -> None:
             await save(one, a_connection(number, refresh_expires_at=START + DAY))
         told = await asyncio.gather(
             *(
-                store.warn(days=1, before=START + DAY, event=lambda one: happened("connection.expiring", one))
+                store.warn(days=1, before=START + DAY, event=lambda one: connection_event("connection.expiring", one))
                 for store in (one, other)
             )
         )
@@ -449,7 +449,7 @@ async def test_that_a_slot_can_be_taken_does_not_say_that_a_pair_can_be_stored(u
             await store.save_refreshed(a_refreshed(stored))
         assert store.last_write_error == "DiskFullError"
         assert store.shared is not None
-        await store.shared.ask_for_slot(interval=0.2, waiting=(Kind.PEOPLE,))
+        await store.shared.ask_for_slot(interval=0.2, waiting=(WaiterKind.PEOPLE,))
         await store.due(now=START, limit=1, apart_from=())
         assert store.last_write_error == "DiskFullError"
         await store.record_time(now=lambda: START)
@@ -463,15 +463,15 @@ class Ear:
     """What an instance hears of its own and others' changes."""
 
     def __init__(self, store: Store) -> None:
-        self.heard: list[Changed] = []
+        self.heard: list[ChangeNotice] = []
         self._something = asyncio.Event()
         store.subscribe(self._take)
 
-    def _take(self, changed: Changed) -> None:
+    def _take(self, changed: ChangeNotice) -> None:
         self.heard.append(changed)
         self._something.set()
 
-    async def until(self, changed: Changed) -> None:
+    async def until(self, changed: ChangeNotice) -> None:
         async with asyncio.timeout(PATIENCE):
             while changed not in self.heard:
                 self._something.clear()
@@ -484,7 +484,7 @@ async def test_a_change_is_heard_by_the_others_and_not_twice_by_whoever_made_it(
         stored = await save(one, a_connection())
         ear, own = Ear(other), Ear(one)
         await one.save_refreshed(a_refreshed(stored))
-        changed = Changed(connections=frozenset({stored.id}), belonging=False)
+        changed = ChangeNotice(connections=frozenset({stored.id}), belonging=False)
         await ear.until(changed)
         await one.data_version()  # whatever was said so far has come
         assert own.heard == [changed]
@@ -495,7 +495,7 @@ async def test_a_freeze_is_heard_as_a_change_of_all(url: str) -> None:
     async with opened(url) as one, opened(url, "other") as other:
         ear = Ear(other)
         await one.freeze_all(why="a move")
-        await ear.until(Changed(connections=None, belonging=True))
+        await ear.until(ChangeNotice(connections=None, belonging=True))
 
 
 async def test_a_clock_that_differs_is_known(url: str) -> None:
@@ -530,7 +530,7 @@ async def test_a_database_that_is_away_is_told_at_once_and_is_used_again_when_it
         assert store.failed_at == clock.monotonic()
         assert store.last_write_error is not None
         await asyncio.to_thread(server.start)
-        await ear.until(Changed(connections=None, belonging=True))
+        await ear.until(ChangeNotice(connections=None, belonging=True))
         assert await store.claim(a_claim(stored)) is not None
         assert store.last_write_error is None
 
@@ -569,7 +569,7 @@ async def test_a_listener_that_is_lost_is_replaced_and_nobody_else_is_kept_waiti
         await store.data_version()
         await connection.execute(f"{listeners} AND pid <> pg_backend_pid() AND datname = current_database()")
         async with asyncio.timeout(PATIENCE):
-            while Changed(connections=None, belonging=True) not in ear.heard:
+            while ChangeNotice(connections=None, belonging=True) not in ear.heard:
                 await store.count()
                 await asyncio.sleep(0)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from amo_callback.amo.pace import Pace
+from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.clock import SystemClock
-from amo_callback.slots import Kind, Priority
+from amo_callback.rate_limit import Priority, WaiterKind
 from amo_callback.store import open_store
 from tests.fakes import FakeClock, Instead, RecordedPace, Traffic, Witness, most_in_a_second
 from tests.postgres import in_our_time, programs, serving_postgres
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from amo_callback.slots import Asked, Shared
+    from amo_callback.rate_limit import SharedLimits, SlotDecision
     from tests.postgres import Databases, WrittenClock
 
 INTERVAL = 0.01
@@ -31,7 +31,7 @@ LONG = 60.0
 
 
 @asynccontextmanager
-async def _open(url: str) -> AsyncIterator[Shared]:
+async def _open(url: str) -> AsyncIterator[SharedLimits]:
     async with open_store(url, folder=Path(), clock=FakeClock()) as store:
         assert store.shared is not None
         yield store.shared
@@ -53,13 +53,13 @@ async def sql(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 @pytest.fixture
-async def one(url: str) -> AsyncIterator[Shared]:
+async def one(url: str) -> AsyncIterator[SharedLimits]:
     async with _open(url) as shared:
         yield shared
 
 
 @pytest.fixture
-async def other(url: str) -> AsyncIterator[Shared]:
+async def other(url: str) -> AsyncIterator[SharedLimits]:
     async with _open(url) as shared:
         yield shared
 
@@ -67,53 +67,53 @@ async def other(url: str) -> AsyncIterator[Shared]:
 # --- slots ----------------------------------------------------------------------------------------
 
 
-async def test_many_who_ask_at_once_have_each_a_slot_of_his_own(one: Shared, other: Shared) -> None:
+async def test_many_who_ask_at_once_have_each_a_slot_of_his_own(one: SharedLimits, other: SharedLimits) -> None:
     """Two instances, ten who wait at each: every slot is an interval after the one before, by the database's clock."""
     ends: list[float] = []
-    paces = [_pace(shared, ends) for shared in (one, other)]
+    paces = [_rate_limiter(shared, ends) for shared in (one, other)]
     everybody = [Priority.STRANGER, Priority.BACKGROUND] * 5
-    await asyncio.gather(*(pace.slot(priority) for pace in paces for priority in everybody))
-    for pace in paces:
-        await pace.close()
+    await asyncio.gather(*(rate_limiter.slot(priority) for rate_limiter in paces for priority in everybody))
+    for rate_limiter in paces:
+        await rate_limiter.close()
     assert len(ends) == 20
     assert all(later - earlier >= INTERVAL - 1e-5 for earlier, later in pairwise(sorted(ends)))
 
 
-def _pace(shared: Shared, ends: list[float]) -> Pace:
+def _rate_limiter(shared: SharedLimits, ends: list[float]) -> RateLimiter:
     """Return a pace that notes until when the next slot is not free, for each slot that it gets."""
 
-    async def ask_for_slot(**asking: Any) -> Asked:
+    async def ask_for_slot(**asking: Any) -> SlotDecision:
         asked = await shared.ask_for_slot(**asking)
         if asked.kind is not None:
             ends.append(asked.slots.free_at)
         return asked
 
-    noted = cast("Shared", Instead(shared, ask_for_slot=ask_for_slot))
-    return Pace(per_second=1 / INTERVAL, shared=noted, clock=SystemClock(), observer=Witness())
+    noted = cast("SharedLimits", Instead(shared, ask_for_slot=ask_for_slot))
+    return RateLimiter(per_second=1 / INTERVAL, shared=noted, clock=SystemClock(), observer=Witness())
 
 
 async def test_people_of_one_instance_go_before_background_of_another(
-    one: Shared, other: Shared, sql: asyncpg.Connection
+    one: SharedLimits, other: SharedLimits, sql: asyncpg.Connection
 ) -> None:
     """While people wait anywhere background has no slot but every other one, and then people have to wait for it."""
     await one.pause(LONG)
 
-    async def ask(shared: Shared, kind: Kind) -> Kind | None:
+    async def ask(shared: SharedLimits, kind: WaiterKind) -> WaiterKind | None:
         return (await shared.ask_for_slot(interval=LONG, waiting={kind})).kind
 
-    assert await ask(one, Kind.PEOPLE) is None
+    assert await ask(one, WaiterKind.PEOPLE) is None
     await sql.execute("UPDATE slots SET free_at = 0")  # time passes
-    assert await ask(other, Kind.BACKGROUND) is None
-    assert await ask(one, Kind.PEOPLE) is Kind.PEOPLE
+    assert await ask(other, WaiterKind.BACKGROUND) is None
+    assert await ask(one, WaiterKind.PEOPLE) is WaiterKind.PEOPLE
     await sql.execute("UPDATE slots SET free_at = 0")
-    assert await ask(one, Kind.PEOPLE) is None
-    assert await ask(other, Kind.BACKGROUND) is Kind.BACKGROUND
+    assert await ask(one, WaiterKind.PEOPLE) is None
+    assert await ask(other, WaiterKind.BACKGROUND) is WaiterKind.BACKGROUND
 
 
-async def test_a_pause_at_one_instance_holds_at_the_other(one: Shared, other: Shared) -> None:
+async def test_a_pause_at_one_instance_holds_at_the_other(one: SharedLimits, other: SharedLimits) -> None:
     """AMO's 429 means the integration, and so all of its instances."""
     await one.pause(LONG)
-    asked = await other.ask_for_slot(interval=INTERVAL, waiting=set(Kind))
+    asked = await other.ask_for_slot(interval=INTERVAL, waiting=set(WaiterKind))
     assert asked.kind is None
     assert LONG / 2 < asked.wait <= LONG
 
@@ -126,16 +126,18 @@ async def test_three_instances_send_at_most_three_requests_beyond_the_rate(
     async with in_our_time(postgres, clock) as url, _open(url) as a, _open(url) as b, _open(url) as c:
         traffic, committed = Traffic(), asyncio.Event()
         paces = [
-            RecordedPace(Pace(per_second=5, shared=traffic.watch(shared), clock=clock, observer=Witness()), clock)
+            RecordedPace(
+                RateLimiter(per_second=5, shared=traffic.watch(shared), clock=clock, observer=Witness()), clock
+            )
             for shared in (a, b, c)
         ]
 
-        async def refresh(pace: RecordedPace) -> bool:
-            await pace.slot(Priority.BACKGROUND)
+        async def refresh(rate_limiter: RecordedPace) -> bool:
+            await rate_limiter.slot(Priority.BACKGROUND)
             await committed.wait()
-            return await pace.leave(Priority.BACKGROUND, limit=60)
+            return await rate_limiter.leave(Priority.BACKGROUND, limit=60)
 
-        refreshes = [asyncio.create_task(refresh(pace)) for pace in paces for _ in range(8)]
+        refreshes = [asyncio.create_task(refresh(rate_limiter)) for rate_limiter in paces for _ in range(8)]
         began = clock.monotonic()
         while not all(refresh.done() for refresh in refreshes):
             await traffic.until_quiet()
@@ -144,12 +146,12 @@ async def test_three_instances_send_at_most_three_requests_beyond_the_rate(
                 await traffic.until_quiet()
             clock.advance(0.05)
         assert all(refresh.result() for refresh in refreshes)
-        for pace in paces:
-            await pace.close()
-    sent = [at for pace in paces for at in pace.sent]
+        for rate_limiter in paces:
+            await rate_limiter.close()
+    sent = [at for rate_limiter in paces for at in rate_limiter.sent]
     assert len(sent) == len(refreshes)
     assert most_in_a_second(*sent) <= 5 + 3
-    assert max(most_in_a_second(*pace.sent) for pace in paces) <= 5 + 1
+    assert max(most_in_a_second(*rate_limiter.sent) for rate_limiter in paces) <= 5 + 1
 
 
 # --- what is over ---------------------------------------------------------------------------------
@@ -178,4 +180,4 @@ async def test_after_a_crash_of_the_database_all_begins_anew() -> None:
         server.stop(signal.SIGQUIT)
         server.start()
         async with _open(server.url()) as shared:
-            assert (await shared.ask_for_slot(interval=LONG, waiting=set(Kind))).kind is Kind.PEOPLE
+            assert (await shared.ask_for_slot(interval=LONG, waiting=set(WaiterKind))).kind is WaiterKind.PEOPLE

@@ -14,8 +14,8 @@ import pytest
 
 from amo_callback.clock import SystemClock
 from amo_callback.errors import ConfigurationError, StoreUnavailable
-from amo_callback.event import Event
-from amo_callback.model import Filter, Reason, Status
+from amo_callback.events import Event
+from amo_callback.model import ConnectionFilter, Reason, Status
 from amo_callback.store import open_store
 from amo_callback.store.sqlite import WAL_LIMIT, SqliteDatabase, open_sqlite
 from tests.builders import a_claim, a_connection, save
@@ -222,7 +222,7 @@ async def test_rows_written_by_hand_do_not_stop_the_others(tmp_path: Path) -> No
                 "INSERT INTO events (at, name, process, details) VALUES (?, '', '', ?)",
                 [(2**63 - 1, "{"), (0, "[" * 100_000), (0, "1")],
             )
-        found = {one.account_id: one for one in await store.page(after="", limit=9, only=Filter())}
+        found = {one.account_id: one for one in await store.page(after="", limit=9, only=ConnectionFilter())}
         due = await store.due(now=clock.now(), limit=9, apart_from=())
         events = await store.events(limit=9)
         with closing(sqlite3.connect(tmp_path / "amo-callback.db")) as database, database:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.amo.claims import account_of, read_claims
-from amo_callback.model import Account, RefreshRules, Status, Told, connection_id
+from amo_callback.model import Account, RefreshRules, Status, TokenClaims, connection_id
 from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host
 from amo_callback.transfer.importer import ImportRules, apply
 from tests.builders import DAY
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from amo_callback.cipher import Cipher
+    from amo_callback.crypto import Cipher
     from amo_callback.store import Store
     from amo_callback.transfer.importer import ImportPlan
 
@@ -114,11 +114,11 @@ def an_entry(number: int = 1, **more: object) -> dict[str, object]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def tell(access_token: str) -> Told:
+def tell(access_token: str) -> TokenClaims:
     """Read a token as the command does."""
     claims = read_claims(access_token)
     audience = claims.get("aud")
-    return Told(
+    return TokenClaims(
         account=account_of(claims),
         client_id=audience if isinstance(audience, str) else None,
         expires_at=START + timedelta(seconds=float(str(claims["exp"])) - START.timestamp())

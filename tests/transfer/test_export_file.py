@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.cipher import new_key
+from amo_callback.crypto import new_key
 from amo_callback.errors import CommandFailed
 from amo_callback.model import Reason, Status
 from amo_callback.transfer.export_file import (

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from amo_callback.cipher import Cipher, new_key
-from amo_callback.custody.leases import Leases
+from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import CommandFailed, Frozen
-from amo_callback.event import Event
-from amo_callback.grant import GrantedPair, GrantStatus
+from amo_callback.events import Event
+from amo_callback.grant import GrantStatus, NewConnection
 from amo_callback.model import ImportedConnection, Reason, Status, TokenPair
+from amo_callback.refresh.leases import Leases
 from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host, read_export
 from amo_callback.transfer.exporter import PAGE, Exported, export, freeze, wait_until_idle
 from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, now
@@ -148,7 +148,7 @@ async def _finish(store: Store, cipher: Cipher) -> None:
     pair = TokenPair(access_token="a", refresh_token="r", issued_at=START, expires_at=START + DAY)
     connection = a_connection(sealed_pair=cipher.seal_pair(pair, connection_id=a_connection().id))
     grant = a_grant("code", status=GrantStatus.CONNECTED, connection_id=connection.id)
-    assert await store.save_connected(GrantedPair(grant=grant, connection=connection, token_iat=1)) is not None
+    assert await store.save_connected(NewConnection(grant=grant, connection=connection, token_iat=1)) is not None
 
 
 async def test_an_attempt_of_a_dead_process_travels_as_a_doubt(store: Store, cipher: Cipher, clock: FakeClock) -> None:

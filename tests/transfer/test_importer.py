@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.cipher import Cipher, new_key
-from amo_callback.custody.leases import Leases
+from amo_callback.crypto import Cipher, new_key
 from amo_callback.model import Reason, Status, TokenPair, fingerprint
+from amo_callback.refresh.leases import Leases
 from amo_callback.transfer.export_file import RecordError
 from amo_callback.transfer.importer import BATCH, TURN, make_plan, wait_for_leases
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, an_extension, now, save

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.cipher import Cipher, new_key
-from amo_callback.custody.raw_answers import RawAnswers, name_of, name_of_grant
-from amo_callback.custody.unsaved import Unsaved
+from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import CommandFailed, UnknownOutcome
 from amo_callback.model import Account, connection_id, fingerprint
+from amo_callback.refresh.pending_writes import PendingWrites
+from amo_callback.refresh.raw_answers import RawAnswers, name_of, name_of_grant
 from amo_callback.transfer.export_file import ParsedRecord, RecordError
 from amo_callback.transfer.json_format import read_raw
 from tests.builders import a_connection, a_refreshed, save
@@ -31,8 +31,10 @@ ISSUED = {"token_type": "Bearer", "access_token": a_token(1), "refresh_token": "
 async def _kept(store: Store, cipher: Cipher, body: bytes, name: str) -> bytes:
     """Return the file that the service keeps of an answer."""
     rescue = MemoryRescue()
-    unsaved = Unsaved(store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness())
-    raw = RawAnswers(store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness(), unsaved=unsaved)
+    pending_writes = PendingWrites(store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness())
+    raw = RawAnswers(
+        store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness(), pending_writes=pending_writes
+    )
     error = UnknownOutcome("not_json", body=body)
     await raw.keep(name, error, domain=HOST, presented=fingerprint(PRESENTED))
     return rescue.files[name]

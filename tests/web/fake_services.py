@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from amo_callback.model import AmoBlock, Freeze
-    from amo_callback.survey import Survey
+    from amo_callback.stats import StoreStats
     from amo_callback.web.composition import Services
 
 
@@ -28,23 +28,25 @@ class FakeCustody:
         self.frozen: Freeze | None = None
         self.block: AmoBlock | None = None
         self.names: Sequence[str] = ()
-        self.last: Survey | None = a_survey(active=42, fresh=42)
+        self.last: StoreStats | None = a_survey(active=42, fresh=42)
         self.age: float | None = 0.0
         self.seconds: float | None = 0.0
         self.trouble: str | None = None
 
     @property
-    def refresher(self) -> FakeCustody:
+    def scheduler(self) -> FakeCustody:
         return self
 
-    breaker = address_block = credentials = unsaved = raw_answers = freezer = surveyor = keeper = refresher
+    breaker = address_block = credentials = pending_writes = raw_answers = freeze_switch = stats_poller = (
+        coordinator
+    ) = scheduler
 
 
 class FakeServices:
     """What health and watchdog read."""
 
     def __init__(self, *, poll_interval: float = 5.0) -> None:
-        self.custody = FakeCustody()
+        self.lifecycle = FakeCustody()
         self.store = SimpleNamespace(failing=None, ahead=0.0)
         self.clock = FakeClock()
         self.settings = SimpleNamespace(

@@ -76,7 +76,7 @@ async def test_a_wrong_key_gets_one_and_the_same_answer(app: Running, headers: d
     for name, answer in (await _asked(app, headers)).items():
         assert (answer.status, answer.text) == (nothing.status, nothing.text), name
         assert _told(answer) == _told(nothing), name
-    assert app.amo.vendor.ledger.refreshes() == []
+    assert app.amo.fake.ledger.refreshes() == []
     assert (await app.private("/connections")).json()["items"][0]["status"] == "active"
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.cipher import new_key
 from amo_callback.cli.serve import until_end
 from amo_callback.config.loader import load_settings
+from amo_callback.crypto import new_key
 from amo_callback.errors import ConfigurationError, TaskDied
 from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, environment
 from tests.fakes import ShiftedClock

@@ -17,7 +17,7 @@ from tests.fakes import Instead
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.amo.sandbox.vendor import Vendor
+    from amo_callback.amo.sandbox.fake_amo import FakeAmo
     from tests.conftest import Answer, Running
 
 OTHER_HOST = "second.amocrm.ru"
@@ -41,8 +41,8 @@ async def wrong(run: Any) -> AsyncIterator[Running]:
 
 
 async def _call_back(app: Running, host: str = HOST, *, state: str = "s") -> Answer:
-    account = app.amo.vendor.account_at(host) or app.amo.vendor.open_account(host)
-    return await app.callback(f"code={app.amo.vendor.allow(account)}&state={state}&referer={host}")
+    account = app.amo.fake.account_at(host) or app.amo.fake.open_account(host)
+    return await app.callback(f"code={app.amo.fake.allow(account)}&state={state}&referer={host}")
 
 
 async def _credentials(app: Running) -> dict[str, object]:
@@ -60,12 +60,12 @@ async def _metrics(app: Running) -> str:
 def _heal(app: Running) -> None:
     """Let AMO know the client secret that the service has."""
     secret = app.settings.amo.client_secret.get_secret_value()
-    app.amo.vendor.integration = dataclasses.replace(app.amo.vendor.integration, client_secret=secret)
+    app.amo.fake.integration = dataclasses.replace(app.amo.fake.integration, client_secret=secret)
 
 
 def _answer(app: Running, reply: Reply) -> None:
     """Let AMO answer every exchange so."""
-    app.amo.sandbox.vendor = cast("Vendor", Instead(app.amo.vendor, token=lambda _host, **_: reply))
+    app.amo.sandbox.fake = cast("FakeAmo", Instead(app.amo.fake, token=lambda _host, **_: reply))
 
 
 async def test_a_wrong_secret_on_the_first_day_is_red_until_the_first_success(wrong: Running) -> None:
@@ -149,7 +149,7 @@ async def test_red_ends_an_hour_after_the_last_refusal(wrong: Running) -> None:
     wrong.clock.advance(3500)
     assert (await _credentials(wrong))["ok"] is False
     wrong.clock.advance(100)
-    await wrong.service.services.custody.credentials.watch()
+    await wrong.service.services.lifecycle.credentials.watch()
     assert await _credentials(wrong) == NOT_PROVEN
     assert wrong.witness.names().count("amo_credentials.no_longer_refused") == 1
 
@@ -231,11 +231,11 @@ async def _import(app: Running) -> None:
 async def test_an_import_proves_nothing_and_its_refresh_does(wrong: Running) -> None:
     """Another system may have had another secret; what AMO issues to us proves ours."""
     await _import(wrong)
-    await wrong.service.services.custody.credentials.watch()
+    await wrong.service.services.lifecycle.credentials.watch()
     for host in (HOST, OTHER_HOST):
         await _call_back(wrong, host)
     assert (await _credentials(wrong))["ok"] is False
     _heal(wrong)
     assert (await wrong.private(f"/connections/account:{wrong.amo.account.id}/refresh", method="POST")).status == 200
-    await wrong.service.services.custody.credentials.watch()
+    await wrong.service.services.lifecycle.credentials.watch()
     assert await _credentials(wrong) == ACCEPTED

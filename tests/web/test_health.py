@@ -53,8 +53,8 @@ async def test_a_working_service_is_ready_from_its_first_answer_on(app: Running)
 
 async def test_a_refresher_that_does_not_beat_is_not_ready(app: Running) -> None:
     """A loop that hangs is told after 15 s, or three poll intervals."""
-    refresher = app.service.services.custody.refresher
-    refresher.stop()
+    scheduler = app.service.services.lifecycle.scheduler
+    scheduler.stop()
     await asyncio.sleep(0)
     app.clock.advance(16)
     answer = await app.private("/readyz", key=None)
@@ -75,21 +75,21 @@ def test_the_oldest_heartbeat_follows_the_poll_interval() -> None:
     """At a slow poll interval the loop may be silent for three of them."""
     fake = FakeServices(poll_interval=60)
     for age, ok in ((0.0, True), (180.0, True), (180.1, False)):
-        fake.custody.beat_age = age
+        fake.lifecycle.beat_age = age
         assert _checks(fake)["refresher"][0] is ok
 
 
 def test_a_refresher_whose_every_round_fails_is_not_ready(fake: FakeServices) -> None:
     """It comes round, and refreshes nothing."""
     for seconds, ok in ((0.0, True), (15.0, True), (15.1, False)):
-        fake.custody.failed_for = seconds
+        fake.lifecycle.failed_for = seconds
         assert _checks(fake)["refresher"][0] is ok
     assert _checks(fake)["refresher"][1] == "every round has failed for 15 s: see refresher.failed in the log"
 
 
 def test_connections_of_another_client_id_are_named_and_make_nothing_red(fake: FakeServices) -> None:
     """They are their users' matter: the check stays good and says how many there are."""
-    fake.custody.last = a_survey(mismatched=3)
+    fake.lifecycle.last = a_survey(mismatched=3)
     check = _checks(fake)["amo_credentials"]
     assert check == (True, "accepted; connections of another client_id: 3 (their users must connect again)")
 
@@ -97,7 +97,7 @@ def test_connections_of_another_client_id_are_named_and_make_nothing_red(fake: F
 def test_hosts_that_are_not_allowed_are_counted_and_red(fake: FakeServices) -> None:
     """The detail names the setting, and what to do instead of changing it."""
     assert _checks(fake)["hosts"] == (True, "all allowed")
-    fake.custody.last = a_survey(hosts_not_allowed=3)
+    fake.lifecycle.last = a_survey(hosts_not_allowed=3)
     check = _checks(fake)["hosts"]
     assert not check[0]
     assert "amo.allowed_domains: 3. Nothing is sent there" in check[1]
@@ -105,7 +105,7 @@ def test_hosts_that_are_not_allowed_are_counted_and_red(fake: FakeServices) -> N
 
 def test_before_anything_was_seen_it_is_not_ready(fake: FakeServices) -> None:
     """What is not known yet is not said to be good."""
-    fake.custody.last, fake.custody.trouble = None, "not looked at yet"
+    fake.lifecycle.last, fake.lifecycle.trouble = None, "not looked at yet"
     found = _checks(fake)
     assert found["store"] == (False, "not looked at yet")
     assert found["fresh"] == (False, "unknown: not looked at yet")
@@ -113,7 +113,7 @@ def test_before_anything_was_seen_it_is_not_ready(fake: FakeServices) -> None:
 
 def test_what_was_seen_before_the_store_fell_silent_is_not_believed(fake: FakeServices) -> None:
     """A good result that is too old is no good result."""
-    fake.custody.trouble = "last looked at 31 s ago"
+    fake.lifecycle.trouble = "last looked at 31 s ago"
     found = _checks(fake)
     assert found["store"] == (False, "last looked at 31 s ago")
     assert found["fresh"] == (False, "unknown: last looked at 31 s ago")
@@ -145,7 +145,7 @@ def test_a_clock_a_minute_off_the_databases_is_not_ready(
 @pytest.mark.parametrize(("fresh", "ok"), [(0, False), (1, False), (2, True), (3, True)])
 def test_half_of_the_active_connections_must_hold_a_live_token(fake: FakeServices, fresh: int, ok: bool) -> None:  # noqa: FBT001 -- because a parameter is one
     """Fewer, and it is not ready, whatever else works."""
-    fake.custody.last = a_survey(active=3, fresh=fresh)
+    fake.lifecycle.last = a_survey(active=3, fresh=fresh)
     told = (ok, f"{fresh} of 3 active connections hold a valid access token")
     assert _checks(fake)["fresh"] == told
 
@@ -153,7 +153,7 @@ def test_half_of_the_active_connections_must_hold_a_live_token(fake: FakeService
 def test_a_blocked_address_is_not_ready(fake: FakeServices) -> None:
     """The check says since when, when the next probe leaves, and what to do."""
     assert _checks(fake)["amo_blocked"] == (True, "not blocked")
-    fake.custody.block = AmoBlock(since=START, probe_at=START + timedelta(minutes=15), exchange_at=START)
+    fake.lifecycle.block = AmoBlock(since=START, probe_at=START + timedelta(minutes=15), exchange_at=START)
     assert _checks(fake)["amo_blocked"] == (
         False,
         (
@@ -173,7 +173,7 @@ async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None
         database.close()
 
     await asyncio.to_thread(lose)
-    await app.service.services.custody.surveyor.look()
+    await app.service.services.lifecycle.stats_poller.look()
     answer = await app.private("/readyz", key=None)
     assert (answer.status, answer.json()["checks"]["store"]["ok"]) == (503, False)
 
@@ -200,9 +200,9 @@ async def _stuck(store: Store) -> AsyncIterator[None]:
 
 async def test_a_store_that_is_stuck_keeps_nobody_waiting(app: Running) -> None:
     """While nothing can be read, whoever asks how the service does is answered, and told."""
-    surveyor = app.service.services.custody.surveyor
+    stats_poller = app.service.services.lifecycle.stats_poller
     async with _stuck(app.service.services.store):
-        looking = asyncio.create_task(surveyor.look())
+        looking = asyncio.create_task(stats_poller.look())
         await app.clock.until_sleeping(2)
         app.clock.advance(2)
         await looking
@@ -210,5 +210,5 @@ async def test_a_store_that_is_stuck_keeps_nobody_waiting(app: Running) -> None:
         assert answer.status == 503
         assert answer.json()["checks"]["store"] == {"ok": False, "detail": "no answer for 2 s"}
         assert 'amo_callback_check_ok{check="store"} 0.0' in (await app.private("/metrics", key=None)).text
-    await surveyor.look()
+    await stats_poller.look()
     assert (await app.private("/readyz", key=None)).status == 200

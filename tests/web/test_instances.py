@@ -60,7 +60,7 @@ async def test_a_callback_is_answered_alike_by_whichever_it_reaches(instances: A
         code = query.partition("code=")[2].partition("&")[0]
         told = await two.public(f"{BASE}/exchange-code", method="POST", json={"code": code})
         assert (told.status, told.json()["data"]["connected"]) == (200, True)
-        assert len(one.amo.vendor.ledger.exchanges()) == 1
+        assert len(one.amo.fake.ledger.exchanges()) == 1
 
 
 async def test_the_page_that_returns_a_person_is_at_every_instance(instances: Any) -> None:

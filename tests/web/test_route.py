@@ -53,14 +53,14 @@ class Broken:
         raise self.error
 
     @property
-    def handout(self) -> Broken:
+    def access_tokens(self) -> Broken:
         return self
 
-    authorizations = connect = redeemer = handout
+    authorizations = connect = redeemer = access_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class SlotDecision:
     """An answer, and what was logged of it."""
 
     status: int
@@ -79,7 +79,7 @@ class Apis:
     async def open(self, error: Exception) -> AsyncIterator[tuple[str, str, io.StringIO]]:
         broken, stream, clock = cast("Any", Broken(error)), io.StringIO(), ShiftedClock()
         log = make_logger(level="info", style="json", stream=stream)
-        services = dataclasses.replace(self._services, store=broken, oauth=broken, custody=broken, log=log)
+        services = dataclasses.replace(self._services, store=broken, oauth=broken, lifecycle=broken, log=log)
         public_api, private_api, _ = make_apis(services)
         async with (
             open_listener(public_api.make_app(), "127.0.0.1:0", name="public", clock=clock, log=log) as public,
@@ -87,7 +87,7 @@ class Apis:
         ):
             yield public.address, private.address, stream
 
-    async def ask(self, error: Exception, path: str, *, private: bool = False, accept: str = "*/*") -> Asked:
+    async def ask(self, error: Exception, path: str, *, private: bool = False, accept: str = "*/*") -> SlotDecision:
         headers = {"Accept": accept, "Authorization": f"Bearer {API_KEY}"}
         async with self.open(error) as (public_address, private_address, stream), aiohttp.ClientSession() as http:
             url = URL(f"http://{private_address if private else public_address}{path}", encoded=True)
@@ -95,7 +95,7 @@ class Apis:
             async with http.request(
                 method, url, headers=headers, data=b'{"code": "c"}', allow_redirects=False
             ) as answer:
-                return Asked(
+                return SlotDecision(
                     status=answer.status,
                     text=await answer.text(),
                     location=answer.headers.get("Location"),

@@ -68,11 +68,11 @@ async def test_the_watchdog_is_fed_three_times_as_often_as_it_asks() -> None:
 async def test_a_refresher_that_stands_still_starves_the_watchdog() -> None:
     """The store answers, and still its loop does not come round: only a restart helps."""
     async with _watched() as made:
-        made.custody.beat_age = 15.1
+        made.lifecycle.beat_age = 15.1
         await made.beat()
         await made.beat()
         assert made.supervisor.heard("WATCHDOG=1") == 1
-        made.custody.beat_age = 0.1
+        made.lifecycle.beat_age = 0.1
         await made.beat()
         assert made.supervisor.heard("WATCHDOG=1") == 2
 
@@ -81,8 +81,8 @@ async def test_a_refresher_that_stands_still_starves_the_watchdog() -> None:
 async def test_a_store_that_does_not_answer_kills_nobody(trouble: str) -> None:
     """The refresher waits for it: what only the memory holds must not be lost for that."""
     async with _watched() as made:
-        made.custody.beat_age = 1000.0
-        made.custody.trouble = trouble
+        made.lifecycle.beat_age = 1000.0
+        made.lifecycle.trouble = trouble
         await made.beat()
         assert made.supervisor.heard("WATCHDOG=1") == 2
 
@@ -99,11 +99,11 @@ async def test_it_says_what_is_wrong() -> None:
     """Whatever an administrator has to mend is in the line."""
     async with _watched() as made:
         made.store.failing = "SQLITE_FULL"
-        custody = made.custody
-        custody.names = ["a-1"]
-        custody.refused, custody.held = "invalid_client", True
-        custody.block = AmoBlock(since=START, probe_at=START, exchange_at=START)
-        custody.frozen = Freeze(at=datetime(2026, 11, 24, tzinfo=UTC), why="asked for", elsewhere=False)
+        lifecycle = made.lifecycle
+        lifecycle.names = ["a-1"]
+        lifecycle.refused, lifecycle.held = "invalid_client", True
+        lifecycle.block = AmoBlock(since=START, probe_at=START, exchange_at=START)
+        lifecycle.frozen = Freeze(at=datetime(2026, 11, 24, tzinfo=UTC), why="asked for", elsewhere=False)
         made.watchdog.ready()
         [ready, status] = made.supervisor.told[-1]
         assert ready == "READY=1"
@@ -119,10 +119,10 @@ async def test_at_the_end_it_asks_for_more_time_while_a_pair_is_in_memory_alone(
     async with _watched() as made:
         made.watchdog.stop()
         made.watchdog.stop()
-        made.custody.at_risk = True
+        made.lifecycle.at_risk = True
         await made.beat()
         await made.beat()
-        made.custody.at_risk = False
+        made.lifecycle.at_risk = False
         await made.beat()
         said = made.supervisor.told
         assert made.supervisor.heard("STOPPING=1") == 1

@@ -13,9 +13,9 @@ import aiohttp
 from aiohttp import web
 from jinja2 import Environment
 
+from amo_callback.amo.sandbox.fake_amo import TOP_LEVEL, FakeAmo, SandboxAccount
 from amo_callback.amo.sandbox.faults import Fault, Faults
 from amo_callback.amo.sandbox.replies import Reply, client_unknown
-from amo_callback.amo.sandbox.vendor import TOP_LEVEL, SandboxAccount, Vendor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,8 +29,8 @@ _BANNED_AFTER = 20
 class Sandbox:
     """The stand-in: a vendor behind a web application."""
 
-    def __init__(self, vendor: Vendor, *, clock: Clock, per_second: int | None = None, latency: float = 0.0) -> None:
-        self.vendor = vendor
+    def __init__(self, fake: FakeAmo, *, clock: Clock, per_second: int | None = None, latency: float = 0.0) -> None:
+        self.fake = fake
         self.faults = Faults()
         self.look_up_faults = Faults()
         self.look_ups = 0
@@ -77,7 +77,7 @@ class Sandbox:
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         if fault := self.faults.standing:
             return await _BEFORE[fault](request)
-        if request.query.get("client_id") != self.vendor.integration.client_id:
+        if request.query.get("client_id") != self.fake.integration.client_id:
             return web.Response(text="unknown client_id\n", status=400)
         state = request.query.get("state", "false")
         accounts = [
@@ -86,27 +86,27 @@ class Sandbox:
                 "host": account.host,
                 "link": "/oauth/allow?" + urlencode({"host": account.host, "state": state}),
             }
-            for account in self.vendor.accounts
+            for account in self.fake.accounts
         ]
         refuse = self._redirect_uri(error="access_denied", state=state)
         html = self._consent.render(accounts=accounts, refuse=refuse)
         return web.Response(text=html, content_type="text/html")
 
     async def _allowed(self, request: web.Request) -> web.Response:
-        account = self.vendor.account_at(request.query.get("host", ""))
+        account = self.fake.account_at(request.query.get("host", ""))
         if account is None:
             return web.Response(text="unknown account\n", status=400)
         address = self._redirect_uri(
-            code=self.vendor.allow(account),
+            code=self.fake.allow(account),
             state=request.query.get("state", "false"),
             referer=account.host,
             platform="1",
-            client_id=self.vendor.integration.client_id,
+            client_id=self.fake.integration.client_id,
         )
         return web.Response(status=302, headers={"Location": address})
 
     def _redirect_uri(self, **query: str) -> str:
-        return f"{self.vendor.integration.redirect_uri}?{urlencode(query, quote_via=quote)}"
+        return f"{self.fake.integration.redirect_uri}?{urlencode(query, quote_via=quote)}"
 
     # --- the token endpoint ----------------------------------------------------------------------
 
@@ -119,9 +119,9 @@ class Sandbox:
             await self._clock.sleep(self.latency)
         refused = self.limit()
         if refused or fault in _BEFORE:
-            self.vendor.turned_away(request.match_info["host"], body=body)
+            self.fake.turned_away(request.match_info["host"], body=body)
             return web.Response(status=refused) if refused else await _BEFORE[fault](request)
-        reply = self.vendor.token(request.match_info["host"], body=body, content_type=request.content_type)
+        reply = self.fake.token(request.match_info["host"], body=body, content_type=request.content_type)
         if fault is Fault.SLOW:
             await self.go_on.wait()
         elif fault is Fault.HUGE_AFTER:
@@ -162,7 +162,7 @@ class Sandbox:
         account.disabled = True
         async with (
             aiohttp.ClientSession() as session,
-            session.get(hook, params=self.vendor.hook_query(account)) as response,
+            session.get(hook, params=self.fake.hook_query(account)) as response,
         ):
             return response.status
 
@@ -174,7 +174,7 @@ class Sandbox:
             return await _BEFORE[fault](request)
         if request.match_info["host"] != f"api-b.{TOP_LEVEL}":
             return web.Response(status=404)
-        return _response(self.vendor.current_subdomain(request.headers.get("X-Refresh-Token", "")))
+        return _response(self.fake.current_subdomain(request.headers.get("X-Refresh-Token", "")))
 
     async def _subdomain(self, request: web.Request) -> web.StreamResponse:
         self.look_ups += 1
@@ -182,10 +182,10 @@ class Sandbox:
             return await _BEFORE[fault](request)
         if request.match_info["host"] != f"www.{TOP_LEVEL}":
             return web.Response(status=404)
-        return _response(self.vendor.subdomain(_bearer(request)))
+        return _response(self.fake.subdomain(_bearer(request)))
 
     async def _account(self, request: web.Request) -> web.Response:
-        account = self.vendor.live_account(_bearer(request))
+        account = self.fake.live_account(_bearer(request))
         if account is None or account.host != request.match_info["host"]:
             return web.Response(status=401)
         return web.json_response({"id": account.id, "current_user_id": account.user_id})

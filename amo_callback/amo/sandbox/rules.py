@@ -15,7 +15,7 @@ class SandboxIntegration:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lives:
+class Lifetimes:
     """How long things live, in seconds."""
 
     code: float = 1200.0
@@ -24,7 +24,7 @@ class Lives:
 
 
 @dataclass(slots=True)
-class Unknowns:
+class Quirks:
     """What is not known of AMO: each way can be had, and who relies on neither is right with both."""
 
     refresh_kills_access: bool = False

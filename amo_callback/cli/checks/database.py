@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.cipher import Cipher
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.clock import rfc3339
-from amo_callback.custody.rescue import Rescue
+from amo_callback.crypto import Cipher
 from amo_callback.errors import DecryptionFailed
+from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store.backup import check_files
 from amo_callback.store.inspection import open_inspection
 
@@ -52,7 +52,7 @@ def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: P
 
 def check_rescue(context: CommandContext) -> Iterator[Finding]:
     """Check whether unsaved token pairs wait in the rescue folder."""
-    waiting = Rescue(context.rescue).read()
+    waiting = RescueFolder(context.rescue).read()
     if waiting:
         yield warn(
             "rescue",

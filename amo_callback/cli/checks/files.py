@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.config.loader import SECRETS, secret_folders, secrets_in
-from amo_callback.custody.rescue import RESERVE
+from amo_callback.refresh.rescue import RESERVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -12,9 +12,9 @@ from amo_callback.cli.checks.http_probe import CERTIFICATE, NoResponse
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.cipher import Cipher
     from amo_callback.cli.checks.http_probe import HttpProbe, Response
     from amo_callback.config.settings import Settings
+    from amo_callback.crypto import Cipher
     from amo_callback.probe import Seen
 
 _BAD_GATEWAY = frozenset({502, 503, 504})

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from amo_callback.errors import Ambiguous, Frozen, NotFound
 from amo_callback.identity import Scope
-from amo_callback.model import Filter, Reason, Status
+from amo_callback.model import ConnectionFilter, Reason, Status
 from amo_callback.web.parsing import Page, Text, paginate
 from amo_callback.web.private.events import RecordedEvent, show_event
 from amo_callback.web.route import Route, Time, shape
@@ -98,7 +98,7 @@ class FreezeState:
 async def list_connections(call: Call[ConnectionsQuery, None]) -> ConnectionsPage:
     """List connections, by their ids; never a token."""
     query, store = call.query, call.services.store
-    only = Filter(account_id=query.account_id, owner=query.owner, status=query.status, domain=query.domain)
+    only = ConnectionFilter(account_id=query.account_id, owner=query.owner, status=query.status, domain=query.domain)
     all_frozen = await store.frozen() is not None
     found = await store.page(after=query.cursor or "", limit=query.limit + 1, only=only)
     items, last = paginate(found, query.limit)
@@ -119,7 +119,7 @@ def _fitting(items: Sequence[Connection], owners: Mapping[str, Sequence[str]]) -
 
 async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
     """Show one connection, with its last events; never a token."""
-    [connection, *_] = await call.services.custody.selection.find(call.name)
+    [connection, *_] = await call.services.lifecycle.lookup.find(call.name)
     events = await call.services.store.events(connection_id=connection.id, limit=_LAST_EVENTS)
     owners = await call.services.store.owners_of([connection.id])
     return ConnectionWithEvents(
@@ -129,9 +129,9 @@ async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
 
 async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
     """Disconnect one connection and erase its tokens; AMO's side remains until the integration is removed there."""
-    custody = call.services.custody
-    connection = await custody.selection.only(call.name)
-    return await _shown(call, await custody.farewell.disconnect(connection, why=f"asked by {call.caller}"))
+    lifecycle = call.services.lifecycle
+    connection = await lifecycle.lookup.only(call.name)
+    return await _shown(call, await lifecycle.disconnector.disconnect(connection, why=f"asked by {call.caller}"))
 
 
 async def freeze_connection(call: Call[None, None]) -> ShownConnection:
@@ -146,30 +146,30 @@ async def thaw_connection(call: Call[None, None]) -> ShownConnection:
 
 async def freeze_all(call: Call[None, None]) -> FreezeState:
     """Stop refreshing; `open_attempts` is how many refreshes have not ended yet."""
-    await call.services.custody.freezer.freeze_all(why=f"asked by {call.caller}")
+    await call.services.lifecycle.freeze_switch.freeze_all(why=f"asked by {call.caller}")
     call.services.log.info("freeze.changed", key=call.caller, frozen=True)
     return await _freeze_state(call)
 
 
 async def thaw_all(call: Call[None, None]) -> FreezeState:
     """Refresh again, on this machine from now on."""
-    await call.services.custody.freezer.thaw_all()
-    call.services.custody.refresher.wake()
+    await call.services.lifecycle.freeze_switch.thaw_all()
+    call.services.lifecycle.scheduler.wake()
     call.services.log.info("freeze.changed", key=call.caller, frozen=False)
     return await _freeze_state(call)
 
 
 async def _set_frozen(call: Call[None, None], *, frozen: bool) -> ShownConnection:
-    custody = call.services.custody
-    connection = await custody.selection.only(call.name)
-    await (custody.freezer.freeze(connection) if frozen else custody.freezer.thaw(connection))
-    custody.refresher.wake()
+    lifecycle = call.services.lifecycle
+    connection = await lifecycle.lookup.only(call.name)
+    await (lifecycle.freeze_switch.freeze(connection) if frozen else lifecycle.freeze_switch.thaw(connection))
+    lifecycle.scheduler.wake()
     call.services.log.info("freeze.changed", key=call.caller, connection_id=connection.id, frozen=frozen)
-    return await _shown(call, await custody.selection.only(connection.id))
+    return await _shown(call, await lifecycle.lookup.only(connection.id))
 
 
 async def _freeze_state(call: Call[None, None]) -> FreezeState:
-    frozen = call.services.custody.freezer.frozen
+    frozen = call.services.lifecycle.freeze_switch.frozen
     return FreezeState(
         frozen=frozen is not None,
         since=None if frozen is None else frozen.at,

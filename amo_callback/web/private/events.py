@@ -11,7 +11,7 @@ from amo_callback.web.parsing import Number, Page, Text, paginate
 from amo_callback.web.route import Route, Time, shape
 
 if TYPE_CHECKING:
-    from amo_callback.event import Recorded
+    from amo_callback.events import StoredEvent
     from amo_callback.web.route import Call
 
 
@@ -65,7 +65,7 @@ def filter_of(selector: str | None) -> dict[str, Any]:
     return {"connection_id": selector}
 
 
-def show_event(event: Recorded) -> RecordedEvent:
+def show_event(event: StoredEvent) -> RecordedEvent:
     """Return an event as the API shows it."""
     return RecordedEvent(**{field.name: getattr(event, field.name) for field in fields(RecordedEvent)})
 

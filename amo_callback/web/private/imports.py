@@ -97,7 +97,7 @@ async def import_connections(call: Call[None, ImportBody]) -> ImportResult:
         source=f"the API key {call.caller}",
         advance=lambda _done: None,
     )
-    services.custody.refresher.wake()
+    services.lifecycle.scheduler.wake()
     counts = {"new": len(plan.new), "replaced": len(plan.replaced), "same": plan.same, "newer": plan.newer}
     services.log.info("connections.imported", key=call.caller, **counts, left=len(left))
     return ImportResult(**counts, left=left)
@@ -122,7 +122,7 @@ async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
 
 def _check_leases(call: Call[None, ImportBody], plan: ImportPlan) -> None:
     """Replace no pair that a process may be refreshing: the pair it receives, or this one, would be lost."""
-    left = max((call.services.custody.leases.left(stored) for _, stored in plan.replaced), default=0.0)
+    left = max((call.services.lifecycle.leases.left(stored) for _, stored in plan.replaced), default=0.0)
     if left:
         raise NotYet(left)
 

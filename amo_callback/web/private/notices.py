@@ -11,7 +11,7 @@ from amo_callback.web.parsing import Number, Page, paginate
 from amo_callback.web.route import Route, Time, shape
 
 if TYPE_CHECKING:
-    from amo_callback.event import Notice
+    from amo_callback.events import Notice
     from amo_callback.web.route import Call
 
 

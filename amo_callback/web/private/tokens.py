@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
-    from amo_callback.custody.handout import HandedOut
     from amo_callback.model import Connection, TokenPair
+    from amo_callback.tokens.access_tokens import AccessToken
     from amo_callback.web.route import Call
 
 HAND_OUT_ERRORS = (NotFound, NeedsReauth, AccountBlocked, RetryableError, OperatorError, Frozen, HostNotAllowed)
@@ -58,7 +58,7 @@ class RefreshBody(Body):
 
 
 @with_config(ConfigDict(use_attribute_docstrings=True))
-class AccessToken(TypedDict):  # a dict, because one is made for each hand-out
+class TokenAnswer(TypedDict):  # a dict, because one is made for each hand-out
     """An access token and the address of the account's API."""
 
     connection_id: str
@@ -80,16 +80,16 @@ class AccessToken(TypedDict):  # a dict, because one is made for each hand-out
 
 async def take_token(call: Call[TokenQuery, None]) -> web.Response:
     """Hand out a connection's access token, refreshed first if it is valid for too short a time."""
-    return await _hand_out(call, call.services.custody.handout.token(call.name, min_ttl=call.query.min_ttl))
+    return await _hand_out(call, call.services.lifecycle.access_tokens.token(call.name, min_ttl=call.query.min_ttl))
 
 
 async def refresh_token(call: Call[None, RefreshBody]) -> web.Response:
     """Refresh a connection's pair now, and hand out its access token; never a stale one."""
     rejected = call.body.rejected_access_token
-    return await _hand_out(call, call.services.custody.handout.refresh(call.name, rejected=rejected))
+    return await _hand_out(call, call.services.lifecycle.access_tokens.refresh(call.name, rejected=rejected))
 
 
-async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[HandedOut]) -> web.Response:
+async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[AccessToken]) -> web.Response:
     """Count and log a hand-out, and render its token."""
     services = call.services
     try:
@@ -111,7 +111,7 @@ async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[HandedOut]) -> 
     return web.Response(body=to_json(shown), headers=_HEADERS)
 
 
-def show_token(connection: Connection, pair: TokenPair, *, now: datetime, base_url: str) -> AccessToken:
+def show_token(connection: Connection, pair: TokenPair, *, now: datetime, base_url: str) -> TokenAnswer:
     """Return an access token as the API shows it."""
     return {
         "connection_id": connection.id,
@@ -133,7 +133,7 @@ ROUTES = (
         take_token,
         Scope.TOKEN,
         query=TokenQuery,
-        answer=AccessToken,
+        answer=TokenAnswer,
         errors=HAND_OUT_ERRORS,
     ),
     Route(
@@ -142,7 +142,7 @@ ROUTES = (
         refresh_token,
         Scope.TOKEN,
         body=RefreshBody,
-        answer=AccessToken,
+        answer=TokenAnswer,
         errors=HAND_OUT_ERRORS,
     ),
 )

@@ -51,7 +51,7 @@ async def disconnect(call: Call[None, None]) -> Success[AppStatus]:
 async def status_of(call: Call[Any, Any], user: str) -> AppStatus:
     """Return the status of a user's connection."""
     try:
-        [connection, *_] = await call.services.custody.selection.find(f"owner:{user}")
+        [connection, *_] = await call.services.lifecycle.lookup.find(f"owner:{user}")
     except NotFound:
         return NOT_CONNECTED
     return app_status(connection, call.services.clock.now())
@@ -65,7 +65,7 @@ async def hook_disconnect(call: Call[None, None]) -> Success[None] | web.Respons
     ):
         return failure(403, PkceMismatch.code, "The signature is not AMO's.")
     try:
-        await call.services.custody.switched_off(hook.account_id)
+        await call.services.lifecycle.switched_off(hook.account_id)
     except StoreUnavailable as error:
         return failure(503, error.code, "Not now. Please tell us again.")
     return Success(data=None, message="The account's connections are being checked.")

@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 
 from amo_callback.errors import AmoCallbackError
-from amo_callback.grant import Arrival, Redirect, Visit, support_code
+from amo_callback.grant import CallbackParams, CodePresentation, CodeSource, support_code
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TEXT, TO_APP, head_route, is_prefetch
 from amo_callback.web.public.return_response import ResponseKind, choose, failed, respond
 from amo_callback.web.route import Reply, Route
@@ -48,12 +48,12 @@ async def callback(call: Call[None, None]) -> web.Response:
         refused = {"refused": params.refused, "host": params.refused_host}
         error = params.error or AmoCallbackError.deep_link_error
         return await _failed(call, kind, params, error=error, support=params.support, fields=refused)
-    visit = Visit(
+    visit = CodePresentation(
         code=params.code,
         state=params.state,
         host=params.domain,
         address=call.address,
-        arrival=Arrival.VENDOR if params.from_server or params.from_widget else Arrival.BROWSER,
+        arrival=CodeSource.VENDOR if params.from_server or params.from_widget else CodeSource.BROWSER,
     )
     support = support_code(visit.code_hash)
     try:
@@ -72,7 +72,7 @@ async def callback(call: Call[None, None]) -> web.Response:
 async def _failed(
     call: Call[None, None],
     kind: ResponseKind,
-    params: Redirect,
+    params: CallbackParams,
     *,
     error: str,
     support: str | None,

@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from amo_callback.errors import AmoCallbackError, InvalidRequest, RetryableError, TooManyAttempts
-from amo_callback.grant import Redirect
+from amo_callback.grant import CallbackParams
 from amo_callback.web.auth import Jwt
 from amo_callback.web.authorization_body import AuthorizationBody, AuthorizationStarted, show_started
 from amo_callback.web.public.api import ERROR_PAGES, PREFETCHED, TO_APP, head_route, is_prefetch
@@ -34,7 +34,7 @@ async def connect(call: Call[None, None]) -> web.Response:
         request = _read_query(call.request).to_request()
         started = await call.services.oauth.authorizations.start(request, address=call.address)
     except AmoCallbackError as error:
-        kind = choose(call, Redirect())
+        kind = choose(call, CallbackParams())
         return failed(call, kind, error=error.deep_link_error, state=None, fields=error.fields)
     return redirect(303, started.authorize_url)
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from amo_callback.connect.redemption import Presented
 from amo_callback.errors import (
     AccountNotAllowed,
     AuthFailed,
@@ -21,6 +20,7 @@ from amo_callback.errors import (
 )
 from amo_callback.grant import MAX_CODE, GrantStatus
 from amo_callback.model import Status
+from amo_callback.oauth.redemption import RedeemRequest
 from amo_callback.web.auth import Jwt
 from amo_callback.web.parsing import Body
 from amo_callback.web.public.account import status_of
@@ -60,7 +60,7 @@ class ExchangeBody(Body):
 async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | web.Response:
     """Return the result of a code that the callback has seen, or exchange one that it has not; bind its user."""
     user = call.caller or None
-    presented = Presented(
+    presented = RedeemRequest(
         code=call.body.code.encode(),
         verifier=call.body.code_verifier,
         user=user,

@@ -21,7 +21,7 @@ from amo_callback.web.public.return_response import (
 from amo_callback.web.route import Reply, Route
 
 if TYPE_CHECKING:
-    from amo_callback.grant import Outcome
+    from amo_callback.grant import GrantResult
     from amo_callback.web.route import Call
 
 _HTML = ("text/html",)
@@ -52,7 +52,7 @@ async def return_page(call: Call[None, None]) -> web.Response:
     return show(call, outcome, state=outcome.state, retry_url="?again=1")
 
 
-async def _retry(call: Call[None, None], before: Outcome) -> web.Response:
+async def _retry(call: Call[None, None], before: GrantResult) -> web.Response:
     """Exchange the grant's code once more, and redirect to the clean address, which shows the result."""
     try:
         outcome = await call.services.oauth.connect.again(before.handle, address=call.address)

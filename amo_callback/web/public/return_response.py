@@ -11,7 +11,7 @@ from aiohttp import web
 
 from amo_callback.deeplink import DEEP_LINK_ERRORS, failure_link, intent_link, success_link
 from amo_callback.errors import RetryableError, TooManyAttempts
-from amo_callback.grant import GrantStatus, Outcome, Redirect
+from amo_callback.grant import CallbackParams, GrantResult, GrantStatus
 from amo_callback.web.pages.render import View
 from amo_callback.web.pages.user_agent import Kind, UserAgent, parse_user_agent
 
@@ -35,7 +35,7 @@ class ResponseKind(Enum):
     PLAIN = "plain"
 
 
-def choose(call: Call[Any, Any], params: Redirect) -> ResponseKind:
+def choose(call: Call[Any, Any], params: CallbackParams) -> ResponseKind:
     """Choose by the client: AMO's server gets plain text, a browser the page, and any other client a redirect."""
     app, html = call.services.settings.app, _accepts_html(call.request)
     if params.from_server or (params.from_widget and not html):
@@ -58,7 +58,7 @@ def _has_zero_weight(parameters: list[str]) -> bool:
     return any(p.startswith("q=") and not p.removeprefix("q=").strip("0.") for p in parameters)
 
 
-def respond(call: Call[Any, Any], kind: ResponseKind, *, outcome: Outcome, state: bytes | None) -> web.Response:
+def respond(call: Call[Any, Any], kind: ResponseKind, *, outcome: GrantResult, state: bytes | None) -> web.Response:
     """Answer the callback with a result."""
     if kind is ResponseKind.PAGE:
         if outcome.state == state:
@@ -95,7 +95,7 @@ def failed(
     return _failed(call, kind, error=error, state=state, support=support)
 
 
-def show(call: Call[Any, Any], outcome: Outcome, *, state: bytes | None, retry_url: str = "") -> web.Response:
+def show(call: Call[Any, Any], outcome: GrantResult, *, state: bytes | None, retry_url: str = "") -> web.Response:
     """Answer with the page of a result; `retry_url` retries a failed one: this address, if it is empty."""
     connected = outcome.status is GrantStatus.CONNECTED
     attempted = any(value != "0" for value in call.request.query.getall("n", []))
@@ -129,12 +129,12 @@ def redirect(status: int, address: str) -> web.Response:
     return web.Response(status=status, headers={"Location": address})
 
 
-def return_address(call: Call[Any, Any], outcome: Outcome) -> str:
+def return_address(call: Call[Any, Any], outcome: GrantResult) -> str:
     """Return the clean address of a result's page."""
     return f"{call.services.settings.server.base_path}/return/{outcome.handle}"
 
 
-def _link_to_app(app: App, outcome: Outcome, *, state: bytes | None) -> str | None:
+def _link_to_app(app: App, outcome: GrantResult, *, state: bytes | None) -> str | None:
     """Return the deep link of a result; `None` before there is one."""
     if outcome.status is GrantStatus.EXCHANGING:
         return None
@@ -147,7 +147,7 @@ def _link_to_app(app: App, outcome: Outcome, *, state: bytes | None) -> str | No
     return success_link(app.deep_link, hand_back=app.hand_back, code=code, state=state)
 
 
-def _state_for_app(outcome: Outcome, state: bytes | None) -> bytes | None:
+def _state_for_app(outcome: GrantResult, state: bytes | None) -> bytes | None:
     """Return the state for the app: the one it gave where its authorization began here, else the one that came."""
     return outcome.handed_back if state == outcome.state else state
 

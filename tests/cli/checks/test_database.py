@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.cipher import Cipher, new_key
 from amo_callback.cli.checks.database import check_database, check_rescue
 from amo_callback.cli.checks.finding import Severity, ok, run_check
 from amo_callback.cli.context import CommandContext
 from amo_callback.config.loader import load_settings
-from amo_callback.machine import machine_mark
+from amo_callback.crypto import Cipher, new_key
+from amo_callback.location import location_id
 from amo_callback.model import TokenPair
 from amo_callback.store import open_store
 from tests.builders import DAY, a_connection, save
@@ -68,7 +68,7 @@ async def place(tmp_path: Path, encryption_key: str) -> CommandContext:
     cipher = Cipher([encryption_key])
     async with open_store(f"sqlite:///{NAME}", folder=tmp_path, clock=FakeClock()) as store:
         await store.canary(cipher.seal_canary())
-        await store.check_machine(machine_mark(tmp_path / NAME))
+        await store.check_machine(location_id(tmp_path / NAME))
         for number in range(CONNECTIONS):
             connection = a_connection(number)
             pair = TokenPair(access_token="a", refresh_token="r", issued_at=START, expires_at=START + DAY)

@@ -70,7 +70,7 @@ async def test_amo_is_looked_at_and_nothing_is_presented(amo: Amo, encryption_ke
         ("clock", Severity.OK, "within 30 s of AMO's"),
     ]
     assert amo.sandbox.requests == 0
-    assert amo.vendor.ledger.entries == []
+    assert amo.fake.ledger.entries == []
 
 
 @pytest.mark.parametrize(

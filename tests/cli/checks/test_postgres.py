@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from amo_callback.cipher import Cipher, new_key
 from amo_callback.cli.checks.finding import Severity, run_check_async
 from amo_callback.cli.main import main
 from amo_callback.clock import SystemClock
 from amo_callback.config.database_url import PostgresUrl, read_postgres
+from amo_callback.crypto import Cipher, new_key
 from amo_callback.model import TokenPair
 from amo_callback.store import open_store
 from tests.builders import DAY, a_connection, save

@@ -11,11 +11,11 @@ import pytest
 from aiohttp import web
 
 from amo_callback import probe
-from amo_callback.cipher import Cipher, new_key
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.checks.http_probe import open_probe
 from amo_callback.cli.checks.proxy import check_proxy
 from amo_callback.clock import SystemClock
+from amo_callback.crypto import Cipher, new_key
 from amo_callback.observe.log import make_logger
 from amo_callback.probe import Seen
 from amo_callback.web.listener import open_listener

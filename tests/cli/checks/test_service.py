@@ -29,7 +29,7 @@ async def test_the_service_is_asked_whether_it_is_ready(app: Running) -> None:
     """Ready; frozen, which is a warning; something else at that address; nobody there."""
     ready, *_ = await _service(app.settings, app.service.private)
     assert (ready.severity, ready.message) == (Severity.OK, f"ready at {app.service.private}")
-    await app.service.services.custody.freezer.freeze_all(why="a test")
+    await app.service.services.lifecycle.freeze_switch.freeze_all(why="a test")
     frozen, *_ = await _service(app.settings, app.service.private)
     assert frozen.severity is Severity.WARN
     assert "a test" in frozen.message

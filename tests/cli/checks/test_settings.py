@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from amo_callback.cipher import new_key
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.checks.settings import check_settings
 from amo_callback.config.loader import load_settings
+from amo_callback.crypto import new_key
 
 KEY = "k" * 32
 GOOD = {

@@ -192,7 +192,7 @@ async def test_a_database_from_another_machine_starts_frozen(app: Running, run: 
         answer = await twin.private(f"/connections/{connection}/refresh", method="POST")
         assert (answer.status, answer.json()["code"]) == (503, "frozen")
         assert (await twin.private("/readyz", key=None)).json()["checks"]["frozen"]["ok"] is False
-        assert twin.amo.vendor.ledger.refreshes() == []
+        assert twin.amo.fake.ledger.refreshes() == []
         [line] = [line for line in twin.lines() if line["event"] == "service.frozen"]
         assert "in another place" in line["why"]
         assert (await _ask(twin, "/thaw", method="POST")).status == 200

@@ -93,7 +93,7 @@ async def test_how_the_service_does_is_told(app: Running) -> None:
     """Checks, connections by their status, what is due, the nearest ends; notices not, where nobody receives them."""
     assert (await app.callback(app.query())).status == 302
     connection = str((await app.witness.until("connection.connected")).connection_id)
-    await app.service.services.custody.surveyor.look()
+    await app.service.services.lifecycle.stats_poller.look()
     found = await _scrape(app)
     assert found["amo_callback_check_ok store"] == 1
     assert found["amo_callback_connections active"] == 1

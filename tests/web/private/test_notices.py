@@ -11,11 +11,11 @@ import pytest
 from standardwebhooks import Webhook
 
 from amo_callback.cli.serve import until_end
-from amo_callback.event import happened
+from amo_callback.events import connection_event
 from tests.builders import a_connection, save
 from tests.conftest import ADMIN_KEY, READ_KEY
 from tests.fakes import ShiftedClock
-from tests.notices.receiver import OTHER_SECRET, SECRET, Receiver
+from tests.webhooks.receiver import OTHER_SECRET, SECRET, EndpointHealth
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 README = Path(__file__).parents[3] / "README.md"
 
 
-def _settings(receiver: Receiver) -> dict[str, str]:
+def _settings(receiver: EndpointHealth) -> dict[str, str]:
     return {"WEBHOOK__URL": receiver.url, "WEBHOOK__SECRET": f"{SECRET}\n{OTHER_SECRET}"}
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver().serve() as served:
+async def receiver() -> AsyncIterator[EndpointHealth]:
+    async with EndpointHealth().serve() as served:
         yield served
 
 
 @pytest.fixture
-async def notifying(run: Any, receiver: Receiver) -> AsyncIterator[Running]:
+async def notifying(run: Any, receiver: EndpointHealth) -> AsyncIterator[Running]:
     """Run the whole service with a receiver."""
     async with run(**_settings(receiver)) as running:
         yield running
@@ -50,7 +50,7 @@ async def _retry(app: Running, path: str, *, key: str = ADMIN_KEY) -> Answer:
     return await app.private(path, key=key, method="POST")
 
 
-async def test_a_connect_is_delivered_as_the_readme_says(notifying: Running, receiver: Receiver) -> None:
+async def test_a_connect_is_delivered_as_the_readme_says(notifying: Running, receiver: EndpointHealth) -> None:
     """What it shows for Python verifies what comes."""
     connection = await notifying.connected()
     await notifying.witness.until("notice.delivered")
@@ -65,7 +65,7 @@ async def test_a_connect_is_delivered_as_the_readme_says(notifying: Running, rec
     assert (await _list(notifying)) == {"items": [], "next_cursor": None}
 
 
-async def test_whoever_has_to_connect_again_is_told_where(notifying: Running, receiver: Receiver) -> None:
+async def test_whoever_has_to_connect_again_is_told_where(notifying: Running, receiver: EndpointHealth) -> None:
     """The reason, and the address of this service's own plain link; of tokens nothing."""
     await notifying.connected()
     notifying.amo.account.disabled = True
@@ -76,11 +76,11 @@ async def test_whoever_has_to_connect_again_is_told_where(notifying: Running, re
     data = receiver.deliveries[receiver.types.index("connection.needs_reauth")].content["data"]
     assert set(data) == {"connection_id", "account_id", "domain", "owners", "reason", "reconnect_url"}
     assert data["reconnect_url"] == notifying.settings.amo.redirect_uri.removesuffix("/callback") + "/connect"
-    issued = notifying.amo.vendor.ledger.issued
+    issued = notifying.amo.fake.ledger.issued
     assert not any(token in delivery.body.decode() for token in issued for delivery in receiver.deliveries)
 
 
-async def test_what_was_given_up_is_listed_and_tried_again(notifying: Running, receiver: Receiver) -> None:
+async def test_what_was_given_up_is_listed_and_tried_again(notifying: Running, receiver: EndpointHealth) -> None:
     """With its tries and its last error; one by its id, or all."""
     receiver.statuses = [410, 410]
     connection = await notifying.connected()
@@ -105,7 +105,7 @@ async def test_what_was_given_up_is_listed_and_tried_again(notifying: Running, r
     assert [event["name"] for event in events].count("notice.parked") == 2
 
 
-async def test_notices_are_listed_page_by_page(notifying: Running, receiver: Receiver) -> None:
+async def test_notices_are_listed_page_by_page(notifying: Running, receiver: EndpointHealth) -> None:
     """In the order in which they came, each once."""
     receiver.always = 410
     for number in range(3):
@@ -136,7 +136,7 @@ async def test_without_a_receiver_notices_wait(app: Running) -> None:
     assert (waiting["status"], waiting["tries"], waiting["last_error"]) == ("waiting", 0, None)
 
 
-async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: Receiver) -> None:
+async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: EndpointHealth) -> None:
     """While it holds a request, connects are answered and pairs refreshed."""
     receiver.open.clear()
     async with run(lives={"access": 1000}, **_settings(receiver)) as app:
@@ -150,7 +150,7 @@ async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: Receiv
         await app.witness.until("notice.delivered")
 
 
-async def test_what_is_in_flight_at_the_end_is_noted(run: Any, receiver: Receiver) -> None:
+async def test_what_is_in_flight_at_the_end_is_noted(run: Any, receiver: EndpointHealth) -> None:
     """The service waits for the receiver's answer before it closes the store: nothing comes twice for that."""
     receiver.open.clear()
     async with run(**_settings(receiver)) as app:
@@ -172,7 +172,7 @@ async def test_a_notice_that_can_be_none_is_not_found_on_either_database(run: An
         assert (await app.private("/readyz", key=None)).status == 200
 
 
-async def test_no_secret_of_notices_leaves(run: Any, receiver: Receiver) -> None:
+async def test_no_secret_of_notices_leaves(run: Any, receiver: EndpointHealth) -> None:
     """Neither they nor the receiver's address are in the log, in events, in answers or in the database."""
     receiver.statuses = [500, 301]
     async with run(**_settings(receiver)) as app:
@@ -208,7 +208,7 @@ class DeadlyClock(ShiftedClock):
         await super().sleep(seconds)
 
 
-async def test_a_courier_that_dies_ends_the_process_with_a_status(run: Any, receiver: Receiver) -> None:
+async def test_a_courier_that_dies_ends_the_process_with_a_status(run: Any, receiver: EndpointHealth) -> None:
     """Else nobody would be notified of anything any more, in silence: the process is started again."""
     receiver.always = 503
     receiver.headers = {"Retry-After": "3"}
@@ -216,7 +216,7 @@ async def test_a_courier_that_dies_ends_the_process_with_a_status(run: Any, rece
     async with run(clock=DeadlyClock(), **_settings(receiver)) as app:
         store = app.service.services.store
         stored = await save(store, a_connection())
-        await store.look_up_again(stored, at=stored.connected_at, events=[happened("connection.moved", stored)])
+        await store.look_up_again(stored, at=stored.connected_at, events=[connection_event("connection.moved", stored)])
         assert await until_end(app.service, never) == 1
     assert isinstance(app.witness.named("courier.died")[0].error, Death)
     assert "refresher.died" not in app.witness.names()

@@ -23,7 +23,7 @@ async def test_a_backend_gets_a_live_token_and_where_to_use_it(app: Running) -> 
     connection = await app.connected()
     answer = await app.private(f"/connections/{connection}/token")
     token = answer.json()
-    assert app.amo.vendor.live_account(token["access_token"]) is app.amo.account
+    assert app.amo.fake.live_account(token["access_token"]) is app.amo.account
     assert {key: token[key] for key in ("connection_id", "token_type", "account_id", "domain", "base_url")} == {
         "connection_id": connection,
         "token_type": "Bearer",
@@ -59,7 +59,7 @@ async def test_a_token_with_too_little_life_is_refreshed_first(run: Any) -> None
         assert {answer.status for answer in answers} == {200}
         assert len({answer.json()["access_token"] for answer in answers}) == 1
         assert answers[0].json()["expires_in"] >= 990
-        assert len(app.amo.vendor.ledger.refreshes()) == 1
+        assert len(app.amo.fake.ledger.refreshes()) == 1
 
 
 async def test_a_young_token_is_fresh_whatever_is_asked_for(run: Any) -> None:
@@ -68,7 +68,7 @@ async def test_a_young_token_is_fresh_whatever_is_asked_for(run: Any) -> None:
         connection = await app.connected()
         for _ in range(3):
             assert (await app.private(f"/connections/{connection}/token?min_ttl=999999999")).status == 200
-        assert app.amo.vendor.ledger.refreshes() == []
+        assert app.amo.fake.ledger.refreshes() == []
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ async def test_a_token_that_lives_is_handed_out_as_stale(run: Any, fault: Fault,
         for _ in range(3):
             token = (await app.private(f"/connections/{connection}/token")).json()
             assert (token["stale"], token["reason"]) == (True, reason)
-            assert app.amo.vendor.live_account(token["access_token"]) is app.amo.account
+            assert app.amo.fake.live_account(token["access_token"]) is app.amo.account
         assert app.amo.sandbox.requests == 2
 
 
@@ -134,7 +134,7 @@ async def test_a_connection_that_needs_its_person_says_where_to_connect(run: Any
     """409 with the reason and the address; while the old token lives it is still handed out."""
     async with run(lives={"access": 1000}, REFRESH__AT="0.99", REFRESH__JITTER="0") as app:
         connection = await app.connected()
-        app.amo.spend(grant_type="refresh_token", refresh_token=app.amo.vendor.ledger.issued[-1])
+        app.amo.spend(grant_type="refresh_token", refresh_token=app.amo.fake.ledger.issued[-1])
         app.clock.advance(900)
         token = (await app.private(f"/connections/{connection}/token")).json()
         assert (token["stale"], token["reason"]) == (True, "needs_reauth: revoked")
@@ -156,7 +156,7 @@ async def test_wrong_credentials_are_told_as_ours_to_mend(run: Any) -> None:
         await again.witness.until("refresh.failed")
         answer = await again.private(f"/connections/{connection}/token")
         assert (answer.status, answer.json()["code"]) == (503, "amo_credentials")
-        assert again.amo.vendor.ledger.entries == []
+        assert again.amo.fake.ledger.entries == []
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ async def test_a_refresh_brings_a_new_token_in_the_shape_of_a_hand_out(app: Runn
     after = answer.json()
     assert (answer.status, answer.headers["Cache-Control"], after.keys()) == (200, "no-store", before.keys())
     assert after["access_token"] != before["access_token"]
-    assert app.amo.vendor.live_account(after["access_token"]) is app.amo.account
+    assert app.amo.fake.live_account(after["access_token"]) is app.amo.account
     [*_, line] = [line for line in app.lines() if line["event"] == "token.handed_out"]
     assert (line["key"], line["connection_id"]) == ("backend", connection)
     assert after["access_token"] not in app.log.getvalue()
@@ -219,7 +219,7 @@ async def test_while_amo_blocks_our_address_a_refresh_is_unavailable_until_the_n
     connection = await app.connected()
     services = app.service.services
     await services.store.begin_amo_block(connection, probe_every=timedelta(minutes=15))
-    await services.custody.breaker.watch()
+    await services.lifecycle.breaker.watch()
     sent = app.amo.sandbox.requests
     answer = await app.private(f"/connections/{connection}/refresh", method="POST")
     assert (answer.status, answer.json()["code"]) == (503, "amo_unavailable")
@@ -245,7 +245,7 @@ async def test_a_hundred_backends_that_got_401_cause_one_refresh(app: Running) -
     answers.append(await refresh())
     assert {answer.status for answer in answers} == {200}
     assert len({answer.json()["access_token"] for answer in answers}) == 1
-    assert len(app.amo.vendor.ledger.refreshes()) == 1
+    assert len(app.amo.fake.ledger.refreshes()) == 1
 
 
 async def test_a_rejected_token_selects_its_own_connection(app: Running) -> None:
@@ -259,7 +259,7 @@ async def test_a_rejected_token_selects_its_own_connection(app: Running) -> None
     for _ in range(2):
         answer = await app.private(path, method="POST", json={"rejected_access_token": rejected})
         assert answer.json()["connection_id"] == first
-    assert len(app.amo.vendor.ledger.refreshes()) == 1
+    assert len(app.amo.fake.ledger.refreshes()) == 1
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ async def test_a_refresh_that_fails_hands_nothing_out(app: Running, fault: Fault
         assert (answer.status, answer.json()["code"]) == (status, code)
         assert "access_token" not in answer.text
         assert int(answer.headers["Retry-After"]) >= 1
-    assert len(app.amo.vendor.ledger.refreshes()) == 1
+    assert len(app.amo.fake.ledger.refreshes()) == 1
 
 
 async def test_a_dead_connection_is_told_as_that(app: Running) -> None:
@@ -309,7 +309,7 @@ async def test_a_bad_body_is_refused_by_its_fields_name(app: Running, body: byte
     assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
     assert answer.json()["detail"].startswith(f"{field}: ")
     assert "xxx" not in answer.text
-    assert app.amo.vendor.ledger.refreshes() == []
+    assert app.amo.fake.ledger.refreshes() == []
 
 
 @pytest.mark.parametrize("token", ["no JWT at all", "a.b.c", "e.eyJhcGlfZG9tYWluIjogIlx1ZDgwMC5hbW9jcm0ucnUifQ.s"])
@@ -319,7 +319,7 @@ async def test_a_rejected_token_that_is_none_of_ours_gets_the_stored_one(app: Ru
     body = {"rejected_access_token": token}
     answer = await app.private(f"/connections/{connection}/refresh", method="POST", json=body)
     assert (answer.status, answer.json()["access_token"]) == (200, await _token(app, connection))
-    assert app.amo.vendor.ledger.refreshes() == []
+    assert app.amo.fake.ledger.refreshes() == []
 
 
 # --- stored hosts that are not allowed ------------------------------------------------------------
@@ -351,7 +351,7 @@ async def test_a_token_is_kept_back_until_the_setting_allows_the_host(run: Any) 
         assert app.amo.sandbox.requests == sent
         shown = (await app.private(f"/connections/{connection}", key=ADMIN_KEY)).json()
         assert (shown["status"], shown["last_error"]) == ("active", "host_not_allowed")
-        await app.service.services.custody.surveyor.look()
+        await app.service.services.lifecycle.stats_poller.look()
         ready = await app.private("/readyz", key=None)
         check = ready.json()["checks"]["hosts"]
         assert (ready.status, check["ok"]) == (503, False)
@@ -379,8 +379,8 @@ async def test_a_backend_gets_no_other_accounts_token_from_swapped_rows(run: Any
     """Two rows whose accounts were exchanged: both are `unreadable`, and neither name hands out a token."""
     async with run() as app:
         await app.connected()
-        other = app.amo.vendor.open_account("gingersnaps.amocrm.ru")
-        code = app.amo.vendor.allow(other)
+        other = app.amo.fake.open_account("gingersnaps.amocrm.ru")
+        code = app.amo.fake.allow(other)
         assert (await app.callback(f"code={code}&state=s&referer={other.host}&platform=1")).status == 302
         await app.witness.until("connection.connected", times=2)
         names = [str(account.id) for account in (app.amo.account, other)]
@@ -395,4 +395,4 @@ async def test_a_backend_gets_no_other_accounts_token_from_swapped_rows(run: Any
                 "needs_reauth",
                 "unreadable",
             )
-        assert app.amo.vendor.ledger.refreshes() == []
+        assert app.amo.fake.ledger.refreshes() == []

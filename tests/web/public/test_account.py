@@ -250,7 +250,7 @@ async def test_whoever_owns_another_account_is_told_of_that_one(app: Running) ->
     phone = Phone(app, "42")
     await phone.exchange(await phone.connect())
     mine = await phone.status()
-    app.amo.account = app.amo.vendor.open_account("another.amocrm.ru")
+    app.amo.account = app.amo.fake.open_account("another.amocrm.ru")
     back = await app.callback(app.query(state="opaque").replace(HOST, "another.amocrm.ru"))
     answer = await phone.exchange(of(back.location)["code"], verified=False)
     assert answer.json() == {"success": True, "data": mine, "message": "The account is connected, but not to you."}
@@ -298,7 +298,7 @@ async def test_a_bad_jwt_is_never_ignored(app: Running, header: str) -> None:
         headers={"Authorization": header},
     )
     assert (answer.status, answer.json()["error"]) == (401, "unauthorized")
-    assert app.amo.vendor.ledger.entries == []
+    assert app.amo.fake.ledger.entries == []
 
 
 # --- status and disconnect ------------------------------------------------------------------------
@@ -367,7 +367,7 @@ async def test_nothing_is_erased_while_frozen(app: Running) -> None:
     """What is frozen may live elsewhere: the user is asked to come again."""
     phone = Phone(app, "42")
     await phone.exchange(await phone.connect())
-    await app.service.services.custody.freezer.freeze_all(why="a test")
+    await app.service.services.lifecycle.freeze_switch.freeze_all(why="a test")
     answer = await _disconnect(app, "42")
     assert (answer.status, answer.json()["error"]) == (503, "amo_unavailable")
     assert await phone.is_connected()

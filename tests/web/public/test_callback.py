@@ -29,7 +29,7 @@ async def test_a_good_code_becomes_a_stored_pair_and_leads_back_to_the_app(app: 
     assert (answer.status, answer.location) == (302, f"{LINK}?code={code}&state=abc")
     [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
     assert connection.domain == HOST
-    assert app.amo.vendor.ledger.doubles() == 0
+    assert app.amo.fake.ledger.doubles() == 0
 
 
 async def test_a_browser_gets_the_page_at_a_clean_address(app: Running) -> None:
@@ -162,7 +162,7 @@ async def test_a_broken_request_leads_back_with_a_word_and_asks_nobody(
     page = await app.callback(query, html=True)
     assert page.status == 400
     assert f'href="{expected.replace("&", "&amp;")}"' in page.text
-    assert app.amo.vendor.ledger.entries == []
+    assert app.amo.fake.ledger.entries == []
 
 
 async def test_a_request_line_of_30_kb_is_answered_by_us(app: Running) -> None:
@@ -181,19 +181,19 @@ async def test_a_code_that_amo_refuses_is_told_by_its_word(app: Running) -> None
     """Each refusal of a code has its word, and AMO is not asked again when the same callback comes again."""
     spent, old = app.amo.code(), app.amo.code()
     app.amo.spend(grant_type="authorization_code", code=spent)
-    app.amo.vendor.ledger.entries.clear()
+    app.amo.fake.ledger.entries.clear()
     for _ in range(2):
         assert (await app.callback(app.query(code=spent, state="s"))).location == f"{LINK}?error=code_used&state=s"
         assert (await app.callback(app.query(code="junk", state="s"))).location == f"{LINK}?error=auth_failed&state=s"
     app.clock.advance(1200)
     for _ in range(2):
         assert (await app.callback(app.query(code=old, state="s"))).location == f"{LINK}?error=code_expired&state=s"
-    assert len(app.amo.vendor.ledger.entries) == 3
+    assert len(app.amo.fake.ledger.entries) == 3
 
 
 async def test_a_code_for_another_accounts_host_is_refused(app: Running) -> None:
     """A code presented at a host that did not issue it, or where no account lives, is `auth_failed`."""
-    app.amo.vendor.open_account("other.amocrm.ru")
+    app.amo.fake.open_account("other.amocrm.ru")
     for host in ("other.amocrm.ru", "nobody.kommo.com"):
         answer = await app.callback(f"code={app.amo.code()}&state=s&referer={host}")
         assert answer.location == f"{LINK}?error=auth_failed&state=s"
@@ -284,7 +284,7 @@ async def test_a_slow_amo_makes_the_page_wait_and_not_the_person(run: Any) -> No
         page = await app.public(answer.location)
         assert (page.status, "is connected" in page.text) == (200, True)
         assert "?code=" in (await app.callback(query)).location
-        assert len(app.amo.vendor.ledger.exchanges()) == 1
+        assert len(app.amo.fake.ledger.exchanges()) == 1
 
 
 # --- many callers, and callers that are nobody ----------------------------------------------------
@@ -297,7 +297,7 @@ async def test_twenty_callbacks_at_once_make_one_exchange_and_get_one_answer(app
         answers = await asyncio.gather(*(app.callback(query, html=html) for _ in range(20)))
         answers.append(await app.callback(query, html=html))
         assert len({(answer.status, answer.location) for answer in answers}) == 1
-    assert len(app.amo.vendor.ledger.entries) == 1
+    assert len(app.amo.fake.ledger.entries) == 1
 
 
 async def test_a_replay_with_another_state_gets_its_own_state_back(app: Running) -> None:
@@ -308,7 +308,7 @@ async def test_a_replay_with_another_state_gets_its_own_state_back(app: Running)
     assert answer.location == f"{LINK}?code={code}&state=other"
     page = await app.callback(app.query(code=code, state="other"), html=True)
     assert (page.status, f"?code={code}&amp;state=other" in page.text) == (200, True)
-    assert len(app.amo.vendor.ledger.entries) == 1
+    assert len(app.amo.fake.ledger.entries) == 1
 
 
 async def test_a_look_spends_nothing(app: Running) -> None:
@@ -323,7 +323,7 @@ async def test_a_look_spends_nothing(app: Running) -> None:
         {"X-Moz": "prefetch"},
     ):
         assert (await app.callback(query, headers=headers)).status == 204
-    assert app.amo.vendor.ledger.entries == []
+    assert app.amo.fake.ledger.entries == []
     assert (await app.callback(query)).status == 302
 
 

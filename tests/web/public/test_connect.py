@@ -166,7 +166,7 @@ async def test_a_state_that_was_never_issued_asks_nobody(run: Any, mode: str) ->
         for state in ("ac1.AAAAAAAAAAAAAAAAAAAAAA", "ac1.", "ac1." + "x" * 2000):
             answer = await app.callback(app.query(state=state))
             assert answer.location == f"{LINK}?error=invalid_state&state={state}"
-        assert app.amo.vendor.ledger.entries == []
+        assert app.amo.fake.ledger.entries == []
 
 
 async def test_a_state_is_good_for_one_code(app: Running) -> None:
@@ -176,7 +176,7 @@ async def test_a_state_is_good_for_one_code(app: Running) -> None:
     first = await allow(app, url, code=code)
     assert of((await allow(app, url)).location)["error"] == "invalid_state"
     assert (await allow(app, url, code=code)).location == first.location
-    assert len(app.amo.vendor.ledger.entries) == 1
+    assert len(app.amo.fake.ledger.entries) == 1
 
 
 async def test_two_codes_at_once_do_not_share_a_state(app: Running) -> None:
@@ -185,7 +185,7 @@ async def test_two_codes_at_once_do_not_share_a_state(app: Running) -> None:
     answers = await asyncio.gather(*(allow(app, url) for _ in range(5)))
     words = sorted(of(answer.location).get("error", "") for answer in answers)
     assert words == [""] + ["invalid_state"] * 4
-    assert len(app.amo.vendor.ledger.entries) == 1
+    assert len(app.amo.fake.ledger.entries) == 1
 
 
 async def test_a_state_is_good_for_half_an_hour(app: Running) -> None:
@@ -254,7 +254,7 @@ async def test_where_states_are_issued_no_other_is_taken(run: Any) -> None:
             assert of((await app.callback(query)).location)["error"] == "invalid_state"
         answer = await app.callback(app.query(state="mine") + "&from_widget=1", html=True)
         assert answer.status == 400
-        assert app.amo.vendor.ledger.entries == []
+        assert app.amo.fake.ledger.entries == []
         link = await app.public(f"{BASE}/connect")
         assert "code" in of((await allow(app, link.location)).location)
 
@@ -272,7 +272,7 @@ async def test_where_states_are_issued_amo_itself_comes_without_one(run: Any, ma
     async with run(APP__STATE="issued") as app:
         answer = await app.callback(f"code={app.amo.code()}&referer={HOST}&{marker}")
         assert (answer.status, answer.text) == (400, "invalid_state\n")
-        assert app.amo.vendor.ledger.entries == []
+        assert app.amo.fake.ledger.entries == []
 
 
 async def test_where_states_are_issued_the_app_cannot_bring_a_code_of_its_own(run: Any) -> None:
@@ -281,7 +281,7 @@ async def test_where_states_are_issued_the_app_cannot_bring_a_code_of_its_own(ru
         phone = Phone(app, "42")
         answer = await phone.exchange(app.amo.code(), referer=HOST)
         assert (answer.status, answer.json()["error"]) == (404, "not_found")
-        assert app.amo.vendor.ledger.entries == []
+        assert app.amo.fake.ledger.entries == []
         url = (await phone.start())["authorize_url"]
         code = app.amo.code()
         await allow(app, url, code=code)
@@ -398,7 +398,7 @@ async def test_trying_again_in_vain_hands_back_the_apps_own_state(app: Running) 
     started = await Phone(app, "42").start(state="mine")
     app.amo.sandbox.faults.add(Fault.HTTP_500)
     page = (await allow(app, started["authorize_url"], html=True)).location
-    await app.service.services.custody.freezer.freeze_all(why="a test")
+    await app.service.services.lifecycle.freeze_switch.freeze_all(why="a test")
     answer = await app.public(f"{page}?again=1")
     assert answer.status == 503
     assert "state=mine" in answer.text
@@ -495,7 +495,7 @@ async def test_a_flood_of_junk_stops_neither_refreshing_nor_who_is_expected(run:
         flood = [asyncio.create_task(_junk(app, number, spread=spread)) for number in range(FLOOD)]
         while sum(task.done() for task in flood) < FLOOD - waiting:
             await asyncio.wait([task for task in flood if not task.done()], return_when=asyncio.FIRST_COMPLETED)
-        ledger = app.amo.vendor.ledger
+        ledger = app.amo.fake.ledger
         before = len(ledger.entries)
         code = app.amo.code()
         query = f"code={code}&state={of(url)['state']}&referer={HOST}"

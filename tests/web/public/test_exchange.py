@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.cipher import Cipher
+from amo_callback.crypto import Cipher
 from amo_callback.web.authorization_body import AuthorizationBody
 from amo_callback.web.private.tokens import RefreshBody
 from amo_callback.web.public.exchange import ExchangeBody
@@ -52,7 +52,7 @@ async def test_the_callbacks_code_is_recognised_any_number_of_times(app: Running
                 "message": "amoCRM is connected.",
             },
         )
-    assert len(app.amo.vendor.ledger.entries) == 1
+    assert len(app.amo.fake.ledger.entries) == 1
 
 
 async def test_a_grant_whose_connection_was_disconnected_meanwhile_does_not_say_connected(app: Running) -> None:
@@ -113,7 +113,7 @@ async def test_a_code_never_seen_is_exchanged_now(run: Any) -> None:
     async with run(AMO__DEFAULT_DOMAIN=HOST) as app:
         assert (await _ask(app, code=app.amo.code())).status == 200
         assert (await _ask(app, code=app.amo.code(), referer=f"https://{HOST}/")).status == 200
-        assert len(app.amo.vendor.ledger.entries) == 2
+        assert len(app.amo.fake.ledger.entries) == 2
 
 
 async def test_a_code_in_progress_is_waited_for(app: Running) -> None:
@@ -125,7 +125,7 @@ async def test_a_code_in_progress_is_waited_for(app: Running) -> None:
     asking = asyncio.create_task(_ask(app, code=code))
     app.amo.sandbox.go_on.set()
     assert ((await callback).status, (await asking).status) == (302, 200)
-    assert len(app.amo.vendor.ledger.entries) == 1
+    assert len(app.amo.fake.ledger.entries) == 1
 
 
 async def test_one_that_takes_too_long_is_told_to_come_again(app: Running) -> None:
@@ -158,7 +158,7 @@ async def test_a_refusal_of_amos_is_400(app: Running, code: str, word: str) -> N
     for _ in range(2):
         answer = await _ask(app, code=code, referer=HOST)
         assert (answer.status, answer.json()["success"], answer.json()["error"]) == (400, False, word)
-    assert len(app.amo.vendor.ledger.entries) == 1
+    assert len(app.amo.fake.ledger.entries) == 1
 
 
 async def test_a_code_known_and_expired_is_410(app: Running) -> None:
@@ -187,7 +187,7 @@ async def test_a_bad_referer_never_sees_our_secret(app: Running, referer: str | 
     """The host is checked here as in the callback; none at all, without a default, is a bad request."""
     answer = await _ask(app, code=app.amo.code(), referer=referer)
     assert (answer.status, answer.json()["error"]) == (400, error)
-    assert app.amo.vendor.ledger.entries == []
+    assert app.amo.fake.ledger.entries == []
 
 
 async def test_junk_is_limited_here_too(run: Any) -> None:
@@ -223,7 +223,7 @@ async def test_a_broken_body_is_400_and_asks_nobody(app: Running, body: bytes) -
     """Whatever is not the JSON that was agreed on."""
     answer = await app.public(PATH, method="POST", data=body)
     assert (answer.status, answer.json()["error"]) == (400, "invalid_request")
-    assert app.amo.vendor.ledger.entries == []
+    assert app.amo.fake.ledger.entries == []
 
 
 async def test_a_huge_body_is_413(app: Running) -> None:
@@ -276,7 +276,7 @@ async def test_a_ticket_stands_for_the_code(ticketing: Running) -> None:
     for _ in range(3):
         answer = await _ask(ticketing, code=ticket)
         assert (answer.status, answer.json()["data"]["connected"]) == (200, True)
-    assert len(ticketing.amo.vendor.ledger.entries) == 1
+    assert len(ticketing.amo.fake.ledger.entries) == 1
 
 
 async def test_a_ticket_is_good_for_ten_minutes(ticketing: Running) -> None:
@@ -308,7 +308,7 @@ async def test_a_ticket_that_nobody_issued_is_no_code(run: Any) -> None:
         assert (await _ask(app, code="A" * 22, referer=HOST)).json()["error"] == "auth_failed"
     async with run(APP__HAND_BACK="ticket", APP__STATE="issued") as app:
         assert (await _ask(app, code="B" * 22, referer=HOST)).status == 404
-        assert app.amo.vendor.ledger.entries == []
+        assert app.amo.fake.ledger.entries == []
 
 
 # --- tickets --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 async def _hook(app: Running, *, method: str = "GET", **more: str) -> Answer:
-    query = {**app.amo.vendor.hook_query(app.amo.account), **more}
+    query = {**app.amo.fake.hook_query(app.amo.account), **more}
     return await app.public(f"{BASE}/hooks/disconnect?{urlencode(query)}", method=method)
 
 
@@ -46,7 +46,7 @@ async def test_a_replayed_hook_changes_nothing_for_an_account_that_lives(app: Ru
 async def test_the_older_name_of_the_client_is_known_too(app: Running) -> None:
     """`client_id` where newer hooks say `client_uuid`."""
     await app.connected()
-    query = app.amo.vendor.hook_query(app.amo.account)
+    query = app.amo.fake.hook_query(app.amo.account)
     query["client_id"] = query.pop("client_uuid")
     assert (await app.public(f"{BASE}/hooks/disconnect?{urlencode(query)}")).status == 200
     await app.witness.until("hook.received")
@@ -75,7 +75,7 @@ async def test_a_signature_that_is_not_amos_is_refused(app: Running, wrong: dict
 
 async def test_a_doubled_parameter_is_refused(app: Running) -> None:
     """Which of the two was signed cannot be known."""
-    query = urlencode(app.amo.vendor.hook_query(app.amo.account))
+    query = urlencode(app.amo.fake.hook_query(app.amo.account))
     assert (await app.public(f"{BASE}/hooks/disconnect?{query}&account_id=1")).status == 403
 
 

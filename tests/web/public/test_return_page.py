@@ -143,14 +143,14 @@ async def test_a_look_tries_nothing_again(app: Running) -> None:
     """HEAD and prefetches do no work here, either."""
     app.amo.sandbox.faults.add(Fault.HTTP_500)
     address = f"{await _returned(app)}?again=1"
-    asked = len(app.amo.vendor.ledger.entries)
+    asked = len(app.amo.fake.ledger.entries)
     assert (await app.public(address, method="HEAD")).status == 200
     for headers in ({"Sec-Purpose": "prefetch;prerender"}, {"Purpose": "prefetch"}, {"X-Moz": "prefetch"}):
         assert (await app.public(address, headers=headers)).status == 204
-    assert len(app.amo.vendor.ledger.entries) == asked
+    assert len(app.amo.fake.ledger.entries) == asked
     assert (await app.public(f"{BASE}/return/AAAAAAAAAAAAAAAAAAAAAA", method="HEAD")).status == 200
     assert (await app.public(address)).status == 303
-    assert len(app.amo.vendor.ledger.exchanges()) == asked + 1
+    assert len(app.amo.fake.ledger.exchanges()) == asked + 1
 
 
 @pytest.mark.parametrize("query", ["", "?again=0", "?again=", "?again=1&again=1", "?Again=1", "?n=1"])
@@ -158,31 +158,31 @@ async def test_only_the_button_tries_again(app: Running, query: str) -> None:
     """A reload of the clean address, or anything that is not the button's, shows what happened and asks nobody."""
     app.amo.sandbox.faults.add(Fault.HTTP_500)
     address = await _returned(app)
-    asked = len(app.amo.vendor.ledger.entries)
+    asked = len(app.amo.fake.ledger.entries)
     assert (await app.public(address + query)).status == 503
-    assert len(app.amo.vendor.ledger.entries) == asked
+    assert len(app.amo.fake.ledger.entries) == asked
 
 
 async def test_a_final_answer_is_not_asked_for_again(app: Running) -> None:
     """What AMO refused for good, and what is connected, stays as it is, whoever asks for another try."""
     for code, status in ((None, 200), ("junk", 400)):
         address = await _returned(app, **({"code": code} if code else {}))
-        asked = len(app.amo.vendor.ledger.entries)
+        asked = len(app.amo.fake.ledger.entries)
         again = await app.public(f"{address}?again=1")
         assert (again.status, again.location) == (303, address)
         answer, markup = await _look(app, address)
         assert (answer.status, markup.find("again")) == (status, None)
-        assert len(app.amo.vendor.ledger.entries) == asked
+        assert len(app.amo.fake.ledger.entries) == asked
 
 
 async def test_many_tries_of_one_page_at_once_are_one_exchange(app: Running) -> None:
     """An impatient person's ten taps ask AMO once."""
     app.amo.sandbox.faults.add(Fault.HTTP_500)
     address = await _returned(app)
-    asked = len(app.amo.vendor.ledger.exchanges())
+    asked = len(app.amo.fake.ledger.exchanges())
     answers = await asyncio.gather(*(app.public(f"{address}?again=1") for _ in range(10)))
     assert {(answer.status, answer.location) for answer in answers} == {(303, address)}
-    assert len(app.amo.vendor.ledger.exchanges()) == asked + 1
+    assert len(app.amo.fake.ledger.exchanges()) == asked + 1
 
 
 async def test_too_many_tries_are_told_with_the_way_to_go_on(run: Any) -> None:

@@ -1,0 +1,89 @@
+"""AMO's look-ups without I/O: what can be asked of a token without spending it, and what the answers mean.
+
+Two questions. `GET https://{api_domain}/oauth2/account/current/subdomain` with a refresh token, and
+`GET https://www.amocrm.ru/oauth2/account/subdomain` with an access token, both tell where the account lives
+now. Not verified of AMO: whether the first refuses a spent refresh token. So it is asked before a token
+in doubt is presented again, but never taken as the last word on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import TYPE_CHECKING
+
+from amo_callback.amo.claims import json_object
+from amo_callback.amo.protocol import HEADERS, AmoRequest
+from amo_callback.hosts import check_host
+from amo_callback.model import IntrospectionResult, TokenState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amo_callback.amo.protocol import Answer, Integration
+
+REFRESH_TOKEN_REFUSED = frozenset({400, 401, 404})
+ACCESS_TOKEN_DEAD = frozenset({401})
+
+UNKNOWN = IntrospectionResult(standing=TokenState.UNKNOWN)
+UNASKED = IntrospectionResult(standing=TokenState.UNASKED)
+
+
+def refresh_token_request(integration: Integration, *, refresh_token: str, api_domain: str | None) -> AmoRequest | None:
+    """Build the question about a refresh token; `None` without an `api_domain` (a pair from before 2024-08-21).
+
+    Raises `HostNotAllowed`.
+    """
+    if not api_domain:
+        return None
+    return AmoRequest(
+        method="GET",
+        url=integration.address(api_domain, "/oauth2/account/current/subdomain"),
+        headers={**HEADERS, "X-Refresh-Token": refresh_token},
+    )
+
+
+def access_token_request(integration: Integration, *, access_token: str, domain: str) -> AmoRequest | None:
+    """Build the question about an access token, at the vendor's front door for the account's domain.
+
+    Returns `None` where that host is not allowed. Raises `HostNotAllowed` where the account's own host is not.
+    """
+    integration.address(domain, "")
+    host = check_host(f"www.{domain.partition('.')[2]}".encode(), allowed=integration.allowed_domains)
+    if host is None:
+        return None
+    return AmoRequest(
+        method="GET",
+        url=integration.address(host, "/oauth2/account/subdomain"),
+        headers={**HEADERS, "Authorization": f"Bearer {access_token}"},
+    )
+
+
+def read_sighting(
+    answer: Answer, *, account_id: str, refusals: frozenset[int], allowed: Sequence[str] = ()
+) -> IntrospectionResult:
+    """Return what a look-up tells; another account's whereabouts, or anything but its own words, tell nothing.
+
+    A bare 401 or 404 may be a proxy's: of `refusals` counts only what comes with a problem in JSON.
+    """
+    content = None if answer.broken else json_object(answer.body)
+    if answer.status in refusals and content is not None:
+        return IntrospectionResult(standing=TokenState.REFUSED)
+    if answer.status != 200 or content is None:
+        return UNKNOWN
+    found = content.get("id")
+    if type(found) not in {int, str} or (account_id and str(found) != account_id):
+        return UNKNOWN
+    domain = content.get("domain")
+    host = check_host(domain.encode(errors="replace"), allowed=allowed) if isinstance(domain, str) else None
+    return IntrospectionResult(standing=TokenState.GOOD, domain=host)
+
+
+def is_hook(integration: Integration, *, account_id: str, client_id: str, signature: str) -> bool:
+    """Tell whether AMO signed that our integration was switched off in an account.
+
+    The signature of an account never changes, so it may be a replay: a hint to check, not an order.
+    """
+    signed = f"{integration.client_id}|{account_id}".encode()
+    good = hmac.new(integration.client_secret.encode(), signed, hashlib.sha256).hexdigest()
+    return client_id == integration.client_id and hmac.compare_digest(signature.lower().encode(), good.encode())

@@ -1,0 +1,283 @@
+"""AMO's rules without I/O: accounts, consent, codes, tokens, look-ups, the hook's signature."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.amo.sandbox.ledger import Entry, Ledger, LookUp
+from amo_callback.amo.sandbox.replies import Reply, client_unknown, problem, whereabouts
+from amo_callback.amo.sandbox.rules import Lifetimes, Quirks, SandboxIntegration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+TOP_LEVEL = "amocrm.ru"
+
+
+@dataclass(slots=True)
+class SandboxAccount:
+    """An account; its host may change."""
+
+    id: int
+    host: str
+    user_id: int
+    disabled: bool = False
+    gone: bool = False
+    """Whether it was deleted: its host answers without a hint, and its tokens are rejected."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether its tokens are accepted."""
+        return not (self.disabled or self.gone)
+
+
+@dataclass(slots=True)
+class _Code:
+    account: SandboxAccount
+    expires_at: datetime
+    spent: bool = False
+
+
+@dataclass(slots=True)
+class _RefreshToken:
+    account: SandboxAccount
+    access_token: str = field(repr=False)
+    expires_at: datetime
+    spent: bool = False
+
+
+class FakeAmo:
+    """AMO, as far as OAuth goes."""
+
+    def __init__(
+        self, *, integration: SandboxIntegration, now: Callable[[], datetime], lives: Lifetimes | None = None
+    ) -> None:
+        self.integration = integration
+        self.ledger = Ledger()
+        self.lives = lives or Lifetimes()
+        self.quirks = Quirks()
+        self.now = now
+        """AMO's clock, which may tell another time than ours."""
+        self._key = secrets.token_bytes(32)
+        self._accounts: dict[int, SandboxAccount] = {}
+        self._codes: dict[str, _Code] = {}
+        self._refresh_tokens: dict[str, _RefreshToken] = {}
+        self._access_tokens: dict[str, tuple[SandboxAccount, datetime]] = {}
+
+    # --- accounts --------------------------------------------------------------------------------
+
+    def open_account(self, host: str, *, account_id: int | None = None, user_id: int | None = None) -> SandboxAccount:
+        """Open an account at a host."""
+        number = account_id or 31920194 + len(self._accounts)
+        account = SandboxAccount(id=number, host=host, user_id=user_id or 700_000 + number % 100_000)
+        self._accounts[number] = account
+        return account
+
+    @property
+    def accounts(self) -> list[SandboxAccount]:
+        """Every account."""
+        return list(self._accounts.values())
+
+    def account_at(self, host: str) -> SandboxAccount | None:
+        """Return the account that lives at a host now."""
+        return next((one for one in self._accounts.values() if one.host == host and not one.gone), None)
+
+    # --- consent ---------------------------------------------------------------------------------
+
+    def allow(self, account: SandboxAccount) -> str:
+        """Let the account's user allow access, and return the authorization code.
+
+        It switches the integration on again where it was off; what was issued before stays revoked.
+        """
+        if account.disabled:
+            self._revoke(account)
+            account.disabled = False
+        code = "def50200" + secrets.token_hex(340)
+        self._codes[code] = _Code(account, self.now() + timedelta(seconds=self.lives.code))
+        return code
+
+    def _revoke(self, account: SandboxAccount) -> None:
+        for token in self._refresh_tokens.values():
+            token.spent = token.spent or token.account is account
+        for name in [name for name, (owner, _) in self._access_tokens.items() if owner is account]:
+            del self._access_tokens[name]
+
+    # --- the token endpoint ----------------------------------------------------------------------
+
+    def token(self, host: str, *, body: bytes, content_type: str) -> Reply:
+        """Answer `POST https://{host}/oauth2/access_token`."""
+        request = _json(body) if content_type == "application/json" else None
+        if request is None:
+            return client_unknown()  # a form is refused with these misleading words
+        kind, presented = _presented(request)
+        reply = self._answer(host, request, kind, presented)
+        hint = reply.content.get("hint")
+        self._note(host, kind, presented, status=reply.status, hint=hint if isinstance(hint, str) else None)
+        return reply
+
+    def turned_away(self, host: str, *, body: bytes) -> None:
+        """Note what was presented to an AMO that did not look at it."""
+        kind, presented = _presented(_json(body) or {})
+        self._note(host, kind, presented, status=None, hint=None)
+
+    def _note(self, host: str, kind: str, presented: object, *, status: int | None, hint: str | None) -> None:
+        if isinstance(presented, str):
+            entry = Entry(at=self.now(), kind=kind, presented=presented, host=host, status=status, hint=hint)
+            self.ledger.entries.append(entry)
+
+    def _answer(self, host: str, request: Mapping[str, object], kind: str, presented: object) -> Reply:
+        for name in ("client_id", "client_secret", "redirect_uri", "grant_type"):
+            if not isinstance(request.get(name), str):
+                return problem(400, f"Check the `{name}` parameter")
+        known = self.integration
+        mine = (known.client_id, known.client_secret, known.redirect_uri)
+        if (request["client_id"], request["client_secret"], request["redirect_uri"]) != mine:
+            return client_unknown()
+        account = self.account_at(host)
+        if account is None:
+            return problem(self.quirks.moved_status, None)
+        if not isinstance(presented, str) or not presented:
+            return problem(400, "Check the `code` parameter" if kind == "authorization_code" else None)
+        if kind == "authorization_code":
+            return self._exchange(account, presented)
+        if kind == "refresh_token":
+            return self._refresh(account, presented)
+        return problem(400, "Check the `grant_type` parameter")
+
+    def _exchange(self, account: SandboxAccount, presented: str) -> Reply:
+        code = self._codes.get(presented)
+        if code is None or code.account is not account:
+            return problem(400, "Cannot decrypt the authorization code")
+        if code.expires_at <= self.now():
+            return problem(400, "Authorization code has expired")
+        if code.spent:
+            return problem(400, "Authorization code has been revoked")
+        code.spent = True
+        return self._issue(account)
+
+    def _refresh(self, account: SandboxAccount, presented: str) -> Reply:
+        token = self._refresh_tokens.get(presented)
+        if token is None or token.account is not account:
+            return problem(400, "Cannot decrypt the refresh token")
+        if token.spent or account.disabled:
+            return problem(401, "Token has been revoked")
+        if token.expires_at <= self.now():
+            return problem(401, "Token has expired")
+        token.spent = True
+        if self.quirks.refresh_kills_access:
+            self._access_tokens.pop(token.access_token, None)
+        return self._issue(account)
+
+    def _issue(self, account: SandboxAccount) -> Reply:
+        now = self.now()
+        access = self._jwt(account, now)
+        refresh = "def50200" + secrets.token_hex(340)
+        self._access_tokens[access] = (account, now + timedelta(seconds=self.lives.access))
+        expires = now + timedelta(seconds=self.lives.refresh)
+        self._refresh_tokens[refresh] = _RefreshToken(account, access, expires)
+        self.ledger.issued.append(refresh)
+        self.ledger.access_tokens.append(access)
+        return Reply(
+            status=200,
+            content={
+                "token_type": "Bearer",
+                "expires_in": int(self.lives.access),
+                "access_token": access,
+                "refresh_token": refresh,
+                "server_time": int(now.timestamp()),
+            },
+        )
+
+    def _jwt(self, account: SandboxAccount, now: datetime) -> str:
+        claims = {
+            "aud": self.integration.client_id,
+            "jti": secrets.token_hex(32),
+            "iat": int(now.timestamp()),
+            "nbf": int(now.timestamp()),
+            "exp": int((now + timedelta(seconds=self.lives.access)).timestamp()),
+            "sub": str(account.user_id),
+            "account_id": account.id,
+            "base_domain": TOP_LEVEL,
+            "api_domain": f"api-b.{TOP_LEVEL}",
+            "scopes": ["crm", "files", "notifications"],
+        }
+        head = _segment({"typ": "JWT", "alg": "HS256"}) + "." + _segment(claims)
+        signature = hmac.digest(self._key, head.encode(), hashlib.sha256)
+        return f"{head}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+
+    # --- look-ups, and what a token is good for --------------------------------------------------
+
+    def pairs_of(self, account: SandboxAccount) -> int:
+        """Count the pairs that an account has been issued."""
+        return sum(token.account is account for token in self._refresh_tokens.values())
+
+    def is_good(self, refresh_token: str) -> bool:
+        """Tell whether a refresh token could be spent now."""
+        token = self._refresh_tokens.get(refresh_token)
+        return token is not None and not token.spent and token.account.valid and token.expires_at > self.now()
+
+    def live_account(self, access_token: str) -> SandboxAccount | None:
+        """Return whose live access token this is."""
+        found = self._access_tokens.get(access_token)
+        if found is None or found[1] <= self.now() or not found[0].valid:
+            return None
+        return found[0]
+
+    def forget(self, access_token: str) -> None:
+        """Take an access token back before its time: from now on AMO's API answers it 401."""
+        self._access_tokens.pop(access_token, None)
+
+    def current_subdomain(self, refresh_token: str) -> Reply:
+        """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
+        token = self._refresh_tokens.get(refresh_token)
+        known = token is not None and token.account.valid and token.expires_at > self.now()
+        if token is None or not known or (token.spent and not self.quirks.look_up_knows_spent):
+            return self._looked_up("refresh_token", None, problem(401, "Token has been revoked"))
+        return self._looked_up("refresh_token", token.account)
+
+    def subdomain(self, access_token: str) -> Reply:
+        """Answer `GET https://www.amocrm.ru/oauth2/account/subdomain`."""
+        return self._looked_up("access_token", self.live_account(access_token))
+
+    def _looked_up(self, kind: str, account: SandboxAccount | None, refusal: Reply | None = None) -> Reply:
+        if account is None:
+            reply, host = refusal or problem(401, None), ""
+        else:
+            reply, host = whereabouts(account_id=account.id, host=account.host), account.host
+        self.ledger.look_ups.append(LookUp(at=self.now(), kind=kind, host=host, status=reply.status))
+        return reply
+
+    # --- the "disabled" hook ---------------------------------------------------------------------
+
+    def hook_query(self, account: SandboxAccount) -> dict[str, str]:
+        """Return the query with which AMO tells that the integration was switched off."""
+        client_id = self.integration.client_id
+        signature = hmac.new(
+            self.integration.client_secret.encode(), f"{client_id}|{account.id}".encode(), hashlib.sha256
+        )
+        return {"account_id": str(account.id), "client_uuid": client_id, "signature": signature.hexdigest()}
+
+
+def _presented(request: Mapping[str, object]) -> tuple[str, object]:
+    """Return what kind of credential a request presents, and the credential."""
+    kind = str(request.get("grant_type"))
+    return kind, request.get({"authorization_code": "code", "refresh_token": "refresh_token"}.get(kind, ""))
+
+
+def _json(body: bytes) -> dict[str, object] | None:
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _segment(content: Mapping[str, object]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).rstrip(b"=").decode()

@@ -1,0 +1,118 @@
+"""What happens to connections: as it is told, as it is remembered, and what of it others are notified of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import AmoCallbackError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from amo_callback.model import Connection
+
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The request that causes what happens, where one does: it stands on each of its log lines."""
+
+
+class Level(StrEnum):
+    """How much an event asks for attention."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened: a dotted noun, a connection, and fields without secrets."""
+
+    name: str
+    level: Level = Level.INFO
+    connection_id: str | None = None
+    fields: Mapping[str, object] = field(default_factory=dict)
+    error: BaseException | None = None
+    """A bug, whose trace is worth keeping."""
+
+
+Observer = Callable[[Event], None]
+"""Receives events, for the log and the metrics; it must not raise."""
+
+
+def connection_event(
+    name: str, connection: Connection, level: Level = Level.INFO, *, told: Mapping[str, object] | None = None
+) -> Event:
+    """Return what happened to a connection; of what is `told`, what is not known is left out."""
+    known = {key: value for key, value in (told or {}).items() if value is not None}
+    return Event(name=name, level=level, connection_id=connection.id, fields={"domain": connection.domain, **known})
+
+
+def failure_event(name: str, error: Exception, *, details: bool = True) -> Event:
+    """Return that something failed: an error of ours by its code and `details`, any other as the bug that it is."""
+    if isinstance(error, AmoCallbackError):
+        return Event(name=name, level=Level.ERROR, fields=error.fields if details else {"error": error.code})
+    return Event(name=name, level=Level.ERROR, error=error)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredEvent:
+    """An event as the store remembers it."""
+
+    id: int
+    at: datetime
+    connection_id: str | None
+    name: str
+    process: str
+    """Which process wrote it."""
+    details: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """A row of the outbox: what others are to be notified of, under an id that stays."""
+
+    number: int
+    """Its place in the order in which notices came."""
+    id: str
+    at: datetime
+    type: str
+    connection_id: str
+    data: Mapping[str, object]
+    tries: int = 0
+    next_try_at: datetime
+    last_error: str | None = None
+    """Why the last try failed: a word of ours, or the receiver's status."""
+    parked_at: datetime | None = None
+    """When it was given up: it is kept, and tried again only where somebody says so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedDelivery:
+    """What a try that failed leaves of a notice."""
+
+    id: str
+    lease: str
+    """Of the try: what somebody else is at by now is left to him."""
+    error: str
+    next_try_at: datetime | None
+    """`None`: it is parked."""
+
+
+NOTICES = frozenset(
+    {
+        "connection.connected",
+        "connection.needs_reauth",
+        "connection.recovered",
+        "connection.expiring",
+        "connection.moved",
+        "connection.disconnected",
+    }
+)
+"""Changes of which the operator's systems are notified: each has its row in the outbox, written with the change."""

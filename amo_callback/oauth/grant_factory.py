@@ -1,0 +1,81 @@
+"""Grants as they are written down, their secrets sealed, and as they are told."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import UnknownOutcome
+from amo_callback.grant import Grant, GrantResult, GrantSecrets, GrantStatus, support_code
+from amo_callback.model import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amo_callback.clock import Clock
+    from amo_callback.crypto import Cipher
+    from amo_callback.grant import AuthorizationRequest, CodePresentation
+
+
+CODE_LIFE = timedelta(minutes=20)
+"""How long AMO's codes live, and our memory of them."""
+
+
+class GrantFactory:
+    """Write grants, and read them; a claimed one is one process's alone for `lease` seconds."""
+
+    def __init__(self, *, cipher: Cipher, clock: Clock, lease: float, new_secret: Callable[[], str]) -> None:
+        self._cipher = cipher
+        self._clock = clock
+        self._lease = timedelta(seconds=lease)
+        self._new_secret = new_secret
+
+    def begin(
+        self, visit: CodePresentation, *, domain: str, request: AuthorizationRequest | None
+    ) -> tuple[Grant, GrantSecrets]:
+        """Return the grant as it begins, with a handle and a ticket of its own, and what it keeps sealed."""
+        secrets = GrantSecrets(
+            handle=self._new_secret(),
+            code=visit.code,
+            state=visit.state,
+            domain=domain,
+            ticket=self._new_secret(),
+            request=request,
+        )
+        now = self._clock.now()
+        grant = Grant(
+            code_hash=visit.code_hash,
+            handle_hash=fingerprint(secrets.handle),
+            ticket_hash=fingerprint(secrets.ticket),
+            sealed=self._cipher.seal_grant(secrets, code_hash=visit.code_hash),
+            status=GrantStatus.EXCHANGING,
+            attempt=uuid.uuid4().hex,
+            lease_until=now + self._lease,
+            expires_at=now + CODE_LIFE,
+        )
+        return grant, secrets
+
+    def secrets_of(self, grant: Grant) -> GrantSecrets:
+        """Return what a grant keeps sealed; raises `DecryptionFailed`, also once that was erased."""
+        return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
+
+    def told(self, grant: Grant, secrets: GrantSecrets | None = None) -> GrantResult:
+        """Return what is told of a grant now; its `secrets` are opened where they are not at hand."""
+        secrets = secrets or self.secrets_of(grant)
+        status, error = grant.status, grant.error
+        if status is GrantStatus.EXCHANGING and grant.lease_left is not None and grant.lease_left <= 0:
+            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # whoever tried has died
+        return GrantResult(
+            status=status,
+            error=error,
+            code=secrets.code,
+            state=secrets.state,
+            handle=secrets.handle,
+            ticket=secrets.ticket,
+            request=secrets.request,
+            domain=secrets.domain,
+            support=support_code(grant.code_hash),
+            connection_id=grant.connection_id,
+            grant_no=grant.no,
+        )

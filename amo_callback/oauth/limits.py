@@ -1,0 +1,161 @@
+"""How many codes may be on their way to AMO: of one address, and of all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict, deque
+from contextlib import contextmanager
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import QueueFull, TooManyAttempts
+from amo_callback.rate_limit import Priority
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractAsyncContextManager
+
+    from amo_callback.clock import Clock
+
+_ADDRESSES = 50_000
+"""Addresses that are remembered at once, the most recent ones."""
+_FEW = 3
+"""Codes of one address that may wait while the queue is half full."""
+_WRITTEN_AT_ONCE = 4
+"""Codes of each priority: one batch of the store's, or less than half of its connections."""
+
+
+class AttemptLimiter:
+    """A limit on what one address may attempt within a window; each process counts for itself."""
+
+    def __init__(self, *, attempts: int, window: float, clock: Clock) -> None:
+        self.attempts = attempts
+        self._window = window
+        self._clock = clock
+        self._reserved: OrderedDict[tuple[Priority, str], deque[float]] = OrderedDict()
+
+    def change(self, *, attempts: int, window: float) -> None:
+        """Apply another limit from now on; reservations stay."""
+        self.attempts = attempts
+        self._window = window
+
+    def reserve(self, address: str | None, *, among: Priority = Priority.STRANGER) -> Reservation:
+        """Reserve an attempt for `window` seconds; `None` (no address) is unlimited.
+
+        Each priority is counted apart, so that strangers behind an address do not use up the attempts of users who are
+        known. Raises `TooManyAttempts`.
+        """
+        if address is None:
+            return Reservation()
+        now = self._clock.monotonic()
+        reserved = self._reserved.setdefault((among, _network(address)), deque())
+        while reserved and now - reserved[0] >= self._window:
+            reserved.popleft()
+        if len(reserved) >= self.attempts:
+            raise TooManyAttempts
+        reserved.append(now)
+        self._reserved.move_to_end((among, _network(address)))
+        while len(self._reserved) > _ADDRESSES:
+            self._reserved.popitem(last=False)
+        return Reservation(among=reserved, at=now)
+
+    def count(self, address: str, *, among: Priority = Priority.STRANGER) -> int:
+        """Return how many attempts of an address count at this moment."""
+        now = self._clock.monotonic()
+        return sum(now - at < self._window for at in self._reserved.get((among, _network(address)), ()))
+
+
+class Reservation:
+    """An attempt that counts against its address until its window has passed or it is released."""
+
+    def __init__(self, *, among: deque[float] | None = None, at: float = 0.0) -> None:
+        self._among = among
+        self._at = at
+
+    def release(self) -> None:
+        """Stop counting the attempt: AMO has accepted the code, or was not asked."""
+        among, self._among = self._among, None
+        if among is not None and self._at in among:  # else its window has passed
+            among.remove(self._at)
+
+
+class AdmissionQueue:
+    """The codes that wait for AMO: at most `capacity` of each priority, since more would expire in the queue.
+
+    Each address has a turn of its own, and half of the capacity is for addresses with few codes in the queue, so that a
+    flood from some addresses does not keep other people waiting behind all of it.
+    """
+
+    def __init__(self, *, capacity: int) -> None:
+        self._capacity = capacity
+        self._waiting = {priority: Counter[str]() for priority in Priority}
+        self._turns: dict[tuple[Priority, str], asyncio.Lock] = {}
+        self._writes = {priority: asyncio.Semaphore(_WRITTEN_AT_ONCE) for priority in Priority}
+
+    @contextmanager
+    def enter(self, priority: Priority, address: str | None) -> Iterator[asyncio.Lock]:
+        """Count a code as waiting, and yield the turn of its address: hold it while waiting for the rate limit.
+
+        Raises `QueueFull`.
+        """
+        waiting = self._waiting[priority]
+        name = "" if address is None else _network(address)
+        total, is_known = waiting.total(), address is None
+        if total >= self._capacity or (2 * total >= self._capacity and waiting[name] >= _FEW and not is_known):
+            raise QueueFull
+        waiting[name] += 1
+        try:
+            yield asyncio.Lock() if address is None else self._turns.setdefault((priority, name), asyncio.Lock())
+        finally:
+            waiting[name] -= 1
+            if not waiting[name]:
+                del waiting[name]
+                self._turns.pop((priority, name), None)
+
+    def write(self, priority: Priority) -> AbstractAsyncContextManager[None]:
+        """Limit the concurrent writes of a priority.
+
+        The store writes a few at once: all of them at a time would make a refresh, and users we expect, wait.
+        """
+        return self._writes[priority]
+
+
+class Limits:
+    """The limits on failed codes and on started authorization requests."""
+
+    def __init__(self, *, attempts: int, window: float, requests_per_second: float, clock: Clock) -> None:
+        self._requests_per_second = requests_per_second
+        self.codes = AttemptLimiter(attempts=attempts, window=window, clock=clock)
+        self.starts = AttemptLimiter(attempts=attempts, window=window, clock=clock)
+        self.links = AttemptLimiter(attempts=self._links(window), window=window, clock=clock)
+
+    def change(self, *, attempts: int, window: float) -> None:
+        """Apply other limits from now on."""
+        for limiter in (self.codes, self.starts):
+            limiter.change(attempts=attempts, window=window)
+        self.links.change(attempts=self._links(window), window=window)
+
+    def _links(self, window: float) -> int:
+        """Return how many plain links are followed in a window: half of the codes that can be exchanged in it.
+
+        The other half is for codes that began elsewhere.
+        """
+        return capacity_for(per_second=self._requests_per_second / 2, seconds=window)
+
+
+def capacity_for(*, per_second: float, seconds: float) -> int:
+    """Return how many codes can be sent within so many seconds, where refreshes take every other slot."""
+    return max(1, int(per_second / 2 * seconds))
+
+
+def _network(address: str) -> str:
+    """Return what one subscriber holds: an IPv4 address, or the /64 around an IPv6 one."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ip_network((int(parsed), 64), strict=False))
+    return str(parsed)

@@ -1,0 +1,135 @@
+"""The end of a grant: the app presents the code, or the ticket, that its deep link brought, and its user is bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import GrantExpired, PkceMismatch
+from amo_callback.grant import CodePresentation, CodeSource, GrantStatus
+from amo_callback.model import fingerprint
+from amo_callback.oauth.ownership import Binding, binding_of
+from amo_callback.rate_limit import Priority
+
+if TYPE_CHECKING:
+    from amo_callback.clock import Clock
+    from amo_callback.grant import Grant, GrantResult, GrantSecrets
+    from amo_callback.model import Connection
+    from amo_callback.oauth.grant_factory import GrantFactory
+    from amo_callback.oauth.grant_service import GrantService
+    from amo_callback.oauth.limits import AttemptLimiter, Reservation
+    from amo_callback.store import Store
+
+TICKET_LIFE = timedelta(minutes=10)
+"""Counted from AMO's acceptance."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RedeemRequest:
+    """What the app presents."""
+
+    code: bytes = field(repr=False)
+    """AMO's code, or a ticket of ours."""
+    verifier: str | None = field(repr=False, default=None)
+    user: str | None = None
+    """Whose JWT came with it."""
+    host: str | None = None
+    """The account's, for a code that was never seen."""
+    address: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Redeemed:
+    """What became of a grant, as it is told to whoever presents its code."""
+
+    outcome: GrantResult
+    connection: Connection | None
+    """As it is now."""
+    is_owner: bool = True
+    """Whether it is the user's who asks; of one without a JWT that is not asked."""
+
+
+class Redeemer:
+    """Tell what became of a grant, any number of times, to whoever proves to be where it began."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        records: GrantFactory,
+        clock: Clock,
+        connect: GrantService,
+        attempts: AttemptLimiter,
+        issued_only: bool,
+    ) -> None:
+        self._store = store
+        self._records = records
+        self._clock = clock
+        self._connect = connect
+        self._attempts = attempts
+        self._issued_only = issued_only
+
+    async def redeem(self, presented: RedeemRequest) -> Redeemed:
+        """Return what became of a grant; the user who has proved to be an owner of its connection is bound to it.
+
+        Raises `PkceMismatch`, `GrantExpired` (of a ticket, too), and as `GrantService.complete`.
+        """
+        known = await self._known(fingerprint(presented.code))
+        visit = CodePresentation(
+            code=presented.code if known is None else known.code,
+            verifier=presented.verifier,
+            host=presented.host,
+            address=presented.address,
+            arrival=CodeSource.APP,
+        )
+        reservation = self._reserve(presented, known)
+        try:
+            outcome = await self._connect.complete(visit)
+        except PkceMismatch:
+            raise  # and keeps the place: whoever guesses comes to an end
+        except BaseException:
+            reservation.release()
+            raise
+        reservation.release()
+        if outcome.status is not GrantStatus.CONNECTED or outcome.connection_id is None:
+            return Redeemed(outcome=outcome, connection=None)
+        is_owner = await self._bind(outcome, outcome.connection_id, presented.user)
+        return Redeemed(outcome=outcome, connection=await self._connect.connection_of(outcome), is_owner=is_owner)
+
+    async def _known(self, name: str) -> GrantSecrets | None:
+        """Return what is known of a ticket or a code: a ticket is one whatever was tried with it as a code."""
+        grant = await self._store.grant_by_ticket(name)
+        if grant is not None and self._is_over(grant):
+            raise GrantExpired
+        grant = grant or await self._store.grant(name)
+        if grant is None or grant.sealed is None:
+            return None
+        return self._records.secrets_of(grant)
+
+    def _is_over(self, grant: Grant) -> bool:
+        now = self._clock.now()
+        return grant.expires_at <= now or grant.accepted_at is None or grant.accepted_at + TICKET_LIFE <= now
+
+    def _reserve(self, presented: RedeemRequest, known: GrantSecrets | None) -> Reservation:
+        """Reserve an attempt for a verifier that may be wrong."""
+        asked = known is not None and known.request is not None and known.request.challenge is not None
+        if presented.verifier is None and not asked:
+            return self._attempts.reserve(None)
+        if presented.user is None:
+            return self._attempts.reserve(presented.address)
+        return self._attempts.reserve(f"user {presented.user}", among=Priority.EXPECTED)
+
+    async def _bind(self, outcome: GrantResult, connection_id: str, user: str | None) -> bool:
+        """Bind who has proved to be an owner; tell whether the user whose JWT came is one."""
+        request, first_only = outcome.request, False
+        if user is not None:
+            binding = binding_of(request, user=user, state=outcome.handed_back, takes_app_states=not self._issued_only)
+            if binding is Binding.NONE:
+                return user in (await self._store.owners_of([connection_id]))[connection_id]
+            first_only = binding is Binding.FIRST_OWNER
+        elif request is not None and request.vouched and request.challenge is not None:
+            user = request.user
+        if user is None:
+            return True
+        return await self._store.bind(connection_id, owner=user, grant_no=outcome.grant_no, first_only=first_only)

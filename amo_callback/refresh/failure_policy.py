@@ -1,0 +1,151 @@
+"""What a refresh without a pair means for its connection: whose fault it is, and when to try again. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import (
+    AccountBlocked,
+    AmoCallbackError,
+    DecryptionFailed,
+    InvalidRefreshToken,
+    MassFailureSuspected,
+    OperatorError,
+    RefreshRefused,
+    UnauthorizedWithoutHint,
+    UnknownOutcome,
+    VendorRateLimited,
+)
+from amo_callback.model import Connection, Reason, RefreshFailure, RefreshRules, Status, Successes
+from amo_callback.schedule import retry_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+LOOK_UP_EVERY = timedelta(days=1)
+"""How often the tokens of a connection that was given up are looked up: it may heal."""
+_REFUSED_FOR = timedelta(days=1)
+_REFUSED_ALONE_FOR = timedelta(days=3)
+_REFUSALS = 8
+
+
+def verdict_of(
+    error: AmoCallbackError,
+    *,
+    claimed: Connection,
+    now: datetime,
+    rules: RefreshRules,
+    random: Callable[[], float],
+) -> RefreshFailure:
+    """Return what to write down about an attempt that ended with `error`."""
+    reason = _reason(error, claimed)
+    given_up = claimed.status is Status.NEEDS_REAUTH
+    verdict = RefreshFailure(
+        connection_id=claimed.id,
+        attempt=claimed.attempt or "",
+        status=Status.ACTIVE if reason is None else Status.NEEDS_REAUTH,
+        reason=reason,
+        last_error=error.code,
+        open_for=timedelta(seconds=rules.lease) if isinstance(error, UnknownOutcome) else None,
+        next_refresh_at=_again(error, claimed, now, rules, random) if reason is None else None,
+        died_at=None if reason is None else now,
+        look_up_at=None if reason is None else now + look_again_in(reason, rules),
+        refused_at=now if isinstance(error, UnauthorizedWithoutHint) and error.accepted is False else None,
+        suspended_reason=_suspended(error, claimed),
+    )
+    return _of_a_trial(verdict, claimed, now) if given_up else verdict
+
+
+def look_again_in(reason: Reason | None, rules: RefreshRules) -> timedelta:
+    """Return when a connection that was given up is looked at again: whether its key is back costs AMO nothing."""
+    return timedelta(seconds=rules.retry_cap) if reason is Reason.UNREADABLE else LOOK_UP_EVERY
+
+
+def _of_a_trial(verdict: RefreshFailure, claimed: Connection, now: datetime) -> RefreshFailure:
+    """Leave a connection given up as it was, unless AMO has given a reason now for what it refused without one.
+
+    A connection that was given up for such a reason is not tried a third time.
+    """
+    explained = verdict.reason is not None and claimed.reason is Reason.REFUSED
+    refused = verdict.status is Status.NEEDS_REAUTH and not explained
+    in_doubt = verdict.open_for or verdict.reason is Reason.IN_DOUBT
+    return dataclasses.replace(
+        verdict,
+        status=Status.NEEDS_REAUTH,
+        reason=Reason.IN_DOUBT if in_doubt else verdict.reason if explained else claimed.reason,
+        next_refresh_at=None,
+        died_at=None,
+        look_up_at=claimed.refresh_expires_at if refused else now + LOOK_UP_EVERY,
+    )
+
+
+def is_refused_long(claimed: Connection, *, now: datetime) -> bool:
+    """Tell whether one more refusal of a rejected token may be the last: a day long, and the eighth in a row."""
+    since = claimed.refused_since
+    return since is not None and now - since >= _REFUSED_FOR and claimed.refusals + 1 >= _REFUSALS
+
+
+def is_refused_alone(claimed: Connection, successes: Successes, *, now: datetime, rules: RefreshRules) -> bool:
+    """Tell whether AMO refuses this connection and not all of them: others succeed. A single one waits three days."""
+    since, latest = claimed.refused_since or now, successes.latest
+    if successes.refreshable <= 1:
+        return now - since >= _REFUSED_ALONE_FOR
+    if latest is None or latest <= since:
+        return False
+    return now - latest < timedelta(seconds=rules.retry_cap) or 2 * successes.succeeded >= successes.attempted
+
+
+def last_error_of(reason: Reason | None) -> str:
+    """Return the code of the error that has led to a suspended answer."""
+    return RefreshRefused.code if reason is Reason.REFUSED else InvalidRefreshToken.code
+
+
+def is_final(error: AmoCallbackError) -> bool:
+    """Tell whether only the person can mend it: AMO's listed refusals, a day of others, a pair that no key opens."""
+    return isinstance(error, InvalidRefreshToken | RefreshRefused | DecryptionFailed)
+
+
+def _suspended(error: AmoCallbackError, claimed: Connection) -> Reason | None:
+    """Return what a suspended answer means; `None` where no token was presented."""
+    if not isinstance(error, MassFailureSuspected) or error.answer is None or not claimed.spending:
+        return None
+    return _reason(error.answer, claimed)
+
+
+def _reason(error: AmoCallbackError, claimed: Connection) -> Reason | None:
+    """Tell why the person is needed, or `None` where it may pass."""
+    if not is_final(error):
+        return None
+    if isinstance(error, RefreshRefused):
+        return Reason.REFUSED
+    if not isinstance(error, InvalidRefreshToken):
+        return Reason.UNREADABLE
+    if claimed.doubtful == claimed.spending:
+        # An attempt of ours ended without an answer: it may be what spent the token.
+        return Reason.IN_DOUBT
+    return Reason.EXPIRED if error.expired else Reason.REVOKED
+
+
+def _again(
+    error: AmoCallbackError, claimed: Connection, now: datetime, rules: RefreshRules, random: Callable[[], float]
+) -> datetime:
+    if isinstance(error, VendorRateLimited):
+        return now + timedelta(seconds=error.retry_after)
+    rejected = isinstance(error, UnauthorizedWithoutHint) and error.accepted is False and claimed.refusals >= _REFUSALS
+    if rejected or isinstance(error, AccountBlocked | OperatorError | MassFailureSuspected):
+        return now + timedelta(seconds=rules.retry_cap)
+    retry = retry_at(
+        now,
+        failures=claimed.failures + 1,
+        expires_at=claimed.access_expires_at,
+        base=rules.retry_base,
+        cap=rules.retry_cap,
+        random=random,
+    )
+    if isinstance(error, UnknownOutcome):
+        # AMO may be at work on it still: not before a lease's length has passed.
+        return max(retry, now + timedelta(seconds=rules.lease))
+    return retry

@@ -1,0 +1,188 @@
+"""What a refresh without a pair leaves behind: written down, told, and weighed against all the others.
+
+A connection is given up only where AMO says so in its listed words, or refuses it for a day while others succeed, or
+no key opens its pair; and where not a whole fleet would be at once: then the answer is suspended, and applied later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from amo_callback.errors import (
+    AmoCallbackError,
+    InvalidClient,
+    MassFailureSuspected,
+    NeedsReauth,
+    NotYet,
+    OperatorError,
+    RefreshRefused,
+    StoreUnavailable,
+    Superseded,
+    UnauthorizedWithoutHint,
+)
+from amo_callback.events import Event, Level, connection_event
+from amo_callback.model import Connection, Reason, Status, short
+from amo_callback.refresh.failure_policy import (
+    LOOK_UP_EVERY,
+    is_final,
+    is_refused_alone,
+    is_refused_long,
+    last_error_of,
+    verdict_of,
+)
+from amo_callback.refresh.history import record_event
+from amo_callback.refresh.raw_answers import name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from amo_callback.clock import Clock
+    from amo_callback.events import Observer
+    from amo_callback.model import RefreshFailure, RefreshRules, RefreshTrigger
+    from amo_callback.refresh.breaker import Breaker
+    from amo_callback.refresh.leases import Leases
+    from amo_callback.refresh.raw_answers import RawAnswers
+    from amo_callback.store import Store
+
+
+class FailureRecorder:
+    """Judge attempts."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        observer: Observer,
+        breaker: Breaker,
+        leases: Leases,
+        raw_answers: RawAnswers,
+        rules: RefreshRules,
+        random: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._observer = observer
+        self._breaker = breaker
+        self._leases = leases
+        self._raw_answers = raw_answers
+        self._rules = rules
+        self._random = random
+        self._deciding = asyncio.Lock()
+
+    async def failure_recorder(
+        self, claimed: Connection, error: AmoCallbackError, *, demand: RefreshTrigger, seconds: float | None = None
+    ) -> AmoCallbackError:
+        """Write down what an attempt's error means, end its claim, and return what to tell the caller.
+
+        `demand` and `seconds` are why the attempt was made, and how long it took.
+        """
+        await self._raw_answers.keep(name_of(claimed), error, domain=claimed.domain, presented=claimed.spending or "")
+        made = {
+            "demand": demand,
+            "seconds": seconds,
+            "token": short(claimed.spending) if claimed.spending else None,
+            **error.fields,
+        }
+        try:
+            async with self._deciding:  # so that a whole fleet's deaths are counted one after the other
+                error = await self._weigh(claimed, error)
+                verdict = self._verdict(claimed, error)
+                event = _event(claimed, verdict, error, made)
+                judged = await self._save(verdict, claimed, event)
+        except StoreUnavailable as failed:
+            # The claim stays, with what it was spending: after the lease it counts as doubtful, and here at once.
+            self._leases.end(claimed)
+            pending_writes = {"error": error.code, "store": failed.detail}
+            self._observer(connection_event("refresh.verdict_unsaved", claimed, Level.ERROR, told=pending_writes))
+            return NeedsReauth(self._verdict(claimed, error).reason) if is_final(error) else error
+        if judged is None:
+            superseded = connection_event("refresh.superseded", claimed, Level.WARNING, told=made)
+            await record_event(superseded, store=self._store, observer=self._observer)
+            return Superseded()
+        self._leases.left(judged)  # an attempt that stays open: its lease counts from here
+        self._observer(event)
+        return NeedsReauth(verdict.reason) if is_final(error) else error
+
+    async def _save(self, verdict: RefreshFailure, claimed: Connection, event: Event) -> Connection | None:
+        """Store a failure and return the row; where the COMMIT was not answered, read the row before that is judged."""
+        try:
+            return await self._store.save_verdict(verdict, events=[event])
+        except StoreUnavailable:
+            stored = await self._store.connection(claimed.id)
+            if stored is None or (stored.attempt, stored.failures) == (claimed.attempt, claimed.failures):
+                raise
+            return stored if stored.pair_version == claimed.pair_version else None
+
+    def _verdict(self, claimed: Connection, error: AmoCallbackError) -> RefreshFailure:
+        return verdict_of(error, claimed=claimed, now=self._clock.now(), rules=self._rules, random=self._random)
+
+    async def _weigh(self, claimed: Connection, error: AmoCallbackError) -> AmoCallbackError:
+        """Return the error as it is to be believed."""
+        await self._breaker.address_block.failed(claimed, error)
+        if claimed.status is not Status.ACTIVE:
+            return error
+        if isinstance(error, InvalidClient):
+            await self._breaker.suspect(claimed.id, error.hint)
+        elif isinstance(error, UnauthorizedWithoutHint):
+            error = await self._weigh_unexplained(claimed, error)
+        if is_final(error) and not await self._breaker.believes():
+            return MassFailureSuspected(error)
+        return error
+
+    async def _weigh_unexplained(self, claimed: Connection, error: UnauthorizedWithoutHint) -> AmoCallbackError:
+        """Suspect our credentials where introspection accepts the token; where it rejects it, give up after a day."""
+        if error.accepted and error.same_host:
+            words = f"AMO answers {error.status} {error.title or 'without a hint'}, although it accepts our tokens"
+            await self._breaker.suspect(claimed.id, words)
+        now = self._clock.now()
+        if error.accepted is not False or not is_refused_long(claimed, now=now):
+            return error
+        if not is_refused_alone(claimed, await self._store.successes(now=now), now=now, rules=self._rules):
+            return error
+        refused = RefreshRefused()
+        refused.status, refused.request_id = error.status, error.request_id
+        return refused
+
+    async def apply_suspended(self, connection: Connection) -> AmoCallbackError | None:
+        """Apply a suspended terminal answer and return what to tell the caller; `None` where it stays suspended."""
+        reason = connection.suspended_reason
+        async with self._deciding:
+            if reason is None or not await self._breaker.believes():
+                return None
+            now, error = self._clock.now(), last_error_of(reason)
+            fields = {"token": short(connection.suspended_token or ""), "reason": reason, "error": error}
+            fields["spent_by"] = _SPENT_BY[reason]
+            event = connection_event("connection.needs_reauth", connection, Level.WARNING, told=fields)
+            applied = await self._store.give_up(
+                connection, last_error=error, now=now, look_up_at=now + LOOK_UP_EVERY, events=[event]
+            )
+        if not applied:
+            return NotYet(1.0)  # the connection has changed: it is read again
+        self._observer(event)
+        return NeedsReauth(reason)
+
+
+_SPENT_BY = {
+    Reason.REVOKED: "nobody here presented this token before, as far as this database knows: another system has, "
+    "this service has and an older database was put back since, or the grant was withdrawn",
+    Reason.EXPIRED: "it was not used for three months, as AMO counts them",
+    Reason.IN_DOUBT: "an attempt of ours ended without an answer, and may have spent it: see its earlier events",
+    Reason.REFUSED: "not known: for a day AMO has refused this connection without a hint, and rejected its token",
+    Reason.UNREADABLE: "no encryption key opens the pair, or it was sealed for another account or user than the row "
+    "names: nothing was presented",
+}
+"""Who spent the token, as far as it can be known."""
+
+
+def _event(claimed: Connection, verdict: RefreshFailure, error: AmoCallbackError, made: Mapping[str, object]) -> Event:
+    """Return what an attempt without a pair is to whoever reads the history."""
+    if is_final(error) and claimed.status is not verdict.status and verdict.reason is not None:
+        fields = {**made, "reason": verdict.reason, "error": error.code, "spent_by": _SPENT_BY[verdict.reason]}
+        name, level = "connection.needs_reauth", Level.WARNING
+    else:
+        again = {"failures": claimed.failures + 1, "next_refresh_at": verdict.next_refresh_at}
+        fields = {**made, **again, **error.fields}
+        name, level = "refresh.failed", Level.ERROR if isinstance(error, OperatorError) else Level.WARNING
+    return connection_event(name, claimed, level, told=fields)

@@ -1,0 +1,116 @@
+"""What only time tells: a clock that was stepped, and refresh tokens whose three months run out.
+
+A connection that is refreshed is never near its end. One that cannot be (its account is not paid, our credentials are
+wrong, it is frozen) dies of it unseen: so it is told, once each 30, 7 and 1 days before. A long-lived access token
+without a refresh token is warned of in the same way; when it has expired, its connection needs its user.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from amo_callback.events import Event, Level, connection_event
+from amo_callback.model import Status
+from amo_callback.schedule import CLOCK_TOLERANCE
+
+if TYPE_CHECKING:
+    from amo_callback.clock import Clock
+    from amo_callback.events import Observer
+    from amo_callback.model import Connection
+    from amo_callback.store import Store
+
+WARN_DAYS = (1, 7, 30)
+"""Each is told once, the nearest first, so that who comes late is told of one and not of three."""
+_LOOK_EVERY = 60.0
+_WARN_EVERY = 3600.0
+_STEPS = 20
+"""Steps in which the history is forgotten, at each look: as much as the largest fleet writes meanwhile."""
+_STEPPED = 60.0
+"""Seconds by which wall clock and monotonic clock must have parted."""
+_STEADY = 3600.0
+"""Seconds for which a process must have run on a steady clock before it warns.
+
+A clock that was put on by months makes everything look overdue, and so does a long time off: both are over once what
+is due has been refreshed.
+"""
+
+
+class Maintenance:
+    """Watch the clock and the deadlines."""
+
+    def __init__(self, *, store: Store, clock: Clock, observer: Observer) -> None:
+        self._store = store
+        self._clock = clock
+        self._observer = observer
+        self._steady_since = clock.monotonic()
+        self._last: tuple[datetime, float] | None = None
+        self._agrees = True
+        self._look_at = self._warn_at = clock.monotonic()
+
+    async def watch(self) -> None:
+        """Look at the clock, and once a minute, or where it was stepped, at what hangs on it."""
+        stepped = self._stepped()
+        if not stepped and self._clock.monotonic() < self._look_at:
+            return
+        if stepped:
+            self._steady_since = self._clock.monotonic()
+        back = await self._store.record_time(now=self._clock.now)
+        if back:
+            fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
+            self._observer(Event(name="clock.went_back", level=Level.WARNING, fields=fields))
+            self._steady_since = self._clock.monotonic()
+        for event in await self._store.expire_missing(now=self._clock.now(), event=_expired):
+            self._observer(event)
+        self._tell_difference()
+        self._look_at = self._clock.monotonic() + _LOOK_EVERY
+        if self._clock.monotonic() < self._steady_since + _STEADY:
+            return
+        steps = 0
+        while await self._store.forget(now=self._clock.now()) and steps < _STEPS:
+            steps += 1
+        if self._clock.monotonic() >= self._warn_at:
+            self._warn_at = self._clock.monotonic() + _WARN_EVERY
+            await self._warn()
+
+    def _tell_difference(self) -> None:
+        """Tell once that this process's clock and the store's differ: one of them is wrong."""
+        ahead = self._store.clock_skew
+        agrees = abs(ahead) <= CLOCK_TOLERANCE.total_seconds()
+        if not agrees and self._agrees:
+            text = "JWTs of the app are checked by a wrong clock: set this machine's and the database's by NTP"
+            fields = {"seconds_ahead": round(ahead), "text": text}
+            self._observer(Event(name="clock.differs", level=Level.ERROR, fields=fields))
+        self._agrees = agrees
+
+    def _stepped(self) -> bool:
+        """Tell whether the wall clock has parted from the monotonic one since the last look."""
+        now, ticks = self._clock.now(), self._clock.monotonic()
+        last, self._last = self._last, (now, ticks)
+        return last is not None and abs((now - last[0]).total_seconds() - (ticks - last[1])) >= _STEPPED
+
+    async def _warn(self) -> None:
+        for days in WARN_DAYS:
+
+            def expiring(connection: Connection, days: int = days) -> Event:
+                told = {
+                    "days": days,
+                    "refresh_expires_at": connection.refresh_expires_at,
+                    "access_expires_at": None if connection.has_refresh_token else connection.access_expires_at,
+                    "error": connection.last_error,
+                    "frozen": connection.frozen or None,
+                }
+                return connection_event("connection.expiring", connection, Level.WARNING, told=told)
+
+            before = self._clock.now() + timedelta(days=days)
+            while events := await self._store.warn(days=days, before=before, event=expiring):
+                for event in events:
+                    self._observer(event)
+
+
+def _expired(connection: Connection) -> Event:
+    """Return the event of a connection without a refresh token: its access token has expired, or is valid again."""
+    if connection.status is Status.ACTIVE:
+        return connection_event("connection.recovered", connection)
+    fields = {"reason": connection.reason, "access_expires_at": connection.access_expires_at}
+    return connection_event("connection.needs_reauth", connection, Level.WARNING, told=fields)

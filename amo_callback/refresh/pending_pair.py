@@ -1,0 +1,128 @@
+"""What has been paid for with a credential that works once, as bytes for its rescue file."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from amo_callback.encrypted_records import EncryptedRecord, RecordKind, context_of
+from amo_callback.errors import DecryptionFailed
+from amo_callback.grant import Grant, GrantStatus, NewConnection
+from amo_callback.model import Connection, RefreshedPair, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amo_callback.crypto import Cipher
+
+PendingPair = RefreshedPair | NewConnection
+"""A pair whose predecessor, or whose code, has been spent."""
+
+
+def name_of(pending_pair: PendingPair) -> str:
+    """Return the name of its rescue file: `{connection}-{pair_version}`, of a grant `{connection}-g{attempt}`."""
+    if isinstance(pending_pair, RefreshedPair):
+        return f"{pending_pair.connection_id}-{pending_pair.pair_version}"
+    return f"{pending_pair.connection_id}-g{pending_pair.grant.attempt}"
+
+
+def replaced_by(name: str) -> tuple[str, int | None]:
+    """Return which connection a file belongs to, and the pair version that it replaces; `None` for any."""
+    connection_id, _, version = name.rpartition("-")
+    return connection_id, int(version) if version.isdecimal() else None
+
+
+def as_of(pending_pair: PendingPair, now: datetime) -> PendingPair:
+    """Return it with times that are not yet to come: while it waited the clock was put back.
+
+    How old it is cannot be told then; but it must not be taken for fresh until the old clock's time has come again.
+    """
+    issued_at = (
+        pending_pair.issued_at if isinstance(pending_pair, RefreshedPair) else pending_pair.connection.connected_at
+    )
+    ahead = issued_at - now
+    if ahead <= timedelta(0):
+        return pending_pair
+    if isinstance(pending_pair, RefreshedPair):
+        return dataclasses.replace(pending_pair, **_earlier(pending_pair, ahead))
+    connection = dataclasses.replace(pending_pair.connection, **_earlier(pending_pair.connection, ahead))
+    return dataclasses.replace(pending_pair, connection=connection)
+
+
+def _earlier(value: RefreshedPair | Connection, ahead: timedelta) -> dict[str, Any]:
+    """Return its times, put back; but not what tells a grant from a later one, or it would be later than itself."""
+    times = {name: at for name, at in _fields(value).items() if isinstance(at, datetime) and name != "connected_at"}
+    return {name: at - ahead for name, at in times.items()}
+
+
+def seal_pending(pending_pair: PendingPair, cipher: Cipher) -> bytes:
+    """Seal it for its file."""
+    if isinstance(pending_pair, RefreshedPair):
+        content: dict[str, object] = {"refreshed": _fields(pending_pair)}
+    else:
+        content = {
+            "grant": _fields(pending_pair.grant),
+            "connection": _fields(pending_pair.connection),
+            "token_iat": pending_pair.token_iat,
+            "owner": pending_pair.owner,
+        }
+    return cipher.seal(
+        json.dumps(content, default=_encode).encode(), bound_to=context_of(RecordKind.RESCUE, name_of(pending_pair))
+    )
+
+
+def open_pending(name: str, sealed: bytes, cipher: Cipher) -> PendingPair:
+    """Open what a file holds; raises `DecryptionFailed`, also for what was put there by hand."""
+    content = json.loads(cipher.open(sealed, bound_to=context_of(RecordKind.RESCUE, name)), object_hook=_decode)
+    try:
+        if "refreshed" in content:
+            return RefreshedPair(**content["refreshed"])
+        grant, connection = content["grant"], content["connection"]
+        return NewConnection(
+            grant=Grant(**{**grant, "status": GrantStatus(grant["status"])}),
+            connection=Connection(**{**connection, "status": Status(connection["status"])}),
+            token_iat=content["token_iat"],
+            owner=content.get("owner"),
+        )
+    except (KeyError, TypeError, ValueError):  # of another version of amo-callback
+        raise DecryptionFailed from None
+
+
+def sealed_in(pending_pair: PendingPair) -> Sequence[EncryptedRecord]:
+    """Return what lies sealed within it, and goes into the store as it is."""
+    if isinstance(pending_pair, RefreshedPair):
+        return [
+            EncryptedRecord(
+                kind=RecordKind.CONNECTION, name=pending_pair.connection_id, content=pending_pair.sealed_pair
+            )
+        ]
+    pair, grant = pending_pair.connection, pending_pair.grant
+    found = [EncryptedRecord(kind=RecordKind.CONNECTION, name=pair.id, content=pair.sealed_pair or b"")]
+    return (
+        found
+        if grant.sealed is None
+        else [*found, EncryptedRecord(kind=RecordKind.GRANT, name=grant.code_hash, content=grant.sealed)]
+    )
+
+
+def _fields(value: Any) -> dict[str, Any]:  # noqa: ANN401 -- because any dataclass is taken
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _encode(value: object) -> object:
+    if isinstance(value, datetime):
+        return {"time": value.isoformat()}
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
+    raise TypeError
+
+
+def _decode(content: dict[str, Any]) -> object:
+    if content.keys() == {"time"}:
+        return datetime.fromisoformat(content["time"])
+    if content.keys() == {"bytes"}:
+        return base64.b64decode(content["bytes"])
+    return content

@@ -1,0 +1,392 @@
+"""Pairs that the store does not take: paid for with the ones before, so they are never let go.
+
+Such a pair is held in memory, where it can be handed out; it is written to its rescue file; and it is offered to
+the store again and again. The file is removed only after the commit, or once the store holds something newer; after
+a restart it is offered the same way. One that this database has no place for is told, and left where it is. While
+there is one, its connection is not refreshed by this process: the pair in the store has been spent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from amo_callback.concurrency import done_unless
+from amo_callback.errors import ConfigurationError, DecryptionFailed, ShuttingDown, StoreUnavailable
+from amo_callback.events import Event, Level
+from amo_callback.model import Connection, RefreshedPair, Status
+from amo_callback.refresh.pending_pair import PendingPair, as_of, name_of, open_pending, replaced_by, seal_pending
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from amo_callback.clock import Clock
+    from amo_callback.crypto import Cipher
+    from amo_callback.events import Observer
+    from amo_callback.refresh.rescue import RescueFolder
+    from amo_callback.store import Store
+
+_AGAIN = 1.0
+"""Seconds between two tries."""
+_STORE_GRACE = 2.0
+"""Seconds that the store has to take a pair once the process is to end; then the pair goes to its rescue file."""
+_HISTORY = 100
+"""The newest events of a connection among which a refresh of ours is looked for."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Held:
+    """One unsaved pair."""
+
+    pending_pair: PendingPair
+    connection: Connection | None
+    """What it makes of its connection; `None` where that has not been read yet."""
+    rescued: bool
+    events: Sequence[Event] = ()
+    """What it means that it is stored."""
+    told: bool = False
+    saved: Connection | None = None
+    tried: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+
+class PendingWrites:
+    """Store what has been paid for."""
+
+    def __init__(self, *, store: Store, rescue: RescueFolder, cipher: Cipher, clock: Clock, observer: Observer) -> None:
+        self._store = store
+        self._rescue = rescue
+        self._cipher = cipher
+        self._clock = clock
+        self._observer = observer
+        self._held: dict[str, _Held] = {}
+        self._unreadable: set[str] = set()
+        self._orphans: set[str] = set()
+        self._expected = 0
+        self._settled: set[str] = set()
+        """The names of files whose pair is stored, or superseded, and that cannot be removed."""
+        self._reserved = False
+        self._restoring: set[asyncio.Task[Connection | None]] = set()
+        self._looking = asyncio.Lock()
+        self._again = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    # --- what others must know -------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """The unsaved pairs, by the names of their files."""
+        return sorted({*(name_of(held.pending_pair) for held in self._refused()), *self._unreadable, *self._orphans})
+
+    @property
+    def at_risk(self) -> bool:
+        """Whether a pair is nowhere but in memory, neither stored nor in its rescue file, or is on its way from AMO."""
+        return self._expected > 0 or bool(self.unsafe)
+
+    @property
+    def unsafe(self) -> list[str]:
+        """The connections whose pair is nowhere but in memory."""
+        return sorted({held.pending_pair.connection_id for held in self._held.values() if not held.rescued})
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Count a request to AMO that may bring a pair; its answer must come to `save` without another wait."""
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+
+    def blocks(self, connection: Connection) -> bool:
+        """Tell whether the connection's stored pair has been spent already, for one that is unsaved."""
+        for owner, version in map(replaced_by, self._unreadable | self._orphans):
+            # Of a grant that cannot be read the stored pair is not spent; what an old database holds is.
+            if owner == connection.id and version is not None and connection.pair_version <= version:
+                return True
+        return any(self._replaces(name, connection) for name in self._held)
+
+    def newest(self, stored: Connection) -> Connection:
+        """Return a connection with the unsaved pair that replaces the stored one, where there is one."""
+        for held in self._refused():
+            if self._replaces(name_of(held.pending_pair), stored) and stored.status is not Status.DISCONNECTED:
+                return _with(stored, held.pending_pair)
+        return stored
+
+    def find(self, *, connection_id: str = "", account_id: str = "") -> Connection | None:
+        """Return a connection with its unsaved pair, for when the store cannot be asked."""
+        for held in self._refused():
+            found = held.connection
+            if found is not None and (found.id == connection_id or (account_id and found.account_id == account_id)):
+                return found
+        return None
+
+    def _refused(self) -> list[_Held]:
+        """Return what the store has refused, here or before a restart: of others nobody hears, it may take them now."""
+        return [held for held in self._held.values() if held.told]
+
+    @staticmethod
+    def _replaces(name: str, stored: Connection) -> bool:
+        owner, version = replaced_by(name)
+        return owner == stored.id and version in {None, stored.pair_version}
+
+    # --- one pair --------------------------------------------------------------------------------
+
+    async def save(
+        self, pending_pair: PendingPair, *, connection: Connection, events: Sequence[Event] = ()
+    ) -> Connection | None:
+        """Store a pair, however long it takes; `None` where a newer one was stored meanwhile.
+
+        `connection` is the one that it belongs to, as it was read; `events` are written with it. Once the process is to
+        end, a pair that is in its rescue file is left there: raises `ShuttingDown`.
+        """
+        return await self._hold(_Held(pending_pair, _with(connection, pending_pair), rescued=False, events=events))
+
+    async def restore(self) -> None:
+        """Offer every rescue file to the store once, and those that it does not take again and again.
+
+        At start, and every now and then: another process on the same folder may have ended and left some. One that
+        lives yet offers them, too, and each is stored once. Whoever comes meanwhile waits, and looks after that: two
+        would take up one file. Raises `ConfigurationError` where they cannot be read.
+        """
+        async with self._looking:
+            held = set(self._held)  # one that is stored while the folder is read may still be seen there
+            try:
+                files = await asyncio.to_thread(self._rescue.read)
+            except OSError as error:
+                raise ConfigurationError(f"storage.rescue: cannot be read: {error.strerror}") from None
+            self._unreadable &= files.keys()
+            self._orphans &= files.keys()
+            self._settled &= files.keys()
+            for name in sorted(files.keys() - self._unreadable - held):
+                if name in self._settled:
+                    await self._forget(name)
+                elif name not in self._held:
+                    await self._take_up(name, files[name])
+
+    async def _take_up(self, name: str, content: bytes | None) -> None:
+        try:
+            pending_pair = open_pending(name, content or b"", self._cipher)
+        except DecryptionFailed:
+            self._unreadable.add(name)
+            fields = {"file": name, "text": "give back its encryption key, or its owner, then restart"}
+            self._observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
+        else:
+            await self._adopt(pending_pair)
+
+    async def _adopt(self, pending_pair: PendingPair) -> None:
+        connection = pending_pair.connection if not isinstance(pending_pair, RefreshedPair) else None
+        # Whoever asked for it is gone: that somebody has connected is told by whoever stores it.
+        events = [] if connection is None else [Event(name="connection.connected", connection_id=connection.id)]
+        held = _Held(pending_pair, connection, rescued=True, events=events, told=True)
+        task = asyncio.create_task(self._hold_left(held), name=f"unsaved:{name_of(pending_pair)}")
+        self._restoring.add(task)
+        task.add_done_callback(self._restored)
+        await held.tried.wait()
+
+    async def _hold_left(self, held: _Held) -> Connection | None:
+        """Hold what another process, or this one before a restart, has left."""
+        saved = await self._hold(held)
+        if saved is not None and saved.mended:
+            self._tell("connection.recovered", held.pending_pair)
+        return saved
+
+    async def settle(self) -> None:
+        """Offer each unsaved pair to the store now, and see to the reserve, before anything new is spent."""
+        if not self._reserved:
+            self._reserved = await asyncio.to_thread(self._rescue.reserve)
+        waiting = list(self._held.values())
+        for held in waiting:
+            held.tried.clear()
+        self._again.set()
+        self._again = asyncio.Event()
+        await asyncio.gather(*(held.tried.wait() for held in waiting))
+
+    def stop(self) -> None:
+        """Wait no longer for a store that is away, where the rescue file is written."""
+        self._stopping.set()
+
+    async def drain(self) -> None:
+        """Wait until every pair is stored, or in its rescue file."""
+        if self._restoring:
+            await asyncio.wait(self._restoring)
+
+    async def _hold(self, held: _Held) -> Connection | None:
+        name = name_of(held.pending_pair)
+        self._held[name] = held
+        try:
+            while refusal := await self._offer_in_time(held):
+                if not held.rescued:
+                    held.rescued = await self._rescued(held.pending_pair)
+                self._tell_once(held, refusal)
+                held.tried.set()
+                await self._wait(held)
+            if name in self._orphans:
+                return None
+            if held.rescued:
+                await self._forget(name)
+            if held.told:
+                self._tell("pair.saved", held.pending_pair, superseded=held.saved is None)
+            return held.saved
+        finally:
+            del self._held[name]
+            held.tried.set()
+
+    async def _offer_in_time(self, held: _Held) -> Exception | None:
+        """Offer a pair as below; once the process is to end the store has two seconds, which count as a refusal."""
+        refusals: list[Exception | None] = []
+
+        async def offer() -> None:
+            refusals.append(await self._offer(held))
+
+        if await done_unless(offer(), stop=self._stopping, grace=_STORE_GRACE, clock=self._clock):
+            return refusals[0]
+        return StoreUnavailable("no answer in time")
+
+    async def _offer(self, held: _Held) -> Exception | None:
+        """Offer a pair to the store; return why it is not settled: stored, superseded, or an orphan in its file."""
+        name = name_of(held.pending_pair)
+        if refusal := await self._store_it(held):
+            return refusal
+        try:
+            orphaned = held.saved is None and not await self._is_superseded(held.pending_pair)
+        except Exception as error:  # noqa: BLE001 -- as above: until it is known, the pair is held
+            return error
+        if not orphaned:
+            self._orphans.discard(name)
+            return None
+        held.rescued = held.rescued or await self._rescued(held.pending_pair)
+        if not held.rescued:
+            return StoreUnavailable("no place for it in this database, nor in the rescue folder")
+        if name not in self._orphans:
+            self._orphans.add(name)
+            self._tell("pair.orphaned", held.pending_pair, Level.ERROR, text="is this the right database?")
+        return None
+
+    async def _store_it(self, held: _Held) -> Exception | None:
+        """Offer a pair to the store; return why it does not take it, nothing where it does, or holds a newer one."""
+        late = [Event(name="pair.saved", connection_id=held.pending_pair.connection_id)] if held.told else []
+        events = [*held.events, *late]
+        held.pending_pair = pending_pair = as_of(held.pending_pair, self._clock.now())
+        if held.connection is not None:
+            held.connection = _with(held.connection, pending_pair)
+        try:
+            if isinstance(pending_pair, RefreshedPair):
+                held.saved = await self._store.save_refreshed(pending_pair, events=events)
+            else:
+                held.saved = await self._store.save_connected(pending_pair, events=events)
+        except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
+            held.saved = await self._stored(held)
+            return error if held.saved is None else None
+        if held.saved is None:
+            held.saved = await self._stored(held)
+        return None
+
+    async def _stored(self, held: _Held) -> Connection | None:
+        """Return the connection that has, or has had, this very pair: it was committed, and the answer was lost."""
+        pending_pair = held.pending_pair
+        sealed = (
+            pending_pair.sealed_pair if isinstance(pending_pair, RefreshedPair) else pending_pair.connection.sealed_pair
+        )
+        try:
+            stored = await self._store.connection(pending_pair.connection_id)
+            if stored is None or stored.status is Status.DISCONNECTED:
+                return None
+            return stored if stored.sealed_pair == sealed or await self._is_recorded(held) else None
+        except Exception:  # noqa: BLE001 -- as above: until it is known, the pair is held
+            return None
+
+    async def _is_recorded(self, held: _Held) -> bool:
+        """Tell whether the history has the refresh that brought the pair: written with it, though replaced since.
+
+        While the store was out of reach another process may have refreshed it, or sealed it with a newer key.
+        """
+        tokens = {event.fields["next_token"] for event in held.events if "next_token" in event.fields}
+        if not tokens:
+            return False
+        recorded = await self._store.events(connection_id=held.pending_pair.connection_id, limit=_HISTORY)
+        return any(
+            event.name == "refresh.succeeded" and event.details.get("next_token") in tokens for event in recorded
+        )
+
+    async def _is_superseded(self, pending_pair: PendingPair) -> bool:
+        """Tell whether the store holds something newer than a pair that it did not take.
+
+        Else it is another database, or an old one that was put back: there the pair belongs to nothing, and it may
+        be all that is left of its connection.
+        """
+        if not isinstance(pending_pair, RefreshedPair):
+            return True  # a grant is refused only for a later one, or a disconnect
+        stored = await self._store.connection(pending_pair.connection_id)
+        if stored is None:
+            return False
+        regranted = (stored.grant_iat or 0) > (pending_pair.grant_iat or 0) > 0
+        return regranted or stored.status is Status.DISCONNECTED or stored.pair_version > pending_pair.pair_version
+
+    def _tell_once(self, held: _Held, refusal: Exception) -> None:
+        if held.told:
+            return
+        held.told = True
+        if isinstance(refusal, StoreUnavailable):
+            self._tell("pair.unsaved", held.pending_pair, Level.ERROR, store=refusal.detail, rescued=held.rescued)
+        else:
+            bug = Event(
+                name="pair.unsaved", level=Level.ERROR, connection_id=held.pending_pair.connection_id, error=refusal
+            )
+            self._observer(bug)
+
+    async def _wait(self, held: _Held) -> None:
+        """Wait for the next try, or for the end where the pair is safe."""
+        if self._stopping.is_set() and held.rescued:
+            raise ShuttingDown
+        stop = self._stopping if held.rescued else asyncio.Event()
+        await done_unless(self._again.wait(), stop=stop, grace=0, clock=self._clock, limit=_AGAIN)
+
+    async def _rescued(self, pending_pair: PendingPair) -> bool:
+        """Write the rescue file; tell whether that was done."""
+        sealed = seal_pending(pending_pair, self._cipher)
+        self._settled.discard(name_of(pending_pair))
+        self._reserved = False  # it may be given up for this
+        try:
+            await asyncio.to_thread(self._rescue.write, name_of(pending_pair), sealed)
+        except OSError:
+            return False
+        return True
+
+    async def _forget(self, name: str) -> None:
+        """Remove the rescue file, after the commit; one that stays is tried again, and logged once."""
+        try:
+            await asyncio.to_thread(self._rescue.remove, name)
+        except OSError as error:
+            if name not in self._settled:
+                fields = {"file": name, "error": error.strerror}
+                self._observer(Event(name="rescue.not_removed", level=Level.WARNING, fields=fields))
+            self._settled.add(name)
+        else:
+            self._settled.discard(name)
+
+    def _restored(self, task: asyncio.Task[Connection | None]) -> None:
+        self._restoring.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ShuttingDown):
+            self._observer(Event(name="pair.bug", level=Level.ERROR, error=error))
+
+    def _tell(self, name: str, pending_pair: PendingPair, level: Level = Level.INFO, **fields: object) -> None:
+        self._observer(Event(name=name, level=level, connection_id=pending_pair.connection_id, fields=fields))
+
+
+def _with(connection: Connection, pending_pair: PendingPair) -> Connection:
+    """Return a connection as it will be once the pair is stored."""
+    if not isinstance(pending_pair, RefreshedPair):
+        return pending_pair.connection
+    return dataclasses.replace(
+        connection,
+        status=Status.ACTIVE,
+        reason=None,
+        sealed_pair=pending_pair.sealed_pair,
+        access_issued_at=pending_pair.issued_at,
+        access_expires_at=pending_pair.expires_at,
+        attempt=None,
+        spending=None,
+        doubtful=None,
+    )

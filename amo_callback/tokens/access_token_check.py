@@ -1,0 +1,134 @@
+"""Whether an access token in doubt is still valid: AMO is asked about it, which spends nothing.
+
+Not known of AMO: whether the old access token outlives a refresh. So the stored one may be invalid before it expires
+after a refresh without an answer; during one that takes long, or that was open before this process; once the connection
+needs its user; while it is frozen (it may be refreshed elsewhere); and where its times cannot be right. One that AMO
+rejects is never handed out. One that AMO does not speak of is, until it expires, but as stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from amo_callback.concurrency import done_within
+from amo_callback.errors import HostNotAllowed, NotYet, ShuttingDown
+from amo_callback.model import Connection, Status, TokenPair, TokenState
+from amo_callback.rate_limit import Priority
+from amo_callback.schedule import is_impossible
+
+if TYPE_CHECKING:
+    from amo_callback.clock import Clock
+    from amo_callback.refresh.introspector import Introspector
+    from amo_callback.refresh.leases import Leases
+
+_PATIENCE = 1.0
+"""Seconds that a caller waits for AMO's answer."""
+_UNDER_WAY = 5.0
+"""Seconds for which another refresh may be under way before the access token is in doubt."""
+_SETTLED = 600.0
+_UNSETTLED = 5.0
+"""Seconds for which an answer holds: a refusal or of a connection given up, and of one that may be refreshed yet."""
+_FROZEN = 60.0
+"""The same, of one that is frozen: elsewhere it may be refreshed at any moment."""
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answer:
+    holds_until: float
+    standing: TokenState
+
+
+_Pair = tuple[str, int]
+_Key = tuple[str, int, str | None]
+
+
+def _pair(connection: Connection) -> _Pair:
+    return connection.id, connection.pair_version
+
+
+def _key(connection: Connection) -> _Key:
+    """Name what an answer is about: this pair, and the last attempt that may have ended its access token."""
+    return connection.id, connection.pair_version, connection.attempt
+
+
+class AccessTokenCheck:
+    """Check whether access tokens are still valid."""
+
+    def __init__(self, *, introspector: Introspector, leases: Leases, clock: Clock) -> None:
+        self._introspector = introspector
+        self._leases = leases
+        self._clock = clock
+        self._answers: OrderedDict[_Key, _Answer] = OrderedDict()
+        self._rejected: OrderedDict[_Pair, None] = OrderedDict()
+        self._asking: dict[_Key, asyncio.Task[None]] = {}
+
+    def is_doubtful(self, connection: Connection) -> bool:
+        """Tell whether the access token may be dead before its time."""
+        if connection.status is Status.NEEDS_REAUTH or connection.doubtful is not None:
+            return True
+        if connection.frozen:
+            return True  # it may live elsewhere, and have been refreshed there
+        if _pair(connection) in self._rejected or self._leases.has_ended(connection):
+            return True
+        if is_impossible(connection, now=self._clock.now()):
+            return True
+        # A refresh that has just begun is no reason for doubt: it is one when it ends without an answer, or takes long.
+        return connection.attempt is not None and (
+            connection.failures > 0 or self._leases.age(connection) >= _UNDER_WAY
+        )
+
+    def reject(self, connection: Connection) -> None:
+        """Note that AMO has refused the access token to a backend, which is a hint and no more."""
+        self._rejected[_pair(connection)] = None
+        while len(self._rejected) > _REMEMBERED:
+            self._rejected.popitem(last=False)
+
+    async def standing(self, connection: Connection, pair: TokenPair, *, doubted: bool = False) -> TokenState:
+        """Return whether the access token is valid: `UNKNOWN` where AMO could not be asked, or has not answered.
+
+        A caller may have doubts of its own.
+        """
+        if not doubted and not self.is_doubtful(connection):
+            return TokenState.GOOD
+        key = _key(connection)
+        known = self._answers.get(key)
+        if known is None or self._is_over(known):
+            asking = self._asking.get(key)
+            if asking is None:
+                asking = asyncio.create_task(self._ask(key, connection, pair), name=f"alive:{connection.id}")
+                self._asking[key] = asking
+                asking.add_done_callback(lambda _: self._asking.pop(key, None))
+            await done_within(asking, seconds=_PATIENCE, clock=self._clock)
+        answer = self._answers.get(key)
+        return TokenState.UNKNOWN if answer is None or self._is_over(answer) else answer.standing
+
+    def _is_over(self, answer: _Answer) -> bool:
+        return self._clock.monotonic() >= answer.holds_until
+
+    async def drain(self) -> None:
+        """Ask nothing any more."""
+        for asking in self._asking.values():
+            asking.cancel()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+
+    async def _ask(self, key: _Key, connection: Connection, pair: TokenPair) -> None:
+        try:
+            sighting = await self._introspector.about_access_token(
+                connection, pair, priority=Priority.TOKEN_CHECK, limit=_PATIENCE
+            )
+        except (ShuttingDown, NotYet, HostNotAllowed):
+            return
+        standing = sighting.standing
+        settled = connection.status is Status.NEEDS_REAUTH and standing is not TokenState.UNKNOWN
+        holds = _SETTLED if settled or standing is TokenState.REFUSED else _FROZEN if connection.frozen else _UNSETTLED
+        answer = _Answer(holds_until=self._clock.monotonic() + holds, standing=standing)
+        self._answers[key] = answer
+        if standing is TokenState.GOOD:
+            self._rejected.pop(_pair(connection), None)
+        self._answers.move_to_end(key)
+        while len(self._answers) > _REMEMBERED:
+            self._answers.popitem(last=False)

@@ -1,0 +1,730 @@
+"""Grants between processes, and at the end of one; the callback's tests show the rest from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.errors import (
+    CodeUsed,
+    GrantExpired,
+    InvalidRequest,
+    NotFound,
+    RequestNotSent,
+    StoreUnavailable,
+    TooManyAttempts,
+    UnknownOutcome,
+)
+from amo_callback.grant import CodePresentation, GrantStatus
+from amo_callback.model import Status, TokenResponse, fingerprint
+from amo_callback.oauth.authorization import Authorizations, StartLimiter
+from amo_callback.oauth.code_exchange import Exchanger, ExchangeRules
+from amo_callback.oauth.grant_factory import GrantFactory
+from amo_callback.oauth.grant_service import PATIENCE, GrantService
+from amo_callback.oauth.limits import AdmissionQueue, AttemptLimiter
+from amo_callback.oauth.state_policy import StatePolicy
+from amo_callback.rate_limit import Priority
+from amo_callback.refresh.address_block import AddressBlock
+from amo_callback.refresh.credentials import Credentials
+from amo_callback.refresh.leases import Leases
+from amo_callback.refresh.pending_writes import PendingWrites
+from amo_callback.refresh.raw_answers import RawAnswers, open_raw
+from tests.conftest import HOST, Amo
+from tests.fakes import FailingStore, FakeClock, Instead, MemoryRescue, Witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.crypto import Cipher
+    from amo_callback.grant import Grant, GrantResult
+    from amo_callback.model import Connection, TokenResponse
+    from amo_callback.store import Store
+
+
+class Counter:
+    """Handles that can be told apart."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> str:
+        self.count += 1
+        return f"handle-{self.count}"
+
+
+class Process:
+    """One process's grants, on a store that others share."""
+
+    def __init__(self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> None:
+        self.amo, self.clock, self.witness = amo, clock, Witness()
+        self.store, self.client, self.cipher = store, client, cipher
+        self.failing = FailingStore(store, clock)
+        self.woken = 0
+        self.new_secret = Counter()
+        self.rescue = MemoryRescue()
+        self.pending_writes = PendingWrites(
+            store=cast("Store", self.failing),
+            rescue=self.rescue,
+            cipher=cipher,
+            clock=clock,
+            observer=self.witness,
+        )
+        self.raw_answers = RawAnswers(
+            store=store,
+            rescue=self.rescue,
+            cipher=cipher,
+            clock=clock,
+            observer=self.witness,
+            pending_writes=self.pending_writes,
+        )
+        self.address_block = AddressBlock(store=store, clock=clock, observer=self.witness, probe_every=900)
+        self.connect = self.make(client=client, cipher=cipher)
+
+    def make(
+        self,
+        *,
+        client: object,
+        cipher: Cipher,
+        places: int = 30,
+        patience: float = PATIENCE,
+        rules: ExchangeRules | None = None,
+    ) -> GrantService:
+        return GrantService(
+            store=cast("Store", self.failing),
+            amo=cast("AmoClient", client),
+            records=self.records(cipher),
+            clock=self.clock,
+            observer=self.witness,
+            exchanger=Exchanger(
+                store=cast("Store", self.failing),
+                amo=cast("AmoClient", client),
+                cipher=cipher,
+                clock=self.clock,
+                observer=self.witness,
+                pending_writes=self.pending_writes,
+                raw_answers=self.raw_answers,
+                credentials=Credentials(
+                    store=cast("Store", self.failing), clock=self.clock, observer=self.witness, client_id="c619"
+                ),
+                address_block=self.address_block,
+                rules=rules or ExchangeRules(),
+                random=lambda: 0.5,
+                connected=self._wake,
+            ),
+            admission=StatePolicy(
+                authorizations=self.authorizations(client=client, cipher=cipher),
+                issued_only=False,
+                lists_accounts=False,
+            ),
+            attempts=AttemptLimiter(attempts=places, window=60, clock=self.clock),
+            queue=AdmissionQueue(capacity=100),
+            leases=Leases(length=60.0, store=cast("Store", self.failing), clock=self.clock),
+            patience=patience,
+        )
+
+    def authorizations(self, *, client: object, cipher: Cipher) -> Authorizations:
+        return Authorizations(
+            store=cast("Store", self.failing),
+            amo=cast("AmoClient", client),
+            cipher=cipher,
+            clock=self.clock,
+            starts=self.starts(),
+            new_secret=lambda: "0123456789abcdefghijkl",
+        )
+
+    def records(self, cipher: Cipher) -> GrantFactory:
+        return GrantFactory(cipher=cipher, clock=self.clock, lease=60.0, new_secret=self.new_secret)
+
+    def starts(self) -> StartLimiter:
+        places = AttemptLimiter(attempts=100, window=60, clock=self.clock)
+        return StartLimiter(each=places, links=places, queue=AdmissionQueue(capacity=100))
+
+    def _wake(self, _connected: Connection) -> None:
+        self.woken += 1
+
+    async def complete(self, code: str, state: bytes | None = b"s") -> GrantResult:
+        return await self.connect.complete(
+            CodePresentation(code=code.encode(), state=state, host=HOST, address="192.0.2.1")
+        )
+
+    @asynccontextmanager
+    async def slow_exchange(self, code: str) -> AsyncIterator[asyncio.Task[GrantResult]]:
+        """Begin an exchange that AMO answers when the block ends."""
+        self.amo.sandbox.faults.add(Fault.SLOW)
+        self.amo.sandbox.asked.clear()
+        task = asyncio.create_task(self.complete(code))
+        await self.amo.sandbox.asked.wait()
+        yield task
+        self.amo.sandbox.go_on.set()
+
+
+@pytest.fixture
+def process(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
+    return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
+
+
+@pytest.fixture
+def other(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
+    return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
+
+
+async def test_another_process_waits_for_the_exchange_and_gives_the_same_answer(
+    process: Process, other: Process
+) -> None:
+    """The callback arrives at two processes: one exchanges, both answer with the same handle."""
+    async with process.slow_exchange(code := process.amo.code()) as first:
+        second = asyncio.create_task(other.complete(code))
+        await other.clock.until_sleeping(0.25)
+    assert (await first).status is GrantStatus.CONNECTED
+    while not second.done():
+        other.clock.advance(0.25)
+        await asyncio.wait({second}, timeout=0.01)
+    assert await second == await first
+    assert len(process.amo.fake.ledger.exchanges()) == 1
+
+
+async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease(
+    process: Process, other: Process, cipher: Cipher
+) -> None:
+    """Who claimed a code and was not heard of again is waited for, then followed; what it writes late is nothing."""
+    code = process.amo.code()
+    other.connect = other.make(client=Deaf(process.clock, 0), cipher=cipher)
+    lost = asyncio.create_task(other.complete(code))
+    await process.clock.until_sleeping(600)
+    waiting = asyncio.create_task(process.complete(code))
+    await process.clock.until_sleeping(0.25)
+    process.clock.advance(8)
+    assert (await waiting).status is GrantStatus.EXCHANGING
+    process.clock.advance(52)
+    await _drained(process)
+    outcome = await process.complete(code)
+    assert outcome.status is GrantStatus.CONNECTED
+    process.clock.advance(600)
+    assert (await lost).status is GrantStatus.EXCHANGING
+    await other.connect.drain()
+    assert await process.complete(code) == outcome
+
+
+@pytest.mark.parametrize("minutes", [10, -60])
+async def test_a_stepped_clock_ends_no_lease_of_a_code(process: Process, other: Process, minutes: int) -> None:
+    """Another process is exchanging it: however the wall clock is stepped, its lease is waited for, and not longer."""
+    async with process.slow_exchange(code := process.amo.code()) as first:
+        second = asyncio.create_task(other.complete(code))
+        await other.clock.until_sleeping(0.25)
+        other.clock.step(timedelta(minutes=minutes))
+        other.clock.advance(0.25)
+        await other.clock.until_sleeping(0.25)
+    assert (await first).status is GrantStatus.CONNECTED
+    while not second.done():
+        other.clock.advance(0.25)
+        await asyncio.wait({second}, timeout=0.01)
+    assert len(process.amo.fake.ledger.exchanges()) == 1
+
+
+async def _drained(process: Process) -> None:
+    draining = asyncio.create_task(process.connect.drain())
+    while not draining.done():
+        process.clock.advance(0.25)
+        await asyncio.wait({draining}, timeout=0.01)
+
+
+async def _block(process: Process) -> None:
+    await process.store.begin_amo_block("shown", probe_every=timedelta(minutes=15))
+    await process.address_block.watch()
+
+
+async def test_while_amo_blocks_our_address_one_exchange_leaves_every_ten_seconds(process: Process) -> None:
+    """The first leaves at once; each of the others waits until ten seconds after the one before."""
+    await _block(process)
+    process.amo.sandbox.faults.standing = Fault.BLOCKED
+    callbacks = [asyncio.create_task(process.complete(process.amo.code())) for _ in range(3)]
+    for sent in (1, 2):
+        await asyncio.wait_for(process.amo.sandbox.until_asked(sent), 10)
+        await process.clock.until_sleeping(10)
+        process.clock.advance(9.9)
+        await process.clock.until_sleeping(0.1)
+        assert process.amo.sandbox.requests == sent
+        process.clock.advance(0.1)
+    await asyncio.wait_for(process.amo.sandbox.until_asked(3), 10)
+    await asyncio.wait(callbacks)
+    assert await process.store.amo_block() is not None
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_an_exchange_that_succeeds_ends_the_block_of_our_address(
+    process: Process, cipher: Cipher, *, allowed: bool
+) -> None:
+    """AMO has issued a pair, also where it is discarded because the account is not allowed."""
+    rules = ExchangeRules() if allowed else ExchangeRules(allowed_accounts=["1"])
+    process.connect = process.make(client=process.client, cipher=cipher, rules=rules)
+    await _block(process)
+    outcome = await process.complete(process.amo.code())
+    assert outcome.status is (GrantStatus.CONNECTED if allowed else GrantStatus.REFUSED)
+    assert await process.store.amo_block() is None
+    assert [event.name for event in process.witness.events if event.name.startswith("amo_blocked")] == [
+        "amo_blocked.started",
+        "amo_blocked.ended",
+    ]
+
+
+async def test_a_refused_exchange_does_not_end_the_block_of_our_address(process: Process) -> None:
+    """AMO's word about a code is no success."""
+    await _block(process)
+    await process.complete("not AMO's")
+    assert await process.store.amo_block() is not None
+
+
+async def test_an_answer_without_a_readable_pair_is_kept(process: Process, cipher: Cipher) -> None:
+    """The code has been spent, and its pair may be in the answer: the file is found by the user's support code."""
+    process.amo.sandbox.faults.add(Fault.HALF_JSON_AFTER)
+    outcome = await process.complete(process.amo.code())
+    assert outcome.status is GrantStatus.FAILED
+    [(name, sealed)] = process.rescue.files.items()
+    assert name.startswith(outcome.support)
+    answer = open_raw(name, sealed, cipher)
+    assert (answer.domain, answer.presented) == (HOST, "")
+    assert b"access_token" in answer.body
+    assert [event.fields["file"] for event in process.witness.named("raw_answer.kept")] == [name]
+    assert process.pending_writes.names == []
+
+
+async def test_a_caller_who_hangs_up_cancels_nothing(process: Process) -> None:
+    """The exchange goes on, and its pair is stored."""
+    async with process.slow_exchange(code := process.amo.code()) as caller:
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+    await process.connect.drain()
+    assert (await process.complete(code)).status is GrantStatus.CONNECTED
+    assert len(process.amo.fake.ledger.exchanges()) == 1
+    assert process.woken == 1
+
+
+async def test_a_code_is_remembered_as_expired(process: Process) -> None:
+    """After 20 minutes a known code is told as expired without asking AMO, and its address is gone."""
+    code = process.amo.code()
+    outcome = await process.complete(code)
+    assert (await process.connect.returned(outcome.handle)) == outcome
+    process.clock.advance(1200)
+    with pytest.raises(GrantExpired):
+        await process.complete(code)
+    with pytest.raises(NotFound):
+        await process.connect.returned(outcome.handle)
+    assert len(process.amo.fake.ledger.exchanges()) == 1
+
+
+async def test_a_store_that_is_away_spends_no_code(process: Process) -> None:
+    """Where the claim cannot be written the code is not sent, and works later."""
+    code = process.amo.code()
+    process.failing.away = {"claim_grant"}
+    with pytest.raises(StoreUnavailable):
+        await process.complete(code)
+    process.failing.away = set()
+    assert (await process.complete(code)).status is GrantStatus.CONNECTED
+
+
+async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(process: Process) -> None:
+    """The code is spent: its pair stays in memory, the person waits at the return address, and it lands there."""
+    code = process.amo.code()
+    process.failing.away = {"save_connected"}
+    waiting = asyncio.create_task(process.complete(code))
+    await process.witness.until("pair.unsaved")
+    await process.clock.until_sleeping(8)
+    for _ in range(8):
+        await process.clock.until_sleeping(1)
+        process.clock.advance(1)
+    outcome = await waiting
+    assert outcome.status is GrantStatus.EXCHANGING
+    process.failing.away = set()
+    await process.clock.until_sleeping(1)
+    process.clock.advance(1)
+    await process.connect.drain()
+    assert (await process.connect.returned(outcome.handle)).status is GrantStatus.CONNECTED
+
+
+async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(
+    process: Process, cipher: Cipher
+) -> None:
+    """Where not even the claim is written after 8 s there is no address to wait at: try again."""
+
+    class Stuck(FailingStore):
+        async def grant(self, _code_hash: str) -> None:
+            await process.clock.sleep(3600)
+
+    process.failing = Stuck(process.store, process.clock)
+    process.connect = process.make(client=None, cipher=cipher)
+    waiting = asyncio.create_task(process.complete("code"))
+    await process.clock.until_sleeping(8)
+    process.clock.advance(8)
+    with pytest.raises(StoreUnavailable):
+        await waiting
+
+
+class Queue:
+    """AMO behind a long queue at the rate limit."""
+
+    client_id, timeout = "c619", 15.0
+
+    def __init__(self, clock: FakeClock, wait: float) -> None:
+        self.clock, self.wait, self.sent = clock, wait, 0
+
+    def check_domain(self, host: str | None) -> str:
+        assert host == HOST
+        return HOST
+
+    async def slot(self, priority: Priority) -> None:
+        assert priority is Priority.STRANGER
+        await self.clock.sleep(self.wait)
+
+    async def exchange(self, **_: object) -> TokenResponse:
+        self.sent += 1
+        raise AssertionError
+
+
+class Deaf(Queue):
+    """AMO that takes ten minutes for an answer."""
+
+    async def exchange(self, **_: object) -> TokenResponse:
+        await self.clock.sleep(600)
+        raise UnknownOutcome("timeout")
+
+
+async def test_stopping_does_not_wait_for_the_rate_limit(process: Process, cipher: Cipher) -> None:
+    """At the end of the process an exchange without a slot fails unspent, and can be tried again."""
+    queue = Queue(process.clock, 3600)
+    process.connect = process.make(client=queue, cipher=cipher)
+    waiting = asyncio.create_task(process.complete("code"))
+    await process.clock.until_sleeping(3600)
+    process.connect.stop()
+    await process.clock.until_sleeping(1)
+    process.clock.advance(1)
+    outcome = await waiting
+    assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
+
+
+async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: Process, cipher: Cipher) -> None:
+    """Of each address one code at a time waits for the rate limit: with four that send, another is fifth at most."""
+    slots, waiting = asyncio.Queue[None](), asyncio.Queue[None]()
+    sent: list[object] = []
+
+    class Slotted(Queue):
+        async def slot(self, priority: Priority) -> None:
+            del priority
+            waiting.put_nowait(None)
+            await slots.get()
+
+        async def exchange(self, **request: object) -> TokenResponse:
+            sent.append(request["code"])
+            raise CodeUsed
+
+    process.connect = process.make(client=Slotted(process.clock, 0), cipher=cipher, places=100)
+
+    def bring(code: str, address: str) -> asyncio.Task[GrantResult]:
+        visit = CodePresentation(code=code.encode(), state=b"s", host=HOST, address=address)
+        return asyncio.create_task(process.connect.complete(visit))
+
+    flood = [bring(f"junk {number}", f"192.0.2.{number % 4}") for number in range(20)]
+    for _ in range(4):
+        await waiting.get()
+    good = bring("good", "198.51.100.1")
+    await waiting.get()
+    for _ in range(5):
+        slots.put_nowait(None)
+    await good
+    assert b"good" in sent[:5]
+    for _ in range(16):
+        slots.put_nowait(None)
+    await asyncio.gather(*flood)
+    assert len(sent) == 21
+
+
+async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process, cipher: Cipher) -> None:
+    """What cannot be sent within its lease leaves the queue, unsent: another process may follow."""
+    queue = Queue(process.clock, 3600)
+    process.connect = process.make(client=queue, cipher=cipher, patience=100)
+    waiting = asyncio.create_task(process.complete("code"))
+    await process.clock.until_sleeping(45)
+    process.clock.advance(45)
+    outcome = await waiting
+    assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
+
+
+async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process, cipher: Cipher) -> None:
+    """An exception that nobody expected reaches the log, the caller, and leaves the code doubtful."""
+    process.connect = process.make(client=Queue(process.clock, 0), cipher=cipher)
+    with pytest.raises(AssertionError):
+        await process.complete("code")
+    assert isinstance((await process.witness.until("grant.bug")).error, AssertionError)
+    grant = await process.failing.grant(fingerprint("code"))
+    assert (grant.status, grant.doubtful) == (GrantStatus.FAILED, True)
+
+
+# --- between processes -----------------------------------------------------------------------------
+
+
+async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Process) -> None:
+    """Between our look and our claim another process claimed and exchanged: its answer is ours, and its place stays."""
+    code = process.amo.code()
+
+    class Racing(FailingStore):
+        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
+            await other.complete(code)
+            return await store.claim_grant(grant, **more)
+
+    store = process.store
+    process.failing = Racing(store, process.clock)
+    process.connect = process.make(client=Queue(process.clock, 0), cipher=process.cipher, places=1)
+    assert (await process.complete(code)).status is GrantStatus.CONNECTED
+    assert len(process.amo.fake.ledger.entries) == 1
+    with pytest.raises(AssertionError):  # AMO is asked about another code, so the one place is free again
+        await process.complete("another code")
+
+
+async def test_a_pair_of_an_earlier_grant_that_comes_late_is_not_stored(process: Process) -> None:
+    """The person connects twice, and the first answer comes last: the later grant's pair stays, and that is told."""
+    async with process.slow_exchange(process.amo.code()) as late:
+        process.clock.advance(5)
+        assert (await process.complete(process.amo.code())).status is GrantStatus.CONNECTED
+    assert (await late).status is GrantStatus.CONNECTED
+    assert process.witness.names() == ["connection.connected", "grant.superseded"]
+    [connection] = await process.store.connections_of(str(process.amo.account.id))
+    assert (connection.pair_version, connection.access_issued_at) == (1, process.clock.now())
+
+
+async def test_the_page_of_a_lost_process_says_try_again(process: Process, other: Process, cipher: Cipher) -> None:
+    """Once the lease of a claim has ended, whoever waits at its address is told so, and not to wait on."""
+    other.connect = other.make(client=Deaf(process.clock, 0), cipher=cipher)
+    lost = asyncio.create_task(other.complete(process.amo.code()))
+    await process.clock.until_sleeping(600)
+    process.clock.advance(8)
+    handle = (await lost).handle
+    assert (await process.connect.returned(handle)).status is GrantStatus.EXCHANGING
+    process.clock.advance(52)
+    told = await process.connect.returned(handle)
+    assert (told.status, told.error) == (GrantStatus.FAILED, "amo_unavailable")
+    process.clock.advance(600)
+    await other.connect.drain()
+
+
+async def test_callers_at_once_claim_once(process: Process) -> None:
+    """Within a process, the second caller of a code waits for the first one's task, and writes nothing."""
+    claims = 0
+
+    class Counting(FailingStore):
+        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
+            nonlocal claims
+            claims += 1
+            return await store.claim_grant(grant, **more)
+
+    store = process.store
+    process.failing = Counting(store, process.clock)
+    process.connect = process.make(client=process.client, cipher=process.cipher)
+    code = process.amo.code()
+    outcomes = await asyncio.gather(*(process.complete(code) for _ in range(20)))
+    assert (claims, len({outcome.handle for outcome in outcomes})) == (1, 1)
+
+
+async def test_a_caller_without_a_host_does_not_spoil_one_who_names_it(process: Process) -> None:
+    """The app is faster than the callback, and does not say where: its failure is its own."""
+    code = process.amo.code().encode()
+    nameless = asyncio.create_task(process.connect.complete(CodePresentation(code=code)))
+    named = asyncio.create_task(process.connect.complete(CodePresentation(code=code, state=b"s", host=HOST)))
+    assert (await named).status is GrantStatus.CONNECTED
+    with pytest.raises(InvalidRequest):
+        await nameless
+    assert len(process.amo.fake.ledger.entries) == 1
+
+
+async def test_one_process_never_exchanges_a_code_twice(process: Process) -> None:
+    """While a pair waits for its store, the app asks, without a host, after the lease: it waits like everybody else."""
+    code = process.amo.code()
+    process.failing.away = {"save_connected"}
+    callback = asyncio.create_task(process.complete(code))
+    await process.witness.until("pair.unsaved")
+    await process.clock.until_sleeping(8)
+    process.clock.advance(68)
+    assert (await callback).status is GrantStatus.EXCHANGING
+    app = asyncio.create_task(process.connect.complete(CodePresentation(code=code.encode())))
+    await process.clock.until_sleeping(8)
+    process.failing.away = set()
+    await process.clock.until_sleeping(1)
+    process.clock.advance(1)
+    assert (await app).status is GrantStatus.CONNECTED
+    assert len(process.amo.fake.ledger.entries) == 1
+
+
+async def test_another_addresss_full_limit_is_not_inherited(
+    process: Process, client: AmoClient, cipher: Cipher
+) -> None:
+    """Two callers with the same code at once: the first one's address has no place left, the second one's has."""
+    process.connect = process.make(client=client, cipher=cipher, places=1)
+    assert (await process.complete("junk")).error == "auth_failed"
+    code = process.amo.code()
+    full = asyncio.create_task(process.complete(code))
+    free = asyncio.create_task(
+        process.connect.complete(CodePresentation(code=code.encode(), state=b"s", host=HOST, address="198.51.100.9"))
+    )
+    with pytest.raises(TooManyAttempts):
+        await full
+    assert (await free).status is GrantStatus.CONNECTED
+
+
+async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(process: Process, cipher: Cipher) -> None:
+    """A process that was stopped between claim and slot does not send on a lease that is over."""
+
+    class Sleepy(Queue):
+        async def slot(self, _priority: Priority) -> None:
+            self.clock.advance(70)
+
+    queue = Sleepy(process.clock, 0)
+    process.connect = process.make(client=queue, cipher=cipher, patience=100)
+    outcome = await process.complete("code")
+    assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
+
+
+async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: Process, other: Process) -> None:
+    """The process ends while a claim is being committed: the code is free for the next."""
+    writing, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(FailingStore):
+        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
+            claimed = await process.store.claim_grant(grant, **more)
+            writing.set()
+            await go_on.wait()
+            return claimed
+
+    process.failing = Slow(process.store, process.clock)
+    process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
+    other.connect = other.make(client=process.client, cipher=process.cipher, places=1)
+    code = process.amo.code()
+    waiting = asyncio.create_task(process.complete(code))
+    await writing.wait()
+    await process.connect.drain()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    grant = await process.store.grant(fingerprint(code))
+    assert grant is not None
+    assert (grant.status, grant.doubtful) == (GrantStatus.FAILED, False)
+    assert (await other.complete(code)).status is GrantStatus.CONNECTED
+
+
+async def test_what_never_reached_amo_takes_no_place(process: Process, cipher: Cipher) -> None:
+    """Our own outage is not counted as somebody's junk."""
+
+    class Away(Queue):
+        async def exchange(self, **_: object) -> TokenResponse:
+            raise RequestNotSent
+
+    process.connect = process.make(client=Away(process.clock, 0), cipher=cipher, places=1)
+    for _ in range(3):
+        outcome = await process.complete("code")
+        assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
+    process.failing.away = {"claim_grant"}
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await process.complete("code")
+
+
+async def test_what_amo_accepts_gives_its_place_back(process: Process) -> None:
+    """One address with one place connects as often as it likes."""
+    process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
+    for _ in range(3):
+        assert (await process.complete(process.amo.code())).status is GrantStatus.CONNECTED
+
+
+async def test_what_amo_accepts_for_a_foreign_account_gives_its_place_back(process: Process) -> None:
+    """It is not ours to keep, but it was no junk."""
+    rules = ExchangeRules(allowed_accounts=["1"])
+    process.connect = process.make(client=process.client, cipher=process.cipher, places=1, rules=rules)
+    for _ in range(3):
+        assert (await process.complete(process.amo.code())).error == "account_not_allowed"
+
+
+async def test_junk_that_amo_refused_takes_a_place(process: Process, client: AmoClient, cipher: Cipher) -> None:
+    """One address with one place sends one bad code, and no second."""
+    process.connect = process.make(client=client, cipher=cipher, places=1)
+    assert (await process.complete("junk")).error == "auth_failed"
+    with pytest.raises(TooManyAttempts):
+        await process.complete("more junk")
+
+
+async def test_the_end_waits_for_what_was_sent_and_for_nothing_else(process: Process, other: Process) -> None:
+    """When the doors are closed, a claimed exchange is finished, and who only waits for another process is let go."""
+    code = process.amo.code()
+    async with process.slow_exchange(code) as sent:
+        polling = asyncio.create_task(other.complete(code))
+        await other.clock.until_sleeping(0.25)
+        await other.connect.drain()
+        with pytest.raises(asyncio.CancelledError):
+            await polling
+        draining = asyncio.create_task(process.connect.drain())
+        await asyncio.sleep(0)
+        assert not draining.done()
+    await draining
+    assert (await sent).status is GrantStatus.CONNECTED
+
+
+async def test_a_process_stopped_after_its_slot_sends_nothing_on_a_lease_that_ends_under_it(process: Process) -> None:
+    """What is left of the claim is not enough for AMO's answer: the code stays unspent, for whoever follows."""
+
+    async def exchange(**request: Any) -> TokenResponse:
+        process.clock.advance(55.1)
+        return await process.client.exchange(**request)
+
+    process.connect = process.make(
+        client=Instead(process.client, exchange=exchange), cipher=process.cipher, patience=100
+    )
+    outcome = await process.complete(code := process.amo.code())
+    assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
+    assert process.amo.fake.ledger.exchanges() == []
+    process.connect = process.make(client=process.client, cipher=process.cipher)
+    assert (await process.complete(code)).status is GrantStatus.CONNECTED
+
+
+async def test_whoever_leaves_the_queue_takes_no_place(process: Process, cipher: Cipher) -> None:
+    """AMO was not asked: a paused rate limit is not counted as somebody's junk."""
+    process.connect = process.make(client=Queue(process.clock, 3600), cipher=cipher, places=1, patience=100)
+    for _ in range(2):
+        waiting = asyncio.create_task(process.complete("code"))
+        await process.clock.until_sleeping(45)
+        process.clock.advance(45)
+        assert (await waiting).error == "amo_unavailable"
+
+
+async def test_a_code_stays_doubtful_whatever_comes_between(process: Process) -> None:
+    """Our answer was lost, then AMO was away: that the code is spent is still our doing, and told as "start again"."""
+    code = process.amo.code()
+    process.amo.sandbox.faults.add(Fault.HTTP_500_AFTER)
+    outcomes = [(await process.complete(code)).error]
+
+    async def exchange(**_: object) -> TokenResponse:
+        raise RequestNotSent
+
+    whole, process.connect = (
+        process.connect,
+        process.make(client=Instead(process.client, exchange=exchange), cipher=process.cipher),
+    )
+    outcomes.append((await process.complete(code)).error)
+    process.connect = whole
+    outcomes.append((await process.complete(code)).error)
+    assert outcomes == ["amo_unavailable", "amo_unavailable", "code_expired"]
+
+
+async def test_the_end_leaves_a_granted_pair_in_its_file(process: Process) -> None:
+    """The store is away as the process ends: nobody waits for it, for the pair is safe, and the next one stores it."""
+    process.failing.away = {"save_connected"}
+    connecting = asyncio.create_task(process.complete(process.amo.code()))
+    await process.witness.until("pair.unsaved")
+    await process.connect.drain()
+    await asyncio.wait({connecting})
+    assert len(process.rescue.files) == 1
+    process.failing.away = set()
+    await process.pending_writes.restore()
+    [connection] = await process.store.connections_of(str(process.amo.account.id))
+    assert connection.status is Status.ACTIVE

@@ -1,0 +1,207 @@
+"""Limits on failed codes, and on what waits for AMO."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.errors import QueueFull, TooManyAttempts
+from amo_callback.oauth.limits import AdmissionQueue, AttemptLimiter, capacity_for
+from amo_callback.rate_limit import Priority
+
+if TYPE_CHECKING:
+    from tests.fakes import FakeClock
+
+
+def _limiter(clock: FakeClock, *, attempts: int = 2) -> AttemptLimiter:
+    return AttemptLimiter(attempts=attempts, window=60, clock=clock)
+
+
+def test_an_attempt_stops_counting_after_the_window_or_when_released(clock: FakeClock) -> None:
+    """Of two attempts, the third is refused until a window has passed or AMO has accepted one of the two."""
+    limiter = _limiter(clock)
+    limiter.reserve("192.0.2.1")
+    clock.advance(30)
+    proven = limiter.reserve("192.0.2.1")
+    with pytest.raises(TooManyAttempts):
+        limiter.reserve("192.0.2.1")
+    proven.release()
+    proven.release()  # counts once
+    limiter.reserve("192.0.2.1")
+    with pytest.raises(TooManyAttempts):
+        limiter.reserve("192.0.2.1")
+    clock.advance(30)
+    limiter.reserve("192.0.2.1")
+
+
+def test_a_reservation_released_after_its_window_releases_no_other(clock: FakeClock) -> None:
+    """An exchange that took longer than the window frees nothing when it is accepted."""
+    limiter = _limiter(clock)
+    late = limiter.reserve("192.0.2.1")
+    clock.advance(60)
+    limiter.reserve("192.0.2.1")
+    limiter.reserve("192.0.2.1")
+    late.release()
+    with pytest.raises(TooManyAttempts):
+        limiter.reserve("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("unix", "unix", True),
+    ],
+)
+def test_a_subscriber_is_an_ipv4_address_or_a_64(clock: FakeClock, one: str, other: str, same: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
+    """Whoever holds a /64 has one budget, not 2**64."""
+    limiter = _limiter(clock)
+    limiter.reserve(one)
+    limiter.reserve(one)
+    if same:
+        with pytest.raises(TooManyAttempts):
+            limiter.reserve(other)
+    else:
+        limiter.reserve(other)
+
+
+def test_nobodys_address_is_not_limited(clock: FakeClock) -> None:
+    """A Unix socket that names no client cannot be told apart."""
+    limiter = _limiter(clock)
+    for _ in range(5):
+        limiter.reserve(None).release()
+
+
+def test_memory_is_bounded(clock: FakeClock) -> None:
+    """A flood from everywhere forgets those heard of longest ago."""
+    limiter = _limiter(clock, attempts=1)
+    limiter.reserve("192.0.2.1")
+    for number in range(50_000):
+        limiter.reserve(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    limiter.reserve("192.0.2.1")
+
+
+def test_known_users_are_counted_apart_from_strangers(clock: FakeClock) -> None:
+    """Strangers behind the same address do not use up a known user's attempts."""
+    limiter = _limiter(clock)
+    for _ in range(2):
+        limiter.reserve("192.0.2.1")
+    for _ in range(2):
+        limiter.reserve("192.0.2.1", among=Priority.EXPECTED)
+    for among in (Priority.STRANGER, Priority.EXPECTED):
+        with pytest.raises(TooManyAttempts):
+            limiter.reserve("192.0.2.1", among=among)
+
+
+def test_a_queue_is_full_for_its_own_priority() -> None:
+    """A code that leaves, however it does, makes room."""
+    queue = AdmissionQueue(capacity=1)
+    with queue.enter(Priority.STRANGER, None):
+        with pytest.raises(QueueFull), queue.enter(Priority.STRANGER, None):
+            pytest.fail("it was not full")
+        with queue.enter(Priority.EXPECTED, None):
+            pass
+    with pytest.raises(ZeroDivisionError), queue.enter(Priority.STRANGER, None):
+        raise ZeroDivisionError
+    with queue.enter(Priority.STRANGER, None):
+        pass
+
+
+def test_addresses_with_many_codes_leave_half_of_a_queue_to_others() -> None:
+    """An address may fill half of it, and a dozen of them no more than that."""
+    queue = AdmissionQueue(capacity=100)
+    with ExitStack() as waiting:
+        refused = 0
+        for number in range(1200):
+            try:
+                waiting.enter_context(queue.enter(Priority.STRANGER, f"192.0.2.{number % 12}"))
+            except QueueFull:
+                refused += 1
+        assert refused == 1150
+        for number in range(50):
+            waiting.enter_context(queue.enter(Priority.STRANGER, f"198.51.100.{number}"))
+        with pytest.raises(QueueFull), queue.enter(Priority.STRANGER, "203.0.113.1"):
+            pytest.fail("it was not full")
+
+
+def test_each_address_has_a_turn_of_its_own() -> None:
+    """Addresses of one IPv6 network share it, and callers without an address have none to share."""
+    queue = AdmissionQueue(capacity=9)
+    with ExitStack() as waiting:
+        one, same, other, nobody, no_one = (
+            waiting.enter_context(queue.enter(Priority.STRANGER, address))
+            for address in ("2001:db8::1", "2001:db8::2", "192.0.2.1", None, None)
+        )
+        assert one is same
+        assert len({*map(id, (one, other, nobody, no_one))}) == 4
+
+
+def test_the_capacity_is_what_can_be_sent() -> None:
+    """Half of AMO's requests are people's, for as long as a claim may wait; one at least."""
+    assert capacity_for(per_second=5, seconds=45) == 112
+    assert capacity_for(per_second=0.1, seconds=1) == 1
+
+
+def test_an_address_that_comes_again_is_remembered_longest(clock: FakeClock) -> None:
+    """Beyond the limit the addresses whose last attempt is the oldest are forgotten, not those that came first."""
+    limiter = _limiter(clock)
+    limiter.reserve("192.0.2.1")
+    for number in range(49_999):
+        limiter.reserve(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    limiter.reserve("192.0.2.1")
+    limiter.reserve("192.0.2.2")
+    with pytest.raises(TooManyAttempts):
+        limiter.reserve("192.0.2.1")
+
+
+def test_a_reservation_released_twice_releases_no_other(clock: FakeClock) -> None:
+    """Two attempts in the same moment count twice."""
+    limiter = _limiter(clock)
+    reservation = limiter.reserve("192.0.2.1")
+    limiter.reserve("192.0.2.1")
+    reservation.release()
+    reservation.release()
+    limiter.reserve("192.0.2.1")
+    with pytest.raises(TooManyAttempts):
+        limiter.reserve("192.0.2.1")
+
+
+async def test_a_few_codes_of_a_priority_are_written_at_once() -> None:
+    """The fifth stranger waits for one of four; a user we expect does not."""
+    queue, came = AdmissionQueue(capacity=9), asyncio.Queue[Priority]()
+
+    async def come(priority: Priority) -> None:
+        async with queue.write(priority):
+            came.put_nowait(priority)
+
+    async with AsyncExitStack() as turns:
+        for _ in range(4):
+            await turns.enter_async_context(queue.write(Priority.STRANGER))
+        fifth = asyncio.create_task(come(Priority.STRANGER))
+        expected = asyncio.create_task(come(Priority.EXPECTED))
+        assert await came.get() is Priority.EXPECTED
+        await expected
+    await fifth
+    assert await came.get() is Priority.STRANGER
+
+
+def test_a_changed_limit_counts_earlier_attempts(clock: FakeClock) -> None:
+    """Attempts made before count against the new limit, for the new window."""
+    limiter = _limiter(clock)
+    limiter.reserve("192.0.2.1")
+    limiter.reserve("192.0.2.1")
+    limiter.change(attempts=3, window=10)
+    limiter.reserve("192.0.2.1")
+    with pytest.raises(TooManyAttempts):
+        limiter.reserve("192.0.2.1")
+    clock.advance(10)
+    limiter.change(attempts=1, window=10)
+    limiter.reserve("192.0.2.1")
+    with pytest.raises(TooManyAttempts):
+        limiter.reserve("192.0.2.1")

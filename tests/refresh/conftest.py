@@ -1,0 +1,89 @@
+"""What the tests of custody share: on SQLite, and some of them on PostgreSQL, too, whose clock is then the tests'."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.store import open_store
+from tests.conftest import Amo, serve_amo
+from tests.fakes import FakeClock, InlineExecutor
+from tests.postgres import WrittenClock, in_our_time, written_clock
+from tests.refresh.house import House
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.crypto import Cipher
+    from amo_callback.store import Store
+    from tests.fakes import Witness
+
+ON_BOTH = {"test_address_block", "test_clocks", "test_hooks", "test_interleavings", "test_refused"}
+"""The tests that always run on both engines."""
+ON_POSTGRES = {"test_shared_clock"}
+"""The tests of what only instances on several machines meet."""
+ON_EITHER = ON_BOTH | {
+    *("test_breaker", "test_farewell", "test_fleet", "test_history", "test_keeper", "test_liveness"),
+    *("test_refresher", "test_rescue", "test_unsaved"),
+}
+"""Those that do with `--engines both`. The rest are about what only one engine does: SQLite's leases, seen for a length
+of time by whoever looks; its one file that is copied; its clock that goes back."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on one engine, or on both."""
+    if "engine" in metafunc.fixturenames:
+        these = ON_EITHER if metafunc.config.getoption("engines") == "both" else ON_BOTH
+        name = metafunc.module.__name__.rpartition(".")[2]
+        engines = ["sqlite"] * (name not in ON_POSTGRES) + ["postgresql"] * (name in these | ON_POSTGRES)
+        metafunc.parametrize("engine", engines, indirect=True)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def clock(engine: str) -> Iterator[FakeClock]:
+    if engine == "sqlite":
+        yield FakeClock()
+        return
+    with written_clock() as clock:
+        yield clock
+
+
+@pytest.fixture
+async def url(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator[str]:
+    """Return a new database, which has the test's time."""
+    if not isinstance(clock, WrittenClock):
+        yield "sqlite:///amo-callback.db"
+        return
+    async with in_our_time(request.getfixturevalue("postgres"), clock) as found:
+        yield found
+
+
+@pytest.fixture
+async def store(url: str, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
+    async with open_store(url, folder=tmp_path, clock=clock) as opened:
+        yield opened
+
+
+@pytest.fixture(params=[False, True], ids=["mild", "harsh"])
+async def amo(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator[Amo]:
+    """Serve the stand-in both ways that AMO may be: what is not known of it is never relied on."""
+    async with serve_amo(clock) as served:
+        quirks = served.fake.quirks
+        quirks.refresh_kills_access = quirks.look_up_knows_spent = request.param
+        quirks.moved_status = 401 if request.param else 404
+        yield served
+
+
+@pytest.fixture
+async def house(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness) -> House:
+    asyncio.get_running_loop().set_default_executor(InlineExecutor())  # no thread of which a test does not know
+    return House(store=store, amo=amo, client=client, cipher=cipher, clock=clock, witness=witness)

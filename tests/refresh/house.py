@@ -1,0 +1,198 @@
+"""The custody of tokens with everything around it: the stand-in, a store that can be away, a rescue folder, time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.errors import NeedsReauth
+from amo_callback.grant import GrantStatus, NewConnection
+from amo_callback.model import Connection, RefreshRules, RefreshTrigger, TokenPair, TokenResponse, connection_id
+from amo_callback.tokens.lifecycle import Core, TokenLifecycle
+from tests.builders import a_connection, a_grant, save
+from tests.conftest import HOST, Amo
+from tests.fakes import FailingStore, FakeClock, MemoryRescue, Traffic, Witness
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
+    from amo_callback.crypto import Cipher
+    from amo_callback.refresh.coordinator import RefreshCoordinator
+    from amo_callback.store import Store
+
+API_DOMAIN = "api-b.amocrm.ru"
+"""Where the stand-in can be asked about a refresh token."""
+DAY = 86_400.0
+
+
+class House:
+    """A process's custody, and one account that can be connected."""
+
+    def __init__(
+        self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness
+    ) -> None:
+        self.store, self.amo, self.client, self.cipher = store, amo, client, cipher
+        self.clock, self.witness = clock, witness
+        self.failing: Any = FailingStore(store, clock)
+        self.rescue = MemoryRescue()
+        self.traffic = Traffic()
+        self.grants = 0
+        self.lifecycle = self.make_lifecycle()
+        self.coordinator = self.lifecycle.coordinator
+
+    def make_lifecycle(self, **more: Any) -> TokenLifecycle:
+        """Put together one more process's custody."""
+        edges: dict[str, Any] = {
+            "store": self.failing,
+            "amo": self.client,
+            "cipher": self.cipher,
+            "clock": self.store.clock,
+            "observer": self.witness,
+            "random": lambda: 0.5,
+        }
+        given = {name: more.pop(name, value) for name, value in edges.items()}
+        watched = {name: self.traffic.watch(given[name]) for name in ("store", "amo")}
+        values: dict[str, Any] = {
+            "rescue": self.rescue,
+            "rules": RefreshRules(),
+            "owner": "process-1",
+            "machine": "here",
+        }
+        return TokenLifecycle(Core(**{**given, **watched}), **{**values, **more})
+
+    def make_coordinator(self, **more: Any) -> RefreshCoordinator:
+        return self.make_lifecycle(**more).coordinator
+
+    # --- connections -----------------------------------------------------------------------------
+
+    async def connect(self, **more: Any) -> Connection:
+        return await self.keep(await self.exchange(), **more)
+
+    async def exchange(self) -> TokenResponse:
+        """Spend a new code of the account."""
+        self.clock.advance(self.grants)  # no two grants at the same moment
+        self.grants += 1
+        return await self.client.exchange(code=self.amo.code().encode(), domain=HOST, not_after=math.inf)
+
+    def connection_of(self, issued: TokenResponse, **more: Any) -> Connection:
+        name = connection_id(issued.account, HOST)
+        values: dict[str, Any] = {
+            "id": name,
+            "account_id": issued.account.account_id,
+            "user_id": issued.account.user_id,
+            "domain": HOST,
+            "client_id": self.client.client_id,
+            "sealed_pair": self.cipher.seal_pair(issued.pair, connection_id=name),
+            "access_issued_at": issued.pair.issued_at,
+            "connected_at": issued.pair.issued_at,
+            "access_expires_at": issued.pair.expires_at,
+        }
+        return a_connection(**{**values, **more})
+
+    async def keep(self, issued: TokenResponse, **more: Any) -> Connection:
+        return await save(self.store, self.connection_of(issued, **more), code=issued.pair.refresh_token)
+
+    async def connect_accounts(self, size: int, **more: Any) -> list[tuple[SandboxAccount, Connection]]:
+        """Connect accounts, each due at another time of the day."""
+        connected = []
+        for number in range(size):
+            self.clock.advance(1)
+            account = self.amo.fake.open_account(f"a{number}.amocrm.ru")
+            code = self.amo.fake.allow(account).encode()
+            issued = await self.client.exchange(code=code, domain=account.host, not_after=math.inf)
+            name = connection_id(issued.account, account.host)
+            values: dict[str, Any] = {
+                "id": name,
+                "domain": account.host,
+                "api_domain": API_DOMAIN,
+                "sealed_pair": self.cipher.seal_pair(issued.pair, connection_id=name),
+                "next_refresh_at": self.clock.now() + timedelta(hours=12) * (number + 1) / size,
+                **more,
+            }
+            connected.append((account, await self.keep(issued, **values)))
+        return connected
+
+    async def grant(self) -> NewConnection:
+        """Return a pair that a new grant has brought, and that is not stored yet."""
+        issued = await self.exchange()
+        begun = a_grant(issued.pair.refresh_token, attempt="attempt1")
+        await self.store.claim_grant(begun, now=self.clock.now())
+        connection = self.connection_of(issued, api_domain=API_DOMAIN)
+        ended = a_grant(
+            issued.pair.refresh_token, attempt="attempt1", status=GrantStatus.CONNECTED, connection_id=connection.id
+        )
+        return NewConnection(grant=ended, connection=connection, token_iat=issued.account.token_iat)
+
+    async def given_up(self) -> Connection:
+        """Return a connection that was given up because AMO was ill; AMO is well again."""
+        connection = await self.connect(api_domain=API_DOMAIN)
+        self.amo.account.disabled = True
+        with pytest.raises(NeedsReauth):
+            await self.refresh(connection)
+        self.amo.account.disabled = False
+        return await self.now(connection)
+
+    async def now(self, connection: Connection) -> Connection:
+        stored = await self.store.connection(connection.id)
+        assert stored is not None
+        return stored
+
+    def pair(self, connection: Connection) -> TokenPair:
+        pair = self.cipher.pair_of(connection)
+        assert pair is not None
+        return pair
+
+    async def refresh(self, connection: Connection, **more: Any) -> Connection:
+        return await self.coordinator.refresh(connection.id, **{"demand": RefreshTrigger.SCHEDULE, **more})
+
+    # --- what happens meanwhile ------------------------------------------------------------------
+
+    def away(self, *calls: str) -> FailingStore:
+        """Return the same store, away for these calls."""
+        store = FailingStore(self.store, self.clock)
+        store.away = set(calls)
+        return store
+
+    def fade(self, connection: Connection) -> None:
+        """Let AMO forget both tokens of a pair, while the account lives on: another system has refreshed it."""
+        self.amo.fake.quirks.refresh_kills_access = True
+        self.amo.spend(grant_type="refresh_token", refresh_token=self.pair(connection).refresh_token)
+
+    async def look_up_due(self, lifecycle: TokenLifecycle | None = None) -> None:
+        """Look up whose turn it is, as the loop does."""
+        for name in await self.store.look_ups(now=self.clock.now(), limit=100, apart_from=()):
+            await (lifecycle or self.lifecycle).checks.check(name)
+
+    @asynccontextmanager
+    async def running(self, lifecycle: TokenLifecycle) -> AsyncIterator[None]:
+        """Run the loop."""
+        task = asyncio.create_task(lifecycle.scheduler.run())
+        try:
+            yield
+        finally:
+            lifecycle.stop()
+            await task
+            await lifecycle.drain()
+
+    async def pass_time(self, seconds: float, *, step: float) -> None:
+        """Let time pass in steps, each once what came before has come to its end."""
+        for _ in range(round(seconds / step)):
+            await self.traffic.until_quiet()
+            self.clock.advance(step)
+        await self.traffic.until_quiet()
+
+    async def pass_days(self, days: float) -> None:
+        """Let the loop run for days, from one due moment to the next."""
+        end = self.clock.monotonic() + days * DAY
+        while self.clock.monotonic() < end:
+            await self.traffic.until_quiet()
+            step = min([left for left in self.clock.sleeping() if left > 0], default=600.0)
+            self.clock.advance(max(step, 0.001))
+        await self.traffic.until_quiet()

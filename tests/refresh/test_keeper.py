@@ -1,0 +1,719 @@
+"""One refresh: what is written before, what is spent, and what is left when something goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.crypto import Cipher, new_key
+from amo_callback.errors import (
+    AccountBlocked,
+    ClientMismatch,
+    IntrospectionUnavailable,
+    InvalidRefreshToken,
+    NeedsReauth,
+    NotFound,
+    NotYet,
+    ShuttingDown,
+    StoreUnavailable,
+    UnknownOutcome,
+    VendorRateLimited,
+)
+from amo_callback.events import Level
+from amo_callback.model import (
+    Reason,
+    RefreshRules,
+    RefreshTrigger,
+    Status,
+    TokenPair,
+    TokenResponse,
+    fingerprint,
+    short,
+)
+from tests.builders import a_claim, a_refreshed, save
+from tests.fakes import FailingStore, Instead
+from tests.refresh.house import API_DOMAIN, DAY
+
+if TYPE_CHECKING:
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.model import Claim, Connection, RefreshedPair
+    from tests.fakes import FakeClock
+    from tests.refresh.house import House
+
+
+# --- a refresh that goes well ---------------------------------------------------------------------
+
+
+async def test_a_refresh_stores_the_new_pair_and_when_it_is_due(house: House) -> None:
+    """The new pair is stored, live, due at half of its life, and good for three months."""
+    connection = await house.connect()
+    house.clock.advance(43_200)
+    stored = await house.refresh(connection)
+    pair = house.pair(stored)
+    assert house.amo.fake.live_account(pair.access_token) is house.amo.account
+    assert stored == await house.now(connection)
+    assert (stored.refreshed_at, stored.access_expires_at) == (house.clock.now(), house.clock.now() + timedelta(days=1))
+    assert stored.next_refresh_at == house.clock.now() + timedelta(hours=12)
+    assert stored.refresh_expires_at == house.clock.now() + timedelta(days=90)
+    assert (stored.pair_version, stored.attempt) == (2, None)
+    [event] = house.witness.named("refresh.succeeded")
+    assert (event.level, event.connection_id) == (Level.INFO, connection.id)
+    assert event.fields == {
+        "domain": connection.domain,
+        "demand": "schedule",
+        "seconds": 0.0,
+        "token": short(fingerprint(house.pair(connection).refresh_token)),
+        "next_token": short(fingerprint(pair.refresh_token)),
+        "request_id": event.fields["request_id"],  # whatever AMO calls it
+        "expires_at": stored.access_expires_at,
+        "next_refresh_at": stored.next_refresh_at,
+    }
+
+
+async def test_a_refresh_tells_how_long_it_took_and_what_amo_calls_it(house: House) -> None:
+    """From before the claim to the answer, in milliseconds."""
+    connection = await house.connect()
+
+    async def refresh(**request: Any) -> TokenResponse:
+        house.clock.advance(1.23456)
+        return dataclasses.replace(await house.client.refresh(**request), request_id="b6a3")
+
+    await house.make_coordinator(amo=Instead(house.client, refresh=refresh)).refresh(
+        connection.id, demand=RefreshTrigger.FORCED
+    )
+    [event] = house.witness.named("refresh.succeeded")
+    assert (event.fields["seconds"], event.fields["request_id"], event.fields["demand"]) == (1.235, "b6a3", "forced")
+
+
+async def test_a_refresh_keeps_the_api_host_that_amo_tells_or_else_the_one_before(house: House) -> None:
+    """A token that names none says nothing of it."""
+    connection = await house.connect(api_domain="api-a.amocrm.ru")
+
+    async def refresh(**request: Any) -> TokenResponse:
+        issued = await house.client.refresh(**request)
+        return dataclasses.replace(issued, account=dataclasses.replace(issued.account, api_domain=None))
+
+    silent = house.make_coordinator(amo=Instead(house.client, refresh=refresh))
+    assert (await silent.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)).api_domain == "api-a.amocrm.ru"
+    assert (await house.refresh(connection)).api_domain == API_DOMAIN
+
+
+async def test_a_pair_is_stored_for_the_grant_that_it_comes_from(house: House) -> None:
+    """The store is told which: after a database was put back, the version alone would not tell a newer grant."""
+    connection = await save(house.store, house.connection_of(await house.exchange()), iat=7)
+    stored: list[RefreshedPair] = []
+
+    class Watched(FailingStore):
+        async def save_refreshed(self, refreshed: Any, **more: Any) -> Any:
+            stored.append(refreshed)
+            return await house.store.save_refreshed(refreshed, **more)
+
+    await house.make_coordinator(store=Watched(house.store, house.clock)).refresh(
+        connection.id, demand=RefreshTrigger.SCHEDULE
+    )
+    assert [(one.grant_iat, one.pair_version) for one in stored] == [(7, 1)]
+
+
+async def test_callers_at_once_share_one_refresh(house: House) -> None:
+    """Sixty callers make one request, and all get its pair."""
+    connection = await house.connect()
+    stored = await asyncio.gather(*(house.refresh(connection, demand=RefreshTrigger.HAND_OUT) for _ in range(60)))
+    assert {one.pair_version for one in stored} == {2}
+    assert len(house.amo.fake.ledger.refreshes()) == 1
+
+
+async def test_whoever_comes_as_a_refresh_ends_makes_one_of_his_own(house: House) -> None:
+    """What has ended is not joined, and its end takes nothing from the one that began meanwhile."""
+    connection = await house.connect()
+    ended = asyncio.Event()
+
+    def satisfied(_connection: Connection) -> bool:
+        ended.set()
+        return True
+
+    async def come() -> Connection:
+        await ended.wait()
+        return await house.refresh(connection)
+
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    coming = asyncio.create_task(come())
+    assert (await house.refresh(connection, satisfied=satisfied)).pair_version == 1
+    await house.amo.sandbox.asked.wait()
+    assert house.coordinator.in_flight == 1
+    house.amo.sandbox.go_on.set()
+    assert (await coming).pair_version == 2
+    assert house.coordinator.in_flight == 0
+
+
+async def test_a_refresh_that_satisfies_nobody_is_made_once(house: House) -> None:
+    """Whoever asked for it gets its pair, and may ask again."""
+    connection = await house.connect()
+    assert (await house.refresh(connection, satisfied=lambda now: now.pair_version > 2)).pair_version == 2
+    assert len(house.amo.fake.ledger.refreshes()) == 1
+
+
+async def test_every_year_of_refreshes_spends_each_token_once(house: House) -> None:
+    """Refresh after refresh, each token is presented once and the connection lives."""
+    connection = await house.connect()
+    for _ in range(50):
+        house.clock.advance(43_200)
+        connection = await house.refresh(connection)
+    assert house.amo.fake.ledger.doubles() == 0
+    assert len(house.amo.fake.ledger.refreshes()) == 50
+
+
+# --- the claim ------------------------------------------------------------------------------------
+
+
+async def test_the_claim_is_written_before_anything_is_spent(house: House) -> None:
+    """While the request is on its way, the store names attempt, lease and fingerprint."""
+    connection = await house.connect()
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.asked.wait()
+    claimed = await house.now(connection)
+    assert claimed.attempt is not None
+    assert claimed.lease_until == house.clock.now() + timedelta(seconds=60)
+    assert claimed.spending == fingerprint(house.pair(connection).refresh_token)
+    house.amo.sandbox.go_on.set()
+    await refreshing
+
+
+async def test_a_store_that_takes_no_claim_keeps_the_token_unspent(house: House) -> None:
+    """A full disk is met before the token is spent, not after."""
+    connection = await house.connect()
+    house.failing.away = {"claim"}
+    with pytest.raises(StoreUnavailable):
+        await house.refresh(connection)
+    assert house.amo.fake.ledger.refreshes() == []
+
+
+async def test_what_somebody_else_claimed_is_waited_for(house: House) -> None:
+    """Another process's lease holds: nothing is sent, and its pair is returned once it is stored."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    refreshing = asyncio.create_task(house.refresh(connection, satisfied=lambda now: now.pair_version == 2))
+    for _ in range(3):
+        await house.clock.until_sleeping(0.25)
+        house.clock.advance(0.25)
+    await house.clock.until_sleeping(0.25)
+    await house.store.save_refreshed(a_refreshed(connection))
+    house.clock.advance(0.25)
+    assert (await refreshing).pair_version == 2
+    assert house.amo.fake.ledger.refreshes() == []
+
+
+async def test_a_claim_that_took_too_long_is_given_back_unsent(house: House) -> None:
+    """A process that was stopped during its claim does not spend on what is left of the lease: an answer has 5 s."""
+    connection = await house.connect()
+    took = 55.1
+
+    class SlowStore(FailingStore):
+        async def claim(self, claim: Any, **more: Any) -> Any:
+            claimed = await house.store.claim(claim, **more)
+            house.clock.advance(took)
+            return claimed
+
+    house.coordinator = house.make_coordinator(store=SlowStore(house.store, house.clock))
+    with pytest.raises(NotYet) as raised:
+        await house.refresh(connection)
+    assert raised.value.retry_after == 1
+    after = await house.now(connection)
+    assert (after.attempt, after.spending, after.doubtful) == (None, None, None)
+    assert house.amo.fake.ledger.refreshes() == []
+    took = 55.0
+    assert (await house.refresh(connection)).pair_version == 2
+
+
+async def test_a_pair_granted_to_another_client_is_not_presented(house: House) -> None:
+    """After the integration was changed, old tokens stay at home, and the configuration is told as the fault."""
+    connection = await house.connect(client_id="the one before")
+    with pytest.raises(ClientMismatch):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.status, after.last_error) == (Status.ACTIVE, "client_mismatch")
+    assert house.amo.fake.ledger.refreshes() == []
+
+
+async def test_a_pair_that_no_key_opens_needs_its_person(house: House) -> None:
+    """Rows swapped by hand, or sealed with a lost key, are noticed and not sent."""
+    other = Cipher([new_key()])
+    pair = TokenPair(access_token="a", refresh_token="r", issued_at=house.clock.now(), expires_at=house.clock.now())
+    for sealed in (other.seal_pair(pair, connection_id="x"), house.cipher.seal_pair(pair, connection_id="another")):
+        connection = await house.connect(sealed_pair=sealed)
+        with pytest.raises(NeedsReauth) as raised:
+            await house.refresh(connection)
+        assert raised.value.reason is Reason.UNREADABLE
+        after = await house.now(connection)
+        assert (after.status, after.reason, after.sealed_pair) == (Status.NEEDS_REAUTH, Reason.UNREADABLE, sealed)
+    assert house.amo.fake.ledger.refreshes() == []
+
+
+async def test_a_claim_of_what_no_key_opens_names_no_token(house: House) -> None:
+    """Nothing goes out, so nothing can be in doubt; whose the claim is, and for how long, it tells all the same."""
+    connection = await house.connect(sealed_pair=Cipher([new_key()]).seal(b"", bound_to=""))
+    claims: list[Claim] = []
+
+    class Watched(FailingStore):
+        async def claim(self, claim: Any, **more: Any) -> Any:
+            claims.append(claim)
+            return await house.store.claim(claim, **more)
+
+    coordinator = house.make_coordinator(store=Watched(house.store, house.clock))
+    with pytest.raises(NeedsReauth):
+        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    [claim] = claims
+    assert (claim.fingerprint, claim.owner, claim.lease) == ("", "process-1", timedelta(seconds=60))
+
+
+async def test_what_does_not_exist_cannot_be_refreshed(house: House) -> None:
+    """An unknown id is told as that, and so is one whose person has disconnected."""
+    connection = await house.connect()
+    assert await house.store.disconnect(connection, on_request=True)
+    for name in ("unknown", connection.id):
+        with pytest.raises(NotFound):
+            await house.coordinator.refresh(name, demand=RefreshTrigger.HAND_OUT)
+    assert house.amo.fake.ledger.refreshes() == []
+
+
+# --- cancelled, stopped, slow ---------------------------------------------------------------------
+
+
+async def test_a_caller_who_hangs_up_cancels_nothing(house: House) -> None:
+    """The request goes on in its own task, and its pair is stored."""
+    connection = await house.connect()
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    caller = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.asked.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    house.amo.sandbox.go_on.set()
+    await house.coordinator.drain()
+    assert (await house.now(connection)).pair_version == 2
+
+
+async def test_stopping_finishes_what_is_claimed_and_begins_nothing(house: House) -> None:
+    """After the stop signal a spent token's pair is stored, and who waits for a slot is sent away."""
+    connection = await house.connect()
+    house.amo.account.user_id += 1
+    other = await house.connect()
+    house.coordinator = house.make_coordinator(rules=RefreshRules(concurrency=1))
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    first = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.asked.wait()
+    second = asyncio.create_task(house.refresh(other))
+    await asyncio.sleep(0)
+    house.coordinator.stop()
+    house.amo.sandbox.go_on.set()
+    await house.coordinator.drain()
+    assert (await first).pair_version == 2
+    with pytest.raises(ShuttingDown):
+        await second
+    with pytest.raises(ShuttingDown):
+        await house.refresh(other)
+    assert len(house.amo.fake.ledger.refreshes()) == 1
+
+
+async def test_stopping_does_not_wait_for_the_lease_of_another_process(house: House) -> None:
+    """Whoever looks for its pair from time to time is sent away at once."""
+    connection = await house.connect()
+    await house.store.claim(a_claim(connection, owner="process-2"))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.clock.until_sleeping(0.25)
+    house.coordinator.stop()
+    with pytest.raises(ShuttingDown):
+        await refreshing
+
+
+async def test_stopping_does_not_wait_for_the_rate_limit(house: House, clock: FakeClock) -> None:
+    """A refresh that has no slot yet ends at once, however long AMO has paused us."""
+    connection = await house.connect()
+
+    class NoSlot:
+        client_id, timeout = house.client.client_id, house.client.timeout
+        base_url = house.client.base_url
+
+        async def slot(self, _priority: object) -> None:
+            await clock.sleep(3600)
+
+    house.coordinator = house.make_coordinator(amo=cast("AmoClient", NoSlot()))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await clock.until_sleeping(3600)
+    assert (await house.now(connection)).attempt is None  # a claim must not age in a queue
+    house.coordinator.stop()
+    with pytest.raises(ShuttingDown):
+        await refreshing
+
+
+# --- the store, away at the wrong moment -----------------------------------------------------------
+
+
+async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(house: House) -> None:
+    """A received pair has been paid for: it is tried again, told once, and the caller gets it in the end."""
+    connection = await house.connect()
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.witness.until("pair.unsaved")
+    for _ in range(3):
+        await house.clock.until_sleeping(1)
+        house.clock.advance(1)
+    await house.clock.until_sleeping(1)
+    house.failing.away = set()
+    house.clock.advance(1)
+    assert (await refreshing).pair_version == 2
+    assert len(house.witness.named("pair.unsaved")) == 1
+    assert house.amo.fake.ledger.doubles() == 0
+
+
+async def test_a_verdict_that_cannot_be_stored_leaves_the_claim_as_evidence(house: House) -> None:
+    """Where even the failure cannot be written, the token counts as doubtful once the lease has ended."""
+    connection = await house.connect()
+    house.failing.away = {"save_verdict"}
+    house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
+    with pytest.raises(UnknownOutcome):
+        await house.refresh(connection)
+    house.failing.away = set()
+    retry = asyncio.create_task(house.refresh(connection))
+    await house.clock.until_sleeping(0.25)
+    house.clock.advance(60)
+    with pytest.raises(NeedsReauth) as raised:
+        await retry
+    assert raised.value.reason is Reason.IN_DOUBT
+
+
+async def test_a_new_grant_during_a_flight_wins(house: House) -> None:
+    """The person connects again while a refresh is on its way: the grant's pair stays, the refreshed one is dropped."""
+    connection = await house.connect()
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.asked.wait()
+    granted = await house.connect()
+    house.amo.sandbox.go_on.set()
+    assert await refreshing == granted
+    [told] = house.witness.events
+    assert (told.name, told.level, told.fields["demand"]) == ("refresh.superseded", Level.WARNING, "schedule")
+    assert told.fields["token"] == short(fingerprint(house.pair(connection).refresh_token))
+    assert await house.now(connection) == granted
+
+
+async def test_a_connection_that_has_gone_with_its_pair_is_not_found(house: House) -> None:
+    """Something newer was stored, and then all of it was erased, before the caller could be told."""
+    connection = await house.connect()
+
+    class Gone(FailingStore):
+        gone = False
+
+        async def save_refreshed(self, *_: Any, **__: Any) -> None:
+            await house.connect()
+            self.gone = True
+
+        async def connection(self, connection_id: str) -> Connection | None:
+            return None if self.gone else await house.store.connection(connection_id)
+
+    with pytest.raises(NotFound):
+        await house.make_coordinator(store=Gone(house.store, house.clock)).refresh(
+            connection.id, demand=RefreshTrigger.SCHEDULE
+        )
+
+
+# --- what an answer means --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hint_after", "reason"), [("revoked", Reason.REVOKED), ("expired", Reason.EXPIRED)])
+async def test_a_dead_refresh_token_is_told_once_and_kept(house: House, hint_after: str, reason: Reason) -> None:
+    """Only AMO's listed words are final; the sealed pair is kept, and AMO is not asked again."""
+    connection = await house.connect()
+    if hint_after == "revoked":
+        house.amo.account.disabled = True
+    else:
+        house.clock.advance(90 * 86400)
+    for _ in range(2):
+        with pytest.raises(NeedsReauth) as raised:
+            await house.refresh(connection)
+        assert raised.value.reason == reason
+    after = await house.now(connection)
+    assert (after.status, after.reason, after.next_refresh_at) == (Status.NEEDS_REAUTH, reason, None)
+    assert after.sealed_pair == connection.sealed_pair
+    assert len(house.amo.fake.ledger.refreshes()) == 1
+    assert house.witness.names().count("connection.needs_reauth") == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HUGE_AFTER, Fault.NOTHING_AFTER],
+)
+async def test_a_token_lost_with_its_answer_is_in_doubt_and_not_revoked(house: House, fault: Fault) -> None:
+    """After an open outcome the connection stays active; where the token then proves dead, we say we may be why."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(fault)
+    with pytest.raises(UnknownOutcome):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.status, after.sealed_pair) == (Status.ACTIVE, connection.sealed_pair)
+    assert after.spending == fingerprint(house.pair(connection).refresh_token)
+    assert after.in_doubt
+    assert after.next_refresh_at is not None
+    assert after.next_refresh_at >= house.clock.now() + timedelta(seconds=60)
+    house.clock.advance(DAY)  # where the answer is kept its token waits for as long as its access token lives
+    with pytest.raises(NeedsReauth) as raised:
+        await house.refresh(connection)
+    assert raised.value.reason is Reason.IN_DOUBT
+
+
+@pytest.mark.parametrize("fault", [Fault.HTTP_500, Fault.HTML, Fault.HTML_200, Fault.REDIRECT])
+async def test_a_token_that_was_not_spent_after_all_lives_on(house: House, fault: Fault) -> None:
+    """An open outcome that spent nothing costs nothing: the next refresh works, and the doubt is gone."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.sandbox.faults.add(fault)
+    with pytest.raises(UnknownOutcome):
+        await house.refresh(connection)
+    house.clock.advance(60)
+    stored = await house.refresh(connection)
+    assert (stored.status, stored.in_doubt, stored.failures) == (Status.ACTIVE, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "wait"),
+    [
+        (Fault.UNPAID, AccountBlocked, 900),
+        (Fault.BLOCKED, AccountBlocked, 900),
+        (Fault.TOO_MANY, VendorRateLimited, 1),
+        (Fault.TEAPOT, Exception, 15),
+    ],
+)
+async def test_a_refusal_that_passes_is_waited_out(
+    house: House, fault: Fault, error: type[Exception], wait: float
+) -> None:
+    """402 and 403 wait the longest, 429 as long as AMO asks, unknown words back off; the connection stays active."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(fault)
+    with pytest.raises(error):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.status, after.failures, after.in_doubt) == (Status.ACTIVE, 1, False)
+    assert after.next_refresh_at == house.clock.now() + timedelta(seconds=wait)
+
+
+async def test_a_patient_caller_respects_the_back_off(house: House) -> None:
+    """Hand-outs do not hammer an ill AMO: until the next try is due, they are told to wait."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(Fault.UNPAID)
+    with pytest.raises(AccountBlocked):
+        await house.refresh(connection, demand=RefreshTrigger.HAND_OUT)
+    with pytest.raises(NotYet) as raised:
+        await house.refresh(connection, demand=RefreshTrigger.HAND_OUT)
+    assert (raised.value.retry_after, raised.value.cause_code) == (900, "account_refused")
+    assert house.amo.sandbox.requests == 2
+    house.clock.advance(900)
+    assert (await house.refresh(connection, demand=RefreshTrigger.HAND_OUT)).pair_version == 2
+
+
+async def test_the_end_of_the_service_is_told_before_anything_else(house: House) -> None:
+    """Whoever would have to wait for the next try goes to another instance at once."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(Fault.UNPAID)
+    with pytest.raises(AccountBlocked) as raised:
+        await house.refresh(connection)
+    assert raised.value.__cause__ is None
+    house.coordinator.stop()
+    with pytest.raises(ShuttingDown):
+        await house.refresh(connection)
+
+
+async def test_a_failure_tells_how_long_it_took(house: House) -> None:
+    """Of AMO's as of ours: whoever reads the history sees whether AMO was slow."""
+    for error in (VendorRateLimited(7), ZeroDivisionError()):
+        connection = await house.connect()
+
+        async def refresh(error: Exception = error, **_: object) -> TokenResponse:
+            house.clock.advance(1.5)
+            raise error
+
+        with pytest.raises(type(error)):
+            await house.make_coordinator(amo=Instead(house.client, refresh=refresh)).refresh(
+                connection.id, demand=RefreshTrigger.FORCED
+            )
+    told = house.witness.named("refresh.failed")
+    assert [(event.fields["seconds"], event.fields["demand"]) for event in told] == [(1.5, "forced")] * 2
+
+
+async def test_a_bug_is_told_and_leaves_the_outcome_open(house: House) -> None:
+    """An exception of a kind that nobody expected ends the claim with doubt, and reaches the log with its trace."""
+    connection = await house.connect()
+
+    class Broken:
+        client_id, timeout = house.client.client_id, house.client.timeout
+        base_url = house.client.base_url
+
+        async def slot(self, _priority: object) -> None:
+            return
+
+        async def refresh(self, **_: object) -> TokenResponse:
+            raise ZeroDivisionError
+
+    house.coordinator = house.make_coordinator(amo=cast("AmoClient", Broken()))
+    with pytest.raises(ZeroDivisionError):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.status, after.last_error, after.in_doubt) == (Status.ACTIVE, "outcome_open", True)
+    told = await house.witness.until("refresh.bug")
+    assert isinstance(told.error, ZeroDivisionError)
+    assert (told.level, told.connection_id) == (Level.ERROR, connection.id)
+
+
+async def test_a_refresh_that_is_cancelled_is_no_bug(house: House) -> None:
+    """The loop ends all its tasks at the very end: nothing is told of that, and nobody waits for it."""
+    connection = await house.connect()
+    broken: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: broken.append(context))
+    house.amo.sandbox.asked.clear()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    caller = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.asked.wait()
+    [flight] = [task for task in asyncio.all_tasks() if task.get_name() == f"refresh:{connection.id}"]
+    flight.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    house.amo.sandbox.go_on.set()
+    assert (house.coordinator.in_flight, broken) == (0, [])
+    assert house.witness.named("refresh.bug") == []
+
+
+async def test_a_late_verdict_changes_nothing_of_a_new_grant(house: House) -> None:
+    """Whoever lost the claim to a new grant may not declare it dead, nor put it off."""
+    connection = await house.connect()
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    class Late:
+        client_id, timeout = house.client.client_id, house.client.timeout
+        base_url = house.client.base_url
+
+        async def slot(self, _priority: object) -> None:
+            return
+
+        async def refresh(self, **_: object) -> TokenResponse:
+            asked.set()
+            await go_on.wait()
+            raise InvalidRefreshToken
+
+    house.coordinator = house.make_coordinator(amo=cast("AmoClient", Late()))
+    refreshing = asyncio.create_task(house.refresh(connection, satisfied=lambda now: now.pair_version > 1))
+    await asked.wait()
+    granted = await house.connect()
+    go_on.set()
+    assert await refreshing == granted
+    assert house.witness.names() == ["refresh.superseded"]
+    assert await house.now(connection) == granted
+
+
+async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(house: House) -> None:
+    """The person connects again while a refresh waits for its slot: the new pair is the one presented."""
+    connection = await house.connect()
+    slot = asyncio.Event()
+
+    class Waiting:
+        client_id, timeout = house.client.client_id, house.client.timeout
+        base_url = house.client.base_url
+        waits = asyncio.Event()
+
+        async def slot(self, _priority: object) -> None:
+            self.waits.set()
+            await slot.wait()
+
+        async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
+            return await house.client.refresh(refresh_token=refresh_token, domain=domain, not_after=not_after)
+
+    waiting = Waiting()
+    house.coordinator = house.make_coordinator(amo=cast("AmoClient", waiting))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await waiting.waits.wait()
+    granted = await house.connect()
+    slot.set()
+    assert (await refreshing).pair_version == granted.pair_version + 1
+    assert house.amo.fake.ledger.refreshes()[0].presented == house.pair(granted).refresh_token
+
+
+async def test_a_stop_during_the_claim_gives_it_back_unsent(house: House) -> None:
+    """The signal comes while the claim is being written: nothing is spent."""
+    connection = await house.connect()
+
+    class Stopping(FailingStore):
+        async def claim(self, claim: Any, **more: Any) -> Any:
+            claimed = await house.store.claim(claim, **more)
+            house.coordinator.stop()
+            return claimed
+
+    house.coordinator = house.make_coordinator(store=Stopping(house.store, house.clock))
+    with pytest.raises(ShuttingDown):
+        await house.refresh(connection)
+    after = await house.now(connection)
+    assert (after.attempt, after.spending) == (None, None)
+    assert house.amo.fake.ledger.refreshes() == []
+
+
+async def test_a_dead_token_is_told_even_where_the_verdict_cannot_be_written(house: House) -> None:
+    """The caller hears that the person is needed, and not of a bug of ours."""
+    connection = await house.connect()
+    house.amo.account.disabled = True
+    house.failing.away = {"save_verdict"}
+    with pytest.raises(NeedsReauth):
+        await house.refresh(connection)
+
+
+async def test_each_doubt_is_looked_up_before_the_token_is_presented(house: House) -> None:
+    """A look-up answers for the doubt that it was about: an attempt that was left open since then is asked about."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    await house.store.claim(a_claim(connection, owner="process-2", attempt="dead"))
+    slots = 0
+
+    async def slot(_priority: object) -> None:
+        nonlocal slots
+        slots += 1
+        if slots == 2:  # the one for the refresh: another process is faster, and dies
+            now = await house.now(connection)
+            await house.store.claim(a_claim(now, owner="process-3", attempt="dead, too"))
+
+    house.coordinator = house.make_coordinator(amo=Instead(house.client, slot=slot))
+    refreshing = asyncio.create_task(house.refresh(connection))
+    for looked_up in (0, 1):
+        await house.clock.until_sleeping(0.25)
+        assert house.amo.sandbox.look_ups == looked_up
+        house.clock.advance(60)
+    assert (await refreshing).pair_version == 2
+    assert house.amo.sandbox.look_ups == 2
+
+
+async def test_a_token_follows_its_account_whose_old_host_was_taken(house: House) -> None:
+    """Where another account answers at the old host, its refusal is not believed before the look-up has told."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.amo.account.host = "renamed.amocrm.ru"
+    house.amo.fake.open_account(connection.domain)
+    refreshed = await house.refresh(connection)
+    assert (refreshed.status, refreshed.domain) == (Status.ACTIVE, "renamed.amocrm.ru")
+    [moved] = house.witness.named("connection.moved")
+    assert moved.fields == {"domain": connection.domain, "moved_to": "renamed.amocrm.ru"}
+
+
+async def test_an_account_whose_whereabouts_nobody_tells_is_not_given_up(house: House) -> None:
+    """Moved, its old host taken by another account, and the look-up silent: its token may live where it is now."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    old = house.amo.account.host
+    house.amo.account.host = "renamed.amocrm.ru"
+    house.amo.fake.open_account(old)
+    house.amo.sandbox.look_up_faults.add(Fault.HTTP_500, Fault.HTTP_500)
+    with pytest.raises(IntrospectionUnavailable):
+        await house.refresh(connection)
+    assert (await house.now(connection)).status is Status.ACTIVE
+    house.clock.advance(901)
+    assert (await house.refresh(connection)).domain == "renamed.amocrm.ru"

@@ -1,0 +1,298 @@
+"""The hand-out from memory: nothing is read twice, and nothing that has changed is handed out as live."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.crypto import Cipher
+from amo_callback.errors import NotFound, StoreUnavailable
+from amo_callback.model import Connection, TokenPair
+from amo_callback.store import open_store
+from amo_callback.tokens.cache import ConnectionCache
+from amo_callback.tokens.decrypted_pairs import DecryptedPairCache
+from tests.builders import a_connection, a_refreshed, now, save
+from tests.fakes import START, Instead
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from amo_callback.store import Store
+    from amo_callback.tokens.access_tokens import AccessToken
+    from tests.fakes import FakeClock
+    from tests.refresh.house import House
+
+READS = ("connection", "connections_of", "connections_owned")
+
+
+class CountingCipher(Cipher):
+    """A cipher that counts the pairs that it opens."""
+
+    opened = 0
+
+    def pair_of(self, connection: Connection) -> TokenPair | None:
+        self.opened += 1
+        return super().pair_of(connection)
+
+
+@pytest.fixture
+async def elsewhere(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
+    """Return another process's store on the same file."""
+    async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=clock) as opened:
+        yield opened
+
+
+async def _token(house: House, selector: str) -> AccessToken:
+    handed_out = await house.lifecycle.access_tokens.token(selector, min_ttl=0)
+    await house.traffic.until_quiet()  # whether another process has changed anything is looked at in the background
+    return handed_out
+
+
+async def _warm(house: House, *selectors: str) -> None:
+    for selector in selectors:
+        for _ in range(2):
+            await _token(house, selector)
+
+
+async def _owned(house: House) -> tuple[Connection, list[str]]:
+    """Return a connection, and all that names it, remembered."""
+    connection = await house.connect()
+    await house.store.bind(connection.id, owner="42", grant_no=1, first_only=False)
+    selectors = [connection.id, f"account:{connection.account_id}", "owner:42"]
+    await _warm(house, *selectors)
+    return connection, selectors
+
+
+def _reads(house: House) -> int:
+    return sum(house.traffic.calls[name] for name in READS)
+
+
+async def test_a_warm_hand_out_reads_and_opens_nothing(house: House, encryption_key: str) -> None:
+    """Whatever names the connection, and for as long as nobody changes anything."""
+    cipher = CountingCipher([encryption_key])
+    house.lifecycle = house.make_lifecycle(cipher=cipher)
+    connection, selectors = await _owned(house)
+    reads, opened = _reads(house), cipher.opened
+    for _ in range(10):
+        house.clock.advance(0.5)
+        for selector in selectors:
+            assert (await _token(house, selector)).pair == house.pair(connection)
+    assert (_reads(house), cipher.opened) == (reads, opened)
+
+
+async def test_this_process_sees_its_own_refresh_at_once(house: House) -> None:
+    """Whoever asks after a refresh gets what it has brought."""
+    connection, selectors = await _owned(house)
+    refreshed = await house.refresh(connection)
+    for selector in selectors:
+        assert (await _token(house, selector)).pair == house.pair(refreshed)
+
+
+async def test_this_process_sees_its_own_disconnect_at_once(house: House) -> None:
+    """Nothing is handed out any more, whatever named it."""
+    connection, selectors = await _owned(house)
+    assert await house.store.disconnect(connection, on_request=True)
+    for selector in selectors:
+        with pytest.raises(NotFound):
+            await _token(house, selector)
+
+
+async def test_this_process_sees_at_once_whose_a_connection_is(house: House) -> None:
+    """Who is bound gets tokens, and who has left gets none, while the other owner does."""
+    connection, _ = await _owned(house)
+    await house.store.bind(connection.id, owner="43", grant_no=1, first_only=False)
+    await _warm(house, "owner:43")
+    house.clock.advance(0.1)
+    await house.store.unbind("42")
+    with pytest.raises(NotFound):
+        await _token(house, "owner:42")
+    assert (await _token(house, "owner:43")).connection.id == connection.id
+
+
+@pytest.mark.parametrize("everything", [True, False])
+async def test_this_process_sees_a_freeze_at_once(house: House, everything: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
+    """A frozen connection's token may have been refreshed elsewhere: it is doubted."""
+    connection, selectors = await _owned(house)
+    if everything:
+        await house.store.freeze_all(why="a test")
+    else:
+        await house.store.freeze(connection.id, at=house.clock.now())
+    for selector in selectors:
+        assert (await _token(house, selector)).connection.frozen
+
+
+async def test_this_process_sees_a_new_grant_at_once(house: House) -> None:
+    """Connected again, and another user's connection of the same account too, which is the fresher one."""
+    connection, selectors = await _owned(house)
+    again = await house.keep(await house.exchange())
+    for selector in selectors:
+        assert (await _token(house, selector)).pair == house.pair(again)
+    house.amo.account.user_id += 1
+    house.clock.advance(10)
+    other = await house.connect()
+    found = (await _token(house, f"account:{connection.account_id}")).connection.id
+    assert (found == other.id, other.id != connection.id) == (True, True)
+
+
+async def test_another_processs_change_is_seen_within_a_second(house: House, elsewhere: Store) -> None:
+    """A pair that is superseded there is handed out here for less than a second."""
+    connection, selectors = await _owned(house)
+    pair = house.pair(connection)
+    sealed = house.cipher.seal_pair(pair, connection_id=connection.id)
+    at = house.clock.now()
+    refreshed = await elsewhere.save_refreshed(a_refreshed(connection, at=at, sealed_pair=sealed))
+    assert refreshed is not None
+    house.clock.advance(1)
+    for selector in selectors:
+        assert (await _token(house, selector)).connection.pair_version == refreshed.pair_version
+
+
+async def test_another_processs_disconnect_is_seen_within_a_second(house: House, elsewhere: Store) -> None:
+    """However busy this process is with looking: also where it has looked just before."""
+    connection, selectors = await _owned(house)
+    house.clock.advance(0.9)
+    await _warm(house, *selectors)
+    assert await elsewhere.disconnect(await now(elsewhere, connection), on_request=True)
+    house.clock.advance(0.5)
+    await house.lifecycle.access_tokens.token(selectors[0], min_ttl=0)
+    await house.traffic.until_quiet()
+    house.clock.advance(0.5)
+    for selector in selectors:
+        with pytest.raises(NotFound):
+            await _token(house, selector)
+
+
+async def test_what_is_remembered_is_handed_out_while_the_store_is_away(house: House) -> None:
+    """As stale, with the reason, and only while it lives; what nobody has asked for is not known."""
+    connection, selectors = await _owned(house)
+    house.failing.away = {*READS, "data_version"}
+    house.clock.advance(2)
+    for selector in selectors:
+        handed_out = await _token(house, selector)
+        assert (handed_out.pair, handed_out.stale) == (house.pair(connection), True)
+        assert handed_out.reason == StoreUnavailable.code
+    with pytest.raises(StoreUnavailable):
+        await _token(house, "account:1")
+    house.clock.advance(86_400)
+    with pytest.raises(StoreUnavailable):
+        await _token(house, connection.id)
+
+
+async def test_what_was_read_before_the_store_went_away_is_stale_at_once(house: House) -> None:
+    """Also within the second for which it was certain: a refresh elsewhere may have got a pair that cannot be stored.
+
+    The rule: while the store is away, what is remembered is handed out as stale, or AMO is asked about it.
+    """
+    connection, selectors = await _owned(house)
+    house.clock.advance(0.5)
+    house.failing.away = {*READS, "data_version"}
+    with pytest.raises(StoreUnavailable):
+        await house.failing.connection(connection.id)
+    for selector in selectors:
+        handed_out = await _token(house, selector)
+        assert (handed_out.pair, handed_out.stale) == (house.pair(connection), True)
+        assert handed_out.reason == StoreUnavailable.code
+    house.failing.away = set()
+    assert not (await _token(house, connection.id)).stale
+
+
+async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_knows_it(house: House) -> None:
+    """Another pair may have taken its place, and nobody can read which: AMO is asked whether this one lives."""
+    connection, selectors = await _owned(house)
+    for selector in selectors:
+        await _token(house, selector)
+    await house.store.look_up_again(await house.now(connection), at=None)
+    house.failing.away = {*READS, "data_version"}
+    asked = house.amo.sandbox.look_ups
+    for selector in selectors:
+        handed_out = await _token(house, selector)
+        assert (handed_out.pair, handed_out.stale) == (house.pair(connection), True)
+    assert house.amo.sandbox.look_ups == asked + 1
+    house.clock.advance(5)
+    house.amo.fake.quirks.refresh_kills_access = True
+    house.amo.spend(grant_type="refresh_token", refresh_token=house.pair(connection).refresh_token)
+    for selector in selectors:
+        with pytest.raises(StoreUnavailable):
+            await _token(house, selector)
+
+
+async def test_what_was_disconnected_as_the_store_went_away_is_not_handed_out(house: House) -> None:
+    """Its tokens were erased on request: that they are remembered, and live, is no reason."""
+    connection, selectors = await _owned(house)
+    for selector in selectors:
+        await _token(house, selector)
+    assert await house.store.disconnect(await house.now(connection), on_request=True)
+    house.failing.away = {*READS, "data_version"}
+    for selector in selectors:
+        with pytest.raises(StoreUnavailable):
+            await _token(house, selector)
+
+
+async def test_a_read_that_a_write_overtook_is_not_remembered(house: House) -> None:
+    """It may be of before the write; whoever asks next reads again."""
+    connection = await house.connect()
+    read, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(name: str) -> Connection | None:
+        found = await house.store.connection(name)
+        read.set()
+        await go_on.wait()
+        return found
+
+    house.lifecycle = house.make_lifecycle(store=Instead(house.failing, connection=slow))
+    asking = asyncio.create_task(house.lifecycle.access_tokens.token(connection.id, min_ttl=0))
+    await read.wait()
+    refreshed = await house.store.save_refreshed(
+        a_refreshed(connection, at=house.clock.now(), sealed_pair=connection.sealed_pair)
+    )
+    assert refreshed is not None
+    go_on.set()
+    await asking
+    assert (await _token(house, connection.id)).connection.pair_version == refreshed.pair_version
+
+
+async def test_a_read_of_before_a_write_is_not_remembered_after_it(store: Store, clock: FakeClock) -> None:
+    """What was found in the meantime may be of before: it is read again, by whatever name it was asked for."""
+    memory = ConnectionCache(store=store, clock=clock)
+    stored = await save(store, a_connection())
+    moment = memory.begin()
+    before = await now(store, stored)
+    await store.save_refreshed(a_refreshed(stored))
+    memory.keep(stored.id, [before], moment)
+    memory.keep("account:1", [before], moment)
+    assert (len(memory), memory.last(stored.id), memory.last("account:1")) == (0, None, None)
+    memory.keep(stored.id, [await now(store, stored)], memory.begin())
+    last = memory.last(stored.id)
+    assert last is not None
+    assert ([one.pair_version for one in last.connections], last.changed) == ([stored.pair_version + 1], False)
+
+
+async def test_the_memory_is_bounded(store: Store, clock: FakeClock, cipher: Cipher) -> None:
+    """What was asked for longest ago is forgotten first, connections and opened pairs alike."""
+    memory = ConnectionCache(store=store, clock=clock, limit=3)
+    opened = DecryptedPairCache(store=store, cipher=cipher, limit=3)
+    for number in range(5):
+        connection = a_connection(number)
+        pair: Any = {"access_token": "at", "refresh_token": "rt", "issued_at": START, "expires_at": START}
+        sealed = cipher.seal_pair(TokenPair(**pair), connection_id=connection.id)
+        stored = await save(store, a_connection(number, sealed_pair=sealed))
+        memory.keep(stored.id, [stored], memory.begin())
+        assert opened.pair_of(stored) is not None
+    assert (len(memory), len(opened)) == (3, 3)
+    known = [memory.last(a_connection(number).id) is not None for number in range(5)]
+    assert known == [False, False, True, True, True]
+
+
+async def test_memory_shows_no_secret(store: Store, clock: FakeClock, cipher: Cipher) -> None:
+    """Neither of the two tells in its repr what it holds."""
+    memory, opened = ConnectionCache(store=store, clock=clock), DecryptedPairCache(store=store, cipher=cipher)
+    pair = TokenPair(access_token="secret-at", refresh_token="secret-rt", issued_at=START, expires_at=START)
+    connection = a_connection(sealed_pair=cipher.seal_pair(pair, connection_id=a_connection().id))
+    memory.keep(connection.id, [connection], memory.begin())
+    opened.pair_of(connection)
+    told = repr((memory, opened, memory.last(connection.id), opened.pair_of(connection)))
+    assert "secret" not in told
+    assert str(connection.sealed_pair) not in told

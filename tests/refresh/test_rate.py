@@ -1,0 +1,200 @@
+"""The rate limit where requests leave: also after the store has stalled, and over many connections at once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sqlite3
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.amo.rate_limiter import RateLimiter
+from amo_callback.errors import NotYet, ShuttingDown
+from amo_callback.local_limits import LocalLimits
+from amo_callback.model import RefreshTrigger
+from tests.conftest import amo_client
+from tests.fakes import FailingStore, Instead, RecordedPace, most_in_a_second
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.model import Connection, TokenResponse
+    from amo_callback.refresh.coordinator import RefreshCoordinator
+    from tests.refresh.house import House
+
+RATE = 5
+
+
+def _uncounted(client: AmoClient) -> Any:
+    """Return a client whose calls are no traffic: a request that waits must not keep time from passing."""
+    calls = ("slot", "refresh", "exchange", "look_up", "ask_about")
+    return Instead(client, **{name: _plain(getattr(client, name)) for name in calls})
+
+
+def _plain(method: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+    def call(*args: object, **kwargs: object) -> Awaitable[object]:
+        return method(*args, **kwargs)
+
+    return call
+
+
+@asynccontextmanager
+async def _paced(house: House) -> AsyncIterator[RecordedPace]:
+    """Have the house speak to AMO at a limited rate, in the test's time."""
+    rate_limiter = RateLimiter(
+        per_second=RATE, shared=LocalLimits(clock=house.clock), clock=house.clock, observer=house.witness
+    )
+    recorded = RecordedPace(rate_limiter, house.clock)
+    async with amo_client(house.amo, house.clock, rate_limiter=cast("RateLimiter", recorded)) as client:
+        house.client = _uncounted(client)
+        yield recorded
+
+
+async def _fleet(house: House, size: int) -> list[Connection]:
+    """Connect so many accounts."""
+    connections = []
+    for number in range(size):
+        account = house.amo.fake.open_account(f"shop{number}.amocrm.ru")
+        code = house.amo.fake.allow(account).encode()
+        issued = await house.client.exchange(code=code, domain=account.host, not_after=math.inf)
+        connections.append(await house.keep(issued, domain=account.host))
+    return connections
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold SQLite's write lock, as another process may."""
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.rollback()
+        other.close()
+
+
+async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(house: House, tmp_path: Path) -> None:
+    """Another process holds SQLite's write lock for 3.5 s; then 16 claims are committed at once."""
+    connections = await _fleet(house, 16)
+    async with _paced(house) as rate_limiter:
+        begun = 0
+
+        def refresh(**request: Any) -> Awaitable[TokenResponse]:
+            nonlocal begun
+            begun += 1
+            return client.refresh(**request)
+
+        client = house.client
+        coordinator = house.make_coordinator(amo=Instead(client, refresh=refresh))
+        with _locked(tmp_path / "amo-callback.db"):
+            refreshes = [
+                asyncio.create_task(coordinator.refresh(each.id, demand=RefreshTrigger.FORCED)) for each in connections
+            ]
+            began = house.clock.monotonic()
+            while house.clock.monotonic() < began + 3.5 or house.traffic.calls["claim"] < len(connections):
+                for _ in range(30):
+                    await asyncio.sleep(0)
+                house.clock.advance(0.05)
+        while not all(refresh.done() for refresh in refreshes):
+            await house.pass_time(0.05, step=0.05)
+            while rate_limiter.arrived < begun:  # noqa: ASYNC110 -- because time stands still while a connection is made
+                await asyncio.sleep(0)
+        await asyncio.gather(*refreshes)
+        await rate_limiter.close()
+    assert len(rate_limiter.sent) == len(connections)
+    assert most_in_a_second(*rate_limiter.sent) <= RATE + 1
+    assert house.amo.fake.ledger.doubles() == 0
+
+
+@asynccontextmanager
+async def _claimed_late(house: House, connection: Connection, *, pause: float) -> AsyncIterator[_Late]:
+    """Refresh a connection whose claim takes two seconds, in which AMO asks for a pause."""
+    async with _paced(house) as rate_limiter:
+
+        class Slow(FailingStore):
+            async def claim(self, *args: Any, **more: Any) -> Connection | None:
+                claimed = await house.store.claim(*args, **more)
+                await rate_limiter.pause(pause)
+                house.clock.advance(2)
+                return claimed
+
+        coordinator = house.make_coordinator(store=Slow(house.store, house.clock), amo=house.client)
+        began = house.clock.monotonic()
+        refresh = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+        await house.clock.until_sleeping(pause - 2)
+        assert rate_limiter.sent == []
+        yield _Late(coordinator=coordinator, rate_limiter=rate_limiter, refresh=refresh, began=began)
+        await rate_limiter.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Late:
+    coordinator: RefreshCoordinator
+    rate_limiter: RecordedPace
+    refresh: asyncio.Task[Connection]
+    began: float
+
+
+async def test_a_claim_that_returns_late_waits_for_another_slot(house: House) -> None:
+    """A slot is good for a second: a request whose claim took longer is sent in a new one."""
+    connection = await house.connect()
+    async with _claimed_late(house, connection, pause=30) as late:
+        house.clock.advance(28)
+        await late.refresh
+        assert late.rate_limiter.sent == [late.began + 30]
+
+
+async def test_a_read_that_returns_late_makes_the_refresh_wait_for_another_slot(house: House) -> None:
+    """A slot ages from the moment it is granted: the connection may be read long after, and claimed fast."""
+    connection = await house.connect()
+    async with _paced(house) as rate_limiter:
+        held = asyncio.Event()
+
+        class Slow(FailingStore):
+            async def connection(self, *args: Any, **more: Any) -> Connection | None:
+                if rate_limiter.granted and not held.is_set():
+                    held.set()
+                    await rate_limiter.pause(30)
+                    house.clock.advance(2)
+                return await house.store.connection(*args, **more)
+
+        coordinator = house.make_coordinator(store=Slow(house.store, house.clock), amo=house.client)
+        began = house.clock.monotonic()
+        refresh = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+        await house.clock.until_sleeping(28)
+        assert (await house.now(connection)).attempt is not None
+        assert rate_limiter.arrived == 0
+        house.clock.advance(28)
+        await refresh
+        assert rate_limiter.sent == [began + 30]
+        await rate_limiter.close()
+
+
+async def test_a_claim_whose_next_slot_comes_too_late_is_given_back(house: House) -> None:
+    """Where the lease would end under the request nothing is sent, and the claim is given back as no failure."""
+    connection = await house.connect()
+    async with _claimed_late(house, connection, pause=60) as late:
+        house.clock.advance(53)
+        with pytest.raises(NotYet):
+            await late.refresh
+        await _check_given_back(house, connection, late)
+
+
+async def test_a_claim_that_waits_for_another_slot_is_given_back_at_the_end(house: House) -> None:
+    """A process that ends does not wait for a slot: nothing is sent, and another process can claim at once."""
+    connection = await house.connect()
+    async with _claimed_late(house, connection, pause=30) as late:
+        late.coordinator.stop()
+        with pytest.raises(ShuttingDown):
+            await late.refresh
+        await _check_given_back(house, connection, late)
+
+
+async def _check_given_back(house: House, connection: Connection, late: _Late) -> None:
+    stored = await house.now(connection)
+    assert (late.rate_limiter.sent, stored.attempt, stored.failures, stored.last_error) == ([], None, 0, None)

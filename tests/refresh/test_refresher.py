@@ -1,0 +1,342 @@
+"""The loop: what is due, in what order, how many at once, and what does not stop it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from amo_callback.errors import InvalidRefreshToken, NotYet, StoreUnavailable
+from amo_callback.model import RefreshTrigger
+from amo_callback.refresh.address_block import AddressBlock
+from amo_callback.refresh.breaker import Breaker
+from amo_callback.refresh.leases import Leases
+from amo_callback.refresh.pending_writes import PendingWrites
+from amo_callback.refresh.scheduler import RefreshScheduler
+from tests.builders import a_connection, a_grant, a_refreshed, save
+from tests.fakes import START, FailingStore, FakeClock, MemoryRescue, Witness
+from tests.patience import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.crypto import Cipher
+    from amo_callback.model import Connection
+    from amo_callback.refresh.coordinator import RefreshCoordinator
+    from amo_callback.refresh.rechecks import Rechecker
+    from amo_callback.store import Store
+
+
+class FakeKeeper:
+    """A keeper that remembers whom it was asked for, and does as it is told."""
+
+    def __init__(self, store: Store, clock: FakeClock) -> None:
+        self.store, self.clock = store, clock
+        self.asked: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self.held = asyncio.Event()
+        self.held.set()
+        self.errors: dict[str, Exception] = {}
+        self._called = asyncio.Event()
+
+    async def refresh(self, connection_id: str, *, demand: RefreshTrigger, **_: object) -> None:
+        assert demand is RefreshTrigger.SCHEDULE
+        self.asked.append(connection_id)
+        self._called.set()
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await self.held.wait()
+            if error := self.errors.get(connection_id):
+                raise error
+            connection = await self.store.connection(connection_id)
+            assert connection is not None
+            await self.store.save_refreshed(a_refreshed(connection, at=self.clock.now()))
+        finally:
+            self.at_once -= 1
+
+    async def until_asked(self, times: int) -> None:
+        while len(self.asked) < times:
+            self._called.clear()
+            await asyncio.wait_for(self._called.wait(), PATIENCE)
+
+
+class Loop:
+    """A refresher with everything around it."""
+
+    def __init__(self, store: Store, clock: FakeClock, witness: Witness, cipher: Cipher) -> None:
+        self.store, self.clock, self.witness, self.cipher = store, clock, witness, cipher
+        self.coordinator = FakeKeeper(store, clock)
+        self.failing = FailingStore(store, clock)
+
+    @asynccontextmanager
+    async def running(self, **more: Any) -> AsyncIterator[RefreshScheduler]:
+        values: dict[str, Any] = {"concurrency": 16, "poll_interval": 5.0, "rest": 30.0, "watches": []}
+        store = cast("Store", self.failing)
+        clock, observer = self.clock, self.witness
+        scheduler = RefreshScheduler(
+            store=store,
+            coordinator=cast("RefreshCoordinator", self.coordinator),
+            checks=cast("Rechecker", self),
+            breaker=Breaker(
+                store=store,
+                clock=clock,
+                observer=observer,
+                retry_cap=900,
+                address_block=AddressBlock(store=store, clock=clock, observer=observer, probe_every=900),
+            ),
+            leases=Leases(length=60, store=store, clock=clock),
+            pending_writes=PendingWrites(
+                store=store, rescue=MemoryRescue(), cipher=self.cipher, clock=clock, observer=observer
+            ),
+            clock=clock,
+            observer=observer,
+            **{**values, **more},
+        )
+        task = asyncio.create_task(scheduler.run())
+        try:
+            yield scheduler
+        finally:
+            scheduler.stop()
+            await task
+
+    async def due(self, *numbers: int, at: float = 0.0) -> list[Connection]:
+        due = START + timedelta(seconds=at)
+        return [await save(self.store, a_connection(number, next_refresh_at=due)) for number in numbers]
+
+
+@pytest.fixture
+def loop(store: Store, clock: FakeClock, witness: Witness, cipher: Cipher) -> Loop:
+    return Loop(store, clock, witness, cipher)
+
+
+async def test_what_is_due_is_refreshed_and_then_left_alone(loop: Loop) -> None:
+    """Each due connection once, and the loop sleeps until the next is due."""
+    connections = await loop.due(1, 2, 3)
+    async with loop.running():
+        await loop.coordinator.until_asked(3)
+        await loop.clock.until_sleeping(5)
+        assert sorted(loop.coordinator.asked) == sorted(connection.id for connection in connections)
+    for connection in connections:
+        stored = await loop.store.connection(connection.id)
+        assert stored is not None
+        assert stored.pair_version == 2
+
+
+async def test_the_loop_sleeps_until_the_nearest_due_time_and_no_longer_than_it_polls(loop: Loop) -> None:
+    """Due in 3 s: it sleeps 3 s. Due in an hour: it looks again after the poll interval."""
+    await loop.due(1, at=3)
+    async with loop.running():
+        await loop.clock.until_sleeping(3)
+        loop.clock.advance(3)
+        await loop.coordinator.until_asked(1)
+        await loop.clock.until_sleeping(5)
+
+
+async def test_a_new_connection_wakes_the_loop(loop: Loop) -> None:
+    """What comes due before the loop would look again is not late."""
+    async with loop.running(poll_interval=3600) as scheduler:
+        await loop.clock.until_sleeping(3600)
+        await loop.due(1, at=1)
+        scheduler.expect(START + timedelta(seconds=1))
+        await loop.clock.until_sleeping(1)
+
+
+async def test_a_new_connection_that_is_due_later_than_the_next_look_wakes_nobody(loop: Loop) -> None:
+    """Ten thousand people who connect cost no ten thousand looks at what is due."""
+    async with loop.running(poll_interval=5) as scheduler:
+        await loop.clock.until_sleeping(5)
+        scheduler.expect(START + timedelta(hours=12))
+        await loop.store.connection("nobody's")  # a loop that was woken would be up by now
+        assert loop.clock.sleeping() == [5]
+
+
+async def test_a_backlog_is_not_looked_at_again_for_each_of_it(loop: Loop) -> None:
+    """Of forty that are due, ten go at once; what takes the places of those that end was found along with them."""
+    await loop.due(*range(40))
+    async with loop.running(concurrency=10):
+        await loop.coordinator.until_asked(40)
+        await loop.clock.until_sleeping(5)
+        assert loop.coordinator.most_at_once == 10
+        assert len(set(loop.coordinator.asked)) == 40
+        assert loop.failing.asked["due"] <= 8
+
+
+async def test_what_was_found_due_is_not_begun_once_it_is_to_end(loop: Loop) -> None:
+    """A loop that is stopped in a backlog refreshes what is under way, and nothing more."""
+    await loop.due(*range(10))
+    loop.coordinator.held.clear()
+    async with loop.running(concurrency=2) as scheduler:
+        await loop.coordinator.until_asked(2)
+        scheduler.stop()
+        loop.coordinator.held.set()
+    assert len(loop.coordinator.asked) == 2
+
+
+async def test_so_many_at_once_and_the_oldest_expiry_first(loop: Loop) -> None:
+    """With two places, ten due connections go two by two, and whose token dies first goes first."""
+    ids = []
+    for number in range(10):
+        expires = START + timedelta(seconds=1000 - number)
+        ids.append((await save(loop.store, a_connection(number, next_refresh_at=START, access_expires_at=expires))).id)
+    loop.coordinator.held.clear()
+    async with loop.running(concurrency=2):
+        await loop.coordinator.until_asked(2)
+        assert loop.coordinator.asked == [ids[9], ids[8]]
+        loop.coordinator.held.set()
+        await loop.coordinator.until_asked(10)
+        await loop.clock.until_sleeping(5)
+    assert loop.coordinator.most_at_once == 2
+    assert loop.coordinator.asked == list(reversed(ids))
+
+
+async def test_the_loop_beats_while_refreshes_are_slow(loop: Loop) -> None:
+    """A refresh that takes a minute does not stop the beat."""
+    await loop.due(1)
+    loop.coordinator.held.clear()
+    async with loop.running() as scheduler:
+        await loop.coordinator.until_asked(1)
+        for _ in range(12):
+            await loop.clock.until_sleeping(5)
+            loop.clock.advance(5)
+        await loop.clock.until_sleeping(5)
+        assert scheduler.beat_age == 0
+        loop.clock.advance(4)
+        assert scheduler.beat_age == 4
+        loop.coordinator.held.set()
+    assert len(loop.coordinator.asked) == 1
+
+
+async def test_an_iteration_that_fails_is_told_and_the_loop_goes_on(loop: Loop) -> None:
+    """A store that is away, or a bug, costs one poll interval."""
+    await loop.due(1)
+    loop.failing.away = {"due"}
+    async with loop.running():
+        await loop.witness.until("refresher.failed")
+        loop.failing.away = set()
+        await loop.clock.until_sleeping(5)
+        loop.clock.advance(5)
+        await loop.coordinator.until_asked(1)
+    assert loop.witness.events[0].fields == {"error": "store_unavailable"}
+
+
+async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_back(loop: Loop) -> None:
+    """Two minutes of failed rounds are two lines, the second one with their length; a new outage is a new line."""
+    async with loop.running():
+        for outage in (1, 2):
+            loop.failing.away = {"due"}
+            for _ in range(24):
+                await loop.clock.until_sleeping(5)
+                loop.clock.advance(5)
+            await loop.clock.until_sleeping(5)
+            assert len(loop.witness.named("refresher.failed")) == outage
+            loop.failing.away = set()
+            await loop.clock.until_sleeping(5)
+            loop.clock.advance(5)
+            recovered = await loop.witness.until("refresher.recovered", times=outage)
+            assert recovered.fields["failed_for_seconds"] == 5 * cast("int", recovered.fields["failed_rounds"]) >= 120
+
+
+async def test_a_cleanup_that_fails_each_minute_is_logged_once(loop: Loop) -> None:
+    """It is no reason to refresh nothing: the rounds work, and end neither line."""
+    loop.failing.away = {"prune"}
+    async with loop.running():
+        for _ in range(4 * 12):
+            await loop.clock.until_sleeping(5)
+            loop.clock.advance(5)
+        await loop.clock.until_sleeping(5)
+        assert loop.witness.names() == ["cleanup.failed"]
+        loop.failing.away = set()
+        while not loop.witness.named("cleanup.recovered"):
+            await loop.clock.until_sleeping(5)
+            loop.clock.advance(5)
+    assert loop.witness.names() == ["cleanup.failed", "cleanup.recovered"]
+
+
+async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop: Loop) -> None:
+    """An exception of a kind that nobody expected costs one poll interval, too."""
+    await loop.due(1)
+
+    class Broken(FailingStore):
+        async def due(self, **_: object) -> None:
+            raise ZeroDivisionError
+
+    whole, loop.failing = loop.failing, Broken(loop.store, loop.clock)
+    async with loop.running() as scheduler:
+        event = await loop.witness.until("refresher.failed")
+        assert isinstance(event.error, ZeroDivisionError)
+        scheduler._store = cast("Store", whole)  # noqa: SLF001 -- because the bug is mended under the running loop
+        await loop.clock.until_sleeping(5)
+        loop.clock.advance(5)
+        await loop.coordinator.until_asked(1)
+
+
+@pytest.mark.parametrize(
+    ("error", "aside"), [(StoreUnavailable("x"), 5.0), (NotYet(1), 5.0), (ZeroDivisionError(), 30.0)]
+)
+async def test_one_that_cannot_be_refreshed_now_does_not_spin_nor_stop_the_others(
+    loop: Loop, error: Exception, aside: float
+) -> None:
+    """Where nothing could be written down about a failure, the connection is left aside for a while."""
+    bad, good = await loop.due(1, 2)
+    loop.coordinator.errors[bad.id] = error
+    async with loop.running():
+        await loop.coordinator.until_asked(2)
+        waited = 0.0
+        while loop.coordinator.asked.count(bad.id) == 1:
+            await loop.clock.until_sleeping()
+            loop.clock.advance(1)
+            waited += 1
+            for _ in range(5):
+                await loop.store.count()  # the loop gets its turns
+        assert waited >= aside
+    assert loop.coordinator.asked.count(good.id) == 1
+
+
+async def test_a_verdict_that_was_written_needs_no_setting_aside(loop: Loop) -> None:
+    """Where the keeper wrote down when to try again, the store's word counts."""
+    [connection] = await loop.due(1)
+    loop.coordinator.errors[connection.id] = InvalidRefreshToken()
+    async with loop.running():
+        await loop.coordinator.until_asked(2)
+
+
+async def test_stopping_begins_nothing_and_waits_for_what_runs(loop: Loop) -> None:
+    """After `stop` the loop ends once its refreshes have."""
+    await loop.due(1)
+    loop.coordinator.held.clear()
+    async with loop.running() as scheduler:
+        await loop.coordinator.until_asked(1)
+        scheduler.stop()
+        await loop.due(2)
+        loop.coordinator.held.set()
+    assert len(loop.coordinator.asked) == 1
+
+
+async def test_a_stop_in_the_midst_of_a_look_begins_nothing(loop: Loop) -> None:
+    """What a look finds after `stop` is left alone, whatever it has begun to look at."""
+    await loop.due(1)
+    stopped = asyncio.Event()
+
+    async def watch() -> None:
+        scheduler.stop()
+        stopped.set()
+
+    async with loop.running(watches=[watch]) as scheduler:
+        await stopped.wait()
+    assert loop.coordinator.asked == []
+
+
+async def test_expired_grants_are_forgotten_in_passing(loop: Loop) -> None:
+    """The loop also tidies up: what an expired code holds is erased within a minute or so."""
+    grant = await loop.store.claim_grant(a_grant(), now=START)
+    async with loop.running():
+        await loop.clock.until_sleeping(5)
+        loop.clock.advance(1200)
+        await loop.clock.until_sleeping(5)
+    stored = await loop.store.grant(grant.code_hash)
+    assert stored is not None
+    assert stored.sealed is None

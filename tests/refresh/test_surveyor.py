@@ -1,0 +1,158 @@
+"""The look at all connections that monitoring is answered from."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from amo_callback.errors import StoreUnavailable
+from amo_callback.refresh.stats_poller import StatsPoller
+from tests.builders import a_survey
+
+if TYPE_CHECKING:
+    from amo_callback.stats import StoreStats
+    from amo_callback.store import Store
+    from tests.conftest import Running
+    from tests.fakes import FakeClock, Witness
+
+
+class TokenClaims:
+    """A store that tells what a test says, when it says it."""
+
+    def __init__(self) -> None:
+        self.asked: list[asyncio.Future[StoreStats]] = []
+        self.error: Exception | None = None
+        self.waits = False
+
+    async def survey(self, **_: object) -> StoreStats:
+        answer: asyncio.Future[StoreStats] = asyncio.get_running_loop().create_future()
+        self.asked.append(answer)
+        if self.error is not None:
+            raise self.error
+        if not self.waits:
+            answer.set_result(a_survey(active=len(self.asked)))
+        return await answer
+
+
+class Post:
+    """A surveyor, and what is around it."""
+
+    def __init__(self, clock: FakeClock, witness: Witness) -> None:
+        self.clock, self.witness, self.store = clock, witness, TokenClaims()
+        self.stats_poller = StatsPoller(store=cast("Store", self.store), clock=clock, observer=witness)
+
+
+@pytest.fixture
+def post(clock: FakeClock, witness: Witness) -> Post:
+    return Post(clock, witness)
+
+
+def test_nothing_is_known_before_the_first_look(post: Post) -> None:
+    """Neither good nor bad: it says that nobody has looked."""
+    assert (post.stats_poller.last, post.stats_poller.age) == (None, None)
+    assert post.stats_poller.trouble == "not looked at yet"
+
+
+async def test_what_was_seen_grows_old(post: Post) -> None:
+    """It is good for half a minute, and from then on not to be relied on."""
+    await post.stats_poller.look()
+    assert (post.stats_poller.last, post.stats_poller.age, post.stats_poller.trouble) == (a_survey(active=1), 0.0, None)
+    post.clock.advance(30)
+    assert post.stats_poller.trouble is None
+    post.clock.advance(1)
+    assert post.stats_poller.trouble == "last looked at 31 s ago"
+
+
+async def _silence(post: Post) -> None:
+    looking = asyncio.create_task(post.stats_poller.look())
+    await post.clock.until_sleeping(2)
+    post.clock.advance(2)
+    await looking
+
+
+async def test_a_silent_store_is_asked_once(post: Post) -> None:
+    """However often it is looked at, one question waits; the last answer stays, and how long it is silent is told."""
+    await post.stats_poller.look()
+    post.store.waits = True
+    for seconds in (2, 4):
+        await _silence(post)
+        assert post.stats_poller.trouble == f"no answer for {seconds} s"
+    assert len(post.store.asked) == 2
+    assert (post.stats_poller.last, post.stats_poller.age) == (a_survey(active=1), 4.0)
+
+
+async def test_an_answer_that_is_late_is_as_old_as_its_question(post: Post) -> None:
+    """It counts from when it was asked for: what it tells is from then."""
+    post.store.waits = True
+    await _silence(post)
+    post.clock.advance(1)
+    post.store.asked[0].set_result(a_survey(active=7))
+    await post.stats_poller.look()
+    assert (post.stats_poller.last, post.stats_poller.age, post.stats_poller.trouble) == (a_survey(active=7), 3.0, None)
+    assert post.stats_poller.seconds == 3.0
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble", "told"),
+    [
+        (StoreUnavailable("SQLITE_IOERR"), "store_unavailable", []),
+        (ZeroDivisionError("secret"), "a bug", ["survey.failed"]),
+    ],
+    ids=["away", "bug"],
+)
+async def test_a_look_that_fails_is_told_and_followed_by_the_next(
+    post: Post, error: Exception, trouble: str, told: list[str]
+) -> None:
+    """The loop outlives it, what was seen before stays, and its text goes nowhere."""
+    await post.stats_poller.look()
+    post.store.error = error
+    await post.stats_poller.look()
+    assert (post.stats_poller.trouble, post.stats_poller.last) == (trouble, a_survey(active=1))
+    assert post.witness.names() == told
+    post.store.error = None
+    await post.stats_poller.look()
+    assert (post.stats_poller.trouble, post.stats_poller.last) == (None, a_survey(active=3))
+
+
+async def test_looks_that_fail_one_after_the_other_are_logged_once(post: Post) -> None:
+    """The end has a line, too, and says how long it was."""
+    for number in (1, 2):
+        post.store.error = ZeroDivisionError()
+        for _ in range(5):
+            await post.stats_poller.look()
+            post.clock.advance(10)
+        post.store.error = None
+        await post.stats_poller.look()
+        assert post.witness.names() == ["survey.failed", "survey.recovered"] * number
+        assert post.witness.events[-1].fields == {"failed_for_seconds": 50, "failed_rounds": 5}
+
+
+async def test_it_looks_every_ten_seconds_until_it_is_stopped(post: Post) -> None:
+    """With nobody asking; and it ends at once, also where the store is silent."""
+    running = asyncio.create_task(post.stats_poller.run())
+    for looks in range(3):
+        await post.clock.until_sleeping(10)
+        assert len(post.store.asked) == looks
+        post.clock.advance(10)
+    await post.clock.until_sleeping(10)
+    post.store.waits = True
+    post.clock.advance(10)
+    await post.clock.until_sleeping(2)
+    post.stats_poller.stop()
+    post.clock.advance(2)
+    await running
+    assert post.stats_poller.stopped
+    assert post.store.asked[-1].cancelled()
+
+
+async def test_the_running_service_looks_by_itself(app: Running) -> None:
+    """A connection is in the next look."""
+    stats_poller = app.service.services.lifecycle.stats_poller
+    before = stats_poller.last
+    assert before == a_survey(active=0, fresh=0, next_expiry=None, next_deadline=None)
+    await app.connected()
+    while stats_poller.last == before:
+        await app.clock.until_sleeping(10)
+        app.clock.advance(10)

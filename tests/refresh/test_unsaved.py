@@ -1,0 +1,711 @@
+"""Pairs that the store does not take: held, handed out, written to their files, offered again, and stored once."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.crypto import Cipher, new_key
+from amo_callback.errors import ConfigurationError, NeedsReauth, ShuttingDown, StoreUnavailable
+from amo_callback.events import Event
+from amo_callback.model import RefreshTrigger, Status, fingerprint, short
+from amo_callback.refresh.pending_pair import name_of, seal_pending
+from tests.builders import a_connection, a_refreshed, save
+from tests.conftest import HOST
+from tests.fakes import MemoryRescue
+from tests.patience import PATIENCE
+from tests.refresh.house import API_DOMAIN
+from tests.refresh.test_interleavings import Gated
+
+if TYPE_CHECKING:
+    from amo_callback.model import Connection, RefreshedPair
+    from amo_callback.tokens.lifecycle import TokenLifecycle
+    from tests.refresh.house import House
+
+
+async def _pending_writes(house: House) -> tuple[Connection, asyncio.Task[Connection]]:
+    """Refresh a connection whose new pair the store does not take."""
+    connection = await house.connect()
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.witness.until("pair.unsaved")
+    return connection, refreshing
+
+
+# --- while the store is away ------------------------------------------------------------------------
+
+
+async def test_an_unsaved_pair_is_held_and_in_its_file(house: House) -> None:
+    """It is told with whether it is in its file, readiness names it, and once it is stored nothing of it is left."""
+    connection, refreshing = await _pending_writes(house)
+    name = f"{connection.id}-1"
+    assert house.lifecycle.pending_writes.names == [name]
+    assert list(house.rescue.files) == [name]
+    [event] = house.witness.named("pair.unsaved")
+    assert (event.connection_id, event.fields) == (connection.id, {"store": "SQLITE_FULL", "rescued": True})
+    house.failing.away = set()
+    await house.lifecycle.pending_writes.settle()
+    assert (await refreshing).pair_version == 2
+    assert (house.lifecycle.pending_writes.names, house.rescue.files) == ([], {})
+    assert (await house.witness.until("pair.saved")).fields == {"superseded": False}
+
+
+async def test_an_unsaved_pair_is_handed_out_while_the_store_is_away(house: House) -> None:
+    """Whoever asks by connection or by account gets the new pair, though nobody can read the store."""
+    connection, refreshing = await _pending_writes(house)
+    house.failing.away |= {"connection", "connections_of"}
+    for selector in (connection.id, f"account:{connection.account_id}"):
+        handed_out = await house.lifecycle.access_tokens.token(selector, min_ttl=0)
+        assert handed_out.pair.access_token == house.amo.fake.ledger.access_tokens[-1]
+    with pytest.raises(StoreUnavailable):
+        await house.lifecycle.access_tokens.token("another customer", min_ttl=0)
+    house.failing.away = set()
+    await house.lifecycle.pending_writes.settle()
+    await refreshing
+
+
+async def test_an_unsaved_pair_is_handed_out_before_the_stored_one(house: House) -> None:
+    """Where the store can be read but not written, the pair that it holds is the one that has been spent."""
+    connection, refreshing = await _pending_writes(house)
+    handed_out = await house.lifecycle.access_tokens.token(connection.id, min_ttl=0)
+    assert handed_out.pair.access_token == house.amo.fake.ledger.access_tokens[-1]
+    house.failing.away = set()
+    await house.lifecycle.pending_writes.settle()
+    await refreshing
+
+
+async def test_a_pair_without_an_account_is_found_by_its_connection_alone(house: House) -> None:
+    """Where AMO's token does not tell whose it is, nobody finds it by naming no account."""
+    connection = await house.connect(account_id="")
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.witness.until("pair.unsaved")
+    pending_writes = house.lifecycle.pending_writes
+    assert pending_writes.find(connection_id="another customer") is None
+    found = pending_writes.find(connection_id=connection.id)
+    assert found is not None
+    assert found.id == connection.id
+    house.failing.away = set()
+    await pending_writes.settle()
+    await refreshing
+
+
+async def test_the_stored_pair_is_not_presented_while_its_successor_is_unsaved(house: House) -> None:
+    """It has been spent: a new refresh waits for the store."""
+    connection, refreshing = await _pending_writes(house)
+    other = house.make_lifecycle(rescue=house.rescue)
+    await other.pending_writes.restore()
+    for lifecycle in (house.lifecycle, other):
+        assert lifecycle.pending_writes.blocks(connection)
+    with pytest.raises(StoreUnavailable):
+        await other.coordinator.refresh(connection.id, demand=RefreshTrigger.FORCED)
+    house.failing.away = set()
+    for lifecycle in (house.lifecycle, other):
+        await lifecycle.pending_writes.settle()
+    await refreshing
+    await other.pending_writes.drain()
+    assert house.amo.fake.ledger.doubles() == 0
+    assert (await house.now(connection)).pair_version == 2
+
+
+async def test_a_bug_in_the_store_lets_go_of_no_pair(house: House) -> None:
+    """An exception of a kind that nobody expected is told with its trace, and the pair is offered again."""
+    connection = await house.connect()
+    broken = True
+
+    class Broken:
+        async def save_refreshed(self, refreshed: object, **more: object) -> object:
+            if broken:
+                raise ZeroDivisionError
+            return await house.failing.save_refreshed(refreshed, **more)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(house.failing, name)
+
+    lifecycle = house.make_lifecycle(store=Broken())
+    refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    event = await house.witness.until("pair.unsaved")
+    assert isinstance(event.error, ZeroDivisionError)
+    broken = False
+    await lifecycle.pending_writes.settle()
+    assert (await refreshing).pair_version == 2
+
+
+class LostAnswer:
+    """A store that commits the first call of a method, and loses the answer."""
+
+    def __init__(self, store: Any, name: str) -> None:
+        self._store, self._name = store, name
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name != self._name:
+            return method
+
+        async def call(*args: Any, **more: Any) -> Any:
+            self._name = ""
+            await method(*args, **more)
+            raise StoreUnavailable("ConnectionDoesNotExistError")
+
+        return call
+
+
+async def test_a_pair_whose_commit_was_not_answered_is_stored(house: House) -> None:
+    """The row is read again: our own pair is there, so it succeeded, and nothing is left to store."""
+    connection = await house.connect()
+    lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "save_refreshed"))
+    stored = await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    assert stored.pair_version == 2
+    assert house.amo.fake.is_good(house.pair(stored).refresh_token)
+    assert (house.rescue.files, lifecycle.pending_writes.names) == ({}, [])
+    assert set(house.witness.names()) & {"pair.unsaved", "refresh.superseded"} == set()
+
+
+async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another_has_replaced_it(
+    house: House,
+) -> None:
+    """The store is out of reach after the commit, and another process refreshes meanwhile: the history tells."""
+    connection = await house.connect()
+    lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "save_refreshed"))
+    house.failing.away = {"connection"}
+    saving = asyncio.create_task(_save_next(house, lifecycle, connection))
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    other = house.make_coordinator(store=house.store, rescue=MemoryRescue(), owner="process-2")
+    assert (await other.refresh(connection.id, demand=RefreshTrigger.FORCED)).pair_version == 3
+    await lifecycle.pending_writes.settle()
+    saved = await saving
+    assert saved is not None
+    assert (saved.pair_version, house.rescue.files) == (3, {})
+    [told] = house.witness.named("pair.saved")
+    assert told.fields["superseded"] is False
+
+
+async def _save_next(house: House, lifecycle: TokenLifecycle, connection: Connection) -> Connection | None:
+    """Refresh at AMO, and save the pair as an attempt does."""
+    token = house.pair(connection).refresh_token
+    issued = await house.client.refresh(refresh_token=token, domain=HOST, not_after=math.inf)
+    sealed = house.cipher.seal_pair(issued.pair, connection_id=connection.id)
+    times = {"at": issued.pair.issued_at, "expires_at": issued.pair.expires_at}
+    refreshed = a_refreshed(connection, sealed_pair=sealed, api_domain=API_DOMAIN, **times)
+    event = Event(
+        name="refresh.succeeded",
+        connection_id=connection.id,
+        fields={"next_token": short(fingerprint(issued.pair.refresh_token))},
+    )
+    return await lifecycle.pending_writes.save(refreshed, connection=connection, events=[event])
+
+
+async def test_a_granted_pair_whose_commit_was_not_answered_is_stored(house: House) -> None:
+    """The same of a new grant."""
+    granted = await house.grant()
+    lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "save_connected"))
+    stored = await lifecycle.pending_writes.save(granted, connection=granted.connection)
+    assert stored is not None
+    assert stored.sealed_pair == granted.connection.sealed_pair
+    assert (house.rescue.files, lifecycle.pending_writes.names) == ({}, [])
+
+
+async def test_a_claim_whose_commit_was_not_answered_is_given_back(house: House) -> None:
+    """Nothing is presented for it, and nobody has to wait until its lease ends."""
+    connection = await house.connect()
+    lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "claim"))
+    with pytest.raises(StoreUnavailable):
+        await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    assert ((await house.now(connection)).attempt, house.amo.fake.ledger.refreshes()) == (None, [])
+    assert (await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)).pair_version == 2
+
+
+async def test_a_terminal_answer_whose_commit_was_not_answered_is_stored(house: House) -> None:
+    """The token is not presented a second time to hear the same again."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    house.fade(connection)
+    presented = len(house.amo.fake.ledger.refreshes())
+    lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "save_verdict"))
+    for _ in range(2):
+        with pytest.raises(NeedsReauth):
+            await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    assert len(house.amo.fake.ledger.refreshes()) == presented + 1
+    assert "refresh.verdict_unsaved" not in house.witness.names()
+
+
+async def test_a_bug_in_a_look_lets_go_of_no_pair(house: House) -> None:
+    """The store has not taken it, and whether it holds a newer one cannot be read, for a reason nobody expected."""
+    connection = await house.connect()
+    gated = Gated(house)
+    gated.go_on.clear()
+    broken = False
+
+    class Broken:
+        async def save_refreshed(self, refreshed: object, **more: object) -> object:
+            return None if broken else await house.failing.save_refreshed(refreshed, **more)
+
+        async def connection(self, name: str) -> object:
+            if broken:
+                raise ZeroDivisionError
+            return await house.failing.connection(name)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(house.failing, name)
+
+    lifecycle = house.make_lifecycle(amo=gated, store=Broken())
+    flight = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    await gated.answered.wait()
+    broken = True
+    gated.go_on.set()
+    await house.witness.until_either(("pair.unsaved", "refresh.bug"), times=1)
+    [event] = house.witness.named("pair.unsaved")
+    assert isinstance(event.error, ZeroDivisionError)
+    broken = False
+    await lifecycle.pending_writes.settle()
+    assert (await flight).pair_version == 2
+
+
+async def test_an_observer_that_fails_costs_no_pair(house: House) -> None:
+    """A pair is in its file before anybody is told of it, so that a restart stores it whatever the log does."""
+    connection = await house.connect()
+
+    def observer(event: Event) -> None:
+        if event.name == "pair.unsaved":
+            raise RuntimeError("the log is broken")
+
+    lifecycle = house.make_lifecycle(observer=observer)
+    house.failing.away = {"save_refreshed"}
+    with pytest.raises(RuntimeError):
+        await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    house.failing.away = set()
+    await house.make_lifecycle().pending_writes.restore()
+    assert (await house.now(connection)).pair_version == 2
+
+
+# --- stopping --------------------------------------------------------------------------------------
+
+
+async def test_the_end_leaves_a_pair_in_its_file(house: House) -> None:
+    """A process that is to end waits no longer for the store; the next one stores what it finds."""
+    connection, refreshing = await _pending_writes(house)
+    house.lifecycle.stop()
+    with pytest.raises(ShuttingDown):
+        await refreshing
+    await house.lifecycle.drain()
+    assert list(house.rescue.files) == [f"{connection.id}-1"]
+    house.failing.away = set()
+    restarted = house.make_lifecycle()
+    await restarted.pending_writes.restore()
+    await restarted.pending_writes.drain()
+    assert (await house.now(connection)).pair_version == 2
+    assert house.rescue.files == {}
+
+
+async def test_the_end_waits_for_what_was_left_in_a_file(house: House) -> None:
+    """The store stays open for as long as a pair of the process before is on its way into it."""
+    connection, refreshing = await _pending_writes(house)
+    house.lifecycle.stop()
+    with pytest.raises(ShuttingDown):
+        await refreshing
+    restarted = house.make_lifecycle()
+    await restarted.pending_writes.restore()
+    draining = asyncio.create_task(restarted.coordinator.drain())
+    await house.traffic.until_quiet()
+    assert not draining.done()
+    house.failing.away = set()
+    await restarted.pending_writes.settle()
+    await draining
+    assert (await house.now(connection)).pair_version == 2
+
+
+async def test_the_end_waits_for_a_pair_that_is_nowhere_else(house: House) -> None:
+    """Where its file cannot be written either, the process keeps it and goes on trying."""
+    house.rescue.full = True
+    connection, refreshing = await _pending_writes(house)
+    assert house.witness.named("pair.unsaved")[0].fields["rescued"] is False
+    house.lifecycle.stop()
+    for _ in range(3):
+        await house.clock.until_sleeping(1)
+        house.clock.advance(1)
+    await house.clock.until_sleeping(1)
+    assert not refreshing.done()
+    house.failing.away = set()
+    house.clock.advance(1)
+    await house.lifecycle.drain()
+    assert (await refreshing).pair_version == 2
+    assert (await house.now(connection)).pair_version == 2
+
+
+async def test_the_end_is_free_once_the_file_can_be_written(house: House) -> None:
+    """Each try tries the file, too: as soon as there is room, nobody waits any more."""
+    house.rescue.full = True
+    connection, refreshing = await _pending_writes(house)
+    house.lifecycle.stop()
+    await house.clock.until_sleeping(1)
+    house.rescue.full = False
+    house.clock.advance(1)
+    with pytest.raises(ShuttingDown):
+        await refreshing
+    assert list(house.rescue.files) == [f"{connection.id}-1"]
+
+
+async def test_the_end_gives_a_silent_store_two_seconds(house: House) -> None:
+    """A pair that it has not taken by then goes to its rescue file; before the end a slow store is waited for."""
+    connection = await house.connect()
+    house.failing.silent = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.failing.until_asked("save_refreshed")
+    house.clock.advance(30)
+    await asyncio.sleep(0)
+    assert (house.lifecycle.pending_writes.unsafe, house.rescue.files) == ([connection.id], {})
+    house.lifecycle.stop()
+    await house.clock.until_sleeping(2)
+    house.clock.advance(2)
+    with pytest.raises(ShuttingDown):
+        await refreshing
+    assert list(house.rescue.files) == [f"{connection.id}-1"]
+    assert not house.lifecycle.pending_writes.at_risk
+
+
+async def test_a_pair_is_at_risk_from_the_request_to_the_store(house: House) -> None:
+    """Also while AMO has yet to answer, and no longer than that."""
+    connection = await house.connect()
+    house.amo.sandbox.faults.add(Fault.SLOW)
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.amo.sandbox.until_asked(house.amo.sandbox.requests + 1)
+    assert (house.lifecycle.pending_writes.at_risk, house.lifecycle.pending_writes.unsafe) == (True, [])
+    house.amo.sandbox.go_on.set()
+    await refreshing
+    assert not house.lifecycle.pending_writes.at_risk
+
+
+# --- again, and only once ----------------------------------------------------------------------------
+
+
+async def test_settling_offers_every_pair_at_once(house: House) -> None:
+    """Before anything new is spent each pair has its try, without a wait; one that fails is held on."""
+    _, refreshing = await _pending_writes(house)
+    offered = house.traffic.calls["save_refreshed"]
+    await house.lifecycle.pending_writes.settle()
+    assert house.traffic.calls["save_refreshed"] == offered + 1
+    assert not refreshing.done()
+    house.failing.away = set()
+    await house.lifecycle.pending_writes.settle()
+    assert (await refreshing).pair_version == 2
+
+
+async def test_a_file_that_stayed_does_not_bury_what_came_of_its_pair(house: House) -> None:
+    """A granted pair's file that could not be removed is offered again after a restart, and is superseded."""
+    pending_pair = await house.grant()
+    stored = await house.store.save_connected(pending_pair)
+    assert stored is not None
+    house.clock.advance(43_200)
+    refreshed = await house.refresh(stored)
+    house.rescue.files[name_of(pending_pair)] = seal_pending(pending_pair, house.cipher)
+    restarted = house.make_lifecycle()
+    await restarted.pending_writes.restore()
+    await restarted.pending_writes.drain()
+    assert await house.now(stored) == refreshed
+    assert house.rescue.files == {}
+
+
+async def test_two_processes_that_hold_one_granted_pair_store_it_once(house: House) -> None:
+    """The second one's late save changes nothing of what the first has made of the pair meanwhile."""
+    pending_pair = await house.grant()
+    store, other_store = house.away("save_connected"), house.away("save_connected")
+    first = house.make_lifecycle(store=store)
+    saving = asyncio.create_task(first.pending_writes.save(pending_pair, connection=pending_pair.connection))
+    await house.witness.until("pair.unsaved")
+    second = house.make_lifecycle(store=other_store, owner="process-2")
+    await second.pending_writes.restore()
+    store.away = set()
+    await first.pending_writes.settle()
+    await saving
+    refreshed = await first.coordinator.refresh(pending_pair.connection.id, demand=RefreshTrigger.FORCED)
+    other_store.away = set()
+    await second.pending_writes.settle()
+    await second.pending_writes.drain()
+    assert await house.now(refreshed) == refreshed
+    assert (await house.witness.until("pair.saved", times=2)).fields == {"superseded": True}
+
+
+async def test_a_pair_that_a_newer_one_replaced_is_let_go(house: House) -> None:
+    """The person connects again while the refreshed pair is unsaved: the grant's pair stays."""
+    connection, refreshing = await _pending_writes(house)
+    granted = await house.connect()
+    house.failing.away = set()
+    await house.lifecycle.pending_writes.settle()
+    assert await refreshing == granted
+    assert await house.now(connection) == granted
+    assert house.rescue.files == {}
+
+
+# --- files that tell nothing ------------------------------------------------------------------------
+
+
+async def test_an_unreadable_file_is_told_and_keeps_its_pair_from_being_spent(house: House) -> None:
+    """Readiness names it, the file stays, and only the pair that it replaces is left alone: it has been spent."""
+    connection = await house.connect()
+    house.amo.account.user_id += 1
+    other = await house.connect()
+    name = f"{connection.id}-{connection.pair_version}"
+    sealed = seal_pending(a_refreshed(connection), Cipher([new_key()]))
+    house.rescue.files[name] = sealed
+    await house.lifecycle.pending_writes.restore()
+    assert (await house.witness.until("rescue.unreadable")).fields["file"] == name
+    assert house.lifecycle.pending_writes.names == [name]
+    with pytest.raises(StoreUnavailable):
+        await house.refresh(connection)
+    assert (await house.refresh(other)).pair_version == 2
+    house.amo.account.user_id -= 1
+    granted = await house.connect()
+    assert (await house.refresh(granted)).pair_version == granted.pair_version + 1
+    assert house.rescue.files == {name: sealed}
+
+
+async def test_an_unreadable_file_of_a_grant_keeps_nothing_from_being_refreshed(house: House) -> None:
+    """A grant spends no stored pair: whoever connects again is kept fresh."""
+    connection = await house.connect()
+    name = f"{connection.id}-gdeadbeef"
+    house.rescue.files[name] = b"sealed with a key that is gone"
+    await house.lifecycle.pending_writes.restore()
+    granted = await house.connect()
+    house.clock.advance(43_200)
+    assert (await house.refresh(granted)).pair_version == granted.pair_version + 1
+    assert house.lifecycle.pending_writes.names == [name]
+
+
+async def test_a_folder_that_cannot_be_read_is_told_at_the_start(house: House) -> None:
+    """The configuration is named as the fault, before anything is spent."""
+
+    class DecryptionFailed(MemoryRescue):
+        def read(self) -> dict[str, bytes]:
+            raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(ConfigurationError, match=r"storage\.rescue: cannot be read"):
+        await house.make_lifecycle(rescue=DecryptionFailed()).pending_writes.restore()
+
+
+async def test_a_file_that_cannot_be_removed_is_told_and_harmless(house: House) -> None:
+    """The pair is in the store: the caller gets it, and whoever watches hears of the file."""
+
+    class Stuck(MemoryRescue):
+        def remove(self, name: str) -> None:
+            raise PermissionError(13, f"Permission denied: {name}")
+
+    connection = await house.connect()
+    lifecycle = house.make_lifecycle(rescue=Stuck())
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    await lifecycle.pending_writes.settle()
+    assert (await refreshing).status is Status.ACTIVE
+    assert house.witness.names() == ["pair.unsaved", "rescue.not_removed", "pair.saved", "refresh.succeeded"]
+
+
+async def test_a_file_that_cannot_be_removed_is_logged_once_and_removed_later(house: House) -> None:
+    """Each look into the folder tries again, without a line and without offering the pair to the store."""
+
+    class Stuck(MemoryRescue):
+        stuck = True
+
+        def remove(self, name: str) -> None:
+            if self.stuck:
+                raise PermissionError(13, f"Permission denied: {name}")
+            super().remove(name)
+
+    connection, rescue = await house.connect(), Stuck()
+    lifecycle = house.make_lifecycle(rescue=rescue)
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    await lifecycle.pending_writes.settle()
+    await refreshing
+    offered = house.failing.asked["save_refreshed"]
+    for _ in range(3):
+        await lifecycle.pending_writes.restore()
+    assert len(house.witness.named("rescue.not_removed")) == len(house.witness.named("pair.saved")) == 1
+    rescue.stuck = False
+    await lifecycle.pending_writes.restore()
+    assert (rescue.read(), house.failing.asked["save_refreshed"], lifecycle.pending_writes.names) == ({}, offered, [])
+
+
+async def test_the_loop_offers_unsaved_pairs_before_it_spends_anything(house: House) -> None:
+    """The store is back: what waits for it is stored by the next round itself, however long its own next try is off."""
+    connection = await house.connect()
+    house.failing.away = {"save_refreshed"}
+    refreshing = asyncio.create_task(house.refresh(connection))
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    async with house.running(house.lifecycle):
+        assert (await refreshing).pair_version == 2
+
+
+async def test_the_loop_finds_what_another_process_has_left(house: House) -> None:
+    """It was told to stop while the store was away: its file is stored within a minute, without any restart."""
+    connection = await house.connect()
+    other = house.make_lifecycle(store=house.away("save_refreshed"), owner="process-2")
+    async with house.running(house.lifecycle):
+        flight = asyncio.create_task(other.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+        await house.witness.until("pair.unsaved")
+        other.stop()
+        with pytest.raises(ShuttingDown):
+            await flight
+        assert len(house.rescue.files) == 1
+        await house.pass_time(60, step=5)
+        assert (await house.now(connection)).pair_version == 2
+    assert house.rescue.files == {}
+
+
+async def test_many_that_look_into_the_folder_at_once_store_each_pair_once(house: House) -> None:
+    """The loop, and refreshes after a dead process, all look: no file is offered twice, and nobody waits for ever."""
+    connections = [await save(house.store, a_connection(number)) for number in range(1, 6)]
+    for connection in connections:
+        pending_pair = a_refreshed(connection)
+        house.rescue.files[name_of(pending_pair)] = seal_pending(pending_pair, house.cipher)
+    await asyncio.wait_for(asyncio.gather(*(house.lifecycle.pending_writes.restore() for _ in range(3))), PATIENCE)
+    assert [event.fields for event in house.witness.events] == [{"superseded": False}] * len(connections)
+    assert [(await house.now(connection)).pair_version for connection in connections] == [2] * len(connections)
+    assert (house.lifecycle.pending_writes.names, house.rescue.files) == ([], {})
+
+
+@pytest.mark.parametrize("row", ["none", "older"])
+async def test_a_pair_that_another_database_has_no_place_for_is_left_in_its_file(house: House, row: str) -> None:
+    """An empty database, or an old one that was put back: the file may be all that is left, so it is told and kept."""
+    connection = await house.connect()
+    version = connection.pair_version + (5 if row == "older" else 0)
+    name = connection.id if row == "older" else a_connection(7).id
+    pending_pair = a_refreshed(connection, connection_id=name, pair_version=version)
+    house.rescue.files[name_of(pending_pair)] = seal_pending(pending_pair, house.cipher)
+    await house.lifecycle.pending_writes.restore()
+    assert house.rescue.files.keys() == {name_of(pending_pair)}
+    assert house.lifecycle.pending_writes.names == [name_of(pending_pair)]
+    assert house.witness.names() == ["pair.orphaned"]
+    assert house.lifecycle.pending_writes.blocks(connection) is (row == "older")
+    await house.lifecycle.pending_writes.restore()
+    assert house.witness.names() == ["pair.orphaned"]
+
+
+async def test_a_file_that_cannot_be_read_is_told_and_stops_nothing(house: House) -> None:
+    """A wrong owner, a bad sector: it counts as unreadable, and the others are stored."""
+    connection = await house.connect()
+    pending_pair = a_refreshed(connection)
+    house.rescue.files[name_of(pending_pair)] = seal_pending(pending_pair, house.cipher)
+
+    class Partly(MemoryRescue):
+        def read(self) -> dict[str, bytes | None]:
+            return {**house.rescue.files, "x-1": None}
+
+    lifecycle = house.make_lifecycle(rescue=Partly())
+    await lifecycle.pending_writes.restore()
+    assert (await house.now(connection)).pair_version == 2
+    assert lifecycle.pending_writes.names == ["x-1"]
+    assert house.witness.names() == ["pair.saved", "rescue.unreadable"] or house.witness.names() == [
+        "rescue.unreadable",
+        "pair.saved",
+    ]
+
+
+async def test_a_superseded_pair_is_no_orphan_because_the_store_cannot_be_read(house: House) -> None:
+    """Whether a newer pair is stored cannot be told at the moment: it is asked again, and then let go."""
+    connection = await house.connect()
+    gated = Gated(house)
+    gated.go_on.clear()
+    lifecycle = house.make_lifecycle(amo=gated)
+    flight = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    await gated.answered.wait()
+    again = await house.connect()
+    house.failing.away = {"connection"}
+    gated.go_on.set()
+    await house.witness.until("pair.unsaved")
+    house.failing.away = set()
+    await lifecycle.pending_writes.settle()
+    assert await flight == again
+    assert (lifecycle.pending_writes.names, house.rescue.files) == ([], {})
+
+
+async def test_an_orphan_is_held_until_it_has_a_file(house: House) -> None:
+    """No place for it in this database, nor on the disk: it is not let go before it has one."""
+    connection = await house.connect()
+    gated = Gated(house)
+    gated.go_on.clear()
+
+    class OldDatabase:
+        """The store, until an old one is put in its place."""
+
+        put_back = False
+
+        async def save_refreshed(self, refreshed: RefreshedPair, **more: Any) -> object:
+            return None if self.put_back else await house.store.save_refreshed(refreshed, **more)
+
+        async def connection(self, name: str) -> Connection | None:
+            stored = await house.store.connection(name)
+            return dataclasses.replace(stored, pair_version=0) if stored and self.put_back else stored
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(house.store, name)
+
+    store = OldDatabase()
+    lifecycle = house.make_lifecycle(amo=gated, store=store)
+    flight = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    await gated.answered.wait()
+    store.put_back = True
+    house.rescue.full = True
+    gated.go_on.set()
+    await house.witness.until("pair.unsaved")
+    assert not flight.done()
+    house.rescue.full = False
+    await lifecycle.pending_writes.settle()
+    await house.witness.until("pair.orphaned")
+    assert len(house.rescue.files) == 1
+    for _ in range(3):
+        await lifecycle.pending_writes.restore()
+    assert house.witness.names().count("pair.orphaned") == 1
+    assert len(lifecycle.pending_writes.names) == 1
+    assert (await flight).pair_version == 0
+    store.put_back = False  # and now the right one again
+    await lifecycle.pending_writes.restore()
+    assert (await house.now(connection)).pair_version == 2
+    assert (lifecycle.pending_writes.names, house.rescue.files) == ([], {})
+
+
+async def test_a_rescued_pair_that_mends_a_connection_is_told(house: House) -> None:
+    """Given up by another process while its pair lay in a file: whoever stores it tells that it is well again."""
+    connection = await house.connect(api_domain=API_DOMAIN)
+    first = house.make_lifecycle(store=house.away("save_refreshed"))
+    flight = asyncio.create_task(first.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    await house.witness.until("pair.unsaved")
+    first.stop()
+    with pytest.raises(ShuttingDown):
+        await flight
+    elsewhere = house.make_lifecycle(owner="process-2", rescue=MemoryRescue())
+    elsewhere.leases.left(await house.now(connection))
+    house.clock.advance(60)
+    with pytest.raises(NeedsReauth):
+        await elsewhere.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    await house.make_lifecycle(owner="process-3").pending_writes.restore()
+    assert (await house.now(connection)).status is Status.ACTIVE
+    assert house.witness.names()[-2:] == ["pair.saved", "connection.recovered"]
+    assert [notice.type for notice in await house.store.notices(limit=9)] == [
+        "connection.needs_reauth",
+        "connection.recovered",
+    ]
+
+
+async def test_an_old_databases_pair_does_not_replace_a_new_grants(house: House) -> None:
+    """A backup was put back, and the person connected again: the versions are alike, the grants are not."""
+    connection = await house.connect()
+    pending_pair = a_refreshed(connection, grant_iat=1, pair_version=2)
+    house.rescue.files[name_of(pending_pair)] = seal_pending(pending_pair, house.cipher)
+    await house.lifecycle.pending_writes.restore()
+    assert house.witness.names() == ["pair.orphaned"]
+    newer: dict[str, Any] = {"sealed_pair": b"new", "connected_at": connection.connected_at + timedelta(days=1)}
+    again = await save(house.store, dataclasses.replace(connection, **newer), iat=2, code="again")
+    assert again.pair_version == 2
+    await house.lifecycle.pending_writes.restore()
+    assert await house.now(connection) == again
+    assert (house.lifecycle.pending_writes.names, house.rescue.files) == ([], {})

@@ -1,0 +1,176 @@
+"""What a refresh without a pair means for its connection."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.errors import (
+    AccountBlocked,
+    AmoCallbackError,
+    ClientMismatch,
+    DecryptionFailed,
+    InvalidClient,
+    InvalidRefreshToken,
+    MassFailureSuspected,
+    RefreshRefused,
+    RequestNotSent,
+    UnauthorizedWithoutHint,
+    UnknownOutcome,
+    UnrecognizedError,
+    VendorRateLimited,
+)
+from amo_callback.model import Reason, RefreshFailure, RefreshRules, Status
+from amo_callback.refresh.failure_policy import is_final, look_again_in, verdict_of
+from tests.builders import DAY, a_connection
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+def _judged(error: AmoCallbackError, *, drawn: float = 1.0, **more: Any) -> RefreshFailure:
+    claimed = a_connection(**{"attempt": "mine", "spending": "this", **more})
+    return verdict_of(error, claimed=claimed, now=START, rules=RefreshRules(), random=lambda: drawn)
+
+
+@pytest.mark.parametrize(
+    ("error", "doubtful", "reason"),
+    [
+        (InvalidRefreshToken(), None, Reason.REVOKED),
+        (InvalidRefreshToken(expired=True), None, Reason.EXPIRED),
+        (InvalidRefreshToken(), "".join("this"), Reason.IN_DOUBT),  # equal, and another object, as from the store
+        (InvalidRefreshToken(), "one before", Reason.REVOKED),
+        (RefreshRefused(), "this", Reason.REFUSED),
+        (DecryptionFailed(), "this", Reason.UNREADABLE),
+    ],
+)
+def test_only_listed_refusals_need_the_person(error: AmoCallbackError, doubtful: str | None, reason: Reason) -> None:
+    """A dead token is revoked or expired, and in doubt only where this very token may have been spent by us."""
+    verdict = _judged(error, doubtful=doubtful)
+    assert (verdict.status, verdict.reason, verdict.next_refresh_at) == (Status.NEEDS_REAUTH, reason, None)
+    assert (verdict.attempt, verdict.last_error) == ("mine", error.code)
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds", "doubtful"),
+    [
+        (RequestNotSent(), 30, False),
+        (UnrecognizedError(status=400, hint=""), 30, False),
+        (UnauthorizedWithoutHint(401), 30, False),
+        (VendorRateLimited(7), 7, False),
+        (AccountBlocked(402), 900, False),
+        (InvalidClient("hint"), 900, False),
+        (UnknownOutcome("timeout"), 60, True),
+    ],
+)
+def test_whatever_else_is_waited_out(error: AmoCallbackError, seconds: float, doubtful: bool) -> None:  # noqa: FBT001 -- because it is a column of the table above
+    """The connection stays active; an open outcome marks the token as doubtful and waits for a lease's length."""
+    verdict = _judged(error)
+    assert (verdict.status, verdict.reason, verdict.open_for is not None) == (Status.ACTIVE, None, doubtful)
+    assert verdict.next_refresh_at == START + timedelta(seconds=seconds)
+
+
+def test_what_is_final_is_looked_at_again_in_a_day() -> None:
+    """It may heal; whether a lost key is back costs AMO nothing, and is looked at every quarter of an hour."""
+    for error, wait in ((InvalidRefreshToken(), timedelta(days=1)), (DecryptionFailed(), timedelta(minutes=15))):
+        verdict = _judged(error)
+        assert (verdict.died_at, verdict.look_up_at) == (START, START + wait)
+    passing = _judged(RequestNotSent())
+    assert (passing.died_at, passing.look_up_at) == (None, None)
+
+
+def test_an_open_outcome_is_open_for_a_lease() -> None:
+    """Nobody judges it before, and it is no sooner tried again; whatever else ends is closed."""
+    assert _judged(UnknownOutcome("timeout")).open_for == timedelta(seconds=60)
+    assert _judged(UnknownOutcome("timeout"), failures=5).next_refresh_at == START + timedelta(seconds=900)
+    for error in (RequestNotSent(), InvalidRefreshToken(), DecryptionFailed()):
+        assert _judged(error).open_for is None
+
+
+def test_back_off_counts_this_failure_too_and_leaves_tries_while_the_access_token_lives() -> None:
+    """As `schedule` says, by the configured rules."""
+    waits = [_judged(RequestNotSent(), failures=failures).next_refresh_at for failures in (0, 1, 3, 4, 5)]
+    assert waits == [START + timedelta(seconds=seconds) for seconds in (30, 60, 240, 480, 900)]
+    soon = START + timedelta(seconds=40)
+    assert _judged(RequestNotSent(), access_expires_at=soon).next_refresh_at == START + timedelta(seconds=10)
+    half = _judged(RequestNotSent(), failures=1, drawn=0.5)
+    assert half.next_refresh_at == START + timedelta(seconds=30)
+
+
+@pytest.mark.parametrize(
+    "error", [AccountBlocked(403), InvalidClient("hint"), ClientMismatch(), MassFailureSuspected()]
+)
+def test_what_somebody_has_to_mend_waits_the_longest(error: AmoCallbackError) -> None:
+    """However little is left of the access token: trying again mends nothing."""
+    soon = START + timedelta(seconds=40)
+    assert _judged(error, access_expires_at=soon).next_refresh_at == START + timedelta(seconds=900)
+
+
+def test_a_rejected_connection_is_asked_each_retry_cap_after_eight_refusals() -> None:
+    """The first tries are quick, for AMO may be ill; where introspection accepts the token, or is silent, all are."""
+    for accepted, refusals, seconds in ((False, 7, 30), (False, 8, 900), (True, 8, 30), (None, 8, 30)):
+        error = UnauthorizedWithoutHint(401)
+        error.accepted = accepted
+        verdict = _judged(error, refusals=refusals)
+        assert verdict.next_refresh_at == START + timedelta(seconds=seconds)
+        assert verdict.refused_at == (START if accepted is False else None)
+
+
+def test_a_suspended_answer_is_kept_with_what_it_means() -> None:
+    """Its connection stays active; where no token was presented, or nothing was answered, there is none."""
+    for error, doubtful, spending, reason in (
+        (MassFailureSuspected(InvalidRefreshToken()), None, "this", Reason.REVOKED),
+        (MassFailureSuspected(InvalidRefreshToken(expired=True)), None, "this", Reason.EXPIRED),
+        (MassFailureSuspected(InvalidRefreshToken()), "this", "this", Reason.IN_DOUBT),
+        (MassFailureSuspected(RefreshRefused()), None, "this", Reason.REFUSED),
+        (MassFailureSuspected(DecryptionFailed()), None, "", None),
+        (MassFailureSuspected(), None, "this", None),
+        (InvalidRefreshToken(), None, "this", None),
+    ):
+        assert _judged(error, doubtful=doubtful, spending=spending).suspended_reason is reason
+
+
+def test_the_verdict_is_the_attempts_and_of_no_other() -> None:
+    """It names the connection and the attempt that ended."""
+    verdict = _judged(RequestNotSent())
+    assert (verdict.connection_id, verdict.attempt, verdict.last_error) == (a_connection().id, "mine", "not_sent")
+    assert _judged(RequestNotSent(), attempt=None).attempt == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "doubtful", "reason", "look_up_at"),
+    [
+        (InvalidRefreshToken(), None, Reason.EXPIRED, START + 90 * DAY),
+        (InvalidRefreshToken(), "this", Reason.IN_DOUBT, START + 90 * DAY),
+        (DecryptionFailed(), None, Reason.EXPIRED, START + 90 * DAY),
+        (UnknownOutcome("timeout"), None, Reason.IN_DOUBT, START + DAY),
+        (RequestNotSent(), None, Reason.EXPIRED, START + DAY),
+        (VendorRateLimited(7), None, Reason.EXPIRED, START + DAY),
+    ],
+)
+def test_a_trial_leaves_a_connection_given_up_as_it_was(
+    error: AmoCallbackError, doubtful: str | None, reason: Reason, look_up_at: datetime
+) -> None:
+    """It died long ago and of what it died, but for a doubt; refused again, it is let be until its token would end."""
+    verdict = _judged(error, doubtful=doubtful, status=Status.NEEDS_REAUTH, reason=Reason.EXPIRED)
+    assert (verdict.status, verdict.reason) == (Status.NEEDS_REAUTH, reason)
+    assert (verdict.next_refresh_at, verdict.died_at, verdict.look_up_at) == (None, None, look_up_at)
+    assert (verdict.open_for is not None) == isinstance(error, UnknownOutcome)
+
+
+def test_only_a_dead_token_and_a_lost_key_are_final() -> None:
+    """Whatever else goes wrong may pass."""
+    assert [is_final(error) for error in (InvalidRefreshToken(), DecryptionFailed())] == [True, True]
+    assert not any(
+        is_final(error) for error in (RequestNotSent(), UnknownOutcome("x"), AccountBlocked(402), ClientMismatch())
+    )
+
+
+def test_nothing_else_than_a_lost_key_is_looked_at_often() -> None:
+    """Look-ups of AMO's are a day apart, whatever a connection was given up for."""
+    again = {reason: look_again_in(reason, RefreshRules()) for reason in (None, *Reason)}
+    assert again.pop(Reason.UNREADABLE) == timedelta(minutes=15)
+    assert set(again.values()) == {DAY}

@@ -1,0 +1,139 @@
+"""A long time: rotation after rotation, some of them with faults, and people who mend what was lost."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.amo.sandbox.rules import Lifetimes
+from amo_callback.model import Reason, RefreshRules, Status
+from amo_callback.store import open_store
+from tests.fakes import FakeClock
+from tests.refresh.world import FAULTS, World
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
+    from amo_callback.amo.sandbox.faults import Fault
+    from amo_callback.crypto import Cipher
+    from tests.refresh.world import Process
+
+LIFE = timedelta(days=2)
+"""Of an access token: refreshed at half of it, a connection rotates once a day."""
+MENDED_AFTER = timedelta(hours=6)
+
+
+class Coverage:
+    """For how long each account had a live access token in the store."""
+
+    def __init__(self) -> None:
+        self.until: dict[str, datetime] = {}
+        self.gaps = timedelta(0)
+
+    def stored(self, name: str, now: datetime, expires_at: datetime) -> None:
+        """Note that a token was stored."""
+        self.gaps += max(now - self.until.get(name, now), timedelta(0))
+        self.until[name] = expires_at
+
+
+class Year(World):
+    """A world without gates, whose AMO falls ill by chance, and where people connect again what was lost."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, gated=False, lives=Lifetimes(access=LIFE.total_seconds()), **more)
+        self.chance = random.Random(2026)  # noqa: S311 -- because faults need no secrecy
+        self.random = self.chance.random
+        self.rules = RefreshRules(poll_interval=1800.0, jitter=0.02)
+        self.lost: dict[str, datetime] = {}
+        self.rotations = self.losses = 0
+        self.coverage = Coverage()
+
+    async def grant(self, account: SandboxAccount) -> None:
+        await super().grant(account)
+        self.coverage.stored(self.name(account), self.clock.now(), self.clock.now() + LIFE)
+
+    async def watched(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = await super().watched(process, name, args, kwargs)
+        if name == "save_refreshed" and result is not None:
+            self.coverage.stored(result.id, self.clock.now(), result.access_expires_at)
+        return result
+
+    def fault(self) -> Fault | None:
+        return self.chance.choice(FAULTS) if self.chance.random() < 0.01 else None
+
+    async def pass_by(self, days: int) -> None:
+        """Let days pass, event by event."""
+        end = self.clock.now() + timedelta(days=days)
+        while self.clock.now() < end:
+            await self.settle()
+            await self._mend()
+            wakes = [left for left in self.clock.sleeping() if left > 0]
+            mends = [(at + MENDED_AFTER - self.clock.now()).total_seconds() for at in self.lost.values()]
+            self.clock.advance(max(min([*wakes, *mends], default=1800.0), 0.001))
+
+    async def _mend(self) -> None:
+        for process in self.processes:
+            for event in process.witness.events:
+                name = event.connection_id or ""
+                if event.name == "connection.needs_reauth":
+                    assert event.fields["reason"] is Reason.IN_DOUBT
+                if event.name in {"connection.needs_reauth", "raw_answer.kept"}:
+                    self.lost.setdefault(name, self.clock.now())
+                if event.name == "refresh.succeeded":
+                    self.lost.pop(name, None)
+                    self.rotations += 1
+            process.witness.events.clear()
+        for account in self.accounts:
+            since = self.lost.get(self.name(account))
+            if since is not None and self.clock.now() >= since + MENDED_AFTER:
+                await self._check_served(self.name(account))
+                del self.lost[self.name(account)]
+                await self.grant(account)
+                self.losses += 1
+                self.processes[0].lifecycle.scheduler.wake()
+
+    async def _check_served(self, name: str) -> None:
+        """Check that backends still get a live token, six hours after the loss."""
+        if not self.fake.quirks.refresh_kills_access:
+            given = await self.processes[0].lifecycle.access_tokens.token(name, min_ttl=0)
+            assert self.fake.live_account(given.pair.access_token) is not None
+
+
+@pytest.fixture
+async def year(tmp_path: Path, cipher: Cipher, rounds: int) -> AsyncIterator[Year]:
+    clock = FakeClock()
+    async with open_store("sqlite:///world.db", folder=tmp_path, clock=clock) as store:
+        world = Year(store, cipher, clock=clock, accounts=5 * rounds)
+        for account in world.accounts:
+            await world.grant(account)
+        yield world
+        await world.close()
+
+
+@pytest.mark.timeout(3600)
+async def test_no_account_is_without_a_live_token_while_people_mend_within_hours(
+    year: Year, rounds: int, record_property: Any
+) -> None:
+    """One request in a hundred fails, some with the answer lost: every loss is told, and tokens outlast its mending.
+
+    Where AMO's answer could not be read the administrator is told, and asks the person: nothing is presented meanwhile.
+    """
+    process = year.start()
+    for _ in range(365 * rounds // 40):
+        await year.pass_by(1)
+    for account in year.accounts:
+        row = await year.row(year.name(account))
+        assert row.status is Status.ACTIVE or row.id in year.lost
+        year.coverage.stored(row.id, year.clock.now(), year.clock.now())
+    assert year.coverage.gaps == timedelta(0)
+    assert not process.lifecycle.pending_writes.names
+    record_property("connections", len(year.accounts))
+    record_property("rotations", year.rotations)
+    record_property("lost answers mended by a person", year.losses)
+    record_property("minutes without a live token", year.coverage.gaps.total_seconds() / 60)

@@ -1,0 +1,801 @@
+"""A small world in which every step of every process is somebody else's decision.
+
+Processes share a real SQLite file, a rescue folder, a clock that stands still, and the stand-in's rules. Each of
+their writes, and each request to AMO, waits at a gate before it happens and again before its result is heard. So
+a process that is slow, stopped or killed between any two steps is one whose gates are opened late, or never. What must
+always hold is checked where it would break: as a token is presented, a pair stored, a verdict written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from amo_callback.amo.claims import account_of, read_claims
+from amo_callback.amo.introspection import (
+    ACCESS_TOKEN_DEAD,
+    REFRESH_TOKEN_REFUSED,
+    UNASKED,
+    UNKNOWN,
+    read_sighting,
+    refresh_token_request,
+)
+from amo_callback.amo.protocol import Answer, GrantType, Integration, read_answer, refresh_request
+from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
+from amo_callback.amo.sandbox.faults import Fault
+from amo_callback.amo.sandbox.replies import problem
+from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
+from amo_callback.clock import DatabaseClock
+from amo_callback.errors import AmoCallbackError, RequestNotSent, StoreUnavailable, UnknownOutcome
+from amo_callback.grant import GrantStatus, NewConnection
+from amo_callback.local_limits import LocalLimits
+from amo_callback.model import (
+    Account,
+    Connection,
+    IntrospectionResult,
+    Reason,
+    RefreshRules,
+    Status,
+    TokenPair,
+    TokenResponse,
+    connection_id,
+    fingerprint,
+)
+from amo_callback.tokens.lifecycle import Core, TokenLifecycle
+from tests.builders import a_connection, a_grant, save
+from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, Witness
+from tests.refresh.tokens import DAY, Budget, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from datetime import datetime
+
+    from amo_callback.amo.client import AmoClient
+    from amo_callback.clock import Clock
+    from amo_callback.crypto import Cipher
+    from amo_callback.events import Event
+    from amo_callback.rate_limit import Priority
+    from amo_callback.store import Store
+
+RULES = RefreshRules(lease=60.0, retry_base=30.0, retry_cap=900.0, concurrency=4)
+TIMEOUT = 15.0
+PAIRS = frozenset({"save_refreshed", "save_connected"})
+MANY = 1000
+FORGOTTEN_AFTER = 5.0
+"""Seconds for which the silence of a look-up holds."""
+WRITES = frozenset(
+    {
+        *("claim", "extend", "save_refreshed", "save_connected", "save_verdict", "release", "postpone", "disconnect"),
+        *("give_up", "begin_look_up", "look_up_again", "begin_amo_block", "take_amo_probe", "end_amo_block"),
+    }
+)
+"""The writes that wait at a gate."""
+COMMITS = (
+    *("save_refreshed", "save_verdict", "claim", "release", "postpone", "extend", "disconnect", "save_connected"),
+    *("give_up", "begin_look_up", "look_up_again", "accept_token", "revive", "doubt", "switched_off"),
+    *("begin_amo_block", "take_amo_probe", "end_amo_block", "suspend_terminal", "resume_terminal"),
+)
+"""The writes whose COMMIT can stay without an answer, the most frequent first."""
+ROWS = frozenset({"claim", "save_refreshed", "save_connected", "save_verdict", "begin_look_up"})
+"""Of these, those that return what they have changed."""
+REFUSALS = 8
+"""How often AMO has to refuse a connection, at least, before it is given up as refused."""
+MINUTE = timedelta(seconds=60)
+OPEN = {
+    Fault.HTTP_500: (500, b"<h1>500</h1>"),
+    Fault.HTML_200: (200, b"<h1>Maintenance</h1>"),
+    Fault.REDIRECT: (302, b""),
+    Fault.TOO_MANY: (429, b""),
+    Fault.UNPAID: (402, b""),
+    Fault.BLOCKED: (403, b""),
+    Fault.TEAPOT: (400, b'{"hint": "I am a teapot"}'),
+    Fault.WRONG_CLIENT: (401, b'{"title": "?"}'),
+}
+"""Answers of an AMO that did not look at the token."""
+LOST = (Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.NOTHING_AFTER)
+BLOCKED = b"<html><head><title>403 Forbidden</title></head></html>"
+NOT_FOUND = b"<html><head><title>404 Not Found</title></head></html>"
+FAULTS = (*OPEN, *LOST, Fault.RESET)
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """A machine's clock, which may differ from the true one."""
+
+    process: Process
+
+    def now(self) -> datetime:
+        return self.process.world.clock.now() + self.process.ahead
+
+    def monotonic(self) -> float:
+        return self.process.world.clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self.process.world.clock.sleep(seconds)
+
+
+@dataclass
+class Process:
+    """One process: its gates, its custody, its fate."""
+
+    world: World
+    name: str
+    waiting: list[tuple[str, asyncio.Future[None]]] = field(default_factory=list)
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    exchanging: list[asyncio.Task[Any]] = field(default_factory=list)
+    received: list[tuple[str, str]] = field(default_factory=list)
+    ahead: timedelta = timedelta(0)
+    """By how much its machine's clock is ahead of the true one, where clocks differ."""
+    store_away: bool = False
+    lost_answers: list[str] = field(default_factory=list)
+    """The writes whose next COMMIT stays without an answer."""
+    dead: bool = False
+    ended: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.witness = _Observer(self)
+        self.clock: Clock = self.world.clock
+        if self.world.shared:
+            self.clock = DatabaseClock(_Machine(self))
+            self.clock.set(self.world.clock.now(), asked_at=self.world.clock.monotonic())
+        self.block_at_start = self.world.budget.began
+        core = Core(
+            store=cast("Store", _Store(self)),
+            amo=cast("AmoClient", _Amo(self)),
+            cipher=self.world.cipher,
+            clock=self.clock,
+            observer=self.witness,
+            random=self.world.random,
+        )
+        self.lifecycle = TokenLifecycle(
+            core, rescue=self.world.disk, rules=self.world.rules, owner=self.name, machine="here"
+        )
+        self.tasks.add(self.world.loop.create_task(self._live()))
+
+    async def _live(self) -> None:
+        await self.lifecycle.pending_writes.restore()
+        await self.lifecycle.scheduler.run()
+
+    def run(self, work: Any) -> asyncio.Task[Any]:
+        task = self.world.loop.create_task(work)
+        self.tasks.add(task)
+        return task
+
+    async def _drain(self) -> None:
+        while exchanging := [task for task in self.exchanging if not task.done()]:
+            await asyncio.wait(exchanging)
+        await self.lifecycle.drain()
+
+    async def gate(self, name: str) -> None:
+        if not self.world.gated:
+            return
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((name, opened))
+        await opened
+
+    @property
+    def knows_block(self) -> bool:
+        """Whether it must know that AMO blocks the address: it has read so, or started after that was stored."""
+        began = self.world.budget.began
+        read = self.lifecycle.breaker.address_block.block is not None
+        return began is not None and (read or self.block_at_start == began)
+
+    def stop(self) -> None:
+        """Send it SIGTERM."""
+        if self.ended is None:
+            self.lifecycle.stop()
+            self.ended = self.world.loop.create_task(self._drain())
+
+
+class _Observer(Witness):
+    """An observer that keeps for the world what does not hold: the service only logs a bug, and goes on."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self._process = process
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        world = self._process.world
+        if event.error is not None and not isinstance(event.error, AmoCallbackError):
+            world.broken.append(event.error)
+        if event.name == "refresh.superseded" and world.unheard.get(event.connection_id or "") is self._process:
+            world.broken.append(AssertionError("a pair that was stored counts as superseded"))
+
+
+class _Store:
+    """The store as one process sees it."""
+
+    def __init__(self, process: Process) -> None:
+        world = process.world
+        self._process = process
+        self.last_write_error: str | None = None
+        self.has_shared_clock, self.clock_skew = world.store.has_shared_clock, 0.0
+        self.failed_at: float | None = world.clock.monotonic() if world.shared else None
+        self.shared = LocalLimits(clock=process.clock) if world.shared else None
+        self.clock = process.clock
+
+    def subscribe(self, listener: Any) -> None:
+        self._process.world.store.subscribe(listener)
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            process, world = self._process, self._process.world
+            if process.dead:
+                await asyncio.Event().wait()
+            if name == "claim":
+                with world.keeping():
+                    world.count_probe(process)
+            if name in WRITES:
+                await process.gate(name)
+            if process.store_away:
+                self.failed_at = world.clock.monotonic()
+                raise StoreUnavailable("SQLITE_FULL")
+            with world.keeping():
+                result = await world.at_work(world.watched(process, name, args, kwargs))
+            if isinstance(process.clock, DatabaseClock):
+                process.clock.set(world.clock.now(), asked_at=world.clock.monotonic())
+            changed = result or (result is None and name not in ROWS)
+            if changed and name in process.lost_answers:
+                process.lost_answers.remove(name)
+                world.drawn["lost COMMIT answers"] += 1
+                if name == "save_refreshed":
+                    world.unheard[result.id] = process
+                self.failed_at = world.clock.monotonic()
+                raise StoreUnavailable("SQLITE_IOERR")
+            if name in WRITES or name == "connection":
+                await process.gate(f"{name}, done")
+            return result
+
+        return call
+
+
+class _Amo:
+    """AMO as one process reaches it: the stand-in's rules, without a network."""
+
+    timeout = TIMEOUT
+
+    def __init__(self, process: Process) -> None:
+        self._process, self._world = process, process.world
+        self.client_id = process.world.integration.client_id
+
+    async def slot(self, _priority: Priority) -> None:
+        return
+
+    def base_url(self, host: str) -> str:
+        return self._world.integration.address(host, "")
+
+    def account_of(self, access_token: str) -> Account:
+        return account_of(read_claims(access_token))
+
+    async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
+        world, process = self._world, self._process
+        await process.gate("send")
+        if world.clock.monotonic() > not_after:
+            raise RequestNotSent
+        sent, fault, token = world.clock.monotonic(), world.fault(), world.tokens[refresh_token]
+        with world.keeping():
+            status, body = world.presented(refresh_token, domain=domain, fault=fault)
+        await process.gate("answer")
+        if world.clock.monotonic() - sent > TIMEOUT:
+            raise UnknownOutcome("timeout")
+        if fault in {Fault.RESET, Fault.NOTHING_AFTER} and not status:
+            raise UnknownOutcome("connection_lost")
+        try:
+            issued = read_answer(
+                Answer(status=status, body=body), grant_type=GrantType.REFRESH_TOKEN, now=process.clock.now()
+            )
+        except AmoCallbackError as error:
+            token.open = token.open and isinstance(error, UnknownOutcome)
+            raise
+        token.open = False
+        process.received.append((connection_id(issued.account, domain), issued.pair.refresh_token))
+        return issued
+
+    async def look_up(self, *, refresh_token: str, api_domain: str | None, account_id: str) -> IntrospectionResult:
+        request = refresh_token_request(self._world.integration, refresh_token=refresh_token, api_domain=api_domain)
+        if request is None:
+            return UNASKED
+        await self._process.gate("look up")
+        reply = self._world.fake.current_subdomain(refresh_token)
+        sighting = self._sighting(reply, account_id, REFRESH_TOKEN_REFUSED)
+        self._world.tokens[refresh_token].looked_up(sighting.standing)
+        return sighting
+
+    async def ask_about(self, *, access_token: str, domain: str, account_id: str) -> IntrospectionResult:
+        assert domain
+        with self._world.keeping():
+            known = self._world.blocked and self._process.knows_block
+            assert not known, "a blocked AMO was asked about an access token"
+        await self._process.gate("ask about")
+        return self._sighting(self._world.fake.subdomain(access_token), account_id, ACCESS_TOKEN_DEAD)
+
+    def _sighting(self, reply: Any, account_id: str, refusals: frozenset[int]) -> IntrospectionResult:
+        world = self._world
+        answer = Answer(status=reply.status, body=reply.body)
+        if world.blocked:
+            world.drawn["requests while the address is blocked"] += 1
+            answer = Answer(status=403, body=BLOCKED)
+        if world.look_ups_away or world.blocked:
+            world.silent_at = world.clock.monotonic()
+        if world.look_ups_away:
+            return UNKNOWN
+        return read_sighting(answer, account_id=account_id, refusals=refusals)
+
+
+def _harmed(reply: Any, fault: Fault | None) -> tuple[int, bytes]:
+    """Return what arrives of an answer that is lost."""
+    if fault is Fault.HTTP_500_AFTER:
+        return 500, b""
+    if fault is Fault.NOTHING_AFTER:
+        return 0, b""
+    if fault is Fault.HALF_JSON_AFTER:
+        return reply.status, reply.body[: len(reply.body) // 2]
+    return 200, json.dumps({**reply.content, "refresh_token": None}).encode()
+
+
+class World:
+    """All there is."""
+
+    def __init__(
+        self,
+        store: Store,
+        cipher: Cipher,
+        *,
+        clock: FakeClock,
+        accounts: int = 3,
+        gated: bool = True,
+        lives: Lifetimes | None = None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_debug(False)  # a trace of each of so many steps would take minutes
+        self.loop.set_default_executor(InlineExecutor())
+        self.store, self.cipher, self.gated = store, cipher, gated
+        self.shared = store.has_shared_clock
+        """Whether clocks differ, and stored times are told by the store's, as on PostgreSQL."""
+        self.clock = clock
+        """The machine's clock; where clocks differ, the true one."""
+        self.disk = MemoryRescue()
+        known = SandboxIntegration()
+        self.integration = Integration(
+            client_id=known.client_id, client_secret=known.client_secret, redirect_uri=known.redirect_uri
+        )
+        self.fake = FakeAmo(integration=known, now=self.clock.now, lives=lives)
+        self.accounts = [self.fake.open_account(f"a{number}.amocrm.ru") for number in range(accounts)]
+        self.faults: list[Fault] = []
+        self.look_ups_away = False
+        self.blocked = False
+        """Whether AMO answers 403 to everything."""
+        self.lying = False
+        """Whether AMO calls every refresh token revoked."""
+        self.pages: set[str] = set()
+        """Hosts whose account is gone, and where only a web server answers."""
+        self.drawn: Counter[str] = Counter()
+        """How often each fault had an effect."""
+        self.silent_at = -math.inf
+        """When AMO last did not answer a look-up."""
+        self.unheard: dict[str, Process] = {}
+        """Which process has stored a connection's present pair, and has not heard so."""
+        self.broken: list[BaseException] = []
+        """What did not hold in a process, which goes on."""
+        self.rules = RULES
+        self.budget = Budget(every=RULES.retry_cap)
+        self.steady = True
+        """Whether the machine's clock has never been stepped."""
+        self.random: Callable[[], float] = lambda: 0.5
+        self.tokens: dict[str, Token] = {}
+        self.generations: dict[str, int] = {}
+        self.harmed: set[str] = set()
+        """Connections that others have spent, or switched off."""
+        self.processes: list[Process] = []
+        self.steps = 0
+        self._busy = 0
+        self._ended = asyncio.Event()
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep what does not hold: the service takes it for a bug of its own, logs it, and goes on."""
+        try:
+            yield
+        except AssertionError as error:
+            self.broken.append(error)
+            raise
+
+    # --- time and turns --------------------------------------------------------------------------
+
+    async def at_work(self, work: Awaitable[Any]) -> Any:
+        self._busy += 1
+        try:
+            return await work
+        finally:
+            self._busy -= 1
+            self._ended.set()
+
+    async def settle(self) -> None:
+        """Let everyone run until all wait at gates, or sleep."""
+        ready = cast("Any", self.loop)._ready  # noqa: SLF001 -- because nothing else tells that nobody can run
+        await asyncio.sleep(0)
+        while ready or self._busy:
+            if ready:
+                await asyncio.sleep(0)
+            else:
+                self._ended.clear()
+                await self._ended.wait()
+        if self.broken:
+            raise self.broken[0]
+        for process in self.processes:
+            if process.ended is not None and process.ended.done() and not process.dead:
+                process.dead = True
+                await self._check_left_behind(process)
+
+    def start(self, ahead: timedelta = timedelta(0)) -> Process:
+        process = Process(self, f"process-{len(self.processes)}", ahead=ahead)
+        self.processes.append(process)
+        return process
+
+    def living(self) -> list[Process]:
+        return [process for process in self.processes if not process.dead]
+
+    def step(self, by: timedelta) -> None:
+        """Step the machine's clock."""
+        self.clock.step(by)
+        self.budget.step()
+        self.steady = False
+
+    async def open(self, process: Process, number: int = 0) -> None:
+        """Open one gate, and let what it leads to happen."""
+        process.waiting = [(name, gate) for name, gate in process.waiting if not gate.done()]
+        if process.waiting:
+            self.steps += 1
+            _, gate = process.waiting.pop(number % len(process.waiting))
+            gate.set_result(None)
+            await self.settle()
+
+    async def flow(self) -> None:
+        """Open gates until nobody waits at one."""
+        before = self.steps
+        while waiting := [process for process in self.living() if any(not gate.done() for _, gate in process.waiting)]:
+            for process in waiting:
+                await self.open(process)
+            assert self.steps - before < MANY, "somebody is busy without end while the clock stands still"
+
+    async def close(self) -> None:
+        for process in self.processes:
+            process.dead = True
+            process.lifecycle.stop()
+        for _ in range(5):
+            everyone = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in everyone:
+                task.cancel()
+            await asyncio.wait(everyone, timeout=1) if everyone else None
+
+    # --- the stand-in ----------------------------------------------------------------------------
+
+    def fault(self) -> Fault | None:
+        return self.faults.pop(0) if self.faults else None
+
+    def name(self, account: SandboxAccount) -> str:
+        return connection_id(Account(account_id=str(account.id), user_id=str(account.user_id)), account.host)
+
+    def presented(self, refresh_token: str, *, domain: str, fault: Fault | None) -> tuple[int, bytes]:
+        """Present a refresh token, and return what comes back of the answer."""
+        token = self.tokens[refresh_token]
+        token.present(at=self.clock.monotonic(), life=self.fake.lives.access, steady=self.steady)
+        token.gone = token.account.gone
+        if unread := self._turned_away(fault):
+            return unread
+        if self.lying:
+            token.lies += 1
+            reply = problem(401, "Token has been revoked")
+        else:
+            self.drawn["spent tokens presented again"] += token.spent_by == "us"
+            reply = self._post(refresh_token, domain)
+        if reply.status == 200:
+            self._born(reply.content, account=token.account, parent=refresh_token, spent_by="us")
+        if fault in LOST and not (fault is Fault.NO_REFRESH_TOKEN_AFTER and reply.status != 200):
+            return _harmed(reply, fault)
+        self.drawn["refusals of accounts that are gone"] += token.gone
+        return (404, NOT_FOUND) if token.gone and domain in self.pages else (reply.status, reply.body)
+
+    def _turned_away(self, fault: Fault | None) -> tuple[int, bytes] | None:
+        """Return the answer of an AMO that does not look at the token."""
+        if self.blocked:
+            self.drawn["requests while the address is blocked"] += 1
+            return 403, BLOCKED
+        return (0, b"") if fault is Fault.RESET else OPEN.get(cast("Fault", fault))
+
+    def _post(self, refresh_token: str, domain: str) -> Any:
+        request = refresh_request(self.integration, refresh_token=refresh_token, domain=domain)
+        return self.fake.token(domain, body=request.body or b"", content_type="application/json")
+
+    def _born(
+        self, content: Any, *, account: SandboxAccount, parent: str | None, spent_by: str = "", generation: int = 0
+    ) -> None:
+        if parent is not None:
+            self.tokens[parent].spent_by = spent_by
+            generation = self.tokens[parent].generation
+        self.tokens[content["refresh_token"]] = Token(
+            parent=parent,
+            generation=generation,
+            number=len(self.tokens),
+            access_token=content["access_token"],
+            account=account,
+            born=self.clock.monotonic(),
+        )
+
+    async def grant(self, account: SandboxAccount) -> None:
+        """Let the person connect, by a process that is none of these; while all is frozen, he is told to wait."""
+        if account.gone or await self.at_work(self.store.frozen()):
+            return
+        granted = self._granted(account)
+        await self.at_work(save(self.store, granted.connection, iat=granted.token_iat, code=granted.grant.code_hash))
+        self.harmed.discard(granted.connection_id)
+
+    async def grant_by(self, process: Process, account: SandboxAccount) -> None:
+        """Let the person connect, by this process; what AMO answers is stored when it can be."""
+        if account.gone or await self.at_work(self.store.frozen()):
+            return
+        granted = self._granted(account)
+        await self.at_work(self.store.claim_grant(granted.grant, now=self.clock.now()))
+        process.received.append((granted.connection_id, self.pair(granted.connection).refresh_token))
+        process.exchanging.append(
+            process.run(process.lifecycle.pending_writes.save(granted, connection=granted.connection))
+        )
+
+    def _granted(self, account: SandboxAccount) -> NewConnection:
+        name = self.name(account)
+        account.disabled = False
+        body = {
+            "client_id": self.integration.client_id,
+            "client_secret": self.integration.client_secret,
+            "redirect_uri": self.integration.redirect_uri,
+            "grant_type": "authorization_code",
+            "code": self.fake.allow(account),
+        }
+        reply = self.fake.token(account.host, body=json.dumps(body).encode(), content_type="application/json")
+        now = self.clock.now()
+        issued = read_answer(Answer(status=200, body=reply.body), grant_type=GrantType.CODE, now=now)
+        self.generations[name] = self.generations.get(name, 0) + 1
+        self._born(reply.content, account=account, parent=None, generation=self.generations[name])
+        connection = a_connection(
+            id=name,
+            account_id=str(account.id),
+            user_id=str(account.user_id),
+            domain=account.host,
+            api_domain=issued.account.api_domain,
+            client_id=self.integration.client_id,
+            sealed_pair=self.cipher.seal_pair(issued.pair, connection_id=name),
+            access_issued_at=now,
+            access_expires_at=issued.pair.expires_at,
+            refresh_expires_at=now + timedelta(days=90),
+            next_refresh_at=now + issued.pair.life / 2,
+            connected_at=now,
+        )
+        number = len(self.tokens)  # AMO's clock, which nobody steps
+        grant = a_grant(
+            f"code {number}",
+            status=GrantStatus.CONNECTED,
+            connection_id=name,
+            attempt=f"attempt{number}",
+            expires_at=now + timedelta(days=900),
+        )
+        return NewConnection(grant=grant, connection=connection, token_iat=number)
+
+    async def steal(self, account: SandboxAccount) -> None:
+        """Let a stranger spend the stored refresh token."""
+        name = self.name(account)
+        row = await self.row(name)
+        if row.sealed_pair is None:
+            return
+        token = self.pair(row).refresh_token
+        if self.fake.is_good(token):
+            self.harmed.add(name)
+            self._born(self._post(token, account.host).content, account=account, parent=token, spent_by="a stranger")
+
+    async def freeze(self, account: SandboxAccount | None, *, frozen: bool) -> None:
+        """Freeze or thaw an account's connection, or all of them."""
+        if account is not None:
+            await self.at_work(self.store.freeze(self.name(account), at=self.clock.now() if frozen else None))
+        elif frozen:
+            await self.at_work(self.store.freeze_all(why="a move"))
+        else:
+            await self.at_work(self.store.thaw_all(machine=None))
+
+    def switch_off(self, account: SandboxAccount) -> None:
+        account.disabled = True
+        self.harmed.add(self.name(account))
+
+    def delete(self, account: SandboxAccount, *, page: bool) -> None:
+        """Let an account be gone at AMO, which answers as such or leaves that to a web server's page."""
+        account.gone = True
+        if page:
+            self.pages.add(account.host)
+
+    def bring_back(self, account: SandboxAccount) -> None:
+        """Let an account that was gone be there again, with its tokens."""
+        account.gone = False
+        self.pages.discard(account.host)
+
+    # --- what must hold --------------------------------------------------------------------------
+
+    async def row(self, name: str) -> Connection:
+        row = await self.at_work(self.store.connection(name))
+        assert row is not None
+        return cast("Connection", row)
+
+    def pair(self, row: Connection) -> TokenPair:
+        pair = self.cipher.pair_of(row)
+        assert pair is not None
+        return pair
+
+    async def watched(self, process: Process, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do what a process asks of the store, and check what that does to the truth."""
+        before = await self.store.connection(args[0].connection_id) if name in PAIRS | {"claim"} else None
+        if name == "claim" and self.shared and before is not None and before.attempt is not None:
+            assert before.lease_until is not None
+            if before.lease_until > self.clock.now():
+                return None  # so does PostgreSQL's statement
+        result = await getattr(self.store, name)(*args, **kwargs)
+        if name == "disconnect" and result:
+            assert not self.fake.is_good(self.pair(args[0]).refresh_token), "living tokens were erased"
+        if name in {*PAIRS, "disconnect"} and result:
+            self.unheard.pop(args[0].id if name == "disconnect" else result.id, None)
+        if isinstance(result, Connection):
+            self._check_written(process, name, before, result)
+        if name == "give_up" and result:
+            self.drawn["suspended answers applied"] += 1
+            self._check_verdict(await self.row(args[0].id))
+        if name in {"begin_amo_block", "end_amo_block"}:
+            self._note_block(stored=await self.store.amo_block() is not None)
+        return result
+
+    def _check_written(self, process: Process, name: str, before: Connection | None, row: Connection) -> None:
+        """Check what a statement has returned."""
+        if name == "claim":
+            assert before is not None
+            assert not before.frozen, "a frozen connection was claimed"
+            self.drawn["claims by a process with a wrong clock"] += self.shared and abs(process.ahead) > MINUTE
+        if name in PAIRS:
+            self._check_stored(process, before, row)
+        if name == "save_verdict":
+            self._check_verdict(row)
+        if self.shared:
+            self._check_times(row)
+
+    def _check_stored(self, process: Process, before: Connection | None, row: Connection) -> None:
+        new = self.tokens[self.pair(row).refresh_token]
+        if before is not None and before.sealed_pair is not None:
+            old = self.tokens[self.pair(before).refresh_token]
+            assert old.age < new.age, f"{process.name} has stored an older pair over a newer one"
+        if new.parent is not None:
+            self.tokens[new.parent].answered = True
+        elif not any(account.disabled for account in self.accounts if self.name(account) == row.id):
+            self.harmed.discard(row.id)
+
+    def _note_block(self, *, stored: bool) -> None:
+        if stored:
+            self.budget.begin(self.clock.monotonic())
+        else:
+            self.budget.end()
+
+    def count_probe(self, process: Process) -> None:
+        """Count what a process that knows of the block is about to present."""
+        if self.blocked and process.knows_block:
+            self.budget.probe(self.clock.monotonic())
+
+    def _check_verdict(self, row: Connection) -> None:
+        token = self.tokens[refresh_token := self.pair(row).refresh_token]
+        if row.suspended_token == fingerprint(refresh_token):
+            self.drawn["suspended answers"] += not token.settled
+            token.settle(row.suspended_reason)
+        if row.status is not Status.NEEDS_REAUTH:
+            return
+        tried, token.given_up = token.given_up, True  # a later presentation may stay without an answer
+        token.settle(row.reason)
+        if row.reason is Reason.REFUSED:
+            self.drawn["connections given up as refused"] += 1
+            refused = tried or token.gone or not self._is_good(refresh_token)
+            assert refused, "a connection was refused whose account is there"
+            long = self.clock.monotonic() - token.born >= DAY - 60 or not self.steady
+            assert long, "a connection was given up as refused within a day"
+            assert token.times >= REFUSALS, "a connection was given up as refused too soon"
+            return
+        assert token.lies or tried or not self._is_good(refresh_token), "a live connection was declared dead"
+        if row.reason is Reason.REVOKED and row.id not in self.harmed and not token.lies:
+            assert token.spent_by != "us", "a loss of our making was called revoked"
+
+    def _is_good(self, refresh_token: str) -> bool:
+        """Tell whether a refresh token could be spent if its account were there."""
+        account = self.tokens[refresh_token].account
+        gone, account.gone = account.gone, False
+        good = self.fake.is_good(refresh_token)
+        account.gone = gone
+        return good
+
+    def _check_times(self, row: Connection) -> None:
+        """Check that every stored time is told by the true clock."""
+        soon = self.clock.now() + MINUTE
+        past = (
+            *(row.access_issued_at, row.refreshed_at, row.connected_at),
+            *(row.hook_at, row.looked_up_at, row.refused_since),
+        )
+        assert all(time is None or time <= soon for time in past), "a stored time is in the future"
+        if row.sealed_pair is None or row.access_expires_at is None:
+            return
+        token = self.tokens[self.pair(row).refresh_token]
+        left = token.born + self.fake.lives.access - self.clock.monotonic()
+        dead = self.clock.now() + timedelta(seconds=left + TIMEOUT)
+        assert row.access_expires_at <= dead + MINUTE, "an access token is stored as valid after its expiry"
+        if row.next_refresh_at is not None and not row.failures:
+            assert row.next_refresh_at <= row.access_expires_at, "a refresh is due after the expiry"
+
+    async def _check_left_behind(self, process: Process) -> None:
+        """Check that a process that ended by itself has left each pair that it received in the store or in a file."""
+        for name, refresh_token in process.received:
+            row, token = await self.row(name), self.tokens[refresh_token]
+            erased = row.status is Status.DISCONNECTED
+            stored = erased or self.tokens[self.pair(row).refresh_token].age >= token.age
+            rescued = any(file.startswith(name) for file in self.disk.read())
+            assert stored or rescued, f"{process.name} has ended and left a pair nowhere"
+
+    async def check_handed_out(self, process: Process, connection: Connection, access_token: str) -> None:
+        """Check that what was handed out lives, as far as could be known."""
+        row = await self.row(connection.id)
+        known = process.lifecycle.leases.has_ended(row)
+        under_way = row.attempt is not None and row.failures == 0 and not known
+        changed = row.row_version != connection.row_version  # since it was read: it was right then
+        silent = self.clock.monotonic() - self.silent_at <= FORGOTTEN_AFTER or any(
+            name == "ask about" and not gate.done() for name, gate in process.waiting
+        )
+        silent = silent or process.lifecycle.breaker.address_block.block is not None
+        gone = any(account.gone for account in self.accounts if self.name(account) == row.id)
+        if under_way or changed or silent or gone or row.id in self.harmed or process.lifecycle.pending_writes.names:
+            return
+        assert self.fake.live_account(access_token) is not None, "a dead token was handed out"
+
+    async def check_at_peace(self) -> None:
+        """Check that whoever lives is active and fresh once all is well, and that nothing waits to be stored."""
+        assert not self.disk.read()
+        assert not any(process.lifecycle.pending_writes.names for process in self.living())
+        rows = {account.id: await self.row(self.name(account)) for account in self.accounts}
+        alone = not any(self._lives(account, rows[account.id]) for account in self.accounts)
+        assert alone or not await self.store.terminal_suspended(), "deaths are suspended, although others live"
+        blocked = await self.store.amo_block() is not None
+        assert alone or not blocked, "the address counts as blocked, although others live"
+        for account in self.accounts:
+            row = rows[account.id]
+            for version in range(row.pair_version):
+                assert f"{row.id}-{version}.raw" not in self.disk.files, "an answer is kept that is of no use any more"
+            if row.status is Status.DISCONNECTED:
+                continue  # that nothing living was erased was checked then
+            if account.gone:
+                continue  # whether it is given up by now depends on the others
+            token = self.pair(row).refresh_token
+            good = self.fake.is_good(token)
+            hidden = (
+                row.domain != account.host
+            )  # dead where nobody can be asked any more: its old host says 404 for ever
+            alone_or_hidden = alone or hidden
+            right = row.status is (Status.ACTIVE if good else Status.NEEDS_REAUTH) or (alone_or_hidden and not good)
+            right = right or self.tokens[token].lies > 1  # it was tried again while AMO was ill, and that is the last
+            right = right or (blocked and row.status is Status.NEEDS_REAUTH)  # only a success ends a block
+            assert right, f"{row.status} {row.reason} {row.last_error}, and its token is good: {good}"
+            if row.status is Status.ACTIVE and good:
+                assert row.access_expires_at is not None
+                assert row.access_expires_at > self.clock.now(), "nobody refreshes it any more"
+                assert not row.in_doubt, "an attempt has not told its end"
+                assert row.suspended_token is None, "a suspended answer was not applied"
+
+    def _lives(self, account: SandboxAccount, row: Connection) -> bool:
+        return (
+            row.status is Status.ACTIVE
+            and not account.gone
+            and row.sealed_pair is not None
+            and self.fake.is_good(self.pair(row).refresh_token)
+        )

@@ -1,0 +1,87 @@
+"""A courier with everything around it: a store, time, and a receiver on a socket."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from amo_callback.events import connection_event
+from amo_callback.webhook import Signer
+from amo_callback.webhooks.dispatcher import WebhookDispatcher
+from amo_callback.webhooks.sender import open_sender
+from tests.builders import a_connection, now, save
+from tests.fakes import START, FakeClock, Witness
+from tests.patience import PATIENCE
+from tests.webhooks.receiver import SECRET, EndpointHealth
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from amo_callback.events import Notice
+    from amo_callback.store import Store
+
+POLL = 5.0
+CONNECT = "https://admin.example.com/api/amo-crm/connect"
+
+
+class Office:
+    """Where notices are written, and delivered from."""
+
+    def __init__(self, *, store: Store, clock: FakeClock, witness: Witness, receiver: EndpointHealth) -> None:
+        self.store, self.clock, self.witness, self.receiver = store, clock, witness, receiver
+
+    @asynccontextmanager
+    async def dispatcher(
+        self, *, store: Store | None = None, url: str | None = None, patience: float = PATIENCE
+    ) -> AsyncIterator[WebhookDispatcher]:
+        """Run a process's courier."""
+        place = store or self.store
+        async with open_sender(url or self.receiver.url, patience=patience) as sender:
+            dispatcher = WebhookDispatcher(
+                store=place,
+                sender=sender,
+                signer=Signer([SECRET], reconnect_url=CONNECT),
+                clock=self.clock,
+                observer=self.witness,
+                poll_interval=POLL,
+                random=lambda: 0.5,
+            )
+            place.on_notice(dispatcher.wake)
+            task = asyncio.create_task(dispatcher.run())
+            try:
+                yield dispatcher
+            finally:
+                dispatcher.stop()
+                await task
+
+    async def write(self, name: str = "connection.moved", *, account: int = 1, **fields: object) -> Notice:
+        """Write a change of an account's connection, and the notice of it."""
+        connection = a_connection(account)
+        if await self.store.connection(connection.id) is None:
+            await save(self.store, connection)
+        stored = await now(self.store, connection)
+        assert await self.store.look_up_again(stored, at=START, events=[connection_event(name, stored, told=fields)])
+        return (await self.store.notices(limit=1000))[-1]
+
+    async def waiting(self) -> list[Notice]:
+        """Return what is in the outbox."""
+        return list(await self.store.notices(limit=1000))
+
+    async def after(self, seconds: float) -> None:
+        """Let time pass once the courier sleeps: it has begun all that was due."""
+        await self.clock.until_sleeping()
+        self.clock.advance(seconds)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[EndpointHealth]:
+    async with EndpointHealth().serve() as served:
+        yield served
+
+
+@pytest.fixture
+def office(store: Store, clock: FakeClock, witness: Witness, receiver: EndpointHealth) -> Office:
+    return Office(store=store, clock=clock, witness=witness, receiver=receiver)

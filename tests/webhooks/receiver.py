@@ -1,0 +1,92 @@
+"""An operator's receiver on a socket, which answers as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from tests.patience import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+SECRET = "whsec_" + "Zm9yIHRlc3RzIG9ubHksIG5vIHNlY3JldCA="
+OTHER_SECRET = "whsec_" + "YW5vdGhlciBvbmUsIGFsc28gZm9yIHRlc3Rz"
+HANG_UP = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """What came."""
+
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes
+
+    @property
+    def id(self) -> str:
+        return self.headers["webhook-id"]
+
+    @property
+    def content(self) -> Any:
+        return json.loads(self.body)
+
+
+class EndpointHealth:
+    """Takes everything, but for the statuses that a test gives it to answer first."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+        self.statuses: list[int] = []
+        """Answered one after the other; then 200."""
+        self.always: int | None = None
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.open = asyncio.Event()
+        self.open.set()
+        self._came = asyncio.Event()
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._server = TestServer(app)
+
+    @property
+    def types(self) -> list[str]:
+        return [delivery.content["type"] for delivery in self.deliveries]
+
+    @property
+    def url(self) -> str:
+        return str(self._server.make_url("/hook"))
+
+    @property
+    def ids(self) -> list[str]:
+        return [delivery.id for delivery in self.deliveries]
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[EndpointHealth]:
+        async with self._server:
+            try:
+                yield self
+            finally:
+                self.open.set()
+
+    async def until_came(self, times: int) -> None:
+        while len(self.deliveries) < times:
+            self._came.clear()
+            await asyncio.wait_for(self._came.wait(), PATIENCE)
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.deliveries.append(Delivery(path=request.path, headers=headers, body=body))
+        status = self.statuses.pop(0) if self.statuses else self.always
+        self._came.set()
+        await self.open.wait()
+        if status == HANG_UP and request.transport is not None:
+            request.transport.close()
+        return web.Response(status=status or 200, headers=self.headers, body=self.body)
