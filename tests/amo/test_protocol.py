@@ -65,7 +65,8 @@ def test_the_samples_cover_the_table() -> None:
     means = {json.loads(path.read_text(encoding="utf-8"))["means"] for path in SAMPLES}
     assert means == {
         "TokenResponse", "UnknownOutcome", "CodeExpired", "CodeUsed", "AuthFailed", "InvalidClient",
-        "InvalidRefreshToken", "ClientMismatch", "UnauthorizedWithoutHint", "AccountBlocked", "VendorRateLimited", "UnrecognizedError",
+        "InvalidRefreshToken", "ClientMismatch",
+        "UnauthorizedWithoutHint", "AccountBlocked", "VendorRateLimited", "UnrecognizedError",
     }  # fmt: skip
 
 
