@@ -40,6 +40,7 @@ from amo_callback.web.private.api import PrivateApi
 from amo_callback.web.private.routes import private_routes
 from amo_callback.web.public import public_routes
 from amo_callback.web.public.api import PublicApi
+from amo_callback.web.services import Services
 from amo_callback.web.watchdog import Watchdog, running_watchdog
 from amo_callback.webhook import Signer, read_secrets
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
@@ -72,26 +73,6 @@ class DataPaths:
     """The folder of pairs that the database does not accept."""
     machine: str
     """The id of this place: tokens of a database that was copied from another one are not spent."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Services:
-    """What the handlers of both APIs use."""
-
-    settings: Settings
-    store: Store
-    amo: AmoClient
-    cipher: Cipher
-    oauth: OAuth
-    lifecycle: TokenLifecycle
-    users: JwtVerifier | None
-    """The verifier of the app's JWTs; `None` where none are configured."""
-    api_keys: ApiKeys
-    proxies: TrustedProxies
-    pages: Pages
-    clock: Clock
-    metrics: Metrics
-    log: FilteringBoundLogger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

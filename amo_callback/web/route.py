@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from amo_callback.identity import Scope
     from amo_callback.web.auth import Jwt
-    from amo_callback.web.composition import Services
+    from amo_callback.web.services import Services
 
 Time = Annotated[datetime, WithJsonSchema({"type": "string", "format": "date-time"})]
 TimeText = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from amo_callback.model import AmoBlock, Freeze
     from amo_callback.stats import StoreStats
-    from amo_callback.web.composition import Services
+    from amo_callback.web.services import Services
 
 
 class FakeCustody:

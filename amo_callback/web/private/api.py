@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from amo_callback.identity import ApiKey, Scope
     from amo_callback.web.auth import Jwt
-    from amo_callback.web.composition import Services
     from amo_callback.web.route import Route
+    from amo_callback.web.services import Services
 
 _UNKNOWN_KEY = "unknown API key: outdated backend or unauthorized attempt"
 
