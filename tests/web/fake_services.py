@@ -47,7 +47,7 @@ class FakeServices:
 
     def __init__(self, *, poll_interval: float = 5.0) -> None:
         self.lifecycle = FakeCustody()
-        self.store = SimpleNamespace(failing=None, ahead=0.0)
+        self.store = SimpleNamespace(last_write_error=None, clock_skew=0.0)
         self.clock = FakeClock()
         self.settings = SimpleNamespace(
             refresh=SimpleNamespace(poll_interval=poll_interval), webhook=SimpleNamespace(url=None)

@@ -138,7 +138,7 @@ def test_a_clock_a_minute_off_the_databases_is_not_ready(
     fake: FakeServices, ahead: float, expected: tuple[bool, str]
 ) -> None:
     """JWTs are checked by the machine's clock; what is stored is told by the database's."""
-    fake.store.ahead = ahead
+    fake.store.clock_skew = ahead
     assert _checks(fake)["clock"] == expected
 
 

@@ -98,7 +98,7 @@ async def test_it_says_once_a_minute_how_it_is() -> None:
 async def test_it_says_what_is_wrong() -> None:
     """Whatever an administrator has to mend is in the line."""
     async with _watched() as made:
-        made.store.failing = "SQLITE_FULL"
+        made.store.last_write_error = "SQLITE_FULL"
         lifecycle = made.lifecycle
         lifecycle.names = ["a-1"]
         lifecycle.refused, lifecycle.held = "invalid_client", True
