@@ -157,7 +157,7 @@ def a_service_status(**more: Any) -> ServiceStatus:
 
 async def switch_off(store: Store) -> Sequence[str]:
     """Note AMO's hook for account 1; return the ids of the connections whose look-up is pending because of it."""
-    return await store.switched_off("1", shortest=timedelta(seconds=5), quiet=timedelta(hours=1))
+    return await store.record_disabled_hook("1", shortest=timedelta(seconds=5), quiet=timedelta(hours=1))
 
 
 async def now(store: Store, connection: Connection) -> Connection:

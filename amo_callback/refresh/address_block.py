@@ -62,7 +62,11 @@ class AddressBlock:
 
     async def watch(self) -> None:
         """Read whether any process has found the address blocked, or no longer blocked."""
-        before, self.block = self.block, await self._store.amo_block()
+        self.adopt(await self._store.amo_block())
+
+    def adopt(self, block: AmoBlock | None) -> None:
+        """Take over what is stored."""
+        before, self.block = self.block, block
         if self.block is None:
             if before is not None:
                 self.probed.clear()

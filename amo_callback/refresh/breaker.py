@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from amo_callback.model import ConnectionCounts
     from amo_callback.refresh.address_block import AddressBlock
     from amo_callback.store import Store
+    from amo_callback.store.meta import SharedState
 
 _SUSPECTS = 2
 _SUSPECTS_IN_A_ROW = 10
@@ -87,14 +88,15 @@ class Breaker:
         """Seconds until the next probe may go."""
         return max(self._probed_at + self.probe_every - self._clock.monotonic(), 0.0)
 
-    async def watch(self) -> None:
-        """Read whether it is open, as whichever process has found, before this one began or since."""
-        self._held = await self._store.terminal_suspended()
-        await self.address_block.watch()
+    async def watch(self, state: SharedState | None = None) -> None:
+        """Take over whether it is open, as some process has stored it; the state is read unless it is given."""
+        state = await self._store.shared_state() if state is None else state
+        self._held = state.terminal_suspended
+        self.address_block.adopt(state.amo_block)
         if self._unstored:
             await self._store_credentials()
             return
-        self._adopt(await self._store.refused_credentials())
+        self._adopt(state.refused_credentials)
 
     def _adopt(self, refused: str | None) -> None:
         """Take over what the store says, unless this process has found something else meanwhile."""

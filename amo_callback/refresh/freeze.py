@@ -32,11 +32,11 @@ class FreezeSwitch:
 
     async def begin(self) -> None:
         """Look where the store is: one that was last used elsewhere spends nothing."""
-        self._see(await self._store.check_machine(self._machine))
+        self.adopt(await self._store.check_machine(self._machine))
 
     async def watch(self) -> None:
-        """Learn what other processes, or the command, have frozen or thawed."""
-        self._see(await self._store.frozen())
+        """Read what other processes, or the command, have frozen or thawed."""
+        self.adopt(await self._store.frozen())
 
     async def freeze_all(self, *, why: str) -> Freeze | None:
         """Spend nothing from now on; what is in flight goes on to its end."""
@@ -61,7 +61,8 @@ class FreezeSwitch:
         if await self._store.freeze(connection.id, at=None, events=[thawed]):
             self._observer(thawed)
 
-    def _see(self, frozen: Freeze | None) -> None:
+    def adopt(self, frozen: Freeze | None) -> None:
+        """Take over what is stored."""
         if frozen is not None and self.frozen is None:
             fields = {"since": frozen.at, "why": frozen.why, "text": "amo-callback connections thaw --all"}
             self._observer(Event(name="service.frozen", level=Level.ERROR, fields=fields))

@@ -103,7 +103,7 @@ class Maintenance:
                 return connection_event("connection.expiring", connection, Level.WARNING, told=told)
 
             before = self._clock.now() + timedelta(days=days)
-            while events := await self._store.warn(days=days, before=before, event=expiring):
+            while events := await self._store.due_expiry_warnings(days=days, before=before, event=expiring):
                 for event in events:
                     self._observer(event)
 

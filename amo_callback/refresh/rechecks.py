@@ -77,7 +77,7 @@ class Rechecker:
 
         Returns the ids of those whose look-up was not pending already.
         """
-        named = await self._store.switched_off(account_id, shortest=_SHORTEST, quiet=_QUIET)
+        named = await self._store.record_disabled_hook(account_id, shortest=_SHORTEST, quiet=_QUIET)
         for connection_id in named:
             self._observer(Event(name="hook.received", connection_id=connection_id))
         return named
@@ -103,7 +103,7 @@ class Rechecker:
         """
         await self._introspector.slot(_priority(connection))
         again_in = (connection.look_up_pause or _SHORTEST) + timedelta(seconds=self._rules.lease)
-        return await self._store.begin_look_up(connection, again_in=again_in)
+        return await self._store.begin_recheck(connection, again_in=again_in)
 
     # --- the hook --------------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class Rechecker:
         unconfirmed = connection_event(
             "hook.unconfirmed", begun, Level.WARNING, told={"standing": standing, "again_at": again}
         )
-        await self._store.look_up_again(begun, at=again, pause=pause, events=[unconfirmed])
+        await self._store.schedule_recheck(begun, at=again, pause=pause, events=[unconfirmed])
         self._observer(unconfirmed)
 
     async def _erase(self, connection: Connection) -> None:
@@ -167,12 +167,12 @@ class Rechecker:
                 doubted = connection_event(
                     "connection.in_doubt", connection, told={"from_process": connection.lease_owner}
                 )
-                if await self._store.doubt(connection, events=[doubted]):
+                if await self._store.mark_in_doubt(connection, events=[doubted]):
                     self._observer(doubted)
             raise NotYet(1.0)  # looked at again: the row is another one now, or its lease runs
         if pair is not None and connection.last_error == "unreadable":
             recovered = connection_event("connection.recovered", connection)
-            if await self._store.revive(connection, next_refresh_at=now, events=[recovered]):  # the key is back
+            if await self._store.reactivate(connection, next_refresh_at=now, events=[recovered]):  # the key is back
                 self._observer(recovered)
             return
         expires = connection.refresh_expires_at
@@ -180,7 +180,7 @@ class Rechecker:
         dead = expires is not None and expires <= now
         if dead or pair is None:
             # Dead by our own clock, which may be wrong: nothing is asked of AMO, but it is not forgotten either.
-            await self._store.look_up_again(connection, at=again)
+            await self._store.schedule_recheck(connection, at=again)
             return
         begun = await self._begin(connection)
         if begun is None:
@@ -193,7 +193,7 @@ class Rechecker:
         accepted = both is TokenState.GOOD and refresh_token is not TokenState.REFUSED
         tried = accepted or (begun.reason is Reason.REFUSED and not _is_early(connection, now))
         again = (begun.looked_up_at or now) + LOOK_UP_EVERY
-        if await self._store.look_up_again(begun, at=again) and tried:
+        if await self._store.schedule_recheck(begun, at=again) and tried:
             await self._try(begun)
 
     async def _try(self, connection: Connection) -> None:
@@ -211,7 +211,7 @@ class Rechecker:
         connection = await self._store.connection(connection_id)
         if connection is not None and connection.status is status:
             soon = self._clock.now() + timedelta(seconds=self._rules.retry_cap)
-            await self._store.look_up_again(connection, at=soon)
+            await self._store.schedule_recheck(connection, at=soon)
 
 
 def _is_active(connection: Connection) -> bool:

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from amo_callback.clock import Clock
     from amo_callback.events import Observer
+    from amo_callback.model import RefreshRules
     from amo_callback.refresh.address_block import AddressBlock
     from amo_callback.refresh.breaker import Breaker
     from amo_callback.refresh.coordinator import RefreshCoordinator
+    from amo_callback.refresh.freeze import FreezeSwitch
     from amo_callback.refresh.leases import Leases
     from amo_callback.refresh.pending_writes import PendingWrites
     from amo_callback.refresh.rechecks import Rechecker
@@ -48,28 +50,30 @@ class RefreshScheduler:
         checks: Rechecker,
         breaker: Breaker,
         watches: Sequence[Callable[[], Awaitable[None]]],
+        freeze_switch: FreezeSwitch,
         leases: Leases,
         pending_writes: PendingWrites,
-        concurrency: int,
-        poll_interval: float,
-        rest: float,
+        rules: RefreshRules,
     ) -> None:
         self._store = store
         self._coordinator = coordinator
         self._checks = checks
         self._breaker = breaker
         self._watches = watches
+        self._freeze_switch = freeze_switch
         self._leases = leases
         self._pending_writes = pending_writes
         self._clock = clock
         self._observer = observer
-        self._concurrency = concurrency
-        self._poll_interval = poll_interval
-        self._rest = rest
+        self._concurrency = rules.concurrency
+        self._poll_interval = rules.poll_interval
+        self._rest = rules.retry_base
         # What an instance had that has died is free with its leases, not later.
         self._turn = min(TURN, timedelta(seconds=leases.length / 2))
         self._running: dict[str, asyncio.Task[None]] = {}
         self._next: deque[str] = deque()
+        self._more = False
+        """Whether more may be due than the last query has returned: then the end of a refresh wakes the loop."""
         self._looking_up: dict[str, asyncio.Task[None]] = {}
         self._aside: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -138,41 +142,50 @@ class RefreshScheduler:
         await self._pending_writes.settle()  # before anything new is spent
         for watch in self._watches:
             await watch()
-        await self._breaker.watch()
+        state = await self._store.shared_state()
+        self._freeze_switch.adopt(state.frozen)
+        await self._breaker.watch(state)
         self._next.clear()
-        if self._gate.reason is None:
-            await self._start_due()
-        else:
+        self._more = self._gate.reason is not None
+        if self._gate.reason is not None:
             await self._start_probe()
+        next_at = None
         if self._breaker.address_block.reason is None:
-            await self._start_look_ups()
+            next_at = await self._start_due()
         if len(self._running) >= self._concurrency:
+            self._more = True
             return self._poll_interval  # the end of one wakes us
         if self._gate.reason is not None:
             return min(self._gate.probe_in or self._poll_interval, self._poll_interval)
-        upcoming = await self._store.next_due(now=self._clock.now(), apart_from=self._apart())
-        if upcoming is None:
+        if next_at is None:
             return self._poll_interval
-        return min(max((upcoming - self._clock.now()).total_seconds(), 0.0), self._poll_interval)
+        return min(max((next_at - self._clock.now()).total_seconds(), 0.0), self._poll_interval)
 
-    async def _start_due(self) -> None:
-        """Start what is due, earliest due first, and leave what another process is at.
+    async def _start_due(self) -> datetime | None:
+        """Start what is due, earliest due first, and leave what another process is at; return the next due time.
 
         As many more are found as go at once, and each takes the place of one that ends: a backlog is not looked at
         again for every one of it.
         """
         now = self._clock.now()
-        while places := max(self._concurrency - len(self._running), 0):
-            limit = places + self._concurrency
-            due = await self._store.due(now=now, limit=limit, apart_from=self._apart(), turn=self._turn)
-            for connection in due:
+        while True:
+            places = max(self._concurrency - len(self._running), 0) if self._gate.reason is None else 0
+            limit = places + self._concurrency if places else 0
+            rechecks = max(_LOOK_UPS - len(self._looking_up), 0)
+            due = await self._store.due(
+                now=now, limit=limit, rechecks=rechecks, apart_from=self._apart(), turn=self._turn
+            )
+            for connection in due.refreshes:
                 if self._is_taken(connection):
                     self._put_aside(connection.id, self._poll_interval)
                 else:
                     self._next.append(connection.id)
             self._start_next()
-            if not due or self._stopping:
-                return
+            for name in due.rechecks:
+                if not self._stopping and name not in self._apart():  # it may have come while the store was read
+                    self._start(name, self._look_up(name), among=self._looking_up)
+            if self._stopping or len(due.refreshes) < max(limit, 1):
+                return due.next_at
 
     def _start_next(self) -> None:
         """Start what the last look has found due, as far as there are places; it is read again before it is spent."""
@@ -201,15 +214,6 @@ class RefreshScheduler:
         gate.new_round()
         await self._breaker.address_block.end_without_candidates()
 
-    async def _start_look_ups(self) -> None:
-        places = _LOOK_UPS - len(self._looking_up)
-        if places > 0 and not self._stopping:
-            apart = self._apart()
-            now = self._clock.now()
-            for name in await self._store.look_ups(now=now, limit=places, apart_from=apart, turn=self._turn):
-                if not self._stopping:  # it may have come while the store was read
-                    self._start(name, self._look_up(name), among=self._looking_up)
-
     def _apart(self) -> tuple[str, ...]:
         return (*self._running, *self._next, *self._looking_up, *self._aside)
 
@@ -230,7 +234,8 @@ class RefreshScheduler:
         if self._stopping or self._gate.reason is not None:
             self._next.clear()
         self._start_next()
-        if not self._next or tasks is self._looking_up:
+        more = not self._next and (self._more or self._gate.reason is not None)
+        if more or tasks is self._looking_up:
             self.wake()
 
     async def _refresh(self, connection_id: str, demand: RefreshTrigger) -> None:

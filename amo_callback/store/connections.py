@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.events import Event, connection_event
@@ -22,6 +24,7 @@ _LAST_DAY = timedelta(days=1)
 _WARNINGS = 100
 """Connections that are warned of in one transaction."""
 _SECOND = timedelta(seconds=1)
+_ID = itemgetter("id")
 _STATUSES = {status.value: status for status in Status}
 _REASONS = {reason.value: reason for reason in Reason}
 _MICROSECOND = timedelta(microseconds=1)
@@ -43,6 +46,18 @@ read_connection = row_reader(
     computed={"frozen": _is_frozen, "lease_left": lease_left},
     leave=frozenset({"mended"}),
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Due:
+    """What is due now, and when the next refresh comes due."""
+
+    refreshes: Sequence[Connection]
+    """Those with an open attempt too; first rows whose times are impossible, then earliest due first."""
+    rechecks: Sequence[str]
+    """The ids of connections whose tokens are to be introspected."""
+    next_at: datetime | None
+    """The first due time after now of a connection without an open attempt."""
 
 
 class Connections(Repository):
@@ -69,37 +84,31 @@ class Connections(Repository):
         return [read_connection(row) for row in await self._database.read("attempts")]
 
     async def due(
-        self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
-    ) -> Sequence[Connection]:
-        """Return connections whose refresh is due, those with an open attempt too, earliest due first."""
+        self, *, now: datetime, limit: int, rechecks: int = 0, apart_from: Sequence[str], turn: timedelta = TURN
+    ) -> Due:
+        """Return what is due, so many refreshes and rechecks at most."""
         found = await self._database.claim_work(
             "due",
             now=now,
             impossible_after=now + CLOCK_TOLERANCE,
             limit=limit,
+            rechecks=rechecks,
             apart_from=json_list(apart_from),
             turn=turn,
         )
-        return [read_connection(row) for row in found]
-
-    async def next_due(self, *, now: datetime, apart_from: Sequence[str]) -> datetime | None:
-        """Return when the next refresh comes due that nobody is at."""
-        found = await self._database.read("next_due", now=now, apart_from=json_list(apart_from))
-        return from_micros(found[0]["next_refresh_at"]) if found else None
+        rows: dict[str, list[Row]] = {"refresh": [], "recheck": [], "next": []}
+        for row in found:
+            rows[row["kind"]].append(row)
+        return Due(
+            refreshes=list(map(read_connection, rows["refresh"])),
+            rechecks=list(map(_ID, rows["recheck"])),
+            next_at=from_micros(rows["next"][0]["next_refresh_at"]) if rows["next"] else None,
+        )
 
     async def probe(self, *, apart_from: Sequence[str], turn: timedelta) -> Connection | None:
         """Return an active connection with a refresh token: the most recent success first, failed attempts last."""
         found = await self._database.claim_work("probe", apart_from=json_list(apart_from), turn=turn)
         return _first(found)
-
-    async def look_ups(
-        self, *, now: datetime, limit: int, apart_from: Sequence[str], turn: timedelta = TURN
-    ) -> Sequence[str]:
-        """Return the ids of connections whose tokens are to be looked up."""
-        found = await self._database.claim_work(
-            "look_ups", now=now, limit=limit, apart_from=json_list(apart_from), turn=turn
-        )
-        return [row["id"] for row in found]
 
     async def fleet(self, *, now: datetime, since: datetime) -> ConnectionCounts:
         """Count the living, those of them whose access tokens live, and those given up since."""
@@ -194,13 +203,15 @@ class Connections(Repository):
         """Make due the refreshes that were put off because of the connection's host, and forget that they were."""
         await self._database.write("retry_hosts", now=now)
 
-    async def revive(self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()) -> bool:
+    async def reactivate(
+        self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()
+    ) -> bool:
         """Make a connection active again; `False` where it has changed since it was read."""
-        return await self._change_read("revive", connection, events=events, next_refresh_at=next_refresh_at)
+        return await self._change_read("reactivate", connection, events=events, next_refresh_at=next_refresh_at)
 
-    async def doubt(self, connection: Connection, *, events: Sequence[Event] = ()) -> bool:
+    async def mark_in_doubt(self, connection: Connection, *, events: Sequence[Event] = ()) -> bool:
         """Say that we may have spent the token of a connection given up; `False` where it has changed since."""
-        return await self._change_read("doubt", connection, events=events)
+        return await self._change_read("mark_in_doubt", connection, events=events)
 
     async def disconnect(self, connection: Connection, *, on_request: bool, events: Sequence[Event] = ()) -> bool:
         """Erase a connection's tokens, and who owned it; `False` where it has changed since it was read.
@@ -228,11 +239,13 @@ class Connections(Repository):
         """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
         return await self._change("freeze", events=events, id=connection_id, at=at) is not None
 
-    async def warn(self, *, days: int, before: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
+    async def due_expiry_warnings(
+        self, *, days: int, before: datetime, event: Callable[[Connection], Event]
+    ) -> Sequence[Event]:
         """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
 
         async def work(transaction: Transaction) -> Sequence[Event]:
-            found = await transaction.run("warn", days=days, before=before, limit=_WARNINGS)
+            found = await transaction.run("due_expiry_warnings", days=days, before=before, limit=_WARNINGS)
             return await self._record_each(transaction, found, event)
 
         return await self._database.transact(work)
@@ -259,29 +272,29 @@ class Connections(Repository):
             await self._record(transaction, told[-1:], connection)
         return told
 
-    async def switched_off(self, account_id: str, *, shortest: timedelta, quiet: timedelta) -> Sequence[str]:
+    async def record_disabled_hook(self, account_id: str, *, shortest: timedelta, quiet: timedelta) -> Sequence[str]:
         """Note AMO's hook; return the ids of the connections whose look-up is pending because of it."""
 
         async def work(transaction: Transaction) -> Sequence[str]:
-            found = await transaction.run("switched_off", account_id=account_id, shortest=shortest, quiet=quiet)
-            await transaction.run("switched_off_again", account_id=account_id, second=_SECOND)
+            found = await transaction.run("record_disabled_hook", account_id=account_id, shortest=shortest, quiet=quiet)
+            await transaction.run("repeat_disabled_hook", account_id=account_id, second=_SECOND)
             names = [row["id"] for row in found]
             await self._record(transaction, [Event(name="hook.received", connection_id=name) for name in names])
             return names
 
         return await self._database.transact(work)
 
-    async def begin_look_up(self, connection: Connection, *, again_in: timedelta) -> Connection | None:
+    async def begin_recheck(self, connection: Connection, *, again_in: timedelta) -> Connection | None:
         """Note that a look-up begins; `None` where the connection has changed, or another process has begun it."""
         return await self._change(
-            "begin_look_up",
+            "begin_recheck",
             id=connection.id,
             row_version=connection.row_version,
             look_up_at=connection.look_up_at,
             again_in=again_in,
         )
 
-    async def look_up_again(
+    async def schedule_recheck(
         self,
         connection: Connection,
         *,
@@ -291,7 +304,7 @@ class Connections(Repository):
     ) -> bool:
         """Set when its tokens are looked up next, and the pause before that; `False` where it has changed since."""
         return await self._change_read(
-            "look_up_again", connection, events=events, look_up_at=connection.look_up_at, at=at, pause=pause
+            "schedule_recheck", connection, events=events, look_up_at=connection.look_up_at, at=at, pause=pause
         )
 
     async def _change_read(
@@ -326,14 +339,14 @@ class Connections(Repository):
         found = await self._database.read("connections_by_id", ids=json_list(ids))
         return [read_connection(row) for row in found]
 
-    async def bring(self, brought: Sequence[ImportedConnection]) -> Sequence[str]:
+    async def import_connections(self, brought: Sequence[ImportedConnection]) -> Sequence[str]:
         """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
 
         async def work(transaction: Transaction) -> Sequence[str]:
             now = self._clock.now()
             # In one order: two that bring the same connections would else wait for each other.
             ordered = sorted(brought, key=lambda one: one.connection.id)
-            await transaction.run_many("bring", [{**_row(one), "now": now} for one in ordered])
+            await transaction.run_many("import_connections", [{**_row(one), "now": now} for one in ordered])
             found = await transaction.run("connections_by_id", ids=json_list([one.connection.id for one in brought]))
             stored = {row["id"]: row["sealed_pair"] for row in found}
             # No two sealings are the same: what is stored as it was given was written here.
@@ -344,7 +357,7 @@ class Connections(Repository):
                 if one.connection.id in done
                 for owner in one.owners
             ]
-            await transaction.run_many("bring_owner", owners)
+            await transaction.run_many("import_owner", owners)
             events = [self._event_row(one.event, now) for one in brought if one.connection.id in done]
             await transaction.run_many("save_event", events)
             for one in brought:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,32 @@ _STEPPED = timedelta(seconds=60)
 """By how much a clock must go back for its times to be taken back: less harms no token."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedState:
+    """What may stop refreshing, as some process has stored it for all of them."""
+
+    frozen: Freeze | None
+    terminal_suspended: bool
+    """Whether further terminal failures are suspended."""
+    amo_block: AmoBlock | None
+    """The block of our address."""
+    refused_credentials: str | None
+    """AMO's words against our credentials."""
+
+
 class Meta(Repository):
     """The table `meta`."""
+
+    async def shared_state(self) -> SharedState:
+        """Return what may stop refreshing."""
+        found = {row["name"]: bytes(row["value"]) for row in await self._database.read("shared_state")}
+        frozen, block, words = (found.get(name) for name in ("frozen", "amo_block", "refused_credentials"))
+        return SharedState(
+            frozen=None if frozen is None else read_freeze(frozen),
+            terminal_suspended="deaths_held" in found,
+            amo_block=None if block is None else read_amo_block(block),
+            refused_credentials=None if words is None else words.decode(),
+        )
 
     async def canary(self, fresh: bytes) -> bytes:
         """Return the store's canary; a new store keeps the fresh one."""
@@ -35,10 +60,6 @@ class Meta(Repository):
             return bytes(row["value"])
 
         return await self._database.transact(work)
-
-    async def terminal_suspended(self) -> bool:
-        """Return whether further terminal failures are suspended."""
-        return await self._get("deaths_held") is not None
 
     async def suspend_terminal(self, *, now: datetime) -> None:
         """Suspend further terminal failures, also after a restart."""
@@ -56,11 +77,6 @@ class Meta(Repository):
     async def pair_obtained(self, client_id: str) -> bool:
         """Return whether AMO has ever issued a pair that is or was stored here to this client id."""
         return await self._get(pair_obtained_key(client_id)) is not None
-
-    async def refused_credentials(self) -> str | None:
-        """Return AMO's words against our credentials, as some process has received them."""
-        words = await self._get("refused_credentials")
-        return None if words is None else words.decode()
 
     async def refuse_credentials(self, words: str) -> None:
         """Store AMO's words against our credentials, for every process and the next start."""

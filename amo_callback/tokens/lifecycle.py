@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
@@ -134,12 +135,13 @@ class TokenLifecycle:
             coordinator=coordinator,
             checks=self.checks,
             breaker=breaker,
-            watches=[Maintenance(**edges).watch, self.freeze_switch.watch, self.credentials.watch, raw_answers.watch],
+            watches=[Maintenance(**edges).watch, self.credentials.watch, raw_answers.watch],
+            freeze_switch=self.freeze_switch,
             leases=leases,
             pending_writes=pending_writes,
-            concurrency=rules.concurrency + math.ceil(rules.concurrency * _AT_THE_DOOR),
-            poll_interval=rules.poll_interval,
-            rest=rules.retry_base,
+            rules=dataclasses.replace(
+                rules, concurrency=rules.concurrency + math.ceil(rules.concurrency * _AT_THE_DOOR)
+            ),
         )
         self.access_token_check = AccessTokenCheck(introspector=introspector, leases=leases, clock=clock)
         self.memory = ConnectionCache(store=store, clock=clock)

@@ -178,7 +178,7 @@ async def apply(
                 )
             )
             await _yield(number)
-        left += await store.bring(imported)
+        left += await store.import_connections(imported)
         done += len(batch)
         advance(done)
     return left

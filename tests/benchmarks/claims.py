@@ -106,7 +106,7 @@ async def _round(store: Store) -> float:
     clock, seconds = SystemClock(), 0.0
     for _ in range(BATCHES):
         began = time.perf_counter()
-        due = await store.due(now=clock.now(), limit=BATCH, apart_from=())
+        due = (await store.due(now=clock.now(), limit=BATCH, apart_from=())).refreshes
         claimed = [await store.claim(a_claim(connection)) for connection in due]
         seconds += time.perf_counter() - began
         assert len(due) == BATCH

@@ -63,7 +63,7 @@ class Place:
         cipher = Cipher([self.old])
         async with open_store(URL, folder=self.folder, clock=SystemClock()) as store:
             await store.canary(cipher.seal_canary())
-            await store.bring([_brought(number, cipher) for number in range(count)])
+            await store.import_connections([_brought(number, cipher) for number in range(count)])
 
     def run(self, statement: str) -> list[Any]:
         with closing(sqlite3.connect(self.folder / "amo-callback.db")) as database, database:

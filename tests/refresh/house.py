@@ -167,7 +167,7 @@ class House:
 
     async def look_up_due(self, lifecycle: TokenLifecycle | None = None) -> None:
         """Look up whose turn it is, as the loop does."""
-        for name in await self.store.look_ups(now=self.clock.now(), limit=100, apart_from=()):
+        for name in (await self.store.due(now=self.clock.now(), limit=0, rechecks=100, apart_from=())).rechecks:
             await (lifecycle or self.lifecycle).checks.check(name)
 
     @asynccontextmanager

@@ -173,7 +173,7 @@ async def test_while_the_probe_waits_for_its_slot_the_loop_waits_too(house: Hous
     async with house.running(lifecycle):
         await house.clock.until_sleeping(3600)
         await house.clock.until_sleeping(5)
-        assert house.traffic.calls["terminal_suspended"] == 1
+        assert house.traffic.calls["shared_state"] == 1
 
 
 async def test_a_trial_may_be_the_probe(house: House) -> None:

@@ -350,7 +350,7 @@ async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(house: House) 
         house.amo.account.user_id += 1
         given_up.append(await house.connect(api_domain=API_DOMAIN))
     for connection in given_up:
-        await house.store.look_up_again(await house.now(connection), at=house.clock.now())
+        await house.store.schedule_recheck(await house.now(connection), at=house.clock.now())
     await house.connect(api_domain=API_DOMAIN)
     at_once = 0
 

@@ -75,7 +75,7 @@ async def test_connections_with_impossible_times_come_first_and_the_others_earli
         issued = await house.exchange()
         account = {"account_id": str(number), "id": a_connection(number).id}
         names[(await house.keep(issued, **{**account, **row})).id] = name
-    due = await house.store.due(now=now, limit=9, apart_from=())
+    due = (await house.store.due(now=now, limit=9, apart_from=())).refreshes
     assert [names[one.id] for one in due] == ["due too late", "earlier", "same, expires first", "late"]
 
 

@@ -31,7 +31,7 @@ async def test_a_row_that_changes_meanwhile_is_read_again(store: Store, clock: F
         nonlocal looks
         looks += 1
         if looks < 3:
-            assert await store.look_up_again(await now(store, stored), at=START)
+            assert await store.schedule_recheck(await now(store, stored), at=START)
         return await store.disconnect(connection, **more)
 
     forgotten = await _disconnector(Instead(store, disconnect=disconnect), clock, witness).disconnect(

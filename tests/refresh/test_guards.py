@@ -435,7 +435,7 @@ async def test_a_success_that_cannot_be_written_down_ends_no_hold(house: House) 
     assert breaker.held
     house.failing.away = set()
     await breaker.succeeded()
-    assert not await house.store.terminal_suspended()
+    assert not (await house.store.shared_state()).terminal_suspended
     assert house.witness.names() == ["verdicts.believed"]
 
 
@@ -588,16 +588,16 @@ async def test_a_refresh_leaves_a_hooks_look_up_due(store: Store) -> None:
     assert refreshed.look_up_at == START
 
 
-@pytest.mark.parametrize("change", ["postpone", "revive", "disconnect", "look_up_again"])
+@pytest.mark.parametrize("change", ["postpone", "reactivate", "disconnect", "schedule_recheck"])
 async def test_what_was_read_before_a_claim_is_not_written_over_it(store: Store, change: str) -> None:
     """Whatever is decided on a row as it was: where it has changed since, nothing is changed."""
     stored = await save(store, a_connection())
     claimed = await store.claim(a_claim(stored))
     changed = {
         "postpone": lambda: store.postpone(stored, last_error="no_answer", next_refresh_at=START),
-        "revive": lambda: store.revive(stored, next_refresh_at=START),
+        "reactivate": lambda: store.reactivate(stored, next_refresh_at=START),
         "disconnect": lambda: store.disconnect(stored, on_request=True),
-        "look_up_again": lambda: store.look_up_again(stored, at=START),
+        "schedule_recheck": lambda: store.schedule_recheck(stored, at=START),
     }
     assert not await changed[change]()
     assert await store.connection(stored.id) == claimed
@@ -619,7 +619,7 @@ async def test_the_first_hook_since_a_refresh_brings_the_turn_forward(store: Sto
     await switch_off(store)
     refreshed = await store.save_refreshed(a_refreshed(stored, at=START + DAYS / 2))
     assert refreshed is not None
-    assert await store.look_up_again(refreshed, at=None)
+    assert await store.schedule_recheck(refreshed, at=None)
     await store.claim(a_claim(await now(store, stored)))
     dead = a_verdict(stored, status=Status.NEEDS_REAUTH, next_refresh_at=None, look_up_at=START + 2 * DAYS)
     await store.save_verdict(dead)
@@ -831,7 +831,7 @@ async def test_after_everyone_was_the_probe_a_new_round_begins(house: House) -> 
 async def test_a_look_up_that_takes_long_is_made_once_and_waited_for_at_the_end(house: House) -> None:
     """However often the loop comes round meanwhile; and the store is not closed under it."""
     connection = await house.connect(api_domain=API_DOMAIN)
-    await house.store.look_up_again(connection, at=house.clock.now())
+    await house.store.schedule_recheck(connection, at=house.clock.now())
     asked, began, go_on = 0, asyncio.Event(), asyncio.Event()
 
     async def look_up(**_: object) -> IntrospectionResult:

@@ -132,7 +132,7 @@ async def test_it_works_again_as_soon_as_the_setting_allows_the_host(house: Hous
         lifecycle = house.make_lifecycle(amo=client)
         await lifecycle.hosts.begin()
         assert await _count(house) == 0
-        due = await house.store.due(now=house.clock.now(), limit=10, apart_from=())
+        due = (await house.store.due(now=house.clock.now(), limit=10, apart_from=())).refreshes
         assert [each.id for each in due] == [stored.id]
         assert (
             await lifecycle.coordinator.refresh(stored.id, demand=RefreshTrigger.SCHEDULE)
@@ -239,7 +239,7 @@ async def test_a_long_lived_token_is_not_handed_out_for_such_a_host_either(house
         await _token(house, connection.id)
     after = await house.now(connection)
     assert (after.last_error, after.next_refresh_at) == ("host_not_allowed", None)
-    assert await house.store.due(now=house.clock.now() + 9 * CAP, limit=10, apart_from=()) == []
+    assert (await house.store.due(now=house.clock.now() + 9 * CAP, limit=10, apart_from=())).refreshes == []
 
 
 # --- whose pair it is ----------------------------------------------------------------------------

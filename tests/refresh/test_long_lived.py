@@ -118,9 +118,9 @@ async def test_a_long_lived_token_is_never_due(house: House) -> None:
     await _import(house, issued_at=house.clock.now() + timedelta(days=1))
     await house.store.freeze_all(why="a test", elsewhere=True)
     await house.store.thaw_all(machine="here")
-    assert await house.store.due(now=house.clock.now(), limit=9, apart_from=()) == []
+    assert (await house.store.due(now=house.clock.now(), limit=9, apart_from=())).refreshes == []
     assert await house.store.probe(apart_from=(), turn=timedelta(seconds=1)) is None
-    assert await house.store.next_due(now=house.clock.now(), apart_from=()) is None
+    assert (await house.store.due(now=house.clock.now(), apart_from=(), limit=0)).next_at is None
 
 
 async def test_a_clock_put_forward_by_mistake_ends_a_long_lived_token_for_as_long_as_it_lasts(house: House) -> None:

@@ -204,7 +204,7 @@ async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_know
     connection, selectors = await _owned(house)
     for selector in selectors:
         await _token(house, selector)
-    await house.store.look_up_again(await house.now(connection), at=None)
+    await house.store.schedule_recheck(await house.now(connection), at=None)
     house.failing.away = {*READS, "data_version"}
     asked = house.amo.sandbox.look_ups
     for selector in selectors:

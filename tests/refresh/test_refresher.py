@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from amo_callback.errors import InvalidRefreshToken, NotYet, StoreUnavailable
-from amo_callback.model import RefreshTrigger
+from amo_callback.model import RefreshRules, RefreshTrigger
 from amo_callback.refresh.address_block import AddressBlock
 from amo_callback.refresh.breaker import Breaker
+from amo_callback.refresh.freeze import FreezeSwitch
 from amo_callback.refresh.leases import Leases
 from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.scheduler import RefreshScheduler
@@ -21,7 +22,7 @@ from tests.fakes import START, FailingStore, FakeClock, MemoryRescue, Witness
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from amo_callback.crypto import Cipher
     from amo_callback.model import Connection
@@ -73,8 +74,9 @@ class Loop:
         self.failing = FailingStore(store, clock)
 
     @asynccontextmanager
-    async def running(self, **more: Any) -> AsyncIterator[RefreshScheduler]:
-        values: dict[str, Any] = {"concurrency": 16, "poll_interval": 5.0, "rest": 30.0, "watches": []}
+    async def running(
+        self, *, watches: Sequence[Callable[[], Awaitable[None]]] = (), **rules: Any
+    ) -> AsyncIterator[RefreshScheduler]:
         store = cast("Store", self.failing)
         clock, observer = self.clock, self.witness
         scheduler = RefreshScheduler(
@@ -88,13 +90,15 @@ class Loop:
                 retry_cap=900,
                 address_block=AddressBlock(store=store, clock=clock, observer=observer, probe_every=900),
             ),
+            freeze_switch=FreezeSwitch(store=store, clock=clock, observer=observer, machine="here"),
             leases=Leases(length=60, store=store, clock=clock),
             pending_writes=PendingWrites(
                 store=store, rescue=MemoryRescue(), cipher=self.cipher, clock=clock, observer=observer
             ),
             clock=clock,
             observer=observer,
-            **{**values, **more},
+            watches=watches,
+            rules=RefreshRules(**rules),
         )
         task = asyncio.create_task(scheduler.run())
         try:
@@ -300,7 +304,10 @@ async def test_a_verdict_that_was_written_needs_no_setting_aside(loop: Loop) -> 
     """Where the keeper wrote down when to try again, the store's word counts."""
     [connection] = await loop.due(1)
     loop.coordinator.errors[connection.id] = InvalidRefreshToken()
-    async with loop.running():
+    async with loop.running() as scheduler:
+        await loop.coordinator.until_asked(1)
+        await loop.clock.until_sleeping(5)
+        scheduler.wake()
         await loop.coordinator.until_asked(2)
 
 

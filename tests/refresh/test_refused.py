@@ -305,7 +305,7 @@ async def test_a_wrong_client_secret_opens_the_breaker_with_forty_connections_al
     assert _why_open(restarted) is None
     await lifecycle.breaker.watch()
     assert _why_open(lifecycle) is None
-    assert await house.store.refused_credentials() is None
+    assert (await house.store.shared_state()).refused_credentials is None
 
 
 async def test_probes_begin_with_the_most_recent_success_and_take_no_suspect_twice(house: House) -> None:
@@ -334,13 +334,13 @@ async def test_a_breaker_whose_opening_cannot_be_stored_is_open_and_stored_later
     for name in ("one", "another"):
         await breaker.suspect(name, "AMO's words")
     assert breaker.reason == InvalidClient.code
-    assert await house.store.refused_credentials() is None
+    assert (await house.store.shared_state()).refused_credentials is None
     house.failing.away = set()
     await breaker.watch()
-    assert (breaker.refused, await house.store.refused_credentials()) == ("AMO's words", "AMO's words")
+    assert (breaker.refused, (await house.store.shared_state()).refused_credentials) == ("AMO's words", "AMO's words")
     breaker.accepted()  # by an exchange
     await breaker.watch()
-    assert (breaker.refused, await house.store.refused_credentials()) == (None, None)
+    assert (breaker.refused, (await house.store.shared_state()).refused_credentials) == (None, None)
 
 
 # --- an answer that a mass failure suspends ------------------------------------------------------

@@ -72,17 +72,25 @@ FORGOTTEN_AFTER = 5.0
 WRITES = frozenset(
     {
         *("claim", "extend", "save_refreshed", "save_connected", "save_verdict", "release", "postpone", "disconnect"),
-        *("give_up", "begin_look_up", "look_up_again", "begin_amo_block", "take_amo_probe", "end_amo_block"),
+        *("give_up", "begin_recheck", "schedule_recheck", "begin_amo_block", "take_amo_probe", "end_amo_block"),
     }
 )
 """The writes that wait at a gate."""
 COMMITS = (
     *("save_refreshed", "save_verdict", "claim", "release", "postpone", "extend", "disconnect", "save_connected"),
-    *("give_up", "begin_look_up", "look_up_again", "accept_token", "revive", "doubt", "switched_off"),
+    *(
+        "give_up",
+        "begin_recheck",
+        "schedule_recheck",
+        "accept_token",
+        "reactivate",
+        "mark_in_doubt",
+        "record_disabled_hook",
+    ),
     *("begin_amo_block", "take_amo_probe", "end_amo_block", "suspend_terminal", "resume_terminal"),
 )
 """The writes whose COMMIT can stay without an answer, the most frequent first."""
-ROWS = frozenset({"claim", "save_refreshed", "save_connected", "save_verdict", "begin_look_up"})
+ROWS = frozenset({"claim", "save_refreshed", "save_connected", "save_verdict", "begin_recheck"})
 """Of these, those that return what they have changed."""
 REFUSALS = 8
 """How often AMO has to refuse a connection, at least, before it is given up as refused."""
@@ -765,7 +773,8 @@ class World:
         assert not any(process.lifecycle.pending_writes.names for process in self.living())
         rows = {account.id: await self.row(self.name(account)) for account in self.accounts}
         alone = not any(self._lives(account, rows[account.id]) for account in self.accounts)
-        assert alone or not await self.store.terminal_suspended(), "deaths are suspended, although others live"
+        suspended = (await self.store.shared_state()).terminal_suspended
+        assert alone or not suspended, "terminal failures are suspended, although others are active"
         blocked = await self.store.amo_block() is not None
         assert alone or not blocked, "the address counts as blocked, although others live"
         for account in self.accounts:

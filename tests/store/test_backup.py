@@ -137,7 +137,7 @@ async def test_a_copy_spends_nothing_wherever_it_is_put(database: Path, target: 
         assert frozen.at == START
         assert frozen.why.endswith("once nothing else works on its tokens, `amo-callback connections thaw --all`")
         assert await store.claim(a_claim(stored)) is None
-        assert await store.due(now=START.replace(year=2030), limit=9, apart_from=[]) == []
+        assert (await store.due(now=START.replace(year=2030), limit=9, apart_from=[])).refreshes == []
         with pytest.raises(Frozen):
             await store.claim_grant(a_grant("another"), now=START)
         assert await store.thaw_all(machine=None)

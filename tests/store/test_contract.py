@@ -66,8 +66,8 @@ async def test_a_connection_without_a_refresh_token_ends_with_its_access_token(s
     await save(store, a_connection(1))
     await save(store, a_connection(2, refresh_expires_at=None, next_refresh_at=None))
     soon, over = START + DAY / 2, START + DAY
-    assert len(await store.warn(days=1, before=soon + DAY, event=event)) == 1
-    assert await store.warn(days=1, before=soon + DAY, event=event) == []
+    assert len(await store.due_expiry_warnings(days=1, before=soon + DAY, event=event)) == 1
+    assert await store.due_expiry_warnings(days=1, before=soon + DAY, event=event) == []
     assert await store.expire_missing(now=soon, event=event) == []
     assert [one.name for one in await store.expire_missing(now=over, event=event)] == ["needs_reauth missing"]
     assert await store.expire_missing(now=over, event=event) == []
@@ -170,7 +170,7 @@ async def test_due_is_what_is_active_and_late_oldest_expiry_first(store: Store) 
         await save(store, a_connection(number, access_expires_at=START + DAY - number * SECOND))
     ids = [a_connection(number).id for number in range(5)]
     late = START + DAY
-    assert await store.due(now=START, limit=9, apart_from=()) == []
+    assert (await store.due(now=START, limit=9, apart_from=())).refreshes == []
     claimed = await store.connection(ids[4])
     assert claimed is not None
     await store.claim(a_claim(claimed))
@@ -178,24 +178,38 @@ async def test_due_is_what_is_active_and_late_oldest_expiry_first(store: Store) 
     assert dead is not None
     await store.claim(a_claim(dead))
     await store.save_verdict(a_verdict(dead, status=Status.NEEDS_REAUTH, next_refresh_at=None))
-    due = await store.due(now=late, limit=9, apart_from=[ids[2]])
+    due = (await store.due(now=late, limit=9, apart_from=[ids[2]])).refreshes
     assert [connection.id for connection in due] == [ids[4], ids[3], ids[1]]
     assert due[0].attempt == "attempt-1"
-    assert [connection.id for connection in await store.due(now=late, limit=1, apart_from=())] == [ids[4]]
+    assert [connection.id for connection in (await store.due(now=late, limit=1, apart_from=())).refreshes] == [ids[4]]
 
 
 async def test_the_next_due_time_is_the_earliest_that_is_free(store: Store) -> None:
     """Claimed connections and those left apart do not count, nor those that need their person."""
-    assert await store.next_due(now=START, apart_from=()) is None
+    assert (await store.due(now=START, apart_from=(), limit=0)).next_at is None
     for number in (1, 2, 3):
         await save(store, a_connection(number, next_refresh_at=START + number * SECOND))
     ids = [a_connection(number).id for number in (1, 2, 3)]
-    assert await store.next_due(now=START, apart_from=()) == START + SECOND
-    assert await store.next_due(now=START, apart_from=[ids[0]]) == START + 2 * SECOND
+    assert (await store.due(now=START, apart_from=(), limit=0)).next_at == START + SECOND
+    assert (await store.due(now=START, apart_from=[ids[0]], limit=0)).next_at == START + 2 * SECOND
     second = await store.connection(ids[1])
     assert second is not None
     await store.claim(a_claim(second))
-    assert await store.next_due(now=START, apart_from=[ids[0]]) == START + 3 * SECOND
+    assert (await store.due(now=START, apart_from=[ids[0]], limit=0)).next_at == START + 3 * SECOND
+
+
+async def test_one_look_returns_refreshes_rechecks_and_the_next_due_time(store: Store) -> None:
+    """A connection that is due for both is in both; what is due now is not what comes due next."""
+    one = await save(store, a_connection(1, next_refresh_at=START))
+    await save(store, a_connection(2, next_refresh_at=START + DAY))
+    assert await switch_off(store) == [one.id]
+    due = await store.due(now=START, limit=9, rechecks=9, apart_from=())
+    assert [connection.id for connection in due.refreshes] == [one.id]
+    assert (due.rechecks, due.next_at) == ([one.id], START + DAY)
+    assert (await store.due(now=START, limit=0, apart_from=())).refreshes == []
+    await store.freeze_all(why="a move")
+    frozen = await store.due(now=START, limit=9, rechecks=9, apart_from=())
+    assert (frozen.refreshes, frozen.rechecks, frozen.next_at) == ([], [one.id], None)
 
 
 async def test_one_claim_of_many_at_once_is_given(store: Store) -> None:
@@ -349,11 +363,11 @@ async def test_a_hook_makes_the_accounts_look_ups_due_once(store: Store, clock: 
     connection = await save(store, a_connection())
     await save(store, a_connection(2))
     assert await switch_off(store) == [connection.id]
-    assert await store.look_ups(now=START, limit=9, apart_from=()) == [connection.id]
-    assert await store.look_ups(now=START, limit=9, apart_from=[connection.id]) == []
+    assert (await store.due(now=START, limit=0, rechecks=9, apart_from=())).rechecks == [connection.id]
+    assert (await store.due(now=START, limit=0, rechecks=9, apart_from=[connection.id])).rechecks == []
     clock.advance(3)
     assert await switch_off(store) == []
-    begun = await store.begin_look_up(await now(store, connection), again_in=60 * SECOND)
+    begun = await store.begin_recheck(await now(store, connection), again_in=60 * SECOND)
     assert begun is not None
     assert (begun.looked_up_at, begun.look_up_at) == (START + 3 * SECOND, START + 63 * SECOND)
     clock.advance(1)
@@ -383,17 +397,17 @@ async def test_a_look_up_is_begun_by_one_process(store: Store) -> None:
     connection = await save(store, a_connection())
     await switch_off(store)
     read = await now(store, connection)
-    assert await store.begin_look_up(read, again_in=60 * SECOND) is not None
-    assert await store.begin_look_up(read, again_in=60 * SECOND) is None
+    assert await store.begin_recheck(read, again_in=60 * SECOND) is not None
+    assert await store.begin_recheck(read, again_in=60 * SECOND) is None
 
 
 async def test_a_new_grant_begins_with_the_shortest_pause(store: Store, clock: FakeClock) -> None:
     """What hooks before it have left is forgotten."""
     connection = await save(store, a_connection(), iat=1)
     await switch_off(store)
-    begun = await store.begin_look_up(await now(store, connection), again_in=60 * SECOND)
+    begun = await store.begin_recheck(await now(store, connection), again_in=60 * SECOND)
     assert begun is not None
-    assert await store.look_up_again(begun, at=None, pause=600 * SECOND)
+    assert await store.schedule_recheck(begun, at=None, pause=600 * SECOND)
     assert (await now(store, connection)).look_up_pause == 600 * SECOND
     clock.advance(1)
     granted = await save(store, a_connection(connected_at=START + SECOND), iat=2)
@@ -413,7 +427,7 @@ async def test_a_later_hook_leaves_the_turn_of_one_that_was_given_up(store: Stor
         after = await store.connection(stored.id)
         assert after is not None
         assert (after.hook_at, after.look_up_at) == (at, look_up_at)
-        assert await store.look_up_again(after, at=START + DAY)
+        assert await store.schedule_recheck(after, at=START + DAY)
 
 
 async def test_a_death_puts_off_no_hooks_look_up(store: Store) -> None:
@@ -476,7 +490,7 @@ async def test_a_pair_that_amo_issued_is_remembered_by_its_client(store: Store) 
     assert await store.disconnect(stored, on_request=True)
     theirs = a_connection(2, client_id="imported", refreshed_at=START)
     event = Event(name="connection.imported", connection_id=theirs.id)
-    assert await store.bring([ImportedConnection(connection=theirs, replaces=None, event=event)]) == []
+    assert await store.import_connections([ImportedConnection(connection=theirs, replaces=None, event=event)]) == []
     assert [await store.pair_obtained(name) for name in ("granted", "imported", "grant")] == [True, False, False]
     claimed = await store.claim(a_claim(theirs))
     assert claimed is not None
@@ -747,8 +761,8 @@ async def test_a_change_that_others_are_notified_of_is_in_the_outbox_with_it(sto
     stored = await save(store, a_connection())
     for _ in range(2):
         stored = await now(store, stored)
-        assert await store.look_up_again(stored, at=START, events=[_happened(stored, name, reason="x")])
-        assert not await store.look_up_again(stored, at=START, events=[_happened(stored, name)])
+        assert await store.schedule_recheck(stored, at=START, events=[_happened(stored, name, reason="x")])
+        assert not await store.schedule_recheck(stored, at=START, events=[_happened(stored, name)])
     one, other = await store.notices(limit=10)
     assert one.id != other.id
     assert (one.type, one.at) == (name, START)
@@ -767,14 +781,14 @@ async def test_what_is_frozen_is_not_due_not_probed_and_not_claimed(store: Store
     late = START + 2 * DAY
     assert await store.freeze(one.id, at=START)
     assert not await store.freeze(one.id, at=START)
-    assert [each.id for each in await store.due(now=late, limit=9, apart_from=())] == [other.id]
+    assert [each.id for each in (await store.due(now=late, limit=9, apart_from=())).refreshes] == [other.id]
     assert await store.claim(a_claim(await now(store, one))) is None
     assert (await now(store, one)).frozen
     assert await store.freeze_all(why="a move")
     assert not await store.freeze_all(why="again")
     assert (await store.frozen()) == Freeze(at=START, why="a move")
-    assert await store.due(now=late, limit=9, apart_from=()) == []
-    assert await store.next_due(now=late, apart_from=()) is None
+    assert (await store.due(now=late, limit=9, apart_from=())).refreshes == []
+    assert (await store.due(now=late, apart_from=(), limit=0)).next_at is None
     assert await store.probe(apart_from=(), turn=DAY) is None
     assert (await now(store, other)).frozen
     assert await store.claim(a_claim(await now(store, other))) is None
@@ -882,7 +896,7 @@ async def test_a_clock_that_went_back_takes_the_stored_times_back(store: Store) 
         pytest.skip("one instance's clock must not shift the others' times")
     stored = await save(store, a_connection())
     await switch_off(store)
-    await store.begin_look_up(await now(store, stored), again_in=60 * SECOND)
+    await store.begin_recheck(await now(store, stored), again_in=60 * SECOND)
     stored = await now(store, stored)
     assert await store.record_time(now=lambda: START + 59 * SECOND) == timedelta(0)
     assert await store.record_time(now=lambda: START) == timedelta(0)
@@ -917,7 +931,9 @@ async def test_an_end_that_nears_is_told_once_for_each_warning(store: Store) -> 
     await save(store, a_connection(2, refresh_expires_at=START + 8 * DAY))
 
     async def warned(days: int) -> list[str | None]:
-        found = await store.warn(days=days, before=START + days * DAY, event=lambda each: _happened(each, days=days))
+        found = await store.due_expiry_warnings(
+            days=days, before=START + days * DAY, event=lambda each: _happened(each, days=days)
+        )
         return [event.connection_id for event in found]
 
     assert [await warned(1), await warned(7), await warned(1)] == [[one.id], [], []]

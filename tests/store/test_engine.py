@@ -73,7 +73,9 @@ async def test_a_commit_notifies_of_what_its_statements_declare(store: Store) ->
     assert await store.claim(a_claim(stored)) is None
     assert await store.save_refreshed(a_refreshed(stored)) is not None
     assert said() == [ChangeNotice(connections=frozenset({stored.id}), belonging=False)] * 2
-    assert await store.switched_off(stored.account_id, shortest=START - START, quiet=START - START) == [stored.id]
+    assert await store.record_disabled_hook(stored.account_id, shortest=START - START, quiet=START - START) == [
+        stored.id
+    ]
     assert {id_ for one in said() for id_ in one.connections or ()} == {stored.id}
     await store.retry_hosts(now=START)
     assert said() == [ANY]

@@ -31,7 +31,7 @@ async def _write(store: Store, *accounts: int) -> list[str]:
         if await store.connection(connection.id) is None:
             await save(store, connection)
         stored = await now(store, connection)
-        await store.look_up_again(stored, at=START, events=[connection_event("connection.moved", stored)])
+        await store.schedule_recheck(stored, at=START, events=[connection_event("connection.moved", stored)])
     return [notice.id for notice in await store.notices(limit=99)]
 
 
@@ -145,9 +145,9 @@ async def test_whoever_delivers_is_told_of_what_is_committed(store: Store) -> No
     store.on_notice(lambda: told.append(1))
     stored = await now(store, a_connection(1))
     event = connection_event("connection.moved", stored)
-    assert await store.look_up_again(stored, at=START, events=[event])
+    assert await store.schedule_recheck(stored, at=START, events=[event])
     assert len(told) == 1
-    assert not await store.look_up_again(stored, at=START, events=[event])
+    assert not await store.schedule_recheck(stored, at=START, events=[event])
     await store.record(connection_event("refresh.failed", stored))
     assert len(told) == 1
     await store.retry_notices(None)

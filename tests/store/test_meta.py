@@ -123,7 +123,7 @@ async def test_notices_wait_or_are_parked(store: Store, clock: FakeClock) -> Non
     """They are counted apart, and of those that wait the oldest is told."""
     stored = await save(store, a_connection())
     for _ in range(2):
-        await store.doubt(await now(store, stored), events=[_change(stored.id)])
+        await store.mark_in_doubt(await now(store, stored), events=[_change(stored.id)])
         clock.advance(60)
     found = await _survey(store)
     assert (found.waiting, found.waiting_since, found.parked) == (2, START, 0)

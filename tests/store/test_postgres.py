@@ -235,25 +235,25 @@ async def test_what_is_due_is_given_to_one_instance_at_a_time(url: str) -> None:
         given = await asyncio.gather(
             *(store.due(now=START + DAY, limit=8, apart_from=()) for store in (one, other) * 3)
         )
-        of_one = {connection.id for found in given[::2] for connection in found}
-        of_other = {connection.id for found in given[1::2] for connection in found}
+        of_one = {connection.id for found in given[::2] for connection in found.refreshes}
+        of_other = {connection.id for found in given[1::2] for connection in found.refreshes}
         assert of_one.isdisjoint(of_other)
-        assert await one.due(now=START + DAY, limit=20, apart_from=tuple(of_one)) != []
-        assert await other.due(now=START + DAY, limit=20, apart_from=tuple(of_other)) == []
-        assert await other.next_due(now=START + DAY, apart_from=tuple(of_other)) is None
+        assert (await one.due(now=START + DAY, limit=20, apart_from=tuple(of_one))).refreshes != []
+        assert (await other.due(now=START + DAY, limit=20, apart_from=tuple(of_other))).refreshes == []
+        assert (await other.due(now=START - DAY, limit=0, apart_from=tuple(of_other))).next_at is None
 
 
 async def test_the_turn_of_an_instance_that_has_died_ends(url: str) -> None:
     """Another one has what it was given."""
     async with opened(url) as one, opened(url, "other") as other:
         stored = await save(one, a_connection())
-        assert await one.due(now=START + DAY, limit=9, apart_from=()) == [stored]
-        assert await other.due(now=START + DAY, limit=9, apart_from=()) == []
+        assert (await one.due(now=START + DAY, limit=9, apart_from=())).refreshes == [stored]
+        assert (await other.due(now=START + DAY, limit=9, apart_from=())).refreshes == []
         async with connected(url) as connection:
             await connection.execute("UPDATE turns SET until = until - 60 * 1000000")
-        assert await other.due(now=START + DAY, limit=9, apart_from=(), turn=OVER) == [stored]
-        assert await one.due(now=START + DAY, limit=9, apart_from=()) == [stored]
-        assert await other.due(now=START + DAY, limit=9, apart_from=()) == []
+        assert (await other.due(now=START + DAY, limit=9, apart_from=(), turn=OVER)).refreshes == [stored]
+        assert (await one.due(now=START + DAY, limit=9, apart_from=())).refreshes == [stored]
+        assert (await other.due(now=START + DAY, limit=9, apart_from=())).refreshes == []
 
 
 async def test_only_one_instance_is_given_probes_at_a_time(url: str) -> None:
@@ -331,7 +331,9 @@ async def test_a_warning_is_given_once_by_however_many(url: str) -> None:
             await save(one, a_connection(number, refresh_expires_at=START + DAY))
         told = await asyncio.gather(
             *(
-                store.warn(days=1, before=START + DAY, event=lambda one: connection_event("connection.expiring", one))
+                store.due_expiry_warnings(
+                    days=1, before=START + DAY, event=lambda one: connection_event("connection.expiring", one)
+                )
                 for store in (one, other)
             )
         )
@@ -365,7 +367,7 @@ async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_agai
         ]
         async with other.transaction():
             await other.execute(locks, second.id)
-            bringing = asyncio.create_task(store.bring(brought))
+            bringing = asyncio.create_task(store.import_connections(brought))
             await _until_somebody_waits(other)
             await other.execute(locks, first.id)
         assert await bringing == []
@@ -393,7 +395,7 @@ async def test_a_statement_that_takes_too_long_is_ended_unless_it_goes_through_a
         await store.freeze_all(why="a copy", elsewhere=True)
         await connection.execute(SLOW)
         with pytest.raises(StoreUnavailable, match="cannot be read or written"):
-            await store.look_up_again(stored, at=START)
+            await store.schedule_recheck(stored, at=START)
         assert store.last_write_error == "QueryCanceledError"
         assert await store.thaw_all(machine="here")
         assert ((await now(store, stored)).next_refresh_at or FAR) <= store.clock.now()
@@ -430,7 +432,7 @@ async def test_writes_that_keep_failing_are_a_database_out_of_reach(url: str) ->
         clock.advance(1)
         for failed_at in (opened_at, clock.monotonic()):
             with pytest.raises(StoreUnavailable):
-                await store.look_up_again(stored, at=START)
+                await store.schedule_recheck(stored, at=START)
             assert store.failed_at == failed_at
 
 

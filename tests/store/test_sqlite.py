@@ -223,7 +223,7 @@ async def test_rows_written_by_hand_do_not_stop_the_others(tmp_path: Path) -> No
                 [(2**63 - 1, "{"), (0, "[" * 100_000), (0, "1")],
             )
         found = {one.account_id: one for one in await store.page(after="", limit=9, only=ConnectionFilter())}
-        due = await store.due(now=clock.now(), limit=9, apart_from=())
+        due = (await store.due(now=clock.now(), limit=9, apart_from=())).refreshes
         events = await store.events(limit=9)
         with closing(sqlite3.connect(tmp_path / "amo-callback.db")) as database, database:
             database.execute("INSERT INTO meta VALUES ('frozen', x'78'), ('amo_block', x'78')")

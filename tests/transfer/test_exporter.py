@@ -35,7 +35,7 @@ async def _connect(store: Store, cipher: Cipher, number: int = 1) -> Connection:
     )
     sealed = cipher.seal_pair(pair, connection_id=a_connection(number).id)
     connection = a_connection(number, sealed_pair=sealed)
-    await store.bring(
+    await store.import_connections(
         [ImportedConnection(connection=connection, replaces=None, event=Event(name="connection.imported"))]
     )
     return await now(store, connection)

@@ -63,7 +63,7 @@ class Office:
         if await self.store.connection(connection.id) is None:
             await save(self.store, connection)
         stored = await now(self.store, connection)
-        assert await self.store.look_up_again(stored, at=START, events=[connection_event(name, stored, told=fields)])
+        assert await self.store.schedule_recheck(stored, at=START, events=[connection_event(name, stored, told=fields)])
         return (await self.store.notices(limit=1000))[-1]
 
     async def waiting(self) -> list[Notice]:

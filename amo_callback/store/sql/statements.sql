@@ -17,6 +17,9 @@ INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDA
 -- Only the very value that was read: of several instances, one changes it.
 UPDATE meta SET value = :value WHERE name = :name AND value = :before RETURNING name;
 
+-- name: shared_state
+SELECT name, value FROM meta WHERE name IN ('frozen', 'deaths_held', 'amo_block', 'refused_credentials');
+
 -- name: drop_meta
 DELETE FROM meta WHERE name = :name RETURNING value;
 
@@ -190,7 +193,7 @@ UPDATE connections SET
     next_refresh_at = CASE WHEN next_refresh_at > :now THEN CAST(:now AS BIGINT) ELSE next_refresh_at END
 WHERE status = 'active' AND last_error = 'host_not_allowed';
 
--- name: revive (changes connection)
+-- name: reactivate (changes connection)
 UPDATE connections SET
     status = 'active', reason = NULL, last_error = NULL, failures = 0, died_at = NULL, look_up_at = NULL,
     next_refresh_at = :next_refresh_at, row_version = row_version + 1
@@ -202,7 +205,7 @@ UPDATE connections SET frozen_at = :at, row_version = row_version + 1
 WHERE id = :id AND status <> 'disconnected' AND (frozen_at IS NULL) = (CAST(:at AS BIGINT) IS NOT NULL)
 RETURNING *;
 
--- name: warn (changes connection)
+-- name: due_expiry_warnings (changes connection)
 -- Of those whose refresh token ends soon, and who were not warned of that yet. Without one it is the access token.
 UPDATE connections SET warned_days = :days, row_version = row_version + 1
 WHERE id IN (
@@ -246,7 +249,7 @@ WHERE id IN (
 )
 RETURNING *;
 
--- name: doubt (changes connection)
+-- name: mark_in_doubt (changes connection)
 -- An attempt of ours at a connection that was given up has not told its end: it may be what has spent the token.
 UPDATE connections SET reason = 'in_doubt', row_version = row_version + 1
 WHERE id = :id AND row_version = :row_version
@@ -265,7 +268,7 @@ UPDATE connections SET
 WHERE id = :id AND row_version = :row_version
 RETURNING *;
 
--- name: switched_off (changes connection)
+-- name: record_disabled_hook (changes connection)
 -- AMO's hook can be replayed. One look-up after it is enough, when the pause since the last look-up is over; a connection
 -- that was given up keeps its daily look-up, except at the first hook since it was active. Here and in the next two
 -- statements `row_version` stays: they decide nothing about tokens, and a flood of hooks must not make claims fail.
@@ -281,19 +284,19 @@ WHERE account_id = :account_id AND (
 )
 RETURNING id;
 
--- name: switched_off_again (changes connection)
+-- name: repeat_disabled_hook (changes connection)
 -- For the others a look-up after this hook is pending already. A flood of hooks writes once a second.
 UPDATE connections SET hook_at = :clock
 WHERE account_id = :account_id AND status <> 'disconnected' AND hook_at <= :clock - :second
 RETURNING id;
 
--- name: begin_look_up (changes connection)
+-- name: begin_recheck (changes connection)
 -- `look_up_at` as it was read: of several processes one begins. Where that one dies, the look-up is repeated.
 UPDATE connections SET looked_up_at = :clock, look_up_at = :clock + :again_in
 WHERE id = :id AND row_version = :row_version AND look_up_at = :look_up_at
 RETURNING *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock;
 
--- name: look_up_again (changes connection)
+-- name: schedule_recheck (changes connection)
 -- Where `look_up_at` is not as it was read, a hook came during the look-up: it is checked when the pause is over.
 UPDATE connections SET
     look_up_at = CASE
@@ -424,7 +427,7 @@ ON CONFLICT (connection_id, owner) DO UPDATE SET bound_at = excluded.bound_at, l
 WHERE owners.left_no <= :grant_no
 RETURNING owner;
 
--- name: bring_owner (changes connection, changes owners)
+-- name: import_owner (changes connection, changes owners)
 INSERT INTO owners (connection_id, owner, bound_at) VALUES (:connection_id, :owner, :at)
 ON CONFLICT (connection_id, owner) DO UPDATE SET left_no = NULL;
 
@@ -543,7 +546,7 @@ SELECT (SELECT count(*) FROM connections WHERE sealed_pair IS NOT NULL)
 -- name: connections_by_id
 SELECT *, :clock AS clock FROM connections WHERE id IN (SELECT value FROM json_each(:ids));
 
--- name: bring (changes connection, changes owners)
+-- name: import_connections (changes connection, changes owners)
 -- A connection from elsewhere. It replaces only the very pair that was read, and takes no attempt away from whoever is
 -- at it: one that was open then, and is as it was, is of a process that died, for its lease has been waited for.
 INSERT INTO connections (
@@ -572,17 +575,19 @@ WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :o
     AND connections.attempt IS :over_attempt AND connections.lease_until IS :over_lease_until;
 
 -- name: due
--- Rows with an open attempt, too: the caller knows whether its lease has ended. Earliest due first, which is the order of
--- the index, so that a backlog of a day costs little each time; before those, rows whose times cannot be right.
--- PostgreSQL gives each row to one instance at a time, for a turn, which keeps it from the others until the claim does.
---sqlite SELECT *, :clock AS clock FROM connections WHERE id IN (
---postgres WITH candidates AS MATERIALIZED (
+-- What is due, and the next that comes due. Refreshes: rows with an open attempt, too: the caller knows whether its lease
+-- has ended. Earliest due first, which is the order of the index, so that a backlog of a day costs little each time;
+-- before those, rows whose times cannot be right. PostgreSQL gives each row to one instance at a time, for a turn, which
+-- keeps it from the others until the claim does.
+WITH refreshes AS
+--postgres MATERIALIZED
+(
     SELECT id FROM (
         SELECT * FROM (
             SELECT id, next_refresh_at, access_expires_at FROM connections
             WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND access_issued_at > :impossible_after
                 AND next_refresh_at IS NOT NULL AND id NOT IN (SELECT value FROM json_each(:apart_from))
---postgres                 AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
+--postgres         AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
             LIMIT :limit
         ) AS issued_later
         UNION
@@ -590,7 +595,7 @@ WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :o
             SELECT id, next_refresh_at, access_expires_at FROM connections
             WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at
                 AND id NOT IN (SELECT value FROM json_each(:apart_from))
---postgres                 AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
+--postgres         AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
             LIMIT :limit
         ) AS due_too_late
         UNION
@@ -598,7 +603,7 @@ WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :o
             SELECT id, next_refresh_at, access_expires_at FROM connections
             WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at <= :now
                 AND id NOT IN (SELECT value FROM json_each(:apart_from))
---postgres                 AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
+--postgres         AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
             ORDER BY next_refresh_at, access_expires_at
             LIMIT :limit
         ) AS due
@@ -606,25 +611,43 @@ WHERE connections.pair_version = :over_version AND connections.sealed_pair IS :o
     WHERE NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
     ORDER BY next_refresh_at <= :now, next_refresh_at, access_expires_at
     LIMIT :limit
+), rechecks AS
+--postgres MATERIALIZED
+(
+    SELECT id FROM connections
+    WHERE look_up_at <= :now AND id NOT IN (SELECT value FROM json_each(:apart_from))
+--postgres AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
+    ORDER BY look_up_at
+    LIMIT :rechecks
+), next AS (
+    SELECT id FROM connections
+    WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at > :now AND attempt IS NULL
+        AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+        AND id NOT IN (SELECT value FROM json_each(:apart_from))
+--postgres AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
+    ORDER BY next_refresh_at
+    LIMIT 1
 )
 --postgres , given AS (
 --postgres     INSERT INTO turns (connection_id, process, until)
---postgres     SELECT id, :process, :clock + :turn FROM candidates ORDER BY id
+--postgres     SELECT id, :process, :clock + :turn FROM (SELECT * FROM refreshes UNION SELECT * FROM rechecks) AS candidates
+--postgres     ORDER BY id
 --postgres     ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
 --postgres     WHERE turns.until <= :clock OR turns.process = excluded.process
 --postgres     RETURNING connection_id
 --postgres )
---postgres SELECT connections.*, :clock AS clock FROM connections JOIN given ON id = connection_id
-ORDER BY next_refresh_at <= :now, next_refresh_at, access_expires_at;
-
--- name: next_due
-SELECT next_refresh_at FROM connections
-WHERE status = 'active' AND frozen_at IS NULL AND next_refresh_at IS NOT NULL AND attempt IS NULL
-    AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
-    AND id NOT IN (SELECT value FROM json_each(:apart_from))
---postgres     AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
-ORDER BY next_refresh_at
-LIMIT 1;
+SELECT connections.*, kind, :clock AS clock
+FROM (
+    SELECT id AS found, 'refresh' AS kind FROM refreshes
+--postgres JOIN given ON connection_id = id
+    UNION ALL SELECT id, 'recheck' FROM rechecks
+--postgres JOIN given ON connection_id = id
+    UNION ALL SELECT id, 'next' FROM next
+) AS all_found
+JOIN connections ON id = found
+ORDER BY
+    CASE WHEN kind = 'recheck' THEN look_up_at END,
+    next_refresh_at <= :now, next_refresh_at, access_expires_at;
 
 -- name: probe
 -- First those that have not failed since their last success, the most recent success first; then the others, the one
@@ -648,23 +671,6 @@ SELECT *, :clock AS clock FROM connections WHERE id = (
     LIMIT 1
 )
 --postgres AND EXISTS (SELECT 1 FROM given)
-;
-
--- name: look_ups
---postgres WITH candidates AS MATERIALIZED (
-SELECT id, look_up_at FROM connections
-WHERE look_up_at <= :now AND id NOT IN (SELECT value FROM json_each(:apart_from))
---postgres     AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
-ORDER BY look_up_at
-LIMIT :limit
---postgres ), given AS (
---postgres     INSERT INTO turns (connection_id, process, until)
---postgres     SELECT id, :process, :clock + :turn FROM candidates ORDER BY id
---postgres     ON CONFLICT (connection_id) DO UPDATE SET process = excluded.process, until = excluded.until
---postgres     WHERE turns.until <= :clock OR turns.process = excluded.process
---postgres     RETURNING connection_id
---postgres )
---postgres SELECT id FROM candidates JOIN given ON id = connection_id ORDER BY look_up_at
 ;
 
 -- name: forget_turns

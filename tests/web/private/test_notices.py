@@ -216,7 +216,9 @@ async def test_a_courier_that_dies_ends_the_process_with_a_status(run: Any, rece
     async with run(clock=DeadlyClock(), **_settings(receiver)) as app:
         store = app.service.services.store
         stored = await save(store, a_connection())
-        await store.look_up_again(stored, at=stored.connected_at, events=[connection_event("connection.moved", stored)])
+        await store.schedule_recheck(
+            stored, at=stored.connected_at, events=[connection_event("connection.moved", stored)]
+        )
         assert await until_end(app.service, never) == 1
     assert isinstance(app.witness.named("courier.died")[0].error, Death)
     assert "refresher.died" not in app.witness.names()
