@@ -341,3 +341,18 @@ async def test_the_log_stays_bounded_though_one_reader_or_another_is_always_ther
             reader.stopping = True
         for reader in readers:
             reader.join()
+
+
+async def test_due_rows_are_found_in_indexes_of_their_own(store: Store, tmp_path: Path) -> None:
+    """No round goes through all connections, however many there are and however many are due."""
+    del store
+    due = load_statements(Engine.SQLITE)["due"]
+    with closing(sqlite3.connect(tmp_path / "amo-callback.db")) as database:
+        plan = database.execute(f"EXPLAIN QUERY PLAN {due.text}", ["[]"] * len(due.parameters)).fetchall()
+    assert {step[3].partition(" (")[0] for step in plan if "connections USING" in step[3]} == {
+        "SEARCH connections USING INDEX connections_by_issue",
+        "SCAN connections USING INDEX connections_due_too_late",
+        "SEARCH connections USING INDEX connections_by_due",
+        "SEARCH connections USING INDEX connections_by_look_up",
+        "SEARCH connections USING INDEX sqlite_autoindex_connections_1",
+    }

@@ -593,6 +593,7 @@ WITH refreshes AS
         UNION
         SELECT * FROM (
             SELECT id, next_refresh_at, access_expires_at FROM connections
+--sqlite             INDEXED BY connections_due_too_late
             WHERE status = 'active' AND frozen_at IS NULL AND failures = 0 AND next_refresh_at > access_expires_at
                 AND id NOT IN (SELECT value FROM json_each(:apart_from))
 --postgres         AND NOT EXISTS (SELECT 1 FROM turns WHERE connection_id = id AND until > :clock AND process <> :process)
