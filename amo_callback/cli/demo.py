@@ -34,7 +34,7 @@ An access token lives {life} seconds here. Ctrl-C ends it.
 _FAREWELL = """
 The demo has ended; nothing of it is left on this machine. What to do next:
 
-  amo-callback init       asks a few questions, makes the keys, writes config.toml, text what to register in amoCRM
+  amo-callback init       asks a few questions, makes the keys, writes config.toml, says what to register in amoCRM
   amo-callback check      tells what is still wrong, in front of it and behind it
   amo-callback serve      runs it here; on a server: amo-callback systemd install
 """

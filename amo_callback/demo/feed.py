@@ -138,8 +138,8 @@ def _unconfirmed(fields: Mapping[str, object]) -> str:
 
 
 _SEEN: Mapping[str, str] = {
-    TokenState.GOOD: "The look-up text that it lives",
-    TokenState.REFUSED: "The look-up text no, which may have another reason",
+    TokenState.GOOD: "Introspection accepts the token",
+    TokenState.REFUSED: "Introspection rejects the token, which may have another reason",
     TokenState.UNKNOWN: "amoCRM does not tell now",
 }
 _WHY = {

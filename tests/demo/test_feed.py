@@ -44,10 +44,10 @@ def test_events_are_told_in_sentences() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"standing": TokenState.GOOD, "again_at": None}, "The look-up text that it lives: it is kept."),
+        ({"standing": TokenState.GOOD, "again_at": None}, "Introspection accepts the token: it is kept."),
         (
             {"standing": TokenState.REFUSED, "again_at": _AT},
-            "The look-up text no, which may have another reason: it is kept, and looked up again.",
+            "Introspection rejects the token, which may have another reason: it is kept, and looked up again.",
         ),
         (
             {"standing": TokenState.UNKNOWN, "again_at": _AT},
