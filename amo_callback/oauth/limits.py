@@ -47,14 +47,14 @@ class AttemptLimiter:
         """
         if address is None:
             return Reservation()
-        now = self._clock.monotonic()
-        reserved = self._reserved.setdefault((among, _network(address)), deque())
+        now, name = self._clock.monotonic(), (among, _network(address))
+        reserved = self._reserved.setdefault(name, deque())
         while reserved and now - reserved[0] >= self._window:
             reserved.popleft()
         if len(reserved) >= self.attempts:
             raise TooManyAttempts
         reserved.append(now)
-        self._reserved.move_to_end((among, _network(address)))
+        self._reserved.move_to_end(name)
         while len(self._reserved) > _ADDRESSES:
             self._reserved.popitem(last=False)
         return Reservation(among=reserved, at=now)
@@ -100,8 +100,9 @@ class AdmissionQueue:
         """
         waiting = self._waiting[priority]
         name = "" if address is None else _network(address)
-        total, is_known = waiting.total(), address is None
-        if total >= self._capacity or (2 * total >= self._capacity and waiting[name] >= _FEW and not is_known):
+        total = waiting.total()
+        has_many = address is not None and waiting[name] >= _FEW
+        if total >= self._capacity or (has_many and 2 * total >= self._capacity):
             raise QueueFull
         waiting[name] += 1
         try:

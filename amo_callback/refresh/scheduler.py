@@ -106,7 +106,7 @@ class RefreshScheduler:
         return self._stopping
 
     def wake(self) -> None:
-        """Look again now: a refresh has ended, or more may be due than was."""
+        """Start the next round now: more may be due."""
         self._wake.set()
 
     def expect(self, due_at: datetime | None) -> None:
