@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.errors import QueueFull, TooManyAttempts
+from amo_callback.grant import AuthorizationRequest
+from amo_callback.oauth.authorization import StartLimiter
 from amo_callback.oauth.limits import AdmissionQueue, AttemptLimiter, capacity_for
 from amo_callback.rate_limit import Priority
 
@@ -205,3 +207,20 @@ def test_a_changed_limit_counts_earlier_attempts(clock: FakeClock) -> None:
     limiter.reserve("192.0.2.1")
     with pytest.raises(TooManyAttempts):
         limiter.reserve("192.0.2.1")
+
+
+async def test_the_second_half_of_all_links_is_for_the_first_of_each_address(clock: FakeClock) -> None:
+    """An address that has followed one already is refused then, and another one is not."""
+    starts = StartLimiter(
+        each=_limiter(clock, attempts=9), links=_limiter(clock, attempts=4), queue=AdmissionQueue(capacity=9)
+    )
+
+    async def follow(address: str) -> None:
+        async with starts.turn(AuthorizationRequest(), address=address):
+            pass
+
+    await follow("192.0.2.1")
+    await follow("192.0.2.1")
+    with pytest.raises(QueueFull):
+        await follow("192.0.2.1")
+    await follow("192.0.2.2")
