@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from amo_callback.clock import Clock
 
 T = TypeVar("T")
+
+
+class SingleFlight(Generic[T]):
+    """Tasks by their keys: callers with the same key at the same time share one task."""
+
+    def __init__(self, name: str, *, on_end: Callable[[str, asyncio.Task[T]], None]) -> None:
+        self._name = name
+        self._on_end = on_end
+        self._tasks: dict[str, asyncio.Task[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[tuple[str, asyncio.Task[T]]]:
+        return iter(list(self._tasks.items()))
+
+    def start(self, key: str, work: Callable[[], Coroutine[object, object, T]]) -> tuple[asyncio.Task[T], bool]:
+        """Return the task of `key` and whether this call has started it; a caller who leaves cancels nothing."""
+        running = self._tasks.get(key)
+        if running is not None and not running.done():
+            return running, False
+        task = asyncio.create_task(work(), name=f"{self._name}:{key[:8]}")
+        self._tasks[key] = task
+        task.add_done_callback(lambda ended: self._ended(key, ended))
+        return task, True
+
+    def _ended(self, key: str, task: asyncio.Task[T]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+        self._on_end(key, task)
+
+    async def drain(self) -> None:
+        """Wait until no task runs."""
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
 
 
 async def unbroken(work: Awaitable[T]) -> T:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from amo_callback.core import Core
 from amo_callback.grant import Grant, GrantStatus, NewConnection
 from amo_callback.model import (
     Account,
@@ -14,12 +16,13 @@ from amo_callback.model import (
     Reason,
     RefreshedPair,
     RefreshFailure,
+    RefreshRules,
     Status,
     connection_id,
     fingerprint,
 )
 from amo_callback.stats import ServiceStatus, StoreStats
-from tests.fakes import START
+from tests.fakes import START, FakeClock, Witness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +30,22 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 DAY = timedelta(days=1)
+
+
+def a_core(**edges: Any) -> Core:
+    """Return what the parts of a process share, with these of its edges."""
+    values: dict[str, Any] = {
+        "store": None,
+        "amo": None,
+        "cipher": None,
+        "clock": FakeClock(),
+        "observer": Witness(),
+        "random": lambda: 0.5,
+        "rules": RefreshRules(),
+        "process": "process-1",
+        "stop": asyncio.Event(),
+    }
+    return Core(**{**values, **edges})
 
 
 def a_connection(number: int = 1, **more: Any) -> Connection:

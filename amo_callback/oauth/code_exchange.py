@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from amo_callback.concurrency import done_unless
+from amo_callback.core import record_event
 from amo_callback.errors import (
     AccountNotAllowed,
     AmoCallbackError,
@@ -23,24 +23,20 @@ from amo_callback.events import Event, Level
 from amo_callback.grant import Grant, GrantStatus, NewConnection, support_code
 from amo_callback.model import Connection, RefreshRules, Status, TokenResponse, connection_id
 from amo_callback.oauth.authorization import priority_of
-from amo_callback.refresh.history import record_event
 from amo_callback.refresh.raw_answers import name_of_grant
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Collection
 
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.clock import Clock
-    from amo_callback.crypto import Cipher
-    from amo_callback.events import Observer
+    from amo_callback.core import Core
     from amo_callback.grant import AuthorizationRequest
     from amo_callback.oauth.limits import Reservation
     from amo_callback.refresh.address_block import AddressBlock
     from amo_callback.refresh.credentials import Credentials
     from amo_callback.refresh.pending_writes import PendingWrites
     from amo_callback.refresh.raw_answers import RawAnswers
-    from amo_callback.store import Store
 
 _LAST_SLOT = 1.0
 """Seconds that an exchange may still wait for its slot once the process is to end: what follows has its own limits, and
@@ -78,38 +74,22 @@ class Exchanger:
 
     def __init__(
         self,
+        core: Core,
         *,
-        store: Store,
-        amo: AmoClient,
-        cipher: Cipher,
-        clock: Clock,
-        observer: Observer,
         pending_writes: PendingWrites,
         raw_answers: RawAnswers,
         credentials: Credentials,
         address_block: AddressBlock,
         rules: ExchangeRules,
-        random: Callable[[], float],
         connected: Callable[[Connection], None],
     ) -> None:
-        self._store = store
-        self._amo = amo
-        self._cipher = cipher
-        self._clock = clock
-        self._observer = observer
+        self._core = core
         self._pending_writes = pending_writes
         self._raw_answers = raw_answers
         self._credentials = credentials
         self._address_block = address_block
         self._rules = rules
-        self._random = random
         self._connected = connected
-        self._stopping = asyncio.Event()
-
-    def stop(self) -> None:
-        """Wait no longer for the rate limit; what has been sent goes on to its end."""
-        self._stopping.set()
-        self._pending_writes.stop()
 
     async def exchange(self, grant: Grant, what: CodeExchange) -> Grant:
         """Spend a claimed grant's code, store the pair it brings, and return how the grant ended.
@@ -127,19 +107,19 @@ class Exchanger:
             self._tell_failed(ended, error, what.domain)
             expected = what.request is not None or what.domain == self._rules.default_domain
             await self._credentials.note_refusal(error, host=what.domain, expected=expected)
-            await self._store.finish_grant(ended)
+            await self._core.store.finish_grant(ended)
             return ended
         except BaseException:
-            await self._store.finish_grant(_failed(grant, UnknownOutcome("a bug")))
+            await self._core.store.finish_grant(_failed(grant, UnknownOutcome("a bug")))
             raise
         return await self._save(grant, what, issued)
 
     async def _spend(self, what: CodeExchange) -> TokenResponse:
         """Present the code, in its turn; raises what its refusal means, or `AccountNotAllowed`: it is dropped."""
         await self._slot(what)
-        not_after = what.started + self._rules.refresh.lease - self._amo.timeout
+        not_after = what.started + self._rules.refresh.lease - self._core.amo.timeout
         with self._pending_writes.expecting():
-            issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
+            issued = await self._core.amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
         self._credentials.accept()
         if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
             what.reservation.release()
@@ -166,16 +146,15 @@ class Exchanger:
         try:
             if await self._pending_writes.save(granted, connection=connection, events=[connected]) is None:
                 # A later grant's pair was stored meanwhile, or the connection was disconnected.
-                ended = await self._store.grant(grant.code_hash) or ended
+                ended = await self._core.store.grant(grant.code_hash) or ended
                 superseded = Event(
                     name="grant.superseded",
                     level=Level.WARNING,
                     connection_id=connection.id,
                     fields={"support_code": support_code(grant.code_hash), "word": ended.error},
                 )
-                await record_event(superseded, store=self._store, observer=self._observer)
+                await record_event(superseded, self._core)
             else:
-                self._observer(connected)
                 self._connected(connection)
         finally:
             what.reservation.release()  # only now: nothing may come between a pair and the store
@@ -189,7 +168,9 @@ class Exchanger:
         """
         slot = self._turn(what)
         left = self._left(what.started)
-        served = await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0))
+        served = await done_unless(
+            slot, stop=self._core.stop, grace=_LAST_SLOT, clock=self._core.clock, limit=max(left, 0.0)
+        )
         if self._left(what.started) <= 0:
             raise NotYet(0)
         if not served:
@@ -198,11 +179,11 @@ class Exchanger:
     async def _turn(self, what: CodeExchange) -> None:
         async with what.turn:
             await self._address_block.exchange_turn()
-            await self._amo.slot(priority_of(what.request))
+            await self._core.amo.slot(priority_of(what.request))
 
     def _left(self, started: float) -> float:
         """Return for how many seconds more a request may begin."""
-        return self._rules.refresh.lease - self._amo.timeout - (self._clock.monotonic() - started)
+        return self._rules.refresh.lease - self._core.amo.timeout - (self._core.clock.monotonic() - started)
 
     def _granted(self, issued: TokenResponse, domain: str) -> Connection:
         pair, account = issued.pair, issued.account
@@ -213,15 +194,15 @@ class Exchanger:
             user_id=account.user_id,
             domain=domain,
             api_domain=account.api_domain,
-            client_id=self._amo.client_id,
+            client_id=self._core.amo.client_id,
             status=Status.ACTIVE,
-            sealed_pair=self._cipher.seal_pair(pair, connection_id=name),
+            sealed_pair=self._core.cipher.seal_pair(pair, connection_id=name),
             access_issued_at=pair.issued_at,
             access_expires_at=pair.expires_at,
             refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
             refreshed_at=None,
             next_refresh_at=refresh_due(
-                pair, at=self._rules.refresh.at, jitter=self._rules.refresh.jitter, random=self._random
+                pair, at=self._rules.refresh.at, jitter=self._rules.refresh.jitter, random=self._core.random
             ),
             connected_at=pair.issued_at,
             pair_version=1,
@@ -231,7 +212,7 @@ class Exchanger:
     def _tell_failed(self, grant: Grant, error: AmoCallbackError, domain: str) -> None:
         level = Level.INFO if isinstance(error, UserError) else Level.WARNING
         fields = {"support_code": support_code(grant.code_hash), "domain": domain, "word": grant.error, **error.fields}
-        self._observer(Event(name="grant.failed", level=level, fields=fields))
+        self._core.observer(Event(name="grant.failed", level=level, fields=fields))
 
 
 def _connected(connection: Connection) -> Event:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from amo_callback.config.settings import Settings
+    from amo_callback.core import Core
     from amo_callback.model import Connection
-    from amo_callback.tokens.lifecycle import Core, TokenLifecycle
+    from amo_callback.tokens.lifecycle import TokenLifecycle
 
 
 class OAuth:
@@ -53,11 +54,7 @@ class OAuth:
         )
         records = GrantFactory(cipher=cipher, clock=clock, lease=rules.lease, new_secret=_new_secret)
         exchanger = Exchanger(
-            store=store,
-            amo=amo,
-            cipher=cipher,
-            clock=clock,
-            observer=core.observer,
+            core,
             pending_writes=lifecycle.pending_writes,
             raw_answers=lifecycle.raw_answers,
             credentials=lifecycle.credentials,
@@ -67,7 +64,6 @@ class OAuth:
                 default_domain=check_host((settings.amo.default_domain or "").encode(), allowed=allowed),
                 refresh=rules,
             ),
-            random=core.random,
             connected=connected,
         )
         admission = StatePolicy(

@@ -146,7 +146,6 @@ class GrantService:
     def stop(self) -> None:
         """Wait no longer for the rate limit, nor for other processes; who comes in by an open door is served."""
         self._stopping.set()
-        self._exchanger.stop()
 
     async def drain(self) -> None:
         """Begin nothing from now on, and wait until what has been claimed is exchanged and stored."""

@@ -20,11 +20,9 @@ from amo_callback.events import Event, Level
 from amo_callback.model import RefreshTrigger
 
 if TYPE_CHECKING:
-    from amo_callback.clock import Clock
+    from amo_callback.core import Core
     from amo_callback.errors import AmoCallbackError
-    from amo_callback.events import Observer
     from amo_callback.model import AmoBlock, Connection
-    from amo_callback.store import Store
 
 _HOSTS = 2
 _CONNECTIONS = 3
@@ -34,11 +32,9 @@ _EXCHANGE_EVERY = timedelta(seconds=10)
 class AddressBlock:
     """The gate that is closed while AMO blocks our address."""
 
-    def __init__(self, *, store: Store, clock: Clock, observer: Observer, probe_every: float) -> None:
-        self._store = store
-        self._clock = clock
-        self._observer = observer
-        self._probe_every = timedelta(seconds=probe_every)
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._probe_every = timedelta(seconds=core.rules.retry_cap)
         self._hosts: set[str] = set()
         """The hosts that have answered 403 without problem+json since the last success."""
         self._connections: set[str] = set()
@@ -58,11 +54,11 @@ class AddressBlock:
     @property
     def probe_in(self) -> float:
         """Seconds until the next probe may leave."""
-        return 0.0 if self.block is None else max((self.block.probe_at - self._clock.now()).total_seconds(), 0.0)
+        return 0.0 if self.block is None else max((self.block.probe_at - self._core.clock.now()).total_seconds(), 0.0)
 
     async def watch(self) -> None:
         """Read whether any process has found the address blocked, or no longer blocked."""
-        self.adopt(await self._store.amo_block())
+        self.adopt(await self._core.store.amo_block())
 
     def adopt(self, block: AmoBlock | None) -> None:
         """Take over what is stored."""
@@ -70,7 +66,7 @@ class AddressBlock:
         if self.block is None:
             if before is not None:
                 self.probed.clear()
-                self._observer(Event(name="amo_blocked.ended", fields={"since": before.since}))
+                self._core.observer(Event(name="amo_blocked.ended", fields={"since": before.since}))
             return
         self._forget_refusals()
         if before is None or before.probed != self.block.probed:
@@ -78,17 +74,18 @@ class AddressBlock:
         if before is None:
             self._probing = None  # a suspicion's probe: those of the block are reserved in the store
             fields = {"since": self.block.since, "next_probe_at": self.block.probe_at}
-            self._observer(Event(name="amo_blocked.started", level=Level.ERROR, fields=fields))
+            self._core.observer(Event(name="amo_blocked.started", level=Level.ERROR, fields=fields))
 
     # --- what may leave --------------------------------------------------------------------------
 
-    def check(self, connection_id: str, *, demand: RefreshTrigger) -> None:
-        """Raise `NotYet` where this connection may neither be refreshed now, nor be the probe."""
+    def refusal(self, connection_id: str, *, demand: RefreshTrigger) -> NotYet | None:
+        """Return why this connection may neither be refreshed now, nor be the probe."""
         if self.reason is None or connection_id == self._probing:
-            return
+            return None
         may_probe = demand is RefreshTrigger.PROBE or (demand is RefreshTrigger.FORCED and self.block is not None)
-        if not may_probe or connection_id in self.probed or self.probe_in > 0:
-            raise self._wait()
+        if may_probe and connection_id not in self.probed and self.probe_in <= 0:
+            return None
+        return self._wait()
 
     def check_question(self, connection_id: str | None = None) -> None:
         """Raise `AddressBlocked` where AMO may not be asked; the probe may ask about its refresh token."""
@@ -97,11 +94,12 @@ class AddressBlock:
 
     async def enter(self, connection_id: str, *, demand: RefreshTrigger) -> None:
         """Take the probe for a connection that is about to be presented; raises `NotYet`."""
-        self.check(connection_id, demand=demand)
         if self.reason is None or connection_id == self._probing:
             return
+        if refusal := self.refusal(connection_id, demand=demand):
+            raise refusal
         if self.block is not None:
-            taken = await self._store.take_amo_probe(connection_id, every=self._probe_every)
+            taken = await self._core.store.take_amo_probe(connection_id, every=self._probe_every)
             await self.watch()
             if not taken:
                 raise self._wait()
@@ -121,17 +119,17 @@ class AddressBlock:
 
     async def end_without_candidates(self) -> None:
         """End a block while no connection can be the probe: nothing is held back by it but what could end it."""
-        if self.block is not None and not (await self._store.successes(now=self._clock.now())).refreshable:
-            await self._store.end_amo_block()
+        if self.block is not None and not (await self._core.store.successes(now=self._core.clock.now())).refreshable:
+            await self._core.store.end_amo_block()
             await self.watch()
 
     async def exchange_turn(self) -> None:
         """Wait until an exchange may leave."""
-        while self.block is not None and not await self._store.take_amo_exchange(every=_EXCHANGE_EVERY):
+        while self.block is not None and not await self._core.store.take_amo_exchange(every=_EXCHANGE_EVERY):
             await self.watch()
             if self.block is not None:
-                wait = (self.block.exchange_at - self._clock.now()).total_seconds()
-                await self._clock.sleep(min(max(wait, 0.25), _EXCHANGE_EVERY.total_seconds()))
+                wait = (self.block.exchange_at - self._core.clock.now()).total_seconds()
+                await self._core.clock.sleep(min(max(wait, 0.25), _EXCHANGE_EVERY.total_seconds()))
 
     # --- what AMO has answered -------------------------------------------------------------------
 
@@ -142,7 +140,7 @@ class AddressBlock:
         refused = error if isinstance(error, AccountBlocked) and error.status == HTTPStatus.FORBIDDEN else None
         if self._suspected and claimed.id == self._probing:
             if refused is not None:
-                await self._store.begin_amo_block(claimed.id, probe_every=self._probe_every)
+                await self._core.store.begin_amo_block(claimed.id, probe_every=self._probe_every)
                 await self.watch()
             elif error.status is not None or isinstance(error, UnknownOutcome):
                 self._forget_refusals()  # AMO answers in another way, or not at all
@@ -160,7 +158,7 @@ class AddressBlock:
         self._forget_refusals()
         if self.block is not None:
             with suppress(StoreUnavailable):  # the next success ends it
-                await self._store.end_amo_block()
+                await self._core.store.end_amo_block()
                 await self.watch()
 
     def _wait(self) -> NotYet:

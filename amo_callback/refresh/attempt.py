@@ -17,13 +17,13 @@ that the store does not take is kept by `pending_writes`.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from amo_callback.core import record_event
 from amo_callback.errors import (
     AmoCallbackError,
     ClientMismatch,
@@ -54,22 +54,15 @@ from amo_callback.model import (
     fingerprint,
     short,
 )
-from amo_callback.refresh.history import record_event
+from amo_callback.refresh.slots import acquire_slot, ensure_slot
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.clock import Clock
-    from amo_callback.crypto import Cipher
-    from amo_callback.events import Observer
-    from amo_callback.model import RefreshRules
+    from amo_callback.core import Core
     from amo_callback.refresh.breaker import Breaker
     from amo_callback.refresh.failure_recorder import FailureRecorder
     from amo_callback.refresh.introspector import Introspector
     from amo_callback.refresh.pending_writes import PendingWrites
-    from amo_callback.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,37 +81,18 @@ class RefreshAttempts:
 
     def __init__(
         self,
+        core: Core,
         *,
-        store: Store,
-        amo: AmoClient,
-        cipher: Cipher,
-        clock: Clock,
-        observer: Observer,
         introspector: Introspector,
-        failure_recorder: FailureRecorder,
+        failures: FailureRecorder,
         breaker: Breaker,
         pending_writes: PendingWrites,
-        rules: RefreshRules,
-        owner: str,
-        random: Callable[[], float],
     ) -> None:
-        self._store = store
-        self._amo = amo
-        self._cipher = cipher
-        self._clock = clock
-        self._observer = observer
+        self._core = core
         self._introspector = introspector
-        self._failure_recorder = failure_recorder
+        self._failures = failures
         self._breaker = breaker
         self._pending_writes = pending_writes
-        self._rules = rules
-        self._owner = owner
-        self._random = random
-        self._stopping = asyncio.Event()
-
-    def stop(self) -> None:
-        """Spend nothing from now on; what has been sent goes on to its end."""
-        self._stopping.set()
 
     async def make(self, connection: Connection, *, demand: RefreshTrigger, slot_at: float) -> Connection | None:
         """Refresh the pair as it was read, and return it as stored; `None` where it has changed since.
@@ -137,37 +111,37 @@ class RefreshAttempts:
 
     async def _claim(self, connection: Connection, demand: RefreshTrigger, slot_at: float) -> _Claimed | None:
         """Take the right to spend the pair's refresh token, in writing; `None` where another was faster."""
-        started = self._clock.monotonic()
-        pair = self._cipher.pair_of(connection)
+        started = self._core.clock.monotonic()
+        pair = self._core.cipher.pair_of(connection)
         claim = Claim(
             connection_id=connection.id,
             row_version=connection.row_version,
             attempt=uuid.uuid4().hex,
-            owner=self._owner,
-            lease=timedelta(seconds=self._rules.lease),
+            owner=self._core.process,
+            lease=timedelta(seconds=self._core.rules.lease),
             fingerprint="" if pair is None else fingerprint(pair.refresh_token),
         )
         try:
-            row = await self._store.claim(claim, events=_taken_over(connection))
+            row = await self._core.store.claim(claim, events=_taken_over(connection))
         except StoreUnavailable:
             with suppress(StoreUnavailable):  # it may have been committed, and its answer lost: nothing is presented
-                await self._store.release(connection_id=claim.connection_id, attempt=claim.attempt)
+                await self._core.store.release(connection_id=claim.connection_id, attempt=claim.attempt)
             raise
         if row is None:
             return None
         if pair is None:
-            raise await self._failure_recorder.failure_recorder(row, DecryptionFailed(), demand=demand)
+            raise await self._failures.record(row, DecryptionFailed(), demand=demand)
         # By the monotonic clock, read before the claim: a process that was stopped meanwhile, or a store that
         # took its time, must not spend a token on a lease that ends under the request. The slot
         # may be too old by then, too: a store that stalls for a while answers many reads and claims at once.
-        not_after = started + self._rules.lease - self._amo.timeout
-        if not await self._introspector.ensure_slot(granted_at=slot_at, not_after=not_after):
+        not_after = started + self._core.rules.lease - self._core.amo.timeout
+        if not await ensure_slot(self._core, granted_at=slot_at, not_after=not_after):
             await self._release(row)
-            raise ShuttingDown if self._stopping.is_set() else NotYet(1.0)
+            raise ShuttingDown if self._core.stop.is_set() else NotYet(1.0)
         return _Claimed(row=row, pair=pair, started=started, not_after=not_after, demand=demand)
 
     async def _release(self, row: Connection) -> None:
-        await self._store.release(connection_id=row.id, attempt=row.attempt or "")
+        await self._core.store.release(connection_id=row.id, attempt=row.attempt or "")
 
     async def _spend(self, claimed: _Claimed) -> TokenResponse:
         """Present the refresh token; raises what its refusal means, once that has been written down."""
@@ -177,25 +151,25 @@ class RefreshAttempts:
             await self._release(claimed.row)
             raise
         except AmoCallbackError as error:
-            told = await self._failure_recorder.failure_recorder(
+            told = await self._failures.record(
                 claimed.row, error, demand=claimed.demand, seconds=self._seconds(claimed)
             )
             if told is error:
                 raise
             raise told from error
         except BaseException:
-            await self._failure_recorder.failure_recorder(
+            await self._failures.record(
                 claimed.row, UnknownOutcome("a bug"), demand=claimed.demand, seconds=self._seconds(claimed)
             )
             raise
 
     async def _present(self, claimed: _Claimed) -> TokenResponse:
         row, token = claimed.row, claimed.pair.refresh_token
-        if row.client_id != self._amo.client_id:
+        if row.client_id != self._core.amo.client_id:
             raise ClientMismatch  # to AMO, any other client is a stranger with a stolen token
         try:
             with self._pending_writes.expecting():
-                return await self._amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
+                return await self._core.amo.refresh(refresh_token=token, domain=row.domain, not_after=claimed.not_after)
         except UnauthorizedWithoutHint as refused:
             sighting, not_after = await self._follow(claimed, refused)
         except InvalidRefreshToken as refused:
@@ -205,7 +179,7 @@ class RefreshAttempts:
         domain = sighting.domain or ""
         try:
             with self._pending_writes.expecting():
-                return await self._amo.refresh(refresh_token=token, domain=domain, not_after=not_after)
+                return await self._core.amo.refresh(refresh_token=token, domain=domain, not_after=not_after)
         except UnauthorizedWithoutHint as refused:
             _explain(refused, sighting, domain=domain)
             raise
@@ -220,21 +194,20 @@ class RefreshAttempts:
             if isinstance(refused, UnauthorizedWithoutHint):
                 _explain(refused, sighting, domain=row.domain)
             raise refused
-        slot_at = await self._introspector.slot()
+        slot_at = await acquire_slot(self._core)
         extension = LeaseExtension(
             connection_id=row.id,
             attempt=row.attempt or "",
-            lease=timedelta(seconds=self._rules.lease),
+            lease=timedelta(seconds=self._core.rules.lease),
             domain=sighting.domain or "",
         )
-        started = self._clock.monotonic()
-        not_after = started + self._rules.lease - self._amo.timeout
+        started = self._core.clock.monotonic()
+        not_after = started + self._core.rules.lease - self._core.amo.timeout
         moved = connection_event("connection.moved", row, told={"moved_to": extension.domain})
-        if not await self._store.extend(extension, events=[moved]):
-            raise refused  # the attempt is no longer ours, which the judge will find
-        self._observer(moved)
-        if not await self._introspector.ensure_slot(granted_at=slot_at, not_after=not_after):
-            raise ShuttingDown if self._stopping.is_set() else RequestNotSent
+        if not await self._core.store.extend(extension, events=[moved]):
+            raise refused  # the attempt is no longer ours, which is found when it is recorded
+        if not await ensure_slot(self._core, granted_at=slot_at, not_after=not_after):
+            raise ShuttingDown if self._core.stop.is_set() else RequestNotSent
         return sighting, not_after
 
     # --- store -----------------------------------------------------------------------------------
@@ -245,12 +218,14 @@ class RefreshAttempts:
         refreshed = RefreshedPair(
             connection_id=row.id,
             pair_version=row.pair_version,
-            sealed_pair=self._cipher.seal_pair(pair, connection_id=row.id),
+            sealed_pair=self._core.cipher.seal_pair(pair, connection_id=row.id),
             api_domain=issued.account.api_domain or row.api_domain,
             issued_at=pair.issued_at,
             expires_at=pair.expires_at,
             refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
-            next_refresh_at=refresh_due(pair, at=self._rules.at, jitter=self._rules.jitter, random=self._random),
+            next_refresh_at=refresh_due(
+                pair, at=self._core.rules.at, jitter=self._core.rules.jitter, random=self._core.random
+            ),
             grant_iat=row.grant_iat,
         )
         told = {
@@ -266,19 +241,16 @@ class RefreshAttempts:
         await self._breaker.succeeded()
         if stored is None:
             superseded = connection_event("refresh.superseded", row, Level.WARNING, told=told)
-            await record_event(superseded, store=self._store, observer=self._observer)
+            await record_event(superseded, self._core)
             return await self._newer(row.id)
-        self._observer(events[0])
-        if stored.mended:
-            self._observer(connection_event("connection.recovered", stored))
         return stored
 
     def _seconds(self, claimed: _Claimed) -> float:
-        return round(self._clock.monotonic() - claimed.started, 3)
+        return round(self._core.clock.monotonic() - claimed.started, 3)
 
     async def _newer(self, connection_id: str) -> Connection:
         """Return what was stored instead."""
-        connection = await self._store.connection(connection_id)
+        connection = await self._core.store.connection(connection_id)
         if connection is None or connection.status is Status.DISCONNECTED:
             raise NotFound
         return connection

@@ -26,11 +26,9 @@ from amo_callback.model import RefreshTrigger
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from amo_callback.clock import Clock
-    from amo_callback.events import Observer
+    from amo_callback.core import Core
     from amo_callback.model import ConnectionCounts
     from amo_callback.refresh.address_block import AddressBlock
-    from amo_callback.store import Store
     from amo_callback.store.meta import SharedState
 
 _SUSPECTS = 2
@@ -50,16 +48,12 @@ def is_epidemic(fleet: ConnectionCounts) -> bool:
 class Breaker:
     """Tell whether anything may be refreshed."""
 
-    def __init__(
-        self, *, store: Store, clock: Clock, observer: Observer, retry_cap: float, address_block: AddressBlock
-    ) -> None:
+    def __init__(self, core: Core, *, address_block: AddressBlock) -> None:
+        self._core = core
         self.address_block = address_block
         """Stops all refreshing by itself, with probes of its own."""
-        self._store = store
-        self._clock = clock
-        self._observer = observer
-        self._retry_cap = timedelta(seconds=retry_cap)
-        self.probe_every = min(_PROBE_EVERY, retry_cap)
+        self._retry_cap = timedelta(seconds=core.rules.retry_cap)
+        self.probe_every = min(_PROBE_EVERY, core.rules.retry_cap)
         """Seconds."""
         self._suspects: dict[str, datetime] = {}
         self._unstored = False
@@ -67,7 +61,7 @@ class Breaker:
         self._held = False
         self.probed: set[str] = set()
         """The probes of this round."""
-        self._probed_at = clock.monotonic()
+        self._probed_at = core.clock.monotonic()
         self.refused: str | None = None
         """What AMO says against our credentials, where it does."""
 
@@ -86,11 +80,11 @@ class Breaker:
     @property
     def probe_in(self) -> float:
         """Seconds until the next probe may go."""
-        return max(self._probed_at + self.probe_every - self._clock.monotonic(), 0.0)
+        return max(self._probed_at + self.probe_every - self._core.clock.monotonic(), 0.0)
 
     async def watch(self, state: SharedState | None = None) -> None:
         """Take over whether it is open, as some process has stored it; the state is read unless it is given."""
-        state = await self._store.shared_state() if state is None else state
+        state = await self._core.store.shared_state() if state is None else state
         self._held = state.terminal_suspended
         self.address_block.adopt(state.amo_block)
         if self._unstored:
@@ -103,26 +97,27 @@ class Breaker:
         if not self._unstored and refused != self.refused:
             self.refused = refused
             self._suspects.clear()
-            self._probed_at = self._clock.monotonic()
+            self._probed_at = self._core.clock.monotonic()
 
-    def check(self, connection_id: str, *, demand: RefreshTrigger) -> None:
-        """Raise `NotYet` where this connection may not be refreshed now, nor be the probe.
+    def refusal(self, connection_id: str, *, demand: RefreshTrigger) -> NotYet | None:
+        """Return why this connection may not be refreshed now, nor be the probe.
 
         A caller's forced refresh may be the probe, or the trial of a connection that was given up; each once a
         round, so that the next one is another.
         """
-        self.address_block.check(connection_id, demand=demand)
-        if self.reason is None:
-            return
+        refusal = self.address_block.refusal(connection_id, demand=demand)
+        if refusal is not None or self.reason is None:
+            return refusal
         takes_turns = demand in {RefreshTrigger.FORCED, RefreshTrigger.TRIAL} and connection_id not in self.probed
-        if not (demand is RefreshTrigger.PROBE or takes_turns) or self.probe_in > 0:
-            raise NotYet(max(self.probe_in, 1.0), cause_code=self.reason)
+        if (demand is RefreshTrigger.PROBE or takes_turns) and self.probe_in <= 0:
+            return None
+        return NotYet(max(self.probe_in, 1.0), cause_code=self.reason)
 
     def enter(self, connection_id: str) -> None:
         """Note who is the probe, where it is open."""
         if self.reason is not None:
             self.probed.add(connection_id)
-            self._probed_at = self._clock.monotonic()
+            self._probed_at = self._core.clock.monotonic()
 
     def new_round(self) -> None:
         """Let everyone be the probe again."""
@@ -140,28 +135,28 @@ class Breaker:
                 await self._store_credentials()
         if self._held:
             with suppress(StoreUnavailable):  # the next success tells it again
-                await self._store.resume_terminal()
+                await self._core.store.resume_terminal()
                 self._held = False
-                self._observer(Event(name="verdicts.believed"))
+                self._core.observer(Event(name="verdicts.believed"))
 
     def accepted(self) -> None:
         """Note that AMO has taken our credentials."""
         self._suspects.clear()
         if self.refused is not None:
             self.refused, self._unstored = None, True
-            self._observer(Event(name="amo_credentials.accepted"))
+            self._core.observer(Event(name="amo_credentials.accepted"))
 
     def refuse(self, hint: str) -> None:
         """Open, with AMO's words against our credentials."""
         if self.refused is None:
             self.refused, self._unstored = hint, True
-            self._probed_at = self._clock.monotonic()
-            self._observer(Event(name="amo_credentials.refused", level=Level.ERROR, fields={"hint": hint}))
+            self._probed_at = self._core.clock.monotonic()
+            self._core.observer(Event(name="amo_credentials.refused", level=Level.ERROR, fields={"hint": hint}))
 
     async def suspect(self, connection_id: str, words: str) -> None:
         """Add a suspect, with AMO's words, and open where there are enough."""
-        now = self._clock.now()
-        successes = await self._store.successes(now=now)
+        now = self._core.clock.now()
+        successes = await self._core.store.successes(now=now)
         latest = successes.latest  # also of other processes
         self._suspects = {name: at for name, at in self._suspects.items() if latest is None or at > latest}
         self._suspects[connection_id] = now
@@ -175,9 +170,9 @@ class Breaker:
     async def _store_credentials(self) -> None:
         refused = self.refused
         if refused is None:
-            await self._store.accept_credentials()
+            await self._core.store.accept_credentials()
         else:
-            await self._store.refuse_credentials(refused)
+            await self._core.store.refuse_credentials(refused)
         self._unstored = self.refused != refused
 
     async def believes(self) -> bool:
@@ -185,12 +180,12 @@ class Breaker:
         await self.watch()
         if self._held:
             return False
-        now = self._clock.now()
-        fleet = await self._store.fleet(now=now, since=now - _TOGETHER)
+        now = self._core.clock.now()
+        fleet = await self._core.store.fleet(now=now, since=now - _TOGETHER)
         if not is_epidemic(fleet):
             return True
-        await self._store.suspend_terminal(now=now)
-        self._held, self._probed_at = True, self._clock.monotonic()
+        await self._core.store.suspend_terminal(now=now)
+        self._held, self._probed_at = True, self._core.clock.monotonic()
         fields = {"died": fleet.died, "living": fleet.living}
-        self._observer(Event(name="verdicts.held", level=Level.ERROR, fields=fields))
+        self._core.observer(Event(name="verdicts.held", level=Level.ERROR, fields=fields))
         return False

@@ -12,10 +12,8 @@ from amo_callback.errors import StoreUnavailable
 from amo_callback.events import Event, Level
 
 if TYPE_CHECKING:
-    from amo_callback.clock import Clock
+    from amo_callback.core import Core
     from amo_callback.errors import AmoCallbackError
-    from amo_callback.events import Observer
-    from amo_callback.store import Store
 
 _HOSTS = 2
 """A single host may refuse for a reason of its own."""
@@ -26,11 +24,8 @@ _REFUSED_FOR = 3600.0
 class Credentials:
     """The knowledge whether AMO accepts our credentials. It reports, and holds nothing back."""
 
-    def __init__(self, *, store: Store, clock: Clock, observer: Observer, client_id: str) -> None:
-        self._store = store
-        self._clock = clock
-        self._observer = observer
-        self._client_id = client_id
+    def __init__(self, core: Core) -> None:
+        self._core = core
         self._hosts: set[str] = set()
         self._expected = False
         self._refused_at: float | None = None
@@ -44,15 +39,15 @@ class Credentials:
         """AMO's words where it refuses our credentials; `None` where that is not known, or no longer."""
         if self._refused_at is None or not self._expected or len(self._hosts) < _HOSTS:
             return None
-        return self._words if self._clock.monotonic() - self._refused_at < _REFUSED_FOR else None
+        return self._words if self._core.clock.monotonic() - self._refused_at < _REFUSED_FOR else None
 
     async def watch(self) -> None:
         """Read from the store whether a pair was obtained, by any process, until one was."""
-        if not self.proven and await self._store.pair_obtained(self._client_id):
+        if not self.proven and await self._core.store.pair_obtained(self._core.amo.client_id):
             self.accept()
         if self._reported and self.refused is None:
             self._reported = False
-            self._observer(Event(name="amo_credentials.no_longer_refused"))
+            self._core.observer(Event(name="amo_credentials.no_longer_refused"))
 
     def accept(self) -> None:
         """Note that a pair was obtained: whatever was refused before, the credentials are right."""
@@ -60,7 +55,7 @@ class Credentials:
         self._refused_at = None
         if self._reported:
             self._reported = False
-            self._observer(Event(name="amo_credentials.accepted"))
+            self._core.observer(Event(name="amo_credentials.accepted"))
 
     async def note_refusal(self, error: AmoCallbackError, *, host: str, expected: bool) -> None:
         """Note an exchange that AMO refused at `host`.
@@ -73,11 +68,11 @@ class Credentials:
         if len(self._hosts) < _HOSTS:
             self._hosts.add(host)
         self._expected = self._expected or expected
-        self._refused_at = self._clock.monotonic()
+        self._refused_at = self._core.clock.monotonic()
         self._words = " ".join(str(word) for word in (error.status, error.hint or error.title) if word)
         if self.refused is not None and not self._reported:
             self._reported = True
-            self._observer(Event(name="amo_credentials.refused", level=Level.ERROR, fields=error.fields))
+            self._core.observer(Event(name="amo_credentials.refused", level=Level.ERROR, fields=error.fields))
 
     async def _is_proven(self) -> bool:
         with suppress(StoreUnavailable):

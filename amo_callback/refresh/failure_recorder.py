@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from amo_callback.core import record_event
 from amo_callback.errors import (
     AmoCallbackError,
     InvalidClient,
@@ -31,47 +32,29 @@ from amo_callback.refresh.failure_policy import (
     last_error_of,
     verdict_of,
 )
-from amo_callback.refresh.history import record_event
 from amo_callback.refresh.raw_answers import name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from amo_callback.clock import Clock
-    from amo_callback.events import Observer
-    from amo_callback.model import RefreshFailure, RefreshRules, RefreshTrigger
+    from amo_callback.core import Core
+    from amo_callback.model import RefreshFailure, RefreshTrigger
     from amo_callback.refresh.breaker import Breaker
     from amo_callback.refresh.leases import Leases
     from amo_callback.refresh.raw_answers import RawAnswers
-    from amo_callback.store import Store
 
 
 class FailureRecorder:
     """Judge attempts."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        clock: Clock,
-        observer: Observer,
-        breaker: Breaker,
-        leases: Leases,
-        raw_answers: RawAnswers,
-        rules: RefreshRules,
-        random: Callable[[], float],
-    ) -> None:
-        self._store = store
-        self._clock = clock
-        self._observer = observer
+    def __init__(self, core: Core, *, breaker: Breaker, leases: Leases, raw_answers: RawAnswers) -> None:
+        self._core = core
         self._breaker = breaker
         self._leases = leases
         self._raw_answers = raw_answers
-        self._rules = rules
-        self._random = random
         self._deciding = asyncio.Lock()
 
-    async def failure_recorder(
+    async def record(
         self, claimed: Connection, error: AmoCallbackError, *, demand: RefreshTrigger, seconds: float | None = None
     ) -> AmoCallbackError:
         """Write down what an attempt's error means, end its claim, and return what to tell the caller.
@@ -95,28 +78,32 @@ class FailureRecorder:
             # The claim stays, with what it was spending: after the lease it counts as doubtful, and here at once.
             self._leases.end(claimed)
             pending_writes = {"error": error.code, "store": failed.detail}
-            self._observer(connection_event("refresh.verdict_unsaved", claimed, Level.ERROR, told=pending_writes))
+            self._core.observer(connection_event("refresh.verdict_unsaved", claimed, Level.ERROR, told=pending_writes))
             return NeedsReauth(self._verdict(claimed, error).reason) if is_final(error) else error
         if judged is None:
             superseded = connection_event("refresh.superseded", claimed, Level.WARNING, told=made)
-            await record_event(superseded, store=self._store, observer=self._observer)
+            await record_event(superseded, self._core)
             return Superseded()
         self._leases.left(judged)  # an attempt that stays open: its lease counts from here
-        self._observer(event)
         return NeedsReauth(verdict.reason) if is_final(error) else error
 
     async def _save(self, verdict: RefreshFailure, claimed: Connection, event: Event) -> Connection | None:
         """Store a failure and return the row; where the COMMIT was not answered, read the row before that is judged."""
         try:
-            return await self._store.save_verdict(verdict, events=[event])
+            return await self._core.store.save_verdict(verdict, events=[event])
         except StoreUnavailable:
-            stored = await self._store.connection(claimed.id)
+            stored = await self._core.store.connection(claimed.id)
             if stored is None or (stored.attempt, stored.failures) == (claimed.attempt, claimed.failures):
                 raise
-            return stored if stored.pair_version == claimed.pair_version else None
+            if stored.pair_version != claimed.pair_version:
+                return None
+            self._core.observer(event)  # it was committed
+            return stored
 
     def _verdict(self, claimed: Connection, error: AmoCallbackError) -> RefreshFailure:
-        return verdict_of(error, claimed=claimed, now=self._clock.now(), rules=self._rules, random=self._random)
+        return verdict_of(
+            error, claimed=claimed, now=self._core.clock.now(), rules=self._core.rules, random=self._core.random
+        )
 
     async def _weigh(self, claimed: Connection, error: AmoCallbackError) -> AmoCallbackError:
         """Return the error as it is to be believed."""
@@ -136,10 +123,10 @@ class FailureRecorder:
         if error.accepted and error.same_host:
             words = f"AMO answers {error.status} {error.title or 'without a hint'}, although it accepts our tokens"
             await self._breaker.suspect(claimed.id, words)
-        now = self._clock.now()
+        now = self._core.clock.now()
         if error.accepted is not False or not is_refused_long(claimed, now=now):
             return error
-        if not is_refused_alone(claimed, await self._store.successes(now=now), now=now, rules=self._rules):
+        if not is_refused_alone(claimed, await self._core.store.successes(now=now), now=now, rules=self._core.rules):
             return error
         refused = RefreshRefused()
         refused.status, refused.request_id = error.status, error.request_id
@@ -151,16 +138,15 @@ class FailureRecorder:
         async with self._deciding:
             if reason is None or not await self._breaker.believes():
                 return None
-            now, error = self._clock.now(), last_error_of(reason)
+            now, error = self._core.clock.now(), last_error_of(reason)
             fields = {"token": short(connection.suspended_token or ""), "reason": reason, "error": error}
             fields["spent_by"] = _SPENT_BY[reason]
             event = connection_event("connection.needs_reauth", connection, Level.WARNING, told=fields)
-            applied = await self._store.give_up(
+            applied = await self._core.store.give_up(
                 connection, last_error=error, now=now, look_up_at=now + LOOK_UP_EVERY, events=[event]
             )
         if not applied:
             return NotYet(1.0)  # the connection has changed: it is read again
-        self._observer(event)
         return NeedsReauth(reason)
 
 

@@ -13,59 +13,53 @@ from typing import TYPE_CHECKING
 from amo_callback.events import Event, Level, connection_event
 
 if TYPE_CHECKING:
-    from amo_callback.clock import Clock
-    from amo_callback.events import Observer
+    from amo_callback.core import Core
     from amo_callback.model import Connection, Freeze
-    from amo_callback.store import Store
 
 
 class FreezeSwitch:
     """Freeze and thaw. `machine` names where the store is; a person who thaws says that it belongs there."""
 
-    def __init__(self, *, store: Store, clock: Clock, observer: Observer, machine: str) -> None:
-        self._store = store
-        self._clock = clock
-        self._observer = observer
+    def __init__(self, core: Core, *, machine: str) -> None:
+        self._core = core
         self._machine = machine
         self.frozen: Freeze | None = None
         """Since when nothing is spent, and why, as of the last look."""
 
     async def begin(self) -> None:
         """Look where the store is: one that was last used elsewhere spends nothing."""
-        self.adopt(await self._store.check_machine(self._machine))
+        self.adopt(await self._core.store.check_machine(self._machine))
 
     async def watch(self) -> None:
         """Read what other processes, or the command, have frozen or thawed."""
-        self.adopt(await self._store.frozen())
+        self.adopt(await self._core.store.frozen())
 
     async def freeze_all(self, *, why: str) -> Freeze | None:
         """Spend nothing from now on; what is in flight goes on to its end."""
-        await self._store.freeze_all(why=why)
+        await self._core.store.freeze_all(why=why)
         await self.watch()
         return self.frozen
 
     async def thaw_all(self) -> None:
         """Spend again, on this machine from now on."""
-        await self._store.thaw_all(machine=self._machine)
+        await self._core.store.thaw_all(machine=self._machine)
         await self.watch()
 
     async def freeze(self, connection: Connection) -> None:
         """Spend nothing of one connection."""
         frozen = connection_event("connection.frozen", connection)
-        if await self._store.freeze(connection.id, at=self._clock.now(), events=[frozen]):
-            self._observer(frozen)
+        await self._core.store.freeze(connection.id, at=self._core.clock.now(), events=[frozen])
 
     async def thaw(self, connection: Connection) -> None:
         """Spend again of one connection; while all are frozen, it stays so."""
         thawed = connection_event("connection.thawed", connection)
-        if await self._store.freeze(connection.id, at=None, events=[thawed]):
-            self._observer(thawed)
+        await self._core.store.freeze(connection.id, at=None, events=[thawed])
 
     def adopt(self, frozen: Freeze | None) -> None:
         """Take over what is stored."""
         if frozen is not None and self.frozen is None:
             fields = {"since": frozen.at, "why": frozen.why, "text": "amo-callback connections thaw --all"}
-            self._observer(Event(name="service.frozen", level=Level.ERROR, fields=fields))
+            self._core.observer(Event(name="service.frozen", level=Level.ERROR, fields=fields))
         elif frozen is None and self.frozen is not None:
-            self._observer(Event(name="service.thawed"))
+            self._core.observer(Event(name="service.thawed"))
         self.frozen = frozen

@@ -10,19 +10,21 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from amo_callback.errors import StoreUnavailable
 from amo_callback.events import Event, Level, connection_event
 from amo_callback.model import Status
+from amo_callback.outage import Outage
 from amo_callback.schedule import CLOCK_TOLERANCE
 
 if TYPE_CHECKING:
-    from amo_callback.clock import Clock
-    from amo_callback.events import Observer
+    from amo_callback.core import Core
     from amo_callback.model import Connection
-    from amo_callback.store import Store
 
 WARN_DAYS = (1, 7, 30)
 """Each is told once, the nearest first, so that who comes late is told of one and not of three."""
 _LOOK_EVERY = 60.0
+_KEEP = 86400.0
+"""Seconds for which an expired code is still told apart from one never seen."""
 _WARN_EVERY = 3600.0
 _STEPS = 20
 """Steps in which the history is forgotten, at each look: as much as the largest fleet writes meanwhile."""
@@ -39,53 +41,62 @@ is due has been refreshed.
 class Maintenance:
     """Watch the clock and the deadlines."""
 
-    def __init__(self, *, store: Store, clock: Clock, observer: Observer) -> None:
-        self._store = store
-        self._clock = clock
-        self._observer = observer
-        self._steady_since = clock.monotonic()
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._steady_since = core.clock.monotonic()
         self._last: tuple[datetime, float] | None = None
         self._agrees = True
-        self._look_at = self._warn_at = clock.monotonic()
+        self._look_at = self._warn_at = self._prune_at = core.clock.monotonic()
+        self._prune_outage = Outage("cleanup", clock=core.clock, observer=core.observer)
 
     async def watch(self) -> None:
         """Look at the clock, and once a minute, or where it was stepped, at what hangs on it."""
+        await self._prune()
         stepped = self._stepped()
-        if not stepped and self._clock.monotonic() < self._look_at:
+        if not stepped and self._core.clock.monotonic() < self._look_at:
             return
         if stepped:
-            self._steady_since = self._clock.monotonic()
-        back = await self._store.record_time(now=self._clock.now)
+            self._steady_since = self._core.clock.monotonic()
+        back = await self._core.store.record_time(now=self._core.clock.now)
         if back:
-            fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
-            self._observer(Event(name="clock.went_back", level=Level.WARNING, fields=fields))
-            self._steady_since = self._clock.monotonic()
-        for event in await self._store.expire_missing(now=self._clock.now(), event=_expired):
-            self._observer(event)
+            self._steady_since = self._core.clock.monotonic()
+        await self._core.store.expire_missing(now=self._core.clock.now(), event=_expired)
         self._tell_difference()
-        self._look_at = self._clock.monotonic() + _LOOK_EVERY
-        if self._clock.monotonic() < self._steady_since + _STEADY:
+        self._look_at = self._core.clock.monotonic() + _LOOK_EVERY
+        if self._core.clock.monotonic() < self._steady_since + _STEADY:
             return
         steps = 0
-        while await self._store.forget(now=self._clock.now()) and steps < _STEPS:
+        while await self._core.store.forget(now=self._core.clock.now()) and steps < _STEPS:
             steps += 1
-        if self._clock.monotonic() >= self._warn_at:
-            self._warn_at = self._clock.monotonic() + _WARN_EVERY
+        if self._core.clock.monotonic() >= self._warn_at:
+            self._warn_at = self._core.clock.monotonic() + _WARN_EVERY
             await self._warn()
+
+    async def _prune(self) -> None:
+        """Delete what has expired, once a minute."""
+        if self._core.clock.monotonic() < self._prune_at:
+            return
+        self._prune_at = self._core.clock.monotonic() + _LOOK_EVERY
+        try:
+            await self._core.store.prune(now=self._core.clock.now(), keep=_KEEP)
+        except StoreUnavailable as error:  # no reason to refresh nothing
+            self._prune_outage.failed(error, details=False)
+        else:
+            self._prune_outage.worked()
 
     def _tell_difference(self) -> None:
         """Tell once that this process's clock and the store's differ: one of them is wrong."""
-        ahead = self._store.clock_skew
+        ahead = self._core.store.clock_skew
         agrees = abs(ahead) <= CLOCK_TOLERANCE.total_seconds()
         if not agrees and self._agrees:
             text = "JWTs of the app are checked by a wrong clock: set this machine's and the database's by NTP"
             fields = {"seconds_ahead": round(ahead), "text": text}
-            self._observer(Event(name="clock.differs", level=Level.ERROR, fields=fields))
+            self._core.observer(Event(name="clock.differs", level=Level.ERROR, fields=fields))
         self._agrees = agrees
 
     def _stepped(self) -> bool:
         """Tell whether the wall clock has parted from the monotonic one since the last look."""
-        now, ticks = self._clock.now(), self._clock.monotonic()
+        now, ticks = self._core.clock.now(), self._core.clock.monotonic()
         last, self._last = self._last, (now, ticks)
         return last is not None and abs((now - last[0]).total_seconds() - (ticks - last[1])) >= _STEPPED
 
@@ -102,10 +113,9 @@ class Maintenance:
                 }
                 return connection_event("connection.expiring", connection, Level.WARNING, told=told)
 
-            before = self._clock.now() + timedelta(days=days)
-            while events := await self._store.due_expiry_warnings(days=days, before=before, event=expiring):
-                for event in events:
-                    self._observer(event)
+            before = self._core.clock.now() + timedelta(days=days)
+            while await self._core.store.due_expiry_warnings(days=days, before=before, event=expiring):
+                pass
 
 
 def _expired(connection: Connection) -> Event:

@@ -22,14 +22,12 @@ from amo_callback.refresh.pending_pair import PendingPair, as_of, name_of, open_
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from amo_callback.clock import Clock
-    from amo_callback.crypto import Cipher
-    from amo_callback.events import Observer
+    from amo_callback.core import Core
     from amo_callback.refresh.rescue import RescueFolder
-    from amo_callback.store import Store
 
 _AGAIN = 1.0
 """Seconds between two tries."""
+_RESTORE_EVERY = 60.0
 _STORE_GRACE = 2.0
 """Seconds that the store has to take a pair once the process is to end; then the pair goes to its rescue file."""
 _HISTORY = 100
@@ -54,12 +52,9 @@ class _Held:
 class PendingWrites:
     """Store what has been paid for."""
 
-    def __init__(self, *, store: Store, rescue: RescueFolder, cipher: Cipher, clock: Clock, observer: Observer) -> None:
-        self._store = store
+    def __init__(self, core: Core, *, rescue: RescueFolder) -> None:
+        self._core = core
         self._rescue = rescue
-        self._cipher = cipher
-        self._clock = clock
-        self._observer = observer
         self._held: dict[str, _Held] = {}
         self._unreadable: set[str] = set()
         self._orphans: set[str] = set()
@@ -70,7 +65,7 @@ class PendingWrites:
         self._restoring: set[asyncio.Task[Connection | None]] = set()
         self._looking = asyncio.Lock()
         self._again = asyncio.Event()
-        self._stopping = asyncio.Event()
+        self._restore_at = core.clock.monotonic()
 
     # --- what others must know -------------------------------------------------------------------
 
@@ -164,13 +159,27 @@ class PendingWrites:
                 elif name not in self._held:
                     await self._take_up(name, files[name])
 
+    async def restore_for(self, connection: Connection) -> None:
+        """Restore once more: a process that died at this connection's attempt may have left the next pair."""
+        try:
+            await self.restore()
+        except ConfigurationError:
+            raise StoreUnavailable(f"the rescue folder, which may hold the next pair of {connection.id}") from None
+
+    async def watch(self) -> None:
+        """Offer each unsaved pair to the store before anything new is spent; once a minute those in the folder."""
+        if self._core.clock.monotonic() >= self._restore_at:
+            self._restore_at = self._core.clock.monotonic() + _RESTORE_EVERY
+            await self.restore()
+        await self.settle()
+
     async def _take_up(self, name: str, content: bytes | None) -> None:
         try:
-            pending_pair = open_pending(name, content or b"", self._cipher)
+            pending_pair = open_pending(name, content or b"", self._core.cipher)
         except DecryptionFailed:
             self._unreadable.add(name)
             fields = {"file": name, "text": "give back its encryption key, or its owner, then restart"}
-            self._observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
+            self._core.observer(Event(name="rescue.unreadable", level=Level.ERROR, fields=fields))
         else:
             await self._adopt(pending_pair)
 
@@ -186,10 +195,7 @@ class PendingWrites:
 
     async def _hold_left(self, held: _Held) -> Connection | None:
         """Hold what another process, or this one before a restart, has left."""
-        saved = await self._hold(held)
-        if saved is not None and saved.mended:
-            self._tell("connection.recovered", held.pending_pair)
-        return saved
+        return await self._hold(held)
 
     async def settle(self) -> None:
         """Offer each unsaved pair to the store now, and see to the reserve, before anything new is spent."""
@@ -201,10 +207,6 @@ class PendingWrites:
         self._again.set()
         self._again = asyncio.Event()
         await asyncio.gather(*(held.tried.wait() for held in waiting))
-
-    def stop(self) -> None:
-        """Wait no longer for a store that is away, where the rescue file is written."""
-        self._stopping.set()
 
     async def drain(self) -> None:
         """Wait until every pair is stored, or in its rescue file."""
@@ -225,8 +227,8 @@ class PendingWrites:
                 return None
             if held.rescued:
                 await self._forget(name)
-            if held.told:
-                self._tell("pair.saved", held.pending_pair, superseded=held.saved is None)
+            if held.told and held.saved is None:
+                self._tell("pair.saved", held.pending_pair, superseded=True)
             return held.saved
         finally:
             del self._held[name]
@@ -239,7 +241,7 @@ class PendingWrites:
         async def offer() -> None:
             refusals.append(await self._offer(held))
 
-        if await done_unless(offer(), stop=self._stopping, grace=_STORE_GRACE, clock=self._clock):
+        if await done_unless(offer(), stop=self._core.stop, grace=_STORE_GRACE, clock=self._core.clock):
             return refusals[0]
         return StoreUnavailable("no answer in time")
 
@@ -265,22 +267,30 @@ class PendingWrites:
 
     async def _store_it(self, held: _Held) -> Exception | None:
         """Offer a pair to the store; return why it does not take it, nothing where it does, or holds a newer one."""
-        late = [Event(name="pair.saved", connection_id=held.pending_pair.connection_id)] if held.told else []
+        saved = Event(name="pair.saved", connection_id=held.pending_pair.connection_id, fields={"superseded": False})
+        late = [saved] if held.told else []
         events = [*held.events, *late]
-        held.pending_pair = pending_pair = as_of(held.pending_pair, self._clock.now())
+        held.pending_pair = pending_pair = as_of(held.pending_pair, self._core.clock.now())
         if held.connection is not None:
             held.connection = _with(held.connection, pending_pair)
         try:
             if isinstance(pending_pair, RefreshedPair):
-                held.saved = await self._store.save_refreshed(pending_pair, events=events)
+                held.saved = await self._core.store.save_refreshed(pending_pair, events=events)
             else:
-                held.saved = await self._store.save_connected(pending_pair, events=events)
+                held.saved = await self._core.store.save_connected(pending_pair, events=events)
         except Exception as error:  # noqa: BLE001 -- because not even a bug lets go of what has been paid for
-            held.saved = await self._stored(held)
-            return error if held.saved is None else None
+            return None if await self._was_committed(held, events) else error
         if held.saved is None:
-            held.saved = await self._stored(held)
+            await self._was_committed(held, events)
         return None
+
+    async def _was_committed(self, held: _Held, events: Sequence[Event]) -> bool:
+        """Read whether this very pair was committed, and the answer was lost; then its events are reported here."""
+        held.saved = await self._stored(held)
+        if held.saved is not None:
+            for event in events:
+                self._core.observer(event)
+        return held.saved is not None
 
     async def _stored(self, held: _Held) -> Connection | None:
         """Return the connection that has, or has had, this very pair: it was committed, and the answer was lost."""
@@ -289,7 +299,7 @@ class PendingWrites:
             pending_pair.sealed_pair if isinstance(pending_pair, RefreshedPair) else pending_pair.connection.sealed_pair
         )
         try:
-            stored = await self._store.connection(pending_pair.connection_id)
+            stored = await self._core.store.connection(pending_pair.connection_id)
             if stored is None or stored.status is Status.DISCONNECTED:
                 return None
             return stored if stored.sealed_pair == sealed or await self._is_recorded(held) else None
@@ -304,7 +314,7 @@ class PendingWrites:
         tokens = {event.fields["next_token"] for event in held.events if "next_token" in event.fields}
         if not tokens:
             return False
-        recorded = await self._store.events(connection_id=held.pending_pair.connection_id, limit=_HISTORY)
+        recorded = await self._core.store.events(connection_id=held.pending_pair.connection_id, limit=_HISTORY)
         return any(
             event.name == "refresh.succeeded" and event.details.get("next_token") in tokens for event in recorded
         )
@@ -317,7 +327,7 @@ class PendingWrites:
         """
         if not isinstance(pending_pair, RefreshedPair):
             return True  # a grant is refused only for a later one, or a disconnect
-        stored = await self._store.connection(pending_pair.connection_id)
+        stored = await self._core.store.connection(pending_pair.connection_id)
         if stored is None:
             return False
         regranted = (stored.grant_iat or 0) > (pending_pair.grant_iat or 0) > 0
@@ -333,18 +343,18 @@ class PendingWrites:
             bug = Event(
                 name="pair.unsaved", level=Level.ERROR, connection_id=held.pending_pair.connection_id, error=refusal
             )
-            self._observer(bug)
+            self._core.observer(bug)
 
     async def _wait(self, held: _Held) -> None:
         """Wait for the next try, or for the end where the pair is safe."""
-        if self._stopping.is_set() and held.rescued:
+        if self._core.stop.is_set() and held.rescued:
             raise ShuttingDown
-        stop = self._stopping if held.rescued else asyncio.Event()
-        await done_unless(self._again.wait(), stop=stop, grace=0, clock=self._clock, limit=_AGAIN)
+        stop = self._core.stop if held.rescued else asyncio.Event()
+        await done_unless(self._again.wait(), stop=stop, grace=0, clock=self._core.clock, limit=_AGAIN)
 
     async def _rescued(self, pending_pair: PendingPair) -> bool:
         """Write the rescue file; tell whether that was done."""
-        sealed = seal_pending(pending_pair, self._cipher)
+        sealed = seal_pending(pending_pair, self._core.cipher)
         self._settled.discard(name_of(pending_pair))
         self._reserved = False  # it may be given up for this
         try:
@@ -360,7 +370,7 @@ class PendingWrites:
         except OSError as error:
             if name not in self._settled:
                 fields = {"file": name, "error": error.strerror}
-                self._observer(Event(name="rescue.not_removed", level=Level.WARNING, fields=fields))
+                self._core.observer(Event(name="rescue.not_removed", level=Level.WARNING, fields=fields))
             self._settled.add(name)
         else:
             self._settled.discard(name)
@@ -369,10 +379,10 @@ class PendingWrites:
         self._restoring.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, ShuttingDown):
-            self._observer(Event(name="pair.bug", level=Level.ERROR, error=error))
+            self._core.observer(Event(name="pair.bug", level=Level.ERROR, error=error))
 
     def _tell(self, name: str, pending_pair: PendingPair, level: Level = Level.INFO, **fields: object) -> None:
-        self._observer(Event(name=name, level=level, connection_id=pending_pair.connection_id, fields=fields))
+        self._core.observer(Event(name=name, level=level, connection_id=pending_pair.connection_id, fields=fields))
 
 
 def _with(connection: Connection, pending_pair: PendingPair) -> Connection:

@@ -21,13 +21,11 @@ from amo_callback.refresh.rescue import RAW
 from amo_callback.schedule import REFRESH_TOKEN_LIFE
 
 if TYPE_CHECKING:
-    from amo_callback.clock import Clock
+    from amo_callback.core import Core
     from amo_callback.crypto import Cipher
-    from amo_callback.events import Observer
     from amo_callback.model import Connection
     from amo_callback.refresh.pending_writes import PendingWrites
     from amo_callback.refresh.rescue import RescueFolder
-    from amo_callback.store import Store
 
 _MOST = 64 * 1024
 """Bytes of a body that are kept."""
@@ -80,25 +78,13 @@ def _seal(name: str, answer: RawAnswer, cipher: Cipher) -> bytes:
 class RawAnswers:
     """Keep raw answers in the rescue folder."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        rescue: RescueFolder,
-        cipher: Cipher,
-        clock: Clock,
-        observer: Observer,
-        pending_writes: PendingWrites,
-    ) -> None:
-        self._store = store
+    def __init__(self, core: Core, *, rescue: RescueFolder, pending_writes: PendingWrites) -> None:
+        self._core = core
         self._rescue = rescue
-        self._cipher = cipher
-        self._clock = clock
-        self._observer = observer
         self._pending_writes = pending_writes
         self.count = 0
         """How many there are, as of the last look at the folder."""
-        self._look_at = clock.monotonic()
+        self._look_at = core.clock.monotonic()
 
     async def keep(self, name: str, error: AmoCallbackError, *, domain: str, presented: str = "") -> None:
         """Keep the answer that an error brings, where it may hold a pair; until that is done the process goes on."""
@@ -106,7 +92,7 @@ class RawAnswers:
             return
         refreshed = refreshed_by(name)
         told: dict[str, object] = {"file": name}
-        sealed = _seal(name, RawAnswer(body=error.body[:_MOST], domain=domain, presented=presented), self._cipher)
+        sealed = _seal(name, RawAnswer(body=error.body[:_MOST], domain=domain, presented=presented), self._core.cipher)
         try:
             with self._pending_writes.expecting():
                 await asyncio.to_thread(self._rescue.write, name, sealed)
@@ -116,7 +102,7 @@ class RawAnswers:
             event, told["text"] = "raw_answer.kept", "a pair may be in it: amo-callback connections import --raw FILE"
             self.count += 1
         connection_id = None if refreshed is None else refreshed[0]
-        self._observer(Event(name=event, level=Level.ERROR, connection_id=connection_id, fields=told))
+        self._core.observer(Event(name=event, level=Level.ERROR, connection_id=connection_id, fields=told))
 
     async def has(self, connection: Connection) -> bool:
         """Tell whether an answer to a refresh of the stored pair is kept, as far as can be told."""
@@ -127,9 +113,9 @@ class RawAnswers:
 
     async def watch(self) -> None:
         """Once a minute, remove what a newer pair has made useless, and what is as old as a refresh token can be."""
-        if self._clock.monotonic() < self._look_at:
+        if self._core.clock.monotonic() < self._look_at:
             return
-        self._look_at = self._clock.monotonic() + _LOOK_EVERY
+        self._look_at = self._core.clock.monotonic() + _LOOK_EVERY
         with suppress(OSError, StoreUnavailable):  # the next look does it
             ages = await asyncio.to_thread(self._rescue.raw_ages)
             self.count = len(ages)
@@ -140,5 +126,5 @@ class RawAnswers:
 
     async def _is_replaced(self, name: str) -> bool:
         refreshed = refreshed_by(name)
-        stored = None if refreshed is None else await self._store.connection(refreshed[0])
+        stored = None if refreshed is None else await self._core.store.connection(refreshed[0])
         return refreshed is not None and stored is not None and stored.pair_version > refreshed[1]

@@ -16,25 +16,20 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import HostNotAllowed, NeedsReauth, NotYet, RequestNotSent, RetryableError, ShuttingDown
-from amo_callback.events import Event, Level, connection_event
+from amo_callback.events import Level, connection_event
 from amo_callback.model import Connection, Reason, RefreshTrigger, Status, TokenPair, TokenState
 from amo_callback.rate_limit import Priority
 from amo_callback.refresh.failure_policy import LOOK_UP_EVERY, look_again_in
+from amo_callback.refresh.slots import acquire_slot
 from amo_callback.schedule import CLOCK_TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.clock import Clock
-    from amo_callback.crypto import Cipher
-    from amo_callback.events import Observer
-    from amo_callback.model import RefreshRules
-    from amo_callback.refresh.breaker import Breaker
+    from amo_callback.core import Core
     from amo_callback.refresh.coordinator import RefreshCoordinator
+    from amo_callback.refresh.gate import Gate
     from amo_callback.refresh.introspector import Introspector
-    from amo_callback.refresh.leases import Leases
-    from amo_callback.refresh.pending_writes import PendingWrites
-    from amo_callback.store import Store
 
 _AFTER_HOOK = (timedelta(minutes=1), timedelta(minutes=10))
 """When an account that the hook named, and that still lives, is looked up again."""
@@ -47,47 +42,25 @@ _QUIET = timedelta(hours=1)
 class Rechecker:
     """Look up whose turn it is."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        cipher: Cipher,
-        clock: Clock,
-        observer: Observer,
-        introspector: Introspector,
-        coordinator: RefreshCoordinator,
-        leases: Leases,
-        pending_writes: PendingWrites,
-        breaker: Breaker,
-        rules: RefreshRules,
-    ) -> None:
-        self._store = store
-        self._cipher = cipher
-        self._clock = clock
-        self._observer = observer
+    def __init__(self, core: Core, *, gate: Gate, introspector: Introspector, coordinator: RefreshCoordinator) -> None:
+        self._core = core
+        self._gate = gate
         self._introspector = introspector
         self._coordinator = coordinator
-        self._leases = leases
-        self._pending_writes = pending_writes
-        self._breaker = breaker
-        self._rules = rules
 
     async def begin(self, account_id: str) -> Sequence[str]:
         """Have an account's connections looked up: AMO says that the integration was switched off there.
 
         Returns the ids of those whose look-up was not pending already.
         """
-        named = await self._store.record_disabled_hook(account_id, shortest=_SHORTEST, quiet=_QUIET)
-        for connection_id in named:
-            self._observer(Event(name="hook.received", connection_id=connection_id))
-        return named
+        return await self._core.store.record_disabled_hook(account_id, shortest=_SHORTEST, quiet=_QUIET)
 
     async def check(self, connection_id: str) -> None:
         """Look up a connection whose look-up is due; raises `RetryableError` where that cannot be done now."""
-        connection = await self._store.connection(connection_id)
-        if connection is None or connection.look_up_at is None or connection.look_up_at > self._clock.now():
+        connection = await self._core.store.connection(connection_id)
+        if connection is None or connection.look_up_at is None or connection.look_up_at > self._core.clock.now():
             return
-        pair = self._cipher.pair_of(connection)
+        pair = self._core.cipher.pair_of(connection)
         try:
             if connection.status is Status.NEEDS_REAUTH:
                 await self._check_given_up(connection, pair)
@@ -101,9 +74,9 @@ class Rechecker:
 
         Returns `None` where the connection has changed since it was read, or another process has begun the look-up.
         """
-        await self._introspector.slot(_priority(connection))
-        again_in = (connection.look_up_pause or _SHORTEST) + timedelta(seconds=self._rules.lease)
-        return await self._store.begin_recheck(connection, again_in=again_in)
+        await acquire_slot(self._core, _priority(connection))
+        again_in = (connection.look_up_pause or _SHORTEST) + timedelta(seconds=self._core.rules.lease)
+        return await self._core.store.begin_recheck(connection, again_in=again_in)
 
     # --- the hook --------------------------------------------------------------------------------
 
@@ -112,16 +85,15 @@ class Rechecker:
         if begun is None:
             return
         _, standing = await self._standings(begun, pair)
-        if standing is TokenState.REFUSED and not self._is_unsettled(begun):
+        if standing is TokenState.REFUSED and self._gate.may_erase(begun):
             await self._erase(begun)
             return
         pause = _next_pause(begun.look_up_pause, standing)
-        again = _next_look_up(begun, standing, began=begun.looked_up_at or self._clock.now(), pause=pause)
+        again = _next_look_up(begun, standing, began=begun.looked_up_at or self._core.clock.now(), pause=pause)
         unconfirmed = connection_event(
             "hook.unconfirmed", begun, Level.WARNING, told={"standing": standing, "again_at": again}
         )
-        await self._store.schedule_recheck(begun, at=again, pause=pause, events=[unconfirmed])
-        self._observer(unconfirmed)
+        await self._core.store.schedule_recheck(begun, at=again, pause=pause, events=[unconfirmed])
 
     async def _erase(self, connection: Connection) -> None:
         """Erase tokens that AMO knows no more; what a grant brings holds, whenever it is stored.
@@ -131,8 +103,7 @@ class Rechecker:
         erased = connection_event(
             "connection.disconnected", connection, Level.WARNING, told={"reason": "switched off in AMO"}
         )
-        if await self._store.disconnect(connection, on_request=False, events=[erased]):
-            self._observer(erased)
+        await self._core.store.disconnect(connection, on_request=False, events=[erased])
 
     async def _standings(self, connection: Connection, pair: TokenPair | None) -> tuple[TokenState, TokenState]:
         """Ask about the refresh token, and where that is not accepted about an access token that should be valid.
@@ -144,56 +115,46 @@ class Rechecker:
         first = TokenState.UNASKED
         if connection.has_refresh_token:
             first = (await self._introspector.about_refresh_token(connection, pair, priority=None)).standing
-        if first not in {TokenState.REFUSED, TokenState.UNASKED} or self._clock.now() >= pair.expires_at:
+        if first not in {TokenState.REFUSED, TokenState.UNASKED} or self._core.clock.now() >= pair.expires_at:
             return first, first
         priority = _priority(connection)
         second = (await self._introspector.about_access_token(connection, pair, priority=priority)).standing
         return first, first if second is TokenState.UNASKED else second
 
-    def _is_unsettled(self, connection: Connection) -> bool:
-        """Tell whether AMO may refuse the token for another reason.
-
-        We may have spent it ourselves, and its successor be on the way; or nobody's death is believed now.
-        """
-        doubted = connection.in_doubt or connection.frozen  # it may live elsewhere
-        return doubted or self._pending_writes.blocks(connection) or self._breaker.reason is not None
-
     # --- given up --------------------------------------------------------------------------------
 
     async def _check_given_up(self, connection: Connection, pair: TokenPair | None) -> None:
-        now = self._clock.now()
+        now = self._core.clock.now()
         if connection.attempt is not None and connection.reason is not Reason.IN_DOUBT:
-            if not self._leases.left(connection):
+            if not self._gate.lease_left(connection):
                 doubted = connection_event(
                     "connection.in_doubt", connection, told={"from_process": connection.lease_owner}
                 )
-                if await self._store.mark_in_doubt(connection, events=[doubted]):
-                    self._observer(doubted)
+                await self._core.store.mark_in_doubt(connection, events=[doubted])
             raise NotYet(1.0)  # looked at again: the row is another one now, or its lease runs
         if pair is not None and connection.last_error == "unreadable":
             recovered = connection_event("connection.recovered", connection)
-            if await self._store.reactivate(connection, next_refresh_at=now, events=[recovered]):  # the key is back
-                self._observer(recovered)
+            await self._core.store.reactivate(connection, next_refresh_at=now, events=[recovered])  # the key is back
             return
         expires = connection.refresh_expires_at
-        again = now + look_again_in(connection.reason, self._rules)
+        again = now + look_again_in(connection.reason, self._core.rules)
         dead = expires is not None and expires <= now
         if dead or pair is None:
             # Dead by our own clock, which may be wrong: nothing is asked of AMO, but it is not forgotten either.
-            await self._store.schedule_recheck(connection, at=again)
+            await self._core.store.schedule_recheck(connection, at=again)
             return
         begun = await self._begin(connection)
         if begun is None:
             return
         refresh_token, both = await self._standings(begun, pair)
-        if both is TokenState.REFUSED and _is_named(begun) and not self._is_unsettled(begun):
+        if both is TokenState.REFUSED and _is_named(begun) and self._gate.may_erase(begun):
             await self._erase(begun)
             return
         # A refresh token that AMO rejects is not presented once more, even where the access token is still accepted.
         accepted = both is TokenState.GOOD and refresh_token is not TokenState.REFUSED
         tried = accepted or (begun.reason is Reason.REFUSED and not _is_early(connection, now))
         again = (begun.looked_up_at or now) + LOOK_UP_EVERY
-        if await self._store.schedule_recheck(begun, at=again) and tried:
+        if await self._core.store.schedule_recheck(begun, at=again) and tried:
             await self._try(begun)
 
     async def _try(self, connection: Connection) -> None:
@@ -208,10 +169,10 @@ class Rechecker:
 
     async def _look_up_soon(self, connection_id: str, *, status: Status) -> None:
         """Put the look-up off by `retry_cap`, unless the connection has another status by now."""
-        connection = await self._store.connection(connection_id)
+        connection = await self._core.store.connection(connection_id)
         if connection is not None and connection.status is status:
-            soon = self._clock.now() + timedelta(seconds=self._rules.retry_cap)
-            await self._store.schedule_recheck(connection, at=soon)
+            soon = self._core.clock.now() + timedelta(seconds=self._core.rules.retry_cap)
+            await self._core.store.schedule_recheck(connection, at=soon)
 
 
 def _is_active(connection: Connection) -> bool:

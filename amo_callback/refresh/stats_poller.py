@@ -14,10 +14,8 @@ from amo_callback.errors import AmoCallbackError, StoreUnavailable
 from amo_callback.outage import Outage
 
 if TYPE_CHECKING:
-    from amo_callback.clock import Clock
-    from amo_callback.events import Observer
+    from amo_callback.core import Core
     from amo_callback.stats import StoreStats
-    from amo_callback.store import Store
 
 _EVERY = 10.0
 _PATIENCE = 2.0
@@ -30,16 +28,13 @@ _LATE = timedelta(minutes=5)
 class StatsPoller:
     """Look at all connections, for as long as the process lives."""
 
-    def __init__(self, *, store: Store, clock: Clock, observer: Observer) -> None:
-        self._store = store
-        self._clock = clock
-        self._outage = Outage("survey", clock=clock, observer=observer)
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._outage = Outage("survey", clock=core.clock, observer=core.observer)
         self._looking: asyncio.Future[StoreStats] | None = None
-        self._began_at = clock.monotonic()
+        self._began_at = core.clock.monotonic()
         self._trouble: str | None = "not looked at yet"
         self._seen_at: float | None = None
-        self._wake = asyncio.Event()
-        self._stopping = False
         self.last: StoreStats | None = None
         """What the store told last."""
         self.seconds: float | None = None
@@ -48,7 +43,7 @@ class StatsPoller:
     @property
     def age(self) -> float | None:
         """Seconds since what was told last was asked for."""
-        return None if self._seen_at is None else self._clock.monotonic() - self._seen_at
+        return None if self._seen_at is None else self._core.clock.monotonic() - self._seen_at
 
     @property
     def trouble(self) -> str | None:
@@ -57,21 +52,11 @@ class StatsPoller:
             return f"last looked at {self.age:.0f} s ago"
         return self._trouble
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the loop was told to end."""
-        return self._stopping
-
-    def stop(self) -> None:
-        """End the loop."""
-        self._stopping = True
-        self._wake.set()
-
     async def run(self) -> None:
         """Look until stopped; the first look is whoever's who starts this."""
         try:
-            while not self._stopping:
-                await rest(self._wake, seconds=_EVERY, clock=self._clock)
+            while not self._core.stop.is_set():
+                await rest(self._core.stop, seconds=_EVERY, clock=self._core.clock)
                 await self.look()
         finally:
             if self._looking is not None:
@@ -80,10 +65,10 @@ class StatsPoller:
     async def look(self) -> None:
         """Ask the store, and wait for it no longer than a moment: one question at a time, however long it takes."""
         if self._looking is None:
-            self._began_at, now = self._clock.monotonic(), self._clock.now()
-            self._looking = asyncio.ensure_future(self._store.survey(now=now, late=now - _LATE))
-        if not await done_within(self._looking, seconds=_PATIENCE, clock=self._clock):
-            self._trouble = f"no answer for {self._clock.monotonic() - self._began_at:.0f} s"
+            self._began_at, now = self._core.clock.monotonic(), self._core.clock.now()
+            self._looking = asyncio.ensure_future(self._core.store.survey(now=now, late=now - _LATE))
+        if not await done_within(self._looking, seconds=_PATIENCE, clock=self._core.clock):
+            self._trouble = f"no answer for {self._core.clock.monotonic() - self._began_at:.0f} s"
             return
         looking, self._looking = self._looking, None
         try:
@@ -96,4 +81,4 @@ class StatsPoller:
         else:
             self._outage.worked()
             self._trouble, self._seen_at = None, self._began_at
-            self.seconds = self._clock.monotonic() - self._began_at
+            self.seconds = self._core.clock.monotonic() - self._began_at

@@ -15,29 +15,31 @@ from amo_callback.events import Level, connection_event
 from amo_callback.model import Connection, Status
 
 if TYPE_CHECKING:
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.clock import Clock
-    from amo_callback.events import Observer
-    from amo_callback.store import Store
+    from amo_callback.core import Core
 
 
 class StoredHosts:
     """Check the stored hosts of connections."""
 
-    def __init__(self, *, store: Store, amo: AmoClient, clock: Clock, observer: Observer, retry_cap: float) -> None:
-        self._store = store
-        self._amo = amo
-        self._clock = clock
-        self._observer = observer
-        self._retry_cap = timedelta(seconds=retry_cap)
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._retry_cap = timedelta(seconds=core.rules.retry_cap)
 
     async def begin(self) -> None:
         """Make due what was put off because of its host: since the last start the setting may have changed."""
-        await self._store.retry_hosts(now=self._clock.now())
+        await self._core.store.retry_hosts(now=self._core.clock.now())
 
     def base_url(self, connection: Connection) -> str:
         """Return the address of AMO's API for a connection's account; raises `HostNotAllowed`."""
-        return self._amo.base_url(connection.domain)
+        return self._core.amo.base_url(connection.domain)
+
+    def error(self, connection: Connection) -> HostNotAllowed | None:
+        """Return why nothing may be sent to the connection's host."""
+        try:
+            self.base_url(connection)
+        except HostNotAllowed as error:
+            return error
+        return None
 
     async def check(self, connection: Connection) -> str:
         """Return the address of AMO's API for a connection's account; raises `HostNotAllowed`, and writes it down."""
@@ -49,12 +51,11 @@ class StoredHosts:
 
     async def put_off(self, connection: Connection, refused: HostNotAllowed) -> None:
         """Put the refresh off by `retry_cap`; where it is put off already, a further caller writes nothing."""
-        now, due = self._clock.now(), connection.next_refresh_at
+        now, due = self._core.clock.now(), connection.next_refresh_at
         is_put_off = connection.last_error == refused.code and (due is None or due > now)
         if is_put_off or connection.status is not Status.ACTIVE:
             return
         again = None if due is None else now + self._retry_cap
         told = {"next_refresh_at": again, "text": str(refused)}
         event = connection_event("host.not_allowed", connection, Level.ERROR, told=told)
-        if await self._store.postpone(connection, last_error=refused.code, next_refresh_at=again, events=[event]):
-            self._observer(event)
+        await self._core.store.postpone(connection, last_error=refused.code, next_refresh_at=again, events=[event])

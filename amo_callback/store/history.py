@@ -15,7 +15,7 @@ from amo_callback.store.engine import from_micros, json_list, json_object, row_r
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from amo_callback.events import FailedDelivery
+    from amo_callback.events import FailedDelivery, Observer
     from amo_callback.model import Connection
     from amo_callback.store.engine import Database, Transaction
 
@@ -46,8 +46,13 @@ class Repository:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._clock = database.clock
+        self._observer: Observer = _ignore
         self._on_notice: Callable[[], None] | None = None
         self._proven_clients: set[str] = set()
+
+    def observe(self, observer: Observer) -> None:
+        """Report every event to `observer` once its transaction is committed."""
+        self._observer = observer
 
     def on_notice(self, call: Callable[[], None]) -> None:
         """Call `call` after each commit of webhooks that are to be delivered now."""
@@ -59,7 +64,8 @@ class Repository:
         """Write events, and a webhook for each of those of which others are notified."""
         now = self._clock.now()
         for event in events:
-            await transaction.run("save_event", **self._event_row(event, now))
+            await self._save_event(transaction, event)
+            transaction.on_commit.append(partial(self._observer, event))
             if event.name in NOTICES and connection is not None:
                 await transaction.run(
                     "save_notice",
@@ -70,6 +76,10 @@ class Repository:
                     data=_notice_data(event, connection),
                 )
                 self._wake_on_commit(transaction)
+
+    async def _save_event(self, transaction: Transaction, event: Event) -> None:
+        """Write an event that each process reports by itself, once it reads the state that has changed."""
+        await transaction.run("save_event", **self._event_row(event, self._clock.now()))
 
     def _wake_on_commit(self, transaction: Transaction) -> None:
         if self._on_notice is not None:
@@ -94,6 +104,10 @@ class Repository:
         """Count a disconnect, in a transaction that has locked what it disconnects."""
         [[serial]] = await transaction.run("next_serial")
         return int(serial)
+
+
+def _ignore(_event: Event) -> None:
+    """Take the place of an observer."""
 
 
 def pair_obtained_key(client_id: str) -> str:

@@ -121,7 +121,7 @@ class Meta(Repository):
                 if machine is not None:
                     here = await self._database.location(machine)
                     await transaction.run("put_meta", name="machine", value=here.encode())
-                await self._record(transaction, [Event(name="service.thawed")])
+                await self._save_event(transaction, Event(name="service.thawed"))
             return bool(found)
 
         return await self._database.transact(work)
@@ -152,7 +152,7 @@ class Meta(Repository):
         frozen = bool(await transaction.run("add_meta", name="frozen", value=value))
         if frozen:
             transaction.changes.append(ANY)
-            await self._record(transaction, [Event(name="service.frozen", level=Level.WARNING, fields={"reason": why})])
+            await self._save_event(transaction, Event(name="service.frozen", fields={"reason": why}))
         return frozen
 
     # --- AMO blocks our address ------------------------------------------------------------------
@@ -170,7 +170,7 @@ class Meta(Repository):
             now = from_micros(row["clock"])
             block = AmoBlock(since=now, probe_at=now + probe_every, exchange_at=now, probed=(probed,))
             if await transaction.run("add_meta", name="amo_block", value=amo_block_value(block)):
-                await self._record(transaction, [Event(name="amo_blocked.started", level=Level.ERROR)])
+                await self._save_event(transaction, Event(name="amo_blocked.started"))
 
         await self._database.transact(work)
 
@@ -180,7 +180,7 @@ class Meta(Repository):
         async def work(transaction: Transaction) -> None:
             if ended := await transaction.run("drop_meta", name="amo_block"):
                 fields = {"since": read_amo_block(ended[0]["value"]).since}
-                await self._record(transaction, [Event(name="amo_blocked.ended", fields=fields)])
+                await self._save_event(transaction, Event(name="amo_blocked.ended", fields=fields))
 
         await self._database.transact(work)
 
@@ -251,7 +251,7 @@ class Meta(Repository):
             await transaction.run("shift_times", by=by, now=time)
             await transaction.run("shift_notices", by=by, now=time)
             await self._shift_amo_block(transaction, back=back, now=time)
-            fields = {"seconds": back.total_seconds()}
+            fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
             await self._record(transaction, [Event(name="clock.went_back", level=Level.WARNING, fields=fields)])
             return back
 

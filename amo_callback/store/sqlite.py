@@ -205,7 +205,13 @@ class SqliteDatabase(Database):
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Commit all that `work` runs, or nothing of it. It may be run again, and awaits only its transaction."""
-        result: T = await unbroken(self._works.submit(work))
+        return await unbroken(self._transact(work))
+
+    async def _transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        committed: tuple[T, _Transaction] = await self._works.submit(work)
+        result, transaction = committed
+        for call in transaction.on_commit:  # here, where the caller's context variables hold
+            call()
         return result
 
     async def data_version(self) -> int:
@@ -235,7 +241,10 @@ class SqliteDatabase(Database):
         return results
 
     async def _commit_together(self, works: Sequence[_Work]) -> list[Any] | None:
-        """Commit works as one; return `None` where one of several has failed, and nothing was committed."""
+        """Commit works as one, and return the result and the transaction of each, or its error.
+
+        Returns `None` where one of several has failed, and nothing was committed.
+        """
         transactions: list[_Transaction] = []  # one for each work that was begun
         begin = partial(_Transaction, self.statements, self.clock)
         try:
@@ -248,12 +257,10 @@ class SqliteDatabase(Database):
         finally:  # a COMMIT that fails may have been executed
             for transaction in transactions:
                 self._notify(transaction.changes)
-        if results is not None:
-            self.last_write_error = None
-            for transaction in transactions:
-                for call in transaction.on_commit:
-                    call()
-        return results
+        if results is None:
+            return None
+        self.last_write_error = None
+        return list(zip(results, transactions, strict=True))
 
     def _failed(self, error: BaseException, *, write: bool = False) -> StoreUnavailable:
         if error_name(error).startswith(_UNWRITABLE if write else _LOST):

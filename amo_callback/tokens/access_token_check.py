@@ -20,7 +20,7 @@ from amo_callback.rate_limit import Priority
 from amo_callback.schedule import is_impossible
 
 if TYPE_CHECKING:
-    from amo_callback.clock import Clock
+    from amo_callback.core import Core
     from amo_callback.refresh.introspector import Introspector
     from amo_callback.refresh.leases import Leases
 
@@ -58,10 +58,10 @@ def _key(connection: Connection) -> _Key:
 class AccessTokenCheck:
     """Check whether access tokens are still valid."""
 
-    def __init__(self, *, introspector: Introspector, leases: Leases, clock: Clock) -> None:
+    def __init__(self, core: Core, *, introspector: Introspector, leases: Leases) -> None:
+        self._core = core
         self._introspector = introspector
         self._leases = leases
-        self._clock = clock
         self._answers: OrderedDict[_Key, _Answer] = OrderedDict()
         self._rejected: OrderedDict[_Pair, None] = OrderedDict()
         self._asking: dict[_Key, asyncio.Task[None]] = {}
@@ -74,7 +74,7 @@ class AccessTokenCheck:
             return True  # it may live elsewhere, and have been refreshed there
         if _pair(connection) in self._rejected or self._leases.has_ended(connection):
             return True
-        if is_impossible(connection, now=self._clock.now()):
+        if is_impossible(connection, now=self._core.clock.now()):
             return True
         # A refresh that has just begun is no reason for doubt: it is one when it ends without an answer, or takes long.
         return connection.attempt is not None and (
@@ -102,12 +102,12 @@ class AccessTokenCheck:
                 asking = asyncio.create_task(self._ask(key, connection, pair), name=f"alive:{connection.id}")
                 self._asking[key] = asking
                 asking.add_done_callback(lambda _: self._asking.pop(key, None))
-            await done_within(asking, seconds=_PATIENCE, clock=self._clock)
+            await done_within(asking, seconds=_PATIENCE, clock=self._core.clock)
         answer = self._answers.get(key)
         return TokenState.UNKNOWN if answer is None or self._is_over(answer) else answer.standing
 
     def _is_over(self, answer: _Answer) -> bool:
-        return self._clock.monotonic() >= answer.holds_until
+        return self._core.clock.monotonic() >= answer.holds_until
 
     async def drain(self) -> None:
         """Ask nothing any more."""
@@ -125,7 +125,7 @@ class AccessTokenCheck:
         standing = sighting.standing
         settled = connection.status is Status.NEEDS_REAUTH and standing is not TokenState.UNKNOWN
         holds = _SETTLED if settled or standing is TokenState.REFUSED else _FROZEN if connection.frozen else _UNSETTLED
-        answer = _Answer(holds_until=self._clock.monotonic() + holds, standing=standing)
+        answer = _Answer(holds_until=self._core.clock.monotonic() + holds, standing=standing)
         self._answers[key] = answer
         if standing is TokenState.GOOD:
             self._rejected.pop(_pair(connection), None)

@@ -12,16 +12,15 @@ from amo_callback.concurrency import done_within
 from amo_callback.errors import AmoCallbackError, HostNotAllowed, NeedsReauth, NotYet, OperatorError, RetryableError
 from amo_callback.model import Connection, Reason, RefreshTrigger, TokenPair, TokenState, connection_id
 from amo_callback.schedule import fresh_enough, lives
+from amo_callback.tokens.decrypted_pairs import DecryptedPairCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.clock import Clock
+    from amo_callback.core import Core
     from amo_callback.refresh.coordinator import RefreshCoordinator
     from amo_callback.refresh.stored_hosts import StoredHosts
     from amo_callback.tokens.access_token_check import AccessTokenCheck
-    from amo_callback.tokens.decrypted_pairs import DecryptedPairCache
     from amo_callback.tokens.lookup import ConnectionLookup
 
 _IN_DOUBT = "in_doubt"
@@ -48,22 +47,19 @@ class AccessTokens:
 
     def __init__(
         self,
+        core: Core,
         *,
         lookup: ConnectionLookup,
-        amo: AmoClient,
         coordinator: RefreshCoordinator,
         access_token_check: AccessTokenCheck,
-        opened: DecryptedPairCache,
         hosts: StoredHosts,
-        clock: Clock,
     ) -> None:
+        self._core = core
         self._lookup = lookup
-        self._amo = amo
         self._coordinator = coordinator
         self._access_token_check = access_token_check
-        self._opened = opened
         self._hosts = hosts
-        self._clock = clock
+        self._opened = DecryptedPairCache(store=core.store, cipher=core.cipher)
 
     async def token(self, selector: str, *, min_ttl: float) -> AccessToken:
         """Return a token of the connection with this id, or of the account in `account:ID`.
@@ -122,7 +118,7 @@ class AccessTokens:
             connection,
             demand=RefreshTrigger.FORCED,
             satisfied=_newer_than(connection),
-            patience=max(_PATIENCE, self._amo.timeout + 1.0),
+            patience=max(_PATIENCE, self._core.amo.timeout + 1.0),
         )
 
     def _at_hand(self, selector: str, min_ttl: float) -> AccessToken | None:
@@ -140,11 +136,11 @@ class AccessTokens:
     def _fresh_pair(self, connection: Connection, min_ttl: float) -> TokenPair | None:
         """Return a connection's pair, where it has enough life left."""
         pair = self._opened.pair_of(connection)
-        return pair if pair is not None and fresh_enough(pair, now=self._clock.now(), min_ttl=min_ttl) else None
+        return pair if pair is not None and fresh_enough(pair, now=self._core.clock.now(), min_ttl=min_ttl) else None
 
     def _new_pair(self, connection: Connection) -> TokenPair | None:
         """Return a connection's pair, where it is so new that a forced refresh would bring nothing."""
-        pair, now = self._opened.pair_of(connection), self._clock.now()
+        pair, now = self._opened.pair_of(connection), self._core.clock.now()
         if pair is None or not connection.has_refresh_token:
             return None
         if now - pair.issued_at >= _NEW or self._access_token_check.is_doubtful(connection):
@@ -162,7 +158,7 @@ class AccessTokens:
         """Refresh, but do not keep a backend waiting for a paused rate limit or a slow AMO: that goes on alone."""
         refreshing = asyncio.ensure_future(self._coordinator.refresh(connection.id, demand=demand, satisfied=satisfied))
         try:
-            if not await done_within(refreshing, seconds=patience, clock=self._clock):
+            if not await done_within(refreshing, seconds=patience, clock=self._core.clock):
                 raise NotYet(patience)
             connection = refreshing.result()
         finally:
@@ -170,7 +166,7 @@ class AccessTokens:
         pair = self._opened.pair_of(connection)
         if pair is None:
             raise NeedsReauth(Reason.UNREADABLE)
-        if not lives(pair, now=self._clock.now()):
+        if not lives(pair, now=self._core.clock.now()):
             raise NotYet(1.0)  # the process was stopped for longer than a token lives
         if self._access_token_check.is_doubtful(connection):
             raise NotYet(1.0)  # what was stored meanwhile is being refreshed again, and may be dead by now
@@ -184,10 +180,10 @@ class AccessTokens:
         One that was `changed` since it was read may have been replaced: AMO is asked.
         """
         pair = self._opened.pair_of(connection)
-        if pair is None or not lives(pair, now=self._clock.now()):
+        if pair is None or not lives(pair, now=self._core.clock.now()):
             return None
         standing = await self._access_token_check.standing(connection, pair, doubted=changed)
-        if standing is TokenState.REFUSED or not lives(pair, now=self._clock.now()):
+        if standing is TokenState.REFUSED or not lives(pair, now=self._core.clock.now()):
             return None
         reason = None if standing is TokenState.GOOD else _IN_DOUBT
         if error is not None:
@@ -204,7 +200,7 @@ class AccessTokens:
         for candidate in candidates:
             if self._is_stored(candidate, rejected):
                 return candidate
-        account = self._amo.account_of(rejected)
+        account = self._core.amo.account_of(rejected)
         name = connection_id(account, "")
         return next((one for one in candidates if one.id == name), candidates[0])
 

@@ -20,6 +20,7 @@ from amo_callback.amo.client import AmoClient
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.transport import tls_context
+from amo_callback.core import Core
 from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.events import Event, Level
@@ -30,7 +31,7 @@ from amo_callback.observe.metrics import Metrics
 from amo_callback.observe.systemd import Notifier
 from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
-from amo_callback.tokens.lifecycle import Core, TokenLifecycle
+from amo_callback.tokens.lifecycle import TokenLifecycle
 from amo_callback.web.client_connections import ListenerOptions
 from amo_callback.web.client_ip import TrustedProxies
 from amo_callback.web.listener import HttpListener, open_listener
@@ -48,6 +49,7 @@ from amo_callback.webhooks.sender import open_sender
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from structlog.typing import FilteringBoundLogger
@@ -57,7 +59,6 @@ if TYPE_CHECKING:
     from amo_callback.events import Observer
     from amo_callback.identity.jwt import JwtVerifier
     from amo_callback.model import Connection
-    from amo_callback.oauth.grant_service import GrantService
     from amo_callback.refresh.scheduler import RefreshScheduler
     from amo_callback.refresh.stats_poller import StatsPoller
     from amo_callback.store import Store
@@ -160,10 +161,10 @@ async def open_service(
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_retrieve, died)
         lifecycle, connect = services.lifecycle, services.oauth.connect
-        dispatcher = await stack.enter_async_context(_open_courier(services, observer=observe, died=died))
-        stack.push_async_callback(_drain, lifecycle)
-        stack.push_async_callback(_drain, connect)
-        running = partial(_running, observer=observe, died=died)
+        running = partial(_running, core=services.core, died=died)
+        await stack.enter_async_context(_deliver_webhooks(services, running))
+        stack.push_async_callback(lifecycle.drain)
+        stack.push_async_callback(connect.drain)
         await stack.enter_async_context(running(lifecycle.scheduler, name="refresher"))
         await lifecycle.stats_poller.look()  # before a request may need it
         await stack.enter_async_context(running(lifecycle.stats_poller, name="surveyor"))
@@ -172,9 +173,9 @@ async def open_service(
         )
 
         def stop() -> None:
-            for part in (watchdog, lifecycle, connect, dispatcher):
-                if part is not None:
-                    part.stop()
+            watchdog.stop()
+            services.core.stop.set()
+            connect.stop()
 
         stack.callback(stop)  # the first thing at the end, also where no signal came
         observe(Event(name="service.started", fields={"public": public.address, "private": private.address}))
@@ -222,14 +223,24 @@ async def open_services(
         rescue = RescueFolder(paths.rescue)
         if not idle:
             await asyncio.to_thread(rescue.open)
-        core = Core(store=store, amo=amo, cipher=cipher, clock=clock, observer=observer, random=random.random)
-        rules = settings.refresh.rules
-        lifecycle = TokenLifecycle(core, rescue=rescue, rules=rules, owner=process, machine=paths.machine)
+        store.observe(observer)
+        core = Core(
+            store=store,
+            amo=amo,
+            cipher=cipher,
+            clock=clock,
+            observer=observer,
+            random=random.random,
+            rules=settings.refresh.rules,
+            process=process,
+            stop=asyncio.Event(),
+        )
+        lifecycle = TokenLifecycle(core, rescue=rescue, machine=paths.machine)
         if idle:
             await lifecycle.freeze_switch.watch()  # only serving from another location freezes a copy
-            lifecycle.stop()
+            core.stop.set()
         else:
-            await _prepare(lifecycle)
+            await lifecycle.prepare()
 
         def on_connected(connection: Connection) -> None:
             lifecycle.breaker.accepted()
@@ -238,16 +249,14 @@ async def open_services(
         oauth = OAuth(core, settings, lifecycle, connected=on_connected)
         yield Services(
             settings=settings,
+            core=core,
             store=store,
-            amo=amo,
-            cipher=cipher,
             oauth=oauth,
             lifecycle=lifecycle,
             users=users,
             api_keys=ApiKeys(read_api_keys(settings.api.keys.get_secret_value())),
             proxies=TrustedProxies(settings.server.trusted_proxies),
             pages=Pages(app_name=settings.app.name),
-            clock=clock,
             metrics=metrics,
             log=log,
         )
@@ -303,66 +312,39 @@ def _make_client(settings: Settings, *, rate_limiter: RateLimiter, clock: Clock,
     )
 
 
-async def _prepare(lifecycle: TokenLifecycle) -> None:
-    """Read what the store says of this process, and store what an earlier one has left."""
-    await lifecycle.freeze_switch.begin()
-    await lifecycle.leases.begin()
-    await lifecycle.hosts.begin()
-    await lifecycle.breaker.address_block.watch()
-    await lifecycle.pending_writes.restore()
-    await lifecycle.credentials.watch()
-
-
 @asynccontextmanager
-async def _open_courier(
-    services: Services, *, observer: Observer, died: asyncio.Future[None]
-) -> AsyncIterator[WebhookDispatcher | None]:
-    """Deliver notices where a receiver is configured; at the end requests in flight are answered."""
-    settings, notify = services.settings, services.settings.webhook
-    if notify.url is None or notify.secret is None:
-        yield None
+async def _deliver_webhooks(
+    services: Services, running: Callable[..., AbstractAsyncContextManager[None]]
+) -> AsyncIterator[None]:
+    """Deliver webhooks where an endpoint is configured; at the end requests in flight are answered."""
+    settings = services.settings
+    if settings.webhook.url is None or settings.webhook.secret is None:
+        yield
         return
-    async with open_sender(notify.url) as sender:
-        dispatcher = WebhookDispatcher(
-            store=services.store,
-            sender=sender,
-            signer=Signer(
-                read_secrets(notify.secret.get_secret_value()),
-                reconnect_url=settings.amo.connect_url,
-                allowed_domains=settings.amo.allowed_domains,
-            ),
-            clock=services.clock,
-            observer=observer,
-            poll_interval=settings.refresh.poll_interval,
-            random=random.random,
+    async with open_sender(settings.webhook.url) as sender:
+        signer = Signer(
+            read_secrets(settings.webhook.secret.get_secret_value()),
+            reconnect_url=settings.amo.connect_url,
+            allowed_domains=settings.amo.allowed_domains,
         )
+        dispatcher = WebhookDispatcher(services.core, sender=sender, signer=signer)
         services.store.on_notice(dispatcher.wake)
-        async with _running(dispatcher, name="courier", observer=observer, died=died):
-            yield dispatcher
-
-
-async def _drain(worker: TokenLifecycle | GrantService) -> None:
-    """Wait for what is in flight, also of requests: a token or a code was spent for it."""
-    worker.stop()
-    await worker.drain()
+        async with running(dispatcher, name="courier"):
+            yield
 
 
 @asynccontextmanager
 async def _running(
-    loop: RefreshScheduler | WebhookDispatcher | StatsPoller,
-    *,
-    name: str,
-    observer: Observer,
-    died: asyncio.Future[None],
+    loop: RefreshScheduler | WebhookDispatcher | StatsPoller, *, name: str, core: Core, died: asyncio.Future[None]
 ) -> AsyncIterator[None]:
-    """Run a loop; `died` fails where it ends before it is stopped."""
+    """Run a loop; `died` fails where it ends before the process is to end."""
     task = asyncio.create_task(loop.run(), name=name)
 
     def on_end(ended: asyncio.Task[None]) -> None:
-        if loop.stopped:
+        if core.stop.is_set():
             return
         error = None if ended.cancelled() else ended.exception()
-        observer(Event(name=f"{name}.died", level=Level.ERROR, error=error))
+        core.observer(Event(name=f"{name}.died", level=Level.ERROR, error=error))
         if not died.done():
             died.set_exception(TaskDied())
 
@@ -370,7 +352,7 @@ async def _running(
     try:
         yield
     finally:
-        loop.stop()
+        core.stop.set()
         await asyncio.wait({task})
 
 
@@ -388,7 +370,7 @@ async def _open_listeners(
                     api.make_app(),
                     address,
                     name=api.name,
-                    clock=services.clock,
+                    clock=services.core.clock,
                     log=services.log,
                     sockets=sockets.get(api.name, ()),
                     options=ListenerOptions(

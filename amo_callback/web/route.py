@@ -135,7 +135,7 @@ class Api(ABC):
     def __init__(self, services: Services, routes: Sequence[Route]) -> None:
         self.services = services
         self.routes = routes
-        self._clock = services.clock
+        self._clock = services.core.clock
         self._logs_requests = services.settings.log.access
 
     def make_app(self) -> web.Application:
@@ -197,7 +197,7 @@ class Api(ABC):
             for name, value in self.headers.items():
                 response.headers.setdefault(name, value)
             response.headers["X-Request-ID"] = request_id
-            if request.method == "HEAD" and (seen := answer_probe(request, services.cipher, services.proxies)):
+            if request.method == "HEAD" and (seen := answer_probe(request, services.core.cipher, services.proxies)):
                 response.headers[probe.HEADER] = seen
             if self._logs_requests:
                 log_request(

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.clock import Clock
     from amo_callback.config.settings import Settings
-    from amo_callback.crypto import Cipher
+    from amo_callback.core import Core
     from amo_callback.identity import ApiKeys
     from amo_callback.identity.jwt import JwtVerifier
     from amo_callback.oauth.flow import OAuth
@@ -27,9 +25,8 @@ class Services:
     """What the handlers of both APIs use."""
 
     settings: Settings
+    core: Core
     store: Store
-    amo: AmoClient
-    cipher: Cipher
     oauth: OAuth
     lifecycle: TokenLifecycle
     users: JwtVerifier | None
@@ -37,6 +34,5 @@ class Services:
     api_keys: ApiKeys
     proxies: TrustedProxies
     pages: Pages
-    clock: Clock
     metrics: Metrics
     log: FilteringBoundLogger

@@ -31,7 +31,7 @@ class Watchdog:
 
     def __init__(self, services: Services, supervisor: Notifier) -> None:
         self._services = services
-        self._clock = services.clock
+        self._clock = services.core.clock
         self._notify = supervisor
         self._interval = _INTERVAL if supervisor.watchdog is None else min(supervisor.watchdog / 3, _INTERVAL)
         self._status_at: float | None = None

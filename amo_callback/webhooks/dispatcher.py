@@ -7,7 +7,7 @@ import uuid
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import rest
+from amo_callback.concurrency import done_unless
 from amo_callback.errors import StoreUnavailable
 from amo_callback.events import Event, FailedDelivery, Level, failure_event
 from amo_callback.outage import Outage
@@ -15,11 +15,8 @@ from amo_callback.webhooks.endpoint_health import EndpointHealth
 from amo_callback.webhooks.retry_policy import Answer, next_try
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from amo_callback.clock import Clock
-    from amo_callback.events import Notice, Observer
-    from amo_callback.store import Store
+    from amo_callback.core import Core
+    from amo_callback.events import Notice
     from amo_callback.webhook import Signer
     from amo_callback.webhooks.sender import Sender
 
@@ -35,75 +32,50 @@ minute, the notice is sent twice under its one id, which costs nobody anything.
 class WebhookDispatcher:
     """Deliver what is in the outbox, for as long as the process lives."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        sender: Sender,
-        signer: Signer,
-        clock: Clock,
-        observer: Observer,
-        poll_interval: float,
-        random: Callable[[], float],
-    ) -> None:
-        self._store = store
+    def __init__(self, core: Core, *, sender: Sender, signer: Signer) -> None:
+        self._core = core
         self._sender = sender
         self._signer = signer
-        self._clock = clock
-        self._observer = observer
-        self._poll_interval = poll_interval
-        self._random = random
-        self._receiver = EndpointHealth(clock=clock, observer=observer)
-        self._outage = Outage("courier", clock=clock, observer=observer)
+        self._receiver = EndpointHealth(clock=core.clock, observer=core.observer)
+        self._outage = Outage("courier", clock=core.clock, observer=core.observer)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
-        self._stopping = False
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the loop was told to end."""
-        return self._stopping
 
     def wake(self) -> None:
         """Look again now: a notice was written, or a delivery has ended."""
         self._wake.set()
 
-    def stop(self) -> None:
-        """Begin no delivery from now on, and end the loop."""
-        self._stopping = True
-        self._wake.set()
-
     async def run(self) -> None:
         """Deliver until stopped; an iteration that fails is told, and the loop goes on."""
-        while not self._stopping:
+        while not self._core.stop.is_set():
             self._wake.clear()
             try:
                 pause = await self._start_due()
             except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
                 self._outage.failed(error)
-                pause = self._poll_interval
+                pause = self._core.rules.poll_interval
             else:
                 self._outage.worked()
-            await rest(self._wake, seconds=pause, clock=self._clock)
+            await done_unless(self._wake.wait(), stop=self._core.stop, grace=0, clock=self._core.clock, limit=pause)
         await asyncio.gather(*self._running.values())  # each has its own end to its patience
 
     async def _start_due(self) -> float:
         """Start what is due, as far as there are places; return how long nothing more can be."""
-        while (places := AT_ONCE - len(self._running)) > 0 and not self._stopping:
+        while (places := AT_ONCE - len(self._running)) > 0 and not self._core.stop.is_set():
             if pause := self._receiver.pause_left:
-                return min(pause, self._poll_interval)
-            now = self._clock.now()
+                return min(pause, self._core.rules.poll_interval)
+            now = self._core.clock.now()
             apart = tuple(self._running)  # our own, whatever the clock says of their leases
-            upcoming = await self._store.next_notice(now=now, length=LEASE, apart_from=apart)
+            upcoming = await self._core.store.next_notice(now=now, length=LEASE, apart_from=apart)
             if upcoming is None or upcoming > now:  # and nothing is written
                 return self._until(upcoming, now)
             lease = uuid.uuid4().hex
-            claimed = await self._store.claim_notices(
+            claimed = await self._core.store.claim_notices(
                 now=now, length=LEASE, lease=lease, limit=places, apart_from=apart
             )
             for notice in claimed:
                 self._start(notice, lease=lease)
-        return self._poll_interval  # the end of one wakes us
+        return self._core.rules.poll_interval  # the end of one wakes us
 
     def _start(self, notice: Notice, *, lease: str) -> None:
         def ended(_: object) -> None:
@@ -115,8 +87,8 @@ class WebhookDispatcher:
         task.add_done_callback(ended)
 
     def _until(self, upcoming: datetime | None, now: datetime) -> float:
-        left = self._poll_interval if upcoming is None else (upcoming - now).total_seconds()
-        return min(left, self._poll_interval)
+        left = self._core.rules.poll_interval if upcoming is None else (upcoming - now).total_seconds()
+        return min(left, self._core.rules.poll_interval)
 
     async def _deliver(self, notice: Notice, *, lease: str) -> None:
         """Try once; where the store does not take what came of it, the lease ends, and it is tried again."""
@@ -134,7 +106,7 @@ class WebhookDispatcher:
 
     async def _post(self, notice: Notice) -> Answer:
         try:
-            return await self._sender.post(self._signer.message(notice, now=self._clock.now()))
+            return await self._sender.post(self._signer.message(notice, now=self._core.clock.now()))
         except Exception as bug:  # noqa: BLE001 -- because a notice that no bug lets go is put off, and parked, as others
             self._tell_failed(bug)
             return Answer(why="bug")
@@ -142,22 +114,24 @@ class WebhookDispatcher:
     async def _end(self, notice: Notice) -> None:
         late = notice.tries > 1
         event = self._event("notice.delivered", notice, Level.INFO if late else Level.DEBUG)
-        if await self._store.notice_delivered(notice.id, events=[event] if late else []):
-            self._observer(event)
+        delivered = await self._core.store.notice_delivered(notice.id, events=[event] if late else [])
+        if delivered and not late:
+            self._core.observer(event)
 
     async def _put_off(self, notice: Notice, answer: Answer, *, lease: str) -> None:
-        again = next_try(notice, answer, now=self._clock.now(), random=self._random)
+        again = next_try(notice, answer, now=self._core.clock.now(), random=self._core.random)
         if again is None:
             self._receiver.forget(notice)
         name, level = ("notice.parked", Level.ERROR) if again is None else ("notice.failed", Level.DEBUG)
         event = self._event(name, notice, level, error=answer.error)
         failure_event = FailedDelivery(id=notice.id, lease=lease, error=answer.error, next_try_at=again)
-        if await self._store.notice_failed(failure_event, events=[event] if again is None else []):
-            self._observer(event)
+        noted = await self._core.store.notice_failed(failure_event, events=[event] if again is None else [])
+        if noted and again is not None:
+            self._core.observer(event)
 
     def _event(self, name: str, notice: Notice, level: Level, **more: object) -> Event:
         fields = {"notice": notice.id, "type": notice.type, "tries": notice.tries, **more}
         return Event(name=name, level=level, connection_id=notice.connection_id, fields=fields)
 
     def _tell_failed(self, error: Exception) -> None:
-        self._observer(failure_event("courier.failed", error))
+        self._core.observer(failure_event("courier.failed", error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +35,7 @@ from amo_callback.refresh.credentials import Credentials
 from amo_callback.refresh.leases import Leases
 from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.raw_answers import RawAnswers, open_raw
+from tests.builders import a_core
 from tests.conftest import HOST, Amo
 from tests.fakes import FailingStore, FakeClock, Instead, MemoryRescue, Witness
 
@@ -68,22 +70,11 @@ class Process:
         self.woken = 0
         self.new_secret = Counter()
         self.rescue = MemoryRescue()
-        self.pending_writes = PendingWrites(
-            store=cast("Store", self.failing),
-            rescue=self.rescue,
-            cipher=cipher,
-            clock=clock,
-            observer=self.witness,
-        )
-        self.raw_answers = RawAnswers(
-            store=store,
-            rescue=self.rescue,
-            cipher=cipher,
-            clock=clock,
-            observer=self.witness,
-            pending_writes=self.pending_writes,
-        )
-        self.address_block = AddressBlock(store=store, clock=clock, observer=self.witness, probe_every=900)
+        store.observe(self.witness)
+        self.core = a_core(store=self.failing, amo=client, cipher=cipher, clock=clock, observer=self.witness)
+        self.pending_writes = PendingWrites(self.core, rescue=self.rescue)
+        self.raw_answers = RawAnswers(self.core, rescue=self.rescue, pending_writes=self.pending_writes)
+        self.address_block = AddressBlock(self.core)
         self.connect = self.make(client=client, cipher=cipher)
 
     def make(
@@ -102,19 +93,12 @@ class Process:
             clock=self.clock,
             observer=self.witness,
             exchanger=Exchanger(
-                store=cast("Store", self.failing),
-                amo=cast("AmoClient", client),
-                cipher=cipher,
-                clock=self.clock,
-                observer=self.witness,
+                dataclasses.replace(self.core, amo=cast("AmoClient", client), cipher=cipher),
                 pending_writes=self.pending_writes,
                 raw_answers=self.raw_answers,
-                credentials=Credentials(
-                    store=cast("Store", self.failing), clock=self.clock, observer=self.witness, client_id="c619"
-                ),
+                credentials=Credentials(self.core),
                 address_block=self.address_block,
                 rules=rules or ExchangeRules(),
-                random=lambda: 0.5,
                 connected=self._wake,
             ),
             admission=StatePolicy(

@@ -6,15 +6,15 @@ import asyncio
 import math
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from amo_callback.errors import NeedsReauth
 from amo_callback.grant import GrantStatus, NewConnection
-from amo_callback.model import Connection, RefreshRules, RefreshTrigger, TokenPair, TokenResponse, connection_id
-from amo_callback.tokens.lifecycle import Core, TokenLifecycle
-from tests.builders import a_connection, a_grant, save
+from amo_callback.model import Connection, RefreshTrigger, TokenPair, TokenResponse, connection_id
+from amo_callback.tokens.lifecycle import TokenLifecycle
+from tests.builders import a_connection, a_core, a_grant, save
 from tests.conftest import HOST, Amo
 from tests.fakes import FailingStore, FakeClock, MemoryRescue, Traffic, Witness
 
@@ -40,6 +40,7 @@ class House:
     ) -> None:
         self.store, self.amo, self.client, self.cipher = store, amo, client, cipher
         self.clock, self.witness = clock, witness
+        store.observe(witness)
         self.failing: Any = FailingStore(store, clock)
         self.rescue = MemoryRescue()
         self.traffic = Traffic()
@@ -49,26 +50,21 @@ class House:
 
     def make_lifecycle(self, **more: Any) -> TokenLifecycle:
         """Put together one more process's custody."""
+        others = {"rescue": self.rescue, "machine": "here"}
+        others = {name: more.pop(name, value) for name, value in others.items()}
         edges: dict[str, Any] = {
             "store": self.failing,
             "amo": self.client,
             "cipher": self.cipher,
             "clock": self.store.clock,
             "observer": self.witness,
-            "random": lambda: 0.5,
+            **more,
         }
-        given = {name: more.pop(name, value) for name, value in edges.items()}
-        watched = {name: self.traffic.watch(given[name]) for name in ("store", "amo")}
-        values: dict[str, Any] = {
-            "rescue": self.rescue,
-            "rules": RefreshRules(),
-            "owner": "process-1",
-            "machine": "here",
-        }
-        return TokenLifecycle(Core(**{**given, **watched}), **{**values, **more})
+        watched = {name: self.traffic.watch(edges[name]) for name in ("store", "amo")}
+        return TokenLifecycle(a_core(**{**edges, **watched}), **cast("Any", others))
 
     def make_coordinator(self, **more: Any) -> RefreshCoordinator:
-        return self.make_lifecycle(**more).coordinator
+        return self.make_lifecycle(stop=self.lifecycle.core.stop, **more).coordinator
 
     # --- connections -----------------------------------------------------------------------------
 
@@ -168,7 +164,7 @@ class House:
     async def look_up_due(self, lifecycle: TokenLifecycle | None = None) -> None:
         """Look up whose turn it is, as the loop does."""
         for name in (await self.store.due(now=self.clock.now(), limit=0, rechecks=100, apart_from=())).rechecks:
-            await (lifecycle or self.lifecycle).checks.check(name)
+            await (lifecycle or self.lifecycle).rechecker.check(name)
 
     @asynccontextmanager
     async def running(self, lifecycle: TokenLifecycle) -> AsyncIterator[None]:
@@ -177,7 +173,7 @@ class House:
         try:
             yield
         finally:
-            lifecycle.stop()
+            lifecycle.core.stop.set()
             await task
             await lifecycle.drain()
 

@@ -358,7 +358,7 @@ async def test_a_probe_in_doubt_asks_before_it_presents(house: House) -> None:
 
 async def test_a_refresh_that_succeeds_ends_the_block(house: House) -> None:
     """The probe brings a pair: all the others that are due are refreshed at once, and other processes see it."""
-    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(owner="process-2")
+    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2")
     connections = await _blocked(house, lifecycle, next_refresh_at=START)
     await other.breaker.watch()
     _unblock(house)
@@ -424,7 +424,7 @@ async def test_after_a_restart_nothing_but_the_probe_is_sent(house: House) -> No
 
 async def test_two_processes_share_the_one_probe(house: House) -> None:
     """The store gives it to one of them; a day of both sends no more than a day of one."""
-    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(owner="process-2")
+    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2")
     await _blocked(house, lifecycle, 20, next_refresh_at=START)
     sent = _left(house)
     async with house.running(other):
@@ -434,7 +434,7 @@ async def test_two_processes_share_the_one_probe(house: House) -> None:
 
 async def test_the_second_process_finds_a_block_in_the_store_before_it_confirms_its_own(house: House) -> None:
     """It has seen two refusals, too: it presents nothing more."""
-    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(owner="process-2")
+    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2")
     connections = await _fleet(house, 6)
     _block(house)
     for connection in connections[2:4]:
@@ -460,7 +460,7 @@ async def test_a_confirming_refresh_that_waited_while_another_process_found_the_
         return await house.store.connection(name)
 
     store = Instead(house.failing, connection=connection)
-    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(owner="process-2", store=store)
+    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2", store=store)
     connections = await _fleet(house, 6)
     _block(house)
     for refused in connections[2:4]:

@@ -191,18 +191,17 @@ async def test_who_was_the_probe_lets_another_be_it(house: House, demand: Refres
     """One that callers ask for again and again is the probe once a round, and one probe goes every minute."""
     breaker = house.lifecycle.breaker
     breaker.refuse("Check the `client_id` parameter")
-    with pytest.raises(NotYet) as raised:
-        breaker.check("one", demand=demand)
-    assert raised.value.retry_after == 60
+    refusal = breaker.refusal("one", demand=demand)
+    assert refusal is not None
+    assert refusal.retry_after == 60
     house.clock.advance(60)
-    breaker.check("one", demand=demand)
+    assert breaker.refusal("one", demand=demand) is None
     breaker.enter("one")
     house.clock.advance(60)
-    breaker.check("another", demand=demand)
-    with pytest.raises(NotYet):
-        breaker.check("one", demand=demand)
+    assert breaker.refusal("another", demand=demand) is None
+    assert breaker.refusal("one", demand=demand) is not None
     breaker.new_round()
-    breaker.check("one", demand=demand)
+    assert breaker.refusal("one", demand=demand) is None
 
 
 @pytest.mark.parametrize("demand", [RefreshTrigger.SCHEDULE, RefreshTrigger.HAND_OUT])
@@ -210,9 +209,9 @@ async def test_nobody_else_is_refreshed(house: House, demand: RefreshTrigger) ->
     """Neither the schedule nor a hand-out is the probe."""
     house.lifecycle.breaker.refuse("Check the `client_id` parameter")
     house.clock.advance(DAY)
-    with pytest.raises(NotYet) as raised:
-        house.lifecycle.breaker.check("one", demand=demand)
-    assert raised.value.cause_code == InvalidClient.code
+    refusal = house.lifecycle.breaker.refusal("one", demand=demand)
+    assert refusal is not None
+    assert refusal.cause_code == InvalidClient.code
 
 
 async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(house: House) -> None:
@@ -232,7 +231,7 @@ async def test_a_token_that_is_refused_is_kept_while_deaths_are_held(house: Hous
 async def test_one_success_closes_it_for_every_process(house: House) -> None:
     """What one process has found ends the hold in the store, where the others read it before they begin anything."""
     await house.store.suspend_terminal(now=house.clock.now())
-    other = house.make_lifecycle(owner="process-2")
+    other = house.make_lifecycle(process="process-2")
     for lifecycle in (house.lifecycle, other):
         await lifecycle.breaker.watch()
         assert lifecycle.breaker.reason == MassFailureSuspected.code

@@ -171,7 +171,7 @@ async def test_a_grant_that_came_after_the_hook_holds(house: House) -> None:
     house.clock.advance(10)
     pending_pair = await house.grant()
     store = house.away("save_connected")
-    other = house.make_lifecycle(store=store, owner="process-2")
+    other = house.make_lifecycle(store=store, process="process-2")
     saving = asyncio.create_task(other.pending_writes.save(pending_pair, connection=pending_pair.connection))
     await house.witness.until("pair.unsaved")
     house.clock.advance(1)
@@ -374,7 +374,7 @@ async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(house: House) 
             await house.store.count()  # the loop gets its turns
     assert at_once == 2
     house.clock.advance(3600)
-    lifecycle.stop()
+    lifecycle.core.stop.set()
     await task
 
 
@@ -384,9 +384,9 @@ async def test_a_process_that_died_at_a_trial_leaves_a_doubt_that_is_ours(house:
     house.clock.advance(DAY)
     gated = Gated(house)
     gated.go_on.clear()
-    killed = asyncio.create_task(house.look_up_due(house.make_lifecycle(amo=gated, owner="server-1")))
+    killed = asyncio.create_task(house.look_up_due(house.make_lifecycle(amo=gated, process="server-1")))
     await gated.answered.wait()
-    lifecycle = house.make_lifecycle(owner="process-2")
+    lifecycle = house.make_lifecycle(process="process-2")
     for seconds in (DAY, 60):
         house.clock.advance(seconds)
         with pytest.raises(NotYet):  # its lease is respected; then the row is another one

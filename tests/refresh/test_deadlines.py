@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,20 +12,19 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountBlocked, AmoCallbackError, Frozen, StoreUnavailable
 from amo_callback.model import Connection, Status
 from amo_callback.refresh.maintenance import Maintenance
-from tests.builders import a_connection, save
+from tests.builders import a_connection, a_core, save
 from tests.fakes import Instead
 from tests.refresh.house import DAY
 
 if TYPE_CHECKING:
     from amo_callback.events import Event
-    from amo_callback.store import Store
     from tests.refresh.house import House
 
 HOUR = 3600.0
 
 
 def _deadlines(house: House) -> Maintenance:
-    return Maintenance(store=house.store, clock=house.clock, observer=house.witness)
+    return Maintenance(a_core(store=house.store, clock=house.clock, observer=house.witness))
 
 
 async def _watch_for(house: House, deadlines: Maintenance, seconds: float, *, step: float) -> list[Event]:
@@ -237,7 +236,7 @@ async def test_a_glitch_of_the_clock_leaves_true_times_alone(house: House) -> No
 async def test_a_step_in_a_round_in_which_the_store_is_away_is_not_forgotten(house: House) -> None:
     """The clock was put on while nothing could be noted: nobody is warned before what looks overdue was refreshed."""
     await house.connect()
-    deadlines = Maintenance(store=house.failing, clock=house.clock, observer=house.witness)
+    deadlines = Maintenance(a_core(store=house.failing, clock=house.clock, observer=house.witness))
     await _watch_for(house, deadlines, 2 * HOUR, step=60)
     house.failing.away = {"record_time"}
     house.clock.step(timedelta(days=89, hours=12))
@@ -262,7 +261,7 @@ async def test_a_clock_that_is_put_on_erases_no_history(house: House) -> None:
 async def test_a_clock_that_differs_from_the_stores_is_told_once(house: House) -> None:
     """An administrator sets it right; until then leases are told by the store's, and all else by a wrong one."""
     store = Instead(house.store, clock_skew=59.0)
-    deadlines = Maintenance(store=cast("Store", store), clock=house.clock, observer=house.witness)
+    deadlines = Maintenance(a_core(store=store, clock=house.clock, observer=house.witness))
     for ahead in (59.0, -61.0, -61.0, 0.5, 61.0):
         store.__dict__["clock_skew"] = ahead
         await deadlines.watch()

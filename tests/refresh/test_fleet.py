@@ -212,7 +212,7 @@ async def test_a_whole_fleet_dying_at_once_is_not_believed(house: House) -> None
     assert [type(error) for error in told] == [NeedsReauth] * 5 + [MassFailureSuspected]
     held = await house.now(connections[5])
     assert (held.status, held.last_error) == (Status.ACTIVE, "verdicts")
-    restarted = house.make_lifecycle(owner="process-2")
+    restarted = house.make_lifecycle(process="process-2")
     await restarted.breaker.watch()
     for each in (lifecycle, restarted):
         with pytest.raises(NotYet) as raised:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 async def _freeze(house: House, connection: Connection, *, everything: bool) -> TokenLifecycle:
     """Freeze one connection, or all, as another process does."""
-    other = house.make_lifecycle(owner="process-2")
+    other = house.make_lifecycle(process="process-2")
     await (other.freeze_switch.freeze_all(why="a move") if everything else other.freeze_switch.freeze(connection))
     return other
 

@@ -67,10 +67,11 @@ async def test_a_stop_during_the_extension_sends_no_second_request(house: House)
     class Stopping(FailingStore):
         async def extend(self, *args: Any, **more: Any) -> bool:
             extended = await house.store.extend(*args, **more)
-            coordinator.stop()
+            lifecycle.core.stop.set()
             return extended
 
-    coordinator = house.make_coordinator(store=Stopping(house.store, house.clock))
+    lifecycle = house.make_lifecycle(store=Stopping(house.store, house.clock))
+    coordinator = lifecycle.coordinator
     with pytest.raises(ShuttingDown):
         await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     after = await house.now(connection)
@@ -179,7 +180,7 @@ async def test_a_refusal_of_who_could_not_read_the_token_is_believed_where_the_a
 async def test_whoever_comes_second_to_a_claim_spends_nothing(house: House) -> None:
     """Between the last look and the claim another process was faster: its pair is taken, and told as nothing else."""
     connection = await house.connect()
-    faster = house.make_coordinator(owner="process-2")
+    faster = house.make_coordinator(process="process-2")
 
     class Late(FailingStore):
         async def claim(self, *args: Any, **more: Any) -> Any:
@@ -242,10 +243,10 @@ async def test_what_was_refreshed_during_the_wait_for_a_slot_is_not_refreshed_ag
         coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
     )
     await queue.asked.wait()
-    refreshed = await house.make_coordinator(owner="process-2").refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    refreshed = await house.make_coordinator(process="process-2").refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     queue.served.set()
     assert await refreshing == refreshed
-    assert (_spent(house), house.traffic.calls["claim"]) == (1, 1)
+    assert _spent(house) == 1
 
 
 async def test_what_was_stopped_during_the_wait_for_a_slot_is_not_presented(house: House) -> None:
@@ -296,7 +297,7 @@ async def test_whoever_has_what_he_wants_takes_no_slot(house: House) -> None:
     connection = await house.connect()
     queue = Queue(house)
     lifecycle = house.make_lifecycle(amo=cast("AmoClient", queue))
-    lifecycle.stop()
+    lifecycle.core.stop.set()
     found = await lifecycle.coordinator.refresh(
         connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=lambda _now: True
     )
@@ -422,7 +423,7 @@ async def test_a_success_lets_everyone_be_the_probe_again(house: House) -> None:
     await breaker.succeeded()
     breaker.refuse("Check the `client_id` parameter")
     house.clock.advance(60)
-    breaker.check("one", demand=RefreshTrigger.FORCED)
+    assert breaker.refusal("one", demand=RefreshTrigger.FORCED) is None
 
 
 async def test_a_success_that_cannot_be_written_down_ends_no_hold(house: House) -> None:
@@ -559,8 +560,8 @@ async def test_a_turn_that_another_process_has_taken_is_over(house: House) -> No
     connection = await house.given_up()
     house.clock.advance(DAY)
     house.amo.account.disabled = True
-    for lifecycle in (house.lifecycle, house.make_lifecycle(owner="process-2")):
-        await lifecycle.checks.check(connection.id)
+    for lifecycle in (house.lifecycle, house.make_lifecycle(process="process-2")):
+        await lifecycle.rechecker.check(connection.id)
     assert house.amo.sandbox.look_ups == 1
 
 
@@ -701,11 +702,11 @@ async def test_what_another_process_has_stored_meanwhile_is_handed_out_as_fresh(
     lifecycle = house.make_lifecycle(amo=cast("AmoClient", queue))
     handing_out = asyncio.create_task(lifecycle.access_tokens.token(connection.id, min_ttl=300))
     await queue.asked.wait()
-    refreshed = await house.make_coordinator(owner="process-2").refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+    refreshed = await house.make_coordinator(process="process-2").refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     house.clock.advance(8)
     handed_out = await handing_out
     assert (handed_out.pair, handed_out.stale, handed_out.reason) == (house.pair(refreshed), False, None)
-    lifecycle.stop()
+    lifecycle.core.stop.set()
     await lifecycle.drain()
 
 
@@ -771,11 +772,11 @@ async def test_of_two_processes_that_look_up_at_once_one_presents_the_token(hous
 
     async def look_up(**question: Any) -> IntrospectionResult:
         sighting = await house.client.look_up(**question)
-        await house.lifecycle.checks.check(connection.id)
+        await house.lifecycle.rechecker.check(connection.id)
         return sighting
 
-    other = house.make_lifecycle(amo=Instead(house.client, look_up=look_up), owner="process-2")
-    await other.checks.check(connection.id)
+    other = house.make_lifecycle(amo=Instead(house.client, look_up=look_up), process="process-2")
+    await other.rechecker.check(connection.id)
     assert [entry.status for entry in house.amo.fake.ledger.refreshes()] == [401, 200, 401]
 
 
@@ -849,7 +850,7 @@ async def test_a_look_up_that_takes_long_is_made_once_and_waited_for_at_the_end(
         house.clock.advance(5)
     await house.clock.until_sleeping(5)
     assert asked == 1
-    lifecycle.stop()
+    lifecycle.core.stop.set()
     await asyncio.wait({running}, timeout=0.1)
     assert not running.done()
     go_on.set()

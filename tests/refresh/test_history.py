@@ -97,7 +97,7 @@ async def test_a_process_that_died_in_the_middle_is_named(house: House) -> None:
     """It could not tell its end itself: whoever takes over tells for it."""
     connection = await house.connect(api_domain=API_DOMAIN)
     await house.store.claim(a_claim(connection, owner="server-1:4711", fingerprint="f" * 64))
-    lifecycle = house.make_lifecycle(owner="process-2")
+    lifecycle = house.make_lifecycle(process="process-2")
     lifecycle.leases.left(await house.now(connection))
     house.clock.advance(60)
     await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)

@@ -246,9 +246,11 @@ async def test_of_several_processes_one_makes_the_look_up(house: House) -> None:
         await go.wait()
 
     amo = Instead(house.client, slot=slot)
-    processes: list[TokenLifecycle] = [house.make_lifecycle(amo=amo, owner=f"process-{number}") for number in range(3)]
+    processes: list[TokenLifecycle] = [
+        house.make_lifecycle(amo=amo, process=f"process-{number}") for number in range(3)
+    ]
     await _hook(house)
-    await asyncio.gather(*(process.checks.check(connection.id) for process in processes))
+    await asyncio.gather(*(process.rechecker.check(connection.id) for process in processes))
     assert house.amo.sandbox.look_ups == 1
     assert len(house.witness.named("hook.unconfirmed")) == 1
 
@@ -263,9 +265,9 @@ async def test_a_look_up_of_a_process_that_died_is_made_by_another(house: House)
         await asyncio.Event().wait()
         return IntrospectionResult(standing=TokenState.UNKNOWN)
 
-    dying = house.make_lifecycle(amo=Instead(house.client, look_up=look_up), owner="process-2")
+    dying = house.make_lifecycle(amo=Instead(house.client, look_up=look_up), process="process-2")
     await _hook(house)
-    killed = asyncio.create_task(dying.checks.check(connection.id))
+    killed = asyncio.create_task(dying.rechecker.check(connection.id))
     await asked.wait()
     killed.cancel()
     house.amo.account.disabled = True

@@ -164,7 +164,7 @@ async def test_a_process_stopped_before_its_post_sends_nothing_on_a_lease_that_i
         first.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
     )
     await stopped.asked.wait()
-    second = house.make_coordinator(owner="process-2")
+    second = house.make_coordinator(process="process-2")
     other = asyncio.create_task(second.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await _until_waiting(house, other, 60)
     refreshed = await other
@@ -213,7 +213,7 @@ async def test_a_pair_that_comes_after_needs_reauth_mends_it(house: House) -> No
     first = house.make_coordinator(amo=cast("AmoClient", gated))
     late = asyncio.create_task(first.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await gated.answered.wait()
-    second = house.make_coordinator(owner="process-2")
+    second = house.make_coordinator(process="process-2")
     other = asyncio.create_task(second.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await _until_waiting(house, other, 60)
     with pytest.raises(NeedsReauth) as raised:
@@ -223,7 +223,12 @@ async def test_a_pair_that_comes_after_needs_reauth_mends_it(house: House) -> No
     stored = await late
     assert (stored.status, stored.reason, stored.pair_version) == (Status.ACTIVE, None, 2)
     assert house.amo.fake.is_good(house.pair(stored).refresh_token)
-    assert house.witness.names() == ["connection.needs_reauth", "refresh.succeeded", "connection.recovered"]
+    assert house.witness.names() == [
+        "refresh.taken_over",
+        "connection.needs_reauth",
+        "refresh.succeeded",
+        "connection.recovered",
+    ]
 
 
 async def test_a_pair_that_comes_after_a_disconnect_is_dropped(house: House) -> None:
@@ -271,10 +276,10 @@ async def test_a_connection_with_an_unsaved_pair_is_not_refreshed_by_its_own_pro
     house.failing.away = {"save_refreshed"}
     flight = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await house.witness.until("pair.unsaved")
-    lifecycle.stop()
+    lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
         await flight
-    restarted = house.make_lifecycle(owner="process-2")
+    restarted = house.make_lifecycle(process="process-2")
     await restarted.pending_writes.restore()
     house.clock.advance(3600)
     with pytest.raises(StoreUnavailable):
@@ -289,7 +294,7 @@ async def test_a_connection_with_an_unsaved_pair_is_not_refreshed_by_its_own_pro
 async def test_a_pair_in_anothers_rescue_file_is_found_before_its_predecessor_is_presented(house: House) -> None:
     """Its process was killed with the pair in its file: whoever takes over looks there first, and spends nothing."""
     connection = await house.connect(api_domain=API_DOMAIN)
-    dying = house.make_lifecycle(owner="process-2", store=house.away("save_refreshed"))
+    dying = house.make_lifecycle(process="process-2", store=house.away("save_refreshed"))
     flight = asyncio.create_task(dying.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await house.witness.until("pair.unsaved")
     living = house.make_lifecycle()
@@ -454,7 +459,7 @@ async def test_a_caller_waits_for_the_lease_of_another_process_and_takes_its_pai
     """Two processes at once make one refresh."""
     connection = await house.connect()
     house.clock.advance(10)
-    one, two = house.make_lifecycle(), house.make_lifecycle(owner="process-2")
+    one, two = house.make_lifecycle(), house.make_lifecycle(process="process-2")
     house.amo.sandbox.faults.add(Fault.SLOW)
     first = asyncio.create_task(one.access_tokens.refresh(connection.id))
     await house.amo.sandbox.until_asked(2)
@@ -561,7 +566,7 @@ async def test_a_crash_after_the_claim_is_doubt_to_whoever_comes_after(house: Ho
         house.make_coordinator(amo=cast("AmoClient", gated)).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     )
     await gated.answered.wait()  # and never goes on
-    survivor = house.make_coordinator(owner="process-2")
+    survivor = house.make_coordinator(process="process-2")
     other = asyncio.create_task(survivor.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await _until_waiting(house, other, 60)
     with pytest.raises(NeedsReauth) as raised:
@@ -617,10 +622,11 @@ async def test_after_a_stop_there_is_no_second_request(house: House) -> None:
 
     class Stopping(Gated):
         async def look_up(self, **question: Any) -> Any:
-            coordinator.stop()
+            lifecycle.core.stop.set()
             return await self._client.look_up(**question)
 
-    coordinator = house.make_coordinator(amo=cast("AmoClient", Stopping(house)))
+    lifecycle = house.make_lifecycle(amo=cast("AmoClient", Stopping(house)))
+    coordinator = lifecycle.coordinator
     with pytest.raises(ShuttingDown):
         await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     after = await house.now(connection)

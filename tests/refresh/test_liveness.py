@@ -75,7 +75,7 @@ async def test_a_token_that_died_while_its_refresh_was_waited_for_is_not_handed_
     house.amo.fake.quirks.refresh_kills_access = True
     connection = await house.connect(api_domain=API_DOMAIN)
     house.clock.advance(DAY / 2)
-    another, access_tokens = house.make_lifecycle(owner="process-2"), house.lifecycle.access_tokens
+    another, access_tokens = house.make_lifecycle(process="process-2"), house.lifecycle.access_tokens
     house.amo.sandbox.faults.add(Fault.SLOW)
     first = asyncio.create_task(another.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await house.amo.sandbox.until_asked(2)
@@ -116,7 +116,9 @@ async def test_a_token_that_replaced_ours_and_died_is_not_handed_out(house: Hous
     assert await house.store.save_connected(granted) is not None
     house.amo.sandbox.faults.add(Fault.NOTHING_AFTER)
     with pytest.raises(UnknownOutcome):
-        await house.make_lifecycle(owner="process-2").coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+        await house.make_lifecycle(process="process-2").coordinator.refresh(
+            connection.id, demand=RefreshTrigger.SCHEDULE
+        )
     go_on.set()
     with pytest.raises(RetryableError):
         await waiting

@@ -139,7 +139,7 @@ async def test_a_clock_put_forward_by_mistake_ends_a_long_lived_token_for_as_lon
 async def test_a_hook_asks_about_the_long_lived_access_token(house: House) -> None:
     """There is no refresh token to ask about; where AMO rejects the access token it is erased."""
     connection = await _import(house)
-    await house.lifecycle.checks.begin(connection.account_id)
+    await house.lifecycle.rechecker.begin(connection.account_id)
     await house.look_up_due()
     assert (await house.now(connection)).status is Status.DISCONNECTED
     assert house.amo.sandbox.look_ups == 1

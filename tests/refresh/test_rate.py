@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.model import Connection, TokenResponse
-    from amo_callback.refresh.coordinator import RefreshCoordinator
+    from amo_callback.tokens.lifecycle import TokenLifecycle
     from tests.refresh.house import House
 
 RATE = 5
@@ -123,18 +123,18 @@ async def _claimed_late(house: House, connection: Connection, *, pause: float) -
                 house.clock.advance(2)
                 return claimed
 
-        coordinator = house.make_coordinator(store=Slow(house.store, house.clock), amo=house.client)
+        lifecycle = house.make_lifecycle(store=Slow(house.store, house.clock), amo=house.client)
         began = house.clock.monotonic()
-        refresh = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+        refresh = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
         await house.clock.until_sleeping(pause - 2)
         assert rate_limiter.sent == []
-        yield _Late(coordinator=coordinator, rate_limiter=rate_limiter, refresh=refresh, began=began)
+        yield _Late(lifecycle=lifecycle, rate_limiter=rate_limiter, refresh=refresh, began=began)
         await rate_limiter.close()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Late:
-    coordinator: RefreshCoordinator
+    lifecycle: TokenLifecycle
     rate_limiter: RecordedPace
     refresh: asyncio.Task[Connection]
     began: float
@@ -147,32 +147,6 @@ async def test_a_claim_that_returns_late_waits_for_another_slot(house: House) ->
         house.clock.advance(28)
         await late.refresh
         assert late.rate_limiter.sent == [late.began + 30]
-
-
-async def test_a_read_that_returns_late_makes_the_refresh_wait_for_another_slot(house: House) -> None:
-    """A slot ages from the moment it is granted: the connection may be read long after, and claimed fast."""
-    connection = await house.connect()
-    async with _paced(house) as rate_limiter:
-        held = asyncio.Event()
-
-        class Slow(FailingStore):
-            async def connection(self, *args: Any, **more: Any) -> Connection | None:
-                if rate_limiter.granted and not held.is_set():
-                    held.set()
-                    await rate_limiter.pause(30)
-                    house.clock.advance(2)
-                return await house.store.connection(*args, **more)
-
-        coordinator = house.make_coordinator(store=Slow(house.store, house.clock), amo=house.client)
-        began = house.clock.monotonic()
-        refresh = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-        await house.clock.until_sleeping(28)
-        assert (await house.now(connection)).attempt is not None
-        assert rate_limiter.arrived == 0
-        house.clock.advance(28)
-        await refresh
-        assert rate_limiter.sent == [began + 30]
-        await rate_limiter.close()
 
 
 async def test_a_claim_whose_next_slot_comes_too_late_is_given_back(house: House) -> None:
@@ -189,7 +163,7 @@ async def test_a_claim_that_waits_for_another_slot_is_given_back_at_the_end(hous
     """A process that ends does not wait for a slot: nothing is sent, and another process can claim at once."""
     connection = await house.connect()
     async with _claimed_late(house, connection, pause=30) as late:
-        late.coordinator.stop()
+        late.lifecycle.core.stop.set()
         with pytest.raises(ShuttingDown):
             await late.refresh
         await _check_given_back(house, connection, late)

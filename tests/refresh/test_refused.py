@@ -295,7 +295,7 @@ async def test_a_wrong_client_secret_opens_the_breaker_with_forty_connections_al
     probes = house.amo.sandbox.requests - asked
     assert 50 <= probes <= 61
     assert house.witness.names().count("amo_credentials.refused") == 1
-    restarted = house.make_lifecycle(rules=RULES, owner="process-2")
+    restarted = house.make_lifecycle(rules=RULES, process="process-2")
     await restarted.breaker.watch()
     assert (_why_open(restarted), restarted.breaker.refused) == (InvalidClient.code, lifecycle.breaker.refused)
     assert restarted.breaker.probe_in == 60
@@ -365,7 +365,7 @@ async def _suspended(house: House, lost: int) -> list[tuple[SandboxAccount, Conn
 
 async def _end_pause(house: House, connection: Connection) -> TokenLifecycle:
     """End the pause by a success."""
-    lifecycle = house.make_lifecycle(owner="process-3")
+    lifecycle = house.make_lifecycle(process="process-3")
     await lifecycle.breaker.watch()
     assert _why_open(lifecycle) == MassFailureSuspected.code
     house.clock.advance(901)
@@ -407,7 +407,7 @@ async def test_while_a_mass_failure_is_suspected_a_suspended_token_is_not_presen
     sent = len(house.amo.fake.ledger.refreshes())
     for account, _ in everyone:
         account.disabled = True
-    lifecycle = house.make_lifecycle(owner="process-3")
+    lifecycle = house.make_lifecycle(process="process-3")
     await lifecycle.breaker.watch()
     for row in held:
         house.clock.advance(901)
@@ -463,7 +463,7 @@ async def test_a_token_whose_answer_was_suspended_while_a_refresh_waited_is_not_
             assert await house.store.save_verdict(answer) is not None
             account.disabled = True
 
-    lifecycle = house.make_lifecycle(owner="process-3", amo=Instead(house.client, slot=slot))
+    lifecycle = house.make_lifecycle(process="process-3", amo=Instead(house.client, slot=slot))
     await lifecycle.breaker.watch()
     house.clock.advance(901)
     with pytest.raises(AmoCallbackError):

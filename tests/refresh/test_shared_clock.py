@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.model import RefreshTrigger, Status
+from amo_callback.refresh.disconnection import disconnect
 from amo_callback.store import open_store
 from tests.builders import DAY
 from tests.conftest import amo_client
@@ -58,7 +59,7 @@ async def _instance(house: House, url: str, folder: Path, by: timedelta) -> Asyn
         open_store(url, folder=folder, clock=Ahead(house.clock, by), process="other") as store,
         amo_client(house.amo, store.clock) as client,
     ):
-        lifecycle = house.make_lifecycle(store=store, clock=store.clock, amo=client, owner="process-2")
+        lifecycle = house.make_lifecycle(store=store, clock=store.clock, amo=client, process="process-2")
         yield Instance(store=store, lifecycle=lifecycle)
         await lifecycle.drain()
 
@@ -110,7 +111,7 @@ async def test_a_connection_disconnected_by_an_instance_that_is_ahead_can_be_con
     """A second later, by another instance: the counter decides, and AMO's new pair is kept."""
     connection = await house.connect(api_domain=API_DOMAIN)
     async with _instance(house, url, tmp_path, by) as ahead:
-        await ahead.lifecycle.disconnector.disconnect(connection, why="a test")
+        await disconnect(connection.id, reason="a test", store=ahead.lifecycle.core.store)
     house.clock.advance(1.2)
     again = await house.connect(api_domain=API_DOMAIN)
     assert again.status is Status.ACTIVE

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.errors import StoreUnavailable
 from amo_callback.refresh.stats_poller import StatsPoller
-from tests.builders import a_survey
+from tests.builders import a_core, a_survey
 
 if TYPE_CHECKING:
     from amo_callback.stats import StoreStats
-    from amo_callback.store import Store
     from tests.conftest import Running
     from tests.fakes import FakeClock, Witness
 
@@ -41,7 +40,8 @@ class Post:
 
     def __init__(self, clock: FakeClock, witness: Witness) -> None:
         self.clock, self.witness, self.store = clock, witness, TokenClaims()
-        self.stats_poller = StatsPoller(store=cast("Store", self.store), clock=clock, observer=witness)
+        self.core = a_core(store=self.store, clock=clock, observer=witness)
+        self.stats_poller = StatsPoller(self.core)
 
 
 @pytest.fixture
@@ -140,10 +140,9 @@ async def test_it_looks_every_ten_seconds_until_it_is_stopped(post: Post) -> Non
     post.store.waits = True
     post.clock.advance(10)
     await post.clock.until_sleeping(2)
-    post.stats_poller.stop()
+    post.core.stop.set()
     post.clock.advance(2)
     await running
-    assert post.stats_poller.stopped
     assert post.store.asked[-1].cancelled()
 
 

@@ -177,7 +177,7 @@ async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another
     saving = asyncio.create_task(_save_next(house, lifecycle, connection))
     await house.witness.until("pair.unsaved")
     house.failing.away = set()
-    other = house.make_coordinator(store=house.store, rescue=MemoryRescue(), owner="process-2")
+    other = house.make_coordinator(store=house.store, rescue=MemoryRescue(), process="process-2")
     assert (await other.refresh(connection.id, demand=RefreshTrigger.FORCED)).pair_version == 3
     await lifecycle.pending_writes.settle()
     saved = await saving
@@ -290,7 +290,7 @@ async def test_an_observer_that_fails_costs_no_pair(house: House) -> None:
 async def test_the_end_leaves_a_pair_in_its_file(house: House) -> None:
     """A process that is to end waits no longer for the store; the next one stores what it finds."""
     connection, refreshing = await _pending_writes(house)
-    house.lifecycle.stop()
+    house.lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
         await refreshing
     await house.lifecycle.drain()
@@ -306,7 +306,7 @@ async def test_the_end_leaves_a_pair_in_its_file(house: House) -> None:
 async def test_the_end_waits_for_what_was_left_in_a_file(house: House) -> None:
     """The store stays open for as long as a pair of the process before is on its way into it."""
     connection, refreshing = await _pending_writes(house)
-    house.lifecycle.stop()
+    house.lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
         await refreshing
     restarted = house.make_lifecycle()
@@ -325,7 +325,7 @@ async def test_the_end_waits_for_a_pair_that_is_nowhere_else(house: House) -> No
     house.rescue.full = True
     connection, refreshing = await _pending_writes(house)
     assert house.witness.named("pair.unsaved")[0].fields["rescued"] is False
-    house.lifecycle.stop()
+    house.lifecycle.core.stop.set()
     for _ in range(3):
         await house.clock.until_sleeping(1)
         house.clock.advance(1)
@@ -342,7 +342,7 @@ async def test_the_end_is_free_once_the_file_can_be_written(house: House) -> Non
     """Each try tries the file, too: as soon as there is room, nobody waits any more."""
     house.rescue.full = True
     connection, refreshing = await _pending_writes(house)
-    house.lifecycle.stop()
+    house.lifecycle.core.stop.set()
     await house.clock.until_sleeping(1)
     house.rescue.full = False
     house.clock.advance(1)
@@ -360,7 +360,7 @@ async def test_the_end_gives_a_silent_store_two_seconds(house: House) -> None:
     house.clock.advance(30)
     await asyncio.sleep(0)
     assert (house.lifecycle.pending_writes.unsafe, house.rescue.files) == ([connection.id], {})
-    house.lifecycle.stop()
+    house.lifecycle.core.stop.set()
     await house.clock.until_sleeping(2)
     house.clock.advance(2)
     with pytest.raises(ShuttingDown):
@@ -418,7 +418,7 @@ async def test_two_processes_that_hold_one_granted_pair_store_it_once(house: Hou
     first = house.make_lifecycle(store=store)
     saving = asyncio.create_task(first.pending_writes.save(pending_pair, connection=pending_pair.connection))
     await house.witness.until("pair.unsaved")
-    second = house.make_lifecycle(store=other_store, owner="process-2")
+    second = house.make_lifecycle(store=other_store, process="process-2")
     await second.pending_writes.restore()
     store.away = set()
     await first.pending_writes.settle()
@@ -503,7 +503,7 @@ async def test_a_file_that_cannot_be_removed_is_told_and_harmless(house: House) 
     house.failing.away = set()
     await lifecycle.pending_writes.settle()
     assert (await refreshing).status is Status.ACTIVE
-    assert house.witness.names() == ["pair.unsaved", "rescue.not_removed", "pair.saved", "refresh.succeeded"]
+    assert house.witness.names() == ["pair.unsaved", "refresh.succeeded", "pair.saved", "rescue.not_removed"]
 
 
 async def test_a_file_that_cannot_be_removed_is_logged_once_and_removed_later(house: House) -> None:
@@ -548,11 +548,11 @@ async def test_the_loop_offers_unsaved_pairs_before_it_spends_anything(house: Ho
 async def test_the_loop_finds_what_another_process_has_left(house: House) -> None:
     """It was told to stop while the store was away: its file is stored within a minute, without any restart."""
     connection = await house.connect()
-    other = house.make_lifecycle(store=house.away("save_refreshed"), owner="process-2")
+    other = house.make_lifecycle(store=house.away("save_refreshed"), process="process-2")
     async with house.running(house.lifecycle):
         flight = asyncio.create_task(other.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
         await house.witness.until("pair.unsaved")
-        other.stop()
+        other.core.stop.set()
         with pytest.raises(ShuttingDown):
             await flight
         assert len(house.rescue.files) == 1
@@ -679,15 +679,15 @@ async def test_a_rescued_pair_that_mends_a_connection_is_told(house: House) -> N
     first = house.make_lifecycle(store=house.away("save_refreshed"))
     flight = asyncio.create_task(first.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await house.witness.until("pair.unsaved")
-    first.stop()
+    first.core.stop.set()
     with pytest.raises(ShuttingDown):
         await flight
-    elsewhere = house.make_lifecycle(owner="process-2", rescue=MemoryRescue())
+    elsewhere = house.make_lifecycle(process="process-2", rescue=MemoryRescue())
     elsewhere.leases.left(await house.now(connection))
     house.clock.advance(60)
     with pytest.raises(NeedsReauth):
         await elsewhere.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
-    await house.make_lifecycle(owner="process-3").pending_writes.restore()
+    await house.make_lifecycle(process="process-3").pending_writes.restore()
     assert (await house.now(connection)).status is Status.ACTIVE
     assert house.witness.names()[-2:] == ["pair.saved", "connection.recovered"]
     assert [notice.type for notice in await house.store.notices(limit=9)] == [

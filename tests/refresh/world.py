@@ -47,8 +47,8 @@ from amo_callback.model import (
     connection_id,
     fingerprint,
 )
-from amo_callback.tokens.lifecycle import Core, TokenLifecycle
-from tests.builders import a_connection, a_grant, save
+from amo_callback.tokens.lifecycle import TokenLifecycle
+from tests.builders import a_connection, a_core, a_grant, save
 from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, Witness
 from tests.refresh.tokens import DAY, Budget, Token
 
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
-    from amo_callback.amo.client import AmoClient
     from amo_callback.clock import Clock
     from amo_callback.crypto import Cipher
     from amo_callback.events import Event
@@ -153,17 +152,17 @@ class Process:
             self.clock = DatabaseClock(_Machine(self))
             self.clock.set(self.world.clock.now(), asked_at=self.world.clock.monotonic())
         self.block_at_start = self.world.budget.began
-        core = Core(
-            store=cast("Store", _Store(self)),
-            amo=cast("AmoClient", _Amo(self)),
+        core = a_core(
+            store=_Store(self),
+            amo=_Amo(self),
             cipher=self.world.cipher,
             clock=self.clock,
             observer=self.witness,
             random=self.world.random,
+            rules=self.world.rules,
+            process=self.name,
         )
-        self.lifecycle = TokenLifecycle(
-            core, rescue=self.world.disk, rules=self.world.rules, owner=self.name, machine="here"
-        )
+        self.lifecycle = TokenLifecycle(core, rescue=self.world.disk, machine="here")
         self.tasks.add(self.world.loop.create_task(self._live()))
 
     async def _live(self) -> None:
@@ -197,7 +196,7 @@ class Process:
     def stop(self) -> None:
         """Send it SIGTERM."""
         if self.ended is None:
-            self.lifecycle.stop()
+            self.lifecycle.core.stop.set()
             self.ended = self.world.loop.create_task(self._drain())
 
 
@@ -237,6 +236,8 @@ class _Store:
             process, world = self._process, self._process.world
             if process.dead:
                 await asyncio.Event().wait()
+            if name == "record":
+                process.witness(args[0])  # the commits of the store that all share are reported to none of them
             if name == "claim":
                 with world.keeping():
                     world.count_probe(process)
@@ -476,7 +477,7 @@ class World:
     async def close(self) -> None:
         for process in self.processes:
             process.dead = True
-            process.lifecycle.stop()
+            process.lifecycle.core.stop.set()
         for _ in range(5):
             everyone = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in everyone:

@@ -14,8 +14,8 @@ from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.raw_answers import RawAnswers, name_of, name_of_grant
 from amo_callback.transfer.export_file import ParsedRecord, RecordError
 from amo_callback.transfer.json_format import read_raw
-from tests.builders import a_connection, a_refreshed, save
-from tests.fakes import START, MemoryRescue, Witness
+from tests.builders import a_connection, a_core, a_refreshed, save
+from tests.fakes import START, MemoryRescue
 from tests.transfer.samples import CLIENT, a_token, tell
 
 if TYPE_CHECKING:
@@ -31,10 +31,8 @@ ISSUED = {"token_type": "Bearer", "access_token": a_token(1), "refresh_token": "
 async def _kept(store: Store, cipher: Cipher, body: bytes, name: str) -> bytes:
     """Return the file that the service keeps of an answer."""
     rescue = MemoryRescue()
-    pending_writes = PendingWrites(store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness())
-    raw = RawAnswers(
-        store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness(), pending_writes=pending_writes
-    )
+    core = a_core(store=store, cipher=cipher, clock=store.clock)
+    raw = RawAnswers(core, rescue=rescue, pending_writes=PendingWrites(core, rescue=rescue))
     error = UnknownOutcome("not_json", body=body)
     await raw.keep(name, error, domain=HOST, presented=fingerprint(PRESENTED))
     return rescue.files[name]

@@ -53,8 +53,7 @@ async def test_a_working_service_is_ready_from_its_first_answer_on(app: Running)
 
 async def test_a_refresher_that_does_not_beat_is_not_ready(app: Running) -> None:
     """A loop that hangs is told after 15 s, or three poll intervals."""
-    scheduler = app.service.services.lifecycle.scheduler
-    scheduler.stop()
+    app.service.services.core.stop.set()
     await asyncio.sleep(0)
     app.clock.advance(16)
     answer = await app.private("/readyz", key=None)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.events import connection_event
+from amo_callback.model import RefreshRules
 from amo_callback.webhook import Signer
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
 from amo_callback.webhooks.sender import open_sender
-from tests.builders import a_connection, now, save
+from tests.builders import a_connection, a_core, now, save
 from tests.fakes import START, FakeClock, Witness
 from tests.patience import PATIENCE
 from tests.webhooks.receiver import SECRET, EndpointHealth
@@ -40,21 +41,16 @@ class Office:
         """Run a process's courier."""
         place = store or self.store
         async with open_sender(url or self.receiver.url, patience=patience) as sender:
-            dispatcher = WebhookDispatcher(
-                store=place,
-                sender=sender,
-                signer=Signer([SECRET], reconnect_url=CONNECT),
-                clock=self.clock,
-                observer=self.witness,
-                poll_interval=POLL,
-                random=lambda: 0.5,
-            )
+            core = a_core(store=place, clock=self.clock, observer=self.witness, rules=RefreshRules(poll_interval=POLL))
+            place.observe(self.witness)
+            self.stop = core.stop
+            dispatcher = WebhookDispatcher(core, sender=sender, signer=Signer([SECRET], reconnect_url=CONNECT))
             place.on_notice(dispatcher.wake)
             task = asyncio.create_task(dispatcher.run())
             try:
                 yield dispatcher
             finally:
-                dispatcher.stop()
+                core.stop.set()
                 await task
 
     async def write(self, name: str = "connection.moved", *, account: int = 1, **fields: object) -> Notice:

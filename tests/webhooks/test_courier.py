@@ -273,9 +273,9 @@ async def test_a_stop_begins_nothing_new_and_awaits_what_is_in_flight(office: Of
     """What the receiver takes at that moment is noted; the next one is delivered by whoever comes after."""
     office.receiver.open.clear()
     first, second = await office.write(), await office.write()
-    async with office.dispatcher() as dispatcher:
+    async with office.dispatcher():
         await office.receiver.until_came(1)
-        dispatcher.stop()
+        office.stop.set()
         asyncio.get_running_loop().call_soon(office.receiver.open.set)
     assert office.receiver.ids == [first.id]
     assert [notice.id for notice in await office.waiting()] == [second.id]

@@ -84,7 +84,7 @@ class PrivateApi(Api):
         self._open_paths = {route.path for route in routes if route.access is None}
         self._refused_keys = LogThrottle(
             lambda count: services.log.warning("authorization.refused", count=count, text=_UNKNOWN_KEY),
-            clock=services.clock,
+            clock=services.core.clock,
         )
 
     def make_app(self) -> web.Application:

@@ -12,6 +12,7 @@ from pydantic import Field
 from amo_callback.errors import Ambiguous, Frozen, NotFound
 from amo_callback.identity import Scope
 from amo_callback.model import ConnectionFilter, Reason, Status
+from amo_callback.refresh.disconnection import disconnect
 from amo_callback.web.parsing import Page, Text, paginate
 from amo_callback.web.private.events import RecordedEvent, show_event
 from amo_callback.web.route import Route, Time, shape
@@ -129,9 +130,10 @@ async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
 
 async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
     """Disconnect one connection and erase its tokens; AMO's side remains until the integration is removed there."""
-    lifecycle = call.services.lifecycle
-    connection = await lifecycle.lookup.only(call.name)
-    return await _shown(call, await lifecycle.disconnector.disconnect(connection, why=f"asked by {call.caller}"))
+    connection = await call.services.lifecycle.lookup.only(call.name)
+    return await _shown(
+        call, await disconnect(connection.id, reason=f"asked by {call.caller}", store=call.services.store)
+    )
 
 
 async def freeze_connection(call: Call[None, None]) -> ShownConnection:

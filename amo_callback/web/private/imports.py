@@ -91,7 +91,7 @@ async def import_connections(call: Call[None, ImportBody]) -> ImportResult:
     left = await apply(
         plan,
         store=services.store,
-        cipher=services.cipher,
+        cipher=services.core.cipher,
         rules=services.settings.refresh.rules,
         random=random.random,
         source=f"the API key {call.caller}",
@@ -107,9 +107,9 @@ async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
     services, settings = call.services, call.services.settings.amo
     arrivals = read_values(
         call.body.connections,
-        tell=services.amo.told_by,
+        tell=services.core.amo.told_by,
         client_id=settings.client_id,
-        now=services.clock.now(),
+        now=services.core.clock.now(),
     )
     rules = ImportRules(
         client_id=settings.client_id,
@@ -117,7 +117,7 @@ async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
         allowed_accounts=settings.allowed_accounts,
         replace=call.body.replace,
     )
-    return await make_plan(arrivals, store=services.store, cipher=services.cipher, rules=rules)
+    return await make_plan(arrivals, store=services.store, cipher=services.core.cipher, rules=rules)
 
 
 def _check_leases(call: Call[None, ImportBody], plan: ImportPlan) -> None:

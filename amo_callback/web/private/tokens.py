@@ -105,7 +105,7 @@ async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[AccessToken]) -
     services.log.info(
         "token.handed_out", key=call.caller, connection_id=connection.id, stale=stale, reason=handed_out.reason
     )
-    shown = show_token(connection, handed_out.pair, now=services.clock.now(), base_url=handed_out.base_url)
+    shown = show_token(connection, handed_out.pair, now=services.core.clock.now(), base_url=handed_out.base_url)
     if stale:
         shown["stale"], shown["reason"] = True, handed_out.reason
     return web.Response(body=to_json(shown), headers=_HEADERS)

@@ -54,13 +54,13 @@ async def status_of(call: Call[Any, Any], user: str) -> AppStatus:
         [connection, *_] = await call.services.lifecycle.lookup.find(f"owner:{user}")
     except NotFound:
         return NOT_CONNECTED
-    return app_status(connection, call.services.clock.now())
+    return app_status(connection, call.services.core.clock.now())
 
 
 async def hook_disconnect(call: Call[None, None]) -> Success[None] | web.Response:
     """Start a check of the account's connections: the signature never changes, so it may be a replay."""
     hook = _read_hook(call.request)
-    if hook is None or not call.services.amo.is_hook(
+    if hook is None or not call.services.core.amo.is_hook(
         account_id=hook.account_id, client_id=hook.client_uuid or hook.client_id, signature=hook.signature
     ):
         return failure(403, PkceMismatch.code, "The signature is not AMO's.")

@@ -42,7 +42,7 @@ async def callback(call: Call[None, None]) -> web.Response:
     """Exchange the code that AMO's redirect brings, store the pair, and return the user to the app."""
     if is_prefetch(call.request):
         return web.Response(status=204)
-    params = call.services.amo.read_redirect(raw_query(call.request))
+    params = call.services.core.amo.read_redirect(raw_query(call.request))
     kind = choose(call, params)
     if params.code is None or params.domain is None:
         refused = {"refused": params.refused, "host": params.refused_host}

@@ -72,7 +72,7 @@ async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | 
     if outcome.status is GrantStatus.EXCHANGING or outcome.error is not None:
         return deep_link_failure(outcome.error or RetryableError.deep_link_error)
     if user is None or redeemed.is_owner:
-        shown = app_status(connection, call.services.clock.now())
+        shown = app_status(connection, call.services.core.clock.now())
         return Success(data=shown, message=shown.message)
     shown = await status_of(call, user)
     is_connected = connection is not None and connection.status is Status.ACTIVE

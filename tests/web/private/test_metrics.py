@@ -56,7 +56,7 @@ async def test_refreshes_are_counted_by_how_they_ended(app: Running) -> None:
     connection, services = await app.connected(), app.service.services
     await app.private(f"/connections/{connection}/refresh", method="POST")
     stored = await services.store.connection(connection)
-    pair = None if stored is None else services.cipher.pair_of(stored)
+    pair = None if stored is None else services.core.cipher.pair_of(stored)
     assert pair is not None
     app.amo.spend(grant_type="refresh_token", refresh_token=pair.refresh_token)
     app.clock.advance(10)

@@ -1,0 +1,39 @@
+"""Slots at AMO's rate limit, for requests that stop with the process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amo_callback.concurrency import done_unless
+from amo_callback.errors import NotYet, ShuttingDown
+from amo_callback.rate_limit import GOOD_FOR, Priority
+
+if TYPE_CHECKING:
+    from amo_callback.core import Core
+
+
+async def acquire_slot(core: Core, priority: Priority = Priority.BACKGROUND, *, limit: float | None = None) -> float:
+    """Wait for a slot, and return the monotonic time at which it was granted.
+
+    Raises `ShuttingDown` when the process is to end, and `NotYet` after `limit` seconds.
+    """
+    slot = core.amo.slot(priority)
+    granted = await done_unless(slot, stop=core.stop, grace=0, clock=core.clock, limit=limit)
+    if core.stop.is_set():
+        raise ShuttingDown
+    if not granted:
+        raise NotYet(1.0)
+    return core.clock.monotonic()
+
+
+async def ensure_slot(core: Core, *, granted_at: float, not_after: float) -> bool:
+    """Take another slot where the one granted at `granted_at` is too old; return whether to send the request.
+
+    It is not sent after `not_after`, nor once the process is to end. Both are monotonic times.
+    """
+    now = core.clock.monotonic()
+    if now - granted_at > GOOD_FOR and now <= not_after:
+        slot = core.amo.slot(Priority.BACKGROUND)
+        if not await done_unless(slot, stop=core.stop, grace=0, clock=core.clock, limit=not_after - now):
+            return False
+    return core.clock.monotonic() <= not_after and not core.stop.is_set()
