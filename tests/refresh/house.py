@@ -16,7 +16,7 @@ from amo_callback.model import Connection, RefreshRules, RefreshTrigger, TokenPa
 from amo_callback.tokens.lifecycle import Core, TokenLifecycle
 from tests.builders import a_connection, a_grant, save
 from tests.conftest import HOST, Amo
-from tests.fakes import FailingStore, FakeClock, MemoryRescue, Traffic, Witness
+from tests.fakes import FakeClock, FaultyStore, MemoryRescue, Traffic, Witness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,7 +40,7 @@ class House:
     ) -> None:
         self.store, self.amo, self.client, self.cipher = store, amo, client, cipher
         self.clock, self.witness = clock, witness
-        self.failing: Any = FailingStore(store, clock)
+        self.failing: Any = FaultyStore(store, clock)
         self.rescue = MemoryRescue()
         self.traffic = Traffic()
         self.grants = 0
@@ -154,9 +154,9 @@ class House:
 
     # --- what happens meanwhile ------------------------------------------------------------------
 
-    def away(self, *calls: str) -> FailingStore:
+    def away(self, *calls: str) -> FaultyStore:
         """Return the same store, away for these calls."""
-        store = FailingStore(self.store, self.clock)
+        store = FaultyStore(self.store, self.clock)
         store.away = set(calls)
         return store
 

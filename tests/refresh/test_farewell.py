@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -10,10 +10,9 @@ from amo_callback.errors import Frozen, NotFound, StoreUnavailable
 from amo_callback.model import Status
 from amo_callback.refresh.disconnection import Disconnector
 from tests.builders import a_connection, now, save
-from tests.fakes import START, Instead
+from tests.fakes import START, FaultyStore
 
 if TYPE_CHECKING:
-    from amo_callback.model import Connection
     from amo_callback.store import Store
     from tests.fakes import FakeClock, Witness
 
@@ -25,31 +24,25 @@ def _disconnector(store: object, clock: FakeClock, witness: Witness) -> Disconne
 async def test_a_row_that_changes_meanwhile_is_read_again(store: Store, clock: FakeClock, witness: Witness) -> None:
     """A refresh writes between our look and our write: the next look holds."""
     stored = await save(store, a_connection())
-    looks = 0
+    faulty = FaultyStore(store, clock)
 
-    async def disconnect(connection: Connection, **more: Any) -> bool:
-        nonlocal looks
-        looks += 1
-        if looks < 3:
+    async def change(*_: object, **__: object) -> None:
+        if faulty.asked["disconnect"] < 3:
             assert await store.schedule_recheck(await now(store, stored), at=START)
-        return await store.disconnect(connection, **more)
 
-    forgotten = await _disconnector(Instead(store, disconnect=disconnect), clock, witness).disconnect(
-        stored, why="a test"
-    )
-    assert (looks, forgotten.status, forgotten.sealed_pair) == (3, Status.DISCONNECTED, None)
+    faulty.before["disconnect"] = change
+    forgotten = await _disconnector(faulty, clock, witness).disconnect(stored, why="a test")
+    assert (faulty.asked["disconnect"], forgotten.status, forgotten.sealed_pair) == (3, Status.DISCONNECTED, None)
     assert [event.name for event in witness.events] == ["connection.disconnected"]
 
 
 async def test_a_row_that_never_rests_is_told(store: Store, clock: FakeClock, witness: Witness) -> None:
     """It does not go on for ever."""
     stored = await save(store, a_connection())
-
-    async def disconnect(_connection: Connection, **_more: Any) -> bool:
-        return False
-
+    faulty = FaultyStore(store, clock)
+    faulty.answers["disconnect"] = False
     with pytest.raises(StoreUnavailable):
-        await _disconnector(Instead(store, disconnect=disconnect), clock, witness).disconnect(stored, why="a test")
+        await _disconnector(faulty, clock, witness).disconnect(stored, why="a test")
     assert witness.events == []
 
 

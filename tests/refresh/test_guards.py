@@ -40,7 +40,7 @@ from amo_callback.model import (
 from amo_callback.refresh.pending_pair import name_of, seal_pending
 from tests.builders import a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save, switch_off
 from tests.conftest import HOST
-from tests.fakes import START, FailingStore, Instead
+from tests.fakes import START, Instead
 from tests.refresh.house import API_DOMAIN, DAY
 from tests.refresh.test_interleavings import Away, Gated, Queue, _again, _spent
 
@@ -63,16 +63,9 @@ async def test_a_stop_during_the_extension_sends_no_second_request(house: House)
     """The signal comes while more time is being written: the claim is given back, and the token is not in doubt."""
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.account.host = "renamed.amocrm.ru"
-
-    class Stopping(FailingStore):
-        async def extend(self, *args: Any, **more: Any) -> bool:
-            extended = await house.store.extend(*args, **more)
-            coordinator.stop()
-            return extended
-
-    coordinator = house.make_coordinator(store=Stopping(house.store, house.clock))
+    house.failing.after["extend"] = lambda *_, **__: house.coordinator.stop()
     with pytest.raises(ShuttingDown):
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+        await house.refresh(connection)
     after = await house.now(connection)
     assert (after.attempt, after.in_doubt, after.failures) == (None, False, 0)
     assert len(house.amo.fake.ledger.refreshes()) == 1
@@ -83,19 +76,14 @@ async def test_a_second_request_that_would_outlive_its_lease_is_not_sent(house: 
     """Stopped while more time is written, or after it: what is left of the lease is not enough for an answer."""
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.account.host = "renamed.amocrm.ru"
-
-    class Slow(FailingStore):
-        async def extend(self, *args: Any, **more: Any) -> bool:
-            extended = await house.store.extend(*args, **more)
-            house.clock.advance(55.1 if during == "extend" else 0)
-            return extended
+    house.failing.after["extend"] = lambda *_, **__: house.clock.advance(55.1 if during == "extend" else 0)
 
     async def refresh(*, domain: str, **request: Any) -> TokenResponse:
         house.clock.advance(55.1 if during == "refresh" and domain != connection.domain else 0)
         return await house.client.refresh(domain=domain, **request)
 
     amo = Instead(house.client, refresh=refresh)
-    coordinator = house.make_coordinator(store=Slow(house.store, house.clock), amo=amo)
+    coordinator = house.make_coordinator(amo=amo)
     with pytest.raises(RequestNotSent):
         await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     assert [entry.host for entry in house.amo.fake.ledger.refreshes()] == [connection.domain]
@@ -179,15 +167,11 @@ async def test_a_refusal_of_who_could_not_read_the_token_is_believed_where_the_a
 async def test_whoever_comes_second_to_a_claim_spends_nothing(house: House) -> None:
     """Between the last look and the claim another process was faster: its pair is taken, and told as nothing else."""
     connection = await house.connect()
-    faster = house.make_coordinator(owner="process-2")
-
-    class Late(FailingStore):
-        async def claim(self, *args: Any, **more: Any) -> Any:
-            await faster.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
-            return await house.store.claim(*args, **more)
-
-    coordinator = house.make_coordinator(store=Late(house.store, house.clock))
-    refreshed = await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
+    faster = house.make_coordinator(owner="process-2", store=house.store)
+    house.failing.before["claim"] = lambda *_, **__: faster.refresh(
+        connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection)
+    )
+    refreshed = await house.refresh(connection, satisfied=_again(connection))
     assert (refreshed.pair_version, refreshed.attempt, _spent(house)) == (2, None, 1)
     assert house.witness.names() == ["refresh.succeeded"]
 

@@ -36,7 +36,7 @@ from amo_callback.model import (
     short,
 )
 from tests.builders import a_claim, a_refreshed, save
-from tests.fakes import FailingStore, Instead
+from tests.fakes import Instead
 from tests.refresh.house import API_DOMAIN, DAY
 
 if TYPE_CHECKING:
@@ -107,15 +107,8 @@ async def test_a_pair_is_stored_for_the_grant_that_it_comes_from(house: House) -
     """The store is told which: after a database was put back, the version alone would not tell a newer grant."""
     connection = await save(house.store, house.connection_of(await house.exchange()), iat=7)
     stored: list[RefreshedPair] = []
-
-    class Watched(FailingStore):
-        async def save_refreshed(self, refreshed: Any, **more: Any) -> Any:
-            stored.append(refreshed)
-            return await house.store.save_refreshed(refreshed, **more)
-
-    await house.make_coordinator(store=Watched(house.store, house.clock)).refresh(
-        connection.id, demand=RefreshTrigger.SCHEDULE
-    )
+    house.failing.before["save_refreshed"] = lambda refreshed, **_: stored.append(refreshed)
+    await house.refresh(connection)
     assert [(one.grant_iat, one.pair_version) for one in stored] == [(7, 1)]
 
 
@@ -214,14 +207,7 @@ async def test_a_claim_that_took_too_long_is_given_back_unsent(house: House) -> 
     """A process that was stopped during its claim does not spend on what is left of the lease: an answer has 5 s."""
     connection = await house.connect()
     took = 55.1
-
-    class SlowStore(FailingStore):
-        async def claim(self, claim: Any, **more: Any) -> Any:
-            claimed = await house.store.claim(claim, **more)
-            house.clock.advance(took)
-            return claimed
-
-    house.coordinator = house.make_coordinator(store=SlowStore(house.store, house.clock))
+    house.failing.after["claim"] = lambda *_, **__: house.clock.advance(took)
     with pytest.raises(NotYet) as raised:
         await house.refresh(connection)
     assert raised.value.retry_after == 1
@@ -260,15 +246,9 @@ async def test_a_claim_of_what_no_key_opens_names_no_token(house: House) -> None
     """Nothing goes out, so nothing can be in doubt; whose the claim is, and for how long, it tells all the same."""
     connection = await house.connect(sealed_pair=Cipher([new_key()]).seal(b"", bound_to=""))
     claims: list[Claim] = []
-
-    class Watched(FailingStore):
-        async def claim(self, claim: Any, **more: Any) -> Any:
-            claims.append(claim)
-            return await house.store.claim(claim, **more)
-
-    coordinator = house.make_coordinator(store=Watched(house.store, house.clock))
+    house.failing.before["claim"] = lambda claim, **_: claims.append(claim)
     with pytest.raises(NeedsReauth):
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+        await house.refresh(connection)
     [claim] = claims
     assert (claim.fingerprint, claim.owner, claim.lease) == ("", "process-1", timedelta(seconds=60))
 
@@ -411,20 +391,13 @@ async def test_a_connection_that_has_gone_with_its_pair_is_not_found(house: Hous
     """Something newer was stored, and then all of it was erased, before the caller could be told."""
     connection = await house.connect()
 
-    class Gone(FailingStore):
-        gone = False
+    async def replace_and_erase(*_: object, **__: object) -> None:
+        await house.connect()
+        house.failing.answers["connection"] = None
 
-        async def save_refreshed(self, *_: Any, **__: Any) -> None:
-            await house.connect()
-            self.gone = True
-
-        async def connection(self, connection_id: str) -> Connection | None:
-            return None if self.gone else await house.store.connection(connection_id)
-
+    house.failing.before["save_refreshed"] = replace_and_erase
     with pytest.raises(NotFound):
-        await house.make_coordinator(store=Gone(house.store, house.clock)).refresh(
-            connection.id, demand=RefreshTrigger.SCHEDULE
-        )
+        await house.refresh(connection)
 
 
 # --- what an answer means --------------------------------------------------------------------------
@@ -647,14 +620,7 @@ async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(hous
 async def test_a_stop_during_the_claim_gives_it_back_unsent(house: House) -> None:
     """The signal comes while the claim is being written: nothing is spent."""
     connection = await house.connect()
-
-    class Stopping(FailingStore):
-        async def claim(self, claim: Any, **more: Any) -> Any:
-            claimed = await house.store.claim(claim, **more)
-            house.coordinator.stop()
-            return claimed
-
-    house.coordinator = house.make_coordinator(store=Stopping(house.store, house.clock))
+    house.failing.after["claim"] = lambda *_, **__: house.coordinator.stop()
     with pytest.raises(ShuttingDown):
         await house.refresh(connection)
     after = await house.now(connection)

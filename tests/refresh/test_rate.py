@@ -16,7 +16,7 @@ from amo_callback.errors import NotYet, ShuttingDown
 from amo_callback.local_limits import LocalLimits
 from amo_callback.model import RefreshTrigger
 from tests.conftest import amo_client
-from tests.fakes import FailingStore, Instead, RecordedPace, most_in_a_second
+from tests.fakes import Instead, RecordedPace, most_in_a_second
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -116,14 +116,12 @@ async def _claimed_late(house: House, connection: Connection, *, pause: float) -
     """Refresh a connection whose claim takes two seconds, in which AMO asks for a pause."""
     async with _paced(house) as rate_limiter:
 
-        class Slow(FailingStore):
-            async def claim(self, *args: Any, **more: Any) -> Connection | None:
-                claimed = await house.store.claim(*args, **more)
-                await rate_limiter.pause(pause)
-                house.clock.advance(2)
-                return claimed
+        async def pause_and_take_two_seconds(*_: object, **__: object) -> None:
+            await rate_limiter.pause(pause)
+            house.clock.advance(2)
 
-        coordinator = house.make_coordinator(store=Slow(house.store, house.clock), amo=house.client)
+        house.failing.after["claim"] = pause_and_take_two_seconds
+        coordinator = house.make_coordinator(amo=house.client)
         began = house.clock.monotonic()
         refresh = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
         await house.clock.until_sleeping(pause - 2)
@@ -155,15 +153,14 @@ async def test_a_read_that_returns_late_makes_the_refresh_wait_for_another_slot(
     async with _paced(house) as rate_limiter:
         held = asyncio.Event()
 
-        class Slow(FailingStore):
-            async def connection(self, *args: Any, **more: Any) -> Connection | None:
-                if rate_limiter.granted and not held.is_set():
-                    held.set()
-                    await rate_limiter.pause(30)
-                    house.clock.advance(2)
-                return await house.store.connection(*args, **more)
+        async def pause_and_take_two_seconds(_name: str) -> None:
+            if rate_limiter.granted and not held.is_set():
+                held.set()
+                await rate_limiter.pause(30)
+                house.clock.advance(2)
 
-        coordinator = house.make_coordinator(store=Slow(house.store, house.clock), amo=house.client)
+        house.failing.before["connection"] = pause_and_take_two_seconds
+        coordinator = house.make_coordinator(amo=house.client)
         began = house.clock.monotonic()
         refresh = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
         await house.clock.until_sleeping(28)

@@ -18,7 +18,7 @@ from amo_callback.refresh.leases import Leases
 from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.scheduler import RefreshScheduler
 from tests.builders import a_connection, a_grant, a_refreshed, save
-from tests.fakes import START, FailingStore, FakeClock, MemoryRescue, Witness
+from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Witness
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Loop:
     def __init__(self, store: Store, clock: FakeClock, witness: Witness, cipher: Cipher) -> None:
         self.store, self.clock, self.witness, self.cipher = store, clock, witness, cipher
         self.coordinator = FakeKeeper(store, clock)
-        self.failing = FailingStore(store, clock)
+        self.failing = FaultyStore(store, clock)
 
     @asynccontextmanager
     async def running(
@@ -263,16 +263,11 @@ async def test_a_cleanup_that_fails_each_minute_is_logged_once(loop: Loop) -> No
 async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop: Loop) -> None:
     """An exception of a kind that nobody expected costs one poll interval, too."""
     await loop.due(1)
-
-    class Broken(FailingStore):
-        async def due(self, **_: object) -> None:
-            raise ZeroDivisionError
-
-    whole, loop.failing = loop.failing, Broken(loop.store, loop.clock)
-    async with loop.running() as scheduler:
+    loop.failing.before["due"] = ZeroDivisionError()
+    async with loop.running():
         event = await loop.witness.until("refresher.failed")
         assert isinstance(event.error, ZeroDivisionError)
-        scheduler._store = cast("Store", whole)  # noqa: SLF001 -- because the bug is mended under the running loop
+        loop.failing.before.clear()
         await loop.clock.until_sleeping(5)
         loop.clock.advance(5)
         await loop.coordinator.until_asked(1)
