@@ -33,7 +33,7 @@ from amo_callback.observe.log import LogObserver, make_logger
 from amo_callback.store import open_store
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
-from tests.fakes import FakeClock, ShiftedClock, Witness
+from tests.fakes import FakeClock, RecordingObserver, ShiftedClock
 from tests.openapi_conformance import conformance_of
 from tests.postgres import databases, why_not
 
@@ -216,7 +216,7 @@ async def amo_client(
     known = amo.fake.integration
     system = SystemClock()
     rate_limiter = rate_limiter or RateLimiter(
-        per_second=1000, shared=LocalLimits(clock=system), clock=system, observer=Witness()
+        per_second=1000, shared=LocalLimits(clock=system), clock=system, observer=RecordingObserver()
     )
     yield AmoClient(
         tls=tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
@@ -229,7 +229,7 @@ async def amo_client(
         ),
         rate_limiter=rate_limiter,
         clock=clock,
-        observer=Witness(),
+        observer=RecordingObserver(),
         timeout=timeout,
     )
     await rate_limiter.close()
@@ -241,8 +241,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def witness() -> Witness:
-    return Witness()
+def witness() -> RecordingObserver:
+    return RecordingObserver()
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ class Running:
     clock: ShiftedClock
     service: Service
     http: aiohttp.ClientSession
-    witness: Witness
+    witness: RecordingObserver
     log: io.StringIO
     folder: Path
     settings: Settings = field(repr=False)
@@ -422,7 +422,7 @@ def environ(amo: Amo, encryption_key: str) -> dict[str, str]:
 class Both:
     """Log events and remember them."""
 
-    def __init__(self, witness: Witness, log: LogObserver) -> None:
+    def __init__(self, witness: RecordingObserver, log: LogObserver) -> None:
         self._witness, self._log = witness, log
 
     def __call__(self, event: Event) -> None:
@@ -438,7 +438,7 @@ async def run_service(
     paths: DataPaths,
     *,
     clock: ShiftedClock,
-    witness: Witness,
+    witness: RecordingObserver,
 ) -> AsyncIterator[Running]:
     """Run the whole service against a stand-in."""
     stream = io.StringIO()
@@ -460,7 +460,7 @@ async def run_service(
 
 
 @pytest.fixture
-def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
+def run(tmp_path: Path, encryption_key: str, witness: RecordingObserver) -> Any:
     """Return how to run the whole service with some settings of one's own."""
 
     @asynccontextmanager

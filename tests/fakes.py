@@ -115,7 +115,7 @@ class ShiftedClock:
                 until.set_result(None)
 
 
-class Witness:
+class RecordingObserver:
     """An observer that remembers, and can be waited for."""
 
     def __init__(self) -> None:
@@ -251,7 +251,7 @@ class MemoryRescue(RescueFolder):
         return not self.full
 
 
-class Traffic:
+class IdleTracker:
     """What is under way through the objects that it watches, and what was."""
 
     def __init__(self) -> None:
@@ -286,7 +286,7 @@ class Traffic:
 class _Watched:
     """An object whose calls are counted."""
 
-    def __init__(self, watched: Any, traffic: Traffic) -> None:
+    def __init__(self, watched: Any, traffic: IdleTracker) -> None:
         self._watched, self._traffic = watched, traffic
 
     def __getattr__(self, name: str) -> Any:
@@ -296,7 +296,7 @@ class _Watched:
         return lambda *args, **kwargs: self._traffic.through(name, method(*args, **kwargs))
 
 
-class Instead:
+class Override:
     """An object with some of its methods replaced."""
 
     def __init__(self, replaced: Any, **methods: Any) -> None:

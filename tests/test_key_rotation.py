@@ -15,7 +15,7 @@ from amo_callback.key_rotation import BATCH, Rotation
 from amo_callback.model import TokenPair
 from amo_callback.refresh.pending_pair import name_of, seal_pending
 from tests.builders import a_connection, a_grant, a_refreshed, now, save
-from tests.fakes import START, FakeClock, FaultyStore, Instead, MemoryRescue, ShiftedClock
+from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Override, ShiftedClock
 
 if TYPE_CHECKING:
     from amo_callback.key_rotation import RotationResult
@@ -271,7 +271,7 @@ async def test_others_have_time_to_write_between_two_transactions(store: Store) 
         slept.append(seconds)
 
     rotation = Rotation(
-        store=store, rescue=MemoryRescue(), cipher=BOTH, keys=2, clock=cast("Any", Instead(clock, sleep=sleep))
+        store=store, rescue=MemoryRescue(), cipher=BOTH, keys=2, clock=cast("Any", Override(clock, sleep=sleep))
     )
     await rotation.run(lambda _: None)
     assert len(slept) == 2 + 2 + 1

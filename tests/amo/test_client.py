@@ -29,7 +29,7 @@ from amo_callback.errors import (
 from amo_callback.local_limits import LocalLimits
 from amo_callback.rate_limit import Priority
 from tests.conftest import HOST, Amo, amo_client
-from tests.fakes import Witness
+from tests.fakes import RecordingObserver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -246,7 +246,9 @@ async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
 
     async with TestServer(_app(refuse)) as server:
         amo.address = f"{server.host}:{server.port}"
-        rate_limiter = RateLimiter(per_second=5, shared=LocalLimits(clock=clock), clock=clock, observer=Witness())
+        rate_limiter = RateLimiter(
+            per_second=5, shared=LocalLimits(clock=clock), clock=clock, observer=RecordingObserver()
+        )
         async with amo_client(amo, clock, rate_limiter=rate_limiter) as client:
             with suppress(VendorRateLimited):
                 await REQUESTS[request_of](client)

@@ -15,7 +15,7 @@ import pytest
 
 from amo_callback.amo.transport import tls_context
 from amo_callback.errors import RequestNotSent, UnknownOutcome
-from tests.amo.shapes import NO_PAIRS, PAIRS, Shape
+from tests.amo.body_shapes import NO_PAIRS, PAIRS, Shape
 from tests.certificates import Authority, make_authority
 from tests.conftest import HOST, Amo, amo_client
 

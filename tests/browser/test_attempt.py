@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.browser.chromium import ANDROID, BROWSERS, DESKTOP, ELSEWHERE, IPHONE
-from tests.browser.states import STATE, public, returned
+from tests.browser.page_states import STATE, public, returned
 from tests.conftest import BASE
 
 if TYPE_CHECKING:

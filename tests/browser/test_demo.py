@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.browser.accessibility import OVERFLOW, axe
 from tests.browser.chromium import Device, picture
-from tests.browser.looks import OVERFLOW, axe
 from tests.demo.walkthrough import open_walkthrough
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pytest
 from amo_callback.grant import MAX_CODE, MAX_STATE
 from tests.browser.chromium import ANDROID
 from tests.browser.hostile import QUERIES, REFERERS, VALUES
-from tests.browser.states import public
+from tests.browser.page_states import public
 from tests.conftest import BASE, HOST
 
 if TYPE_CHECKING:

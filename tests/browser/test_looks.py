@@ -8,9 +8,9 @@ import pytest
 
 from amo_callback.web.pages.render import read_texts
 from amo_callback.web.pages.user_agent import LANGUAGES
+from tests.browser.accessibility import OVERFLOW, axe
 from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Device, picture
-from tests.browser.looks import OVERFLOW, axe
-from tests.browser.states import SETTINGS, STATES, returned
+from tests.browser.page_states import SETTINGS, STATES, returned
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.web.pages.render import read_texts
 from tests.browser.chromium import ANDROID, DESKTOP, IPHONE
-from tests.browser.states import BEFORE_AMO, SETTINGS, STATE, STATES, public, returned
+from tests.browser.page_states import BEFORE_AMO, SETTINGS, STATE, STATES, public, returned
 from tests.conftest import BASE, HOST
 
 if TYPE_CHECKING:

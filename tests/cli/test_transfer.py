@@ -27,7 +27,7 @@ from amo_callback.store import open_store
 from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
 from tests.e2e.process import command, process_environment
-from tests.fakes import Witness
+from tests.fakes import RecordingObserver
 from tests.patience import PATIENCE
 from tests.transfer.samples import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
 
@@ -174,7 +174,7 @@ async def _keep_raw(host: Host, body: bytes) -> str:
     cipher, clock = Cipher([host.key]), SystemClock()
     async with open_store(URL, folder=host.folder, clock=clock) as store:
         [connection] = await store.page(after="", limit=10, only=ConnectionFilter())
-        rescue, told = RescueFolder(host.folder / "rescue"), Witness()
+        rescue, told = RescueFolder(host.folder / "rescue"), RecordingObserver()
         rescue.open()
         pending_writes = PendingWrites(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told)
         raw = RawAnswers(

@@ -18,7 +18,7 @@ from amo_callback.amo.sandbox.rules import Lifetimes
 from amo_callback.clock import SystemClock
 from amo_callback.store.postgres_connection import ERRORS
 from tests.e2e.costs import ACCESS, LATENCY, HandOut, costs
-from tests.e2e.stage import DATABASE, eventually, postgres_rows, staged
+from tests.e2e.processes import DATABASE, eventually, postgres_rows, staged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from tests.e2e.process import Process
+    from tests.e2e.processes import Row, Stage
     from tests.e2e.proxy import CommitProxy
-    from tests.e2e.stage import Row, Stage
     from tests.postgres import Server
 
 INSTANCES, ACCOUNTS = 3, 40

@@ -18,8 +18,8 @@ import pytest
 from amo_callback.clock import SystemClock
 from tests.e2e.cluster import INSTANCES, LEASE, running_cluster
 from tests.e2e.costs import LATENCY
+from tests.e2e.processes import DATABASE
 from tests.e2e.proxy import commit_proxy
-from tests.e2e.stage import DATABASE
 from tests.postgres import serving_postgres, why_not
 
 if TYPE_CHECKING:

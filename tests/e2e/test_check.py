@@ -14,12 +14,12 @@ import pytest
 
 from tests.conftest import API_KEY, BASE, HOST
 from tests.e2e.process import command
-from tests.e2e.stage import staged
+from tests.e2e.processes import staged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.e2e.stage import Stage
+    from tests.e2e.processes import Stage
 
 NOBODY = 65534
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.process import command
-from tests.e2e.stage import staged
+from tests.e2e.processes import staged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.e2e.stage import Stage
+    from tests.e2e.processes import Stage
 
 OPEN_FILES = 256
 ROOM = (OPEN_FILES - 200) // 2

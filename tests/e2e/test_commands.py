@@ -7,12 +7,12 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.process import command
-from tests.e2e.stage import staged
+from tests.e2e.processes import staged
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.e2e.stage import Stage
+    from tests.e2e.processes import Stage
 
 
 async def _told(stage: Stage, *arguments: str) -> Any:

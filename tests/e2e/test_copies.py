@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tests.e2e.process import command
-from tests.e2e.stage import problem, staged
+from tests.e2e.processes import problem, staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from tests.e2e.process import Process
-    from tests.e2e.stage import Stage
+    from tests.e2e.processes import Stage
 
 
 async def test_copies_beside_the_living_database_spend_nothing(

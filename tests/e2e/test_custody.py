@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, closing
 from typing import TYPE_CHECKING
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.e2e.stage import DATABASE, eventually, problem, staged
+from tests.e2e.processes import DATABASE, eventually, problem, staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from tests.e2e.process import Process
-    from tests.e2e.stage import Row, Stage
+    from tests.e2e.processes import Row, Stage
 
 CALLERS, PROCESSES = 60, 3
 

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.e2e.disks import LimitedFiles, remount, small_disk, unwritable
+from tests.e2e.disk_faults import LimitedFiles, remount, small_disk, unwritable
 from tests.e2e.process import command
-from tests.e2e.stage import eventually, problem, staged
+from tests.e2e.processes import eventually, problem, staged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from tests.e2e.disks import Disk, SmallDisk
+    from tests.e2e.disk_faults import Disk, SmallDisk
     from tests.e2e.process import Process
-    from tests.e2e.stage import Stage
+    from tests.e2e.processes import Stage
 
 
 @pytest.fixture

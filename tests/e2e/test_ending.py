@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.e2e.disks import limit_files
+from tests.e2e.disk_faults import limit_files
 from tests.e2e.process import Process, process_environment
-from tests.e2e.stage import DATABASE, eventually, hold_up, staged
+from tests.e2e.processes import DATABASE, eventually, hold_up, staged
 
 if TYPE_CHECKING:
-    from tests.e2e.stage import Stage
+    from tests.e2e.processes import Stage
 
 _SILENT_DNS = """
 import os, socket, subprocess, sys

@@ -16,7 +16,7 @@ from amo_callback.model import ConnectionFilter
 from amo_callback.store import open_store
 from amo_callback.transfer.importer import BATCH
 from tests.e2e.process import command, process_environment
-from tests.e2e.stage import DATABASE, eventually, hold_up, staged
+from tests.e2e.processes import DATABASE, eventually, hold_up, staged
 from tests.transfer.samples import a_record, sealed
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.e2e.process import Process
-    from tests.e2e.stage import Stage
+    from tests.e2e.processes import Stage
     from tests.postgres import Databases
 
 EVERY = 1.0

@@ -19,7 +19,7 @@ import pytest
 from amo_callback.clock import SystemClock
 from amo_callback.model import fingerprint
 from tests.conftest import ROUNDS
-from tests.e2e.stage import eventually, postgres_rows, staged
+from tests.e2e.processes import eventually, postgres_rows, staged
 from tests.postgres import serving_postgres, why_not
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.sandbox.fake_amo import SandboxAccount
     from tests.e2e.process import Process
-    from tests.e2e.stage import Row, Stage
+    from tests.e2e.processes import Row, Stage
     from tests.postgres import Server
 
 ACCOUNTS, CALLERS, INSTANCES = 15, 30, 3

@@ -17,7 +17,7 @@ from yarl import URL
 from amo_callback.deploy.units import text_of
 from amo_callback.web.listener import open_listener
 from tests.conftest import BASE
-from tests.e2e.stage import eventually
+from tests.e2e.processes import eventually
 from tests.fakes import ShiftedClock
 from tests.web.phone import WITH_USERS
 

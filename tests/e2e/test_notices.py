@@ -7,13 +7,13 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.process import command
-from tests.e2e.stage import staged
+from tests.e2e.processes import staged
 from tests.webhooks.receiver import SECRET, EndpointHealth
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.e2e.stage import Stage
+    from tests.e2e.processes import Stage
 
 
 async def _run(stage: Stage, *arguments: str) -> tuple[int, str, str]:

@@ -21,7 +21,7 @@ from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
 from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
 from tests.e2e.process import command, process_environment, serving
-from tests.e2e.stage import staged
+from tests.e2e.processes import staged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,13 +14,13 @@ import pytest
 
 from amo_callback.amo.sandbox.rules import SandboxIntegration
 from amo_callback.deploy import units
-from tests.e2e.inside import FOLDER, PROBES, SHARED_MEMORY
-from tests.e2e.lab import AMO, CONFIG, ETC, PRIVATE, PUBLIC, booted, until
+from tests.e2e.guest_commands import FOLDER, PROBES, SHARED_MEMORY
+from tests.e2e.systemd_machine import AMO, CONFIG, ETC, PRIVATE, PUBLIC, booted, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.e2e.lab import Lab
+    from tests.e2e.systemd_machine import Lab
 
 pytestmark = pytest.mark.timeout(900)  # the first one also builds, installs and boots
 

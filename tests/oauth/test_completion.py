@@ -35,7 +35,7 @@ from amo_callback.refresh.leases import Leases
 from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.raw_answers import RawAnswers, open_raw
 from tests.conftest import HOST, Amo
-from tests.fakes import FakeClock, FaultyStore, Instead, MemoryRescue, Witness
+from tests.fakes import FakeClock, FaultyStore, MemoryRescue, Override, RecordingObserver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -62,7 +62,7 @@ class Process:
     """One process's grants, on a store that others share."""
 
     def __init__(self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> None:
-        self.amo, self.clock, self.witness = amo, clock, Witness()
+        self.amo, self.clock, self.witness = amo, clock, RecordingObserver()
         self.store, self.client, self.cipher = store, client, cipher
         self.failing = FaultyStore(store, clock)
         self.woken = 0
@@ -646,7 +646,7 @@ async def test_a_process_stopped_after_its_slot_sends_nothing_on_a_lease_that_en
         return await process.client.exchange(**request)
 
     process.connect = process.make(
-        client=Instead(process.client, exchange=exchange), cipher=process.cipher, patience=100
+        client=Override(process.client, exchange=exchange), cipher=process.cipher, patience=100
     )
     outcome = await process.complete(code := process.amo.code())
     assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
@@ -676,7 +676,7 @@ async def test_a_code_stays_doubtful_whatever_comes_between(process: Process) ->
 
     whole, process.connect = (
         process.connect,
-        process.make(client=Instead(process.client, exchange=exchange), cipher=process.cipher),
+        process.make(client=Override(process.client, exchange=exchange), cipher=process.cipher),
     )
     outcomes.append((await process.complete(code)).error)
     process.connect = whole

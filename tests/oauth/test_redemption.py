@@ -33,7 +33,7 @@ from amo_callback.oauth.limits import AttemptLimiter
 from amo_callback.oauth.redemption import Redeemer, RedeemRequest
 from amo_callback.rate_limit import Priority
 from tests.builders import a_connection, a_grant, save
-from tests.fakes import START, Instead
+from tests.fakes import START, Override
 from tests.oauth.test_completion import Counter, Process
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ async def test_whose_way_was_another_is_not_told_the_first_ones_failure(
         return process.client.check_domain(host)
 
     process.connect = process.make(
-        client=Instead(process.client, check_domain=check_domain, exchange=process.client.exchange),
+        client=Override(process.client, check_domain=check_domain, exchange=process.client.exchange),
         cipher=process.cipher,
     )
     code = process.amo.code()
@@ -278,7 +278,7 @@ async def test_who_cannot_be_answered_takes_no_place(process: Process) -> None:
     async def complete(_visit: CodePresentation) -> None:
         raise StoreUnavailable("away")
 
-    process.connect = cast("GrantService", Instead(process.connect, complete=complete))
+    process.connect = cast("GrantService", Override(process.connect, complete=complete))
     redeemer = _redeemer(process, process.store, places=1)
     for _ in range(3):
         with pytest.raises(StoreUnavailable):

@@ -24,7 +24,7 @@ from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
 from amo_callback.web.composition import DataPaths
 from tests.conftest import environment, run_service, serve_amo
-from tests.fakes import ShiftedClock, Witness
+from tests.fakes import RecordingObserver, ShiftedClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -136,7 +136,7 @@ async def main() -> None:
         async with serve_amo(clock) as amo, aiohttp.ClientSession() as http:
             settings = load_settings(None, environment(amo, new_key()))
             paths = DataPaths(folder=folder, rescue=folder / "rescue", machine="here")
-            async with run_service(amo, http, settings, paths, clock=clock, witness=Witness()) as app:
+            async with run_service(amo, http, settings, paths, clock=clock, witness=RecordingObserver()) as app:
                 flows = await measured(app)
     lines = ["| flow | own calls | of these in store | modules | classes | SQL statements |", "| --- |" + " ---: |" * 5]
     for name, flow in flows.items():

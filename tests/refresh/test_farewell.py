@@ -14,14 +14,16 @@ from tests.fakes import START, FaultyStore
 
 if TYPE_CHECKING:
     from amo_callback.store import Store
-    from tests.fakes import FakeClock, Witness
+    from tests.fakes import FakeClock, RecordingObserver
 
 
-def _disconnector(store: object, clock: FakeClock, witness: Witness) -> Disconnector:
+def _disconnector(store: object, clock: FakeClock, witness: RecordingObserver) -> Disconnector:
     return Disconnector(store=cast("Store", store), clock=clock, observer=witness)
 
 
-async def test_a_row_that_changes_meanwhile_is_read_again(store: Store, clock: FakeClock, witness: Witness) -> None:
+async def test_a_row_that_changes_meanwhile_is_read_again(
+    store: Store, clock: FakeClock, witness: RecordingObserver
+) -> None:
     """A refresh writes between our look and our write: the next look holds."""
     stored = await save(store, a_connection())
     faulty = FaultyStore(store, clock)
@@ -36,7 +38,7 @@ async def test_a_row_that_changes_meanwhile_is_read_again(store: Store, clock: F
     assert [event.name for event in witness.events] == ["connection.disconnected"]
 
 
-async def test_a_row_that_never_rests_is_told(store: Store, clock: FakeClock, witness: Witness) -> None:
+async def test_a_row_that_never_rests_is_told(store: Store, clock: FakeClock, witness: RecordingObserver) -> None:
     """It does not go on for ever."""
     stored = await save(store, a_connection())
     faulty = FaultyStore(store, clock)
@@ -46,7 +48,7 @@ async def test_a_row_that_never_rests_is_told(store: Store, clock: FakeClock, wi
     assert witness.events == []
 
 
-async def test_what_is_gone_or_frozen_is_said(store: Store, clock: FakeClock, witness: Witness) -> None:
+async def test_what_is_gone_or_frozen_is_said(store: Store, clock: FakeClock, witness: RecordingObserver) -> None:
     """Somebody else was faster; or it may live elsewhere."""
     stored = await save(store, a_connection())
     await store.freeze(stored.id, at=START)

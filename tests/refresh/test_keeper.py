@@ -36,7 +36,7 @@ from amo_callback.model import (
     short,
 )
 from tests.builders import a_claim, a_refreshed, save
-from tests.fakes import Instead
+from tests.fakes import Override
 from tests.refresh.house import API_DOMAIN, DAY
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def test_a_refresh_tells_how_long_it_took_and_what_amo_calls_it(house: Hou
         house.clock.advance(1.23456)
         return dataclasses.replace(await house.client.refresh(**request), request_id="b6a3")
 
-    await house.make_coordinator(amo=Instead(house.client, refresh=refresh)).refresh(
+    await house.make_coordinator(amo=Override(house.client, refresh=refresh)).refresh(
         connection.id, demand=RefreshTrigger.FORCED
     )
     [event] = house.witness.named("refresh.succeeded")
@@ -98,7 +98,7 @@ async def test_a_refresh_keeps_the_api_host_that_amo_tells_or_else_the_one_befor
         issued = await house.client.refresh(**request)
         return dataclasses.replace(issued, account=dataclasses.replace(issued.account, api_domain=None))
 
-    silent = house.make_coordinator(amo=Instead(house.client, refresh=refresh))
+    silent = house.make_coordinator(amo=Override(house.client, refresh=refresh))
     assert (await silent.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)).api_domain == "api-a.amocrm.ru"
     assert (await house.refresh(connection)).api_domain == API_DOMAIN
 
@@ -514,7 +514,7 @@ async def test_a_failure_tells_how_long_it_took(house: House) -> None:
             raise error
 
         with pytest.raises(type(error)):
-            await house.make_coordinator(amo=Instead(house.client, refresh=refresh)).refresh(
+            await house.make_coordinator(amo=Override(house.client, refresh=refresh)).refresh(
                 connection.id, demand=RefreshTrigger.FORCED
             )
     told = house.witness.named("refresh.failed")
@@ -650,7 +650,7 @@ async def test_each_doubt_is_looked_up_before_the_token_is_presented(house: Hous
             now = await house.now(connection)
             await house.store.claim(a_claim(now, owner="process-3", attempt="dead, too"))
 
-    house.coordinator = house.make_coordinator(amo=Instead(house.client, slot=slot))
+    house.coordinator = house.make_coordinator(amo=Override(house.client, slot=slot))
     refreshing = asyncio.create_task(house.refresh(connection))
     for looked_up in (0, 1):
         await house.clock.until_sleeping(0.25)

@@ -18,7 +18,7 @@ from amo_callback.refresh.leases import Leases
 from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.scheduler import RefreshScheduler
 from tests.builders import a_connection, a_grant, a_refreshed, save
-from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Witness
+from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, RecordingObserver
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class FakeKeeper:
 class Loop:
     """A refresher with everything around it."""
 
-    def __init__(self, store: Store, clock: FakeClock, witness: Witness, cipher: Cipher) -> None:
+    def __init__(self, store: Store, clock: FakeClock, witness: RecordingObserver, cipher: Cipher) -> None:
         self.store, self.clock, self.witness, self.cipher = store, clock, witness, cipher
         self.coordinator = FakeKeeper(store, clock)
         self.failing = FaultyStore(store, clock)
@@ -113,7 +113,7 @@ class Loop:
 
 
 @pytest.fixture
-def loop(store: Store, clock: FakeClock, witness: Witness, cipher: Cipher) -> Loop:
+def loop(store: Store, clock: FakeClock, witness: RecordingObserver, cipher: Cipher) -> Loop:
     return Loop(store, clock, witness, cipher)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from amo_callback.stats import StoreStats
     from amo_callback.store import Store
     from tests.conftest import Running
-    from tests.fakes import FakeClock, Witness
+    from tests.fakes import FakeClock, RecordingObserver
 
 
 class TokenClaims:
@@ -39,13 +39,13 @@ class TokenClaims:
 class Post:
     """A surveyor, and what is around it."""
 
-    def __init__(self, clock: FakeClock, witness: Witness) -> None:
+    def __init__(self, clock: FakeClock, witness: RecordingObserver) -> None:
         self.clock, self.witness, self.store = clock, witness, TokenClaims()
         self.stats_poller = StatsPoller(store=cast("Store", self.store), clock=clock, observer=witness)
 
 
 @pytest.fixture
-def post(clock: FakeClock, witness: Witness) -> Post:
+def post(clock: FakeClock, witness: RecordingObserver) -> Post:
     return Post(clock, witness)
 
 

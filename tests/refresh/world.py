@@ -49,7 +49,7 @@ from amo_callback.model import (
 )
 from amo_callback.tokens.lifecycle import Core, TokenLifecycle
 from tests.builders import a_connection, a_grant, save
-from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, Witness
+from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, RecordingObserver
 from tests.refresh.tokens import DAY, Budget, Token
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Process:
             self.ended = self.world.loop.create_task(self._drain())
 
 
-class _Observer(Witness):
+class _Observer(RecordingObserver):
     """An observer that keeps for the world what does not hold: the service only logs a bug, and goes on."""
 
     def __init__(self, process: Process) -> None:

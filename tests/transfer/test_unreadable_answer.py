@@ -15,7 +15,7 @@ from amo_callback.refresh.raw_answers import RawAnswers, name_of, name_of_grant
 from amo_callback.transfer.export_file import ParsedRecord, RecordError
 from amo_callback.transfer.json_format import read_raw
 from tests.builders import a_connection, a_refreshed, save
-from tests.fakes import START, MemoryRescue, Witness
+from tests.fakes import START, MemoryRescue, RecordingObserver
 from tests.transfer.samples import CLIENT, a_token, tell
 
 if TYPE_CHECKING:
@@ -31,9 +31,16 @@ ISSUED = {"token_type": "Bearer", "access_token": a_token(1), "refresh_token": "
 async def _kept(store: Store, cipher: Cipher, body: bytes, name: str) -> bytes:
     """Return the file that the service keeps of an answer."""
     rescue = MemoryRescue()
-    pending_writes = PendingWrites(store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness())
+    pending_writes = PendingWrites(
+        store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=RecordingObserver()
+    )
     raw = RawAnswers(
-        store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness(), pending_writes=pending_writes
+        store=store,
+        rescue=rescue,
+        cipher=cipher,
+        clock=store.clock,
+        observer=RecordingObserver(),
+        pending_writes=pending_writes,
     )
     error = UnknownOutcome("not_json", body=body)
     await raw.keep(name, error, domain=HOST, presented=fingerprint(PRESENTED))

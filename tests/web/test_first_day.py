@@ -12,7 +12,7 @@ from amo_callback.amo.sandbox.replies import Reply, problem
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.checks.service import check_service
 from tests.conftest import ADMIN_KEY, BASE, HOST
-from tests.fakes import Instead
+from tests.fakes import Override
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -65,7 +65,7 @@ def _heal(app: Running) -> None:
 
 def _answer(app: Running, reply: Reply) -> None:
     """Let AMO answer every exchange so."""
-    app.amo.sandbox.fake = cast("FakeAmo", Instead(app.amo.fake, token=lambda _host, **_: reply))
+    app.amo.sandbox.fake = cast("FakeAmo", Override(app.amo.fake, token=lambda _host, **_: reply))
 
 
 async def test_a_wrong_secret_on_the_first_day_is_red_until_the_first_success(wrong: Running) -> None:

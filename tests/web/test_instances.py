@@ -13,7 +13,7 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.config.loader import load_settings
 from amo_callback.web.composition import DataPaths
 from tests.conftest import ADMIN_KEY, BASE, HOST, Running, environment, run_service, serve_amo
-from tests.fakes import ShiftedClock, Witness
+from tests.fakes import RecordingObserver, ShiftedClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ def instances(tmp_path: Path, encryption_key: str, postgres: Databases) -> Any:
             for name in ("one", "two"):
                 settings = load_settings(None, environment(amo, encryption_key, STORAGE__URL=url, **more))
                 paths = DataPaths(folder=tmp_path, rescue=tmp_path / name, machine="")
-                running_one = run_service(amo, http, settings, paths, clock=clock, witness=Witness())
+                running_one = run_service(amo, http, settings, paths, clock=clock, witness=RecordingObserver())
                 started.append(await stack.enter_async_context(running_one))
             yield started[0], started[1]
 

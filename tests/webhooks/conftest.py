@@ -13,7 +13,7 @@ from amo_callback.webhook import Signer
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
 from amo_callback.webhooks.sender import open_sender
 from tests.builders import a_connection, now, save
-from tests.fakes import START, FakeClock, Witness
+from tests.fakes import START, FakeClock, RecordingObserver
 from tests.patience import PATIENCE
 from tests.webhooks.receiver import SECRET, EndpointHealth
 
@@ -30,7 +30,7 @@ CONNECT = "https://admin.example.com/api/amo-crm/connect"
 class Office:
     """Where notices are written, and delivered from."""
 
-    def __init__(self, *, store: Store, clock: FakeClock, witness: Witness, receiver: EndpointHealth) -> None:
+    def __init__(self, *, store: Store, clock: FakeClock, witness: RecordingObserver, receiver: EndpointHealth) -> None:
         self.store, self.clock, self.witness, self.receiver = store, clock, witness, receiver
 
     @asynccontextmanager
@@ -83,5 +83,5 @@ async def receiver() -> AsyncIterator[EndpointHealth]:
 
 
 @pytest.fixture
-def office(store: Store, clock: FakeClock, witness: Witness, receiver: EndpointHealth) -> Office:
+def office(store: Store, clock: FakeClock, witness: RecordingObserver, receiver: EndpointHealth) -> Office:
     return Office(store=store, clock=clock, witness=witness, receiver=receiver)

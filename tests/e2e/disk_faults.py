@@ -10,7 +10,7 @@ import subprocess
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from tests.e2e.stage import DATABASE
+from tests.e2e.processes import DATABASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tests.browser.chromium import ANDROID, IPHONE
-from tests.browser.states import SETTINGS, STATES, public, returned
+from tests.browser.page_states import SETTINGS, STATES, public, returned
 from tests.conftest import BASE
 
 if TYPE_CHECKING:
