@@ -38,10 +38,9 @@ _LEFT_OUT = ("amo/sandbox/", "demo/")
 
 @dataclass(frozen=True)
 class Flow:
-    """What one flow has called."""
+    """The calls of one flow, by module and qualified name, and its statements."""
 
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By module and qualified name."""
     statements: list[str] = field(default_factory=list)
 
     def line(self, name: str) -> str:
@@ -49,8 +48,8 @@ class Flow:
         modules = {module for module, _ in self.calls}
         classes = {(module, name.split(".")[0]) for module, name in self.calls if "." in name and "<" not in name}
         in_store = sum(number for (module, _), number in self.calls.items() if module.startswith("store/"))
-        total = self.calls.total()
-        return f"| {name} | {total} | {in_store} | {len(modules)} | {len(classes)} | {len(self.statements)} |"
+        figures = (self.calls.total(), in_store, len(modules), len(classes), len(self.statements))
+        return f"| {name} | {' | '.join(map(str, figures))} |"
 
 
 @asynccontextmanager

@@ -23,13 +23,7 @@ _VALUE = re.compile(r'"[^" ]+"')
 _ADMINISTRATIVE = re.compile(r"\(secret\) |; required(?=\.|$)|[;,] see README")
 _NAMES = re.compile(rf"\b(?:{'|'.join(Settings.model_fields)})\.[a-z_]+\b")
 _BOUNDS = {"exclusiveMinimum": "> {}", "minimum": "≥ {}", "exclusiveMaximum": "< {}", "maximum": "≤ {}"}
-_KINDS = {
-    "boolean": "`true`, `false`",
-    "integer": "whole number",
-    "number": "number",
-    "array": "list",
-    "string": "text",
-}
+_KINDS = {"boolean": "`true`, `false`", "integer": "whole number", "array": "list", "string": "text"}
 _FORMATS = {"password": "secret", "path": "folder", "uri": "URL"}
 
 
@@ -63,8 +57,7 @@ def known_settings() -> Iterator[tuple[str, FieldInfo, Mapping[str, Any]]]:
     """Yield each setting: its name, its field, its JSON schema."""
     for section, field in Settings.model_fields.items():
         model = field.annotation
-        assert isinstance(model, type)
-        assert issubclass(model, BaseModel)
+        assert isinstance(model, type) and issubclass(model, BaseModel)  # noqa: PT018 -- because mypy reads it
         schemas = model.model_json_schema()["properties"]
         for key, setting in model.model_fields.items():
             yield f"{section}.{key}", setting, schemas[key]
@@ -74,7 +67,7 @@ def _values(schema: Mapping[str, Any]) -> str:
     schema = next((kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}), schema)
     if "enum" in schema:
         return codes(json.dumps(value) for value in schema["enum"])
-    kind = _FORMATS.get(schema.get("format", ""), _KINDS[schema["type"]])
+    kind = _FORMATS.get(schema.get("format", ""), _KINDS.get(schema["type"], schema["type"]))
     bounds = [told.format(schema[bound]) for bound, told in _BOUNDS.items() if bound in schema]
     return ", ".join([kind, *bounds])
 
