@@ -72,7 +72,8 @@ class Tried:
     cases: int = 0
     raw: int = 0
     executed: int = 0
-    taken: list[str] = field(default_factory=list)
+    shown: set[bytes] = field(default_factory=set)
+    """Pages that the browser has shown, apart from what is of one request alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -76,7 +76,7 @@ async def test_every_state_is_readable(
             await _open_all(page)
             for scheme in ("light", "dark"):
                 await page.emulate_media(color_scheme=scheme)
-                found = await axe(page)
+                found = await axe(page, contrast_only=scheme == "dark")
                 looked += 1
                 case = f"{state}, {language}, {scheme}"
                 violations += [f"{case}: {what}" for what in found["violations"] + found["undecided"]]
