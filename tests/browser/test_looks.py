@@ -100,7 +100,7 @@ async def test_long_names_fit(chromium: Chromium, run: Any, pictures: Path | Non
         query = f"code={app.amo.code()}&state=s&referer={LONG_HOST}"
         address = await returned(app, query)
         for kind, device in {"desktop": DESKTOP, "phone": IPHONE, "view": ELSEWHERE["ios-instagram"]}.items():
-            tab = await chromium.tab(device, language=language, same_browser=True)
+            tab = await chromium.tab(device, language=language)
             await tab.page.goto(f"{address}?n=1")
             assert LONG_HOST in await tab.page.locator("main").inner_text()
             for text in ("100%", "200%"):
