@@ -1,9 +1,8 @@
 """Values for tests, with everything that a test does not care about filled in."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amo_callback.grant import Grant, GrantStatus, NewConnection
 from amo_callback.model import (
@@ -19,12 +18,8 @@ from amo_callback.model import (
     fingerprint,
 )
 from amo_callback.stats import ServiceStatus, StoreStats
+from amo_callback.store import Store
 from tests.fakes import START
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from amo_callback.store import Store
 
 DAY = timedelta(days=1)
 

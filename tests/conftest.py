@@ -8,10 +8,11 @@ import json
 import os
 import signal
 import ssl
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
@@ -25,27 +26,20 @@ from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
-from amo_callback.clock import SystemClock
+from amo_callback.clock import Clock, SystemClock
 from amo_callback.config.loader import load_settings
+from amo_callback.config.settings import Settings
 from amo_callback.crypto import Cipher, new_key
+from amo_callback.events import Event
 from amo_callback.local_limits import LocalLimits
+from amo_callback.model import Connection
 from amo_callback.observe.log import LogObserver, make_logger
-from amo_callback.store import open_store
+from amo_callback.store import Store, open_store
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
 from tests.fakes import FakeClock, RecordingObserver, ShiftedClock
 from tests.openapi_conformance import conformance_of
-from tests.postgres import databases, why_not
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-
-    from amo_callback.clock import Clock
-    from amo_callback.config.settings import Settings
-    from amo_callback.events import Event
-    from amo_callback.model import Connection
-    from amo_callback.store import Store
-    from tests.postgres import Databases
+from tests.postgres import Databases, databases, why_not
 
 HOST = "reforyou.amocrm.ru"
 API_KEY = "test-api-key-0123456789-0123456789-0123456789"

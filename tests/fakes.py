@@ -1,29 +1,25 @@
 """Fakes for tests: a clock, an observer, and stores that fail."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import inspect
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import StoreUnavailable
+from amo_callback.events import Event
+from amo_callback.rate_limit import Priority
 from amo_callback.refresh.rescue import RAW, RescueFolder
+from amo_callback.store import Store
 from tests.patience import PATIENCE
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+Step: TypeAlias = asyncio.Event | Exception | Callable[..., object]
 
-    from amo_callback.amo.rate_limiter import RateLimiter
-    from amo_callback.events import Event
-    from amo_callback.rate_limit import Priority
-    from amo_callback.store import Store
-
-    Step: TypeAlias = asyncio.Event | Exception | Callable[..., object]
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 

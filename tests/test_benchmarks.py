@@ -1,7 +1,5 @@
 """What the benchmarks reckon and tell: nothing is measured here."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -1,9 +1,7 @@
 """Another encryption key, while everything goes on."""
 
-from __future__ import annotations
-
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
@@ -11,16 +9,12 @@ from amo_callback.crypto import Cipher, new_key
 from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
 from amo_callback.errors import CommandFailed, DecryptionFailed, StoreUnavailable
 from amo_callback.grant import AuthorizationRequest, GrantSecrets, IssuedState, NewConnection
-from amo_callback.key_rotation import BATCH, Rotation
-from amo_callback.model import TokenPair
+from amo_callback.key_rotation import BATCH, Rotation, RotationResult
+from amo_callback.model import Connection, TokenPair
 from amo_callback.refresh.pending_pair import name_of, seal_pending
+from amo_callback.store import Store
 from tests.builders import a_connection, a_grant, a_refreshed, now, save
 from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Override, ShiftedClock
-
-if TYPE_CHECKING:
-    from amo_callback.key_rotation import RotationResult
-    from amo_callback.model import Connection
-    from amo_callback.store import Store
 
 OLD, NEW = new_key(), new_key()
 BEFORE, BOTH, AFTER = Cipher([OLD]), Cipher([NEW, OLD]), Cipher([NEW])

@@ -1,25 +1,17 @@
 """The rate limit towards AMO."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 import pytest
 
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import StoreUnavailable
 from amo_callback.local_limits import LocalLimits
-from amo_callback.rate_limit import Priority, WaiterKind
-from tests.fakes import RecordingObserver, most_in_a_second
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from amo_callback.rate_limit import SlotDecision
-    from tests.fakes import FakeClock
+from amo_callback.rate_limit import Priority, SlotDecision, WaiterKind
+from tests.fakes import FakeClock, RecordingObserver, most_in_a_second
 
 
 class Queue:

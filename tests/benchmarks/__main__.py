@@ -4,25 +4,21 @@ Every benchmark runs real servers in processes of their own, and the load in ano
 exit status is 1 only where something could not be measured.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import inspect
 import json
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amo_callback.cli.context import run_loop
 from tests.benchmarks import api, exchange, refreshes, start
 from tests.benchmarks.harness import Bench, idle_loop
 from tests.benchmarks.report import Report, begin, draw, from_json, lines
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 BENCHMARKS: Mapping[str, Any] = {
     "handout": api.handout,

@@ -1,11 +1,9 @@
 """Both APIs under load: hand-outs, also while everything is refreshed, and callbacks, also beside a backlog."""
 
-from __future__ import annotations
-
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import aiohttp
 
@@ -16,10 +14,6 @@ from tests.benchmarks.database import count, fill, make_due, serving_amo
 from tests.benchmarks.harness import WRK, Bench, Load, Server, cpu_of, lag_figures, load_figures, ratios
 from tests.benchmarks.report import Figure, Outcome
 from tests.conftest import API_KEY, environment
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 
 _PATHS = 100
 """Connections that are asked for in turn; all of them are in the database."""

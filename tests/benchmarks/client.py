@@ -3,8 +3,6 @@
 Run as a process of its own, with a file that tells what to ask; prints the result as JSON.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import itertools
@@ -13,14 +11,11 @@ import math
 import re
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from amo_callback.cli.context import run_loop
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 

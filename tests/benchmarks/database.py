@@ -1,13 +1,12 @@
 """The stand-in for AMO with very many accounts, and the service's database with their connections."""
 
-from __future__ import annotations
-
 import gc
 import random
 import sqlite3
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -17,17 +16,12 @@ from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
 from amo_callback.amo.sandbox.rules import SandboxIntegration
 from amo_callback.clock import SystemClock
+from amo_callback.crypto import Cipher
 from amo_callback.model import connection_id
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 from amo_callback.store import open_store
 from amo_callback.store.engine import to_micros
 from tests.conftest import BASE, HOST, Amo
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
-    from pathlib import Path
-
-    from amo_callback.crypto import Cipher
 
 FILE = "amo-callback.db"
 """The service's own name for it, where nothing else is configured."""

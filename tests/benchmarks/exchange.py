@@ -1,27 +1,21 @@
 """What CPU a request that spends a credential takes: by our own transport, and by aiohttp's client."""
 
-from __future__ import annotations
-
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import aiohttp
 
 from amo_callback.amo.protocol import Integration, exchange_request
+from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.transport import Transport
 from amo_callback.clock import SystemClock
 from amo_callback.rate_limit import Priority
-from tests.benchmarks.harness import ratios
+from tests.benchmarks.harness import Bench, ratios
 from tests.benchmarks.report import Figure, Outcome
 from tests.benchmarks.servers import BODY
 from tests.certificates import make_authority
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from amo_callback.amo.rate_limiter import RateLimiter
-    from tests.benchmarks.harness import Bench
 
 
 class _Unlimited:

@@ -1,7 +1,5 @@
 """The harness of all benchmarks: servers in processes of their own, loads on them, rounds and figures."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import json
@@ -11,19 +9,16 @@ import shutil
 import socket
 import sys
 import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from tests.benchmarks.client import Answers, LoadRequest
 from tests.benchmarks.report import Figure
 from tests.conftest import API_KEY
-
-if TYPE_CHECKING:
-    from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-
 
 ROOT = Path(__file__).parents[2]
 AMO_CALLBACK = ("-m", "amo_callback.cli.main", "serve")

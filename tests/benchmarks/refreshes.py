@@ -1,35 +1,26 @@
 """What is refreshed without being asked for: a sweep of all connections, and the claims of a store."""
 
-from __future__ import annotations
-
 import asyncio
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing
+from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import asyncpg
 
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
-from amo_callback.store import open_store
+from amo_callback.store import Store, open_store
 from amo_callback.store.engine import to_micros
 from tests.benchmarks.database import count, fill, make_due, serving_amo, settle
-from tests.benchmarks.harness import lag_figures, ratios
+from tests.benchmarks.harness import Bench, Seen, lag_figures, ratios
 from tests.benchmarks.report import Figure, Outcome
 from tests.builders import DAY, a_claim, a_refreshed
 from tests.conftest import environment
-from tests.postgres import Databases, serving_postgres
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-    from pathlib import Path
-
-    from amo_callback.store import Store
-    from tests.benchmarks.harness import Bench, Seen
-    from tests.postgres import Server
+from tests.postgres import Databases, Server, serving_postgres
 
 BATCH, BATCHES = 16, 20
 """Connections that are claimed in one round of the scheduler: its default concurrency. Rounds that are measured."""

@@ -1,24 +1,20 @@
 """Reports: figures with the bars that they should reach, as JSON, as a table and as plots."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 import platform
 import sqlite3
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from amo_callback import __version__
 from amo_callback.cli.output import table
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 _HEAD = ("BENCHMARK", "FIGURE", "UNIT", "LEAST", "MEDIAN", "MOST", "BAR", "REACHED")
 QUICK = "A QUICK RUN, to see that all works: these are no figures to quote."

@@ -4,15 +4,14 @@ Run as a process of its own: `python -m tests.benchmarks.servers LAGS service|id
 which print their address.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import ssl
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -24,11 +23,8 @@ from amo_callback.cli.context import run_loop
 from tests.benchmarks.harness import DEEP_LINK
 from tests.conftest import BASE
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from typing import TypeVar
+T = TypeVar("T")
 
-    T = TypeVar("T")
 
 _PERIOD, _LEAST = 0.005, 0.001
 """Seconds between samples, and up to which a lag is none: the loop's own timers are no finer."""

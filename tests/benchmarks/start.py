@@ -4,18 +4,11 @@ Ready is what systemd hears: `READY=1`, from the start of the process on. Memory
 and once the token of each connection has been handed out.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from amo_callback.crypto import Cipher, new_key
 from tests.benchmarks.database import BigVendor, fill, serving_amo
-from tests.benchmarks.harness import AMO_CALLBACK, lag_figures
+from tests.benchmarks.harness import AMO_CALLBACK, Bench, Seen, lag_figures
 from tests.benchmarks.report import Figure, Outcome
 from tests.conftest import environment
-
-if TYPE_CHECKING:
-    from tests.benchmarks.harness import Bench, Seen
 
 
 async def start(bench: Bench, *, connections: int = 100_000, callers: int = 16) -> Outcome:

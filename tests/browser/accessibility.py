@@ -1,12 +1,8 @@
 """What is wrong with how a page looks: as axe-core judges it, and what does not fit."""
 
-from __future__ import annotations
-
 from importlib import resources
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from playwright.async_api import Frame, Page
+from playwright.async_api import Frame, Page
 
 OVERFLOW = """() => {
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;

@@ -1,29 +1,25 @@
 """A real browser, and what it did: every request, navigation, dialog and complaint of a tab."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    CDPSession,
+    ConsoleMessage,
+    Dialog,
+    Page,
+    Playwright,
+    Request,
+)
+
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from playwright.async_api import (
-        Browser,
-        BrowserContext,
-        CDPSession,
-        ConsoleMessage,
-        Dialog,
-        Page,
-        Playwright,
-        Request,
-    )
 
 EXECUTABLES = ("chromium", "chromium-browser", "google-chrome")
 SCHEME = "foryoure:"

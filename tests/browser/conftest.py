@@ -1,14 +1,13 @@
 """A real browser for each case; without one, the cases are skipped and say so."""
 
-from __future__ import annotations
-
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -16,9 +15,6 @@ from aiohttp import web
 
 from tests.browser.chromium import EXECUTABLES, Chromium, find_chromium, launch
 from tests.conftest import HOST, Running
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
 
 in_one_loop = partial(pytest_asyncio.fixture, loop_scope="session")
 

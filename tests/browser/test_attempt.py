@@ -1,19 +1,13 @@
 """The page's one attempt to bring a person back by itself, and the button for everything else."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from tests.browser.chromium import ANDROID, BROWSERS, DESKTOP, ELSEWHERE, IPHONE
+from tests.browser.chromium import ANDROID, BROWSERS, DESKTOP, ELSEWHERE, IPHONE, Chromium, Tab
 from tests.browser.page_states import STATE, public, returned
-from tests.conftest import BASE
-
-if TYPE_CHECKING:
-    from tests.browser.chromium import Chromium, Tab
-    from tests.conftest import Running
+from tests.conftest import BASE, Running
 
 LINK = "foryoure://amo-crm/callback"
 

@@ -1,18 +1,12 @@
 """What the page lets in and out: headers, frames, other hosts, referrers, and its own policy."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tests.browser.chromium import ANDROID, IPHONE
+from tests.browser.chromium import ANDROID, IPHONE, Chromium
+from tests.browser.conftest import Site
 from tests.browser.page_states import SETTINGS, STATES, public, returned
-from tests.conftest import BASE
-
-if TYPE_CHECKING:
-    from tests.browser.chromium import Chromium
-    from tests.browser.conftest import Site
-    from tests.conftest import Running
+from tests.conftest import BASE, Running
 
 _NONCE = re.compile(r"'nonce-([\w-]{22})'")
 

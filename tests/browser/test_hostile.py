@@ -1,29 +1,21 @@
 """Hostile values: they stay text, wherever they stand, and reach the app byte for byte or not at all."""
 
-from __future__ import annotations
-
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote_from_bytes
 
 import pytest
+from playwright.async_api import Route
 
 from amo_callback.grant import MAX_CODE, MAX_STATE
-from tests.browser.chromium import ANDROID
+from tests.browser.chromium import ANDROID, Chromium, Tab
+from tests.browser.conftest import Lenient
 from tests.browser.hostile import QUERIES, REFERERS, VALUES
 from tests.browser.page_states import public
-from tests.conftest import BASE, HOST
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from playwright.async_api import Route
-
-    from tests.browser.chromium import Chromium, Tab
-    from tests.browser.conftest import Lenient
-    from tests.conftest import Running
+from tests.conftest import BASE, HOST, Running
 
 LINK = "foryoure://amo-crm/callback"
 PARAMETERS = ("code", "state", "error", "error_description", "client_id")

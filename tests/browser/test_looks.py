@@ -1,25 +1,18 @@
 """How the page looks and reads: in each state, language and colour scheme, small, large and zoomed."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright.async_api import Page, Route
 
 from amo_callback.web.pages.render import read_texts
 from amo_callback.web.pages.user_agent import LANGUAGES
 from tests.browser.accessibility import OVERFLOW, axe
-from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Device, picture
+from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, Device, picture
 from tests.browser.page_states import SETTINGS, STATES, returned
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from playwright.async_api import Page, Route
-
-    from tests.browser.chromium import Chromium
-    from tests.conftest import Running
+from tests.conftest import Running
 
 _SIZES = {
     "small phone": (320, 568),

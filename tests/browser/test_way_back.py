@@ -1,26 +1,19 @@
 """From amoCRM back to the page, in a browser: one exchange, a clean address, and no way back to the callback."""
 
-from __future__ import annotations
-
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.web.pages.render import read_texts
-from tests.browser.chromium import ANDROID, DESKTOP, IPHONE
+from tests.browser.chromium import ANDROID, DESKTOP, IPHONE, Chromium, Device, Tab
+from tests.browser.conftest import Lenient, Site
 from tests.browser.page_states import BEFORE_AMO, SETTINGS, STATE, STATES, public, returned
-from tests.conftest import BASE, HOST
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.browser.chromium import Chromium, Device, Tab
-    from tests.browser.conftest import Lenient, Site
-    from tests.conftest import Running
+from tests.conftest import BASE, HOST, Running
 
 RETURN = re.compile(rf"{BASE}/return/[A-Za-z0-9_-]{{22}}")
 LINK = "foryoure://amo-crm/callback"

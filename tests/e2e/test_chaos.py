@@ -3,32 +3,26 @@
 `pytest -n2 --dist load tests/e2e/test_chaos.py --chaos 10` runs ten rounds of each and ends with a table.
 """
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import sqlite3
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.clock import SystemClock
-from tests.e2e.cluster import INSTANCES, LEASE, running_cluster
+from tests.e2e.cluster import INSTANCES, LEASE, Cluster, running_cluster
 from tests.e2e.costs import LATENCY
 from tests.e2e.processes import DATABASE
 from tests.e2e.proxy import commit_proxy
 from tests.postgres import serving_postgres, why_not
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from pathlib import Path
+Fault = Callable[[Cluster], Awaitable[None]]
 
-    from tests.e2e.cluster import Cluster
-
-    Fault = Callable[[Cluster], Awaitable[None]]
 
 ALL = range(INSTANCES)
 AWAY = 8.0

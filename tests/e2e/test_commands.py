@@ -1,18 +1,12 @@
 """Commands that use the private API: of the running service, else of an idle one on the store."""
 
-from __future__ import annotations
-
 import json
 import signal
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tests.e2e.process import command
-from tests.e2e.processes import staged
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.e2e.processes import Stage
+from tests.e2e.processes import Stage, staged
 
 
 async def _told(stage: Stage, *arguments: str) -> Any:

@@ -1,21 +1,13 @@
 """No connection is lost through a copy of the database: beside the living one it spends nothing."""
 
-from __future__ import annotations
-
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from tests.e2e.process import command
-from tests.e2e.processes import problem, staged
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tests.e2e.process import Process
-    from tests.e2e.processes import Stage
+from tests.e2e.process import Process, command
+from tests.e2e.processes import Stage, problem, staged
 
 
 async def test_copies_beside_the_living_database_spend_nothing(

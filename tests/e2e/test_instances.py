@@ -4,33 +4,26 @@ In the gate it goes quickly; with `--rounds 40` a process is stopped for 20 seco
 minute.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import signal
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 from amo_callback.clock import SystemClock
 from amo_callback.model import fingerprint
 from tests.conftest import ROUNDS
-from tests.e2e.processes import eventually, postgres_rows, staged
-from tests.postgres import serving_postgres, why_not
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-    from datetime import datetime
-    from pathlib import Path
-
-    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from tests.e2e.process import Process
-    from tests.e2e.processes import Row, Stage
-    from tests.postgres import Server
+from tests.e2e.process import Process
+from tests.e2e.processes import Row, Stage, eventually, postgres_rows, staged
+from tests.postgres import Server, serving_postgres, why_not
 
 ACCOUNTS, CALLERS, INSTANCES = 15, 30, 3
 REFUSED_WITHIN = 6.0

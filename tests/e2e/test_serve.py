@@ -1,7 +1,5 @@
 """`amo-callback serve` as a real process: starting, ending, and what an administrator is told."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -9,7 +7,8 @@ import signal
 import sqlite3
 import stat
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -20,14 +19,8 @@ from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
 from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
-from tests.e2e.process import command, process_environment, serving
+from tests.e2e.process import Process, command, process_environment, serving
 from tests.e2e.processes import staged
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from tests.e2e.process import Process
 
 URL_OF_STORE = "sqlite:///amo-callback.db"
 

@@ -1,22 +1,16 @@
 """What no client would send, at every path of both APIs: a 4xx, and no trace of a bug in answer or log."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
-from tests.conftest import ADMIN_KEY, BASE, HOST, READ_KEY
+from tests.conftest import ADMIN_KEY, BASE, HOST, READ_KEY, Answer, Running
 from tests.web.phone import WITH_USERS, bearer
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
-
-    from tests.conftest import Answer, Running
 
 DEEP = b"[" * 10_000
 BODIES = {

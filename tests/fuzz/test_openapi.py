@@ -1,22 +1,16 @@
 """Both APIs asked what their OpenAPI document allows, and what it does not, by schemathesis over a real socket."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import ADMIN_KEY, API_KEY, HOST
+from tests.conftest import ADMIN_KEY, API_KEY, HOST, Running
 from tests.web.phone import WITH_USERS, jwt_of
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
-
-    from tests.conftest import Running
 
 WRONG_KEY = "wrong-api-key-0123456789-0123456789-012345678"
 ROOM = {"LIMITS__FAILED_CODES": "1000000", "AMO__DEFAULT_DOMAIN": HOST}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -16,13 +17,8 @@ from amo_callback import __version__
 from amo_callback.errors import JwksUnavailable, RetryableError, Unauthorized
 from amo_callback.events import Level
 from amo_callback.identity.jwks import TIMEOUT, JwksVerifier, open_jwks
+from tests.fakes import FakeClock, RecordingObserver
 from tests.identity.jwts import NOW, RULES, claims, ec_key, jwk, rsa_key, signed
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.fakes import FakeClock, RecordingObserver
-
 
 LIMIT = 262_144
 """Bytes of an answer that are read."""

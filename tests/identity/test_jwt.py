@@ -1,7 +1,5 @@
 """The app's users by its JWTs: what is no good one, and whose a good one is."""
 
-from __future__ import annotations
-
 import json
 import time
 from itertools import count

@@ -6,16 +6,16 @@ A call is one of a function that is defined in the package, the stand-in for AMO
 resuming a coroutine is none.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 import aiohttp
 
@@ -23,14 +23,8 @@ import amo_callback
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
 from amo_callback.web.composition import DataPaths
-from tests.conftest import environment, run_service, serve_amo
+from tests.conftest import Running, environment, run_service, serve_amo
 from tests.fakes import RecordingObserver, ShiftedClock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from types import FrameType
-
-    from tests.conftest import Running
 
 _PACKAGE = f"{Path(amo_callback.__file__).parent}/"
 _LEFT_OUT = ("amo/sandbox/", "demo/")

@@ -1,13 +1,8 @@
 """Markdown: tables of one line a row, and the blocks of a text that are made by a machine."""
 
-from __future__ import annotations
-
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, zip_longest
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 COMMAND = ".venv/bin/python -m tests.reference"
 _BLOCK = re.compile(r"(<!-- reference: (?P<name>[a-z -]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)

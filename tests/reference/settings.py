@@ -1,20 +1,15 @@
 """All settings: their values and defaults by the model, what they are for by the example's comments."""
 
-from __future__ import annotations
-
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
 
 from amo_callback.config.settings import Settings
 from tests.reference.markdown import code, codes, table
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from pydantic.fields import FieldInfo
 
 _SECTION = re.compile(r"\[(?P<name>\w+)\]")
 _KEY = re.compile(r'(?:# )?(?P<name>\w+) = (?:"[^"]*"|\[.*?\]|[^\s#]+)\s+# (?P<comment>.*)')

@@ -1,15 +1,14 @@
 """All tables, by the names of their blocks: routes and errors by the OpenAPI document, metrics by Prometheus's text."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amo_callback.cli.main import COMMANDS, STATUSES
 from amo_callback.clock import SystemClock
@@ -26,10 +25,8 @@ from tests.fakes import START
 from tests.reference.markdown import code, codes, table
 from tests.reference.settings import settings
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+Document = dict[str, Any]
 
-    Document = dict[str, Any]
 
 _ENVIRONMENT = {
     "AMO_CALLBACK_SERVER__PUBLIC": "127.0.0.1:0",

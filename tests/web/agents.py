@@ -1,7 +1,5 @@
 """What browsers call themselves, as they were seen."""
 
-from __future__ import annotations
-
 from amo_callback.web.pages.user_agent import Kind
 
 _IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"

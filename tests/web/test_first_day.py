@@ -1,24 +1,18 @@
 """Wrong credentials before the first token pair: whatever AMO refuses then, no refresh can show it."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import AsyncIterator
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from amo_callback.amo.sandbox.fake_amo import FakeAmo
 from amo_callback.amo.sandbox.replies import Reply, problem
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.checks.service import check_service
-from tests.conftest import ADMIN_KEY, BASE, HOST
+from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.fakes import Override
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from amo_callback.amo.sandbox.fake_amo import FakeAmo
-    from tests.conftest import Answer, Running
 
 OTHER_HOST = "second.amocrm.ru"
 WRONG = {"AMO__CLIENT_SECRET": "a-wrong-secret-0123456789", "AMO__DEFAULT_DOMAIN": HOST}

@@ -1,9 +1,9 @@
 """Two instances of the service on one PostgreSQL: whichever is asked, the answer is the same."""
 
-from __future__ import annotations
-
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import asyncpg
@@ -14,12 +14,7 @@ from amo_callback.config.loader import load_settings
 from amo_callback.web.composition import DataPaths
 from tests.conftest import ADMIN_KEY, BASE, HOST, Running, environment, run_service, serve_amo
 from tests.fakes import RecordingObserver, ShiftedClock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from tests.postgres import Databases
+from tests.postgres import Databases
 
 PAGE = {"Accept": "text/html"}
 

@@ -1,14 +1,13 @@
 """A courier with everything around it: a store, time, and a receiver on a socket."""
 
-from __future__ import annotations
-
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.events import connection_event
+from amo_callback.events import Notice, connection_event
+from amo_callback.store import Store
 from amo_callback.webhook import Signer
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
 from amo_callback.webhooks.sender import open_sender
@@ -16,12 +15,6 @@ from tests.builders import a_connection, now, save
 from tests.fakes import START, FakeClock, RecordingObserver
 from tests.patience import PATIENCE
 from tests.webhooks.receiver import SECRET, EndpointHealth
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from amo_callback.events import Notice
-    from amo_callback.store import Store
 
 POLL = 5.0
 CONNECT = "https://admin.example.com/api/amo-crm/connect"

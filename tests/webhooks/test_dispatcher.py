@@ -1,11 +1,10 @@
 """Notices reach the receiver: in order, once where nothing goes wrong, and not lost where something does."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,13 +13,8 @@ from amo_callback.store import open_store
 from amo_callback.webhooks.dispatcher import AT_ONCE, LEASE
 from tests.builders import DAY
 from tests.fakes import START, FaultyStore
-from tests.webhooks.conftest import CONNECT
+from tests.webhooks.conftest import CONNECT, Office
 from tests.webhooks.receiver import HANG_UP
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.webhooks.conftest import Office
 
 HOUR = 3600.0
 

@@ -1,10 +1,8 @@
 """`GET {base}/callback`: every user gets back to the app, no code is spent twice, failures have support codes."""
 
-from __future__ import annotations
-
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote_from_bytes
 
 import pytest
@@ -12,12 +10,8 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.grant import support_code
 from amo_callback.model import fingerprint
-from tests.conftest import ADMIN_KEY, BASE, HOST
+from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.markup import Markup
-
-if TYPE_CHECKING:
-    from tests.conftest import Answer, Running
-
 
 LINK = "foryoure://amo-crm/callback"
 
