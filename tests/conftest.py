@@ -90,7 +90,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=0,
         metavar="ROUNDS",
-        help="how often each fault strikes three instances in the middle of refreshes (default: not at all)",
+        help="how often each fault strikes three instances in the middle of refreshes (default: some of them, once)",
     )
     parser.addoption(
         "--fuzz",

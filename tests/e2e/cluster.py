@@ -5,6 +5,7 @@ AMO takes a while to answer, access tokens are valid for 30 seconds, and a refre
 
 import asyncio
 import dataclasses
+import signal
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -190,6 +191,13 @@ class Cluster:
             return False
 
         await eventually(is_connected)
+
+    async def stop(self) -> None:
+        """End all instances."""
+        for instance in self.instances:
+            instance.signal(signal.SIGTERM)
+        for instance in self.instances:
+            assert await instance.ended() == 0
 
     def figures(self) -> dict[str, int]:
         """Return what was counted so far."""
