@@ -19,10 +19,7 @@ PAIR = TokenPair(
     access_token="the-access-token", refresh_token="the-refresh-token", issued_at=START, expires_at=START + DAY
 )
 TOKENS = (PAIR.access_token, PAIR.refresh_token)
-PAIR_FIELDS = {
-    "access_token": "the-access-token",
-    "refresh_token": "the-refresh-token",
-}
+PAIR_FIELDS = {"access_token": "the-access-token", "refresh_token": "the-refresh-token"}
 REQUEST = AuthorizationRequest(user="42", vouched=True, challenge="the-challenge", state=b"\xff\0")
 REQUEST_FIELDS = {"user": "42", "vouched": True, "challenge": "the-challenge", "state": "/wA="}
 NOBODYS = AuthorizationRequest()

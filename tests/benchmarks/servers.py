@@ -65,10 +65,7 @@ async def relay(endpoint: str) -> None:
     """Exchange a callback's code as the service does, and forget the pair."""
     known = SandboxIntegration()
     integration = Integration(
-        client_id=known.client_id,
-        client_secret=known.client_secret,
-        redirect_uri=known.redirect_uri,
-        endpoint=endpoint,
+        client_id=known.client_id, client_secret=known.client_secret, redirect_uri=known.redirect_uri, endpoint=endpoint
     )
 
     async def handler(request: web.Request) -> web.Response:

@@ -13,10 +13,7 @@ OVERFLOW = """() => {
   });
   return [...(wide > 0 ? [`the page by ${wide}`] : []), ...out.map(each => each.outerHTML.slice(0, 80))];
 }"""
-_ALL = {
-    "type": "tag",
-    "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22a", "wcag22aa", "best-practice"],
-}
+_ALL = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22a", "wcag22aa", "best-practice"]}
 _CONTRAST = {"type": "rule", "values": ["color-contrast"]}
 _AXE = """async runOnly => {
   const {violations, incomplete, passes} = await axe.run(document, {runOnly});

@@ -8,16 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from playwright.async_api import (
-    Browser,
-    BrowserContext,
-    CDPSession,
-    ConsoleMessage,
-    Dialog,
-    Page,
-    Playwright,
-    Request,
-)
+from playwright.async_api import Browser, BrowserContext, CDPSession, ConsoleMessage, Dialog, Page, Playwright, Request
 
 from tests.patience import PATIENCE
 

@@ -46,11 +46,7 @@ async def _see_it_fits(page: Page, case: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 async def test_every_state_is_readable(
-    chromium: Chromium,
-    run: Any,
-    pictures: Path | None,
-    record_property: Callable[[str, object], None],
-    language: str,
+    chromium: Chromium, run: Any, pictures: Path | None, record_property: Callable[[str, object], None], language: str
 ) -> None:
     """Axe-core finds nothing, light or dark, with all help open, and nothing is wider than the screen."""
     texts = read_texts(language)
@@ -144,8 +140,7 @@ async def test_what_is_tapped_is_large_enough(chromium: Chromium, app: Running) 
 
 
 @pytest.mark.parametrize(
-    ("asked", "language"),
-    [("uk-UA", "uk"), ("ru", "ru"), ("en-GB", "en"), ("de-DE", "en"), ("kk-KZ", "en")],
+    ("asked", "language"), [("uk-UA", "uk"), ("ru", "ru"), ("en-GB", "en"), ("de-DE", "en"), ("kk-KZ", "en")]
 )
 async def test_the_page_speaks_the_browsers_language(
     chromium: Chromium, app: Running, asked: str, language: str

@@ -105,10 +105,7 @@ async def serving(
 
 
 async def command(
-    *arguments: str,
-    folder: Path,
-    environ: Mapping[str, str] | None = None,
-    open_files: tuple[int, int] | None = None,
+    *arguments: str, folder: Path, environ: Mapping[str, str] | None = None, open_files: tuple[int, int] | None = None
 ) -> tuple[int, str, str]:
     """Run `amo-callback` to its end; return exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(

@@ -16,10 +16,7 @@ async def test_copies_beside_the_living_database_spend_nothing(
     """A plain copy of the files and a restored backup hand out what lives, refuse the rest, and say that they are."""
     handed_out = 0
     (tmp_path / "living").mkdir()
-    async with (
-        staged(tmp_path / "living", encryption_key, accounts=4, every=2) as stage,
-        stage.serving() as living,
-    ):
+    async with staged(tmp_path / "living", encryption_key, accounts=4, every=2) as stage, stage.serving() as living:
         await stage.connect(living)
         await stage.until_refreshed()
         plain, restored = await _copied(stage, living), await _restored(stage)

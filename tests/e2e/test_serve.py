@@ -147,10 +147,7 @@ async def test_a_hangup_changes_the_level_and_the_limits_and_names_what_it_canno
         )
 
     write("info", 30, 5.0)
-    async with (
-        serving(environment(living_amo, encryption_key), tmp_path) as process,
-        aiohttp.ClientSession() as http,
-    ):
+    async with serving(environment(living_amo, encryption_key), tmp_path) as process, aiohttp.ClientSession() as http:
         door = (await process.until("service.started"))["private"]
 
         async def asked() -> None:

@@ -82,12 +82,7 @@ def test_a_secret_that_is_read_again_later_is_taken_out_too() -> None:
     log = Log(redactor=redactor)
     redactor.also(["another-secret"])
     log.logger.info("a.b", text="another-secret, the-first-secret", nested=["another-secret"])
-    assert log.line() == {
-        "event": "a.b",
-        "level": "info",
-        "text": "[redacted], [redacted]",
-        "nested": ["[redacted]"],
-    }
+    assert log.line() == {"event": "a.b", "level": "info", "text": "[redacted], [redacted]", "nested": ["[redacted]"]}
     plain = Log(redactor=redactor)
     plain.logger.info("a.b", text="another-secret")
     assert plain.line()["text"] == "[redacted]"

@@ -194,16 +194,7 @@ async def test_a_code_for_another_accounts_host_is_refused(app: Running) -> None
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [
-        Fault.HTTP_500,
-        Fault.HTML,
-        Fault.HTML_200,
-        Fault.REDIRECT,
-        Fault.TOO_MANY,
-        Fault.UNPAID,
-        Fault.BLOCKED,
-    ],
+    "fault", [Fault.HTTP_500, Fault.HTML, Fault.HTML_200, Fault.REDIRECT, Fault.TOO_MANY, Fault.UNPAID, Fault.BLOCKED]
 )
 async def test_a_passing_failure_can_be_tried_again_with_the_same_code(app: Running, fault: Fault) -> None:
     """Where AMO is ill and the code unspent, the person is told so, and the same callback works a little later."""
@@ -216,13 +207,7 @@ async def test_a_passing_failure_can_be_tried_again_with_the_same_code(app: Runn
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        Fault.HTTP_500_AFTER,
-        Fault.HALF_JSON_AFTER,
-        Fault.NO_REFRESH_TOKEN_AFTER,
-        Fault.HUGE_AFTER,
-        Fault.NOTHING_AFTER,
-    ],
+    [Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HUGE_AFTER, Fault.NOTHING_AFTER],
 )
 async def test_a_code_spent_by_an_answer_that_was_lost_is_told_as_expired(app: Running, fault: Fault) -> None:
     """Where AMO's answer was lost, the code may be spent by us: the next try says start again, not "used elsewhere"."""

@@ -36,12 +36,7 @@ async def test_the_callbacks_code_is_recognised_any_number_of_times(app: Running
             200,
             {
                 "success": True,
-                "data": {
-                    "connected": True,
-                    "hasTokens": True,
-                    "domain": HOST,
-                    "accountId": str(app.amo.account.id),
-                },
+                "data": {"connected": True, "hasTokens": True, "domain": HOST, "accountId": str(app.amo.account.id)},
                 "message": "amoCRM is connected.",
             },
         )
