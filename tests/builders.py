@@ -1,10 +1,9 @@
 """Values for tests, with everything that a test does not care about filled in."""
 
-from __future__ import annotations
-
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amo_callback.core import Core
 from amo_callback.grant import Grant, GrantStatus, NewConnection
@@ -22,12 +21,8 @@ from amo_callback.model import (
     fingerprint,
 )
 from amo_callback.stats import ServiceStatus, StoreStats
-from tests.fakes import START, FakeClock, Witness
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from amo_callback.store import Store
+from amo_callback.store import Store
+from tests.fakes import START, FakeClock, RecordingObserver
 
 DAY = timedelta(days=1)
 
@@ -39,7 +34,7 @@ def a_core(**edges: Any) -> Core:
         "amo": None,
         "cipher": None,
         "clock": FakeClock(),
-        "observer": Witness(),
+        "observer": RecordingObserver(),
         "random": lambda: 0.5,
         "rules": RefreshRules(),
         "process": "process-1",

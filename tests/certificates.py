@@ -1,19 +1,14 @@
 """Certificates for a stand-in of AMO that speaks TLS: good ones, and those that must not be believed."""
 
-from __future__ import annotations
-
 import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _DAY = timedelta(days=1)
 

@@ -8,10 +8,11 @@ import json
 import os
 import signal
 import ssl
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
@@ -25,27 +26,20 @@ from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
-from amo_callback.clock import SystemClock
+from amo_callback.clock import Clock, SystemClock
 from amo_callback.config.loader import load_settings
+from amo_callback.config.settings import Settings
 from amo_callback.crypto import Cipher, new_key
+from amo_callback.events import Event
 from amo_callback.local_limits import LocalLimits
+from amo_callback.model import Connection
 from amo_callback.observe.log import LogObserver, make_logger
-from amo_callback.store import open_store
+from amo_callback.store import Store, open_store
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
-from tests.fakes import FakeClock, ShiftedClock, Witness
+from tests.fakes import FakeClock, RecordingObserver, ShiftedClock
 from tests.openapi_conformance import conformance_of
-from tests.postgres import databases, why_not
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-
-    from amo_callback.clock import Clock
-    from amo_callback.config.settings import Settings
-    from amo_callback.events import Event
-    from amo_callback.model import Connection
-    from amo_callback.store import Store
-    from tests.postgres import Databases
+from tests.postgres import Databases, databases, why_not
 
 HOST = "reforyou.amocrm.ru"
 API_KEY = "test-api-key-0123456789-0123456789-0123456789"
@@ -58,6 +52,8 @@ ROUNDS = 3
 FUZZ = 10
 _SECONDS_A_ROUND = 20
 _SECONDS_A_CASE = 6
+_SLOWEST = ("e2e", "browser", "fuzz")
+"""Folders whose tests wait for processes and browsers: at the end they would leave the other cores without work."""
 
 hypothesis.settings.register_profile(
     "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -94,7 +90,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=0,
         metavar="ROUNDS",
-        help="how often each fault strikes three instances in the middle of refreshes (default: not at all)",
+        help="how often each fault strikes three instances in the middle of refreshes (default: some of them, once)",
     )
     parser.addoption(
         "--fuzz",
@@ -112,7 +108,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests that run in rounds time for as many as were asked for."""
+    """Give tests that run in rounds time for as many as were asked for, and begin with those that take longest."""
+    items.sort(key=lambda item: -sum(f"/{folder}/" in item.nodeid for folder in _SLOWEST))
     limit = float(config.getini("timeout"))
     patience = pytest.mark.timeout(limit + _SECONDS_A_ROUND * config.getoption("rounds"))
     fuzz_patience = pytest.mark.timeout(limit + _SECONDS_A_CASE * config.getoption("fuzz"))
@@ -187,7 +184,11 @@ class Amo:
 
 
 def pytest_configure() -> None:
-    """Have SIGINT heard: a shell has it ignored by what it runs in the background, and so by all that this starts."""
+    """Have SIGINT heard: a shell has it ignored by what it runs in the background, and so by all that this starts.
+
+    AMO's stand-in is asked without TLS: the machine's authorities, which each service reads, are none.
+    """
+    os.environ.setdefault("SSL_CERT_FILE", os.devnull)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -216,7 +217,7 @@ async def amo_client(
     known = amo.fake.integration
     system = SystemClock()
     rate_limiter = rate_limiter or RateLimiter(
-        per_second=1000, shared=LocalLimits(clock=system), clock=system, observer=Witness()
+        per_second=1000, shared=LocalLimits(clock=system), clock=system, observer=RecordingObserver()
     )
     yield AmoClient(
         tls=tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
@@ -229,7 +230,7 @@ async def amo_client(
         ),
         rate_limiter=rate_limiter,
         clock=clock,
-        observer=Witness(),
+        observer=RecordingObserver(),
         timeout=timeout,
     )
     await rate_limiter.close()
@@ -241,8 +242,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def witness() -> Witness:
-    return Witness()
+def witness() -> RecordingObserver:
+    return RecordingObserver()
 
 
 @pytest.fixture
@@ -303,7 +304,7 @@ class Running:
     clock: ShiftedClock
     service: Service
     http: aiohttp.ClientSession
-    witness: Witness
+    witness: RecordingObserver
     log: io.StringIO
     folder: Path
     settings: Settings = field(repr=False)
@@ -422,7 +423,7 @@ def environ(amo: Amo, encryption_key: str) -> dict[str, str]:
 class Both:
     """Log events and remember them."""
 
-    def __init__(self, witness: Witness, log: LogObserver) -> None:
+    def __init__(self, witness: RecordingObserver, log: LogObserver) -> None:
         self._witness, self._log = witness, log
 
     def __call__(self, event: Event) -> None:
@@ -438,7 +439,7 @@ async def run_service(
     paths: DataPaths,
     *,
     clock: ShiftedClock,
-    witness: Witness,
+    witness: RecordingObserver,
 ) -> AsyncIterator[Running]:
     """Run the whole service against a stand-in."""
     stream = io.StringIO()
@@ -460,7 +461,7 @@ async def run_service(
 
 
 @pytest.fixture
-def run(tmp_path: Path, encryption_key: str, witness: Witness) -> Any:
+def run(tmp_path: Path, encryption_key: str, witness: RecordingObserver) -> Any:
     """Return how to run the whole service with some settings of one's own."""
 
     @asynccontextmanager

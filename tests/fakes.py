@@ -1,27 +1,25 @@
 """Fakes for tests: a clock, an observer, and stores that fail."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import inspect
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
+from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import StoreUnavailable
+from amo_callback.events import Event
+from amo_callback.rate_limit import Priority
 from amo_callback.refresh.rescue import RAW, RescueFolder
+from amo_callback.store import Store
 from tests.patience import PATIENCE
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+Step: TypeAlias = asyncio.Event | Exception | Callable[..., object]
 
-    from amo_callback.amo.rate_limiter import RateLimiter
-    from amo_callback.events import Event
-    from amo_callback.rate_limit import Priority
-    from amo_callback.store import Store
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -113,7 +111,7 @@ class ShiftedClock:
                 until.set_result(None)
 
 
-class Witness:
+class RecordingObserver:
     """An observer that remembers, and can be waited for."""
 
     def __init__(self) -> None:
@@ -142,42 +140,76 @@ class Witness:
             await asyncio.wait_for(self._heard.wait(), PATIENCE)
 
 
-class FailingStore:
-    """A store that is away for the calls a test names."""
+class FaultyStore:
+    """A store with steps before and after the methods that a test names.
 
-    def __init__(self, store: Store, clock: FakeClock) -> None:
+    A step is an event that is waited for, an exception, or a function that is called with the call's arguments.
+    """
+
+    def __init__(self, store: Store, clock: FakeClock, *, away: Iterable[str] = ()) -> None:
         self._store = store
         self._clock = clock
-        self.away: set[str] = set()
-        self.silent: set[str] = set()
+        self.away = set(away)
+        """Methods that raise StoreUnavailable."""
+        self.lost: set[str] = set()
+        """Methods whose next call is committed, but whose answer is lost."""
+        self.before: dict[str, Step] = {}
+        self.after: dict[str, Step] = {}
+        self.answers: dict[str, object] = {}
+        """Answers that are given without asking the store."""
         self.asked: Counter[str] = Counter()
-        self._was_asked = asyncio.Event()
+        self._waiting: set[str] = set()
+        self._changed = asyncio.Event()
         self.failed_at: float | None = None
         self.last_write_error: str | None = None
         self.has_shared_clock, self.clock_skew = store.has_shared_clock, store.clock_skew
         self.shared, self.clock = store.shared, store.clock
+        self.on_notice = store.on_notice
 
     def subscribe(self, listener: Any) -> None:
         self._store.subscribe(listener)
 
     async def until_asked(self, name: str) -> None:
         """Wait for a call."""
-        while not self.asked[name]:
-            self._was_asked.clear()
-            await asyncio.wait_for(self._was_asked.wait(), PATIENCE)
+        await self._until(lambda: self.asked[name] > 0)
+
+    async def until_waiting(self, name: str) -> None:
+        """Wait until a call waits for the event in its way."""
+        await self._until(lambda: name in self._waiting)
+
+    async def _until(self, happened: Callable[[], bool]) -> None:
+        while not happened():
+            self._changed.clear()
+            await asyncio.wait_for(self._changed.wait(), PATIENCE)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
 
+        async def step(step: Step | None, *args: object, **kwargs: object) -> None:
+            if isinstance(step, asyncio.Event):
+                self._waiting.add(name)
+                self._changed.set()
+                await step.wait()
+            elif isinstance(step, Exception):
+                raise step
+            elif step is not None and inspect.isawaitable(pending := step(*args, **kwargs)):
+                await pending
+
         async def call(*args: object, **kwargs: object) -> object:
             self.asked[name] += 1
-            self._was_asked.set()
-            if name in self.silent:
-                await asyncio.Event().wait()
+            self._changed.set()
+            await step(self.before.get(name), *args, **kwargs)
             if name in self.away:
                 self.failed_at = self._clock.monotonic()
                 raise StoreUnavailable("SQLITE_FULL")
-            return await method(*args, **kwargs)
+            if name in self.answers:
+                return self.answers[name]
+            result = await method(*args, **kwargs)
+            await step(self.after.get(name), *args, **kwargs)
+            if name in self.lost:
+                self.lost.remove(name)
+                raise StoreUnavailable("ConnectionDoesNotExistError")
+            return result
 
         return call
 
@@ -215,7 +247,7 @@ class MemoryRescue(RescueFolder):
         return not self.full
 
 
-class Traffic:
+class IdleTracker:
     """What is under way through the objects that it watches, and what was."""
 
     def __init__(self) -> None:
@@ -250,7 +282,7 @@ class Traffic:
 class _Watched:
     """An object whose calls are counted."""
 
-    def __init__(self, watched: Any, traffic: Traffic) -> None:
+    def __init__(self, watched: Any, traffic: IdleTracker) -> None:
         self._watched, self._traffic = watched, traffic
 
     def __getattr__(self, name: str) -> Any:
@@ -260,7 +292,7 @@ class _Watched:
         return lambda *args, **kwargs: self._traffic.through(name, method(*args, **kwargs))
 
 
-class Instead:
+class Override:
     """An object with some of its methods replaced."""
 
     def __init__(self, replaced: Any, **methods: Any) -> None:

@@ -1,22 +1,17 @@
 """A real PgBouncer in front of a test's PostgreSQL server."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 GIVEN = "AMO_CALLBACK_TEST_PGBOUNCER"
 _PORT = 6432

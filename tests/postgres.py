@@ -1,7 +1,5 @@
 """A real PostgreSQL, started for the tests, or one that `AMO_CALLBACK_TEST_POSTGRES` names: a database a test."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -9,20 +7,17 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from amo_callback.store.engine import to_micros
 from tests.fakes import FakeClock
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
 
 GIVEN = "AMO_CALLBACK_TEST_POSTGRES"
 ASKING, CLOSED = "asking", "closed"

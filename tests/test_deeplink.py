@@ -1,7 +1,5 @@
 """The link back to the app."""
 
-from __future__ import annotations
-
 import pytest
 
 from amo_callback.deeplink import failure_link, intent_link, success_link

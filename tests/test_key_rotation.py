@@ -1,9 +1,7 @@
 """Another encryption key, while everything goes on."""
 
-from __future__ import annotations
-
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
@@ -11,18 +9,12 @@ from amo_callback.crypto import Cipher, new_key
 from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
 from amo_callback.errors import CommandFailed, DecryptionFailed, StoreUnavailable
 from amo_callback.grant import AuthorizationRequest, GrantSecrets, IssuedState, NewConnection
-from amo_callback.key_rotation import BATCH, Rotation
-from amo_callback.model import TokenPair
+from amo_callback.key_rotation import BATCH, Rotation, RotationResult
+from amo_callback.model import Connection, TokenPair
 from amo_callback.refresh.pending_pair import name_of, seal_pending
+from amo_callback.store import Store
 from tests.builders import a_connection, a_grant, a_refreshed, now, save
-from tests.fakes import START, Instead, MemoryRescue, ShiftedClock
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from amo_callback.key_rotation import RotationResult
-    from amo_callback.model import Connection
-    from amo_callback.store import Store
+from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, Override, ShiftedClock
 
 OLD, NEW = new_key(), new_key()
 BEFORE, BOTH, AFTER = Cipher([OLD]), Cipher([NEW, OLD]), Cipher([NEW])
@@ -122,20 +114,18 @@ async def test_a_survey_counts_by_key_and_changes_nothing(store: Store) -> None:
     assert await _everything(store) == before
 
 
-async def test_whoever_is_interrupted_goes_on_where_he_was(store: Store) -> None:
+async def test_whoever_is_interrupted_goes_on_where_he_was(store: Store, clock: FakeClock) -> None:
     """What was committed stays; until the end the canary is the old key's, so nobody starts with the new one alone."""
     await _fill(store, 2 * BATCH + 1)
-    pages = 0
+    faulty = FaultyStore(store, clock)
 
-    async def reseal(resealed: Sequence[ReencryptedRecord]) -> Sequence[EncryptedRecord]:
-        nonlocal pages
-        pages += 1
-        if pages == 2:
+    def kill(_resealed: object) -> None:
+        if faulty.asked["reseal"] == 2:
             raise StoreUnavailable("killed")
-        return await store.reseal(resealed)
 
+    faulty.before["reseal"] = kill
     with pytest.raises(StoreUnavailable):
-        await _rotate(Instead(store, reseal=reseal))
+        await _rotate(faulty)
     BEFORE.check_canary(await store.canary(b""))
     rotated = await _rotate(store)
     total = await store.count_sealed()
@@ -144,17 +134,15 @@ async def test_whoever_is_interrupted_goes_on_where_he_was(store: Store) -> None
 
 def _meanwhile(store: Store, connection: Connection, cipher: Cipher) -> Any:
     """Return a store in which a refresh is stored between what is read and what is written."""
-    refreshed = False
+    faulty = FaultyStore(store, FakeClock())
 
-    async def reseal(resealed: Sequence[ReencryptedRecord]) -> Sequence[EncryptedRecord]:
-        nonlocal refreshed
-        if not refreshed:
-            refreshed = True
+    async def refresh(_resealed: object) -> None:
+        if faulty.asked["reseal"] == 1:
             pair = _sealed(0, cipher, refreshed=True)
             assert await store.save_refreshed(a_refreshed(connection, sealed_pair=pair))
-        return await store.reseal(resealed)
 
-    return Instead(store, reseal=reseal)
+    faulty.before["reseal"] = refresh
+    return faulty
 
 
 async def test_a_refresh_that_happens_in_between_wins(store: Store) -> None:
@@ -277,7 +265,7 @@ async def test_others_have_time_to_write_between_two_transactions(store: Store) 
         slept.append(seconds)
 
     rotation = Rotation(
-        store=store, rescue=MemoryRescue(), cipher=BOTH, keys=2, clock=cast("Any", Instead(clock, sleep=sleep))
+        store=store, rescue=MemoryRescue(), cipher=BOTH, keys=2, clock=cast("Any", Override(clock, sleep=sleep))
     )
     await rotation.run(lambda _: None)
     assert len(slept) == 2 + 2 + 1

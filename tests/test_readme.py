@@ -1,7 +1,5 @@
 """README: what it links to is there."""
 
-from __future__ import annotations
-
 import re
 from importlib import metadata
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The README's recipes for backends, as they stand there, against the running service and the stand-in for AMO."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
@@ -9,14 +7,10 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import API_KEY
-
-if TYPE_CHECKING:
-    from tests.conftest import Running
+from tests.conftest import API_KEY, Running
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8081"

@@ -1,7 +1,5 @@
 """README's reference tables: they are what the code is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

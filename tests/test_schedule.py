@@ -1,7 +1,5 @@
 """When a pair is due, and when to try again."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import pytest

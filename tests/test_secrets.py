@@ -1,20 +1,15 @@
 """No token, code, state, handle, key or secret leaves: the whole flow is run, and everything it wrote is read."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, API_KEY, BASE, HOST
+from tests.conftest import ADMIN_KEY, API_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import SECRET, WITH_USERS, Phone, allow, challenge_of, jwt_of, of
 from tests.web.public.test_callback import BROKEN
-
-if TYPE_CHECKING:
-    from tests.conftest import Answer, Running
 
 STATE = "the-state-of-the-app-1f9d"
 WRONG_KEY = "a-wrong-key-that-is-somebody-elses-4711-4711"

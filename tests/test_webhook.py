@@ -1,11 +1,9 @@
 """Notices as Standard Webhooks."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -14,9 +12,6 @@ from amo_callback.events import Notice
 from amo_callback.webhook import Message, Signer, read_secrets
 from tests.fakes import START
 from tests.webhooks.receiver import OTHER_SECRET, SECRET
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 NOTICE = Notice(
     number=1,

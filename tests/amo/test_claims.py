@@ -1,7 +1,5 @@
 """What an access token tells of itself, and what it is not believed."""
 
-from __future__ import annotations
-
 import base64
 import json
 from datetime import UTC, datetime

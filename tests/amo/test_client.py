@@ -1,19 +1,19 @@
 """The HTTP edge: one request a call, never repeated, and the truth about whether it was sent."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import socket
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from amo_callback import __version__
+from amo_callback.amo.client import AmoClient
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import (
@@ -29,13 +29,7 @@ from amo_callback.errors import (
 from amo_callback.local_limits import LocalLimits
 from amo_callback.rate_limit import Priority
 from tests.conftest import HOST, Amo, amo_client
-from tests.fakes import Witness
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from amo_callback.amo.client import AmoClient
-    from tests.fakes import FakeClock
+from tests.fakes import FakeClock, RecordingObserver
 
 
 async def test_a_code_is_exchanged_and_its_pair_refreshed_once(client: AmoClient, amo: Amo) -> None:
@@ -246,7 +240,9 @@ async def test_a_429_to_any_request_pauses_everybody_until_the_date_it_names(
 
     async with TestServer(_app(refuse)) as server:
         amo.address = f"{server.host}:{server.port}"
-        rate_limiter = RateLimiter(per_second=5, shared=LocalLimits(clock=clock), clock=clock, observer=Witness())
+        rate_limiter = RateLimiter(
+            per_second=5, shared=LocalLimits(clock=clock), clock=clock, observer=RecordingObserver()
+        )
         async with amo_client(amo, clock, rate_limiter=rate_limiter) as client:
             with suppress(VendorRateLimited):
                 await REQUESTS[request_of](client)

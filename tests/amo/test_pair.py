@@ -1,7 +1,5 @@
 """The pair in an answer, looked for in bounded work."""
 
-from __future__ import annotations
-
 import json
 
 from amo_callback.amo.pair import find_pair

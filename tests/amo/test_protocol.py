@@ -1,12 +1,10 @@
 """What AMO's answers mean: every row of its error table, from the sample answers beside this module."""
 
-from __future__ import annotations
-
 import base64
 import json
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,10 +23,8 @@ from amo_callback.amo.protocol import (
     refresh_request,
 )
 from amo_callback.errors import AmoCallbackError, UnknownOutcome, UnrecognizedError
+from amo_callback.model import TokenResponse
 from tests.fakes import START
-
-if TYPE_CHECKING:
-    from amo_callback.model import TokenResponse
 
 SAMPLES = sorted((Path(__file__).parent / "answers").glob("*.json"))
 INTEGRATION = Integration(client_id="c619", client_secret="the-secret", redirect_uri="https://a.example/cb?x=1")

@@ -1,7 +1,5 @@
 """AMO's redirect, read from raw bytes; the callback's own tests show the same from outside."""
 
-from __future__ import annotations
-
 import pytest
 
 from amo_callback.amo.redirect import read_redirect

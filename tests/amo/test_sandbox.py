@@ -1,10 +1,9 @@
 """The stand-in keeps AMO's rules: what it forgave, it would hide."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -14,9 +13,6 @@ from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.faults import Fault
 from tests.conftest import HOST, Amo
 from tests.fakes import FakeClock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 
 @pytest.fixture

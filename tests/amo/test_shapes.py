@@ -1,33 +1,29 @@
 """Whatever shape a good answer takes on its way, the pair in it is found: it has been paid for."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math
 import re
 import socket
+import ssl
 import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from amo_callback.amo.client import AmoClient
 from amo_callback.amo.transport import tls_context
 from amo_callback.errors import RequestNotSent, UnknownOutcome
-from tests.amo.shapes import NO_PAIRS, PAIRS, Shape
+from amo_callback.model import TokenResponse
+from tests.amo.body_shapes import NO_PAIRS, PAIRS, Shape
 from tests.certificates import Authority, make_authority
 from tests.conftest import HOST, Amo, amo_client
+from tests.fakes import FakeClock
 
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncIterator, Awaitable, Callable
+End = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[None]]
 
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.model import TokenResponse
-    from tests.fakes import FakeClock
-
-    End = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[None]]
 
 _UNACKNOWLEDGED = slice(24, 28)
 """Where Linux tells in `tcp_info` how many segments the other side has not acknowledged."""

@@ -1,1 +1,1 @@
-"""Figures, never asserted: `python -m tests.benchmarks` measures all of it, or what is named."""
+"""Benchmarks of the service: `python -m tests.benchmarks`."""

@@ -1,117 +1,161 @@
-"""Reports: what a run has found, where and with what, and how it is kept as JSON."""
+"""Reports: figures with the bars that they should reach, as JSON, as a table and as plots."""
 
-from __future__ import annotations
-
-import dataclasses
 import json
+import math
 import os
 import platform
-import re
 import sqlite3
-import subprocess
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amo_callback import __version__
-from tests.benchmarks.figures import Bar, Figure, Outcome, Point
+from amo_callback.cli.output import table
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+_HEAD = ("BENCHMARK", "FIGURE", "UNIT", "LEAST", "MEDIAN", "MOST", "BAR", "REACHED")
+QUICK = "A QUICK RUN, to see that all works: these are no figures to quote."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """One figure of a benchmark: a value for each round, and what their median should reach."""
+
+    name: str
+    unit: str
+    values: Sequence[float]
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def median(self) -> float:
+        """The median of its values."""
+        return statistics.median(self.values)
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the median reaches the bar; `None` without one."""
+        if self.at_least is None and self.at_most is None:
+            return None
+        return (self.at_least or -math.inf) <= self.median <= (self.at_most or math.inf)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """The result of one benchmark; curves have callers, answers a second, p50 and p99 in milliseconds, by server."""
+
+    figures: Sequence[Figure]
+    curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """A run."""
+    """A run: where, with what, and its results."""
 
     when: str
     quick: bool
-    """Whether it was a small run, to see that all works: then its figures are not to be quoted."""
     rounds: int
-    versions: Mapping[str, str]
     machine: Mapping[str, object]
-    options: Mapping[str, object] = field(default_factory=dict)
-    """Of each benchmark."""
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Benchmarks that failed, and why."""
 
 
-def begin(*, folder: str, quick: bool, rounds: int) -> Report:
-    """Return a report of this machine, where databases are in a folder, without any outcome yet."""
+def begin(*, quick: bool, rounds: int) -> Report:
+    """Return a report of this machine without any outcome yet."""
     return Report(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
         rounds=rounds,
-        versions=_versions(),
         machine={
+            "amo-callback": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("aiohttp", "uvloop")},
+            "sqlite": sqlite3.sqlite_version,
             "cores": os.cpu_count(),
             "kernel": platform.release(),
-            "cpu": _cpu(),
-            "filesystem": _said("stat", "--file-system", "--format=%T", folder),
         },
     )
 
 
-def to_json(report: Report) -> str:
-    """Write a report; the least, the median and the most are there for who reads it elsewhere."""
-    content = dataclasses.asdict(report)
-    for name, outcome in report.outcomes.items():
-        for written, figure in zip(content["outcomes"][name]["figures"], outcome.figures, strict=True):
-            written |= {name: getattr(figure, name) for name in ("least", "median", "most", "reached")}
-    return json.dumps(content, indent=2) + "\n"
-
-
 def from_json(text: str) -> Report:
-    """Read a report."""
     content = json.loads(text)
-    return Report(**{**content, "outcomes": {name: _outcome(one) for name, one in content["outcomes"].items()}})
-
-
-def _outcome(content: dict[str, Any]) -> Outcome:
-    return Outcome(
-        figures=[_figure(one) for one in content["figures"]],
-        curves={name: [Point(**one) for one in points] for name, points in content["curves"].items()},
-        notes=content["notes"],
-    )
-
-
-def _figure(content: dict[str, Any]) -> Figure:
-    return Figure(
-        name=content["name"],
-        unit=content["unit"],
-        values=content["values"],
-        bar=None if content["bar"] is None else Bar(**content["bar"]),
-    )
-
-
-def _versions() -> Mapping[str, str]:
-    return {
-        "amo-callback": __version__,
-        "commit": (_said("git", "rev-parse", "HEAD") or "unknown")
-        + ("-dirty" if _said("git", "status", "--porcelain") else ""),
-        "python": platform.python_version(),
-        "aiohttp": version("aiohttp"),
-        "uvloop": version("uvloop"),
-        "sqlite": sqlite3.sqlite_version,
+    outcomes = {
+        name: Outcome(
+            figures=[Figure(**figure) for figure in outcome["figures"]],
+            curves=outcome["curves"],
+            notes=outcome["notes"],
+        )
+        for name, outcome in content.pop("outcomes").items()
     }
+    return Report(**content, outcomes=outcomes)
 
 
-def _said(*command: str) -> str:
-    """Return what a command says, nothing where it cannot."""
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)  # noqa: S603 -- because the words are our own
-    except OSError:
-        return ""
-    return done.stdout.strip()
+def lines(report: Report, earlier: Report | None = None) -> str:
+    """Return a report as text: every figure a row, beside the earlier report's median where there is one."""
+    before = {} if earlier is None else {(name, one.name): one.median for name, one in _figures(earlier)}
+    head = [*_HEAD, *(("EARLIER", "CHANGE") if earlier else ())]
+    rows = [
+        [name, *_row(one), *(_change(one, before.get((name, one.name))) if earlier else ())]
+        for name, one in _figures(report)
+    ]
+    told = [
+        f"{report.when}, {report.rounds} rounds, "
+        + ", ".join(f"{name} {value}" for name, value in report.machine.items()),
+        *(f"{name}: {note}" for name, outcome in report.outcomes.items() for note in outcome.notes),
+        "A longest lag of 0 is one of less than a millisecond.",
+        *(f"{name} FAILED: {why}" for name, why in report.failed.items()),
+        *([QUICK] if report.quick else []),
+        *(["The earlier report is of a quick run."] if earlier is not None and earlier.quick else []),
+    ]
+    return "\n".join([table(head, rows), "", *told])
 
 
-def _cpu() -> str:
-    try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    found = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
-    return found[1] if found else platform.machine()
+def _figures(report: Report) -> Sequence[tuple[str, Figure]]:
+    return [(name, figure) for name, outcome in report.outcomes.items() for figure in outcome.figures]
+
+
+def _row(figure: Figure) -> Sequence[object]:
+    bar = f">= {figure.at_least:g}" if figure.at_least is not None else ""
+    bar = f"<= {figure.at_most:g}" if figure.at_most is not None else bar
+    values = map(_number, (min(figure.values), figure.median, max(figure.values)))
+    return [figure.name, figure.unit, *values, bar, {None: "", True: "yes", False: "NO"}[figure.reached]]
+
+
+def _change(figure: Figure, before: float | None) -> Sequence[object]:
+    if before is None:
+        return ["", ""]
+    return [_number(before), f"{(figure.median / before - 1) * 100:+.0f} %" if before else ""]
+
+
+def _number(value: float) -> str:
+    """Write three digits or more."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def draw(report: Report, folder: Path) -> Sequence[Path]:
+    """Draw latency, p50 and p99, against the requests answered in a second, on logarithmic axes; return the files."""
+    import pygal  # type: ignore[import-untyped]  # noqa: PLC0415 -- because nothing else needs it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, outcome in report.outcomes.items():
+        if not outcome.curves:
+            continue
+        chart: Any = pygal.XY(
+            title=f"{name}: latency against load" + (f" ({QUICK})" if report.quick else ""),
+            x_title="answered a second, for so many callers as stand at the dots",
+            y_title="milliseconds",
+            logarithmic=True,
+            print_labels=True,
+            js=[],  # an image needs no script from elsewhere
+        )
+        for who, points in outcome.curves.items():
+            chart.add(f"{who}, p50", [{"value": (speed, p50), "label": f"{n:g}"} for n, speed, p50, _ in points])
+            chart.add(f"{who}, p99", [(speed, p99) for _, speed, _, p99 in points])
+        drawn.append(folder / f"{name}.svg")
+        drawn[-1].write_bytes(chart.render())
+    return drawn

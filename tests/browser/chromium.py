@@ -1,29 +1,16 @@
 """A real browser, and what it did: every request, navigation, dialog and complaint of a tab."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from playwright.async_api import Browser, BrowserContext, CDPSession, ConsoleMessage, Dialog, Page, Playwright, Request
+
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from playwright.async_api import (
-        Browser,
-        BrowserContext,
-        CDPSession,
-        ConsoleMessage,
-        Dialog,
-        Page,
-        Playwright,
-        Request,
-    )
 
 EXECUTABLES = ("chromium", "chromium-browser", "google-chrome")
 SCHEME = "foryoure:"
@@ -194,10 +181,13 @@ class Tab:
 
 @dataclass(kw_only=True, slots=True)
 class Chromium:
-    """Opens tabs, each in a browser of its own: a launch, once accepted, is remembered by the whole process."""
+    """Opens tabs, in the browser of all tests or in one of their own.
+
+    A launch of the app, once accepted, is remembered by the whole process.
+    """
 
     playwright: Playwright
-    executable: str
+    shared: Browser
     browsers: list[Browser] = field(default_factory=list)
 
     async def tab(
@@ -209,12 +199,11 @@ class Chromium:
         javascript: bool = True,
         headers: Mapping[str, str] | None = None,
         flags: tuple[str, ...] = (),
-        same_browser: bool = False,
+        own_browser: bool = False,
+        browser: Browser | None = None,
     ) -> Tab:
-        """Open a tab in a fresh browser, or, where nothing is launched, in the last one as another person's."""
-        if not (same_browser and self.browsers):
-            await self._launch(flags)
-        browser = self.browsers[-1]
+        """Open a tab as a person of its own; where the app is launched, in a fresh browser."""
+        browser = await self.own(*flags) if own_browser or flags else browser or self.shared
         context = await browser.new_context(
             user_agent=device.user_agent,
             viewport={"width": device.width, "height": device.height},
@@ -229,13 +218,9 @@ class Chromium:
         context.set_default_timeout(1000 * PATIENCE)
         return await self.another(context)
 
-    async def _launch(self, flags: tuple[str, ...]) -> None:
-        browser = await self.playwright.chromium.launch(
-            executable_path=self.executable,
-            timeout=1000 * PATIENCE,
-            args=["--no-sandbox", "--disable-gpu", *flags],  # root has no sandbox, and a container may have neither
-        )
-        self.browsers.append(browser)
+    async def own(self, *flags: str) -> Browser:
+        self.browsers.append(await launch(self.playwright, *flags))
+        return self.browsers[-1]
 
     async def another(self, context: BrowserContext) -> Tab:
         """Open one more tab beside others."""
@@ -268,6 +253,8 @@ class Chromium:
         return tab
 
     async def close(self) -> None:
+        for context in self.shared.contexts:
+            await context.close()
         for browser in self.browsers:
             await browser.close()
 
@@ -275,6 +262,15 @@ class Chromium:
 def find_chromium() -> str | None:
     """Return where a Chromium is."""
     return next((found for name in EXECUTABLES if (found := shutil.which(name))), None)
+
+
+async def launch(playwright: Playwright, *flags: str) -> Browser:
+    """Start a browser."""
+    return await playwright.chromium.launch(
+        executable_path=find_chromium(),
+        timeout=1000 * PATIENCE,
+        args=["--no-sandbox", "--disable-gpu", *flags],  # root has no sandbox, and a container may have neither
+    )
 
 
 async def picture(tab: Tab, folder: Path | None, name: str) -> None:

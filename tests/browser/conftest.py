@@ -1,36 +1,56 @@
 """A real browser for each case; without one, the cases are skipped and say so."""
 
-from __future__ import annotations
-
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
 
-from tests.browser.chromium import EXECUTABLES, Chromium, find_chromium
+from tests.browser.chromium import EXECUTABLES, Chromium, find_chromium, launch
 from tests.conftest import HOST, Running
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
+in_one_loop = partial(pytest_asyncio.fixture, loop_scope="session")
 
 
-@pytest.fixture
-async def chromium() -> AsyncIterator[Chromium]:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run all tests of this folder in one loop: a browser belongs to the loop that it was started in."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+@in_one_loop(scope="session")
+async def started() -> AsyncIterator[tuple[Any, Any]]:
     playwright = pytest.importorskip("playwright.async_api", reason="no Playwright: install the `dev` extra")
-    executable = find_chromium()
-    if executable is None:
+    if find_chromium() is None:
         pytest.skip(f"no browser: none of {', '.join(EXECUTABLES)} is installed")
     async with playwright.async_playwright() as driver:
-        opened = Chromium(playwright=driver, executable=executable)
-        try:
-            yield opened
-        finally:
-            await opened.close()
+        browser = await launch(driver)
+        yield driver, browser
+        await browser.close()
+
+
+@in_one_loop()
+async def chromium(started: tuple[Any, Any]) -> AsyncIterator[Chromium]:
+    driver, shared = started
+    opened = Chromium(playwright=driver, shared=shared)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+@in_one_loop()
+async def app(run: Any) -> AsyncIterator[Running]:
+    async with run() as running:
+        yield running
 
 
 @pytest.fixture
@@ -70,7 +90,7 @@ async def serve(app: web.Application) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-@pytest.fixture
+@in_one_loop()
 async def elsewhere() -> AsyncIterator[Site]:
     site = Site()
 

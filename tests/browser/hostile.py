@@ -1,7 +1,5 @@
 """Values that have broken other callbacks, as bytes."""
 
-from __future__ import annotations
-
 VALUES: dict[str, bytes] = {
     "a script": b'"><script>window.__x=1</script>',
     "a script, no quote": b"<script>window.__x=1</script>",

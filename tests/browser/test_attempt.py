@@ -1,19 +1,13 @@
 """The page's one attempt to bring a person back by itself, and the button for everything else."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from tests.browser.chromium import ANDROID, BROWSERS, DESKTOP, ELSEWHERE, IPHONE
-from tests.browser.states import STATE, public, returned
-from tests.conftest import BASE
-
-if TYPE_CHECKING:
-    from tests.browser.chromium import Chromium, Tab
-    from tests.conftest import Running
+from tests.browser.chromium import ANDROID, BROWSERS, DESKTOP, ELSEWHERE, IPHONE, Chromium, Tab
+from tests.browser.page_states import STATE, public, returned
+from tests.conftest import BASE, Running
 
 LINK = "foryoure://amo-crm/callback"
 
@@ -38,7 +32,7 @@ async def _happens(tab: Tab) -> list[object]:
 @pytest.mark.parametrize("device", BROWSERS)
 async def test_a_phones_browser_is_sent_once_and_after_load(chromium: Chromium, app: Running, device: str) -> None:
     """One attempt, with the button's own link, when the whole page is there; the address remembers it."""
-    tab = await chromium.tab(BROWSERS[device])
+    tab = await chromium.tab(BROWSERS[device], own_browser=True)
     await tab.page.goto(public(app, f"{BASE}/callback?{app.query(state=STATE)}"))
     assert await tab.page.locator("#open").get_attribute("data-auto") is not None
     await tab.pass_time(60)
@@ -56,7 +50,7 @@ async def test_elsewhere_nothing_is_tried(chromium: Chromium, app: Running) -> N
     """In another app's view an attempt can destroy the page, and a desktop has no app: there is the button alone."""
     address = await returned(app)
     for touch in (False, True):
-        tab = await chromium.tab(IPHONE if touch else DESKTOP)
+        tab = await chromium.tab(IPHONE if touch else DESKTOP, own_browser=True)
         for name, device in ELSEWHERE.items():
             if device.touch == touch:
                 await tab.call_itself(device)
@@ -71,7 +65,7 @@ async def test_elsewhere_nothing_is_tried(chromium: Chromium, app: Running) -> N
 async def test_who_comes_again_is_not_sent_again(chromium: Chromium, app: Running, again: str) -> None:
     """Reload, back, forward, an address that tells of an attempt, and the same page once more: the button alone."""
     address = await returned(app)
-    tab = await chromium.tab(IPHONE)
+    tab = await chromium.tab(IPHONE, own_browser=True)
     if again in {"n=1", "n=2"}:
         await tab.page.goto(f"{address}?{again}")
     else:
@@ -99,7 +93,7 @@ async def test_who_comes_again_is_not_sent_again(chromium: Chromium, app: Runnin
 
 async def test_a_tap_asks_for_exactly_the_link(chromium: Chromium, app: Running) -> None:
     """A click on the button is one request, of the link's very bytes, begun by the person."""
-    tab = await chromium.tab(DESKTOP)
+    tab = await chromium.tab(DESKTOP, own_browser=True)
     state = "a+b c/й%25&x=1#f\"'<>"
     await tab.page.goto(public(app, f"{BASE}/callback?{app.query(state=state)}"))
     await tab.page.click("#open")
@@ -110,7 +104,7 @@ async def test_a_tap_asks_for_exactly_the_link(chromium: Chromium, app: Running)
 
 async def test_the_keyboard_taps_too(chromium: Chromium, app: Running) -> None:
     """The first stop of the Tab key is the button, and Enter presses it."""
-    tab = await chromium.tab(DESKTOP)
+    tab = await chromium.tab(DESKTOP, own_browser=True)
     await tab.page.goto(await returned(app))
     await tab.page.keyboard.press("Tab")
     await tab.page.keyboard.press("Enter")
@@ -120,7 +114,7 @@ async def test_the_keyboard_taps_too(chromium: Chromium, app: Running) -> None:
 
 async def test_without_javascript_the_button_is_all_there_is(chromium: Chromium, app: Running) -> None:
     """Without JavaScript nothing is tried, and the button works as any link does."""
-    tab = await chromium.tab(ANDROID, javascript=False)
+    tab = await chromium.tab(ANDROID, javascript=False, own_browser=True)
     await tab.page.goto(public(app, f"{BASE}/callback?{app.query(state=STATE)}"))
     assert await tab.page.locator("#open").is_visible()
     assert (await tab.link(), tab.launches) == (_link(app), [])
@@ -131,7 +125,7 @@ async def test_without_javascript_the_button_is_all_there_is(chromium: Chromium,
 @pytest.mark.parametrize("device", ["phone", "desktop"])
 async def test_each_attempt_has_an_address_of_its_own(chromium: Chromium, app: Running, device: str) -> None:
     """The first attempt is the plain link and each later one another: Safari refuses one that was cancelled."""
-    tab = await chromium.tab(IPHONE if device == "phone" else DESKTOP)
+    tab = await chromium.tab(IPHONE if device == "phone" else DESKTOP, own_browser=True)
     await tab.page.goto(await returned(app))
     for _ in range(2 if device == "phone" else 3):
         await tab.tap()
@@ -142,7 +136,7 @@ async def test_each_attempt_has_an_address_of_its_own(chromium: Chromium, app: R
 
 async def test_who_comes_back_after_a_reload_taps_an_address_of_its_own(chromium: Chromium, app: Running) -> None:
     """After an attempt and a reload, a tap still asks for another address than the attempt did."""
-    tab = await chromium.tab(IPHONE)
+    tab = await chromium.tab(IPHONE, own_browser=True)
     await tab.page.goto(await returned(app))
     await tab.until_launched()
     await tab.page.reload()
@@ -169,7 +163,7 @@ addEventListener('DOMContentLoaded', () => {
 
 async def test_the_note_says_what_to_do_when_nothing_opened(chromium: Chromium, app: Running) -> None:
     """The note is empty at first; two seconds after an attempt that shows no effect, it points to the button."""
-    tab = await chromium.tab(IPHONE)
+    tab = await chromium.tab(IPHONE, own_browser=True)
     await tab.page.add_init_script(_WHEN)
     await tab.page.goto(await returned(app))
     await tab.pass_time(3)
@@ -182,7 +176,7 @@ async def test_the_note_says_that_the_tab_may_be_closed(chromium: Chromium, app:
     """Who has left for the app and comes back reads another note, and finds the help open."""
     notes = {}
     for how in ("late", "hidden", "restored"):
-        tab = await chromium.tab(IPHONE)
+        tab = await chromium.tab(IPHONE, own_browser=True)
         await tab.page.goto(await returned(app))
         if how == "late":
             await tab.pass_time(3)
@@ -199,7 +193,7 @@ async def test_the_note_says_that_the_tab_may_be_closed(chromium: Chromium, app:
 
 async def test_without_an_attempt_the_note_stays_empty(chromium: Chromium, app: Running) -> None:
     """On a desktop nothing was tried, so there is nothing to explain until somebody clicks."""
-    tab = await chromium.tab(DESKTOP)
+    tab = await chromium.tab(DESKTOP, own_browser=True)
     await tab.page.goto(await returned(app))
     await tab.pass_time(60)
     assert await tab.note() == ""
@@ -212,7 +206,7 @@ async def test_without_an_attempt_the_note_stays_empty(chromium: Chromium, app: 
 async def test_android_has_a_second_way(chromium: Chromium, run: Any, device: str) -> None:
     """With the app's package known, the help has an `intent:` link on Android, and nowhere else."""
     async with run(APP__ANDROID_PACKAGE="ae.foryoure.app") as app:
-        tab = await chromium.tab(ANDROID if device == "android" else IPHONE)
+        tab = await chromium.tab(ANDROID if device == "android" else IPHONE, own_browser=True)
         await tab.page.goto(await returned(app))
         intent = tab.page.locator("#intent")
         assert await intent.count() == (1 if device == "android" else 0)

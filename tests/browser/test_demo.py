@@ -1,19 +1,13 @@
 """The demonstration in a real browser: the phone in its frame, the service's own page in it, the panel beside it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.browser.chromium import Device, picture
-from tests.browser.looks import OVERFLOW, axe
+from tests.browser.accessibility import OVERFLOW, axe
+from tests.browser.chromium import Chromium, Device, picture
 from tests.demo.walkthrough import open_walkthrough
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.browser.chromium import Chromium
 
 _WIDE = Device(width=1440, height=900)
 

@@ -1,25 +1,18 @@
 """How the page looks and reads: in each state, language and colour scheme, small, large and zoomed."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright.async_api import Page, Route
 
 from amo_callback.web.pages.render import read_texts
 from amo_callback.web.pages.user_agent import LANGUAGES
-from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Device, picture
-from tests.browser.looks import OVERFLOW, axe
-from tests.browser.states import SETTINGS, STATES, returned
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from playwright.async_api import Page, Route
-
-    from tests.browser.chromium import Chromium
-    from tests.conftest import Running
+from tests.browser.accessibility import OVERFLOW, axe
+from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, Device, picture
+from tests.browser.page_states import SETTINGS, STATES, returned
+from tests.conftest import Running
 
 _SIZES = {
     "small phone": (320, 568),
@@ -53,11 +46,7 @@ async def _see_it_fits(page: Page, case: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 async def test_every_state_is_readable(
-    chromium: Chromium,
-    run: Any,
-    pictures: Path | None,
-    record_property: Callable[[str, object], None],
-    language: str,
+    chromium: Chromium, run: Any, pictures: Path | None, record_property: Callable[[str, object], None], language: str
 ) -> None:
     """Axe-core finds nothing, light or dark, with all help open, and nothing is wider than the screen."""
     texts = read_texts(language)
@@ -76,7 +65,7 @@ async def test_every_state_is_readable(
             await _open_all(page)
             for scheme in ("light", "dark"):
                 await page.emulate_media(color_scheme=scheme)
-                found = await axe(page)
+                found = await axe(page, contrast_only=scheme == "dark")
                 looked += 1
                 case = f"{state}, {language}, {scheme}"
                 violations += [f"{case}: {what}" for what in found["violations"] + found["undecided"]]
@@ -100,7 +89,7 @@ async def test_long_names_fit(chromium: Chromium, run: Any, pictures: Path | Non
         query = f"code={app.amo.code()}&state=s&referer={LONG_HOST}"
         address = await returned(app, query)
         for kind, device in {"desktop": DESKTOP, "phone": IPHONE, "view": ELSEWHERE["ios-instagram"]}.items():
-            tab = await chromium.tab(device, language=language, same_browser=True)
+            tab = await chromium.tab(device, language=language)
             await tab.page.goto(f"{address}?n=1")
             assert LONG_HOST in await tab.page.locator("main").inner_text()
             for text in ("100%", "200%"):
@@ -151,8 +140,7 @@ async def test_what_is_tapped_is_large_enough(chromium: Chromium, app: Running) 
 
 
 @pytest.mark.parametrize(
-    ("asked", "language"),
-    [("uk-UA", "uk"), ("ru", "ru"), ("en-GB", "en"), ("de-DE", "en"), ("kk-KZ", "en")],
+    ("asked", "language"), [("uk-UA", "uk"), ("ru", "ru"), ("en-GB", "en"), ("de-DE", "en"), ("kk-KZ", "en")]
 )
 async def test_the_page_speaks_the_browsers_language(
     chromium: Chromium, app: Running, asked: str, language: str

@@ -1,26 +1,19 @@
 """From amoCRM back to the page, in a browser: one exchange, a clean address, and no way back to the callback."""
 
-from __future__ import annotations
-
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.web.pages.render import read_texts
-from tests.browser.chromium import ANDROID, DESKTOP, IPHONE
-from tests.browser.states import BEFORE_AMO, SETTINGS, STATE, STATES, public, returned
-from tests.conftest import BASE, HOST
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.browser.chromium import Chromium, Device, Tab
-    from tests.browser.conftest import Lenient, Site
-    from tests.conftest import Running
+from tests.browser.chromium import ANDROID, DESKTOP, IPHONE, Chromium, Device, Tab
+from tests.browser.conftest import Lenient, Site
+from tests.browser.page_states import BEFORE_AMO, SETTINGS, STATE, STATES, public, returned
+from tests.conftest import BASE, HOST, Running
 
 RETURN = re.compile(rf"{BASE}/return/[A-Za-z0-9_-]{{22}}")
 LINK = "foryoure://amo-crm/callback"
@@ -113,7 +106,7 @@ async def test_each_end_has_its_page(chromium: Chromium, run: Any) -> None:
     """Each end of a grant has a page that says so, with a link of its word; a failure sends nobody by itself."""
     for state in sorted(set(STATES) - {"connected"}):
         async with run(**SETTINGS.get(state, {})) as app:
-            tab = await chromium.tab(IPHONE, same_browser=True)
+            tab = await chromium.tab(IPHONE)
             address = await STATES[state](app)
             asked = app.amo.sandbox.requests
             await tab.page.goto(address)
@@ -132,7 +125,7 @@ async def test_a_slow_amo_is_waited_for_at_one_address(chromium: Chromium, run: 
     """While amoCRM takes its time the page says so and claims nothing; the same address shows the result by itself."""
     async with run() as app:
         app.amo.sandbox.faults.add(Fault.SLOW)
-        tab = await chromium.tab(IPHONE)
+        tab = await chromium.tab(IPHONE, own_browser=True)
         visit = asyncio.create_task(tab.page.goto(public(app, f"{BASE}/callback?{app.query(state='s')}")))
         await app.amo.sandbox.asked.wait()
         await app.clock.until_sleeping(8)
@@ -152,7 +145,7 @@ async def test_a_slow_amo_is_waited_for_at_one_address(chromium: Chromium, run: 
 async def test_a_passing_failure_can_be_tried_again(chromium: Chromium, app: Running) -> None:
     """Where amoCRM failed before it took the code, "Try again" connects, and leads to a clean address."""
     app.amo.sandbox.faults.add(Fault.HTTP_500, Fault.HTTP_500)
-    tab = await chromium.tab(IPHONE)
+    tab = await chromium.tab(IPHONE, own_browser=True)
     await tab.page.goto(public(app, f"{BASE}/callback?{app.query(state='s')}"))
     for _ in range(2):
         assert await _heading(tab) == TITLES["amo_unavailable"]
@@ -171,7 +164,7 @@ async def test_with_a_ticket_amos_code_stays_here(chromium: Chromium, run: Any) 
     """With `hand_back = "ticket"` neither the page nor its link holds AMO's code, and the ticket is what is sent."""
     async with run(APP__HAND_BACK="ticket") as app:
         code = app.amo.code()
-        tab = await chromium.tab(IPHONE)
+        tab = await chromium.tab(IPHONE, own_browser=True)
         await tab.page.goto(public(app, f"{BASE}/callback?{app.query(code=code, state='s')}"))
         sent = await tab.until_launched()
         assert re.fullmatch(rf"{LINK}\?code=[A-Za-z0-9_-]+&state=s", sent)
@@ -226,7 +219,7 @@ async def test_what_a_visit_costs(
     """A visit is two requests, the callback and one page that brings all it needs; its figures are told."""
     async with lenient(delay=0.15) as amo:
         here: Lenient = amo
-        tab = await chromium.tab(IPHONE)
+        tab = await chromium.tab(IPHONE, own_browser=True)
         first = await tab.page.goto(await returned(here.app))  # warms both up
         assert first is not None
         await tab.until_launched()

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from amo_callback.cli.deadline import Deadline
-from tests.fakes import FakeClock, Witness
+from tests.fakes import FakeClock, RecordingObserver
 
 
 class Ending:
     """A deadline of 10 seconds, its time, and the status that the process has left with."""
 
     def __init__(self) -> None:
-        self.clock, self.witness = FakeClock(), Witness()
+        self.clock, self.witness = FakeClock(), RecordingObserver()
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.deadline = Deadline(seconds=10, clock=self.clock, observer=self.witness, leave=self.status.set_result)
         self.pending_writes: Any = SimpleNamespace(at_risk=False, unsafe=[])

@@ -24,7 +24,7 @@ from amo_callback.store import open_store
 from tests.builders import a_connection, a_refreshed
 from tests.conftest import environment
 from tests.e2e.process import command, process_environment
-from tests.e2e.stage import eventually, hold_up, staged
+from tests.e2e.processes import eventually, hold_up, staged
 from tests.fakes import START
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from amo_callback.cli.main import main
 from tests.cli.test_config import ENVIRON
 from tests.e2e.process import command, process_environment
-from tests.e2e.stage import staged
+from tests.e2e.processes import staged
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:

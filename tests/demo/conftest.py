@@ -1,15 +1,10 @@
 """The demonstration, opened for each test."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.demo.walkthrough import Walkthrough, open_walkthrough
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """What happens, in sentences."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

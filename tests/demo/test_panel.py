@@ -1,16 +1,10 @@
 """The panel: what it shows, and to whom."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING
 
 from amo_callback import probe
 from amo_callback.demo.environment import make_secrets
-from tests.demo.walkthrough import TOKEN_LIFE
-
-if TYPE_CHECKING:
-    from tests.demo.walkthrough import Walkthrough
+from tests.demo.walkthrough import TOKEN_LIFE, Walkthrough
 
 
 async def test_what_is_seen_is_told_without_a_token(show: Walkthrough) -> None:

@@ -1,15 +1,9 @@
 """The page that stands for the app: what the app of a careful developer would do."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING
 
 from amo_callback.demo.phone import shortened
-from tests.demo.walkthrough import link
-
-if TYPE_CHECKING:
-    from tests.demo.walkthrough import Walkthrough
+from tests.demo.walkthrough import Walkthrough, link
 
 
 async def test_it_shows_what_it_asked_and_what_it_was_answered(show: Walkthrough) -> None:

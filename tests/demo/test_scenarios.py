@@ -1,16 +1,10 @@
 """What may be tried in the demonstration, and that what it promises is to be seen."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import pytest
 
 from amo_callback.demo.scenarios import SCENARIOS, moved
-
-if TYPE_CHECKING:
-    from amo_callback.demo.snapshot import ConnectionSnapshot, Snapshot
-    from tests.demo.walkthrough import Walkthrough
+from amo_callback.demo.snapshot import ConnectionSnapshot, Snapshot
+from tests.demo.walkthrough import Walkthrough
 
 
 def _only(life: Snapshot) -> ConnectionSnapshot:

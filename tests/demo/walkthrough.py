@@ -1,25 +1,19 @@
 """The whole demonstration in this process, and somebody who walks through it as a browser would."""
 
-from __future__ import annotations
-
 import asyncio
 import re
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 
 from amo_callback.clock import SystemClock
-from amo_callback.demo.environment import choose_addresses, open_demo
+from amo_callback.demo.environment import Addresses, Demo, choose_addresses, open_demo
+from amo_callback.demo.feed import FeedEntry
+from amo_callback.demo.snapshot import ConnectionSnapshot, Snapshot
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from amo_callback.demo.environment import Addresses, Demo
-    from amo_callback.demo.feed import FeedEntry
-    from amo_callback.demo.snapshot import ConnectionSnapshot, Snapshot
 
 TOKEN_LIFE = 3600.0
 """Seconds: nothing is refreshed in a test but what is asked for."""

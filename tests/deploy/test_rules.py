@@ -1,7 +1,5 @@
 """The alert rules: that they are good Prometheus, that each fires where it should, and that each tells what to do."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The units as they are filled in, and the places that a service could not be in."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import subprocess

@@ -3,33 +3,28 @@
 AMO takes a while to answer, access tokens are valid for 30 seconds, and a refresh invalidates the old one at once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
+import signal
 import sqlite3
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 from amo_callback.amo.sandbox.rules import Lifetimes
 from amo_callback.clock import SystemClock
 from amo_callback.store.postgres_connection import ERRORS
 from tests.e2e.costs import ACCESS, LATENCY, HandOut, costs
-from tests.e2e.stage import DATABASE, eventually, postgres_rows, staged
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-    from datetime import datetime
-    from pathlib import Path
-
-    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from tests.e2e.process import Process
-    from tests.e2e.proxy import CommitProxy
-    from tests.e2e.stage import Row, Stage
-    from tests.postgres import Server
+from tests.e2e.process import Process
+from tests.e2e.processes import DATABASE, Row, Stage, eventually, postgres_rows, staged
+from tests.e2e.proxy import CommitProxy
+from tests.postgres import Server
 
 INSTANCES, ACCOUNTS = 3, 40
 CALLERS = 4
@@ -196,6 +191,13 @@ class Cluster:
             return False
 
         await eventually(is_connected)
+
+    async def stop(self) -> None:
+        """End all instances."""
+        for instance in self.instances:
+            instance.signal(signal.SIGTERM)
+        for instance in self.instances:
+            assert await instance.ended() == 0
 
     def figures(self) -> dict[str, int]:
         """Return what was counted so far."""

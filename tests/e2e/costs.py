@@ -1,16 +1,10 @@
 """What faults cost: the backends' answers and the database's pairs, compared with the stand-in's ledger."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
-
-    from amo_callback.amo.sandbox.ledger import Ledger
+from amo_callback.amo.sandbox.ledger import Ledger
 
 ACCESS, LATENCY = 30.0, 1.5
 """Seconds that an access token is valid unless a refresh invalidates it, and that AMO takes to answer."""

@@ -1,21 +1,17 @@
 """The real process: started as an administrator would, read by its log."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
 import resource
+import socket
 import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from pathlib import Path
 
 
 class Process:
@@ -109,10 +105,7 @@ async def serving(
 
 
 async def command(
-    *arguments: str,
-    folder: Path,
-    environ: Mapping[str, str] | None = None,
-    open_files: tuple[int, int] | None = None,
+    *arguments: str, folder: Path, environ: Mapping[str, str] | None = None, open_files: tuple[int, int] | None = None
 ) -> tuple[int, str, str]:
     """Run `amo-callback` to its end; return exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(

@@ -1,16 +1,11 @@
 """A proxy in front of a PostgreSQL server that can cut connections between a COMMIT and its answer."""
 
-from __future__ import annotations
-
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from random import Random
 
 SOCKET = ".s.PGSQL.5432"
 _CHUNK = 65536

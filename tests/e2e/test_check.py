@@ -1,25 +1,19 @@
 """`check` as an administrator runs it."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.conftest import API_KEY, BASE, HOST
 from tests.e2e.process import command
-from tests.e2e.stage import staged
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.e2e.stage import Stage
+from tests.e2e.processes import Stage, staged
 
 NOBODY = 65534
 

@@ -1,21 +1,14 @@
 """More clients than the process may open files: it goes on answering, and keeps tokens fresh."""
 
-from __future__ import annotations
-
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.process import command
-from tests.e2e.stage import staged
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from tests.e2e.stage import Stage
+from tests.e2e.processes import Stage, staged
 
 OPEN_FILES = 256
 ROOM = (OPEN_FILES - 200) // 2

@@ -1,21 +1,13 @@
 """No connection is lost through a copy of the database: beside the living one it spends nothing."""
 
-from __future__ import annotations
-
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from tests.e2e.process import command
-from tests.e2e.stage import problem, staged
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tests.e2e.process import Process
-    from tests.e2e.stage import Stage
+from tests.e2e.process import Process, command
+from tests.e2e.processes import Stage, problem, staged
 
 
 async def test_copies_beside_the_living_database_spend_nothing(
@@ -24,10 +16,7 @@ async def test_copies_beside_the_living_database_spend_nothing(
     """A plain copy of the files and a restored backup hand out what lives, refuse the rest, and say that they are."""
     handed_out = 0
     (tmp_path / "living").mkdir()
-    async with (
-        staged(tmp_path / "living", encryption_key, accounts=4, every=2) as stage,
-        stage.serving() as living,
-    ):
+    async with staged(tmp_path / "living", encryption_key, accounts=4, every=2) as stage, stage.serving() as living:
         await stage.connect(living)
         await stage.until_refreshed()
         plain, restored = await _copied(stage, living), await _restored(stage)

@@ -3,24 +3,17 @@
 Each runs in rounds (`--rounds`) on one database, and is held against the stand-in's ledger.
 """
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import sqlite3
+from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount
 from amo_callback.amo.sandbox.faults import Fault
-from tests.e2e.stage import DATABASE, eventually, problem, staged
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from tests.e2e.process import Process
-    from tests.e2e.stage import Row, Stage
+from tests.e2e.process import Process
+from tests.e2e.processes import DATABASE, Row, Stage, eventually, problem, staged
 
 CALLERS, PROCESSES = 60, 3
 

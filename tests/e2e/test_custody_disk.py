@@ -1,26 +1,16 @@
 """No connection is lost through our fault: disks that are full, and files that cannot be written."""
 
-from __future__ import annotations
-
 import signal
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack
+from pathlib import Path
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.e2e.disks import LimitedFiles, remount, small_disk, unwritable
-from tests.e2e.process import command
-from tests.e2e.stage import eventually, problem, staged
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
-
-    from tests.e2e.disks import Disk, SmallDisk
-    from tests.e2e.process import Process
-    from tests.e2e.stage import Stage
+from tests.e2e.disk_faults import Disk, LimitedFiles, SmallDisk, remount, small_disk, unwritable
+from tests.e2e.process import Process, command
+from tests.e2e.processes import Stage, eventually, problem, staged
 
 
 @pytest.fixture

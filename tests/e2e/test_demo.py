@@ -1,7 +1,5 @@
 """`amo-callback demo`: one command, nothing to configure."""
 
-from __future__ import annotations
-
 import asyncio
 import fcntl
 import os
@@ -12,7 +10,8 @@ import signal
 import socket
 import sys
 import termios
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -20,10 +19,6 @@ import pytest
 from amo_callback.cli.main import main
 from tests.e2e.process import without_slow_steps
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable
-    from pathlib import Path
 
 _COMMAND = (sys.executable, "-m", "amo_callback.cli.main", "demo", "--token-life")
 

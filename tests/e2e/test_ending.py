@@ -1,7 +1,5 @@
 """SIGTERM ends the real process, whatever does not answer, unless a pair would be lost with it."""
 
-from __future__ import annotations
-
 import asyncio
 import resource
 import shutil
@@ -9,17 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.e2e.disks import limit_files
+from tests.e2e.disk_faults import limit_files
 from tests.e2e.process import Process, process_environment
-from tests.e2e.stage import DATABASE, eventually, hold_up, staged
-
-if TYPE_CHECKING:
-    from tests.e2e.stage import Stage
+from tests.e2e.processes import DATABASE, Stage, eventually, hold_up, staged
 
 _SILENT_DNS = """
 import os, socket, subprocess, sys

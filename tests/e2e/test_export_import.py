@@ -1,31 +1,23 @@
 """Export and import under load, to another host and to PostgreSQL: nothing is lost, no token is presented twice."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import signal
 import sqlite3
 import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.model import ConnectionFilter
 from amo_callback.store import open_store
 from amo_callback.transfer.importer import BATCH
-from tests.e2e.process import command, process_environment
-from tests.e2e.stage import DATABASE, eventually, hold_up, staged
+from tests.e2e.process import Process, command, process_environment
+from tests.e2e.processes import DATABASE, Stage, eventually, hold_up, staged
+from tests.postgres import Databases
 from tests.transfer.samples import a_record, sealed
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
-
-    from tests.e2e.process import Process
-    from tests.e2e.stage import Stage
-    from tests.postgres import Databases
 
 EVERY = 1.0
 """Seconds between two refreshes of a connection."""

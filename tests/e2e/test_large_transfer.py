@@ -3,33 +3,26 @@
 `AMO_CALLBACK_TEST_CONNECTIONS=100000 python -m pytest tests/e2e/test_large_transfer.py -n0` takes as many as it says.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import pty
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.model import ConnectionFilter
-from amo_callback.store import open_store
+from amo_callback.store import Store, open_store
 from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
 from tests.e2e.process import process_environment
+from tests.postgres import Databases
 from tests.transfer.samples import CLIENT, RULES, a_record, arrivals, written
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from amo_callback.store import Store
-    from tests.postgres import Databases
 
 CONNECTIONS = int(os.environ.get("AMO_CALLBACK_TEST_CONNECTIONS", "2000"))
 URL = "sqlite:///amo-callback.db"

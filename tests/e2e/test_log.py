@@ -1,24 +1,18 @@
 """The log of a real process: whoever reads it may stop, and what it holds may be no ASCII."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 
-from tests.conftest import API_KEY, environment
+from tests.conftest import API_KEY, Amo, environment
 from tests.e2e.process import process_environment, serving
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.conftest import Amo
 
 _MORE_THAN_A_PIPE_TAKES = 600
 """Requests: a line each, of some 200 bytes."""

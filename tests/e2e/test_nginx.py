@@ -1,33 +1,26 @@
 """The example for nginx, as it is printed, in front of the service and of another backend."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import shutil
 import socket
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
+from structlog.typing import FilteringBoundLogger
 from yarl import URL
 
 from amo_callback.deploy.units import text_of
 from amo_callback.web.listener import open_listener
-from tests.conftest import BASE
-from tests.e2e.stage import eventually
+from tests.conftest import BASE, Running
+from tests.e2e.processes import eventually
 from tests.fakes import ShiftedClock
 from tests.web.phone import WITH_USERS
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from structlog.typing import FilteringBoundLogger
-
-    from tests.conftest import Running
 
 EXAMPLE = text_of("nginx.conf")
 MAIN = """

@@ -1,19 +1,13 @@
 """`amo-callback webhooks`, beside the running service and without it."""
 
-from __future__ import annotations
-
 import json
 import signal
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tests.e2e.process import command
-from tests.e2e.stage import staged
+from tests.e2e.processes import Stage, staged
 from tests.webhooks.receiver import SECRET, EndpointHealth
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.e2e.stage import Stage
 
 
 async def _run(stage: Stage, *arguments: str) -> tuple[int, str, str]:

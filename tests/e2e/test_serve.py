@@ -1,7 +1,5 @@
 """`amo-callback serve` as a real process: starting, ending, and what an administrator is told."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -9,7 +7,8 @@ import signal
 import sqlite3
 import stat
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -20,14 +19,8 @@ from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
 from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
-from tests.e2e.process import command, process_environment, serving
-from tests.e2e.stage import staged
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from tests.e2e.process import Process
+from tests.e2e.process import Process, command, process_environment, serving
+from tests.e2e.processes import staged
 
 URL_OF_STORE = "sqlite:///amo-callback.db"
 
@@ -154,10 +147,7 @@ async def test_a_hangup_changes_the_level_and_the_limits_and_names_what_it_canno
         )
 
     write("info", 30, 5.0)
-    async with (
-        serving(environment(living_amo, encryption_key), tmp_path) as process,
-        aiohttp.ClientSession() as http,
-    ):
+    async with serving(environment(living_amo, encryption_key), tmp_path) as process, aiohttp.ClientSession() as http:
         door = (await process.until("service.started"))["private"]
 
         async def asked() -> None:

@@ -1,26 +1,19 @@
 """`amo-callback serve` under whoever speaks systemd's protocols: told, handed sockets, restarted under load."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import socket
 import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from amo_callback.clock import SystemClock
-from tests.conftest import API_KEY, BASE, environment, serve_amo
+from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
 from tests.e2e.process import serving
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
-    from pathlib import Path
-
-    from tests.conftest import Amo
 
 _CALLERS = 8
 """Of each kind."""

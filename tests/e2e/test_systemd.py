@@ -4,23 +4,16 @@ They need a command that boots one apart from this machine's, named by TEST_SYST
 `start`, `sh COMMAND…` (inside) and `stop`. The machine is one for all of them; each begins with a running service.
 """
 
-from __future__ import annotations
-
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import SandboxIntegration
 from amo_callback.deploy import units
-from tests.e2e.inside import FOLDER, PROBES, SHARED_MEMORY
-from tests.e2e.lab import AMO, CONFIG, ETC, PRIVATE, PUBLIC, booted, until
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tests.e2e.lab import Lab
+from tests.e2e.guest_commands import FOLDER, PROBES, SHARED_MEMORY
+from tests.e2e.systemd_machine import AMO, CONFIG, ETC, PRIVATE, PUBLIC, Lab, booted, until
 
 pytestmark = pytest.mark.timeout(900)  # the first one also builds, installs and boots
 

@@ -1,7 +1,5 @@
 """JWTs as the app's issuer makes them, and as others forge them."""
 
-from __future__ import annotations
-
 import base64
 import json
 import time

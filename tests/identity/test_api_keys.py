@@ -1,7 +1,5 @@
 """API keys."""
 
-from __future__ import annotations
-
 import pytest
 
 from amo_callback.identity import ApiKeys, Scope, key_with, read_api_keys

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -16,13 +17,8 @@ from amo_callback import __version__
 from amo_callback.errors import JwksUnavailable, RetryableError, Unauthorized
 from amo_callback.events import Level
 from amo_callback.identity.jwks import TIMEOUT, JwksVerifier, open_jwks
+from tests.fakes import FakeClock, RecordingObserver
 from tests.identity.jwts import NOW, RULES, claims, ec_key, jwk, rsa_key, signed
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.fakes import FakeClock, Witness
-
 
 LIMIT = 262_144
 """Bytes of an answer that are read."""
@@ -76,7 +72,7 @@ async def issuer() -> AsyncIterator[Issuer]:
 
 
 @pytest.fixture
-async def users(issuer: Issuer, clock: FakeClock, witness: Witness) -> AsyncIterator[JwksVerifier]:
+async def users(issuer: Issuer, clock: FakeClock, witness: RecordingObserver) -> AsyncIterator[JwksVerifier]:
     async with open_jwks(issuer.url, rules=RULES, clock=clock, observer=witness) as opened:
         yield opened
 
@@ -195,7 +191,7 @@ async def test_callers_at_once_share_one_request(users: JwksVerifier, issuer: Is
     assert len(issuer.requests) == 1
 
 
-async def test_closing_gives_up_a_request(issuer: Issuer, clock: FakeClock, witness: Witness) -> None:
+async def test_closing_gives_up_a_request(issuer: Issuer, clock: FakeClock, witness: RecordingObserver) -> None:
     """The end of the service does not wait for the issuer."""
     issuer.open.clear()
     async with open_jwks(issuer.url, rules=RULES, clock=clock, observer=witness) as users:
@@ -210,7 +206,7 @@ async def test_closing_gives_up_a_request(issuer: Issuer, clock: FakeClock, witn
 
 
 async def test_the_last_good_set_is_kept_for_a_day(
-    users: JwksVerifier, issuer: Issuer, clock: FakeClock, witness: Witness
+    users: JwksVerifier, issuer: Issuer, clock: FakeClock, witness: RecordingObserver
 ) -> None:
     """Users come in while the issuer is away; whose a new key is cannot be known, and nobody is sent off for that."""
     assert await users.verify(_by("first")) == "42"
@@ -233,7 +229,7 @@ async def test_the_last_good_set_is_kept_for_a_day(
 
 
 async def test_an_issuer_that_fails_is_asked_less_and_less_often(
-    users: JwksVerifier, issuer: Issuer, clock: FakeClock, witness: Witness
+    users: JwksVerifier, issuer: Issuer, clock: FakeClock, witness: RecordingObserver
 ) -> None:
     """After 5 seconds, then twice as long each time, up to a minute: callers are answered at once meanwhile."""
     issuer.status = 500
@@ -314,7 +310,7 @@ async def test_a_set_as_long_as_the_limit_is_read(users: JwksVerifier, issuer: I
     assert await users.verify(_by("first")) == "42"
 
 
-async def test_an_answer_that_breaks_off_is_a_failure(clock: FakeClock, witness: Witness) -> None:
+async def test_an_answer_that_breaks_off_is_a_failure(clock: FakeClock, witness: RecordingObserver) -> None:
     """Half of a set tells nothing."""
 
     async def _break_off(request: web.Request) -> web.StreamResponse:
@@ -333,7 +329,7 @@ async def test_an_answer_that_breaks_off_is_a_failure(clock: FakeClock, witness:
             assert await _unavailable(users, _by("first")) == "connection"
 
 
-async def test_an_issuer_that_is_slow_or_gone_is_a_failure(clock: FakeClock, witness: Witness) -> None:
+async def test_an_issuer_that_is_slow_or_gone_is_a_failure(clock: FakeClock, witness: RecordingObserver) -> None:
     """Whoever waits with a token in his hand waits for so long only: five seconds, unless a test has less patience."""
     assert TIMEOUT == 5
     async with AsyncExitStack() as stack:
@@ -363,7 +359,7 @@ async def test_a_request_asks_for_little(users: JwksVerifier, issuer: Issuer) ->
     assert request.headers["User-Agent"] == f"amo-callback/{__version__}"
 
 
-async def test_a_request_brings_nothing_back(issuer: Issuer, clock: FakeClock, witness: Witness) -> None:
+async def test_a_request_brings_nothing_back(issuer: Issuer, clock: FakeClock, witness: RecordingObserver) -> None:
     """A cookie of the issuer's is not kept: who asks is nobody."""
     issuer.headers = {"Set-Cookie": "session=1; Path=/"}
     url = issuer.url.replace("127.0.0.1", "localhost")  # cookies of bare addresses are never kept

@@ -1,7 +1,5 @@
 """The app's users by its JWTs: what is no good one, and whose a good one is."""
 
-from __future__ import annotations
-
 import json
 import time
 from itertools import count
@@ -17,7 +15,7 @@ from amo_callback.errors import JwksUnavailable, Unauthorized
 from amo_callback.identity.jwks import MAX_KEYS, JwksVerifier, read_jwks
 from amo_callback.identity.jwt import Hs256Verifier, JwtRules, Key, verify_with_any
 from amo_callback.web.composition import open_users
-from tests.fakes import FakeClock, Witness
+from tests.fakes import FakeClock, RecordingObserver
 from tests.identity.jwts import AUDIENCE, NOW, RULES, SECRET, b64, claims, ec_key, jwk, rsa_key, signed, unsigned
 
 PEM = rsa_key("issuer").public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -390,7 +388,7 @@ def test_reprs_hold_no_key() -> None:
 
 async def test_the_configuration_says_how_users_are_told() -> None:
     """By a secret, by a key set, or not at all."""
-    clock, witness = FakeClock(), Witness()
+    clock, witness = FakeClock(), RecordingObserver()
     async with open_users(App(), clock=clock, observer=witness) as users:
         assert users is None
     app = App(jwt_secret=SecretStr(SECRET), jwt_audience=AUDIENCE, jwt_issuer="me", jwt_user_claim="id")

@@ -37,14 +37,14 @@ from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.raw_answers import RawAnswers, open_raw
 from tests.builders import a_core
 from tests.conftest import HOST, Amo
-from tests.fakes import FailingStore, FakeClock, Instead, MemoryRescue, Witness
+from tests.fakes import FakeClock, FaultyStore, MemoryRescue, Override, RecordingObserver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.crypto import Cipher
-    from amo_callback.grant import Grant, GrantResult
+    from amo_callback.grant import GrantResult
     from amo_callback.model import Connection, TokenResponse
     from amo_callback.store import Store
 
@@ -64,9 +64,9 @@ class Process:
     """One process's grants, on a store that others share."""
 
     def __init__(self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> None:
-        self.amo, self.clock, self.witness = amo, clock, Witness()
+        self.amo, self.clock, self.witness = amo, clock, RecordingObserver()
         self.store, self.client, self.cipher = store, client, cipher
-        self.failing = FailingStore(store, clock)
+        self.failing = FaultyStore(store, clock)
         self.woken = 0
         self.new_secret = Counter()
         self.rescue = MemoryRescue()
@@ -336,12 +336,7 @@ async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(
     process: Process, cipher: Cipher
 ) -> None:
     """Where not even the claim is written after 8 s there is no address to wait at: try again."""
-
-    class Stuck(FailingStore):
-        async def grant(self, _code_hash: str) -> None:
-            await process.clock.sleep(3600)
-
-    process.failing = Stuck(process.store, process.clock)
+    process.failing.before["grant"] = asyncio.Event()
     process.connect = process.make(client=None, cipher=cipher)
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.until_sleeping(8)
@@ -455,14 +450,7 @@ async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process, c
 async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Process) -> None:
     """Between our look and our claim another process claimed and exchanged: its answer is ours, and its place stays."""
     code = process.amo.code()
-
-    class Racing(FailingStore):
-        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
-            await other.complete(code)
-            return await store.claim_grant(grant, **more)
-
-    store = process.store
-    process.failing = Racing(store, process.clock)
+    process.failing.before["claim_grant"] = lambda *_, **__: other.complete(code)
     process.connect = process.make(client=Queue(process.clock, 0), cipher=process.cipher, places=1)
     assert (await process.complete(code)).status is GrantStatus.CONNECTED
     assert len(process.amo.fake.ledger.entries) == 1
@@ -498,20 +486,9 @@ async def test_the_page_of_a_lost_process_says_try_again(process: Process, other
 
 async def test_callers_at_once_claim_once(process: Process) -> None:
     """Within a process, the second caller of a code waits for the first one's task, and writes nothing."""
-    claims = 0
-
-    class Counting(FailingStore):
-        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
-            nonlocal claims
-            claims += 1
-            return await store.claim_grant(grant, **more)
-
-    store = process.store
-    process.failing = Counting(store, process.clock)
-    process.connect = process.make(client=process.client, cipher=process.cipher)
     code = process.amo.code()
     outcomes = await asyncio.gather(*(process.complete(code) for _ in range(20)))
-    assert (claims, len({outcome.handle for outcome in outcomes})) == (1, 1)
+    assert (process.failing.asked["claim_grant"], len({outcome.handle for outcome in outcomes})) == (1, 1)
 
 
 async def test_a_caller_without_a_host_does_not_spoil_one_who_names_it(process: Process) -> None:
@@ -574,21 +551,12 @@ async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(pr
 
 async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: Process, other: Process) -> None:
     """The process ends while a claim is being committed: the code is free for the next."""
-    writing, go_on = asyncio.Event(), asyncio.Event()
-
-    class Slow(FailingStore):
-        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
-            claimed = await process.store.claim_grant(grant, **more)
-            writing.set()
-            await go_on.wait()
-            return claimed
-
-    process.failing = Slow(process.store, process.clock)
+    process.failing.after["claim_grant"] = asyncio.Event()
     process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
     other.connect = other.make(client=process.client, cipher=process.cipher, places=1)
     code = process.amo.code()
     waiting = asyncio.create_task(process.complete(code))
-    await writing.wait()
+    await process.failing.until_waiting("claim_grant")
     await process.connect.drain()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -662,7 +630,7 @@ async def test_a_process_stopped_after_its_slot_sends_nothing_on_a_lease_that_en
         return await process.client.exchange(**request)
 
     process.connect = process.make(
-        client=Instead(process.client, exchange=exchange), cipher=process.cipher, patience=100
+        client=Override(process.client, exchange=exchange), cipher=process.cipher, patience=100
     )
     outcome = await process.complete(code := process.amo.code())
     assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
@@ -692,7 +660,7 @@ async def test_a_code_stays_doubtful_whatever_comes_between(process: Process) ->
 
     whole, process.connect = (
         process.connect,
-        process.make(client=Instead(process.client, exchange=exchange), cipher=process.cipher),
+        process.make(client=Override(process.client, exchange=exchange), cipher=process.cipher),
     )
     outcomes.append((await process.complete(code)).error)
     process.connect = whole

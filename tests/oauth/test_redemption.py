@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -33,7 +33,7 @@ from amo_callback.oauth.limits import AttemptLimiter
 from amo_callback.oauth.redemption import Redeemer, RedeemRequest
 from amo_callback.rate_limit import Priority
 from tests.builders import a_connection, a_grant, save
-from tests.fakes import START, FailingStore, Instead
+from tests.fakes import START, Override
 from tests.oauth.test_completion import Counter, Process
 
 if TYPE_CHECKING:
@@ -92,16 +92,13 @@ async def test_a_failed_code_is_not_tried_again_for_another_state(process: Proce
     theirs, ours = [
         (await authorizations.start(AuthorizationRequest(user=user, vouched=True))).state for user in ("42", "666")
     ]
-    code, store = process.amo.code(), process.store
+    code = process.amo.code()
 
-    class Racing(FailingStore):
-        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
-            process.amo.sandbox.faults.add(Fault.HTTP_500)
-            await other.complete(code, theirs)
-            return await store.claim_grant(grant, **more)
+    async def race(*_: object, **__: object) -> None:
+        process.amo.sandbox.faults.add(Fault.HTTP_500)
+        await other.complete(code, theirs)
 
-    process.failing = Racing(store, process.clock)
-    process.connect = process.make(client=process.client, cipher=process.cipher)
+    process.failing.before["claim_grant"] = race
     with suppress(InvalidState):
         await process.complete(code, ours)
     assert (await other.complete(code, theirs)).status is GrantStatus.CONNECTED
@@ -112,21 +109,12 @@ async def test_a_code_that_is_about_to_be_claimed_asks_for_its_verifier(process:
     """The app comes while the callback is not written down yet: what the callback then tells of it holds."""
     request = AuthorizationRequest(user="42", challenge=CHALLENGE)
     state = (await _authorizations(process).start(request)).state
-    code, store = process.amo.code(), process.store
-    reached, go_on = asyncio.Event(), asyncio.Event()
-
-    class Waiting(FailingStore):
-        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
-            reached.set()
-            await go_on.wait()
-            return await store.claim_grant(grant, **more)
-
-    process.failing = Waiting(store, process.clock)
-    process.connect = process.make(client=process.client, cipher=process.cipher)
+    code, go_on = process.amo.code(), asyncio.Event()
+    process.failing.before["claim_grant"] = go_on
     callback = asyncio.create_task(process.complete(code, state))
-    await reached.wait()
+    await process.failing.until_waiting("claim_grant")
     process.clock.advance(1)
-    thief = asyncio.create_task(_redeemer(process, store).redeem(RedeemRequest(code=code.encode(), user="42")))
+    thief = asyncio.create_task(_redeemer(process, process.store).redeem(RedeemRequest(code=code.encode(), user="42")))
     await process.clock.until_sleeping(8)
     go_on.set()
     with pytest.raises(PkceMismatch):
@@ -141,16 +129,15 @@ async def test_a_code_that_fails_between_two_looks_is_not_tried_without_its_veri
     """It was not known when the app asked, and had failed by the time it was to be exchanged: AMO is not asked."""
     request = AuthorizationRequest(user="42", challenge=CHALLENGE)
     state = (await _authorizations(process).start(request)).state
-    code, store = process.amo.code(), process.store
+    code = process.amo.code()
 
-    class Racing(FailingStore):
-        async def grant_by_ticket(self, ticket_hash: str) -> Grant | None:
-            process.amo.sandbox.faults.add(Fault.HTTP_500)
-            await other.complete(code, state)
-            return await store.grant_by_ticket(ticket_hash)
+    async def race(_ticket_hash: str) -> None:
+        process.amo.sandbox.faults.add(Fault.HTTP_500)
+        await other.complete(code, state)
 
+    process.failing.before["grant_by_ticket"] = race
     with pytest.raises(PkceMismatch):
-        await _redeemer(process, Racing(store, process.clock)).redeem(
+        await _redeemer(process, process.failing).redeem(
             RedeemRequest(code=code.encode(), host=process.amo.account.host, user="42")
         )
     assert process.amo.sandbox.requests == 1
@@ -208,22 +195,18 @@ async def test_who_comes_with_a_state_that_was_just_used_keeps_his_place(process
     """Between our look and our claim it was used with another code: AMO is not asked, and no place is taken."""
     authorizations = _authorizations(process)
     state, fresh = [(await authorizations.start(AuthorizationRequest(user="42"))).state for _ in range(2)]
-    first, second, store = process.amo.code(), process.amo.code(), process.store
+    first, second = process.amo.code(), process.amo.code()
 
-    class Racing(FailingStore):
-        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
-            if "claim_grant" in self.away:
-                raise StoreUnavailable("SQLITE_FULL")
-            if more["state_hash"] == fingerprint(state):
-                await other.complete(first, state)
-            return await store.claim_grant(grant, **more)
+    async def race(_grant: Grant, *, state_hash: str, **_: object) -> None:
+        if state_hash == fingerprint(state):
+            await other.complete(first, state)
 
-    process.failing = Racing(store, process.clock)
     process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
     process.failing.away = {"claim_grant"}
     with pytest.raises(StoreUnavailable):  # so that its handles are not the other one's
         await process.complete(second)
     process.failing.away = set()
+    process.failing.before["claim_grant"] = race
     with pytest.raises(InvalidState):
         await process.complete(second, state)
     assert (await process.complete(second, fresh)).status is GrantStatus.CONNECTED
@@ -255,7 +238,7 @@ async def test_whose_way_was_another_is_not_told_the_first_ones_failure(
         return process.client.check_domain(host)
 
     process.connect = process.make(
-        client=Instead(process.client, check_domain=check_domain, exchange=process.client.exchange),
+        client=Override(process.client, check_domain=check_domain, exchange=process.client.exchange),
         cipher=process.cipher,
     )
     code = process.amo.code()
@@ -295,7 +278,7 @@ async def test_who_cannot_be_answered_takes_no_place(process: Process) -> None:
     async def complete(_visit: CodePresentation) -> None:
         raise StoreUnavailable("away")
 
-    process.connect = cast("GrantService", Instead(process.connect, complete=complete))
+    process.connect = cast("GrantService", Override(process.connect, complete=complete))
     redeemer = _redeemer(process, process.store, places=1)
     for _ in range(3):
         with pytest.raises(StoreUnavailable):

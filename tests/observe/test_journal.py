@@ -1,15 +1,10 @@
 """Whether lines go to systemd's journal."""
 
-from __future__ import annotations
-
 import io
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from amo_callback.observe.journal import is_journal
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_the_variable_must_name_the_very_stream(tmp_path: Path) -> None:

@@ -1,15 +1,14 @@
 """Log lines, and what is not in them."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -17,9 +16,6 @@ from amo_callback.events import Event, Level
 from amo_callback.model import Status
 from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.redaction import Redactor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 JWT = "eyJ0eXAiOiJKV1QifQ.eyJhY2NvdW50X2lkIjo3fQ.c2lnbmF0dXJl"
 CODE = "def50200" + "ab" * 40
@@ -86,12 +82,7 @@ def test_a_secret_that_is_read_again_later_is_taken_out_too() -> None:
     log = Log(redactor=redactor)
     redactor.also(["another-secret"])
     log.logger.info("a.b", text="another-secret, the-first-secret", nested=["another-secret"])
-    assert log.line() == {
-        "event": "a.b",
-        "level": "info",
-        "text": "[redacted], [redacted]",
-        "nested": ["[redacted]"],
-    }
+    assert log.line() == {"event": "a.b", "level": "info", "text": "[redacted], [redacted]", "nested": ["[redacted]"]}
     plain = Log(redactor=redactor)
     plain.logger.info("a.b", text="another-secret")
     assert plain.line()["text"] == "[redacted]"

@@ -1,22 +1,18 @@
 """The thread that writes the log, on real pipes."""
 
-from __future__ import annotations
-
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
 
 from amo_callback.observe.log import make_logger
 from amo_callback.observe.log_writer import LogWriter
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from structlog.typing import FilteringBoundLogger
 
 
 class Pipe:

@@ -1,7 +1,5 @@
 """What is counted, and how it is told to Prometheus."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from typing import Any

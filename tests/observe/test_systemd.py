@@ -1,22 +1,17 @@
 """What systemd is told, and the sockets that it hands over."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from amo_callback.errors import ConfigurationError
 from amo_callback.observe.systemd import Notifier, inherited_sockets
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 NAMES = ("public", "private")
 

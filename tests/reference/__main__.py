@@ -1,7 +1,5 @@
 """Write the tables into README.md, each into its block."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from pathlib import Path

@@ -6,16 +6,16 @@ A call is one of a function that is defined in the package, the stand-in for AMO
 resuming a coroutine is none.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 import aiohttp
 
@@ -23,14 +23,8 @@ import amo_callback
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
 from amo_callback.web.composition import DataPaths
-from tests.conftest import environment, run_service, serve_amo
-from tests.fakes import ShiftedClock, Witness
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from types import FrameType
-
-    from tests.conftest import Running
+from tests.conftest import Running, environment, run_service, serve_amo
+from tests.fakes import RecordingObserver, ShiftedClock
 
 _PACKAGE = f"{Path(amo_callback.__file__).parent}/"
 _LEFT_OUT = ("amo/sandbox/", "demo/")
@@ -38,10 +32,9 @@ _LEFT_OUT = ("amo/sandbox/", "demo/")
 
 @dataclass(frozen=True)
 class Flow:
-    """What one flow has called."""
+    """The calls of one flow, by module and qualified name, and its statements."""
 
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By module and qualified name."""
     statements: list[str] = field(default_factory=list)
 
     def line(self, name: str) -> str:
@@ -49,8 +42,8 @@ class Flow:
         modules = {module for module, _ in self.calls}
         classes = {(module, name.split(".")[0]) for module, name in self.calls if "." in name and "<" not in name}
         in_store = sum(number for (module, _), number in self.calls.items() if module.startswith("store/"))
-        total = self.calls.total()
-        return f"| {name} | {total} | {in_store} | {len(modules)} | {len(classes)} | {len(self.statements)} |"
+        figures = (self.calls.total(), in_store, len(modules), len(classes), len(self.statements))
+        return f"| {name} | {' | '.join(map(str, figures))} |"
 
 
 @asynccontextmanager
@@ -136,7 +129,7 @@ async def main() -> None:
         async with serve_amo(clock) as amo, aiohttp.ClientSession() as http:
             settings = load_settings(None, environment(amo, new_key()))
             paths = DataPaths(folder=folder, rescue=folder / "rescue", machine="here")
-            async with run_service(amo, http, settings, paths, clock=clock, witness=Witness()) as app:
+            async with run_service(amo, http, settings, paths, clock=clock, witness=RecordingObserver()) as app:
                 flows = await measured(app)
     lines = ["| flow | own calls | of these in store | modules | classes | SQL statements |", "| --- |" + " ---: |" * 5]
     for name, flow in flows.items():

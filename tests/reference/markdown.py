@@ -1,13 +1,8 @@
 """Markdown: tables of one line a row, and the blocks of a text that are made by a machine."""
 
-from __future__ import annotations
-
 import re
-from itertools import zip_longest
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, zip_longest
 
 COMMAND = ".venv/bin/python -m tests.reference"
 _BLOCK = re.compile(r"(<!-- reference: (?P<name>[a-z -]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
@@ -20,17 +15,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def code(text: object) -> str:
-    """Return a text as code."""
     return f"`{text}`"
 
 
 def codes(texts: Iterable[object]) -> str:
-    """Return texts as code, one after the other."""
-    return ", ".join(code(text) for text in texts)
+    return ", ".join(map(code, texts))
 
 
 def blocks(text: str) -> dict[str, list[str]]:
-    """Return what stands in a text's blocks, by their names."""
+    """Return the lines of a text's blocks, by their names."""
     return {match["name"]: match["body"].strip("\n").splitlines() for match in _BLOCK.finditer(text)}
 
 
@@ -47,24 +40,18 @@ def written(text: str, tables: Mapping[str, Sequence[str]]) -> str:
 
 
 def complaints(text: str, tables: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return how the blocks of a text differ from what they should be: nothing, where all is well."""
+    """Return how the blocks of a text differ from the tables: nothing, where all is well."""
     found = blocks(text)
     missing = [
         f"README.md has no block {name!r}: <!-- reference: {name} --> … <!-- end -->" for name in tables.keys() - found
     ]
     unknown = [f"README.md has a block {name!r}, for which there is no table" for name in found.keys() - tables]
-    differing = [
-        f"README.md, block {name!r}: it is {is_!r}, and should be {should!r}: run {COMMAND}"
-        for name, rows in tables.items()
-        if name in found
-        for is_, should in [_first_difference(found[name], rows)]
-        if is_ != should
-    ]
-    return sorted(missing) + sorted(unknown) + differing
-
-
-def _first_difference(found: Sequence[str], rows: Sequence[str]) -> tuple[str | None, str | None]:
-    return next(((is_, should) for is_, should in zip_longest(found, rows) if is_ != should), (None, None))
+    differing = []
+    for name in tables.keys() & found:
+        pairs = ((is_, should) for is_, should in zip_longest(found[name], tables[name]) if is_ != should)
+        for is_, should in islice(pairs, 1):
+            differing.append(f"README.md, block {name!r}: it is {is_!r}, and should be {should!r}: run {COMMAND}")
+    return sorted(missing) + sorted(unknown) + sorted(differing)
 
 
 def _row(cells: Sequence[str]) -> str:

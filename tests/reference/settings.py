@@ -1,20 +1,15 @@
 """All settings: their values and defaults by the model, what they are for by the example's comments."""
 
-from __future__ import annotations
-
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
 
 from amo_callback.config.settings import Settings
 from tests.reference.markdown import code, codes, table
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from pydantic.fields import FieldInfo
 
 _SECTION = re.compile(r"\[(?P<name>\w+)\]")
 _KEY = re.compile(r'(?:# )?(?P<name>\w+) = (?:"[^"]*"|\[.*?\]|[^\s#]+)\s+# (?P<comment>.*)')
@@ -23,13 +18,7 @@ _VALUE = re.compile(r'"[^" ]+"')
 _ADMINISTRATIVE = re.compile(r"\(secret\) |; required(?=\.|$)|[;,] see README")
 _NAMES = re.compile(rf"\b(?:{'|'.join(Settings.model_fields)})\.[a-z_]+\b")
 _BOUNDS = {"exclusiveMinimum": "> {}", "minimum": "≥ {}", "exclusiveMaximum": "< {}", "maximum": "≤ {}"}
-_KINDS = {
-    "boolean": "`true`, `false`",
-    "integer": "whole number",
-    "number": "number",
-    "array": "list",
-    "string": "text",
-}
+_KINDS = {"boolean": "`true`, `false`", "integer": "whole number", "array": "list", "string": "text"}
 _FORMATS = {"password": "secret", "path": "folder", "uri": "URL"}
 
 
@@ -63,8 +52,7 @@ def known_settings() -> Iterator[tuple[str, FieldInfo, Mapping[str, Any]]]:
     """Yield each setting: its name, its field, its JSON schema."""
     for section, field in Settings.model_fields.items():
         model = field.annotation
-        assert isinstance(model, type)
-        assert issubclass(model, BaseModel)
+        assert isinstance(model, type) and issubclass(model, BaseModel)  # noqa: PT018 -- because mypy reads it
         schemas = model.model_json_schema()["properties"]
         for key, setting in model.model_fields.items():
             yield f"{section}.{key}", setting, schemas[key]
@@ -74,7 +62,7 @@ def _values(schema: Mapping[str, Any]) -> str:
     schema = next((kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}), schema)
     if "enum" in schema:
         return codes(json.dumps(value) for value in schema["enum"])
-    kind = _FORMATS.get(schema.get("format", ""), _KINDS[schema["type"]])
+    kind = _FORMATS.get(schema.get("format", ""), _KINDS.get(schema["type"], schema["type"]))
     bounds = [told.format(schema[bound]) for bound, told in _BOUNDS.items() if bound in schema]
     return ", ".join([kind, *bounds])
 

@@ -1,30 +1,181 @@
-"""All tables, by the names of their blocks."""
+"""All tables, by the names of their blocks: routes and errors by the OpenAPI document, metrics by Prometheus's text."""
 
-from __future__ import annotations
+import dataclasses
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from typing import TYPE_CHECKING
-
-from tests.reference.documents import documents
-from tests.reference.endpoints import endpoints
-from tests.reference.errors import commands, deep_link_errors, exit_statuses, private_errors, public_errors
-from tests.reference.metrics import metrics
+from amo_callback.cli.main import COMMANDS, STATUSES
+from amo_callback.clock import SystemClock
+from amo_callback.config.loader import load_settings
+from amo_callback.crypto import new_key
+from amo_callback.deeplink import DEEP_LINK_ERRORS
+from amo_callback.observe.log import LogObserver, make_logger
+from amo_callback.observe.metrics import Metrics
+from amo_callback.web.composition import DataPaths, make_apis, open_service
+from amo_callback.web.private.api import problem_errors
+from amo_callback.web.public.api import error_actions
+from tests.builders import a_service_status, a_survey
+from tests.fakes import START
+from tests.reference.markdown import code, codes, table
 from tests.reference.settings import settings
 
-if TYPE_CHECKING:
-    from pathlib import Path
+Document = dict[str, Any]
+
+
+_ENVIRONMENT = {
+    "AMO_CALLBACK_SERVER__PUBLIC": "127.0.0.1:0",
+    "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:0",
+    "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
+    "AMO_CALLBACK_AMO__CLIENT_SECRET": "the-client-secret",
+    "AMO_CALLBACK_AMO__REDIRECT_URI": "https://admin.example.com/api/amo-crm/callback",
+    "AMO_CALLBACK_APP__JWT_SECRET": "a-secret-of-the-app-that-is-long-enough",
+    "AMO_CALLBACK_APP__JWT_AUDIENCE": "amo-callback",
+}
+_FAMILY = re.compile(
+    r"# HELP (?P<name>amo_callback_\S+) (?P<about>.*)\n# TYPE (?P=name) (?P<type>\w+)\n(?P<samples>(?:[^#\n].*\n)*)"
+)
 
 
 async def all_tables(repository: Path) -> dict[str, list[str]]:
     """Return the lines of each table."""
     document, guarded = await documents()
+    words = DEEP_LINK_ERRORS.items()
     return {
-        "public endpoints": endpoints(document, api="public", guarded=guarded),
-        "private endpoints": endpoints(document, api="private", guarded=guarded),
+        "public endpoints": _endpoints(document, guarded, api="public"),
+        "private endpoints": _endpoints(document, guarded, api="private"),
         "settings": settings((repository / "config.example.toml").read_text(encoding="utf-8")),
-        "deep link errors": deep_link_errors(),
-        "public errors": public_errors(document),
-        "private errors": private_errors(document),
-        "commands": commands(),
-        "exit statuses": exit_statuses(),
-        "metrics": metrics(),
+        "deep link errors": table(
+            ["`error`", "what happened", "what the app should do", "the page's status"],
+            [[code(word), known.meaning, known.action, str(known.status)] for word, known in words],
+        ),
+        "public errors": _public_errors(document),
+        "private errors": _private_errors(document),
+        "commands": table(
+            ["command", "does"], [[code(f"amo-callback {name}"), one[1]] for name, one in COMMANDS.items()]
+        ),
+        "exit statuses": table(["exit status", "when"], [[str(status), when] for status, when in STATUSES.items()]),
+        "metrics": _metrics(),
     }
+
+
+async def documents() -> tuple[Document, Document]:
+    """Return the OpenAPI document with all routes, and as it is where `/metrics` asks for a key."""
+    log = make_logger(level="error", style="json", stream=io.StringIO())
+    opened, guarded = (
+        load_settings(
+            None,
+            {
+                **_ENVIRONMENT,
+                "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": new_key(),
+                "AMO_CALLBACK_SERVER__METRICS_AUTH": choice,
+            },
+        )
+        for choice in ("no", "yes")
+    )
+    with TemporaryDirectory() as name:
+        paths = DataPaths(folder=Path(name), rescue=Path(name) / "rescue", machine="here")
+        async with open_service(
+            opened, paths=paths, clock=SystemClock(), log=log, observer=LogObserver(log)
+        ) as service:
+            first, second = (
+                make_apis(dataclasses.replace(service.services, settings=one))[-1].content for one in (opened, guarded)
+            )
+    return dict(first), dict(second)
+
+
+def _endpoints(document: Document, guarded: Document, *, api: str) -> list[str]:
+    """Return the table of an API's routes, those of both APIs last: nobody looks for them."""
+    [about] = [tag["description"] for tag in document["tags"] if tag["name"] == api]
+    found = []
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            servers = [server["description"] for server in operation["servers"]]
+            if method == "head" or about not in servers:
+                continue
+            methods = "GET, HEAD" if method == "get" and "head" in item else method.upper()
+            row = [
+                code(f"{methods} {path}"),
+                operation["summary"].removesuffix("."),
+                codes(_taken(operation, document)),
+                _caller(operation, guarded["paths"][path][method]),
+                ", ".join(operation["responses"]),
+            ]
+            found.append((len(servers), row))
+    rows = [row for _, row in sorted(found, key=lambda one: one[0])]
+    return table(["route", "what it does", "takes", "for", "statuses"], rows)
+
+
+def _taken(operation: Any, document: Document) -> Iterator[str]:
+    """Yield the names of what is in the query and in the body; what may be left out has its default, or a `?`."""
+    parts = [(one["name"], one["schema"], one["required"]) for one in operation["parameters"] if one["in"] == "query"]
+    if "requestBody" in operation:
+        name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        shape = document["components"]["schemas"][name]
+        parts += [(name, part, name in shape.get("required", ())) for name, part in shape["properties"].items()]
+    for name, schema, required in parts:
+        default = schema.get("default")
+        yield name if required else f"{name}={json.dumps(default)}" if default else f"{name}?"
+
+
+def _caller(operation: Any, guarded: Any) -> str:
+    """Return who may call an operation."""
+    if "x-scope" in operation:
+        return f"key: {code(operation['x-scope'])}"
+    if "x-scope" in guarded:
+        return f"anybody; with `server.metrics_auth` key: {code(guarded['x-scope'])}"
+    kinds = [next(iter(kind), None) for kind in operation["security"]]
+    return "user's JWT" if kinds == ["jwt"] else "anybody, or user's JWT" if "jwt" in kinds else "anybody"
+
+
+def _public_errors(document: Document) -> list[str]:
+    statuses = _statuses(document, api="public")
+    statuses["not_found"].add(404)
+    statuses["method_not_allowed"].add(405)
+    rows = [
+        [code(error), _listed(statuses[error]), action]
+        for error, action in error_actions().items()
+        if error not in {"missing_code", "access_denied"}  # only the deep link has them
+    ]
+    return table(["`error`", "status", "what the app should do"], rows)
+
+
+def _private_errors(document: Document) -> list[str]:
+    statuses = _statuses(document, api="private")
+    rows = [
+        [code(problem), _listed({error.http_status, *statuses[problem]}), error.action]
+        for problem, error in sorted(problem_errors().items(), key=lambda item: item[1].http_status)
+    ]
+    return table(["`code`", "status", "what the backend should do"], rows)
+
+
+def _statuses(document: Document, *, api: str) -> dict[str, set[int]]:
+    """Return with which statuses an API answers each code."""
+    found: dict[str, set[int]] = defaultdict(set)
+    operations = [one for item in document["paths"].values() for one in item.values() if api in one["tags"]]
+    for operation in operations:
+        for status, reply in operation["responses"].items():
+            for content in reply.get("content", {}).values():
+                members = content["schema"].get("properties", {})
+                for name in (members.get("code") or members.get("error") or {}).get("enum", ()):
+                    found[name].add(int(status))
+    return found
+
+
+def _listed(statuses: set[int]) -> str:
+    return ", ".join(map(str, sorted(statuses)))
+
+
+def _metrics() -> list[str]:
+    """Return the table of all metrics but those of the process, which every program has."""
+    text = Metrics().text(a_service_status(survey=a_survey(waiting_since=START))).decode()
+    rows = []
+    for family in _FAMILY.finditer(text):
+        labels = [label for label in dict.fromkeys(re.findall(r'[{,](\w+)="', family["samples"])) if label != "le"]
+        rows.append([code(family["name"]), family["type"], codes(labels), family["about"].removesuffix(".")])
+    return table(["metric", "type", "labels", "what it tells"], rows)

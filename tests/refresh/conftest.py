@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.crypto import Cipher
     from amo_callback.store import Store
-    from tests.fakes import Witness
+    from tests.fakes import RecordingObserver
 
 ON_BOTH = {"test_address_block", "test_clocks", "test_hooks", "test_interleavings", "test_refused"}
 """The tests that always run on both engines."""
@@ -84,6 +84,8 @@ async def amo(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator
 
 
 @pytest.fixture
-async def house(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness) -> House:
+async def house(
+    store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: RecordingObserver
+) -> House:
     asyncio.get_running_loop().set_default_executor(InlineExecutor())  # no thread of which a test does not know
     return House(store=store, amo=amo, client=client, cipher=cipher, clock=clock, witness=witness)

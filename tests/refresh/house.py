@@ -16,7 +16,7 @@ from amo_callback.model import Connection, RefreshTrigger, TokenPair, TokenRespo
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, save
 from tests.conftest import HOST, Amo
-from tests.fakes import FailingStore, FakeClock, MemoryRescue, Traffic, Witness
+from tests.fakes import FakeClock, FaultyStore, IdleTracker, MemoryRescue, RecordingObserver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,14 +36,14 @@ class House:
     """A process's custody, and one account that can be connected."""
 
     def __init__(
-        self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: Witness
+        self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock, witness: RecordingObserver
     ) -> None:
         self.store, self.amo, self.client, self.cipher = store, amo, client, cipher
         self.clock, self.witness = clock, witness
         store.observe(witness)
-        self.failing: Any = FailingStore(store, clock)
+        self.failing: Any = FaultyStore(store, clock)
         self.rescue = MemoryRescue()
-        self.traffic = Traffic()
+        self.traffic = IdleTracker()
         self.grants = 0
         self.lifecycle = self.make_lifecycle()
         self.coordinator = self.lifecycle.coordinator
@@ -150,9 +150,9 @@ class House:
 
     # --- what happens meanwhile ------------------------------------------------------------------
 
-    def away(self, *calls: str) -> FailingStore:
+    def away(self, *calls: str) -> FaultyStore:
         """Return the same store, away for these calls."""
-        store = FailingStore(self.store, self.clock)
+        store = FaultyStore(self.store, self.clock)
         store.away = set(calls)
         return store
 

@@ -12,7 +12,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountBlocked, AddressBlocked, AmoCallbackError, NotYet
 from amo_callback.model import Connection, RefreshTrigger, TokenState
-from tests.fakes import START, Instead
+from tests.fakes import START, Override
 from tests.refresh.house import API_DOMAIN, DAY
 
 if TYPE_CHECKING:
@@ -459,7 +459,7 @@ async def test_a_confirming_refresh_that_waited_while_another_process_found_the_
             await again.wait()
         return await house.store.connection(name)
 
-    store = Instead(house.failing, connection=connection)
+    store = Override(house.failing, connection=connection)
     lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2", store=store)
     connections = await _fleet(house, 6)
     _block(house)

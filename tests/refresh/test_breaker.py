@@ -20,7 +20,7 @@ from amo_callback.errors import (
 from amo_callback.model import ConnectionCounts, RefreshTrigger, Status
 from amo_callback.refresh.breaker import is_epidemic
 from tests.builders import a_claim, a_connection, a_verdict, save
-from tests.fakes import START, Instead
+from tests.fakes import START, Override
 from tests.refresh.house import API_DOMAIN, DAY
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ async def test_while_the_probe_waits_for_its_slot_the_loop_waits_too(house: Hous
     async def slot(_priority: object) -> None:
         await house.clock.sleep(3600)
 
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, slot=slot))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, slot=slot))
     lifecycle.breaker.refuse("Check the `client_id` parameter")
     house.clock.advance(61)
     async with house.running(lifecycle):

@@ -13,7 +13,7 @@ from amo_callback.amo.sandbox.rules import Lifetimes
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import NeedsReauth, NotYet, UnknownOutcome
 from amo_callback.model import IntrospectionResult, Reason, RefreshTrigger, Status, TokenState
-from tests.fakes import Instead
+from tests.fakes import Override
 from tests.refresh.house import API_DOMAIN, DAY
 from tests.refresh.test_interleavings import Gated, Queue
 
@@ -112,7 +112,7 @@ async def test_a_refusal_of_the_refresh_token_alone_erases_nothing(house: House)
     async def look_up(**_: object) -> IntrospectionResult:
         return IntrospectionResult(standing=TokenState.REFUSED)
 
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, look_up=look_up))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, look_up=look_up))
     await lifecycle.switched_off(connection.account_id)
     await house.look_up_due(lifecycle)
     assert (await house.now(connection)).sealed_pair == connection.sealed_pair
@@ -363,7 +363,7 @@ async def test_look_ups_neither_crowd_out_refreshes_nor_the_probe(house: House) 
     async def slot(_priority: object) -> None:
         """Let everything go at once: the rate limit is not what holds look-ups back here."""
 
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, look_up=look_up, slot=slot))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, look_up=look_up, slot=slot))
     lifecycle.breaker.refuse("Check the `client_id` parameter")
     house.clock.advance(60)
     task = asyncio.create_task(lifecycle.scheduler.run())

@@ -13,7 +13,7 @@ from amo_callback.errors import AccountBlocked, AmoCallbackError, Frozen, StoreU
 from amo_callback.model import Connection, Status
 from amo_callback.refresh.maintenance import Maintenance
 from tests.builders import a_connection, a_core, save
-from tests.fakes import Instead
+from tests.fakes import Override
 from tests.refresh.house import DAY
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ async def test_a_clock_that_is_put_on_erases_no_history(house: House) -> None:
 
 async def test_a_clock_that_differs_from_the_stores_is_told_once(house: House) -> None:
     """An administrator sets it right; until then leases are told by the store's, and all else by a wrong one."""
-    store = Instead(house.store, clock_skew=59.0)
+    store = Override(house.store, clock_skew=59.0)
     deadlines = Maintenance(a_core(store=store, clock=house.clock, observer=house.witness))
     for ahead in (59.0, -61.0, -61.0, 0.5, 61.0):
         store.__dict__["clock_skew"] = ahead

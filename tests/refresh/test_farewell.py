@@ -2,58 +2,55 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from amo_callback.errors import Frozen, NotFound, StoreUnavailable
-from amo_callback.model import Status
+from amo_callback.model import Connection, Status
 from amo_callback.refresh.disconnection import disconnect
 from tests.builders import a_connection, now, save
-from tests.fakes import START, Instead
+from tests.fakes import START, FaultyStore
 
 if TYPE_CHECKING:
-    from amo_callback.model import Connection
     from amo_callback.store import Store
-    from tests.fakes import Witness
+    from tests.fakes import FakeClock, RecordingObserver
 
 
 async def _disconnect(connection: Connection, store: object) -> Connection:
     return await disconnect(connection.id, reason="a test", store=cast("Store", store))
 
 
-async def test_a_row_that_changes_meanwhile_is_read_again(store: Store, witness: Witness) -> None:
+async def test_a_row_that_changes_meanwhile_is_read_again(
+    store: Store, clock: FakeClock, witness: RecordingObserver
+) -> None:
     """A refresh writes between our look and our write: the next look holds."""
     store.observe(witness)
     stored = await save(store, a_connection())
-    looks = 0
+    faulty = FaultyStore(store, clock)
 
-    async def write(connection: Connection, **more: Any) -> bool:
-        nonlocal looks
-        looks += 1
-        if looks < 3:
+    async def change(*_: object, **__: object) -> None:
+        if faulty.asked["disconnect"] < 3:
             assert await store.schedule_recheck(await now(store, stored), at=START)
-        return await store.disconnect(connection, **more)
 
-    forgotten = await _disconnect(stored, Instead(store, disconnect=write))
-    assert (looks, forgotten.status, forgotten.sealed_pair) == (3, Status.DISCONNECTED, None)
+    faulty.before["disconnect"] = change
+    forgotten = await _disconnect(stored, faulty)
+    assert (faulty.asked["disconnect"], forgotten.status, forgotten.sealed_pair) == (3, Status.DISCONNECTED, None)
     assert [event.name for event in witness.events] == ["connection.disconnected"]
 
 
-async def test_a_row_that_never_rests_is_told(store: Store, witness: Witness) -> None:
+async def test_a_row_that_never_rests_is_told(store: Store, clock: FakeClock, witness: RecordingObserver) -> None:
     """It does not go on for ever."""
     store.observe(witness)
     stored = await save(store, a_connection())
-
-    async def write(_connection: Connection, **_more: Any) -> bool:
-        return False
-
+    faulty = FaultyStore(store, clock)
+    faulty.answers["disconnect"] = False
     with pytest.raises(StoreUnavailable):
-        await _disconnect(stored, Instead(store, disconnect=write))
+        await _disconnect(stored, faulty)
     assert witness.events == []
 
 
-async def test_what_is_gone_or_frozen_is_said(store: Store, witness: Witness) -> None:
+async def test_what_is_gone_or_frozen_is_said(store: Store, witness: RecordingObserver) -> None:
     """Somebody else was faster; or it may live elsewhere."""
     store.observe(witness)
     stored = await save(store, a_connection())

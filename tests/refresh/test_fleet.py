@@ -22,7 +22,7 @@ from amo_callback.errors import (
 from amo_callback.local_limits import LocalLimits
 from amo_callback.model import Connection, ConnectionCounts, Reason, RefreshRules, RefreshTrigger, Status, TokenResponse
 from amo_callback.refresh.breaker import is_epidemic
-from tests.fakes import START, Instead
+from tests.fakes import START, Override
 from tests.refresh.house import API_DOMAIN
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ async def test_a_backlog_is_spread_by_the_rate_limit_and_whose_token_dies_first_
     connections = await _fleet(house, 20 * rounds)
     tokens = [house.pair(each).refresh_token for each in connections]
     house.clock.advance(86_400 - 1)
-    amo = Instead(house.client, slot=slot, refresh=refresh)
+    amo = Override(house.client, slot=slot, refresh=refresh)
     lifecycle = house.make_lifecycle(amo=amo, rules=RefreshRules(concurrency=1))
     async with house.running(lifecycle):
         while len(house.witness.named("refresh.succeeded")) < len(connections):

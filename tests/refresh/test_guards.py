@@ -40,7 +40,7 @@ from amo_callback.model import (
 from amo_callback.refresh.pending_pair import name_of, seal_pending
 from tests.builders import a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save, switch_off
 from tests.conftest import HOST
-from tests.fakes import START, FailingStore, Instead
+from tests.fakes import START, Override
 from tests.refresh.house import API_DOMAIN, DAY
 from tests.refresh.test_interleavings import Away, Gated, Queue, _again, _spent
 
@@ -63,17 +63,9 @@ async def test_a_stop_during_the_extension_sends_no_second_request(house: House)
     """The signal comes while more time is being written: the claim is given back, and the token is not in doubt."""
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.account.host = "renamed.amocrm.ru"
-
-    class Stopping(FailingStore):
-        async def extend(self, *args: Any, **more: Any) -> bool:
-            extended = await house.store.extend(*args, **more)
-            lifecycle.core.stop.set()
-            return extended
-
-    lifecycle = house.make_lifecycle(store=Stopping(house.store, house.clock))
-    coordinator = lifecycle.coordinator
+    house.failing.after["extend"] = lambda *_, **__: house.lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+        await house.refresh(connection)
     after = await house.now(connection)
     assert (after.attempt, after.in_doubt, after.failures) == (None, False, 0)
     assert len(house.amo.fake.ledger.refreshes()) == 1
@@ -84,19 +76,14 @@ async def test_a_second_request_that_would_outlive_its_lease_is_not_sent(house: 
     """Stopped while more time is written, or after it: what is left of the lease is not enough for an answer."""
     connection = await house.connect(api_domain=API_DOMAIN)
     house.amo.account.host = "renamed.amocrm.ru"
-
-    class Slow(FailingStore):
-        async def extend(self, *args: Any, **more: Any) -> bool:
-            extended = await house.store.extend(*args, **more)
-            house.clock.advance(55.1 if during == "extend" else 0)
-            return extended
+    house.failing.after["extend"] = lambda *_, **__: house.clock.advance(55.1 if during == "extend" else 0)
 
     async def refresh(*, domain: str, **request: Any) -> TokenResponse:
         house.clock.advance(55.1 if during == "refresh" and domain != connection.domain else 0)
         return await house.client.refresh(domain=domain, **request)
 
-    amo = Instead(house.client, refresh=refresh)
-    coordinator = house.make_coordinator(store=Slow(house.store, house.clock), amo=amo)
+    amo = Override(house.client, refresh=refresh)
+    coordinator = house.make_coordinator(amo=amo)
     with pytest.raises(RequestNotSent):
         await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     assert [entry.host for entry in house.amo.fake.ledger.refreshes()] == [connection.domain]
@@ -124,7 +111,7 @@ async def _followed(
     async def ask_about(**_: object) -> IntrospectionResult:
         return IntrospectionResult(standing=UNKNOWN)
 
-    amo = Instead(house.client, refresh=refresh, look_up=look_up, ask_about=ask_about)
+    amo = Override(house.client, refresh=refresh, look_up=look_up, ask_about=ask_about)
     with pytest.raises(AmoCallbackError) as raised:
         await house.make_coordinator(amo=amo).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     return type(raised.value), asked
@@ -180,15 +167,11 @@ async def test_a_refusal_of_who_could_not_read_the_token_is_believed_where_the_a
 async def test_whoever_comes_second_to_a_claim_spends_nothing(house: House) -> None:
     """Between the last look and the claim another process was faster: its pair is taken, and told as nothing else."""
     connection = await house.connect()
-    faster = house.make_coordinator(process="process-2")
-
-    class Late(FailingStore):
-        async def claim(self, *args: Any, **more: Any) -> Any:
-            await faster.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
-            return await house.store.claim(*args, **more)
-
-    coordinator = house.make_coordinator(store=Late(house.store, house.clock))
-    refreshed = await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))
+    faster = house.make_coordinator(process="process-2", store=house.store)
+    house.failing.before["claim"] = lambda *_, **__: faster.refresh(
+        connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection)
+    )
+    refreshed = await house.refresh(connection, satisfied=_again(connection))
     assert (refreshed.pair_version, refreshed.attempt, _spent(house)) == (2, None, 1)
     assert house.witness.names() == ["refresh.succeeded"]
 
@@ -226,7 +209,7 @@ async def test_each_request_about_a_moved_account_has_a_slot_of_its_own(house: H
         order.append("refresh")
         return await house.client.refresh(**request)
 
-    amo = Instead(house.client, slot=slot, look_up=look_up, refresh=refresh)
+    amo = Override(house.client, slot=slot, look_up=look_up, refresh=refresh)
     await house.make_coordinator(amo=amo).refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     assert order == ["slot", "refresh", "slot", "look-up", "slot", "refresh"]
 
@@ -281,7 +264,7 @@ async def test_a_store_that_was_away_during_the_wait_for_a_slot_gives_an_attempt
             with pytest.raises(StoreUnavailable):
                 await house.failing.count()
 
-    coordinator = house.make_coordinator(amo=Instead(house.client, slot=slot))
+    coordinator = house.make_coordinator(amo=Override(house.client, slot=slot))
     refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await house.clock.until_sleeping(0.25)
     house.clock.advance(60)
@@ -325,7 +308,7 @@ async def test_no_more_than_so_many_are_refreshed_at_once(house: House) -> None:
         third.set()
         return False
 
-    coordinator = house.make_coordinator(amo=Instead(house.client, slot=slot), rules=RefreshRules(concurrency=2))
+    coordinator = house.make_coordinator(amo=Override(house.client, slot=slot), rules=RefreshRules(concurrency=2))
     refreshing = [
         asyncio.create_task(coordinator.refresh(one.id, demand=RefreshTrigger.SCHEDULE)) for one in connections[:2]
     ]
@@ -346,7 +329,7 @@ async def test_a_rescue_folder_that_is_away_stops_only_those_whose_pair_may_lie_
     def read() -> Any:
         raise OSError(errno.EACCES, "Permission denied")
 
-    coordinator = house.make_coordinator(rescue=Instead(house.rescue, read=read))
+    coordinator = house.make_coordinator(rescue=Override(house.rescue, read=read))
     refreshed = await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     assert refreshed.pair_version == 2
     await house.store.claim(a_claim(refreshed, owner="process-2"))
@@ -370,7 +353,7 @@ async def test_an_attempt_that_got_more_time_is_looked_up_again(house: House) ->
         if slots == 2:  # the one for the refresh
             await house.store.extend(an_extension(connection, domain=connection.domain))
 
-    coordinator = house.make_coordinator(amo=Instead(house.client, slot=slot))
+    coordinator = house.make_coordinator(amo=Override(house.client, slot=slot))
     refreshing = asyncio.create_task(coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     for looked_up in (0, 1):
         await house.clock.until_sleeping(0.25)
@@ -512,7 +495,7 @@ async def test_while_deaths_are_held_each_pair_is_looked_up(house: House) -> Non
         if slots == 2:  # the one for the refresh
             await house.connect(api_domain=API_DOMAIN)
 
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, slot=slot))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, slot=slot))
     await house.store.suspend_terminal(now=house.clock.now())
     await lifecycle.breaker.watch()
     house.clock.advance(60)
@@ -545,7 +528,7 @@ async def test_a_dead_access_token_does_not_tell_that_an_account_has_not_moved(h
     async def ask_about(**_: object) -> IntrospectionResult:
         return IntrospectionResult(standing=TokenState.REFUSED)
 
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, look_up=look_up, ask_about=ask_about))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, look_up=look_up, ask_about=ask_about))
     house.amo.sandbox.faults.add(Fault.WRONG_CLIENT)
     with pytest.raises(UnauthorizedWithoutHint):
         await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
@@ -736,7 +719,7 @@ async def test_a_pair_that_is_dead_by_the_clock_when_it_comes_is_not_handed_out(
         house.clock.step(timedelta(days=2))
         return issued
 
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, refresh=refresh))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, refresh=refresh))
     with pytest.raises(NotYet):
         await lifecycle.access_tokens.refresh(connection.id)
     assert (await house.now(connection)).pair_version == 2
@@ -775,7 +758,7 @@ async def test_of_two_processes_that_look_up_at_once_one_presents_the_token(hous
         await house.lifecycle.rechecker.check(connection.id)
         return sighting
 
-    other = house.make_lifecycle(amo=Instead(house.client, look_up=look_up), process="process-2")
+    other = house.make_lifecycle(amo=Override(house.client, look_up=look_up), process="process-2")
     await other.rechecker.check(connection.id)
     assert [entry.status for entry in house.amo.fake.ledger.refreshes()] == [401, 200, 401]
 
@@ -806,7 +789,7 @@ async def test_while_one_probe_waits_for_its_slot_there_is_no_other(house: House
         waiting += 1
         await house.clock.sleep(3600)
 
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, slot=slot))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, slot=slot))
     lifecycle.breaker.refuse("Check the `client_id` parameter")
     house.clock.advance(61)
     async with house.running(lifecycle):
@@ -842,7 +825,7 @@ async def test_a_look_up_that_takes_long_is_made_once_and_waited_for_at_the_end(
         await go_on.wait()
         return IntrospectionResult(standing=TokenState.GOOD)
 
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, look_up=look_up))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, look_up=look_up))
     running = asyncio.create_task(lifecycle.scheduler.run())
     await began.wait()
     for _ in range(3):

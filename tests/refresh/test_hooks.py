@@ -11,7 +11,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.model import IntrospectionResult, RefreshRules, RefreshTrigger, Status, TokenState
 from amo_callback.rate_limit import Priority
-from tests.fakes import Instead
+from tests.fakes import Override
 from tests.refresh.house import API_DOMAIN, DAY
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ async def test_a_hook_during_a_look_up_is_checked_after_the_pause(house: House) 
             await _hook(house)
         return sighting
 
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, look_up=look_up))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, look_up=look_up))
     await _hook(house)
     await house.look_up_due(lifecycle)
     assert await _wait(house, connection) == 3
@@ -193,7 +193,7 @@ async def test_replayed_hooks_during_a_look_up_do_not_keep_rejected_tokens(house
         return await house.client.look_up(**question)
 
     await _hook(house)
-    await house.look_up_due(house.make_lifecycle(amo=Instead(house.client, look_up=look_up)))
+    await house.look_up_due(house.make_lifecycle(amo=Override(house.client, look_up=look_up)))
     assert (await house.now(connection)).status is Status.DISCONNECTED
 
 
@@ -206,7 +206,7 @@ async def test_hooks_do_not_make_a_claim_fail(house: House) -> None:
         house.clock.advance(2)
         await _hook(house)
 
-    coordinator = house.make_coordinator(amo=Instead(house.client, slot=slot))
+    coordinator = house.make_coordinator(amo=Override(house.client, slot=slot))
     read = await house.now(connection)
     await _hook(house)
     assert (await house.now(connection)).row_version == read.row_version
@@ -245,7 +245,7 @@ async def test_of_several_processes_one_makes_the_look_up(house: House) -> None:
             go.set()
         await go.wait()
 
-    amo = Instead(house.client, slot=slot)
+    amo = Override(house.client, slot=slot)
     processes: list[TokenLifecycle] = [
         house.make_lifecycle(amo=amo, process=f"process-{number}") for number in range(3)
     ]
@@ -265,7 +265,7 @@ async def test_a_look_up_of_a_process_that_died_is_made_by_another(house: House)
         await asyncio.Event().wait()
         return IntrospectionResult(standing=TokenState.UNKNOWN)
 
-    dying = house.make_lifecycle(amo=Instead(house.client, look_up=look_up), process="process-2")
+    dying = house.make_lifecycle(amo=Override(house.client, look_up=look_up), process="process-2")
     await _hook(house)
     killed = asyncio.create_task(dying.rechecker.check(connection.id))
     await asked.wait()
@@ -284,7 +284,7 @@ async def test_hook_checks_have_the_lowest_priority_and_daily_look_ups_the_usual
         asked.append(priority)
 
     given_up = await house.given_up()
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, slot=slot))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, slot=slot))
     house.amo.account.disabled = True
     house.clock.advance(DAY)
     await house.look_up_due(lifecycle)

@@ -25,7 +25,7 @@ from amo_callback.errors import (
 )
 from amo_callback.model import Connection, Reason, RefreshTrigger, Status, TokenResponse
 from tests.builders import a_claim, a_refreshed, an_extension
-from tests.fakes import FailingStore
+from tests.fakes import FaultyStore
 from tests.refresh.house import API_DOMAIN
 
 if TYPE_CHECKING:
@@ -685,7 +685,7 @@ async def test_a_forced_refresh_may_go_at_once_where_nothing_had_reached_amo(hou
 async def test_a_store_that_fails_at_any_write_costs_no_connection(house: House, call: str) -> None:
     """Whichever write the store refuses: later the connection is refreshed, and nothing was presented twice."""
     connection = await house.connect(api_domain=API_DOMAIN)
-    away = FailingStore(house.store, house.clock)
+    away = FaultyStore(house.store, house.clock)
     away.away = {call}
     coordinator = house.make_coordinator(store=cast("Store", away))
     house.amo.sandbox.faults.add(Fault.WRONG_CLIENT, Fault.HTTP_500)

@@ -36,7 +36,7 @@ from amo_callback.model import (
     short,
 )
 from tests.builders import a_claim, a_refreshed, save
-from tests.fakes import FailingStore, Instead
+from tests.fakes import Override
 from tests.refresh.house import API_DOMAIN, DAY
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def test_a_refresh_tells_how_long_it_took_and_what_amo_calls_it(house: Hou
         house.clock.advance(1.23456)
         return dataclasses.replace(await house.client.refresh(**request), request_id="b6a3")
 
-    await house.make_coordinator(amo=Instead(house.client, refresh=refresh)).refresh(
+    await house.make_coordinator(amo=Override(house.client, refresh=refresh)).refresh(
         connection.id, demand=RefreshTrigger.FORCED
     )
     [event] = house.witness.named("refresh.succeeded")
@@ -98,7 +98,7 @@ async def test_a_refresh_keeps_the_api_host_that_amo_tells_or_else_the_one_befor
         issued = await house.client.refresh(**request)
         return dataclasses.replace(issued, account=dataclasses.replace(issued.account, api_domain=None))
 
-    silent = house.make_coordinator(amo=Instead(house.client, refresh=refresh))
+    silent = house.make_coordinator(amo=Override(house.client, refresh=refresh))
     assert (await silent.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)).api_domain == "api-a.amocrm.ru"
     assert (await house.refresh(connection)).api_domain == API_DOMAIN
 
@@ -107,15 +107,8 @@ async def test_a_pair_is_stored_for_the_grant_that_it_comes_from(house: House) -
     """The store is told which: after a database was put back, the version alone would not tell a newer grant."""
     connection = await save(house.store, house.connection_of(await house.exchange()), iat=7)
     stored: list[RefreshedPair] = []
-
-    class Watched(FailingStore):
-        async def save_refreshed(self, refreshed: Any, **more: Any) -> Any:
-            stored.append(refreshed)
-            return await house.store.save_refreshed(refreshed, **more)
-
-    await house.make_coordinator(store=Watched(house.store, house.clock)).refresh(
-        connection.id, demand=RefreshTrigger.SCHEDULE
-    )
+    house.failing.before["save_refreshed"] = lambda refreshed, **_: stored.append(refreshed)
+    await house.refresh(connection)
     assert [(one.grant_iat, one.pair_version) for one in stored] == [(7, 1)]
 
 
@@ -214,14 +207,7 @@ async def test_a_claim_that_took_too_long_is_given_back_unsent(house: House) -> 
     """A process that was stopped during its claim does not spend on what is left of the lease: an answer has 5 s."""
     connection = await house.connect()
     took = 55.1
-
-    class SlowStore(FailingStore):
-        async def claim(self, claim: Any, **more: Any) -> Any:
-            claimed = await house.store.claim(claim, **more)
-            house.clock.advance(took)
-            return claimed
-
-    house.coordinator = house.make_coordinator(store=SlowStore(house.store, house.clock))
+    house.failing.after["claim"] = lambda *_, **__: house.clock.advance(took)
     with pytest.raises(NotYet) as raised:
         await house.refresh(connection)
     assert raised.value.retry_after == 1
@@ -260,15 +246,9 @@ async def test_a_claim_of_what_no_key_opens_names_no_token(house: House) -> None
     """Nothing goes out, so nothing can be in doubt; whose the claim is, and for how long, it tells all the same."""
     connection = await house.connect(sealed_pair=Cipher([new_key()]).seal(b"", bound_to=""))
     claims: list[Claim] = []
-
-    class Watched(FailingStore):
-        async def claim(self, claim: Any, **more: Any) -> Any:
-            claims.append(claim)
-            return await house.store.claim(claim, **more)
-
-    coordinator = house.make_coordinator(store=Watched(house.store, house.clock))
+    house.failing.before["claim"] = lambda claim, **_: claims.append(claim)
     with pytest.raises(NeedsReauth):
-        await coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
+        await house.refresh(connection)
     [claim] = claims
     assert (claim.fingerprint, claim.owner, claim.lease) == ("", "process-1", timedelta(seconds=60))
 
@@ -411,20 +391,13 @@ async def test_a_connection_that_has_gone_with_its_pair_is_not_found(house: Hous
     """Something newer was stored, and then all of it was erased, before the caller could be told."""
     connection = await house.connect()
 
-    class Gone(FailingStore):
-        gone = False
+    async def replace_and_erase(*_: object, **__: object) -> None:
+        await house.connect()
+        house.failing.answers["connection"] = None
 
-        async def save_refreshed(self, *_: Any, **__: Any) -> None:
-            await house.connect()
-            self.gone = True
-
-        async def connection(self, connection_id: str) -> Connection | None:
-            return None if self.gone else await house.store.connection(connection_id)
-
+    house.failing.before["save_refreshed"] = replace_and_erase
     with pytest.raises(NotFound):
-        await house.make_coordinator(store=Gone(house.store, house.clock)).refresh(
-            connection.id, demand=RefreshTrigger.SCHEDULE
-        )
+        await house.refresh(connection)
 
 
 # --- what an answer means --------------------------------------------------------------------------
@@ -541,7 +514,7 @@ async def test_a_failure_tells_how_long_it_took(house: House) -> None:
             raise error
 
         with pytest.raises(type(error)):
-            await house.make_coordinator(amo=Instead(house.client, refresh=refresh)).refresh(
+            await house.make_coordinator(amo=Override(house.client, refresh=refresh)).refresh(
                 connection.id, demand=RefreshTrigger.FORCED
             )
     told = house.witness.named("refresh.failed")
@@ -647,15 +620,7 @@ async def test_what_changed_during_the_wait_for_a_slot_is_what_is_refreshed(hous
 async def test_a_stop_during_the_claim_gives_it_back_unsent(house: House) -> None:
     """The signal comes while the claim is being written: nothing is spent."""
     connection = await house.connect()
-
-    class Stopping(FailingStore):
-        async def claim(self, claim: Any, **more: Any) -> Any:
-            claimed = await house.store.claim(claim, **more)
-            house.lifecycle.core.stop.set()
-            return claimed
-
-    house.lifecycle = house.make_lifecycle(store=Stopping(house.store, house.clock))
-    house.coordinator = house.lifecycle.coordinator
+    house.failing.after["claim"] = lambda *_, **__: house.lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
         await house.refresh(connection)
     after = await house.now(connection)
@@ -685,7 +650,7 @@ async def test_each_doubt_is_looked_up_before_the_token_is_presented(house: Hous
             now = await house.now(connection)
             await house.store.claim(a_claim(now, owner="process-3", attempt="dead, too"))
 
-    house.coordinator = house.make_coordinator(amo=Instead(house.client, slot=slot))
+    house.coordinator = house.make_coordinator(amo=Override(house.client, slot=slot))
     refreshing = asyncio.create_task(house.refresh(connection))
     for looked_up in (0, 1):
         await house.clock.until_sleeping(0.25)

@@ -14,7 +14,7 @@ from amo_callback.local_limits import LocalLimits
 from amo_callback.model import RefreshTrigger
 from amo_callback.rate_limit import Priority
 from tests.builders import a_claim
-from tests.fakes import Instead
+from tests.fakes import Override
 from tests.refresh.house import API_DOMAIN, DAY
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ async def test_a_token_that_replaced_ours_and_died_is_not_handed_out(house: Hous
         return issued
 
     waiting = asyncio.create_task(
-        house.make_lifecycle(amo=Instead(house.client, refresh=refresh)).access_tokens.token(
+        house.make_lifecycle(amo=Override(house.client, refresh=refresh)).access_tokens.token(
             connection.id, min_ttl=0.9 * DAY
         )
     )
@@ -170,7 +170,7 @@ async def test_token_checks_take_a_quarter_of_the_rate_and_the_others_are_served
     rate_limiter = RateLimiter(
         per_second=1, shared=LocalLimits(clock=house.clock), clock=house.clock, observer=house.witness
     )
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, slot=rate_limiter.slot))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, slot=rate_limiter.slot))
     asking = [asyncio.create_task(lifecycle.access_tokens.token(one.id, min_ttl=0)) for one in connections]
     await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
     while house.clock.sleeping().count(1) < 3:  # noqa: ASYNC110 -- because a clock does not tell of all three
@@ -197,7 +197,7 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> N
     house.amo.fake.quirks.refresh_kills_access = False
     connection = await _in_doubt(house)
     rate_limiter = RateLimiter(per_second=5, shared=Away(clock=house.clock), clock=house.clock, observer=house.witness)
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, slot=rate_limiter.slot))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, slot=rate_limiter.slot))
     others = [asyncio.create_task(rate_limiter.slot(Priority.BACKGROUND)) for _ in range(9)]
     await house.clock.until_sleeping(1)  # before the store is asked again
     gone, patient = [asyncio.create_task(lifecycle.access_tokens.token(connection.id, min_ttl=0)) for _ in range(2)]
@@ -213,7 +213,7 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> N
     await lifecycle.access_token_check.drain()
     await rate_limiter.close()
     rate_limiter = RateLimiter(per_second=5, shared=Away(clock=house.clock), clock=house.clock, observer=house.witness)
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, slot=rate_limiter.slot))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, slot=rate_limiter.slot))
     assert (await lifecycle.access_tokens.token(connection.id, min_ttl=0)).pair == house.pair(connection)
     assert house.amo.sandbox.look_ups == 1
     await lifecycle.access_token_check.drain()
@@ -342,7 +342,7 @@ async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_ou
         house.clock.advance(DAY)
         return sighting
 
-    lifecycle = house.make_lifecycle(amo=Instead(house.client, ask_about=ask_about))
+    lifecycle = house.make_lifecycle(amo=Override(house.client, ask_about=ask_about))
     with pytest.raises(NeedsReauth):
         await lifecycle.access_tokens.token(connection.id, min_ttl=0)
 

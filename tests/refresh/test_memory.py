@@ -14,7 +14,7 @@ from amo_callback.store import open_store
 from amo_callback.tokens.cache import ConnectionCache
 from amo_callback.tokens.decrypted_pairs import DecryptedPairCache
 from tests.builders import a_connection, a_refreshed, now, save
-from tests.fakes import START, Instead
+from tests.fakes import START
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -234,17 +234,9 @@ async def test_what_was_disconnected_as_the_store_went_away_is_not_handed_out(ho
 async def test_a_read_that_a_write_overtook_is_not_remembered(house: House) -> None:
     """It may be of before the write; whoever asks next reads again."""
     connection = await house.connect()
-    read, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slow(name: str) -> Connection | None:
-        found = await house.store.connection(name)
-        read.set()
-        await go_on.wait()
-        return found
-
-    house.lifecycle = house.make_lifecycle(store=Instead(house.failing, connection=slow))
+    go_on = house.failing.after["connection"] = asyncio.Event()
     asking = asyncio.create_task(house.lifecycle.access_tokens.token(connection.id, min_ttl=0))
-    await read.wait()
+    await house.failing.until_waiting("connection")
     refreshed = await house.store.save_refreshed(
         a_refreshed(connection, at=house.clock.now(), sealed_pair=connection.sealed_pair)
     )

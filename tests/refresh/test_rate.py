@@ -16,7 +16,7 @@ from amo_callback.errors import NotYet, ShuttingDown
 from amo_callback.local_limits import LocalLimits
 from amo_callback.model import RefreshTrigger
 from tests.conftest import amo_client
-from tests.fakes import FailingStore, Instead, RecordedPace, most_in_a_second
+from tests.fakes import Override, RecordedPace, most_in_a_second
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -33,7 +33,7 @@ RATE = 5
 def _uncounted(client: AmoClient) -> Any:
     """Return a client whose calls are no traffic: a request that waits must not keep time from passing."""
     calls = ("slot", "refresh", "exchange", "look_up", "ask_about")
-    return Instead(client, **{name: _plain(getattr(client, name)) for name in calls})
+    return Override(client, **{name: _plain(getattr(client, name)) for name in calls})
 
 
 def _plain(method: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
@@ -90,7 +90,7 @@ async def test_requests_after_a_stall_of_the_store_leave_at_the_rate(house: Hous
             return client.refresh(**request)
 
         client = house.client
-        coordinator = house.make_coordinator(amo=Instead(client, refresh=refresh))
+        coordinator = house.make_coordinator(amo=Override(client, refresh=refresh))
         with _locked(tmp_path / "amo-callback.db"):
             refreshes = [
                 asyncio.create_task(coordinator.refresh(each.id, demand=RefreshTrigger.FORCED)) for each in connections
@@ -116,14 +116,12 @@ async def _claimed_late(house: House, connection: Connection, *, pause: float) -
     """Refresh a connection whose claim takes two seconds, in which AMO asks for a pause."""
     async with _paced(house) as rate_limiter:
 
-        class Slow(FailingStore):
-            async def claim(self, *args: Any, **more: Any) -> Connection | None:
-                claimed = await house.store.claim(*args, **more)
-                await rate_limiter.pause(pause)
-                house.clock.advance(2)
-                return claimed
+        async def pause_and_take_two_seconds(*_: object, **__: object) -> None:
+            await rate_limiter.pause(pause)
+            house.clock.advance(2)
 
-        lifecycle = house.make_lifecycle(store=Slow(house.store, house.clock), amo=house.client)
+        house.failing.after["claim"] = pause_and_take_two_seconds
+        lifecycle = house.make_lifecycle(amo=house.client)
         began = house.clock.monotonic()
         refresh = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
         await house.clock.until_sleeping(pause - 2)

@@ -15,7 +15,7 @@ from amo_callback.refresh.maintenance import Maintenance
 from amo_callback.refresh.scheduler import RefreshScheduler
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, a_refreshed, save
-from tests.fakes import START, FailingStore, FakeClock, MemoryRescue, Witness
+from tests.fakes import START, FakeClock, FaultyStore, MemoryRescue, RecordingObserver
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from amo_callback.refresh.coordinator import RefreshCoordinator
     from amo_callback.refresh.rechecks import Rechecker
     from amo_callback.store import Store
-    from amo_callback.store.connections import Due
 
 
 class FakeKeeper:
@@ -66,10 +65,10 @@ class FakeKeeper:
 class Loop:
     """A refresher with everything around it."""
 
-    def __init__(self, store: Store, clock: FakeClock, witness: Witness, cipher: Cipher) -> None:
+    def __init__(self, store: Store, clock: FakeClock, witness: RecordingObserver, cipher: Cipher) -> None:
         self.store, self.clock, self.witness, self.cipher = store, clock, witness, cipher
         self.coordinator = FakeKeeper(store, clock)
-        self.failing = FailingStore(store, clock)
+        self.failing = FaultyStore(store, clock)
 
     @asynccontextmanager
     async def running(
@@ -103,7 +102,7 @@ class Loop:
 
 
 @pytest.fixture
-def loop(store: Store, clock: FakeClock, witness: Witness, cipher: Cipher) -> Loop:
+def loop(store: Store, clock: FakeClock, witness: RecordingObserver, cipher: Cipher) -> Loop:
     return Loop(store, clock, witness, cipher)
 
 
@@ -253,18 +252,11 @@ async def test_a_cleanup_that_fails_each_minute_is_logged_once(loop: Loop) -> No
 async def test_a_bug_in_a_round_is_told_with_its_trace_and_the_loop_goes_on(loop: Loop) -> None:
     """An exception of a kind that nobody expected costs one poll interval, too."""
     await loop.due(1)
-
-    class Broken(FailingStore):
-        async def due(self, **query: Any) -> Due:
-            if not mended:
-                raise ZeroDivisionError
-            return await loop.store.due(**query)
-
-    mended, loop.failing = False, Broken(loop.store, loop.clock)
+    loop.failing.before["due"] = ZeroDivisionError()
     async with loop.running():
         event = await loop.witness.until("refresher.failed")
         assert isinstance(event.error, ZeroDivisionError)
-        mended = True
+        loop.failing.before.clear()
         await loop.clock.until_sleeping(5)
         loop.clock.advance(5)
         await loop.coordinator.until_asked(1)

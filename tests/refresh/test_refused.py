@@ -16,7 +16,7 @@ from amo_callback.errors import AmoCallbackError, InvalidClient, InvalidRefreshT
 from amo_callback.model import Connection, Reason, RefreshRules, RefreshTrigger, Status, Successes, fingerprint
 from amo_callback.refresh.failure_policy import is_refused_alone, is_refused_long
 from tests.builders import a_claim, a_connection, a_verdict, save
-from tests.fakes import START, Instead
+from tests.fakes import START, Override
 from tests.refresh.house import DAY
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ async def test_a_refused_connection_that_is_answered_with_a_hint_is_introspected
         presented += 1
         raise InvalidRefreshToken
 
-    revoking = house.make_lifecycle(amo=Instead(house.client, refresh=refresh))
+    revoking = house.make_lifecycle(amo=Override(house.client, refresh=refresh))
     for _ in range(3):
         house.clock.advance(DAY)
         await house.look_up_due(revoking)
@@ -463,7 +463,7 @@ async def test_a_token_whose_answer_was_suspended_while_a_refresh_waited_is_not_
             assert await house.store.save_verdict(answer) is not None
             account.disabled = True
 
-    lifecycle = house.make_lifecycle(process="process-3", amo=Instead(house.client, slot=slot))
+    lifecycle = house.make_lifecycle(process="process-3", amo=Override(house.client, slot=slot))
     await lifecycle.breaker.watch()
     house.clock.advance(901)
     with pytest.raises(AmoCallbackError):

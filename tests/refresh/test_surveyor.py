@@ -14,7 +14,7 @@ from tests.builders import a_core, a_survey
 if TYPE_CHECKING:
     from amo_callback.stats import StoreStats
     from tests.conftest import Running
-    from tests.fakes import FakeClock, Witness
+    from tests.fakes import FakeClock, RecordingObserver
 
 
 class TokenClaims:
@@ -38,14 +38,14 @@ class TokenClaims:
 class Post:
     """A surveyor, and what is around it."""
 
-    def __init__(self, clock: FakeClock, witness: Witness) -> None:
+    def __init__(self, clock: FakeClock, witness: RecordingObserver) -> None:
         self.clock, self.witness, self.store = clock, witness, TokenClaims()
         self.core = a_core(store=self.store, clock=clock, observer=witness)
         self.stats_poller = StatsPoller(self.core)
 
 
 @pytest.fixture
-def post(clock: FakeClock, witness: Witness) -> Post:
+def post(clock: FakeClock, witness: RecordingObserver) -> Post:
     return Post(clock, witness)
 
 

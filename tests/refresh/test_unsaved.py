@@ -117,49 +117,19 @@ async def test_the_stored_pair_is_not_presented_while_its_successor_is_unsaved(h
 async def test_a_bug_in_the_store_lets_go_of_no_pair(house: House) -> None:
     """An exception of a kind that nobody expected is told with its trace, and the pair is offered again."""
     connection = await house.connect()
-    broken = True
-
-    class Broken:
-        async def save_refreshed(self, refreshed: object, **more: object) -> object:
-            if broken:
-                raise ZeroDivisionError
-            return await house.failing.save_refreshed(refreshed, **more)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(house.failing, name)
-
-    lifecycle = house.make_lifecycle(store=Broken())
-    refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
+    house.failing.before["save_refreshed"] = ZeroDivisionError()
+    refreshing = asyncio.create_task(house.refresh(connection))
     event = await house.witness.until("pair.unsaved")
     assert isinstance(event.error, ZeroDivisionError)
-    broken = False
-    await lifecycle.pending_writes.settle()
+    house.failing.before.clear()
+    await house.lifecycle.pending_writes.settle()
     assert (await refreshing).pair_version == 2
-
-
-class LostAnswer:
-    """A store that commits the first call of a method, and loses the answer."""
-
-    def __init__(self, store: Any, name: str) -> None:
-        self._store, self._name = store, name
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._store, name)
-        if name != self._name:
-            return method
-
-        async def call(*args: Any, **more: Any) -> Any:
-            self._name = ""
-            await method(*args, **more)
-            raise StoreUnavailable("ConnectionDoesNotExistError")
-
-        return call
 
 
 async def test_a_pair_whose_commit_was_not_answered_is_stored(house: House) -> None:
     """The row is read again: our own pair is there, so it succeeded, and nothing is left to store."""
     connection = await house.connect()
-    lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "save_refreshed"))
+    lifecycle, house.failing.lost = house.lifecycle, {"save_refreshed"}
     stored = await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     assert stored.pair_version == 2
     assert house.amo.fake.is_good(house.pair(stored).refresh_token)
@@ -172,7 +142,7 @@ async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another
 ) -> None:
     """The store is out of reach after the commit, and another process refreshes meanwhile: the history tells."""
     connection = await house.connect()
-    lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "save_refreshed"))
+    lifecycle, house.failing.lost = house.lifecycle, {"save_refreshed"}
     house.failing.away = {"connection"}
     saving = asyncio.create_task(_save_next(house, lifecycle, connection))
     await house.witness.until("pair.unsaved")
@@ -205,7 +175,7 @@ async def _save_next(house: House, lifecycle: TokenLifecycle, connection: Connec
 async def test_a_granted_pair_whose_commit_was_not_answered_is_stored(house: House) -> None:
     """The same of a new grant."""
     granted = await house.grant()
-    lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "save_connected"))
+    lifecycle, house.failing.lost = house.lifecycle, {"save_connected"}
     stored = await lifecycle.pending_writes.save(granted, connection=granted.connection)
     assert stored is not None
     assert stored.sealed_pair == granted.connection.sealed_pair
@@ -215,7 +185,7 @@ async def test_a_granted_pair_whose_commit_was_not_answered_is_stored(house: Hou
 async def test_a_claim_whose_commit_was_not_answered_is_given_back(house: House) -> None:
     """Nothing is presented for it, and nobody has to wait until its lease ends."""
     connection = await house.connect()
-    lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "claim"))
+    lifecycle, house.failing.lost = house.lifecycle, {"claim"}
     with pytest.raises(StoreUnavailable):
         await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     assert ((await house.now(connection)).attempt, house.amo.fake.ledger.refreshes()) == (None, [])
@@ -227,7 +197,7 @@ async def test_a_terminal_answer_whose_commit_was_not_answered_is_stored(house: 
     connection = await house.connect(api_domain=API_DOMAIN)
     house.fade(connection)
     presented = len(house.amo.fake.ledger.refreshes())
-    lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "save_verdict"))
+    lifecycle, house.failing.lost = house.lifecycle, {"save_verdict"}
     for _ in range(2):
         with pytest.raises(NeedsReauth):
             await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
@@ -240,29 +210,17 @@ async def test_a_bug_in_a_look_lets_go_of_no_pair(house: House) -> None:
     connection = await house.connect()
     gated = Gated(house)
     gated.go_on.clear()
-    broken = False
-
-    class Broken:
-        async def save_refreshed(self, refreshed: object, **more: object) -> object:
-            return None if broken else await house.failing.save_refreshed(refreshed, **more)
-
-        async def connection(self, name: str) -> object:
-            if broken:
-                raise ZeroDivisionError
-            return await house.failing.connection(name)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(house.failing, name)
-
-    lifecycle = house.make_lifecycle(amo=gated, store=Broken())
+    lifecycle = house.make_lifecycle(amo=gated)
     flight = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
     await gated.answered.wait()
-    broken = True
+    house.failing.answers["save_refreshed"] = None
+    house.failing.before["connection"] = ZeroDivisionError()
     gated.go_on.set()
     await house.witness.until_either(("pair.unsaved", "refresh.bug"), times=1)
     [event] = house.witness.named("pair.unsaved")
     assert isinstance(event.error, ZeroDivisionError)
-    broken = False
+    house.failing.answers.clear()
+    house.failing.before.clear()
     await lifecycle.pending_writes.settle()
     assert (await flight).pair_version == 2
 
@@ -354,7 +312,7 @@ async def test_the_end_is_free_once_the_file_can_be_written(house: House) -> Non
 async def test_the_end_gives_a_silent_store_two_seconds(house: House) -> None:
     """A pair that it has not taken by then goes to its rescue file; before the end a slow store is waited for."""
     connection = await house.connect()
-    house.failing.silent = {"save_refreshed"}
+    house.failing.before["save_refreshed"] = asyncio.Event()
     refreshing = asyncio.create_task(house.refresh(connection))
     await house.failing.until_asked("save_refreshed")
     house.clock.advance(30)

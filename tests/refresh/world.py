@@ -49,7 +49,7 @@ from amo_callback.model import (
 )
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, save
-from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, Witness
+from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, RecordingObserver
 from tests.refresh.tokens import DAY, Budget, Token
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Process:
             self.ended = self.world.loop.create_task(self._drain())
 
 
-class _Observer(Witness):
+class _Observer(RecordingObserver):
     """An observer that keeps for the world what does not hold: the service only logs a bug, and goes on."""
 
     def __init__(self, process: Process) -> None:
@@ -231,13 +231,15 @@ class _Store:
     def subscribe(self, listener: Any) -> None:
         self._process.world.store.subscribe(listener)
 
+    async def record(self, event: Event) -> None:
+        await self.__getattr__("record")(event)
+        self._process.witness(event)  # commits of the store that all share are reported to none of them
+
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
             process, world = self._process, self._process.world
             if process.dead:
                 await asyncio.Event().wait()
-            if name == "record":
-                process.witness(args[0])  # the commits of the store that all share are reported to none of them
             if name == "claim":
                 with world.keeping():
                     world.count_probe(process)

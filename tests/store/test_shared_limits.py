@@ -15,7 +15,7 @@ from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.clock import SystemClock
 from amo_callback.rate_limit import Priority, WaiterKind
 from amo_callback.store import open_store
-from tests.fakes import FakeClock, Instead, RecordedPace, Traffic, Witness, most_in_a_second
+from tests.fakes import FakeClock, IdleTracker, Override, RecordedPace, RecordingObserver, most_in_a_second
 from tests.postgres import in_our_time, programs, serving_postgres
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def _rate_limiter(shared: SharedLimits, ends: list[float]) -> RateLimiter:
             ends.append(asked.slots.free_at)
         return asked
 
-    noted = cast("SharedLimits", Instead(shared, ask_for_slot=ask_for_slot))
-    return RateLimiter(per_second=1 / INTERVAL, shared=noted, clock=SystemClock(), observer=Witness())
+    noted = cast("SharedLimits", Override(shared, ask_for_slot=ask_for_slot))
+    return RateLimiter(per_second=1 / INTERVAL, shared=noted, clock=SystemClock(), observer=RecordingObserver())
 
 
 async def test_people_of_one_instance_go_before_background_of_another(
@@ -124,10 +124,11 @@ async def test_three_instances_send_at_most_three_requests_beyond_the_rate(
 ) -> None:
     """A stall commits the claims of all instances at once; together they stay near the rate, before it and after."""
     async with in_our_time(postgres, clock) as url, _open(url) as a, _open(url) as b, _open(url) as c:
-        traffic, committed = Traffic(), asyncio.Event()
+        traffic, committed = IdleTracker(), asyncio.Event()
         paces = [
             RecordedPace(
-                RateLimiter(per_second=5, shared=traffic.watch(shared), clock=clock, observer=Witness()), clock
+                RateLimiter(per_second=5, shared=traffic.watch(shared), clock=clock, observer=RecordingObserver()),
+                clock,
             )
             for shared in (a, b, c)
         ]

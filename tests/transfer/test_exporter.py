@@ -18,7 +18,7 @@ from amo_callback.refresh.leases import Leases
 from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host, read_export
 from amo_callback.transfer.exporter import PAGE, Exported, export, freeze, wait_until_idle
 from tests.builders import DAY, a_claim, a_connection, a_grant, a_refreshed, a_verdict, now
-from tests.fakes import START, Instead, MemoryRescue
+from tests.fakes import START, MemoryRescue, Override
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection
@@ -210,5 +210,5 @@ async def test_a_store_that_was_thawed_meanwhile_is_not_exported(store: Store, c
         return await store.page(after=after, limit=limit, only=only)  # type: ignore[arg-type]  # reason: passed through
 
     with pytest.raises(CommandFailed, match="thawed meanwhile"):
-        await _export(cast("Any", Instead(store, page=thawing_page)), cipher)
+        await _export(cast("Any", Override(store, page=thawing_page)), cipher)
     assert (await now(store, connection)).attempt is None

@@ -1,7 +1,5 @@
 """What browsers call themselves, as they were seen."""
 
-from __future__ import annotations
-
 from amo_callback.web.pages.user_agent import Kind
 
 _IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"
@@ -50,16 +48,10 @@ AGENTS = {
     ),
     "line_ios": (Kind.IN_APP, f"{_IPHONE} Mobile/15E148 Safari/604.1 Line/14.9.0"),
     "wechat": (Kind.IN_APP, f"{_IPHONE} Mobile/15E148 MicroMessenger/8.0.49(0x18003137) NetType/WIFI Language/en"),
-    "tiktok": (
-        Kind.IN_APP,
-        f"{_IPHONE} Mobile/22F76 musical_ly_35.1.0 JsSdk/2.0 NetType/WIFI BytedanceWebview/d8",
-    ),
+    "tiktok": (Kind.IN_APP, f"{_IPHONE} Mobile/22F76 musical_ly_35.1.0 JsSdk/2.0 NetType/WIFI BytedanceWebview/d8"),
     "vk_android": (Kind.IN_APP, f"{_PIXEL} Chrome/126.0.0.0 Mobile Safari/537.36 VKAndroidApp/8.90-22000"),
     "whatsapp": (Kind.IN_APP, f"{_IPHONE} Mobile/15E148 WhatsApp/24.13.80 Safari/604.1"),
-    "snapchat": (
-        Kind.IN_APP,
-        f"{_IPHONE} Version/18.5 Mobile/15E148 Safari/604.1 Snapchat/13.0.0.40 (like Safari)",
-    ),
+    "snapchat": (Kind.IN_APP, f"{_IPHONE} Version/18.5 Mobile/15E148 Safari/604.1 Snapchat/13.0.0.40 (like Safari)"),
     "twitter": (Kind.IN_APP, f"{_IPHONE} Mobile/15E148 Twitter for iPhone/10.47"),
     "linkedin": (Kind.IN_APP, f"{_IPHONE} Mobile/15E148 [LinkedInApp]/9.30.1452"),
     "safari_mac_or_ipad": (Kind.OTHER, f"{_MAC} Version/18.5 Safari/605.1.15"),

@@ -4,8 +4,6 @@ It decodes each value twice, once as the parameter of a form and once more as a 
 second fails, that value, all later ones, the host and the path are lost.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit

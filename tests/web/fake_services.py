@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+from amo_callback.model import AmoBlock, Freeze
+from amo_callback.stats import StoreStats
+from amo_callback.web.services import Services
 from tests.builders import a_survey
 from tests.fakes import FakeClock
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from amo_callback.model import AmoBlock, Freeze
-    from amo_callback.stats import StoreStats
-    from amo_callback.web.services import Services
 
 
 class FakeCustody:

@@ -1,20 +1,15 @@
 """The mobile app of one user, as far as it speaks to the service."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import secrets
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import jwt
 
-from tests.conftest import BASE, HOST
-
-if TYPE_CHECKING:
-    from tests.conftest import Answer, Running
+from tests.conftest import BASE, HOST, Answer, Running
 
 SECRET = "jwt-secret-0123456789-0123456789-0123456789"
 AUDIENCE = "amo-callback"

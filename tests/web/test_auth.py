@@ -1,18 +1,10 @@
 """API keys: a wrong one learns nothing, and locks nobody out."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import pytest
 
 from amo_callback.web.access_log import LogThrottle
-from tests.conftest import API_KEY
-
-if TYPE_CHECKING:
-    from tests.conftest import Answer, Running
-    from tests.fakes import FakeClock
-
+from tests.conftest import API_KEY, Answer, Running
+from tests.fakes import FakeClock
 
 ITS_OWN = {"X-Request-ID", "Date"}
 """What differs from each answer to the next, whoever asks."""

@@ -9,9 +9,11 @@ import json
 import os
 import socket
 import stat
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -21,10 +23,6 @@ from amo_callback.web.client_connections import WAITS, ClientConnections, Listen
 from amo_callback.web.listener import open_listener
 from tests.fakes import FakeClock, ShiftedClock
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"

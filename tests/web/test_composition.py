@@ -1,9 +1,7 @@
 """The service's start, end and reload."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -11,11 +9,8 @@ from amo_callback.cli.serve import until_end
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
 from amo_callback.errors import ConfigurationError, TaskDied
-from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, environment
+from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, Running, environment
 from tests.fakes import ShiftedClock
-
-if TYPE_CHECKING:
-    from tests.conftest import Running
 
 
 class Death(BaseException):

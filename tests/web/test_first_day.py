@@ -1,24 +1,18 @@
 """Wrong credentials before the first token pair: whatever AMO refuses then, no refresh can show it."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import AsyncIterator
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from amo_callback.amo.sandbox.fake_amo import FakeAmo
 from amo_callback.amo.sandbox.replies import Reply, problem
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.checks.service import check_service
-from tests.conftest import ADMIN_KEY, BASE, HOST
-from tests.fakes import Instead
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from amo_callback.amo.sandbox.fake_amo import FakeAmo
-    from tests.conftest import Answer, Running
+from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
+from tests.fakes import Override
 
 OTHER_HOST = "second.amocrm.ru"
 WRONG = {"AMO__CLIENT_SECRET": "a-wrong-secret-0123456789", "AMO__DEFAULT_DOMAIN": HOST}
@@ -65,7 +59,7 @@ def _heal(app: Running) -> None:
 
 def _answer(app: Running, reply: Reply) -> None:
     """Let AMO answer every exchange so."""
-    app.amo.sandbox.fake = cast("FakeAmo", Instead(app.amo.fake, token=lambda _host, **_: reply))
+    app.amo.sandbox.fake = cast("FakeAmo", Override(app.amo.fake, token=lambda _host, **_: reply))
 
 
 async def test_a_wrong_secret_on_the_first_day_is_red_until_the_first_success(wrong: Running) -> None:

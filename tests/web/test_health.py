@@ -1,29 +1,24 @@
 """Alive, and ready."""
 
-from __future__ import annotations
-
 import asyncio
 import sqlite3
 import threading
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import pytest
 
 from amo_callback.model import AmoBlock
+from amo_callback.store import Store
+from amo_callback.store.sqlite import SqliteDatabase
 from amo_callback.web.health import checks, service_status
 from tests.builders import a_survey
+from tests.conftest import Running
 from tests.fakes import START
 from tests.patience import PATIENCE
 from tests.web.fake_services import FakeServices
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from amo_callback.store import Store
-    from amo_callback.store.sqlite import SqliteDatabase
-    from tests.conftest import Running
 
 
 async def test_both_doors_say_that_the_process_lives(app: Running) -> None:

@@ -1,9 +1,9 @@
 """Two instances of the service on one PostgreSQL: whichever is asked, the answer is the same."""
 
-from __future__ import annotations
-
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import asyncpg
@@ -13,13 +13,8 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.config.loader import load_settings
 from amo_callback.web.composition import DataPaths
 from tests.conftest import ADMIN_KEY, BASE, HOST, Running, environment, run_service, serve_amo
-from tests.fakes import ShiftedClock, Witness
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from tests.postgres import Databases
+from tests.fakes import RecordingObserver, ShiftedClock
+from tests.postgres import Databases
 
 PAGE = {"Accept": "text/html"}
 
@@ -38,7 +33,7 @@ def instances(tmp_path: Path, encryption_key: str, postgres: Databases) -> Any:
             for name in ("one", "two"):
                 settings = load_settings(None, environment(amo, encryption_key, STORAGE__URL=url, **more))
                 paths = DataPaths(folder=tmp_path, rescue=tmp_path / name, machine="")
-                running_one = run_service(amo, http, settings, paths, clock=clock, witness=Witness())
+                running_one = run_service(amo, http, settings, paths, clock=clock, witness=RecordingObserver())
                 started.append(await stack.enter_async_context(running_one))
             yield started[0], started[1]
 

@@ -1,14 +1,14 @@
 """Listening, and the quiet end of it."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json
 import socket
 import stat
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -19,11 +19,6 @@ from amo_callback.web.client_connections import ListenerOptions
 from amo_callback.web.client_ip import TrustedProxies, peer_of
 from amo_callback.web.listener import HttpListener, open_listener
 from tests.fakes import ShiftedClock
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
 
 
 class Served:

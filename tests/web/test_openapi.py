@@ -1,11 +1,10 @@
 """`GET /openapi.json`: it tells of every route, of no other, and the truth."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import jsonschema_rs
 import pytest
@@ -27,14 +26,9 @@ from amo_callback.identity import Scope
 from amo_callback.web.composition import make_apis
 from amo_callback.web.public.api import error_actions
 from amo_callback.web.route import Unmatched
-from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, Answer
+from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, Answer, Running
 from tests.openapi_conformance import Conformance, conformance_of
 from tests.web.phone import WITH_USERS
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from tests.conftest import Running
 
 FOR_USERS = {f"{BASE}/authorizations", f"{BASE}/status", f"{BASE}/disconnect"}
 

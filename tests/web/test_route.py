@@ -6,9 +6,10 @@ import dataclasses
 import io
 import json
 import re
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -20,13 +21,8 @@ from amo_callback.model import fingerprint
 from amo_callback.observe.log import make_logger
 from amo_callback.web.composition import make_apis
 from amo_callback.web.listener import open_listener
-from tests.conftest import API_KEY, BASE, HOST
+from tests.conftest import API_KEY, BASE, HOST, Running
 from tests.fakes import ShiftedClock
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.conftest import Running
 
 SECRET = "def50200" + "ab" * 30
 

@@ -1,11 +1,10 @@
 """The notifications to the supervisor."""
 
-from __future__ import annotations
-
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
@@ -13,9 +12,6 @@ from amo_callback.model import AmoBlock, Freeze
 from amo_callback.web.watchdog import Watchdog, running_watchdog
 from tests.fakes import START
 from tests.web.fake_services import FakeServices
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 
 class RecordingNotifier:

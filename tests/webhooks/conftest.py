@@ -1,28 +1,21 @@
 """A courier with everything around it: a store, time, and a receiver on a socket."""
 
-from __future__ import annotations
-
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.events import connection_event
+from amo_callback.events import Notice, connection_event
 from amo_callback.model import RefreshRules
+from amo_callback.store import Store
 from amo_callback.webhook import Signer
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
 from amo_callback.webhooks.sender import open_sender
 from tests.builders import a_connection, a_core, now, save
-from tests.fakes import START, FakeClock, Witness
+from tests.fakes import START, FakeClock, RecordingObserver
 from tests.patience import PATIENCE
 from tests.webhooks.receiver import SECRET, EndpointHealth
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from amo_callback.events import Notice
-    from amo_callback.store import Store
 
 POLL = 5.0
 CONNECT = "https://admin.example.com/api/amo-crm/connect"
@@ -31,7 +24,7 @@ CONNECT = "https://admin.example.com/api/amo-crm/connect"
 class Office:
     """Where notices are written, and delivered from."""
 
-    def __init__(self, *, store: Store, clock: FakeClock, witness: Witness, receiver: EndpointHealth) -> None:
+    def __init__(self, *, store: Store, clock: FakeClock, witness: RecordingObserver, receiver: EndpointHealth) -> None:
         self.store, self.clock, self.witness, self.receiver = store, clock, witness, receiver
 
     @asynccontextmanager
@@ -79,5 +72,5 @@ async def receiver() -> AsyncIterator[EndpointHealth]:
 
 
 @pytest.fixture
-def office(store: Store, clock: FakeClock, witness: Witness, receiver: EndpointHealth) -> Office:
+def office(store: Store, clock: FakeClock, witness: RecordingObserver, receiver: EndpointHealth) -> Office:
     return Office(store=store, clock=clock, witness=witness, receiver=receiver)

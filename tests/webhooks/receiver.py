@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
 
 SECRET = "whsec_" + "Zm9yIHRlc3RzIG9ubHksIG5vIHNlY3JldCA="
 OTHER_SECRET = "whsec_" + "YW5vdGhlciBvbmUsIGFsc28gZm9yIHRlc3Rz"

@@ -1,23 +1,17 @@
 """The page in its variants and languages: what stands on it, what it weighs, and what it may do."""
 
-from __future__ import annotations
-
 import itertools
 import re
+from collections.abc import Callable, Iterator
 from importlib import resources
-from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import web
 
 from amo_callback.deeplink import DEEP_LINK_ERRORS
 from amo_callback.web.pages.render import PLACEHOLDER, Pages, View, fill, read_texts
 from amo_callback.web.pages.user_agent import LANGUAGES, Kind, UserAgent
 from tests.web.markup import Markup
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from aiohttp import web
 
 LINK = "foryoure://amo-crm/callback?code=c&state=s"
 INTENT = "intent://amo-crm/callback?code=c&state=s#Intent;scheme=foryoure;package=com.example.app;end"

@@ -1,7 +1,5 @@
 """Who looks at a page: their browser, and their language."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,21 +1,16 @@
 """Connections and their events: list, show, freeze, thaw and disconnect."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import sqlite3
 import uuid
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, HOST
-
-if TYPE_CHECKING:
-    from tests.conftest import Answer, Running
+from tests.conftest import ADMIN_KEY, HOST, Answer, Running
 
 
 async def _ask(app: Running, path: str, *, method: str = "GET") -> Answer:

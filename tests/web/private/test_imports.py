@@ -1,16 +1,11 @@
 """`POST /connections/import`: pairs from another system, by one request."""
 
-from __future__ import annotations
-
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from tests.conftest import ADMIN_KEY, HOST
-
-if TYPE_CHECKING:
-    from tests.conftest import Answer, Running
+from tests.conftest import ADMIN_KEY, HOST, Answer, Running
 
 PATH = "/connections/import"
 

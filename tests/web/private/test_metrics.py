@@ -1,17 +1,12 @@
 """`GET /metrics`."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import API_KEY, HOST, READ_KEY
-
-if TYPE_CHECKING:
-    from tests.conftest import Running
+from tests.conftest import API_KEY, HOST, READ_KEY, Running
 
 
 async def _scrape(app: Running) -> dict[str, float]:

@@ -1,11 +1,10 @@
 """Notices of the whole service: delivered, listed, tried again; and what they do not touch."""
 
-from __future__ import annotations
-
 import asyncio
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook
@@ -13,14 +12,9 @@ from standardwebhooks import Webhook
 from amo_callback.cli.serve import until_end
 from amo_callback.events import connection_event
 from tests.builders import a_connection, save
-from tests.conftest import ADMIN_KEY, READ_KEY
+from tests.conftest import ADMIN_KEY, READ_KEY, Answer, Running
 from tests.fakes import ShiftedClock
 from tests.webhooks.receiver import OTHER_SECRET, SECRET, EndpointHealth
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.conftest import Answer, Running
 
 README = Path(__file__).parents[3] / "README.md"
 

@@ -1,21 +1,16 @@
 """Hand-outs and refreshes: who gets a token, how fresh it is, and the answer where there is none."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, API_KEY, HOST, READ_KEY
-
-if TYPE_CHECKING:
-    from tests.conftest import Running
+from tests.conftest import ADMIN_KEY, API_KEY, HOST, READ_KEY, Running
 
 
 async def test_a_backend_gets_a_live_token_and_where_to_use_it(app: Running) -> None:

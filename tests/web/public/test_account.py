@@ -1,23 +1,16 @@
 """The owners of a connection: who becomes one, who does not, and how that ends; and AMO's hook."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, BASE, HOST
+from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, bearer, challenge_of, jwt_of, of, owners
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.conftest import Answer, Running
-
 
 NOTHING = {"connected": False, "hasTokens": False, "domain": None, "accountId": None}
 

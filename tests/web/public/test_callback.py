@@ -1,10 +1,8 @@
 """`GET {base}/callback`: every user gets back to the app, no code is spent twice, failures have support codes."""
 
-from __future__ import annotations
-
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote_from_bytes
 
 import pytest
@@ -12,12 +10,8 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.grant import support_code
 from amo_callback.model import fingerprint
-from tests.conftest import ADMIN_KEY, BASE, HOST
+from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.markup import Markup
-
-if TYPE_CHECKING:
-    from tests.conftest import Answer, Running
-
 
 LINK = "foryoure://amo-crm/callback"
 
@@ -200,16 +194,7 @@ async def test_a_code_for_another_accounts_host_is_refused(app: Running) -> None
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [
-        Fault.HTTP_500,
-        Fault.HTML,
-        Fault.HTML_200,
-        Fault.REDIRECT,
-        Fault.TOO_MANY,
-        Fault.UNPAID,
-        Fault.BLOCKED,
-    ],
+    "fault", [Fault.HTTP_500, Fault.HTML, Fault.HTML_200, Fault.REDIRECT, Fault.TOO_MANY, Fault.UNPAID, Fault.BLOCKED]
 )
 async def test_a_passing_failure_can_be_tried_again_with_the_same_code(app: Running, fault: Fault) -> None:
     """Where AMO is ill and the code unspent, the person is told so, and the same callback works a little later."""
@@ -222,13 +207,7 @@ async def test_a_passing_failure_can_be_tried_again_with_the_same_code(app: Runn
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        Fault.HTTP_500_AFTER,
-        Fault.HALF_JSON_AFTER,
-        Fault.NO_REFRESH_TOKEN_AFTER,
-        Fault.HUGE_AFTER,
-        Fault.NOTHING_AFTER,
-    ],
+    [Fault.HTTP_500_AFTER, Fault.HALF_JSON_AFTER, Fault.NO_REFRESH_TOKEN_AFTER, Fault.HUGE_AFTER, Fault.NOTHING_AFTER],
 )
 async def test_a_code_spent_by_an_answer_that_was_lost_is_told_as_expired(app: Running, fault: Fault) -> None:
     """Where AMO's answer was lost, the code may be spent by us: the next try says start again, not "used elsewhere"."""

@@ -1,24 +1,17 @@
 """Authorizations that begin here: by `POST {base}/authorizations` or `GET {base}/connect`; and issued states."""
 
-from __future__ import annotations
-
 import asyncio
 import re
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, BASE, HOST
+from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, bearer, challenge_of, of, owners
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.conftest import Answer, Running
-
 
 LINK = "foryoure://amo-crm/callback"
 CHALLENGE = challenge_of("v" * 43)

@@ -1,13 +1,13 @@
 """`POST {base}/exchange-code`: what the app asks after the deep link, by AMO's code or by a ticket."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import re
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,15 +16,8 @@ from amo_callback.crypto import Cipher
 from amo_callback.web.authorization_body import AuthorizationBody
 from amo_callback.web.private.tokens import RefreshBody
 from amo_callback.web.public.exchange import ExchangeBody
-from tests.conftest import ADMIN_KEY, BASE, HOST, Answer
+from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, of, owners
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from tests.conftest import Answer, Running
-
 
 PATH = f"{BASE}/exchange-code"
 
@@ -43,12 +36,7 @@ async def test_the_callbacks_code_is_recognised_any_number_of_times(app: Running
             200,
             {
                 "success": True,
-                "data": {
-                    "connected": True,
-                    "hasTokens": True,
-                    "domain": HOST,
-                    "accountId": str(app.amo.account.id),
-                },
+                "data": {"connected": True, "hasTokens": True, "domain": HOST, "accountId": str(app.amo.account.id)},
                 "message": "amoCRM is connected.",
             },
         )

@@ -1,17 +1,13 @@
 """The link as the app reads it, which for an Expo app means: decoded twice."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+from tests.conftest import Running
 from tests.web.expo import parse
-
-if TYPE_CHECKING:
-    from tests.conftest import Running
 
 LONGEST = 2000
 """Characters: above 2048 Windows drops an address without a word."""

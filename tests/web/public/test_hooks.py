@@ -1,17 +1,11 @@
 """`GET {base}/hooks/disconnect`: a hint that is checked, not an order."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import pytest
 
 from amo_callback.model import Status
-from tests.conftest import BASE, Answer
-
-if TYPE_CHECKING:
-    from tests.conftest import Running
+from tests.conftest import BASE, Answer, Running
 
 
 async def _hook(app: Running, *, method: str = "GET", **more: str) -> Answer:

@@ -1,20 +1,15 @@
 """`GET {base}/return/{handle}`: it goes by itself where that is safe, and what has failed can be tried again."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.web.pages.user_agent import Kind
-from tests.conftest import BASE, HOST
+from tests.conftest import BASE, HOST, Answer, Running
 from tests.web.agents import AGENTS, CHROME, DESKTOP, INSTAGRAM, SAFARI
 from tests.web.markup import Markup
-
-if TYPE_CHECKING:
-    from tests.conftest import Answer, Running
 
 LINK = "foryoure://amo-crm/callback"
 

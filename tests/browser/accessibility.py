@@ -1,12 +1,8 @@
 """What is wrong with how a page looks: as axe-core judges it, and what does not fit."""
 
-from __future__ import annotations
-
 from importlib import resources
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from playwright.async_api import Frame, Page
+from playwright.async_api import Frame, Page
 
 OVERFLOW = """() => {
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
@@ -17,9 +13,10 @@ OVERFLOW = """() => {
   });
   return [...(wide > 0 ? [`the page by ${wide}`] : []), ...out.map(each => each.outerHTML.slice(0, 80))];
 }"""
-_AXE = """async () => {
-  const {violations, incomplete, passes} = await axe.run(document, {runOnly: {type: 'tag', values: [
-    'wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22a', 'wcag22aa', 'best-practice']}});
+_ALL = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22a", "wcag22aa", "best-practice"]}
+_CONTRAST = {"type": "rule", "values": ["color-contrast"]}
+_AXE = """async runOnly => {
+  const {violations, incomplete, passes} = await axe.run(document, {runOnly});
   const told = rules => rules.flatMap(rule => rule.nodes.map(node => `${rule.id}: ${node.target} ${
     node.failureSummary ?? ''}`));
   return {
@@ -30,9 +27,10 @@ _AXE = """async () => {
 }"""
 
 
-async def axe(page: Page | Frame) -> dict[str, list[str]]:
-    """Let axe-core judge the page as it stands."""
-    source = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-    await page.evaluate(f"() => {{ {source} }}")
-    found: dict[str, list[str]] = await page.evaluate(_AXE)
+async def axe(page: Page | Frame, *, contrast_only: bool = False) -> dict[str, list[str]]:
+    """Let axe-core judge the page as it stands, or only its colours, once more in others."""
+    if not contrast_only:
+        source = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+        await page.evaluate(f"() => {{ {source} }}")
+    found: dict[str, list[str]] = await page.evaluate(_AXE, _CONTRAST if contrast_only else _ALL)
     return found

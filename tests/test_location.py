@@ -1,13 +1,8 @@
 """Where a database lives."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from amo_callback.location import location_id
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_database_is_at_home_on_one_machine_in_one_folder(tmp_path: Path) -> None:

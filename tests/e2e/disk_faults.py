@@ -1,22 +1,17 @@
 """Disks that are full, and files that cannot be written: by real means, for a process that is running."""
 
-from __future__ import annotations
-
 import errno
 import os
 import resource
 import shutil
 import subprocess
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
-from tests.e2e.stage import DATABASE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.e2e.process import Process
+from tests.e2e.process import Process
+from tests.e2e.processes import DATABASE
 
 _BALLAST = "ballast"
 _WAL = f"{DATABASE}-wal"

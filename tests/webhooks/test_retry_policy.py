@@ -1,7 +1,5 @@
 """When a notice is tried again, and when it is given up."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Any
 

@@ -1,11 +1,10 @@
 """Sealed records: who can open them, and where."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,17 +15,11 @@ from amo_callback.model import TokenPair
 from tests.builders import DAY, a_connection
 from tests.fakes import START
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 PAIR = TokenPair(
     access_token="the-access-token", refresh_token="the-refresh-token", issued_at=START, expires_at=START + DAY
 )
 TOKENS = (PAIR.access_token, PAIR.refresh_token)
-PAIR_FIELDS = {
-    "access_token": "the-access-token",
-    "refresh_token": "the-refresh-token",
-}
+PAIR_FIELDS = {"access_token": "the-access-token", "refresh_token": "the-refresh-token"}
 REQUEST = AuthorizationRequest(user="42", vouched=True, challenge="the-challenge", state=b"\xff\0")
 REQUEST_FIELDS = {"user": "42", "vouched": True, "challenge": "the-challenge", "state": "/wA="}
 NOBODYS = AuthorizationRequest()

@@ -1,7 +1,5 @@
 """The shapes of one good answer: what a proxy, a server or a bug may make of it on its way."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib

@@ -1,32 +1,26 @@
 """A stage for custody: real processes on one database, the stand-in in real time, and what each of them knows."""
 
-from __future__ import annotations
-
 import asyncio
 import sqlite3
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 import asyncpg
 from yarl import URL
 
+from amo_callback.amo.sandbox.fake_amo import SandboxAccount
+from amo_callback.amo.sandbox.ledger import Entry, Ledger
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher
 from amo_callback.model import fingerprint
 from tests.conftest import API_KEY, BASE, Amo, Answer, environment, serve_amo
 from tests.e2e.process import Process, serving
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-    from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
-
-    from amo_callback.amo.sandbox.fake_amo import SandboxAccount
-    from amo_callback.amo.sandbox.ledger import Entry, Ledger
 
 DATABASE = "amo-callback.db"
 _SEED = 31920194

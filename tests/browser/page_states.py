@@ -1,17 +1,10 @@
 """Every state of the page, and how a person gets there."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import BASE, HOST
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from tests.conftest import Running
+from tests.conftest import BASE, HOST, Running
 
 STATE = "the-app's state"
 

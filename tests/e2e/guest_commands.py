@@ -1,7 +1,5 @@
 """What is run inside a booted machine, with amo-callback and none of its tests at hand: one command each."""
 
-from __future__ import annotations
-
 import asyncio
 import ctypes
 import errno
@@ -14,13 +12,11 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 HOST = "reforyou.amocrm.ru"
 FOLDER = "run/probe"

@@ -1,25 +1,17 @@
 """The rate limit towards AMO."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 import pytest
 
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import StoreUnavailable
 from amo_callback.local_limits import LocalLimits
-from amo_callback.rate_limit import Priority, WaiterKind
-from tests.fakes import Witness, most_in_a_second
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from amo_callback.rate_limit import SlotDecision
-    from tests.fakes import FakeClock
+from amo_callback.rate_limit import Priority, SlotDecision, WaiterKind
+from tests.fakes import FakeClock, RecordingObserver, most_in_a_second
 
 
 class Queue:
@@ -38,7 +30,9 @@ class Queue:
 
 
 def _rate_limiter(clock: FakeClock, *, per_second: float) -> RateLimiter:
-    return RateLimiter(per_second=per_second, shared=LocalLimits(clock=clock), clock=clock, observer=Witness())
+    return RateLimiter(
+        per_second=per_second, shared=LocalLimits(clock=clock), clock=clock, observer=RecordingObserver()
+    )
 
 
 async def _settle() -> None:
@@ -248,7 +242,7 @@ async def test_requests_stay_apart_where_the_loop_was_held_up(clock: FakeClock) 
 async def test_a_slot_older_than_a_second_is_replaced(clock: FakeClock, age: float, waits: float) -> None:
     """A request that comes with an old slot waits for the next one of the shared state, behind a slot of another."""
     shared = LocalLimits(clock=clock)
-    rate_limiter = RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness())
+    rate_limiter = RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver())
     await rate_limiter.slot(Priority.BACKGROUND)
     clock.advance(age - 0.01)
     await shared.ask_for_slot(interval=0.2, waiting={WaiterKind.BACKGROUND})  # another process's
@@ -265,7 +259,7 @@ async def test_a_slot_older_than_a_second_is_replaced(clock: FakeClock, age: flo
 async def test_each_slot_lets_one_request_leave(clock: FakeClock) -> None:
     """Two requests cannot leave in the same slot: the second takes one of its own."""
     shared = Failing(clock)
-    rate_limiter = RateLimiter(per_second=1, shared=shared, clock=clock, observer=Witness())
+    rate_limiter = RateLimiter(per_second=1, shared=shared, clock=clock, observer=RecordingObserver())
     ready = Exit(rate_limiter, clock)
     first, second = ready.leave(), ready.leave()
     for _ in range(2):
@@ -396,7 +390,7 @@ AWAY = StoreUnavailable("away")
 @pytest.mark.parametrize(("error", "told"), [(AWAY, []), (ZeroDivisionError(), ["pace.bug"])], ids=["away", "a bug"])
 async def test_nobody_goes_while_slots_cannot_be_had(clock: FakeClock, error: Exception, told: list[str]) -> None:
     """It is asked again each second, and whoever still waits goes once there is an answer; a bug is told once."""
-    shared, witness = Failing(clock), Witness()
+    shared, witness = Failing(clock), RecordingObserver()
     rate_limiter = RateLimiter(per_second=5, shared=shared, clock=clock, observer=witness)
     queue = Queue(rate_limiter)
     shared.error = error
@@ -414,7 +408,7 @@ async def test_nobody_goes_while_slots_cannot_be_had(clock: FakeClock, error: Ex
 async def test_nobody_asks_for_those_who_went_away(clock: FakeClock) -> None:
     """Whoever gives up while the store is away frees his place in the queue: no slot is taken for him later."""
     shared = Failing(clock)
-    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     shared.error = AWAY
     gone = queue.join("gone", Priority.STRANGER)
     await _settle()
@@ -429,7 +423,7 @@ async def test_look_ups_go_on_slowly_while_the_store_is_away(clock: FakeClock) -
     """One token check a second may go: nothing can be claimed, so it spends nothing; people and refreshes wait."""
     shared = Failing(clock)
     shared.error = AWAY
-    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     tasks = [queue.join(f"look-up {number}", Priority.TOKEN_CHECK) for number in range(3)]
     tasks += [queue.join("person", Priority.EXPECTED), queue.join("refresh", Priority.BACKGROUND)]
     for seconds in range(4):
@@ -449,7 +443,7 @@ async def test_look_ups_go_on_slowly_while_the_store_is_away(clock: FakeClock) -
 async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeClock) -> None:
     """AMO's 429 is heeded by who got it, whether or not the store takes it down."""
     shared = Failing(clock)
-    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     shared.error = AWAY
     pause = 60
     await queue.rate_limiter.pause(pause)
@@ -468,7 +462,7 @@ async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeCloc
 async def test_a_pause_is_everybodys(clock: FakeClock) -> None:
     """What one has heard of AMO holds for all who ask by the same state."""
     shared = LocalLimits(clock=clock)
-    one, other = [RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()) for _ in range(2)]
+    one, other = [RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()) for _ in range(2)]
     queue = Queue(other)
     pause = 60
     await one.pause(pause)
@@ -484,7 +478,7 @@ async def test_a_pause_is_everybodys(clock: FakeClock) -> None:
 async def test_a_slot_whose_waiter_went_away_meanwhile_is_the_next_ones(clock: FakeClock) -> None:
     """To ask takes time: a slot that was got for a person who has left is not wasted on nobody."""
     shared = Failing(clock)
-    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     shared.answers.clear()
     person, background = queue.join("person", Priority.STRANGER), queue.join("background", Priority.BACKGROUND)
     await _settle()
@@ -499,7 +493,7 @@ async def test_a_slot_whose_waiter_went_away_meanwhile_is_the_next_ones(clock: F
 async def test_a_pause_holds_who_has_just_asked(clock: FakeClock) -> None:
     """To ask takes time: a slot that comes after AMO's 429 is not used."""
     shared = Failing(clock)
-    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=Witness()))
+    queue = Queue(RateLimiter(per_second=5, shared=shared, clock=clock, observer=RecordingObserver()))
     shared.answers.clear()
     task = queue.join("patient", Priority.STRANGER)
     await _settle()

@@ -1,11 +1,10 @@
 """Notices reach the receiver: in order, once where nothing goes wrong, and not lost where something does."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,15 +12,9 @@ from amo_callback.events import Level
 from amo_callback.store import open_store
 from amo_callback.webhooks.dispatcher import AT_ONCE, LEASE
 from tests.builders import DAY
-from tests.fakes import START, FailingStore, Instead
-from tests.webhooks.conftest import CONNECT
+from tests.fakes import START, FaultyStore
+from tests.webhooks.conftest import CONNECT, Office
 from tests.webhooks.receiver import HANG_UP
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from amo_callback.store import Store
-    from tests.webhooks.conftest import Office
 
 HOUR = 3600.0
 
@@ -297,11 +290,9 @@ async def test_a_stop_waits_for_a_dead_receiver_no_longer_than_a_request_may_tak
 
 async def test_an_answer_that_cannot_be_written_down_is_delivered_again(office: Office) -> None:
     """With the disk full after the receiver's answer, the notice comes twice, under its one id."""
-    failing = FailingStore(office.store, office.clock)
-    failing.away = {"notice_delivered"}
-    store = cast("Store", Instead(failing, on_notice=office.store.on_notice))
+    failing: Any = FaultyStore(office.store, office.clock, away=["notice_delivered"])
     notice = await office.write()
-    async with office.dispatcher(store=store):
+    async with office.dispatcher(store=failing):
         told = await office.witness.until("courier.failed")
         assert dict(told.fields) == {"error": "store_unavailable", "detail": "SQLITE_FULL"}
         failing.away = set()
@@ -312,32 +303,23 @@ async def test_an_answer_that_cannot_be_written_down_is_delivered_again(office: 
 
 async def test_a_round_that_fails_is_told_and_the_loop_goes_on(office: Office) -> None:
     """Neither a store that is away nor a bug ends it."""
-    failing = FailingStore(office.store, office.clock)
-    failing.away = {"next_notice"}
-    bugs: list[Exception] = [ValueError("a bug")]
-
-    async def claim(**values: Any) -> object:
-        if bugs:
-            raise bugs.pop()
-        return await office.store.claim_notices(**values)
-
-    store = cast("Store", Instead(failing, on_notice=office.store.on_notice, claim_notices=claim))
+    failing: Any = FaultyStore(office.store, office.clock, away=["next_notice"])
+    failing.before["claim_notices"] = ValueError("a bug")
     await office.write()
-    async with office.dispatcher(store=store):
+    async with office.dispatcher(store=failing):
         await office.witness.until("courier.failed")
         failing.away = set()
         await office.after(5)
         assert isinstance((await office.witness.until("courier.failed", times=2)).error, ValueError)
+        failing.before.clear()
         await office.after(5)
         await office.witness.until("notice.delivered")
 
 
 async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_back(office: Office) -> None:
     """However many rounds fail meanwhile."""
-    failing = FailingStore(office.store, office.clock)
-    failing.away = {"next_notice"}
-    store = cast("Store", Instead(failing, on_notice=office.store.on_notice))
-    async with office.dispatcher(store=store):
+    failing: Any = FaultyStore(office.store, office.clock, away=["next_notice"])
+    async with office.dispatcher(store=failing):
         await office.witness.until("courier.failed")
         for _ in range(24):
             await office.after(5)

@@ -1,19 +1,14 @@
 """Slots at the rate limit: whose turn it is, and when."""
 
-from __future__ import annotations
-
 import dataclasses
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amo_callback.rate_limit import RateState, SlotDecision, WaiterKind, ask, pause
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 RATE = 5
 INTERVAL = 1 / RATE

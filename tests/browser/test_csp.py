@@ -1,27 +1,22 @@
 """What the page lets in and out: headers, frames, other hosts, referrers, and its own policy."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tests.browser.chromium import ANDROID, IPHONE
-from tests.browser.states import SETTINGS, STATES, public, returned
-from tests.conftest import BASE
-
-if TYPE_CHECKING:
-    from tests.browser.chromium import Chromium
-    from tests.browser.conftest import Site
-    from tests.conftest import Running
+from tests.browser.chromium import ANDROID, IPHONE, Chromium
+from tests.browser.conftest import Site
+from tests.browser.page_states import SETTINGS, STATES, public, returned
+from tests.conftest import BASE, Running
 
 _NONCE = re.compile(r"'nonce-([\w-]{22})'")
 
 
 async def test_the_policy_holds_back_nothing_of_ours(chromium: Chromium, run: Any) -> None:
     """In each state, with taps, open help and a return from the app, the browser finds nothing to refuse or to say."""
+    browser = await chromium.own()
     for state, reach in STATES.items():
         async with run(APP__ANDROID_PACKAGE="ae.foryoure.app", **SETTINGS.get(state, {})) as app:
-            tab = await chromium.tab(ANDROID, same_browser=True)
+            tab = await chromium.tab(ANDROID, browser=browser)
             address = await reach(app)
             answer = await tab.page.goto(address)
             assert answer is not None
@@ -76,7 +71,7 @@ async def test_the_page_cannot_be_framed(chromium: Chromium, app: Running, elsew
     """A frame on another site shows neither the page nor the callback, and so no link that could be tapped unseen."""
     for address in (await returned(app), public(app, f"{BASE}/callback?error=access_denied&state=s")):
         elsewhere.pages["/"] = f'<!doctype html><iframe src="{address}"></iframe>'
-        tab = await chromium.tab(IPHONE, same_browser=True)
+        tab = await chromium.tab(IPHONE)
         async with tab.page.expect_console_message(lambda message: "frame" in message.text):
             await tab.page.goto(elsewhere.address)
         [_, frame] = tab.page.frames
@@ -87,7 +82,7 @@ async def test_the_page_cannot_be_framed(chromium: Chromium, app: Running, elsew
 
 async def test_a_visit_asks_nobody_else(chromium: Chromium, app: Running) -> None:
     """The page loads nothing from any other host, and nothing from ours but itself."""
-    tab = await chromium.tab(IPHONE)
+    tab = await chromium.tab(IPHONE, own_browser=True)
     callback = public(app, f"{BASE}/callback?{app.query(state='s')}")
     await tab.page.goto(callback)
     link = await tab.until_launched()
@@ -100,7 +95,7 @@ async def test_a_visit_asks_nobody_else(chromium: Chromium, app: Running) -> Non
 async def test_who_leaves_takes_no_referrer_along(chromium: Chromium, app: Running, elsewhere: Site) -> None:
     """A link away from the page, and from an error page at the callback's own address, tells no site where it was."""
     for address in (await returned(app), public(app, f"{BASE}/callback?error=access_denied&state=secret-state")):
-        tab = await chromium.tab(same_browser=True)
+        tab = await chromium.tab()
         await tab.page.goto(address)
         await tab.page.evaluate(
             """to => {

@@ -1,7 +1,5 @@
 """A machine that systemd has booted, with amo-callback installed in it as its administrator would."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -9,20 +7,18 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from amo_callback.amo.sandbox.rules import SandboxIntegration
 from tests.conftest import BASE
 from tests.patience import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
 
 VARIABLE = "TEST_SYSTEMD"
 PROJECT = Path(__file__).parent.parent.parent

@@ -1,7 +1,5 @@
 """Look-ups: what is asked of a token without spending it, and which answers tell anything."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

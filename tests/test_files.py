@@ -1,16 +1,11 @@
 """Files that somebody names: only regular ones are opened, and only as much is read as was agreed on."""
 
-from __future__ import annotations
-
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from amo_callback.files import open_regular, read_regular
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:

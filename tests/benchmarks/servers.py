@@ -1,0 +1,125 @@
+"""The servers that are measured, each with the lags of its loop written to a file meanwhile.
+
+Run as a process of its own: `python -m tests.benchmarks.servers LAGS service|idle`, or `… LAGS answer|relay|amo WITH`,
+which print their address.
+"""
+
+import asyncio
+import os
+import ssl
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+from aiohttp import web
+
+from amo_callback.amo.protocol import Integration, exchange_request
+from amo_callback.amo.sandbox.rules import SandboxIntegration
+from amo_callback.cli import serve
+from amo_callback.cli.context import run_loop
+from tests.benchmarks.harness import DEEP_LINK
+from tests.conftest import BASE
+
+T = TypeVar("T")
+
+
+_PERIOD, _LEAST = 0.005, 0.001
+"""Seconds between samples, and up to which a lag is none: the loop's own timers are no finer."""
+BODY = b'{"token_type":"Bearer","expires_in":86400,"access_token":"%s","refresh_token":"%s"}' % (b"a" * 900, b"r" * 700)
+_HEAD = b"HTTP/1.1 200 OK\r\nServer: nginx\r\nContent-Type: application/json\r\nConnection: close\r\n"
+
+
+async def beside(file: Path, work: Coroutine[object, object, T]) -> T:
+    """Run `work`, and write the loop's lags meanwhile: when the loop came (CLOCK_MONOTONIC), and how late."""
+
+    async def sample() -> None:
+        with file.open("w", buffering=1, encoding="utf-8") as lines:
+            while True:
+                due = time.monotonic() + _PERIOD
+                await asyncio.sleep(_PERIOD)
+                came = time.monotonic()
+                if came - due > _LEAST:
+                    lines.write(f"{came:.6f} {came - due:.6f}\n")
+
+    sampler = asyncio.create_task(sample(), name="lag")
+    try:
+        return await work
+    finally:
+        sampler.cancel()
+
+
+async def answer(file: str) -> None:
+    """Answer as a hand-out does, with the bytes of a file."""
+    body, headers = Path(file).read_bytes(), {"Cache-Control": "no-store", "X-Request-ID": "0123456789abcdef"}
+
+    async def handler(_request: web.Request) -> web.Response:
+        return web.Response(body=body, content_type="application/json", charset="utf-8", headers=headers)
+
+    await _serve(web.get("/connections/{id}/token", handler))
+
+
+async def relay(endpoint: str) -> None:
+    """Exchange a callback's code as the service does, and forget the pair."""
+    known = SandboxIntegration()
+    integration = Integration(
+        client_id=known.client_id, client_secret=known.client_secret, redirect_uri=known.redirect_uri, endpoint=endpoint
+    )
+
+    async def handler(request: web.Request) -> web.Response:
+        code, domain = request.query["code"], request.query["referer"]
+        asked = exchange_request(integration, code=code.encode(), domain=domain)
+        async with http.post(asked.url, data=asked.body, headers=asked.headers) as answer:
+            await answer.json()
+            answer.raise_for_status()
+        return web.Response(status=302, headers={"Location": DEEP_LINK + code, "Cache-Control": "no-store"})
+
+    async with aiohttp.ClientSession() as http:
+        await _serve(web.get(f"{BASE}/callback", handler))
+
+
+async def _serve(route: web.RouteDef) -> None:
+    app = web.Application()
+    app.add_routes([route])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+    print("http://{}:{}".format(*runner.addresses[0]), flush=True)
+    await asyncio.Event().wait()
+
+
+async def amo(folder: str) -> None:
+    """Give every request the same answer, over TLS."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(f"{folder}/server.pem", f"{folder}/server.key")
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        [length] = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        await reader.readexactly(int(length.partition(b":")[2]))
+        writer.write(b"%sContent-Length: %d\r\n\r\n%s" % (_HEAD, len(BODY), BODY))
+        writer.close()
+
+    server = await asyncio.start_server(respond, "127.0.0.1", 0, ssl=tls)
+    print(f"https://localhost:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+def main(lags: str, what: str, *with_what: str) -> int:
+    """Serve until it is stopped."""
+    if what == "service":
+        return serve.run(None, os.environ, run_loop=lambda work: run_loop(beside(Path(lags), work)))
+    works: dict[str, Callable[..., Coroutine[object, object, object]]] = {
+        "idle": asyncio.Event().wait,
+        "answer": answer,
+        "relay": relay,
+        "amo": amo,
+    }
+    run_loop(beside(Path(lags), works[what](*with_what)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
