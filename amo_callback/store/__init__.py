@@ -74,17 +74,26 @@ def database_file(url: str, *, folder: Path) -> Path | None:
     return folder / url.removeprefix(SQLITE)
 
 
-@asynccontextmanager
-async def open_store(url: str, *, folder: Path, clock: Clock, process: str = "amo-callback") -> AsyncIterator[Store]:
+def open_store(
+    url: str, *, folder: Path, clock: Clock, process: str = "amo-callback", read_only: bool = False
+) -> AbstractAsyncContextManager[Store]:
     """Open the store that `url` names, its schema brought up to date; relative paths start at `folder`.
 
-    `process` is this process's name in the history. Raises `ConfigurationError` where it cannot be opened at all.
+    `process` is this process's name in the history. `read_only`, nothing is made, upgraded or written. Raises
+    `ConfigurationError` where it cannot be opened at all, `OtherSchema` where it would have to be upgraded first.
     """
-    async with _open_database(url, folder=folder, clock=clock, process=process) as database:
+    return _opened(_open_database(url, folder, clock=clock, process=process, read_only=read_only))
+
+
+@asynccontextmanager
+async def _opened(opening: AbstractAsyncContextManager[Database]) -> AsyncIterator[Store]:
+    async with opening as database:
         yield Store(database)
 
 
-def _open_database(url: str, *, folder: Path, clock: Clock, process: str) -> AbstractAsyncContextManager[Database]:
+def _open_database(
+    url: str, folder: Path, *, clock: Clock, process: str, read_only: bool
+) -> AbstractAsyncContextManager[Database]:
     file = database_file(url, folder=folder)
     if file is None:
         try:
@@ -93,7 +102,7 @@ def _open_database(url: str, *, folder: Path, clock: Clock, process: str) -> Abs
             raise ConfigurationError(
                 "storage.url: PostgreSQL takes another package: pip install 'amo-callback[postgres]'"
             ) from None
-        return open_postgres(url, clock=clock, process=process)
+        return open_postgres(url, clock=clock, process=process, read_only=read_only)
     from amo_callback.store.sqlite import open_sqlite  # noqa: PLC0415 -- because the other engine may be asked for
 
-    return open_sqlite(file, clock=clock, process=process)
+    return open_sqlite(file, clock=clock, process=process, read_only=read_only)

@@ -61,6 +61,14 @@ class Meta(Repository):
 
         return await self._database.transact(work)
 
+    async def stored_canary(self) -> bytes | None:
+        """Return the store's canary; `None` before the first start."""
+        return await self._get("canary")
+
+    async def is_whole(self) -> bool:
+        """Return whether SQLite finds no damage; PostgreSQL is not asked."""
+        return [row["quick_check"] for row in await self._database.read("quick_check")] in ([], ["ok"])
+
     async def suspend_terminal(self, *, now: datetime) -> None:
         """Suspend further terminal failures, also after a restart."""
         await self._database.write("add_meta", name="deaths_held", value=now.isoformat().encode())
@@ -145,6 +153,11 @@ class Meta(Repository):
             return read_freeze(frozen[0]["value"]) if frozen else None
 
         return await self._database.transact(work)
+
+    async def is_elsewhere(self, machine: str) -> bool:
+        """Return whether it was last served at another location."""
+        served = await self._get("machine")
+        return served is not None and served.decode() != await self._database.location(machine)
 
     async def _freeze_all(self, transaction: Transaction, why: str, *, elsewhere: bool) -> bool:
         value = freeze_value(Freeze(at=self._clock.now(), why=why, elsewhere=elsewhere))

@@ -9,14 +9,14 @@ While the database is away nobody waits for it: the connection that listens find
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 
 from amo_callback.clock import DatabaseClock
 from amo_callback.concurrency import unbroken
-from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.errors import StoreUnavailable
 from amo_callback.store.engine import (
     CHANGES,
     Database,
@@ -28,17 +28,13 @@ from amo_callback.store.engine import (
     load_migrations,
     load_statements,
 )
-from amo_callback.store.migrate import migrate_postgres
+from amo_callback.store.migrate import check_postgres_schema, migrate_postgres
 from amo_callback.store.postgres_connection import (
     ERRORS,
-    MISTAKEN,
-    NEEDS_SESSIONS,
     PATIENCE,
-    USE_SESSIONS,
-    Pooling,
+    check_pooling,
     connect,
     explain,
-    find_pooling,
     location_of,
     open_pool,
 )
@@ -87,30 +83,35 @@ keeps nobody from storing a pair. Whatever else is one statement's own."""
 
 
 @asynccontextmanager
-async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterator[PostgresDatabase]:
+async def open_postgres(
+    url: str, *, clock: Clock, process: str, read_only: bool = False
+) -> AsyncIterator[PostgresDatabase]:
     """Open the database that `url` names, and bring its schema up to date.
 
-    Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
+    `read_only`, the server refuses every write, and nothing is upgraded: raises `OtherSchema` where that would be
+    needed. Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
     """
-    async with open_pool(url) as pool:
+    async with open_pool(url, read_only=read_only) as pool:
         own = DatabaseClock(clock)
         try:
-            if await find_pooling(url) is Pooling.TRANSACTION:
-                raise ConfigurationError(f"{MISTAKEN}{NEEDS_SESSIONS}: {USE_SESSIONS}")
-            location = await _prepare(url, own)
+            await check_pooling(url)
+            location = await _prepare(url, own, read_only=read_only)
         except ERRORS as error:
             raise explain(error) from None
         listener = Listener(lambda: connect(url), clock=own)
         database = PostgresDatabase(pool=pool, listener=listener, location=location, clock=own, process=process)
-        async with listener.listening():
+        async with nullcontext() if read_only else listener.listening():  # a standby takes no LISTEN
             yield database
 
 
-async def _prepare(url: str, clock: DatabaseClock) -> str:
+async def _prepare(url: str, clock: DatabaseClock, *, read_only: bool) -> str:
     """Bring the schema up to date, however long that takes, and set the clock; return where the database is."""
-    connection = await connect(url, patience=None)
+    connection, known = await connect(url, patience=None, read_only=read_only), load_migrations(Engine.POSTGRES)
     try:
-        await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
+        if read_only:
+            await check_postgres_schema(connection, len(known))
+        else:
+            await migrate_postgres(connection, known)
         asked_at = clock.monotonic()
         clock.set(await connection.fetchval("SELECT statement_timestamp()"), asked_at=asked_at)
         return await location_of(connection)

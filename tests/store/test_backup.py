@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.clock import SystemClock
-from amo_callback.errors import BackupFailed, Frozen, StoreUnavailable
+from amo_callback.errors import BackupFailed, Frozen
 from amo_callback.store import backup, open_store
 from amo_callback.store.engine import Engine, load_migrations
-from amo_callback.store.inspection import open_inspection
 from amo_callback.store.rebuild import open_given, rebuild
 from amo_callback.store.sqlite import open_sqlite
 from tests.builders import a_claim, a_connection, a_grant, save
@@ -597,10 +596,3 @@ async def test_processes_that_upgrade_at_once_keep_one_copy(database: Path) -> N
     kept = database.with_name(f"{NAME}.schema-1")
     assert sorted(file.name for file in database.parent.iterdir()) == [NAME, kept.name]
     assert (_version(database), _version(kept)) == (2, 1)
-
-
-def test_none_is_made(tmp_path: Path) -> None:
-    """Where there is no database, or it goes away at this moment, there is none afterwards."""
-    with pytest.raises(StoreUnavailable), open_inspection(tmp_path / "amo-callback.db") as inspected:
-        inspected.schema()
-    assert list(tmp_path.iterdir()) == []

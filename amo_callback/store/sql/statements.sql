@@ -97,9 +97,8 @@ WHERE account_id = :account_id AND id > :after
 ORDER BY id
 LIMIT :limit;
 
--- name: sealed_pairs
--- What every schema has, so that a database can be looked at before it is upgraded.
-SELECT id, sealed_pair FROM connections WHERE id > :after AND status <> 'disconnected' ORDER BY id LIMIT :limit;
+-- name: quick_check
+--sqlite SELECT quick_check FROM pragma_quick_check(1);
 
 -- name: attempts
 -- Whoever waits for these tells by its own clock which of them may still be under way.
