@@ -124,9 +124,9 @@ class Authorizations:
     async def request_of(self, state: bytes) -> AuthorizationRequest:
         """Return what an issued state stands for; raises `InvalidState` for one that is unknown, used or over."""
         issued = await self._store.issued_state(fingerprint(state))
-        if issued is None or issued.sealed is None or issued.used_by or issued.expires_at <= self._clock.now():
+        if issued is None or issued.sealed is None or issued.code_hash or issued.expires_at <= self._clock.now():
             raise InvalidState
-        return self._open(issued.sealed, issued.state_hash)
+        return self._cipher.open_request(issued.sealed, state_hash=issued.state_hash)
 
     async def handed_back(self, state: bytes | None) -> bytes | None:
         """Return the state that the app gets back for the one that came: its own, where it gave one."""
@@ -135,8 +135,9 @@ class Authorizations:
         issued = await self._store.issued_state(fingerprint(state))
         if issued is None or issued.sealed is None:
             return state
-        own = self._open(issued.sealed, issued.state_hash).state
-        return state if own is None else own
-
-    def _open(self, sealed: bytes, state_hash: str) -> AuthorizationRequest:
-        return self._cipher.open_request(sealed, state_hash=state_hash)
+        request: AuthorizationRequest | None
+        if issued.code_hash is None:
+            request = self._cipher.open_request(issued.sealed, state_hash=issued.state_hash)
+        else:
+            request = self._cipher.open_grant(issued.sealed, code_hash=issued.code_hash).request
+        return state if request is None or request.state is None else request.state

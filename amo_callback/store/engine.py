@@ -57,10 +57,18 @@ _SEALED: Sequence[Mapping[str, str]] = (
         "table": "connections",
         "key": "id",
         "sealed": "sealed_pair",
+        "only": "",
         "also": ", row_version = row_version + 1",
     },
-    {"kind": "grant", "table": "grants", "key": "code_hash", "sealed": "sealed", "also": ""},
-    {"kind": "state", "table": "states", "key": "state_hash", "sealed": "sealed", "also": ""},
+    {"kind": "grant", "table": "grants", "key": "code_hash", "sealed": "sealed", "only": "", "also": ""},
+    {
+        "kind": "state",
+        "table": "grants",
+        "key": "state_hash",
+        "sealed": "sealed",
+        "only": " AND code_hash IS NULL",
+        "also": "",
+    },
 )
 """What a statement with `{kind}` in its name is written for: the tables that hold something sealed."""
 _POSTGRES_PHRASES = (

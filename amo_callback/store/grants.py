@@ -28,7 +28,7 @@ _read_state = row_reader(IssuedState, converters={}, computed={})
 
 
 class Grants(Repository):
-    """The tables `grants`, `states` and `owners`."""
+    """The tables `grants` and `owners`."""
 
     async def grant(self, code_hash: str) -> Grant | None:
         """Return what is known of an authorization code."""
@@ -39,7 +39,7 @@ class Grants(Repository):
         return _first(await self._database.read("grant_by_ticket", ticket_hash=ticket_hash))
 
     async def issue_state(self, issued: IssuedState) -> None:
-        """Remember a state that is issued."""
+        """Start a grant, by a state that is issued."""
         await self._database.write("issue_state", **values_of(issued))
 
     async def issued_state(self, state_hash: str) -> IssuedState | None:
@@ -58,25 +58,25 @@ class Grants(Repository):
     async def claim_grant(
         self, grant: Grant, *, now: datetime, over: str | None = None, state_hash: str | None = None
     ) -> Grant:
-        """Begin a grant, or try again `over` the attempt that was read, failed or with a lease that was seen to end.
+        """Claim a code, or try it again `over` the attempt that was read, failed or with a lease that was seen to end.
 
-        With it an issued state is used. The result's `attempt` tells who began it. Raises `Frozen`, and `InvalidState`
-        where the state was used with another code, or has expired.
+        With its first claim the issued state that it came with is used. The result's `attempt` tells who claimed it.
+        Raises `Frozen`, and `InvalidState` where the state was used with another code, or has expired.
         """
+        statement, values = "claim_grant", {**values_of(grant), "now": now, "over": over, "state_hash": state_hash}
+        if state_hash is not None and over is None:
+            statement = "claim_started_grant"
 
         async def work(transaction: Transaction) -> Grant:
             await transaction.run("lock_for_spending")
-            found = await transaction.run("claim_grant", **values_of(grant), now=now, over=over)
+            found = await transaction.run(statement, **values)
             if not found:
                 if await transaction.run("get_meta", name="frozen"):
                     raise Frozen
                 found = await transaction.run("grant", code_hash=grant.code_hash)
-            claimed = _read_grant(found[0])
-            if claimed.attempt == grant.attempt and state_hash is not None:
-                used = await transaction.run("use_state", state_hash=state_hash, code_hash=grant.code_hash, now=now)
-                if not used:
-                    raise InvalidState
-            return claimed
+            if not found:
+                raise InvalidState
+            return _read_grant(found[0])
 
         return await self._database.transact(work)
 

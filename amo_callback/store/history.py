@@ -126,13 +126,12 @@ class History(Repository):
         return [_read_event(row) for row in found]
 
     async def prune(self, *, now: datetime, keep: float) -> None:
-        """Erase what expired grants and states hold, and forget them `keep` seconds later; step by step."""
+        """Erase what expired grants hold, and forget them `keep` seconds later; step by step."""
         before = now - timedelta(seconds=keep)
-        for kind in ("grants", "states"):
-            while len(await self._database.write(f"erase_{kind}", now=now, limit=_STEP)) == _STEP:
-                continue
-            while len(await self._database.write(f"forget_{kind}", before=before, limit=_STEP)) == _STEP:
-                continue
+        while len(await self._database.write("erase_grants", now=now, limit=_STEP)) == _STEP:
+            continue
+        while len(await self._database.write("forget_grants", before=before, limit=_STEP)) == _STEP:
+            continue
         await self._database.cleanup()
 
     async def forget(self, *, now: datetime) -> bool:

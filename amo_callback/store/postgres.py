@@ -56,9 +56,9 @@ _SLOW = 600.0
 """Seconds for a statement that is declared slow: it goes through a whole table, and is rare."""
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 """What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
-_UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
+_UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError, asyncpg.UniqueViolationError)
 """What ends a transaction for no fault of its own: two had locked what the other one wanted; another version of
-amo-callback has changed a table since the statement was prepared."""
+amo-callback has changed a table since the statement was prepared; another instance has inserted the row meanwhile."""
 _AGAIN = 2
 """How often such a one is tried again."""
 _LOST = (

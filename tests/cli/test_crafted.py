@@ -184,11 +184,11 @@ REFUSED: dict[str, tuple[Craft, str]] = {
     ),
     "rows of little but defaults": (
         remade(
-            "states",
-            "CREATE TABLE states (state_hash)",
-            f"{ENDLESS} INSERT INTO states (state_hash) SELECT NULL FROM c LIMIT 200000",
-            *(f"ALTER TABLE states ADD COLUMN {name}" for name in ("sealed", "expires_at", "used_by")),
-            *(f"ALTER TABLE states ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(96)),
+            "owners",
+            "CREATE TABLE owners (owner)",
+            f"{ENDLESS} INSERT INTO owners (owner) SELECT NULL FROM c LIMIT 200000",
+            *(f"ALTER TABLE owners ADD COLUMN {name}" for name in ("connection_id", "bound_at", "left_no")),
+            *(f"ALTER TABLE owners ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(96)),
         ),
         "takes more work to read",
     ),

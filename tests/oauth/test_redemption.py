@@ -201,7 +201,7 @@ async def test_who_is_late_by_a_moment_has_his_state_yet(store: Store) -> None:
     assert (await store.claim_grant(ours, now=START, state_hash="ours")).attempt == theirs.attempt
     issued = await store.issued_state("ours")
     assert issued is not None
-    assert issued.used_by is None
+    assert issued.code_hash is None
 
 
 async def test_who_comes_with_a_state_that_was_just_used_keeps_his_place(process: Process, other: Process) -> None:

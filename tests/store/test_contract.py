@@ -581,13 +581,32 @@ async def test_a_state_is_used_with_the_claim_of_its_code(store: Store) -> None:
     await store.issue_state(a_state())
     assert await store.issued_state("state") == a_state()
     grant = await store.claim_grant(a_grant(), now=START, state_hash="state")
-    assert await store.issued_state("state") == a_state(used_by=grant.code_hash)
+    assert await store.issued_state("state") == a_state(
+        code_hash=grant.code_hash, sealed=grant.sealed, expires_at=grant.expires_at
+    )
+    assert await store.grant(grant.code_hash) == grant
     with pytest.raises(InvalidState):
         await store.claim_grant(a_grant("another"), now=START, state_hash="state")
     assert await store.grant(fingerprint("another")) is None
     await store.finish_grant(dataclasses.replace(grant, status=GrantStatus.FAILED))
     again = await store.claim_grant(a_grant(attempt="2"), now=START + DAY / 100, over=grant.attempt, state_hash="state")
     assert again.attempt == "2"
+
+
+async def test_of_several_states_that_bring_one_code_at_once_one_is_used(store: Store, beside: Beside) -> None:
+    """The others are good for another code."""
+    names = [f"state-{number}" for number in range(6)]
+    for name in names:
+        await store.issue_state(a_state(state_hash=name))
+    async with beside("two") as other:
+        claims = [
+            one.claim_grant(a_grant(attempt=name, handle_hash=name), now=START, state_hash=name)
+            for one, name in zip([store, other] * 3, names, strict=True)
+        ]
+        claimed = {grant.attempt for grant in await asyncio.gather(*claims)}
+    found = [await store.issued_state(name) for name in names]
+    assert len(claimed) == 1
+    assert [one.state_hash for one in found if one is not None and one.code_hash] == [*claimed]
 
 
 @pytest.mark.parametrize("name", ["state", "unknown"])

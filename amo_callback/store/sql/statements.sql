@@ -25,7 +25,7 @@ DELETE FROM meta WHERE name = :name RETURNING value;
 
 -- name: sealed_{kind}
 SELECT {key} AS name, {sealed} AS content FROM {table}
-WHERE {key} > :after AND {sealed} IS NOT NULL ORDER BY {key} LIMIT :limit;
+WHERE {key} > :after AND {sealed} IS NOT NULL{only} ORDER BY {key} LIMIT :limit;
 
 -- name: reseal_{kind} (changes {kind})
 -- The same under another key: only over the very bytes that were read. The pair is the same, so `pair_version` stays;
@@ -365,6 +365,18 @@ WHERE grants.expires_at > :now
     AND grants.status IN ('failed', 'exchanging') AND grants.attempt = :over
 RETURNING *, :clock AS clock;
 
+-- name: claim_started_grant
+-- The first code that comes back with a state takes its row, unless another process has claimed that code meanwhile.
+UPDATE grants SET
+    code_hash = :code_hash, handle_hash = :handle_hash, ticket_hash = :ticket_hash, sealed = :sealed,
+    status = 'exchanging', attempt = :attempt,
+    lease_until = :clock + (CAST(:lease_until AS BIGINT) - CAST(:now AS BIGINT)),
+    expires_at = :expires_at, no = (SELECT value FROM counters WHERE name = 'serial')
+WHERE state_hash = :state_hash AND code_hash IS NULL AND expires_at > :now
+    AND NOT EXISTS (SELECT 1 FROM grants WHERE code_hash = :code_hash)
+    AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
+RETURNING *, :clock AS clock;
+
 -- name: finish_grant
 UPDATE grants SET
     status = :status, error = :error, connection_id = :connection_id, doubtful = :doubtful,
@@ -373,39 +385,23 @@ WHERE code_hash = :code_hash AND attempt = :attempt
 RETURNING code_hash;
 
 -- name: erase_grants
-UPDATE grants SET sealed = NULL WHERE code_hash IN (
-    SELECT code_hash FROM grants WHERE sealed IS NOT NULL AND expires_at <= :now LIMIT :limit
+UPDATE grants SET sealed = NULL WHERE number IN (
+    SELECT number FROM grants WHERE sealed IS NOT NULL AND expires_at <= :now LIMIT :limit
 )
-RETURNING code_hash;
+RETURNING number;
 
 -- name: forget_grants
-DELETE FROM grants WHERE code_hash IN (SELECT code_hash FROM grants WHERE expires_at <= :before LIMIT :limit)
-RETURNING code_hash;
+DELETE FROM grants WHERE number IN (SELECT number FROM grants WHERE expires_at <= :before LIMIT :limit)
+RETURNING number;
 
 -- name: grant_by_ticket
 SELECT *, :clock AS clock FROM grants WHERE ticket_hash = :ticket_hash;
 
 -- name: issue_state
-INSERT INTO states (state_hash, sealed, expires_at) VALUES (:state_hash, :sealed, :expires_at);
+INSERT INTO grants (state_hash, sealed, expires_at) VALUES (:state_hash, :sealed, :expires_at);
 
 -- name: issued_state
-SELECT * FROM states WHERE state_hash = :state_hash;
-
--- name: use_state
--- Once: with one code, however often that one is tried.
-UPDATE states SET used_by = :code_hash
-WHERE state_hash = :state_hash AND (used_by = :code_hash OR (used_by IS NULL AND expires_at > :now))
-RETURNING state_hash;
-
--- name: erase_states
-UPDATE states SET sealed = NULL WHERE state_hash IN (
-    SELECT state_hash FROM states WHERE sealed IS NOT NULL AND expires_at <= :now LIMIT :limit
-)
-RETURNING state_hash;
-
--- name: forget_states
-DELETE FROM states WHERE state_hash IN (SELECT state_hash FROM states WHERE expires_at <= :before LIMIT :limit)
-RETURNING state_hash;
+SELECT state_hash, sealed, expires_at, code_hash FROM grants WHERE state_hash = :state_hash;
 
 -- name: owners_of
 SELECT connection_id, owner FROM owners
@@ -539,7 +535,6 @@ DELETE FROM outbox WHERE number IN (SELECT number FROM outbox WHERE parked_at < 
 -- name: count_sealed (slow)
 SELECT (SELECT count(*) FROM connections WHERE sealed_pair IS NOT NULL)
     + (SELECT count(*) FROM grants WHERE sealed IS NOT NULL)
-    + (SELECT count(*) FROM states WHERE sealed IS NOT NULL)
     + (SELECT count(*) FROM meta WHERE name = 'canary');
 
 -- name: connections_by_id

@@ -109,40 +109,39 @@ CREATE TABLE owners (
 
 CREATE INDEX owners_by_owner ON owners (owner);
 
--- grants: authorization codes and their results, for 20 minutes.
+-- grants: an authorization from its start to its result. Where it starts here, a row has the state, valid for half an
+-- hour; the code that comes back with it takes that row, once. A code without a state of ours begins a row. Both are
+-- erased when they expire, 20 minutes after the code came, and forgotten a day later.
 CREATE TABLE grants (
-    code_hash TEXT PRIMARY KEY,
-    handle_hash TEXT NOT NULL UNIQUE,
+    number INTEGER PRIMARY KEY,
+    state_hash TEXT UNIQUE,
+    code_hash TEXT UNIQUE,
+    handle_hash TEXT UNIQUE,
     -- what the app may present in place of AMO's code
-    ticket_hash TEXT,
+    ticket_hash TEXT UNIQUE,
+    -- what the state stands for; from the code on, what the result hands back
     sealed BLOB,
-    status TEXT NOT NULL CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
+    status TEXT CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
     error TEXT,
     connection_id TEXT,
-    attempt TEXT NOT NULL,
-    lease_until INTEGER NOT NULL,
+    attempt TEXT,
+    lease_until INTEGER,
     -- whether an attempt of ours may have spent the code
     doubtful INTEGER NOT NULL DEFAULT 0,
     expires_at INTEGER NOT NULL,
     -- when AMO accepted the code
     accepted_at INTEGER,
     -- `serial` when the code was first claimed
-    no INTEGER NOT NULL DEFAULT 0
+    no INTEGER,
+    CHECK (state_hash IS NOT NULL OR code_hash IS NOT NULL),
+    CHECK (
+        code_hash IS NULL
+        OR (handle_hash IS NOT NULL AND status IS NOT NULL AND attempt IS NOT NULL AND lease_until IS NOT NULL
+            AND no IS NOT NULL)
+    )
 ) STRICT;
 
 CREATE INDEX grants_by_expiry ON grants (expires_at);
-CREATE UNIQUE INDEX grants_by_ticket ON grants (ticket_hash) WHERE ticket_hash IS NOT NULL;
-
--- states: issued here, valid for half an hour, used once, kept for a day.
-CREATE TABLE states (
-    state_hash TEXT PRIMARY KEY,
-    sealed BLOB,
-    expires_at INTEGER NOT NULL,
-    -- the hash of the code that it came back with
-    used_by TEXT
-) STRICT;
-
-CREATE INDEX states_by_expiry ON states (expires_at);
 
 -- events: the history, by which process.
 CREATE TABLE events (
