@@ -220,12 +220,13 @@ class Connections(Repository):
         """
 
         async def work(transaction: Transaction) -> bool:
+            serial = await self._next_serial(transaction)
             await transaction.run("lock_connection", id=connection.id)
             changed = await transaction.run(
                 "disconnect",
                 id=connection.id,
                 row_version=connection.row_version,
-                serial=await self._next_serial(transaction),
+                serial=serial,
                 on_request=on_request,
             )
             if changed:
@@ -339,6 +340,14 @@ class Connections(Repository):
         found = await self._database.read("connections_by_id", ids=json_list(ids))
         return [read_connection(row) for row in found]
 
+    async def reserve_serials(self, count: int) -> int:
+        """Reserve so many values of the store's counter; return the one before them."""
+
+        async def work(transaction: Transaction) -> int:
+            return await self._next_serial(transaction, count=count) - count
+
+        return await self._database.transact(work)
+
     async def import_connections(self, brought: Sequence[ImportedConnection]) -> Sequence[str]:
         """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
 
@@ -352,10 +361,10 @@ class Connections(Repository):
             # No two sealings are the same: what is stored as it was given was written here.
             done = {one.connection.id for one in brought if stored[one.connection.id] == one.connection.sealed_pair}
             owners = [
-                {"connection_id": one.connection.id, "owner": owner, "at": now}
+                {"connection_id": one.connection.id, "owner": owner, "bound_no": bound_no}
                 for one in brought
                 if one.connection.id in done
-                for owner in one.owners
+                for owner, bound_no in one.owners.items()
             ]
             await transaction.run_many("import_owner", owners)
             events = [self._event_row(one.event, now) for one in brought if one.connection.id in done]

@@ -73,6 +73,7 @@ _SEALED: Sequence[Mapping[str, str]] = (
 """What a statement with `{kind}` in its name is written for: the tables that hold something sealed."""
 _POSTGRES_PHRASES = (
     (re.compile(r"json_each\((:\w+)\)"), r"jsonb_array_elements_text(CAST(\1 AS JSONB)) AS value"),
+    (re.compile(r"CAST\(value AS INTEGER\)"), "CAST(convert_from(value, 'UTF8') AS BIGINT)"),
     (re.compile(r"\bIS (:\w+)"), r"IS NOT DISTINCT FROM \1"),
     (re.compile(r":clock\b"), "CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS BIGINT)"),
 )

@@ -92,19 +92,21 @@ class Grants(Repository):
         """
 
         async def work(transaction: Transaction) -> Connection | None:
-            grant = granted.grant
-            found = await transaction.run(
-                "save_connected",
+            grant, serial = granted.grant, await self._next_serial(transaction)
+            values = {
                 **values_of(granted.connection),
-                token_iat=granted.token_iat,
-                grant_no=grant.no,
-                code_hash=grant.code_hash,
-                grant_attempt=grant.attempt,
-            )
+                "connected_no": serial,
+                "token_iat": granted.token_iat,
+                "grant_no": grant.no,
+                "code_hash": grant.code_hash,
+                "grant_attempt": grant.attempt,
+            }
+            found = await transaction.run("save_connected", **values)
             if not found and await self._is_connected(transaction, grant):
                 return None
             if granted.owner is not None:
-                await self._bind(transaction, granted.connection_id, owner=granted.owner, grant_no=grant.no)
+                bound = {"connection_id": granted.connection_id, "owner": granted.owner}
+                await self._bind(transaction, **bound, grant_no=grant.no, serial=serial)
             saved = read_connection(found[0]) if found else None
             if saved is not None:
                 await self._record(transaction, events, saved)
@@ -130,11 +132,15 @@ class Grants(Repository):
     # --- owners ----------------------------------------------------------------------------------
 
     async def owners_of(self, ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Return the owners of each of these connections, who came first, first."""
-        owners: dict[str, list[str]] = {name: [] for name in ids}
+        """Return the owners of each of these connections, who was bound first, first."""
+        return {name: list(bound) for name, bound in (await self.bindings_of(ids)).items()}
+
+    async def bindings_of(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+        """Return the owners of each of these connections, with the counter's value when each was bound."""
+        bindings: dict[str, dict[str, int]] = {name: {} for name in ids}
         for row in await self._database.read("owners_of", ids=json_list(ids)):
-            owners[row["connection_id"]].append(row["owner"])
-        return owners
+            bindings[row["connection_id"]][row["owner"]] = row["bound_no"]
+        return bindings
 
     async def connections_owned(self, owner: str) -> Sequence[Connection]:
         """Return an owner's connections, the freshest active one first."""
@@ -150,13 +156,16 @@ class Grants(Repository):
             return True  # told again, as often as he asks: nothing is written
 
         async def work(transaction: Transaction) -> bool:
+            serial = await self._next_serial(transaction)
             await transaction.run("lock_connection", id=connection_id)
             owners = await self._owners(transaction, connection_id)
             if owner in owners:
                 return True
             if owners and first_only:
                 return False
-            return await self._bind(transaction, connection_id, owner=owner, grant_no=grant_no)
+            return await self._bind(
+                transaction, connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
+            )
 
         return await self._database.transact(work)
 
@@ -169,11 +178,11 @@ class Grants(Repository):
             return []  # as often as he asks: nothing is written
 
         async def work(transaction: Transaction) -> Sequence[Event]:
+            serial = await self._next_serial(transaction)
             await transaction.run("lock_owned", owner=owner)
             owned = [read_connection(row) for row in await transaction.run("connections_owned", owner=owner)]
             if any(connection.frozen for connection in owned):
                 raise Frozen
-            serial = await self._next_serial(transaction)
             return [await self._take(transaction, connection, owner=owner, serial=serial) for connection in owned]
 
         return await self._database.transact(work)
@@ -196,10 +205,12 @@ class Grants(Repository):
         """Return a connection's owners, within a unit."""
         return [row["owner"] for row in await transaction.run("owners_of", ids=json_list([connection_id]))]
 
-    async def _bind(self, transaction: Transaction, connection_id: str, *, owner: str, grant_no: int) -> bool:
-        """Make somebody an owner, within a unit; `False` where he may not be, or is one already."""
+    async def _bind(
+        self, transaction: Transaction, *, connection_id: str, owner: str, grant_no: int, serial: int
+    ) -> bool:
+        """Make somebody an owner, within a transaction; `False` where they may not be, or are one already."""
         bound = await transaction.run(
-            "bind_owner", connection_id=connection_id, owner=owner, at=self._clock.now(), grant_no=grant_no
+            "bind_owner", connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
         )
         if bound:
             event = Event(name="owner.bound", connection_id=connection_id, fields={"owner": owner})

@@ -90,9 +90,9 @@ class Repository:
             await transaction.run("add_meta", name=pair_obtained_key(client_id), value=b"")
             transaction.on_commit.append(partial(self._proven_clients.add, client_id))
 
-    async def _next_serial(self, transaction: Transaction) -> int:
-        """Count a disconnect, in a transaction that has locked what it disconnects."""
-        [[serial]] = await transaction.run("next_serial")
+    async def _next_serial(self, transaction: Transaction, *, count: int = 1) -> int:
+        """Take so many values of the store's counter, in a transaction that has locked nothing; return the last."""
+        [[serial]] = await transaction.run("next_serial", count=count)
         return int(serial)
 
 

@@ -647,13 +647,28 @@ async def test_an_owner_is_bound_once_and_the_first_only_where_there_is_none(sto
         assert await store.bind(stored.id, owner="42", grant_no=1, first_only=True)
     assert not await store.bind(stored.id, owner="17", grant_no=1, first_only=True)
     assert await store.bind(stored.id, owner="17", grant_no=1, first_only=False)
-    assert await store.owners_of([stored.id, "unknown"]) == {stored.id: ["17", "42"], "unknown": []}
+    assert await store.owners_of([stored.id, "unknown"]) == {stored.id: ["42", "17"], "unknown": []}
     assert [one.id for one in await store.connections_owned("17")] == [stored.id]
     assert [one.id for one in await store.page(after="", limit=9, only=ConnectionFilter(owner="42"))] == [stored.id]
     assert await store.page(after="", limit=9, only=ConnectionFilter(owner="42", status=Status.NEEDS_REAUTH)) == []
     assert await store.page(after="", limit=9, only=ConnectionFilter(owner="42", account_id="7")) == []
     told = [event.details for event in await store.events(connection_id=stored.id, limit=9)]
     assert told == [{"owner": "17"}, {"owner": "42"}]
+
+
+async def test_the_counter_tells_who_was_connected_and_bound_last(store: Store) -> None:
+    """A grant of a connection that was there counts as well; a repeated binding does not. Times play no part."""
+    one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
+    assert 0 < one.connected_no < other.connected_no
+    again = await save(store, a_connection(1, connected_at=START + SECOND), iat=2)
+    assert again.connected_no > other.connected_no
+    for connection in (other, one, other):
+        await store.bind(connection.id, owner="42", grant_no=1, first_only=False)
+    bindings = await store.bindings_of([one.id, other.id])
+    assert again.connected_no < bindings[other.id]["42"] < bindings[one.id]["42"]
+    assert await store.disconnect(await now(store, other), on_request=True)
+    after = (await store.claim_grant(a_grant("after"), now=START)).no
+    assert after > bindings[one.id]["42"]
 
 
 async def test_nobody_is_bound_to_what_is_gone(store: Store) -> None:

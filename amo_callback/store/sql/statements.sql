@@ -58,7 +58,12 @@ UPDATE connections SET
     row_version = row_version + 1;
 
 -- name: next_serial
-UPDATE counters SET value = value + 1 WHERE name = 'serial' RETURNING value;
+-- The counter's last value. It is locked until the transaction ends: so a transaction takes it before any other lock.
+UPDATE meta SET value =
+--sqlite     CAST(CAST(value AS INTEGER) + :count AS BLOB)
+--postgres     convert_to(CAST(CAST(value AS INTEGER) + CAST(:count AS BIGINT) AS TEXT), 'UTF8')
+WHERE name = 'serial'
+RETURNING value;
 
 -- name: amo_block
 -- Always one row: the store's clock decides what may leave.
@@ -308,14 +313,15 @@ RETURNING *;
 -- name: save_connected (changes connection, changes owners)
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, sealed_pair, access_issued_at,
-    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat
+    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, connected_no
 )
 SELECT
     :id, :account_id, :user_id, :domain, :api_domain, :client_id, 'active',
 --sqlite     :sealed_pair,
 --postgres     CAST(:sealed_pair AS BYTEA),
     CAST(:access_issued_at AS BIGINT), CAST(:access_expires_at AS BIGINT), CAST(:refresh_expires_at AS BIGINT), NULL,
-    CAST(:next_refresh_at AS BIGINT), CAST(:connected_at AS BIGINT), CAST(:token_iat AS BIGINT)
+    CAST(:next_refresh_at AS BIGINT), CAST(:connected_at AS BIGINT), CAST(:token_iat AS BIGINT),
+    CAST(:connected_no AS BIGINT)
 -- A pair of this grant that is stored already may be spent by now.
 WHERE NOT EXISTS (
     SELECT 1 FROM grants WHERE code_hash = :code_hash AND attempt = :grant_attempt AND status = 'connected'
@@ -327,7 +333,7 @@ ON CONFLICT (id) DO UPDATE SET
     access_issued_at = excluded.access_issued_at, access_expires_at = excluded.access_expires_at,
     refresh_expires_at = excluded.refresh_expires_at, refreshed_at = NULL,
     next_refresh_at = excluded.next_refresh_at, connected_at = excluded.connected_at,
-    grant_iat = excluded.grant_iat,
+    grant_iat = excluded.grant_iat, connected_no = excluded.connected_no,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
@@ -356,7 +362,7 @@ SELECT
 --sqlite     :sealed,
 --postgres     CAST(:sealed AS BYTEA),
     'exchanging', CAST(:attempt AS TEXT), :clock + (CAST(:lease_until AS BIGINT) - CAST(:now AS BIGINT)),
-    CAST(:expires_at AS BIGINT), (SELECT value FROM counters WHERE name = 'serial')
+    CAST(:expires_at AS BIGINT), (SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'serial')
 WHERE NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
 ON CONFLICT (code_hash) DO UPDATE SET
     doubtful = grants.doubtful OR grants.status = 'exchanging',
@@ -371,7 +377,7 @@ UPDATE grants SET
     code_hash = :code_hash, handle_hash = :handle_hash, ticket_hash = :ticket_hash, sealed = :sealed,
     status = 'exchanging', attempt = :attempt,
     lease_until = :clock + (CAST(:lease_until AS BIGINT) - CAST(:now AS BIGINT)),
-    expires_at = :expires_at, no = (SELECT value FROM counters WHERE name = 'serial')
+    expires_at = :expires_at, no = (SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'serial')
 WHERE state_hash = :state_hash AND code_hash IS NULL AND expires_at > :now
     AND NOT EXISTS (SELECT 1 FROM grants WHERE code_hash = :code_hash)
     AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
@@ -404,9 +410,9 @@ INSERT INTO grants (state_hash, sealed, expires_at) VALUES (:state_hash, :sealed
 SELECT state_hash, sealed, expires_at, code_hash FROM grants WHERE state_hash = :state_hash;
 
 -- name: owners_of
-SELECT connection_id, owner FROM owners
+SELECT connection_id, owner, bound_no FROM owners
 WHERE connection_id IN (SELECT value FROM json_each(:ids)) AND left_no IS NULL
-ORDER BY connection_id, bound_at, owner;
+ORDER BY connection_id, bound_no, owner;
 
 -- name: connections_owned
 SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock FROM connections
@@ -415,16 +421,16 @@ ORDER BY status = 'active' DESC, COALESCE(access_expires_at, 0) DESC;
 
 -- name: bind_owner (changes connection, changes owners)
 -- A grant from before the user left, or from before the owners were forgotten, adds no owner.
-INSERT INTO owners (connection_id, owner, bound_at)
-SELECT id, :owner, :at FROM connections
+INSERT INTO owners (connection_id, owner, bound_no)
+SELECT id, :owner, CAST(:serial AS BIGINT) FROM connections
 WHERE id = :connection_id AND status <> 'disconnected' AND (forgotten_no IS NULL OR forgotten_no <= :grant_no)
-ON CONFLICT (connection_id, owner) DO UPDATE SET bound_at = excluded.bound_at, left_no = NULL
+ON CONFLICT (connection_id, owner) DO UPDATE SET bound_no = excluded.bound_no, left_no = NULL
 WHERE owners.left_no <= :grant_no
 RETURNING owner;
 
 -- name: import_owner (changes connection, changes owners)
-INSERT INTO owners (connection_id, owner, bound_at) VALUES (:connection_id, :owner, :at)
-ON CONFLICT (connection_id, owner) DO UPDATE SET left_no = NULL;
+INSERT INTO owners (connection_id, owner, bound_no) VALUES (:connection_id, :owner, :bound_no)
+ON CONFLICT (connection_id, owner) DO UPDATE SET bound_no = excluded.bound_no, left_no = NULL;
 
 -- name: unbind_owner (changes connection, changes owners)
 UPDATE owners SET left_no = :serial WHERE connection_id = :connection_id AND owner = :owner;
@@ -470,7 +476,7 @@ VALUES (
     :id, :at, :type, :connection_id,
 --sqlite     json_set(:data, '$.owners', json((SELECT json_group_array(owner) FROM (
 --postgres     CAST(jsonb_set(CAST(CAST(:data AS TEXT) AS JSONB), '{owners}', (SELECT COALESCE(jsonb_agg(owner), '[]') FROM (
-        SELECT owner FROM owners WHERE connection_id = :connection_id AND left_no IS NULL ORDER BY bound_at, owner
+        SELECT owner FROM owners WHERE connection_id = :connection_id AND left_no IS NULL ORDER BY bound_no, owner
 --sqlite     )))),
 --postgres     ) AS ordered)) AS TEXT),
     :at
@@ -546,11 +552,11 @@ SELECT *, :clock AS clock FROM connections WHERE id IN (SELECT value FROM json_e
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, reason, sealed_pair, access_issued_at,
     access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, doubtful, look_up_at,
-    frozen_at
+    connected_no, frozen_at
 ) VALUES (
     :id, :account_id, :user_id, :domain, :api_domain, :client_id, :status, :reason, :sealed_pair, :access_issued_at,
     :access_expires_at, :refresh_expires_at, :refreshed_at, :next_refresh_at, :connected_at, :grant_iat, :doubtful,
-    :look_up_at, CASE WHEN :frozen THEN CAST(:now AS BIGINT) END
+    :look_up_at, :connected_no, CASE WHEN :frozen THEN CAST(:now AS BIGINT) END
 )
 ON CONFLICT (id) DO UPDATE SET
     domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
@@ -558,7 +564,8 @@ ON CONFLICT (id) DO UPDATE SET
     sealed_pair = excluded.sealed_pair, access_issued_at = excluded.access_issued_at,
     access_expires_at = excluded.access_expires_at, refresh_expires_at = excluded.refresh_expires_at,
     refreshed_at = excluded.refreshed_at, next_refresh_at = excluded.next_refresh_at,
-    connected_at = excluded.connected_at, grant_iat = excluded.grant_iat, doubtful = excluded.doubtful,
+    connected_at = excluded.connected_at, grant_iat = excluded.grant_iat,
+    connected_no = excluded.connected_no, doubtful = excluded.doubtful,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL,
     look_up_at = excluded.look_up_at, died_at = NULL, hook_at = NULL, looked_up_at = NULL, look_up_pause = NULL,
     warned_days = NULL,

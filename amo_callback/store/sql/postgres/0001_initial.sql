@@ -2,20 +2,15 @@
 -- Names are compared byte by byte, as SQLite does: no locale changes the order of a page.
 -- What is sealed is bytes that only the service's keys open.
 
--- meta: the canary, the location, whether and why nothing is spent, what AMO refuses for all.
+-- meta: the canary, the location, whether and why nothing is spent, what AMO refuses for all, `serial`.
 CREATE TABLE meta (
     name TEXT COLLATE "C" PRIMARY KEY,
     value BYTEA NOT NULL
 );
 
--- counters: `serial` is incremented by each disconnect. Its values decide whether a pair or an owner came before or
--- after one, never times: two processes do not agree on the time.
-CREATE TABLE counters (
-    name TEXT COLLATE "C" PRIMARY KEY,
-    value BIGINT NOT NULL
-);
-
-INSERT INTO counters (name, value) VALUES ('serial', 1);
+-- `serial` is one counter, incremented by each connect, binding and disconnect. Its values, never times, decide what came
+-- before or after one: two processes do not agree on the time.
+INSERT INTO meta (name, value) VALUES ('serial', convert_to('1', 'UTF8'));
 
 -- connections: one for each AMO account and AMO user. Every write but a hook's increments row_version; a refreshed
 -- pair, a grant and a disconnect increment pair_version.
@@ -40,6 +35,8 @@ CREATE TABLE connections (
     connected_at BIGINT NOT NULL,
     -- AMO's `iat` of the pair that the present grant began with
     grant_iat BIGINT,
+    -- `serial` when it was connected last
+    connected_no BIGINT NOT NULL DEFAULT 0,
     pair_version BIGINT NOT NULL DEFAULT 1,
     row_version BIGINT NOT NULL DEFAULT 1,
     lease_owner TEXT,
@@ -102,7 +99,8 @@ CREATE INDEX connections_by_host_not_allowed ON connections (id)
 CREATE TABLE owners (
     connection_id TEXT COLLATE "C" NOT NULL,
     owner TEXT COLLATE "C" NOT NULL,
-    bound_at BIGINT NOT NULL,
+    -- `serial` when the user was bound last
+    bound_no BIGINT NOT NULL,
     -- `serial` when the user left: a grant claimed before does not make them an owner again
     left_no BIGINT,
     PRIMARY KEY (connection_id, owner)

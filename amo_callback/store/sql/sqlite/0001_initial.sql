@@ -1,20 +1,15 @@
 -- Times are microseconds since 1970, UTC.
 -- What is sealed is bytes that only the service's keys open.
 
--- meta: the canary, the location, whether and why nothing is spent, what AMO refuses for all.
+-- meta: the canary, the location, whether and why nothing is spent, what AMO refuses for all, `serial`.
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value BLOB NOT NULL
 ) STRICT;
 
--- counters: `serial` is incremented by each disconnect. Its values decide whether a pair or an owner came before or
--- after one, never times: two processes do not agree on the time.
-CREATE TABLE counters (
-    name TEXT PRIMARY KEY,
-    value INTEGER NOT NULL
-) STRICT;
-
-INSERT INTO counters (name, value) VALUES ('serial', 1);
+-- `serial` is one counter, incremented by each connect, binding and disconnect. Its values, never times, decide what came
+-- before or after one: two processes do not agree on the time.
+INSERT INTO meta (name, value) VALUES ('serial', CAST('1' AS BLOB));
 
 -- connections: one for each AMO account and AMO user. Every write but a hook's increments row_version; a refreshed
 -- pair, a grant and a disconnect increment pair_version.
@@ -39,6 +34,8 @@ CREATE TABLE connections (
     connected_at INTEGER NOT NULL,
     -- AMO's `iat` of the pair that the present grant began with
     grant_iat INTEGER,
+    -- `serial` when it was connected last
+    connected_no INTEGER NOT NULL DEFAULT 0,
     pair_version INTEGER NOT NULL DEFAULT 1,
     row_version INTEGER NOT NULL DEFAULT 1,
     lease_owner TEXT,
@@ -101,7 +98,8 @@ CREATE INDEX connections_by_host_not_allowed ON connections (id)
 CREATE TABLE owners (
     connection_id TEXT NOT NULL,
     owner TEXT NOT NULL,
-    bound_at INTEGER NOT NULL,
+    -- `serial` when the user was bound last
+    bound_no INTEGER NOT NULL,
     -- `serial` when the user left: a grant claimed before does not make them an owner again
     left_no INTEGER,
     PRIMARY KEY (connection_id, owner)
