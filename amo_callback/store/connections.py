@@ -65,29 +65,29 @@ class Connections(Repository):
 
     async def connection(self, connection_id: str) -> Connection | None:
         """Return one connection."""
-        return _first(await self._database.read("connection", id=connection_id))
+        return _first(await self.read("connection", id=connection_id))
 
     async def connections_of(self, account_id: str) -> Sequence[Connection]:
         """Return an AMO account's connections, the freshest active one first."""
-        return [read_connection(row) for row in await self._database.read("connections_of", account_id=account_id)]
+        return [read_connection(row) for row in await self.read("connections_of", account_id=account_id)]
 
     async def page(self, *, after: str, limit: int, only: ConnectionFilter) -> Sequence[Connection]:
         """Return connections by their ids, from the one after `after` on."""
         statement = "page" if only.account_id is None else "page_of_account"
         if only.owner is not None:
             statement = "page_of_owner"
-        found = await self._database.read(statement, after=after, limit=limit, **values_of(only))
+        found = await self.read(statement, after=after, limit=limit, **values_of(only))
         return [read_connection(row) for row in found]
 
     async def attempts(self) -> Sequence[Connection]:
         """Return the connections with an open attempt."""
-        return [read_connection(row) for row in await self._database.read("attempts")]
+        return [read_connection(row) for row in await self.read("attempts")]
 
     async def due(
         self, *, now: datetime, limit: int, rechecks: int = 0, apart_from: Sequence[str], turn: timedelta = TURN
     ) -> Due:
         """Return what is due, so many refreshes and rechecks at most."""
-        found = await self._database.claim_work(
+        found = await self.claim_work(
             "due",
             now=now,
             impossible_after=now + CLOCK_TOLERANCE,
@@ -107,17 +107,17 @@ class Connections(Repository):
 
     async def probe(self, *, apart_from: Sequence[str], turn: timedelta) -> Connection | None:
         """Return an active connection with a refresh token: the most recent success first, failed attempts last."""
-        found = await self._database.claim_work("probe", apart_from=json_list(apart_from), turn=turn)
+        found = await self.claim_work("probe", apart_from=json_list(apart_from), turn=turn)
         return _first(found)
 
     async def fleet(self, *, now: datetime, since: datetime) -> ConnectionCounts:
         """Count the living, those of them whose access tokens live, and those given up since."""
-        [row] = await self._database.read("fleet", now=now, since=since)
+        [row] = await self.read("fleet", now=now, since=since)
         return ConnectionCounts(living=row["living"], fresh=row["fresh"], died=row["died"])
 
     async def successes(self, *, now: datetime) -> Successes:
         """Return what AMO has accepted of all connections."""
-        [row] = await self._database.read("successes", now=now, since=now - _LAST_DAY)
+        [row] = await self.read("successes", now=now, since=now - _LAST_DAY)
         return Successes(
             refreshable=row["refreshable"],
             latest=None if row["latest"] is None else from_micros(row["latest"]),
@@ -137,7 +137,7 @@ class Connections(Repository):
                 await self._record(transaction, events, claimed)
             return claimed
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def extend(self, extension: LeaseExtension, *, events: Sequence[Event] = ()) -> bool:
         """Commit a longer lease and the account's new host; `False` where the attempt is no longer ours."""
@@ -161,7 +161,7 @@ class Connections(Repository):
             await self._record(transaction, [*events, *recovered], saved)
             return dataclasses.replace(saved, mended=mended)
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def save_verdict(self, verdict: RefreshFailure, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
@@ -183,11 +183,11 @@ class Connections(Repository):
 
     async def accept_token(self, connection: Connection) -> None:
         """Forget refusals and a suspended answer: introspection accepts the refresh token of this very pair."""
-        await self._database.write("accept_token", id=connection.id, pair_version=connection.pair_version)
+        await self.write("accept_token", id=connection.id, pair_version=connection.pair_version)
 
     async def release(self, *, connection_id: str, attempt: str) -> None:
         """Give a claim back unspent."""
-        await self._database.write("release", connection_id=connection_id, attempt=attempt)
+        await self.write("release", connection_id=connection_id, attempt=attempt)
 
     # --- other changes ---------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Connections(Repository):
 
     async def retry_hosts(self, *, now: datetime) -> None:
         """Make due the refreshes that were put off because of the connection's host, and forget that they were."""
-        await self._database.write("retry_hosts", now=now)
+        await self.write("retry_hosts", now=now)
 
     async def reactivate(
         self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()
@@ -234,7 +234,7 @@ class Connections(Repository):
                 await transaction.run("forget_owners", connection_id=connection.id)
             return bool(changed)
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
         """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
@@ -249,11 +249,11 @@ class Connections(Repository):
             found = await transaction.run("due_expiry_warnings", days=days, before=before, limit=_WARNINGS)
             return await self._record_each(transaction, found, event)
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def expire_missing(self, *, now: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
         """Set connections without a refresh token to `needs_reauth`, `missing`, whose access token has expired."""
-        if not await self._database.read("missing_changes", now=now):
+        if not await self.read("missing_changes", now=now):
             return []
 
         async def work(transaction: Transaction) -> Sequence[Event]:
@@ -261,7 +261,7 @@ class Connections(Repository):
             restored = await transaction.run("restore_missing", now=now, limit=_WARNINGS)
             return await self._record_each(transaction, [*expired, *restored], event)
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def _record_each(
         self, transaction: Transaction, found: Sequence[Row], event: Callable[[Connection], Event]
@@ -283,7 +283,7 @@ class Connections(Repository):
             await self._record(transaction, [Event(name="hook.received", connection_id=name) for name in names])
             return names
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def begin_recheck(self, connection: Connection, *, again_in: timedelta) -> Connection | None:
         """Note that a look-up begins; `None` where the connection has changed, or another process has begun it."""
@@ -326,18 +326,18 @@ class Connections(Repository):
                 await self._record(transaction, events, changed)
             return changed
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     # --- connections from elsewhere, many in one transaction -----------------------------------------
 
     async def count(self) -> int:
         """Count the connections that are not disconnected."""
-        [[number]] = await self._database.read("count_connections")
+        [[number]] = await self.read("count_connections")
         return int(number)
 
     async def connections_by_id(self, ids: Sequence[str]) -> Sequence[Connection]:
         """Return those of these connections that there are."""
-        found = await self._database.read("connections_by_id", ids=json_list(ids))
+        found = await self.read("connections_by_id", ids=json_list(ids))
         return [read_connection(row) for row in found]
 
     async def reserve_serials(self, count: int) -> int:
@@ -346,13 +346,13 @@ class Connections(Repository):
         async def work(transaction: Transaction) -> int:
             return await self._next_serial(transaction, count=count) - count
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def import_connections(self, brought: Sequence[ImportedConnection]) -> Sequence[str]:
         """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
 
         async def work(transaction: Transaction) -> Sequence[str]:
-            now = self._clock.now()
+            now = self.clock.now()
             # In one order: two that bring the same connections would else wait for each other.
             ordered = sorted(brought, key=lambda one: one.connection.id)
             await transaction.run_many("import_connections", [{**_row(one), "now": now} for one in ordered])
@@ -374,7 +374,7 @@ class Connections(Repository):
                     await self._record(transaction, [changed], one.connection)
             return [one.connection.id for one in brought if one.connection.id not in done]
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
 
 def _first(found: Sequence[Row]) -> Connection | None:

@@ -32,28 +32,28 @@ class Grants(Repository):
 
     async def grant(self, code_hash: str) -> Grant | None:
         """Return what is known of an authorization code."""
-        return _first(await self._database.read("grant", code_hash=code_hash))
+        return _first(await self.read("grant", code_hash=code_hash))
 
     async def grant_by_ticket(self, ticket_hash: str) -> Grant | None:
         """Return the grant that a ticket stands for."""
-        return _first(await self._database.read("grant_by_ticket", ticket_hash=ticket_hash))
+        return _first(await self.read("grant_by_ticket", ticket_hash=ticket_hash))
 
     async def issue_state(self, issued: IssuedState) -> None:
         """Start a grant, by a state that is issued."""
-        await self._database.write("issue_state", **values_of(issued))
+        await self.write("issue_state", **values_of(issued))
 
     async def issued_state(self, state_hash: str) -> IssuedState | None:
         """Return what is known of a state that was issued."""
-        found = await self._database.read("issued_state", state_hash=state_hash)
+        found = await self.read("issued_state", state_hash=state_hash)
         return _read_state(found[0]) if found else None
 
     async def grant_by_handle(self, handle_hash: str) -> Grant | None:
         """Return the grant that a return address names."""
-        return _first(await self._database.read("grant_by_handle", handle_hash=handle_hash))
+        return _first(await self.read("grant_by_handle", handle_hash=handle_hash))
 
     async def exchanging(self, *, now: datetime) -> Sequence[Grant]:
         """Return the grants whose code is being exchanged, or whose process died at it."""
-        return [_read_grant(row) for row in await self._database.read("exchanging", now=now)]
+        return [_read_grant(row) for row in await self.read("exchanging", now=now)]
 
     async def claim_grant(
         self, grant: Grant, *, now: datetime, over: str | None = None, state_hash: str | None = None
@@ -78,11 +78,11 @@ class Grants(Repository):
                 raise InvalidState
             return _read_grant(found[0])
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def finish_grant(self, grant: Grant) -> bool:
         """Commit a grant's end where its attempt is still the one given."""
-        return bool(await self._database.write("finish_grant", **values_of(grant)))
+        return bool(await self.write("finish_grant", **values_of(grant)))
 
     async def save_connected(self, granted: NewConnection, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit a granted pair and its grant's end as one; return `None` where a later grant's pair was kept.
@@ -116,7 +116,7 @@ class Grants(Repository):
             await transaction.run("finish_grant", **values_of(grant))
             return saved
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     @staticmethod
     async def _is_connected(transaction: Transaction, grant: Grant) -> bool:
@@ -138,13 +138,13 @@ class Grants(Repository):
     async def bindings_of(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
         """Return the owners of each of these connections, with the counter's value when each was bound."""
         bindings: dict[str, dict[str, int]] = {name: {} for name in ids}
-        for row in await self._database.read("owners_of", ids=json_list(ids)):
+        for row in await self.read("owners_of", ids=json_list(ids)):
             bindings[row["connection_id"]][row["owner"]] = row["bound_no"]
         return bindings
 
     async def connections_owned(self, owner: str) -> Sequence[Connection]:
         """Return an owner's connections, the freshest active one first."""
-        return [read_connection(row) for row in await self._database.read("connections_owned", owner=owner)]
+        return [read_connection(row) for row in await self.read("connections_owned", owner=owner)]
 
     async def bind(self, connection_id: str, *, owner: str, grant_no: int, first_only: bool) -> bool:
         """Make somebody an owner, by a grant with this number.
@@ -167,7 +167,7 @@ class Grants(Repository):
                 transaction, connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
             )
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def unbind(self, owner: str) -> Sequence[Event]:
         """Take somebody from all that is his; what has no owner left is disconnected.
@@ -185,7 +185,7 @@ class Grants(Repository):
                 raise Frozen
             return [await self._take(transaction, connection, owner=owner, serial=serial) for connection in owned]
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def _take(self, transaction: Transaction, connection: Connection, *, owner: str, serial: int) -> Event:
         last = await self._owners(transaction, connection.id) == [owner]

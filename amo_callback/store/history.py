@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from amo_callback.clock import rfc3339
 from amo_callback.events import NOTICES, Event, Notice, StoredEvent
-from amo_callback.store.engine import from_micros, json_list, json_object, row_reader, values_of
+from amo_callback.store.engine import Database, from_micros, json_list, json_object, row_reader, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from amo_callback.clock import Clock
     from amo_callback.events import FailedDelivery
     from amo_callback.model import Connection
-    from amo_callback.store.engine import Database, Transaction
+    from amo_callback.store.engine import Statement, Transaction
 
 _KEEP_EVENTS = timedelta(days=90)
 """A refresh token's lifetime: as long as somebody may ask who spent it."""
@@ -40,12 +41,11 @@ _read_event = row_reader(StoredEvent, converters={"details": json_object}, compu
 _read_notice = row_reader(Notice, converters={"data": json_object}, computed={})
 
 
-class Repository:
+class Repository(Database):
     """Access to some tables; what it changes goes into the history in the same transaction."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._clock = database.clock
+    def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
+        super().__init__(clock=clock, statements=statements, process=process)
         self._on_notice: Callable[[], None] | None = None
         self._proven_clients: set[str] = set()
 
@@ -57,7 +57,7 @@ class Repository:
         self, transaction: Transaction, events: Sequence[Event], connection: Connection | None = None
     ) -> None:
         """Write events, and a webhook for each of those of which others are notified."""
-        now = self._clock.now()
+        now = self.clock.now()
         for event in events:
             await transaction.run("save_event", **self._event_row(event, now))
             if event.name in NOTICES and connection is not None:
@@ -80,7 +80,7 @@ class Repository:
             "at": now,
             "connection_id": event.connection_id,
             "name": event.name,
-            "process": self._database.process,
+            "process": self.process,
             "details": event_details(event.fields),
         }
 
@@ -106,7 +106,7 @@ class History(Repository):
 
     async def record(self, event: Event) -> None:
         """Store an event that belongs to no other write."""
-        await self._database.transact(lambda transaction: self._record(transaction, [event]))
+        await self.transact(lambda transaction: self._record(transaction, [event]))
 
     async def events(
         self,
@@ -122,17 +122,17 @@ class History(Repository):
         named = {name: value for name, value in given.items() if value is not None}
         whose = next(iter(named), None)
         until = _LAST if before is None else before
-        found = await self._database.read(_EVENTS[whose], before=until, limit=limit, **named)
+        found = await self.read(_EVENTS[whose], before=until, limit=limit, **named)
         return [_read_event(row) for row in found]
 
     async def prune(self, *, now: datetime, keep: float) -> None:
         """Erase what expired grants hold, and forget them `keep` seconds later; step by step."""
         before = now - timedelta(seconds=keep)
-        while len(await self._database.write("erase_grants", now=now, limit=_STEP)) == _STEP:
+        while len(await self.write("erase_grants", now=now, limit=_STEP)) == _STEP:
             continue
-        while len(await self._database.write("forget_grants", before=before, limit=_STEP)) == _STEP:
+        while len(await self.write("forget_grants", before=before, limit=_STEP)) == _STEP:
             continue
-        await self._database.cleanup()
+        await self.cleanup()
 
     async def forget(self, *, now: datetime) -> bool:
         """Forget a step of what is too old to be asked about; `True` where there is more."""
@@ -144,24 +144,24 @@ class History(Repository):
             await transaction.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
             return len(gone) == _STEP
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     # --- webhooks --------------------------------------------------------------------------------
 
     async def notices(self, *, limit: int, after: int = 0) -> Sequence[Notice]:
         """Return what waits in the outbox or is parked there, in its order, from the one after a number on."""
-        return [_read_notice(row) for row in await self._database.read("notices", after=after, limit=limit)]
+        return [_read_notice(row) for row in await self.read("notices", after=after, limit=limit)]
 
     async def next_notice(self, *, now: datetime, length: timedelta, apart_from: Sequence[str] = ()) -> datetime | None:
         """Return when the next delivery comes due, where leases are of this `length`."""
-        [row] = await self._database.read("next_notice", now=now, length=length, apart_from=json_list(apart_from))
+        [row] = await self.read("next_notice", now=now, length=length, apart_from=json_list(apart_from))
         return None if row["at"] is None else from_micros(row["at"])
 
     async def claim_notices(
         self, *, now: datetime, length: timedelta, lease: str, limit: int, apart_from: Sequence[str] = ()
     ) -> Sequence[Notice]:
         """Commit a lease of this `length` of notices that are due, each the first of its connection not parked."""
-        found = await self._database.write(
+        found = await self.write(
             "claim_notices", now=now, length=length, lease=lease, limit=limit, apart_from=json_list(apart_from)
         )
         return [_read_notice(row) for row in found]
@@ -174,27 +174,27 @@ class History(Repository):
             await self._record(transaction, events if gone else [])
             return bool(gone)
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def notice_failed(self, failed: FailedDelivery, *, events: Sequence[Event] = ()) -> bool:
         """Commit when it is tried again, or that it is parked; `False` where the lease is no longer ours."""
 
         async def work(transaction: Transaction) -> bool:
-            changed = await transaction.run("notice_failed", **values_of(failed), now=self._clock.now())
+            changed = await transaction.run("notice_failed", **values_of(failed), now=self.clock.now())
             await self._record(transaction, events if changed else [])
             return bool(changed)
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def retry_notices(self, notice_id: str | None) -> Sequence[str]:
         """Let a notice, or all that are parked, be tried now; return which these are."""
 
         async def work(transaction: Transaction) -> Sequence[str]:
-            found = await transaction.run("retry_notices", id=notice_id, now=self._clock.now())
+            found = await transaction.run("retry_notices", id=notice_id, now=self.clock.now())
             self._wake_on_commit(transaction)
             return [row["id"] for row in found]
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
 
 def event_details(fields: Mapping[str, object]) -> str:

@@ -42,7 +42,7 @@ class Meta(Repository):
 
     async def shared_state(self) -> SharedState:
         """Return what may stop refreshing."""
-        found = {row["name"]: bytes(row["value"]) for row in await self._database.read("shared_state")}
+        found = {row["name"]: bytes(row["value"]) for row in await self.read("shared_state")}
         frozen, block, words = (found.get(name) for name in ("frozen", "amo_block", "refused_credentials"))
         return SharedState(
             frozen=None if frozen is None else read_freeze(frozen),
@@ -59,7 +59,7 @@ class Meta(Repository):
             [row] = await transaction.run("get_meta", name="canary")
             return bytes(row["value"])
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def stored_canary(self) -> bytes | None:
         """Return the store's canary; `None` before the first start."""
@@ -67,11 +67,11 @@ class Meta(Repository):
 
     async def is_whole(self) -> bool:
         """Return whether SQLite finds no damage; PostgreSQL is not asked."""
-        return [row["quick_check"] for row in await self._database.read("quick_check")] in ([], ["ok"])
+        return [row["quick_check"] for row in await self.read("quick_check")] in ([], ["ok"])
 
     async def suspend_terminal(self, *, now: datetime) -> None:
         """Suspend further terminal failures, also after a restart."""
-        await self._database.write("add_meta", name="deaths_held", value=now.isoformat().encode())
+        await self.write("add_meta", name="deaths_held", value=now.isoformat().encode())
 
     async def resume_terminal(self) -> None:
         """Apply terminal failures again, and count none of those before."""
@@ -80,7 +80,7 @@ class Meta(Repository):
             await transaction.run("drop_meta", name="deaths_held")
             await transaction.run("forget_deaths")
 
-        await self._database.transact(work)
+        await self.transact(work)
 
     async def pair_obtained(self, client_id: str) -> bool:
         """Return whether AMO has ever issued a pair that is or was stored here to this client id."""
@@ -88,14 +88,14 @@ class Meta(Repository):
 
     async def refuse_credentials(self, words: str) -> None:
         """Store AMO's words against our credentials, for every process and the next start."""
-        await self._database.write("add_meta", name="refused_credentials", value=words.encode())
+        await self.write("add_meta", name="refused_credentials", value=words.encode())
 
     async def accept_credentials(self) -> None:
         """Store that AMO accepts our credentials."""
-        await self._database.write("drop_meta", name="refused_credentials")
+        await self.write("drop_meta", name="refused_credentials")
 
     async def _get(self, name: str) -> bytes | None:
-        found = await self._database.read("get_meta", name=name)
+        found = await self.read("get_meta", name=name)
         return bytes(found[0]["value"]) if found else None
 
     # --- frozen ----------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class Meta(Repository):
         async def work(transaction: Transaction) -> bool:
             return await self._freeze_all(transaction, why, elsewhere=elsewhere)
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def thaw_all(self, *, machine: str | None) -> bool:
         """Spend again, here: this machine is the store's from now on; `False` where it was not frozen.
@@ -125,20 +125,20 @@ class Meta(Repository):
             if found:
                 transaction.changes.append(ANY)
                 if read_freeze(found[0]["value"]).elsewhere:
-                    await transaction.run("all_due", now=self._clock.now())
+                    await transaction.run("all_due", now=self.clock.now())
                 if machine is not None:
-                    here = await self._database.location(machine)
+                    here = await self.location(machine)
                     await transaction.run("put_meta", name="machine", value=here.encode())
                 await self._record(transaction, [Event(name="service.thawed")])
             return bool(found)
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def check_machine(self, machine: str) -> Freeze | None:
         """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
 
         async def work(transaction: Transaction) -> Freeze | None:
-            here = await self._database.location(machine)
+            here = await self.location(machine)
             found = await transaction.run("get_meta", name="machine")
             if not found:
                 await transaction.run("put_meta", name="machine", value=here.encode())
@@ -152,15 +152,15 @@ class Meta(Repository):
             frozen = await transaction.run("get_meta", name="frozen")
             return read_freeze(frozen[0]["value"]) if frozen else None
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def is_elsewhere(self, machine: str) -> bool:
         """Return whether it was last served at another location."""
         served = await self._get("machine")
-        return served is not None and served.decode() != await self._database.location(machine)
+        return served is not None and served.decode() != await self.location(machine)
 
     async def _freeze_all(self, transaction: Transaction, why: str, *, elsewhere: bool) -> bool:
-        value = freeze_value(Freeze(at=self._clock.now(), why=why, elsewhere=elsewhere))
+        value = freeze_value(Freeze(at=self.clock.now(), why=why, elsewhere=elsewhere))
         await transaction.run("lock_for_freezing")
         frozen = bool(await transaction.run("add_meta", name="frozen", value=value))
         if frozen:
@@ -185,7 +185,7 @@ class Meta(Repository):
             if await transaction.run("add_meta", name="amo_block", value=amo_block_value(block)):
                 await self._record(transaction, [Event(name="amo_blocked.started", level=Level.ERROR)])
 
-        await self._database.transact(work)
+        await self.transact(work)
 
     async def end_amo_block(self) -> None:
         """Store that AMO no longer blocks our address."""
@@ -195,7 +195,7 @@ class Meta(Repository):
                 fields = {"since": read_amo_block(ended[0]["value"]).since}
                 await self._record(transaction, [Event(name="amo_blocked.ended", fields=fields)])
 
-        await self._database.transact(work)
+        await self.transact(work)
 
     async def take_amo_probe(self, connection_id: str, *, every: timedelta) -> bool:
         """Reserve the next probe for a connection; `False` where none may leave yet, by the store's clock."""
@@ -229,7 +229,7 @@ class Meta(Repository):
             value = amo_block_value(block)
             return bool(await transaction.run("change_meta", name="amo_block", value=value, before=before))
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def _shift_amo_block(self, transaction: Transaction, *, back: timedelta, now: datetime) -> None:
         found = await transaction.run("get_meta", name="amo_block")
@@ -249,8 +249,8 @@ class Meta(Repository):
         Returns by how much: nothing, where the clock has not gone back. Where several instances share a database
         nothing is taken back: one whose clock is wrong must not shift the others' times.
         """
-        if self._database.has_shared_clock:
-            await self._database.write("put_meta", name="seen_at", value=str(to_micros(now())).encode())
+        if self.has_shared_clock:
+            await self.write("put_meta", name="seen_at", value=str(to_micros(now())).encode())
             return timedelta(0)
 
         async def work(transaction: Transaction) -> timedelta:
@@ -268,13 +268,13 @@ class Meta(Repository):
             await self._record(transaction, [Event(name="clock.went_back", level=Level.WARNING, fields=fields)])
             return back
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     # --- all that is stored ------------------------------------------------------------------------
 
     async def survey(self, *, now: datetime, late: datetime) -> StoreStats:
         """Count connections and notices, and refreshes that were due before `late` as overdue."""
-        [row] = await self._database.read("survey", now=now, late=late)
+        [row] = await self.read("survey", now=now, late=late)
         others: dict[str, int] = json.loads(row["not_active"])
         return StoreStats(
             active=row["active"],
@@ -295,7 +295,7 @@ class Meta(Repository):
 
     async def count_sealed(self) -> int:
         """Count the encrypted records of every kind."""
-        [[number]] = await self._database.read("count_sealed")
+        [[number]] = await self.read("count_sealed")
         return int(number)
 
     async def sealed(self, kind: RecordKind, *, after: str, limit: int) -> Sequence[EncryptedRecord]:
@@ -303,7 +303,7 @@ class Meta(Repository):
         if kind is RecordKind.CANARY:
             canary = await self._get("canary") if after < "canary" else None
             return [] if canary is None else [EncryptedRecord(kind=kind, name="canary", content=canary)]
-        found = await self._database.read(f"sealed_{kind}", after=after, limit=limit)
+        found = await self.read(f"sealed_{kind}", after=after, limit=limit)
         return [EncryptedRecord(kind=kind, name=row["name"], content=row["content"]) for row in found]
 
     async def reseal(self, resealed: Sequence[ReencryptedRecord]) -> Sequence[EncryptedRecord]:
@@ -322,7 +322,7 @@ class Meta(Repository):
                     left.append(read)
             return left
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
 
 def read_freeze(value: bytes) -> Freeze:

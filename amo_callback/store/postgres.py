@@ -17,9 +17,9 @@ import asyncpg
 from amo_callback.clock import DatabaseClock
 from amo_callback.concurrency import unbroken
 from amo_callback.errors import StoreUnavailable
+from amo_callback.store import Store
 from amo_callback.store.engine import (
     CHANGES,
-    Database,
     Engine,
     Statement,
     Transaction,
@@ -85,7 +85,7 @@ keeps nobody from storing a pair. Whatever else is one statement's own."""
 @asynccontextmanager
 async def open_postgres(
     url: str, *, clock: Clock, process: str, read_only: bool = False
-) -> AsyncIterator[PostgresDatabase]:
+) -> AsyncIterator[PostgresStore]:
     """Open the database that `url` names, and bring its schema up to date.
 
     `read_only`, the server refuses every write, and nothing is upgraded: raises `OtherSchema` where that would be
@@ -99,7 +99,7 @@ async def open_postgres(
         except ERRORS as error:
             raise explain(error) from None
         listener = Listener(lambda: connect(url), clock=own)
-        database = PostgresDatabase(pool=pool, listener=listener, location=location, clock=own, process=process)
+        database = PostgresStore(pool=pool, listener=listener, location=location, clock=own, process=process)
         async with nullcontext() if read_only else listener.listening():  # a standby takes no LISTEN
             yield database
 
@@ -123,7 +123,7 @@ class _Undone(StoreUnavailable):
     """An error of a transaction that can be tried again."""
 
 
-class PostgresDatabase(Database):
+class PostgresStore(Store):
     """A PostgreSQL database."""
 
     has_shared_clock = True
@@ -237,7 +237,7 @@ class PostgresDatabase(Database):
 class _Transaction(Transaction):
     """A transaction on a connection of its own."""
 
-    def __init__(self, connection: PoolConnectionProxy, database: PostgresDatabase) -> None:
+    def __init__(self, connection: PoolConnectionProxy, database: PostgresStore) -> None:
         super().__init__()
         self._connection = connection
         self._database = database

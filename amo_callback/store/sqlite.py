@@ -22,11 +22,11 @@ import aiosqlite
 from amo_callback.concurrency import unbroken
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.files import open_regular
+from amo_callback.store import Store
 from amo_callback.store.backup import back_up_before_migration, check_files, error_name
 from amo_callback.store.batching import Batcher
 from amo_callback.store.engine import (
     CHANGES,
-    Database,
     Engine,
     Row,
     Statement,
@@ -79,7 +79,7 @@ async def open_sqlite(
     process: str = "amo-callback",
     migrations: Sequence[Sequence[str]] | None = None,
     read_only: bool = False,
-) -> AsyncIterator[SqliteDatabase]:
+) -> AsyncIterator[SqliteStore]:
     """Open a database file, make it where there is none (0600), and bring its schema up to date.
 
     `read_only`, nothing is made, upgraded or written: raises `OtherSchema` where that would be needed.
@@ -110,7 +110,7 @@ async def open_sqlite(
                 await _prepare(reader, clock)
             await reader.execute("PRAGMA query_only = ON")
         wal = WriteAheadLog(path, busy_timeout=_BUSY_TIMEOUT)
-        yield SqliteDatabase(writer=writer, reader=reader, wal=wal, clock=clock, process=process)
+        yield SqliteStore(writer=writer, reader=reader, wal=wal, clock=clock, process=process)
 
 
 @contextmanager
@@ -204,7 +204,7 @@ class WriteAheadLog:
                     writer.execute(f"PRAGMA busy_timeout = {self._busy_timeout * 1000:.0f}")
 
 
-class SqliteDatabase(Database):
+class SqliteStore(Store):
     """A SQLite file."""
 
     has_shared_clock = False

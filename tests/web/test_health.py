@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from amo_callback.store import Store
-    from amo_callback.store.sqlite import SqliteDatabase
+    from amo_callback.store.sqlite import SqliteStore
     from tests.conftest import Running
 
 
@@ -187,7 +187,7 @@ async def _stuck(store: Store) -> AsyncIterator[None]:
         begun.set()
         go_on.wait(PATIENCE)
 
-    reader = cast("SqliteDatabase", store._database)._reader  # noqa: SLF001 -- because only a dying disk does it from outside
+    reader = cast("SqliteStore", store)._reader  # noqa: SLF001 -- because only a dying disk does it from outside
     await reader.create_function("wait", 0, wait)
     reading = asyncio.create_task(reader.execute_fetchall("SELECT wait()"))
     await asyncio.to_thread(begun.wait)
