@@ -21,26 +21,23 @@ from amo_callback.errors import (
 )
 from amo_callback.events import Event, Level
 from amo_callback.grant import Grant, GrantStatus, NewConnection, support_code
-from amo_callback.model import Connection, RefreshRules, Status, TokenResponse, connection_id
-from amo_callback.oauth.authorization import priority_of
+from amo_callback.model import Connection, Status, TokenResponse, connection_id
+from amo_callback.oauth.limits import priority_of
 from amo_callback.refresh.history import record_event
 from amo_callback.refresh.raw_answers import name_of_grant
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.clock import Clock
-    from amo_callback.crypto import Cipher
-    from amo_callback.events import Observer
     from amo_callback.grant import AuthorizationRequest
+    from amo_callback.oauth.grants import GrantRules
     from amo_callback.oauth.limits import Reservation
     from amo_callback.refresh.address_block import AddressBlock
     from amo_callback.refresh.credentials import Credentials
     from amo_callback.refresh.pending_writes import PendingWrites
     from amo_callback.refresh.raw_answers import RawAnswers
-    from amo_callback.store import Store
+    from amo_callback.tokens.lifecycle import Core
 
 _LAST_SLOT = 1.0
 """Seconds that an exchange may still wait for its slot once the process is to end: what follows has its own limits, and
@@ -48,12 +45,15 @@ all of it has to fit in the time that the process has then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExchangeRules:
-    """Who may connect, and how their pairs are refreshed from then on."""
+class ExchangeParts:
+    """The parts of the token lifecycle that an exchange uses."""
 
-    allowed_accounts: Collection[str] = ()
-    default_domain: str | None = None
-    refresh: RefreshRules = field(default_factory=RefreshRules)
+    pending_writes: PendingWrites
+    raw_answers: RawAnswers
+    credentials: Credentials
+    address_block: AddressBlock
+    connected: Callable[[Connection], None]
+    """Called where AMO has accepted a code, and its pair is stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,34 +76,19 @@ class CodeExchange:
 class Exchanger:
     """Exchange authorization codes."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        amo: AmoClient,
-        cipher: Cipher,
-        clock: Clock,
-        observer: Observer,
-        pending_writes: PendingWrites,
-        raw_answers: RawAnswers,
-        credentials: Credentials,
-        address_block: AddressBlock,
-        rules: ExchangeRules,
-        random: Callable[[], float],
-        connected: Callable[[Connection], None],
-    ) -> None:
-        self._store = store
-        self._amo = amo
-        self._cipher = cipher
-        self._clock = clock
-        self._observer = observer
-        self._pending_writes = pending_writes
-        self._raw_answers = raw_answers
-        self._credentials = credentials
-        self._address_block = address_block
+    def __init__(self, core: Core, rules: GrantRules, parts: ExchangeParts) -> None:
+        self._store = core.store
+        self._amo = core.amo
+        self._cipher = core.cipher
+        self._clock = core.clock
+        self._observer = core.observer
+        self._random = core.random
         self._rules = rules
-        self._random = random
-        self._connected = connected
+        self._pending_writes = parts.pending_writes
+        self._raw_answers = parts.raw_answers
+        self._credentials = parts.credentials
+        self._address_block = parts.address_block
+        self._connected = parts.connected
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:

@@ -26,57 +26,42 @@ from amo_callback.errors import (
     UserError,
 )
 from amo_callback.events import Event, Level
-from amo_callback.grant import CodePresentation, Grant, GrantResult, GrantSecrets, GrantStatus
-from amo_callback.model import Connection, fingerprint
-from amo_callback.oauth.authorization import priority_of
+from amo_callback.grant import CodePresentation, GrantStatus
+from amo_callback.model import fingerprint
 from amo_callback.oauth.code_exchange import CodeExchange
+from amo_callback.oauth.grants import Grants
+from amo_callback.oauth.limits import priority_of
+from amo_callback.refresh.leases import Leases
 
 if TYPE_CHECKING:
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.clock import Clock
-    from amo_callback.events import Observer
+    from amo_callback.grant import Grant, GrantResult, GrantSecrets
+    from amo_callback.model import Connection
+    from amo_callback.oauth.authorization import Authorizations
     from amo_callback.oauth.code_exchange import Exchanger
-    from amo_callback.oauth.grant_factory import GrantFactory
-    from amo_callback.oauth.limits import AdmissionQueue, AttemptLimiter
-    from amo_callback.oauth.state_policy import StatePolicy
-    from amo_callback.refresh.leases import Leases
-    from amo_callback.store import Store
+    from amo_callback.oauth.grants import GrantRules
+    from amo_callback.oauth.limits import Limits
+    from amo_callback.tokens.lifecycle import Core
 
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at a grant that another process is exchanging."""
-PATIENCE = 8.0
-"""Seconds after which a person is told that it takes longer; the exchange goes on."""
 
 
 class GrantService:
     """Complete grants."""
 
     def __init__(
-        self,
-        *,
-        store: Store,
-        amo: AmoClient,
-        records: GrantFactory,
-        clock: Clock,
-        observer: Observer,
-        exchanger: Exchanger,
-        admission: StatePolicy,
-        attempts: AttemptLimiter,
-        queue: AdmissionQueue,
-        leases: Leases,
-        patience: float = PATIENCE,
+        self, core: Core, rules: GrantRules, *, exchanger: Exchanger, authorizations: Authorizations, limits: Limits
     ) -> None:
-        self._store = store
-        self._amo = amo
-        self._records = records
-        self._clock = clock
-        self._observer = observer
+        self._store = core.store
+        self._amo = core.amo
+        self._clock = core.clock
+        self._observer = core.observer
         self._exchanger = exchanger
-        self._admission = admission
-        self._attempts = attempts
-        self._queue = queue
-        self._leases = leases
-        self._patience = patience
+        self._authorizations = authorizations
+        self._limits = limits
+        self._patience = rules.patience
+        self._grants = Grants(core, rules)
+        self._leases = Leases(length=rules.refresh.lease, store=core.store, clock=core.clock)
         self._flights: dict[str, asyncio.Task[GrantResult]] = {}
         self._pending: dict[str, GrantResult] = {}
         """Where the results of flights will be found, once their grants have been written."""
@@ -91,7 +76,7 @@ class GrantService:
         who is cancelled cancels nothing else.
         """
         outcome = await self._completed(visit)
-        self._admission.check(visit, state=outcome.state, request=outcome.request)
+        self._authorizations.check(visit, state=outcome.state, request=outcome.request)
         return outcome
 
     async def _completed(self, visit: CodePresentation) -> GrantResult:
@@ -124,7 +109,7 @@ class GrantService:
         grant = await self._store.grant_by_handle(fingerprint(handle))
         if grant is None or grant.expires_at <= self._clock.now():
             raise NotFound
-        return self._records.told(grant)
+        return self._grants.told(grant)
 
     async def again(self, handle: str, *, address: str | None = None) -> GrantResult:
         """Try once more with the code of the return address `handle`, where it has failed for a passing reason.
@@ -134,7 +119,7 @@ class GrantService:
         grant = await self._store.grant_by_handle(fingerprint(handle))
         if grant is None or grant.expires_at <= self._clock.now():
             raise NotFound
-        secrets = self._records.secrets_of(grant)
+        secrets = self._grants.secrets_of(grant)
         return await self.complete(
             CodePresentation(code=secrets.code, state=secrets.state, host=secrets.domain, address=address)
         )
@@ -176,32 +161,32 @@ class GrantService:
             if grant is None or self._is_abandoned(grant) or grant.status is GrantStatus.FAILED:
                 grant, secrets = await self._try(visit, grant)
                 if secrets is not None:
-                    return self._records.told(grant, secrets)
+                    return self._grants.told(grant, secrets)
                 if grant.status is GrantStatus.FAILED:
                     continue  # somebody else was faster, and had no luck: now it is a known one
             if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
-                return self._records.told(grant)
-            self._pending[visit.code_hash] = self._records.told(grant)
+                return self._grants.told(grant)
+            self._pending[visit.code_hash] = self._grants.told(grant)
             await self._clock.sleep(_LOOK_AGAIN)
 
     async def _try(self, visit: CodePresentation, before: Grant | None) -> tuple[Grant, GrantSecrets | None]:
         """Claim the code and exchange it; return the grant as it is then, and its secrets where it was ours to end."""
         started = self._clock.monotonic()
-        known = None if before is None else self._records.secrets_of(before)
+        known = None if before is None else self._grants.secrets_of(before)
         if known is None:
-            request = await self._admission.request_of(visit)
+            request = await self._authorizations.admit(visit)
         else:
-            self._admission.check(visit, state=known.state, request=known.request)
+            self._authorizations.check(visit, state=known.state, request=known.request)
             request = known.request
         # Without a host the code is asked about where it was seen before, or at the default.
         domain = self._amo.check_domain(visit.host or (known.domain if known else None))
-        fresh, secrets = self._records.begin(visit, domain=domain, request=request)
+        fresh, secrets = self._grants.begin(visit, domain=domain, request=request)
         priority = priority_of(request)
         who = f"user {request.user}" if request is not None and request.user is not None else visit.address
-        with self._queue.enter(priority, who) as turn:
-            reservation = self._attempts.reserve(who, among=priority)
+        with self._limits.queue.enter(priority, who) as turn:
+            reservation = self._limits.codes.reserve(who, among=priority)
             try:
-                async with self._queue.write(priority):
+                async with self._limits.queue.write(priority):
                     grant = await self._store.claim_grant(
                         fresh,
                         now=self._clock.now(),
@@ -220,7 +205,7 @@ class GrantService:
                 return grant, None
             secrets = known or secrets  # who tries again keeps what was handed out
             self._claimed.add(visit.code_hash)
-            self._pending[visit.code_hash] = self._records.told(grant, secrets)
+            self._pending[visit.code_hash] = self._grants.told(grant, secrets)
             exchange = CodeExchange(
                 code=visit.code, domain=domain, request=request, started=started, reservation=reservation, turn=turn
             )

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import GrantExpired, PkceMismatch
 from amo_callback.grant import CodePresentation, CodeSource, GrantStatus
 from amo_callback.model import fingerprint
+from amo_callback.oauth.grants import Grants
 from amo_callback.oauth.ownership import Binding, binding_of
 from amo_callback.rate_limit import Priority
 
 if TYPE_CHECKING:
-    from amo_callback.clock import Clock
     from amo_callback.grant import Grant, GrantResult, GrantSecrets
     from amo_callback.model import Connection
-    from amo_callback.oauth.grant_factory import GrantFactory
     from amo_callback.oauth.grant_service import GrantService
+    from amo_callback.oauth.grants import GrantRules
     from amo_callback.oauth.limits import AttemptLimiter, Reservation
-    from amo_callback.store import Store
+    from amo_callback.tokens.lifecycle import Core
 
 TICKET_LIFE = timedelta(minutes=10)
 """Counted from AMO's acceptance."""
@@ -53,22 +53,13 @@ class Redeemed:
 class Redeemer:
     """Tell what became of a grant, any number of times, to whoever proves to be where it began."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        records: GrantFactory,
-        clock: Clock,
-        connect: GrantService,
-        attempts: AttemptLimiter,
-        issued_only: bool,
-    ) -> None:
-        self._store = store
-        self._records = records
-        self._clock = clock
-        self._connect = connect
+    def __init__(self, core: Core, rules: GrantRules, *, service: GrantService, attempts: AttemptLimiter) -> None:
+        self._store = core.store
+        self._clock = core.clock
+        self._issued_only = rules.issued_only
+        self._grants = Grants(core, rules)
+        self._service = service
         self._attempts = attempts
-        self._issued_only = issued_only
 
     async def redeem(self, presented: RedeemRequest) -> Redeemed:
         """Return what became of a grant; the user who has proved to be an owner of its connection is bound to it.
@@ -85,7 +76,7 @@ class Redeemer:
         )
         reservation = self._reserve(presented, known)
         try:
-            outcome = await self._connect.complete(visit)
+            outcome = await self._service.complete(visit)
         except PkceMismatch:
             raise  # and keeps the place: whoever guesses comes to an end
         except BaseException:
@@ -95,7 +86,7 @@ class Redeemer:
         if outcome.status is not GrantStatus.CONNECTED or outcome.connection_id is None:
             return Redeemed(outcome=outcome, connection=None)
         is_owner = await self._bind(outcome, outcome.connection_id, presented.user)
-        return Redeemed(outcome=outcome, connection=await self._connect.connection_of(outcome), is_owner=is_owner)
+        return Redeemed(outcome=outcome, connection=await self._service.connection_of(outcome), is_owner=is_owner)
 
     async def _known(self, name: str) -> GrantSecrets | None:
         """Return what is known of a ticket or a code: a ticket is one whatever was tried with it as a code."""
@@ -105,7 +96,7 @@ class Redeemer:
         grant = grant or await self._store.grant(name)
         if grant is None or grant.sealed is None:
             return None
-        return self._records.secrets_of(grant)
+        return self._grants.secrets_of(grant)
 
     def _is_over(self, grant: Grant) -> bool:
         now = self._clock.now()

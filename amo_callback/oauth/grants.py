@@ -1,35 +1,55 @@
-"""Grants as they are written down, their secrets sealed, and as they are told."""
+"""Grants as they are stored, their secrets sealed, and as they are told; and the rules that they follow."""
 
 from __future__ import annotations
 
+import secrets as randomness
 import uuid
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import UnknownOutcome
 from amo_callback.grant import Grant, GrantResult, GrantSecrets, GrantStatus, support_code
-from amo_callback.model import fingerprint
+from amo_callback.model import RefreshRules, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
-    from amo_callback.clock import Clock
-    from amo_callback.crypto import Cipher
     from amo_callback.grant import AuthorizationRequest, CodePresentation
+    from amo_callback.tokens.lifecycle import Core
 
 
 CODE_LIFE = timedelta(minutes=20)
 """How long AMO's codes live, and our memory of them."""
 
 
-class GrantFactory:
-    """Write grants, and read them; a claimed one is one process's alone for `lease` seconds."""
+def _new_secret() -> str:
+    """Return 128 random bits, as `[A-Za-z0-9_-]`: what links carry unharmed."""
+    return randomness.token_urlsafe(16)
 
-    def __init__(self, *, cipher: Cipher, clock: Clock, lease: float, new_secret: Callable[[], str]) -> None:
-        self._cipher = cipher
-        self._clock = clock
-        self._lease = timedelta(seconds=lease)
-        self._new_secret = new_secret
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrantRules:
+    """Which grants are taken, how long they are waited for, and how their pairs are refreshed from then on."""
+
+    issued_only: bool = False
+    """Whether only states that were issued here are taken."""
+    allowed_accounts: Collection[str] = ()
+    default_domain: str | None = None
+    patience: float = 8.0
+    """Seconds after which a person is told that it takes longer; the exchange goes on."""
+    refresh: RefreshRules = field(default_factory=RefreshRules)
+    new_secret: Callable[[], str] = _new_secret
+
+
+class Grants:
+    """Write grants, and read them."""
+
+    def __init__(self, core: Core, rules: GrantRules) -> None:
+        self._cipher = core.cipher
+        self._clock = core.clock
+        self._lease = timedelta(seconds=rules.refresh.lease)
+        self._new_secret = rules.new_secret
 
     def begin(
         self, visit: CodePresentation, *, domain: str, request: AuthorizationRequest | None
