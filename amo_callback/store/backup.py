@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _WHY = "the database is a copy: once nothing else works on its tokens, `amo-callback connections thaw --all`"
 UNFINISHED = ".unfinished"
-_WITH_HISTORY = 3
-"""The schema that has the table `events`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,8 +162,7 @@ def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Itera
 def freeze(copy: sqlite3.Connection, now: datetime) -> None:
     """Freeze a copy, whatever froze the original, and check that it is frozen; raises `BackupFailed`."""
     run(copy, "drop_meta", name="frozen")
-    if number(copy, "PRAGMA user_version") >= _WITH_HISTORY:  # so that the history shows that it is a copy
-        run(copy, "save_event", at=now, connection_id=None, name="service.copied", process="copy", details="{}")
+    run(copy, "save_event", at=now, connection_id=None, name="service.copied", process="copy", details="{}")
     run(copy, "add_meta", name="frozen", value=freeze_value(Freeze(at=now, why=_WHY, elsewhere=True)))
     check_frozen(copy)
 

@@ -226,22 +226,39 @@ def json_object(text: str | bytes) -> Mapping[str, Any]:
 
 ANY = ChangeNotice(connections=None, belonging=True)
 """The change of a statement that names no connection."""
+CHANGES = frozenset({"changes connection", "changes owners", "changes all", "erases connection"})
+"""Notes of statements that change what is remembered of connections."""
 
 
 class Transaction(ABC):
     """A transaction: what it has changed so far, and what to call once it is committed."""
 
-    def __init__(self) -> None:
+    def __init__(self, statements: Mapping[str, Statement]) -> None:
+        self._statements = statements
         self.changes: list[ChangeNotice] = []
         self.on_commit: list[Callable[[], None]] = []
 
-    @abstractmethod
     async def run(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement."""
+        sql = self._statements[statement]
+        found = await self._execute(sql, values) if sql.text else []
+        if sql.notes & CHANGES:
+            self._note(sql, values, found)
+        return found
 
-    @abstractmethod
     async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
         """Run a statement once for each row of values, which is faster than one after the other."""
+        sql = self._statements[statement]
+        await self._execute_many(sql, rows)
+        if sql.notes & CHANGES:
+            for values in rows:
+                self._note(sql, values, None)
+
+    @abstractmethod
+    async def _execute(self, sql: Statement, values: Mapping[str, object]) -> Sequence[Row]: ...
+
+    @abstractmethod
+    async def _execute_many(self, sql: Statement, rows: Sequence[Mapping[str, object]]) -> None: ...
 
     def _note(self, statement: Statement, values: Mapping[str, object], found: Sequence[Row] | None) -> None:
         """Note a change that the statement declares; `found` is what it returned, `None` where that is not known."""
@@ -257,10 +274,6 @@ class Transaction(ABC):
             return
         owners, erased = "changes owners" in statement.notes, "erases connection" in statement.notes
         self.changes.append(ChangeNotice(connections=ids, belonging=owners, erased=erased))
-
-
-CHANGES = frozenset({"changes connection", "changes owners", "changes all", "erases connection"})
-"""Notes of statements that change what is remembered of connections."""
 
 
 class Database(ABC):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _STEPPED = timedelta(seconds=60)
 """By how much a clock must go back for its times to be taken back: less harms no token."""
+_BLOCK_TIMES = ("since", "probe_at", "exchange_at")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,9 +237,9 @@ class Meta(Repository):
         if not found:
             return
         block = read_amo_block(found[0]["value"])
-        times = {"since": block.since, "probe_at": block.probe_at, "exchange_at": block.exchange_at}
-        shifted = {name: time - back if time > now else time for name, time in times.items()}
-        value = amo_block_value(AmoBlock(**shifted, probed=block.probed))
+        times = {name: getattr(block, name) for name in _BLOCK_TIMES}
+        ahead = {name: time - back for name, time in times.items() if time > now}
+        value = amo_block_value(dataclasses.replace(block, **ahead))
         await transaction.run("put_meta", name="amo_block", value=value)
 
     # --- time ------------------------------------------------------------------------------------
@@ -344,7 +345,7 @@ def read_amo_block(value: bytes) -> AmoBlock:
     """Read the value `amo_block`; in place of one that cannot be read the block begins anew, with a probe."""
     content = json_object(value)
     try:
-        times = {name: from_micros(int(content[name])) for name in ("since", "probe_at", "exchange_at")}
+        times = {name: from_micros(int(content[name])) for name in _BLOCK_TIMES}
         return AmoBlock(**times, probed=tuple(map(str, content["probed"])))
     except (KeyError, TypeError, ValueError):
         start = from_micros(0)
@@ -353,8 +354,8 @@ def read_amo_block(value: bytes) -> AmoBlock:
 
 def amo_block_value(block: AmoBlock) -> bytes:
     """Return the value `amo_block`."""
-    times = {"since": block.since, "probe_at": block.probe_at, "exchange_at": block.exchange_at}
-    return json.dumps({**{name: to_micros(time) for name, time in times.items()}, "probed": block.probed}).encode()
+    times = {name: to_micros(getattr(block, name)) for name in _BLOCK_TIMES}
+    return json.dumps({**times, "probed": block.probed}).encode()
 
 
 def _time(value: int | None) -> datetime | None:

@@ -19,7 +19,6 @@ from amo_callback.concurrency import unbroken
 from amo_callback.errors import StoreUnavailable
 from amo_callback.store import Store
 from amo_callback.store.engine import (
-    CHANGES,
     Engine,
     Statement,
     Transaction,
@@ -237,35 +236,23 @@ class PostgresStore(Store):
 class _Transaction(Transaction):
     """A transaction on a connection of its own."""
 
-    def __init__(self, connection: PoolConnectionProxy, database: PostgresStore) -> None:
-        super().__init__()
+    def __init__(self, connection: PoolConnectionProxy, store: PostgresStore) -> None:
+        super().__init__(store.statements)
         self._connection = connection
-        self._database = database
+        self._clock = store.clock
+        self._process = store.process
 
-    async def run(self, statement: str, /, **values: object) -> Sequence[Row]:
-        sql = self._database.statements[statement]
-        if not sql.text:
-            return []
-        given = self._arguments(sql, values)
+    async def _execute(self, sql: Statement, values: Mapping[str, object]) -> Sequence[Row]:
+        given = arguments(sql, {"process": self._process, **values})
         if "slow" in sql.notes:
             async with self._connection.transaction():
                 await self._connection.execute("SET LOCAL statement_timeout = 0")
-                found = list(await self._connection.fetch(sql.text, *given, timeout=_SLOW))
-        else:
-            asked_at = self._database.clock.monotonic()
-            found = list(await self._connection.fetch(sql.text, *given))
-            if found and (clock := found[0].get("clock")) is not None:
-                self._database.clock.set(from_micros(clock), asked_at=asked_at)
-        if sql.notes & CHANGES:
-            self._note(sql, values, found)
+                return list(await self._connection.fetch(sql.text, *given, timeout=_SLOW))
+        asked_at = self._clock.monotonic()
+        found = list(await self._connection.fetch(sql.text, *given))
+        if found and (clock := found[0].get("clock")) is not None:
+            self._clock.set(from_micros(clock), asked_at=asked_at)
         return found
 
-    async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
-        sql = self._database.statements[statement]
-        await self._connection.executemany(sql.text, [self._arguments(sql, values) for values in rows])
-        if sql.notes & CHANGES:
-            for values in rows:
-                self._note(sql, values, None)
-
-    def _arguments(self, sql: Statement, values: Mapping[str, object]) -> list[object]:
-        return arguments(sql, {"process": self._database.process, **values})
+    async def _execute_many(self, sql: Statement, rows: Sequence[Mapping[str, object]]) -> None:
+        await self._connection.executemany(sql.text, [arguments(sql, values) for values in rows])

@@ -26,7 +26,6 @@ from amo_callback.store import Store
 from amo_callback.store.backup import back_up_before_migration, check_files, error_name
 from amo_callback.store.batching import Batcher
 from amo_callback.store.engine import (
-    CHANGES,
     Engine,
     Row,
     Statement,
@@ -291,27 +290,16 @@ class _Transaction(Transaction):
     """A part of a transaction, on the writer's thread: a statement is finished when `run` returns."""
 
     def __init__(self, statements: Mapping[str, Statement], clock: Clock, database: sqlite3.Connection) -> None:
-        super().__init__()
-        self._statements = statements
+        super().__init__(statements)
         self._clock = clock
         self._database = database
 
-    async def run(self, statement: str, /, **values: object) -> Sequence[Row]:
-        sql = self._statements[statement]
-        if not sql.text:
-            return []
+    async def _execute(self, sql: Statement, values: Mapping[str, object]) -> Sequence[Row]:
         given = arguments(sql, {"clock": self._clock.now(), **values})
-        found = self._database.execute(sql.text, given).fetchall()
-        if sql.notes & CHANGES:
-            self._note(sql, values, found)
-        return found
+        return self._database.execute(sql.text, given).fetchall()
 
-    async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
-        sql = self._statements[statement]
+    async def _execute_many(self, sql: Statement, rows: Sequence[Mapping[str, object]]) -> None:
         self._database.executemany(sql.text, [arguments(sql, values) for values in rows])
-        if sql.notes & CHANGES:
-            for values in rows:
-                self._note(sql, values, None)
 
 
 def _read_all(database: sqlite3.Connection, reads: Sequence[_Read]) -> list[Any]:
