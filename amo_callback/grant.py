@@ -196,7 +196,7 @@ class GrantResult:
     """The store's counter of disconnects when the code was first claimed."""
 
     @property
-    def handed_back(self) -> bytes | None:
+    def app_state(self) -> bytes | None:
         """The state that the app gets back: its own."""
         return self.state if self.request is None or self.request.state is None else self.request.state
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from amo_callback.grant import Grant, GrantStatus, NewConnection
 from amo_callback.model import (
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from amo_callback.store import Store
 
+T = TypeVar("T")
 DAY = timedelta(days=1)
 
 
@@ -160,11 +161,15 @@ async def switch_off(store: Store) -> Sequence[str]:
     return await store.record_disabled_hook("1", shortest=timedelta(seconds=5), quiet=timedelta(hours=1))
 
 
+def present(value: T | None) -> T:
+    """Return a value that is there."""
+    assert value is not None
+    return value
+
+
 async def now(store: Store, connection: Connection) -> Connection:
     """Return a connection as the store has it now."""
-    stored = await store.connection(connection.id)
-    assert stored is not None
-    return stored
+    return present(await store.connection(connection.id))
 
 
 async def save(store: Store, connection: Connection, *, iat: int | None = None, code: str | None = None) -> Connection:
@@ -172,6 +177,4 @@ async def save(store: Store, connection: Connection, *, iat: int | None = None, 
     grant = a_grant(code or f"code of {connection.id} {iat}")
     claimed = await store.claim_grant(grant, now=START)
     await store.save_connected(NewConnection(grant=claimed, connection=connection, token_iat=iat))
-    stored = await store.connection(connection.id)
-    assert stored is not None
-    return stored
+    return await now(store, connection)

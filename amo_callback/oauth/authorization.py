@@ -67,22 +67,22 @@ class Authorizations:
             expires_at=issued.expires_at,
         )
 
-    async def admit(self, visit: CodePresentation) -> AuthorizationRequest | None:
+    async def admit(self, presented: CodePresentation) -> AuthorizationRequest | None:
         """Return what the state of a code stands for that was never seen; `None` for the app's own.
 
         Where only issued states are taken, a code without one comes from AMO itself, for a listed account (which is
         checked once AMO has told whose it is). Raises `InvalidState`, `NotFound` for a code that only the app names,
         and `PkceMismatch` where it expects its challenge to be known.
         """
-        if visit.state is not None and is_issued(visit.state):
-            return await self._unused(visit.state)
-        if visit.arrival is CodeSource.APP:
+        if presented.state is not None and is_issued(presented.state):
+            return await self._unused(presented.state)
+        if presented.arrival is CodeSource.APP:
             if self._rules.issued_only:
                 raise NotFound
-            check_verifier(None, visit.verifier)
+            check_verifier(None, presented.verifier)
         if not self._rules.issued_only:
             return None
-        if visit.arrival is CodeSource.VENDOR and visit.state in _NO_STATE and self._rules.allowed_accounts:
+        if presented.arrival is CodeSource.VENDOR and presented.state in _NO_STATE and self._rules.allowed_accounts:
             return None
         raise InvalidState
 
@@ -92,20 +92,20 @@ class Authorizations:
             raise InvalidState
         return self._cipher.open_request(issued.sealed, state_hash=issued.state_hash)
 
-    def check(self, visit: CodePresentation, *, state: bytes | None, request: AuthorizationRequest | None) -> None:
+    def check(self, presented: CodePresentation, *, state: bytes | None, request: AuthorizationRequest | None) -> None:
         """Check who asks for the outcome of a code that is known, by the state and the request that it came with.
 
         An issued state is a secret of the browser that brings it: who has only the code is somebody else. Raises
         `InvalidState`. The app names no state: it has the verifier, or `PkceMismatch` is raised.
         """
-        if visit.arrival is CodeSource.APP:
-            check_verifier(request, visit.verifier)
+        if presented.arrival is CodeSource.APP:
+            check_verifier(request, presented.verifier)
         elif (self._rules.issued_only or is_issued(state)) and not hmac.compare_digest(
-            visit.state or b"", state or b""
+            presented.state or b"", state or b""
         ):
             raise InvalidState
 
-    async def handed_back(self, state: bytes | None) -> bytes | None:
+    async def app_state(self, state: bytes | None) -> bytes | None:
         """Return the state that the app gets back for the one that came: its own, where it gave one."""
         if state is None or not is_issued(state):
             return state

@@ -96,45 +96,45 @@ class Exchanger:
         self._stopping.set()
         self._pending_writes.stop()
 
-    async def exchange(self, grant: Grant, what: CodeExchange) -> Grant:
+    async def exchange(self, grant: Grant, exchange: CodeExchange) -> Grant:
         """Spend a claimed grant's code, store the pair it brings, and return how the grant ended.
 
         Raises `StoreUnavailable` where a refusal cannot be written down; a pair is held until it can be, or
         `ShuttingDown` once it is in its rescue file.
         """
         try:
-            issued = await self._spend(what)
+            issued = await self._spend(exchange)
         except AmoCallbackError as error:
-            await self._raw_answers.keep(name_of_grant(grant.code_hash), error, domain=what.domain)
+            await self._raw_answers.keep(name_of_grant(grant.code_hash), error, domain=exchange.domain)
             if isinstance(error, RequestNotSent | ShuttingDown | NotYet):
-                what.reservation.release()  # AMO was not asked
+                exchange.reservation.release()  # AMO was not asked
             ended = _failed(grant, error)
-            self._tell_failed(ended, error, what.domain)
-            expected = what.request is not None or what.domain == self._rules.default_domain
-            await self._credentials.note_refusal(error, host=what.domain, expected=expected)
+            self._tell_failed(ended, error, exchange.domain)
+            expected = exchange.request is not None or exchange.domain == self._rules.default_domain
+            await self._credentials.note_refusal(error, host=exchange.domain, expected=expected)
             await self._store.finish_grant(ended)
             return ended
         except BaseException:
             await self._store.finish_grant(_failed(grant, UnknownOutcome("a bug")))
             raise
-        return await self._save(grant, what, issued)
+        return await self._save(grant, exchange, issued)
 
-    async def _spend(self, what: CodeExchange) -> TokenResponse:
+    async def _spend(self, exchange: CodeExchange) -> TokenResponse:
         """Present the code, in its turn; raises what its refusal means, or `AccountNotAllowed`: it is dropped."""
-        await self._slot(what)
-        not_after = what.started + self._rules.refresh.lease - self._amo.timeout
+        await self._slot(exchange)
+        not_after = exchange.started + self._rules.refresh.lease - self._amo.timeout
         with self._pending_writes.expecting():
-            issued = await self._amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
+            issued = await self._amo.exchange(code=exchange.code, domain=exchange.domain, not_after=not_after)
         self._credentials.accept()
         if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
-            what.reservation.release()
+            exchange.reservation.release()
             await self._address_block.succeeded()
             raise AccountNotAllowed(issued.account.account_id)
         return issued
 
-    async def _save(self, grant: Grant, what: CodeExchange, issued: TokenResponse) -> Grant:
+    async def _save(self, grant: Grant, exchange: CodeExchange, issued: TokenResponse) -> Grant:
         """Store a pair that has been paid for, before anything else happens."""
-        connection = self._granted(issued, what.domain)
+        connection = self._granted(issued, exchange.domain)
         ended = dataclasses.replace(
             grant,
             status=GrantStatus.CONNECTED,
@@ -145,7 +145,7 @@ class Exchanger:
             grant=ended,
             connection=connection,
             token_iat=issued.account.token_iat,
-            owner=what.request.vouched_owner if what.request else None,
+            owner=exchange.request.vouched_owner if exchange.request else None,
         )
         connected = _connected(connection)
         try:
@@ -163,27 +163,27 @@ class Exchanger:
                 self._observer(connected)
                 self._connected(connection)
         finally:
-            what.reservation.release()  # only now: nothing may come between a pair and the store
+            exchange.reservation.release()  # only now: nothing may come between a pair and the store
         await self._address_block.succeeded()
         return ended
 
-    async def _slot(self, what: CodeExchange) -> None:
+    async def _slot(self, exchange: CodeExchange) -> None:
         """Wait for a slot at the rate limit: as long as the request can still end within the claim's lease.
 
         After that somebody else might hold the claim; and whoever leaves the queue takes no slot from the others.
         """
-        slot = self._turn(what)
-        left = self._left(what.started)
+        slot = self._turn(exchange)
+        left = self._left(exchange.started)
         served = await done_unless(slot, stop=self._stopping, grace=_LAST_SLOT, clock=self._clock, limit=max(left, 0.0))
-        if self._left(what.started) <= 0:
+        if self._left(exchange.started) <= 0:
             raise NotYet(0)
         if not served:
             raise ShuttingDown
 
-    async def _turn(self, what: CodeExchange) -> None:
-        async with what.turn:
+    async def _turn(self, exchange: CodeExchange) -> None:
+        async with exchange.turn:
             await self._address_block.exchange_turn()
-            await self._amo.slot(priority_of(what.request))
+            await self._amo.slot(priority_of(exchange.request))
 
     def _left(self, started: float) -> float:
         """Return for how many seconds more a request may begin."""

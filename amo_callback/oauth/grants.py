@@ -52,23 +52,23 @@ class Grants:
         self._new_secret = rules.new_secret
 
     def begin(
-        self, visit: CodePresentation, *, domain: str, request: AuthorizationRequest | None
+        self, presented: CodePresentation, *, domain: str, request: AuthorizationRequest | None
     ) -> tuple[Grant, GrantSecrets]:
         """Return the grant as it begins, with a handle and a ticket of its own, and what it keeps sealed."""
         secrets = GrantSecrets(
             handle=self._new_secret(),
-            code=visit.code,
-            state=visit.state,
+            code=presented.code,
+            state=presented.state,
             domain=domain,
             ticket=self._new_secret(),
             request=request,
         )
         now = self._clock.now()
         grant = Grant(
-            code_hash=visit.code_hash,
+            code_hash=presented.code_hash,
             handle_hash=fingerprint(secrets.handle),
             ticket_hash=fingerprint(secrets.ticket),
-            sealed=self._cipher.seal_grant(secrets, code_hash=visit.code_hash),
+            sealed=self._cipher.seal_grant(secrets, code_hash=presented.code_hash),
             status=GrantStatus.EXCHANGING,
             attempt=uuid.uuid4().hex,
             lease_until=now + self._lease,
@@ -80,7 +80,7 @@ class Grants:
         """Return what a grant keeps sealed; raises `DecryptionFailed`, also once that was erased."""
         return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
 
-    def told(self, grant: Grant, secrets: GrantSecrets | None = None) -> GrantResult:
+    def to_result(self, grant: Grant, secrets: GrantSecrets | None = None) -> GrantResult:
         """Return what is told of a grant now; its `secrets` are opened where they are not at hand."""
         secrets = secrets or self.secrets_of(grant)
         status, error = grant.status, grant.error

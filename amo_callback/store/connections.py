@@ -132,10 +132,7 @@ class Connections(Repository):
 
         async def work(transaction: Transaction) -> Connection | None:
             await transaction.run("lock_for_spending")
-            claimed = _first(await transaction.run("claim", **values_of(claim)))
-            if claimed is not None:
-                await self._record(transaction, events, claimed)
-            return claimed
+            return await self._run_and_record(transaction, "claim", events, values_of(claim))
 
         return await self.transact(work)
 
@@ -319,14 +316,15 @@ class Connections(Repository):
 
     async def _change(self, name: str, *, events: Sequence[Event] = (), **values: object) -> Connection | None:
         """Change one connection, and record it; return `None` where it is no longer as the statement requires."""
+        return await self.transact(lambda transaction: self._run_and_record(transaction, name, events, values))
 
-        async def work(transaction: Transaction) -> Connection | None:
-            changed = _first(await transaction.run(name, **values))
-            if changed is not None:
-                await self._record(transaction, events, changed)
-            return changed
-
-        return await self.transact(work)
+    async def _run_and_record(
+        self, transaction: Transaction, name: str, events: Sequence[Event], values: Mapping[str, object]
+    ) -> Connection | None:
+        changed = _first(await transaction.run(name, **values))
+        if changed is not None:
+            await self._record(transaction, events, changed)
+        return changed
 
     # --- connections from elsewhere, many in one transaction -----------------------------------------
 
@@ -342,37 +340,31 @@ class Connections(Repository):
 
     async def reserve_serials(self, count: int) -> int:
         """Reserve so many values of the store's counter; return the one before them."""
-
-        async def work(transaction: Transaction) -> int:
-            return await self._next_serial(transaction, count=count) - count
-
-        return await self.transact(work)
+        return await self.transact(lambda transaction: self._next_serial(transaction, count=count)) - count
 
     async def import_connections(self, brought: Sequence[ImportedConnection]) -> Sequence[str]:
         """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
 
         async def work(transaction: Transaction) -> Sequence[str]:
-            now = self.clock.now()
+            now, ids = self.clock.now(), [one.connection.id for one in brought]
             # In one order: two that bring the same connections would else wait for each other.
             ordered = sorted(brought, key=lambda one: one.connection.id)
             await transaction.run_many("import_connections", [{**_row(one), "now": now} for one in ordered])
-            found = await transaction.run("connections_by_id", ids=json_list([one.connection.id for one in brought]))
+            found = await transaction.run("connections_by_id", ids=json_list(ids))
             stored = {row["id"]: row["sealed_pair"] for row in found}
             # No two sealings are the same: what is stored as it was given was written here.
-            done = {one.connection.id for one in brought if stored[one.connection.id] == one.connection.sealed_pair}
+            done = [one for one in brought if stored[one.connection.id] == one.connection.sealed_pair]
             owners = [
                 {"connection_id": one.connection.id, "owner": owner, "bound_no": bound_no}
-                for one in brought
-                if one.connection.id in done
+                for one in done
                 for owner, bound_no in one.owners.items()
             ]
             await transaction.run_many("import_owner", owners)
-            events = [self._event_row(one.event, now) for one in brought if one.connection.id in done]
-            await transaction.run_many("save_event", events)
-            for one in brought:
-                if one.connection.id in done and (changed := _change_of_status(one)):
+            await transaction.run_many("save_event", [self._event_row(one.event, now) for one in done])
+            for one in done:
+                if changed := _change_of_status(one):
                     await self._record(transaction, [changed], one.connection)
-            return [one.connection.id for one in brought if one.connection.id not in done]
+            return sorted({*ids} - {one.connection.id for one in done})
 
         return await self.transact(work)
 

@@ -168,19 +168,15 @@ class History(Repository):
 
     async def notice_delivered(self, notice_id: str, *, events: Sequence[Event] = ()) -> bool:
         """Take a notice out of the outbox; `False` where it is gone already."""
-
-        async def work(transaction: Transaction) -> bool:
-            gone = await transaction.run("notice_delivered", id=notice_id)
-            await self._record(transaction, events if gone else [])
-            return bool(gone)
-
-        return await self.transact(work)
+        return await self._end_notice("notice_delivered", events, id=notice_id)
 
     async def notice_failed(self, failed: FailedDelivery, *, events: Sequence[Event] = ()) -> bool:
         """Commit when it is tried again, or that it is parked; `False` where the lease is no longer ours."""
+        return await self._end_notice("notice_failed", events, **values_of(failed), now=self.clock.now())
 
+    async def _end_notice(self, statement: str, events: Sequence[Event], **values: object) -> bool:
         async def work(transaction: Transaction) -> bool:
-            changed = await transaction.run("notice_failed", **values_of(failed), now=self.clock.now())
+            changed = await transaction.run(statement, **values)
             await self._record(transaction, events if changed else [])
             return bool(changed)
 

@@ -42,7 +42,7 @@ async def migrate_sqlite(
         if version > len(migrations):
             raise OtherSchema(version, known=len(migrations))
         if version == 0 and await _number(database, "SELECT count(*) FROM sqlite_master"):
-            raise ConfigurationError("storage.url: the database holds something else: name a file of its own")
+            raise OtherSchema(version, known=len(migrations), is_foreign=True)
         if 0 < version < len(migrations):
             await asyncio.to_thread(back_up, version)
         for statements in migrations[version:]:
@@ -79,7 +79,7 @@ async def migrate_postgres(
             raise OtherSchema(version, known=len(migrations))
         if version == 0:
             if await database.fetchval(_IS_THERE, ["meta", "connections"]):
-                raise ConfigurationError("storage.url: the database holds something else: name one of its own")
+                raise OtherSchema(version, known=len(migrations), is_foreign=True)
             await database.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
             await database.execute("INSERT INTO schema_version (version) VALUES (0)")
         for statements in migrations[version:]:
@@ -105,10 +105,10 @@ class OtherSchema(ConfigurationError):
     """The database is of another version of amo-callback; of version 0, it is empty or holds something else."""
 
     def __init__(self, version: int, *, known: int, is_foreign: bool = False) -> None:
-        super().__init__(
-            f"storage.url: the database is of {another_version(version, known=known)}: install that version, or "
-            "restore a backup of this one"
-        )
+        what = f"is of {another_version(version, known=known)}: install that version, or restore a backup of this one"
+        if version == 0:
+            what = "holds something else: name one of its own" if is_foreign else "is empty"
+        super().__init__(f"storage.url: the database {what}")
         self.version = version
         self.known = known
         self.is_foreign = is_foreign

@@ -23,6 +23,7 @@ from amo_callback.grant import CodePresentation, GrantStatus
 from amo_callback.model import Status, TokenResponse, fingerprint
 from amo_callback.rate_limit import Priority
 from amo_callback.refresh.raw_answers import open_raw
+from tests.builders import present
 from tests.conftest import HOST
 from tests.fakes import FailingStore, FakeClock, Instead
 
@@ -167,12 +168,12 @@ async def test_a_code_is_remembered_as_expired(process: Process) -> None:
     """After 20 minutes a known code is told as expired without asking AMO, and its address is gone."""
     code = process.amo.code()
     outcome = await process.complete(code)
-    assert (await process.connect.returned(outcome.handle)) == outcome
+    assert (await process.connect.result(outcome.handle)) == outcome
     process.clock.advance(1200)
     with pytest.raises(GrantExpired):
         await process.complete(code)
     with pytest.raises(NotFound):
-        await process.connect.returned(outcome.handle)
+        await process.connect.result(outcome.handle)
     assert len(process.amo.fake.ledger.exchanges()) == 1
 
 
@@ -202,7 +203,7 @@ async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(process: Proces
     await process.clock.until_sleeping(1)
     process.clock.advance(1)
     await process.connect.drain()
-    assert (await process.connect.returned(outcome.handle)).status is GrantStatus.CONNECTED
+    assert (await process.connect.result(outcome.handle)).status is GrantStatus.CONNECTED
 
 
 async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(process: Process) -> None:
@@ -359,9 +360,9 @@ async def test_the_page_of_a_lost_process_says_try_again(process: Process, other
     await process.clock.until_sleeping(600)
     process.clock.advance(8)
     handle = (await lost).handle
-    assert (await process.connect.returned(handle)).status is GrantStatus.EXCHANGING
+    assert (await process.connect.result(handle)).status is GrantStatus.EXCHANGING
     process.clock.advance(52)
-    told = await process.connect.returned(handle)
+    told = await process.connect.result(handle)
     assert (told.status, told.error) == (GrantStatus.FAILED, "amo_unavailable")
     process.clock.advance(600)
     await other.connect.drain()
@@ -461,8 +462,7 @@ async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: P
     await process.connect.drain()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    grant = await process.store.grant(fingerprint(code))
-    assert grant is not None
+    grant = present(await process.store.grant(fingerprint(code)))
     assert (grant.status, grant.doubtful) == (GrantStatus.FAILED, False)
     assert (await other.complete(code)).status is GrantStatus.CONNECTED
 

@@ -31,7 +31,7 @@ from amo_callback.model import ConnectionFilter, fingerprint
 from amo_callback.oauth.limits import priority_of
 from amo_callback.oauth.redemption import RedeemRequest
 from amo_callback.rate_limit import Priority
-from tests.builders import a_connection, a_grant, save
+from tests.builders import a_connection, a_grant, present, save
 from tests.fakes import START, FailingStore, Instead
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ async def test_a_ticket_is_over_to_the_second(process: Process) -> None:
     redeemer = process.redeemer(process.store)
     process.clock.advance(599)
     redeemed = await redeemer.redeem(RedeemRequest(code=ticket.encode()))
-    assert redeemed.outcome.status is GrantStatus.CONNECTED
+    assert redeemed.result.status is GrantStatus.CONNECTED
     process.clock.advance(1)
     with pytest.raises(GrantExpired):
         await redeemer.redeem(RedeemRequest(code=ticket.encode()))
@@ -162,8 +162,7 @@ async def test_who_is_late_by_a_moment_has_his_state_yet(store: Store) -> None:
     theirs, ours = a_grant(), a_grant(attempt="attempt-2", handle_hash="another")
     await store.claim_grant(theirs, now=START, state_hash="theirs")
     assert (await store.claim_grant(ours, now=START, state_hash="ours")).attempt == theirs.attempt
-    issued = await store.issued_state("ours")
-    assert issued is not None
+    issued = present(await store.issued_state("ours"))
     assert issued.code_hash is None
 
 

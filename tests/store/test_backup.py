@@ -24,7 +24,7 @@ from amo_callback.store import backup, open_store
 from amo_callback.store.engine import Engine, load_migrations
 from amo_callback.store.rebuild import open_given, rebuild
 from amo_callback.store.sqlite import open_sqlite
-from tests.builders import a_claim, a_connection, a_grant, save
+from tests.builders import a_claim, a_connection, a_grant, present, save
 from tests.fakes import START, unseen
 from tests.patience import PATIENCE
 
@@ -131,8 +131,7 @@ async def test_a_copy_spends_nothing_wherever_it_is_put(database: Path, target: 
     [stored] = await _make(database, 1)
     _back_up(database, target)
     async with open_store("sqlite:///copy", folder=target.parent, clock=SystemClock()) as store:
-        frozen = await store.frozen()
-        assert frozen is not None
+        frozen = present(await store.frozen())
         assert frozen.at == START
         assert frozen.why.endswith("once nothing else works on its tokens, `amo-callback connections thaw --all`")
         assert await store.claim(a_claim(stored)) is None

@@ -34,15 +34,16 @@ def reading(either: str, tmp_path: Path, clock: WrittenClock) -> Reading:
     return open_store(either, folder=tmp_path, clock=clock, read_only=True)
 
 
-async def _set_schema(either: str, folder: Path, version: int) -> None:
+async def _run(either: str, folder: Path, on_sqlite: str, on_postgres: str) -> None:
+    """Run a statement of the database's engine."""
     if either.startswith("sqlite:"):
-        with closing(sqlite3.connect(folder / NAME)) as database:
-            database.execute(f"PRAGMA user_version = {version}")
+        with closing(sqlite3.connect(folder / NAME)) as database, database:
+            database.execute(on_sqlite)
         return
     import asyncpg  # noqa: PLC0415 -- because it is an extra
 
     connection = await asyncpg.connect(either)
-    await connection.execute("UPDATE schema_version SET version = $1", version)
+    await connection.execute(on_postgres)
     await connection.close()
 
 
@@ -87,19 +88,30 @@ async def test_no_file_is_left_behind(beside: Beside, reading: Reading, either: 
     assert (tmp_path / NAME).read_bytes() == before
 
 
-@pytest.mark.parametrize("step", [-1, 1])
+@pytest.mark.parametrize(("step", "read_only"), [(-2, True), (1, True), (1, False)])
 async def test_another_schema_is_refused(
-    beside: Beside, reading: Reading, either: str, tmp_path: Path, step: int
+    beside: Beside, either: str, tmp_path: Path, clock: WrittenClock, step: int, *, read_only: bool
 ) -> None:
-    """The error names both versions, and nothing is upgraded."""
+    """The error names both versions, and nothing is upgraded; only for reading, an older one is refused, too."""
     async with beside("one"):
         pass
     known = latest_schema(Engine.SQLITE if either.startswith("sqlite:") else Engine.POSTGRES)
-    await _set_schema(either, tmp_path, known + step)
-    with pytest.raises(OtherSchema) as raised:
-        async with reading:
+    version = known + step
+    await _run(either, tmp_path, f"PRAGMA user_version = {version}", f"UPDATE schema_version SET version = {version}")  # noqa: S608 -- because it is a number
+    with pytest.raises(OtherSchema, match=rf"\(schema {version}, known here: {known}\)"):
+        async with open_store(either, folder=tmp_path, clock=clock, read_only=read_only):
             pass
-    assert (raised.value.version, raised.value.known) == (known + step, known)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+async def test_somebody_elses_database_is_refused(
+    either: str, tmp_path: Path, clock: WrittenClock, *, read_only: bool
+) -> None:
+    """Whatever its tables are named, they are not ours to migrate."""
+    await _run(either, tmp_path, *["CREATE TABLE connections (id INTEGER)"] * 2)
+    with pytest.raises(ConfigurationError, match="holds something else"):
+        async with open_store(either, folder=tmp_path, clock=clock, read_only=read_only):
+            pass
 
 
 async def test_no_database_is_made(reading: Reading, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from amo_callback.errors import BackupFailed
 from amo_callback.store import backup, open_store
 from amo_callback.store.engine import Engine, load_migrations
 from amo_callback.store.rebuild import Limits, open_given, rebuild
-from tests.builders import a_connection, save
+from tests.builders import a_connection, present, save
 from tests.fakes import START, unseen
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ async def test_what_is_built_is_frozen_and_says_what_the_file_held(copy: Path) -
     with open_given(copy) as given, rebuild(given, copy.with_name("new.db"), now=START, progress=unseen) as made:
         assert (made.contents.connections, made.contents.made_at, made.contents.canary) == (3, START, b"canary")
         async with open_store(f"sqlite:///{made.file}", folder=copy.parent, clock=SystemClock()) as store:
-            frozen = await store.frozen()
-            assert frozen is not None
+            frozen = present(await store.frozen())
             assert frozen.elsewhere
 
 

@@ -80,25 +80,6 @@ async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     assert "junk.db cannot be used: SQLITE_NOTADB" in await _fails("sqlite:///junk.db", tmp_path)
 
 
-async def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
-    """A file that holds other tables is not ours to migrate."""
-    other = sqlite3.connect(tmp_path / "amo-callback.db")
-    other.execute("CREATE TABLE theirs (x)")
-    other.commit()
-    other.close()
-    assert "holds something else" in await _fails(URL, tmp_path)
-
-
-async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    """An old program does not guess what a newer one has written."""
-    async with open_store(URL, folder=tmp_path, clock=SystemClock()):
-        pass
-    database = sqlite3.connect(tmp_path / "amo-callback.db")
-    database.execute("PRAGMA user_version = 99")
-    database.close()
-    assert "is of another version of amo-callback (schema 99" in await _fails(URL, tmp_path)
-
-
 async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     """Each migration is applied whole or not at all, and the next start begins where it was."""
     import aiosqlite  # noqa: PLC0415 -- because only this test goes below the store
