@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from amo_callback.errors import BackupFailed
 from amo_callback.files import check_regular, open_regular, sync
 from amo_callback.model import Freeze
-from amo_callback.store.engine import Engine, arguments, from_micros, load_migrations, load_statements
+from amo_callback.store.engine import Engine, arguments, from_micros, load_statements
 from amo_callback.store.meta import freeze_value, read_freeze
-from amo_callback.store.migrate import another_version
+from amo_callback.store.migrate import another_version, latest_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,12 +179,18 @@ def _publish(made: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def _check(snapshot: sqlite3.Connection, path: Path) -> None:
-    version, known = number(snapshot, "PRAGMA user_version"), len(load_migrations(Engine.SQLITE))
-    if version == 0:
+def schema_of(database: sqlite3.Connection, path: Path, *, known: int) -> int:
+    """Return the version of a file's schema; raises `BackupFailed` where it is none of ours, or newer."""
+    version = number(database, "PRAGMA user_version")
+    if version <= 0:
         raise BackupFailed(f"{path} is no database of amo-callback")
     if version > known:
         raise BackupFailed(f"{path} is of {another_version(version, known=known)}: install that version")
+    return version
+
+
+def _check(snapshot: sqlite3.Connection, path: Path) -> None:
+    schema_of(snapshot, path, known=latest_schema(Engine.SQLITE))
     [result] = snapshot.execute("PRAGMA quick_check(1)").fetchone()
     if result != "ok":
         raise BackupFailed(f"{path} is damaged")

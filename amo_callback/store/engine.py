@@ -12,19 +12,22 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import wraps
 from importlib import resources
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from amo_callback.model import ChangeNotice
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from amo_callback.clock import Clock
     from amo_callback.rate_limit import SharedLimits
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Database")
+P = ParamSpec("P")
 
 # --- statements ----------------------------------------------------------------------------------
 
@@ -339,3 +342,15 @@ class Database(ABC):
         for changed in changes:
             for listener in self._subscribers:
                 listener(changed)
+
+
+def in_transaction(
+    method: Callable[Concatenate[S, Transaction, P], Awaitable[T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Make a method one transaction, which it gets as its first argument. It may be run again, and awaits only that."""
+
+    @wraps(method)
+    async def transact(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.transact(lambda transaction: method(self, transaction, *args, **kwargs))
+
+    return transact

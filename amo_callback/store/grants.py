@@ -10,7 +10,7 @@ from amo_callback.events import Event, connection_event
 from amo_callback.grant import Grant, GrantStatus, IssuedState
 from amo_callback.model import Status
 from amo_callback.store.connections import read_connection
-from amo_callback.store.engine import json_list, lease_left, row_reader, values_of
+from amo_callback.store.engine import in_transaction, json_list, lease_left, row_reader, values_of
 from amo_callback.store.history import Repository
 
 if TYPE_CHECKING:
@@ -55,68 +55,68 @@ class Grants(Repository):
         """Return the grants whose code is being exchanged, or whose process died at it."""
         return [_read_grant(row) for row in await self.read("exchanging", now=now)]
 
+    @in_transaction
     async def claim_grant(
-        self, grant: Grant, *, now: datetime, over: str | None = None, state_hash: str | None = None
+        self,
+        transaction: Transaction,
+        grant: Grant,
+        *,
+        now: datetime,
+        over: str | None = None,
+        state_hash: str | None = None,
     ) -> Grant:
         """Claim a code, or try it again `over` the attempt that was read, failed or with a lease that was seen to end.
 
         With its first claim the issued state that it came with is used. The result's `attempt` tells who claimed it.
         Raises `Frozen`, and `InvalidState` where the state was used with another code, or has expired.
         """
-        statement, values = "claim_grant", {**values_of(grant), "now": now, "over": over, "state_hash": state_hash}
-        if state_hash is not None and over is None:
-            statement = "claim_started_grant"
-
-        async def work(transaction: Transaction) -> Grant:
-            await transaction.run("lock_for_spending")
-            found = await transaction.run(statement, **values)
-            if not found:
-                if await transaction.run("get_meta", name="frozen"):
-                    raise Frozen
-                found = await transaction.run("grant", code_hash=grant.code_hash)
-            if not found:
-                raise InvalidState
-            return _read_grant(found[0])
-
-        return await self.transact(work)
+        statement = "claim_grant" if state_hash is None or over is not None else "claim_started_grant"
+        await transaction.run("lock_for_spending")
+        found = await transaction.run(statement, **values_of(grant), now=now, over=over, state_hash=state_hash)
+        if not found:
+            if await transaction.run("get_meta", name="frozen"):
+                raise Frozen
+            found = await transaction.run("grant", code_hash=grant.code_hash)
+        if not found:
+            raise InvalidState
+        return _read_grant(found[0])
 
     async def finish_grant(self, grant: Grant) -> bool:
         """Commit a grant's end where its attempt is still the one given."""
         return bool(await self.write("finish_grant", **values_of(grant)))
 
-    async def save_connected(self, granted: NewConnection, *, events: Sequence[Event] = ()) -> Connection | None:
+    @in_transaction
+    async def save_connected(
+        self, transaction: Transaction, granted: NewConnection, *, events: Sequence[Event] = ()
+    ) -> Connection | None:
         """Commit a granted pair and its grant's end as one; return `None` where a later grant's pair was kept.
 
         A grant whose pair is stored already, by the process that found its rescue file, changes nothing: that pair may
         be spent by now.
         """
-
-        async def work(transaction: Transaction) -> Connection | None:
-            grant, serial = granted.grant, await self._next_serial(transaction)
-            values = {
-                **values_of(granted.connection),
-                "connected_no": serial,
-                "token_iat": granted.token_iat,
-                "grant_no": grant.no,
-                "code_hash": grant.code_hash,
-                "grant_attempt": grant.attempt,
-            }
-            found = await transaction.run("save_connected", **values)
-            if not found and await self._is_connected(transaction, grant):
-                return None
-            if granted.owner is not None:
-                bound = {"connection_id": granted.connection_id, "owner": granted.owner}
-                await self._bind(transaction, **bound, grant_no=grant.no, serial=serial)
-            saved = read_connection(found[0]) if found else None
-            if saved is not None:
-                await self._record(transaction, events, saved)
-            elif not await self._is_active(transaction, granted.connection_id):
-                grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.deep_link_error)
-            await self._note_pair_obtained(transaction, granted.connection.client_id)
-            await transaction.run("finish_grant", **values_of(grant))
-            return saved
-
-        return await self.transact(work)
+        grant, serial = granted.grant, await self._next_serial(transaction)
+        values = {
+            **values_of(granted.connection),
+            "connected_no": serial,
+            "token_iat": granted.token_iat,
+            "grant_no": grant.no,
+            "code_hash": grant.code_hash,
+            "grant_attempt": grant.attempt,
+        }
+        found = await transaction.run("save_connected", **values)
+        if not found and await self._is_connected(transaction, grant):
+            return None
+        if granted.owner is not None:
+            bound = {"connection_id": granted.connection_id, "owner": granted.owner}
+            await self._bind(transaction, **bound, grant_no=grant.no, serial=serial)
+        saved = read_connection(found[0]) if found else None
+        if saved is not None:
+            await self._record(transaction, events, saved)
+        elif not await self._is_active(transaction, granted.connection_id):
+            grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.deep_link_error)
+        await self._note_pair_obtained(transaction, granted.connection.client_id)
+        await transaction.run("finish_grant", **values_of(grant))
+        return saved
 
     @staticmethod
     async def _is_connected(transaction: Transaction, grant: Grant) -> bool:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from amo_callback.clock import rfc3339
 from amo_callback.events import NOTICES, Event, Notice, StoredEvent
-from amo_callback.store.engine import Database, from_micros, json_list, json_object, row_reader, values_of
+from amo_callback.store.engine import (
+    Database,
+    from_micros,
+    in_transaction,
+    json_list,
+    json_object,
+    row_reader,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -134,17 +142,14 @@ class History(Repository):
             continue
         await self.cleanup()
 
-    async def forget(self, *, now: datetime) -> bool:
+    @in_transaction
+    async def forget(self, transaction: Transaction, *, now: datetime) -> bool:
         """Forget a step of what is too old to be asked about; `True` where there is more."""
-
-        async def work(transaction: Transaction) -> bool:
-            gone = await transaction.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
-            keep = _KEEP_NOTICES if self._on_notice is None else _KEEP_UNDELIVERED
-            await transaction.run("prune_notices", before=now - keep, limit=_STEP)
-            await transaction.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
-            return len(gone) == _STEP
-
-        return await self.transact(work)
+        gone = await transaction.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
+        keep = _KEEP_NOTICES if self._on_notice is None else _KEEP_UNDELIVERED
+        await transaction.run("prune_notices", before=now - keep, limit=_STEP)
+        await transaction.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
+        return len(gone) == _STEP
 
     # --- webhooks --------------------------------------------------------------------------------
 
@@ -174,23 +179,20 @@ class History(Repository):
         """Commit when it is tried again, or that it is parked; `False` where the lease is no longer ours."""
         return await self._end_notice("notice_failed", events, **values_of(failed), now=self.clock.now())
 
-    async def _end_notice(self, statement: str, events: Sequence[Event], **values: object) -> bool:
-        async def work(transaction: Transaction) -> bool:
-            changed = await transaction.run(statement, **values)
-            await self._record(transaction, events if changed else [])
-            return bool(changed)
+    @in_transaction
+    async def _end_notice(
+        self, transaction: Transaction, /, statement: str, events: Sequence[Event], **values: object
+    ) -> bool:
+        changed = await transaction.run(statement, **values)
+        await self._record(transaction, events if changed else [])
+        return bool(changed)
 
-        return await self.transact(work)
-
-    async def retry_notices(self, notice_id: str | None) -> Sequence[str]:
+    @in_transaction
+    async def retry_notices(self, transaction: Transaction, notice_id: str | None) -> Sequence[str]:
         """Let a notice, or all that are parked, be tried now; return which these are."""
-
-        async def work(transaction: Transaction) -> Sequence[str]:
-            found = await transaction.run("retry_notices", id=notice_id, now=self.clock.now())
-            self._wake_on_commit(transaction)
-            return [row["id"] for row in found]
-
-        return await self.transact(work)
+        found = await transaction.run("retry_notices", id=notice_id, now=self.clock.now())
+        self._wake_on_commit(transaction)
+        return [row["id"] for row in found]
 
 
 def event_details(fields: Mapping[str, object]) -> str:

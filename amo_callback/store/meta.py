@@ -6,17 +6,17 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
 from amo_callback.events import Event, Level
 from amo_callback.model import AmoBlock, Freeze, Reason, Status
 from amo_callback.stats import StoreStats
-from amo_callback.store.engine import ANY, from_micros, json_object, to_micros
+from amo_callback.store.engine import ANY, from_micros, in_transaction, json_object, row_reader, to_micros
 from amo_callback.store.history import Repository, pair_obtained_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from amo_callback.store.engine import Transaction
 
@@ -38,6 +38,21 @@ class SharedState:
     """AMO's words against our credentials."""
 
 
+def _needs_reauth(columns: Mapping[str, Any]) -> Mapping[Reason, int]:
+    others = json.loads(columns["not_active"])
+    return {reason: others.get(reason, 0) for reason in Reason}
+
+
+_read_stats = row_reader(
+    StoreStats,
+    converters={},
+    computed={
+        "needs_reauth": _needs_reauth,
+        "disconnected": lambda columns: json.loads(columns["not_active"]).get(Status.DISCONNECTED, 0),
+    },
+)
+
+
 class Meta(Repository):
     """The table `meta`."""
 
@@ -52,15 +67,12 @@ class Meta(Repository):
             refused_credentials=None if words is None else words.decode(),
         )
 
-    async def canary(self, fresh: bytes) -> bytes:
+    @in_transaction
+    async def canary(self, transaction: Transaction, fresh: bytes) -> bytes:
         """Return the store's canary; a new store keeps the fresh one."""
-
-        async def work(transaction: Transaction) -> bytes:
-            await transaction.run("add_meta", name="canary", value=fresh)
-            [row] = await transaction.run("get_meta", name="canary")
-            return bytes(row["value"])
-
-        return await self.transact(work)
+        await transaction.run("add_meta", name="canary", value=fresh)
+        [row] = await transaction.run("get_meta", name="canary")
+        return bytes(row["value"])
 
     async def stored_canary(self) -> bytes | None:
         """Return the store's canary; `None` before the first start."""
@@ -106,54 +118,45 @@ class Meta(Repository):
         value = await self._get("frozen")
         return None if value is None else read_freeze(value)
 
-    async def freeze_all(self, *, why: str, elsewhere: bool = False) -> bool:
+    @in_transaction
+    async def freeze_all(self, transaction: Transaction, *, why: str, elsewhere: bool = False) -> bool:
         """Spend nothing from now on, the tokens living `elsewhere` maybe; `False` where that was so."""
+        return await self._freeze_all(transaction, why, elsewhere=elsewhere)
 
-        async def work(transaction: Transaction) -> bool:
-            return await self._freeze_all(transaction, why, elsewhere=elsewhere)
-
-        return await self.transact(work)
-
-    async def thaw_all(self, *, machine: str | None) -> bool:
+    @in_transaction
+    async def thaw_all(self, transaction: Transaction, *, machine: str | None) -> bool:
         """Spend again, here: this machine is the store's from now on; `False` where it was not frozen.
 
         Where the tokens may have lived elsewhere meanwhile, all are due: so the dead are soon found out.
         """
-
-        async def work(transaction: Transaction) -> bool:
-            await transaction.run("lock_for_freezing")  # what is read is what is thawed
-            found = await transaction.run("drop_meta", name="frozen")
-            if found:
-                transaction.changes.append(ANY)
-                if read_freeze(found[0]["value"]).elsewhere:
-                    await transaction.run("all_due", now=self.clock.now())
-                if machine is not None:
-                    here = await self.location(machine)
-                    await transaction.run("put_meta", name="machine", value=here.encode())
-                await self._record(transaction, [Event(name="service.thawed")])
-            return bool(found)
-
-        return await self.transact(work)
-
-    async def check_machine(self, machine: str) -> Freeze | None:
-        """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
-
-        async def work(transaction: Transaction) -> Freeze | None:
-            here = await self.location(machine)
-            found = await transaction.run("get_meta", name="machine")
-            if not found:
+        await transaction.run("lock_for_freezing")  # what is read is what is thawed
+        found = await transaction.run("drop_meta", name="frozen")
+        if found:
+            transaction.changes.append(ANY)
+            if read_freeze(found[0]["value"]).elsewhere:
+                await transaction.run("all_due", now=self.clock.now())
+            if machine is not None:
+                here = await self.location(machine)
                 await transaction.run("put_meta", name="machine", value=here.encode())
-            elif found[0]["value"] != here.encode():
-                await self._freeze_all(
-                    transaction,
-                    "the database was last used in another place (another machine, folder or server): if it is in use "
-                    "there, this copy must spend nothing",
-                    elsewhere=True,
-                )
-            frozen = await transaction.run("get_meta", name="frozen")
-            return read_freeze(frozen[0]["value"]) if frozen else None
+            await self._record(transaction, [Event(name="service.thawed")])
+        return bool(found)
 
-        return await self.transact(work)
+    @in_transaction
+    async def check_machine(self, transaction: Transaction, machine: str) -> Freeze | None:
+        """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
+        here = await self.location(machine)
+        found = await transaction.run("get_meta", name="machine")
+        if not found:
+            await transaction.run("put_meta", name="machine", value=here.encode())
+        elif found[0]["value"] != here.encode():
+            await self._freeze_all(
+                transaction,
+                "the database was last used in another place (another machine, folder or server): if it is in use "
+                "there, this copy must spend nothing",
+                elsewhere=True,
+            )
+        frozen = await transaction.run("get_meta", name="frozen")
+        return read_freeze(frozen[0]["value"]) if frozen else None
 
     async def is_elsewhere(self, machine: str) -> bool:
         """Return whether it was last served at another location."""
@@ -218,19 +221,19 @@ class Meta(Repository):
 
         return await self._take_at_block(taken)
 
-    async def _take_at_block(self, taken: Callable[[AmoBlock, datetime], AmoBlock | None]) -> bool:
-        async def work(transaction: Transaction) -> bool:
-            [row] = await transaction.run("amo_block")
-            if row["value"] is None:
-                return True  # the block has ended
-            before = bytes(row["value"])
-            block = taken(read_amo_block(before), from_micros(row["clock"]))
-            if block is None:
-                return False
-            value = amo_block_value(block)
-            return bool(await transaction.run("change_meta", name="amo_block", value=value, before=before))
-
-        return await self.transact(work)
+    @in_transaction
+    async def _take_at_block(
+        self, transaction: Transaction, taken: Callable[[AmoBlock, datetime], AmoBlock | None]
+    ) -> bool:
+        [row] = await transaction.run("amo_block")
+        if row["value"] is None:
+            return True  # the block has ended
+        before = bytes(row["value"])
+        block = taken(read_amo_block(before), from_micros(row["clock"]))
+        if block is None:
+            return False
+        value = amo_block_value(block)
+        return bool(await transaction.run("change_meta", name="amo_block", value=value, before=before))
 
     async def _shift_amo_block(self, transaction: Transaction, *, back: timedelta, now: datetime) -> None:
         found = await transaction.run("get_meta", name="amo_block")
@@ -276,23 +279,7 @@ class Meta(Repository):
     async def survey(self, *, now: datetime, late: datetime) -> StoreStats:
         """Count connections and notices, and refreshes that were due before `late` as overdue."""
         [row] = await self.read("survey", now=now, late=late)
-        others: dict[str, int] = json.loads(row["not_active"])
-        return StoreStats(
-            active=row["active"],
-            fresh=row["fresh"],
-            needs_reauth={reason: others.get(reason, 0) for reason in Reason},
-            disconnected=others.get(Status.DISCONNECTED, 0),
-            mismatched=row["mismatched"],
-            hosts_not_allowed=row["hosts_not_allowed"],
-            expired=row["expired"],
-            due=row["due"],
-            overdue=row["overdue"],
-            next_expiry=_time(row["next_expiry"]),
-            next_deadline=_time(row["next_deadline"]),
-            waiting=row["waiting"],
-            waiting_since=_time(row["waiting_since"]),
-            parked=row["parked"],
-        )
+        return _read_stats(row)
 
     async def count_sealed(self) -> int:
         """Count the encrypted records of every kind."""
@@ -307,23 +294,22 @@ class Meta(Repository):
         found = await self.read(f"sealed_{kind}", after=after, limit=limit)
         return [EncryptedRecord(kind=kind, name=row["name"], content=row["content"]) for row in found]
 
-    async def reseal(self, resealed: Sequence[ReencryptedRecord]) -> Sequence[EncryptedRecord]:
+    @in_transaction
+    async def reseal(
+        self, transaction: Transaction, resealed: Sequence[ReencryptedRecord]
+    ) -> Sequence[EncryptedRecord]:
         """Commit records under another key as one; return those that were left, since they have changed meanwhile."""
-
-        async def work(transaction: Transaction) -> Sequence[EncryptedRecord]:
-            left = []
-            for one in resealed:
-                read = one.read
-                if read.kind is RecordKind.CANARY:
-                    statement, named = "change_meta", {"name": read.name, "value": one.content, "before": read.content}
-                else:
-                    statement = f"reseal_{read.kind}"
-                    named = {"id": read.name, "content": one.content, "read": read.content}
-                if not await transaction.run(statement, **named):
-                    left.append(read)
-            return left
-
-        return await self.transact(work)
+        left = []
+        for one in resealed:
+            read = one.read
+            if read.kind is RecordKind.CANARY:
+                statement, named = "change_meta", {"name": read.name, "value": one.content, "before": read.content}
+            else:
+                statement = f"reseal_{read.kind}"
+                named = {"id": read.name, "content": one.content, "read": read.content}
+            if not await transaction.run(statement, **named):
+                left.append(read)
+        return left
 
 
 def read_freeze(value: bytes) -> Freeze:
@@ -356,7 +342,3 @@ def amo_block_value(block: AmoBlock) -> bytes:
     """Return the value `amo_block`."""
     times = {name: to_micros(getattr(block, name)) for name in _BLOCK_TIMES}
     return json.dumps({**times, "probed": block.probed}).encode()
-
-
-def _time(value: int | None) -> datetime | None:
-    return None if value is None else from_micros(value)

@@ -34,10 +34,10 @@ from amo_callback.store.backup import (
     freeze,
     number,
     reason_of,
+    schema_of,
 )
 from amo_callback.store.engine import Engine, from_micros, load_migrations
 from amo_callback.store.meta import read_amo_block, read_freeze
-from amo_callback.store.migrate import another_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -269,7 +269,7 @@ def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> in
     _bound(source.database, _STEPS_A_PAGE)
     source.database.execute("BEGIN")
     migrations = source.migrations
-    version = _version(source, known=len(migrations))
+    version = schema_of(source.database, source.path, known=len(migrations))
     _run(target, migrations[:version])
     tables = _columns(target)
     foreign = _check_schema(source, target, tables)
@@ -286,15 +286,6 @@ def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> in
     target.execute(f"PRAGMA user_version = {len(migrations)}")
     target.execute("COMMIT")
     return foreign
-
-
-def _version(source: _Source, *, known: int) -> int:
-    version = number(source.database, "PRAGMA user_version")
-    if version <= 0:
-        raise BackupFailed(f"{source.path} is no database of amo-callback")
-    if version > known:
-        raise BackupFailed(f"{source.path} is of {another_version(version, known=known)}: install that version")
-    return version
 
 
 def _run(target: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:

@@ -24,11 +24,11 @@ from tests.conftest import HOST
 from tests.fakes import FailingStore, MemoryRescue, Witness
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from amo_callback.amo.client import AmoClient
     from amo_callback.crypto import Cipher
-    from amo_callback.grant import GrantResult
+    from amo_callback.grant import Grant, GrantResult
     from amo_callback.model import Connection
     from amo_callback.store import Store
     from tests.conftest import Amo
@@ -103,6 +103,18 @@ class Process:
 
     def limits(self, places: int = 100) -> Limits:
         return Limits(attempts=places, window=60, requests_per_second=5, queued_for=40, clock=self.clock)
+
+    def before_claims(self, call: Callable[[], Awaitable[object]], **rules: Any) -> None:
+        """Call `call` between our look at a code and our claim of it."""
+        store = self.store
+
+        class Hooked(FailingStore):
+            async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
+                await call()
+                return await store.claim_grant(grant, **more)
+
+        self.failing = Hooked(store, self.clock)
+        self.connect = self.make(**rules)
 
     def _wake(self, _connected: Connection) -> None:
         self.woken += 1

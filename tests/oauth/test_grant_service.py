@@ -327,15 +327,7 @@ async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process) -
 async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Process) -> None:
     """Between our look and our claim another process claimed and exchanged: its answer is ours, and its place stays."""
     code = process.amo.code()
-
-    class Racing(FailingStore):
-        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
-            await other.complete(code)
-            return await store.claim_grant(grant, **more)
-
-    store = process.store
-    process.failing = Racing(store, process.clock)
-    process.connect = process.make(Queue(process.clock, 0), places=1)
+    process.before_claims(lambda: other.complete(code), client=Queue(process.clock, 0), places=1)
     assert (await process.complete(code)).status is GrantStatus.CONNECTED
     assert len(process.amo.fake.ledger.entries) == 1
     with pytest.raises(AssertionError):  # AMO is asked about another code, so the one place is free again
@@ -370,20 +362,9 @@ async def test_the_page_of_a_lost_process_says_try_again(process: Process, other
 
 async def test_callers_at_once_claim_once(process: Process) -> None:
     """Within a process, the second caller of a code waits for the first one's task, and writes nothing."""
-    claims = 0
-
-    class Counting(FailingStore):
-        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
-            nonlocal claims
-            claims += 1
-            return await store.claim_grant(grant, **more)
-
-    store = process.store
-    process.failing = Counting(store, process.clock)
-    process.connect = process.make()
     code = process.amo.code()
     outcomes = await asyncio.gather(*(process.complete(code) for _ in range(20)))
-    assert (claims, len({outcome.handle for outcome in outcomes})) == (1, 1)
+    assert (process.failing.asked["claim_grant"], len({outcome.handle for outcome in outcomes})) == (1, 1)
 
 
 async def test_a_caller_without_a_host_does_not_spoil_one_who_names_it(process: Process) -> None:

@@ -55,16 +55,13 @@ async def test_a_failed_code_is_not_tried_again_for_another_state(process: Proce
     theirs, ours = [
         (await authorizations.start(AuthorizationRequest(user=user, vouched=True))).state for user in ("42", "666")
     ]
-    code, store = process.amo.code(), process.store
+    code = process.amo.code()
 
-    class Racing(FailingStore):
-        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
-            process.amo.sandbox.faults.add(Fault.HTTP_500)
-            await other.complete(code, theirs)
-            return await store.claim_grant(grant, **more)
+    async def fail() -> None:
+        process.amo.sandbox.faults.add(Fault.HTTP_500)
+        await other.complete(code, theirs)
 
-    process.failing = Racing(store, process.clock)
-    process.connect = process.make()
+    process.before_claims(fail)
     with suppress(InvalidState):
         await process.complete(code, ours)
     assert (await other.complete(code, theirs)).status is GrantStatus.CONNECTED
@@ -78,14 +75,11 @@ async def test_a_code_that_is_about_to_be_claimed_asks_for_its_verifier(process:
     code, store = process.amo.code(), process.store
     reached, go_on = asyncio.Event(), asyncio.Event()
 
-    class Waiting(FailingStore):
-        async def claim_grant(self, grant: Grant, **more: Any) -> Grant:
-            reached.set()
-            await go_on.wait()
-            return await store.claim_grant(grant, **more)
+    async def wait() -> None:
+        reached.set()
+        await go_on.wait()
 
-    process.failing = Waiting(store, process.clock)
-    process.connect = process.make()
+    process.before_claims(wait)
     callback = asyncio.create_task(process.complete(code, state))
     await reached.wait()
     process.clock.advance(1)

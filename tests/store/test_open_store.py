@@ -14,6 +14,7 @@ from amo_callback.store import open_store
 from amo_callback.store.engine import Engine
 from amo_callback.store.migrate import OtherSchema, latest_schema
 from tests.builders import a_connection, save
+from tests.postgres import connected
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -40,11 +41,8 @@ async def _run(either: str, folder: Path, on_sqlite: str, on_postgres: str) -> N
         with closing(sqlite3.connect(folder / NAME)) as database, database:
             database.execute(on_sqlite)
         return
-    import asyncpg  # noqa: PLC0415 -- because it is an extra
-
-    connection = await asyncpg.connect(either)
-    await connection.execute(on_postgres)
-    await connection.close()
+    async with connected(either) as connection:
+        await connection.execute(on_postgres)
 
 
 async def test_what_is_stored_can_be_read_and_not_written(

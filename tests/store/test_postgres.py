@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,10 +27,10 @@ from amo_callback.store.postgres_listener import Listener
 from tests.builders import DAY, a_claim, a_connection, a_refreshed, now, present, save
 from tests.fakes import START, FakeClock
 from tests.patience import PATIENCE
-from tests.postgres import serving_postgres, with_option
+from tests.postgres import connected, serving_postgres, with_option
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager
 
     from amo_callback.store import Store
@@ -48,23 +47,8 @@ ORDER BY 1, 2
 """
 
 
-@pytest.fixture
-async def url(postgres: Databases) -> AsyncIterator[str]:
-    async with postgres.fresh() as found:
-        yield found
-
-
 def opened(url: str, process: str = "one") -> AbstractAsyncContextManager[Store]:
     return open_store(url, folder=Path(), clock=FakeClock(), process=process)
-
-
-@asynccontextmanager
-async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 # --- schema --------------------------------------------------------------------------------------
