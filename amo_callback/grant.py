@@ -70,13 +70,14 @@ class AuthorizationRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IssuedState:
-    """A state that was issued, as it is stored: its request only sealed."""
+    """A grant that was started here, by its state: its request only sealed."""
 
     state_hash: str
     sealed: bytes | None = field(repr=False)
+    """From the code on, what the grant keeps sealed."""
     expires_at: datetime
-    used_by: str | None = None
-    """The hash of the code that it came back with."""
+    code_hash: str | None = None
+    """Of the code that came back with it."""
 
 
 class CodeSource(Enum):
@@ -195,7 +196,7 @@ class GrantResult:
     """The store's counter of disconnects when the code was first claimed."""
 
     @property
-    def handed_back(self) -> bytes | None:
+    def app_state(self) -> bytes | None:
         """The state that the app gets back: its own."""
         return self.state if self.request is None or self.request.state is None else self.request.state
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
     from datetime import datetime, timedelta
 
     from amo_callback.events import Event
@@ -132,6 +132,8 @@ class Connection:
     """What a terminal answer meant that a mass failure has suspended."""
     suspended_token: str | None = None
     """The fingerprint of the refresh token that was answered so."""
+    connected_no: int = field(default=0, compare=False)
+    """The value of the store's counter when it was connected last."""
     frozen: bool = False
     """Whether nothing of it may be spent: it is frozen, or all are."""
     lease_left: float | None = field(default=None, compare=False)
@@ -363,5 +365,5 @@ class ImportedConnection:
     replaces: Connection | None
     """The stored connection that it replaces, as it was read; any other one stays."""
     event: Event
-    owners: Sequence[str] = ()
-    """Added to the owners that are stored."""
+    owners: Mapping[str, int] = field(default_factory=dict)
+    """Added to the owners that are stored, each with a value of the store's counter."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from amo_callback.core import Core
 from amo_callback.grant import Grant, GrantStatus, NewConnection
@@ -24,6 +24,7 @@ from amo_callback.stats import ServiceStatus, StoreStats
 from amo_callback.store import Store
 from tests.fakes import START, FakeClock, RecordingObserver
 
+T = TypeVar("T")
 DAY = timedelta(days=1)
 
 
@@ -174,11 +175,15 @@ async def switch_off(store: Store) -> Sequence[str]:
     return await store.record_disabled_hook("1", shortest=timedelta(seconds=5), quiet=timedelta(hours=1))
 
 
+def present(value: T | None) -> T:
+    """Return a value that is there."""
+    assert value is not None
+    return value
+
+
 async def now(store: Store, connection: Connection) -> Connection:
     """Return a connection as the store has it now."""
-    stored = await store.connection(connection.id)
-    assert stored is not None
-    return stored
+    return present(await store.connection(connection.id))
 
 
 async def save(store: Store, connection: Connection, *, iat: int | None = None, code: str | None = None) -> Connection:
@@ -186,6 +191,4 @@ async def save(store: Store, connection: Connection, *, iat: int | None = None, 
     grant = a_grant(code or f"code of {connection.id} {iat}")
     claimed = await store.claim_grant(grant, now=START)
     await store.save_connected(NewConnection(grant=claimed, connection=connection, token_iat=iat))
-    stored = await store.connection(connection.id)
-    assert stored is not None
-    return stored
+    return await now(store, connection)

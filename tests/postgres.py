@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from amo_callback.store.engine import to_micros
@@ -172,16 +173,26 @@ def written_clock() -> Iterator[WrittenClock]:
 @asynccontextmanager
 async def in_our_time(postgres: Databases, clock: WrittenClock) -> AsyncIterator[str]:
     """Make a database that asks this clock for the time: our functions are found before the server's own."""
-    import asyncpg  # noqa: PLC0415 -- because it is an extra
     import pytest  # noqa: PLC0415 -- because the benchmarks use this module, too
 
     if GIVEN in os.environ:
         pytest.skip("a server that was given cannot read our clock's file")
     async with postgres.fresh() as url:
-        connection = await asyncpg.connect(url)
-        await connection.execute(_OUR_TIME.format(file=clock.file))
-        await connection.close()
+        async with connected(url) as connection:
+            await connection.execute(_OUR_TIME.format(file=clock.file))
         yield with_option(url, "search_path=ours,pg_catalog")
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    """Connect to a database, beside what is tested."""
+    import asyncpg  # noqa: PLC0415 -- because it is an extra
+
+    connection = await asyncpg.connect(url, statement_cache_size=0)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 def with_option(url: str, option: str) -> str:

@@ -26,7 +26,7 @@ COMPOSITION = {"web.composition"}
 
 SECRETS_COMPARED = {
     "amo.introspection",
-    "oauth.state_policy",
+    "oauth.authorization",
     "oauth.ownership",
     "tokens.access_tokens",
     "identity.api_keys",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amo_callback.cli.checks.database import check_database, check_rescue
+from amo_callback.cli.checks.database import check_rescue, check_sqlite
 from amo_callback.cli.checks.files import check_disk, check_secrets
 from amo_callback.cli.checks.finding import fail, ok, report, run_check, run_check_async
 from amo_callback.cli.checks.http_probe import open_probe
@@ -23,6 +23,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.config.loader import find_config
 from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError
+from amo_callback.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -75,17 +76,20 @@ def _findings(config: str | None, environ: Mapping[str, str], clock: Clock, *, p
 
 def _check_database(context: CommandContext, clock: Clock, *, patience: float) -> Iterable[Finding]:
     """Return the checks of the database, which run as they are iterated."""
-    keys, advance = context.encryption_keys, partial(progress, "opening pairs")
+    advance, url = partial(progress, "opening pairs"), context.settings.storage.url.get_secret_value()
     if context.database is not None:
-        return check_database(context.database, keys=keys, machine=context.location, progress=advance)
-    try:
-        from amo_callback.cli.checks.postgres import check_postgres  # noqa: PLC0415 -- because it is an extra
-    except ModuleNotFoundError:
-        return [fail("store", "PostgreSQL takes another package", fix="pip install 'amo-callback[postgres]'")]
+        opening = open_store(url, folder=context.folder, clock=clock, read_only=True)
+        keys, location = context.encryption_keys, context.location
+        found = check_sqlite(context.database, opening, keys=keys, location=location, progress=advance)
+    else:
+        try:
+            from amo_callback.cli.checks.postgres import check_postgres  # noqa: PLC0415 -- because it is an extra
+        except ModuleNotFoundError:
+            return [fail("store", "PostgreSQL takes another package", fix="pip install 'amo-callback[postgres]'")]
+        opening = open_store(url, folder=context.folder, clock=clock, read_only=True)
+        found = check_postgres(context, opening, clock=clock, patience=patience, progress=advance)
 
     def run() -> Iterator[Finding]:
-        url = context.settings.storage.url.get_secret_value()
-        found = check_postgres(url, keys=keys, clock=clock, patience=patience, progress=advance)
         yield from asyncio.run(run_check_async("store", found))
 
     return run()

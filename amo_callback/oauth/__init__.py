@@ -1,9 +1,8 @@
 """How accounts are connected: a grant is started, its code exchanged once, and its result given to who may know it.
 
-- `authorization`: a state is issued, for whom and with which challenge.
-- `state_policy`: which codes are exchanged at all, by the state that they come with.
+- `authorization`: a state is issued, for whom and with which challenge; which codes are taken, by their state.
 - `grant_service`: one code, many callers, one exchange; its result is remembered while AMO's codes live.
-- `grant_factory`: grants as they are stored, and their results.
+- `grants`: grants as they are stored, their results, and the rules that they follow.
 - `code_exchange`: the only place where a code is spent.
 - `redemption`: the app presents what its deep link brought, and its user becomes an owner.
 - `ownership`: the rules by which a user becomes one.

@@ -1,73 +1,28 @@
-"""A grant, started: a state of ours for AMO's consent page, and what it stands for."""
+"""A grant's beginning: a state of ours for AMO's consent page, what it stands for, which codes are taken with it."""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import hmac
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import InvalidState, QueueFull, TooManyAttempts
-from amo_callback.grant import STATE_PREFIX, AuthorizationRequest, IssuedState, is_issued
+from amo_callback.errors import InvalidState, NotFound
+from amo_callback.grant import STATE_PREFIX, AuthorizationRequest, CodeSource, IssuedState, is_issued
 from amo_callback.model import fingerprint
-from amo_callback.rate_limit import Priority
+from amo_callback.oauth.ownership import check_verifier
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
     from datetime import datetime
 
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.clock import Clock
-    from amo_callback.crypto import Cipher
-    from amo_callback.oauth.limits import AdmissionQueue, AttemptLimiter
-    from amo_callback.store import Store
+    from amo_callback.core import Core
+    from amo_callback.grant import CodePresentation
+    from amo_callback.oauth.grants import GrantRules
+    from amo_callback.oauth.limits import StartLimiter
 
 STATE_LIFE = timedelta(minutes=30)
-
-
-def priority_of(request: AuthorizationRequest | None) -> Priority:
-    """Return who goes first: a link alone, which anybody can follow, is less than a user who is known."""
-    if request is None:
-        return Priority.STRANGER
-    return Priority.STARTED if request.user is None else Priority.EXPECTED
-
-
-_ALL = "all links"
-
-
-class StartLimiter:
-    """How many grants may be started: by one user, by one address, and by plain links in all.
-
-    Anybody can follow a link, from as many addresses as he has, and each costs the store a write.
-    """
-
-    def __init__(self, *, each: AttemptLimiter, links: AttemptLimiter, queue: AdmissionQueue) -> None:
-        self._each = each
-        self._links = links
-        self._queue = queue
-
-    @asynccontextmanager
-    async def turn(self, request: AuthorizationRequest, *, address: str | None) -> AsyncIterator[None]:
-        """Be the only one of the kind meanwhile; raises `TooManyAttempts`, `QueueFull`, `StoreUnavailable`."""
-        priority = priority_of(request)
-        who = f"user {request.user}" if request.user is not None else address
-        with self._queue.enter(priority, who):
-            if not request.vouched:
-                self._each.reserve(who, among=priority)
-            if request.user is None:
-                self._reserve_link(address, priority)
-            async with self._queue.write(priority):
-                yield
-
-    def _reserve_link(self, address: str | None, priority: Priority) -> None:
-        """Reserve one of all links; the second half of them is for the first of each address."""
-        half_is_used = 2 * self._links.count(_ALL) >= self._links.attempts
-        if half_is_used and address is not None and self._each.count(address, among=priority) > 1:
-            raise QueueFull
-        try:
-            self._links.reserve(_ALL)
-        except TooManyAttempts:
-            raise QueueFull from None  # it is not this address that has sent too many
+_NO_STATE = (None, b"", b"false")
+"""AMO sends `false` where it was given none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,24 +36,15 @@ class StartedAuthorization:
 
 
 class Authorizations:
-    """Start grants, and know them again."""
+    """Start grants, know them again, and admit the codes that come back, and the callers to whom is told of them."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        amo: AmoClient,
-        cipher: Cipher,
-        clock: Clock,
-        starts: StartLimiter,
-        new_secret: Callable[[], str],
-    ) -> None:
-        self._store = store
-        self._amo = amo
-        self._cipher = cipher
-        self._clock = clock
+    def __init__(self, core: Core, rules: GrantRules, *, starts: StartLimiter) -> None:
+        self._store = core.store
+        self._amo = core.amo
+        self._cipher = core.cipher
+        self._clock = core.clock
+        self._rules = rules
         self._starts = starts
-        self._new_secret = new_secret
 
     async def start(self, request: AuthorizationRequest, *, address: str | None = None) -> StartedAuthorization:
         """Issue a state, good for half an hour and one code.
@@ -106,7 +52,7 @@ class Authorizations:
         `address` is whose it is where no user is known. Raises `TooManyAttempts`, and `QueueFull` where too many others
         start at the same time.
         """
-        state = STATE_PREFIX + self._new_secret()
+        state = STATE_PREFIX + self._rules.new_secret()
         state_hash = fingerprint(state)
         issued = IssuedState(
             state_hash=state_hash,
@@ -121,22 +67,54 @@ class Authorizations:
             expires_at=issued.expires_at,
         )
 
-    async def request_of(self, state: bytes) -> AuthorizationRequest:
-        """Return what an issued state stands for; raises `InvalidState` for one that is unknown, used or over."""
-        issued = await self._store.issued_state(fingerprint(state))
-        if issued is None or issued.sealed is None or issued.used_by or issued.expires_at <= self._clock.now():
-            raise InvalidState
-        return self._open(issued.sealed, issued.state_hash)
+    async def admit(self, presented: CodePresentation) -> AuthorizationRequest | None:
+        """Return what the state of a code stands for that was never seen; `None` for the app's own.
 
-    async def handed_back(self, state: bytes | None) -> bytes | None:
+        Where only issued states are taken, a code without one comes from AMO itself, for a listed account (which is
+        checked once AMO has told whose it is). Raises `InvalidState`, `NotFound` for a code that only the app names,
+        and `PkceMismatch` where it expects its challenge to be known.
+        """
+        if presented.state is not None and is_issued(presented.state):
+            return await self._unused(presented.state)
+        if presented.arrival is CodeSource.APP:
+            if self._rules.issued_only:
+                raise NotFound
+            check_verifier(None, presented.verifier)
+        if not self._rules.issued_only:
+            return None
+        if presented.arrival is CodeSource.VENDOR and presented.state in _NO_STATE and self._rules.allowed_accounts:
+            return None
+        raise InvalidState
+
+    async def _unused(self, state: bytes) -> AuthorizationRequest:
+        issued = await self._store.issued_state(fingerprint(state))
+        if issued is None or issued.sealed is None or issued.code_hash or issued.expires_at <= self._clock.now():
+            raise InvalidState
+        return self._cipher.open_request(issued.sealed, state_hash=issued.state_hash)
+
+    def check(self, presented: CodePresentation, *, state: bytes | None, request: AuthorizationRequest | None) -> None:
+        """Check who asks for the outcome of a code that is known, by the state and the request that it came with.
+
+        An issued state is a secret of the browser that brings it: who has only the code is somebody else. Raises
+        `InvalidState`. The app names no state: it has the verifier, or `PkceMismatch` is raised.
+        """
+        if presented.arrival is CodeSource.APP:
+            check_verifier(request, presented.verifier)
+        elif (self._rules.issued_only or is_issued(state)) and not hmac.compare_digest(
+            presented.state or b"", state or b""
+        ):
+            raise InvalidState
+
+    async def app_state(self, state: bytes | None) -> bytes | None:
         """Return the state that the app gets back for the one that came: its own, where it gave one."""
         if state is None or not is_issued(state):
             return state
         issued = await self._store.issued_state(fingerprint(state))
         if issued is None or issued.sealed is None:
             return state
-        own = self._open(issued.sealed, issued.state_hash).state
-        return state if own is None else own
-
-    def _open(self, sealed: bytes, state_hash: str) -> AuthorizationRequest:
-        return self._cipher.open_request(sealed, state_hash=state_hash)
+        request: AuthorizationRequest | None
+        if issued.code_hash is None:
+            request = self._cipher.open_request(issued.sealed, state_hash=issued.state_hash)
+        else:
+            request = self._cipher.open_grant(issued.sealed, code_hash=issued.code_hash).request
+        return state if request is None or request.state is None else request.state

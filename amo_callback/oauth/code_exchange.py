@@ -21,17 +21,18 @@ from amo_callback.errors import (
 )
 from amo_callback.events import Event, Level
 from amo_callback.grant import Grant, GrantStatus, NewConnection, support_code
-from amo_callback.model import Connection, RefreshRules, Status, TokenResponse, connection_id
-from amo_callback.oauth.authorization import priority_of
+from amo_callback.model import Connection, Status, TokenResponse, connection_id
+from amo_callback.oauth.limits import priority_of
 from amo_callback.refresh.raw_answers import name_of_grant
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from amo_callback.core import Core
     from amo_callback.grant import AuthorizationRequest
+    from amo_callback.oauth.grants import GrantRules
     from amo_callback.oauth.limits import Reservation
     from amo_callback.refresh.address_block import AddressBlock
     from amo_callback.refresh.credentials import Credentials
@@ -44,12 +45,15 @@ all of it has to fit in the time that the process has then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExchangeRules:
-    """Who may connect, and how their pairs are refreshed from then on."""
+class ExchangeParts:
+    """The parts of the token lifecycle that an exchange uses."""
 
-    allowed_accounts: Collection[str] = ()
-    default_domain: str | None = None
-    refresh: RefreshRules = field(default_factory=RefreshRules)
+    pending_writes: PendingWrites
+    raw_answers: RawAnswers
+    credentials: Credentials
+    address_block: AddressBlock
+    connected: Callable[[Connection], None]
+    """Called where AMO has accepted a code, and its pair is stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,64 +76,54 @@ class CodeExchange:
 class Exchanger:
     """Exchange authorization codes."""
 
-    def __init__(
-        self,
-        core: Core,
-        *,
-        pending_writes: PendingWrites,
-        raw_answers: RawAnswers,
-        credentials: Credentials,
-        address_block: AddressBlock,
-        rules: ExchangeRules,
-        connected: Callable[[Connection], None],
-    ) -> None:
+    def __init__(self, core: Core, rules: GrantRules, parts: ExchangeParts) -> None:
         self._core = core
-        self._pending_writes = pending_writes
-        self._raw_answers = raw_answers
-        self._credentials = credentials
-        self._address_block = address_block
         self._rules = rules
-        self._connected = connected
+        self._pending_writes = parts.pending_writes
+        self._raw_answers = parts.raw_answers
+        self._credentials = parts.credentials
+        self._address_block = parts.address_block
+        self._connected = parts.connected
 
-    async def exchange(self, grant: Grant, what: CodeExchange) -> Grant:
+    async def exchange(self, grant: Grant, exchange: CodeExchange) -> Grant:
         """Spend a claimed grant's code, store the pair it brings, and return how the grant ended.
 
         Raises `StoreUnavailable` where a refusal cannot be written down; a pair is held until it can be, or
         `ShuttingDown` once it is in its rescue file.
         """
         try:
-            issued = await self._spend(what)
+            issued = await self._spend(exchange)
         except AmoCallbackError as error:
-            await self._raw_answers.keep(name_of_grant(grant.code_hash), error, domain=what.domain)
+            await self._raw_answers.keep(name_of_grant(grant.code_hash), error, domain=exchange.domain)
             if isinstance(error, RequestNotSent | ShuttingDown | NotYet):
-                what.reservation.release()  # AMO was not asked
+                exchange.reservation.release()  # AMO was not asked
             ended = _failed(grant, error)
-            self._tell_failed(ended, error, what.domain)
-            expected = what.request is not None or what.domain == self._rules.default_domain
-            await self._credentials.note_refusal(error, host=what.domain, expected=expected)
+            self._tell_failed(ended, error, exchange.domain)
+            expected = exchange.request is not None or exchange.domain == self._rules.default_domain
+            await self._credentials.note_refusal(error, host=exchange.domain, expected=expected)
             await self._core.store.finish_grant(ended)
             return ended
         except BaseException:
             await self._core.store.finish_grant(_failed(grant, UnknownOutcome("a bug")))
             raise
-        return await self._save(grant, what, issued)
+        return await self._save(grant, exchange, issued)
 
-    async def _spend(self, what: CodeExchange) -> TokenResponse:
+    async def _spend(self, exchange: CodeExchange) -> TokenResponse:
         """Present the code, in its turn; raises what its refusal means, or `AccountNotAllowed`: it is dropped."""
-        await self._slot(what)
-        not_after = what.started + self._rules.refresh.lease - self._core.amo.timeout
+        await self._slot(exchange)
+        not_after = exchange.started + self._core.rules.lease - self._core.amo.timeout
         with self._pending_writes.expecting():
-            issued = await self._core.amo.exchange(code=what.code, domain=what.domain, not_after=not_after)
+            issued = await self._core.amo.exchange(code=exchange.code, domain=exchange.domain, not_after=not_after)
         self._credentials.accept()
         if self._rules.allowed_accounts and issued.account.account_id not in self._rules.allowed_accounts:
-            what.reservation.release()
+            exchange.reservation.release()
             await self._address_block.succeeded()
             raise AccountNotAllowed(issued.account.account_id)
         return issued
 
-    async def _save(self, grant: Grant, what: CodeExchange, issued: TokenResponse) -> Grant:
+    async def _save(self, grant: Grant, exchange: CodeExchange, issued: TokenResponse) -> Grant:
         """Store a pair that has been paid for, before anything else happens."""
-        connection = self._granted(issued, what.domain)
+        connection = self._granted(issued, exchange.domain)
         ended = dataclasses.replace(
             grant,
             status=GrantStatus.CONNECTED,
@@ -140,7 +134,7 @@ class Exchanger:
             grant=ended,
             connection=connection,
             token_iat=issued.account.token_iat,
-            owner=what.request.vouched_owner if what.request else None,
+            owner=exchange.request.vouched_owner if exchange.request else None,
         )
         connected = _connected(connection)
         try:
@@ -157,33 +151,33 @@ class Exchanger:
             else:
                 self._connected(connection)
         finally:
-            what.reservation.release()  # only now: nothing may come between a pair and the store
+            exchange.reservation.release()  # only now: nothing may come between a pair and the store
         await self._address_block.succeeded()
         return ended
 
-    async def _slot(self, what: CodeExchange) -> None:
+    async def _slot(self, exchange: CodeExchange) -> None:
         """Wait for a slot at the rate limit: as long as the request can still end within the claim's lease.
 
         After that somebody else might hold the claim; and whoever leaves the queue takes no slot from the others.
         """
-        slot = self._turn(what)
-        left = self._left(what.started)
+        slot = self._turn(exchange)
+        left = self._left(exchange.started)
         served = await done_unless(
             slot, stop=self._core.stop, grace=_LAST_SLOT, clock=self._core.clock, limit=max(left, 0.0)
         )
-        if self._left(what.started) <= 0:
+        if self._left(exchange.started) <= 0:
             raise NotYet(0)
         if not served:
             raise ShuttingDown
 
-    async def _turn(self, what: CodeExchange) -> None:
-        async with what.turn:
+    async def _turn(self, exchange: CodeExchange) -> None:
+        async with exchange.turn:
             await self._address_block.exchange_turn()
-            await self._core.amo.slot(priority_of(what.request))
+            await self._core.amo.slot(priority_of(exchange.request))
 
     def _left(self, started: float) -> float:
         """Return for how many seconds more a request may begin."""
-        return self._rules.refresh.lease - self._core.amo.timeout - (self._core.clock.monotonic() - started)
+        return self._core.rules.lease - self._core.amo.timeout - (self._core.clock.monotonic() - started)
 
     def _granted(self, issued: TokenResponse, domain: str) -> Connection:
         pair, account = issued.pair, issued.account
@@ -202,7 +196,7 @@ class Exchanger:
             refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE,
             refreshed_at=None,
             next_refresh_at=refresh_due(
-                pair, at=self._rules.refresh.at, jitter=self._rules.refresh.jitter, random=self._core.random
+                pair, at=self._core.rules.at, jitter=self._core.rules.jitter, random=self._core.random
             ),
             connected_at=pair.issued_at,
             pair_version=1,

@@ -1,9 +1,8 @@
-"""A grant, completed: an authorization code becomes a stored pair, once, and everyone who asks is told the same.
+"""The completion of grants: an authorization code becomes a stored pair, once, and every caller gets the same result.
 
-Browsers prefetch, reload and go back, and the app calls after the browser: one code arrives here many times.
-The first one claims it in the store and exchanges it in a task of its own; the others wait for that task, or
-for the process that runs it, and a later one reads what became of it. AMO's codes work once, so this is also
-what keeps us from asking twice.
+Browsers prefetch, reload and go back, and the app calls after the browser: one code arrives here many times. The first
+call claims it in the store and exchanges it in a task of its own; the others wait for that task, or for the process
+that runs it, and a later one reads the result. AMO's codes work once, so this also keeps us from asking twice.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import done_within
+from amo_callback.concurrency import SingleFlight, done_within
 from amo_callback.errors import (
     AmoCallbackError,
     Frozen,
@@ -26,186 +25,150 @@ from amo_callback.errors import (
     UserError,
 )
 from amo_callback.events import Event, Level
-from amo_callback.grant import CodePresentation, Grant, GrantResult, GrantSecrets, GrantStatus
-from amo_callback.model import Connection, fingerprint
-from amo_callback.oauth.authorization import priority_of
+from amo_callback.grant import CodePresentation, GrantStatus
+from amo_callback.model import fingerprint
 from amo_callback.oauth.code_exchange import CodeExchange
+from amo_callback.oauth.grants import Grants
+from amo_callback.oauth.limits import priority_of
+from amo_callback.refresh.leases import Leases
 
 if TYPE_CHECKING:
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.clock import Clock
-    from amo_callback.events import Observer
+    from amo_callback.core import Core
+    from amo_callback.grant import Grant, GrantResult, GrantSecrets
+    from amo_callback.model import Connection
+    from amo_callback.oauth.authorization import Authorizations
     from amo_callback.oauth.code_exchange import Exchanger
-    from amo_callback.oauth.grant_factory import GrantFactory
-    from amo_callback.oauth.limits import AdmissionQueue, AttemptLimiter
-    from amo_callback.oauth.state_policy import StatePolicy
-    from amo_callback.refresh.leases import Leases
-    from amo_callback.store import Store
+    from amo_callback.oauth.grants import GrantRules
+    from amo_callback.oauth.limits import Limits
 
 _LOOK_AGAIN = 0.25
 """Seconds between two looks at a grant that another process is exchanging."""
-PATIENCE = 8.0
-"""Seconds after which a person is told that it takes longer; the exchange goes on."""
 
 
 class GrantService:
-    """Complete grants."""
+    """Completes grants, each in one task of one process."""
 
     def __init__(
-        self,
-        *,
-        store: Store,
-        amo: AmoClient,
-        records: GrantFactory,
-        clock: Clock,
-        observer: Observer,
-        exchanger: Exchanger,
-        admission: StatePolicy,
-        attempts: AttemptLimiter,
-        queue: AdmissionQueue,
-        leases: Leases,
-        patience: float = PATIENCE,
+        self, core: Core, rules: GrantRules, *, exchanger: Exchanger, authorizations: Authorizations, limits: Limits
     ) -> None:
-        self._store = store
-        self._amo = amo
-        self._records = records
-        self._clock = clock
-        self._observer = observer
+        self._core = core
         self._exchanger = exchanger
-        self._admission = admission
-        self._attempts = attempts
-        self._queue = queue
-        self._leases = leases
-        self._patience = patience
-        self._flights: dict[str, asyncio.Task[GrantResult]] = {}
+        self._authorizations = authorizations
+        self._limits = limits
+        self._patience = rules.patience
+        self._grants = Grants(core, rules)
+        self._leases = Leases(length=core.rules.lease, store=core.store, clock=core.clock)
+        self._exchanges: SingleFlight[GrantResult] = SingleFlight("grant", on_end=self._ended)
         self._pending: dict[str, GrantResult] = {}
-        """Where the results of flights will be found, once their grants have been written."""
+        """The results so far of the grants that are being exchanged, once they have been claimed."""
         self._claimed: set[str] = set()
-        self._stopping = asyncio.Event()
 
-    async def complete(self, visit: CodePresentation) -> GrantResult:
-        """Return what became of a code, exchanging it if that was not done; `EXCHANGING` after `patience` seconds.
+    async def complete(self, presented: CodePresentation) -> GrantResult:
+        """Return the result of a code, exchanging it if that was not done; `EXCHANGING` after `patience` seconds.
 
-        Who gets there first, decides: the host that is named is checked, and only where AMO is to be asked. Raises
-        `UserError` where AMO is not asked, `NotFound`, `QueueFull`, `StoreUnavailable` and `ShuttingDown`. A caller
-        who is cancelled cancels nothing else.
+        The first caller's host counts, and is checked only where AMO is to be asked. Raises `UserError` where AMO is
+        not asked, `NotFound`, `QueueFull`, `StoreUnavailable` and `ShuttingDown`. A cancelled caller cancels nothing
+        else.
         """
-        outcome = await self._completed(visit)
-        self._admission.check(visit, state=outcome.state, request=outcome.request)
-        return outcome
+        result = await self._completed(presented)
+        self._authorizations.check(presented, state=result.state, request=result.request)
+        return result
 
-    async def _completed(self, visit: CodePresentation) -> GrantResult:
+    async def _completed(self, presented: CodePresentation) -> GrantResult:
         while True:
-            flight, joined = self._flight(visit)
-            if not await done_within(flight, seconds=self._patience, clock=self._clock):
+            task, started = self._exchanges.start(presented.code_hash, lambda: self._run(presented))
+            if not await done_within(task, seconds=self._patience, clock=self._core.clock):
                 break
             try:
-                return flight.result()
+                return task.result()
             except (UserError, NotFound, PkceMismatch, QueueFull):
-                if not joined:
+                if started:
                     raise
                 # Another caller's failure (no host, no state, no place): it need not be this one's.
-        if visit.code_hash not in self._pending:
+        if presented.code_hash not in self._pending:
             raise StoreUnavailable("late")
-        return self._pending[visit.code_hash]
+        return self._pending[presented.code_hash]
 
-    def _flight(self, visit: CodePresentation) -> tuple[asyncio.Task[GrantResult], bool]:
-        """Return the code's one flight, and whether it was under way: never two for a code in one process."""
-        flight = self._flights.get(visit.code_hash)
-        if flight is not None and not flight.done():
-            return flight, True
-        flight = asyncio.create_task(self._fly(visit), name=f"grant:{visit.code_hash[:8]}")
-        self._flights[visit.code_hash] = flight
-        flight.add_done_callback(lambda landed: self._land(visit.code_hash, landed))
-        return flight, False
+    async def result(self, handle: str) -> GrantResult:
+        """Return the result for a return handle; raises `NotFound` for one that is unknown or expired."""
+        return self._grants.to_result(await self._by_handle(handle))
 
-    async def returned(self, handle: str) -> GrantResult:
-        """Return what the return address `handle` shows; raises `NotFound` for one that is unknown or over."""
-        grant = await self._store.grant_by_handle(fingerprint(handle))
-        if grant is None or grant.expires_at <= self._clock.now():
-            raise NotFound
-        return self._records.told(grant)
+    async def retry(self, handle: str, *, address: str | None = None) -> GrantResult:
+        """Complete the code of a return handle again, where it has failed for a passing reason.
 
-    async def again(self, handle: str, *, address: str | None = None) -> GrantResult:
-        """Try once more with the code of the return address `handle`, where it has failed for a passing reason.
-
-        Raises as `returned` and `complete` do.
+        Raises as `result` and `complete` do.
         """
-        grant = await self._store.grant_by_handle(fingerprint(handle))
-        if grant is None or grant.expires_at <= self._clock.now():
-            raise NotFound
-        secrets = self._records.secrets_of(grant)
+        secrets = self._grants.secrets_of(await self._by_handle(handle))
         return await self.complete(
             CodePresentation(code=secrets.code, state=secrets.state, host=secrets.domain, address=address)
         )
 
-    async def connection_of(self, outcome: GrantResult) -> Connection | None:
-        """Return the connection that a grant led to, as it is now."""
-        return await self._store.connection(outcome.connection_id) if outcome.connection_id else None
+    async def _by_handle(self, handle: str) -> Grant:
+        grant = await self._core.store.grant_by_handle(fingerprint(handle))
+        if grant is None or grant.expires_at <= self._core.clock.now():
+            raise NotFound
+        return grant
 
-    def stop(self) -> None:
-        """Wait no longer for the rate limit, nor for other processes; who comes in by an open door is served."""
-        self._stopping.set()
+    async def connection_of(self, result: GrantResult) -> Connection | None:
+        """Return the connection that a grant led to, as it is now."""
+        return await self._core.store.connection(result.connection_id) if result.connection_id else None
 
     async def drain(self) -> None:
         """Begin nothing from now on, and wait until what has been claimed is exchanged and stored."""
-        self.stop()
-        for code_hash, flight in self._flights.items():
+        self._core.stop.set()
+        for code_hash, task in self._exchanges:
             if code_hash not in self._claimed:
-                flight.cancel()  # nobody waits for it any more
-        while self._flights:
-            await asyncio.wait(self._flights.values())
+                task.cancel()  # nothing waits for it any more
+        await self._exchanges.drain()
 
-    def _land(self, code_hash: str, task: asyncio.Task[GrantResult]) -> None:
-        if self._flights.get(code_hash) is task:
-            del self._flights[code_hash]
-            self._pending.pop(code_hash, None)
-            self._claimed.discard(code_hash)
+    def _ended(self, code_hash: str, task: asyncio.Task[GrantResult]) -> None:
+        self._pending.pop(code_hash, None)
+        self._claimed.discard(code_hash)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, AmoCallbackError):
-            self._observer(Event(name="grant.bug", level=Level.ERROR, error=error))
+            self._core.observer(Event(name="grant.bug", level=Level.ERROR, error=error))
 
     # --- one grant -------------------------------------------------------------------------------
 
-    async def _fly(self, visit: CodePresentation) -> GrantResult:
+    async def _run(self, presented: CodePresentation) -> GrantResult:
         while True:
-            grant = await self._store.grant(visit.code_hash)
-            if grant is not None and grant.expires_at <= self._clock.now():
+            grant = await self._core.store.grant(presented.code_hash)
+            if grant is not None and grant.expires_at <= self._core.clock.now():
                 raise GrantExpired
             if grant is None or self._is_abandoned(grant) or grant.status is GrantStatus.FAILED:
-                grant, secrets = await self._try(visit, grant)
+                grant, secrets = await self._attempt(presented, grant)
                 if secrets is not None:
-                    return self._records.told(grant, secrets)
+                    return self._grants.to_result(grant, secrets)
                 if grant.status is GrantStatus.FAILED:
-                    continue  # somebody else was faster, and had no luck: now it is a known one
-            if grant.status is not GrantStatus.EXCHANGING or self._stopping.is_set():
-                return self._records.told(grant)
-            self._pending[visit.code_hash] = self._records.told(grant)
-            await self._clock.sleep(_LOOK_AGAIN)
+                    continue  # another caller was faster, and has failed: now the code is known
+            if grant.status is not GrantStatus.EXCHANGING or self._core.stop.is_set():
+                return self._grants.to_result(grant)
+            self._pending[presented.code_hash] = self._grants.to_result(grant)
+            await self._core.clock.sleep(_LOOK_AGAIN)
 
-    async def _try(self, visit: CodePresentation, before: Grant | None) -> tuple[Grant, GrantSecrets | None]:
-        """Claim the code and exchange it; return the grant as it is then, and its secrets where it was ours to end."""
-        started = self._clock.monotonic()
-        known = None if before is None else self._records.secrets_of(before)
+    async def _attempt(self, presented: CodePresentation, before: Grant | None) -> tuple[Grant, GrantSecrets | None]:
+        """Claim the code and exchange it; return the grant as it is then, and its secrets where we have claimed it."""
+        started = self._core.clock.monotonic()
+        known = None if before is None else self._grants.secrets_of(before)
         if known is None:
-            request = await self._admission.request_of(visit)
+            request = await self._authorizations.admit(presented)
         else:
-            self._admission.check(visit, state=known.state, request=known.request)
+            self._authorizations.check(presented, state=known.state, request=known.request)
             request = known.request
         # Without a host the code is asked about where it was seen before, or at the default.
-        domain = self._amo.check_domain(visit.host or (known.domain if known else None))
-        fresh, secrets = self._records.begin(visit, domain=domain, request=request)
+        domain = self._core.amo.check_domain(presented.host or (known.domain if known else None))
+        fresh, secrets = self._grants.begin(presented, domain=domain, request=request)
         priority = priority_of(request)
-        who = f"user {request.user}" if request is not None and request.user is not None else visit.address
-        with self._queue.enter(priority, who) as turn:
-            reservation = self._attempts.reserve(who, among=priority)
+        who = f"user {request.user}" if request is not None and request.user is not None else presented.address
+        with self._limits.queue.enter(priority, who) as turn:
+            reservation = self._limits.codes.reserve(who, among=priority)
             try:
-                async with self._queue.write(priority):
-                    grant = await self._store.claim_grant(
+                async with self._limits.queue.write(priority):
+                    grant = await self._core.store.claim_grant(
                         fresh,
-                        now=self._clock.now(),
+                        now=self._core.clock.now(),
                         over=None if before is None else before.attempt,
-                        state_hash=None if known or request is None else fingerprint(visit.state or b""),
+                        state_hash=None if known or request is None else fingerprint(presented.state or b""),
                     )
             except (StoreUnavailable, Frozen, InvalidState):
                 reservation.release()  # AMO is not asked
@@ -215,26 +178,26 @@ class GrantService:
                 reservation.release()
                 raise
             if grant.attempt != fresh.attempt:
-                reservation.release()  # somebody else was faster
+                reservation.release()  # another caller was faster
                 return grant, None
-            secrets = known or secrets  # who tries again keeps what was handed out
-            self._claimed.add(visit.code_hash)
-            self._pending[visit.code_hash] = self._records.told(grant, secrets)
+            secrets = known or secrets  # a code that is tried again keeps its handle and ticket
+            self._claimed.add(presented.code_hash)
+            self._pending[presented.code_hash] = self._grants.to_result(grant, secrets)
             exchange = CodeExchange(
-                code=visit.code, domain=domain, request=request, started=started, reservation=reservation, turn=turn
+                code=presented.code, domain=domain, request=request, started=started, reservation=reservation, turn=turn
             )
             return await self._exchanger.exchange(grant, exchange), secrets
 
     async def _unclaim(self, fresh: Grant) -> None:
-        """Give back a claim that was written although its flight was let go: nothing was sent for it."""
-        grant = await self._store.grant(fresh.code_hash)
+        """Give back a claim that was written although its task was cancelled: nothing was sent for it."""
+        grant = await self._core.store.grant(fresh.code_hash)
         if grant is not None and grant.attempt == fresh.attempt:
-            await self._store.finish_grant(
+            await self._core.store.finish_grant(
                 dataclasses.replace(grant, status=GrantStatus.FAILED, error=ShuttingDown.deep_link_error)
             )
 
     def _is_abandoned(self, grant: Grant) -> bool:
-        """Tell whether the process that tried it has died: its lease has passed since this one first saw it."""
+        """Return whether the process that tried it has died: its lease has passed since this one first saw it."""
         if grant.status is not GrantStatus.EXCHANGING:
             self._leases.forget(grant.code_hash)
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
@@ -12,17 +12,26 @@ from amo_callback.errors import QueueFull, TooManyAttempts
 from amo_callback.rate_limit import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from contextlib import AbstractAsyncContextManager
 
     from amo_callback.clock import Clock
+    from amo_callback.grant import AuthorizationRequest
 
 _ADDRESSES = 50_000
 """Addresses that are remembered at once, the most recent ones."""
+_ALL = "all links"
 _FEW = 3
 """Codes of one address that may wait while the queue is half full."""
 _WRITTEN_AT_ONCE = 4
 """Codes of each priority: one batch of the store's, or less than half of its connections."""
+
+
+def priority_of(request: AuthorizationRequest | None) -> Priority:
+    """Return who goes first: a link alone, which anybody can follow, is less than a user who is known."""
+    if request is None:
+        return Priority.STRANGER
+    return Priority.STARTED if request.user is None else Priority.EXPECTED
 
 
 class AttemptLimiter:
@@ -121,22 +130,62 @@ class AdmissionQueue:
         return self._writes[priority]
 
 
-class Limits:
-    """The limits on failed codes and on started authorization requests."""
+class StartLimiter:
+    """How many grants may be started: by one user, by one address, and by plain links in all.
 
-    def __init__(self, *, attempts: int, window: float, requests_per_second: float, clock: Clock) -> None:
+    Anybody can follow a link, from as many addresses as he has, and each costs the store a write.
+    """
+
+    def __init__(self, *, each: AttemptLimiter, links: AttemptLimiter, queue: AdmissionQueue) -> None:
+        self._each = each
+        self._links = links
+        self._queue = queue
+
+    @asynccontextmanager
+    async def turn(self, request: AuthorizationRequest, *, address: str | None) -> AsyncIterator[None]:
+        """Be the only one of the kind meanwhile; raises `TooManyAttempts`, `QueueFull`, `StoreUnavailable`."""
+        priority = priority_of(request)
+        who = f"user {request.user}" if request.user is not None else address
+        with self._queue.enter(priority, who):
+            if not request.vouched:
+                self._each.reserve(who, among=priority)
+            if request.user is None:
+                self._reserve_link(address, priority)
+            async with self._queue.write(priority):
+                yield
+
+    def _reserve_link(self, address: str | None, priority: Priority) -> None:
+        """Reserve one of all links; the second half of them is for the first of each address."""
+        half_is_used = 2 * self._links.count(_ALL) >= self._links.attempts
+        if half_is_used and address is not None and self._each.count(address, among=priority) > 1:
+            raise QueueFull
+        try:
+            self._links.reserve(_ALL)
+        except TooManyAttempts:
+            raise QueueFull from None  # it is not this address that has sent too many
+
+
+class Limits:
+    """The limits on failed codes and on started authorization requests; a code may wait for `queued_for` seconds."""
+
+    def __init__(
+        self, *, attempts: int, window: float, requests_per_second: float, queued_for: float, clock: Clock
+    ) -> None:
         self._requests_per_second = requests_per_second
+        capacity = capacity_for(per_second=requests_per_second, seconds=queued_for)
         self.codes = AttemptLimiter(attempts=attempts, window=window, clock=clock)
-        self.starts = AttemptLimiter(attempts=attempts, window=window, clock=clock)
-        self.links = AttemptLimiter(attempts=self._links(window), window=window, clock=clock)
+        self.queue = AdmissionQueue(capacity=capacity)
+        self._each = AttemptLimiter(attempts=attempts, window=window, clock=clock)
+        self._links = AttemptLimiter(attempts=self._links_in(window), window=window, clock=clock)
+        self.starts = StartLimiter(each=self._each, links=self._links, queue=AdmissionQueue(capacity=capacity))
 
     def change(self, *, attempts: int, window: float) -> None:
         """Apply other limits from now on."""
-        for limiter in (self.codes, self.starts):
+        for limiter in (self.codes, self._each):
             limiter.change(attempts=attempts, window=window)
-        self.links.change(attempts=self._links(window), window=window)
+        self._links.change(attempts=self._links_in(window), window=window)
 
-    def _links(self, window: float) -> int:
+    def _links_in(self, window: float) -> int:
         """Return how many plain links are followed in a window: half of the codes that can be exchanged in it.
 
         The other half is for codes that began elsewhere.

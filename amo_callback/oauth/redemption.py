@@ -1,4 +1,4 @@
-"""The end of a grant: the app presents the code, or the ticket, that its deep link brought, and its user is bound."""
+"""The redemption of grants: the app presents the code, or the ticket, of its deep link, and its user is bound."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import GrantExpired, PkceMismatch
 from amo_callback.grant import CodePresentation, CodeSource, GrantStatus
 from amo_callback.model import fingerprint
+from amo_callback.oauth.grants import Grants
 from amo_callback.oauth.ownership import Binding, binding_of
 from amo_callback.rate_limit import Priority
 
 if TYPE_CHECKING:
-    from amo_callback.clock import Clock
+    from amo_callback.core import Core
     from amo_callback.grant import Grant, GrantResult, GrantSecrets
     from amo_callback.model import Connection
-    from amo_callback.oauth.grant_factory import GrantFactory
     from amo_callback.oauth.grant_service import GrantService
+    from amo_callback.oauth.grants import GrantRules
     from amo_callback.oauth.limits import AttemptLimiter, Reservation
-    from amo_callback.store import Store
 
 TICKET_LIFE = timedelta(minutes=10)
 """Counted from AMO's acceptance."""
@@ -27,7 +27,7 @@ TICKET_LIFE = timedelta(minutes=10)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RedeemRequest:
-    """What the app presents."""
+    """A code or a ticket, as the app presents it."""
 
     code: bytes = field(repr=False)
     """AMO's code, or a ticket of ours."""
@@ -41,42 +41,33 @@ class RedeemRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Redeemed:
-    """What became of a grant, as it is told to whoever presents its code."""
+    """The result of a grant for the caller that has presented its code."""
 
-    outcome: GrantResult
+    result: GrantResult
     connection: Connection | None
     """As it is now."""
     is_owner: bool = True
-    """Whether it is the user's who asks; of one without a JWT that is not asked."""
+    """Whether the calling user owns it; true where there is no JWT."""
 
 
 class Redeemer:
-    """Tell what became of a grant, any number of times, to whoever proves to be where it began."""
+    """Returns the result of a grant, any number of times, to callers that have its verifier."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        records: GrantFactory,
-        clock: Clock,
-        connect: GrantService,
-        attempts: AttemptLimiter,
-        issued_only: bool,
-    ) -> None:
-        self._store = store
-        self._records = records
-        self._clock = clock
-        self._connect = connect
+    def __init__(self, core: Core, rules: GrantRules, *, service: GrantService, attempts: AttemptLimiter) -> None:
+        self._store = core.store
+        self._clock = core.clock
+        self._issued_only = rules.issued_only
+        self._grants = Grants(core, rules)
+        self._service = service
         self._attempts = attempts
-        self._issued_only = issued_only
 
     async def redeem(self, presented: RedeemRequest) -> Redeemed:
-        """Return what became of a grant; the user who has proved to be an owner of its connection is bound to it.
+        """Return the result of a grant, and bind the user who has proved to be an owner of its connection.
 
         Raises `PkceMismatch`, `GrantExpired` (of a ticket, too), and as `GrantService.complete`.
         """
         known = await self._known(fingerprint(presented.code))
-        visit = CodePresentation(
+        presentation = CodePresentation(
             code=presented.code if known is None else known.code,
             verifier=presented.verifier,
             host=presented.host,
@@ -85,27 +76,27 @@ class Redeemer:
         )
         reservation = self._reserve(presented, known)
         try:
-            outcome = await self._connect.complete(visit)
+            result = await self._service.complete(presentation)
         except PkceMismatch:
-            raise  # and keeps the place: whoever guesses comes to an end
+            raise  # and keeps the reservation: so guessing is limited
         except BaseException:
             reservation.release()
             raise
         reservation.release()
-        if outcome.status is not GrantStatus.CONNECTED or outcome.connection_id is None:
-            return Redeemed(outcome=outcome, connection=None)
-        is_owner = await self._bind(outcome, outcome.connection_id, presented.user)
-        return Redeemed(outcome=outcome, connection=await self._connect.connection_of(outcome), is_owner=is_owner)
+        if result.status is not GrantStatus.CONNECTED or result.connection_id is None:
+            return Redeemed(result=result, connection=None)
+        is_owner = await self._bind(result, result.connection_id, presented.user)
+        return Redeemed(result=result, connection=await self._service.connection_of(result), is_owner=is_owner)
 
     async def _known(self, name: str) -> GrantSecrets | None:
-        """Return what is known of a ticket or a code: a ticket is one whatever was tried with it as a code."""
+        """Return the secrets of a ticket or a code; a ticket is one also where it was presented as a code before."""
         grant = await self._store.grant_by_ticket(name)
         if grant is not None and self._is_over(grant):
             raise GrantExpired
         grant = grant or await self._store.grant(name)
         if grant is None or grant.sealed is None:
             return None
-        return self._records.secrets_of(grant)
+        return self._grants.secrets_of(grant)
 
     def _is_over(self, grant: Grant) -> bool:
         now = self._clock.now()
@@ -120,11 +111,11 @@ class Redeemer:
             return self._attempts.reserve(presented.address)
         return self._attempts.reserve(f"user {presented.user}", among=Priority.EXPECTED)
 
-    async def _bind(self, outcome: GrantResult, connection_id: str, user: str | None) -> bool:
-        """Bind who has proved to be an owner; tell whether the user whose JWT came is one."""
-        request, first_only = outcome.request, False
+    async def _bind(self, result: GrantResult, connection_id: str, user: str | None) -> bool:
+        """Bind the user who has proved to be an owner; return whether the calling user is one."""
+        request, first_only = result.request, False
         if user is not None:
-            binding = binding_of(request, user=user, state=outcome.handed_back, takes_app_states=not self._issued_only)
+            binding = binding_of(request, user=user, state=result.app_state, takes_app_states=not self._issued_only)
             if binding is Binding.NONE:
                 return user in (await self._store.owners_of([connection_id]))[connection_id]
             first_only = binding is Binding.FIRST_OWNER
@@ -132,4 +123,4 @@ class Redeemer:
             user = request.user
         if user is None:
             return True
-        return await self._store.bind(connection_id, owner=user, grant_no=outcome.grant_no, first_only=first_only)
+        return await self._store.bind(connection_id, owner=user, grant_no=result.grant_no, first_only=first_only)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from amo_callback.errors import BackupFailed
 from amo_callback.files import check_regular, open_regular, sync
 from amo_callback.model import Freeze
-from amo_callback.store.engine import Engine, arguments, from_micros, load_migrations, load_statements
+from amo_callback.store.engine import Engine, arguments, from_micros, load_statements
 from amo_callback.store.meta import freeze_value, read_freeze
-from amo_callback.store.migrate import another_version
+from amo_callback.store.migrate import another_version, latest_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _WHY = "the database is a copy: once nothing else works on its tokens, `amo-callback connections thaw --all`"
 UNFINISHED = ".unfinished"
-_WITH_HISTORY = 3
-"""The schema that has the table `events`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,8 +162,7 @@ def _copied(source: sqlite3.Connection, target: Path, *, now: datetime) -> Itera
 def freeze(copy: sqlite3.Connection, now: datetime) -> None:
     """Freeze a copy, whatever froze the original, and check that it is frozen; raises `BackupFailed`."""
     run(copy, "drop_meta", name="frozen")
-    if number(copy, "PRAGMA user_version") >= _WITH_HISTORY:  # so that the history shows that it is a copy
-        run(copy, "save_event", at=now, connection_id=None, name="service.copied", process="copy", details="{}")
+    run(copy, "save_event", at=now, connection_id=None, name="service.copied", process="copy", details="{}")
     run(copy, "add_meta", name="frozen", value=freeze_value(Freeze(at=now, why=_WHY, elsewhere=True)))
     check_frozen(copy)
 
@@ -182,12 +179,18 @@ def _publish(made: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def _check(snapshot: sqlite3.Connection, path: Path) -> None:
-    version, known = number(snapshot, "PRAGMA user_version"), len(load_migrations(Engine.SQLITE))
-    if version == 0:
+def schema_of(database: sqlite3.Connection, path: Path, *, known: int) -> int:
+    """Return the version of a file's schema; raises `BackupFailed` where it is none of ours, or newer."""
+    version = number(database, "PRAGMA user_version")
+    if version <= 0:
         raise BackupFailed(f"{path} is no database of amo-callback")
     if version > known:
         raise BackupFailed(f"{path} is of {another_version(version, known=known)}: install that version")
+    return version
+
+
+def _check(snapshot: sqlite3.Connection, path: Path) -> None:
+    schema_of(snapshot, path, known=latest_schema(Engine.SQLITE))
     [result] = snapshot.execute("PRAGMA quick_check(1)").fetchone()
     if result != "ok":
         raise BackupFailed(f"{path} is damaged")

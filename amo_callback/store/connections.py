@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from amo_callback.events import Event, connection_event
 from amo_callback.model import Connection, ConnectionCounts, ConnectionFilter, Reason, Status, Successes
 from amo_callback.schedule import CLOCK_TOLERANCE, TURN
-from amo_callback.store.engine import from_micros, json_list, lease_left, row_reader, values_of
+from amo_callback.store.engine import from_micros, in_transaction, json_list, lease_left, row_reader, values_of
 from amo_callback.store.history import Repository
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ read_connection = row_reader(
 )
 
 
+_read_counts = row_reader(ConnectionCounts, converters={}, computed={})
+_read_successes = row_reader(Successes, converters={}, computed={})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Due:
     """What is due now, and when the next refresh comes due."""
@@ -65,29 +69,29 @@ class Connections(Repository):
 
     async def connection(self, connection_id: str) -> Connection | None:
         """Return one connection."""
-        return _first(await self._database.read("connection", id=connection_id))
+        return _first(await self.read("connection", id=connection_id))
 
     async def connections_of(self, account_id: str) -> Sequence[Connection]:
         """Return an AMO account's connections, the freshest active one first."""
-        return [read_connection(row) for row in await self._database.read("connections_of", account_id=account_id)]
+        return [read_connection(row) for row in await self.read("connections_of", account_id=account_id)]
 
     async def page(self, *, after: str, limit: int, only: ConnectionFilter) -> Sequence[Connection]:
         """Return connections by their ids, from the one after `after` on."""
         statement = "page" if only.account_id is None else "page_of_account"
         if only.owner is not None:
             statement = "page_of_owner"
-        found = await self._database.read(statement, after=after, limit=limit, **values_of(only))
+        found = await self.read(statement, after=after, limit=limit, **values_of(only))
         return [read_connection(row) for row in found]
 
     async def attempts(self) -> Sequence[Connection]:
         """Return the connections with an open attempt."""
-        return [read_connection(row) for row in await self._database.read("attempts")]
+        return [read_connection(row) for row in await self.read("attempts")]
 
     async def due(
         self, *, now: datetime, limit: int, rechecks: int = 0, apart_from: Sequence[str], turn: timedelta = TURN
     ) -> Due:
         """Return what is due, so many refreshes and rechecks at most."""
-        found = await self._database.claim_work(
+        found = await self.claim_work(
             "due",
             now=now,
             impossible_after=now + CLOCK_TOLERANCE,
@@ -107,61 +111,49 @@ class Connections(Repository):
 
     async def probe(self, *, apart_from: Sequence[str], turn: timedelta) -> Connection | None:
         """Return an active connection with a refresh token: the most recent success first, failed attempts last."""
-        found = await self._database.claim_work("probe", apart_from=json_list(apart_from), turn=turn)
+        found = await self.claim_work("probe", apart_from=json_list(apart_from), turn=turn)
         return _first(found)
 
     async def fleet(self, *, now: datetime, since: datetime) -> ConnectionCounts:
         """Count the living, those of them whose access tokens live, and those given up since."""
-        [row] = await self._database.read("fleet", now=now, since=since)
-        return ConnectionCounts(living=row["living"], fresh=row["fresh"], died=row["died"])
+        [row] = await self.read("fleet", now=now, since=since)
+        return _read_counts(row)
 
     async def successes(self, *, now: datetime) -> Successes:
         """Return what AMO has accepted of all connections."""
-        [row] = await self._database.read("successes", now=now, since=now - _LAST_DAY)
-        return Successes(
-            refreshable=row["refreshable"],
-            latest=None if row["latest"] is None else from_micros(row["latest"]),
-            attempted=row["attempted"],
-            succeeded=row["succeeded"],
-        )
+        [row] = await self.read("successes", now=now, since=now - _LAST_DAY)
+        return _read_successes(row)
 
     # --- one refresh -----------------------------------------------------------------------------
 
-    async def claim(self, claim: Claim, *, events: Sequence[Event] = ()) -> Connection | None:
+    @in_transaction
+    async def claim(self, transaction: Transaction, claim: Claim, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit a claim; `None` where the connection has changed since it was read, or is frozen."""
-
-        async def work(transaction: Transaction) -> Connection | None:
-            await transaction.run("lock_for_spending")
-            claimed = _first(await transaction.run("claim", **values_of(claim)))
-            if claimed is not None:
-                await self._record(transaction, events, claimed)
-            return claimed
-
-        return await self._database.transact(work)
+        await transaction.run("lock_for_spending")
+        return await self._run_and_record(transaction, "claim", events, values_of(claim))
 
     async def extend(self, extension: LeaseExtension, *, events: Sequence[Event] = ()) -> bool:
         """Commit a longer lease and the account's new host; `False` where the attempt is no longer ours."""
         return await self._change("extend", events=events, **values_of(extension)) is not None
 
-    async def save_refreshed(self, refreshed: RefreshedPair, *, events: Sequence[Event] = ()) -> Connection | None:
+    @in_transaction
+    async def save_refreshed(
+        self, transaction: Transaction, refreshed: RefreshedPair, *, events: Sequence[Event] = ()
+    ) -> Connection | None:
         """Commit a refreshed pair and end its claim; `None` where its version was superseded.
 
         A connection that was given up is `mended` by it, of which others are notified.
         """
-
-        async def work(transaction: Transaction) -> Connection | None:
-            await transaction.run("lock_connection", id=refreshed.connection_id)
-            before = await transaction.run("connection", id=refreshed.connection_id)
-            saved = _first(await transaction.run("save_refreshed", **values_of(refreshed)))
-            if not before or saved is None:
-                return None
-            await self._note_pair_obtained(transaction, saved.client_id)
-            mended = before[0]["status"] == Status.NEEDS_REAUTH
-            recovered = [connection_event("connection.recovered", saved)] if mended else []
-            await self._record(transaction, [*events, *recovered], saved)
-            return dataclasses.replace(saved, mended=mended)
-
-        return await self._database.transact(work)
+        await transaction.run("lock_connection", id=refreshed.connection_id)
+        before = await transaction.run("connection", id=refreshed.connection_id)
+        saved = _first(await transaction.run("save_refreshed", **values_of(refreshed)))
+        if not before or saved is None:
+            return None
+        await self._note_pair_obtained(transaction, saved.client_id)
+        mended = before[0]["status"] == Status.NEEDS_REAUTH
+        recovered = [connection_event("connection.recovered", saved)] if mended else []
+        await self._record(transaction, [*events, *recovered], saved)
+        return dataclasses.replace(saved, mended=mended)
 
     async def save_verdict(self, verdict: RefreshFailure, *, events: Sequence[Event] = ()) -> Connection | None:
         """Commit what became of an attempt without a pair; `None` where the attempt is no longer ours."""
@@ -183,11 +175,11 @@ class Connections(Repository):
 
     async def accept_token(self, connection: Connection) -> None:
         """Forget refusals and a suspended answer: introspection accepts the refresh token of this very pair."""
-        await self._database.write("accept_token", id=connection.id, pair_version=connection.pair_version)
+        await self.write("accept_token", id=connection.id, pair_version=connection.pair_version)
 
     async def release(self, *, connection_id: str, attempt: str) -> None:
         """Give a claim back unspent."""
-        await self._database.write("release", connection_id=connection_id, attempt=attempt)
+        await self.write("release", connection_id=connection_id, attempt=attempt)
 
     # --- other changes ---------------------------------------------------------------------------
 
@@ -201,7 +193,7 @@ class Connections(Repository):
 
     async def retry_hosts(self, *, now: datetime) -> None:
         """Make due the refreshes that were put off because of the connection's host, and forget that they were."""
-        await self._database.write("retry_hosts", now=now)
+        await self.write("retry_hosts", now=now)
 
     async def reactivate(
         self, connection: Connection, *, next_refresh_at: datetime, events: Sequence[Event] = ()
@@ -213,46 +205,43 @@ class Connections(Repository):
         """Say that we may have spent the token of a connection given up; `False` where it has changed since."""
         return await self._change_read("mark_in_doubt", connection, events=events)
 
-    async def disconnect(self, connection: Connection, *, on_request: bool, events: Sequence[Event] = ()) -> bool:
+    @in_transaction
+    async def disconnect(
+        self, transaction: Transaction, connection: Connection, *, on_request: bool, events: Sequence[Event] = ()
+    ) -> bool:
         """Erase a connection's tokens, and who owned it; `False` where it has changed since it was read.
 
         `on_request`, the pair of a grant that was claimed before is not stored later; otherwise it is.
         """
-
-        async def work(transaction: Transaction) -> bool:
-            await transaction.run("lock_connection", id=connection.id)
-            changed = await transaction.run(
-                "disconnect",
-                id=connection.id,
-                row_version=connection.row_version,
-                serial=await self._next_serial(transaction),
-                on_request=on_request,
-            )
-            if changed:
-                await self._record(transaction, events, connection)
-                await transaction.run("forget_owners", connection_id=connection.id)
-            return bool(changed)
-
-        return await self._database.transact(work)
+        serial = await self._next_serial(transaction)
+        await transaction.run("lock_connection", id=connection.id)
+        changed = await transaction.run(
+            "disconnect",
+            id=connection.id,
+            row_version=connection.row_version,
+            serial=serial,
+            on_request=on_request,
+        )
+        if changed:
+            await self._record(transaction, events, connection)
+            await transaction.run("forget_owners", connection_id=connection.id)
+        return bool(changed)
 
     async def freeze(self, connection_id: str, *, at: datetime | None, events: Sequence[Event] = ()) -> bool:
         """Spend nothing of one connection, or spend again where `at` is `None`; `False` where that was so."""
         return await self._change("freeze", events=events, id=connection_id, at=at) is not None
 
+    @in_transaction
     async def due_expiry_warnings(
-        self, *, days: int, before: datetime, event: Callable[[Connection], Event]
+        self, transaction: Transaction, *, days: int, before: datetime, event: Callable[[Connection], Event]
     ) -> Sequence[Event]:
         """Note, once for so many `days`, that refresh tokens of active connections end before this; tell of which."""
-
-        async def work(transaction: Transaction) -> Sequence[Event]:
-            found = await transaction.run("due_expiry_warnings", days=days, before=before, limit=_WARNINGS)
-            return await self._record_each(transaction, found, event)
-
-        return await self._database.transact(work)
+        found = await transaction.run("due_expiry_warnings", days=days, before=before, limit=_WARNINGS)
+        return await self._record_each(transaction, found, event)
 
     async def expire_missing(self, *, now: datetime, event: Callable[[Connection], Event]) -> Sequence[Event]:
         """Set connections without a refresh token to `needs_reauth`, `missing`, whose access token has expired."""
-        if not await self._database.read("missing_changes", now=now):
+        if not await self.read("missing_changes", now=now):
             return []
 
         async def work(transaction: Transaction) -> Sequence[Event]:
@@ -260,7 +249,7 @@ class Connections(Repository):
             restored = await transaction.run("restore_missing", now=now, limit=_WARNINGS)
             return await self._record_each(transaction, [*expired, *restored], event)
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def _record_each(
         self, transaction: Transaction, found: Sequence[Row], event: Callable[[Connection], Event]
@@ -272,17 +261,16 @@ class Connections(Repository):
             await self._record(transaction, told[-1:], connection)
         return told
 
-    async def record_disabled_hook(self, account_id: str, *, shortest: timedelta, quiet: timedelta) -> Sequence[str]:
+    @in_transaction
+    async def record_disabled_hook(
+        self, transaction: Transaction, account_id: str, *, shortest: timedelta, quiet: timedelta
+    ) -> Sequence[str]:
         """Note AMO's hook; return the ids of the connections whose look-up is pending because of it."""
-
-        async def work(transaction: Transaction) -> Sequence[str]:
-            found = await transaction.run("record_disabled_hook", account_id=account_id, shortest=shortest, quiet=quiet)
-            await transaction.run("repeat_disabled_hook", account_id=account_id, second=_SECOND)
-            names = [row["id"] for row in found]
-            await self._record(transaction, [Event(name="hook.received", connection_id=name) for name in names])
-            return names
-
-        return await self._database.transact(work)
+        found = await transaction.run("record_disabled_hook", account_id=account_id, shortest=shortest, quiet=quiet)
+        await transaction.run("repeat_disabled_hook", account_id=account_id, second=_SECOND)
+        names = [row["id"] for row in found]
+        await self._record(transaction, [Event(name="hook.received", connection_id=name) for name in names])
+        return names
 
     async def begin_recheck(self, connection: Connection, *, again_in: timedelta) -> Connection | None:
         """Note that a look-up begins; `None` where the connection has changed, or another process has begun it."""
@@ -318,54 +306,56 @@ class Connections(Repository):
 
     async def _change(self, name: str, *, events: Sequence[Event] = (), **values: object) -> Connection | None:
         """Change one connection, and record it; return `None` where it is no longer as the statement requires."""
+        return await self.transact(lambda transaction: self._run_and_record(transaction, name, events, values))
 
-        async def work(transaction: Transaction) -> Connection | None:
-            changed = _first(await transaction.run(name, **values))
-            if changed is not None:
-                await self._record(transaction, events, changed)
-            return changed
-
-        return await self._database.transact(work)
+    async def _run_and_record(
+        self, transaction: Transaction, name: str, events: Sequence[Event], values: Mapping[str, object]
+    ) -> Connection | None:
+        changed = _first(await transaction.run(name, **values))
+        if changed is not None:
+            await self._record(transaction, events, changed)
+        return changed
 
     # --- connections from elsewhere, many in one transaction -----------------------------------------
 
     async def count(self) -> int:
         """Count the connections that are not disconnected."""
-        [[number]] = await self._database.read("count_connections")
+        [[number]] = await self.read("count_connections")
         return int(number)
 
     async def connections_by_id(self, ids: Sequence[str]) -> Sequence[Connection]:
         """Return those of these connections that there are."""
-        found = await self._database.read("connections_by_id", ids=json_list(ids))
+        found = await self.read("connections_by_id", ids=json_list(ids))
         return [read_connection(row) for row in found]
 
-    async def import_connections(self, brought: Sequence[ImportedConnection]) -> Sequence[str]:
+    async def reserve_serials(self, count: int) -> int:
+        """Reserve so many values of the store's counter; return the one before them."""
+        return await self.transact(lambda transaction: self._next_serial(transaction, count=count)) - count
+
+    @in_transaction
+    async def import_connections(
+        self, transaction: Transaction, brought: Sequence[ImportedConnection]
+    ) -> Sequence[str]:
         """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
-
-        async def work(transaction: Transaction) -> Sequence[str]:
-            now = self._clock.now()
-            # In one order: two that bring the same connections would else wait for each other.
-            ordered = sorted(brought, key=lambda one: one.connection.id)
-            await transaction.run_many("import_connections", [{**_row(one), "now": now} for one in ordered])
-            found = await transaction.run("connections_by_id", ids=json_list([one.connection.id for one in brought]))
-            stored = {row["id"]: row["sealed_pair"] for row in found}
-            # No two sealings are the same: what is stored as it was given was written here.
-            done = {one.connection.id for one in brought if stored[one.connection.id] == one.connection.sealed_pair}
-            owners = [
-                {"connection_id": one.connection.id, "owner": owner, "at": now}
-                for one in brought
-                if one.connection.id in done
-                for owner in one.owners
-            ]
-            await transaction.run_many("import_owner", owners)
-            events = [self._event_row(one.event, now) for one in brought if one.connection.id in done]
-            await transaction.run_many("save_event", events)
-            for one in brought:
-                if one.connection.id in done and (changed := _change_of_status(one)):
-                    await self._record(transaction, [changed], one.connection)
-            return [one.connection.id for one in brought if one.connection.id not in done]
-
-        return await self._database.transact(work)
+        now, ids = self.clock.now(), [one.connection.id for one in brought]
+        # In one order: two that bring the same connections would else wait for each other.
+        ordered = sorted(brought, key=lambda one: one.connection.id)
+        await transaction.run_many("import_connections", [{**_row(one), "now": now} for one in ordered])
+        found = await transaction.run("connections_by_id", ids=json_list(ids))
+        stored = {row["id"]: row["sealed_pair"] for row in found}
+        # No two sealings are the same: what is stored as it was given was written here.
+        done = [one for one in brought if stored[one.connection.id] == one.connection.sealed_pair]
+        owners = [
+            {"connection_id": one.connection.id, "owner": owner, "bound_no": bound_no}
+            for one in done
+            for owner, bound_no in one.owners.items()
+        ]
+        await transaction.run_many("import_owner", owners)
+        await transaction.run_many("save_event", [self._event_row(one.event, now) for one in done])
+        for one in done:
+            if changed := _change_of_status(one):
+                await self._record(transaction, [changed], one.connection)
+        return sorted({*ids} - {one.connection.id for one in done})
 
 
 def _first(found: Sequence[Row]) -> Connection | None:

@@ -12,19 +12,22 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import wraps
 from importlib import resources
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from amo_callback.model import ChangeNotice
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from amo_callback.clock import Clock
     from amo_callback.rate_limit import SharedLimits
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Database")
+P = ParamSpec("P")
 
 # --- statements ----------------------------------------------------------------------------------
 
@@ -57,14 +60,23 @@ _SEALED: Sequence[Mapping[str, str]] = (
         "table": "connections",
         "key": "id",
         "sealed": "sealed_pair",
+        "only": "",
         "also": ", row_version = row_version + 1",
     },
-    {"kind": "grant", "table": "grants", "key": "code_hash", "sealed": "sealed", "also": ""},
-    {"kind": "state", "table": "states", "key": "state_hash", "sealed": "sealed", "also": ""},
+    {"kind": "grant", "table": "grants", "key": "code_hash", "sealed": "sealed", "only": "", "also": ""},
+    {
+        "kind": "state",
+        "table": "grants",
+        "key": "state_hash",
+        "sealed": "sealed",
+        "only": " AND code_hash IS NULL",
+        "also": "",
+    },
 )
 """What a statement with `{kind}` in its name is written for: the tables that hold something sealed."""
 _POSTGRES_PHRASES = (
     (re.compile(r"json_each\((:\w+)\)"), r"jsonb_array_elements_text(CAST(\1 AS JSONB)) AS value"),
+    (re.compile(r"CAST\(value AS INTEGER\)"), "CAST(convert_from(value, 'UTF8') AS BIGINT)"),
     (re.compile(r"\bIS (:\w+)"), r"IS NOT DISTINCT FROM \1"),
     (re.compile(r":clock\b"), "CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS BIGINT)"),
 )
@@ -217,22 +229,39 @@ def json_object(text: str | bytes) -> Mapping[str, Any]:
 
 ANY = ChangeNotice(connections=None, belonging=True)
 """The change of a statement that names no connection."""
+CHANGES = frozenset({"changes connection", "changes owners", "changes all", "erases connection"})
+"""Notes of statements that change what is remembered of connections."""
 
 
 class Transaction(ABC):
     """A transaction: what it has changed so far, and what to call once it is committed."""
 
-    def __init__(self) -> None:
+    def __init__(self, statements: Mapping[str, Statement]) -> None:
+        self._statements = statements
         self.changes: list[ChangeNotice] = []
         self.on_commit: list[Callable[[], None]] = []
 
-    @abstractmethod
     async def run(self, statement: str, /, **values: object) -> Sequence[Row]:
         """Run a statement."""
+        sql = self._statements[statement]
+        found = await self._execute(sql, values) if sql.text else []
+        if sql.notes & CHANGES:
+            self._note(sql, values, found)
+        return found
 
-    @abstractmethod
     async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
         """Run a statement once for each row of values, which is faster than one after the other."""
+        sql = self._statements[statement]
+        await self._execute_many(sql, rows)
+        if sql.notes & CHANGES:
+            for values in rows:
+                self._note(sql, values, None)
+
+    @abstractmethod
+    async def _execute(self, sql: Statement, values: Mapping[str, object]) -> Sequence[Row]: ...
+
+    @abstractmethod
+    async def _execute_many(self, sql: Statement, rows: Sequence[Mapping[str, object]]) -> None: ...
 
     def _note(self, statement: Statement, values: Mapping[str, object], found: Sequence[Row] | None) -> None:
         """Note a change that the statement declares; `found` is what it returned, `None` where that is not known."""
@@ -248,10 +277,6 @@ class Transaction(ABC):
             return
         owners, erased = "changes owners" in statement.notes, "erases connection" in statement.notes
         self.changes.append(ChangeNotice(connections=ids, belonging=owners, erased=erased))
-
-
-CHANGES = frozenset({"changes connection", "changes owners", "changes all", "erases connection"})
-"""Notes of statements that change what is remembered of connections."""
 
 
 class Database(ABC):
@@ -317,3 +342,15 @@ class Database(ABC):
         for changed in changes:
             for listener in self._subscribers:
                 listener(changed)
+
+
+def in_transaction(
+    method: Callable[Concatenate[S, Transaction, P], Awaitable[T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Make a method one transaction, which it gets as its first argument. It may be run again, and awaits only that."""
+
+    @wraps(method)
+    async def transact(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.transact(lambda transaction: method(self, transaction, *args, **kwargs))
+
+    return transact

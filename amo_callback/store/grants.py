@@ -10,7 +10,7 @@ from amo_callback.events import Event, connection_event
 from amo_callback.grant import Grant, GrantStatus, IssuedState
 from amo_callback.model import Status
 from amo_callback.store.connections import read_connection
-from amo_callback.store.engine import json_list, lease_left, row_reader, values_of
+from amo_callback.store.engine import in_transaction, json_list, lease_left, row_reader, values_of
 from amo_callback.store.history import Repository
 
 if TYPE_CHECKING:
@@ -28,93 +28,95 @@ _read_state = row_reader(IssuedState, converters={}, computed={})
 
 
 class Grants(Repository):
-    """The tables `grants`, `states` and `owners`."""
+    """The tables `grants` and `owners`."""
 
     async def grant(self, code_hash: str) -> Grant | None:
         """Return what is known of an authorization code."""
-        return _first(await self._database.read("grant", code_hash=code_hash))
+        return _first(await self.read("grant", code_hash=code_hash))
 
     async def grant_by_ticket(self, ticket_hash: str) -> Grant | None:
         """Return the grant that a ticket stands for."""
-        return _first(await self._database.read("grant_by_ticket", ticket_hash=ticket_hash))
+        return _first(await self.read("grant_by_ticket", ticket_hash=ticket_hash))
 
     async def issue_state(self, issued: IssuedState) -> None:
-        """Remember a state that is issued."""
-        await self._database.write("issue_state", **values_of(issued))
+        """Start a grant, by a state that is issued."""
+        await self.write("issue_state", **values_of(issued))
 
     async def issued_state(self, state_hash: str) -> IssuedState | None:
         """Return what is known of a state that was issued."""
-        found = await self._database.read("issued_state", state_hash=state_hash)
+        found = await self.read("issued_state", state_hash=state_hash)
         return _read_state(found[0]) if found else None
 
     async def grant_by_handle(self, handle_hash: str) -> Grant | None:
         """Return the grant that a return address names."""
-        return _first(await self._database.read("grant_by_handle", handle_hash=handle_hash))
+        return _first(await self.read("grant_by_handle", handle_hash=handle_hash))
 
     async def exchanging(self, *, now: datetime) -> Sequence[Grant]:
         """Return the grants whose code is being exchanged, or whose process died at it."""
-        return [_read_grant(row) for row in await self._database.read("exchanging", now=now)]
+        return [_read_grant(row) for row in await self.read("exchanging", now=now)]
 
+    @in_transaction
     async def claim_grant(
-        self, grant: Grant, *, now: datetime, over: str | None = None, state_hash: str | None = None
+        self,
+        transaction: Transaction,
+        grant: Grant,
+        *,
+        now: datetime,
+        over: str | None = None,
+        state_hash: str | None = None,
     ) -> Grant:
-        """Begin a grant, or try again `over` the attempt that was read, failed or with a lease that was seen to end.
+        """Claim a code, or try it again `over` the attempt that was read, failed or with a lease that was seen to end.
 
-        With it an issued state is used. The result's `attempt` tells who began it. Raises `Frozen`, and `InvalidState`
-        where the state was used with another code, or has expired.
+        With its first claim the issued state that it came with is used. The result's `attempt` tells who claimed it.
+        Raises `Frozen`, and `InvalidState` where the state was used with another code, or has expired.
         """
-
-        async def work(transaction: Transaction) -> Grant:
-            await transaction.run("lock_for_spending")
-            found = await transaction.run("claim_grant", **values_of(grant), now=now, over=over)
-            if not found:
-                if await transaction.run("get_meta", name="frozen"):
-                    raise Frozen
-                found = await transaction.run("grant", code_hash=grant.code_hash)
-            claimed = _read_grant(found[0])
-            if claimed.attempt == grant.attempt and state_hash is not None:
-                used = await transaction.run("use_state", state_hash=state_hash, code_hash=grant.code_hash, now=now)
-                if not used:
-                    raise InvalidState
-            return claimed
-
-        return await self._database.transact(work)
+        statement = "claim_grant" if state_hash is None or over is not None else "claim_started_grant"
+        await transaction.run("lock_for_spending")
+        found = await transaction.run(statement, **values_of(grant), now=now, over=over, state_hash=state_hash)
+        if not found:
+            if await transaction.run("get_meta", name="frozen"):
+                raise Frozen
+            found = await transaction.run("grant", code_hash=grant.code_hash)
+        if not found:
+            raise InvalidState
+        return _read_grant(found[0])
 
     async def finish_grant(self, grant: Grant) -> bool:
         """Commit a grant's end where its attempt is still the one given."""
-        return bool(await self._database.write("finish_grant", **values_of(grant)))
+        return bool(await self.write("finish_grant", **values_of(grant)))
 
-    async def save_connected(self, granted: NewConnection, *, events: Sequence[Event] = ()) -> Connection | None:
+    @in_transaction
+    async def save_connected(
+        self, transaction: Transaction, granted: NewConnection, *, events: Sequence[Event] = ()
+    ) -> Connection | None:
         """Commit a granted pair and its grant's end as one; return `None` where a later grant's pair was kept.
 
         A grant whose pair is stored already, by the process that found its rescue file, changes nothing: that pair may
         be spent by now.
         """
-
-        async def work(transaction: Transaction) -> Connection | None:
-            grant = granted.grant
-            found = await transaction.run(
-                "save_connected",
-                **values_of(granted.connection),
-                token_iat=granted.token_iat,
-                grant_no=grant.no,
-                code_hash=grant.code_hash,
-                grant_attempt=grant.attempt,
-            )
-            if not found and await self._is_connected(transaction, grant):
-                return None
-            if granted.owner is not None:
-                await self._bind(transaction, granted.connection_id, owner=granted.owner, grant_no=grant.no)
-            saved = read_connection(found[0]) if found else None
-            if saved is not None:
-                await self._record(transaction, events, saved)
-            elif not await self._is_active(transaction, granted.connection_id):
-                grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.deep_link_error)
-            await self._note_pair_obtained(transaction, granted.connection.client_id)
-            await transaction.run("finish_grant", **values_of(grant))
-            return saved
-
-        return await self._database.transact(work)
+        grant, serial = granted.grant, await self._next_serial(transaction)
+        values = {
+            **values_of(granted.connection),
+            "connected_no": serial,
+            "token_iat": granted.token_iat,
+            "grant_no": grant.no,
+            "code_hash": grant.code_hash,
+            "grant_attempt": grant.attempt,
+        }
+        found = await transaction.run("save_connected", **values)
+        if not found and await self._is_connected(transaction, grant):
+            return None
+        if granted.owner is not None:
+            bound = {"connection_id": granted.connection_id, "owner": granted.owner}
+            await self._bind(transaction, **bound, grant_no=grant.no, serial=serial)
+        saved = read_connection(found[0]) if found else None
+        if saved is not None:
+            await self._record(transaction, events, saved)
+        elif not await self._is_active(transaction, granted.connection_id):
+            grant = dataclasses.replace(grant, status=GrantStatus.REFUSED, error=CodeExpired.deep_link_error)
+        await self._note_pair_obtained(transaction, granted.connection.client_id)
+        await transaction.run("finish_grant", **values_of(grant))
+        return saved
 
     @staticmethod
     async def _is_connected(transaction: Transaction, grant: Grant) -> bool:
@@ -130,15 +132,19 @@ class Grants(Repository):
     # --- owners ----------------------------------------------------------------------------------
 
     async def owners_of(self, ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Return the owners of each of these connections, who came first, first."""
-        owners: dict[str, list[str]] = {name: [] for name in ids}
-        for row in await self._database.read("owners_of", ids=json_list(ids)):
-            owners[row["connection_id"]].append(row["owner"])
-        return owners
+        """Return the owners of each of these connections, who was bound first, first."""
+        return {name: list(bound) for name, bound in (await self.bindings_of(ids)).items()}
+
+    async def bindings_of(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+        """Return the owners of each of these connections, with the counter's value when each was bound."""
+        bindings: dict[str, dict[str, int]] = {name: {} for name in ids}
+        for row in await self.read("owners_of", ids=json_list(ids)):
+            bindings[row["connection_id"]][row["owner"]] = row["bound_no"]
+        return bindings
 
     async def connections_owned(self, owner: str) -> Sequence[Connection]:
         """Return an owner's connections, the freshest active one first."""
-        return [read_connection(row) for row in await self._database.read("connections_owned", owner=owner)]
+        return [read_connection(row) for row in await self.read("connections_owned", owner=owner)]
 
     async def bind(self, connection_id: str, *, owner: str, grant_no: int, first_only: bool) -> bool:
         """Make somebody an owner, by a grant with this number.
@@ -150,15 +156,18 @@ class Grants(Repository):
             return True  # told again, as often as he asks: nothing is written
 
         async def work(transaction: Transaction) -> bool:
+            serial = await self._next_serial(transaction)
             await transaction.run("lock_connection", id=connection_id)
             owners = await self._owners(transaction, connection_id)
             if owner in owners:
                 return True
             if owners and first_only:
                 return False
-            return await self._bind(transaction, connection_id, owner=owner, grant_no=grant_no)
+            return await self._bind(
+                transaction, connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
+            )
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def unbind(self, owner: str) -> Sequence[Event]:
         """Take somebody from all that is his; what has no owner left is disconnected.
@@ -169,14 +178,14 @@ class Grants(Repository):
             return []  # as often as he asks: nothing is written
 
         async def work(transaction: Transaction) -> Sequence[Event]:
+            serial = await self._next_serial(transaction)
             await transaction.run("lock_owned", owner=owner)
             owned = [read_connection(row) for row in await transaction.run("connections_owned", owner=owner)]
             if any(connection.frozen for connection in owned):
                 raise Frozen
-            serial = await self._next_serial(transaction)
             return [await self._take(transaction, connection, owner=owner, serial=serial) for connection in owned]
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     async def _take(self, transaction: Transaction, connection: Connection, *, owner: str, serial: int) -> Event:
         last = await self._owners(transaction, connection.id) == [owner]
@@ -196,10 +205,12 @@ class Grants(Repository):
         """Return a connection's owners, within a unit."""
         return [row["owner"] for row in await transaction.run("owners_of", ids=json_list([connection_id]))]
 
-    async def _bind(self, transaction: Transaction, connection_id: str, *, owner: str, grant_no: int) -> bool:
-        """Make somebody an owner, within a unit; `False` where he may not be, or is one already."""
+    async def _bind(
+        self, transaction: Transaction, *, connection_id: str, owner: str, grant_no: int, serial: int
+    ) -> bool:
+        """Make somebody an owner, within a transaction; `False` where they may not be, or are one already."""
         bound = await transaction.run(
-            "bind_owner", connection_id=connection_id, owner=owner, at=self._clock.now(), grant_no=grant_no
+            "bind_owner", connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
         )
         if bound:
             event = Event(name="owner.bound", connection_id=connection_id, fields={"owner": owner})

@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING
 
 from amo_callback.clock import rfc3339
 from amo_callback.events import NOTICES, Event, Notice, StoredEvent
-from amo_callback.store.engine import from_micros, json_list, json_object, row_reader, values_of
+from amo_callback.store.engine import (
+    Database,
+    from_micros,
+    in_transaction,
+    json_list,
+    json_object,
+    row_reader,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from amo_callback.clock import Clock
     from amo_callback.events import FailedDelivery, Observer
     from amo_callback.model import Connection
-    from amo_callback.store.engine import Database, Transaction
+    from amo_callback.store.engine import Statement, Transaction
 
 _KEEP_EVENTS = timedelta(days=90)
 """A refresh token's lifetime: as long as somebody may ask who spent it."""
@@ -40,12 +49,11 @@ _read_event = row_reader(StoredEvent, converters={"details": json_object}, compu
 _read_notice = row_reader(Notice, converters={"data": json_object}, computed={})
 
 
-class Repository:
+class Repository(Database):
     """Access to some tables; what it changes goes into the history in the same transaction."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._clock = database.clock
+    def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
+        super().__init__(clock=clock, statements=statements, process=process)
         self._observer: Observer = _ignore
         self._on_notice: Callable[[], None] | None = None
         self._proven_clients: set[str] = set()
@@ -62,7 +70,7 @@ class Repository:
         self, transaction: Transaction, events: Sequence[Event], connection: Connection | None = None
     ) -> None:
         """Write events, and a webhook for each of those of which others are notified."""
-        now = self._clock.now()
+        now = self.clock.now()
         for event in events:
             await self._save_event(transaction, event)
             transaction.on_commit.append(partial(self._observer, event))
@@ -79,7 +87,7 @@ class Repository:
 
     async def _save_event(self, transaction: Transaction, event: Event) -> None:
         """Write an event that each process reports by itself, once it reads the state that has changed."""
-        await transaction.run("save_event", **self._event_row(event, self._clock.now()))
+        await transaction.run("save_event", **self._event_row(event, self.clock.now()))
 
     def _wake_on_commit(self, transaction: Transaction) -> None:
         if self._on_notice is not None:
@@ -90,7 +98,7 @@ class Repository:
             "at": now,
             "connection_id": event.connection_id,
             "name": event.name,
-            "process": self._database.process,
+            "process": self.process,
             "details": event_details(event.fields),
         }
 
@@ -100,9 +108,9 @@ class Repository:
             await transaction.run("add_meta", name=pair_obtained_key(client_id), value=b"")
             transaction.on_commit.append(partial(self._proven_clients.add, client_id))
 
-    async def _next_serial(self, transaction: Transaction) -> int:
-        """Count a disconnect, in a transaction that has locked what it disconnects."""
-        [[serial]] = await transaction.run("next_serial")
+    async def _next_serial(self, transaction: Transaction, *, count: int = 1) -> int:
+        """Take so many values of the store's counter, in a transaction that has locked nothing; return the last."""
+        [[serial]] = await transaction.run("next_serial", count=count)
         return int(serial)
 
 
@@ -120,7 +128,7 @@ class History(Repository):
 
     async def record(self, event: Event) -> None:
         """Store an event that belongs to no other write."""
-        await self._database.transact(lambda transaction: self._record(transaction, [event]))
+        await self.transact(lambda transaction: self._record(transaction, [event]))
 
     async def events(
         self,
@@ -136,80 +144,69 @@ class History(Repository):
         named = {name: value for name, value in given.items() if value is not None}
         whose = next(iter(named), None)
         until = _LAST if before is None else before
-        found = await self._database.read(_EVENTS[whose], before=until, limit=limit, **named)
+        found = await self.read(_EVENTS[whose], before=until, limit=limit, **named)
         return [_read_event(row) for row in found]
 
     async def prune(self, *, now: datetime, keep: float) -> None:
-        """Erase what expired grants and states hold, and forget them `keep` seconds later; step by step."""
+        """Erase what expired grants hold, and forget them `keep` seconds later; step by step."""
         before = now - timedelta(seconds=keep)
-        for kind in ("grants", "states"):
-            while len(await self._database.write(f"erase_{kind}", now=now, limit=_STEP)) == _STEP:
-                continue
-            while len(await self._database.write(f"forget_{kind}", before=before, limit=_STEP)) == _STEP:
-                continue
-        await self._database.cleanup()
+        while len(await self.write("erase_grants", now=now, limit=_STEP)) == _STEP:
+            continue
+        while len(await self.write("forget_grants", before=before, limit=_STEP)) == _STEP:
+            continue
+        await self.cleanup()
 
-    async def forget(self, *, now: datetime) -> bool:
+    @in_transaction
+    async def forget(self, transaction: Transaction, *, now: datetime) -> bool:
         """Forget a step of what is too old to be asked about; `True` where there is more."""
-
-        async def work(transaction: Transaction) -> bool:
-            gone = await transaction.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
-            keep = _KEEP_NOTICES if self._on_notice is None else _KEEP_UNDELIVERED
-            await transaction.run("prune_notices", before=now - keep, limit=_STEP)
-            await transaction.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
-            return len(gone) == _STEP
-
-        return await self._database.transact(work)
+        gone = await transaction.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
+        keep = _KEEP_NOTICES if self._on_notice is None else _KEEP_UNDELIVERED
+        await transaction.run("prune_notices", before=now - keep, limit=_STEP)
+        await transaction.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
+        return len(gone) == _STEP
 
     # --- webhooks --------------------------------------------------------------------------------
 
     async def notices(self, *, limit: int, after: int = 0) -> Sequence[Notice]:
         """Return what waits in the outbox or is parked there, in its order, from the one after a number on."""
-        return [_read_notice(row) for row in await self._database.read("notices", after=after, limit=limit)]
+        return [_read_notice(row) for row in await self.read("notices", after=after, limit=limit)]
 
     async def next_notice(self, *, now: datetime, length: timedelta, apart_from: Sequence[str] = ()) -> datetime | None:
         """Return when the next delivery comes due, where leases are of this `length`."""
-        [row] = await self._database.read("next_notice", now=now, length=length, apart_from=json_list(apart_from))
+        [row] = await self.read("next_notice", now=now, length=length, apart_from=json_list(apart_from))
         return None if row["at"] is None else from_micros(row["at"])
 
     async def claim_notices(
         self, *, now: datetime, length: timedelta, lease: str, limit: int, apart_from: Sequence[str] = ()
     ) -> Sequence[Notice]:
         """Commit a lease of this `length` of notices that are due, each the first of its connection not parked."""
-        found = await self._database.write(
+        found = await self.write(
             "claim_notices", now=now, length=length, lease=lease, limit=limit, apart_from=json_list(apart_from)
         )
         return [_read_notice(row) for row in found]
 
     async def notice_delivered(self, notice_id: str, *, events: Sequence[Event] = ()) -> bool:
         """Take a notice out of the outbox; `False` where it is gone already."""
-
-        async def work(transaction: Transaction) -> bool:
-            gone = await transaction.run("notice_delivered", id=notice_id)
-            await self._record(transaction, events if gone else [])
-            return bool(gone)
-
-        return await self._database.transact(work)
+        return await self._end_notice("notice_delivered", events, id=notice_id)
 
     async def notice_failed(self, failed: FailedDelivery, *, events: Sequence[Event] = ()) -> bool:
         """Commit when it is tried again, or that it is parked; `False` where the lease is no longer ours."""
+        return await self._end_notice("notice_failed", events, **values_of(failed), now=self.clock.now())
 
-        async def work(transaction: Transaction) -> bool:
-            changed = await transaction.run("notice_failed", **values_of(failed), now=self._clock.now())
-            await self._record(transaction, events if changed else [])
-            return bool(changed)
+    @in_transaction
+    async def _end_notice(
+        self, transaction: Transaction, /, statement: str, events: Sequence[Event], **values: object
+    ) -> bool:
+        changed = await transaction.run(statement, **values)
+        await self._record(transaction, events if changed else [])
+        return bool(changed)
 
-        return await self._database.transact(work)
-
-    async def retry_notices(self, notice_id: str | None) -> Sequence[str]:
+    @in_transaction
+    async def retry_notices(self, transaction: Transaction, notice_id: str | None) -> Sequence[str]:
         """Let a notice, or all that are parked, be tried now; return which these are."""
-
-        async def work(transaction: Transaction) -> Sequence[str]:
-            found = await transaction.run("retry_notices", id=notice_id, now=self._clock.now())
-            self._wake_on_commit(transaction)
-            return [row["id"] for row in found]
-
-        return await self._database.transact(work)
+        found = await transaction.run("retry_notices", id=notice_id, now=self.clock.now())
+        self._wake_on_commit(transaction)
+        return [row["id"] for row in found]
 
 
 def event_details(fields: Mapping[str, object]) -> str:

@@ -6,22 +6,23 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
 from amo_callback.events import Event, Level
 from amo_callback.model import AmoBlock, Freeze, Reason, Status
 from amo_callback.stats import StoreStats
-from amo_callback.store.engine import ANY, from_micros, json_object, to_micros
+from amo_callback.store.engine import ANY, from_micros, in_transaction, json_object, row_reader, to_micros
 from amo_callback.store.history import Repository, pair_obtained_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from amo_callback.store.engine import Transaction
 
 _STEPPED = timedelta(seconds=60)
 """By how much a clock must go back for its times to be taken back: less harms no token."""
+_BLOCK_TIMES = ("since", "probe_at", "exchange_at")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +38,27 @@ class SharedState:
     """AMO's words against our credentials."""
 
 
+def _needs_reauth(columns: Mapping[str, Any]) -> Mapping[Reason, int]:
+    others = json.loads(columns["not_active"])
+    return {reason: others.get(reason, 0) for reason in Reason}
+
+
+_read_stats = row_reader(
+    StoreStats,
+    converters={},
+    computed={
+        "needs_reauth": _needs_reauth,
+        "disconnected": lambda columns: json.loads(columns["not_active"]).get(Status.DISCONNECTED, 0),
+    },
+)
+
+
 class Meta(Repository):
     """The table `meta`."""
 
     async def shared_state(self) -> SharedState:
         """Return what may stop refreshing."""
-        found = {row["name"]: bytes(row["value"]) for row in await self._database.read("shared_state")}
+        found = {row["name"]: bytes(row["value"]) for row in await self.read("shared_state")}
         frozen, block, words = (found.get(name) for name in ("frozen", "amo_block", "refused_credentials"))
         return SharedState(
             frozen=None if frozen is None else read_freeze(frozen),
@@ -51,19 +67,24 @@ class Meta(Repository):
             refused_credentials=None if words is None else words.decode(),
         )
 
-    async def canary(self, fresh: bytes) -> bytes:
+    @in_transaction
+    async def canary(self, transaction: Transaction, fresh: bytes) -> bytes:
         """Return the store's canary; a new store keeps the fresh one."""
+        await transaction.run("add_meta", name="canary", value=fresh)
+        [row] = await transaction.run("get_meta", name="canary")
+        return bytes(row["value"])
 
-        async def work(transaction: Transaction) -> bytes:
-            await transaction.run("add_meta", name="canary", value=fresh)
-            [row] = await transaction.run("get_meta", name="canary")
-            return bytes(row["value"])
+    async def stored_canary(self) -> bytes | None:
+        """Return the store's canary; `None` before the first start."""
+        return await self._get("canary")
 
-        return await self._database.transact(work)
+    async def is_whole(self) -> bool:
+        """Return whether SQLite finds no damage; PostgreSQL is not asked."""
+        return [row["quick_check"] for row in await self.read("quick_check")] in ([], ["ok"])
 
     async def suspend_terminal(self, *, now: datetime) -> None:
         """Suspend further terminal failures, also after a restart."""
-        await self._database.write("add_meta", name="deaths_held", value=now.isoformat().encode())
+        await self.write("add_meta", name="deaths_held", value=now.isoformat().encode())
 
     async def resume_terminal(self) -> None:
         """Apply terminal failures again, and count none of those before."""
@@ -72,7 +93,7 @@ class Meta(Repository):
             await transaction.run("drop_meta", name="deaths_held")
             await transaction.run("forget_deaths")
 
-        await self._database.transact(work)
+        await self.transact(work)
 
     async def pair_obtained(self, client_id: str) -> bool:
         """Return whether AMO has ever issued a pair that is or was stored here to this client id."""
@@ -80,14 +101,14 @@ class Meta(Repository):
 
     async def refuse_credentials(self, words: str) -> None:
         """Store AMO's words against our credentials, for every process and the next start."""
-        await self._database.write("add_meta", name="refused_credentials", value=words.encode())
+        await self.write("add_meta", name="refused_credentials", value=words.encode())
 
     async def accept_credentials(self) -> None:
         """Store that AMO accepts our credentials."""
-        await self._database.write("drop_meta", name="refused_credentials")
+        await self.write("drop_meta", name="refused_credentials")
 
     async def _get(self, name: str) -> bytes | None:
-        found = await self._database.read("get_meta", name=name)
+        found = await self.read("get_meta", name=name)
         return bytes(found[0]["value"]) if found else None
 
     # --- frozen ----------------------------------------------------------------------------------
@@ -97,57 +118,53 @@ class Meta(Repository):
         value = await self._get("frozen")
         return None if value is None else read_freeze(value)
 
-    async def freeze_all(self, *, why: str, elsewhere: bool = False) -> bool:
+    @in_transaction
+    async def freeze_all(self, transaction: Transaction, *, why: str, elsewhere: bool = False) -> bool:
         """Spend nothing from now on, the tokens living `elsewhere` maybe; `False` where that was so."""
+        return await self._freeze_all(transaction, why, elsewhere=elsewhere)
 
-        async def work(transaction: Transaction) -> bool:
-            return await self._freeze_all(transaction, why, elsewhere=elsewhere)
-
-        return await self._database.transact(work)
-
-    async def thaw_all(self, *, machine: str | None) -> bool:
+    @in_transaction
+    async def thaw_all(self, transaction: Transaction, *, machine: str | None) -> bool:
         """Spend again, here: this machine is the store's from now on; `False` where it was not frozen.
 
         Where the tokens may have lived elsewhere meanwhile, all are due: so the dead are soon found out.
         """
-
-        async def work(transaction: Transaction) -> bool:
-            await transaction.run("lock_for_freezing")  # what is read is what is thawed
-            found = await transaction.run("drop_meta", name="frozen")
-            if found:
-                transaction.changes.append(ANY)
-                if read_freeze(found[0]["value"]).elsewhere:
-                    await transaction.run("all_due", now=self._clock.now())
-                if machine is not None:
-                    here = await self._database.location(machine)
-                    await transaction.run("put_meta", name="machine", value=here.encode())
-                await self._save_event(transaction, Event(name="service.thawed"))
-            return bool(found)
-
-        return await self._database.transact(work)
-
-    async def check_machine(self, machine: str) -> Freeze | None:
-        """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
-
-        async def work(transaction: Transaction) -> Freeze | None:
-            here = await self._database.location(machine)
-            found = await transaction.run("get_meta", name="machine")
-            if not found:
+        await transaction.run("lock_for_freezing")  # what is read is what is thawed
+        found = await transaction.run("drop_meta", name="frozen")
+        if found:
+            transaction.changes.append(ANY)
+            if read_freeze(found[0]["value"]).elsewhere:
+                await transaction.run("all_due", now=self.clock.now())
+            if machine is not None:
+                here = await self.location(machine)
                 await transaction.run("put_meta", name="machine", value=here.encode())
-            elif found[0]["value"] != here.encode():
-                await self._freeze_all(
-                    transaction,
-                    "the database was last used in another place (another machine, folder or server): if it is in use "
-                    "there, this copy must spend nothing",
-                    elsewhere=True,
-                )
-            frozen = await transaction.run("get_meta", name="frozen")
-            return read_freeze(frozen[0]["value"]) if frozen else None
+            await self._save_event(transaction, Event(name="service.thawed"))
+        return bool(found)
 
-        return await self._database.transact(work)
+    @in_transaction
+    async def check_machine(self, transaction: Transaction, machine: str) -> Freeze | None:
+        """Return why nothing is spent, as `frozen` does; a store that was last used elsewhere is frozen now."""
+        here = await self.location(machine)
+        found = await transaction.run("get_meta", name="machine")
+        if not found:
+            await transaction.run("put_meta", name="machine", value=here.encode())
+        elif found[0]["value"] != here.encode():
+            await self._freeze_all(
+                transaction,
+                "the database was last used in another place (another machine, folder or server): if it is in use "
+                "there, this copy must spend nothing",
+                elsewhere=True,
+            )
+        frozen = await transaction.run("get_meta", name="frozen")
+        return read_freeze(frozen[0]["value"]) if frozen else None
+
+    async def is_elsewhere(self, machine: str) -> bool:
+        """Return whether it was last served at another location."""
+        served = await self._get("machine")
+        return served is not None and served.decode() != await self.location(machine)
 
     async def _freeze_all(self, transaction: Transaction, why: str, *, elsewhere: bool) -> bool:
-        value = freeze_value(Freeze(at=self._clock.now(), why=why, elsewhere=elsewhere))
+        value = freeze_value(Freeze(at=self.clock.now(), why=why, elsewhere=elsewhere))
         await transaction.run("lock_for_freezing")
         frozen = bool(await transaction.run("add_meta", name="frozen", value=value))
         if frozen:
@@ -172,7 +189,7 @@ class Meta(Repository):
             if await transaction.run("add_meta", name="amo_block", value=amo_block_value(block)):
                 await self._save_event(transaction, Event(name="amo_blocked.started"))
 
-        await self._database.transact(work)
+        await self.transact(work)
 
     async def end_amo_block(self) -> None:
         """Store that AMO no longer blocks our address."""
@@ -182,7 +199,7 @@ class Meta(Repository):
                 fields = {"since": read_amo_block(ended[0]["value"]).since}
                 await self._save_event(transaction, Event(name="amo_blocked.ended", fields=fields))
 
-        await self._database.transact(work)
+        await self.transact(work)
 
     async def take_amo_probe(self, connection_id: str, *, every: timedelta) -> bool:
         """Reserve the next probe for a connection; `False` where none may leave yet, by the store's clock."""
@@ -204,28 +221,28 @@ class Meta(Repository):
 
         return await self._take_at_block(taken)
 
-    async def _take_at_block(self, taken: Callable[[AmoBlock, datetime], AmoBlock | None]) -> bool:
-        async def work(transaction: Transaction) -> bool:
-            [row] = await transaction.run("amo_block")
-            if row["value"] is None:
-                return True  # the block has ended
-            before = bytes(row["value"])
-            block = taken(read_amo_block(before), from_micros(row["clock"]))
-            if block is None:
-                return False
-            value = amo_block_value(block)
-            return bool(await transaction.run("change_meta", name="amo_block", value=value, before=before))
-
-        return await self._database.transact(work)
+    @in_transaction
+    async def _take_at_block(
+        self, transaction: Transaction, taken: Callable[[AmoBlock, datetime], AmoBlock | None]
+    ) -> bool:
+        [row] = await transaction.run("amo_block")
+        if row["value"] is None:
+            return True  # the block has ended
+        before = bytes(row["value"])
+        block = taken(read_amo_block(before), from_micros(row["clock"]))
+        if block is None:
+            return False
+        value = amo_block_value(block)
+        return bool(await transaction.run("change_meta", name="amo_block", value=value, before=before))
 
     async def _shift_amo_block(self, transaction: Transaction, *, back: timedelta, now: datetime) -> None:
         found = await transaction.run("get_meta", name="amo_block")
         if not found:
             return
         block = read_amo_block(found[0]["value"])
-        times = {"since": block.since, "probe_at": block.probe_at, "exchange_at": block.exchange_at}
-        shifted = {name: time - back if time > now else time for name, time in times.items()}
-        value = amo_block_value(AmoBlock(**shifted, probed=block.probed))
+        times = {name: getattr(block, name) for name in _BLOCK_TIMES}
+        ahead = {name: time - back for name, time in times.items() if time > now}
+        value = amo_block_value(dataclasses.replace(block, **ahead))
         await transaction.run("put_meta", name="amo_block", value=value)
 
     # --- time ------------------------------------------------------------------------------------
@@ -236,8 +253,8 @@ class Meta(Repository):
         Returns by how much: nothing, where the clock has not gone back. Where several instances share a database
         nothing is taken back: one whose clock is wrong must not shift the others' times.
         """
-        if self._database.has_shared_clock:
-            await self._database.write("put_meta", name="seen_at", value=str(to_micros(now())).encode())
+        if self.has_shared_clock:
+            await self.write("put_meta", name="seen_at", value=str(to_micros(now())).encode())
             return timedelta(0)
 
         async def work(transaction: Transaction) -> timedelta:
@@ -255,34 +272,18 @@ class Meta(Repository):
             await self._record(transaction, [Event(name="clock.went_back", level=Level.WARNING, fields=fields)])
             return back
 
-        return await self._database.transact(work)
+        return await self.transact(work)
 
     # --- all that is stored ------------------------------------------------------------------------
 
     async def survey(self, *, now: datetime, late: datetime) -> StoreStats:
         """Count connections and notices, and refreshes that were due before `late` as overdue."""
-        [row] = await self._database.read("survey", now=now, late=late)
-        others: dict[str, int] = json.loads(row["not_active"])
-        return StoreStats(
-            active=row["active"],
-            fresh=row["fresh"],
-            needs_reauth={reason: others.get(reason, 0) for reason in Reason},
-            disconnected=others.get(Status.DISCONNECTED, 0),
-            mismatched=row["mismatched"],
-            hosts_not_allowed=row["hosts_not_allowed"],
-            expired=row["expired"],
-            due=row["due"],
-            overdue=row["overdue"],
-            next_expiry=_time(row["next_expiry"]),
-            next_deadline=_time(row["next_deadline"]),
-            waiting=row["waiting"],
-            waiting_since=_time(row["waiting_since"]),
-            parked=row["parked"],
-        )
+        [row] = await self.read("survey", now=now, late=late)
+        return _read_stats(row)
 
     async def count_sealed(self) -> int:
         """Count the encrypted records of every kind."""
-        [[number]] = await self._database.read("count_sealed")
+        [[number]] = await self.read("count_sealed")
         return int(number)
 
     async def sealed(self, kind: RecordKind, *, after: str, limit: int) -> Sequence[EncryptedRecord]:
@@ -290,26 +291,25 @@ class Meta(Repository):
         if kind is RecordKind.CANARY:
             canary = await self._get("canary") if after < "canary" else None
             return [] if canary is None else [EncryptedRecord(kind=kind, name="canary", content=canary)]
-        found = await self._database.read(f"sealed_{kind}", after=after, limit=limit)
+        found = await self.read(f"sealed_{kind}", after=after, limit=limit)
         return [EncryptedRecord(kind=kind, name=row["name"], content=row["content"]) for row in found]
 
-    async def reseal(self, resealed: Sequence[ReencryptedRecord]) -> Sequence[EncryptedRecord]:
+    @in_transaction
+    async def reseal(
+        self, transaction: Transaction, resealed: Sequence[ReencryptedRecord]
+    ) -> Sequence[EncryptedRecord]:
         """Commit records under another key as one; return those that were left, since they have changed meanwhile."""
-
-        async def work(transaction: Transaction) -> Sequence[EncryptedRecord]:
-            left = []
-            for one in resealed:
-                read = one.read
-                if read.kind is RecordKind.CANARY:
-                    statement, named = "change_meta", {"name": read.name, "value": one.content, "before": read.content}
-                else:
-                    statement = f"reseal_{read.kind}"
-                    named = {"id": read.name, "content": one.content, "read": read.content}
-                if not await transaction.run(statement, **named):
-                    left.append(read)
-            return left
-
-        return await self._database.transact(work)
+        left = []
+        for one in resealed:
+            read = one.read
+            if read.kind is RecordKind.CANARY:
+                statement, named = "change_meta", {"name": read.name, "value": one.content, "before": read.content}
+            else:
+                statement = f"reseal_{read.kind}"
+                named = {"id": read.name, "content": one.content, "read": read.content}
+            if not await transaction.run(statement, **named):
+                left.append(read)
+        return left
 
 
 def read_freeze(value: bytes) -> Freeze:
@@ -331,7 +331,7 @@ def read_amo_block(value: bytes) -> AmoBlock:
     """Read the value `amo_block`; in place of one that cannot be read the block begins anew, with a probe."""
     content = json_object(value)
     try:
-        times = {name: from_micros(int(content[name])) for name in ("since", "probe_at", "exchange_at")}
+        times = {name: from_micros(int(content[name])) for name in _BLOCK_TIMES}
         return AmoBlock(**times, probed=tuple(map(str, content["probed"])))
     except (KeyError, TypeError, ValueError):
         start = from_micros(0)
@@ -340,9 +340,5 @@ def read_amo_block(value: bytes) -> AmoBlock:
 
 def amo_block_value(block: AmoBlock) -> bytes:
     """Return the value `amo_block`."""
-    times = {"since": block.since, "probe_at": block.probe_at, "exchange_at": block.exchange_at}
-    return json.dumps({**{name: to_micros(time) for name, time in times.items()}, "probed": block.probed}).encode()
-
-
-def _time(value: int | None) -> datetime | None:
-    return None if value is None else from_micros(value)
+    times = {name: to_micros(getattr(block, name)) for name in _BLOCK_TIMES}
+    return json.dumps({**times, "probed": block.probed}).encode()

@@ -7,6 +7,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from amo_callback.errors import BackupFailed, ConfigurationError
+from amo_callback.store.engine import load_migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
+    from amo_callback.store.engine import Engine
+
 _PATIENCE = 86400.0
 """Seconds for a step: the library's own limit is that of statements which somebody waits for."""
 ENCODINGS = ("UTF8", "SQL_ASCII")
 """Those that take every text; the second one takes any bytes, which are ours."""
+_VERSION = "PRAGMA user_version"
 _IS_THERE = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = ANY($1)"
 
 
@@ -30,15 +34,15 @@ async def migrate_sqlite(
     Where nothing is missing nothing is written: a full disk is no reason not to serve what is there. A database that is
     not new is backed up first, by its version: where `back_up` raises `BackupFailed` nothing is changed.
     """
-    if await _number(database, "PRAGMA user_version") == len(migrations):
+    if await _number(database, _VERSION) == len(migrations):
         return
     await database.execute("BEGIN IMMEDIATE")
     try:
-        version = await _number(database, "PRAGMA user_version")
+        version = await _number(database, _VERSION)
         if version > len(migrations):
-            raise _newer(version, len(migrations))
+            raise OtherSchema(version, known=len(migrations))
         if version == 0 and await _number(database, "SELECT count(*) FROM sqlite_master"):
-            raise ConfigurationError("storage.url: the database holds something else: name a file of its own")
+            raise OtherSchema(version, known=len(migrations), is_foreign=True)
         if 0 < version < len(migrations):
             await asyncio.to_thread(back_up, version)
         for statements in migrations[version:]:
@@ -72,10 +76,10 @@ async def migrate_postgres(
         )
         version = await _schema(database)
         if version > len(migrations):
-            raise _newer(version, len(migrations))
+            raise OtherSchema(version, known=len(migrations))
         if version == 0:
             if await database.fetchval(_IS_THERE, ["meta", "connections"]):
-                raise ConfigurationError("storage.url: the database holds something else: name one of its own")
+                raise OtherSchema(version, known=len(migrations), is_foreign=True)
             await database.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
             await database.execute("INSERT INTO schema_version (version) VALUES (0)")
         for statements in migrations[version:]:
@@ -97,11 +101,38 @@ def another_version(version: int, *, known: int) -> str:
     return f"another version of amo-callback (schema {version}, known here: {known})"
 
 
-def _newer(version: int, known: int) -> ConfigurationError:
-    return ConfigurationError(
-        f"storage.url: the database is of {another_version(version, known=known)}: install that version, or restore a "
-        "backup of this one"
-    )
+class OtherSchema(ConfigurationError):
+    """The database is of another version of amo-callback; of version 0, it is empty or holds something else."""
+
+    def __init__(self, version: int, *, known: int, is_foreign: bool = False) -> None:
+        what = f"is of {another_version(version, known=known)}: install that version, or restore a backup of this one"
+        if version == 0:
+            what = "holds something else: name one of its own" if is_foreign else "is empty"
+        super().__init__(f"storage.url: the database {what}")
+        self.version = version
+        self.known = known
+        self.is_foreign = is_foreign
+        """Whether it has tables, and none of them is ours."""
+
+
+def latest_schema(engine: Engine) -> int:
+    """Return the version of the schema that this version of amo-callback makes."""
+    return len(load_migrations(engine))
+
+
+async def check_sqlite_schema(database: aiosqlite.Connection, known: int) -> None:
+    """Raise `OtherSchema` where the database's schema is not the one that is known."""
+    version = await _number(database, _VERSION)
+    if version != known:
+        raise OtherSchema(version, known=known, is_foreign=version == 0)
+
+
+async def check_postgres_schema(database: asyncpg.Connection, known: int) -> None:
+    """Raise `OtherSchema` where the database's schema is not the one that is known."""
+    version = await _schema(database)
+    if version != known:
+        tables = "SELECT EXISTS (SELECT 1 FROM pg_tables WHERE schemaname = current_schema())"
+        raise OtherSchema(version, known=known, is_foreign=version == 0 and await database.fetchval(tables))
 
 
 async def _number(database: aiosqlite.Connection, query: str) -> int:

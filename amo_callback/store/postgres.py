@@ -9,17 +9,16 @@ While the database is away nobody waits for it: the connection that listens find
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 
 from amo_callback.clock import DatabaseClock
 from amo_callback.concurrency import unbroken
-from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.errors import StoreUnavailable
+from amo_callback.store import Store
 from amo_callback.store.engine import (
-    CHANGES,
-    Database,
     Engine,
     Statement,
     Transaction,
@@ -28,17 +27,13 @@ from amo_callback.store.engine import (
     load_migrations,
     load_statements,
 )
-from amo_callback.store.migrate import migrate_postgres
+from amo_callback.store.migrate import check_postgres_schema, migrate_postgres
 from amo_callback.store.postgres_connection import (
     ERRORS,
-    MISTAKEN,
-    NEEDS_SESSIONS,
     PATIENCE,
-    USE_SESSIONS,
-    Pooling,
+    check_pooling,
     connect,
     explain,
-    find_pooling,
     location_of,
     open_pool,
 )
@@ -60,9 +55,9 @@ _SLOW = 600.0
 """Seconds for a statement that is declared slow: it goes through a whole table, and is rare."""
 _NOT_A_TEXT = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 """What it says of a text that it cannot hold, as one with a NUL: nothing that is there is named so."""
-_UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
+_UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError, asyncpg.UniqueViolationError)
 """What ends a transaction for no fault of its own: two had locked what the other one wanted; another version of
-amo-callback has changed a table since the statement was prepared."""
+amo-callback has changed a table since the statement was prepared; another instance has inserted the row meanwhile."""
 _AGAIN = 2
 """How often such a one is tried again."""
 _LOST = (
@@ -87,30 +82,35 @@ keeps nobody from storing a pair. Whatever else is one statement's own."""
 
 
 @asynccontextmanager
-async def open_postgres(url: str, *, clock: Clock, process: str) -> AsyncIterator[PostgresDatabase]:
+async def open_postgres(
+    url: str, *, clock: Clock, process: str, read_only: bool = False
+) -> AsyncIterator[PostgresStore]:
     """Open the database that `url` names, and bring its schema up to date.
 
-    Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
+    `read_only`, the server refuses every write, and nothing is upgraded: raises `OtherSchema` where that would be
+    needed. Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
     """
-    async with open_pool(url) as pool:
+    async with open_pool(url, read_only=read_only) as pool:
         own = DatabaseClock(clock)
         try:
-            if await find_pooling(url) is Pooling.TRANSACTION:
-                raise ConfigurationError(f"{MISTAKEN}{NEEDS_SESSIONS}: {USE_SESSIONS}")
-            location = await _prepare(url, own)
+            await check_pooling(url)
+            location = await _prepare(url, own, read_only=read_only)
         except ERRORS as error:
             raise explain(error) from None
         listener = Listener(lambda: connect(url), clock=own)
-        database = PostgresDatabase(pool=pool, listener=listener, location=location, clock=own, process=process)
-        async with listener.listening():
+        database = PostgresStore(pool=pool, listener=listener, location=location, clock=own, process=process)
+        async with nullcontext() if read_only else listener.listening():  # a standby takes no LISTEN
             yield database
 
 
-async def _prepare(url: str, clock: DatabaseClock) -> str:
+async def _prepare(url: str, clock: DatabaseClock, *, read_only: bool) -> str:
     """Bring the schema up to date, however long that takes, and set the clock; return where the database is."""
-    connection = await connect(url, patience=None)
+    connection, known = await connect(url, patience=None, read_only=read_only), load_migrations(Engine.POSTGRES)
     try:
-        await migrate_postgres(connection, load_migrations(Engine.POSTGRES))
+        if read_only:
+            await check_postgres_schema(connection, len(known))
+        else:
+            await migrate_postgres(connection, known)
         asked_at = clock.monotonic()
         clock.set(await connection.fetchval("SELECT statement_timestamp()"), asked_at=asked_at)
         return await location_of(connection)
@@ -122,7 +122,7 @@ class _Undone(StoreUnavailable):
     """An error of a transaction that can be tried again."""
 
 
-class PostgresDatabase(Database):
+class PostgresStore(Store):
     """A PostgreSQL database."""
 
     has_shared_clock = True
@@ -236,35 +236,23 @@ class PostgresDatabase(Database):
 class _Transaction(Transaction):
     """A transaction on a connection of its own."""
 
-    def __init__(self, connection: PoolConnectionProxy, database: PostgresDatabase) -> None:
-        super().__init__()
+    def __init__(self, connection: PoolConnectionProxy, store: PostgresStore) -> None:
+        super().__init__(store.statements)
         self._connection = connection
-        self._database = database
+        self._clock = store.clock
+        self._process = store.process
 
-    async def run(self, statement: str, /, **values: object) -> Sequence[Row]:
-        sql = self._database.statements[statement]
-        if not sql.text:
-            return []
-        given = self._arguments(sql, values)
+    async def _execute(self, sql: Statement, values: Mapping[str, object]) -> Sequence[Row]:
+        given = arguments(sql, {"process": self._process, **values})
         if "slow" in sql.notes:
             async with self._connection.transaction():
                 await self._connection.execute("SET LOCAL statement_timeout = 0")
-                found = list(await self._connection.fetch(sql.text, *given, timeout=_SLOW))
-        else:
-            asked_at = self._database.clock.monotonic()
-            found = list(await self._connection.fetch(sql.text, *given))
-            if found and (clock := found[0].get("clock")) is not None:
-                self._database.clock.set(from_micros(clock), asked_at=asked_at)
-        if sql.notes & CHANGES:
-            self._note(sql, values, found)
+                return list(await self._connection.fetch(sql.text, *given, timeout=_SLOW))
+        asked_at = self._clock.monotonic()
+        found = list(await self._connection.fetch(sql.text, *given))
+        if found and (clock := found[0].get("clock")) is not None:
+            self._clock.set(from_micros(clock), asked_at=asked_at)
         return found
 
-    async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
-        sql = self._database.statements[statement]
-        await self._connection.executemany(sql.text, [self._arguments(sql, values) for values in rows])
-        if sql.notes & CHANGES:
-            for values in rows:
-                self._note(sql, values, None)
-
-    def _arguments(self, sql: Statement, values: Mapping[str, object]) -> list[object]:
-        return arguments(sql, {"process": self._database.process, **values})
+    async def _execute_many(self, sql: Statement, rows: Sequence[Mapping[str, object]]) -> None:
+        await self._connection.executemany(sql.text, [arguments(sql, values) for values in rows])

@@ -11,6 +11,7 @@ import asyncio
 import socket
 import ssl
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -22,7 +23,8 @@ from amo_callback.config.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from datetime import datetime
 
     from asyncpg.pool import PoolConnectionProxy
 
@@ -57,7 +59,7 @@ _CLUSTER = "SELECT system_identifier FROM pg_control_system()"
 
 
 @asynccontextmanager
-async def open_pool(url: str) -> AsyncIterator[asyncpg.Pool]:
+async def open_pool(url: str, *, read_only: bool = False) -> AsyncIterator[asyncpg.Pool]:
     """Open a pool, without connecting yet; at its end a server that does not answer is not waited for."""
     pool = await asyncpg.create_pool(
         url,
@@ -67,7 +69,7 @@ async def open_pool(url: str) -> AsyncIterator[asyncpg.Pool]:
         command_timeout=PATIENCE,
         server_settings=_APPLICATION,
         target_session_attrs=_attributes(url),
-        init=_session(url),
+        init=_session(url, read_only=read_only),
         reset=_keep_session,
     )
     try:
@@ -80,11 +82,11 @@ async def open_pool(url: str) -> AsyncIterator[asyncpg.Pool]:
             pool.terminate()
 
 
-async def connect(url: str, *, patience: float | None = PATIENCE) -> asyncpg.Connection:
+async def connect(url: str, *, patience: float | None = PATIENCE, read_only: bool = False) -> asyncpg.Connection:
     """Connect once; a statement may take so many seconds, or as long as it takes."""
     connection = await connect_bare(url, patience=patience)
     try:
-        await _session(url)(connection)
+        await _session(url, read_only=read_only)(connection)
     except BaseException:
         connection.terminate()
         raise
@@ -113,10 +115,15 @@ async def location_of(connection: asyncpg.Connection) -> str:
     return f"postgresql:{cluster}/{database}"
 
 
-def _session(url: str) -> Callable[[asyncpg.Connection | PoolConnectionProxy], Coroutine[Any, Any, None]]:
+def _session(
+    url: str, *, read_only: bool
+) -> Callable[[asyncpg.Connection | PoolConnectionProxy], Coroutine[Any, Any, None]]:
     """Return what sets a new connection's parameters."""
     named = _named(url)
-    settings = [f"set_config('{name}', {value}, false)" for name, value in _SESSION.items() if name not in named]
+    values = {name: value for name, value in _SESSION.items() if name not in named}
+    if read_only:
+        values["default_transaction_read_only"] = "'on'"
+    settings = [f"set_config('{name}', {value}, false)" for name, value in values.items()]
 
     async def set_up(connection: asyncpg.Connection | PoolConnectionProxy) -> None:
         if settings:
@@ -141,7 +148,7 @@ async def _keep_session(_connection: object) -> None:
 
 # --- a pooler in between ---------------------------------------------------------------------------
 
-NEEDS_SESSIONS = (
+_NEEDS_SESSIONS = (
     "PgBouncer, or another pooler in between, gives its connections out for each transaction (pool_mode = transaction "
     "or statement), and the service needs sessions"
 )
@@ -181,6 +188,12 @@ async def find_pooling(url: str, *, patience: float = PATIENCE) -> Pooling:
             raise
 
 
+async def check_pooling(url: str, *, patience: float = PATIENCE) -> None:
+    """Raise `ConfigurationError` where a pooler in between gives out connections for transactions alone."""
+    if await find_pooling(url, patience=patience) is Pooling.TRANSACTION:
+        raise ConfigurationError(f"{MISTAKEN}{_NEEDS_SESSIONS}: {USE_SESSIONS}")
+
+
 async def _is_shared(first: asyncpg.Connection, process: int, url: str, patience: float) -> bool:
     """Return whether a client's server process is given to others while it is connected, or another one to it."""
     async with AsyncExitStack() as stack:
@@ -207,6 +220,67 @@ async def _connected(url: str, patience: float) -> AsyncIterator[asyncpg.Connect
         yield connection
     finally:
         connection.terminate()
+
+
+# --- what a server says of itself ------------------------------------------------------------------
+
+SETTINGS = {
+    "synchronous_commit": ("on", "remote_apply", "remote_write", "local"),
+    "default_transaction_isolation": ("read committed",),
+    "default_transaction_read_only": ("off",),
+    "fsync": ("on",),
+    "full_page_writes": ("on",),
+}
+"""What the store relies on, and the values that it can work with. The service sets the first two by itself."""
+_SETTINGS = "SELECT name, reset_val AS value FROM pg_settings WHERE name = ANY($1)"
+_SERVER = """
+SELECT
+    current_setting('server_version') AS version,
+    CAST(current_setting('server_version_num') AS INTEGER) / 10000 AS major,
+    pg_is_in_recovery() AS is_standby,
+    (SELECT CASE WHEN ssl THEN version END FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls,
+    clock_timestamp() AS now,
+    current_setting('server_encoding') AS encoding,
+    LEAST(
+        CAST(current_setting('max_connections') AS INTEGER)
+            - CAST(current_setting('superuser_reserved_connections') AS INTEGER)
+            - CAST(COALESCE(current_setting('reserved_connections', true), '0') AS INTEGER),
+        (SELECT NULLIF(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user),
+        (SELECT NULLIF(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
+    ) AS allowed
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """What a server says of itself."""
+
+    version: str
+    major: int
+    is_standby: bool
+    tls: str | None
+    """The version of TLS that the connection has; `None` where it has none."""
+    now: datetime
+    encoding: str
+    allowed: int
+    """Connections that this user may have to this database, all of its together."""
+    settings: Mapping[str, str]
+    """Those of `SETTINGS` for this user and database, before any session has set its own."""
+
+
+async def read_server(url: str, *, patience: float) -> Server:
+    """Ask a server about itself; an answer is awaited for so many seconds.
+
+    Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
+    """
+    try:
+        await check_pooling(url, patience=patience)
+        async with _connected(url, patience) as connection:
+            [row] = await connection.fetch(_SERVER)
+            settings = await connection.fetch(_SETTINGS, list(SETTINGS))
+    except ERRORS as error:
+        raise explain(error) from None
+    return Server(**dict(row.items()), settings={one["name"]: one["value"] for one in settings})
 
 
 # --- why it cannot be used -------------------------------------------------------------------------

@@ -34,10 +34,10 @@ from amo_callback.store.backup import (
     freeze,
     number,
     reason_of,
+    schema_of,
 )
 from amo_callback.store.engine import Engine, from_micros, load_migrations
 from amo_callback.store.meta import read_amo_block, read_freeze
-from amo_callback.store.migrate import another_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -229,9 +229,7 @@ def _open_untrusted(path: Path, limits: Limits) -> sqlite3.Connection:
 
 
 _PRAGMAS = frozenset({"quick_check", "table_xinfo", "user_version"})
-_READ = frozenset(
-    {"meta", "counters", "connections", "owners", "grants", "states", "events", "outbox", "sqlite_master"}
-)
+_READ = frozenset({"meta", "connections", "owners", "grants", "events", "outbox", "sqlite_master"})
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_TRANSACTION})
 
 
@@ -271,7 +269,7 @@ def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> in
     _bound(source.database, _STEPS_A_PAGE)
     source.database.execute("BEGIN")
     migrations = source.migrations
-    version = _version(source, known=len(migrations))
+    version = schema_of(source.database, source.path, known=len(migrations))
     _run(target, migrations[:version])
     tables = _columns(target)
     foreign = _check_schema(source, target, tables)
@@ -288,15 +286,6 @@ def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> in
     target.execute(f"PRAGMA user_version = {len(migrations)}")
     target.execute("COMMIT")
     return foreign
-
-
-def _version(source: _Source, *, known: int) -> int:
-    version = number(source.database, "PRAGMA user_version")
-    if version <= 0:
-        raise BackupFailed(f"{source.path} is no database of amo-callback")
-    if version > known:
-        raise BackupFailed(f"{source.path} is of {another_version(version, known=known)}: install that version")
-    return version
 
 
 def _run(target: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
@@ -359,18 +348,20 @@ _META: Mapping[str, Callable[[bytes], object]] = {
     "machine": bytes.decode,
     "refused_credentials": bytes.decode,
     "seen_at": lambda value: from_micros(int(value)),
+    "serial": lambda value: range(1, 2**62).index(int(value)),
 }
 _UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def _check_meta(target: sqlite3.Connection, path: Path) -> None:
     """Read the rows of `meta` as the service will: one that it cannot read would stop it."""
-    for name, value in target.execute("SELECT name, value FROM meta"):
+    found = dict(target.execute("SELECT name, value FROM meta"))
+    for name, value in found.items():
         try:
             _META.get(name, bytes)(value)
         except _UNREADABLE:
             raise BackupFailed(f"{path} holds a row in meta that is none of ours: take another backup") from None
-    if target.execute("SELECT count(*) FROM counters WHERE name = 'serial' AND value > 0").fetchone() != (1,):
+    if "serial" not in found:
         raise BackupFailed(f"{path} has no counter: it is no database of amo-callback")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -22,11 +22,10 @@ import aiosqlite
 from amo_callback.concurrency import unbroken
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.files import open_regular
+from amo_callback.store import Store
 from amo_callback.store.backup import back_up_before_migration, check_files, error_name
 from amo_callback.store.batching import Batcher
 from amo_callback.store.engine import (
-    CHANGES,
-    Database,
     Engine,
     Row,
     Statement,
@@ -35,10 +34,10 @@ from amo_callback.store.engine import (
     load_migrations,
     load_statements,
 )
-from amo_callback.store.migrate import migrate_sqlite
+from amo_callback.store.migrate import check_sqlite_schema, migrate_sqlite
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Mapping
+    from collections.abc import AsyncIterator, Generator, Iterator, Mapping
     from pathlib import Path
 
     from amo_callback.clock import Clock
@@ -78,38 +77,60 @@ async def open_sqlite(
     clock: Clock,
     process: str = "amo-callback",
     migrations: Sequence[Sequence[str]] | None = None,
-) -> AsyncIterator[SqliteDatabase]:
-    """Open a database file, make it where there is none (0600), and bring its schema up to date."""
+    read_only: bool = False,
+) -> AsyncIterator[SqliteStore]:
+    """Open a database file, make it where there is none (0600), and bring its schema up to date.
+
+    `read_only`, nothing is made, upgraded or written: raises `OtherSchema` where that would be needed.
+    """
+    known = load_migrations(Engine.SQLITE) if migrations is None else migrations
+    # A connection left open keeps its thread, and that the process: so each is entered as it is opened.
+    async with AsyncExitStack() as stack:
+        with _explained(path):
+            check_files(path)
+            # 0600: the WAL beside it gets the same mode
+            os.close(open_regular(path, os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT))
+            if read_only:
+                # Where no service runs, a connection for reading would make the files of the write-ahead log and could
+                # not remove them; one that may write, and does not, removes them as it is closed.
+                mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
+                writer = reader = await stack.enter_async_context(_Connection(path, mode=mode))
+                await _set_up(reader)
+                await check_sqlite_schema(reader, len(known))
+            else:
+                writer = await stack.enter_async_context(_Connection(path))
+                reader = await stack.enter_async_context(_Connection(path))
+                await _prepare(writer, clock)
+                await migrate_sqlite(
+                    writer,
+                    known,
+                    back_up=lambda version: back_up_before_migration(path, version=version, now=clock.now()),
+                )
+                await _prepare(reader, clock)
+            await reader.execute("PRAGMA query_only = ON")
+        wal = WriteAheadLog(path, busy_timeout=_BUSY_TIMEOUT)
+        yield SqliteStore(writer=writer, reader=reader, wal=wal, clock=clock, process=process)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Raise what tells whether another start may succeed."""
     try:
-        check_files(path)
-        os.close(open_regular(path, os.O_RDWR | os.O_CREAT))  # 0600: the WAL beside it gets the same mode
+        yield
     except OSError as error:
         raise ConfigurationError(f"storage.url: {path} cannot be opened: {error.strerror}") from None
-    # A connection left open keeps its thread, and that the process: so each in its own context.
-    async with _Connection(path) as writer, _Connection(path) as reader:
-        try:
-            await _prepare(writer, clock)
-            known = load_migrations(Engine.SQLITE) if migrations is None else migrations
-            await migrate_sqlite(
-                writer,
-                known,
-                back_up=lambda version: back_up_before_migration(path, version=version, now=clock.now()),
-            )
-            await _prepare(reader, clock)
-            await reader.execute("PRAGMA query_only = ON")
-        except sqlite3.Error as error:
-            if error_name(error).startswith(_MISCONFIGURED):
-                raise ConfigurationError(f"storage.url: {path} cannot be used: {error_name(error)}") from None
-            raise StoreUnavailable(error_name(error)) from None
-        wal = WriteAheadLog(path, busy_timeout=_BUSY_TIMEOUT)
-        yield SqliteDatabase(writer=writer, reader=reader, wal=wal, clock=clock, process=process)
+    except sqlite3.Error as error:
+        if error_name(error).startswith(_MISCONFIGURED):
+            raise ConfigurationError(f"storage.url: {path} cannot be used: {error_name(error)}") from None
+        raise StoreUnavailable(error_name(error)) from None
 
 
 class _Connection(aiosqlite.Connection):
     """The library's connection, whose thread also runs functions of ours."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(partial(sqlite3.connect, path, isolation_level=None), iter_chunk_size=64)
+    def __init__(self, path: Path, *, mode: str = "rwc") -> None:
+        address = f"{path.absolute().as_uri()}?mode={mode}"
+        super().__init__(partial(sqlite3.connect, address, uri=True, isolation_level=None), iter_chunk_size=64)
 
     async def __aenter__(self) -> Self:
         _ = await self  # opens it, and is the same
@@ -121,9 +142,13 @@ class _Connection(aiosqlite.Connection):
         return result
 
 
-async def _prepare(database: aiosqlite.Connection, clock: Clock) -> None:
+async def _set_up(database: aiosqlite.Connection) -> None:
     database.row_factory = sqlite3.Row
     await database.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000:.0f}")
+
+
+async def _prepare(database: aiosqlite.Connection, clock: Clock) -> None:
+    await _set_up(database)
     await _enable_wal(database, clock)
     await database.execute("PRAGMA synchronous = FULL")
     await database.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
@@ -178,7 +203,7 @@ class WriteAheadLog:
                     writer.execute(f"PRAGMA busy_timeout = {self._busy_timeout * 1000:.0f}")
 
 
-class SqliteDatabase(Database):
+class SqliteStore(Store):
     """A SQLite file."""
 
     has_shared_clock = False
@@ -272,27 +297,16 @@ class _Transaction(Transaction):
     """A part of a transaction, on the writer's thread: a statement is finished when `run` returns."""
 
     def __init__(self, statements: Mapping[str, Statement], clock: Clock, database: sqlite3.Connection) -> None:
-        super().__init__()
-        self._statements = statements
+        super().__init__(statements)
         self._clock = clock
         self._database = database
 
-    async def run(self, statement: str, /, **values: object) -> Sequence[Row]:
-        sql = self._statements[statement]
-        if not sql.text:
-            return []
+    async def _execute(self, sql: Statement, values: Mapping[str, object]) -> Sequence[Row]:
         given = arguments(sql, {"clock": self._clock.now(), **values})
-        found = self._database.execute(sql.text, given).fetchall()
-        if sql.notes & CHANGES:
-            self._note(sql, values, found)
-        return found
+        return self._database.execute(sql.text, given).fetchall()
 
-    async def run_many(self, statement: str, /, rows: Sequence[Mapping[str, object]]) -> None:
-        sql = self._statements[statement]
+    async def _execute_many(self, sql: Statement, rows: Sequence[Mapping[str, object]]) -> None:
         self._database.executemany(sql.text, [arguments(sql, values) for values in rows])
-        if sql.notes & CHANGES:
-            for values in rows:
-                self._note(sql, values, None)
 
 
 def _read_all(database: sqlite3.Connection, reads: Sequence[_Read]) -> list[Any]:

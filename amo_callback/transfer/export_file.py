@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Annotated, Literal
 
@@ -22,7 +23,7 @@ from amo_callback.files import atomic_file
 from amo_callback.model import Reason, Status, TokenPair, fingerprint, short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from amo_callback.model import Connection
@@ -69,7 +70,10 @@ class ExportRecord:
     look_up_at: AwareDatetime | None
     frozen: bool
     """Whether this connection itself is frozen: its tokens may be in use elsewhere."""
-    owners: tuple[_Owner, ...] = ()
+    connected_no: int
+    """Its place in the order in which the file's connections were connected."""
+    owners: Mapping[_Owner, int] = dataclasses.field(default_factory=dict)
+    """Each with their place in the order in which they were bound."""
 
     @property
     def pair(self) -> TokenPair:
@@ -84,13 +88,13 @@ OF_CONNECTION = tuple(
 _RECORD = TypeAdapter(ExportRecord)
 
 
-def record_of(connection: Connection, pair: TokenPair, owners: Sequence[str] = ()) -> ExportRecord:
+def record_of(connection: Connection, pair: TokenPair, owners: Mapping[str, int]) -> ExportRecord:
     """Return a connection's record; the token of an open attempt may have been spent."""
     return ExportRecord(
         **{name: getattr(connection, name) for name in OF_CONNECTION},
         **{name: getattr(pair, name) for name in _PAIR},
         doubtful=connection.spending or connection.doubtful,
-        owners=tuple(owners),
+        owners=owners,
     )
 
 

@@ -91,7 +91,7 @@ async def export(
     unreadable = []
     after = ""
     while page := await store.page(after=after, limit=PAGE, only=ConnectionFilter()):
-        owners = await store.owners_of([connection.id for connection in page])
+        owners = await store.bindings_of([connection.id for connection in page])
         for connection in page:
             if connection.status is Status.DISCONNECTED:
                 continue

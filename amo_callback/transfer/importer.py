@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
@@ -167,21 +168,34 @@ async def apply(
     replaced = {stored.id: stored for _, stored in plan.replaced}
     left: list[str] = []
     done = 0
-    async for batch in _batches([*plan.new, *(record for record, _ in plan.replaced)]):
+    records = [*plan.new, *(record for record, _ in plan.replaced)]
+    order = _order(records)
+    before = await store.reserve_serials(len(order))
+    async for batch in _batches(records):
         imported = []
         for number, record in enumerate(batch, start=1):
-            connection = _connection(record, cipher, rules, random)
+            connection = dataclasses.replace(
+                _connection(record, cipher, rules, random), connected_no=before + order[record.id, None]
+            )
             event = _event(connection, record, source=source, replaces=record.id in replaced)
+            owners = {owner: before + order[record.id, owner] for owner in record.owners}
             imported.append(
-                ImportedConnection(
-                    connection=connection, replaces=replaced.get(record.id), event=event, owners=record.owners
-                )
+                ImportedConnection(connection=connection, replaces=replaced.get(record.id), event=event, owners=owners)
             )
             await _yield(number)
         left += await store.import_connections(imported)
         done += len(batch)
         advance(done)
     return left
+
+
+def _order(records: Sequence[ExportRecord]) -> dict[tuple[str, str | None], int]:
+    """Return the places, from 1 on, of each connection and of each of its owners in the order of the file's numbers."""
+    numbers: dict[tuple[str, str | None], int] = {}
+    for record in records:
+        numbers[record.id, None] = record.connected_no
+        numbers.update({(record.id, owner): bound_no for owner, bound_no in record.owners.items()})
+    return {name: place for place, name in enumerate(sorted(numbers, key=numbers.__getitem__), start=1)}
 
 
 def _connection(record: ExportRecord, cipher: Cipher, rules: RefreshRules, random: Callable[[], float]) -> Connection:

@@ -69,24 +69,24 @@ def read_json(
     content: bytes, *, tell: Callable[[str], TokenClaims], client_id: str, now: datetime
 ) -> Iterator[ParsedRecord | RecordError]:
     """Read a file's connections; where a token does not tell for which client it is, it is `client_id`'s."""
-    for place, value in _entries(content):
-        yield _parse(place, value, tell=tell, client_id=client_id, now=now)
+    for number, (place, value) in enumerate(_entries(content), start=1):
+        yield _parse(place, value, number, tell=tell, client_id=client_id, now=now)
 
 
 def read_values(
     values: Iterable[object], *, tell: Callable[[str], TokenClaims], client_id: str, now: datetime
 ) -> Iterator[ParsedRecord | RecordError]:
     """Read connections that are parsed already, as `read_json` reads a list of them."""
-    for place, value in _numbered(values):
-        yield _parse(place, value, tell=tell, client_id=client_id, now=now)
+    for number, (place, value) in enumerate(_numbered(values), start=1):
+        yield _parse(place, value, number, tell=tell, client_id=client_id, now=now)
 
 
 def _parse(
-    place: str, value: bytes, *, tell: Callable[[str], TokenClaims], client_id: str, now: datetime
+    place: str, value: bytes, number: int, *, tell: Callable[[str], TokenClaims], client_id: str, now: datetime
 ) -> ParsedRecord | RecordError:
     try:
         entry = _ENTRY.validate_json(value)
-        record = _record(entry, tell(entry.access_token), client_id=client_id, now=now)
+        record = _record(entry, tell(entry.access_token), number, client_id=client_id, now=now)
     except ValidationError as error:
         return RecordError(place=place, why=describe(error))
     except _Refused as refused:
@@ -143,7 +143,7 @@ def _list(content: bytes) -> list[Any]:
 # --- from an entry to a record -------------------------------------------------------------------
 
 
-def _record(entry: _Entry, told: TokenClaims, *, client_id: str, now: datetime) -> ExportRecord:
+def _record(entry: _Entry, told: TokenClaims, number: int, *, client_id: str, now: datetime) -> ExportRecord:
     pair = _pair(entry, told, now)
     account = Account(
         account_id=_identifier("account_id", entry.account_id, told.account.account_id),
@@ -170,6 +170,7 @@ def _record(entry: _Entry, told: TokenClaims, *, client_id: str, now: datetime) 
         doubtful=None,
         look_up_at=None,
         frozen=False,
+        connected_no=number,
     )
 
 

@@ -175,7 +175,6 @@ async def open_service(
         def stop() -> None:
             watchdog.stop()
             services.core.stop.set()
-            connect.stop()
 
         stack.callback(stop)  # the first thing at the end, also where no signal came
         observe(Event(name="service.started", fields={"public": public.address, "private": private.address}))

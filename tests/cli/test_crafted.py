@@ -137,9 +137,13 @@ REFUSED: dict[str, tuple[Craft, str]] = {
         NO_BACKUP,
     ),
     "a virtual table": (remade("meta", "CREATE VIRTUAL TABLE meta USING fts5(name, value)"), NO_BACKUP),
-    "a table that is missing": (sql("DROP TABLE counters"), NO_BACKUP),
+    "a table that is missing": (sql("DROP TABLE outbox"), NO_BACKUP),
     "a column that is missing": (sql("ALTER TABLE owners DROP COLUMN left_no"), NO_BACKUP),
-    "no counter": (sql("DELETE FROM counters"), "has no counter"),
+    "no counter": (sql("DELETE FROM meta WHERE name = 'serial'"), "has no counter"),
+    "a counter that could not be incremented": (
+        sql(f"UPDATE meta SET value = CAST('{2**63 - 1}' AS BLOB) WHERE name = 'serial'"),
+        NONE_OF_OURS,
+    ),
     "a text where a number should be": (
         remade(
             "connections",
@@ -184,11 +188,11 @@ REFUSED: dict[str, tuple[Craft, str]] = {
     ),
     "rows of little but defaults": (
         remade(
-            "states",
-            "CREATE TABLE states (state_hash)",
-            f"{ENDLESS} INSERT INTO states (state_hash) SELECT NULL FROM c LIMIT 200000",
-            *(f"ALTER TABLE states ADD COLUMN {name}" for name in ("sealed", "expires_at", "used_by")),
-            *(f"ALTER TABLE states ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(96)),
+            "owners",
+            "CREATE TABLE owners (owner)",
+            f"{ENDLESS} INSERT INTO owners (owner) SELECT NULL FROM c LIMIT 200000",
+            *(f"ALTER TABLE owners ADD COLUMN {name}" for name in ("connection_id", "bound_no", "left_no")),
+            *(f"ALTER TABLE owners ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(96)),
         ),
         "takes more work to read",
     ),

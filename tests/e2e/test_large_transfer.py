@@ -43,7 +43,7 @@ async def test_connections_go_from_sqlite_to_postgresql(
         records = [
             a_record(
                 number,
-                owners=tuple(f"user-{number}-{owner}" for owner in range(number % 4)),
+                owners={f"user-{number}-{owner}": owner for owner in range(number % 4)},
                 issued_at=now,
                 expires_at=now + DAY,
                 refresh_expires_at=now + 90 * DAY,

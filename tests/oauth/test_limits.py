@@ -10,8 +10,7 @@ import pytest
 
 from amo_callback.errors import QueueFull, TooManyAttempts
 from amo_callback.grant import AuthorizationRequest
-from amo_callback.oauth.authorization import StartLimiter
-from amo_callback.oauth.limits import AdmissionQueue, AttemptLimiter, capacity_for
+from amo_callback.oauth.limits import AdmissionQueue, AttemptLimiter, StartLimiter, capacity_for
 from amo_callback.rate_limit import Priority
 
 if TYPE_CHECKING:

@@ -28,57 +28,20 @@ from amo_callback.grant import (
     NewConnection,
 )
 from amo_callback.model import ConnectionFilter, fingerprint
-from amo_callback.oauth.authorization import Authorizations, priority_of
-from amo_callback.oauth.limits import AttemptLimiter
-from amo_callback.oauth.redemption import Redeemer, RedeemRequest
+from amo_callback.oauth.limits import priority_of
+from amo_callback.oauth.redemption import RedeemRequest
 from amo_callback.rate_limit import Priority
-from tests.builders import a_connection, a_grant, save
+from tests.builders import a_connection, a_grant, present, save
 from tests.fakes import START, Override
-from tests.oauth.test_completion import Counter, Process
 
 if TYPE_CHECKING:
-    from amo_callback.amo.client import AmoClient
-    from amo_callback.crypto import Cipher
     from amo_callback.errors import AmoCallbackError
     from amo_callback.grant import Grant
     from amo_callback.oauth.grant_service import GrantService
     from amo_callback.store import Store
-    from tests.conftest import Amo
-    from tests.fakes import FakeClock
+    from tests.oauth.process import Process
 
 CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
-
-
-@pytest.fixture
-def process(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
-    return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
-
-
-@pytest.fixture
-def other(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
-    return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
-
-
-def _authorizations(process: Process) -> Authorizations:
-    return Authorizations(
-        store=process.store,
-        amo=process.client,
-        cipher=process.cipher,
-        clock=process.clock,
-        starts=process.starts(),
-        new_secret=Counter(),
-    )
-
-
-def _redeemer(process: Process, store: object, *, places: int = 30) -> Redeemer:
-    return Redeemer(
-        store=cast("Store", store),
-        records=process.records(process.cipher),
-        clock=process.clock,
-        connect=process.connect,
-        attempts=AttemptLimiter(attempts=places, window=60, clock=process.clock),
-        issued_only=False,
-    )
 
 
 async def _owners(process: Process) -> list[str]:
@@ -88,17 +51,17 @@ async def _owners(process: Process) -> list[str]:
 
 async def test_a_failed_code_is_not_tried_again_for_another_state(process: Process, other: Process) -> None:
     """Between our look and our claim it was claimed with another state, and failed: whose that was, is not replaced."""
-    authorizations = _authorizations(process)
+    authorizations = process.authorizations()
     theirs, ours = [
         (await authorizations.start(AuthorizationRequest(user=user, vouched=True))).state for user in ("42", "666")
     ]
     code = process.amo.code()
 
-    async def race(*_: object, **__: object) -> None:
+    async def fail() -> None:
         process.amo.sandbox.faults.add(Fault.HTTP_500)
         await other.complete(code, theirs)
 
-    process.failing.before["claim_grant"] = race
+    process.before_claims(fail)
     with suppress(InvalidState):
         await process.complete(code, ours)
     assert (await other.complete(code, theirs)).status is GrantStatus.CONNECTED
@@ -108,13 +71,19 @@ async def test_a_failed_code_is_not_tried_again_for_another_state(process: Proce
 async def test_a_code_that_is_about_to_be_claimed_asks_for_its_verifier(process: Process) -> None:
     """The app comes while the callback is not written down yet: what the callback then tells of it holds."""
     request = AuthorizationRequest(user="42", challenge=CHALLENGE)
-    state = (await _authorizations(process).start(request)).state
-    code, go_on = process.amo.code(), asyncio.Event()
-    process.failing.before["claim_grant"] = go_on
+    state = (await process.authorizations().start(request)).state
+    code, store = process.amo.code(), process.store
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        reached.set()
+        await go_on.wait()
+
+    process.before_claims(wait)
     callback = asyncio.create_task(process.complete(code, state))
     await process.failing.until_waiting("claim_grant")
     process.clock.advance(1)
-    thief = asyncio.create_task(_redeemer(process, process.store).redeem(RedeemRequest(code=code.encode(), user="42")))
+    thief = asyncio.create_task(process.redeemer(store).redeem(RedeemRequest(code=code.encode(), user="42")))
     await process.clock.until_sleeping(8)
     go_on.set()
     with pytest.raises(PkceMismatch):
@@ -128,7 +97,7 @@ async def test_a_code_that_fails_between_two_looks_is_not_tried_without_its_veri
 ) -> None:
     """It was not known when the app asked, and had failed by the time it was to be exchanged: AMO is not asked."""
     request = AuthorizationRequest(user="42", challenge=CHALLENGE)
-    state = (await _authorizations(process).start(request)).state
+    state = (await process.authorizations().start(request)).state
     code = process.amo.code()
 
     async def race(_ticket_hash: str) -> None:
@@ -137,7 +106,7 @@ async def test_a_code_that_fails_between_two_looks_is_not_tried_without_its_veri
 
     process.failing.before["grant_by_ticket"] = race
     with pytest.raises(PkceMismatch):
-        await _redeemer(process, process.failing).redeem(
+        await process.redeemer(process.failing).redeem(
             RedeemRequest(code=code.encode(), host=process.amo.account.host, user="42")
         )
     assert process.amo.sandbox.requests == 1
@@ -159,10 +128,10 @@ async def test_a_pair_that_is_offered_again_does_not_bind_again(store: Store) ->
 async def test_a_ticket_is_over_to_the_second(process: Process) -> None:
     """It is taken until its ten minutes have passed, and not in the moment in which they have."""
     ticket = (await process.complete(process.amo.code())).ticket
-    redeemer = _redeemer(process, process.store)
+    redeemer = process.redeemer(process.store)
     process.clock.advance(599)
     redeemed = await redeemer.redeem(RedeemRequest(code=ticket.encode()))
-    assert redeemed.outcome.status is GrantStatus.CONNECTED
+    assert redeemed.result.status is GrantStatus.CONNECTED
     process.clock.advance(1)
     with pytest.raises(GrantExpired):
         await redeemer.redeem(RedeemRequest(code=ticket.encode()))
@@ -173,7 +142,7 @@ async def test_the_ticket_of_a_failed_grant_is_none(process: Process) -> None:
     process.amo.sandbox.faults.add(Fault.HTTP_500)
     ticket = (await process.complete(process.amo.code())).ticket
     with pytest.raises(GrantExpired):
-        await _redeemer(process, process.store).redeem(RedeemRequest(code=ticket.encode()))
+        await process.redeemer(process.store).redeem(RedeemRequest(code=ticket.encode()))
     assert process.amo.sandbox.requests == 1
 
 
@@ -186,14 +155,13 @@ async def test_who_is_late_by_a_moment_has_his_state_yet(store: Store) -> None:
     theirs, ours = a_grant(), a_grant(attempt="attempt-2", handle_hash="another")
     await store.claim_grant(theirs, now=START, state_hash="theirs")
     assert (await store.claim_grant(ours, now=START, state_hash="ours")).attempt == theirs.attempt
-    issued = await store.issued_state("ours")
-    assert issued is not None
-    assert issued.used_by is None
+    issued = present(await store.issued_state("ours"))
+    assert issued.code_hash is None
 
 
 async def test_who_comes_with_a_state_that_was_just_used_keeps_his_place(process: Process, other: Process) -> None:
     """Between our look and our claim it was used with another code: AMO is not asked, and no place is taken."""
-    authorizations = _authorizations(process)
+    authorizations = process.authorizations()
     state, fresh = [(await authorizations.start(AuthorizationRequest(user="42"))).state for _ in range(2)]
     first, second = process.amo.code(), process.amo.code()
 
@@ -201,7 +169,7 @@ async def test_who_comes_with_a_state_that_was_just_used_keeps_his_place(process
         if state_hash == fingerprint(state):
             await other.complete(first, state)
 
-    process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
+    process.connect = process.make(places=1)
     process.failing.away = {"claim_grant"}
     with pytest.raises(StoreUnavailable):  # so that its handles are not the other one's
         await process.complete(second)
@@ -214,7 +182,7 @@ async def test_who_comes_with_a_state_that_was_just_used_keeps_his_place(process
 
 async def test_who_comes_while_all_is_frozen_keeps_his_place(process: Process) -> None:
     """AMO is not asked: once it is thawed, the one place of the address is there."""
-    process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
+    process.connect = process.make(places=1)
     await process.store.freeze_all(why="a test")
     for _ in range(2):
         with pytest.raises(Frozen):
@@ -238,8 +206,7 @@ async def test_whose_way_was_another_is_not_told_the_first_ones_failure(
         return process.client.check_domain(host)
 
     process.connect = process.make(
-        client=Override(process.client, check_domain=check_domain, exchange=process.client.exchange),
-        cipher=process.cipher,
+        Override(process.client, check_domain=check_domain, exchange=process.client.exchange)
     )
     code = process.amo.code()
     first = asyncio.create_task(
@@ -279,7 +246,7 @@ async def test_who_cannot_be_answered_takes_no_place(process: Process) -> None:
         raise StoreUnavailable("away")
 
     process.connect = cast("GrantService", Override(process.connect, complete=complete))
-    redeemer = _redeemer(process, process.store, places=1)
+    redeemer = process.redeemer(process.store, places=1)
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             await redeemer.redeem(RedeemRequest(code=b"code", verifier="v" * 43, address="192.0.2.1"))

@@ -59,8 +59,8 @@ async def recorded(app: Running) -> AsyncIterator[Flow]:
         if not module.startswith(_LEFT_OUT):
             flow.calls[module, frame.f_code.co_qualname] += 1
 
-    database: Any = app.service.services.store._database  # noqa: SLF001 -- because no other way shows its statements
-    connections = [database._writer, database._reader]  # noqa: SLF001 -- the same reason
+    store: Any = app.service.services.store
+    connections = [store._writer, store._reader]  # noqa: SLF001 -- because no other way shows its statements
     for connection in connections:
         await connection.set_trace_callback(flow.statements.append)
         await connection.run(lambda _: sys.setprofile(profile))

@@ -11,14 +11,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from amo_callback.store import Store
 from amo_callback.store.engine import Engine, load_migrations
-from amo_callback.store.sqlite import SqliteDatabase, WriteAheadLog
+from amo_callback.store.sqlite import SqliteStore, WriteAheadLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from amo_callback.clock import Clock
+    from amo_callback.store import Store
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 -- because a simulation does not simulate a power failure
 _MIGRATIONS = load_migrations(Engine.SQLITE)
@@ -40,7 +40,7 @@ class _Connection:
         return self.database.execute(sql).fetchall()
 
 
-class _SharedClock(SqliteDatabase):
+class _SharedClock(SqliteStore):
     """A file whose clock is one for all processes, as PostgreSQL's is."""
 
     has_shared_clock = True
@@ -55,11 +55,10 @@ def open_direct(*, clock: Clock, shared: bool) -> Iterator[Store]:
         with closing(writer.database), closing(reader.database):
             for statement in (statement for migration in _MIGRATIONS for statement in migration):
                 writer.database.execute(statement)
-            database = (_SharedClock if shared else SqliteDatabase)(
+            yield (_SharedClock if shared else SqliteStore)(
                 writer=cast("Any", writer),
                 reader=cast("Any", reader),
                 wal=WriteAheadLog(path, busy_timeout=0),
                 clock=clock,
                 process="world",
             )
-            yield Store(database)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from amo_callback.store import Store
+    from tests.postgres import Databases
 
     Beside = Callable[[str], AbstractAsyncContextManager[Store]]
 
@@ -34,6 +35,13 @@ async def either(request: pytest.FixtureRequest, clock: WrittenClock) -> AsyncIt
         return
     async with in_our_time(request.getfixturevalue("postgres"), clock) as url:
         yield url
+
+
+@pytest.fixture
+async def url(postgres: Databases) -> AsyncIterator[str]:
+    """Return a new database of PostgreSQL."""
+    async with postgres.fresh() as found:
+        yield found
 
 
 @pytest.fixture

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.clock import SystemClock
-from amo_callback.errors import BackupFailed, Frozen, StoreUnavailable
+from amo_callback.errors import BackupFailed, Frozen
 from amo_callback.store import backup, open_store
 from amo_callback.store.engine import Engine, load_migrations
-from amo_callback.store.inspection import open_inspection
 from amo_callback.store.rebuild import open_given, rebuild
 from amo_callback.store.sqlite import open_sqlite
-from tests.builders import a_claim, a_connection, a_grant, save
+from tests.builders import a_claim, a_connection, a_grant, present, save
 from tests.fakes import START, unseen
 from tests.patience import PATIENCE
 
@@ -132,8 +131,7 @@ async def test_a_copy_spends_nothing_wherever_it_is_put(database: Path, target: 
     [stored] = await _make(database, 1)
     _back_up(database, target)
     async with open_store("sqlite:///copy", folder=target.parent, clock=SystemClock()) as store:
-        frozen = await store.frozen()
-        assert frozen is not None
+        frozen = present(await store.frozen())
         assert frozen.at == START
         assert frozen.why.endswith("once nothing else works on its tokens, `amo-callback connections thaw --all`")
         assert await store.claim(a_claim(stored)) is None
@@ -438,26 +436,6 @@ async def test_a_disk_that_is_full_at_the_last_step_replaces_nothing(database: P
     assert [file.name for file in database.parent.iterdir()] == [NAME]
 
 
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (b"", "copy is no database of amo-callback"),
-        (b"no database at all, but text" * 99, "copy is no database of amo-callback"),
-    ],
-)
-async def test_what_is_no_database_is_not_restored(content: bytes, why: str, database: Path, target: Path) -> None:
-    """A file that is empty, or something else, is refused."""
-    await _make(database, 1)
-    target.write_bytes(content)
-    assert why in _refused(target, database)
-
-
-async def test_a_copy_that_is_not_there_is_told(database: Path, target: Path) -> None:
-    """The message names the file and the reason."""
-    await _make(database, 1)
-    assert _refused(target, database) == f"{target}: No such file or directory"
-
-
 async def test_a_damaged_copy_is_not_restored(database: Path, target: Path) -> None:
     """Cut off anywhere, or with a page overwritten, it is refused."""
     await _make(database, *range(1, 10))
@@ -480,16 +458,6 @@ async def test_somebody_elses_database_is_not_restored(database: Path, target: P
     theirs = target.rename(target.with_name("theirs"))
     _back_up(database, target)
     assert _refused(target, theirs) == f"{theirs} holds something else: it is not replaced"
-
-
-async def test_a_copy_with_a_newer_schema_is_not_restored(database: Path, target: Path) -> None:
-    """An old program does not guess what a newer one has written."""
-    await _make(database, 1)
-    _back_up(database, target)
-    with closing(sqlite3.connect(target)) as newer:
-        newer.execute("PRAGMA user_version = 99")
-    known = len(load_migrations(Engine.SQLITE))
-    assert f"is of another version of amo-callback (schema 99, known here: {known})" in _refused(target, database)
 
 
 async def test_a_database_with_a_newer_schema_may_be_replaced(database: Path, target: Path) -> None:
@@ -597,10 +565,3 @@ async def test_processes_that_upgrade_at_once_keep_one_copy(database: Path) -> N
     kept = database.with_name(f"{NAME}.schema-1")
     assert sorted(file.name for file in database.parent.iterdir()) == [NAME, kept.name]
     assert (_version(database), _version(kept)) == (2, 1)
-
-
-def test_none_is_made(tmp_path: Path) -> None:
-    """Where there is no database, or it goes away at this moment, there is none afterwards."""
-    with pytest.raises(StoreUnavailable), open_inspection(tmp_path / "amo-callback.db") as inspected:
-        inspected.schema()
-    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,6 @@ from amo_callback.errors import StoreUnavailable
 from amo_callback.store.batching import Batcher
 from amo_callback.store.sqlite import open_sqlite
 from tests.builders import a_claim, a_connection, a_refreshed, a_verdict, now, save
-from tests.fakes import START
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,15 +113,6 @@ async def test_one_of_a_group_that_fails_is_rolled_back_alone(store: Store) -> N
             assert await store.claim(a_claim(await now(store, stored))) is not None
 
 
-async def test_of_two_claims_in_one_group_one_holds(store: Store) -> None:
-    """Transactions of one batch are executed one after the other: the second sees what the first has written."""
-    stored = await save(store, a_connection())
-    claims = [store.claim(a_claim(stored, attempt=f"attempt-{number}")) for number in range(10)]
-    held = [one for one in await asyncio.gather(*claims) if one is not None]
-    assert len(held) == 1
-    assert (await now(store, stored)).attempt == held[0].attempt
-
-
 async def test_a_transaction_awaits_only_itself(tmp_path: Path) -> None:
     """On the writer's thread there is no loop: waiting for one is refused, and the next transaction works."""
     async with open_sqlite(tmp_path / "x.db", clock=SystemClock()) as database:
@@ -164,8 +154,7 @@ async def test_tasks_at_once_do_not_undo_each_others_work(store: Store) -> None:
 
     await asyncio.gather(*(work(number) for number in range(20)))
     for connection in connections:
-        stored = await store.connection(connection.id)
-        assert stored is not None
+        stored = await now(store, connection)
         assert stored.pair_version == 2
 
 
@@ -188,20 +177,6 @@ async def test_a_closed_store_says_that_it_is_away(beside: Beside) -> None:
         await store.count()
     with pytest.raises(StoreUnavailable):
         await store.release(connection_id="a", attempt="b")
-
-
-async def test_two_processes_share_a_database_and_its_claims(beside: Beside) -> None:
-    """Each sees the other's claims."""
-    async with beside("one") as one, beside("other") as other:
-        stored = await save(one, a_connection())
-        assert await one.claim(a_claim(stored)) is not None
-        assert await other.claim(a_claim(stored, attempt="2")) is None
-
-
-async def test_time_is_stored_exactly(store: Store) -> None:
-    """Years from now and to the microsecond."""
-    far = START.replace(year=2199, microsecond=999_999)
-    assert (await save(store, a_connection(access_expires_at=far))).access_expires_at == far
 
 
 async def test_what_was_stored_is_there_after_a_restart(beside: Beside) -> None:

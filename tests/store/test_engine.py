@@ -13,7 +13,7 @@ import pytest
 
 from amo_callback.model import ChangeNotice
 from amo_callback.store.engine import ANY, CHANGES, Engine, json_object, load_statements, row_reader
-from tests.builders import a_claim, a_connection, a_refreshed, save
+from tests.builders import a_claim, a_connection, a_refreshed, now, save
 from tests.fakes import START
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ async def test_a_commit_notifies_of_what_its_statements_declare(store: Store) ->
     assert not await store.freeze_all(why="test")
     assert await store.thaw_all(machine=None)
     assert said() == [ANY, ANY]
-    current = await store.connection(stored.id)
-    assert current is not None
+    current = await now(store, stored)
     assert await store.disconnect(current, on_request=True)
     assert ChangeNotice(connections=frozenset({stored.id}), belonging=False, erased=True) in said()
 

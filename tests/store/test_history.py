@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.events import Event, FailedDelivery, connection_event
-from tests.builders import DAY, a_connection, now, save
+from amo_callback.events import NOTICES, Event
+from amo_callback.model import (
+    RefreshTrigger,
+)
+from tests.builders import (
+    DAY,
+    a_claim,
+    a_connection,
+    a_verdict,
+    now,
+    present,
+    save,
+)
 from tests.fakes import START
+
+if TYPE_CHECKING:
+    from amo_callback.events import StoredEvent
+    from amo_callback.model import Connection
+    from amo_callback.store import Store
+    from tests.fakes import FakeClock
+
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from amo_callback.events import FailedDelivery, connection_event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,8 +93,7 @@ async def test_a_notice_is_one_claimants_until_its_lease_ends(store: Store) -> N
     assert await _claim(store, limit=1) == ids[:1]
     assert await _claim(store, lease="lease-2") == ids[1:]
     assert await _claim(store) == []
-    upcoming = await _next(store)
-    assert upcoming is not None
+    upcoming = present(await _next(store))
     assert upcoming > START
     assert {notice.tries for notice in await _all(store)} == {1}
 
@@ -194,3 +216,69 @@ async def test_a_clock_that_went_back_puts_no_notice_off(store: Store) -> None:
     await store.record_time(now=lambda: START - DAY)
     [shifted] = await _all(store)
     assert (shifted.at, shifted.next_try_at) == (START - DAY, START - DAY)
+
+
+# --- events ------------------------------------------------------------
+
+
+def _happened(connection: Connection, name: str = "connection.moved", **fields: object) -> Event:
+    return Event(name=name, connection_id=connection.id, fields={"reason": None, **fields})
+
+
+async def test_a_change_and_its_events_are_one(store: Store) -> None:
+    """Whoever finds the change finds what it was; what was not changed was not told."""
+    stored = await save(store, a_connection())
+    event = _happened(stored, "refresh.failed", status=503, at=START, demand=RefreshTrigger.SCHEDULE)
+    assert await store.save_verdict(a_verdict(stored), events=[event]) is None
+    assert await store.events(limit=10) == []
+    await store.claim(a_claim(stored))
+    await store.save_verdict(a_verdict(stored), events=[event])
+    [told] = await store.events(limit=10)
+    assert (told.name, told.connection_id, told.process) == ("refresh.failed", stored.id, "one")
+    assert told.details == {"status": 503, "at": "2026-11-23T12:00:00Z", "demand": "schedule"}
+
+
+async def test_events_are_read_newest_first_page_by_page(store: Store) -> None:
+    """Of all, or of one connection, each once."""
+    one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
+    for number in range(6):
+        await store.record(_happened(other if number % 3 == 0 else one, number=number))
+
+    async def pages(connection_id: str | None) -> list[object]:
+        found: list[StoredEvent] = []
+        while page := await store.events(connection_id=connection_id, before=found[-1].id if found else None, limit=2):
+            found += page
+        return [event.details["number"] for event in found]
+
+    assert await pages(None) == [5, 4, 3, 2, 1, 0]
+    assert await pages(one.id) == [5, 4, 2, 1]
+    assert await pages("unknown") == []
+
+
+async def test_old_events_are_forgotten_in_steps(store: Store, clock: FakeClock) -> None:
+    """After ninety days, a thousand at once; younger ones stay."""
+    stored = await save(store, a_connection())
+    for number in range(1002):
+        await store.record(_happened(stored, number=number))
+    clock.advance(DAY.total_seconds())
+    await store.record(_happened(stored, number=-1))
+    for left in (1003, 3, 1, 1):
+        assert len(await store.events(limit=2000)) == left
+        assert await store.forget(now=START + 90 * DAY + SECOND) is (left == 1003)
+
+
+@pytest.mark.parametrize("name", sorted(NOTICES))
+async def test_a_change_that_others_are_notified_of_is_in_the_outbox_with_it(store: Store, name: str) -> None:
+    """Committed with the change, or not at all, each under a name of its own, and without a secret."""
+    stored = await save(store, a_connection())
+    for _ in range(2):
+        stored = await now(store, stored)
+        assert await store.schedule_recheck(stored, at=START, events=[_happened(stored, name, reason="x")])
+        assert not await store.schedule_recheck(stored, at=START, events=[_happened(stored, name)])
+    one, other = await store.notices(limit=10)
+    assert one.id != other.id
+    assert (one.type, one.at) == (name, START)
+    assert one.data == {
+        "connection_id": stored.id, "account_id": stored.account_id, "domain": stored.domain,
+        "owners": [], "reason": "x",
+    }  # fmt: skip

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from amo_callback.errors import Frozen
+from amo_callback.events import Event
+from amo_callback.grant import GrantStatus, IssuedState
+from amo_callback.model import (
+    AmoBlock,
+    Freeze,
+    Reason,
+    Status,
+)
+from tests.builders import (
+    DAY,
+    a_claim,
+    a_connection,
+    a_grant,
+    a_refreshed,
+    a_verdict,
+    now,
+    present,
+    save,
+    switch_off,
+)
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from amo_callback.model import ChangeNotice
+    from amo_callback.store import Store
+    from tests.fakes import FakeClock
+    from tests.store.conftest import Beside
+
+
+from typing import TYPE_CHECKING
+
 from amo_callback.encrypted_records import EncryptedRecord, RecordKind, ReencryptedRecord
 from amo_callback.errors import StoreUnavailable
-from amo_callback.events import Event, FailedDelivery
-from amo_callback.grant import IssuedState
-from amo_callback.model import Reason, Status
-from tests.builders import DAY, a_claim, a_connection, a_refreshed, a_survey, a_verdict, now, save
-from tests.fakes import START
+from amo_callback.events import FailedDelivery
+from tests.builders import a_survey
 
 if TYPE_CHECKING:
     from amo_callback.model import ChangeNotice
@@ -191,8 +222,7 @@ async def test_a_pair_under_another_key_is_the_same_pair(store: Store) -> None:
     resealed = await now(store, stored)
     assert (resealed.pair_version, resealed.row_version) == (stored.pair_version, stored.row_version + 1)
     assert [changed.connections for changed in heard] == [frozenset({stored.id})]
-    refreshed = await store.save_refreshed(a_refreshed(stored))
-    assert refreshed is not None
+    refreshed = present(await store.save_refreshed(a_refreshed(stored)))
     assert refreshed.sealed_pair == b"sealed again"
 
 
@@ -233,3 +263,158 @@ async def test_a_page_that_cannot_be_written_is_left_whole(store: Store) -> None
             [ReencryptedRecord(read=one, content=content) for one, content in zip(page, contents, strict=True)]
         )
     assert await store.sealed(RecordKind.CONNECTION, after="", limit=10) == page
+
+
+SECOND = timedelta(seconds=1)
+OVER = timedelta(0)
+
+
+# --- freezing, blocks and time ------------------------------------------------------------
+
+
+async def test_the_canary_is_the_first_one(store: Store) -> None:
+    """A store keeps the canary it was born with."""
+    assert await store.canary(b"first") == b"first"
+    assert await store.canary(b"second") == b"first"
+
+
+async def test_what_is_frozen_is_not_due_not_probed_and_not_claimed(store: Store) -> None:
+    """One, or all: nothing is found to be refreshed, and a claim of what was read before is refused."""
+    one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
+    late = START + 2 * DAY
+    assert await store.freeze(one.id, at=START)
+    assert not await store.freeze(one.id, at=START)
+    assert [each.id for each in (await store.due(now=late, limit=9, apart_from=())).refreshes] == [other.id]
+    assert await store.claim(a_claim(await now(store, one))) is None
+    assert (await now(store, one)).frozen
+    assert await store.freeze_all(why="a move")
+    assert not await store.freeze_all(why="again")
+    assert (await store.frozen()) == Freeze(at=START, why="a move")
+    assert (await store.due(now=late, limit=9, apart_from=())).refreshes == []
+    assert (await store.due(now=late, apart_from=(), limit=0)).next_at is None
+    assert await store.probe(apart_from=(), turn=DAY) is None
+    assert (await now(store, other)).frozen
+    assert await store.claim(a_claim(await now(store, other))) is None
+    with pytest.raises(Frozen):
+        await store.claim_grant(a_grant("new"), now=START)
+    assert await store.thaw_all(machine="here")
+    assert not await store.thaw_all(machine="here")
+    assert await store.claim(a_claim(await now(store, other))) is not None
+    assert await store.freeze(one.id, at=None)
+    assert await store.claim(a_claim(await now(store, one))) is not None
+
+
+async def test_open_attempts_can_be_waited_for(store: Store) -> None:
+    """Before anything is moved: what is in flight, and which codes are being exchanged."""
+    one, _ = await save(store, a_connection(1)), await save(store, a_connection(2))
+    claimed = await store.claim(a_claim(one))
+    begun = await store.claim_grant(a_grant("new"), now=START)
+    assert await store.attempts() == [claimed]
+    assert begun in await store.exchanging(now=START)
+    await store.save_refreshed(a_refreshed(one))
+    await store.finish_grant(dataclasses.replace(begun, status=GrantStatus.REFUSED))
+    assert await store.attempts() == []
+    assert begun not in await store.exchanging(now=START)
+
+
+async def test_a_disconnected_connection_is_not_frozen_any_more(store: Store) -> None:
+    """A new grant of the same account begins afresh."""
+    stored = await save(store, a_connection())
+    await store.freeze(stored.id, at=START)
+    assert await store.disconnect(await now(store, stored), on_request=True)
+    assert not (await now(store, stored)).frozen
+    assert not await store.freeze(stored.id, at=START)
+
+
+async def test_a_file_knows_where_it_lives(store: Store) -> None:
+    """The first to ask is at home; from another place it is frozen, until it is thawed there."""
+    if store.has_shared_clock:
+        pytest.skip("where a server is, the server tells")
+    assert await store.check_machine("here") is None
+    assert await store.check_machine("here") is None
+    elsewhere = present(await store.check_machine("there"))
+    assert elsewhere.why.startswith("the database was last used in another place")
+    assert await store.check_machine("here") == elsewhere
+    await store.thaw_all(machine="there")
+    assert await store.check_machine("there") is None
+
+
+async def test_a_probe_is_reserved_by_one_of_two_processes(store: Store, beside: Beside) -> None:
+    """Nothing leaves before its time by the store's clock, and then one reservation holds, whoever comes first."""
+    await store.begin_amo_block("shown", probe_every=OVER)
+    async with beside("two") as other:
+        taken = await asyncio.gather(
+            *(one.take_amo_probe(name, every=DAY) for one in (store, other) for name in ("a", "b"))
+        )
+        assert sorted(taken) == [False, False, False, True]
+        block = await other.amo_block()
+    assert block is not None
+    assert block.probe_at - block.since >= DAY
+    assert block.probed in {("shown", "a"), ("shown", "b")}
+
+
+async def test_an_exchange_is_reserved_apart_from_the_probe(store: Store) -> None:
+    """The first may leave at once, while the probe has to wait, and the second has to wait, too."""
+    await store.begin_amo_block("shown", probe_every=DAY)
+    assert not await store.take_amo_probe("a", every=DAY)
+    assert await store.take_amo_exchange(every=DAY)
+    assert not await store.take_amo_exchange(every=DAY)
+
+
+async def test_a_connection_that_is_probed_again_begins_a_new_round(store: Store) -> None:
+    """By then each of the others has been probed."""
+    await store.begin_amo_block("a", probe_every=OVER)
+    for name, probed in (("b", ("a", "b")), ("a", ("a",))):
+        assert await store.take_amo_probe(name, every=OVER)
+        block = present(await store.amo_block())
+        assert block.probed == probed
+
+
+async def test_a_block_begins_and_ends_once(store: Store) -> None:
+    """The second process changes nothing; the history has one event for each, and without a block all may leave."""
+    await store.begin_amo_block("a", probe_every=DAY)
+    begun = await store.amo_block()
+    await store.begin_amo_block("b", probe_every=OVER)
+    assert await store.amo_block() == begun
+    await store.end_amo_block()
+    await store.end_amo_block()
+    assert await store.amo_block() is None
+    assert await store.take_amo_probe("a", every=DAY)
+    assert await store.take_amo_exchange(every=DAY)
+    names = [event.name for event in await store.events(connection_id=None, limit=9)]
+    assert names == ["amo_blocked.ended", "amo_blocked.started"]
+
+
+async def test_a_clock_that_went_back_takes_the_stored_times_back(store: Store) -> None:
+    """Ages stay, all is due, and what happened is not yet to come."""
+    if store.has_shared_clock:
+        pytest.skip("one instance's clock must not shift the others' times")
+    stored = await save(store, a_connection())
+    await switch_off(store)
+    await store.begin_recheck(await now(store, stored), again_in=60 * SECOND)
+    stored = await now(store, stored)
+    assert await store.record_time(now=lambda: START + 59 * SECOND) == timedelta(0)
+    assert await store.record_time(now=lambda: START) == timedelta(0)
+    assert await now(store, stored) == stored
+    assert await store.record_time(now=lambda: START - DAY) == DAY
+    after = await now(store, stored)
+    assert (after.access_issued_at, after.access_expires_at) == (START - DAY, START)
+    assert (after.hook_at, after.looked_up_at) == (START - DAY, START - DAY)
+    assert (after.refresh_expires_at, after.next_refresh_at) == (START + 89 * DAY, START - DAY)
+    assert after.connected_at == START - DAY
+    assert await store.record_time(now=lambda: START - DAY) == timedelta(0)
+
+
+async def test_a_clock_that_went_back_does_not_put_off_the_next_probe(store: Store) -> None:
+    """The time until the next probe and the next exchange stays as long as it was."""
+    if store.has_shared_clock:
+        pytest.skip("the database's own clock decides")
+    await store.begin_amo_block("a", probe_every=DAY)
+    await store.take_amo_exchange(every=SECOND)
+    await store.record_time(now=lambda: START + SECOND)
+    await store.record_time(now=lambda: START - DAY)
+    back = DAY + SECOND
+    shifted = await store.amo_block()
+    assert shifted == AmoBlock(
+        since=START - back, probe_at=START + DAY - back, exchange_at=START + SECOND - back, probed=("a",)
+    )

@@ -22,9 +22,7 @@ if GIVEN in os.environ:
 
 import asyncpg
 
-from amo_callback.cli.checks.finding import Severity, run_check_async
-from amo_callback.cli.checks.postgres import check_postgres
-from amo_callback.store.postgres_connection import Pooling, find_pooling
+from amo_callback.store.postgres_connection import USE_SESSIONS, Pooling, find_pooling, read_server
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -97,16 +95,16 @@ async def test_a_pooler_of_transactions_stops_the_start_by_its_name(mode: str, d
     await client.close()
 
 
-async def test_check_names_a_pooler_of_transactions(direct: str) -> None:
-    """It says what to do, and leaves the connections of other clients as they were."""
+async def test_a_server_behind_a_pooler_of_transactions_is_not_asked_about_itself(direct: str) -> None:
+    """The error says what to do, and the connections of other clients stay as they were."""
     with pooled(direct, mode="transaction") as url:
-        found = check_postgres(url, keys=[], clock=SystemClock(), patience=PATIENCE, progress=lambda _: None)  # type: ignore[arg-type,return-value]  # reason: no pair is opened
-        [finding] = await run_check_async("store", found)
+        with pytest.raises(ConfigurationError) as raised:
+            await read_server(url, patience=PATIENCE)
         client = await asyncpg.connect(url, statement_cache_size=0)
         assert await client.fetchval("SHOW default_transaction_read_only") == "off"
         await client.close()
-    assert (finding.severity, "PgBouncer" in finding.message) == (Severity.FAIL, True)
-    assert finding.fix == "set pool_mode = session for this database there, or connect to the server directly"
+    assert "PgBouncer" in str(raised.value)
+    assert str(raised.value).endswith(USE_SESSIONS)
 
 
 async def test_a_pooler_of_sessions_is_worked_through(direct: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from amo_callback.errors import BackupFailed
 from amo_callback.store import backup, open_store
 from amo_callback.store.engine import Engine, load_migrations
 from amo_callback.store.rebuild import Limits, open_given, rebuild
-from tests.builders import a_connection, save
+from tests.builders import a_connection, present, save
 from tests.fakes import START, unseen
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def _rebuilt(copy: Path, limits: Limits) -> int:
     ("limits", "why"),
     [
         (Limits(file=4096), "is longer than 0 MiB: it is no backup"),
-        (Limits(rows=2), r"has 3 rows in \w+, more than 2"),
+        (Limits(rows=3), r"has 4 rows in \w+, more than 3"),
         (Limits(value=100), "holds a value longer than any of ours"),
     ],
 )
 async def test_a_file_beyond_a_limit_is_not_read(copy: Path, limits: Limits, why: str) -> None:
     """The message says which, and nothing is left of what was begun."""
-    assert _rebuilt(copy, Limits(file=2**20, rows=3, value=2**14)) == 3
+    assert _rebuilt(copy, Limits(file=2**20, rows=4, value=2**14)) == 3
     before = sorted(copy.parent.iterdir())
     with pytest.raises(BackupFailed, match=why):
         _rebuilt(copy, limits)
@@ -98,8 +98,7 @@ async def test_what_is_built_is_frozen_and_says_what_the_file_held(copy: Path) -
     with open_given(copy) as given, rebuild(given, copy.with_name("new.db"), now=START, progress=unseen) as made:
         assert (made.contents.connections, made.contents.made_at, made.contents.canary) == (3, START, b"canary")
         async with open_store(f"sqlite:///{made.file}", folder=copy.parent, clock=SystemClock()) as store:
-            frozen = await store.frozen()
-            assert frozen is not None
+            frozen = present(await store.frozen())
             assert frozen.elsewhere
 
 

@@ -16,7 +16,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.rate_limit import Priority, WaiterKind
 from amo_callback.store import open_store
 from tests.fakes import FakeClock, IdleTracker, Override, RecordedPace, RecordingObserver, most_in_a_second
-from tests.postgres import in_our_time, programs, serving_postgres
+from tests.postgres import connected, in_our_time, programs, serving_postgres
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,18 +38,9 @@ async def _open(url: str) -> AsyncIterator[SharedLimits]:
 
 
 @pytest.fixture
-async def url(postgres: Databases) -> AsyncIterator[str]:
-    async with postgres.fresh() as url:
-        yield url
-
-
-@pytest.fixture
 async def sql(url: str) -> AsyncIterator[asyncpg.Connection]:
-    import asyncpg  # noqa: PLC0415 -- because it is an extra
-
-    connection = await asyncpg.connect(url)
-    yield connection
-    await connection.close()
+    async with connected(url) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from amo_callback.events import Event
 from amo_callback.model import ConnectionFilter, Reason, Status
 from amo_callback.store import open_store
 from amo_callback.store.engine import Engine, load_statements
-from amo_callback.store.sqlite import WAL_LIMIT, SqliteDatabase, open_sqlite
+from amo_callback.store.sqlite import WAL_LIMIT, SqliteStore, open_sqlite
 from tests.builders import a_claim, a_connection, save
 from tests.fakes import START, FakeClock
 
@@ -78,25 +78,6 @@ async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     )
     (tmp_path / "junk.db").write_bytes(b"no database at all, but text" * 99)
     assert "junk.db cannot be used: SQLITE_NOTADB" in await _fails("sqlite:///junk.db", tmp_path)
-
-
-async def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
-    """A file that holds other tables is not ours to migrate."""
-    other = sqlite3.connect(tmp_path / "amo-callback.db")
-    other.execute("CREATE TABLE theirs (x)")
-    other.commit()
-    other.close()
-    assert "holds something else" in await _fails(URL, tmp_path)
-
-
-async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    """An old program does not guess what a newer one has written."""
-    async with open_store(URL, folder=tmp_path, clock=SystemClock()):
-        pass
-    database = sqlite3.connect(tmp_path / "amo-callback.db")
-    database.execute("PRAGMA user_version = 99")
-    database.close()
-    assert "is of another version of amo-callback (schema 99" in await _fails(URL, tmp_path)
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -247,7 +228,7 @@ LARGE = 128 * 1024
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
+async def database(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     async with open_sqlite(tmp_path / NAME, clock=SystemClock()) as opened:
         yield opened
 
@@ -256,7 +237,7 @@ def _size(folder: Path) -> int:
     return (folder / f"{NAME}-wal").stat().st_size
 
 
-async def _write(database: SqliteDatabase, size: int) -> None:
+async def _write(database: SqliteStore, size: int) -> None:
     """Write so many bytes, one commit for each event."""
     for _ in range(size // LARGE):
         details = secrets.token_hex(LARGE // 2)
@@ -273,7 +254,7 @@ def _reader(folder: Path) -> Iterator[sqlite3.Connection]:
 
 
 async def test_the_log_is_short_again_after_a_reader_that_has_kept_it_long(
-    database: SqliteDatabase, tmp_path: Path
+    database: SqliteStore, tmp_path: Path
 ) -> None:
     """While a snapshot is read nothing of it can be taken away; with the writes after that the file shrinks."""
     with _reader(tmp_path):
@@ -283,7 +264,7 @@ async def test_the_log_is_short_again_after_a_reader_that_has_kept_it_long(
     assert _size(tmp_path) <= WAL_LIMIT
 
 
-async def test_the_log_is_short_again_after_one_large_transaction(database: SqliteDatabase, tmp_path: Path) -> None:
+async def test_the_log_is_short_again_after_one_large_transaction(database: SqliteStore, tmp_path: Path) -> None:
     """A transaction may be larger than the log's limit; nobody need write after it for the file to shrink."""
     details = secrets.token_hex(2 * WAL_LIMIT)
     await database.write("save_event", at=0, connection_id=None, name="n", process="p", details=details)
@@ -319,7 +300,7 @@ class _Second(_Overlapping):
 
 
 async def test_the_log_stays_bounded_though_one_reader_or_another_is_always_there(
-    database: SqliteDatabase, tmp_path: Path
+    database: SqliteStore, tmp_path: Path
 ) -> None:
     """There is no moment without a reader at which SQLite would begin the log anew by itself."""
     first, second = threading.Semaphore(0), threading.Semaphore(0)

@@ -50,6 +50,7 @@ def a_record(number: int = 1, **more: Any) -> ExportRecord:
         "doubtful": None,
         "look_up_at": None,
         "frozen": False,
+        "connected_no": number,
     }
     return ExportRecord(**{**values, **more})
 

@@ -70,12 +70,13 @@ async def test_others_have_a_turn_between_the_connections_of_an_import(store: St
 
 async def test_a_connection_arrives_as_it_left(store: Store, cipher: Cipher) -> None:
     """Every field, its tokens sealed with this store's key; due when its pair is, and told in the history."""
-    record = a_record(doubtful="a fingerprint", look_up_at=START + DAY, owners=("17", "42"))
+    record = a_record(doubtful="a fingerprint", look_up_at=START + DAY, owners={"17": 8, "42": 9})
     await _bring(store, cipher, record)
     assert await store.owners_of([record.id]) == {record.id: ["17", "42"]}
     stored = await _stored(store, record)
     assert cipher.pair_of(stored) == record.pair
     same = set(dataclasses.asdict(record)) - {"access_token", "refresh_token", "issued_at", "expires_at", "owners"}
+    same -= {"connected_no"}
     assert {name: getattr(stored, name) for name in same} == {name: getattr(record, name) for name in same}
     assert (stored.access_issued_at, stored.access_expires_at) == (START, START + DAY)
     assert (stored.next_refresh_at, stored.pair_version, stored.attempt) == (START + DAY / 2, 1, None)
@@ -85,6 +86,25 @@ async def test_a_connection_arrives_as_it_left(store: Store, cipher: Cipher) -> 
         {"domain": "a1.amocrm.ru", "source": "a test", "status": "active",
          "next_token": fingerprint(record.refresh_token)[:16]},
     )  # fmt: skip
+
+
+async def test_imported_connections_and_owners_keep_their_order(store: Store, cipher: Cipher) -> None:
+    """They come after all that was connected here before, however many batches they take."""
+    here = await save(store, a_connection(900))
+    records = [
+        a_record(number, connected_no=900 - number, owners={"42": number, "17": 10**18 - number})
+        for number in range(BATCH + 2)
+    ]
+    await _bring(store, cipher, *records)
+    names = [record.id for record in records]
+    connected = {one.id: one.connected_no for one in await store.connections_by_id(names)}
+    bound = await store.bindings_of(names)
+    assert sorted(names, key=connected.__getitem__) == names[::-1]
+    assert sorted(names, key=lambda name: bound[name]["42"]) == names
+    assert sorted(names, key=lambda name: bound[name]["17"]) == names[::-1]
+    later = await save(store, a_connection(901))
+    assert here.connected_no < min(connected.values())
+    assert later.connected_no > max(number for each in bound.values() for number in each.values())
 
 
 async def test_what_needs_its_person_or_is_frozen_arrives_so(store: Store, cipher: Cipher) -> None:

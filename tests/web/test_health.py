@@ -12,7 +12,7 @@ import pytest
 
 from amo_callback.model import AmoBlock
 from amo_callback.store import Store
-from amo_callback.store.sqlite import SqliteDatabase
+from amo_callback.store.sqlite import SqliteStore
 from amo_callback.web.health import checks, service_status
 from tests.builders import a_survey
 from tests.conftest import Running
@@ -181,7 +181,7 @@ async def _stuck(store: Store) -> AsyncIterator[None]:
         begun.set()
         go_on.wait(PATIENCE)
 
-    reader = cast("SqliteDatabase", store._database)._reader  # noqa: SLF001 -- because only a dying disk does it from outside
+    reader = cast("SqliteStore", store)._reader  # noqa: SLF001 -- because only a dying disk does it from outside
     await reader.create_function("wait", 0, wait)
     reading = asyncio.create_task(reader.execute_fetchall("SELECT wait()"))
     await asyncio.to_thread(begun.wait)

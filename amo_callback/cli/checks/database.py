@@ -7,47 +7,55 @@ from typing import TYPE_CHECKING
 from amo_callback.cli.checks.finding import Finding, fail, ok, warn
 from amo_callback.clock import rfc3339
 from amo_callback.crypto import Cipher
-from amo_callback.errors import DecryptionFailed
+from amo_callback.errors import ConfigurationError, DecryptionFailed
+from amo_callback.model import ConnectionFilter, Status
 from amo_callback.refresh.rescue import RescueFolder
-from amo_callback.store.backup import check_files
-from amo_callback.store.inspection import open_inspection
+from amo_callback.store.engine import Engine
+from amo_callback.store.migrate import OtherSchema, latest_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from pathlib import Path
 
     from amo_callback.cli.context import CommandContext
-    from amo_callback.model import Freeze
-    from amo_callback.store.inspection import Inspection, SealedPair
+    from amo_callback.model import Connection
+    from amo_callback.store import Store
 
     ProgressOf = Callable[[int], AbstractContextManager[Callable[[int], None]]]
     """Shows how many are done of so many."""
 
+_PAGE = 500
+"""Connections of one read: no checkpoint waits for longer."""
 _NAMED = 5
 """Connections that are named."""
 _THAW = "amo-callback connections thaw --all"
 
 
-def check_database(file: Path, *, keys: Sequence[str], machine: str, progress: ProgressOf) -> Iterator[Finding]:
-    """Check the database file; nothing is created, upgraded or written.
-
-    `machine` is the name of this place; `progress` shows how many pairs are opened.
-    """
-    if not file.exists():
-        yield _missing(file)
+async def check_sqlite(
+    file: Path,
+    opening: AbstractAsyncContextManager[Store],
+    *,
+    keys: Sequence[str],
+    location: str,
+    progress: ProgressOf,
+) -> AsyncIterator[Finding]:
+    """Check the database file, read by `opening`; `progress` shows how many pairs are opened."""
+    if (missing := _missing(file)) is not None:
+        yield missing
         return
     try:
-        check_files(file)
-    except OSError as error:
-        yield fail("store", f"{file}: {error.strerror}", fix="correct storage.url, or remove what is there")
-        return
-    with open_inspection(file) as inspected:
-        yield _state(inspected, file)
-        if not 0 < inspected.schema() <= inspected.known_schema:
-            return
-        yield other_keys(keys, inspected.canary()) or _pairs(inspected, keys, progress)
-        yield freezing(inspected.frozen(), served=inspected.machine(), here=machine)
+        async with opening as store:
+            schema = latest_schema(Engine.SQLITE)
+            found = check_contents(store, f"{file}", schema=schema, keys=keys, location=location, progress=progress)
+            async for finding in found:
+                yield finding
+    except OtherSchema as error:
+        upgrade = "start this version of the service: it keeps a copy, and upgrades"
+        yield check_schema(f"{file}", error, upgrade=upgrade)
+    except ConfigurationError as error:
+        reason = str(error).removeprefix("storage.url: ")
+        yield fail("store", reason, fix="correct storage.url, or remove what is there")
 
 
 def check_rescue(context: CommandContext) -> Iterator[Finding]:
@@ -63,8 +71,10 @@ def check_rescue(context: CommandContext) -> Iterator[Finding]:
         yield ok("rescue", f"no unsaved token pairs in {context.rescue}")
 
 
-def _missing(file: Path) -> Finding:
+def _missing(file: Path) -> Finding | None:
     folder = file.parent
+    if file.exists():
+        return None
     if not folder.is_dir():
         return fail("store", f"there is no folder {folder}", fix="create it, or correct storage.url")
     return warn(
@@ -74,49 +84,39 @@ def _missing(file: Path) -> Finding:
     )
 
 
-def _state(inspected: Inspection, file: Path) -> Finding:
-    schema, known = inspected.schema(), inspected.known_schema
-    if schema == 0:
-        return fail("store", f"{file} is no database of amo-callback", fix="correct storage.url")
-    if schema > known:
-        return newer(file, schema, known)
-    if not inspected.is_whole():
-        return fail(
-            "store", f"{file} is damaged", fix="stop the service, and restore a backup: amo-callback restore FILE"
-        )
-    upgrade = "start this version of the service: it keeps a copy, and upgrades"
-    return usable(file, schema, known, count=inspected.count(), upgrade=upgrade)
-
-
-def _pairs(inspected: Inspection, keys: Sequence[str], progress: ProgressOf) -> Finding:
-    pairs = Pairs(keys)
-    with progress(inspected.count()) as advance:
-        for pair in inspected.pairs():
-            advance(pairs.open(pair))
-    return pairs.finding()
-
-
 # --- the contents, of either engine ----------------------------------------------------------------
 
 
-def newer(name: object, schema: int, known: int) -> Finding:
-    """Return a finding for a schema that is newer than ours."""
+def check_schema(name: str, error: OtherSchema, *, upgrade: str) -> Finding:
+    """Return a finding for another version's schema; `upgrade` is the fix for an older one."""
+    versions = f"(schema {error.version}, known here: {error.known})"
+    if error.version == 0:
+        return fail("store", f"{name} is no database of amo-callback", fix="correct storage.url")
+    if error.version < error.known:
+        return warn("store", f"{name} is of an older amo-callback {versions}", fix=upgrade)
     return fail(
         "store",
-        f"{name} is of a newer amo-callback (schema {schema}, known here: {known})",
+        f"{name} is of a newer amo-callback {versions}",
         fix="install that version, or restore an older backup",
     )
 
 
-def usable(name: object, schema: int, known: int, *, count: int, upgrade: str) -> Finding:
-    """Return a finding for a usable schema; `upgrade` is the fix for an older one."""
-    told = f"{name}, {count:,} connections"
-    if schema < known:
-        return warn("store", f"{told}: schema {schema}, this version's is {known}", fix=upgrade)
-    return ok("store", f"{told}, schema {schema}")
+async def check_contents(
+    store: Store, name: str, *, schema: int, keys: Sequence[str], location: str, progress: ProgressOf
+) -> AsyncIterator[Finding]:
+    """Check what an opened database holds: whole, decrypted by our keys, not frozen."""
+    count = await store.count()
+    if await store.is_whole():
+        yield ok("store", f"{name}, {count:,} connections, schema {schema}")
+    else:
+        yield fail(
+            "store", f"{name} is damaged", fix="stop the service, and restore a backup: amo-callback restore FILE"
+        )
+    yield _check_canary(keys, await store.stored_canary()) or await _check_pairs(store, keys, count, progress)
+    yield await _check_frozen(store, location)
 
 
-def other_keys(keys: Sequence[str], canary: bytes | None) -> Finding | None:
+def _check_canary(keys: Sequence[str], canary: bytes | None) -> Finding | None:
     """Return a finding where no key decrypts the canary; else `None`."""
     if canary is None:
         return None
@@ -131,57 +131,52 @@ def other_keys(keys: Sequence[str], canary: bytes | None) -> Finding | None:
     return None
 
 
-class Pairs:
+async def _check_pairs(store: Store, keys: Sequence[str], count: int, progress: ProgressOf) -> Finding:
     """Open every pair; of each only whether it opens is kept."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._newest, self._every = Cipher(keys[:1]), Cipher(keys)
-        self._one_key = len(keys) == 1
-        self._older, self._unreadable, self._some = 0, 0, list[str]()
-        self.done = 0
-
-    def open(self, pair: SealedPair) -> int:
-        """Open one; return how many have been so far."""
-        if not _opens(self._newest, pair):
-            if not self._one_key and _opens(self._every, pair):
-                self._older += 1
-            else:
-                self._unreadable += 1
-                self._some += [pair.connection_id] if len(self._some) < _NAMED else []
-        self.done += 1
-        return self.done
-
-    def finding(self) -> Finding:
-        """Return the finding for all pairs."""
-        if self._unreadable:
-            named = ", ".join(self._some) + (", …" if self._unreadable > len(self._some) else "")
-            return fail(
-                "keys",
-                f"no key opens {self._unreadable:,} of {self.done:,} pairs: {named}",
-                fix="give back the key that they were sealed with; "
-                "where it is lost, their people have to connect again",
-            )
-        told = f"open all {self.done:,} pairs" if self.done else "fit; there are no pairs yet"
-        return ok("keys", f"{told}; {self._older:,} still need an older key: keep it" if self._older else told)
+    newest, every = Cipher(keys[:1]), Cipher(keys)
+    done, older, unreadable, after = 0, 0, list[str](), ""
+    with progress(count) as advance:
+        while page := await store.page(after=after, limit=_PAGE, only=ConnectionFilter()):
+            after = page[-1].id
+            for connection in page:
+                if connection.status is Status.DISCONNECTED:
+                    continue
+                done += 1
+                if not _opens(newest, connection):
+                    if _opens(every, connection):
+                        older += 1
+                    else:
+                        unreadable.append(connection.id)
+            advance(done)
+    if unreadable:
+        named = ", ".join(unreadable[:_NAMED]) + (", …" if len(unreadable) > _NAMED else "")
+        return fail(
+            "keys",
+            f"no key opens {len(unreadable):,} of {done:,} pairs: {named}",
+            fix="give back the key that they were sealed with; where it is lost, their people have to connect again",
+        )
+    told = f"open all {done:,} pairs" if done else "fit; there are no pairs yet"
+    return ok("keys", f"{told}; {older:,} still need an older key: keep it" if older else told)
 
 
-def _opens(cipher: Cipher, pair: SealedPair) -> bool:
+def _opens(cipher: Cipher, connection: Connection) -> bool:
     try:
-        cipher.open_tokens(pair.sealed or b"", connection_id=pair.connection_id)
+        cipher.open_tokens(connection.sealed_pair or b"", connection_id=connection.id)
     except (DecryptionFailed, ValueError, KeyError):
         return False
     return True
 
 
-def freezing(frozen: Freeze | None, *, served: str | None, here: str) -> Finding:
-    """Return whether it is frozen, or will be: it was last `served` at a location, and is `here`."""
+async def _check_frozen(store: Store, location: str) -> Finding:
+    """Return whether it is frozen, or will be."""
+    frozen = await store.frozen()
     if frozen is not None:
         return warn(
             "frozen",
             f"no token is refreshed since {rfc3339(frozen.at)}: {frozen.why}",
             fix=f"once nothing else uses these tokens: {_THAW}",
         )
-    if served is not None and served != here:
+    if await store.is_elsewhere(location):
         return warn(
             "frozen",
             "it was last served at another location (machine, folder or server): it will be frozen when it is "

@@ -1,25 +1,28 @@
-"""A PostgreSQL database: reached, of our version, opened by our keys, free to work; and the server that has it."""
+"""A PostgreSQL database and the server that has it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.cli.checks.database import Pairs, freezing, newer, other_keys, usable
+from amo_callback.cli.checks.database import check_contents, check_schema
 from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
 from amo_callback.config.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
-from amo_callback.store.migrate import ENCODINGS
-from amo_callback.store.postgres_connection import MISTAKEN, NEEDS_SESSIONS, USE_SESSIONS
-from amo_callback.store.postgres_inspection import SETTINGS, open_postgres_inspection
+from amo_callback.store.engine import Engine
+from amo_callback.store.migrate import ENCODINGS, OtherSchema, latest_schema
+from amo_callback.store.postgres_connection import MISTAKEN, SETTINGS, USE_SESSIONS, read_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     from amo_callback.cli.checks.database import ProgressOf
+    from amo_callback.cli.context import CommandContext
     from amo_callback.clock import Clock
     from amo_callback.config.database_url import PostgresUrl
-    from amo_callback.store.postgres_inspection import PostgresInspection, Server
+    from amo_callback.store import Store
+    from amo_callback.store.postgres_connection import Server
 
 _OLDEST = 12
 """The oldest version of PostgreSQL that the SQL is written for."""
@@ -30,55 +33,48 @@ _AN_INSTANCE_TAKES = 11
 
 
 async def check_postgres(
-    url: str, *, keys: Sequence[str], clock: Clock, patience: float, progress: ProgressOf
+    context: CommandContext,
+    opening: AbstractAsyncContextManager[Store],
+    *,
+    clock: Clock,
+    patience: float,
+    progress: ProgressOf,
 ) -> AsyncIterator[Finding]:
-    """Check the database and its server, read-only; `progress` shows how many pairs are opened."""
-    address, began = read_postgres(url), clock.monotonic()
+    """Check the database, read by `opening`, and its server; `progress` shows how many pairs are opened."""
+    url = context.settings.storage.url.get_secret_value()
+    address, began, asked = read_postgres(url), clock.monotonic(), clock.now()
     try:
-        async with open_postgres_inspection(url, patience=patience) as inspected:
-            asked = clock.now()
-            server = await inspected.server()
-            took, at = clock.monotonic() - began, asked + (clock.now() - asked) / 2
-            for finding in check_server(server, address, took=took, at=at):
+        server = await read_server(url, patience=patience)
+        took, at = clock.monotonic() - began, asked + (clock.now() - asked) / 2
+        for finding in check_server(server, address, took=took, at=at):
+            yield finding
+        yield check_server_settings(server.settings)
+        async with opening as store:
+            schema, keys = latest_schema(Engine.POSTGRES), context.encryption_keys
+            found = check_contents(store, f"{address}", schema=schema, keys=keys, location="", progress=progress)
+            async for finding in found:
                 yield finding
-            yield check_server_settings(await inspected.settings())
-            async for finding in _contents(inspected, address, keys, progress):
-                yield finding
-    except ConfigurationError as error:
-        yield fail(
-            "store",
-            f"{address}: {str(error).removeprefix(MISTAKEN)}",
-            fix=USE_SESSIONS if NEEDS_SESSIONS in str(error) else "correct storage.url, or the server's access rules",
+    except OtherSchema as error:
+        yield _no_schema(address, error) or check_schema(
+            f"{address}", error, upgrade="start this version of the service: it upgrades"
         )
+    except ConfigurationError as error:
+        reason = str(error).removeprefix(MISTAKEN)
+        fix = USE_SESSIONS if reason.endswith(USE_SESSIONS) else "correct storage.url, or the server's access rules"
+        yield fail("store", f"{address}: {reason.removesuffix(f': {USE_SESSIONS}')}", fix=fix)
     except StoreUnavailable as error:
         yield fail("store", f"{address}: {error.detail}", fix="start the server, and let this machine reach it")
 
 
-async def _contents(
-    inspected: PostgresInspection, address: PostgresUrl, keys: Sequence[str], progress: ProgressOf
-) -> AsyncIterator[Finding]:
-    schema, known = await inspected.schema(), inspected.known_schema
-    if schema is None:
-        yield fail("store", f"{address} holds something else", fix="name a database of its own in storage.url")
-    elif schema == 0:
-        yield warn(
+def _no_schema(address: PostgresUrl, error: OtherSchema) -> Finding | None:
+    """Return a finding for a database without our tables."""
+    if error.is_foreign:
+        return fail("store", f"{address} holds something else", fix="name a database of its own in storage.url")
+    if error.version == 0:
+        return warn(
             "store", f"{address} is empty", fix="`amo-callback serve` makes the tables; if there were some: is it this?"
         )
-    elif schema > known:
-        yield newer(address, schema, known)
-    else:
-        upgrade = "start this version of the service: it upgrades"
-        yield usable(address, schema, known, count=await inspected.count(), upgrade=upgrade)
-        yield other_keys(keys, await inspected.canary()) or await _pairs(inspected, keys, progress)
-        yield freezing(await inspected.frozen(), served=await inspected.machine(), here=await inspected.place())
-
-
-async def _pairs(inspected: PostgresInspection, keys: Sequence[str], progress: ProgressOf) -> Finding:
-    pairs = Pairs(keys)
-    with progress(await inspected.count()) as advance:
-        async for pair in inspected.pairs():
-            advance(pairs.open(pair))
-    return pairs.finding()
+    return None
 
 
 # --- the server ----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ DELETE FROM meta WHERE name = :name RETURNING value;
 
 -- name: sealed_{kind}
 SELECT {key} AS name, {sealed} AS content FROM {table}
-WHERE {key} > :after AND {sealed} IS NOT NULL ORDER BY {key} LIMIT :limit;
+WHERE {key} > :after AND {sealed} IS NOT NULL{only} ORDER BY {key} LIMIT :limit;
 
 -- name: reseal_{kind} (changes {kind})
 -- The same under another key: only over the very bytes that were read. The pair is the same, so `pair_version` stays;
@@ -58,7 +58,12 @@ UPDATE connections SET
     row_version = row_version + 1;
 
 -- name: next_serial
-UPDATE counters SET value = value + 1 WHERE name = 'serial' RETURNING value;
+-- The counter's last value. It is locked until the transaction ends: so a transaction takes it before any other lock.
+UPDATE meta SET value =
+--sqlite     CAST(CAST(value AS INTEGER) + :count AS BLOB)
+--postgres     convert_to(CAST(CAST(value AS INTEGER) + CAST(:count AS BIGINT) AS TEXT), 'UTF8')
+WHERE name = 'serial'
+RETURNING value;
 
 -- name: amo_block
 -- Always one row: the store's clock decides what may leave.
@@ -97,9 +102,8 @@ WHERE account_id = :account_id AND id > :after
 ORDER BY id
 LIMIT :limit;
 
--- name: sealed_pairs
--- What every schema has, so that a database can be looked at before it is upgraded.
-SELECT id, sealed_pair FROM connections WHERE id > :after AND status <> 'disconnected' ORDER BY id LIMIT :limit;
+-- name: quick_check
+--sqlite SELECT quick_check FROM pragma_quick_check(1);
 
 -- name: attempts
 -- Whoever waits for these tells by its own clock which of them may still be under way.
@@ -309,14 +313,15 @@ RETURNING *;
 -- name: save_connected (changes connection, changes owners)
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, sealed_pair, access_issued_at,
-    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat
+    access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, connected_no
 )
 SELECT
     :id, :account_id, :user_id, :domain, :api_domain, :client_id, 'active',
 --sqlite     :sealed_pair,
 --postgres     CAST(:sealed_pair AS BYTEA),
     CAST(:access_issued_at AS BIGINT), CAST(:access_expires_at AS BIGINT), CAST(:refresh_expires_at AS BIGINT), NULL,
-    CAST(:next_refresh_at AS BIGINT), CAST(:connected_at AS BIGINT), CAST(:token_iat AS BIGINT)
+    CAST(:next_refresh_at AS BIGINT), CAST(:connected_at AS BIGINT), CAST(:token_iat AS BIGINT),
+    CAST(:connected_no AS BIGINT)
 -- A pair of this grant that is stored already may be spent by now.
 WHERE NOT EXISTS (
     SELECT 1 FROM grants WHERE code_hash = :code_hash AND attempt = :grant_attempt AND status = 'connected'
@@ -328,7 +333,7 @@ ON CONFLICT (id) DO UPDATE SET
     access_issued_at = excluded.access_issued_at, access_expires_at = excluded.access_expires_at,
     refresh_expires_at = excluded.refresh_expires_at, refreshed_at = NULL,
     next_refresh_at = excluded.next_refresh_at, connected_at = excluded.connected_at,
-    grant_iat = excluded.grant_iat,
+    grant_iat = excluded.grant_iat, connected_no = excluded.connected_no,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL, doubtful = NULL,
     refused_since = NULL, refusals = 0, suspended_reason = NULL, suspended_token = NULL,
     pair_version = connections.pair_version + 1, row_version = connections.row_version + 1
@@ -357,13 +362,25 @@ SELECT
 --sqlite     :sealed,
 --postgres     CAST(:sealed AS BYTEA),
     'exchanging', CAST(:attempt AS TEXT), :clock + (CAST(:lease_until AS BIGINT) - CAST(:now AS BIGINT)),
-    CAST(:expires_at AS BIGINT), (SELECT value FROM counters WHERE name = 'serial')
+    CAST(:expires_at AS BIGINT), (SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'serial')
 WHERE NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
 ON CONFLICT (code_hash) DO UPDATE SET
     doubtful = grants.doubtful OR grants.status = 'exchanging',
     status = 'exchanging', error = NULL, attempt = excluded.attempt, lease_until = excluded.lease_until
 WHERE grants.expires_at > :now
     AND grants.status IN ('failed', 'exchanging') AND grants.attempt = :over
+RETURNING *, :clock AS clock;
+
+-- name: claim_started_grant
+-- The first code that comes back with a state takes its row, unless another process has claimed that code meanwhile.
+UPDATE grants SET
+    code_hash = :code_hash, handle_hash = :handle_hash, ticket_hash = :ticket_hash, sealed = :sealed,
+    status = 'exchanging', attempt = :attempt,
+    lease_until = :clock + (CAST(:lease_until AS BIGINT) - CAST(:now AS BIGINT)),
+    expires_at = :expires_at, no = (SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'serial')
+WHERE state_hash = :state_hash AND code_hash IS NULL AND expires_at > :now
+    AND NOT EXISTS (SELECT 1 FROM grants WHERE code_hash = :code_hash)
+    AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
 RETURNING *, :clock AS clock;
 
 -- name: finish_grant
@@ -374,44 +391,28 @@ WHERE code_hash = :code_hash AND attempt = :attempt
 RETURNING code_hash;
 
 -- name: erase_grants
-UPDATE grants SET sealed = NULL WHERE code_hash IN (
-    SELECT code_hash FROM grants WHERE sealed IS NOT NULL AND expires_at <= :now LIMIT :limit
+UPDATE grants SET sealed = NULL WHERE number IN (
+    SELECT number FROM grants WHERE sealed IS NOT NULL AND expires_at <= :now LIMIT :limit
 )
-RETURNING code_hash;
+RETURNING number;
 
 -- name: forget_grants
-DELETE FROM grants WHERE code_hash IN (SELECT code_hash FROM grants WHERE expires_at <= :before LIMIT :limit)
-RETURNING code_hash;
+DELETE FROM grants WHERE number IN (SELECT number FROM grants WHERE expires_at <= :before LIMIT :limit)
+RETURNING number;
 
 -- name: grant_by_ticket
 SELECT *, :clock AS clock FROM grants WHERE ticket_hash = :ticket_hash;
 
 -- name: issue_state
-INSERT INTO states (state_hash, sealed, expires_at) VALUES (:state_hash, :sealed, :expires_at);
+INSERT INTO grants (state_hash, sealed, expires_at) VALUES (:state_hash, :sealed, :expires_at);
 
 -- name: issued_state
-SELECT * FROM states WHERE state_hash = :state_hash;
-
--- name: use_state
--- Once: with one code, however often that one is tried.
-UPDATE states SET used_by = :code_hash
-WHERE state_hash = :state_hash AND (used_by = :code_hash OR (used_by IS NULL AND expires_at > :now))
-RETURNING state_hash;
-
--- name: erase_states
-UPDATE states SET sealed = NULL WHERE state_hash IN (
-    SELECT state_hash FROM states WHERE sealed IS NOT NULL AND expires_at <= :now LIMIT :limit
-)
-RETURNING state_hash;
-
--- name: forget_states
-DELETE FROM states WHERE state_hash IN (SELECT state_hash FROM states WHERE expires_at <= :before LIMIT :limit)
-RETURNING state_hash;
+SELECT state_hash, sealed, expires_at, code_hash FROM grants WHERE state_hash = :state_hash;
 
 -- name: owners_of
-SELECT connection_id, owner FROM owners
+SELECT connection_id, owner, bound_no FROM owners
 WHERE connection_id IN (SELECT value FROM json_each(:ids)) AND left_no IS NULL
-ORDER BY connection_id, bound_at, owner;
+ORDER BY connection_id, bound_no, owner;
 
 -- name: connections_owned
 SELECT *, EXISTS (SELECT 1 FROM meta WHERE name = 'frozen') AS all_frozen, :clock AS clock FROM connections
@@ -420,16 +421,16 @@ ORDER BY status = 'active' DESC, COALESCE(access_expires_at, 0) DESC;
 
 -- name: bind_owner (changes connection, changes owners)
 -- A grant from before the user left, or from before the owners were forgotten, adds no owner.
-INSERT INTO owners (connection_id, owner, bound_at)
-SELECT id, :owner, :at FROM connections
+INSERT INTO owners (connection_id, owner, bound_no)
+SELECT id, :owner, CAST(:serial AS BIGINT) FROM connections
 WHERE id = :connection_id AND status <> 'disconnected' AND (forgotten_no IS NULL OR forgotten_no <= :grant_no)
-ON CONFLICT (connection_id, owner) DO UPDATE SET bound_at = excluded.bound_at, left_no = NULL
+ON CONFLICT (connection_id, owner) DO UPDATE SET bound_no = excluded.bound_no, left_no = NULL
 WHERE owners.left_no <= :grant_no
 RETURNING owner;
 
 -- name: import_owner (changes connection, changes owners)
-INSERT INTO owners (connection_id, owner, bound_at) VALUES (:connection_id, :owner, :at)
-ON CONFLICT (connection_id, owner) DO UPDATE SET left_no = NULL;
+INSERT INTO owners (connection_id, owner, bound_no) VALUES (:connection_id, :owner, :bound_no)
+ON CONFLICT (connection_id, owner) DO UPDATE SET bound_no = excluded.bound_no, left_no = NULL;
 
 -- name: unbind_owner (changes connection, changes owners)
 UPDATE owners SET left_no = :serial WHERE connection_id = :connection_id AND owner = :owner;
@@ -475,7 +476,7 @@ VALUES (
     :id, :at, :type, :connection_id,
 --sqlite     json_set(:data, '$.owners', json((SELECT json_group_array(owner) FROM (
 --postgres     CAST(jsonb_set(CAST(CAST(:data AS TEXT) AS JSONB), '{owners}', (SELECT COALESCE(jsonb_agg(owner), '[]') FROM (
-        SELECT owner FROM owners WHERE connection_id = :connection_id AND left_no IS NULL ORDER BY bound_at, owner
+        SELECT owner FROM owners WHERE connection_id = :connection_id AND left_no IS NULL ORDER BY bound_no, owner
 --sqlite     )))),
 --postgres     ) AS ordered)) AS TEXT),
     :at
@@ -540,7 +541,6 @@ DELETE FROM outbox WHERE number IN (SELECT number FROM outbox WHERE parked_at < 
 -- name: count_sealed (slow)
 SELECT (SELECT count(*) FROM connections WHERE sealed_pair IS NOT NULL)
     + (SELECT count(*) FROM grants WHERE sealed IS NOT NULL)
-    + (SELECT count(*) FROM states WHERE sealed IS NOT NULL)
     + (SELECT count(*) FROM meta WHERE name = 'canary');
 
 -- name: connections_by_id
@@ -552,11 +552,11 @@ SELECT *, :clock AS clock FROM connections WHERE id IN (SELECT value FROM json_e
 INSERT INTO connections (
     id, account_id, user_id, domain, api_domain, client_id, status, reason, sealed_pair, access_issued_at,
     access_expires_at, refresh_expires_at, refreshed_at, next_refresh_at, connected_at, grant_iat, doubtful, look_up_at,
-    frozen_at
+    connected_no, frozen_at
 ) VALUES (
     :id, :account_id, :user_id, :domain, :api_domain, :client_id, :status, :reason, :sealed_pair, :access_issued_at,
     :access_expires_at, :refresh_expires_at, :refreshed_at, :next_refresh_at, :connected_at, :grant_iat, :doubtful,
-    :look_up_at, CASE WHEN :frozen THEN CAST(:now AS BIGINT) END
+    :look_up_at, :connected_no, CASE WHEN :frozen THEN CAST(:now AS BIGINT) END
 )
 ON CONFLICT (id) DO UPDATE SET
     domain = excluded.domain, api_domain = excluded.api_domain, client_id = excluded.client_id,
@@ -564,7 +564,8 @@ ON CONFLICT (id) DO UPDATE SET
     sealed_pair = excluded.sealed_pair, access_issued_at = excluded.access_issued_at,
     access_expires_at = excluded.access_expires_at, refresh_expires_at = excluded.refresh_expires_at,
     refreshed_at = excluded.refreshed_at, next_refresh_at = excluded.next_refresh_at,
-    connected_at = excluded.connected_at, grant_iat = excluded.grant_iat, doubtful = excluded.doubtful,
+    connected_at = excluded.connected_at, grant_iat = excluded.grant_iat,
+    connected_no = excluded.connected_no, doubtful = excluded.doubtful,
     lease_owner = NULL, lease_until = NULL, attempt = NULL, spending = NULL,
     look_up_at = excluded.look_up_at, died_at = NULL, hook_at = NULL, looked_up_at = NULL, look_up_pause = NULL,
     warned_days = NULL,

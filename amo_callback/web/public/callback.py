@@ -86,7 +86,7 @@ async def _failed(
 async def _app_state(call: Call[None, None], state: bytes | None) -> bytes | None:
     """Return the state for the app: its own, where the one that came was issued for it."""
     try:
-        return await call.services.oauth.authorizations.handed_back(state)
+        return await call.services.oauth.authorizations.app_state(state)
     except AmoCallbackError:
         return state  # the error matters more: the state goes back as it came
     except Exception:

@@ -68,7 +68,7 @@ async def exchange_code(call: Call[None, ExchangeBody]) -> Success[AppStatus] | 
         address=call.address,
     )
     redeemed = await call.services.oauth.redeemer.redeem(presented)
-    outcome, connection = redeemed.outcome, redeemed.connection
+    outcome, connection = redeemed.result, redeemed.connection
     if outcome.status is GrantStatus.EXCHANGING or outcome.error is not None:
         return deep_link_failure(outcome.error or RetryableError.deep_link_error)
     if user is None or redeemed.is_owner:

@@ -42,7 +42,7 @@ async def return_page(call: Call[None, None]) -> web.Response:
     if retry and is_prefetch(call.request):
         return web.Response(status=204)
     try:
-        outcome = await call.services.oauth.connect.returned(call.request.match_info["handle"])
+        outcome = await call.services.oauth.connect.result(call.request.match_info["handle"])
     except NotFound:
         return expired_page(call)
     except (RetryableError, OperatorError) as error:
@@ -55,7 +55,7 @@ async def return_page(call: Call[None, None]) -> web.Response:
 async def _retry(call: Call[None, None], before: GrantResult) -> web.Response:
     """Exchange the grant's code once more, and redirect to the clean address, which shows the result."""
     try:
-        outcome = await call.services.oauth.connect.again(before.handle, address=call.address)
+        outcome = await call.services.oauth.connect.retry(before.handle, address=call.address)
     except NotFound:
         return expired_page(call)  # its 20 minutes have just ended
     except AmoCallbackError as error:
@@ -63,7 +63,7 @@ async def _retry(call: Call[None, None], before: GrantResult) -> web.Response:
             call,
             ResponseKind.PAGE,
             error=error.deep_link_error,
-            state=before.handed_back,
+            state=before.app_state,
             support=before.support,
             fields=error.fields,
         )

@@ -149,7 +149,7 @@ def _link_to_app(app: App, outcome: GrantResult, *, state: bytes | None) -> str 
 
 def _state_for_app(outcome: GrantResult, state: bytes | None) -> bytes | None:
     """Return the state for the app: the one it gave where its authorization began here, else the one that came."""
-    return outcome.handed_back if state == outcome.state else state
+    return outcome.app_state if state == outcome.state else state
 
 
 def _failed(call: Call[Any, Any], kind: ResponseKind, *, error: str, state: bytes | None, support: str) -> web.Response:

@@ -1,20 +1,15 @@
 -- Times are microseconds since 1970, UTC.
 -- What is sealed is bytes that only the service's keys open.
 
--- meta: the canary, the location, whether and why nothing is spent, what AMO refuses for all.
+-- meta: the canary, the location, whether and why nothing is spent, what AMO refuses for all, `serial`.
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value BLOB NOT NULL
 ) STRICT;
 
--- counters: `serial` is incremented by each disconnect. Its values decide whether a pair or an owner came before or
--- after one, never times: two processes do not agree on the time.
-CREATE TABLE counters (
-    name TEXT PRIMARY KEY,
-    value INTEGER NOT NULL
-) STRICT;
-
-INSERT INTO counters (name, value) VALUES ('serial', 1);
+-- `serial` is one counter, incremented by each connect, binding and disconnect. Its values, never times, decide what came
+-- before or after one: two processes do not agree on the time.
+INSERT INTO meta (name, value) VALUES ('serial', CAST('1' AS BLOB));
 
 -- connections: one for each AMO account and AMO user. Every write but a hook's increments row_version; a refreshed
 -- pair, a grant and a disconnect increment pair_version.
@@ -39,6 +34,8 @@ CREATE TABLE connections (
     connected_at INTEGER NOT NULL,
     -- AMO's `iat` of the pair that the present grant began with
     grant_iat INTEGER,
+    -- `serial` when it was connected last
+    connected_no INTEGER NOT NULL DEFAULT 0,
     pair_version INTEGER NOT NULL DEFAULT 1,
     row_version INTEGER NOT NULL DEFAULT 1,
     lease_owner TEXT,
@@ -101,7 +98,8 @@ CREATE INDEX connections_by_host_not_allowed ON connections (id)
 CREATE TABLE owners (
     connection_id TEXT NOT NULL,
     owner TEXT NOT NULL,
-    bound_at INTEGER NOT NULL,
+    -- `serial` when the user was bound last
+    bound_no INTEGER NOT NULL,
     -- `serial` when the user left: a grant claimed before does not make them an owner again
     left_no INTEGER,
     PRIMARY KEY (connection_id, owner)
@@ -109,40 +107,39 @@ CREATE TABLE owners (
 
 CREATE INDEX owners_by_owner ON owners (owner);
 
--- grants: authorization codes and their results, for 20 minutes.
+-- grants: an authorization from its start to its result. Where it starts here, a row has the state, valid for half an
+-- hour; the code that comes back with it takes that row, once. A code without a state of ours begins a row. Both are
+-- erased when they expire, 20 minutes after the code came, and forgotten a day later.
 CREATE TABLE grants (
-    code_hash TEXT PRIMARY KEY,
-    handle_hash TEXT NOT NULL UNIQUE,
+    number INTEGER PRIMARY KEY,
+    state_hash TEXT UNIQUE,
+    code_hash TEXT UNIQUE,
+    handle_hash TEXT UNIQUE,
     -- what the app may present in place of AMO's code
-    ticket_hash TEXT,
+    ticket_hash TEXT UNIQUE,
+    -- what the state stands for; from the code on, what the result hands back
     sealed BLOB,
-    status TEXT NOT NULL CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
+    status TEXT CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
     error TEXT,
     connection_id TEXT,
-    attempt TEXT NOT NULL,
-    lease_until INTEGER NOT NULL,
+    attempt TEXT,
+    lease_until INTEGER,
     -- whether an attempt of ours may have spent the code
     doubtful INTEGER NOT NULL DEFAULT 0,
     expires_at INTEGER NOT NULL,
     -- when AMO accepted the code
     accepted_at INTEGER,
     -- `serial` when the code was first claimed
-    no INTEGER NOT NULL DEFAULT 0
+    no INTEGER,
+    CHECK (state_hash IS NOT NULL OR code_hash IS NOT NULL),
+    CHECK (
+        code_hash IS NULL
+        OR (handle_hash IS NOT NULL AND status IS NOT NULL AND attempt IS NOT NULL AND lease_until IS NOT NULL
+            AND no IS NOT NULL)
+    )
 ) STRICT;
 
 CREATE INDEX grants_by_expiry ON grants (expires_at);
-CREATE UNIQUE INDEX grants_by_ticket ON grants (ticket_hash) WHERE ticket_hash IS NOT NULL;
-
--- states: issued here, valid for half an hour, used once, kept for a day.
-CREATE TABLE states (
-    state_hash TEXT PRIMARY KEY,
-    sealed BLOB,
-    expires_at INTEGER NOT NULL,
-    -- the hash of the code that it came back with
-    used_by TEXT
-) STRICT;
-
-CREATE INDEX states_by_expiry ON states (expires_at);
 
 -- events: the history, by which process.
 CREATE TABLE events (

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,139 +21,17 @@ from amo_callback.errors import (
 )
 from amo_callback.grant import CodePresentation, GrantStatus
 from amo_callback.model import Status, TokenResponse, fingerprint
-from amo_callback.oauth.authorization import Authorizations, StartLimiter
-from amo_callback.oauth.code_exchange import Exchanger, ExchangeRules
-from amo_callback.oauth.grant_factory import GrantFactory
-from amo_callback.oauth.grant_service import PATIENCE, GrantService
-from amo_callback.oauth.limits import AdmissionQueue, AttemptLimiter
-from amo_callback.oauth.state_policy import StatePolicy
 from amo_callback.rate_limit import Priority
-from amo_callback.refresh.address_block import AddressBlock
-from amo_callback.refresh.credentials import Credentials
-from amo_callback.refresh.leases import Leases
-from amo_callback.refresh.pending_writes import PendingWrites
-from amo_callback.refresh.raw_answers import RawAnswers, open_raw
-from tests.builders import a_core
-from tests.conftest import HOST, Amo
-from tests.fakes import FakeClock, FaultyStore, MemoryRescue, Override, RecordingObserver
+from amo_callback.refresh.raw_answers import open_raw
+from tests.builders import present
+from tests.conftest import HOST
+from tests.fakes import FakeClock, Override
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from amo_callback.amo.client import AmoClient
-    from amo_callback.crypto import Cipher
     from amo_callback.grant import GrantResult
-    from amo_callback.model import Connection, TokenResponse
-    from amo_callback.store import Store
-
-
-class Counter:
-    """Handles that can be told apart."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self) -> str:
-        self.count += 1
-        return f"handle-{self.count}"
-
-
-class Process:
-    """One process's grants, on a store that others share."""
-
-    def __init__(self, *, store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> None:
-        self.amo, self.clock, self.witness = amo, clock, RecordingObserver()
-        self.store, self.client, self.cipher = store, client, cipher
-        self.failing = FaultyStore(store, clock)
-        self.woken = 0
-        self.new_secret = Counter()
-        self.rescue = MemoryRescue()
-        store.observe(self.witness)
-        self.core = a_core(store=self.failing, amo=client, cipher=cipher, clock=clock, observer=self.witness)
-        self.pending_writes = PendingWrites(self.core, rescue=self.rescue)
-        self.raw_answers = RawAnswers(self.core, rescue=self.rescue, pending_writes=self.pending_writes)
-        self.address_block = AddressBlock(self.core)
-        self.connect = self.make(client=client, cipher=cipher)
-
-    def make(
-        self,
-        *,
-        client: object,
-        cipher: Cipher,
-        places: int = 30,
-        patience: float = PATIENCE,
-        rules: ExchangeRules | None = None,
-    ) -> GrantService:
-        return GrantService(
-            store=cast("Store", self.failing),
-            amo=cast("AmoClient", client),
-            records=self.records(cipher),
-            clock=self.clock,
-            observer=self.witness,
-            exchanger=Exchanger(
-                dataclasses.replace(self.core, amo=cast("AmoClient", client), cipher=cipher),
-                pending_writes=self.pending_writes,
-                raw_answers=self.raw_answers,
-                credentials=Credentials(self.core),
-                address_block=self.address_block,
-                rules=rules or ExchangeRules(),
-                connected=self._wake,
-            ),
-            admission=StatePolicy(
-                authorizations=self.authorizations(client=client, cipher=cipher),
-                issued_only=False,
-                lists_accounts=False,
-            ),
-            attempts=AttemptLimiter(attempts=places, window=60, clock=self.clock),
-            queue=AdmissionQueue(capacity=100),
-            leases=Leases(length=60.0, store=cast("Store", self.failing), clock=self.clock),
-            patience=patience,
-        )
-
-    def authorizations(self, *, client: object, cipher: Cipher) -> Authorizations:
-        return Authorizations(
-            store=cast("Store", self.failing),
-            amo=cast("AmoClient", client),
-            cipher=cipher,
-            clock=self.clock,
-            starts=self.starts(),
-            new_secret=lambda: "0123456789abcdefghijkl",
-        )
-
-    def records(self, cipher: Cipher) -> GrantFactory:
-        return GrantFactory(cipher=cipher, clock=self.clock, lease=60.0, new_secret=self.new_secret)
-
-    def starts(self) -> StartLimiter:
-        places = AttemptLimiter(attempts=100, window=60, clock=self.clock)
-        return StartLimiter(each=places, links=places, queue=AdmissionQueue(capacity=100))
-
-    def _wake(self, _connected: Connection) -> None:
-        self.woken += 1
-
-    async def complete(self, code: str, state: bytes | None = b"s") -> GrantResult:
-        return await self.connect.complete(
-            CodePresentation(code=code.encode(), state=state, host=HOST, address="192.0.2.1")
-        )
-
-    @asynccontextmanager
-    async def slow_exchange(self, code: str) -> AsyncIterator[asyncio.Task[GrantResult]]:
-        """Begin an exchange that AMO answers when the block ends."""
-        self.amo.sandbox.faults.add(Fault.SLOW)
-        self.amo.sandbox.asked.clear()
-        task = asyncio.create_task(self.complete(code))
-        await self.amo.sandbox.asked.wait()
-        yield task
-        self.amo.sandbox.go_on.set()
-
-
-@pytest.fixture
-def process(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
-    return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
-
-
-@pytest.fixture
-def other(store: Store, amo: Amo, client: AmoClient, cipher: Cipher, clock: FakeClock) -> Process:
-    return Process(store=store, amo=amo, client=client, cipher=cipher, clock=clock)
+    from amo_callback.model import TokenResponse
+    from tests.oauth.process import Process
 
 
 async def test_another_process_waits_for_the_exchange_and_gives_the_same_answer(
@@ -174,11 +50,11 @@ async def test_another_process_waits_for_the_exchange_and_gives_the_same_answer(
 
 
 async def test_what_a_lost_process_was_exchanging_is_tried_again_after_its_lease(
-    process: Process, other: Process, cipher: Cipher
+    process: Process, other: Process
 ) -> None:
     """Who claimed a code and was not heard of again is waited for, then followed; what it writes late is nothing."""
     code = process.amo.code()
-    other.connect = other.make(client=Deaf(process.clock, 0), cipher=cipher)
+    other.connect = other.make(Deaf(process.clock, 0))
     lost = asyncio.create_task(other.complete(code))
     await process.clock.until_sleeping(600)
     waiting = asyncio.create_task(process.complete(code))
@@ -241,12 +117,10 @@ async def test_while_amo_blocks_our_address_one_exchange_leaves_every_ten_second
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-async def test_an_exchange_that_succeeds_ends_the_block_of_our_address(
-    process: Process, cipher: Cipher, *, allowed: bool
-) -> None:
+async def test_an_exchange_that_succeeds_ends_the_block_of_our_address(process: Process, *, allowed: bool) -> None:
     """AMO has issued a pair, also where it is discarded because the account is not allowed."""
-    rules = ExchangeRules() if allowed else ExchangeRules(allowed_accounts=["1"])
-    process.connect = process.make(client=process.client, cipher=cipher, rules=rules)
+    rules: dict[str, Any] = {} if allowed else {"allowed_accounts": ["1"]}
+    process.connect = process.make(**rules)
     await _block(process)
     outcome = await process.complete(process.amo.code())
     assert outcome.status is (GrantStatus.CONNECTED if allowed else GrantStatus.REFUSED)
@@ -264,14 +138,14 @@ async def test_a_refused_exchange_does_not_end_the_block_of_our_address(process:
     assert await process.store.amo_block() is not None
 
 
-async def test_an_answer_without_a_readable_pair_is_kept(process: Process, cipher: Cipher) -> None:
+async def test_an_answer_without_a_readable_pair_is_kept(process: Process) -> None:
     """The code has been spent, and its pair may be in the answer: the file is found by the user's support code."""
     process.amo.sandbox.faults.add(Fault.HALF_JSON_AFTER)
     outcome = await process.complete(process.amo.code())
     assert outcome.status is GrantStatus.FAILED
     [(name, sealed)] = process.rescue.files.items()
     assert name.startswith(outcome.support)
-    answer = open_raw(name, sealed, cipher)
+    answer = open_raw(name, sealed, process.cipher)
     assert (answer.domain, answer.presented) == (HOST, "")
     assert b"access_token" in answer.body
     assert [event.fields["file"] for event in process.witness.named("raw_answer.kept")] == [name]
@@ -294,12 +168,12 @@ async def test_a_code_is_remembered_as_expired(process: Process) -> None:
     """After 20 minutes a known code is told as expired without asking AMO, and its address is gone."""
     code = process.amo.code()
     outcome = await process.complete(code)
-    assert (await process.connect.returned(outcome.handle)) == outcome
+    assert (await process.connect.result(outcome.handle)) == outcome
     process.clock.advance(1200)
     with pytest.raises(GrantExpired):
         await process.complete(code)
     with pytest.raises(NotFound):
-        await process.connect.returned(outcome.handle)
+        await process.connect.result(outcome.handle)
     assert len(process.amo.fake.ledger.exchanges()) == 1
 
 
@@ -329,15 +203,12 @@ async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(process: Proces
     await process.clock.until_sleeping(1)
     process.clock.advance(1)
     await process.connect.drain()
-    assert (await process.connect.returned(outcome.handle)).status is GrantStatus.CONNECTED
+    assert (await process.connect.result(outcome.handle)).status is GrantStatus.CONNECTED
 
 
-async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(
-    process: Process, cipher: Cipher
-) -> None:
+async def test_a_store_that_does_not_answer_is_told_within_the_persons_patience(process: Process) -> None:
     """Where not even the claim is written after 8 s there is no address to wait at: try again."""
-    process.failing.before["grant"] = asyncio.Event()
-    process.connect = process.make(client=None, cipher=cipher)
+    process.failing.before["grant"] = lambda _: process.clock.sleep(3600)
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.until_sleeping(8)
     process.clock.advance(8)
@@ -374,20 +245,20 @@ class Deaf(Queue):
         raise UnknownOutcome("timeout")
 
 
-async def test_stopping_does_not_wait_for_the_rate_limit(process: Process, cipher: Cipher) -> None:
+async def test_stopping_does_not_wait_for_the_rate_limit(process: Process) -> None:
     """At the end of the process an exchange without a slot fails unspent, and can be tried again."""
     queue = Queue(process.clock, 3600)
-    process.connect = process.make(client=queue, cipher=cipher)
+    process.connect = process.make(queue)
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.until_sleeping(3600)
-    process.connect.stop()
+    process.connect._core.stop.set()  # noqa: SLF001 -- the signal is shared
     await process.clock.until_sleeping(1)
     process.clock.advance(1)
     outcome = await waiting
     assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
 
-async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: Process, cipher: Cipher) -> None:
+async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: Process) -> None:
     """Of each address one code at a time waits for the rate limit: with four that send, another is fifth at most."""
     slots, waiting = asyncio.Queue[None](), asyncio.Queue[None]()
     sent: list[object] = []
@@ -402,7 +273,7 @@ async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: P
             sent.append(request["code"])
             raise CodeUsed
 
-    process.connect = process.make(client=Slotted(process.clock, 0), cipher=cipher, places=100)
+    process.connect = process.make(Slotted(process.clock, 0), places=100)
 
     def bring(code: str, address: str) -> asyncio.Task[GrantResult]:
         visit = CodePresentation(code=code.encode(), state=b"s", host=HOST, address=address)
@@ -423,10 +294,10 @@ async def test_a_flood_from_a_few_addresses_stands_before_nobody_else(process: P
     assert len(sent) == 21
 
 
-async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process, cipher: Cipher) -> None:
+async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process) -> None:
     """What cannot be sent within its lease leaves the queue, unsent: another process may follow."""
     queue = Queue(process.clock, 3600)
-    process.connect = process.make(client=queue, cipher=cipher, patience=100)
+    process.connect = process.make(queue, patience=100)
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.until_sleeping(45)
     process.clock.advance(45)
@@ -434,9 +305,9 @@ async def test_a_claim_that_grew_old_in_the_queue_is_not_used(process: Process, 
     assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
 
-async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process, cipher: Cipher) -> None:
+async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process) -> None:
     """An exception that nobody expected reaches the log, the caller, and leaves the code doubtful."""
-    process.connect = process.make(client=Queue(process.clock, 0), cipher=cipher)
+    process.connect = process.make(Queue(process.clock, 0))
     with pytest.raises(AssertionError):
         await process.complete("code")
     assert isinstance((await process.witness.until("grant.bug")).error, AssertionError)
@@ -450,8 +321,7 @@ async def test_a_bug_is_told_and_the_code_may_be_tried_again(process: Process, c
 async def test_who_is_late_by_a_moment_sends_nothing(process: Process, other: Process) -> None:
     """Between our look and our claim another process claimed and exchanged: its answer is ours, and its place stays."""
     code = process.amo.code()
-    process.failing.before["claim_grant"] = lambda *_, **__: other.complete(code)
-    process.connect = process.make(client=Queue(process.clock, 0), cipher=process.cipher, places=1)
+    process.before_claims(lambda: other.complete(code), client=Queue(process.clock, 0), places=1)
     assert (await process.complete(code)).status is GrantStatus.CONNECTED
     assert len(process.amo.fake.ledger.entries) == 1
     with pytest.raises(AssertionError):  # AMO is asked about another code, so the one place is free again
@@ -469,16 +339,16 @@ async def test_a_pair_of_an_earlier_grant_that_comes_late_is_not_stored(process:
     assert (connection.pair_version, connection.access_issued_at) == (1, process.clock.now())
 
 
-async def test_the_page_of_a_lost_process_says_try_again(process: Process, other: Process, cipher: Cipher) -> None:
+async def test_the_page_of_a_lost_process_says_try_again(process: Process, other: Process) -> None:
     """Once the lease of a claim has ended, whoever waits at its address is told so, and not to wait on."""
-    other.connect = other.make(client=Deaf(process.clock, 0), cipher=cipher)
+    other.connect = other.make(Deaf(process.clock, 0))
     lost = asyncio.create_task(other.complete(process.amo.code()))
     await process.clock.until_sleeping(600)
     process.clock.advance(8)
     handle = (await lost).handle
-    assert (await process.connect.returned(handle)).status is GrantStatus.EXCHANGING
+    assert (await process.connect.result(handle)).status is GrantStatus.EXCHANGING
     process.clock.advance(52)
-    told = await process.connect.returned(handle)
+    told = await process.connect.result(handle)
     assert (told.status, told.error) == (GrantStatus.FAILED, "amo_unavailable")
     process.clock.advance(600)
     await other.connect.drain()
@@ -520,11 +390,9 @@ async def test_one_process_never_exchanges_a_code_twice(process: Process) -> Non
     assert len(process.amo.fake.ledger.entries) == 1
 
 
-async def test_another_addresss_full_limit_is_not_inherited(
-    process: Process, client: AmoClient, cipher: Cipher
-) -> None:
+async def test_another_addresss_full_limit_is_not_inherited(process: Process, client: AmoClient) -> None:
     """Two callers with the same code at once: the first one's address has no place left, the second one's has."""
-    process.connect = process.make(client=client, cipher=cipher, places=1)
+    process.connect = process.make(client, places=1)
     assert (await process.complete("junk")).error == "auth_failed"
     code = process.amo.code()
     full = asyncio.create_task(process.complete(code))
@@ -536,7 +404,7 @@ async def test_another_addresss_full_limit_is_not_inherited(
     assert (await free).status is GrantStatus.CONNECTED
 
 
-async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(process: Process, cipher: Cipher) -> None:
+async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(process: Process) -> None:
     """A process that was stopped between claim and slot does not send on a lease that is over."""
 
     class Sleepy(Queue):
@@ -544,7 +412,7 @@ async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(pr
             self.clock.advance(70)
 
     queue = Sleepy(process.clock, 0)
-    process.connect = process.make(client=queue, cipher=cipher, patience=100)
+    process.connect = process.make(queue, patience=100)
     outcome = await process.complete("code")
     assert (outcome.status, outcome.error, queue.sent) == (GrantStatus.FAILED, "amo_unavailable", 0)
 
@@ -552,28 +420,27 @@ async def test_a_claim_older_than_its_lease_is_not_sent_though_a_slot_is_free(pr
 async def test_a_claim_that_was_written_as_the_end_came_is_given_back(process: Process, other: Process) -> None:
     """The process ends while a claim is being committed: the code is free for the next."""
     process.failing.after["claim_grant"] = asyncio.Event()
-    process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
-    other.connect = other.make(client=process.client, cipher=process.cipher, places=1)
+    process.connect = process.make(places=1)
+    other.connect = other.make(places=1)
     code = process.amo.code()
     waiting = asyncio.create_task(process.complete(code))
     await process.failing.until_waiting("claim_grant")
     await process.connect.drain()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    grant = await process.store.grant(fingerprint(code))
-    assert grant is not None
+    grant = present(await process.store.grant(fingerprint(code)))
     assert (grant.status, grant.doubtful) == (GrantStatus.FAILED, False)
     assert (await other.complete(code)).status is GrantStatus.CONNECTED
 
 
-async def test_what_never_reached_amo_takes_no_place(process: Process, cipher: Cipher) -> None:
+async def test_what_never_reached_amo_takes_no_place(process: Process) -> None:
     """Our own outage is not counted as somebody's junk."""
 
     class Away(Queue):
         async def exchange(self, **_: object) -> TokenResponse:
             raise RequestNotSent
 
-    process.connect = process.make(client=Away(process.clock, 0), cipher=cipher, places=1)
+    process.connect = process.make(Away(process.clock, 0), places=1)
     for _ in range(3):
         outcome = await process.complete("code")
         assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
@@ -585,22 +452,21 @@ async def test_what_never_reached_amo_takes_no_place(process: Process, cipher: C
 
 async def test_what_amo_accepts_gives_its_place_back(process: Process) -> None:
     """One address with one place connects as often as it likes."""
-    process.connect = process.make(client=process.client, cipher=process.cipher, places=1)
+    process.connect = process.make(places=1)
     for _ in range(3):
         assert (await process.complete(process.amo.code())).status is GrantStatus.CONNECTED
 
 
 async def test_what_amo_accepts_for_a_foreign_account_gives_its_place_back(process: Process) -> None:
     """It is not ours to keep, but it was no junk."""
-    rules = ExchangeRules(allowed_accounts=["1"])
-    process.connect = process.make(client=process.client, cipher=process.cipher, places=1, rules=rules)
+    process.connect = process.make(places=1, allowed_accounts=["1"])
     for _ in range(3):
         assert (await process.complete(process.amo.code())).error == "account_not_allowed"
 
 
-async def test_junk_that_amo_refused_takes_a_place(process: Process, client: AmoClient, cipher: Cipher) -> None:
+async def test_junk_that_amo_refused_takes_a_place(process: Process, client: AmoClient) -> None:
     """One address with one place sends one bad code, and no second."""
-    process.connect = process.make(client=client, cipher=cipher, places=1)
+    process.connect = process.make(client, places=1)
     assert (await process.complete("junk")).error == "auth_failed"
     with pytest.raises(TooManyAttempts):
         await process.complete("more junk")
@@ -629,19 +495,17 @@ async def test_a_process_stopped_after_its_slot_sends_nothing_on_a_lease_that_en
         process.clock.advance(55.1)
         return await process.client.exchange(**request)
 
-    process.connect = process.make(
-        client=Override(process.client, exchange=exchange), cipher=process.cipher, patience=100
-    )
+    process.connect = process.make(Override(process.client, exchange=exchange), patience=100)
     outcome = await process.complete(code := process.amo.code())
     assert (outcome.status, outcome.error) == (GrantStatus.FAILED, "amo_unavailable")
     assert process.amo.fake.ledger.exchanges() == []
-    process.connect = process.make(client=process.client, cipher=process.cipher)
+    process.connect = process.make()
     assert (await process.complete(code)).status is GrantStatus.CONNECTED
 
 
-async def test_whoever_leaves_the_queue_takes_no_place(process: Process, cipher: Cipher) -> None:
+async def test_whoever_leaves_the_queue_takes_no_place(process: Process) -> None:
     """AMO was not asked: a paused rate limit is not counted as somebody's junk."""
-    process.connect = process.make(client=Queue(process.clock, 3600), cipher=cipher, places=1, patience=100)
+    process.connect = process.make(Queue(process.clock, 3600), places=1, patience=100)
     for _ in range(2):
         waiting = asyncio.create_task(process.complete("code"))
         await process.clock.until_sleeping(45)
@@ -660,7 +524,7 @@ async def test_a_code_stays_doubtful_whatever_comes_between(process: Process) ->
 
     whole, process.connect = (
         process.connect,
-        process.make(client=Override(process.client, exchange=exchange), cipher=process.cipher),
+        process.make(Override(process.client, exchange=exchange)),
     )
     outcomes.append((await process.complete(code)).error)
     process.connect = whole

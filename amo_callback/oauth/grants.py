@@ -1,8 +1,10 @@
-"""Grants as they are written down, their secrets sealed, and as they are told."""
+"""Grants as they are stored, their secrets sealed, and as they are told; and the rules that they follow."""
 
 from __future__ import annotations
 
+import secrets as randomness
 import uuid
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -11,10 +13,9 @@ from amo_callback.grant import Grant, GrantResult, GrantSecrets, GrantStatus, su
 from amo_callback.model import fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
-    from amo_callback.clock import Clock
-    from amo_callback.crypto import Cipher
+    from amo_callback.core import Core
     from amo_callback.grant import AuthorizationRequest, CodePresentation
 
 
@@ -22,33 +23,51 @@ CODE_LIFE = timedelta(minutes=20)
 """How long AMO's codes live, and our memory of them."""
 
 
-class GrantFactory:
-    """Write grants, and read them; a claimed one is one process's alone for `lease` seconds."""
+def _new_secret() -> str:
+    """Return 128 random bits, as `[A-Za-z0-9_-]`: what links carry unharmed."""
+    return randomness.token_urlsafe(16)
 
-    def __init__(self, *, cipher: Cipher, clock: Clock, lease: float, new_secret: Callable[[], str]) -> None:
-        self._cipher = cipher
-        self._clock = clock
-        self._lease = timedelta(seconds=lease)
-        self._new_secret = new_secret
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrantRules:
+    """Which grants are accepted, and how long a request waits for one."""
+
+    issued_only: bool = False
+    """Whether only states that were issued here are taken."""
+    allowed_accounts: Collection[str] = ()
+    default_domain: str | None = None
+    patience: float = 8.0
+    """Seconds after which a person is told that it takes longer; the exchange goes on."""
+    new_secret: Callable[[], str] = _new_secret
+
+
+class Grants:
+    """Write grants, and read them."""
+
+    def __init__(self, core: Core, rules: GrantRules) -> None:
+        self._cipher = core.cipher
+        self._clock = core.clock
+        self._lease = timedelta(seconds=core.rules.lease)
+        self._new_secret = rules.new_secret
 
     def begin(
-        self, visit: CodePresentation, *, domain: str, request: AuthorizationRequest | None
+        self, presented: CodePresentation, *, domain: str, request: AuthorizationRequest | None
     ) -> tuple[Grant, GrantSecrets]:
         """Return the grant as it begins, with a handle and a ticket of its own, and what it keeps sealed."""
         secrets = GrantSecrets(
             handle=self._new_secret(),
-            code=visit.code,
-            state=visit.state,
+            code=presented.code,
+            state=presented.state,
             domain=domain,
             ticket=self._new_secret(),
             request=request,
         )
         now = self._clock.now()
         grant = Grant(
-            code_hash=visit.code_hash,
+            code_hash=presented.code_hash,
             handle_hash=fingerprint(secrets.handle),
             ticket_hash=fingerprint(secrets.ticket),
-            sealed=self._cipher.seal_grant(secrets, code_hash=visit.code_hash),
+            sealed=self._cipher.seal_grant(secrets, code_hash=presented.code_hash),
             status=GrantStatus.EXCHANGING,
             attempt=uuid.uuid4().hex,
             lease_until=now + self._lease,
@@ -60,7 +79,7 @@ class GrantFactory:
         """Return what a grant keeps sealed; raises `DecryptionFailed`, also once that was erased."""
         return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
 
-    def told(self, grant: Grant, secrets: GrantSecrets | None = None) -> GrantResult:
+    def to_result(self, grant: Grant, secrets: GrantSecrets | None = None) -> GrantResult:
         """Return what is told of a grant now; its `secrets` are opened where they are not at hand."""
         secrets = secrets or self.secrets_of(grant)
         status, error = grant.status, grant.error

@@ -1,0 +1,375 @@
+"""Grants, the states that they begin with, and owners."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from amo_callback.errors import Frozen, InvalidState
+from amo_callback.events import Event
+from amo_callback.grant import GrantStatus, IssuedState, NewConnection
+from amo_callback.model import (
+    ConnectionFilter,
+    ImportedConnection,
+    Reason,
+    Status,
+    fingerprint,
+)
+from tests.builders import (
+    DAY,
+    a_claim,
+    a_connection,
+    a_grant,
+    a_refreshed,
+    a_verdict,
+    now,
+    present,
+    save,
+)
+from tests.fakes import START
+
+if TYPE_CHECKING:
+    from amo_callback.store import Store
+    from tests.store.conftest import Beside
+
+SECOND = timedelta(seconds=1)
+OVER = timedelta(0)
+"""The length of a lease that has ended as it began."""
+
+
+async def test_a_second_grant_renews_the_connection(store: Store) -> None:
+    """The later grant's pair replaces the earlier one's, and what was said of the old one is forgotten."""
+    stored = await save(store, a_connection(), iat=1)
+    await store.claim(a_claim(stored))
+    await store.save_verdict(a_verdict(stored, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED, next_refresh_at=None))
+    renewed = await save(store, a_connection(sealed_pair=b"new", domain="b.amocrm.ru"), iat=2)
+    assert (renewed.sealed_pair, renewed.domain, renewed.pair_version) == (b"new", "b.amocrm.ru", 2)
+    assert (renewed.status, renewed.reason, renewed.last_error, renewed.failures) == (Status.ACTIVE, None, None, 0)
+    assert renewed.row_version > stored.row_version
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "held"), [(2, 1, b"first"), (2, 2, b"second"), (None, 1, b"second"), (2, None, b"second")]
+)
+async def test_between_two_grants_the_later_token_holds(
+    store: Store, first: int | None, second: int | None, held: bytes
+) -> None:
+    """An answer that comes late does not replace the pair of a later grant; without `iat` the later answer does."""
+    await save(store, a_connection(sealed_pair=b"first"), iat=first, code="1")
+    later = a_connection(sealed_pair=b"second", connected_at=START + SECOND)
+    assert (await save(store, later, iat=second, code="2")).sealed_pair == held
+
+
+@pytest.mark.parametrize("iat", [1, None])
+async def test_the_same_grant_again_does_not_replace_what_came_of_it(store: Store, iat: int | None) -> None:
+    """A granted pair that is offered twice, after it was refreshed, is superseded."""
+    stored = await save(store, a_connection(), iat=iat, code="1")
+    refreshed = await store.save_refreshed(a_refreshed(stored))
+    assert await save(store, a_connection(), iat=iat, code="1") == refreshed
+
+
+async def test_the_same_grant_again_is_not_later_though_the_clock_was_put_back(store: Store) -> None:
+    """Another process has stored it from its rescue file and refreshed it; then the stored times were put back."""
+    await store.claim_grant(a_grant(), now=START)
+    ended = a_grant(status=GrantStatus.CONNECTED, connection_id=a_connection().id)
+    earlier, again = (
+        NewConnection(grant=ended, connection=a_connection(connected_at=at), token_iat=7)
+        for at in (START - timedelta(hours=3), START)
+    )
+    stored = present(await store.save_connected(earlier))
+    refreshed = present(await store.save_refreshed(a_refreshed(stored)))
+    assert await store.save_connected(again) is None
+    assert await store.connection(refreshed.id) == refreshed
+
+
+@pytest.mark.parametrize("iat", [1, None])
+async def test_of_two_grants_with_one_time_the_later_answer_holds(store: Store, iat: int | None) -> None:
+    """Where AMO's clock does not tell which token is later, our own does, in whatever order they are stored."""
+    first = a_connection(sealed_pair=b"first")
+    second = a_connection(sealed_pair=b"second", connected_at=START + SECOND)
+    await save(store, second, iat=iat, code="2")
+    assert (await save(store, first, iat=iat, code="1")).sealed_pair == b"second"
+
+
+@pytest.mark.parametrize("on_request", [True, False])
+async def test_a_pair_granted_before_a_disconnect_comes_back_only_where_nobody_asked_for_it(
+    store: Store, *, on_request: bool
+) -> None:
+    """The store's counter decides, whatever the clocks say; and a grant that is tried again keeps its number."""
+    stored = await save(store, a_connection(), iat=1)
+    begun = await store.claim_grant(a_grant("before"), now=START)
+    assert await store.disconnect(stored, on_request=on_request)
+    erased = await now(store, stored)
+    assert (erased.status, erased.sealed_pair, erased.pair_version) == (Status.DISCONNECTED, None, 2)
+    again = await store.claim_grant(a_grant("before", attempt="attempt-2"), now=START, over=begun.attempt)
+    assert (again.attempt, again.no) == ("attempt-2", begun.no)
+    late = NewConnection(grant=again, connection=a_connection(connected_at=START + DAY), token_iat=2)
+    assert (await store.save_connected(late) is None) is on_request
+    earlier = a_connection(connected_at=START - DAY)  # by the clock of another process
+    assert (await save(store, earlier, iat=3, code="after")).status is Status.ACTIVE
+
+
+async def test_a_grant_whose_pair_was_discarded_is_refused_unless_the_connection_is_active(store: Store) -> None:
+    """It never says "connected" of a connection that is not; where a newer grant holds, it does."""
+    stored = await save(store, a_connection(), iat=2)
+    pairs = []
+    for code in ("before", "also before"):
+        grant = dataclasses.replace(
+            await store.claim_grant(a_grant(code), now=START), status=GrantStatus.CONNECTED, connection_id=stored.id
+        )
+        pairs.append(NewConnection(grant=grant, connection=a_connection(), token_iat=1))
+    assert await store.save_connected(pairs[0]) is None
+    await store.disconnect(await now(store, stored), on_request=True)
+    assert await store.save_connected(pairs[1]) is None
+    ended = [await store.grant(pair.grant.code_hash) for pair in pairs]
+    assert [(one and one.status, one and one.error) for one in ended] == [
+        (GrantStatus.CONNECTED, None),
+        (GrantStatus.REFUSED, "code_expired"),
+    ]
+
+
+async def test_a_pair_that_amo_issued_is_remembered_by_its_client(store: Store) -> None:
+    """A grant proves the client id, a refresh as well, also once the connection is gone; an import proves nothing."""
+    assert not await store.pair_obtained("granted")
+    stored = await save(store, a_connection(1, client_id="granted"))
+    assert await store.disconnect(stored, on_request=True)
+    theirs = a_connection(2, client_id="imported", refreshed_at=START)
+    event = Event(name="connection.imported", connection_id=theirs.id)
+    assert await store.import_connections([ImportedConnection(connection=theirs, replaces=None, event=event)]) == []
+    assert [await store.pair_obtained(name) for name in ("granted", "imported", "grant")] == [True, False, False]
+    claimed = present(await store.claim(a_claim(theirs)))
+    assert await store.save_refreshed(a_refreshed(claimed)) is not None
+    assert await store.pair_obtained("imported")
+
+
+async def test_one_of_many_begins_a_grant(store: Store) -> None:
+    """Twenty at once: one begins it, all see the same one."""
+    grants = [a_grant(attempt=f"attempt-{number}", handle_hash=f"handle-{number}") for number in range(20)]
+    seen = await asyncio.gather(*(store.claim_grant(grant, now=START) for grant in grants))
+    [attempt] = {grant.attempt for grant in seen}
+    begun = present(await store.grant(fingerprint("code")))
+    [asked] = [grant for grant in grants if grant.attempt == attempt]
+    assert dataclasses.replace(begun, lease_until=asked.lease_until, no=0) == asked
+    assert await store.grant_by_handle(asked.handle_hash) == begun
+    assert await store.grant("unknown") is None
+    assert [await store.grant_by_handle(grant.handle_hash) for grant in grants if grant is not asked] == [None] * 19
+
+
+@pytest.mark.parametrize("status", [GrantStatus.CONNECTED, GrantStatus.REFUSED])
+async def test_an_ended_grant_is_not_begun_again(store: Store, status: GrantStatus) -> None:
+    """What a code led to is final."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    assert await store.finish_grant(dataclasses.replace(grant, status=status, error="e"))
+    after = await store.claim_grant(a_grant(attempt="2"), now=START + DAY / 1440)
+    assert (after.status, after.error, after.attempt) == (status, "e", "attempt-1")
+
+
+async def test_a_failed_grant_is_tried_again_at_its_address(store: Store) -> None:
+    """The handle stays, the attempt is new, and doubt is kept; not after the code's life."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    failed = dataclasses.replace(grant, status=GrantStatus.FAILED, error="e", doubtful=True)
+    assert await store.finish_grant(failed)
+    for over, at in ((grant.attempt, grant.expires_at), (None, START), ("another", START)):
+        assert (await store.claim_grant(a_grant(attempt="2"), now=at, over=over)).attempt == "attempt-1"
+    again = await store.claim_grant(a_grant(attempt="2", handle_hash="another"), now=START, over=grant.attempt)
+    assert (again.status, again.error, again.attempt, again.doubtful) == (GrantStatus.EXCHANGING, None, "2", True)
+    assert again.handle_hash == grant.handle_hash
+    assert not await store.finish_grant(failed)
+
+
+async def test_an_abandoned_grant_may_have_spent_its_code(store: Store) -> None:
+    """A process that died during its exchange is followed by one who saw its lease end, with doubt; by nobody else."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    for abandoned in (None, "another"):
+        kept = await store.claim_grant(a_grant(attempt="2"), now=grant.lease_until + DAY / 1440, over=abandoned)
+        assert kept.attempt == grant.attempt
+    after = await store.claim_grant(a_grant(attempt="2"), now=START, over=grant.attempt)
+    assert (after.attempt, after.doubtful) == ("2", True)
+
+
+async def test_a_connection_and_its_grants_end_are_one(store: Store) -> None:
+    """Who sees the grant as connected finds the connection."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, connection_id=a_connection().id)
+    await store.save_connected(NewConnection(grant=ended, connection=a_connection(), token_iat=None))
+    assert await store.grant(grant.code_hash) == ended
+    assert await store.connection(a_connection().id) is not None
+
+
+async def test_expired_grants_are_erased_then_forgotten(store: Store) -> None:
+    """After the code's life nothing sealed is left, a day later nothing at all."""
+    grant = await store.claim_grant(a_grant(), now=START)
+    await store.prune(now=grant.expires_at - SECOND, keep=DAY.total_seconds())
+    assert await store.grant(grant.code_hash) == grant
+    await store.prune(now=grant.expires_at, keep=DAY.total_seconds())
+    assert await store.grant(grant.code_hash) == dataclasses.replace(grant, sealed=None)
+    await store.prune(now=grant.expires_at + DAY, keep=DAY.total_seconds())
+    assert await store.grant(grant.code_hash) is None
+
+
+def a_state(**more: Any) -> IssuedState:
+    """Return a state as it is issued."""
+    values: dict[str, Any] = {"state_hash": "state", "sealed": b"sealed", "expires_at": START + DAY / 48}
+    return IssuedState(**{**values, **more})
+
+
+async def test_a_state_is_used_with_the_claim_of_its_code(store: Store) -> None:
+    """Both are one: a code whose state is another code's is not claimed; its own code is claimed again with it."""
+    await store.issue_state(a_state())
+    assert await store.issued_state("state") == a_state()
+    grant = await store.claim_grant(a_grant(), now=START, state_hash="state")
+    assert await store.issued_state("state") == a_state(
+        code_hash=grant.code_hash, sealed=grant.sealed, expires_at=grant.expires_at
+    )
+    assert await store.grant(grant.code_hash) == grant
+    with pytest.raises(InvalidState):
+        await store.claim_grant(a_grant("another"), now=START, state_hash="state")
+    assert await store.grant(fingerprint("another")) is None
+    await store.finish_grant(dataclasses.replace(grant, status=GrantStatus.FAILED))
+    again = await store.claim_grant(a_grant(attempt="2"), now=START + DAY / 100, over=grant.attempt, state_hash="state")
+    assert again.attempt == "2"
+
+
+async def test_of_several_states_that_bring_one_code_at_once_one_is_used(store: Store, beside: Beside) -> None:
+    """The others are good for another code."""
+    names = [f"state-{number}" for number in range(6)]
+    for name in names:
+        await store.issue_state(a_state(state_hash=name))
+    async with beside("two") as other:
+        claims = [
+            one.claim_grant(a_grant(attempt=name, handle_hash=name), now=START, state_hash=name)
+            for one, name in zip([store, other] * 3, names, strict=True)
+        ]
+        claimed = {grant.attempt for grant in await asyncio.gather(*claims)}
+    found = [await store.issued_state(name) for name in names]
+    assert len(claimed) == 1
+    assert [one.state_hash for one in found if one is not None and one.code_hash] == [*claimed]
+
+
+@pytest.mark.parametrize("name", ["state", "unknown"])
+async def test_a_state_that_is_over_or_unknown_claims_nothing(store: Store, name: str) -> None:
+    """From its last moment on."""
+    await store.issue_state(a_state())
+    with pytest.raises(InvalidState):
+        await store.claim_grant(a_grant(), now=a_state().expires_at, state_hash=name)
+    assert await store.grant(fingerprint("code")) is None
+
+
+async def test_expired_states_are_erased_then_forgotten(store: Store) -> None:
+    """What they stand for goes at once, that they were there a day later."""
+    await store.issue_state(a_state())
+    for at, left in (
+        (a_state().expires_at - SECOND, a_state()),
+        (a_state().expires_at, a_state(sealed=None)),
+        (a_state().expires_at + DAY, None),
+    ):
+        await store.prune(now=at, keep=DAY.total_seconds())
+        assert await store.issued_state("state") == left
+
+
+async def test_a_grant_is_found_by_its_ticket(store: Store) -> None:
+    """From the claim on; until when it is good is told with the end."""
+    grant = await store.claim_grant(a_grant(ticket_hash="ticket"), now=START)
+    assert await store.grant_by_ticket("ticket") == grant
+    ended = dataclasses.replace(grant, status=GrantStatus.CONNECTED, accepted_at=START)
+    assert await store.finish_grant(ended)
+    assert await store.grant_by_ticket("ticket") == ended
+    assert await store.grant_by_ticket("another") is None
+
+
+async def test_an_owner_is_bound_once_and_the_first_only_where_there_is_none(store: Store) -> None:
+    """Who is bound already stays so; who may only be first is refused where somebody is."""
+    stored = await save(store, a_connection())
+    for _ in range(2):
+        assert await store.bind(stored.id, owner="42", grant_no=1, first_only=True)
+    assert not await store.bind(stored.id, owner="17", grant_no=1, first_only=True)
+    assert await store.bind(stored.id, owner="17", grant_no=1, first_only=False)
+    assert await store.owners_of([stored.id, "unknown"]) == {stored.id: ["42", "17"], "unknown": []}
+    assert [one.id for one in await store.connections_owned("17")] == [stored.id]
+    assert [one.id for one in await store.page(after="", limit=9, only=ConnectionFilter(owner="42"))] == [stored.id]
+    assert await store.page(after="", limit=9, only=ConnectionFilter(owner="42", status=Status.NEEDS_REAUTH)) == []
+    assert await store.page(after="", limit=9, only=ConnectionFilter(owner="42", account_id="7")) == []
+    told = [event.details for event in await store.events(connection_id=stored.id, limit=9)]
+    assert told == [{"owner": "17"}, {"owner": "42"}]
+
+
+async def test_the_counter_tells_who_was_connected_and_bound_last(store: Store) -> None:
+    """A grant of a connection that was there counts as well; a repeated binding does not. Times play no part."""
+    one, other = await save(store, a_connection(1)), await save(store, a_connection(2))
+    assert 0 < one.connected_no < other.connected_no
+    again = await save(store, a_connection(1, connected_at=START + SECOND), iat=2)
+    assert again.connected_no > other.connected_no
+    for connection in (other, one, other):
+        await store.bind(connection.id, owner="42", grant_no=1, first_only=False)
+    bindings = await store.bindings_of([one.id, other.id])
+    assert again.connected_no < bindings[other.id]["42"] < bindings[one.id]["42"]
+    assert await store.disconnect(await now(store, other), on_request=True)
+    after = (await store.claim_grant(a_grant("after"), now=START)).no
+    assert after > bindings[one.id]["42"]
+
+
+async def test_nobody_is_bound_to_what_is_gone(store: Store) -> None:
+    """Neither to a connection that was disconnected, nor to one that never was; and who owned it is forgotten."""
+    stored = await save(store, a_connection())
+    await store.bind(stored.id, owner="42", grant_no=1, first_only=True)
+    assert await store.disconnect(stored, on_request=True)
+    assert await store.owners_of([stored.id]) == {stored.id: []}
+    for name in (stored.id, "unknown"):
+        assert not await store.bind(name, owner="42", grant_no=1, first_only=False)
+    assert await store.connections_owned("42") == []
+
+
+async def test_a_vouched_owner_is_bound_with_the_pair(store: Store) -> None:
+    """Committed with the grant's end, also where a later grant's pair was kept; not to what is disconnected."""
+    pair = NewConnection(grant=a_grant(), connection=a_connection(), token_iat=2, owner="42")
+    assert await store.save_connected(pair) is not None
+    earlier = dataclasses.replace(pair, grant=a_grant("earlier"), token_iat=1, owner="17")
+    assert await store.save_connected(earlier) is None
+    assert sorted((await store.owners_of([a_connection().id]))[a_connection().id]) == ["17", "42"]
+    await store.disconnect(await now(store, a_connection()), on_request=True)
+    assert await store.save_connected(earlier) is None
+    assert await store.owners_of([a_connection().id]) == {a_connection().id: []}
+
+
+@pytest.mark.parametrize("on_request", [True, False])
+async def test_a_grant_from_before_the_owner_left_adds_no_owner(store: Store, *, on_request: bool) -> None:
+    """Nor does one from before the connection was disconnected; a later grant does. Times play no part."""
+    stored = await save(store, a_connection(), iat=1)
+    before = (await store.claim_grant(a_grant("before"), now=START)).no
+    for owner in ("42", "17"):
+        assert await store.bind(stored.id, owner=owner, grant_no=before, first_only=False)
+    await store.unbind("42")
+    assert not await store.bind(stored.id, owner="42", grant_no=before, first_only=False)
+    between = (await store.claim_grant(a_grant("between"), now=START)).no
+    assert await store.bind(stored.id, owner="42", grant_no=between, first_only=False)
+    await store.disconnect(await now(store, stored), on_request=on_request)
+    await save(store, a_connection(), iat=2)
+    for no in (before, between):
+        assert not await store.bind(stored.id, owner="7", grant_no=no, first_only=True)
+    after = (await store.claim_grant(a_grant("after"), now=START)).no
+    assert await store.bind(stored.id, owner="7", grant_no=after, first_only=True)
+
+
+async def test_who_leaves_takes_along_what_nobody_else_owns(store: Store) -> None:
+    """His connections alone; those that others own stay as they are. Nothing of it while all is frozen."""
+    alone, shared, foreign = [await save(store, a_connection(number)) for number in (1, 2, 3)]
+    for one in (alone, shared):
+        await store.bind(one.id, owner="42", grant_no=1, first_only=False)
+    for one in (shared, foreign):
+        await store.bind(one.id, owner="17", grant_no=1, first_only=False)
+    await store.freeze_all(why="a test")
+    with pytest.raises(Frozen):
+        await store.unbind("42")
+    assert len(await store.connections_owned("42")) == 2
+    await store.thaw_all(machine=None)
+    told = {(event.connection_id, event.name) for event in await store.unbind("42")}
+    assert told == {(alone.id, "connection.disconnected"), (shared.id, "owner.unbound")}
+    assert [(await now(store, one)).status for one in (alone, shared, foreign)] == ["disconnected", "active", "active"]
+    assert await store.owners_of([alone.id, shared.id, foreign.id]) == {
+        alone.id: [], shared.id: ["17"], foreign.id: ["17"]
+    }  # fmt: skip
+    assert await store.unbind("42") == []
