@@ -75,11 +75,11 @@ class StoredEvent:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Notice:
-    """A row of the outbox: what others are to be notified of, under an id that stays."""
+class QueuedWebhook:
+    """A row of the table `webhooks`: what others are to be notified of, under an id that stays."""
 
     number: int
-    """Its place in the order in which notices came."""
+    """Its place in the order in which webhooks came."""
     id: str
     at: datetime
     type: str
@@ -89,23 +89,23 @@ class Notice:
     next_try_at: datetime
     last_error: str | None = None
     """Why the last try failed: a word of ours, or the receiver's status."""
-    parked_at: datetime | None = None
+    dead_lettered_at: datetime | None = None
     """When it was given up: it is kept, and tried again only where somebody says so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailedDelivery:
-    """What a try that failed leaves of a notice."""
+    """What a try that failed leaves of a webhook."""
 
     id: str
     lease: str
     """Of the try: what somebody else is at by now is left to him."""
     error: str
     next_try_at: datetime | None
-    """`None`: it is parked."""
+    """`None`: it is dead-lettered."""
 
 
-NOTICES = frozenset(
+WEBHOOK_EVENTS = frozenset(
     {
         "connection.connected",
         "connection.needs_reauth",
@@ -115,4 +115,4 @@ NOTICES = frozenset(
         "connection.disconnected",
     }
 )
-"""Changes of which the operator's systems are notified: each has its row in the outbox, written with the change."""
+"""Changes reported to the operator's systems: each has a row in the table `webhooks`, written with the change."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreStats:
-    """What the store tells of all connections and notices in one look."""
+    """What the store tells of all connections and webhooks in one look."""
 
     active: int
     fresh: int
@@ -39,11 +39,11 @@ class StoreStats:
     Of a connection without a refresh token it is the access token.
     """
     waiting: int
-    """Notices that are to be delivered."""
+    """Webhooks that are to be delivered."""
     waiting_since: datetime | None
     """When the oldest of these was written."""
-    parked: int
-    """Notices that were given up, and kept."""
+    dead_lettered: int
+    """Webhooks that were given up, and kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,5 +64,5 @@ class ServiceStatus:
     """Refreshes that are under way in this process."""
     pending_writes: int
     """Pairs that the store does not accept."""
-    notices_delivered: bool
-    """Whether a receiver is configured: without one waiting notices mean nothing."""
+    webhooks_delivered: bool
+    """Whether a receiver is configured: without one waiting webhooks mean nothing."""

@@ -182,4 +182,4 @@ class AmoClient:
 
     def _tell(self, fields: Mapping[str, object], began: float) -> None:
         seconds = round(self._clock.monotonic() - began, 3)
-        self._observer(Event(name="amo.asked", level=Level.DEBUG, fields={**fields, "seconds": seconds}))
+        self._observer(Event(name="amo.request", level=Level.DEBUG, fields={**fields, "seconds": seconds}))

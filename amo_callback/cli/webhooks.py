@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from amo_callback.cli.api_client import ApiClient
     from amo_callback.cli.main import Invocation
 
-_PATH = "/notices"
+_PATH = "/webhooks"
 _COLUMNS = ("id", "type", "at", "connection_id", "status", "tries", "last_error", "next_try_at")
 
 

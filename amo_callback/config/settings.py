@@ -177,7 +177,7 @@ class Api(_Section):
 
 
 class Webhook(_Section):
-    """`[webhook]`: where signed notices go."""
+    """`[webhook]`: where signed webhooks go."""
 
     url: HttpsUrl | None = None
     secret: Annotated[WebhookSecret | None, Field(validate_default=True)] = None
@@ -190,7 +190,7 @@ class Webhook(_Section):
         if info.data["url"] is None and value is not None:
             raise ValueError("has no effect without webhook.url")
         if info.data["url"] is not None and value is None:
-            raise ValueError("is required with webhook.url: by it the receiver tells that a notice is ours")
+            raise ValueError("is required with webhook.url: by it the receiver tells that a webhook is ours")
         return value
 
 

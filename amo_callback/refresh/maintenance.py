@@ -58,7 +58,7 @@ class Maintenance:
         back = await self._store.record_time(now=self._clock.now)
         if back:
             fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
-            self._observer(Event(name="clock.went_back", level=Level.WARNING, fields=fields))
+            self._observer(Event(name="clock.moved_back", level=Level.WARNING, fields=fields))
             self._steady_since = self._clock.monotonic()
         for event in await self._store.expire_missing(now=self._clock.now(), event=_expired):
             self._observer(event)

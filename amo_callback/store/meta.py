@@ -249,10 +249,10 @@ class Meta(Repository):
                 return timedelta(0)
             by = back // timedelta(microseconds=1)
             await transaction.run("shift_times", by=by, now=time)
-            await transaction.run("shift_notices", by=by, now=time)
+            await transaction.run("shift_webhooks", by=by, now=time)
             await self._shift_amo_block(transaction, back=back, now=time)
             fields = {"seconds": back.total_seconds()}
-            await self._record(transaction, [Event(name="clock.went_back", level=Level.WARNING, fields=fields)])
+            await self._record(transaction, [Event(name="clock.moved_back", level=Level.WARNING, fields=fields)])
             return back
 
         return await self._database.transact(work)
@@ -260,7 +260,7 @@ class Meta(Repository):
     # --- all that is stored ------------------------------------------------------------------------
 
     async def survey(self, *, now: datetime, late: datetime) -> StoreStats:
-        """Count connections and notices, and refreshes that were due before `late` as overdue."""
+        """Count connections and webhooks, and refreshes that were due before `late` as overdue."""
         [row] = await self._database.read("survey", now=now, late=late)
         others: dict[str, int] = json.loads(row["not_active"])
         return StoreStats(
@@ -277,7 +277,7 @@ class Meta(Repository):
             next_deadline=_time(row["next_deadline"]),
             waiting=row["waiting"],
             waiting_since=_time(row["waiting_since"]),
-            parked=row["parked"],
+            dead_lettered=row["dead_lettered"],
         )
 
     async def count_sealed(self) -> int:

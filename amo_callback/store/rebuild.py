@@ -230,7 +230,7 @@ def _open_untrusted(path: Path, limits: Limits) -> sqlite3.Connection:
 
 _PRAGMAS = frozenset({"quick_check", "table_xinfo", "user_version"})
 _READ = frozenset(
-    {"meta", "counters", "connections", "owners", "grants", "states", "events", "outbox", "sqlite_master"}
+    {"meta", "counters", "connections", "owners", "grants", "states", "events", "webhooks", "sqlite_master"}
 )
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_TRANSACTION})
 

@@ -317,7 +317,7 @@ async def _prepare(lifecycle: TokenLifecycle) -> None:
 async def _open_courier(
     services: Services, *, observer: Observer, died: asyncio.Future[None]
 ) -> AsyncIterator[WebhookDispatcher | None]:
-    """Deliver notices where a receiver is configured; at the end requests in flight are answered."""
+    """Deliver webhooks where a receiver is configured; at the end requests in flight are answered."""
     settings, notify = services.settings, services.settings.webhook
     if notify.url is None or notify.secret is None:
         yield None
@@ -336,7 +336,7 @@ async def _open_courier(
             poll_interval=settings.refresh.poll_interval,
             random=random.random,
         )
-        services.store.on_notice(dispatcher.wake)
+        services.store.on_webhook(dispatcher.wake)
         async with _running(dispatcher, name="courier", observer=observer, died=died):
             yield dispatcher
 

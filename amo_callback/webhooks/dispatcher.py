@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from amo_callback.clock import Clock
-    from amo_callback.events import Notice, Observer
+    from amo_callback.events import Observer, QueuedWebhook
     from amo_callback.store import Store
     from amo_callback.webhook import Signer
     from amo_callback.webhooks.sender import Sender
 
 AT_ONCE = 8
 LEASE = timedelta(seconds=60)
-"""For how long a notice is one process's alone: well over a request's time, and the store's patience after it.
+"""For how long a webhook is one process's alone: well over a request's time, and the store's patience after it.
 
 It is told by the wall clock: where that is put forward under another process's delivery, or that one is stopped for a
-minute, the notice is sent twice under its one id, which costs nobody anything.
+minute, the webhook is sent twice under its one id, which costs nobody anything.
 """
 
 
 class WebhookDispatcher:
-    """Deliver what is in the outbox, for as long as the process lives."""
+    """Deliver what is in the table `webhooks`, for as long as the process lives."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class WebhookDispatcher:
         return self._stopping
 
     def wake(self) -> None:
-        """Look again now: a notice was written, or a delivery has ended."""
+        """Look again now: a webhook was written, or a delivery has ended."""
         self._wake.set()
 
     def stop(self) -> None:
@@ -94,70 +94,70 @@ class WebhookDispatcher:
                 return min(pause, self._poll_interval)
             now = self._clock.now()
             apart = tuple(self._running)  # our own, whatever the clock says of their leases
-            upcoming = await self._store.next_notice(now=now, length=LEASE, apart_from=apart)
+            upcoming = await self._store.next_webhook(now=now, length=LEASE, apart_from=apart)
             if upcoming is None or upcoming > now:  # and nothing is written
                 return self._until(upcoming, now)
             lease = uuid.uuid4().hex
-            claimed = await self._store.claim_notices(
+            claimed = await self._store.claim_webhooks(
                 now=now, length=LEASE, lease=lease, limit=places, apart_from=apart
             )
-            for notice in claimed:
-                self._start(notice, lease=lease)
+            for webhook in claimed:
+                self._start(webhook, lease=lease)
         return self._poll_interval  # the end of one wakes us
 
-    def _start(self, notice: Notice, *, lease: str) -> None:
+    def _start(self, webhook: QueuedWebhook, *, lease: str) -> None:
         def ended(_: object) -> None:
-            self._running.pop(notice.id, None)
+            self._running.pop(webhook.id, None)
             self.wake()
 
-        task = asyncio.create_task(self._deliver(notice, lease=lease), name=f"notice:{notice.id}")
-        self._running[notice.id] = task
+        task = asyncio.create_task(self._deliver(webhook, lease=lease), name=f"webhook:{webhook.id}")
+        self._running[webhook.id] = task
         task.add_done_callback(ended)
 
     def _until(self, upcoming: datetime | None, now: datetime) -> float:
         left = self._poll_interval if upcoming is None else (upcoming - now).total_seconds()
         return min(left, self._poll_interval)
 
-    async def _deliver(self, notice: Notice, *, lease: str) -> None:
+    async def _deliver(self, webhook: QueuedWebhook, *, lease: str) -> None:
         """Try once; where the store does not take what came of it, the lease ends, and it is tried again."""
         try:
-            answer = await self._post(notice)
-            self._receiver.note(notice, answer)
+            answer = await self._post(webhook)
+            self._receiver.note(webhook, answer)
             if answer.good:
-                await self._end(notice)
+                await self._end(webhook)
             else:
-                await self._put_off(notice, answer, lease=lease)
+                await self._put_off(webhook, answer, lease=lease)
         except StoreUnavailable as error:
             self._outage.failed(error)
-        except Exception as error:  # noqa: BLE001 -- because one notice is not the others' end
+        except Exception as error:  # noqa: BLE001 -- because one webhook is not the others' end
             self._tell_failed(error)
 
-    async def _post(self, notice: Notice) -> Answer:
+    async def _post(self, webhook: QueuedWebhook) -> Answer:
         try:
-            return await self._sender.post(self._signer.message(notice, now=self._clock.now()))
-        except Exception as bug:  # noqa: BLE001 -- because a notice that no bug lets go is put off, and parked, as others
+            return await self._sender.post(self._signer.message(webhook, now=self._clock.now()))
+        except Exception as bug:  # noqa: BLE001 -- because a webhook that no bug lets go is put off, and dead-lettered, as others
             self._tell_failed(bug)
             return Answer(why="bug")
 
-    async def _end(self, notice: Notice) -> None:
-        late = notice.tries > 1
-        event = self._event("notice.delivered", notice, Level.INFO if late else Level.DEBUG)
-        if await self._store.notice_delivered(notice.id, events=[event] if late else []):
+    async def _end(self, webhook: QueuedWebhook) -> None:
+        late = webhook.tries > 1
+        event = self._event("webhook.delivered", webhook, Level.INFO if late else Level.DEBUG)
+        if await self._store.webhook_delivered(webhook.id, events=[event] if late else []):
             self._observer(event)
 
-    async def _put_off(self, notice: Notice, answer: Answer, *, lease: str) -> None:
-        again = next_try(notice, answer, now=self._clock.now(), random=self._random)
+    async def _put_off(self, webhook: QueuedWebhook, answer: Answer, *, lease: str) -> None:
+        again = next_try(webhook, answer, now=self._clock.now(), random=self._random)
         if again is None:
-            self._receiver.forget(notice)
-        name, level = ("notice.parked", Level.ERROR) if again is None else ("notice.failed", Level.DEBUG)
-        event = self._event(name, notice, level, error=answer.error)
-        failure_event = FailedDelivery(id=notice.id, lease=lease, error=answer.error, next_try_at=again)
-        if await self._store.notice_failed(failure_event, events=[event] if again is None else []):
+            self._receiver.forget(webhook)
+        name, level = ("webhook.dead_lettered", Level.ERROR) if again is None else ("webhook.failed", Level.DEBUG)
+        event = self._event(name, webhook, level, error=answer.error)
+        failure_event = FailedDelivery(id=webhook.id, lease=lease, error=answer.error, next_try_at=again)
+        if await self._store.webhook_failed(failure_event, events=[event] if again is None else []):
             self._observer(event)
 
-    def _event(self, name: str, notice: Notice, level: Level, **more: object) -> Event:
-        fields = {"notice": notice.id, "type": notice.type, "tries": notice.tries, **more}
-        return Event(name=name, level=level, connection_id=notice.connection_id, fields=fields)
+    def _event(self, name: str, webhook: QueuedWebhook, level: Level, **more: object) -> Event:
+        fields = {"webhook": webhook.id, "type": webhook.type, "tries": webhook.tries, **more}
+        return Event(name=name, level=level, connection_id=webhook.connection_id, fields=fields)
 
     def _tell_failed(self, error: Exception) -> None:
         self._observer(failure_event("courier.failed", error))

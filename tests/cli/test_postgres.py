@@ -68,7 +68,7 @@ def test_connections_are_listed_frozen_and_thawed(environ: dict[str, str], capsy
     assert [name for name in names if name.startswith("service.")] == ["service.thawed", "service.frozen"]
 
 
-def test_tokens_notices_and_keys_are_told(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokens_webhooks_and_keys_are_told(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """What reads, and what seals again."""
     assert _run(environ, "token", a_connection(1).id, "--json") == 0
     assert _told(capsys)["access_token"] == "a-token-1"

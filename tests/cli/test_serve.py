@@ -28,7 +28,7 @@ def test_a_unit_that_would_kill_it_too_early_stops_the_start() -> None:
 
 
 def test_every_configured_secret_is_kept_out_of_the_log() -> None:
-    """The client's secret, keys of both kinds, each by itself; those of JWTs, notices and the database, if any."""
+    """The client's secret, keys of both kinds, each by itself; those of JWTs, webhooks and the database, if any."""
     keys = [new_key(), new_key()]
     environ = {
         **KNOWN,

@@ -357,7 +357,7 @@ async def test_a_database_that_is_away_in_the_middle_of_refreshes_costs_nothing(
             assert await instance.ended() == 0
         pending_writes, saved = (
             [line for instance in fleet.instances for line in instance.named(name)]
-            for name in ("pair.unsaved", "pair.saved")
+            for name in ("pair.write_pending", "pair.write_completed")
         )
         figures = {
             "answers while it was away": len([one for one in fleet.answers if away_at < one.began_at < back_at]),

@@ -277,7 +277,7 @@ async def test_nobody_gets_another_connections_token(house: House) -> None:
     connection = await house.connect(account_id="")
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     for selector in ("another-customer", "account:", "account:7", ""):
         with pytest.raises(NotFound):
             await house.lifecycle.access_tokens.token(selector, min_ttl=0)

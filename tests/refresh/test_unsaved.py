@@ -34,7 +34,7 @@ async def _pending_writes(house: House) -> tuple[Connection, asyncio.Task[Connec
     connection = await house.connect()
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.refresh(connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     return connection, refreshing
 
 
@@ -47,13 +47,13 @@ async def test_an_unsaved_pair_is_held_and_in_its_file(house: House) -> None:
     name = f"{connection.id}-1"
     assert house.lifecycle.pending_writes.names == [name]
     assert list(house.rescue.files) == [name]
-    [event] = house.witness.named("pair.unsaved")
+    [event] = house.witness.named("pair.write_pending")
     assert (event.connection_id, event.fields) == (connection.id, {"store": "SQLITE_FULL", "rescued": True})
     house.failing.away = set()
     await house.lifecycle.pending_writes.settle()
     assert (await refreshing).pair_version == 2
     assert (house.lifecycle.pending_writes.names, house.rescue.files) == ([], {})
-    assert (await house.witness.until("pair.saved")).fields == {"superseded": False}
+    assert (await house.witness.until("pair.write_completed")).fields == {"superseded": False}
 
 
 async def test_an_unsaved_pair_is_handed_out_while_the_store_is_away(house: House) -> None:
@@ -85,7 +85,7 @@ async def test_a_pair_without_an_account_is_found_by_its_connection_alone(house:
     connection = await house.connect(account_id="")
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.refresh(connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     pending_writes = house.lifecycle.pending_writes
     assert pending_writes.find(connection_id="another customer") is None
     found = pending_writes.find(connection_id=connection.id)
@@ -130,7 +130,7 @@ async def test_a_bug_in_the_store_lets_go_of_no_pair(house: House) -> None:
 
     lifecycle = house.make_lifecycle(store=Broken())
     refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    event = await house.witness.until("pair.unsaved")
+    event = await house.witness.until("pair.write_pending")
     assert isinstance(event.error, ZeroDivisionError)
     broken = False
     await lifecycle.pending_writes.settle()
@@ -164,7 +164,7 @@ async def test_a_pair_whose_commit_was_not_answered_is_stored(house: House) -> N
     assert stored.pair_version == 2
     assert house.amo.fake.is_good(house.pair(stored).refresh_token)
     assert (house.rescue.files, lifecycle.pending_writes.names) == ({}, [])
-    assert set(house.witness.names()) & {"pair.unsaved", "refresh.superseded"} == set()
+    assert set(house.witness.names()) & {"pair.write_pending", "refresh.superseded"} == set()
 
 
 async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another_has_replaced_it(
@@ -175,7 +175,7 @@ async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another
     lifecycle = house.make_lifecycle(store=LostAnswer(house.failing, "save_refreshed"))
     house.failing.away = {"connection"}
     saving = asyncio.create_task(_save_next(house, lifecycle, connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.failing.away = set()
     other = house.make_coordinator(store=house.store, rescue=MemoryRescue(), owner="process-2")
     assert (await other.refresh(connection.id, demand=RefreshTrigger.FORCED)).pair_version == 3
@@ -183,7 +183,7 @@ async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another
     saved = await saving
     assert saved is not None
     assert (saved.pair_version, house.rescue.files) == (3, {})
-    [told] = house.witness.named("pair.saved")
+    [told] = house.witness.named("pair.write_completed")
     assert told.fields["superseded"] is False
 
 
@@ -232,7 +232,7 @@ async def test_a_terminal_answer_whose_commit_was_not_answered_is_stored(house: 
         with pytest.raises(NeedsReauth):
             await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     assert len(house.amo.fake.ledger.refreshes()) == presented + 1
-    assert "refresh.verdict_unsaved" not in house.witness.names()
+    assert "refresh.result_not_stored" not in house.witness.names()
 
 
 async def test_a_bug_in_a_look_lets_go_of_no_pair(house: House) -> None:
@@ -259,8 +259,8 @@ async def test_a_bug_in_a_look_lets_go_of_no_pair(house: House) -> None:
     await gated.answered.wait()
     broken = True
     gated.go_on.set()
-    await house.witness.until_either(("pair.unsaved", "refresh.bug"), times=1)
-    [event] = house.witness.named("pair.unsaved")
+    await house.witness.until_either(("pair.write_pending", "refresh.bug"), times=1)
+    [event] = house.witness.named("pair.write_pending")
     assert isinstance(event.error, ZeroDivisionError)
     broken = False
     await lifecycle.pending_writes.settle()
@@ -272,7 +272,7 @@ async def test_an_observer_that_fails_costs_no_pair(house: House) -> None:
     connection = await house.connect()
 
     def observer(event: Event) -> None:
-        if event.name == "pair.unsaved":
+        if event.name == "pair.write_pending":
             raise RuntimeError("the log is broken")
 
     lifecycle = house.make_lifecycle(observer=observer)
@@ -324,7 +324,7 @@ async def test_the_end_waits_for_a_pair_that_is_nowhere_else(house: House) -> No
     """Where its file cannot be written either, the process keeps it and goes on trying."""
     house.rescue.full = True
     connection, refreshing = await _pending_writes(house)
-    assert house.witness.named("pair.unsaved")[0].fields["rescued"] is False
+    assert house.witness.named("pair.write_pending")[0].fields["rescued"] is False
     house.lifecycle.stop()
     for _ in range(3):
         await house.clock.until_sleeping(1)
@@ -417,7 +417,7 @@ async def test_two_processes_that_hold_one_granted_pair_store_it_once(house: Hou
     store, other_store = house.away("save_connected"), house.away("save_connected")
     first = house.make_lifecycle(store=store)
     saving = asyncio.create_task(first.pending_writes.save(pending_pair, connection=pending_pair.connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     second = house.make_lifecycle(store=other_store, owner="process-2")
     await second.pending_writes.restore()
     store.away = set()
@@ -428,7 +428,7 @@ async def test_two_processes_that_hold_one_granted_pair_store_it_once(house: Hou
     await second.pending_writes.settle()
     await second.pending_writes.drain()
     assert await house.now(refreshed) == refreshed
-    assert (await house.witness.until("pair.saved", times=2)).fields == {"superseded": True}
+    assert (await house.witness.until("pair.write_completed", times=2)).fields == {"superseded": True}
 
 
 async def test_a_pair_that_a_newer_one_replaced_is_let_go(house: House) -> None:
@@ -499,11 +499,13 @@ async def test_a_file_that_cannot_be_removed_is_told_and_harmless(house: House) 
     lifecycle = house.make_lifecycle(rescue=Stuck())
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.failing.away = set()
     await lifecycle.pending_writes.settle()
     assert (await refreshing).status is Status.ACTIVE
-    assert house.witness.names() == ["pair.unsaved", "rescue.not_removed", "pair.saved", "refresh.succeeded"]
+    assert house.witness.names() == [
+        "pair.write_pending", "rescue.not_removed", "pair.write_completed", "refresh.succeeded",
+    ]  # fmt: skip
 
 
 async def test_a_file_that_cannot_be_removed_is_logged_once_and_removed_later(house: House) -> None:
@@ -521,14 +523,14 @@ async def test_a_file_that_cannot_be_removed_is_logged_once_and_removed_later(ho
     lifecycle = house.make_lifecycle(rescue=rescue)
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.failing.away = set()
     await lifecycle.pending_writes.settle()
     await refreshing
     offered = house.failing.asked["save_refreshed"]
     for _ in range(3):
         await lifecycle.pending_writes.restore()
-    assert len(house.witness.named("rescue.not_removed")) == len(house.witness.named("pair.saved")) == 1
+    assert len(house.witness.named("rescue.not_removed")) == len(house.witness.named("pair.write_completed")) == 1
     rescue.stuck = False
     await lifecycle.pending_writes.restore()
     assert (rescue.read(), house.failing.asked["save_refreshed"], lifecycle.pending_writes.names) == ({}, offered, [])
@@ -539,7 +541,7 @@ async def test_the_loop_offers_unsaved_pairs_before_it_spends_anything(house: Ho
     connection = await house.connect()
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.refresh(connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.failing.away = set()
     async with house.running(house.lifecycle):
         assert (await refreshing).pair_version == 2
@@ -551,7 +553,7 @@ async def test_the_loop_finds_what_another_process_has_left(house: House) -> Non
     other = house.make_lifecycle(store=house.away("save_refreshed"), owner="process-2")
     async with house.running(house.lifecycle):
         flight = asyncio.create_task(other.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-        await house.witness.until("pair.unsaved")
+        await house.witness.until("pair.write_pending")
         other.stop()
         with pytest.raises(ShuttingDown):
             await flight
@@ -604,9 +606,9 @@ async def test_a_file_that_cannot_be_read_is_told_and_stops_nothing(house: House
     await lifecycle.pending_writes.restore()
     assert (await house.now(connection)).pair_version == 2
     assert lifecycle.pending_writes.names == ["x-1"]
-    assert house.witness.names() == ["pair.saved", "rescue.unreadable"] or house.witness.names() == [
+    assert house.witness.names() == ["pair.write_completed", "rescue.unreadable"] or house.witness.names() == [
         "rescue.unreadable",
-        "pair.saved",
+        "pair.write_completed",
     ]
 
 
@@ -621,7 +623,7 @@ async def test_a_superseded_pair_is_no_orphan_because_the_store_cannot_be_read(h
     again = await house.connect()
     house.failing.away = {"connection"}
     gated.go_on.set()
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.failing.away = set()
     await lifecycle.pending_writes.settle()
     assert await flight == again
@@ -656,7 +658,7 @@ async def test_an_orphan_is_held_until_it_has_a_file(house: House) -> None:
     store.put_back = True
     house.rescue.full = True
     gated.go_on.set()
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     assert not flight.done()
     house.rescue.full = False
     await lifecycle.pending_writes.settle()
@@ -678,7 +680,7 @@ async def test_a_rescued_pair_that_mends_a_connection_is_told(house: House) -> N
     connection = await house.connect(api_domain=API_DOMAIN)
     first = house.make_lifecycle(store=house.away("save_refreshed"))
     flight = asyncio.create_task(first.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     first.stop()
     with pytest.raises(ShuttingDown):
         await flight
@@ -689,8 +691,8 @@ async def test_a_rescued_pair_that_mends_a_connection_is_told(house: House) -> N
         await elsewhere.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     await house.make_lifecycle(owner="process-3").pending_writes.restore()
     assert (await house.now(connection)).status is Status.ACTIVE
-    assert house.witness.names()[-2:] == ["pair.saved", "connection.recovered"]
-    assert [notice.type for notice in await house.store.notices(limit=9)] == [
+    assert house.witness.names()[-2:] == ["pair.write_completed", "connection.recovered"]
+    assert [webhook.type for webhook in await house.store.webhooks(limit=9)] == [
         "connection.needs_reauth",
         "connection.recovered",
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.errors import Frozen, InvalidState
-from amo_callback.events import NOTICES, Event
+from amo_callback.events import WEBHOOK_EVENTS, Event
 from amo_callback.grant import GrantStatus, IssuedState, NewConnection
 from amo_callback.model import (
     AmoBlock,
@@ -755,15 +755,15 @@ async def test_old_events_are_forgotten_in_steps(store: Store, clock: FakeClock)
         assert await store.forget(now=START + 90 * DAY + SECOND) is (left == 1003)
 
 
-@pytest.mark.parametrize("name", sorted(NOTICES))
-async def test_a_change_that_others_are_notified_of_is_in_the_outbox_with_it(store: Store, name: str) -> None:
+@pytest.mark.parametrize("name", sorted(WEBHOOK_EVENTS))
+async def test_a_change_that_others_are_notified_of_is_in_the_webhooks_with_it(store: Store, name: str) -> None:
     """Committed with the change, or not at all, each under a name of its own, and without a secret."""
     stored = await save(store, a_connection())
     for _ in range(2):
         stored = await now(store, stored)
         assert await store.schedule_recheck(stored, at=START, events=[_happened(stored, name, reason="x")])
         assert not await store.schedule_recheck(stored, at=START, events=[_happened(stored, name)])
-    one, other = await store.notices(limit=10)
+    one, other = await store.webhooks(limit=10)
     assert one.id != other.id
     assert (one.type, one.at) == (name, START)
     assert one.data == {

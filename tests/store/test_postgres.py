@@ -88,7 +88,7 @@ async def test_a_fresh_schema_equals_a_migrated_one(postgres: Databases) -> None
                     await migrate_postgres(connection, migrations[:step])
                 found.append([tuple(row) for row in await connection.fetch(SCHEMA)])
     assert found[0] == found[1]
-    assert {name for name, *_ in found[0]} >= {"connections", "events", "grants", "meta", "outbox", "slots", "turns"}
+    assert {name for name, *_ in found[0]} >= {"connections", "events", "grants", "meta", "webhooks", "slots", "turns"}
 
 
 async def test_instances_that_begin_at_once_make_one_schema(url: str) -> None:

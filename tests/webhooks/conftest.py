@@ -20,7 +20,7 @@ from tests.webhooks.receiver import SECRET, EndpointHealth
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.events import Notice
+    from amo_callback.events import QueuedWebhook
     from amo_callback.store import Store
 
 POLL = 5.0
@@ -28,7 +28,7 @@ CONNECT = "https://admin.example.com/api/amo-crm/connect"
 
 
 class Office:
-    """Where notices are written, and delivered from."""
+    """Where webhooks are written, and delivered from."""
 
     def __init__(self, *, store: Store, clock: FakeClock, witness: Witness, receiver: EndpointHealth) -> None:
         self.store, self.clock, self.witness, self.receiver = store, clock, witness, receiver
@@ -49,7 +49,7 @@ class Office:
                 poll_interval=POLL,
                 random=lambda: 0.5,
             )
-            place.on_notice(dispatcher.wake)
+            place.on_webhook(dispatcher.wake)
             task = asyncio.create_task(dispatcher.run())
             try:
                 yield dispatcher
@@ -57,18 +57,18 @@ class Office:
                 dispatcher.stop()
                 await task
 
-    async def write(self, name: str = "connection.moved", *, account: int = 1, **fields: object) -> Notice:
-        """Write a change of an account's connection, and the notice of it."""
+    async def write(self, name: str = "connection.moved", *, account: int = 1, **fields: object) -> QueuedWebhook:
+        """Write a change of an account's connection, and the webhook of it."""
         connection = a_connection(account)
         if await self.store.connection(connection.id) is None:
             await save(self.store, connection)
         stored = await now(self.store, connection)
         assert await self.store.schedule_recheck(stored, at=START, events=[connection_event(name, stored, told=fields)])
-        return (await self.store.notices(limit=1000))[-1]
+        return (await self.store.webhooks(limit=1000))[-1]
 
-    async def waiting(self) -> list[Notice]:
-        """Return what is in the outbox."""
-        return list(await self.store.notices(limit=1000))
+    async def waiting(self) -> list[QueuedWebhook]:
+        """Return what is in the table `webhooks`."""
+        return list(await self.store.webhooks(limit=1000))
 
     async def after(self, seconds: float) -> None:
         """Let time pass once the courier sleeps: it has begun all that was due."""

@@ -1,4 +1,4 @@
-"""Others: AMO and its clock, the app's key set, the receiver of notices. Nothing is presented to any of them."""
+"""Others: AMO and its clock, the app's key set, the receiver of webhooks. Nothing is presented to any of them."""
 
 from __future__ import annotations
 

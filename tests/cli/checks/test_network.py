@@ -160,7 +160,7 @@ async def test_the_key_set_must_hold_a_key(
 
 
 async def test_a_receiver_is_there_whatever_he_answers(amo: Amo, encryption_key: str) -> None:
-    """No notice is sent to him; one who is away is told, and notices wait for him."""
+    """No webhook is sent to him; one who is away is told, and webhooks wait for him."""
     methods = []
 
     async def answer(request: web.Request) -> web.Response:
