@@ -7,7 +7,6 @@ over another one by hand does not open there.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
@@ -163,19 +162,7 @@ def _bytes(text: str | None) -> bytes | None:
 # --- passphrases ---------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Scrypt:
-    """What it costs to try a passphrase (RFC 7914): as OWASP advises, 128 MiB and some tenths of a second."""
-
-    salt: bytes
-    n: int = 2**17
-    r: int = 8
-    p: int = 1
-
-
-def key_of_passphrase(passphrase: str, cost: Scrypt) -> str:
-    """Return the encryption key that a passphrase stands for; raises `ValueError` where scrypt refuses the cost."""
-    key = hashlib.scrypt(
-        passphrase.encode(), salt=cost.salt, n=cost.n, r=cost.r, p=cost.p, maxmem=_SCRYPT_MEMORY, dklen=32
-    )
+def key_of_passphrase(passphrase: str, *, salt: bytes, n: int, r: int, p: int) -> str:
+    """Return the encryption key that scrypt (RFC 7914) derives; raises `ValueError` where it refuses the cost."""
+    key = hashlib.scrypt(passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=_SCRYPT_MEMORY, dklen=32)
     return base64.urlsafe_b64encode(key).decode()

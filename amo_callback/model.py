@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime, timedelta
 
-    from amo_callback.events import Event
-
 
 _CONNECTIONS = uuid.UUID("8f0f5a36-5d0c-4f4e-9d0e-2f1c7f8b6a51")
 """The namespace of connection ids."""
@@ -362,6 +360,5 @@ class ImportedConnection:
     connection: Connection
     replaces: Connection | None
     """The stored connection that it replaces, as it was read; any other one stays."""
-    event: Event
     owners: Sequence[str] = ()
     """Added to the owners that are stored."""

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import tempfile
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
+import click
 
 from amo_callback import probe
-from amo_callback.cli.context import acting_as_owner, check_database_exists, load_context
+from amo_callback.cli import output
+from amo_callback.cli.context import (
+    acting_as_owner,
+    check_database_exists,
+    config_option,
+    json_option,
+    load_context,
+)
 from amo_callback.crypto import Cipher
 from amo_callback.errors import CommandFailed, NotFound
 from amo_callback.identity import Scope, key_with
@@ -22,8 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from amo_callback.cli.context import CommandContext
+    from amo_callback.config.settings import Settings
 
-T = TypeVar("T")
+    Work = Callable[..., Awaitable[object]]
 
 MAX_ITEMS = 10_000
 """Items that are listed at most."""
@@ -34,15 +45,33 @@ _AMO_UNAVAILABLE = "amo_unavailable"
 _NO_REFRESH = "only the running service refreshes: start it, and try again"
 
 
-def call(config: str | None, environ: Mapping[str, str], scope: Scope, work: Callable[[ApiClient], Awaitable[T]]) -> T:
-    """Call the private API with a key that has this scope."""
-    context = load_context(config, environ)
+def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> Callable[[Work], Callable[..., int]]:
+    """Make a command of a coroutine that calls the private API with a key of this scope, and returns the answer.
 
-    async def run() -> T:
-        async with open_api(context, scope=scope) as api:
-            return await work(api)
+    The answer is printed as JSON, or as `text` shows it; `None` means that a question was answered with no.
+    """
 
-    return asyncio.run(run())
+    def decorate(work: Work) -> Callable[..., int]:
+        @config_option
+        @json_option
+        @click.pass_context
+        @wraps(work)
+        def run(ctx: click.Context, /, *, config: str | None, as_json: bool, **options: object) -> int:
+            if ctx.invoked_subcommand is not None:
+                return 0
+            context = load_context(config, ctx.obj.environ)
+
+            async def answer() -> object:
+                async with open_api(context, scope=scope) as api:
+                    return await work(api, **options)
+
+            found = asyncio.run(answer())
+            click.echo("nothing was changed" if found is None else json.dumps(found) if as_json else text(found))
+            return 1 if found is None else 0
+
+        return run
+
+    return decorate
 
 
 @asynccontextmanager
@@ -55,7 +84,7 @@ async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[Ap
     if key is not None:
         async with private_session(context.settings.server.private) as session:
             if await is_service(session, Cipher(context.encryption_keys), nonce=secrets.token_urlsafe(16)):
-                yield ApiClient(session, key)
+                yield ApiClient(session, key, context.settings)
                 return
     async with _serve_store(context) as api:
         yield api
@@ -108,7 +137,7 @@ async def _serve_store(context: CommandContext) -> AsyncIterator[ApiClient]:
             try:
                 await web.UnixSite(runner, path).start()
                 async with private_session(f"{_UNIX}{path}") as session:
-                    yield ApiClient(session, key, is_idle=True)
+                    yield ApiClient(session, key, context.settings, is_idle=True)
             finally:
                 await runner.cleanup()
 
@@ -116,7 +145,8 @@ async def _serve_store(context: CommandContext) -> AsyncIterator[ApiClient]:
 class ApiClient:
     """A client of the private API."""
 
-    def __init__(self, session: aiohttp.ClientSession, key: str, *, is_idle: bool = False) -> None:
+    def __init__(self, session: aiohttp.ClientSession, key: str, settings: Settings, *, is_idle: bool = False) -> None:
+        self.settings = settings
         self._session = session
         self._headers = {"Authorization": f"Bearer {key}"}
         self._is_idle = is_idle

@@ -31,7 +31,7 @@ from amo_callback.transfer.export_file import (
 from amo_callback.transfer.exporter import export as write_export
 from amo_callback.transfer.exporter import freeze, wait_until_idle
 from amo_callback.transfer.importer import ImportPlan, ImportRules, apply, make_plan, wait_for_leases
-from amo_callback.transfer.json_format import read_json, read_raw
+from amo_callback.transfer.json_format import JsonReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -197,14 +197,12 @@ async def _read(file: IO[bytes], opened: OpenedStore, options: _Options) -> Iter
     if options.cipher is not None:
         return read_export(file, cipher=options.cipher)
     amo = opened.context.settings.amo
-    tell = partial(told_by, allowed=amo.allowed_domains)
-    now = opened.clock.now()
+    claims_of = partial(told_by, allowed=amo.allowed_domains)
+    reader = JsonReader(claims_of=claims_of, client_id=amo.client_id, now=opened.clock.now())
     if not options.raw:
-        return read_json(file.read(_MAX_PLAIN), tell=tell, client_id=amo.client_id, now=now)
-    content = file.read(MAX_FILE)
-    store, cipher = opened.store, opened.cipher
-    name = options.file.name
-    return [await read_raw(name, content, store=store, cipher=cipher, tell=tell, client_id=amo.client_id, now=now)]
+        return reader.read_file(file.read(_MAX_PLAIN))
+    name, content = options.file.name, file.read(MAX_FILE)
+    return [await reader.read_raw(name, content, store=opened.store, cipher=opened.cipher)]
 
 
 def _counted(

@@ -339,8 +339,10 @@ class Connections(Repository):
         found = await self._database.read("connections_by_id", ids=json_list(ids))
         return [read_connection(row) for row in found]
 
-    async def import_connections(self, brought: Sequence[ImportedConnection]) -> Sequence[str]:
-        """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
+    async def import_connections(
+        self, brought: Sequence[ImportedConnection], *, events: Sequence[Event] = ()
+    ) -> Sequence[str]:
+        """Commit connections from elsewhere as one, each with its events; return the ids of those that were left."""
 
         async def work(transaction: Transaction) -> Sequence[str]:
             now = self._clock.now()
@@ -358,8 +360,8 @@ class Connections(Repository):
                 for owner in one.owners
             ]
             await transaction.run_many("import_owner", owners)
-            events = [self._event_row(one.event, now) for one in brought if one.connection.id in done]
-            await transaction.run_many("save_event", events)
+            rows = [self._event_row(event, now) for event in events if event.connection_id in done]
+            await transaction.run_many("save_event", rows)
             for one in brought:
                 if one.connection.id in done and (changed := _change_of_status(one)):
                     await self._record(transaction, [changed], one.connection)

@@ -17,7 +17,6 @@ import pytest
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import DecryptionFailed
-from amo_callback.events import Event
 from amo_callback.model import ImportedConnection, TokenPair
 from amo_callback.refresh.pending_pair import name_of, seal_pending
 from amo_callback.store import open_store
@@ -77,9 +76,7 @@ class Place:
 def _brought(number: int, cipher: Cipher) -> ImportedConnection:
     connection = a_connection(number)
     connection = a_connection(number, sealed_pair=cipher.seal_pair(PAIR, connection_id=connection.id))
-    return ImportedConnection(
-        connection=connection, replaces=None, event=Event(name="a.test", connection_id=connection.id)
-    )
+    return ImportedConnection(connection=connection, replaces=None)
 
 
 def _opens(cipher: Cipher, name: str, sealed: bytes) -> bool:

@@ -489,8 +489,9 @@ async def test_a_pair_that_amo_issued_is_remembered_by_its_client(store: Store) 
     stored = await save(store, a_connection(1, client_id="granted"))
     assert await store.disconnect(stored, on_request=True)
     theirs = a_connection(2, client_id="imported", refreshed_at=START)
+    imported = ImportedConnection(connection=theirs, replaces=None)
     event = Event(name="connection.imported", connection_id=theirs.id)
-    assert await store.import_connections([ImportedConnection(connection=theirs, replaces=None, event=event)]) == []
+    assert await store.import_connections([imported], events=[event]) == []
     assert [await store.pair_obtained(name) for name in ("granted", "imported", "grant")] == [True, False, False]
     claimed = await store.claim(a_claim(theirs))
     assert claimed is not None

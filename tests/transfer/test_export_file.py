@@ -165,7 +165,7 @@ def test_a_hostile_header_eats_nothing(header: bytes) -> None:
     assert len(str(raised.value)) < 500
 
 
-@pytest.mark.parametrize("cost", [{"n": 3 * 2**10}, {"salt": "A" * 17}])
+@pytest.mark.parametrize("cost", [{"n": 3 * 2**10}, {"n": 3}])
 def test_a_cost_within_bounds_that_is_none_is_refused(cost: dict[str, Any]) -> None:
     """Scrypt itself tells."""
     header = _header(sealed_with={"passphrase": COST | cost})

@@ -13,10 +13,9 @@ from amo_callback.model import Account, connection_id, fingerprint
 from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.raw_answers import RawAnswers, name_of, name_of_grant
 from amo_callback.transfer.export_file import ParsedRecord, RecordError
-from amo_callback.transfer.json_format import read_raw
 from tests.builders import a_connection, a_refreshed, save
-from tests.fakes import START, MemoryRescue, Witness
-from tests.transfer.samples import CLIENT, a_token, tell
+from tests.fakes import MemoryRescue, Witness
+from tests.transfer.samples import READER, a_token
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection
@@ -42,7 +41,7 @@ async def _kept(store: Store, cipher: Cipher, body: bytes, name: str) -> bytes:
 
 async def _read(store: Store, cipher: Cipher, body: bytes, name: str) -> ParsedRecord | RecordError:
     sealed = await _kept(store, cipher, body, name)
-    return await read_raw(name, sealed, store=store, cipher=cipher, tell=tell, client_id=CLIENT, now=START)
+    return await READER.read_raw(name, sealed, store=store, cipher=cipher)
 
 
 async def _connection(store: Store, **more: Any) -> Connection:
@@ -123,4 +122,4 @@ async def test_a_file_under_another_name_or_of_another_key_does_not_open(store: 
     sealed = await _kept(store, cipher, _TEXT.encode(), name_of(connection))
     for name, key in ((f"{ID}-2.raw", cipher), (name_of(connection), Cipher([new_key()]))):
         with pytest.raises(CommandFailed, match="no encryption key of the configuration opens it"):
-            await read_raw(name, sealed, store=store, cipher=key, tell=tell, client_id=CLIENT, now=START)
+            await READER.read_raw(name, sealed, store=store, cipher=key)
