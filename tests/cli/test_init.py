@@ -96,12 +96,12 @@ async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None
         ],
     )
     assert status == 0
-    assert [line.strip() for line in shown.splitlines() if line.startswith("  It ")] == [
-        "It must have no path, or one that ends in /callback, where the service listens.",
-        "It must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost).",
-        'It must be the "Integration ID", 36 characters like 00000000-0000-0000-0000-000000000000.',
-        'It must be the "Secret key" alone: one line, without spaces.',
-        "It must be an address like foryoure://amo-crm/callback, without ? and #.",
+    assert [line for line in shown.splitlines() if line.startswith("Error: ")] == [
+        "Error: it must have no path, or one that ends in /callback, where the service listens",
+        "Error: it must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost)",
+        'Error: it must be the "Integration ID", 36 characters like 00000000-0000-0000-0000-000000000000',
+        'Error: it must be the "Secret key" alone: one line, without spaces',
+        "Error: it must be an address like foryoure://amo-crm/callback, without ? and #",
     ]
     config = tmp_path / "config.toml"
     written = _toml(config)
@@ -189,39 +189,22 @@ async def test_a_secret_comes_by_standard_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), ["--redirect-uri is required with --no-input", "--client-id is required with --no-input"]),
-        (
-            (
-                "--redirect-uri",
-                "https://a.example/x",
-                "--deep-link",
-                "javascript:alert(1)",
-                "--client-secret-file",
-                "no",
-            ),
-            [
-                "--redirect-uri: must have no path, or one that ends in /callback, where the service listens",
-                "--client-secret-file: no: No such file or directory",
-                "--deep-link: must be an address of the app's own",
-                "--client-id is required with --no-input",
-            ],
-        ),
-        ((*NEEDED, "--database", "mysql://a/b"), ["--database: must begin with sqlite:/// and name a file"]),
-        ((*NEEDED, "--database", "postgresql://u:sekret@h/d"), ["--database: holds a password, and other users"]),
-        ((*NEEDED, "--systemd", "--database", "sqlite:///a.db"), ["--database: must begin with sqlite:////var/lib/"]),
+        ((), "--redirect-uri is required with --no-input"),
+        (NEEDED[2:], "--client-id is required with --no-input"),
+        (("--redirect-uri", "https://a.example/x"), "'--redirect-uri': it must have no path, or one that ends in"),
+        (("--client-secret-file", "no"), "'--client-secret-file': no: No such file or directory"),
+        (("--deep-link", "javascript:alert(1)"), "'--deep-link': it must be an address of the app's own"),
+        (("--database", "mysql://a/b"), "'--database': it must begin with sqlite:/// and name a file"),
+        (("--database", "postgresql://u:sekret@h/d"), "'--database': it holds a password, and other users"),
+        ((*NEEDED, "--systemd", "--database", "sqlite:///a.db"), "--database: must begin with sqlite:////var/lib/"),
     ],
-    ids=["none", "bad", "database", "password", "elsewhere"],
 )
-async def test_what_is_missing_or_wrong_is_told_all_at_once(
-    tmp_path: Path, options: tuple[str, ...], said: list[str]
-) -> None:
-    """A line for each, exit status 2, and nothing is made."""
+async def test_what_is_missing_or_wrong_is_told(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    """Exit status 2, and nothing is made."""
     status, out, err = await command("init", "--config", "c.toml", *options, folder=tmp_path)
-    lines = err.splitlines()
-    assert (status, out, len(lines)) == (2, "", len(said))
-    for line, start in zip(lines, said, strict=True):
-        assert line.startswith(f"amo-callback: {start}")
-        assert "sekret" not in line
+    assert (status, out) == (2, "")
+    assert said in err
+    assert "sekret" not in err
     assert list(tmp_path.iterdir()) == []
 
 

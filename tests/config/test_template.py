@@ -93,7 +93,7 @@ def test_an_address_that_cannot_be_registered_is_refused(text: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("read", [read_client_id, read_deep_link, lambda text: read_database(text, systemd=False)])
+@pytest.mark.parametrize("read", [read_client_id, read_deep_link, read_database])
 @pytest.mark.parametrize("text", ["", "a\udc80", "a:\x1b[2J", "a\nb"])
 def test_what_moves_a_cursor_or_is_no_text_is_no_answer(read: object, text: str) -> None:
     """Whatever is asked for."""
