@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import tempfile
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT = 1024 * 1024
 """Bytes of a configuration file, or of a file with a secret."""
+MACHINE_ID = Path("/etc/machine-id")
 
 
 def check_regular(path: Path, *, follow: bool = True) -> None:
@@ -89,3 +91,18 @@ def write_file(path: Path, text: str, *, mode: int, replace: bool = False) -> No
     """Write a text file as `atomic_file` does."""
     with atomic_file(path, mode=mode, replace=replace) as file:
         file.write(text.encode())
+
+
+def location_id(database: Path | None, *, machine_id: Path = MACHINE_ID) -> str:
+    """Return a name for the place of a database file that tells nothing of it; PostgreSQL, no file, names its own.
+
+    The machine's id is not to be shown to others (machine-id(5)), so it is hashed; where there is none, as in some
+    containers, the folder alone is told apart.
+    """
+    if database is None:
+        return ""
+    try:
+        machine = machine_id.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        machine = ""
+    return hashlib.sha256(f"amo-callback:{machine}:{database.resolve()}".encode()).hexdigest()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from amo_callback.clock import Clock
+
 
 class Priority(IntEnum):
     """The order at AMO's rate limit: people first, the better known before strangers, and hook checks last."""
@@ -125,3 +127,23 @@ class SharedLimits(Protocol):
 
     async def pause(self, seconds: float) -> None:
         """Let nobody have a slot for a while."""
+
+
+class LocalLimits:
+    """The limits of a process that shares them with nobody, by its own clock."""
+
+    at_once = True
+
+    def __init__(self, *, clock: Clock) -> None:
+        self._clock = clock
+        self._slots = RateState()
+
+    async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
+        """Ask for a slot at the rate limit, `interval` seconds after the last one."""
+        asked = ask(self._slots, now=self._clock.monotonic(), interval=interval, waiting=waiting, alone=True)
+        self._slots = asked.slots
+        return asked
+
+    async def pause(self, seconds: float) -> None:
+        """Let nobody have a slot for a while."""
+        self._slots = pause(self._slots, now=self._clock.monotonic(), seconds=seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amo_callback.location import location_id
+from amo_callback.files import location_id
 
 if TYPE_CHECKING:
     from pathlib import Path

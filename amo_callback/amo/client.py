@@ -1,4 +1,4 @@
-"""AMO, as the use cases ask it: `protocol` and `lookup` say what goes out and what comes back, `wire` carries it."""
+"""The client of AMO: `protocol` and `introspection` define requests and responses, `transport` carries them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ from amo_callback.amo.protocol import (
     refresh_request,
 )
 from amo_callback.amo.redirect import read_redirect
-from amo_callback.amo.transport import Transport
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, RequestNotSent, UnknownOutcome, VendorRateLimited
 from amo_callback.events import Event, Level
 from amo_callback.hosts import check_host
 from amo_callback.rate_limit import Priority
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Mapping
 
     from amo_callback.amo.rate_limiter import RateLimiter
+    from amo_callback.amo.transport import Transport
     from amo_callback.clock import Clock
     from amo_callback.events import Observer
     from amo_callback.grant import CallbackParams
@@ -50,27 +49,24 @@ _KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}
 
 
 class AmoClient:
-    """Speak to AMO: one request a call, never repeated, redirects never followed."""
+    """A client of AMO: one request a call, never repeated, redirects never followed."""
 
     def __init__(
         self,
         *,
-        tls: ssl.SSLContext,
         integration: Integration,
+        transport: Transport,
         rate_limiter: RateLimiter,
         clock: Clock,
         observer: Observer,
-        timeout: float,
-        default_domain: str | None = None,
     ) -> None:
-        self._wire = Transport(tls=tls, rate_limiter=rate_limiter, clock=clock, timeout=timeout)
         self._integration = integration
+        self._transport = transport
         self._rate_limiter = rate_limiter
         self._clock = clock
         self._observer = observer
-        self._default_domain = default_domain
         self._allowed = integration.allowed_domains
-        self.timeout = timeout
+        self.timeout = transport.timeout
         self.client_id = integration.client_id
 
     def consent_address(self, state: str) -> str:
@@ -79,11 +75,11 @@ class AmoClient:
 
     def read_redirect(self, query: bytes) -> CallbackParams:
         """Read the raw query of AMO's redirect."""
-        return read_redirect(query, default_domain=self._default_domain, allowed_domains=self._allowed)
+        return read_redirect(query, default_domain=self._integration.default_domain, allowed_domains=self._allowed)
 
     def check_domain(self, host: str | None) -> str:
         """Return the account's host; raises `InvalidRequest` for none at all, `AccountNotAllowed`."""
-        named = host or self._default_domain
+        named = host or self._integration.default_domain
         if not named:
             raise InvalidRequest
         domain = check_host(named.encode(errors="replace"), allowed=self._allowed)
@@ -173,7 +169,7 @@ class AmoClient:
         began, told = self._clock.monotonic(), {"kind": kind}
         priority = Priority.STRANGER if kind == _KINDS[GrantType.CODE] else Priority.BACKGROUND
         try:
-            answer = await self._wire.send(request, priority=priority, not_after=not_after)
+            answer = await self._transport.send(request, priority=priority, not_after=not_after)
         except (RequestNotSent, UnknownOutcome) as error:
             self._tell({**told, **error.fields}, began)
             raise

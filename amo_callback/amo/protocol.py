@@ -60,6 +60,8 @@ class Integration:
     authorize_url: str = "https://www.amocrm.ru/oauth"
     allowed_domains: Sequence[str] = ()
     """Hosts beyond AMO's own that requests may go to."""
+    default_domain: str | None = None
+    """The account's host where a request names none."""
 
     def consent_address(self, state: str) -> str:
         """Return the page where a person allows access; what may be asked for is fixed in the integration."""

@@ -55,7 +55,7 @@ class Transport:
         self._tls = tls
         self._rate_limiter = rate_limiter
         self._clock = clock
-        self._timeout = timeout
+        self.timeout = timeout
 
     async def send(self, request: AmoRequest, *, priority: Priority, not_after: float) -> Answer:
         """Send a request, not after this monotonic time, and return its answer, also where only a part of it came.
@@ -73,7 +73,7 @@ class Transport:
 
         broken = None
         try:
-            await _within(self._timeout, exchange(), hold=hold)
+            await _within(self.timeout, exchange(), hold=hold)
         except TimeoutError:
             broken = "timeout"
         except (OSError, UnicodeError):

@@ -231,7 +231,7 @@ class ApiClient:
             async with self._session.request(
                 method, path, params=query, headers=self._headers, allow_redirects=False
             ) as response:
-                return response.status, await _json(response)
+                return response.status, await json_object(response)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise CommandFailed(f"the service did not answer: {type(error).__name__}") from None
 
@@ -255,7 +255,7 @@ def _not_ours(status: int) -> CommandFailed:
     return CommandFailed(f"server.private: what listens there is no service of ours: it answers {status}")
 
 
-async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
+async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
     """Return the JSON object in a response; an empty one where there is none."""
     try:
         content = await response.json(content_type=None)

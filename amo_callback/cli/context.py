@@ -19,7 +19,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.config.loader import find_config, load_settings, rescue_folder, storage_folder
 from amo_callback.crypto import Cipher
 from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
-from amo_callback.location import location_id
+from amo_callback.files import location_id
 from amo_callback.store import database_file, open_store
 
 if TYPE_CHECKING:

@@ -138,7 +138,7 @@ class App(_Section):
         return value
 
 
-class Limits(_Section):
+class LimitsSection(_Section):
     """`[limits]`: codes of one address that AMO has not accepted yet."""
 
     failed_codes: Annotated[int, Field(gt=0)] = 30
@@ -170,7 +170,7 @@ class Storage(_Section):
     rescue: Path | None = None
 
 
-class Api(_Section):
+class ApiSection(_Section):
     """`[api]`: who may come through the private door."""
 
     keys: ApiKeyLines = SecretStr("")
@@ -216,10 +216,10 @@ class Settings(BaseSettings):
     server: Server = Server()
     amo: Amo
     app: App = App()
-    limits: Limits = Limits()
+    limits: LimitsSection = LimitsSection()
     refresh: Refresh = Refresh()
     storage: Storage
-    api: Api = Api()
+    api: ApiSection = ApiSection()
     webhook: Webhook = Webhook()
     log: Log = Log()
 

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 from amo_callback.amo.client import AmoClient
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.rate_limiter import RateLimiter
-from amo_callback.amo.transport import tls_context
+from amo_callback.amo.transport import Transport, tls_context
 from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.events import Event, Level
 from amo_callback.identity import ApiKeys, read_api_keys
-from amo_callback.local_limits import LocalLimits
 from amo_callback.oauth.flow import OAuth
 from amo_callback.observe.metrics import Metrics
 from amo_callback.observe.systemd import Notifier
+from amo_callback.rate_limit import LocalLimits
 from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
 from amo_callback.tokens.lifecycle import Core, TokenLifecycle
@@ -160,7 +160,7 @@ async def open_service(
         died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         stack.callback(_retrieve, died)
         lifecycle, connect = services.lifecycle, services.oauth.connect
-        dispatcher = await stack.enter_async_context(_open_courier(services, observer=observe, died=died))
+        dispatcher = await stack.enter_async_context(_open_dispatcher(services, observer=observe, died=died))
         stack.push_async_callback(_drain, lifecycle)
         stack.push_async_callback(_drain, connect)
         running = partial(_running, observer=observe, died=died)
@@ -286,7 +286,6 @@ async def _check_canary(store: Store, cipher: Cipher) -> None:
 def _make_client(settings: Settings, *, rate_limiter: RateLimiter, clock: Clock, observer: Observer) -> AmoClient:
     amo = settings.amo
     return AmoClient(
-        tls=tls_context(),
         integration=Integration(
             client_id=amo.client_id,
             client_secret=amo.client_secret.get_secret_value(),
@@ -294,12 +293,12 @@ def _make_client(settings: Settings, *, rate_limiter: RateLimiter, clock: Clock,
             endpoint=amo.endpoint,
             authorize_url=amo.authorize_url,
             allowed_domains=amo.allowed_domains,
+            default_domain=amo.default_domain,
         ),
+        transport=Transport(tls=tls_context(), rate_limiter=rate_limiter, clock=clock, timeout=amo.timeout),
         rate_limiter=rate_limiter,
         clock=clock,
         observer=observer,
-        timeout=amo.timeout,
-        default_domain=amo.default_domain,
     )
 
 
@@ -314,7 +313,7 @@ async def _prepare(lifecycle: TokenLifecycle) -> None:
 
 
 @asynccontextmanager
-async def _open_courier(
+async def _open_dispatcher(
     services: Services, *, observer: Observer, died: asyncio.Future[None]
 ) -> AsyncIterator[WebhookDispatcher | None]:
     """Deliver webhooks where a receiver is configured; at the end requests in flight are answered."""
@@ -322,22 +321,21 @@ async def _open_courier(
     if notify.url is None or notify.secret is None:
         yield None
         return
-    async with open_sender(notify.url) as sender:
+    signer = Signer(
+        read_secrets(notify.secret.get_secret_value()),
+        reconnect_url=settings.amo.connect_url,
+        allowed_domains=settings.amo.allowed_domains,
+    )
+    async with open_sender(notify.url, signer) as sender:
         dispatcher = WebhookDispatcher(
             store=services.store,
             sender=sender,
-            signer=Signer(
-                read_secrets(notify.secret.get_secret_value()),
-                reconnect_url=settings.amo.connect_url,
-                allowed_domains=settings.amo.allowed_domains,
-            ),
             clock=services.clock,
             observer=observer,
-            poll_interval=settings.refresh.poll_interval,
             random=random.random,
         )
         services.store.on_webhook(dispatcher.wake)
-        async with _running(dispatcher, name="courier", observer=observer, died=died):
+        async with _running(dispatcher, name="webhooks", observer=observer, died=died):
             yield dispatcher
 
 

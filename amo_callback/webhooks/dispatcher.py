@@ -12,7 +12,7 @@ from amo_callback.errors import StoreUnavailable
 from amo_callback.events import Event, FailedDelivery, Level, failure_event
 from amo_callback.outage import Outage
 from amo_callback.webhooks.endpoint_health import EndpointHealth
-from amo_callback.webhooks.retry_policy import Answer, next_try
+from amo_callback.webhooks.retry_policy import DeliveryResult, next_try
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.events import Observer, QueuedWebhook
     from amo_callback.store import Store
-    from amo_callback.webhook import Signer
     from amo_callback.webhooks.sender import Sender
 
 AT_ONCE = 8
+POLL = 5.0
+"""Seconds between two looks for webhooks, which other processes write, too."""
 LEASE = timedelta(seconds=60)
 """For how long a webhook is one process's alone: well over a request's time, and the store's patience after it.
 
@@ -40,21 +41,17 @@ class WebhookDispatcher:
         *,
         store: Store,
         sender: Sender,
-        signer: Signer,
         clock: Clock,
         observer: Observer,
-        poll_interval: float,
         random: Callable[[], float],
     ) -> None:
         self._store = store
         self._sender = sender
-        self._signer = signer
         self._clock = clock
         self._observer = observer
-        self._poll_interval = poll_interval
         self._random = random
         self._receiver = EndpointHealth(clock=clock, observer=observer)
-        self._outage = Outage("courier", clock=clock, observer=observer)
+        self._outage = Outage("webhooks", clock=clock, observer=observer)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = False
@@ -81,7 +78,7 @@ class WebhookDispatcher:
                 pause = await self._start_due()
             except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
                 self._outage.failed(error)
-                pause = self._poll_interval
+                pause = POLL
             else:
                 self._outage.worked()
             await rest(self._wake, seconds=pause, clock=self._clock)
@@ -91,7 +88,7 @@ class WebhookDispatcher:
         """Start what is due, as far as there are places; return how long nothing more can be."""
         while (places := AT_ONCE - len(self._running)) > 0 and not self._stopping:
             if pause := self._receiver.pause_left:
-                return min(pause, self._poll_interval)
+                return min(pause, POLL)
             now = self._clock.now()
             apart = tuple(self._running)  # our own, whatever the clock says of their leases
             upcoming = await self._store.next_webhook(now=now, length=LEASE, apart_from=apart)
@@ -103,7 +100,7 @@ class WebhookDispatcher:
             )
             for webhook in claimed:
                 self._start(webhook, lease=lease)
-        return self._poll_interval  # the end of one wakes us
+        return POLL  # the end of one wakes us
 
     def _start(self, webhook: QueuedWebhook, *, lease: str) -> None:
         def ended(_: object) -> None:
@@ -115,8 +112,8 @@ class WebhookDispatcher:
         task.add_done_callback(ended)
 
     def _until(self, upcoming: datetime | None, now: datetime) -> float:
-        left = self._poll_interval if upcoming is None else (upcoming - now).total_seconds()
-        return min(left, self._poll_interval)
+        left = POLL if upcoming is None else (upcoming - now).total_seconds()
+        return min(left, POLL)
 
     async def _deliver(self, webhook: QueuedWebhook, *, lease: str) -> None:
         """Try once; where the store does not take what came of it, the lease ends, and it is tried again."""
@@ -132,12 +129,12 @@ class WebhookDispatcher:
         except Exception as error:  # noqa: BLE001 -- because one webhook is not the others' end
             self._tell_failed(error)
 
-    async def _post(self, webhook: QueuedWebhook) -> Answer:
+    async def _post(self, webhook: QueuedWebhook) -> DeliveryResult:
         try:
-            return await self._sender.post(self._signer.message(webhook, now=self._clock.now()))
+            return await self._sender.post(webhook, now=self._clock.now())
         except Exception as bug:  # noqa: BLE001 -- because a webhook that no bug lets go is put off, and dead-lettered, as others
             self._tell_failed(bug)
-            return Answer(why="bug")
+            return DeliveryResult(why="bug")
 
     async def _end(self, webhook: QueuedWebhook) -> None:
         late = webhook.tries > 1
@@ -145,7 +142,7 @@ class WebhookDispatcher:
         if await self._store.webhook_delivered(webhook.id, events=[event] if late else []):
             self._observer(event)
 
-    async def _put_off(self, webhook: QueuedWebhook, answer: Answer, *, lease: str) -> None:
+    async def _put_off(self, webhook: QueuedWebhook, answer: DeliveryResult, *, lease: str) -> None:
         again = next_try(webhook, answer, now=self._clock.now(), random=self._random)
         if again is None:
             self._receiver.forget(webhook)
@@ -160,4 +157,4 @@ class WebhookDispatcher:
         return Event(name=name, level=level, connection_id=webhook.connection_id, fields=fields)
 
     def _tell_failed(self, error: Exception) -> None:
-        self._observer(failure_event("courier.failed", error))
+        self._observer(failure_event("webhooks.failed", error))

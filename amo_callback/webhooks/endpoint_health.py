@@ -10,7 +10,7 @@ from amo_callback.webhooks.retry_policy import WAITS
 if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.events import Observer, QueuedWebhook
-    from amo_callback.webhooks.retry_policy import Answer
+    from amo_callback.webhooks.retry_policy import DeliveryResult
 
 _OLD = 2 * WAITS[-1]
 """Seconds after which a webhook that failed here has ended elsewhere, or it would have been tried again."""
@@ -36,7 +36,7 @@ class EndpointHealth:
         """Forget a webhook that was given up: whether it is well is told by the others."""
         self._failing.pop(webhook.id, None)
 
-    def note(self, webhook: QueuedWebhook, answer: Answer) -> None:
+    def note(self, webhook: QueuedWebhook, answer: DeliveryResult) -> None:
         """Take note of a try."""
         now = self._clock.monotonic()
         self._paused_until = max(self._paused_until, now + answer.pause(self._clock.now()))

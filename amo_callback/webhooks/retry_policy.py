@@ -29,7 +29,7 @@ _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class DeliveryResult:
     """What came of one try."""
 
     status: int | None = None
@@ -55,7 +55,9 @@ class Answer:
         return min(retry_after(self.retry_after, date=self.date, now=now) or 0.0, MOST_PATIENCE)
 
 
-def next_try(webhook: QueuedWebhook, answer: Answer, *, now: datetime, random: Callable[[], float]) -> datetime | None:
+def next_try(
+    webhook: QueuedWebhook, answer: DeliveryResult, *, now: datetime, random: Callable[[], float]
+) -> datetime | None:
     """Return when a webhook that failed is tried again; `None` where it is given up."""
     if answer.status == HTTPStatus.GONE:  # the receiver says that it wants no more
         return None

@@ -11,8 +11,7 @@ import pytest
 
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import StoreUnavailable
-from amo_callback.local_limits import LocalLimits
-from amo_callback.rate_limit import Priority, WaiterKind
+from amo_callback.rate_limit import LocalLimits, Priority, WaiterKind
 from tests.fakes import Witness, most_in_a_second
 
 if TYPE_CHECKING:

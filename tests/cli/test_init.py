@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import pty
 import re
 import stat
 import sys
 import tomllib
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -21,12 +18,13 @@ from amo_callback.config.loader import load_settings
 from amo_callback.deploy import units
 from amo_callback.identity import key_with
 from amo_callback.identity.api_keys import Scope
+from tests.cli.harness import typed
 from tests.deploy.test_units import PYTHON
 from tests.e2e.process import command, process_environment, serving
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 ID = "31920194-0000-4000-8000-00000000c619"
@@ -53,35 +51,11 @@ def _secret_file(folder: Path, content: str = f"{SECRET}\n") -> str:
     return str(path)
 
 
-async def _typed(folder: Path, *options: str, answers: Sequence[tuple[str, str]]) -> tuple[int, str]:
-    """Answer each question on a terminal, once it is asked; return the exit status and all that was to be seen."""
-    ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "amo_callback.cli.main", "init", *options, cwd=folder, env=process_environment({}),
-        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-    )  # fmt: skip
-    os.close(theirs)
-    shown, left, seen = "", list(answers), 0
-    try:
-        with suppress(OSError):  # the other end is closed
-            while chunk := await asyncio.wait_for(asyncio.to_thread(os.read, ours, 4096), PATIENCE):
-                shown += chunk.decode()
-                if left and left[0][0] in shown[seen:] and shown.endswith(": "):
-                    seen = len(shown)
-                    os.write(ours, left.pop(0)[1].encode())
-    finally:
-        if left:
-            with suppress(ProcessLookupError):
-                process.kill()
-        os.close(ours)
-    assert left == []
-    return await process.wait(), shown.replace("\r\n", "\n")
-
-
 async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None:
     """Each answer is looked at when it is given, a bad one asked for again with why; no secret is to be seen."""
-    status, shown = await _typed(
-        tmp_path,
+    status, shown = await typed(
+        "init",
+        folder=tmp_path,
         answers=[
             ("Address", "\n"),
             ("Address", "https://admin.example.com/somewhere\n"),
@@ -116,10 +90,11 @@ async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None
 
 async def test_what_is_registered_stands_before_the_question_that_needs_it_and_at_the_end(tmp_path: Path) -> None:
     """The redirect URI and the hook beside it, byte for byte; a secret key may wait, and is told where it goes."""
-    status, shown = await _typed(
-        tmp_path,
+    status, shown = await typed(
+        "init",
         "--deep-link",
         "app:x",
+        folder=tmp_path,
         answers=[("Address", f"{URI}\n"), ("Integration", f"{ID}\n"), ("Secret", "\n")],
     )
     assert status == 0
@@ -136,7 +111,7 @@ async def test_what_is_registered_stands_before_the_question_that_needs_it_and_a
 
 async def test_whoever_gives_up_leaves_nothing_behind(tmp_path: Path) -> None:
     """Ctrl-D: nothing is written before the last answer."""
-    status, shown = await _typed(tmp_path, answers=[("Address", f"{URI}\n"), ("Integration", "\x04")])
+    status, shown = await typed("init", folder=tmp_path, answers=[("Address", f"{URI}\n"), ("Integration", "\x04")])
     assert status == 1
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in shown

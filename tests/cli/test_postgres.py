@@ -14,7 +14,7 @@ from amo_callback.crypto import Cipher
 from amo_callback.model import TokenPair
 from amo_callback.store import open_store
 from tests.builders import DAY, a_connection, save
-from tests.cli.checks.test_settings import GOOD
+from tests.cli.harness import environ_with
 from tests.e2e.process import command
 
 if TYPE_CHECKING:
@@ -39,13 +39,8 @@ async def environ(postgres: Databases, encryption_key: str, tmp_path: Path) -> A
                 sealed = cipher.seal_pair(pair, connection_id=a_connection(number).id)
                 lives = {"access_issued_at": now, "access_expires_at": now + DAY, "refresh_expires_at": now + 90 * DAY}
                 await save(store, a_connection(number, sealed_pair=sealed, **lives))
-        yield {
-            **{f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()},
-            "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:1",
-            "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": encryption_key,
-            "STATE_DIRECTORY": str(tmp_path),
-            URL: url,
-        }
+        settings = {"STORAGE__ENCRYPTION_KEYS": encryption_key, "STORAGE__URL": url}
+        yield {**environ_with(SERVER__PRIVATE="127.0.0.1:1", **settings), "STATE_DIRECTORY": str(tmp_path)}
 
 
 def _run(environ: dict[str, str], *arguments: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sqlite3
 import stat
@@ -26,6 +25,7 @@ from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
 from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
+from tests.cli.harness import environ_with, typed
 from tests.e2e.process import command, process_environment
 from tests.fakes import Witness
 from tests.patience import PATIENCE
@@ -50,12 +50,7 @@ class Host:
 
     def environ(self) -> dict[str, str]:
         """Return the service's configuration."""
-        return {
-            "AMO_CALLBACK_AMO__CLIENT_ID": CLIENT,
-            "AMO_CALLBACK_AMO__CLIENT_SECRET": "a client secret",
-            "AMO_CALLBACK_AMO__REDIRECT_URI": "https://app.example/api/amo-crm/callback",
-            "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": self.key,
-        }
+        return environ_with(AMO__CLIENT_ID=CLIENT, STORAGE__ENCRYPTION_KEYS=self.key)
 
     async def run(self, *arguments: str, **more: str) -> tuple[int, str, str]:
         """Run a command of `connections`."""
@@ -376,7 +371,7 @@ async def test_no_secret_is_in_anything_that_is_said(here: Host, there: Host, tm
     written_files = [(tmp_path / "all.export"), *there.folder.glob("*.db*")]
     everything = repr(said) + "".join(file.read_bytes().decode("latin-1") for file in written_files)
     secrets = {
-        here.key, there.key, PASSPHRASE, "another passphrase", "a client secret", a_token(8), "refresh-token-of-8",
+        here.key, there.key, PASSPHRASE, "another passphrase", "the-client-secret", a_token(8), "refresh-token-of-8",
         *(record.access_token for record in records), *(record.refresh_token for record in records),
     }  # fmt: skip
     assert [secret for secret in secrets if secret in everything] == []
@@ -386,40 +381,22 @@ async def test_no_secret_is_in_anything_that_is_said(here: Host, there: Host, tm
 # --- at a terminal -------------------------------------------------------------------------------
 
 
-async def typed(host: Host, *arguments: str, lines: Sequence[str]) -> tuple[int, str]:
-    """Run a command at a terminal of its own, and type these lines; return its status and what it showed."""
-    terminal, side = os.openpty()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "amo_callback.cli.main", "connections", *arguments,
-            cwd=host.folder, env=process_environment(host.environ()), start_new_session=True,
-            stdin=side, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        assert process.stdout is not None
-        shown = ""
-        for line in lines:
-            while not shown.endswith((": ", "] ")):
-                shown += (await asyncio.wait_for(process.stdout.read(1), PATIENCE)).decode()
-            os.write(terminal, f"{line}\n".encode())
-            shown += "\n"
-        rest = await asyncio.wait_for(process.stdout.read(), PATIENCE)
-        return await process.wait(), shown + rest.decode()
-    finally:
-        os.close(terminal)
-        os.close(side)
+async def _typed(host: Host, *arguments: str, answers: Sequence[tuple[str, str]]) -> tuple[int, str]:
+    return await typed("connections", *arguments, folder=host.folder, environ=host.environ(), answers=answers)
 
 
 async def test_a_person_is_asked_for_the_passphrase_and_before_anything_is_written(here: Host, there: Host) -> None:
     """Twice for a new one; and a no changes nothing."""
     await here.fill(a_record())
     export = str(here.folder / "all.export")
-    status, shown = await typed(here, "export", export, lines=[PASSPHRASE, "something else"])
+    first, again = ("Passphrase", f"{PASSPHRASE}\n"), ("The same again", f"{PASSPHRASE}\n")
+    status, shown = await _typed(here, "export", export, answers=[first, ("again", "something else\n")])
     assert (status, "the two passphrases are not the same" in shown, here.is_frozen()) == (1, True, False)
-    status, shown = await typed(here, "export", export, lines=[PASSPHRASE, PASSPHRASE])
+    status, shown = await _typed(here, "export", export, answers=[first, again])
     assert (status, "1 connections, encrypted" in shown) == (0, True)
-    status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "n"])
+    status, shown = await _typed(there, "import", export, answers=[first, ("Import them?", "n\n")])
     assert (status, "Nothing was changed." in shown, there.rows()) == (1, True, [])
-    status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "y"])
+    status, shown = await _typed(there, "import", export, answers=[first, ("Import them?", "y\n")])
     assert (status, "Imported 1 connections." in shown) == (0, True)
     assert await there.tokens() == _tokens_of([a_record()])
     assert PASSPHRASE not in shown

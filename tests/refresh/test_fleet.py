@@ -19,8 +19,8 @@ from amo_callback.errors import (
     NotYet,
     UnauthorizedWithoutHint,
 )
-from amo_callback.local_limits import LocalLimits
 from amo_callback.model import Connection, ConnectionCounts, Reason, RefreshRules, RefreshTrigger, Status, TokenResponse
+from amo_callback.rate_limit import LocalLimits
 from amo_callback.refresh.breaker import is_epidemic
 from tests.fakes import START, Instead
 from tests.refresh.house import API_DOMAIN

@@ -10,9 +10,8 @@ import pytest
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountBlocked, NeedsReauth, NotFound, RetryableError, StoreUnavailable, UnknownOutcome
-from amo_callback.local_limits import LocalLimits
 from amo_callback.model import RefreshTrigger
-from amo_callback.rate_limit import Priority
+from amo_callback.rate_limit import LocalLimits, Priority
 from tests.builders import a_claim
 from tests.fakes import Instead
 from tests.refresh.house import API_DOMAIN, DAY

@@ -1,4 +1,4 @@
-"""A courier with everything around it: a store, time, and a receiver on a socket."""
+"""A dispatcher with everything around it: a store, time, and a receiver on a socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from amo_callback.events import QueuedWebhook
     from amo_callback.store import Store
 
-POLL = 5.0
 CONNECT = "https://admin.example.com/api/amo-crm/connect"
 
 
@@ -37,16 +36,15 @@ class Office:
     async def dispatcher(
         self, *, store: Store | None = None, url: str | None = None, patience: float = PATIENCE
     ) -> AsyncIterator[WebhookDispatcher]:
-        """Run a process's courier."""
+        """Run a process's dispatcher."""
         place = store or self.store
-        async with open_sender(url or self.receiver.url, patience=patience) as sender:
+        signer = Signer([SECRET], reconnect_url=CONNECT)
+        async with open_sender(url or self.receiver.url, signer, patience=patience) as sender:
             dispatcher = WebhookDispatcher(
                 store=place,
                 sender=sender,
-                signer=Signer([SECRET], reconnect_url=CONNECT),
                 clock=self.clock,
                 observer=self.witness,
-                poll_interval=POLL,
                 random=lambda: 0.5,
             )
             place.on_webhook(dispatcher.wake)
@@ -71,7 +69,7 @@ class Office:
         return list(await self.store.webhooks(limit=1000))
 
     async def after(self, seconds: float) -> None:
-        """Let time pass once the courier sleeps: it has begun all that was due."""
+        """Let time pass once the dispatcher sleeps: it has begun all that was due."""
         await self.clock.until_sleeping()
         self.clock.advance(seconds)
 

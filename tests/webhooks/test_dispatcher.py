@@ -34,7 +34,7 @@ def _nobody() -> str:
 
 
 async def test_a_change_is_delivered_when_it_is_committed(office: Office) -> None:
-    """The courier is woken by the write itself: no time passes."""
+    """The dispatcher is woken by the write itself: no time passes."""
     async with office.dispatcher():
         await office.clock.until_sleeping()
         webhook = await office.write("connection.connected")
@@ -208,7 +208,7 @@ async def test_a_receiver_that_recovers_is_told_once(office: Office) -> None:
         await office.witness.until("webhook.delivered")
         await office.write()
         await office.witness.until("webhook.delivered", times=2)
-    told = [event for event in office.witness.events if event.name.startswith("receiver.")]
+    told = [event for event in office.witness.events if event.name in {"webhook.failing", "webhook.recovered"}]
     assert [(event.name, dict(event.fields)) for event in told] == [
         ("webhook.failing", {"error": "status_500"}), ("webhook.recovered", {}),
     ]  # fmt: skip
@@ -306,7 +306,7 @@ async def test_an_answer_that_cannot_be_written_down_is_delivered_again(office: 
     store = cast("Store", Instead(failing, on_webhook=office.store.on_webhook))
     webhook = await office.write()
     async with office.dispatcher(store=store):
-        told = await office.witness.until("courier.failed")
+        told = await office.witness.until("webhooks.failed")
         assert dict(told.fields) == {"error": "store_unavailable", "detail": "SQLITE_FULL"}
         failing.away = set()
         await office.after(LEASE.total_seconds())
@@ -328,10 +328,10 @@ async def test_a_round_that_fails_is_told_and_the_loop_goes_on(office: Office) -
     store = cast("Store", Instead(failing, on_webhook=office.store.on_webhook, claim_webhooks=claim))
     await office.write()
     async with office.dispatcher(store=store):
-        await office.witness.until("courier.failed")
+        await office.witness.until("webhooks.failed")
         failing.away = set()
         await office.after(5)
-        assert isinstance((await office.witness.until("courier.failed", times=2)).error, ValueError)
+        assert isinstance((await office.witness.until("webhooks.failed", times=2)).error, ValueError)
         await office.after(5)
         await office.witness.until("webhook.delivered")
 
@@ -342,13 +342,13 @@ async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_b
     failing.away = {"next_webhook"}
     store = cast("Store", Instead(failing, on_webhook=office.store.on_webhook))
     async with office.dispatcher(store=store):
-        await office.witness.until("courier.failed")
+        await office.witness.until("webhooks.failed")
         for _ in range(24):
             await office.after(5)
         failing.away = set()
         await office.after(5)
-        recovered = await office.witness.until("courier.recovered")
-    assert len(office.witness.named("courier.failed")) == 1
+        recovered = await office.witness.until("webhooks.recovered")
+    assert len(office.witness.named("webhooks.failed")) == 1
     assert recovered.fields["failed_for_seconds"] in {120, 125}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amo_callback.events import QueuedWebhook
-from amo_callback.webhooks.retry_policy import LEAST_TRIES, WAITS, Answer, next_try
+from amo_callback.webhooks.retry_policy import LEAST_TRIES, WAITS, DeliveryResult, next_try
 from tests.fakes import START
 
 DAY = 86_400.0
@@ -22,7 +22,7 @@ def _webhook(tries: int) -> QueuedWebhook:
 
 def _wait(tries: int, *, age: float = 0, share: float = 0.5, **answer: Any) -> float | None:
     now = START + timedelta(seconds=age)
-    again = next_try(_webhook(tries), Answer(**{"status": 500, **answer}), now=now, random=lambda: share)
+    again = next_try(_webhook(tries), DeliveryResult(**{"status": 500, **answer}), now=now, random=lambda: share)
     return None if again is None else (again - now).total_seconds()
 
 

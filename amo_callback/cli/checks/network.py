@@ -14,7 +14,7 @@ from amo_callback.identity.jwks import read_jwks
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.cli.checks.http_probe import HttpProbe, Response
+    from amo_callback.cli.checks.http_probe import HttpProbe, ProbeResponse
     from amo_callback.config.settings import Settings
 
 SKEW_TOLD, SKEW_BAD = 30.0, 300.0
@@ -49,7 +49,7 @@ async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Findin
     yield _clock(answer)
 
 
-def _clock(answer: Response) -> Finding:
+def _clock(answer: ProbeResponse) -> Finding:
     try:
         theirs = parsedate_to_datetime(answer.headers.get("Date", ""))
     except ValueError:

@@ -12,7 +12,7 @@ from amo_callback.cli.checks.http_probe import CERTIFICATE, NoResponse
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.cli.checks.http_probe import HttpProbe, Response
+    from amo_callback.cli.checks.http_probe import HttpProbe, ProbeResponse
     from amo_callback.config.settings import Settings
     from amo_callback.crypto import Cipher
     from amo_callback.probe import Seen
@@ -37,7 +37,7 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
     yield _unseen(settings, name, answer) if seen is None else _seen(settings, name, seen)
 
 
-def _unseen(settings: Settings, name: str, answer: Response) -> Finding:
+def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
     """Return what answers there instead of the service with our keys."""
     if answer.status in _BAD_GATEWAY:
         return fail(

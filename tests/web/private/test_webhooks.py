@@ -208,7 +208,7 @@ class DeadlyClock(ShiftedClock):
         await super().sleep(seconds)
 
 
-async def test_a_courier_that_dies_ends_the_process_with_a_status(run: Any, receiver: EndpointHealth) -> None:
+async def test_a_dispatcher_that_dies_ends_the_process_with_a_status(run: Any, receiver: EndpointHealth) -> None:
     """Else nobody would be notified of anything any more, in silence: the process is started again."""
     receiver.always = 503
     receiver.headers = {"Retry-After": "3"}
@@ -220,5 +220,5 @@ async def test_a_courier_that_dies_ends_the_process_with_a_status(run: Any, rece
             stored, at=stored.connected_at, events=[connection_event("connection.moved", stored)]
         )
         assert await until_end(app.service, never) == 1
-    assert isinstance(app.witness.named("courier.died")[0].error, Death)
+    assert isinstance(app.witness.named("webhooks.died")[0].error, Death)
     assert "refresher.died" not in app.witness.names()
