@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import secrets
-import tempfile
 from contextlib import asynccontextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -80,14 +79,18 @@ async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[Ap
 
     Both engines allow another process beside the service, and whoever can read the configuration may use the store.
     """
-    key = key_with(context.settings.api.keys.get_secret_value(), scope)
-    if key is not None:
+    api_key = key_with(context.settings.api.keys.get_secret_value(), scope)
+    if api_key is not None:
         async with private_session(context.settings.server.private) as session:
             if await is_service(session, Cipher(context.encryption_keys), nonce=secrets.token_urlsafe(16)):
-                yield ApiClient(session, key, context.settings)
+                yield ApiClient(session, api_key, context.settings)
                 return
-    async with _serve_store(context) as api:
-        yield api
+    check_database_exists(context)
+    with acting_as_owner(context.owned):
+        from amo_callback.cli.idle_service import serve_store  # noqa: PLC0415 -- because only this needs the service
+
+        async with serve_store(context) as (address, key), private_session(address) as session:
+            yield ApiClient(session, key, context.settings, is_idle=True)
 
 
 @asynccontextmanager
@@ -118,28 +121,6 @@ async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: s
             "and is sent no API key: restart the service if it was upgraded or its keys were changed"
         )
     return True
-
-
-@asynccontextmanager
-async def _serve_store(context: CommandContext) -> AsyncIterator[ApiClient]:
-    """Serve the private application of an idle service on a Unix socket that only this process can reach."""
-    check_database_exists(context)
-    with acting_as_owner(context.owned), tempfile.TemporaryDirectory(prefix="amo-callback-") as folder:  # of mode 0700
-        from aiohttp import web  # noqa: PLC0415 -- because only this needs the service's modules
-
-        from amo_callback.cli.idle_service import open_idle_app  # noqa: PLC0415 -- the same
-
-        key = secrets.token_urlsafe(32)
-        path = os.path.join(folder, "api")  # noqa: PTH118 -- because aiohttp takes a text
-        async with open_idle_app(context, api_keys=f"command:{'+'.join(Scope)}:{key}") as app:
-            runner = web.AppRunner(app, access_log=None, handle_signals=False)
-            await runner.setup()
-            try:
-                await web.UnixSite(runner, path).start()
-                async with private_session(f"{_UNIX}{path}") as session:
-                    yield ApiClient(session, key, context.settings, is_idle=True)
-            finally:
-                await runner.cleanup()
 
 
 class ApiClient:

@@ -32,6 +32,7 @@ from amo_callback.model import RefreshRules
 
 PREFIX = "AMO_CALLBACK_"
 DEFAULT_AMO_TIMEOUT = 15.0
+_RULES = RefreshRules()
 
 
 class _Section(BaseModel):
@@ -148,13 +149,13 @@ class LimitsSection(_Section):
 class Refresh(_Section):
     """`[refresh]`: when, how many, how long."""
 
-    at: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    concurrency: Annotated[int, Field(gt=0, le=1000)] = 16
-    poll_interval: Seconds = 5.0
-    lease: Seconds = 60.0
-    retry_base: Seconds = 30.0
-    retry_cap: Seconds = 900.0
+    at: Annotated[float, Field(gt=0, lt=1)] = _RULES.at
+    jitter: Annotated[float, Field(ge=0, lt=1)] = _RULES.jitter
+    concurrency: Annotated[int, Field(gt=0, le=1000)] = _RULES.concurrency
+    poll_interval: Seconds = _RULES.poll_interval
+    lease: Seconds = _RULES.lease
+    retry_base: Seconds = _RULES.retry_base
+    retry_cap: Seconds = _RULES.retry_cap
 
     @property
     def rules(self) -> RefreshRules:

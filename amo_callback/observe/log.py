@@ -17,9 +17,9 @@ from pydantic_core import PydanticSerializationError, to_json
 from structlog.processors import NAME_TO_LEVEL
 
 from amo_callback.events import REQUEST_ID, Event, Level
-from amo_callback.observe.journal import PREFIXES
 from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.redaction import Redactor
+from amo_callback.observe.systemd import PREFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, MutableMapping

@@ -307,16 +307,7 @@ async def test_another_systems_tokens_come_in(there: Host) -> None:
 
 JUNK: dict[str, tuple[str, list[str]]] = {
     "broken": ('[{"access_token": "access-secret", 1}]', ["amo-callback: line 1, column 36: is no JSON"]),
-    "empty": ("", ["amo-callback: line 1, column 1: is no JSON"]),
-    "binary": ("\0\1\2", ["amo-callback: line 1, column 1: is no JSON"]),
-    "no list": ('"access-secret"', ["amo-callback: holds no connections: wanted is"]),
-    "fields": (json.dumps([_now(1), {"access_token": "access-secret"}]), ["entry 2: domain: field required"]),
     "host": (json.dumps([_now(1), _now(2, domain="evil.example")]), ["entry 2: domain: is no host of AMO's"]),
-    "expired": (
-        json.dumps([_now(1), an_entry(2, expires_at=1.0e9), an_entry(3, expires_at=1.0e9, refresh_token=None)]),
-        ["entry 2: the access token expired more than 90 days ago", "entry 3: the access token has expired, and"],
-    ),
-    "twice": (json.dumps([_now(1), _now(1)]), ["entry 2: is the same account and user as entry 1"]),
     "client": (json.dumps([an_entry(access_token=a_token(aud="another"))]), ["entry 1: its tokens were granted to"]),
     "lines": (
         json.dumps(_now(1)) + '\n{"access_token": "access-secret\n' + json.dumps(_now(2, domain=5)),

@@ -6,7 +6,7 @@ import io
 import os
 from typing import TYPE_CHECKING
 
-from amo_callback.observe.journal import is_journal
+from amo_callback.observe.systemd import is_journal
 
 if TYPE_CHECKING:
     from pathlib import Path
