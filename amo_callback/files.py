@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAX_TEXT = 1024 * 1024
 """Bytes of a configuration file, or of a file with a secret."""
@@ -52,6 +52,16 @@ def read_regular(path: Path, *, limit: int, flags: int = os.O_RDONLY) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"Longer than {limit:,} bytes")
     return content
+
+
+def read_text(path: Path, error: Callable[[str], Exception]) -> str:
+    """Return the text of a small file that the operator names; raises `error` with its name and the reason."""
+    try:
+        return read_regular(path, limit=MAX_TEXT).decode()
+    except OSError as refused:
+        raise error(f"{path}: cannot be read: {refused.strerror}") from None
+    except UnicodeDecodeError:
+        raise error(f"{path}: is not UTF-8 text") from None
 
 
 def sync(path: Path) -> None:

@@ -14,8 +14,7 @@ import click
 from amo_callback.cli.context import yes_option
 from amo_callback.cli.init_files import CLIENT_SECRET, make_keys
 from amo_callback.cli.output import EX_USAGE, confirm
-from amo_callback.config.loader import configured_keys, configured_secrets, load_amo_timeout, load_server, load_settings
-from amo_callback.config.settings import DEFAULT_AMO_TIMEOUT, Server
+from amo_callback.config.loader import beside, configured_keys, load_settings, load_unit_settings
 from amo_callback.deploy import plan, units
 from amo_callback.deploy.plan import Change
 from amo_callback.errors import CommandFailed, ConfigurationError
@@ -154,15 +153,15 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
 
 def _installation(interpreter: units.Interpreter, *, config: Path, there: Path | None) -> units.Installation:
     """Return what the units say: for the configuration at `config`, which can be read `there`, if at all."""
-    server = load_server(there) if there else Server()
+    server, amo_timeout = load_unit_settings(there)
     return units.Installation(
         interpreter=interpreter,
         config=config,
-        credentials=configured_secrets(config, server) or config.parent / "credentials",
+        credentials=beside(config, server.secrets or Path("credentials")),
         public=server.public,
         private=server.private,
         socket_mode=server.socket_mode,
-        amo_timeout=load_amo_timeout(there) if there else DEFAULT_AMO_TIMEOUT,
+        amo_timeout=amo_timeout,
     )
 
 

@@ -7,7 +7,7 @@ import io
 import os
 import pty
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -15,17 +15,22 @@ from aiohttp import web
 from amo_callback.cli.context import CommandContext
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
+from amo_callback.model import ImportedConnection, TokenPair
 from amo_callback.observe.log import make_logger
 from amo_callback.web.listener import open_listener
+from tests.builders import DAY, a_connection
 from tests.e2e.process import process_environment
-from tests.fakes import ShiftedClock
+from tests.fakes import START, ShiftedClock
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from amo_callback.config.settings import Settings
+    from amo_callback.crypto import Cipher
+    from amo_callback.store import Store
 
 API_KEY = "k" * 32
 REQUIRED = {
@@ -51,6 +56,27 @@ def context_in(folder: Path, *keys: str) -> CommandContext:
     settings = settings_with(**({"STORAGE__ENCRYPTION_KEYS": "\n".join(keys)} if keys else {}))
     database = folder / "amo-callback.db"
     return CommandContext(settings=settings, folder=folder, database=database, rescue=folder / "rescue")
+
+
+async def fill(store: Store, cipher: Cipher, count: int, *, now: datetime = START) -> None:
+    """Store connections whose pairs a cipher opens; their access tokens are `access-0` and so on."""
+    await store.canary(cipher.seal_canary())
+    imported = []
+    for number in range(count):
+        name, times = a_connection(number).id, {"access_issued_at": now, "access_expires_at": now + DAY}
+        pair = TokenPair(
+            access_token=f"access-{number}", refresh_token=f"refresh-{number}", issued_at=now, expires_at=now + DAY
+        )
+        sealed = cipher.seal_pair(pair, connection_id=name)
+        connection = a_connection(number, sealed_pair=sealed, refresh_expires_at=now + 90 * DAY, **times)
+        imported.append(ImportedConnection(connection=connection, replaces=None))
+    await store.import_connections(imported)
+
+
+@contextmanager
+def no_progress(_total: int) -> Iterator[Callable[[int], None]]:
+    """Show nothing."""
+    yield lambda _done: None
 
 
 @asynccontextmanager

@@ -17,10 +17,9 @@ from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
-from amo_callback.model import TokenPair
 from amo_callback.store import open_store
-from tests.builders import DAY, a_connection, save
-from tests.cli.harness import API_KEY, answering, settings_with
+from tests.builders import a_connection
+from tests.cli.harness import API_KEY, answering, fill, settings_with
 from tests.conftest import environment
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from amo_callback.crypto import Cipher
     from tests.conftest import Amo
 
-NOW = SystemClock().now()
-PAIR = TokenPair(access_token="access", refresh_token="refresh", issued_at=NOW, expires_at=NOW + DAY)
 _SEEN = probe.Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1")
 
 
@@ -97,19 +94,17 @@ async def test_without_a_service_nothing_begins(tmp_path: Path, amo: Amo, encryp
     context = CommandContext(
         settings=settings, folder=tmp_path, database=tmp_path / "amo-callback.db", rescue=tmp_path / "rescue"
     )
-    sealed = cipher.seal_pair(PAIR, connection_id=a_connection(1).id)
-    stored = a_connection(1, sealed_pair=sealed, access_issued_at=NOW, access_expires_at=NOW + DAY)
+    stored = a_connection(0)
     in_doubt = "UPDATE connections SET doubtful = 'a fingerprint'"
     async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=SystemClock()) as store:
-        await store.canary(cipher.seal_canary())
         await store.check_machine("another place")
-        await save(store, stored)
+        await fill(store, cipher, 1, now=SystemClock().now())
     with closing(sqlite3.connect(tmp_path / "amo-callback.db")) as database, database:
         database.execute(in_doubt)
     async with open_api(context, scope=Scope.ADMIN) as api:
         assert [one["id"] for one in await api.pages("/connections", limit=9)] == [stored.id]
         token = await api.token(stored.id)
-        assert (token["access_token"], token["stale"], token["reason"]) == ("access", True, "in_doubt")
+        assert (token["access_token"], token["stale"], token["reason"]) == ("access-0", True, "in_doubt")
         with pytest.raises(CommandFailed, match="only the running service refreshes"):
             await api.refresh(stored.id)
         running = {task.get_name() for task in asyncio.all_tasks()}

@@ -17,19 +17,16 @@ import pytest
 
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
-from amo_callback.errors import UnknownOutcome
 from amo_callback.model import ConnectionFilter
-from amo_callback.refresh.pending_writes import PendingWrites
-from amo_callback.refresh.raw_answers import RawAnswers, name_of
+from amo_callback.refresh.raw_answers import name_of
 from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
 from amo_callback.transfer.importer import make_plan
 from tests.builders import DAY
 from tests.cli.harness import environ_with, typed
 from tests.e2e.process import command, process_environment
-from tests.fakes import Witness
 from tests.patience import PATIENCE
-from tests.transfer.samples import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
+from tests.transfer.samples import CLIENT, RULES, a_record, a_token, an_entry, arrivals, keep_raw, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,13 +166,9 @@ async def _keep_raw(host: Host, body: bytes) -> str:
     cipher, clock = Cipher([host.key]), SystemClock()
     async with open_store(URL, folder=host.folder, clock=clock) as store:
         [connection] = await store.page(after="", limit=10, only=ConnectionFilter())
-        rescue, told = RescueFolder(host.folder / "rescue"), Witness()
+        rescue = RescueFolder(host.folder / "rescue")
         rescue.open()
-        pending_writes = PendingWrites(store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told)
-        raw = RawAnswers(
-            store=store, rescue=rescue, cipher=cipher, clock=clock, observer=told, pending_writes=pending_writes
-        )
-        await raw.keep(name_of(connection), UnknownOutcome("not_json", body=body), domain=connection.domain)
+        await keep_raw(store, cipher, rescue, body, name_of(connection), domain=connection.domain)
         return name_of(connection)
 
 

@@ -9,12 +9,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from amo_callback.amo.claims import told_by
+from amo_callback.errors import UnknownOutcome
 from amo_callback.model import Account, RefreshRules, connection_id
+from amo_callback.refresh.pending_writes import PendingWrites
+from amo_callback.refresh.raw_answers import RawAnswers
 from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host
 from amo_callback.transfer.importer import ImportRules, apply
 from amo_callback.transfer.json_format import JsonReader
 from tests.builders import DAY
-from tests.fakes import START
+from tests.fakes import START, Witness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,3 +112,10 @@ def an_entry(number: int = 1, **more: object) -> dict[str, object]:
         **more,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+async def keep_raw(store: Store, cipher: Cipher, rescue: Any, body: bytes, name: str, **more: str) -> None:
+    """Keep an answer of AMO that cannot be read, as the service does."""
+    edges = {"store": store, "rescue": rescue, "cipher": cipher, "clock": store.clock, "observer": Witness()}
+    raw = RawAnswers(**edges, pending_writes=PendingWrites(**edges))
+    await raw.keep(name, UnknownOutcome("not_json", body=body), **more)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.crypto import Cipher, new_key
-from amo_callback.errors import CommandFailed, UnknownOutcome
+from amo_callback.errors import CommandFailed
 from amo_callback.model import Account, connection_id, fingerprint
-from amo_callback.refresh.pending_writes import PendingWrites
-from amo_callback.refresh.raw_answers import RawAnswers, name_of, name_of_grant
+from amo_callback.refresh.raw_answers import name_of, name_of_grant
 from amo_callback.transfer.export_file import ParsedRecord, RecordError
 from tests.builders import a_connection, a_refreshed, save
-from tests.fakes import MemoryRescue, Witness
-from tests.transfer.samples import READER, a_token
+from tests.fakes import MemoryRescue
+from tests.transfer.samples import READER, a_token, keep_raw
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection
@@ -30,12 +29,7 @@ ISSUED = {"token_type": "Bearer", "access_token": a_token(1), "refresh_token": "
 async def _kept(store: Store, cipher: Cipher, body: bytes, name: str) -> bytes:
     """Return the file that the service keeps of an answer."""
     rescue = MemoryRescue()
-    pending_writes = PendingWrites(store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness())
-    raw = RawAnswers(
-        store=store, rescue=rescue, cipher=cipher, clock=store.clock, observer=Witness(), pending_writes=pending_writes
-    )
-    error = UnknownOutcome("not_json", body=body)
-    await raw.keep(name, error, domain=HOST, presented=fingerprint(PRESENTED))
+    await keep_raw(store, cipher, rescue, body, name, domain=HOST, presented=fingerprint(PRESENTED))
     return rescue.files[name]
 
 

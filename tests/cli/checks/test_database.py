@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,26 +12,19 @@ from amo_callback.cli.checks.database import check_database, check_rescue
 from amo_callback.cli.checks.finding import Severity, ok, run_check
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.files import location_id
-from amo_callback.model import TokenPair
 from amo_callback.store import open_store
-from tests.builders import DAY, a_connection, save
-from tests.cli.harness import context_in
-from tests.fakes import START, FakeClock
+from tests.builders import a_connection, save
+from tests.cli.harness import context_in, fill, no_progress
+from tests.fakes import FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from amo_callback.cli.checks.finding import Finding
     from amo_callback.cli.context import CommandContext
 
 NAME = "amo-callback.db"
-CONNECTIONS = 3
-
-
-@contextmanager
-def _progress(_total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _done: None
 
 
 def _check(place: CommandContext) -> dict[str, tuple[Severity, str]]:
@@ -40,7 +33,7 @@ def _check(place: CommandContext) -> dict[str, tuple[Severity, str]]:
 
 def _findings(place: CommandContext) -> Iterator[Finding]:
     keys, machine = place.encryption_keys, place.location
-    return check_database(place.folder / NAME, keys=keys, machine=machine, progress=_progress)
+    return check_database(place.folder / NAME, keys=keys, machine=machine, progress=no_progress)
 
 
 def _by_name(findings: Iterator[Finding]) -> dict[str, tuple[Severity, str]]:
@@ -58,13 +51,8 @@ async def place(tmp_path: Path, encryption_key: str) -> CommandContext:
     """Give a database of some connections that nobody has open."""
     cipher = Cipher([encryption_key])
     async with open_store(f"sqlite:///{NAME}", folder=tmp_path, clock=FakeClock()) as store:
-        await store.canary(cipher.seal_canary())
         await store.check_machine(location_id(tmp_path / NAME))
-        for number in range(CONNECTIONS):
-            connection = a_connection(number)
-            pair = TokenPair(access_token="a", refresh_token="r", issued_at=START, expires_at=START + DAY)
-            sealed = cipher.seal_pair(pair, connection_id=connection.id)
-            await save(store, a_connection(number, sealed_pair=sealed))
+        await fill(store, cipher, 3)
     return context_in(tmp_path, encryption_key)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,8 @@ from amo_callback.cli.main import main
 from amo_callback.clock import SystemClock
 from amo_callback.config.database_url import PostgresUrl, read_postgres
 from amo_callback.crypto import Cipher, new_key
-from amo_callback.model import TokenPair
 from amo_callback.store import open_store
-from tests.builders import DAY, a_connection, save
-from tests.cli.harness import environ_with
+from tests.cli.harness import environ_with, fill, no_progress
 from tests.fakes import START, ShiftedClock
 from tests.postgres import why_not, with_option
 
@@ -32,7 +29,7 @@ from amo_callback.store.postgres_inspection import SETTINGS, Server, open_postgr
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from amo_callback.clock import Clock
@@ -42,13 +39,8 @@ CONNECTIONS = 3
 SERVER = ("server", "server_tls", "server_clock", "server_room")
 
 
-@contextmanager
-def _progress(_total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _done: None
-
-
 async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, tuple[Severity, str]]:
-    found = check_postgres(url, keys=keys, clock=clock or SystemClock(), patience=PATIENCE, progress=_progress)
+    found = check_postgres(url, keys=keys, clock=clock or SystemClock(), patience=PATIENCE, progress=no_progress)
     return {finding.check: (finding.severity, finding.message) for finding in await run_check_async("store", found)}
 
 
@@ -76,12 +68,8 @@ async def served(empty: str, tmp_path: Path, encryption_key: str) -> str:
     """Give a database of some connections, that nobody has open."""
     cipher = Cipher([encryption_key])
     async with open_store(empty, folder=tmp_path, clock=SystemClock()) as store:
-        await store.canary(cipher.seal_canary())
         await store.check_machine("")
-        for number in range(CONNECTIONS):
-            pair = TokenPair(access_token="a", refresh_token="r", issued_at=START, expires_at=START + DAY)
-            sealed = cipher.seal_pair(pair, connection_id=a_connection(number).id)
-            await save(store, a_connection(number, sealed_pair=sealed))
+        await fill(store, cipher, CONNECTIONS)
     return empty
 
 
