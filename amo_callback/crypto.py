@@ -121,7 +121,7 @@ class Cipher:
         return _request(json.loads(self.open(sealed, bound_to=context_of(RecordKind.STATE, state_hash))))
 
     def seal_canary(self) -> bytes:
-        """Return the record by which a store tells at start whether it can be read."""
+        """Return the record that shows at start whether our keys decrypt the store."""
         return self.seal(_CANARY, bound_to=context_of(RecordKind.CANARY, ""))
 
     def check_canary(self, sealed: bytes) -> None:

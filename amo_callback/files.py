@@ -1,4 +1,4 @@
-"""Files: which may be opened without waiting, and what is to outlast a power failure."""
+"""Files: opened without waiting, read up to a limit, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     follow = not flags & os.O_NOFOLLOW
     check_regular(path, follow=follow)
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced since it was looked at
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced since the check
         os.close(descriptor)
         raise OSError(errno.EINVAL, "Not a regular file")
     return descriptor
@@ -104,10 +104,10 @@ def write_file(path: Path, text: str, *, mode: int, replace: bool = False) -> No
 
 
 def location_id(database: Path | None, *, machine_id: Path = MACHINE_ID) -> str:
-    """Return a name for the place of a database file that tells nothing of it; PostgreSQL, no file, names its own.
+    """Return an id of a database file's location that reveals nothing of it; PostgreSQL has one of its own.
 
     The machine's id is not to be shown to others (machine-id(5)), so it is hashed; where there is none, as in some
-    containers, the folder alone is told apart.
+    containers, the folder alone counts.
     """
     if database is None:
         return ""

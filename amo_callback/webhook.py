@@ -26,11 +26,11 @@ _PREFIX = "whsec_"
 _LEAST, _MOST = 24, 64
 """Bytes of a secret, as the specification has them."""
 _ENDS_IN_A_PERSON = frozenset({"connection.needs_reauth", "connection.expiring"})
-"""Of what a person can mend, by connecting again."""
+"""The events that the user resolves by connecting again."""
 
 
 def read_secrets(text: str) -> Sequence[str]:
-    """Return the secrets, one a line, newest first; raises `ValueError`, which tells the line and not the secret."""
+    """Return the secrets, one a line, newest first; raises `ValueError`, which names the line and quotes nothing."""
     lines = text.split()
     if not lines:
         raise ValueError("must hold at least one secret")
@@ -53,14 +53,14 @@ def _is_secret(line: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """What is posted."""
+    """A request to the receiver."""
 
     body: bytes
     headers: Mapping[str, str] = field(repr=False)
 
 
 class Signer:
-    """Write webhooks as messages, signed with every secret: so that one can be replaced by the next without a gap."""
+    """A signer of webhooks: with every secret, so that one can be replaced without a gap."""
 
     def __init__(self, secrets: Sequence[str], *, reconnect_url: str, allowed_domains: Sequence[str] = ()) -> None:
         self._signers = [Webhook(secret) for secret in secrets]
@@ -68,7 +68,7 @@ class Signer:
         self._allowed_domains = allowed_domains
 
     def message(self, webhook: QueuedWebhook, *, now: datetime) -> Message:
-        """Return a webhook's message as it is sent now: its id and body are the same each time."""
+        """Return the signed request; id and body are the same at each try."""
         body = json.dumps({"type": webhook.type, "timestamp": rfc3339(webhook.at), "data": self._data(webhook)})
         signatures = [signer.sign(msg_id=webhook.id, timestamp=now, data=body) for signer in self._signers]
         return Message(
@@ -82,7 +82,7 @@ class Signer:
         )
 
     def _data(self, webhook: QueuedWebhook) -> Mapping[str, object]:
-        """Return what is told; without a stored `domain` that is not allowed, since receivers send tokens there."""
+        """Return the data, without a stored `domain` that is not allowed: receivers send tokens there."""
         data = dict(webhook.data)
         domain = str(data.get("domain", ""))
         if check_host(domain.encode(errors="replace"), allowed=self._allowed_domains) != domain:

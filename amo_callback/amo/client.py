@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 _KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}
-"""What a request is for, as it is told."""
+"""The kinds of requests, in the log and the metrics."""
 
 
 class AmoClient:
@@ -70,7 +70,7 @@ class AmoClient:
         self.client_id = integration.client_id
 
     def consent_address(self, state: str) -> str:
-        """Return AMO's page where a person allows access."""
+        """Return AMO's consent page."""
         return self._integration.consent_address(state)
 
     def read_redirect(self, query: bytes) -> CallbackParams:
@@ -96,15 +96,15 @@ class AmoClient:
         await self._rate_limiter.slot(priority)
 
     def account_of(self, access_token: str) -> Account:
-        """Return whose access token it is, as far as it tells."""
+        """Return the account that an access token names."""
         return account_of(read_claims(access_token), allowed=self._allowed)
 
     def told_by(self, access_token: str) -> TokenClaims:
-        """Return what an access token tells of itself."""
+        """Return the claims of an access token."""
         return told_by(access_token, allowed=self._allowed)
 
     def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
-        """Tell whether AMO signed that our integration was switched off in this account."""
+        """Return whether AMO signed that our integration was disabled in this account."""
         return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
 
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> TokenResponse:
@@ -118,7 +118,7 @@ class AmoClient:
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
         """Spend a refresh token; raises as `protocol.read_answer`, and `RequestNotSent`, also where it is too late.
 
-        A process may be stopped while it connects: `not_after` is looked at just before the first byte.
+        A process may be stopped while it connects: `not_after` is checked just before the first byte.
         """
         request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
         return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)
@@ -165,7 +165,7 @@ class AmoClient:
         return read_sighting(answer, account_id=account_id, refusals=refusals, allowed=self._allowed)
 
     async def _ask(self, request: AmoRequest, kind: str, *, not_after: float = math.inf) -> Answer:
-        """Send a request, and tell whoever watches how long it took, and what came of it."""
+        """Send a request, and report its duration and result."""
         began, told = self._clock.monotonic(), {"kind": kind}
         priority = Priority.STRANGER if kind == _KINDS[GrantType.CODE] else Priority.BACKGROUND
         try:

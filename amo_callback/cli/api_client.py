@@ -77,7 +77,7 @@ def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> C
 async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[ApiClient]:
     """Open the private API of the running service; where none runs, or no key has the scope, of the store itself.
 
-    Both engines allow another process beside the service, and whoever can read the configuration may use the store.
+    Both engines allow another process beside the service, and a user who can read the configuration may use the store.
     """
     api_key = key_with(context.settings.api.keys.get_secret_value(), scope)
     if api_key is not None:
@@ -146,7 +146,7 @@ class ApiClient:
         return await self._request("DELETE", path, {})
 
     async def get_checks(self) -> dict[str, Any]:
-        """Return the checks of `/readyz`, whose status tells only whether all of them are good."""
+        """Return the checks of `/readyz`, whose status is 503 where one of them is not good."""
         checks: dict[str, Any] = (await self._send("GET", "/readyz", {}))[1].get("checks", {})
         return checks
 

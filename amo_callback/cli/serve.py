@@ -80,10 +80,10 @@ def run(
 
 def check_stop_timeout(settings: Settings, environ: Mapping[str, str]) -> None:
     """Raise `ConfigurationError` where systemd would kill the process during a request to AMO."""
-    told, timeout = environ.get(units.STOP_TIMEOUT, ""), settings.amo.timeout
-    if told.isdecimal() and not units.fits_stop_timeout(timeout, int(told)):
+    limit, timeout = environ.get(units.STOP_TIMEOUT, ""), settings.amo.timeout
+    if limit.isdecimal() and not units.fits_stop_timeout(timeout, int(limit)):
         raise ConfigurationError(
-            f"amo.timeout: {timeout:g} s is more than the unit's TimeoutStopSec={told} less {units.STOP_RESERVE:g} s: "
+            f"amo.timeout: {timeout:g} s is more than the unit's TimeoutStopSec={limit} less {units.STOP_RESERVE:g} s: "
             "lower it, or run `amo-callback systemd install`, which writes a unit that fits"
         )
 

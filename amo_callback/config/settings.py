@@ -40,7 +40,7 @@ class _Section(BaseModel):
 
 
 class Server(_Section):
-    """`[server]`: the two doors."""
+    """`[server]`: the two listeners."""
 
     public: ListenAddress = "127.0.0.1:8080"
     private: ListenAddress = "127.0.0.1:8081"
@@ -172,7 +172,7 @@ class Storage(_Section):
 
 
 class ApiSection(_Section):
-    """`[api]`: who may come through the private door."""
+    """`[api]`: the keys of the private API."""
 
     keys: ApiKeyLines = SecretStr("")
 
@@ -191,7 +191,7 @@ class Webhook(_Section):
         if info.data["url"] is None and value is not None:
             raise ValueError("has no effect without webhook.url")
         if info.data["url"] is not None and value is None:
-            raise ValueError("is required with webhook.url: by it the receiver tells that a webhook is ours")
+            raise ValueError("is required with webhook.url: with it the receiver verifies webhooks")
         return value
 
 

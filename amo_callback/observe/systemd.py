@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PREFIXES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>", "critical": "<2>"}
-"""How the journal is told how urgent a line is."""
+"""The journal's prefixes for a line's priority."""
 _FIRST = 3
 """The first inherited file descriptor."""
 _KEPT = 64
@@ -93,7 +93,7 @@ def _watchdog(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Tell whether the journal reads this very stream: who is redirected elsewhere has the variable, too."""
+    """Return whether the journal reads this stream: a redirected process has the variable, too."""
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):  # closed, or no file at all

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from amo_callback.store import Store
 
 _LIFE = timedelta(days=1)
-"""How long AMO's access tokens live today; for tokens that do not tell."""
+"""The lifetime of AMO's access tokens today, for tokens that do not name theirs."""
 _MAX_AHEAD = timedelta(days=3650)
 _MOST_VALUES = 20_000_000
 """Commas and brackets of a file that is parsed as a whole: a value takes up to fifty times its length in memory."""
@@ -71,7 +71,7 @@ class _Refused(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class JsonReader:
-    """A reader of token pairs in JSON; `client_id` is that of tokens which do not tell theirs."""
+    """A reader of token pairs in JSON; `client_id` is assumed for tokens that name none."""
 
     claims_of: Callable[[str], TokenClaims]
     client_id: str
@@ -242,11 +242,11 @@ def _rfc3339(text: str) -> datetime | None:
         return None
 
 
-def _identifier(name: str, given: str | int | None, told: str) -> str:
+def _identifier(name: str, given: str | int | None, claimed: str) -> str:
     text = "" if given is None else str(given)
-    if text and told and text != told:
-        raise _Refused(f"{name}: the access token tells another one")
-    return told or text
+    if text and claimed and text != claimed:
+        raise _Refused(f"{name}: the access token names another one")
+    return claimed or text
 
 
 # --- an unreadable answer of AMO -----------------------------------------------------------------

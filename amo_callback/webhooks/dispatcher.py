@@ -26,15 +26,15 @@ AT_ONCE = 8
 POLL = 5.0
 """Seconds between two looks for webhooks, which other processes write, too."""
 LEASE = timedelta(seconds=60)
-"""For how long a webhook is one process's alone: well over a request's time, and the store's patience after it.
+"""The lease of a webhook: well over the time limits of a request and of the store after it.
 
-It is told by the wall clock: where that is put forward under another process's delivery, or that one is stopped for a
-minute, the webhook is sent twice under its one id, which costs nobody anything.
+It is compared with the wall clock: where that is put forward during another process's delivery, or that process is
+stopped for a minute, the webhook is sent twice under its one id, which receivers have to expect.
 """
 
 
 class WebhookDispatcher:
-    """Deliver what is in the table `webhooks`, for as long as the process lives."""
+    """The loop that delivers the table `webhooks`."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class WebhookDispatcher:
 
     @property
     def stopped(self) -> bool:
-        """Whether the loop was told to end."""
+        """Whether the loop ends."""
         return self._stopping
 
     def wake(self) -> None:
@@ -71,7 +71,7 @@ class WebhookDispatcher:
         self._wake.set()
 
     async def run(self) -> None:
-        """Deliver until stopped; an iteration that fails is told, and the loop goes on."""
+        """Deliver until stopped; an iteration that fails is logged, and the loop goes on."""
         while not self._stopping:
             self._wake.clear()
             try:
@@ -132,7 +132,7 @@ class WebhookDispatcher:
     async def _post(self, webhook: QueuedWebhook) -> DeliveryResult:
         try:
             return await self._sender.post(webhook, now=self._clock.now())
-        except Exception as bug:  # noqa: BLE001 -- because a webhook that no bug lets go is put off, and dead-lettered, as others
+        except Exception as bug:  # noqa: BLE001 -- because a webhook that meets a bug is retried and dead-lettered like others
             self._tell_failed(bug)
             return DeliveryResult(why="bug")
 

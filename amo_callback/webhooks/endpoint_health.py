@@ -1,4 +1,4 @@
-"""The operator's receiver, taken as one: whether it takes webhooks, and since when it wants none."""
+"""The health of the operator's receiver: whether it accepts webhooks, and until when it wants none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OLD = 2 * WAITS[-1]
 
 
 class EndpointHealth:
-    """Tell once that it fails, and once that it is well again: not of each try, nor of one webhook it never takes."""
+    """The state of the receiver: its failure and its recovery are logged once, not each try."""
 
     def __init__(self, *, clock: Clock, observer: Observer) -> None:
         self._clock = clock
@@ -33,11 +33,11 @@ class EndpointHealth:
         return max(self._paused_until - self._clock.monotonic(), 0.0)
 
     def forget(self, webhook: QueuedWebhook) -> None:
-        """Forget a webhook that was given up: whether it is well is told by the others."""
+        """Forget a dead-lettered webhook: the others show whether the receiver works."""
         self._failing.pop(webhook.id, None)
 
     def note(self, webhook: QueuedWebhook, answer: DeliveryResult) -> None:
-        """Take note of a try."""
+        """Record the result of a try."""
         now = self._clock.monotonic()
         self._paused_until = max(self._paused_until, now + answer.pause(self._clock.now()))
         if not answer.good:

@@ -1,4 +1,4 @@
-"""What a receiver's answer means for a webhook, and when it is tried again: pure arithmetic."""
+"""The result of a delivery, and the time of the next one: pure arithmetic."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ WAITS = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 7200.0)
 _JITTER = 0.2
 """Give or take this share: what failed together does not come back together."""
 TRYING = timedelta(days=1)
-"""From the webhook on: whoever has not got it by then has somebody to ask about it."""
+"""The age at which a webhook is dead-lettered."""
 LEAST_TRIES = 5
 """However old a webhook was at its first try, the receiver may be starting just now."""
 MOST_PATIENCE = 3600.0
-"""Seconds that a receiver may ask for; more is no wish, but an outage, and back-off knows those."""
+"""Seconds that a receiver may ask for at most: longer outages are left to the back-off."""
 _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliveryResult:
-    """What came of one try."""
+    """The result of one try."""
 
     status: int | None = None
     why: str | None = None
-    """Where no status came: a word of ours."""
+    """Our word for the reason, where there is no status."""
     retry_after: str | None = None
     date: str | None = None
 

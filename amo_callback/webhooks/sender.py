@@ -1,4 +1,4 @@
-"""Messages over HTTP: the thin edge under `dispatcher`."""
+"""Signed webhooks over HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT = 10.0
 
 @asynccontextmanager
 async def open_sender(url: str, signer: Signer, *, patience: float = TIMEOUT) -> AsyncIterator[Sender]:
-    """Open a session of its own: no other request waits for a place in it."""
+    """Open a sender with a session of its own."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -36,7 +36,7 @@ async def open_sender(url: str, signer: Signer, *, patience: float = TIMEOUT) ->
 
 
 class Sender:
-    """Post to the operator's receiver: one request a call, redirects never followed."""
+    """A client of the operator's receiver: one request a call, redirects never followed."""
 
     def __init__(self, url: str, signer: Signer, *, session: aiohttp.ClientSession) -> None:
         self._url = url

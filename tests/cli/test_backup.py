@@ -337,7 +337,7 @@ TAKEN: dict[str, dict[str, Craft]] = {
         "not frozen": sql("DELETE FROM meta WHERE name = 'frozen'"),
         "a link": moved_and_linked,
     },
-    "has 2 tables, indexes, triggers or views that are none of ours: somebody has changed it": {
+    "has 2 tables, indexes, triggers or views that are none of ours: it was changed": {
         "triggers that end the freeze": sql(
             f"CREATE TRIGGER one AFTER INSERT ON meta {UNFREEZE}",
             f"CREATE TRIGGER other AFTER INSERT ON events {UNFREEZE}",
@@ -346,7 +346,7 @@ TAKEN: dict[str, dict[str, Craft]] = {
             "CREATE TABLE theirs AS SELECT 1 AS x", "CREATE INDEX more ON connections (lower(domain))"
         ),
     },
-    "that are none of ours: somebody has changed it": {
+    "that are none of ours: it was changed": {
         "a table without row ids": remade(
             "meta",
             "CREATE TABLE meta (value, name PRIMARY KEY) WITHOUT ROWID",

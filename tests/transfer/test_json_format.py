@@ -144,8 +144,8 @@ def test_an_owner_is_noted() -> None:
         ({"expires_at": 2**34}, "expires_at, expires_in: neither seconds nor a time"),
         ({"expires_at": "9999-12-31T23:59:59Z"}, "expires_at, expires_in: neither seconds nor a time"),
         ({"expires_in": 10**9}, "expires_at, expires_in: neither seconds nor a time"),
-        ({"account_id": "2"}, "account_id: the access token tells another one"),
-        ({"user_id": 99}, "user_id: the access token tells another one"),
+        ({"account_id": "2"}, "account_id: the access token names another one"),
+        ({"user_id": 99}, "user_id: the access token names another one"),
         ({"account_id": "a b"}, "account_id: string should match pattern"),
     ],
 )

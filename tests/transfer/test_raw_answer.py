@@ -99,7 +99,7 @@ async def test_tokens_of_another_account_are_refused(store: Store, cipher: Ciphe
     connection = await _connection(store)
     body = json.dumps({**ISSUED, "access_token": a_token(2)})[:-1].encode()
     assert await _read(store, cipher, body, name_of(connection)) == RecordError(
-        place=f"{ID}-1.raw", why="account_id: the access token tells another one"
+        place=f"{ID}-1.raw", why="account_id: the access token names another one"
     )
 
 

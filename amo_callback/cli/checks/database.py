@@ -110,10 +110,10 @@ def newer(name: object, schema: int, known: int) -> Finding:
 
 def usable(name: object, schema: int, known: int, *, count: int, upgrade: str) -> Finding:
     """Return a finding for a usable schema; `upgrade` is the fix for an older one."""
-    told = f"{name}, {count:,} connections"
+    message = f"{name}, {count:,} connections"
     if schema < known:
-        return warn("store", f"{told}: schema {schema}, this version's is {known}", fix=upgrade)
-    return ok("store", f"{told}, schema {schema}")
+        return warn("store", f"{message}: schema {schema}, this version's is {known}", fix=upgrade)
+    return ok("store", f"{message}, schema {schema}")
 
 
 def other_keys(keys: Sequence[str], canary: bytes | None) -> Finding | None:
@@ -161,8 +161,8 @@ class Pairs:
                 fix="give back the key that they were sealed with; "
                 "where it is lost, their people have to connect again",
             )
-        told = f"open all {self.done:,} pairs" if self.done else "fit; there are no pairs yet"
-        return ok("keys", f"{told}; {self._older:,} still need an older key: keep it" if self._older else told)
+        message = f"open all {self.done:,} pairs" if self.done else "fit; there are no pairs yet"
+        return ok("keys", f"{message}; {self._older:,} still need an older key: keep it" if self._older else message)
 
 
 def _opens(cipher: Cipher, pair: SealedPair) -> bool:
