@@ -22,7 +22,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """Tell the machine's time."""
+    """The machine's clock."""
 
     def now(self) -> datetime:
         """Return the wall clock's time in UTC."""

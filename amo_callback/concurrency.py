@@ -60,12 +60,12 @@ async def unbroken(work: Awaitable[T]) -> T:
             except asyncio.CancelledError:
                 continue
         if not task.cancelled():
-            task.exception()  # looked at: the caller who could be told is gone
+            task.exception()  # retrieved, so that asyncio does not warn: the caller is gone
         raise
 
 
 async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) -> bool:
-    """Wait for `task` at most `seconds`, and tell whether it is done; it goes on where it is not."""
+    """Wait for `task` at most `seconds`; return whether it is done. It goes on where it is not."""
     timer = asyncio.ensure_future(clock.sleep(seconds))
     both: set[asyncio.Future[T] | asyncio.Future[None]] = {task, timer}
     try:
@@ -78,7 +78,7 @@ async def done_within(task: asyncio.Future[T], *, seconds: float, clock: Clock) 
 
 
 async def rest(woken: asyncio.Event, *, seconds: float, clock: Clock) -> None:
-    """Wait until somebody wakes, at most `seconds`."""
+    """Wait until `woken` is set, at most `seconds`."""
     waiting = asyncio.ensure_future(woken.wait())
     try:
         await done_within(waiting, seconds=seconds, clock=clock)
@@ -94,7 +94,7 @@ async def done_unless(
     clock: Clock,
     limit: float | None = None,
 ) -> bool:
-    """Wait for `work`, at most `limit` seconds, and `grace` seconds once `stop` is set; tell whether it is done.
+    """Wait for `work`, at most `limit` seconds, and `grace` seconds once `stop` is set; return whether it is done.
 
     Where it is not, it is cancelled.
     """

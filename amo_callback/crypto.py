@@ -98,40 +98,30 @@ class Cipher:
 
     def seal_grant(self, secrets: GrantSecrets, *, code_hash: str) -> bytes:
         """Seal what a grant hands back, for that grant."""
-        content: dict[str, object] = {
-            "handle": secrets.handle,
-            "code": _text(secrets.code),
-            "state": _text(secrets.state),
-            "domain": secrets.domain,
-            "ticket": secrets.ticket,
-            "request": None if secrets.request is None else _request_fields(secrets.request),
-        }
-        return self.seal(json.dumps(content).encode(), bound_to=context_of(RecordKind.GRANT, code_hash))
+        return self.seal(_json(secrets), bound_to=context_of(RecordKind.GRANT, code_hash))
 
     def open_grant(self, sealed: bytes, *, code_hash: str) -> GrantSecrets:
         """Open what a grant hands back; raises `DecryptionFailed`."""
         content = json.loads(self.open(sealed, bound_to=context_of(RecordKind.GRANT, code_hash)))
         return GrantSecrets(
-            handle=content["handle"],
-            code=base64.b64decode(content["code"]),
-            state=_bytes(content["state"]),
-            domain=content["domain"],
-            ticket=content.get("ticket", ""),
-            request=_request(content["request"]) if content.get("request") else None,
+            **{
+                **content,
+                "code": base64.b64decode(content["code"]),
+                "state": _bytes(content["state"]),
+                "request": _request(content["request"]) if content.get("request") else None,
+            }
         )
 
     def seal_request(self, request: AuthorizationRequest, *, state_hash: str) -> bytes:
         """Seal what a state stands for, for that state."""
-        return self.seal(
-            json.dumps(_request_fields(request)).encode(), bound_to=context_of(RecordKind.STATE, state_hash)
-        )
+        return self.seal(_json(request), bound_to=context_of(RecordKind.STATE, state_hash))
 
     def open_request(self, sealed: bytes, *, state_hash: str) -> AuthorizationRequest:
         """Open what a state stands for; raises `DecryptionFailed`."""
         return _request(json.loads(self.open(sealed, bound_to=context_of(RecordKind.STATE, state_hash))))
 
     def seal_canary(self) -> bytes:
-        """Return the record by which a store tells at start whether it can be read."""
+        """Return the record that shows at start whether our keys decrypt the store."""
         return self.seal(_CANARY, bound_to=context_of(RecordKind.CANARY, ""))
 
     def check_canary(self, sealed: bytes) -> None:
@@ -139,21 +129,13 @@ class Cipher:
         self.open(sealed, bound_to=context_of(RecordKind.CANARY, ""))
 
 
-def _request_fields(request: AuthorizationRequest) -> dict[str, object]:
-    return {
-        "user": request.user,
-        "vouched": request.vouched,
-        "challenge": request.challenge,
-        "state": _text(request.state),
-    }
+def _json(record: GrantSecrets | AuthorizationRequest) -> bytes:
+    """Write a record with its bytes in base64."""
+    return json.dumps(dataclasses.asdict(record), default=lambda value: base64.b64encode(value).decode()).encode()
 
 
 def _request(content: dict[str, Any]) -> AuthorizationRequest:
     return AuthorizationRequest(**{**content, "state": _bytes(content["state"])})
-
-
-def _text(content: bytes | None) -> str | None:
-    return None if content is None else base64.b64encode(content).decode()
 
 
 def _bytes(text: str | None) -> bytes | None:
@@ -163,19 +145,7 @@ def _bytes(text: str | None) -> bytes | None:
 # --- passphrases ---------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Scrypt:
-    """What it costs to try a passphrase (RFC 7914): as OWASP advises, 128 MiB and some tenths of a second."""
-
-    salt: bytes
-    n: int = 2**17
-    r: int = 8
-    p: int = 1
-
-
-def key_of_passphrase(passphrase: str, cost: Scrypt) -> str:
-    """Return the encryption key that a passphrase stands for; raises `ValueError` where scrypt refuses the cost."""
-    key = hashlib.scrypt(
-        passphrase.encode(), salt=cost.salt, n=cost.n, r=cost.r, p=cost.p, maxmem=_SCRYPT_MEMORY, dklen=32
-    )
+def key_of_passphrase(passphrase: str, *, salt: bytes, n: int, r: int, p: int) -> str:
+    """Return the encryption key that scrypt (RFC 7914) derives; raises `ValueError` where it refuses the cost."""
+    key = hashlib.scrypt(passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=_SCRYPT_MEMORY, dklen=32)
     return base64.urlsafe_b64encode(key).decode()

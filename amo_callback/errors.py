@@ -299,7 +299,7 @@ class QueueFull(RetryableError):
 class MassFailureSuspected(RetryableError):
     """Refreshing is paused: an unusual number of connections failed within 10 minutes. See /readyz."""
 
-    code = "verdicts"
+    code = "mass_failure"
 
     def __init__(self, answer: AmoCallbackError | None = None) -> None:
         super().__init__()

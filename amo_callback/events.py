@@ -1,4 +1,4 @@
-"""What happens to connections: as it is told, as it is remembered, and what of it others are notified of."""
+"""Events: as they are logged, as they are stored, and as webhooks."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ Observer = Callable[[Event], None]
 def connection_event(
     name: str, connection: Connection, level: Level = Level.INFO, *, told: Mapping[str, object] | None = None
 ) -> Event:
-    """Return what happened to a connection; of what is `told`, what is not known is left out."""
+    """Return an event of a connection; fields that are `None` are left out."""
     known = {key: value for key, value in (told or {}).items() if value is not None}
     return Event(name=name, level=level, connection_id=connection.id, fields={"domain": connection.domain, **known})
 
 
 def failure_event(name: str, error: Exception, *, details: bool = True) -> Event:
-    """Return that something failed: an error of ours by its code and `details`, any other as the bug that it is."""
+    """Return the event of a failure: an error of ours with its code and `details`, any other as a bug."""
     if isinstance(error, AmoCallbackError):
         return Event(name=name, level=Level.ERROR, fields=error.fields if details else {"error": error.code})
     return Event(name=name, level=Level.ERROR, error=error)
@@ -75,11 +75,11 @@ class StoredEvent:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Notice:
-    """A row of the outbox: what others are to be notified of, under an id that stays."""
+class QueuedWebhook:
+    """A row of the table `webhooks`: a change to report, under an id that stays."""
 
     number: int
-    """Its place in the order in which notices came."""
+    """Its place in the order in which webhooks came."""
     id: str
     at: datetime
     type: str
@@ -89,23 +89,23 @@ class Notice:
     next_try_at: datetime
     last_error: str | None = None
     """Why the last try failed: a word of ours, or the receiver's status."""
-    parked_at: datetime | None = None
-    """When it was given up: it is kept, and tried again only where somebody says so."""
+    dead_lettered_at: datetime | None = None
+    """When it was given up: it is kept, and tried again on request."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailedDelivery:
-    """What a try that failed leaves of a notice."""
+    """The result of a failed delivery."""
 
     id: str
     lease: str
-    """Of the try: what somebody else is at by now is left to him."""
+    """The lease of the try: where it has passed to another process, nothing is changed."""
     error: str
     next_try_at: datetime | None
-    """`None`: it is parked."""
+    """`None`: it is dead-lettered."""
 
 
-NOTICES = frozenset(
+WEBHOOK_EVENTS = frozenset(
     {
         "connection.connected",
         "connection.needs_reauth",
@@ -115,4 +115,4 @@ NOTICES = frozenset(
         "connection.disconnected",
     }
 )
-"""Changes of which the operator's systems are notified: each has its row in the outbox, written with the change."""
+"""Changes reported to the operator's systems: each has a row in the table `webhooks`, written with the change."""

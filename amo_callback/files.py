@@ -1,8 +1,9 @@
-"""Files: which may be opened without waiting, and what is to outlast a power failure."""
+"""Files: opened without waiting, read up to a limit, written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import tempfile
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAX_TEXT = 1024 * 1024
 """Bytes of a configuration file, or of a file with a secret."""
+MACHINE_ID = Path("/etc/machine-id")
 
 
 def check_regular(path: Path, *, follow: bool = True) -> None:
@@ -37,7 +39,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     follow = not flags & os.O_NOFOLLOW
     check_regular(path, follow=follow)
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced since it was looked at
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced since the check
         os.close(descriptor)
         raise OSError(errno.EINVAL, "Not a regular file")
     return descriptor
@@ -50,6 +52,16 @@ def read_regular(path: Path, *, limit: int, flags: int = os.O_RDONLY) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"Longer than {limit:,} bytes")
     return content
+
+
+def read_text(path: Path, error: Callable[[str], Exception]) -> str:
+    """Return the text of a small file that the operator names; raises `error` with its name and the reason."""
+    try:
+        return read_regular(path, limit=MAX_TEXT).decode()
+    except OSError as refused:
+        raise error(f"{path}: cannot be read: {refused.strerror}") from None
+    except UnicodeDecodeError:
+        raise error(f"{path}: is not UTF-8 text") from None
 
 
 def sync(path: Path) -> None:
@@ -89,3 +101,18 @@ def write_file(path: Path, text: str, *, mode: int, replace: bool = False) -> No
     """Write a text file as `atomic_file` does."""
     with atomic_file(path, mode=mode, replace=replace) as file:
         file.write(text.encode())
+
+
+def location_id(database: Path | None, *, machine_id: Path = MACHINE_ID) -> str:
+    """Return an id of a database file's location that reveals nothing of it; PostgreSQL has one of its own.
+
+    The machine's id is not to be shown to others (machine-id(5)), so it is hashed; where there is none, as in some
+    containers, the folder alone counts.
+    """
+    if database is None:
+        return ""
+    try:
+        machine = machine_id.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        machine = ""
+    return hashlib.sha256(f"amo-callback:{machine}:{database.resolve()}".encode()).hexdigest()

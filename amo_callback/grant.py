@@ -45,7 +45,7 @@ STATE_PREFIX = "ac1."
 
 
 def is_issued(state: bytes | None) -> bool:
-    """Tell whether a state has the form of those that are issued here."""
+    """Return whether a state has the form of those that are issued here."""
     return state is not None and state.startswith(STATE_PREFIX.encode())
 
 
@@ -54,9 +54,9 @@ class AuthorizationRequest:
     """A grant that was started here: for whom, and what proves that its end is where it began."""
 
     user: str | None = None
-    """The app's user; nobody where it began with a plain link."""
+    """The app's user; `None` where it began with a plain link."""
     vouched: bool = False
-    """Whether a backend has named the user, and answers for him."""
+    """Whether a backend has asserted the user."""
     challenge: str | None = field(default=None, repr=False)
     """The S256 code challenge (RFC 7636) whose verifier only the app's instance has that began."""
     state: bytes | None = field(default=None, repr=False)
@@ -92,7 +92,7 @@ class CodeSource(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodePresentation:
-    """A code, and all that whoever brings it tells."""
+    """A presented code, and what came with it."""
 
     code: bytes = field(repr=False)
     state: bytes | None = field(repr=False, default=None)
@@ -177,7 +177,7 @@ class NewConnection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrantResult:
-    """What a person, or the app, is told of a grant."""
+    """The result of a grant, for the page and the app."""
 
     status: GrantStatus
     error: str | None
@@ -190,7 +190,7 @@ class GrantResult:
     domain: str
     """The account's host, as it was exchanged at."""
     support: str
-    """A name for the grant that tells nothing of it: on the page, and in the log."""
+    """A name for the grant that reveals nothing of it: on the page, and in the log."""
     connection_id: str | None = None
     grant_no: int = 0
     """The store's counter of disconnects when the code was first claimed."""
@@ -202,5 +202,5 @@ class GrantResult:
 
 
 def support_code(code_hash: str) -> str:
-    """Return what a person may read to whoever supports them, and an administrator finds in the log."""
+    """Return the support code, which is on the page and in the log."""
     return code_hash[:8]

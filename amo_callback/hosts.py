@@ -1,4 +1,4 @@
-"""Which hosts may see our secret."""
+"""The hosts that our secret may be sent to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def loggable_host(value: bytes) -> str | None:
 def check_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
     """Return the account's host in lower case, or `None` for one that must never see our secret.
 
-    `referer` comes from the browser's address bar, so from anybody, and the client secret is posted to the
+    `referer` comes from the browser's address bar, so anyone can choose it, and the client secret is posted to the
     host it names. Good are one DNS label before a suffix of AMO's, and what the operator listed
     (`host` exactly, `.suffix` with one label before it). A bare host, or one with a scheme.
     """
@@ -54,7 +54,7 @@ def check_host(value: bytes, *, allowed: Sequence[str] = ()) -> str | None:
 def account_url(endpoint: str, host: str, *, allowed: Sequence[str] = ()) -> str:
     """Return the address of AMO's API at a host, which replaces `{domain}` in `endpoint`; raises `HostNotAllowed`.
 
-    A stored host is checked each time that it is used: whoever writes the database must not choose where secrets go.
+    A stored host is checked each time that it is used: a write to the database must not decide where secrets go.
     """
     value = host.encode(errors="replace")
     if check_host(value, allowed=allowed) != host:

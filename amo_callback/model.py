@@ -1,4 +1,4 @@
-"""The words of the domain, as frozen values; what is secret is in no repr."""
+"""The domain's values, frozen; secrets are in no repr."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
-
-    from amo_callback.events import Event
 
 
 _CONNECTIONS = uuid.UUID("8f0f5a36-5d0c-4f4e-9d0e-2f1c7f8b6a51")
@@ -28,7 +26,7 @@ class Status(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a connection needs its person again."""
+    """Why a connection needs its user again."""
 
     REVOKED = "revoked"
     EXPIRED = "expired"
@@ -49,13 +47,13 @@ class TokenPair:
 
     @property
     def life(self) -> timedelta:
-        """How long the access token lives from its issue."""
+        """The lifetime of the access token from its issue."""
         return self.expires_at - self.issued_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """Whose tokens a pair holds, as the access token's claims tell; unverified hints."""
+    """The account of a pair, by the claims of its access token: unverified hints."""
 
     account_id: str = ""
     user_id: str = ""
@@ -65,7 +63,7 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenClaims:
-    """What an access token tells of itself, as far as it does; unverified hints."""
+    """The claims of an access token: unverified hints."""
 
     account: Account
     client_id: str | None = None
@@ -106,7 +104,7 @@ class Connection:
     pair_version: int
     row_version: int
     attempt: str | None = None
-    """The attempt that has not told its end: under way, without an answer, or of a process that died."""
+    """The open attempt: under way, without an answer, or of a process that died."""
     lease_owner: str | None = None
     """Which process the open attempt is of."""
     lease_until: datetime | None = None
@@ -148,7 +146,7 @@ class Connection:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether its refresh token may have been spent; told of one whose lease has ended."""
+        """Whether its refresh token may have been spent; only valid once the lease has ended."""
         return self.attempt is not None or self.doubtful is not None
 
 
@@ -209,7 +207,7 @@ class RefreshRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefreshFailure:
-    """What a refresh that brought no pair leaves behind."""
+    """The result of a failed refresh."""
 
     connection_id: str
     attempt: str
@@ -217,7 +215,7 @@ class RefreshFailure:
     reason: Reason | None = None
     last_error: str
     open_for: timedelta | None = None
-    """The refresh token may have been spent: the attempt stays open, and nobody judges it for so long."""
+    """The refresh token may have been spent: the attempt stays open, undecided, for so long."""
     next_refresh_at: datetime | None
     died_at: datetime | None = None
     look_up_at: datetime | None = None
@@ -229,11 +227,11 @@ class RefreshFailure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionCounts:
-    """How the connections do, taken together: those with a refresh token."""
+    """Counts of the connections with a refresh token."""
 
     living: int
     fresh: int
-    """Of these, those whose access tokens live."""
+    """Of these, those with a valid access token."""
     died: int
     """Of the others, those that were given up since the time that was asked about."""
 
@@ -254,7 +252,7 @@ class Successes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Freeze:
-    """Nothing is spent, of no connection, until somebody thaws it."""
+    """A freeze of all connections: nothing is spent until it is thawed."""
 
     at: datetime
     why: str
@@ -277,7 +275,7 @@ class AmoBlock:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChangeNotice:
-    """What a write may have changed, of this process or of another, for whoever remembers connections."""
+    """What a write of any process may have changed, for caches of connections."""
 
     connections: frozenset[str] | None
     """Their ids; `None`: any of them."""
@@ -298,14 +296,14 @@ class ConnectionFilter:
 
 
 class TokenState(StrEnum):
-    """What a look-up, which spends nothing, tells of a token."""
+    """The state of a token by introspection."""
 
     GOOD = "good"
     REFUSED = "refused"
     UNKNOWN = "unknown"
-    """AMO did not tell."""
+    """AMO gave no usable answer."""
     UNASKED = "unasked"
-    """There is nobody to ask."""
+    """It cannot be introspected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -314,11 +312,11 @@ class IntrospectionResult:
 
     standing: TokenState
     domain: str | None = None
-    """Where the account lives now: a host that may see our secrets."""
+    """The present host of the account, where our secrets may go."""
 
 
 class RefreshTrigger(StrEnum):
-    """On whose demand a pair is refreshed."""
+    """What causes a refresh."""
 
     SCHEDULE = "schedule"
     HAND_OUT = "hand_out"
@@ -333,27 +331,27 @@ def connection_id(account: Account, domain: str) -> str:
     """Return the id of the one connection of an AMO account and AMO user.
 
     It is derived (a name-based UUID), so a connection can be named, and its pair sealed for it, before
-    and without asking the store. Where AMO's token does not tell the account, its domain stands for it.
+    and without asking the store. Where AMO's token does not name the account, its domain stands for it.
     """
     return str(uuid.uuid5(_CONNECTIONS, f"{account.account_id or '@' + domain}/{account.user_id}"))
 
 
 def has_own_id(connection: Connection) -> bool:
-    """Tell whether a connection's account and user are those that its id is derived from.
+    """Return whether a connection's id is derived from its account and user.
 
-    Where AMO did not tell the account, the id stands for the host at which it connected, which may have changed since.
+    Where AMO did not name the account, the id stands for the host at which it connected, which may have changed since.
     """
     account = Account(account_id=connection.account_id, user_id=connection.user_id)
     return not connection.account_id or connection.id == connection_id(account, connection.domain)
 
 
 def short(print_: str) -> str:
-    """Return as much of a fingerprint as a person compares."""
+    """Return an abbreviated fingerprint, for people."""
     return print_[:16]
 
 
 def fingerprint(secret: str | bytes) -> str:
-    """Return a name for a code, token or handle that tells nothing of it (SHA-256, hex)."""
+    """Return the fingerprint of a code, token or handle (SHA-256, hex)."""
     return hashlib.sha256(secret.encode() if isinstance(secret, str) else secret).hexdigest()
 
 
@@ -364,6 +362,5 @@ class ImportedConnection:
     connection: Connection
     replaces: Connection | None
     """The stored connection that it replaces, as it was read; any other one stays."""
-    event: Event
     owners: Mapping[str, int] = field(default_factory=dict)
     """Added to the owners that are stored, each with a value of the store's counter."""

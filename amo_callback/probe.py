@@ -1,8 +1,8 @@
-"""Is it you, and whom do you see come: a question that only who holds the keys can ask, and read the answer to.
+"""A request by which the command recognises the service: only a holder of the keys can make it and read the reply.
 
 `amo-callback check` asks it by the public address, and so learns whether that leads to this service, and whether the
-proxy in front says whose requests they are. The command asks it at the private door, before it shows its API key:
-while the service is down, whoever else is on the machine may listen there. To anybody else the header is noise.
+proxy in front passes the client's address on. The command sends it to the private API before its API key: while
+the service is down, another process of the machine may listen there. To all others the header is noise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HEADER = "X-Amo-Callback-Probe"
 """Of the request and of its answer."""
 _LIMIT = 512
-"""Characters: what is longer is not looked at."""
+"""Characters: what is longer is ignored."""
 _QUESTION, _ANSWER = "probe", "probe:answer"
 
 
@@ -41,7 +41,7 @@ def ask(cipher: Cipher, *, nonce: str) -> str:
 
 
 def answer(cipher: Cipher, question: str, *, seen: Seen) -> str | None:
-    """Return the answer's header, or `None` where nobody who holds the keys has asked."""
+    """Return the answer's header, or `None` where the request was not made with our keys."""
     nonce = _opened(cipher, question, bound_to=_QUESTION)
     if nonce is None:
         return None

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from amo_callback.clock import Clock
+
 
 class Priority(IntEnum):
     """The order at AMO's rate limit: people first, the better known before strangers, and hook checks last."""
@@ -21,9 +23,9 @@ class Priority(IntEnum):
     EXPECTED = 0
     """A person whose grant began here, for a user that is known."""
     STARTED = 1
-    """A person whose grant began here, with a plain link: anybody can."""
+    """A person whose grant began here, with a plain link."""
     STRANGER = 2
-    """Whoever brings a code."""
+    """Any other person with a code."""
     TOKEN_CHECK = 3
     """A question about an access token that a caller waits for: at most a quarter of the rate."""
     BACKGROUND = 4
@@ -32,7 +34,7 @@ class Priority(IntEnum):
 
 
 class WaiterKind(StrEnum):
-    """Who waits for a slot."""
+    """The kinds of waiters."""
 
     PEOPLE = "people"
     BACKGROUND = "background"
@@ -40,7 +42,7 @@ class WaiterKind(StrEnum):
 
 _NEVER = float("-inf")
 _REMEMBERED = 2
-"""Intervals for which somebody who has asked is taken to wait: within one he asks again."""
+"""Intervals for which an instance that has asked counts as waiting: within one it asks again."""
 GOOD_FOR = 1.0
 """Seconds for which a slot may be used after it was granted: a request that comes later takes another one."""
 LATE = 0.5
@@ -63,7 +65,7 @@ class RateState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotDecision:
-    """What comes of asking: the slot's `kind`, or nothing, and for how many seconds nobody need ask again."""
+    """The result of a request for a slot: its `kind`, or nothing, and the seconds until the next request."""
 
     slots: RateState
     kind: WaiterKind | None = None
@@ -73,9 +75,9 @@ class SlotDecision:
 def ask(
     slots: RateState, *, now: float, interval: float, waiting: Collection[WaiterKind], alone: bool = False
 ) -> SlotDecision:
-    """Ask for a slot for one of those who are `waiting` here; where they are `alone`, nobody waits elsewhere.
+    """Request a slot for one of the kinds `waiting` here; `alone`: no other instance has any.
 
-    A person waits in front of a screen, so people go first. But anybody can send codes: while background waits, here or
+    A person waits in front of a screen, so people go first. But anyone can send codes: while background waits, here or
     elsewhere, people get every other slot and no more, so that junk codes cannot starve refreshing.
     """
     until = now + _REMEMBERED * interval
@@ -105,7 +107,7 @@ def ask(
 
 
 def pause(slots: RateState, *, now: float, seconds: float) -> RateState:
-    """Let nobody go for a while."""
+    """Grant no slots for a while."""
     return dataclasses.replace(slots, free_at=max(slots.free_at, now + seconds))
 
 
@@ -124,4 +126,24 @@ class SharedLimits(Protocol):
         """Ask for a slot at the rate limit, `interval` seconds after the last one."""
 
     async def pause(self, seconds: float) -> None:
-        """Let nobody have a slot for a while."""
+        """Grant no slots for a while."""
+
+
+class LocalLimits:
+    """The limits of a single process, by its own clock."""
+
+    at_once = True
+
+    def __init__(self, *, clock: Clock) -> None:
+        self._clock = clock
+        self._slots = RateState()
+
+    async def ask_for_slot(self, *, interval: float, waiting: Collection[WaiterKind]) -> SlotDecision:
+        """Ask for a slot at the rate limit, `interval` seconds after the last one."""
+        asked = ask(self._slots, now=self._clock.monotonic(), interval=interval, waiting=waiting, alone=True)
+        self._slots = asked.slots
+        return asked
+
+    async def pause(self, seconds: float) -> None:
+        """Grant no slots for a while."""
+        self._slots = pause(self._slots, now=self._clock.monotonic(), seconds=seconds)

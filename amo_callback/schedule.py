@@ -47,7 +47,7 @@ def retry_at(
 ) -> datetime:
     """Return when to try again after `failures` in a row: exponential back-off with full jitter.
 
-    While the access token lives, no wait takes more than what leaves `TRIES_LEFT` further tries before
+    While the access token is valid, no wait takes more than what leaves `TRIES_LEFT` further tries before
     it expires. Never sooner than a second: full jitter may draw nothing at all.
     """
     wait = random() * min(cap, base * 2.0 ** min(failures - 1, 30))
@@ -79,12 +79,12 @@ def _http_date(value: str | None) -> datetime | None:
 
 
 def lives(pair: TokenPair, *, now: datetime) -> bool:
-    """Tell whether the access token is still good by the clock."""
+    """Return whether the access token is unexpired by the clock."""
     return now < pair.expires_at
 
 
 def is_impossible(connection: Connection, *, now: datetime) -> bool:
-    """Tell whether a connection's times cannot be right, so that it is due now, and its access token in doubt.
+    """Return whether a connection's times cannot be right, so that it is due now, and its access token in doubt.
 
     It was issued in the future, or is due later than it expires, which a back-off after a failure may be.
     """
@@ -95,7 +95,7 @@ def is_impossible(connection: Connection, *, now: datetime) -> bool:
 
 
 def fresh_enough(pair: TokenPair, *, now: datetime, min_ttl: float) -> bool:
-    """Tell whether the access token has `min_ttl` seconds left, or is as fresh as one can be."""
+    """Return whether the access token has `min_ttl` seconds left, or is as fresh as one can be."""
     if not lives(pair, now=now) or pair.issued_at > now + CLOCK_TOLERANCE:
         return False
     return pair.expires_at - now >= timedelta(seconds=min_ttl) or now - pair.issued_at < pair.life / YOUNG

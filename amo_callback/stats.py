@@ -1,4 +1,4 @@
-"""How all connections do, taken together, and how the service does that keeps them: what monitoring is told."""
+"""The state of all connections together, and of the service, for monitoring."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreStats:
-    """What the store tells of all connections and notices in one look."""
+    """Counts of all connections and webhooks, from one read."""
 
     active: int
     fresh: int
-    """Of these, those whose access tokens live."""
+    """Of these, those with a valid access token."""
     needs_reauth: Mapping[Reason, int]
     disconnected: int
     mismatched: int
@@ -26,7 +26,7 @@ class StoreStats:
     hosts_not_allowed: int
     """Active ones to whose host nothing is sent: it is not on the allow list."""
     expired: int
-    """Active ones whose access tokens have expired, though nobody has frozen them."""
+    """Active ones whose access tokens have expired, though they are not frozen."""
     due: int
     """Refreshes that are due, and not frozen."""
     overdue: int
@@ -34,16 +34,16 @@ class StoreStats:
     next_expiry: datetime | None
     """When the first access token ends, or ended, of an active connection that is not frozen."""
     next_deadline: datetime | None
-    """When the first refresh token of an active connection ends, which only its person can mend.
+    """When the first refresh token of an active connection ends, after which its user has to connect again.
 
     Of a connection without a refresh token it is the access token.
     """
     waiting: int
-    """Notices that are to be delivered."""
+    """Webhooks that are to be delivered."""
     waiting_since: datetime | None
     """When the oldest of these was written."""
-    parked: int
-    """Notices that were given up, and kept."""
+    dead_lettered: int
+    """Webhooks that were given up, and kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class ServiceStatus:
     checks: Mapping[str, bool]
     """The checks of `/readyz`, by their names."""
     survey: StoreStats | None
-    """What the store told last; `None` before it told anything."""
+    """The last counts of the store; `None` before the first."""
     survey_age: float | None
     """Seconds since then."""
     survey_seconds: float | None
@@ -64,5 +64,5 @@ class ServiceStatus:
     """Refreshes that are under way in this process."""
     pending_writes: int
     """Pairs that the store does not accept."""
-    notices_delivered: bool
-    """Whether a receiver is configured: without one waiting notices mean nothing."""
+    webhooks_delivered: bool
+    """Whether a receiver is configured: without one waiting webhooks mean nothing."""

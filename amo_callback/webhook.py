@@ -1,4 +1,4 @@
-"""A notice as a signed webhook, as Standard Webhooks has it (https://www.standardwebhooks.com): no I/O.
+"""A webhook as a signed message, as Standard Webhooks has it (https://www.standardwebhooks.com): no I/O.
 
 Signing is left to that project's own library, which receivers verify with: one module of the standard library's HMAC,
 typed, with nothing of its own to install since 1.1.
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from amo_callback.events import Notice
+    from amo_callback.events import QueuedWebhook
 
 _PREFIX = "whsec_"
 _LEAST, _MOST = 24, 64
 """Bytes of a secret, as the specification has them."""
 _ENDS_IN_A_PERSON = frozenset({"connection.needs_reauth", "connection.expiring"})
-"""Of what a person can mend, by connecting again."""
+"""The events that the user resolves by connecting again."""
 
 
 def read_secrets(text: str) -> Sequence[str]:
-    """Return the secrets, one a line, newest first; raises `ValueError`, which tells the line and not the secret."""
+    """Return the secrets, one a line, newest first; raises `ValueError`, which names the line and quotes nothing."""
     lines = text.split()
     if not lines:
         raise ValueError("must hold at least one secret")
@@ -53,40 +53,40 @@ def _is_secret(line: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """What is posted."""
+    """A request to the receiver."""
 
     body: bytes
     headers: Mapping[str, str] = field(repr=False)
 
 
 class Signer:
-    """Write notices as messages, signed with every secret: so that one can be replaced by the next without a gap."""
+    """A signer of webhooks: with every secret, so that one can be replaced without a gap."""
 
     def __init__(self, secrets: Sequence[str], *, reconnect_url: str, allowed_domains: Sequence[str] = ()) -> None:
-        self._webhooks = [Webhook(secret) for secret in secrets]
+        self._signers = [Webhook(secret) for secret in secrets]
         self._reconnect_url = reconnect_url
         self._allowed_domains = allowed_domains
 
-    def message(self, notice: Notice, *, now: datetime) -> Message:
-        """Return a notice's message as it is sent now: its id and body are the same each time."""
-        body = json.dumps({"type": notice.type, "timestamp": rfc3339(notice.at), "data": self._data(notice)})
-        signatures = [webhook.sign(msg_id=notice.id, timestamp=now, data=body) for webhook in self._webhooks]
+    def message(self, webhook: QueuedWebhook, *, now: datetime) -> Message:
+        """Return the signed request; id and body are the same at each try."""
+        body = json.dumps({"type": webhook.type, "timestamp": rfc3339(webhook.at), "data": self._data(webhook)})
+        signatures = [signer.sign(msg_id=webhook.id, timestamp=now, data=body) for signer in self._signers]
         return Message(
             body=body.encode(),
             headers={
                 "Content-Type": "application/json",
-                "webhook-id": notice.id,
+                "webhook-id": webhook.id,
                 "webhook-timestamp": str(int(now.timestamp())),
                 "webhook-signature": " ".join(signatures),
             },
         )
 
-    def _data(self, notice: Notice) -> Mapping[str, object]:
-        """Return what is told; without a stored `domain` that is not allowed, since receivers send tokens there."""
-        data = dict(notice.data)
+    def _data(self, webhook: QueuedWebhook) -> Mapping[str, object]:
+        """Return the data, without a stored `domain` that is not allowed: receivers send tokens there."""
+        data = dict(webhook.data)
         domain = str(data.get("domain", ""))
         if check_host(domain.encode(errors="replace"), allowed=self._allowed_domains) != domain:
             data.pop("domain", None)
-        if notice.type in _ENDS_IN_A_PERSON:
+        if webhook.type in _ENDS_IN_A_PERSON:
             data["reconnect_url"] = self._reconnect_url
         return data

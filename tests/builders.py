@@ -149,7 +149,7 @@ def a_survey(**more: Any) -> StoreStats:
         "next_deadline": START + 90 * DAY,
         "waiting": 0,
         "waiting_since": None,
-        "parked": 0,
+        "dead_lettered": 0,
     }
     return StoreStats(**{**values, **more})
 
@@ -165,7 +165,7 @@ def a_service_status(**more: Any) -> ServiceStatus:
         "beat_age": 1.0,
         "in_flight": 0,
         "pending_writes": 0,
-        "notices_delivered": True,
+        "webhooks_delivered": True,
     }
     return ServiceStatus(**{**values, **more})
 

@@ -26,14 +26,15 @@ from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.fake_amo import FakeAmo, SandboxAccount
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
+from amo_callback.amo.transport import Transport
 from amo_callback.clock import Clock, SystemClock
 from amo_callback.config.loader import load_settings
 from amo_callback.config.settings import Settings
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.events import Event
-from amo_callback.local_limits import LocalLimits
 from amo_callback.model import Connection
 from amo_callback.observe.log import LogObserver, make_logger
+from amo_callback.rate_limit import LocalLimits
 from amo_callback.store import Store, open_store
 from amo_callback.web.composition import DataPaths, Service, open_service
 from amo_callback.web.listener import open_listener
@@ -220,7 +221,6 @@ async def amo_client(
         per_second=1000, shared=LocalLimits(clock=system), clock=system, observer=RecordingObserver()
     )
     yield AmoClient(
-        tls=tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         integration=Integration(
             client_id=known.client_id,
             client_secret=known.client_secret,
@@ -228,10 +228,12 @@ async def amo_client(
             endpoint=amo.endpoint,
             allowed_domains=allowed_domains,
         ),
+        transport=Transport(
+            tls=tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), rate_limiter=rate_limiter, clock=clock, timeout=timeout
+        ),
         rate_limiter=rate_limiter,
         clock=clock,
         observer=RecordingObserver(),
-        timeout=timeout,
     )
     await rate_limiter.close()
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from amo_callback.location import location_id
+from amo_callback.files import location_id
 
 
 def test_a_database_is_at_home_on_one_machine_in_one_folder(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Notices as Standard Webhooks."""
+"""Webhooks as Standard Webhooks."""
 
 import dataclasses
 import json
@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from amo_callback.events import Notice
+from amo_callback.events import QueuedWebhook
 from amo_callback.webhook import Message, Signer, read_secrets
 from tests.fakes import START
 from tests.webhooks.receiver import OTHER_SECRET, SECRET
 
-NOTICE = Notice(
+WEBHOOK = QueuedWebhook(
     number=1,
     id="4f1d",
     at=START,
@@ -25,7 +25,7 @@ NOTICE = Notice(
 
 
 def _message(secrets: Sequence[str]) -> Message:
-    return Signer(secrets, reconnect_url="https://a.example/connect").message(NOTICE, now=datetime.now(UTC))
+    return Signer(secrets, reconnect_url="https://a.example/connect").message(WEBHOOK, now=datetime.now(UTC))
 
 
 def _verify(secret: str, message: Message, body: bytes | None = None) -> object:
@@ -36,7 +36,7 @@ def test_the_receivers_library_verifies_what_is_sent() -> None:
     """With the secret, and only what was signed."""
     message = _message([SECRET])
     assert _verify(SECRET, message) == {
-        "type": "connection.moved", "timestamp": "2026-11-23T12:00:00Z", "data": dict(NOTICE.data),
+        "type": "connection.moved", "timestamp": "2026-11-23T12:00:00Z", "data": dict(WEBHOOK.data),
     }  # fmt: skip
     for secret, body in ((OTHER_SECRET, message.body), (SECRET, message.body + b" ")):
         with pytest.raises(WebhookVerificationError):
@@ -51,8 +51,8 @@ def test_a_host_that_is_not_allowed_is_left_out() -> None:
         ("a.amocrm.ru@evil.example.com", (), None),
     ):
         signer = Signer([SECRET], reconnect_url="https://a.example/connect", allowed_domains=allowed)
-        notice = dataclasses.replace(NOTICE, data={**NOTICE.data, "domain": domain})
-        data = json.loads(signer.message(notice, now=START).body)["data"]
+        webhook = dataclasses.replace(WEBHOOK, data={**WEBHOOK.data, "domain": domain})
+        data = json.loads(signer.message(webhook, now=START).body)["data"]
         assert (data.get("domain"), data["connection_id"]) == (expected, "c")
 
 
@@ -74,7 +74,7 @@ def test_secrets_are_read_a_line_each() -> None:
 def test_nothing_shows_a_secret_or_a_signature() -> None:
     """In no representation."""
     signer = Signer([SECRET], reconnect_url="https://a.example/connect")
-    message = signer.message(NOTICE, now=START)
+    message = signer.message(WEBHOOK, now=START)
     shown = f"{signer!r} {vars(signer)!r} {message!r}"
     assert SECRET[6:] not in shown
     assert message.headers["webhook-signature"] not in shown

@@ -1,4 +1,4 @@
-"""What an access token tells of itself: unverified hints from a party that we called over TLS.
+"""The claims of an access token: unverified hints from a party that we called over TLS.
 
 AMO publishes no key to verify it with. The claims are not documented either: what is missing or odd is left out.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_LIFE = timedelta(days=3650)
 UNKNOWN_LIFE = timedelta(minutes=15)
-"""How long an access token is taken to live where neither the answer nor the token tells."""
+"""The assumed lifetime of an access token, where neither the response nor the token names one."""
 
 
 def read_claims(access_token: str) -> dict[str, object]:
@@ -35,7 +35,7 @@ def read_claims(access_token: str) -> dict[str, object]:
 
 
 def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Account:
-    """Return whose token it is; its `api_domain` only where our secrets may go there."""
+    """Return the account of a token; its `api_domain` only where our secrets may go there."""
     api_domain = claims.get("api_domain")
     issued = claims.get("iat")
     host = api_domain.encode(errors="replace") if isinstance(api_domain, str) else b""
@@ -48,7 +48,7 @@ def account_of(claims: dict[str, object], *, allowed: Sequence[str] = ()) -> Acc
 
 
 def told_by(access_token: str, *, allowed: Sequence[str] = ()) -> TokenClaims:
-    """Return what an access token tells of itself."""
+    """Return the claims that we use."""
     claims = read_claims(access_token)
     audience, expires = claims.get("aud"), claims.get("exp")
     return TokenClaims(
@@ -64,15 +64,15 @@ def _identifier(value: object) -> str:
 
 
 def life_of(expires_in: object, claims: dict[str, object]) -> timedelta:
-    """Return how long the access token lives.
+    """Return the lifetime of an access token.
 
     A pair has been paid for with the old one: it is kept, whatever else the answer lacks.
     """
     issued, expires = claims.get("iat"), claims.get("exp")
-    told = expires_in
-    if not _is_life(told) and type(issued) is int and type(expires) is int:
-        told = expires - issued
-    return timedelta(seconds=told) if _is_life(told) else UNKNOWN_LIFE
+    seconds = expires_in
+    if not _is_life(seconds) and type(issued) is int and type(expires) is int:
+        seconds = expires - issued
+    return timedelta(seconds=seconds) if _is_life(seconds) else UNKNOWN_LIFE
 
 
 def _is_life(value: object) -> TypeGuard[int]:

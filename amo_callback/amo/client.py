@@ -1,4 +1,4 @@
-"""AMO, as the use cases ask it: `protocol` and `lookup` say what goes out and what comes back, `wire` carries it."""
+"""The client of AMO: `protocol` and `introspection` define requests and responses, `transport` carries them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ from amo_callback.amo.protocol import (
     refresh_request,
 )
 from amo_callback.amo.redirect import read_redirect
-from amo_callback.amo.transport import Transport
 from amo_callback.errors import AccountNotAllowed, InvalidRequest, RequestNotSent, UnknownOutcome, VendorRateLimited
 from amo_callback.events import Event, Level
 from amo_callback.hosts import check_host
 from amo_callback.rate_limit import Priority
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Mapping
 
     from amo_callback.amo.rate_limiter import RateLimiter
+    from amo_callback.amo.transport import Transport
     from amo_callback.clock import Clock
     from amo_callback.events import Observer
     from amo_callback.grant import CallbackParams
@@ -46,44 +45,41 @@ if TYPE_CHECKING:
 
 
 _KINDS = {GrantType.CODE: "exchange", GrantType.REFRESH_TOKEN: "refresh"}
-"""What a request is for, as it is told."""
+"""The kinds of requests, in the log and the metrics."""
 
 
 class AmoClient:
-    """Speak to AMO: one request a call, never repeated, redirects never followed."""
+    """A client of AMO: one request a call, never repeated, redirects never followed."""
 
     def __init__(
         self,
         *,
-        tls: ssl.SSLContext,
         integration: Integration,
+        transport: Transport,
         rate_limiter: RateLimiter,
         clock: Clock,
         observer: Observer,
-        timeout: float,
-        default_domain: str | None = None,
     ) -> None:
-        self._wire = Transport(tls=tls, rate_limiter=rate_limiter, clock=clock, timeout=timeout)
         self._integration = integration
+        self._transport = transport
         self._rate_limiter = rate_limiter
         self._clock = clock
         self._observer = observer
-        self._default_domain = default_domain
         self._allowed = integration.allowed_domains
-        self.timeout = timeout
+        self.timeout = transport.timeout
         self.client_id = integration.client_id
 
     def consent_address(self, state: str) -> str:
-        """Return AMO's page where a person allows access."""
+        """Return AMO's consent page."""
         return self._integration.consent_address(state)
 
     def read_redirect(self, query: bytes) -> CallbackParams:
         """Read the raw query of AMO's redirect."""
-        return read_redirect(query, default_domain=self._default_domain, allowed_domains=self._allowed)
+        return read_redirect(query, default_domain=self._integration.default_domain, allowed_domains=self._allowed)
 
     def check_domain(self, host: str | None) -> str:
         """Return the account's host; raises `InvalidRequest` for none at all, `AccountNotAllowed`."""
-        named = host or self._default_domain
+        named = host or self._integration.default_domain
         if not named:
             raise InvalidRequest
         domain = check_host(named.encode(errors="replace"), allowed=self._allowed)
@@ -100,15 +96,15 @@ class AmoClient:
         await self._rate_limiter.slot(priority)
 
     def account_of(self, access_token: str) -> Account:
-        """Return whose access token it is, as far as it tells."""
+        """Return the account that an access token names."""
         return account_of(read_claims(access_token), allowed=self._allowed)
 
     def told_by(self, access_token: str) -> TokenClaims:
-        """Return what an access token tells of itself."""
+        """Return the claims of an access token."""
         return told_by(access_token, allowed=self._allowed)
 
     def is_hook(self, *, account_id: str, client_id: str, signature: str) -> bool:
-        """Tell whether AMO signed that our integration was switched off in this account."""
+        """Return whether AMO signed that our integration was disabled in this account."""
         return is_hook(self._integration, account_id=account_id, client_id=client_id, signature=signature)
 
     async def exchange(self, *, code: bytes, domain: str, not_after: float) -> TokenResponse:
@@ -122,7 +118,7 @@ class AmoClient:
     async def refresh(self, *, refresh_token: str, domain: str, not_after: float) -> TokenResponse:
         """Spend a refresh token; raises as `protocol.read_answer`, and `RequestNotSent`, also where it is too late.
 
-        A process may be stopped while it connects: `not_after` is looked at just before the first byte.
+        A process may be stopped while it connects: `not_after` is checked just before the first byte.
         """
         request = refresh_request(self._integration, refresh_token=refresh_token, domain=domain)
         return await self._issued(request, GrantType.REFRESH_TOKEN, presented=refresh_token, not_after=not_after)
@@ -169,11 +165,11 @@ class AmoClient:
         return read_sighting(answer, account_id=account_id, refusals=refusals, allowed=self._allowed)
 
     async def _ask(self, request: AmoRequest, kind: str, *, not_after: float = math.inf) -> Answer:
-        """Send a request, and tell whoever watches how long it took, and what came of it."""
+        """Send a request, and report its duration and result."""
         began, told = self._clock.monotonic(), {"kind": kind}
         priority = Priority.STRANGER if kind == _KINDS[GrantType.CODE] else Priority.BACKGROUND
         try:
-            answer = await self._wire.send(request, priority=priority, not_after=not_after)
+            answer = await self._transport.send(request, priority=priority, not_after=not_after)
         except (RequestNotSent, UnknownOutcome) as error:
             self._tell({**told, **error.fields}, began)
             raise
@@ -182,4 +178,4 @@ class AmoClient:
 
     def _tell(self, fields: Mapping[str, object], began: float) -> None:
         seconds = round(self._clock.monotonic() - began, 3)
-        self._observer(Event(name="amo.asked", level=Level.DEBUG, fields={**fields, "seconds": seconds}))
+        self._observer(Event(name="amo.request", level=Level.DEBUG, fields={**fields, "seconds": seconds}))

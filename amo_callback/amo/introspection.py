@@ -1,8 +1,8 @@
-"""AMO's look-ups without I/O: what can be asked of a token without spending it, and what the answers mean.
+"""Introspection without I/O: requests about a token that do not spend it, and the meaning of their responses.
 
 Two questions. `GET https://{api_domain}/oauth2/account/current/subdomain` with a refresh token, and
-`GET https://www.amocrm.ru/oauth2/account/subdomain` with an access token, both tell where the account lives
-now. Not verified of AMO: whether the first refuses a spent refresh token. So it is asked before a token
+`GET https://www.amocrm.ru/oauth2/account/subdomain` with an access token, both return the present
+host of the account. Not verified of AMO: whether the first refuses a spent refresh token. So it is asked before a token
 in doubt is presented again, but never taken as the last word on it.
 """
 
@@ -30,7 +30,7 @@ UNASKED = IntrospectionResult(standing=TokenState.UNASKED)
 
 
 def refresh_token_request(integration: Integration, *, refresh_token: str, api_domain: str | None) -> AmoRequest | None:
-    """Build the question about a refresh token; `None` without an `api_domain` (a pair from before 2024-08-21).
+    """Build the request about a refresh token; `None` without an `api_domain` (a pair from before 2024-08-21).
 
     Raises `HostNotAllowed`.
     """
@@ -44,7 +44,7 @@ def refresh_token_request(integration: Integration, *, refresh_token: str, api_d
 
 
 def access_token_request(integration: Integration, *, access_token: str, domain: str) -> AmoRequest | None:
-    """Build the question about an access token, at the vendor's front door for the account's domain.
+    """Build the request about an access token, at the vendor's main host for the account's domain.
 
     Returns `None` where that host is not allowed. Raises `HostNotAllowed` where the account's own host is not.
     """
@@ -62,7 +62,7 @@ def access_token_request(integration: Integration, *, access_token: str, domain:
 def read_sighting(
     answer: Answer, *, account_id: str, refusals: frozenset[int], allowed: Sequence[str] = ()
 ) -> IntrospectionResult:
-    """Return what a look-up tells; another account's whereabouts, or anything but its own words, tell nothing.
+    """Return the result of an introspection: unknown, where the response is of another account or not in AMO's format.
 
     A bare 401 or 404 may be a proxy's: of `refusals` counts only what comes with a problem in JSON.
     """
@@ -80,7 +80,7 @@ def read_sighting(
 
 
 def is_hook(integration: Integration, *, account_id: str, client_id: str, signature: str) -> bool:
-    """Tell whether AMO signed that our integration was switched off in an account.
+    """Return whether AMO signed that our integration was disabled in an account.
 
     The signature of an account never changes, so it may be a replay: a hint to check, not an order.
     """

@@ -60,9 +60,11 @@ class Integration:
     authorize_url: str = "https://www.amocrm.ru/oauth"
     allowed_domains: Sequence[str] = ()
     """Hosts beyond AMO's own that requests may go to."""
+    default_domain: str | None = None
+    """The account's host where a request names none."""
 
     def consent_address(self, state: str) -> str:
-        """Return the page where a person allows access; what may be asked for is fixed in the integration."""
+        """Return the consent page; the scope is fixed in the integration."""
         query = urlencode({"client_id": self.client_id, "state": state, "mode": "popup"})
         return f"{self.authorize_url}{'&' if '?' in self.authorize_url else '?'}{query}"
 
@@ -157,7 +159,7 @@ _REFUSALS: dict[GrantType, tuple[tuple[re.Pattern[str], type[AmoCallbackError]],
         (re.compile(r"cannot decrypt the refresh token"), InvalidRefreshToken),
     ),
 }
-"""The refusals that are the person's to mend: these words and no others are final."""
+"""The refusals that only the user can resolve: these words and no others are final."""
 
 _REJECTED_CLIENT = re.compile(r"check the `?(?:client_id|client_secret|redirect_uri)`? parameter")
 """AMO's hints for a wrong client, whatever was presented; a problem+json 401 without a hint means the same."""
@@ -176,7 +178,7 @@ def read_answer(
     """Return the pair that was issued for what was `presented`; raises what the answer means.
 
     Each error knows the answer's status and request id, AMO's words, and whether these reject our client.
-    `UnknownOutcome` where it does not tell whether the credential was spent, and `UserError`, `RetryableError` or
+    `UnknownOutcome` where it is not known whether the credential was spent, and `UserError`, `RetryableError` or
     `OperatorError` where it was not. Expiry is counted from `now`, our own clock: a constant offset between the
     clocks cancels out.
     """
@@ -252,7 +254,7 @@ def _refusal(answer: Answer, grant_type: GrantType) -> AmoCallbackError:
         if _CLIENT_REFUSALS.match(known):
             return InvalidClient(hint)
     if not hint and answer.status == 404 and grant_type is GrantType.CODE:
-        return AuthFailed()  # no account lives at the host that the browser named
+        return AuthFailed()  # there is no account at the host that the browser named
     if not hint and answer.status in {401, 404}:
         return UnauthorizedWithoutHint(answer.status)
     return UnrecognizedError(status=answer.status, hint=hint or _words(problem.get("title")))

@@ -50,7 +50,7 @@ class _Share:
 
 
 class RateLimiter:
-    """Hand out slots, evenly spaced, to those first whom we expect; between people and background see `slots`."""
+    """A queue for slots, evenly spaced, by priority; between interactive and background see `rate_limit`."""
 
     def __init__(self, *, per_second: float, shared: SharedLimits, clock: Clock, observer: Observer) -> None:
         self._interval = 1.0 / per_second
@@ -86,7 +86,7 @@ class RateLimiter:
             share.free_at = self._clock.monotonic() + _ONE_IN[priority] * self._interval
 
     async def leave(self, priority: Priority, *, limit: float) -> bool:
-        """Wait until a request may leave, at most `limit` seconds; tell whether it may.
+        """Wait until a request may leave, at most `limit` seconds; return whether it may.
 
         Call this just before the first byte, in the task that sends. Requests leave in the order in which they come
         here, an interval apart, and each uses up a slot. A slot that is too old does not count: another is taken.
@@ -111,7 +111,7 @@ class RateLimiter:
                 taking.cancel()
 
     def _use_slot(self) -> bool:
-        """Use up the oldest slot that is still good; tell whether there is one."""
+        """Use up the oldest slot that is still valid; return whether there is one."""
         oldest = self._clock.monotonic() - self._good_for
         while self._unused:
             if self._unused.popleft() >= oldest:
@@ -132,7 +132,7 @@ class RateLimiter:
         await granted
 
     async def _has_one(self, priority: Priority) -> bool:
-        """Tell whether there is a slot at this moment, where nobody waits: it needs no queue."""
+        """Take a slot without queueing, where nothing waits; return whether there is one."""
         if self._clock.monotonic() < self._free_at:
             return False
         asked = await self._shared.ask_for_slot(interval=self._interval, waiting=(_KINDS[priority],))
@@ -141,7 +141,7 @@ class RateLimiter:
         return asked.kind is not None
 
     async def pause(self, seconds: float) -> None:
-        """Let nobody go for a while, here or elsewhere: AMO said so."""
+        """Grant no slots for a while, in any instance: AMO has asked for that."""
         self._free_at = max(self._free_at, self._clock.monotonic() + seconds)
         with suppress(StoreUnavailable):  # then it holds here: the others get no slots while it is away
             await self._shared.pause(seconds)
@@ -155,12 +155,12 @@ class RateLimiter:
                 await self._clock.sleep(wait)  # meanwhile somebody may have gone away, come, or paused us
 
     async def _ask(self, waiting: Collection[WaiterKind]) -> float:
-        """Ask for a slot, and let whose it is go; return for how many seconds nobody need ask again."""
+        """Request a slot, and grant it to the first waiter of its kind; return the seconds until the next request."""
         try:
             asked = await self._shared.ask_for_slot(interval=self._interval, waiting=waiting)
         except StoreUnavailable:
             return self._ask_without_store()
-        except Exception as error:  # noqa: BLE001 -- because whoever waits must not wait for ever
+        except Exception as error:  # noqa: BLE001 -- because a waiter must not wait for ever
             self._tell(error)
             return _ASK_AGAIN
         self._broken = False
@@ -169,7 +169,7 @@ class RateLimiter:
         return asked.wait
 
     def _ask_without_store(self) -> float:
-        """Let one token check go, a second after the last slot; return for how many seconds nobody need ask again.
+        """Grant one token check a second after the last slot; return the seconds until the next request.
 
         It spends nothing, and an access token is handed out meanwhile. Nothing else may go: nothing can be claimed.
         """
@@ -201,7 +201,7 @@ class RateLimiter:
         self._broken = True
 
     async def close(self) -> None:
-        """End the dispatcher; whoever still waits has been cancelled before."""
+        """End the dispatcher; its waiters have been cancelled before."""
         if self._dispatcher is not None:
             self._dispatcher.cancel()
             await asyncio.wait({self._dispatcher})

@@ -2,7 +2,7 @@
 
 No client library is used: it may repeat a request or reject an answer that has been paid for because of its framing,
 and it does not say whether a byte was written. A connection serves one request: one that is kept alive
-may be closed by AMO just as we write to it, and then nobody knows whether the token was spent.
+may be closed by AMO just as we write to it, and then it is not known whether the token was spent.
 """
 
 from __future__ import annotations
@@ -38,24 +38,23 @@ _NEXT_ADDRESS = 0.25
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return whom https is believed: the authorities that this machine trusts, or those of `SSL_CERT_FILE`."""
+    """Return a TLS context with the authorities that this machine trusts, or those of `SSL_CERT_FILE`."""
     tls = ssl.create_default_context()
     tls.set_alpn_protocols(["http/1.1"])
     return tls
 
 
 class Transport:
-    """Carry requests to AMO and answers back, in `timeout` seconds each; redirects are never followed.
+    """A sender of requests to AMO, with `timeout` seconds each; redirects are never followed.
 
-    The time that a request waits to leave does not count: AMO has as long to answer as without it. `tls` decides whom
-    https is believed.
+    The time that a request waits for a slot does not count.
     """
 
     def __init__(self, *, tls: ssl.SSLContext, rate_limiter: RateLimiter, clock: Clock, timeout: float) -> None:
         self._tls = tls
         self._rate_limiter = rate_limiter
         self._clock = clock
-        self._timeout = timeout
+        self.timeout = timeout
 
     async def send(self, request: AmoRequest, *, priority: Priority, not_after: float) -> Answer:
         """Send a request, not after this monotonic time, and return its answer, also where only a part of it came.
@@ -73,7 +72,7 @@ class Transport:
 
         broken = None
         try:
-            await _within(self._timeout, exchange(), hold=hold)
+            await _within(self.timeout, exchange(), hold=hold)
         except TimeoutError:
             broken = "timeout"
         except (OSError, UnicodeError):

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
-import tempfile
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
+import click
 
 from amo_callback import probe
-from amo_callback.cli.context import acting_as_owner, check_database_exists, load_context
+from amo_callback.cli import output
+from amo_callback.cli.context import (
+    acting_as_owner,
+    check_database_exists,
+    config_option,
+    json_option,
+    load_context,
+)
 from amo_callback.crypto import Cipher
 from amo_callback.errors import CommandFailed, NotFound
 from amo_callback.identity import Scope, key_with
@@ -22,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from amo_callback.cli.context import CommandContext
+    from amo_callback.config.settings import Settings
 
-T = TypeVar("T")
+    Work = Callable[..., Awaitable[object]]
 
 MAX_ITEMS = 10_000
 """Items that are listed at most."""
@@ -34,31 +44,53 @@ _AMO_UNAVAILABLE = "amo_unavailable"
 _NO_REFRESH = "only the running service refreshes: start it, and try again"
 
 
-def call(config: str | None, environ: Mapping[str, str], scope: Scope, work: Callable[[ApiClient], Awaitable[T]]) -> T:
-    """Call the private API with a key that has this scope."""
-    context = load_context(config, environ)
+def api_command(scope: Scope, *, text: Callable[[Any], str] = output.facts) -> Callable[[Work], Callable[..., int]]:
+    """Make a command of a coroutine that calls the private API with a key of this scope, and returns the answer.
 
-    async def run() -> T:
-        async with open_api(context, scope=scope) as api:
-            return await work(api)
+    The answer is printed as JSON, or as `text` shows it; `None` means that a question was answered with no.
+    """
 
-    return asyncio.run(run())
+    def decorate(work: Work) -> Callable[..., int]:
+        @config_option
+        @json_option
+        @click.pass_context
+        @wraps(work)
+        def run(ctx: click.Context, /, *, config: str | None, as_json: bool, **options: object) -> int:
+            if ctx.invoked_subcommand is not None:
+                return 0
+            context = load_context(config, ctx.obj.environ)
+
+            async def answer() -> object:
+                async with open_api(context, scope=scope) as api:
+                    return await work(api, **options)
+
+            found = asyncio.run(answer())
+            click.echo("nothing was changed" if found is None else json.dumps(found) if as_json else text(found))
+            return 1 if found is None else 0
+
+        return run
+
+    return decorate
 
 
 @asynccontextmanager
 async def open_api(context: CommandContext, *, scope: Scope) -> AsyncIterator[ApiClient]:
     """Open the private API of the running service; where none runs, or no key has the scope, of the store itself.
 
-    Both engines allow another process beside the service, and whoever can read the configuration may use the store.
+    Both engines allow another process beside the service, and a user who can read the configuration may use the store.
     """
-    key = key_with(context.settings.api.keys.get_secret_value(), scope)
-    if key is not None:
+    api_key = key_with(context.settings.api.keys.get_secret_value(), scope)
+    if api_key is not None:
         async with private_session(context.settings.server.private) as session:
             if await is_service(session, Cipher(context.encryption_keys), nonce=secrets.token_urlsafe(16)):
-                yield ApiClient(session, key)
+                yield ApiClient(session, api_key, context.settings)
                 return
-    async with _serve_store(context) as api:
-        yield api
+    check_database_exists(context)
+    with acting_as_owner(context.owned):
+        from amo_callback.cli.idle_service import serve_store  # noqa: PLC0415 -- because only this needs the service
+
+        async with serve_store(context) as (address, key), private_session(address) as session:
+            yield ApiClient(session, key, context.settings, is_idle=True)
 
 
 @asynccontextmanager
@@ -91,32 +123,11 @@ async def is_service(session: aiohttp.ClientSession, cipher: Cipher, *, nonce: s
     return True
 
 
-@asynccontextmanager
-async def _serve_store(context: CommandContext) -> AsyncIterator[ApiClient]:
-    """Serve the private application of an idle service on a Unix socket that only this process can reach."""
-    check_database_exists(context)
-    with acting_as_owner(context.owned), tempfile.TemporaryDirectory(prefix="amo-callback-") as folder:  # of mode 0700
-        from aiohttp import web  # noqa: PLC0415 -- because only this needs the service's modules
-
-        from amo_callback.cli.idle_service import open_idle_app  # noqa: PLC0415 -- the same
-
-        key = secrets.token_urlsafe(32)
-        path = os.path.join(folder, "api")  # noqa: PTH118 -- because aiohttp takes a text
-        async with open_idle_app(context, api_keys=f"command:{'+'.join(Scope)}:{key}") as app:
-            runner = web.AppRunner(app, access_log=None, handle_signals=False)
-            await runner.setup()
-            try:
-                await web.UnixSite(runner, path).start()
-                async with private_session(f"{_UNIX}{path}") as session:
-                    yield ApiClient(session, key, is_idle=True)
-            finally:
-                await runner.cleanup()
-
-
 class ApiClient:
     """A client of the private API."""
 
-    def __init__(self, session: aiohttp.ClientSession, key: str, *, is_idle: bool = False) -> None:
+    def __init__(self, session: aiohttp.ClientSession, key: str, settings: Settings, *, is_idle: bool = False) -> None:
+        self.settings = settings
         self._session = session
         self._headers = {"Authorization": f"Bearer {key}"}
         self._is_idle = is_idle
@@ -135,7 +146,7 @@ class ApiClient:
         return await self._request("DELETE", path, {})
 
     async def get_checks(self) -> dict[str, Any]:
-        """Return the checks of `/readyz`, whose status tells only whether all of them are good."""
+        """Return the checks of `/readyz`, whose status is 503 where one of them is not good."""
         checks: dict[str, Any] = (await self._send("GET", "/readyz", {}))[1].get("checks", {})
         return checks
 
@@ -201,7 +212,7 @@ class ApiClient:
             async with self._session.request(
                 method, path, params=query, headers=self._headers, allow_redirects=False
             ) as response:
-                return response.status, await _json(response)
+                return response.status, await json_object(response)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise CommandFailed(f"the service did not answer: {type(error).__name__}") from None
 
@@ -225,7 +236,7 @@ def _not_ours(status: int) -> CommandFailed:
     return CommandFailed(f"server.private: what listens there is no service of ours: it answers {status}")
 
 
-async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
+async def json_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
     """Return the JSON object in a response; an empty one where there is none."""
     try:
         content = await response.json(content_type=None)

@@ -26,14 +26,14 @@ _OF_POSTGRES = """\
 this is for SQLite alone. PostgreSQL has its own ways: pg_dump and pg_restore, or an archive of its log.
 Put back into a database that was made anew, or on another server, it starts frozen by itself. Put back into the same
 database, or with the whole server (an archive, a snapshot), it does not: stop every instance first, then say
-`amo-callback connections freeze --all` before any is started, and thaw once nobody else works with these tokens."""
+`amo-callback connections freeze --all` before any is started, and thaw once nothing else uses these tokens."""
 _ASK = """\
 {copy} holds {connections} connections, as they were {made_at}.
 It takes the place of {database}, which is kept beside it, and starts frozen: no token is refreshed
 until `{thaw}`. Connections refreshed since then have to be connected again."""
 
 _FOREIGN = """\
-amo-callback: {copy} has {number} tables, indexes, triggers or views that are none of ours: somebody has changed it.
+amo-callback: {copy} has {number} tables, indexes, triggers or views that are none of ours: it was changed.
 They are left out."""
 
 

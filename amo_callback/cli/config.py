@@ -27,7 +27,7 @@ def config() -> None:
 @json_option
 @click.pass_obj
 def check(invocation: Invocation, *, config: str | None, as_json: bool) -> int:
-    """Check the configuration by itself: nothing is opened, nobody is asked."""
+    """Check the configuration by itself: nothing else is opened or asked."""
     return report(check_settings(load_context(config, invocation.environ).settings), as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""`amo-callback connections …`, `token` and `events`."""
+"""`amo-callback connections …`, `token`, `events` and `webhooks`: calls of the private API."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amo_callback.cli import output
-from amo_callback.cli.api_client import MAX_ITEMS, call
-from amo_callback.cli.context import config_option, json_option, yes_option
+from amo_callback.cli.api_client import MAX_ITEMS, api_command, quoted
+from amo_callback.cli.context import one_or_all, yes_option
 from amo_callback.cli.transfer import export, import_
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
@@ -18,13 +18,25 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from amo_callback.cli.api_client import ApiClient
-    from amo_callback.cli.main import Invocation
 
 _COLUMNS = ("id", "account_id", "domain", "status", "reason", "access_expires_at", "refresh_expires_at", "frozen")
+_WEBHOOK_COLUMNS = ("id", "type", "at", "connection_id", "status", "tries", "last_error", "next_try_at")
 _OWN_COLUMNS = {"domain", "token", "next_token", "reason", "error"}
 """Details of an event that have a column of their own, or stand elsewhere."""
 _ASKED = ": asked by "
 """How readiness shows a freeze by `connections freeze --all`: no other process works with these tokens."""
+
+
+def _history(events: list[dict[str, Any]]) -> str:
+    """Return events as a table: the presented token and the next one are shown by their fingerprints."""
+    rows = []
+    for event in events:
+        details = event["details"]
+        more = [f"{name}={value}" for name, value in details.items() if name not in _OWN_COLUMNS]
+        why = details.get("reason") or details.get("error")
+        tokens = " > ".join(details[name] for name in ("token", "next_token") if name in details)
+        rows.append((event["at"], event["connection_id"], event["name"], why, tokens, event["process"], " ".join(more)))
+    return output.table(("at", "connection", "event", "why", "token", "process", "more"), rows)
 
 
 @click.group()
@@ -40,147 +52,96 @@ connections.add_command(import_)
 
 
 @connections.command("list")
-@config_option
-@json_option
 @click.option("--account-id", metavar="ID", help="Of this AMO account.")
 @click.option("--owner", metavar="ID", help="Of this user of the app.")
 @click.option("--domain", metavar="HOST", help="Of the account with this host.")
 @click.option("--status", type=click.Choice([str(status) for status in Status]), help="With this status.")
-@click.pass_obj
-def list_(invocation: Invocation, /, *, config: str | None, as_json: bool, **only: str | None) -> None:
+@api_command(Scope.READ, text=lambda found: output.rows(_COLUMNS, found))
+async def list_(api: ApiClient, /, **only: str | None) -> list[dict[str, Any]]:
     """List connections."""
-    query = {name: value for name, value in only.items() if value}
-
-    async def work(api: ApiClient) -> list[dict[str, Any]]:
-        return await api.pages("/connections", query, limit=MAX_ITEMS)
-
-    found = call(config, invocation.environ, Scope.READ, work)
-    rows = [[one[name] or None for name in _COLUMNS] for one in found]
-    output.show(found, as_json=as_json, text=lambda: output.table(_COLUMNS, rows))
+    return await api.pages("/connections", {name: value for name, value in only.items() if value}, limit=MAX_ITEMS)
 
 
 @connections.command("show")
-@config_option
-@json_option
 @click.argument("name")
-@click.pass_obj
-def show(invocation: Invocation, *, config: str | None, as_json: bool, name: str) -> None:
+@api_command(Scope.READ, text=lambda found: f"{output.facts(found, but='events')}\n\n{_history(found['events'])}")
+async def show(api: ApiClient, *, name: str) -> dict[str, Any]:
     """Show the connection NAME and its last events."""
-
-    async def work(api: ApiClient) -> dict[str, Any]:
-        return await api.get(await api.path_of(name))
-
-    found = call(config, invocation.environ, Scope.READ, work)
-    events = [] if as_json else found.pop("events")
-    output.show(found, as_json=as_json, text=lambda: f"{output.facts(found)}\n\n{_history(events)}")
+    return await api.get(await api.path_of(name))
 
 
 @connections.command("refresh")
-@config_option
-@json_option
 @click.argument("name")
-@click.pass_obj
-def refresh(invocation: Invocation, *, config: str | None, as_json: bool, name: str) -> None:
+@api_command(Scope.TOKEN)
+async def refresh(api: ApiClient, *, name: str) -> dict[str, Any]:
     """Refresh the token pair of NAME now."""
-    found = call(config, invocation.environ, Scope.TOKEN, lambda api: api.refresh(name))
-    del found["access_token"]  # `token` prints it
-    output.show(found, as_json=as_json, text=lambda: output.facts(found))
+    found = await api.refresh(name)
+    return {key: value for key, value in found.items() if key != "access_token"}  # `token` prints it
 
 
 @connections.command("disconnect")
-@config_option
-@json_option
 @yes_option
 @click.argument("name")
-@click.pass_obj
-def disconnect(invocation: Invocation, *, config: str | None, as_json: bool, yes: bool, name: str) -> int:
+@api_command(Scope.ADMIN)
+async def disconnect(api: ApiClient, *, yes: bool, name: str) -> dict[str, Any] | None:
     """Disconnect NAME: erase its tokens, for good."""
     if not output.confirm(f"Erase the tokens of {output.printable(name)}? Its user has to connect again", yes=yes):
-        click.echo("nothing was changed")
-        return 1
-
-    async def work(api: ApiClient) -> dict[str, Any]:
-        return await api.delete(await api.path_of(name))
-
-    found = call(config, invocation.environ, Scope.ADMIN, work)
-    output.show(found, as_json=as_json, text=lambda: output.facts(found))
-    return 0
+        return None
+    return await api.delete(await api.path_of(name))
 
 
 @connections.command("freeze")
-@config_option
-@json_option
-@click.argument("name", required=False)
-@click.option("--all", "every", is_flag=True, help="All connections.")
-@click.pass_obj
-def freeze(invocation: Invocation, *, config: str | None, as_json: bool, name: str | None, every: bool) -> None:
+@one_or_all("connection", help_of_all="All connections.")
+@api_command(Scope.ADMIN)
+async def freeze(api: ApiClient, *, name: str | None) -> dict[str, Any]:
     """Stop refreshing NAME, or all, until thawed."""
-    _check_target(name, every=every)
-
-    async def work(api: ApiClient) -> dict[str, Any]:
-        return await api.post("/freeze" if name is None else f"{await api.path_of(name)}/freeze")
-
-    found = call(config, invocation.environ, Scope.ADMIN, work)
-    output.show(found, as_json=as_json, text=lambda: output.facts(found))
+    return await api.post("/freeze" if name is None else f"{await api.path_of(name)}/freeze")
 
 
 @connections.command("thaw")
-@config_option
-@json_option
 @yes_option
-@click.argument("name", required=False)
-@click.option("--all", "every", is_flag=True, help="All connections.")
-@click.pass_obj
-def thaw(invocation: Invocation, *, config: str | None, as_json: bool, yes: bool, name: str | None, every: bool) -> int:
+@one_or_all("connection", help_of_all="All connections.")
+@api_command(Scope.ADMIN)
+async def thaw(api: ApiClient, *, yes: bool, name: str | None) -> dict[str, Any] | None:
     """Refresh NAME, or all, again: on this host from now on."""
-    _check_target(name, every=every)
-
-    async def work(api: ApiClient) -> dict[str, Any] | None:
-        if name is not None:
-            return await api.post(f"{await api.path_of(name)}/thaw")
-        if not _may_thaw(await api.get_checks(), yes=yes):
-            return None
-        return await api.post("/thaw")
-
-    found = call(config, invocation.environ, Scope.ADMIN, work)
-    if found is None:
-        click.echo("nothing was changed")
-        return 1
-    output.show(found, as_json=as_json, text=lambda: output.facts(found))
-    return 0
+    if name is not None:
+        return await api.post(f"{await api.path_of(name)}/thaw")
+    return await api.post("/thaw") if _may_thaw(await api.get_checks(), yes=yes) else None
 
 
 @click.command()
-@config_option
-@json_option
 @click.argument("name")
-@click.pass_obj
-def token(invocation: Invocation, *, config: str | None, as_json: bool, name: str) -> None:
+@api_command(Scope.TOKEN, text=lambda found: str(found["access_token"]))
+async def token(api: ApiClient, *, name: str) -> dict[str, Any]:
     """Print an access token of NAME, refreshed first where it expires soon."""
-    found = call(config, invocation.environ, Scope.TOKEN, lambda api: api.token(name))
-    output.show(found, as_json=as_json, text=lambda: str(found["access_token"]))
+    return await api.token(name)
 
 
 @click.command()
-@config_option
-@json_option
 @click.argument("name", required=False)
 @click.option("--limit", type=click.IntRange(min=1, clamp=True), default=50, help="Events at most.")
-@click.pass_obj
-def events(invocation: Invocation, *, config: str | None, as_json: bool, name: str | None, limit: int) -> None:
+@api_command(Scope.READ, text=_history)
+async def events(api: ApiClient, *, name: str | None, limit: int) -> list[dict[str, Any]]:
     """Show the history, of NAME or of all: which token was presented, when, and why."""
-
-    async def work(api: ApiClient) -> list[dict[str, Any]]:
-        query = {} if name is None else {"connection": await api.selector_of(name)}
-        return await api.pages("/events", query, limit=min(limit, MAX_ITEMS))
-
-    found = call(config, invocation.environ, Scope.READ, work)
-    output.show(found, as_json=as_json, text=lambda: _history(found))
+    query = {} if name is None else {"connection": await api.selector_of(name)}
+    return await api.pages("/events", query, limit=min(limit, MAX_ITEMS))
 
 
-def _check_target(name: str | None, *, every: bool) -> None:
-    if (name is not None) == every:
-        raise click.UsageError("name one connection, or --all")
+@click.group(invoke_without_command=True)
+@api_command(Scope.READ, text=lambda found: output.rows(_WEBHOOK_COLUMNS, found))
+async def webhooks(api: ApiClient) -> list[dict[str, Any]]:
+    """List webhooks that wait or were dead-lettered; `retry` sends them again."""
+    return await api.pages("/webhooks", limit=MAX_ITEMS)
+
+
+@webhooks.command("retry")
+@one_or_all("webhook", help_of_all="All that were dead-lettered.")
+@api_command(Scope.ADMIN, text=lambda found: f"{len(found['retried'])} to be sent again")
+async def retry(api: ApiClient, *, name: str | None) -> dict[str, Any]:
+    """Send the webhook with the id NAME now, or all that were dead-lettered."""
+    if api.settings.webhook.url is None:
+        raise CommandFailed("webhook.url is not set: no webhook is sent")
+    return await api.post("/webhooks/retry" if name is None else f"/webhooks/{quoted(name)}/retry")
 
 
 def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
@@ -193,15 +154,3 @@ def _may_thaw(checks: Mapping[str, Any], *, yes: bool) -> bool:
         return output.confirm(question, yes=False)
     except CommandFailed as error:
         raise CommandFailed(f"{frozen}; {error}") from None
-
-
-def _history(events: list[dict[str, Any]]) -> str:
-    """Return events as a table: the presented token and the next one are shown by their fingerprints."""
-    rows = []
-    for event in events:
-        details = event["details"]
-        more = [f"{name}={value}" for name, value in details.items() if name not in _OWN_COLUMNS]
-        why = details.get("reason") or details.get("error")
-        tokens = " > ".join(details[name] for name in ("token", "next_token") if name in details)
-        rows.append((event["at"], event["connection_id"], event["name"], why, tokens, event["process"], " ".join(more)))
-    return output.table(("at", "connection", "event", "why", "token", "process", "more"), rows)

@@ -8,6 +8,7 @@ import pwd
 import socket
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,7 +19,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.config.loader import find_config, load_settings, rescue_folder, storage_folder
 from amo_callback.crypto import Cipher
 from amo_callback.errors import CommandFailed, ConfigurationError, DecryptionFailed
-from amo_callback.location import location_id
+from amo_callback.files import location_id
 from amo_callback.store import database_file, open_store
 
 if TYPE_CHECKING:
@@ -35,6 +36,23 @@ config_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def one_or_all(what: str, *, help_of_all: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Give a command an optional argument NAME and --all; it gets one `name`, which is `None` for all."""
+
+    def decorate(run: Callable[..., T]) -> Callable[..., T]:
+        @click.argument("name", required=False)
+        @click.option("--all", "every", is_flag=True, help=help_of_all)
+        @wraps(run)
+        def checked(*args: object, name: str | None, every: bool, **options: object) -> T:
+            if (name is not None) == every:
+                raise click.UsageError(f"name one {what}, or --all")
+            return run(*args, name=name, **options)
+
+        return checked
+
+    return decorate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,14 +28,14 @@ The whole flow on this machine: the service, a stand-in for amoCRM, a phone with
   Open        http://{panel}/
   A token     {curl}
 
-An access token lives {life} seconds here. Ctrl-C ends it.
+An access token is valid for {life} seconds here. Ctrl-C ends it.
 
 """
 _FAREWELL = """
 The demo has ended; nothing of it is left on this machine. What to do next:
 
   amo-callback init       asks a few questions, makes the keys, writes config.toml, says what to register in amoCRM
-  amo-callback check      tells what is still wrong, in front of it and behind it
+  amo-callback check      shows what is still wrong
   amo-callback serve      runs it here; on a server: amo-callback systemd install
 """
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
-from contextlib import asynccontextmanager
+import tempfile
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from aiohttp import web
 from pydantic import SecretStr
 
 from amo_callback.clock import SystemClock
+from amo_callback.identity import Scope
 from amo_callback.observe.log import make_logger
 from amo_callback.observe.metrics import Metrics
 from amo_callback.web.composition import DataPaths, make_apis, open_services
@@ -16,24 +20,33 @@ from amo_callback.web.composition import DataPaths, make_apis, open_services
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from aiohttp import web
-
     from amo_callback.cli.context import CommandContext
     from amo_callback.events import Event
 
 
 @asynccontextmanager
-async def open_idle_app(context: CommandContext, *, api_keys: str) -> AsyncIterator[web.Application]:
-    """Open the store, and build the private application on it; no task starts, and nothing is sent to AMO."""
-    settings = context.settings.model_copy(
-        update={"api": context.settings.api.model_copy(update={"keys": SecretStr(api_keys)})}
-    )
+async def serve_store(context: CommandContext) -> AsyncIterator[tuple[str, str]]:
+    """Open the store, and serve the private API on it; yield its address and an API key for everything.
+
+    No task starts, and nothing is sent to AMO. Only this process can reach the Unix socket.
+    """
+    key = secrets.token_urlsafe(32)
+    api = context.settings.api.model_copy(update={"keys": SecretStr(f"command:{'+'.join(Scope)}:{key}")})
+    settings = context.settings.model_copy(update={"api": api})
     paths = DataPaths(folder=context.folder, rescue=context.rescue, machine=context.location)
     log = make_logger(level="error", style="console", stream=sys.stderr)
-    async with open_services(
-        settings, paths=paths, clock=SystemClock(), log=log, observer=_ignore, metrics=Metrics(), idle=True
-    ) as services:
-        yield make_apis(services)[1].make_app()
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="amo-callback-"))  # of mode 0700
+        services = await stack.enter_async_context(
+            open_services(
+                settings, paths=paths, clock=SystemClock(), log=log, observer=_ignore, metrics=Metrics(), idle=True
+            )
+        )
+        runner = web.AppRunner(make_apis(services)[1].make_app(), access_log=None, handle_signals=False)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.UnixSite(runner, f"{folder}/api").start()
+        yield f"unix:{folder}/api", key
 
 
 def _ignore(event: Event) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from amo_callback.cli import init_validation
 from amo_callback.cli.init_files import CLIENT_SECRET, ENCRYPTION_KEYS, InstallPaths, preflight, write
-from amo_callback.cli.output import EX_USAGE, printable
+from amo_callback.cli.init_validation import (
+    Callback,
+    read_callback,
+    read_client_id,
+    read_client_secret,
+    read_database,
+    read_deep_link,
+)
+from amo_callback.cli.output import printable
 from amo_callback.config.loader import CONFIG_VARIABLE, DEFAULT_PATHS
 from amo_callback.config.settings import App
 from amo_callback.deploy import units
@@ -24,60 +30,99 @@ if TYPE_CHECKING:
 
     from amo_callback.cli.main import Invocation
 
-_READ = TypeVar("_READ")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answers:
-    """Facts about the integration and the app; `None` is asked for."""
+def _checked(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Make the type of an option or an answer of a function whose `ValueError` says what is wrong."""
 
-    callback: init_validation.Callback | None
-    client_id: str | None
-    client_secret: str | None = field(repr=False)
-    deep_link: str | None
+    def convert(text: str) -> T:
+        try:
+            return read(text.strip())
+        except OSError as error:
+            raise click.BadParameter(f"{printable(text)}: {error.strerror}") from None
+        except ValueError as error:
+            raise click.BadParameter(f"it {error}") from None
+
+    return convert
+
+
+def _read_secret_file(file: str) -> str:
+    try:
+        text = sys.stdin.read(MAX_TEXT) if file == "-" else read_regular(Path(file), limit=MAX_TEXT).decode()
+    except UnicodeDecodeError:
+        raise ValueError("cannot be read as text") from None
+    return read_client_secret(text.strip())
 
 
 @click.command()
 @click.option(
-    "--redirect-uri", metavar="URL", help="Where AMO sends users: the whole address, or https:// and the host."
+    "--redirect-uri",
+    "callback",
+    type=_checked(read_callback),
+    metavar="URL",
+    help="Where AMO sends users: the whole address, or https:// and the host.",
 )
-@click.option("--client-id", metavar="ID", help='"Integration ID" on the integration\'s page in AMO.')
-@click.option("--client-secret-file", metavar="FILE", help='Holds the "Secret key" of that page; -: standard input.')
-@click.option("--deep-link", metavar="URL", help=f"The app's address. Default: {App().deep_link}")
-@click.option("--database", metavar="URL", help="Default: an SQLite file.")
+@click.option(
+    "--client-id",
+    type=_checked(read_client_id),
+    metavar="ID",
+    help='"Integration ID" on the integration\'s page in AMO.',
+)
+@click.option(
+    "--client-secret-file",
+    "client_secret",
+    type=_checked(_read_secret_file),
+    metavar="FILE",
+    help='Holds the "Secret key" of that page; -: standard input.',
+)
+@click.option(
+    "--deep-link",
+    type=_checked(read_deep_link),
+    metavar="URL",
+    help=f"The app's address. Default: {App().deep_link}",
+)
+@click.option("--database", type=_checked(read_database), metavar="URL", help="Default: an SQLite file.")
 @click.option("--no-input", is_flag=True, help="Ask nothing.")
 @click.option("--systemd", is_flag=True, help="For `systemd install`: each secret has a file.")
 @click.option("--config", metavar="FILE", help=f"Default: ./{DEFAULT_PATHS[0]}; with --systemd: {units.CONFIG}")
 @click.pass_obj
 def init(
     invocation: Invocation,
-    /,
     *,
     config: str | None,
     systemd: bool,
     no_input: bool,
+    callback: Callback | None,
+    client_id: str | None,
+    client_secret: str | None,
+    deep_link: str | None,
     database: str | None,
-    **given: str | None,
-) -> int:
+) -> None:
     """Write a configuration: ask for what is needed, make the keys. Nothing is written before all is known."""
     paths = _paths(config, invocation.environ, systemd=systemd)
-    asking = not no_input and sys.stdin.isatty() and sys.stdout.isatty()
-    known, problems = _read_options(given, database, paths)
-    if not asking:
-        problems += [
-            f"--{name.replace('_', '-')} is required with --no-input, or where there is no terminal"
-            for name in ("redirect_uri", "client_id")
-            if given[name] is None
-        ]
-    if problems:
-        for problem in problems:
-            click.echo(f"amo-callback: {printable(problem)}", err=True)
-        return EX_USAGE
     database = database or paths.database
+    paths.check_database(database)
+    asking = not no_input and sys.stdin.isatty() and sys.stdout.isatty()
+    if not asking:
+        for option, value in (("--redirect-uri", callback), ("--client-id", client_id)):
+            if value is None:
+                raise click.UsageError(f"{option} is required with --no-input, or where there is no terminal")
     try:
         preflight(paths, database)
-        answers = _ask(known, paths) if asking else known
-        written = _write(paths, answers, database=database)
+        callback = callback or _ask_callback()
+        client_id = client_id or _ask_client_id(callback)
+        if asking and client_secret is None and not paths.has(CLIENT_SECRET):
+            question = "Secret key (one line without spaces, is not shown; Enter: later)"
+            secret_or_later = _checked(lambda text: read_client_secret(text) if text else None)
+            client_secret = click.prompt(
+                question, value_proc=secret_or_later, default="", show_default=False, hide_input=True
+            )
+        if asking and deep_link is None:
+            click.echo("\nWhich address opens your app? Its developers know: it is registered there, not in amoCRM.")
+            deep_link = click.prompt("Deep link", value_proc=_checked(read_deep_link), default=App().deep_link)
+        decided = paths.decide(callback, client_id=client_id, deep_link=deep_link or App().deep_link, database=database)
+        lines = write(paths, decided, client_secret)
     except click.Abort as abort:
         if not isinstance(abort.__context__, EOFError):
             raise
@@ -85,8 +130,24 @@ def init(
         raise CommandFailed("the answers have ended, and nothing was written") from None
     except OSError as error:
         raise CommandFailed(f"{error.filename or paths.config}: {error.strerror}") from None
-    click.echo("\n".join(printable(line) for line in ("", *written)))
-    return 0
+    later = client_secret is None and not paths.has(CLIENT_SECRET)
+    for line in ("", *lines, "", *_next_steps(paths, callback, later=later)):
+        click.echo(printable(line))
+
+
+def _ask_callback() -> Callback:
+    click.echo("Where do phones reach this service? Its public address, or the whole redirect URI.")
+    callback: Callback = click.prompt("Address (like https://admin.example.com)", value_proc=_checked(read_callback))
+    click.echo(f"The redirect URI is {callback.redirect_uri}")
+    return callback
+
+
+def _ask_client_id(callback: Callback) -> str:
+    """Ask for the integration's id, beside what is registered to get it."""
+    click.echo("\nCreate the integration in amoCRM, or open it:")
+    click.echo("\n".join(_registration(callback)))
+    click.echo('Then "Keys and scopes" on its page has what is asked for now.')
+    return str(click.prompt("Integration ID", value_proc=_checked(read_client_id)))
 
 
 def _paths(config: str | None, environ: Mapping[str, str], *, systemd: bool) -> InstallPaths:
@@ -96,101 +157,7 @@ def _paths(config: str | None, environ: Mapping[str, str], *, systemd: bool) -> 
     return InstallPaths(config=path, systemd=systemd or path.absolute() == units.CONFIG)
 
 
-def _write(paths: InstallPaths, known: Answers, *, database: str) -> list[str]:
-    """Write the files, and return the lines to print."""
-    if known.callback is None or known.client_id is None:
-        raise AssertionError("asked for, or missing")
-    decided = paths.decide(
-        known.callback,
-        client_id=known.client_id,
-        deep_link=known.deep_link or App().deep_link,
-        database=database,
-    )
-    written = write(paths, decided, known.client_secret)
-    later = known.client_secret is None and not paths.has(CLIENT_SECRET)
-    return [*written, "", *_after(paths, known.callback, later=later)]
-
-
-# --- what is given -------------------------------------------------------------------------------
-
-
-def _read_options(
-    given: Mapping[str, str | None], database: str | None, paths: InstallPaths
-) -> tuple[Answers, list[str]]:
-    """Read the options, and return all that is wrong with them."""
-    problems: list[str] = []
-
-    def read(option: str, text: str | None, take: Callable[[str], _READ]) -> _READ | None:
-        try:
-            return None if text is None else take(text)
-        except OSError as error:
-            problems.append(f"{option}: {text}: {error.strerror}")
-        except ValueError as error:
-            problems.append(f"{option}: {error}")
-        return None
-
-    read("--database", database, lambda text: init_validation.read_database(text, systemd=paths.systemd))
-    answers = Answers(
-        callback=read("--redirect-uri", given["redirect_uri"], init_validation.read_callback),
-        client_id=read("--client-id", given["client_id"], init_validation.read_client_id),
-        client_secret=read("--client-secret-file", given["client_secret_file"], _read_secret_file),
-        deep_link=read("--deep-link", given["deep_link"], init_validation.read_deep_link),
-    )
-    return answers, problems
-
-
-def _read_secret_file(file: str) -> str:
-    try:
-        text = sys.stdin.read(MAX_TEXT) if file == "-" else read_regular(Path(file), limit=MAX_TEXT).decode()
-    except UnicodeDecodeError:
-        raise ValueError("cannot be read as text") from None
-    return init_validation.read_client_secret(text.strip())
-
-
-# --- questions -----------------------------------------------------------------------------------
-
-
-def _ask(given: Answers, paths: InstallPaths) -> Answers:
-    """Ask for what was not given, in the order in which a person comes to know it."""
-    callback = given.callback
-    if callback is None:
-        click.echo("Where do phones reach this service? Its public address, or the whole redirect URI.")
-        callback = _prompt("Address (like https://admin.example.com)", init_validation.read_callback)
-        click.echo(f"The redirect URI is {callback.redirect_uri}")
-    client_id, client_secret = given.client_id, given.client_secret
-    if client_id is None:
-        click.echo("\nCreate the integration in amoCRM, or open it:")
-        click.echo("\n".join(_registration(callback)))
-        click.echo('Then "Keys and scopes" on its page has what is asked for now.')
-        client_id = _prompt("Integration ID", init_validation.read_client_id)
-    if client_secret is None and not paths.has(CLIENT_SECRET):
-        question = "Secret key (is not shown; Enter: later)"
-        client_secret = _prompt(question, _read_secret_or_later, hidden=True)
-    deep_link = given.deep_link
-    if deep_link is None:
-        click.echo("\nWhich address opens your app? Its developers know: it is registered in the app, not in amoCRM.")
-        deep_link = _prompt("Deep link", init_validation.read_deep_link, default=App().deep_link)
-    return Answers(callback=callback, client_id=client_id, client_secret=client_secret, deep_link=deep_link)
-
-
-def _prompt(question: str, read: Callable[[str], _READ], *, default: str | None = None, hidden: bool = False) -> _READ:
-    """Ask until there is an answer that can be taken."""
-    while True:
-        text = click.prompt(question, default="" if hidden else default, show_default=not hidden, hide_input=hidden)
-        try:
-            return read(text.strip())
-        except ValueError as error:
-            click.echo(f"  It {error}.")
-
-
-def _read_secret_or_later(text: str) -> str | None:
-    return init_validation.read_client_secret(text) if text else None
-
-
-# --- what is said --------------------------------------------------------------------------------
-
-
-def _registration(callback: init_validation.Callback) -> list[str]:
+def _registration(callback: Callback) -> list[str]:
     return [
         '  amoMarket > "..." > Create integration, an external one, with these addresses, byte for byte:',
         f"    redirect URI         {callback.redirect_uri}",
@@ -198,8 +165,7 @@ def _registration(callback: init_validation.Callback) -> list[str]:
     ]
 
 
-def _after(paths: InstallPaths, callback: init_validation.Callback, *, later: bool) -> list[str]:
-    """Return the next steps."""
+def _next_steps(paths: InstallPaths, callback: Callback, *, later: bool) -> list[str]:
     keys = paths.credentials / ENCRYPTION_KEYS if paths.systemd else paths.config
     lines = [
         f"Keep a copy of the encryption key (in {keys}), apart from the database's backups:",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
-from amo_callback.cli.init_validation import STATE
+import click
+
 from amo_callback.config.database_url import SQLITE, is_postgres
 from amo_callback.config.template import InitialConfig, InitialSecrets, write_config
 from amo_callback.crypto import new_key
@@ -17,15 +18,16 @@ from amo_callback.files import write_file
 from amo_callback.store import database_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Iterator, Sequence
     from pathlib import Path
 
     from amo_callback.cli.init_validation import Callback
 
+STATE = "/var/lib/amo-callback"
+"""The only folder that the service may write to under systemd."""
 CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- because it is the setting's name
 ENCRYPTION_KEYS = "storage.encryption_keys"
 _FOLDER = "credentials"
-_API = "api.keys"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,12 @@ class InstallPaths:
     def database(self) -> str:
         """The default database."""
         return f"{SQLITE}{STATE}/amo-callback.db" if self.systemd else f"{SQLITE}amo-callback.db"
+
+    def check_database(self, url: str) -> None:
+        """Raise `click.UsageError` where the service could not write under systemd."""
+        below = f"{SQLITE}{STATE}/"
+        if self.systemd and not is_postgres(url) and not url.startswith(below):
+            raise click.UsageError(f"--database: must begin with {below}, where the service may write under systemd")
 
     def has(self, name: str) -> bool:
         """Return whether a secret's file exists: an encryption key may be the only copy."""
@@ -89,27 +97,38 @@ def write(paths: InstallPaths, decided: InitialConfig, client_secret: str | None
         if paths.systemd:
             paths.config.parent.chmod(0o755)  # the service's user passes through it
     if paths.systemd:
-        told = _write_secrets(paths, client_secret)
+        made = _write_secrets(paths, client_secret)
         write_file(paths.config, write_config(decided, None), mode=0o644)
-        return [*told, f"{paths.config}: written; no secret is in it"]
-    made = InitialSecrets(encryption_key=new_key(), api_keys=_new_api_key(), client_secret=client_secret)
-    write_file(paths.config, write_config(decided, made), mode=0o600)
+        return [*made, f"{paths.config}: written; no secret is in it"]
+    secrets = InitialSecrets(encryption_key=new_key(), api_keys=_new_api_key(), client_secret=client_secret)
+    write_file(paths.config, write_config(decided, secrets), mode=0o600)
     return [f"{paths.config}: written, for you alone (0600), with a new encryption key and an API key named backend"]
 
 
 def _write_secrets(paths: InstallPaths, client_secret: str | None) -> Sequence[str]:
     folder = paths.credentials
     plan.make_private(folder)
-    told = []
-    for name, make, what in ((ENCRYPTION_KEYS, new_key, ""), (_API, _new_api_key, ", with one key, named backend")):
-        told.append(f"{folder / name}: {'was there, and is kept' if paths.has(name) else f'made{what}'}")
-        if not paths.has(name):
-            plan.keep_secret(folder, name, make())
+    kept = [name for name in _MADE if paths.has(name)]
+    lines = [*(f"{folder / name}: was there, and is kept" for name in kept), *make_keys(folder, given=kept)]
     if client_secret is not None:
-        told.append(f"{folder / CLIENT_SECRET}: {'replaced' if paths.has(CLIENT_SECRET) else 'written'}")
+        lines.append(f"{folder / CLIENT_SECRET}: {'replaced' if paths.has(CLIENT_SECRET) else 'written'}")
         plan.keep_secret(folder, CLIENT_SECRET, client_secret)
-    return told
+    return lines
 
 
 def _new_api_key() -> str:
-    return f"backend:{secrets.token_hex(32)}"
+    return f"backend:{token_hex(32)}"
+
+
+_MADE = {
+    ENCRYPTION_KEYS: (new_key, "made; keep a copy, apart from the database's backups"),
+    "api.keys": (_new_api_key, "made, with one key, named backend"),
+}
+
+
+def make_keys(folder: Path, *, given: Container[str]) -> Iterator[str]:
+    """Make a file for each key that is not given elsewhere; yield a line for each."""
+    for name, (make, what) in _MADE.items():
+        if name not in given:
+            plan.keep_secret(folder, name, make())
+            yield f"{folder / name}: {what}"

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from amo_callback.config.database_url import SQLITE, is_postgres, url_secrets, validate_url
+from amo_callback.config.database_url import url_secrets, validate_url
 from amo_callback.config.settings import App, Server
 from amo_callback.config.types import HttpsUrl
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-STATE = "/var/lib/amo-callback"
-"""The only folder that the service may write to under systemd."""
 _CALLBACK = "/callback"
 _VISIBLE = re.compile(r"[!-~]+")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -42,9 +36,7 @@ def read_callback(text: str) -> Callback:
     given = text if "://" in text else f"https://{text}"
     if not _VISIBLE.fullmatch(given):
         raise ValueError("must be an address of visible ASCII characters, as https://admin.example.com")
-    _check_parts(given)
-    _refuse(lambda: TypeAdapter[str](HttpsUrl).validate_python(given))
-    parts = urlsplit(given)
+    parts = _parts(given)
     if "?" in given or "#" in given:
         raise ValueError("must have no ? and no #: AMO adds its own")
     default = Server().base_path
@@ -83,13 +75,12 @@ def read_deep_link(text: str) -> str:
     try:
         return App(deep_link=text).deep_link
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        if problem["type"] == "string_pattern_mismatch":
+        if error.errors()[0]["type"] == "string_pattern_mismatch":
             raise ValueError("must be an address like foryoure://amo-crm/callback, without ? and #") from None
-        raise ValueError(str(problem["msg"]).removeprefix("Value error, ")) from None
+        raise ValueError(_reason(error)) from None
 
 
-def read_database(text: str, *, systemd: bool) -> str:
+def read_database(text: str) -> str:
     """Read the database's URL, without a password; raises `ValueError`, which quotes nothing."""
     if not text.isprintable():
         raise ValueError("must be visible characters alone")
@@ -99,25 +90,23 @@ def read_database(text: str, *, systemd: bool) -> str:
             "holds a password, and other users of this machine see the command line: give it without, and write the "
             "whole URL into the configuration afterwards"
         )
-    if systemd and not is_postgres(text) and not text.startswith(f"{SQLITE}{STATE}/"):
-        raise ValueError(f"must begin with {SQLITE}{STATE}/, where the service may write under systemd")
     return text
 
 
-def _refuse(validate: Callable[[], object]) -> None:
-    """Raise `ValueError` with the text of the configuration's own validator."""
-    try:
-        validate()
-    except ValidationError as error:
-        raise ValueError(str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")) from None
-
-
-def _check_parts(address: str) -> None:
-    """Raise `ValueError` where an address has no host, or a port that is no number."""
+def _parts(address: str) -> SplitResult:
+    """Return the parts of an address that the configuration takes; raises `ValueError`."""
     try:
         parts = urlsplit(address)
-        found = parts.port if parts.hostname else 0
+        if not parts.hostname or parts.port == 0:
+            raise ValueError
     except ValueError:
-        found = 0
-    if found == 0:
-        raise ValueError("must be an address, and a port a number: https://admin.example.com")
+        raise ValueError("must be an address, and a port a number: https://admin.example.com") from None
+    try:
+        TypeAdapter[str](HttpsUrl).validate_python(address)
+    except ValidationError as error:
+        raise ValueError(_reason(error)) from None
+    return parts
+
+
+def _reason(error: ValidationError) -> str:
+    return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")

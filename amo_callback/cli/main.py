@@ -38,7 +38,7 @@ COMMANDS = {
     "connections": ("connections", "List, show, refresh, freeze, export and import connections."),
     "token": ("connections", "Print an access token, refreshed first where it expires soon."),
     "events": ("connections", "Show the history: which token was presented, when, and why."),
-    "webhooks": ("webhooks", "List webhooks that wait or were given up; send them again."),
+    "webhooks": ("connections", "List webhooks that wait or were dead-lettered; send them again."),
     "rotate-keys": ("rotate_keys", "Encrypt everything with the newest key, also while the service runs."),
     "keygen": ("rotate_keys", "Print a new encryption key."),
     "backup": ("backup", "Copy the database into one file, also while the service runs."),

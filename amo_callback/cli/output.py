@@ -55,10 +55,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 
-def facts(found: Mapping[str, object]) -> str:
-    """Return a mapping as a table of two columns."""
+def rows(columns: Sequence[str], found: Sequence[Mapping[str, object]]) -> str:
+    """Return these members of objects as a table; `false` is a dash, too."""
+    return table(columns, [[None if one[name] is False else one[name] for name in columns] for one in found])
+
+
+def facts(found: Mapping[str, object], *, but: str = "") -> str:
+    """Return an object as a table of two columns, without one of its members."""
     values = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in found.items()}
-    return table(("name", "value"), list(values.items()))
+    return table(("name", "value"), [(name, value) for name, value in values.items() if name != but])
 
 
 @contextmanager
@@ -83,12 +88,15 @@ def confirm(question: str, *, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask on: say --yes; nothing was changed")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # an event loop would wait for the answer
     try:
         return click.confirm(question)
     except click.Abort as abort:
         if isinstance(abort.__context__, EOFError):
             return False
         raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def waiting_reporter() -> Callable[[float], None]:

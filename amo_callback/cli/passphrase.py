@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amo_callback.errors import CommandFailed
-from amo_callback.files import MAX_TEXT, read_regular
+from amo_callback.files import read_text
 from amo_callback.transfer.export_file import FileKey, key_from_passphrase, key_of_host
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> File
     if key_file is None:
         return key_from_passphrase(_new_passphrase(passphrase_file), salt=secrets.token_bytes(16))
     try:
-        return key_of_host(_text(key_file).split()[0])
+        return key_of_host(read_text(key_file, CommandFailed).split()[0])
     except (IndexError, ValueError):
         raise CommandFailed(f"{key_file}: holds no key as amo-callback keygen makes them") from None
 
@@ -31,7 +31,7 @@ def new_file_key(*, passphrase_file: Path | None, key_file: Path | None) -> File
 def known_passphrase(file: Path | None) -> str:
     """Return the passphrase of a file, or one that is asked for; raises `CommandFailed`."""
     if file is not None:
-        return _text(file).split("\n", 1)[0].rstrip("\r")
+        return read_text(file, CommandFailed).split("\n", 1)[0].rstrip("\r")
     if not sys.stdin.isatty():
         raise CommandFailed("there is no terminal to ask for the passphrase: name a --passphrase-file")
     return _ask("Passphrase")
@@ -48,12 +48,3 @@ def _new_passphrase(file: Path | None) -> str:
 
 def _ask(question: str) -> str:
     return str(click.prompt(question, hide_input=True, default="", show_default=False))
-
-
-def _text(file: Path) -> str:
-    try:
-        return read_regular(file, limit=MAX_TEXT).decode()
-    except OSError as error:
-        raise CommandFailed(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CommandFailed(f"{file}: is not UTF-8 text") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,7 @@ from amo_callback.key_rotation import KeyUsage, Rotation, RotationResult
 from amo_callback.refresh.rescue import RescueFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping
 
     from amo_callback.cli.context import CommandContext
     from amo_callback.cli.main import Invocation
@@ -66,84 +67,64 @@ async def _rotate(context: CommandContext, *, as_json: bool, dry_run: bool) -> i
         total = await opened.store.count_sealed()
         with output.progress("counted" if dry_run else "encrypted", total) as advance:
             if dry_run:
-                tally = await rotation.dry_run(advance)
-                output.show(_shape(tally), as_json=as_json, text=lambda: _told(tally))
-                return 1 if tally.unreadable else 0
-            rotated = await rotation.run(advance)
-    output.show(_rotated_shape(rotated), as_json=as_json, text=lambda: _rotated_told(rotated))
-    return 0 if rotated.is_complete else 1
+                usage = await rotation.dry_run(advance)
+                output.show(_usage(usage), as_json=as_json, text=lambda: _usage_text(usage))
+                return 1 if usage.unreadable else 0
+            result = await rotation.run(advance)
+    in_use = result.old_key_still_in_use
+    found = {
+        "resealed": result.resealed,
+        **_usage(result.after),
+        "old_key_still_in_use": in_use,
+        "not_needed": [] if in_use else [place + 1 for place in result.after.unused_keys],
+    }
+    output.show(found, as_json=as_json, text=lambda: "\n".join(_result_lines(result)))
+    return 0 if result.is_complete else 1
 
 
-# --- for programs --------------------------------------------------------------------------------
-
-
-def _shape(tally: KeyUsage) -> dict[str, Any]:
+def _usage(usage: KeyUsage) -> dict[str, Any]:
     return {
         "keys": [
             {"key": number, **{_HEADS[kind].replace(" ", "_"): found[kind] for kind in RecordKind}}
-            for number, found in enumerate(tally.keys, start=1)
+            for number, found in enumerate(usage.keys, start=1)
         ],
-        "unreadable": {"count": len(tally.unreadable), "named": _names(tally)},
+        "unreadable": {"count": len(usage.unreadable), "named": _names(usage)},
     }
 
 
-def _rotated_shape(rotated: RotationResult) -> dict[str, Any]:
-    return {
-        "resealed": rotated.resealed,
-        **_shape(rotated.after),
-        "old_key_still_in_use": rotated.old_key_still_in_use,
-        "not_needed": [] if rotated.old_key_still_in_use else _numbers(rotated.after.unused_keys),
-    }
-
-
-# --- for people ----------------------------------------------------------------------------------
-
-
-def _told(tally: KeyUsage) -> str:
-    rows = [
-        (f"{number}, the newest" if number == 1 else number, *(f"{found[kind]:,}" for kind in RecordKind))
-        for number, found in enumerate(tally.keys, start=1)
+def _usage_text(usage: KeyUsage) -> str:
+    counts: list[tuple[str, Mapping[RecordKind, int]]] = [
+        (f"{number}{', the newest' if number == 1 else ''}", found) for number, found in enumerate(usage.keys, start=1)
     ]
-    if tally.unreadable:
-        none = [sum(one.kind is kind for one in tally.unreadable) for kind in RecordKind]
-        rows.append(("none of them", *(f"{number:,}" for number in none)))
-    lines = [output.table(("key", *_HEADS.values()), rows)]
-    if tally.unreadable:
-        lines += ["", _unreadable(tally)]
-    return "\n".join(lines)
+    if usage.unreadable:
+        counts.append(("none of them", Counter(one.kind for one in usage.unreadable)))
+    rows = [(name, *(f"{found[kind]:,}" for kind in RecordKind)) for name, found in counts]
+    text = output.table(("key", *_HEADS.values()), rows)
+    if not usage.unreadable:
+        return text
+    shown = _names(usage)[:_SHOWN]
+    if others := len(usage.unreadable) - len(shown):
+        shown.append(f"{others:,} others")
+    return f"{text}\n\nNo key opens: {', '.join(shown)}"
 
 
-def _unreadable(tally: KeyUsage) -> str:
-    shown = _names(tally)[:_SHOWN]
-    others = len(tally.unreadable) - len(shown)
-    return f"No key opens: {', '.join([*shown, *([f'{others:,} others'] if others else [])])}"
+def _names(usage: KeyUsage) -> list[str]:
+    return [one.place for one in usage.unreadable if one.kind in _NAMED]
 
 
-def _names(tally: KeyUsage) -> list[str]:
-    return [one.place for one in tally.unreadable if one.kind in _NAMED]
-
-
-def _rotated_told(rotated: RotationResult) -> str:
-    tally = rotated.after
-    lines = [_told(tally), "", f"Sealed again: {rotated.resealed:,}."]
-    needed = [number for number, _ in enumerate(tally.keys) if number > 0 and number not in tally.unused_keys]
-    if len(tally.keys) == 1:
-        lines.append("There is one key. To replace it, put a new one on the line before it: see the README.")
-    elif rotated.old_key_still_in_use:
-        lines.append(_OVERTAKEN)
-    elif tally.unused_keys:
-        lines.append(_IDLE.format(keys=_named(tally.unused_keys)))
-    if needed and not rotated.old_key_still_in_use:
-        lines.append(
-            f"Still needed: {_named(needed)}. Pairs wait in the rescue folder: once they are stored, run this again."
+def _result_lines(result: RotationResult) -> Iterator[str]:
+    """Yield what was done, and what to do next; keys are counted from 1."""
+    usage = result.after
+    yield from (_usage_text(usage), "", f"Sealed again: {result.resealed:,}.")
+    if len(usage.keys) == 1:
+        yield "There is one key. To replace it, put a new one on the line before it: see the README."
+    elif result.old_key_still_in_use:
+        yield _OVERTAKEN
+        return
+    elif usage.unused_keys:
+        yield _IDLE.format(keys=", ".join(f"key {place + 1}" for place in usage.unused_keys))
+    needed = [f"key {place + 1}" for place in range(1, len(usage.keys)) if place not in usage.unused_keys]
+    if needed:
+        yield (
+            f"Still needed: {', '.join(needed)}. Pairs wait in the rescue folder: once they are stored, run this again."
         )
-    return "\n".join(lines)
-
-
-def _named(places: Sequence[int]) -> str:
-    return ", ".join(f"key {number}" for number in _numbers(places))
-
-
-def _numbers(places: Sequence[int]) -> list[int]:
-    """Return the lines of storage.encryption_keys, counted from 1."""
-    return [place + 1 for place in places]

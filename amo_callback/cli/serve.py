@@ -21,11 +21,10 @@ from amo_callback.config.loader import find_config, load_settings
 from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
 from amo_callback.events import Event, Level
-from amo_callback.observe.journal import is_journal
 from amo_callback.observe.log import LogObserver, Threshold, make_logger, take_over_library_logs
 from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.redaction import Redactor
-from amo_callback.observe.systemd import Notifier, inherited_sockets
+from amo_callback.observe.systemd import Notifier, inherited_sockets, is_journal
 from amo_callback.web.composition import DataPaths, Service, open_service
 
 if TYPE_CHECKING:
@@ -81,10 +80,10 @@ def run(
 
 def check_stop_timeout(settings: Settings, environ: Mapping[str, str]) -> None:
     """Raise `ConfigurationError` where systemd would kill the process during a request to AMO."""
-    told, timeout = environ.get(units.STOP_TIMEOUT, ""), settings.amo.timeout
-    if told.isdecimal() and not units.fits_stop_timeout(timeout, int(told)):
+    limit, timeout = environ.get(units.STOP_TIMEOUT, ""), settings.amo.timeout
+    if limit.isdecimal() and not units.fits_stop_timeout(timeout, int(limit)):
         raise ConfigurationError(
-            f"amo.timeout: {timeout:g} s is more than the unit's TimeoutStopSec={told} less {units.STOP_RESERVE:g} s: "
+            f"amo.timeout: {timeout:g} s is more than the unit's TimeoutStopSec={limit} less {units.STOP_RESERVE:g} s: "
             "lower it, or run `amo-callback systemd install`, which writes a unit that fits"
         )
 

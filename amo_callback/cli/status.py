@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 import click
 
 from amo_callback.cli import output
-from amo_callback.cli.checks.service import Readiness, ask_readiness
+from amo_callback.cli.checks.http_probe import NoResponse
+from amo_callback.cli.checks.service import ask_readiness
 from amo_callback.cli.context import config_option, json_option, load_context
 from amo_callback.errors import CommandFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from amo_callback.cli.checks.service import ReadinessCheck
     from amo_callback.cli.main import Invocation
 
 _PATIENCE = 10.0
@@ -34,23 +38,23 @@ def status(invocation: Invocation, *, config: str | None, as_json: bool, watch: 
     address = load_context(config, invocation.environ).settings.server.private
     if watch:
         _watch(address)
-    ready = _ask(address)
-    if not isinstance(ready, Readiness):
-        raise CommandFailed(f"{address}: {ready}")
-    output.show({"ready": not ready.red, **asdict(ready)}, as_json=as_json, text=lambda: _text(ready))
-    return 1 if ready.red else 0
+    checks = _ask(address)
+    if isinstance(checks, NoResponse):
+        raise CommandFailed(f"{address}: {checks.why}")
+    ready = all(check.ok for check in checks.values())
+    found = {"ready": ready, "checks": {name: asdict(check) for name, check in checks.items()}}
+    output.show(found, as_json=as_json, text=lambda: _text(checks))
+    return 0 if ready else 1
 
 
-def _ask(address: str) -> Readiness | str:
-    """Return the service's readiness, or why there is no answer."""
-    ready = asyncio.run(ask_readiness(address, patience=_PATIENCE))
-    return ready if isinstance(ready, Readiness) else ready.why
+def _ask(address: str) -> Mapping[str, ReadinessCheck] | NoResponse:
+    return asyncio.run(ask_readiness(address, patience=_PATIENCE))
 
 
-def _text(ready: Readiness | str) -> str:
-    if not isinstance(ready, Readiness):
-        return output.printable(ready)
-    rows = [(name, "ok" if check.ok else "not ready", check.detail) for name, check in ready.checks.items()]
+def _text(checks: Mapping[str, ReadinessCheck] | NoResponse) -> str:
+    if isinstance(checks, NoResponse):
+        return output.printable(checks.why)
+    rows = [(name, "ok" if check.ok else "not ready", check.detail) for name, check in checks.items()]
     return output.table(("check", "is", "detail"), rows)
 
 

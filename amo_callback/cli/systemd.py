@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from amo_callback.cli.context import yes_option
+from amo_callback.cli.init_files import CLIENT_SECRET, make_keys
 from amo_callback.cli.output import EX_USAGE, confirm
-from amo_callback.config.loader import configured_keys, configured_secrets, load_amo_timeout, load_server, load_settings
-from amo_callback.config.settings import DEFAULT_AMO_TIMEOUT, Server
-from amo_callback.crypto import new_key
+from amo_callback.config.loader import beside, configured_keys, load_settings, load_unit_settings
 from amo_callback.deploy import plan, units
 from amo_callback.deploy.plan import Change
 from amo_callback.errors import CommandFailed, ConfigurationError
@@ -28,7 +26,6 @@ _START = "systemctl enable --now amo-callback"
 _RESTART = f"systemctl restart {' '.join(units.UNITS)}"
 _BOOTED = Path("/run/systemd/system")
 """Exists where systemd manages the machine: sd_booted(3)."""
-_CLIENT_SECRET = "amo.client_secret"  # noqa: S105 -- because it is the setting's name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,15 +153,15 @@ def install(target: Target, *, interpreter: units.Interpreter, config: Path, agr
 
 def _installation(interpreter: units.Interpreter, *, config: Path, there: Path | None) -> units.Installation:
     """Return what the units say: for the configuration at `config`, which can be read `there`, if at all."""
-    server = load_server(there) if there else Server()
+    server, amo_timeout = load_unit_settings(there)
     return units.Installation(
         interpreter=interpreter,
         config=config,
-        credentials=configured_secrets(config, server) or config.parent / "credentials",
+        credentials=beside(config, server.secrets or Path("credentials")),
         public=server.public,
         private=server.private,
         socket_mode=server.socket_mode,
-        amo_timeout=load_amo_timeout(there) if there else DEFAULT_AMO_TIMEOUT,
+        amo_timeout=amo_timeout,
     )
 
 
@@ -176,20 +173,16 @@ def _confirmed(replaced: Iterable[plan.File], *, agreed: bool) -> bool:
 
 def _make_secrets(folder: Path, *, given: frozenset[str], terminal: bool) -> Sequence[str]:
     """Make what can be made of the secrets that are missing, ask for what cannot, and return what is missing still."""
-    if "storage.encryption_keys" not in given:
-        plan.keep_secret(folder, "storage.encryption_keys", new_key())
-        click.echo(f"{folder}/storage.encryption_keys: made; keep a copy, apart from the database's backups")
-    if "api.keys" not in given:
-        plan.keep_secret(folder, "api.keys", f"backend:{secrets.token_hex(32)}")
-        click.echo(f"{folder}/api.keys: made, with one key, named backend")
-    if _CLIENT_SECRET in given:
+    for line in make_keys(folder, given=given):
+        click.echo(line)
+    if CLIENT_SECRET in given:
         return ()
     question = 'The integration\'s "Secret key" (Enter: later)'
     secret = click.prompt(question, hide_input=True, default="", show_default=False).strip() if terminal else ""
     if not secret:
-        return (_CLIENT_SECRET,)
-    plan.keep_secret(folder, _CLIENT_SECRET, secret)
-    click.echo(f"{folder}/{_CLIENT_SECRET}: written")
+        return (CLIENT_SECRET,)
+    plan.keep_secret(folder, CLIENT_SECRET, secret)
+    click.echo(f"{folder}/{CLIENT_SECRET}: written")
     return ()
 
 

@@ -31,7 +31,7 @@ from amo_callback.transfer.export_file import (
 from amo_callback.transfer.exporter import export as write_export
 from amo_callback.transfer.exporter import freeze, wait_until_idle
 from amo_callback.transfer.importer import ImportPlan, ImportRules, apply, make_plan, wait_for_leases
-from amo_callback.transfer.json_format import read_json, read_raw
+from amo_callback.transfer.json_format import JsonReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from amo_callback.cli.context import CommandContext, OpenedStore
     from amo_callback.cli.main import Invocation
     from amo_callback.crypto import Cipher
-    from amo_callback.model import Freeze
     from amo_callback.transfer.export_file import FileKey, ParsedRecord, RecordError
     from amo_callback.transfer.exporter import Exported
 
@@ -71,8 +70,8 @@ def export(
     context = load_context(config, invocation.environ)
     output.sigterm_as_interrupt()
     with new_file(file) as opened:
-        lock = new_file_key(passphrase_file=passphrase_file, key_file=to_key_file)
-        exported = run_loop(_export(context, opened, lock))
+        key = new_file_key(passphrase_file=passphrase_file, key_file=to_key_file)
+        exported = run_loop(_export(context, opened, key))
     output.echo(f"{file}: {exported.count:,} connections, encrypted. From now on this database refreshes nothing.")
     if exported.unreadable:
         output.echo(f"Not in it, since no key decrypts their pairs: {', '.join(exported.unreadable)}")
@@ -80,27 +79,24 @@ def export(
     output.echo("Do not thaw here once they are imported there: tokens that two hosts refresh are lost to both.")
 
 
-async def _export(context: CommandContext, file: IO[bytes], lock: FileKey) -> Exported:
+async def _export(context: CommandContext, file: IO[bytes], key: FileKey) -> Exported:
     async with open_as_owner(context) as opened:
         await opened.store.check_machine(context.location)  # a copy says so, before it is frozen by us
-        frozen = await freeze(opened.store, why=_WHY)
+        store, clock, rescue = opened.store, opened.clock, RescueFolder(context.rescue)
+        frozen = await freeze(store, why=_WHY)
         if frozen.why != _WHY:
             output.echo(f"Was frozen already: {frozen.why}")
+        writer = ExportWriter(file, key, file_id=secrets.token_hex(16))
+        leases = Leases(length=context.settings.refresh.lease, store=store, clock=clock)
         try:
-            return await _write(opened, frozen, ExportWriter(file, lock, file_id=secrets.token_hex(16)))
+            await wait_until_idle(store, leases=leases, clock=clock, rescue=rescue, report=output.waiting_reporter())
+            with output.progress("exported", await store.count()) as advance:
+                return await write_export(
+                    store, frozen=frozen, cipher=opened.cipher, rescue=rescue, writer=writer, advance=advance
+                )
         except BaseException:
             click.echo("amo-callback: it stays frozen; export again, or: amo-callback connections thaw --all", err=True)
             raise
-
-
-async def _write(opened: OpenedStore, frozen: Freeze, writer: ExportWriter) -> Exported:
-    store, clock, rescue = opened.store, opened.clock, RescueFolder(opened.context.rescue)
-    leases = Leases(length=opened.context.settings.refresh.lease, store=store, clock=clock)
-    await wait_until_idle(store, leases=leases, clock=clock, rescue=rescue, report=output.waiting_reporter())
-    with output.progress("exported", await store.count()) as advance:
-        return await write_export(
-            store, frozen=frozen, cipher=opened.cipher, rescue=rescue, writer=writer, advance=advance
-        )
 
 
 # --- import --------------------------------------------------------------------------------------
@@ -197,14 +193,12 @@ async def _read(file: IO[bytes], opened: OpenedStore, options: _Options) -> Iter
     if options.cipher is not None:
         return read_export(file, cipher=options.cipher)
     amo = opened.context.settings.amo
-    tell = partial(told_by, allowed=amo.allowed_domains)
-    now = opened.clock.now()
+    claims_of = partial(told_by, allowed=amo.allowed_domains)
+    reader = JsonReader(claims_of=claims_of, client_id=amo.client_id, now=opened.clock.now())
     if not options.raw:
-        return read_json(file.read(_MAX_PLAIN), tell=tell, client_id=amo.client_id, now=now)
-    content = file.read(MAX_FILE)
-    store, cipher = opened.store, opened.cipher
-    name = options.file.name
-    return [await read_raw(name, content, store=store, cipher=cipher, tell=tell, client_id=amo.client_id, now=now)]
+        return reader.read_file(file.read(_MAX_PLAIN))
+    name, content = options.file.name, file.read(MAX_FILE)
+    return [await reader.read_raw(name, content, store=opened.store, cipher=opened.cipher)]
 
 
 def _counted(

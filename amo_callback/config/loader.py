@@ -20,7 +20,7 @@ from pydantic_settings.sources import EnvSettingsSource, InitSettingsSource
 from amo_callback.config.database_url import SQLITE, is_postgres, url_secrets
 from amo_callback.config.settings import DEFAULT_AMO_TIMEOUT, PREFIX, Server, Settings
 from amo_callback.errors import ConfigurationError
-from amo_callback.files import MAX_TEXT, read_regular
+from amo_callback.files import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,23 +95,15 @@ def secrets_in(path: Path) -> Sequence[str]:
     return sorted(held)
 
 
-def load_server(path: Path) -> Server:
-    """Load what the file says of the doors, whatever else is still missing; raises `ConfigurationError`."""
+def load_unit_settings(path: Path | None) -> tuple[Server, float]:
+    """Load `[server]` and `amo.timeout`, whatever else is still missing; raises `ConfigurationError`."""
+    toml = _read_toml(path)
     try:
-        return Server.model_validate(_read_toml(path).get("server", {}))
+        server = Server.model_validate(toml.get("server", {}))
     except ValidationError as error:
         raise ConfigurationError(*_explain(error, section="server")) from None
-
-
-def load_amo_timeout(path: Path) -> float:
-    """Load what the file says of `amo.timeout`; the default where it says nothing that can be used."""
-    value = _value(_read_toml(path), "amo", "timeout")
-    return float(value) if isinstance(value, int | float) and value > 0 else DEFAULT_AMO_TIMEOUT
-
-
-def configured_secrets(path: Path, server: Server) -> Path | None:
-    """Return where the secret files are, if the file says so."""
-    return None if server.secrets is None else _beside(path, server.secrets)
+    timeout = _value(toml, "amo", "timeout")
+    return server, float(timeout) if isinstance(timeout, int | float) and timeout > 0 else DEFAULT_AMO_TIMEOUT
 
 
 def configured_keys(path: Path, secrets: Path) -> frozenset[str]:
@@ -130,7 +122,7 @@ def configured_keys(path: Path, secrets: Path) -> frozenset[str]:
 def storage_folder(path: Path | None, environ: Mapping[str, str]) -> Path:
     """Return where relative storage paths start: `$STATE_DIRECTORY`, else beside the configuration file."""
     state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(state) if state else _beside(path, Path())
+    return Path(state) if state else beside(path, Path())
 
 
 def rescue_folder(settings: Settings, path: Path | None, environ: Mapping[str, str]) -> Path:
@@ -161,12 +153,9 @@ class _Environment(EnvSettingsSource):
 def _read_toml(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
+    text = read_text(path, ConfigurationError)
     try:
-        return tomllib.loads(read_regular(path, limit=MAX_TEXT).decode())
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{path}: is not UTF-8 text") from None
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path}: is not valid TOML: {_place(error)}") from None
     except ValueError:
@@ -191,16 +180,12 @@ def _read_secrets(folder: Path) -> dict[str, Any]:
     for file in files:
         section, dot, key = file.name.removeprefix(CREDENTIALS_PREFIX).partition(".")
         if dot and section in Settings.model_fields and key and file.is_file():
-            try:
-                found.setdefault(section, {})[key] = read_regular(file, limit=MAX_TEXT).decode().strip()
-            except OSError as error:
-                raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise ConfigurationError(f"{file}: is not UTF-8 text") from None
+            found.setdefault(section, {})[key] = read_text(file, ConfigurationError).strip()
     return found
 
 
-def _beside(path: Path | None, other: Path) -> Path:
+def beside(path: Path | None, other: Path) -> Path:
+    """Return a path that the configuration file names: a relative one starts at its folder."""
     return ((path.parent if path else Path()) / other).resolve()
 
 
@@ -208,7 +193,7 @@ def _secret_folders(path: Path | None, toml: dict[str, Any], environ: Mapping[st
     folders = [Path(folder) for folder in [environ.get("CREDENTIALS_DIRECTORY")] if folder]
     own = environ.get(f"{PREFIX}SERVER__SECRETS") or _value(toml, "server", "secrets")
     if isinstance(own, str):
-        folders.append(_beside(path, Path(own)))
+        folders.append(beside(path, Path(own)))
     return folders
 
 

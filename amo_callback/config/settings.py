@@ -32,6 +32,7 @@ from amo_callback.model import RefreshRules
 
 PREFIX = "AMO_CALLBACK_"
 DEFAULT_AMO_TIMEOUT = 15.0
+_RULES = RefreshRules()
 
 
 class _Section(BaseModel):
@@ -39,7 +40,7 @@ class _Section(BaseModel):
 
 
 class Server(_Section):
-    """`[server]`: the two doors."""
+    """`[server]`: the two listeners."""
 
     public: ListenAddress = "127.0.0.1:8080"
     private: ListenAddress = "127.0.0.1:8081"
@@ -138,7 +139,7 @@ class App(_Section):
         return value
 
 
-class Limits(_Section):
+class LimitsSection(_Section):
     """`[limits]`: codes of one address that AMO has not accepted yet."""
 
     failed_codes: Annotated[int, Field(gt=0)] = 30
@@ -148,13 +149,13 @@ class Limits(_Section):
 class Refresh(_Section):
     """`[refresh]`: when, how many, how long."""
 
-    at: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    concurrency: Annotated[int, Field(gt=0, le=1000)] = 16
-    poll_interval: Seconds = 5.0
-    lease: Seconds = 60.0
-    retry_base: Seconds = 30.0
-    retry_cap: Seconds = 900.0
+    at: Annotated[float, Field(gt=0, lt=1)] = _RULES.at
+    jitter: Annotated[float, Field(ge=0, lt=1)] = _RULES.jitter
+    concurrency: Annotated[int, Field(gt=0, le=1000)] = _RULES.concurrency
+    poll_interval: Seconds = _RULES.poll_interval
+    lease: Seconds = _RULES.lease
+    retry_base: Seconds = _RULES.retry_base
+    retry_cap: Seconds = _RULES.retry_cap
 
     @property
     def rules(self) -> RefreshRules:
@@ -170,14 +171,14 @@ class Storage(_Section):
     rescue: Path | None = None
 
 
-class Api(_Section):
-    """`[api]`: who may come through the private door."""
+class ApiSection(_Section):
+    """`[api]`: the keys of the private API."""
 
     keys: ApiKeyLines = SecretStr("")
 
 
 class Webhook(_Section):
-    """`[webhook]`: where signed notices go."""
+    """`[webhook]`: where signed webhooks go."""
 
     url: HttpsUrl | None = None
     secret: Annotated[WebhookSecret | None, Field(validate_default=True)] = None
@@ -190,7 +191,7 @@ class Webhook(_Section):
         if info.data["url"] is None and value is not None:
             raise ValueError("has no effect without webhook.url")
         if info.data["url"] is not None and value is None:
-            raise ValueError("is required with webhook.url: by it the receiver tells that a notice is ours")
+            raise ValueError("is required with webhook.url: with it the receiver verifies webhooks")
         return value
 
 
@@ -216,10 +217,10 @@ class Settings(BaseSettings):
     server: Server = Server()
     amo: Amo
     app: App = App()
-    limits: Limits = Limits()
+    limits: LimitsSection = LimitsSection()
     refresh: Refresh = Refresh()
     storage: Storage
-    api: Api = Api()
+    api: ApiSection = ApiSection()
     webhook: Webhook = Webhook()
     log: Log = Log()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from ipaddress import IPv6Network, ip_network
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
@@ -14,6 +14,9 @@ from pydantic_settings import NoDecode
 from amo_callback.config.database_url import validate_url
 from amo_callback.identity import read_api_keys
 from amo_callback.webhook import read_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _FILE_MODE = re.compile(r"0?[0-7]{3}")
@@ -52,8 +55,18 @@ def _https_url(value: str) -> str:
     raise ValueError("must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost)")
 
 
-def _encryption_keys(value: SecretStr) -> SecretStr:
-    lines = value.get_secret_value().split()
+def _secret(check: Callable[[str], object]) -> AfterValidator:
+    """Make a validator of a secret of a function that raises `ValueError`."""
+
+    def validate(value: SecretStr) -> SecretStr:
+        check(value.get_secret_value())
+        return value
+
+    return AfterValidator(validate)
+
+
+def _check_encryption_keys(text: str) -> None:
+    lines = text.split()
     if not lines:
         raise ValueError("must hold at least one key: amo-callback keygen makes one")
     for number, line in enumerate(lines, start=1):
@@ -63,24 +76,12 @@ def _encryption_keys(value: SecretStr) -> SecretStr:
             good = False
         if not good:
             raise ValueError(f"line {number} is no key: amo-callback keygen makes one")
-    return value
 
 
-def _api_keys(value: SecretStr) -> SecretStr:
-    read_api_keys(value.get_secret_value())
-    return value
-
-
-def _jwt_secret(value: SecretStr) -> SecretStr:
+def _check_jwt_secret(text: str) -> None:
     from amo_callback.identity.jwt import read_secret  # noqa: PLC0415 -- because few have JWTs
 
-    read_secret(value.get_secret_value())
-    return value
-
-
-def _webhook_secret(value: SecretStr) -> SecretStr:
-    read_secrets(value.get_secret_value())
-    return value
+    read_secret(text)
 
 
 def _split(value: object) -> object:
@@ -111,11 +112,6 @@ def _network(value: str) -> str:
     return value if mapped is None or network.prefixlen < 96 else f"{mapped}/{network.prefixlen - 96}"
 
 
-def _database_url(value: SecretStr) -> SecretStr:
-    validate_url(value.get_secret_value())
-    return value
-
-
 def _base_path(value: str) -> str:
     first, *segments = value.split("/")
     if first or not segments or not all(_SEGMENT.fullmatch(segment) and segment.strip(".") for segment in segments):
@@ -133,9 +129,9 @@ NonEmptyStr = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400 * 30)]
 Domains = Annotated[StrTuple, AfterValidator(_domains)]
 Networks = Annotated[StrTuple, AfterValidator(_networks)]
-DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+DatabaseUrl = Annotated[SecretStr, _secret(validate_url)]
 """A secret, since it may hold a password."""
-EncryptionKeys = Annotated[SecretStr, AfterValidator(_encryption_keys)]
-ApiKeyLines = Annotated[SecretStr, AfterValidator(_api_keys)]
-JwtSecret = Annotated[SecretStr, AfterValidator(_jwt_secret)]
-WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
+EncryptionKeys = Annotated[SecretStr, _secret(_check_encryption_keys)]
+ApiKeyLines = Annotated[SecretStr, _secret(read_api_keys)]
+JwtSecret = Annotated[SecretStr, _secret(_check_jwt_secret)]
+WebhookSecret = Annotated[SecretStr, _secret(read_secrets)]

@@ -16,7 +16,7 @@ _FRESH = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class ApiAnswer:
     """The service's response."""
 
     status: int
@@ -45,16 +45,16 @@ class Backend:
         living = [item for item in answer.content.get("items", ()) if item["status"] != "disconnected"]
         return sorted(living, key=lambda item: str(item["account_id"]))
 
-    async def token(self, connection: str) -> Answer:
+    async def token(self, connection: str) -> ApiAnswer:
         """Take a token."""
         return await self._ask("GET", f"/connections/{connection}/token?min_ttl={_FRESH}")
 
-    async def refresh(self, connection: str) -> Answer:
+    async def refresh(self, connection: str) -> ApiAnswer:
         """Have the token pair refreshed now, however new it is."""
         [answer] = await self.reject(connection, times=1)
         return answer
 
-    async def reject(self, connection: str, *, times: int) -> Sequence[Answer]:
+    async def reject(self, connection: str, *, times: int) -> Sequence[ApiAnswer]:
         """Report the present token as rejected, so many times at once."""
         token = await self.token(connection)
         if token.status != 200:
@@ -68,6 +68,6 @@ class Backend:
         answer = await self._ask("GET", "/readyz")
         return [name for name, check in answer.content["checks"].items() if not check["ok"]]
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> Answer:
+    async def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> ApiAnswer:
         async with self._http.request(method, self._base + path, json=body, headers=self._headers) as response:
-            return Answer(status=response.status, content=await response.json(content_type=None))
+            return ApiAnswer(status=response.status, content=await response.json(content_type=None))

@@ -23,7 +23,7 @@ from amo_callback.crypto import new_key
 from amo_callback.demo.backend import Backend
 from amo_callback.demo.feed import YOU, Feed, LogStream
 from amo_callback.demo.panel import Panel, loopback_only
-from amo_callback.demo.phone import AUDIENCE, Phone
+from amo_callback.demo.phone import AUDIENCE, AppConfig, Phone
 from amo_callback.demo.proxy import Proxy
 from amo_callback.demo.render import Renderer
 from amo_callback.demo.scenarios import Scenarios
@@ -161,9 +161,11 @@ async def open_demo(
         renderer = Renderer(phone_sites=[addresses.amo, addresses.proxy])
         phone = Phone(
             http,
-            public=addresses.proxy,
-            deep_link="foryoure://amo-crm/callback",
-            jwt_secret=made.jwt_secret,
+            AppConfig(
+                base=f"http://{addresses.proxy}/api/amo-crm",
+                deep_link="foryoure://amo-crm/callback",
+                jwt_secret=made.jwt_secret,
+            ),
             renderer=renderer,
             clock=clock,
             tell=partial(feed.add, YOU),

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ _STARTS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
+class ApiCall:
     """A request of the app and its response, as they are shown."""
 
     request: str
@@ -46,7 +46,17 @@ class Screen:
     text: str = ""
     link: str = ""
     """The deep link, as a phone would get it."""
-    calls: Sequence[Call] = ()
+    calls: Sequence[ApiCall] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AppConfig:
+    """What the app was built with."""
+
+    base: str
+    """The address of the public API."""
+    deep_link: str
+    jwt_secret: str = field(repr=False)
 
 
 class Phone:
@@ -55,18 +65,14 @@ class Phone:
     def __init__(
         self,
         http: aiohttp.ClientSession,
+        app: AppConfig,
         *,
-        public: str,
-        deep_link: str,
-        jwt_secret: str,
         renderer: Renderer,
         clock: Clock,
         tell: Callable[[str], None],
     ) -> None:
         self._http = http
-        self._base = f"http://{public}/api/amo-crm"
-        self._deep_link = deep_link
-        self._secret = jwt_secret
+        self._app = app
         self._renderer = renderer
         self._clock = clock
         self._tell = tell
@@ -112,13 +118,13 @@ class Phone:
         verifier = self._verifiers.pop(state, None)
         if verifier is None:
             return _to("/phone")  # handled already, or none of ours
-        link = f"{self._deep_link}?{shortened(request.query)}"
+        link = f"{self._app.deep_link}?{shortened(request.query)}"
         if code is None:
             word = request.query.get("error", "")
             self._screen = Screen(title="Not connected", text=f"The deep link says error={word}.", link=link)
             return _to("/phone")
         answer = await self._ask("POST", "/exchange-code", {"code": code, "code_verifier": verifier})
-        call = Call(
+        call = ApiCall(
             request=f'POST /exchange-code {{"code": "{code[:_SHOWN]}…", "code_verifier": "…"}}', answer=_json(answer)
         )
         self._screen = Screen(
@@ -134,15 +140,15 @@ class Phone:
         answer = await self._ask("POST", "/disconnect")
         if answer.get("success"):
             self._tell("The app's user disconnects all that is his: the service has erased the tokens.")
-        call = Call(request="POST /disconnect", answer=_json(answer))
+        call = ApiCall(request="POST /disconnect", answer=_json(answer))
         self._screen = Screen(title="Disconnected", calls=[call])
         return _to("/phone")
 
     async def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> dict[str, Any]:
         now = self._clock.now()
         claims = {"sub": USER, "aud": AUDIENCE, "exp": now + timedelta(minutes=5)}
-        headers = {"Authorization": f"Bearer {jwt.encode(claims, self._secret, algorithm='HS256')}"}
-        async with self._http.request(method, self._base + path, json=body, headers=headers) as response:
+        headers = {"Authorization": f"Bearer {jwt.encode(claims, self._app.jwt_secret, algorithm='HS256')}"}
+        async with self._http.request(method, self._app.base + path, json=body, headers=headers) as response:
             answer: dict[str, Any] = await response.json(content_type=None)
         return answer
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from amo_callback.amo.sandbox.app import Sandbox
     from amo_callback.clock import Clock
-    from amo_callback.demo.backend import Answer, Backend
+    from amo_callback.demo.backend import ApiAnswer, Backend
 
 LOOK_EVERY = 0.5
 """Seconds between two looks."""
@@ -98,7 +98,7 @@ class Poller:
 
 
 def connection_snapshot(
-    item: Mapping[str, Any], *, answer: Answer, now: datetime, pairs: int, life: float
+    item: Mapping[str, Any], *, answer: ApiAnswer, now: datetime, pairs: int, life: float
 ) -> ConnectionSnapshot:
     """Return a connection's snapshot from its item of the private API and the response for its token."""
     return ConnectionSnapshot(

@@ -1,1 +1,1 @@
-"""Watching: log lines, metrics, and what systemd is told."""
+"""The log, metrics, and notifications to systemd."""

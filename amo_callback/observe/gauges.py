@@ -51,8 +51,8 @@ class Gauges:
             yield _one("survey_age_seconds", "Seconds since the last poll of the database.", now.survey_age)
             yield _one("survey_duration_seconds", "How long that poll took.", now.survey_seconds)
             yield from _connections(survey)
-            if now.notices_delivered:
-                yield from _notices(survey)
+            if now.webhooks_delivered:
+                yield from _webhooks(survey)
 
 
 def _connections(survey: StoreStats) -> Iterator[GaugeMetricFamily]:
@@ -85,17 +85,17 @@ def _connections(survey: StoreStats) -> Iterator[GaugeMetricFamily]:
     )
 
 
-def _notices(survey: StoreStats) -> Iterator[GaugeMetricFamily]:
-    states = {"waiting": survey.waiting, "parked": survey.parked}
+def _webhooks(survey: StoreStats) -> Iterator[GaugeMetricFamily]:
+    states = {"waiting": survey.waiting, "dead_lettered": survey.dead_lettered}
     yield _each(
-        "notices",
-        "Where webhook.url is set: notices that are waiting to be delivered, or parked: given up.",
+        "webhooks",
+        "Where webhook.url is set: webhooks that are waiting to be delivered, or dead-lettered: given up.",
         "state",
         states,
     )
     yield _at(
-        "notices_oldest_timestamp_seconds",
-        "Where webhook.url is set: when the oldest notice was written that waits.",
+        "webhooks_oldest_timestamp_seconds",
+        "Where webhook.url is set: when the oldest webhook was written that waits.",
         survey.waiting_since,
     )
 

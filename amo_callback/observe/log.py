@@ -17,9 +17,9 @@ from pydantic_core import PydanticSerializationError, to_json
 from structlog.processors import NAME_TO_LEVEL
 
 from amo_callback.events import REQUEST_ID, Event, Level
-from amo_callback.observe.journal import PREFIXES
 from amo_callback.observe.log_writer import LogWriter
 from amo_callback.observe.redaction import Redactor
+from amo_callback.observe.systemd import PREFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, MutableMapping
@@ -55,7 +55,7 @@ def make_logger(
 ) -> FilteringBoundLogger:
     """Make the process's logger: `style` is `json`, `console`, or `auto` (console on a terminal).
 
-    Where the `journal` reads the stream, it is told how urgent each JSON line is.
+    Where the `journal` reads the stream, each JSON line has a prefix with its priority.
     """
     console = style == "console" or (style == "auto" and stream.isatty())
     processors: list[Processor] = [
@@ -106,7 +106,7 @@ def _describe_loss(render: Processor, prefix: str, lines: int) -> str:
 
 
 class _Sink:
-    """Where lines go. A full disk or a closed pipe costs lines, and never what they tell of."""
+    """The output of the log. A full disk or a closed pipe costs lines, and nothing else."""
 
     def __init__(self, stream: TextIO | LogWriter, *, prefixes: Mapping[str, str]) -> None:
         self._stream = stream

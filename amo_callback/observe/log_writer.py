@@ -1,6 +1,6 @@
-"""A thread that writes the log: whoever reads it may stop reading, and then only lines are lost.
+"""A thread that writes the log: where its reader stops reading, only lines are lost.
 
-A pipe that nobody reads takes 64 KiB; the next write waits for ever. So the event loop only appends to a bounded queue,
+A pipe without a reader takes 64 KiB; the next write waits for ever. So the event loop only appends to a bounded queue,
 and nothing but this thread writes.
 """
 
@@ -120,13 +120,13 @@ class LogWriter:
         return lines
 
     def _deliver(self, text: str) -> bool:
-        """Write to the descriptor, however long it takes; tell whether that was possible."""
+        """Write to the descriptor, however long it takes; return whether that was possible."""
         left = memoryview(_encode(text, self._encoding))
         try:
             while left:
                 try:
                     left = left[os.write(self._descriptor, left) :]
-                except BlockingIOError:  # somebody has made it non-blocking
+                except BlockingIOError:  # another process has made it non-blocking
                     select.select((), (self._descriptor,), ())
         except (OSError, ValueError):
             return False

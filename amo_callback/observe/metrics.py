@@ -89,7 +89,7 @@ _OUTCOMES = {
     "refresh.succeeded": "succeeded",
     "refresh.superseded": "superseded",
     "refresh.failed": "failed",
-    "refresh.verdict_unsaved": "failed",
+    "refresh.result_not_stored": "failed",
     "connection.needs_reauth": "given_up",
 }
 """The events with which an attempt ends."""
@@ -181,7 +181,7 @@ class Metrics:
 
     def __call__(self, event: Event) -> None:
         """Count an event, if its name is one of those that are counted."""
-        if event.name == "amo.asked":
+        if event.name == "amo.request":
             self._count_asked(event)
         elif event.name in _OUTCOMES:
             self._count_refresh(event, _OUTCOMES[event.name])

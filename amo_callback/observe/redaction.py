@@ -67,7 +67,7 @@ class Redactor:
         return _SHAPES.sub(lambda found: f"{found['name']}={_GONE}" if found["name"] else _GONE, text)
 
     def _is_clean(self, line: Mapping[str, Any]) -> bool:
-        """Tell of most lines, at one look, that there is nothing to scrub; the others are looked through."""
+        """Return whether a line may hold something to scrub: most need no search."""
         if not _NAMES.isdisjoint(line):
             return False
         texts = []

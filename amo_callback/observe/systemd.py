@@ -1,21 +1,24 @@
-"""Notifications to systemd, and the sockets inherited from it.
+"""Notifications to systemd, the sockets inherited from it, and its journal.
 
 The protocols are stable and need no library (https://systemd.io/PORTABILITY_AND_STABILITY/): sd_notify(3),
-sd_watchdog_enabled(3), sd_listen_fds(3).
+sd_watchdog_enabled(3), sd_listen_fds(3), sd-daemon(3) for the prefixes, systemd.exec(5) for `JOURNAL_STREAM`.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from amo_callback.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+PREFIXES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>", "critical": "<2>"}
+"""The journal's prefixes for a line's priority."""
 _FIRST = 3
 """The first inherited file descriptor."""
 _KEPT = 64
@@ -87,3 +90,12 @@ def _watchdog(environ: Mapping[str, str], pid: int) -> float | None:
     if environ.get("WATCHDOG_PID", str(pid)) != str(pid) or not environ.get("WATCHDOG_USEC"):
         return None
     return int(environ["WATCHDOG_USEC"]) / 1e6
+
+
+def is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Return whether the journal reads this stream: a redirected process has the variable, too."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # closed, or no file at all
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

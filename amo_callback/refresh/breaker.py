@@ -137,7 +137,7 @@ class Breaker:
             with suppress(StoreUnavailable):  # the next success tells it again
                 await self._core.store.resume_terminal()
                 self._held = False
-                self._core.observer(Event(name="verdicts.believed"))
+                self._core.observer(Event(name="terminal_failures.resumed"))
 
     def accepted(self) -> None:
         """Note that AMO has taken our credentials."""
@@ -187,5 +187,5 @@ class Breaker:
         await self._core.store.suspend_terminal(now=now)
         self._held, self._probed_at = True, self._core.clock.monotonic()
         fields = {"died": fleet.died, "living": fleet.living}
-        self._core.observer(Event(name="verdicts.held", level=Level.ERROR, fields=fields))
+        self._core.observer(Event(name="terminal_failures.suspended", level=Level.ERROR, fields=fields))
         return False

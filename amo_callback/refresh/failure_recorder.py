@@ -77,8 +77,8 @@ class FailureRecorder:
         except StoreUnavailable as failed:
             # The claim stays, with what it was spending: after the lease it counts as doubtful, and here at once.
             self._leases.end(claimed)
-            pending_writes = {"error": error.code, "store": failed.detail}
-            self._core.observer(connection_event("refresh.verdict_unsaved", claimed, Level.ERROR, told=pending_writes))
+            told = {"error": error.code, "store": failed.detail}
+            self._core.observer(connection_event("refresh.result_not_stored", claimed, Level.ERROR, told=told))
             return NeedsReauth(self._verdict(claimed, error).reason) if is_final(error) else error
         if judged is None:
             superseded = connection_event("refresh.superseded", claimed, Level.WARNING, told=made)

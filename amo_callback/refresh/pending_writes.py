@@ -228,7 +228,7 @@ class PendingWrites:
             if held.rescued:
                 await self._forget(name)
             if held.told and held.saved is None:
-                self._tell("pair.saved", held.pending_pair, superseded=True)
+                self._tell("pair.write_completed", held.pending_pair, superseded=True)
             return held.saved
         finally:
             del self._held[name]
@@ -267,7 +267,9 @@ class PendingWrites:
 
     async def _store_it(self, held: _Held) -> Exception | None:
         """Offer a pair to the store; return why it does not take it, nothing where it does, or holds a newer one."""
-        saved = Event(name="pair.saved", connection_id=held.pending_pair.connection_id, fields={"superseded": False})
+        saved = Event(
+            name="pair.write_completed", connection_id=held.pending_pair.connection_id, fields={"superseded": False}
+        )
         late = [saved] if held.told else []
         events = [*held.events, *late]
         held.pending_pair = pending_pair = as_of(held.pending_pair, self._core.clock.now())
@@ -338,10 +340,13 @@ class PendingWrites:
             return
         held.told = True
         if isinstance(refusal, StoreUnavailable):
-            self._tell("pair.unsaved", held.pending_pair, Level.ERROR, store=refusal.detail, rescued=held.rescued)
+            self._tell("pair.write_pending", held.pending_pair, Level.ERROR, store=refusal.detail, rescued=held.rescued)
         else:
             bug = Event(
-                name="pair.unsaved", level=Level.ERROR, connection_id=held.pending_pair.connection_id, error=refusal
+                name="pair.write_pending",
+                level=Level.ERROR,
+                connection_id=held.pending_pair.connection_id,
+                error=refusal,
             )
             self._core.observer(bug)
 

@@ -334,9 +334,9 @@ class Connections(Repository):
 
     @in_transaction
     async def import_connections(
-        self, transaction: Transaction, brought: Sequence[ImportedConnection]
+        self, transaction: Transaction, brought: Sequence[ImportedConnection], *, events: Sequence[Event] = ()
     ) -> Sequence[str]:
-        """Commit connections from elsewhere as one, each with its event; return the ids of those that were left."""
+        """Commit connections from elsewhere as one, each with its events; return the ids of those that were left."""
         now, ids = self.clock.now(), [one.connection.id for one in brought]
         # In one order: two that bring the same connections would else wait for each other.
         ordered = sorted(brought, key=lambda one: one.connection.id)
@@ -351,11 +351,13 @@ class Connections(Repository):
             for owner, bound_no in one.owners.items()
         ]
         await transaction.run_many("import_owner", owners)
-        await transaction.run_many("save_event", [self._event_row(one.event, now) for one in done])
+        imported = {one.connection.id for one in done}
+        rows = [self._event_row(event, now) for event in events if event.connection_id in imported]
+        await transaction.run_many("save_event", rows)
         for one in done:
             if changed := _change_of_status(one):
                 await self._record(transaction, [changed], one.connection)
-        return sorted({*ids} - {one.connection.id for one in done})
+        return sorted({*ids} - imported)
 
 
 def _first(found: Sequence[Row]) -> Connection | None:

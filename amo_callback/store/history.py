@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from amo_callback.clock import rfc3339
-from amo_callback.events import NOTICES, Event, Notice, StoredEvent
+from amo_callback.events import WEBHOOK_EVENTS, Event, QueuedWebhook, StoredEvent
 from amo_callback.store.engine import (
     Database,
     from_micros,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _KEEP_EVENTS = timedelta(days=90)
 """A refresh token's lifetime: as long as somebody may ask who spent it."""
-_KEEP_NOTICES = timedelta(days=7)
+_KEEP_WEBHOOKS = timedelta(days=7)
 """Where nothing delivers them: for what begins to."""
 _KEEP_UNDELIVERED = timedelta(days=30)
 """Those that were given up; and where they are delivered, any that wait: none is lost in silence."""
@@ -46,7 +46,7 @@ _EVENTS = {
 """The statement that finds events, by what they are filtered by."""
 _JSON = json.JSONEncoder(ensure_ascii=False)
 _read_event = row_reader(StoredEvent, converters={"details": json_object}, computed={})
-_read_notice = row_reader(Notice, converters={"data": json_object}, computed={})
+_read_webhook = row_reader(QueuedWebhook, converters={"data": json_object}, computed={})
 
 
 class Repository(Database):
@@ -55,16 +55,16 @@ class Repository(Database):
     def __init__(self, *, clock: Clock, statements: Mapping[str, Statement], process: str) -> None:
         super().__init__(clock=clock, statements=statements, process=process)
         self._observer: Observer = _ignore
-        self._on_notice: Callable[[], None] | None = None
+        self._on_webhook: Callable[[], None] | None = None
         self._proven_clients: set[str] = set()
 
     def observe(self, observer: Observer) -> None:
         """Report every event to `observer` once its transaction is committed."""
         self._observer = observer
 
-    def on_notice(self, call: Callable[[], None]) -> None:
+    def on_webhook(self, call: Callable[[], None]) -> None:
         """Call `call` after each commit of webhooks that are to be delivered now."""
-        self._on_notice = call
+        self._on_webhook = call
 
     async def _record(
         self, transaction: Transaction, events: Sequence[Event], connection: Connection | None = None
@@ -74,14 +74,14 @@ class Repository(Database):
         for event in events:
             await self._save_event(transaction, event)
             transaction.on_commit.append(partial(self._observer, event))
-            if event.name in NOTICES and connection is not None:
+            if event.name in WEBHOOK_EVENTS and connection is not None:
                 await transaction.run(
-                    "save_notice",
+                    "save_webhook",
                     id=uuid.uuid4().hex,
                     at=now,
                     type=event.name,
                     connection_id=connection.id,
-                    data=_notice_data(event, connection),
+                    data=_webhook_data(event, connection),
                 )
                 self._wake_on_commit(transaction)
 
@@ -90,8 +90,8 @@ class Repository(Database):
         await transaction.run("save_event", **self._event_row(event, self.clock.now()))
 
     def _wake_on_commit(self, transaction: Transaction) -> None:
-        if self._on_notice is not None:
-            transaction.on_commit.append(self._on_notice)
+        if self._on_webhook is not None:
+            transaction.on_commit.append(self._on_webhook)
 
     def _event_row(self, event: Event, now: datetime) -> dict[str, object]:
         return {
@@ -124,7 +124,7 @@ def pair_obtained_key(client_id: str) -> str:
 
 
 class History(Repository):
-    """The tables `events` and `outbox`."""
+    """The tables `events` and `webhooks`."""
 
     async def record(self, event: Event) -> None:
         """Store an event that belongs to no other write."""
@@ -160,41 +160,43 @@ class History(Repository):
     async def forget(self, transaction: Transaction, *, now: datetime) -> bool:
         """Forget a step of what is too old to be asked about; `True` where there is more."""
         gone = await transaction.run("prune_events", before=now - _KEEP_EVENTS, limit=_STEP)
-        keep = _KEEP_NOTICES if self._on_notice is None else _KEEP_UNDELIVERED
-        await transaction.run("prune_notices", before=now - keep, limit=_STEP)
-        await transaction.run("prune_parked", before=now - _KEEP_UNDELIVERED, limit=_STEP)
+        keep = _KEEP_WEBHOOKS if self._on_webhook is None else _KEEP_UNDELIVERED
+        await transaction.run("prune_webhooks", before=now - keep, limit=_STEP)
+        await transaction.run("prune_dead_lettered", before=now - _KEEP_UNDELIVERED, limit=_STEP)
         return len(gone) == _STEP
 
     # --- webhooks --------------------------------------------------------------------------------
 
-    async def notices(self, *, limit: int, after: int = 0) -> Sequence[Notice]:
-        """Return what waits in the outbox or is parked there, in its order, from the one after a number on."""
-        return [_read_notice(row) for row in await self.read("notices", after=after, limit=limit)]
+    async def webhooks(self, *, limit: int, after: int = 0) -> Sequence[QueuedWebhook]:
+        """Return the webhooks after a number that wait or are dead-lettered, in their order."""
+        return [_read_webhook(row) for row in await self.read("webhooks", after=after, limit=limit)]
 
-    async def next_notice(self, *, now: datetime, length: timedelta, apart_from: Sequence[str] = ()) -> datetime | None:
+    async def next_webhook(
+        self, *, now: datetime, length: timedelta, apart_from: Sequence[str] = ()
+    ) -> datetime | None:
         """Return when the next delivery comes due, where leases are of this `length`."""
-        [row] = await self.read("next_notice", now=now, length=length, apart_from=json_list(apart_from))
+        [row] = await self.read("next_webhook", now=now, length=length, apart_from=json_list(apart_from))
         return None if row["at"] is None else from_micros(row["at"])
 
-    async def claim_notices(
+    async def claim_webhooks(
         self, *, now: datetime, length: timedelta, lease: str, limit: int, apart_from: Sequence[str] = ()
-    ) -> Sequence[Notice]:
-        """Commit a lease of this `length` of notices that are due, each the first of its connection not parked."""
+    ) -> Sequence[QueuedWebhook]:
+        """Commit a lease of this `length` of due webhooks, each the first of its connection not dead-lettered."""
         found = await self.write(
-            "claim_notices", now=now, length=length, lease=lease, limit=limit, apart_from=json_list(apart_from)
+            "claim_webhooks", now=now, length=length, lease=lease, limit=limit, apart_from=json_list(apart_from)
         )
-        return [_read_notice(row) for row in found]
+        return [_read_webhook(row) for row in found]
 
-    async def notice_delivered(self, notice_id: str, *, events: Sequence[Event] = ()) -> bool:
-        """Take a notice out of the outbox; `False` where it is gone already."""
-        return await self._end_notice("notice_delivered", events, id=notice_id)
+    async def webhook_delivered(self, webhook_id: str, *, events: Sequence[Event] = ()) -> bool:
+        """Take a webhook out of the webhooks; `False` where it is gone already."""
+        return await self._end_webhook("webhook_delivered", events, id=webhook_id)
 
-    async def notice_failed(self, failed: FailedDelivery, *, events: Sequence[Event] = ()) -> bool:
-        """Commit when it is tried again, or that it is parked; `False` where the lease is no longer ours."""
-        return await self._end_notice("notice_failed", events, **values_of(failed), now=self.clock.now())
+    async def webhook_failed(self, failed: FailedDelivery, *, events: Sequence[Event] = ()) -> bool:
+        """Commit when it is tried again, or that it is dead-lettered; `False` where the lease is no longer ours."""
+        return await self._end_webhook("webhook_failed", events, **values_of(failed), now=self.clock.now())
 
     @in_transaction
-    async def _end_notice(
+    async def _end_webhook(
         self, transaction: Transaction, /, statement: str, events: Sequence[Event], **values: object
     ) -> bool:
         changed = await transaction.run(statement, **values)
@@ -202,9 +204,9 @@ class History(Repository):
         return bool(changed)
 
     @in_transaction
-    async def retry_notices(self, transaction: Transaction, notice_id: str | None) -> Sequence[str]:
-        """Let a notice, or all that are parked, be tried now; return which these are."""
-        found = await transaction.run("retry_notices", id=notice_id, now=self.clock.now())
+    async def retry_webhooks(self, transaction: Transaction, webhook_id: str | None) -> Sequence[str]:
+        """Let a webhook, or all that are dead-lettered, be tried now; return which these are."""
+        found = await transaction.run("retry_webhooks", id=webhook_id, now=self.clock.now())
         self._wake_on_commit(transaction)
         return [row["id"] for row in found]
 
@@ -220,7 +222,7 @@ def event_details(fields: Mapping[str, object]) -> str:
     return _JSON.encode(plain)
 
 
-def _notice_data(event: Event, connection: Connection) -> str:
+def _webhook_data(event: Event, connection: Connection) -> str:
     """Return a webhook's data as JSON; the owners are added by the statement that writes it."""
     data = {
         "connection_id": connection.id,

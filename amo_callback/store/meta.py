@@ -266,10 +266,10 @@ class Meta(Repository):
                 return timedelta(0)
             by = back // timedelta(microseconds=1)
             await transaction.run("shift_times", by=by, now=time)
-            await transaction.run("shift_notices", by=by, now=time)
+            await transaction.run("shift_webhooks", by=by, now=time)
             await self._shift_amo_block(transaction, back=back, now=time)
             fields = {"seconds": back.total_seconds(), "text": "all tokens are refreshed: their age is in doubt"}
-            await self._record(transaction, [Event(name="clock.went_back", level=Level.WARNING, fields=fields)])
+            await self._record(transaction, [Event(name="clock.moved_back", level=Level.WARNING, fields=fields)])
             return back
 
         return await self.transact(work)
@@ -277,7 +277,7 @@ class Meta(Repository):
     # --- all that is stored ------------------------------------------------------------------------
 
     async def survey(self, *, now: datetime, late: datetime) -> StoreStats:
-        """Count connections and notices, and refreshes that were due before `late` as overdue."""
+        """Count connections and webhooks, and refreshes that were due before `late` as overdue."""
         [row] = await self.read("survey", now=now, late=late)
         return _read_stats(row)
 

@@ -1,4 +1,4 @@
-"""The connection that listens to the changes of other instances, and notices whether the database is up.
+"""The connection that listens to the changes of other instances, and webhooks whether the database is up.
 
 A commit notifies a channel, in the same transaction. What was sent while this process did not listen is lost, and
 a pooler in between may drop all of it: so a cache is valid for a moment only.

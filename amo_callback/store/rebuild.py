@@ -229,7 +229,7 @@ def _open_untrusted(path: Path, limits: Limits) -> sqlite3.Connection:
 
 
 _PRAGMAS = frozenset({"quick_check", "table_xinfo", "user_version"})
-_READ = frozenset({"meta", "connections", "owners", "grants", "events", "outbox", "sqlite_master"})
+_READ = frozenset({"meta", "connections", "owners", "grants", "events", "webhooks", "sqlite_master"})
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_TRANSACTION})
 
 

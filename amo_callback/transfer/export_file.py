@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Base64Bytes, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from amo_callback.crypto import Cipher, Scrypt, key_of_passphrase
+from amo_callback.crypto import Cipher, key_of_passphrase
 from amo_callback.errors import CommandFailed, DecryptionFailed
 from amo_callback.files import atomic_file
 from amo_callback.model import Reason, Status, TokenPair, fingerprint, short
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from amo_callback.model import Connection
 
-FORMAT = "amo-callback export"
-VERSION = 1
+FORMAT: Literal["amo-callback export"] = "amo-callback export"
+VERSION: Literal[1] = 1
 MAX_LINE = 512 * 1024
 """Bytes: two of the longest tokens that AMO could answer with, encrypted."""
 MAX_TOKEN = 128 * 1024
@@ -53,22 +53,22 @@ class ExportRecord:
     account_id: _Name
     user_id: _Name
     domain: Host
-    api_domain: Host | None
+    api_domain: Host | None = None
     client_id: Annotated[str, Field(max_length=1024)]
-    status: Status
-    reason: Reason | None
+    status: Status = Status.ACTIVE
+    reason: Reason | None = None
     access_token: Token = dataclasses.field(repr=False)
     refresh_token: OptionalToken = dataclasses.field(repr=False)
     issued_at: AwareDatetime
     expires_at: AwareDatetime
     refresh_expires_at: AwareDatetime | None
-    refreshed_at: AwareDatetime | None
+    refreshed_at: AwareDatetime | None = None
     connected_at: AwareDatetime
-    grant_iat: int | None
-    doubtful: str | None
+    grant_iat: int | None = None
+    doubtful: str | None = None
     """The fingerprint of a refresh token that may have been spent: it is introspected before it is presented."""
-    look_up_at: AwareDatetime | None
-    frozen: bool
+    look_up_at: AwareDatetime | None = None
+    frozen: bool = False
     """Whether this connection itself is frozen: its tokens may be in use elsewhere."""
     connected_no: int
     """Its place in the order in which the file's connections were connected."""
@@ -125,27 +125,61 @@ def describe(error: ValidationError) -> str:
     return "; ".join(f"{field}: {', or '.join(texts)}".removeprefix(": ") for field, texts in found.items())
 
 
-# --- keys ----------------------------------------------------------------------------------------
+# --- the header ----------------------------------------------------------------------------------
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class PassphraseCost:
+    """The salt and cost of scrypt, as OWASP advises; at most 256 MiB four times: the file may be a stranger's."""
+
+    salt: Annotated[Base64Bytes, Field(min_length=12, max_length=96)]
+    n: Annotated[int, Field(ge=2, le=2**18)] = 2**17
+    r: Annotated[int, Field(ge=1, le=8)] = 8
+    p: Annotated[int, Field(ge=1, le=4)] = 1
+
+    def cipher(self, passphrase: str) -> Cipher:
+        """Return the passphrase's cipher; raises `ValueError` where scrypt refuses the cost."""
+        return Cipher([key_of_passphrase(passphrase, salt=self.salt, n=self.n, r=self.r, p=self.p)])
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class _SealedWith:
+    """What decrypts a file: one of these."""
+
+    passphrase: PassphraseCost | None = None
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+
+
+@validated(frozen=True, kw_only=True, config=_STRICT)
+class _Header:
+    """The first line."""
+
+    format: Literal["amo-callback export"] = FORMAT
+    version: Literal[1] = VERSION
+    id: Annotated[str, Field(min_length=1, max_length=64)]
+    sealed_with: _SealedWith
+
+
+_HEADER = TypeAdapter(_Header)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FileKey:
     """What a file is encrypted with, and how its header describes it."""
 
-    header: Mapping[str, object]
+    described: _SealedWith
     cipher: Cipher = dataclasses.field(repr=False)
 
 
 def key_from_passphrase(passphrase: str, *, salt: bytes) -> FileKey:
     """Return a passphrase's key; the salt is random and the file's own."""
-    cost = Scrypt(salt=salt)
-    numbers = {"salt": base64.b64encode(salt).decode(), "n": cost.n, "r": cost.r, "p": cost.p}
-    return FileKey(header={"passphrase": numbers}, cipher=Cipher([key_of_passphrase(passphrase, cost)]))
+    cost = PassphraseCost(salt=base64.b64encode(salt))
+    return FileKey(described=_SealedWith(passphrase=cost), cipher=cost.cipher(passphrase))
 
 
 def key_of_host(key: str) -> FileKey:
     """Return another host's encryption key."""
-    return FileKey(header={"key": _hint(key)}, cipher=Cipher([key]))
+    return FileKey(described=_SealedWith(key=_hint(key)), cipher=Cipher([key]))
 
 
 def _hint(key: str) -> str:
@@ -172,64 +206,25 @@ class ExportWriter:
     def __init__(self, file: IO[bytes], key: FileKey, *, file_id: str) -> None:
         self._file = file
         self._cipher = key.cipher
-        header = {"format": FORMAT, "version": VERSION, "id": file_id, "sealed_with": key.header}
-        self._name = self._write(json.dumps(header).encode())
+        header = _Header(id=file_id, sealed_with=key.described)
+        self._name = self._write(_HEADER.dump_json(header, exclude_none=True))
         self.count = 0
 
     def add(self, record: ExportRecord) -> None:
         """Add a record."""
         self.count += 1
-        self._write(self._cipher.seal(_RECORD.dump_json(record), bound_to=_context(self._name, self.count)))
+        self._write(self._cipher.seal(_RECORD.dump_json(record), bound_to=f"{self._name}:{self.count}"))
 
     def end(self) -> None:
         """Write the end."""
-        self._write(self._cipher.seal(_END, bound_to=_end_context(self._name, self.count)))
+        self._write(self._cipher.seal(_END, bound_to=f"{self._name}:end:{self.count}"))
 
     def _write(self, line: bytes) -> str:
         self._file.write(line + b"\n")
         return fingerprint(line)
 
 
-def _context(name: str, number: int) -> str:
-    return f"{name}:{number}"
-
-
-def _end_context(name: str, count: int) -> str:
-    return f"{name}:end:{count}"
-
-
 # --- reading -------------------------------------------------------------------------------------
-
-
-@validated(frozen=True, kw_only=True, config=_STRICT)
-class _Passphrase:
-    """The cost of a passphrase, at most 256 MiB four times: the file may be a stranger's."""
-
-    salt: Annotated[str, Field(min_length=16, max_length=128, pattern=r"^[A-Za-z0-9+/]+=*$")]
-    n: Annotated[int, Field(ge=2, le=2**18)]
-    r: Annotated[int, Field(ge=1, le=8)]
-    p: Annotated[int, Field(ge=1, le=4)]
-
-
-@validated(frozen=True, kw_only=True, config=_STRICT)
-class _SealedWith:
-    """What decrypts a file: one of these."""
-
-    passphrase: _Passphrase | None = None
-    key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
-
-
-@validated(frozen=True, kw_only=True, config=_STRICT)
-class _Header:
-    """The first line."""
-
-    format: Literal["amo-callback export"]
-    version: Literal[1]
-    id: Annotated[str, Field(min_length=1, max_length=64)]
-    sealed_with: _SealedWith
-
-
-_HEADER = TypeAdapter(_Header)
 
 
 def is_export(first_line: bytes) -> bool:
@@ -249,9 +244,8 @@ def cipher_for(first_line: bytes, *, keys: Sequence[str], passphrase: Callable[[
         raise CommandFailed(f"line 1: is no header of an export that this version reads: {describe(error)}") from None
     if cost := sealed_with.passphrase:
         try:
-            salt = base64.b64decode(cost.salt)
-            return Cipher([key_of_passphrase(passphrase(), Scrypt(salt=salt, n=cost.n, r=cost.r, p=cost.p))])
-        except ValueError:  # n is no power of two, or the salt no base64
+            return cost.cipher(passphrase())
+        except ValueError:  # n is no power of two
             raise CommandFailed("line 1: sealed_with: its numbers are none that scrypt takes") from None
     if sealed_with.key not in {_hint(key) for key in keys}:
         raise CommandFailed(f"it is sealed with the key {sealed_with.key}, which is none of storage.encryption_keys")
@@ -267,10 +261,8 @@ def read_export(file: IO[bytes], *, cipher: Cipher) -> Iterator[ParsedRecord | R
         count += 1
         place = f"line {count + 1}"
         try:
-            yield ParsedRecord(
-                place=place,
-                record=_RECORD.validate_json(cipher.open(line.rstrip(b"\n"), bound_to=_context(name, count))),
-            )
+            content = cipher.open(line.rstrip(b"\n"), bound_to=f"{name}:{count}")
+            yield ParsedRecord(place=place, record=_RECORD.validate_json(content))
         except DecryptionFailed:
             yield RecordError(place=place, why=_WRONG_KEY if count == 1 else _NOT_ITS_PLACE)
             return
@@ -278,7 +270,7 @@ def read_export(file: IO[bytes], *, cipher: Cipher) -> Iterator[ParsedRecord | R
             yield RecordError(place=place, why=describe(error))
         line = following
     try:
-        cipher.open(line.rstrip(b"\n"), bound_to=_end_context(name, count))
+        cipher.open(line.rstrip(b"\n"), bound_to=f"{name}:end:{count}")
     except DecryptionFailed:
         yield RecordError(place=f"line {count + 2}", why=_CUT_OFF if count else f"{_CUT_OFF}; or {_WRONG_KEY}")
 

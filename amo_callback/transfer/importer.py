@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from amo_callback.events import Event, connection_event
@@ -72,9 +71,8 @@ async def make_plan(
             elif isinstance(one, ParsedRecord):
                 valid.append(one)
         stored = {each.id: each for each in await store.connections_by_id([one.record.id for one in valid])}
-        for number, one in enumerate(valid, start=1):
+        async for one in _in_turns(valid):
             _plan_one(plan, one, stored.get(one.record.id), cipher=cipher, replace=rules.replace)
-            await _yield(number)
     return plan
 
 
@@ -121,12 +119,11 @@ def _plan_one(
         plan.newer += 1
     elif replace:
         plan.replaced.append((record, stored))
-    elif stored.status is Status.DISCONNECTED:
-        why = f"{stored.id} was disconnected here: --replace connects it again"
-        plan.problems.append(RecordError(place=parsed.place, why=why))
     else:
-        why = f"{stored.id} is here already, with other tokens: --replace replaces them"
-        plan.problems.append(RecordError(place=parsed.place, why=why))
+        why = "is here already, with other tokens: --replace replaces them"
+        if stored.status is Status.DISCONNECTED:
+            why = "was disconnected here: --replace connects it again"
+        plan.problems.append(RecordError(place=parsed.place, why=f"{stored.id} {why}"))
 
 
 def _is_newer(stored: Connection, record: ExportRecord, *, replace: bool) -> bool:
@@ -172,18 +169,14 @@ async def apply(
     order = _order(records)
     before = await store.reserve_serials(len(order))
     async for batch in _batches(records):
-        imported = []
-        for number, record in enumerate(batch, start=1):
-            connection = dataclasses.replace(
-                _connection(record, cipher, rules, random), connected_no=before + order[record.id, None]
-            )
-            event = _event(connection, record, source=source, replaces=record.id in replaced)
+        imported, events = [], []
+        async for record in _in_turns(batch):
+            connection, replaces = _connection(record, cipher, rules, random), replaced.get(record.id)
+            connection = dataclasses.replace(connection, connected_no=before + order[record.id, None])
             owners = {owner: before + order[record.id, owner] for owner in record.owners}
-            imported.append(
-                ImportedConnection(connection=connection, replaces=replaced.get(record.id), event=event, owners=owners)
-            )
-            await _yield(number)
-        left += await store.import_connections(imported)
+            imported.append(ImportedConnection(connection=connection, replaces=replaces, owners=owners))
+            events.append(_event(connection, record, source=source, replaces=replaces is not None))
+        left += await store.import_connections(imported, events=events)
         done += len(batch)
         advance(done)
     return left
@@ -228,20 +221,19 @@ def _event(connection: Connection, record: ExportRecord, *, source: str, replace
 
 
 async def _batches(items: Iterable[T]) -> AsyncIterator[list[T]]:
-    """Yield items by the batch; other tasks run after every `TURN` of them, since reading one takes work."""
-    left = iter(items)
     batch: list[T] = []
-    while some := list(islice(left, TURN)):
-        batch += some
-        if len(batch) >= BATCH:
+    async for item in _in_turns(items):
+        batch.append(item)
+        if len(batch) == BATCH:
             yield batch
             batch = []
-        await asyncio.sleep(0)
     if batch:
         yield batch
 
 
-async def _yield(number: int) -> None:
-    """Let other tasks run after every `TURN` records."""
-    if number % TURN == 0:
-        await asyncio.sleep(0)
+async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
+    """Yield items; other tasks run after every `TURN` of them, since each takes work."""
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % TURN == 0:
+            await asyncio.sleep(0)

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from amo_callback.errors import CommandFailed, DecryptionFailed
-from amo_callback.model import Account, Status, TokenClaims, TokenPair, connection_id, fingerprint
+from amo_callback.model import Account, connection_id, fingerprint
 from amo_callback.refresh.raw_answers import open_raw, refreshed_by
 from amo_callback.schedule import REFRESH_TOKEN_LIFE
 from amo_callback.transfer.export_file import (
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from amo_callback.crypto import Cipher
-    from amo_callback.model import Connection
+    from amo_callback.model import Connection, TokenClaims
     from amo_callback.store import Store
 
 _LIFE = timedelta(days=1)
-"""How long AMO's access tokens live today; for tokens that do not tell."""
+"""The lifetime of AMO's access tokens today, for tokens that do not name theirs."""
 _MAX_AHEAD = timedelta(days=3650)
 _MOST_VALUES = 20_000_000
 """Commas and brackets of a file that is parsed as a whole: a value takes up to fifty times its length in memory."""
@@ -65,37 +65,99 @@ class _Entry:
 _ENTRY = TypeAdapter(_Entry)
 
 
-def read_json(
-    content: bytes, *, tell: Callable[[str], TokenClaims], client_id: str, now: datetime
-) -> Iterator[ParsedRecord | RecordError]:
-    """Read a file's connections; where a token does not tell for which client it is, it is `client_id`'s."""
-    for number, (place, value) in enumerate(_entries(content), start=1):
-        yield _parse(place, value, number, tell=tell, client_id=client_id, now=now)
-
-
-def read_values(
-    values: Iterable[object], *, tell: Callable[[str], TokenClaims], client_id: str, now: datetime
-) -> Iterator[ParsedRecord | RecordError]:
-    """Read connections that are parsed already, as `read_json` reads a list of them."""
-    for number, (place, value) in enumerate(_numbered(values), start=1):
-        yield _parse(place, value, number, tell=tell, client_id=client_id, now=now)
-
-
-def _parse(
-    place: str, value: bytes, number: int, *, tell: Callable[[str], TokenClaims], client_id: str, now: datetime
-) -> ParsedRecord | RecordError:
-    try:
-        entry = _ENTRY.validate_json(value)
-        record = _record(entry, tell(entry.access_token), number, client_id=client_id, now=now)
-    except ValidationError as error:
-        return RecordError(place=place, why=describe(error))
-    except _Refused as refused:
-        return RecordError(place=place, why=str(refused))
-    return ParsedRecord(place=place, record=record, names_owner=entry.owner is not None)
-
-
 class _Refused(Exception):
     """An entry that is valid, but not imported."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class JsonReader:
+    """A reader of token pairs in JSON; `client_id` is assumed for tokens that name none."""
+
+    claims_of: Callable[[str], TokenClaims]
+    client_id: str
+    now: datetime
+
+    def read_file(self, content: bytes) -> Iterator[ParsedRecord | RecordError]:
+        """Read a file's connections."""
+        return self._parse_each(_entries(content))
+
+    def read_values(self, values: Iterable[object]) -> Iterator[ParsedRecord | RecordError]:
+        """Read connections that are parsed already, as `read_file` reads a list of them."""
+        return self._parse_each(_numbered(values))
+
+    def _parse_each(self, entries: Iterable[tuple[str, bytes]]) -> Iterator[ParsedRecord | RecordError]:
+        return (self._parse(place, value, number) for number, (place, value) in enumerate(entries, start=1))
+
+    def _parse(self, place: str, value: bytes, number: int) -> ParsedRecord | RecordError:
+        try:
+            entry = _ENTRY.validate_json(value)
+            record = self._record(entry, self.claims_of(entry.access_token), number)
+        except ValidationError as error:
+            return RecordError(place=place, why=describe(error))
+        except _Refused as refused:
+            return RecordError(place=place, why=str(refused))
+        return ParsedRecord(place=place, record=record, names_owner=entry.owner is not None)
+
+    def _record(self, entry: _Entry, claims: TokenClaims, number: int) -> ExportRecord:
+        expires_at = _expiry(entry, claims, self.now)
+        if not entry.refresh_token and expires_at <= self.now:
+            raise _Refused("the access token has expired, and there is no refresh_token")
+        if expires_at <= self.now - REFRESH_TOKEN_LIFE:
+            raise _Refused("the access token expired more than 90 days ago, so the refresh token has expired, too")
+        issued_at = min(expires_at - _life(claims), self.now)
+        account = Account(
+            account_id=_identifier("account_id", entry.account_id, claims.account.account_id),
+            user_id=_identifier("user_id", entry.user_id, claims.account.user_id),
+        )
+        return ExportRecord(
+            id=connection_id(account, entry.domain.lower()),
+            account_id=account.account_id,
+            user_id=account.user_id,
+            domain=entry.domain.lower(),
+            api_domain=claims.account.api_domain,
+            client_id=claims.client_id or self.client_id,
+            access_token=entry.access_token,
+            refresh_token=entry.refresh_token or "",
+            issued_at=issued_at,
+            expires_at=expires_at,
+            refresh_expires_at=issued_at + REFRESH_TOKEN_LIFE if entry.refresh_token else None,
+            connected_at=self.now,
+            grant_iat=claims.account.token_iat,
+            connected_no=number,
+        )
+
+    async def read_raw(self, name: str, sealed: bytes, *, store: Store, cipher: Cipher) -> ParsedRecord | RecordError:
+        """Read an unreadable answer of AMO from the rescue folder: only the pair that follows the stored one is taken.
+
+        It is searched with less care than an answer, since an administrator decides about it.
+
+        Raises `CommandFailed` where the file cannot be opened.
+        """
+        try:
+            answer = open_raw(name, sealed, cipher)
+        except DecryptionFailed:
+            raise CommandFailed(
+                f"{name}: no encryption key of the configuration opens it: was it renamed, or its key removed?"
+            ) from None
+        refreshed, stored = refreshed_by(name), None
+        if refreshed is not None:
+            stored = await store.connection(refreshed[0])
+            if stored is None or stored.pair_version != refreshed[1]:
+                return RecordError(place=name, why="its connection has other tokens by now, or is not in this database")
+        pair = _pair_in(answer.body, presented=answer.presented)
+        if pair is None:
+            return RecordError(place=name, why="no pair can be found in it: the user has to connect again")
+        entry = {**pair, "domain": stored.domain if stored else answer.domain, **_expected_account(stored)}
+        parsed = self._parse(name, json.dumps(entry).encode(), 1)
+        if isinstance(parsed, RecordError) or stored is None:
+            return parsed
+        record = dataclasses.replace(
+            parsed.record,
+            api_domain=parsed.record.api_domain or stored.api_domain,
+            # It came after the stored pair, whatever AMO's clock says.
+            issued_at=max(parsed.record.issued_at, stored.access_issued_at or parsed.record.issued_at),
+        )
+        return dataclasses.replace(parsed, record=record)
 
 
 # --- from bytes to entries -----------------------------------------------------------------------
@@ -143,64 +205,19 @@ def _list(content: bytes) -> list[Any]:
 # --- from an entry to a record -------------------------------------------------------------------
 
 
-def _record(entry: _Entry, told: TokenClaims, number: int, *, client_id: str, now: datetime) -> ExportRecord:
-    pair = _pair(entry, told, now)
-    account = Account(
-        account_id=_identifier("account_id", entry.account_id, told.account.account_id),
-        user_id=_identifier("user_id", entry.user_id, told.account.user_id),
-    )
-    renewable = bool(pair.refresh_token)
-    return ExportRecord(
-        id=connection_id(account, entry.domain.lower()),
-        account_id=account.account_id,
-        user_id=account.user_id,
-        domain=entry.domain.lower(),
-        api_domain=told.account.api_domain,
-        client_id=told.client_id or client_id,
-        status=Status.ACTIVE,
-        reason=None,
-        access_token=pair.access_token,
-        refresh_token=pair.refresh_token,
-        issued_at=pair.issued_at,
-        expires_at=pair.expires_at,
-        refresh_expires_at=pair.issued_at + REFRESH_TOKEN_LIFE if renewable else None,
-        refreshed_at=None,
-        connected_at=now,
-        grant_iat=told.account.token_iat,
-        doubtful=None,
-        look_up_at=None,
-        frozen=False,
-        connected_no=number,
-    )
-
-
-def _pair(entry: _Entry, told: TokenClaims, now: datetime) -> TokenPair:
-    expires_at = _expiry(entry, told, now)
-    if not entry.refresh_token and expires_at <= now:
-        raise _Refused("the access token has expired, and there is no refresh_token")
-    if expires_at <= now - REFRESH_TOKEN_LIFE:
-        raise _Refused("the access token expired more than 90 days ago, so the refresh token has expired, too")
-    return TokenPair(
-        access_token=entry.access_token,
-        refresh_token=entry.refresh_token or "",
-        issued_at=min(expires_at - _life(told), now),
-        expires_at=expires_at,
-    )
-
-
-def _life(told: TokenClaims) -> timedelta:
-    if told.expires_at is None or told.account.token_iat is None:
+def _life(claims: TokenClaims) -> timedelta:
+    if claims.expires_at is None or claims.account.token_iat is None:
         return _LIFE
-    life = told.expires_at.timestamp() - told.account.token_iat
+    life = claims.expires_at.timestamp() - claims.account.token_iat
     return timedelta(seconds=life) if 0 < life <= _MAX_AHEAD.total_seconds() else _LIFE
 
 
-def _expiry(entry: _Entry, told: TokenClaims, now: datetime) -> datetime:
+def _expiry(entry: _Entry, claims: TokenClaims, now: datetime) -> datetime:
     given = _given_expiry(entry, now)
-    if given is None and told.expires_at is None:
+    if given is None and claims.expires_at is None:
         raise _Refused("expires_in or expires_at: field required, since the access token has no exp")
     # What is said of a token may be old; it knows itself.
-    expires_at = min(time for time in (given, told.expires_at) if time is not None)
+    expires_at = min(time for time in (given, claims.expires_at) if time is not None)
     if expires_at > now + _MAX_AHEAD:
         raise _Refused("access_token: its exp is more than ten years ahead")
     return expires_at
@@ -229,65 +246,22 @@ def _rfc3339(text: str) -> datetime | None:
         return None
 
 
-def _identifier(name: str, given: str | int | None, told: str) -> str:
+def _identifier(name: str, given: str | int | None, claimed: str) -> str:
     text = "" if given is None else str(given)
-    if text and told and text != told:
-        raise _Refused(f"{name}: the access token tells another one")
-    return told or text
+    if text and claimed and text != claimed:
+        raise _Refused(f"{name}: the access token names another one")
+    return claimed or text
 
 
 # --- an unreadable answer of AMO -----------------------------------------------------------------
-
-
-async def read_raw(
-    name: str,
-    sealed: bytes,
-    *,
-    store: Store,
-    cipher: Cipher,
-    tell: Callable[[str], TokenClaims],
-    client_id: str,
-    now: datetime,
-) -> ParsedRecord | RecordError:
-    """Read an unreadable answer of AMO from the rescue folder: only the pair that follows the stored one is taken.
-
-    It is searched with less care than an answer, since an administrator decides about it.
-
-    Raises `CommandFailed` where the file cannot be opened.
-    """
-    try:
-        answer = open_raw(name, sealed, cipher)
-    except DecryptionFailed:
-        raise CommandFailed(
-            f"{name}: no encryption key of the configuration opens it: was it renamed, or its key removed?"
-        ) from None
-    refreshed, stored = refreshed_by(name), None
-    if refreshed is not None:
-        stored = await store.connection(refreshed[0])
-        if stored is None or stored.pair_version != refreshed[1]:
-            return RecordError(place=name, why="its connection has other tokens by now, or is not in this database")
-    pair = _pair_in(answer.body, presented=answer.presented)
-    if pair is None:
-        return RecordError(place=name, why="no pair can be found in it: the user has to connect again")
-    entry = {**pair, "domain": stored.domain if stored else answer.domain, **_expected_account(stored)}
-    [parsed] = read_json(json.dumps(entry).encode(), tell=tell, client_id=client_id, now=now)
-    if isinstance(parsed, RecordError) or stored is None:
-        return dataclasses.replace(parsed, place=name)
-    record = dataclasses.replace(
-        parsed.record,
-        api_domain=parsed.record.api_domain or stored.api_domain,
-        # It came after the stored pair, whatever AMO's clock says.
-        issued_at=max(parsed.record.issued_at, stored.access_issued_at or parsed.record.issued_at),
-    )
-    return dataclasses.replace(parsed, place=name, record=record)
 
 
 def _expected_account(stored: Connection | None) -> dict[str, str]:
     """Return the account and user that the tokens must belong to."""
     if stored is None:
         return {}
-    told = {"account_id": stored.account_id, "user_id": stored.user_id}
-    return {name: value for name, value in told.items() if value}
+    expected = {"account_id": stored.account_id, "user_id": stored.user_id}
+    return {name: value for name, value in expected.items() if value}
 
 
 def _pair_in(body: bytes, *, presented: str) -> dict[str, str] | None:

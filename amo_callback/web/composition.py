@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING
 from amo_callback.amo.client import AmoClient
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.rate_limiter import RateLimiter
-from amo_callback.amo.transport import tls_context
+from amo_callback.amo.transport import Transport, tls_context
 from amo_callback.core import Core
 from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
 from amo_callback.events import Event, Level
 from amo_callback.identity import ApiKeys, read_api_keys
-from amo_callback.local_limits import LocalLimits
 from amo_callback.oauth.flow import OAuth
 from amo_callback.observe.metrics import Metrics
 from amo_callback.observe.systemd import Notifier
+from amo_callback.rate_limit import LocalLimits
 from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
 from amo_callback.tokens.lifecycle import TokenLifecycle
@@ -294,7 +294,6 @@ async def _check_canary(store: Store, cipher: Cipher) -> None:
 def _make_client(settings: Settings, *, rate_limiter: RateLimiter, clock: Clock, observer: Observer) -> AmoClient:
     amo = settings.amo
     return AmoClient(
-        tls=tls_context(),
         integration=Integration(
             client_id=amo.client_id,
             client_secret=amo.client_secret.get_secret_value(),
@@ -302,12 +301,12 @@ def _make_client(settings: Settings, *, rate_limiter: RateLimiter, clock: Clock,
             endpoint=amo.endpoint,
             authorize_url=amo.authorize_url,
             allowed_domains=amo.allowed_domains,
+            default_domain=amo.default_domain,
         ),
+        transport=Transport(tls=tls_context(), rate_limiter=rate_limiter, clock=clock, timeout=amo.timeout),
         rate_limiter=rate_limiter,
         clock=clock,
         observer=observer,
-        timeout=amo.timeout,
-        default_domain=amo.default_domain,
     )
 
 
@@ -320,14 +319,14 @@ async def _deliver_webhooks(
     if settings.webhook.url is None or settings.webhook.secret is None:
         yield
         return
-    async with open_sender(settings.webhook.url) as sender:
-        signer = Signer(
-            read_secrets(settings.webhook.secret.get_secret_value()),
-            reconnect_url=settings.amo.connect_url,
-            allowed_domains=settings.amo.allowed_domains,
-        )
-        dispatcher = WebhookDispatcher(services.core, sender=sender, signer=signer)
-        services.store.on_notice(dispatcher.wake)
+    signer = Signer(
+        read_secrets(settings.webhook.secret.get_secret_value()),
+        reconnect_url=settings.amo.connect_url,
+        allowed_domains=settings.amo.allowed_domains,
+    )
+    async with open_sender(settings.webhook.url, signer) as sender:
+        dispatcher = WebhookDispatcher(services.core, sender)
+        services.store.on_webhook(dispatcher.wake)
         async with running(dispatcher, name="courier"):
             yield
 

@@ -85,7 +85,7 @@ def service_status(services: Services) -> ServiceStatus:
         beat_age=lifecycle.scheduler.beat_age,
         in_flight=lifecycle.coordinator.in_flight,
         pending_writes=len(lifecycle.pending_writes.names),
-        notices_delivered=services.settings.webhook.url is not None,
+        webhooks_delivered=services.settings.webhook.url is not None,
     )
 
 

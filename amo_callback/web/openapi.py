@@ -63,9 +63,9 @@ _PATH_NAMES = {
         ),
         "example": "account:31920194",
     },
-    "notice": {
+    "webhook": {
         "schema": {"type": "string", "minLength": 1},
-        "description": "A notice's id.",
+        "description": "A webhook's id.",
         "example": "2f0c9f6a1c7b4c0f8d3e5a6b7c8d9e0f",
     },
     "handle": {"schema": {"type": "string", "minLength": 1}, "description": "The return handle of a result."},

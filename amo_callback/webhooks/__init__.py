@@ -1,9 +1,9 @@
-"""Delivery of notices, at least once and in order.
+"""Delivery of webhooks, at least once and in order.
 
-The outbox row is written with the change that it tells of; here it becomes a webhook. Its id never changes, so whoever
-gets it twice can tell: after a crash between the receiver's answer and the row's end, or where a lease ended under a
-delivery, it is sent again. A connection's notices go one after the other; a receiver that is slow or dead holds up
-nothing but notices.
+The row is written with the change that it reports. Its id never changes, so a receiver recognises one that comes
+twice: after a crash between the receiver's answer and the row's end, or where a lease ended under a
+delivery, it is sent again. A connection's webhooks go one after the other; a receiver that is slow or away holds up
+nothing but webhooks.
 
 A copy of the database delivers nothing: what waits in it waits in the original, too, and is delivered there.
 """

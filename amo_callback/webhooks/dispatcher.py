@@ -12,48 +12,48 @@ from amo_callback.errors import StoreUnavailable
 from amo_callback.events import Event, FailedDelivery, Level, failure_event
 from amo_callback.outage import Outage
 from amo_callback.webhooks.endpoint_health import EndpointHealth
-from amo_callback.webhooks.retry_policy import Answer, next_try
+from amo_callback.webhooks.retry_policy import DeliveryResult, next_try
 
 if TYPE_CHECKING:
     from amo_callback.core import Core
-    from amo_callback.events import Notice
-    from amo_callback.webhook import Signer
+    from amo_callback.events import QueuedWebhook
     from amo_callback.webhooks.sender import Sender
 
 AT_ONCE = 8
+POLL = 5.0
+"""Seconds between two looks for webhooks, which other processes write, too."""
 LEASE = timedelta(seconds=60)
-"""For how long a notice is one process's alone: well over a request's time, and the store's patience after it.
+"""The lease of a webhook: well over the time limits of a request and of the store after it.
 
-It is told by the wall clock: where that is put forward under another process's delivery, or that one is stopped for a
-minute, the notice is sent twice under its one id, which costs nobody anything.
+It is compared with the wall clock: where that is put forward during another process's delivery, or that process is
+stopped for a minute, the webhook is sent twice under its one id, which receivers have to expect.
 """
 
 
 class WebhookDispatcher:
-    """Deliver what is in the outbox, for as long as the process lives."""
+    """The loop that delivers the table `webhooks`."""
 
-    def __init__(self, core: Core, *, sender: Sender, signer: Signer) -> None:
+    def __init__(self, core: Core, sender: Sender) -> None:
         self._core = core
         self._sender = sender
-        self._signer = signer
         self._receiver = EndpointHealth(clock=core.clock, observer=core.observer)
-        self._outage = Outage("courier", clock=core.clock, observer=core.observer)
+        self._outage = Outage("webhooks", clock=core.clock, observer=core.observer)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """Look again now: a notice was written, or a delivery has ended."""
+        """Look again now: a webhook was written, or a delivery has ended."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Deliver until stopped; an iteration that fails is told, and the loop goes on."""
+        """Deliver until stopped; an iteration that fails is logged, and the loop goes on."""
         while not self._core.stop.is_set():
             self._wake.clear()
             try:
                 pause = await self._start_due()
             except Exception as error:  # noqa: BLE001 -- because the loop must outlive any bug in one round
                 self._outage.failed(error)
-                pause = self._core.rules.poll_interval
+                pause = POLL
             else:
                 self._outage.worked()
             await done_unless(self._wake.wait(), stop=self._core.stop, grace=0, clock=self._core.clock, limit=pause)
@@ -63,75 +63,75 @@ class WebhookDispatcher:
         """Start what is due, as far as there are places; return how long nothing more can be."""
         while (places := AT_ONCE - len(self._running)) > 0 and not self._core.stop.is_set():
             if pause := self._receiver.pause_left:
-                return min(pause, self._core.rules.poll_interval)
+                return min(pause, POLL)
             now = self._core.clock.now()
             apart = tuple(self._running)  # our own, whatever the clock says of their leases
-            upcoming = await self._core.store.next_notice(now=now, length=LEASE, apart_from=apart)
+            upcoming = await self._core.store.next_webhook(now=now, length=LEASE, apart_from=apart)
             if upcoming is None or upcoming > now:  # and nothing is written
                 return self._until(upcoming, now)
             lease = uuid.uuid4().hex
-            claimed = await self._core.store.claim_notices(
+            claimed = await self._core.store.claim_webhooks(
                 now=now, length=LEASE, lease=lease, limit=places, apart_from=apart
             )
-            for notice in claimed:
-                self._start(notice, lease=lease)
-        return self._core.rules.poll_interval  # the end of one wakes us
+            for webhook in claimed:
+                self._start(webhook, lease=lease)
+        return POLL  # the end of one wakes us
 
-    def _start(self, notice: Notice, *, lease: str) -> None:
+    def _start(self, webhook: QueuedWebhook, *, lease: str) -> None:
         def ended(_: object) -> None:
-            self._running.pop(notice.id, None)
+            self._running.pop(webhook.id, None)
             self.wake()
 
-        task = asyncio.create_task(self._deliver(notice, lease=lease), name=f"notice:{notice.id}")
-        self._running[notice.id] = task
+        task = asyncio.create_task(self._deliver(webhook, lease=lease), name=f"webhook:{webhook.id}")
+        self._running[webhook.id] = task
         task.add_done_callback(ended)
 
     def _until(self, upcoming: datetime | None, now: datetime) -> float:
-        left = self._core.rules.poll_interval if upcoming is None else (upcoming - now).total_seconds()
-        return min(left, self._core.rules.poll_interval)
+        left = POLL if upcoming is None else (upcoming - now).total_seconds()
+        return min(left, POLL)
 
-    async def _deliver(self, notice: Notice, *, lease: str) -> None:
+    async def _deliver(self, webhook: QueuedWebhook, *, lease: str) -> None:
         """Try once; where the store does not take what came of it, the lease ends, and it is tried again."""
         try:
-            answer = await self._post(notice)
-            self._receiver.note(notice, answer)
+            answer = await self._post(webhook)
+            self._receiver.note(webhook, answer)
             if answer.good:
-                await self._end(notice)
+                await self._end(webhook)
             else:
-                await self._put_off(notice, answer, lease=lease)
+                await self._put_off(webhook, answer, lease=lease)
         except StoreUnavailable as error:
             self._outage.failed(error)
-        except Exception as error:  # noqa: BLE001 -- because one notice is not the others' end
+        except Exception as error:  # noqa: BLE001 -- because one webhook is not the others' end
             self._tell_failed(error)
 
-    async def _post(self, notice: Notice) -> Answer:
+    async def _post(self, webhook: QueuedWebhook) -> DeliveryResult:
         try:
-            return await self._sender.post(self._signer.message(notice, now=self._core.clock.now()))
-        except Exception as bug:  # noqa: BLE001 -- because a notice that no bug lets go is put off, and parked, as others
+            return await self._sender.post(webhook, now=self._core.clock.now())
+        except Exception as bug:  # noqa: BLE001 -- because a webhook that meets a bug is retried and dead-lettered like others
             self._tell_failed(bug)
-            return Answer(why="bug")
+            return DeliveryResult(why="bug")
 
-    async def _end(self, notice: Notice) -> None:
-        late = notice.tries > 1
-        event = self._event("notice.delivered", notice, Level.INFO if late else Level.DEBUG)
-        delivered = await self._core.store.notice_delivered(notice.id, events=[event] if late else [])
+    async def _end(self, webhook: QueuedWebhook) -> None:
+        late = webhook.tries > 1
+        event = self._event("webhook.delivered", webhook, Level.INFO if late else Level.DEBUG)
+        delivered = await self._core.store.webhook_delivered(webhook.id, events=[event] if late else [])
         if delivered and not late:
             self._core.observer(event)
 
-    async def _put_off(self, notice: Notice, answer: Answer, *, lease: str) -> None:
-        again = next_try(notice, answer, now=self._core.clock.now(), random=self._core.random)
+    async def _put_off(self, webhook: QueuedWebhook, answer: DeliveryResult, *, lease: str) -> None:
+        again = next_try(webhook, answer, now=self._core.clock.now(), random=self._core.random)
         if again is None:
-            self._receiver.forget(notice)
-        name, level = ("notice.parked", Level.ERROR) if again is None else ("notice.failed", Level.DEBUG)
-        event = self._event(name, notice, level, error=answer.error)
-        failure_event = FailedDelivery(id=notice.id, lease=lease, error=answer.error, next_try_at=again)
-        noted = await self._core.store.notice_failed(failure_event, events=[event] if again is None else [])
+            self._receiver.forget(webhook)
+        name, level = ("webhook.dead_lettered", Level.ERROR) if again is None else ("webhook.failed", Level.DEBUG)
+        event = self._event(name, webhook, level, error=answer.error)
+        failed = FailedDelivery(id=webhook.id, lease=lease, error=answer.error, next_try_at=again)
+        noted = await self._core.store.webhook_failed(failed, events=[event] if again is None else [])
         if noted and again is not None:
             self._core.observer(event)
 
-    def _event(self, name: str, notice: Notice, level: Level, **more: object) -> Event:
-        fields = {"notice": notice.id, "type": notice.type, "tries": notice.tries, **more}
-        return Event(name=name, level=level, connection_id=notice.connection_id, fields=fields)
+    def _event(self, name: str, webhook: QueuedWebhook, level: Level, **more: object) -> Event:
+        fields = {"webhook": webhook.id, "type": webhook.type, "tries": webhook.tries, **more}
+        return Event(name=name, level=level, connection_id=webhook.connection_id, fields=fields)
 
     def _tell_failed(self, error: Exception) -> None:
-        self._core.observer(failure_event("courier.failed", error))
+        self._core.observer(failure_event("webhooks.failed", error))

@@ -1,4 +1,4 @@
-"""What a receiver's answer means for a notice, and when it is tried again: pure arithmetic."""
+"""The result of a delivery, and the time of the next one: pure arithmetic."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from amo_callback.schedule import retry_after
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from amo_callback.events import Notice
+    from amo_callback.events import QueuedWebhook
 
 WAITS = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 7200.0)
 """Seconds after each try that failed; the last one over and over."""
 _JITTER = 0.2
 """Give or take this share: what failed together does not come back together."""
 TRYING = timedelta(days=1)
-"""From the notice on: whoever has not got it by then has somebody to ask about it."""
+"""The age at which a webhook is dead-lettered."""
 LEAST_TRIES = 5
-"""However old a notice was at its first try, the receiver may be starting just now."""
+"""However old a webhook was at its first try, the receiver may be starting just now."""
 MOST_PATIENCE = 3600.0
-"""Seconds that a receiver may ask for; more is no wish, but an outage, and back-off knows those."""
+"""Seconds that a receiver may ask for at most: longer outages are left to the back-off."""
 _PAUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What came of one try."""
+class DeliveryResult:
+    """The result of one try."""
 
     status: int | None = None
     why: str | None = None
-    """Where no status came: a word of ours."""
+    """Our word for the reason, where there is no status."""
     retry_after: str | None = None
     date: str | None = None
 
     @property
     def good(self) -> bool:
-        """Whether the receiver has taken the notice."""
+        """Whether the receiver has taken the webhook."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
@@ -55,12 +55,14 @@ class Answer:
         return min(retry_after(self.retry_after, date=self.date, now=now) or 0.0, MOST_PATIENCE)
 
 
-def next_try(notice: Notice, answer: Answer, *, now: datetime, random: Callable[[], float]) -> datetime | None:
-    """Return when a notice that failed is tried again; `None` where it is given up."""
+def next_try(
+    webhook: QueuedWebhook, answer: DeliveryResult, *, now: datetime, random: Callable[[], float]
+) -> datetime | None:
+    """Return when a webhook that failed is tried again; `None` where it is given up."""
     if answer.status == HTTPStatus.GONE:  # the receiver says that it wants no more
         return None
-    wait = WAITS[min(max(notice.tries, 1), len(WAITS)) - 1] * (1 + _JITTER * (2 * random() - 1))
+    wait = WAITS[min(max(webhook.tries, 1), len(WAITS)) - 1] * (1 + _JITTER * (2 * random() - 1))
     again = now + timedelta(seconds=math.ceil(max(wait, answer.pause(now))))
-    if again > notice.at + TRYING and notice.tries >= LEAST_TRIES:
+    if again > webhook.at + TRYING and webhook.tries >= LEAST_TRIES:
         return None
     return again

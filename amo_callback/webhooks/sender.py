@@ -1,4 +1,4 @@
-"""Messages over HTTP: the thin edge under `dispatcher`."""
+"""Signed webhooks over HTTP."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from amo_callback import __version__
-from amo_callback.webhooks.retry_policy import Answer
+from amo_callback.webhooks.retry_policy import DeliveryResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import datetime
 
-    from amo_callback.webhook import Message
+    from amo_callback.events import QueuedWebhook
+    from amo_callback.webhook import Signer
 
 TIMEOUT = 10.0
 """Seconds for one request, from the look-up of its host to the answer's head."""
 
 
 @asynccontextmanager
-async def open_sender(url: str, *, patience: float = TIMEOUT) -> AsyncIterator[Sender]:
-    """Open a session of its own: no other request waits for a place in it."""
+async def open_sender(url: str, signer: Signer, *, patience: float = TIMEOUT) -> AsyncIterator[Sender]:
+    """Open a sender with a session of its own."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -30,29 +32,33 @@ async def open_sender(url: str, *, patience: float = TIMEOUT) -> AsyncIterator[S
         timeout=aiohttp.ClientTimeout(total=patience),
         headers={"User-Agent": f"amo-callback/{__version__}"},
     ) as session:
-        yield Sender(url, session=session)
+        yield Sender(url, signer, session=session)
 
 
 class Sender:
-    """Post to the operator's receiver: one request a call, redirects never followed."""
+    """A client of the operator's receiver: one request a call, redirects never followed."""
 
-    def __init__(self, url: str, *, session: aiohttp.ClientSession) -> None:
+    def __init__(self, url: str, signer: Signer, *, session: aiohttp.ClientSession) -> None:
         self._url = url
+        self._signer = signer
         self._session = session
 
-    async def post(self, message: Message) -> Answer:
-        """Post a message, and return what came of it; only the answer's head is read, so that no body is too long."""
+    async def post(self, webhook: QueuedWebhook, *, now: datetime) -> DeliveryResult:
+        """Post a webhook; only the response's headers are read, so that no body is too long."""
+        message = self._signer.message(webhook, now=now)
         try:
             async with self._session.post(
                 self._url, data=message.body, headers=message.headers, allow_redirects=False
             ) as response:
                 headers = response.headers
-                return Answer(status=response.status, retry_after=headers.get("Retry-After"), date=headers.get("Date"))
+                return DeliveryResult(
+                    status=response.status, retry_after=headers.get("Retry-After"), date=headers.get("Date")
+                )
         except TimeoutError:
-            return Answer(why="timeout")
+            return DeliveryResult(why="timeout")
         except aiohttp.ClientConnectorCertificateError:
-            return Answer(why="certificate")
+            return DeliveryResult(why="certificate")
         except aiohttp.ClientConnectorError:
-            return Answer(why="unreachable")
+            return DeliveryResult(why="unreachable")
         except (aiohttp.ClientError, OSError, ValueError):  # their texts may quote the address
-            return Answer(why="connection_lost")
+            return DeliveryResult(why="connection_lost")

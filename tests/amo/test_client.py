@@ -26,8 +26,7 @@ from amo_callback.errors import (
     UnknownOutcome,
     VendorRateLimited,
 )
-from amo_callback.local_limits import LocalLimits
-from amo_callback.rate_limit import Priority
+from amo_callback.rate_limit import LocalLimits, Priority
 from tests.conftest import HOST, Amo, amo_client
 from tests.fakes import FakeClock, RecordingObserver
 

@@ -9,8 +9,7 @@ import pytest
 
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import StoreUnavailable
-from amo_callback.local_limits import LocalLimits
-from amo_callback.rate_limit import Priority, SlotDecision, WaiterKind
+from amo_callback.rate_limit import LocalLimits, Priority, SlotDecision, WaiterKind
 from tests.fakes import FakeClock, RecordingObserver, most_in_a_second
 
 

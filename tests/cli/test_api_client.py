@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import sqlite3
 from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING
@@ -18,13 +17,10 @@ from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
 from amo_callback.errors import CommandFailed
 from amo_callback.identity import Scope
-from amo_callback.model import TokenPair
-from amo_callback.observe.log import make_logger
 from amo_callback.store import open_store
-from amo_callback.web.listener import open_listener
-from tests.builders import DAY, a_connection, save
-from tests.conftest import API_KEY, environment
-from tests.fakes import ShiftedClock
+from tests.builders import a_connection
+from tests.cli.harness import API_KEY, answering, fill, settings_with
+from tests.conftest import environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -33,33 +29,26 @@ if TYPE_CHECKING:
     from amo_callback.crypto import Cipher
     from tests.conftest import Amo
 
-NOW = SystemClock().now()
-PAIR = TokenPair(access_token="access", refresh_token="refresh", issued_at=NOW, expires_at=NOW + DAY)
 _SEEN = probe.Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1")
 
 
 @asynccontextmanager
 async def _behind_the_door(
-    folder: Path, amo: Amo, key: str, answer: Callable[[web.Request], web.Response]
+    folder: Path, key: str, answer: Callable[[web.Request], web.Response]
 ) -> AsyncIterator[CommandContext]:
     """Have somebody answer at the private door's address; yield a configuration that names it."""
 
     async def handler(request: web.Request) -> web.Response:
         return answer(request)
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handler)
-    log = make_logger(level="error", style="json", stream=io.StringIO())
-    async with open_listener(app, "127.0.0.1:0", name="other", clock=ShiftedClock(), log=log) as door:
-        settings = load_settings(
-            None, environment(amo, key, SERVER__PRIVATE=door.address, API__KEYS=f"somebody:{API_KEY}")
-        )
+    async with answering(handler) as address:
+        settings = settings_with(SERVER__PRIVATE=address, STORAGE__ENCRYPTION_KEYS=key)
         yield CommandContext(settings=settings, folder=folder, database=folder / "a.db", rescue=folder / "rescue")
 
 
 @pytest.mark.parametrize("said", ["", "nonsense", "echo"])
 async def test_whoever_does_not_prove_to_be_the_service_is_sent_no_key(
-    tmp_path: Path, amo: Amo, encryption_key: str, said: str
+    tmp_path: Path, encryption_key: str, said: str
 ) -> None:
     """While the service is down anybody on the machine may listen there: he answers as it does, and learns no key."""
     heard: list[str] = []
@@ -69,7 +58,7 @@ async def test_whoever_does_not_prove_to_be_the_service_is_sent_no_key(
         question = request.headers[probe.HEADER]
         return web.Response(headers={probe.HEADER: question if said == "echo" else said})
 
-    async with _behind_the_door(tmp_path, amo, encryption_key, answer) as place:
+    async with _behind_the_door(tmp_path, encryption_key, answer) as place:
         with pytest.raises(CommandFailed, match="does not prove to be the service"):
             async with open_api(place, scope=Scope.READ):
                 pass
@@ -79,7 +68,7 @@ async def test_whoever_does_not_prove_to_be_the_service_is_sent_no_key(
 
 @pytest.mark.parametrize(("status", "text"), [(200, "[]"), (200, '{"a": 1}'), (404, '"no such page"'), (502, "")])
 async def test_what_the_door_does_not_answer_is_no_bug_of_the_command(
-    tmp_path: Path, amo: Amo, encryption_key: str, cipher: Cipher, status: int, text: str
+    tmp_path: Path, encryption_key: str, cipher: Cipher, status: int, text: str
 ) -> None:
     """An answer that is none of the service's is said to be that, and there is no trace."""
 
@@ -90,7 +79,7 @@ async def test_what_the_door_does_not_answer_is_no_bug_of_the_command(
         return web.Response(headers={probe.HEADER: proof or ""})
 
     async with (
-        _behind_the_door(tmp_path, amo, encryption_key, answer) as place,
+        _behind_the_door(tmp_path, encryption_key, answer) as place,
         open_api(place, scope=Scope.READ) as api,
     ):
         with pytest.raises(CommandFailed, match=f"server.private: .* is no service of ours: it answers {status}"):
@@ -105,23 +94,21 @@ async def test_without_a_service_nothing_begins(tmp_path: Path, amo: Amo, encryp
     context = CommandContext(
         settings=settings, folder=tmp_path, database=tmp_path / "amo-callback.db", rescue=tmp_path / "rescue"
     )
-    sealed = cipher.seal_pair(PAIR, connection_id=a_connection(1).id)
-    stored = a_connection(1, sealed_pair=sealed, access_issued_at=NOW, access_expires_at=NOW + DAY)
+    stored = a_connection(0)
     in_doubt = "UPDATE connections SET doubtful = 'a fingerprint'"
     async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=SystemClock()) as store:
-        await store.canary(cipher.seal_canary())
         await store.check_machine("another place")
-        await save(store, stored)
+        await fill(store, cipher, 1, now=SystemClock().now())
     with closing(sqlite3.connect(tmp_path / "amo-callback.db")) as database, database:
         database.execute(in_doubt)
     async with open_api(context, scope=Scope.ADMIN) as api:
         assert [one["id"] for one in await api.pages("/connections", limit=9)] == [stored.id]
         token = await api.token(stored.id)
-        assert (token["access_token"], token["stale"], token["reason"]) == ("access", True, "in_doubt")
+        assert (token["access_token"], token["stale"], token["reason"]) == ("access-0", True, "in_doubt")
         with pytest.raises(CommandFailed, match="only the running service refreshes"):
             await api.refresh(stored.id)
         running = {task.get_name() for task in asyncio.all_tasks()}
-        assert not {"refresher", "surveyor", "courier"} & running
+        assert not {"refresher", "surveyor", "webhooks"} & running
     async with open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=SystemClock()) as store:
         assert await store.frozen() is None
     assert amo.sandbox.requests == 0

@@ -10,20 +10,15 @@ import jsonschema_rs
 import pytest
 
 from amo_callback.cli.main import main
-from amo_callback.crypto import new_key
-from tests.cli.checks.test_settings import GOOD
+from tests.cli.harness import environ_with
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-ENVIRON = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()} | {
-    "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": new_key()
-}
-
 
 def test_a_configuration_is_checked_by_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Findings are those of the settings; no database is made, and nobody is asked."""
-    environ = {**ENVIRON, "STATE_DIRECTORY": str(tmp_path)}
+    environ = {**environ_with(), "STATE_DIRECTORY": str(tmp_path)}
     assert main(["config", "check", "--json"], environ=environ) == 0
     checks = [finding["check"] for finding in json.loads(capsys.readouterr().out)["findings"]]
     assert checks == ["redirect_uri", "deep_link", "api_keys", "private_door"]
@@ -35,7 +30,7 @@ def test_a_configuration_that_cannot_be_used_exits_78(
     name: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The problem is named, as at the service's start."""
-    assert main(["config", "check"], environ={**ENVIRON, f"AMO_CALLBACK_{name}": value}) == 78
+    assert main(["config", "check"], environ=environ_with(**{name: value})) == 78
     assert name.lower().replace("__", ".") in capsys.readouterr().err
 
 

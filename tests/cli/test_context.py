@@ -15,15 +15,10 @@ import pytest
 
 import amo_callback
 from amo_callback.cli.context import CommandContext, acting_as_owner
-from amo_callback.config.loader import load_settings
-from amo_callback.crypto import new_key
-from tests.cli.checks.test_settings import GOOD
+from tests.cli.harness import environ_with, settings_with
 
 NOBODY = 65534
 PACKAGE = Path(amo_callback.__file__).parent
-SETTINGS = load_settings(
-    None, {f"AMO_CALLBACK_{name}": value for name, value in {**GOOD, "STORAGE__ENCRYPTION_KEYS": new_key()}.items()}
-)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another")
@@ -54,7 +49,9 @@ def test_where_the_database_is_a_server_the_rescue_folder_says_who_the_service_i
     """Or, before there is one, the nearest folder above it."""
     (tmp_path / "rescue").mkdir()
     os.chown(tmp_path / "rescue" if there == "rescue" else tmp_path, NOBODY, NOBODY)
-    place = CommandContext(settings=SETTINGS, folder=tmp_path, database=None, rescue=tmp_path / (there or "other"))
+    place = CommandContext(
+        settings=settings_with(), folder=tmp_path, database=None, rescue=tmp_path / (there or "other")
+    )
     with acting_as_owner(place.owned):
         assert os.geteuid() == NOBODY
     assert place.location == ""
@@ -71,9 +68,7 @@ def test_an_owner_who_cannot_read_the_program_is_named_and_nothing_fails_halfway
         home.chmod(0o700)
         data = folder / "data"
         data.mkdir()
-        environ = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()} | {
-            "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": new_key(),
-            "AMO_CALLBACK_STORAGE__URL": f"sqlite:///{data}/amo-callback.db",
+        environ = environ_with(STORAGE__URL=f"sqlite:///{data}/amo-callback.db") | {
             "PYTHONPATH": str(home),
             "PATH": os.environ["PATH"],
         }

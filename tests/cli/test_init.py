@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import pty
 import re
 import stat
 import sys
 import tomllib
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -21,12 +18,13 @@ from amo_callback.config.loader import load_settings
 from amo_callback.deploy import units
 from amo_callback.identity import key_with
 from amo_callback.identity.api_keys import Scope
+from tests.cli.harness import typed
 from tests.deploy.test_units import PYTHON
 from tests.e2e.process import command, process_environment, serving
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 ID = "31920194-0000-4000-8000-00000000c619"
@@ -53,35 +51,11 @@ def _secret_file(folder: Path, content: str = f"{SECRET}\n") -> str:
     return str(path)
 
 
-async def _typed(folder: Path, *options: str, answers: Sequence[tuple[str, str]]) -> tuple[int, str]:
-    """Answer each question on a terminal, once it is asked; return the exit status and all that was to be seen."""
-    ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "amo_callback.cli.main", "init", *options, cwd=folder, env=process_environment({}),
-        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-    )  # fmt: skip
-    os.close(theirs)
-    shown, left, seen = "", list(answers), 0
-    try:
-        with suppress(OSError):  # the other end is closed
-            while chunk := await asyncio.wait_for(asyncio.to_thread(os.read, ours, 4096), PATIENCE):
-                shown += chunk.decode()
-                if left and left[0][0] in shown[seen:] and shown.endswith(": "):
-                    seen = len(shown)
-                    os.write(ours, left.pop(0)[1].encode())
-    finally:
-        if left:
-            with suppress(ProcessLookupError):
-                process.kill()
-        os.close(ours)
-    assert left == []
-    return await process.wait(), shown.replace("\r\n", "\n")
-
-
 async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None:
     """Each answer is looked at when it is given, a bad one asked for again with why; no secret is to be seen."""
-    status, shown = await _typed(
-        tmp_path,
+    status, shown = await typed(
+        "init",
+        folder=tmp_path,
         answers=[
             ("Address", "\n"),
             ("Address", "https://admin.example.com/somewhere\n"),
@@ -96,12 +70,12 @@ async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None
         ],
     )
     assert status == 0
-    assert [line.strip() for line in shown.splitlines() if line.startswith("  It ")] == [
-        "It must have no path, or one that ends in /callback, where the service listens.",
-        "It must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost).",
-        'It must be the "Integration ID", 36 characters like 00000000-0000-0000-0000-000000000000.',
-        'It must be the "Secret key" alone: one line, without spaces.',
-        "It must be an address like foryoure://amo-crm/callback, without ? and #.",
+    assert [line for line in shown.splitlines() if line.startswith("Error: ")] == [
+        "Error: it must have no path, or one that ends in /callback, where the service listens",
+        "Error: it must begin with https:// (http:// only for 127.0.0.1, ::1 and localhost)",
+        'Error: it must be the "Integration ID", 36 characters like 00000000-0000-0000-0000-000000000000',
+        'Error: it must be the "Secret key" alone: one line, without spaces',
+        "Error: it must be an address like foryoure://amo-crm/callback, without ? and #",
     ]
     config = tmp_path / "config.toml"
     written = _toml(config)
@@ -116,10 +90,11 @@ async def test_a_person_is_asked_and_has_a_configuration(tmp_path: Path) -> None
 
 async def test_what_is_registered_stands_before_the_question_that_needs_it_and_at_the_end(tmp_path: Path) -> None:
     """The redirect URI and the hook beside it, byte for byte; a secret key may wait, and is told where it goes."""
-    status, shown = await _typed(
-        tmp_path,
+    status, shown = await typed(
+        "init",
         "--deep-link",
         "app:x",
+        folder=tmp_path,
         answers=[("Address", f"{URI}\n"), ("Integration", f"{ID}\n"), ("Secret", "\n")],
     )
     assert status == 0
@@ -136,7 +111,7 @@ async def test_what_is_registered_stands_before_the_question_that_needs_it_and_a
 
 async def test_whoever_gives_up_leaves_nothing_behind(tmp_path: Path) -> None:
     """Ctrl-D: nothing is written before the last answer."""
-    status, shown = await _typed(tmp_path, answers=[("Address", f"{URI}\n"), ("Integration", "\x04")])
+    status, shown = await typed("init", folder=tmp_path, answers=[("Address", f"{URI}\n"), ("Integration", "\x04")])
     assert status == 1
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in shown
@@ -189,39 +164,22 @@ async def test_a_secret_comes_by_standard_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), ["--redirect-uri is required with --no-input", "--client-id is required with --no-input"]),
-        (
-            (
-                "--redirect-uri",
-                "https://a.example/x",
-                "--deep-link",
-                "javascript:alert(1)",
-                "--client-secret-file",
-                "no",
-            ),
-            [
-                "--redirect-uri: must have no path, or one that ends in /callback, where the service listens",
-                "--client-secret-file: no: No such file or directory",
-                "--deep-link: must be an address of the app's own",
-                "--client-id is required with --no-input",
-            ],
-        ),
-        ((*NEEDED, "--database", "mysql://a/b"), ["--database: must begin with sqlite:/// and name a file"]),
-        ((*NEEDED, "--database", "postgresql://u:sekret@h/d"), ["--database: holds a password, and other users"]),
-        ((*NEEDED, "--systemd", "--database", "sqlite:///a.db"), ["--database: must begin with sqlite:////var/lib/"]),
+        ((), "--redirect-uri is required with --no-input"),
+        (NEEDED[2:], "--client-id is required with --no-input"),
+        (("--redirect-uri", "https://a.example/x"), "'--redirect-uri': it must have no path, or one that ends in"),
+        (("--client-secret-file", "no"), "'--client-secret-file': no: No such file or directory"),
+        (("--deep-link", "javascript:alert(1)"), "'--deep-link': it must be an address of the app's own"),
+        (("--database", "mysql://a/b"), "'--database': it must begin with sqlite:/// and name a file"),
+        (("--database", "postgresql://u:sekret@h/d"), "'--database': it holds a password, and other users"),
+        ((*NEEDED, "--systemd", "--database", "sqlite:///a.db"), "--database: must begin with sqlite:////var/lib/"),
     ],
-    ids=["none", "bad", "database", "password", "elsewhere"],
 )
-async def test_what_is_missing_or_wrong_is_told_all_at_once(
-    tmp_path: Path, options: tuple[str, ...], said: list[str]
-) -> None:
-    """A line for each, exit status 2, and nothing is made."""
+async def test_what_is_missing_or_wrong_is_told(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    """Exit status 2, and nothing is made."""
     status, out, err = await command("init", "--config", "c.toml", *options, folder=tmp_path)
-    lines = err.splitlines()
-    assert (status, out, len(lines)) == (2, "", len(said))
-    for line, start in zip(lines, said, strict=True):
-        assert line.startswith(f"amo-callback: {start}")
-        assert "sekret" not in line
+    assert (status, out) == (2, "")
+    assert said in err
+    assert "sekret" not in err
     assert list(tmp_path.iterdir()) == []
 
 

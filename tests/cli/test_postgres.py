@@ -11,10 +11,9 @@ import pytest
 from amo_callback.cli.main import main
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher
-from amo_callback.model import TokenPair
 from amo_callback.store import open_store
-from tests.builders import DAY, a_connection, save
-from tests.cli.checks.test_settings import GOOD
+from tests.builders import a_connection
+from tests.cli.harness import environ_with, fill
 from tests.e2e.process import command
 
 if TYPE_CHECKING:
@@ -31,21 +30,9 @@ async def environ(postgres: Databases, encryption_key: str, tmp_path: Path) -> A
     cipher, now = Cipher([encryption_key]), SystemClock().now()
     async with postgres.fresh() as url:
         async with open_store(url, folder=tmp_path, clock=SystemClock()) as store:
-            await store.canary(cipher.seal_canary())
-            for number in (1, 2):
-                pair = TokenPair(
-                    access_token=f"a-token-{number}", refresh_token=f"r{number}", issued_at=now, expires_at=now + DAY
-                )
-                sealed = cipher.seal_pair(pair, connection_id=a_connection(number).id)
-                lives = {"access_issued_at": now, "access_expires_at": now + DAY, "refresh_expires_at": now + 90 * DAY}
-                await save(store, a_connection(number, sealed_pair=sealed, **lives))
-        yield {
-            **{f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()},
-            "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:1",
-            "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": encryption_key,
-            "STATE_DIRECTORY": str(tmp_path),
-            URL: url,
-        }
+            await fill(store, cipher, 2, now=now)
+        settings = {"STORAGE__ENCRYPTION_KEYS": encryption_key, "STORAGE__URL": url}
+        yield {**environ_with(SERVER__PRIVATE="127.0.0.1:1", **settings), "STATE_DIRECTORY": str(tmp_path)}
 
 
 def _run(environ: dict[str, str], *arguments: str) -> int:
@@ -68,10 +55,10 @@ def test_connections_are_listed_frozen_and_thawed(environ: dict[str, str], capsy
     assert [name for name in names if name.startswith("service.")] == ["service.thawed", "service.frozen"]
 
 
-def test_tokens_notices_and_keys_are_told(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokens_webhooks_and_keys_are_told(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """What reads, and what seals again."""
     assert _run(environ, "token", a_connection(1).id, "--json") == 0
-    assert _told(capsys)["access_token"] == "a-token-1"
+    assert _told(capsys)["access_token"] == "access-1"
     assert _run(environ, "webhooks", "--json") == 0
     assert _told(capsys) == []
     _run(environ, "rotate-keys", "--json")  # 1: the tests' grants are sealed with no key

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from amo_callback.cli.main import main
-from tests.cli.test_config import ENVIRON
+from tests.cli.harness import environ_with
 from tests.e2e.process import command, process_environment
 from tests.e2e.processes import staged
 from tests.patience import PATIENCE
@@ -62,7 +62,7 @@ async def _watch_until(text: str, folder: Path, environ: dict[str, str]) -> int:
 
 def test_a_service_that_does_not_run_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     """The error names the address and the reason."""
-    environ = {**ENVIRON, "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:1"}
+    environ = environ_with(SERVER__PRIVATE="127.0.0.1:1")
     assert main(["status"], environ=environ) == 1
     assert "127.0.0.1:1: Connection refused" in capsys.readouterr().err
     assert main(["status", "--watch", "--json"], environ=environ) == 2

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import pty
 import stat
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +10,7 @@ import pytest
 from amo_callback.cli.systemd import Target, install
 from amo_callback.deploy import units
 from amo_callback.errors import ConfigurationError
+from tests.cli.harness import typed
 from tests.deploy.test_units import PYTHON
 from tests.e2e.process import command
 
@@ -111,23 +107,13 @@ install(Target(root=Path(sys.argv[1]), real=False), interpreter=python, config=C
 
 async def test_the_integration_s_secret_is_asked_for_and_not_shown(root: Path) -> None:
     """On a terminal a person types it in; it is kept, and is nowhere to be seen."""
-    ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", ASKING, str(root), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-    )
-    os.close(theirs)
-    shown = b""
-    with suppress(OSError):  # the other end is closed
-        while chunk := await asyncio.to_thread(os.read, ours, 4096):
-            shown += chunk
-            if shown.endswith(b"(Enter: later): "):
-                os.write(ours, b"the-secret-key\n")
-    os.close(ours)
-    assert await process.wait() == 0
+    answers = [("Secret key", "the-secret-key\n")]
+    status, shown = await typed(str(root), folder=root, answers=answers, program=("-c", ASKING))
+    assert status == 0
     secret = root / "etc/amo-callback/credentials/amo.client_secret"
     assert (secret.read_text(encoding="utf-8"), stat.S_IMODE(secret.stat().st_mode)) == ("the-secret-key\n", 0o600)
-    assert b"the-secret-key" not in shown
-    assert b"still to mend" not in shown
+    assert "the-secret-key" not in shown
+    assert "still to fix" not in shown
 
 
 def test_nothing_is_written_where_it_could_not_run(root: Path) -> None:

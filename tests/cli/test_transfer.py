@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sqlite3
 import stat
@@ -18,17 +17,16 @@ import pytest
 
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
-from amo_callback.errors import UnknownOutcome
 from amo_callback.model import ConnectionFilter
-from amo_callback.refresh.pending_writes import PendingWrites
-from amo_callback.refresh.raw_answers import RawAnswers, name_of
+from amo_callback.refresh.raw_answers import name_of
 from amo_callback.refresh.rescue import RescueFolder
 from amo_callback.store import open_store
 from amo_callback.transfer.importer import make_plan
-from tests.builders import DAY, a_core
+from tests.builders import DAY
+from tests.cli.harness import environ_with, typed
 from tests.e2e.process import command, process_environment
 from tests.patience import PATIENCE
-from tests.transfer.samples import CLIENT, RULES, a_record, a_token, an_entry, arrivals, written
+from tests.transfer.samples import CLIENT, RULES, a_record, a_token, an_entry, arrivals, keep_raw, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,12 +47,7 @@ class Host:
 
     def environ(self) -> dict[str, str]:
         """Return the service's configuration."""
-        return {
-            "AMO_CALLBACK_AMO__CLIENT_ID": CLIENT,
-            "AMO_CALLBACK_AMO__CLIENT_SECRET": "a client secret",
-            "AMO_CALLBACK_AMO__REDIRECT_URI": "https://app.example/api/amo-crm/callback",
-            "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": self.key,
-        }
+        return environ_with(AMO__CLIENT_ID=CLIENT, STORAGE__ENCRYPTION_KEYS=self.key)
 
     async def run(self, *arguments: str, **more: str) -> tuple[int, str, str]:
         """Run a command of `connections`."""
@@ -175,9 +168,7 @@ async def _keep_raw(host: Host, body: bytes) -> str:
         [connection] = await store.page(after="", limit=10, only=ConnectionFilter())
         rescue = RescueFolder(host.folder / "rescue")
         rescue.open()
-        core = a_core(store=store, cipher=cipher, clock=clock)
-        raw = RawAnswers(core, rescue=rescue, pending_writes=PendingWrites(core, rescue=rescue))
-        await raw.keep(name_of(connection), UnknownOutcome("not_json", body=body), domain=connection.domain)
+        await keep_raw(store, cipher, rescue, body, name_of(connection), domain=connection.domain)
         return name_of(connection)
 
 
@@ -309,16 +300,7 @@ async def test_another_systems_tokens_come_in(there: Host) -> None:
 
 JUNK: dict[str, tuple[str, list[str]]] = {
     "broken": ('[{"access_token": "access-secret", 1}]', ["amo-callback: line 1, column 36: is no JSON"]),
-    "empty": ("", ["amo-callback: line 1, column 1: is no JSON"]),
-    "binary": ("\0\1\2", ["amo-callback: line 1, column 1: is no JSON"]),
-    "no list": ('"access-secret"', ["amo-callback: holds no connections: wanted is"]),
-    "fields": (json.dumps([_now(1), {"access_token": "access-secret"}]), ["entry 2: domain: field required"]),
     "host": (json.dumps([_now(1), _now(2, domain="evil.example")]), ["entry 2: domain: is no host of AMO's"]),
-    "expired": (
-        json.dumps([_now(1), an_entry(2, expires_at=1.0e9), an_entry(3, expires_at=1.0e9, refresh_token=None)]),
-        ["entry 2: the access token expired more than 90 days ago", "entry 3: the access token has expired, and"],
-    ),
-    "twice": (json.dumps([_now(1), _now(1)]), ["entry 2: is the same account and user as entry 1"]),
     "client": (json.dumps([an_entry(access_token=a_token(aud="another"))]), ["entry 1: its tokens were granted to"]),
     "lines": (
         json.dumps(_now(1)) + '\n{"access_token": "access-secret\n' + json.dumps(_now(2, domain=5)),
@@ -373,7 +355,7 @@ async def test_no_secret_is_in_anything_that_is_said(here: Host, there: Host, tm
     written_files = [(tmp_path / "all.export"), *there.folder.glob("*.db*")]
     everything = repr(said) + "".join(file.read_bytes().decode("latin-1") for file in written_files)
     secrets = {
-        here.key, there.key, PASSPHRASE, "another passphrase", "a client secret", a_token(8), "refresh-token-of-8",
+        here.key, there.key, PASSPHRASE, "another passphrase", "the-client-secret", a_token(8), "refresh-token-of-8",
         *(record.access_token for record in records), *(record.refresh_token for record in records),
     }  # fmt: skip
     assert [secret for secret in secrets if secret in everything] == []
@@ -383,40 +365,22 @@ async def test_no_secret_is_in_anything_that_is_said(here: Host, there: Host, tm
 # --- at a terminal -------------------------------------------------------------------------------
 
 
-async def typed(host: Host, *arguments: str, lines: Sequence[str]) -> tuple[int, str]:
-    """Run a command at a terminal of its own, and type these lines; return its status and what it showed."""
-    terminal, side = os.openpty()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "amo_callback.cli.main", "connections", *arguments,
-            cwd=host.folder, env=process_environment(host.environ()), start_new_session=True,
-            stdin=side, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        assert process.stdout is not None
-        shown = ""
-        for line in lines:
-            while not shown.endswith((": ", "] ")):
-                shown += (await asyncio.wait_for(process.stdout.read(1), PATIENCE)).decode()
-            os.write(terminal, f"{line}\n".encode())
-            shown += "\n"
-        rest = await asyncio.wait_for(process.stdout.read(), PATIENCE)
-        return await process.wait(), shown + rest.decode()
-    finally:
-        os.close(terminal)
-        os.close(side)
+async def _typed(host: Host, *arguments: str, answers: Sequence[tuple[str, str]]) -> tuple[int, str]:
+    return await typed("connections", *arguments, folder=host.folder, environ=host.environ(), answers=answers)
 
 
 async def test_a_person_is_asked_for_the_passphrase_and_before_anything_is_written(here: Host, there: Host) -> None:
     """Twice for a new one; and a no changes nothing."""
     await here.fill(a_record())
     export = str(here.folder / "all.export")
-    status, shown = await typed(here, "export", export, lines=[PASSPHRASE, "something else"])
+    first, again = ("Passphrase", f"{PASSPHRASE}\n"), ("The same again", f"{PASSPHRASE}\n")
+    status, shown = await _typed(here, "export", export, answers=[first, ("again", "something else\n")])
     assert (status, "the two passphrases are not the same" in shown, here.is_frozen()) == (1, True, False)
-    status, shown = await typed(here, "export", export, lines=[PASSPHRASE, PASSPHRASE])
+    status, shown = await _typed(here, "export", export, answers=[first, again])
     assert (status, "1 connections, encrypted" in shown) == (0, True)
-    status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "n"])
+    status, shown = await _typed(there, "import", export, answers=[first, ("Import them?", "n\n")])
     assert (status, "Nothing was changed." in shown, there.rows()) == (1, True, [])
-    status, shown = await typed(there, "import", export, lines=[PASSPHRASE, "y"])
+    status, shown = await _typed(there, "import", export, answers=[first, ("Import them?", "y\n")])
     assert (status, "Imported 1 connections." in shown) == (0, True)
     assert await there.tokens() == _tokens_of([a_record()])
     assert PASSPHRASE not in shown

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 KEY = "tQRvEK4i32xUy-FfF4sxzkorot4eA0h7hCH2cGQzfk4="
 NEW = "whsec_" + "A" * 32
-"""A secret of notices."""
+"""A secret of webhooks."""
 REQUIRED = {
     "AMO_CALLBACK_AMO__CLIENT_ID": "c619",
     "AMO_CALLBACK_AMO__CLIENT_SECRET": "the-client-secret",

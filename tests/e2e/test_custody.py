@@ -112,7 +112,7 @@ async def test_a_database_locked_for_long_costs_no_connection(tmp_path: Path, en
             with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
                 other.execute("BEGIN EXCLUSIVE")
                 stage.amo.sandbox.go_on.set()
-                while len(process.named("pair.unsaved")) < 2:  # SQLite waits some seconds for the lock, and gives up
+                while len(process.named("pair.write_pending")) < 2:  # SQLite waits for the lock, and gives up
                     answers = [await stage.token(process, account, min_ttl=0) for account in stage.accounts]
                     assert [answer.status for answer in answers] == [200] * 4
                 other.execute("ROLLBACK")
@@ -121,7 +121,7 @@ async def test_a_database_locked_for_long_costs_no_connection(tmp_path: Path, en
             process.signal(signal.SIGTERM)
             assert await process.ended() == 0
         assert (stage.lost(), stage.open_claims(), stage.ledger.doubles()) == ([], {}, 0)
-        assert len(process.named("pair.saved")) == len(process.named("pair.unsaved"))
+        assert len(process.named("pair.write_completed")) == len(process.named("pair.write_pending"))
 
 
 async def test_two_processes_on_one_database_spend_each_token_once_and_serve_everybody(

@@ -67,7 +67,7 @@ async def test_pairs_for_which_the_disk_has_no_room_are_handed_out_and_stored_on
         async with stage.serving() as process:
             await _paid_for_on_a_full_disk(stage, disk, process)
             disk.empty(process)
-            await process.until("pair.saved", times=2)
+            await process.until("pair.write_completed", times=2)
             await stage.until_ready(process)
             assert _rescued(disk) == []
             await stage.until_refreshed()
@@ -86,7 +86,7 @@ async def test_pairs_in_their_rescue_files_outlive_the_process(disk: Disk, encry
             assert len(_rescued(disk)) == 2
             disk.empty(process)
         async with stage.serving() as process:
-            await process.until("pair.saved", times=2)
+            await process.until("pair.write_completed", times=2)
             await stage.until_ready(process)
             assert _rescued(disk) == []
             await stage.until_refreshed()
@@ -103,7 +103,7 @@ async def _paid_for_on_a_full_disk(stage: Stage, disk: Disk, process: Process) -
     claimed = stage.open_claims()
     disk.fill(process)
     stage.amo.sandbox.go_on.set()
-    await process.until("pair.unsaved", times=2)
+    await process.until("pair.write_pending", times=2)
     assert _rescued(disk) == sorted(f"{row.id}-{row.pair_version}" for row in claimed.values())
     await stage.until_ready(process, failing=["store", "unsaved_pairs"])
     for account in stage.accounts:
@@ -149,11 +149,11 @@ async def _paid_for_without_room(stage: Stage, disk: SmallDisk, process: Process
     stage.amo.sandbox.faults.add(Fault.SLOW)
     await stage.until_asked(1)
     disk.fill(process)
-    saved = len(process.named("pair.saved"))
+    saved = len(process.named("pair.write_completed"))
     stage.amo.sandbox.go_on.set()
-    await eventually(lambda: len(process.named("pair.saved")) > saved)
-    assert all(line["rescued"] for line in process.named("pair.unsaved"))
-    assert process.named("pair.unsaved")
+    await eventually(lambda: len(process.named("pair.write_completed")) > saved)
+    assert all(line["rescued"] for line in process.named("pair.write_pending"))
+    assert process.named("pair.write_pending")
 
 
 async def test_a_database_that_cannot_be_written_stops_the_start(one_disk: SmallDisk, encryption_key: str) -> None:

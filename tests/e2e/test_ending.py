@@ -89,7 +89,7 @@ async def test_a_store_that_never_answers_does_not_hold_up_the_end(tmp_path: Pat
             assert (tmp_path / "rescue" / f"{claimed.id}-{claimed.pair_version}").exists()
             lift()
         async with stage.serving() as process:
-            await process.until("pair.saved")
+            await process.until("pair.write_completed")
             process.signal(signal.SIGTERM)
             assert await process.ended() == 0
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
@@ -103,7 +103,7 @@ async def test_a_pair_that_is_nowhere_else_holds_up_the_end(tmp_path: Path, encr
             stage.amo.sandbox.latency = 0.5
             await stage.until_asked(1)
             limit_files(process, 0)
-            pending_writes = await process.until("pair.unsaved")
+            pending_writes = await process.until("pair.write_pending")
             assert pending_writes["rescued"] is False
             process.signal(signal.SIGTERM)
             unsafe = await process.until("pair.unsafe", times=2)  # the second one: after any other deadline

@@ -192,7 +192,7 @@ async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(process: Proces
     code = process.amo.code()
     process.failing.away = {"save_connected"}
     waiting = asyncio.create_task(process.complete(code))
-    await process.witness.until("pair.unsaved")
+    await process.witness.until("pair.write_pending")
     await process.clock.until_sleeping(8)
     for _ in range(8):
         await process.clock.until_sleeping(1)
@@ -377,7 +377,7 @@ async def test_one_process_never_exchanges_a_code_twice(process: Process) -> Non
     code = process.amo.code()
     process.failing.away = {"save_connected"}
     callback = asyncio.create_task(process.complete(code))
-    await process.witness.until("pair.unsaved")
+    await process.witness.until("pair.write_pending")
     await process.clock.until_sleeping(8)
     process.clock.advance(68)
     assert (await callback).status is GrantStatus.EXCHANGING
@@ -536,7 +536,7 @@ async def test_the_end_leaves_a_granted_pair_in_its_file(process: Process) -> No
     """The store is away as the process ends: nobody waits for it, for the pair is safe, and the next one stores it."""
     process.failing.away = {"save_connected"}
     connecting = asyncio.create_task(process.complete(process.amo.code()))
-    await process.witness.until("pair.unsaved")
+    await process.witness.until("pair.write_pending")
     await process.connect.drain()
     await asyncio.wait({connecting})
     assert len(process.rescue.files) == 1

@@ -4,7 +4,7 @@ import io
 import os
 from pathlib import Path
 
-from amo_callback.observe.journal import is_journal
+from amo_callback.observe.systemd import is_journal
 
 
 def test_the_variable_must_name_the_very_stream(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ TOOK = "amo_callback_refresh_duration_seconds"
         ("refresh.failed", {"error": "not_sent"}, {f"{REFRESHES} failed not_sent": 1}),
         ("refresh.failed", {"error": "secret words"}, {f"{REFRESHES} failed other": 1}),
         ("refresh.failed", {}, {f"{REFRESHES} failed other": 1}),
-        ("refresh.verdict_unsaved", {"error": "outcome_open"}, {f"{REFRESHES} failed outcome_open": 1}),
+        ("refresh.result_not_stored", {"error": "outcome_open"}, {f"{REFRESHES} failed outcome_open": 1}),
         ("connection.needs_reauth", {"reason": "revoked", "error": "x"}, {f"{REFRESHES} given_up revoked": 1}),
         ("connection.connected", {"domain": "a.amocrm.ru"}, {}),
     ],
@@ -80,7 +80,7 @@ def test_attempts_are_counted_by_outcome_and_reason(
 )
 def test_requests_are_counted_by_the_class_of_their_answer(fields: dict[str, object], counted: str) -> None:
     """429 is told apart, for AMO bans who goes on; and so is whether a request without an answer was sent."""
-    assert _told("amo.asked", **fields) == {f"{ASKED} {counted}": 1}
+    assert _told("amo.request", **fields) == {f"{ASKED} {counted}": 1}
 
 
 def test_words_of_the_apis_that_are_on_no_list_are_other() -> None:
@@ -122,13 +122,13 @@ def test_what_is_not_known_has_no_sample() -> None:
     assert not any(name.endswith("timestamp_seconds") for name in empty if name.startswith("amo_callback"))
 
 
-def test_notices_are_told_where_somebody_receives_them() -> None:
+def test_webhooks_are_told_where_somebody_receives_them() -> None:
     """Where nobody does, they wait for ever, and that is no reason for an alarm."""
-    survey = a_survey(waiting=3, parked=1, waiting_since=START)
+    survey = a_survey(waiting=3, dead_lettered=1, waiting_since=START)
     found = _samples(Metrics(), survey=survey)
-    assert (found["amo_callback_notices waiting"], found["amo_callback_notices parked"]) == (3, 1)
-    assert found["amo_callback_notices_oldest_timestamp_seconds"] == START.timestamp()
-    assert not any("notices" in name for name in _samples(Metrics(), survey=survey, notices_delivered=False))
+    assert (found["amo_callback_webhooks waiting"], found["amo_callback_webhooks dead_lettered"]) == (3, 1)
+    assert found["amo_callback_webhooks_oldest_timestamp_seconds"] == START.timestamp()
+    assert not any("webhooks" in name for name in _samples(Metrics(), survey=survey, webhooks_delivered=False))
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")

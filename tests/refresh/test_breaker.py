@@ -50,7 +50,7 @@ async def test_the_deaths_of_a_whole_fleet_are_not_believed(house: House) -> Non
     with pytest.raises(MassFailureSuspected):
         await house.refresh(connection)
     assert (await house.now(connection)).status is Status.ACTIVE
-    assert (await house.witness.until("verdicts.held")).fields == {"died": 5, "living": 1}
+    assert (await house.witness.until("terminal_failures.suspended")).fields == {"died": 5, "living": 1}
     with pytest.raises(NotYet) as raised:
         await house.refresh(await save(house.store, a_connection(7)))
     assert raised.value.cause_code == MassFailureSuspected.code
@@ -238,7 +238,7 @@ async def test_one_success_closes_it_for_every_process(house: House) -> None:
     await house.lifecycle.breaker.succeeded()
     await other.breaker.watch()
     assert (house.lifecycle.breaker.reason, other.breaker.reason) == (None, None)
-    assert house.witness.names() == ["verdicts.believed"]
+    assert house.witness.names() == ["terminal_failures.resumed"]
 
 
 async def test_a_person_who_is_needed_is_no_reason_to_open_it(house: House) -> None:

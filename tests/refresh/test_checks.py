@@ -138,7 +138,7 @@ async def test_a_pair_whose_successor_is_unsaved_is_not_erased(house: House) -> 
     house.failing.away = {"save_connected"}
     pending_writes = house.lifecycle.pending_writes
     saving = asyncio.create_task(pending_writes.save(pending_pair, connection=pending_pair.connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.clock.advance(1)
     await house.lifecycle.switched_off(connection.account_id)
     await house.look_up_due()
@@ -173,7 +173,7 @@ async def test_a_grant_that_came_after_the_hook_holds(house: House) -> None:
     store = house.away("save_connected")
     other = house.make_lifecycle(store=store, process="process-2")
     saving = asyncio.create_task(other.pending_writes.save(pending_pair, connection=pending_pair.connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.clock.advance(1)
     await house.look_up_due()
     assert (await house.now(connection)).status is Status.DISCONNECTED

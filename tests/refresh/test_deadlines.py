@@ -114,7 +114,7 @@ async def test_a_clock_that_went_back_makes_everything_due(house: House, hours: 
     assert after.pair_version == 2
     assert after.access_expires_at is not None
     assert timedelta(hours=23) < after.access_expires_at - house.clock.now() <= timedelta(hours=24)
-    [told] = house.witness.named("clock.went_back")
+    [told] = house.witness.named("clock.moved_back")
     assert told.fields["seconds"] == pytest.approx(hours * HOUR, abs=61)
     assert house.amo.fake.ledger.doubles() == 0
 
@@ -174,7 +174,7 @@ async def test_a_pair_that_waited_for_its_store_while_the_clock_went_back_is_not
     connection = await house.connect()
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.refresh(connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.clock.step(-timedelta(days=90))
     house.failing.away = set()
     await house.clock.until_sleeping()

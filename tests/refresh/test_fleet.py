@@ -19,8 +19,8 @@ from amo_callback.errors import (
     NotYet,
     UnauthorizedWithoutHint,
 )
-from amo_callback.local_limits import LocalLimits
 from amo_callback.model import Connection, ConnectionCounts, Reason, RefreshRules, RefreshTrigger, Status, TokenResponse
+from amo_callback.rate_limit import LocalLimits
 from amo_callback.refresh.breaker import is_epidemic
 from tests.fakes import START, Override
 from tests.refresh.house import API_DOMAIN
@@ -217,9 +217,9 @@ async def test_a_whole_fleet_dying_at_once_is_not_believed(house: House) -> None
     for each in (lifecycle, restarted):
         with pytest.raises(NotYet) as raised:
             await _refresh(each, connections[6])
-        assert raised.value.cause_code == "verdicts"
+        assert raised.value.cause_code == "mass_failure"
     assert len(house.amo.fake.ledger.refreshes()) == 6
-    assert house.witness.names().count("verdicts.held") == 1
+    assert house.witness.names().count("terminal_failures.suspended") == 1
 
 
 async def test_sixteen_at_once_do_not_slip_through(house: House) -> None:
@@ -262,7 +262,7 @@ async def test_while_verdicts_are_held_a_token_that_the_look_up_refuses_stays_at
         await house.pass_time(200, step=5)
     assert house.amo.sandbox.look_ups == 3
     assert house.amo.sandbox.requests == asked
-    assert {(await house.now(each)).last_error for each in connections} == {"verdicts"}
+    assert {(await house.now(each)).last_error for each in connections} == {"mass_failure"}
 
 
 async def test_one_success_makes_the_dead_believed(house: House) -> None:
@@ -273,7 +273,7 @@ async def test_one_success_makes_the_dead_believed(house: House) -> None:
     house.amo.account.disabled = False
     house.clock.advance(60)
     assert (await _refresh(lifecycle, connections[6], RefreshTrigger.FORCED)).pair_version == 2
-    assert "verdicts.believed" in house.witness.names()
+    assert "terminal_failures.resumed" in house.witness.names()
     house.amo.account.disabled = True
     assert {type(error) for error in await _die(house, lifecycle, [connections[7]])} == {NeedsReauth}
 
@@ -314,9 +314,9 @@ async def test_accounts_that_are_gone_stop_nobody_and_their_users_are_told_after
     assert {(event.connection_id, event.fields["reason"]) for event in given_up} == {
         (connection.id, Reason.REFUSED) for _, connection in dead
     }
-    notices = [one for one in await house.store.notices(limit=100) if one.type == "connection.needs_reauth"]
-    assert len(notices) == gone
-    for one in notices:
+    webhooks = [one for one in await house.store.webhooks(limit=100) if one.type == "connection.needs_reauth"]
+    assert len(webhooks) == gone
+    for one in webhooks:
         assert one.data["reason"] == "refused"
     for _, connection in living:
         after = await house.now(connection)

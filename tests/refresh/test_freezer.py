@@ -165,7 +165,7 @@ async def test_of_a_frozen_connection_nothing_is_erased(house: House, everything
     await house.look_up_due()
     assert house.amo.sandbox.look_ups > 0
     assert (await house.now(connection)).status is Status.ACTIVE
-    assert [notice.type for notice in await house.store.notices(limit=9)] == []
+    assert [webhook.type for webhook in await house.store.webhooks(limit=9)] == []
 
 
 async def test_a_copy_hands_out_nothing_that_the_original_has_replaced(house: House) -> None:

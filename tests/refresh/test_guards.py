@@ -1,4 +1,4 @@
-"""Guards that nothing else notices: each was taken away once, and only the test here told of it."""
+"""Guards that nothing else webhooks: each was taken away once, and only the test here told of it."""
 
 from __future__ import annotations
 
@@ -420,7 +420,7 @@ async def test_a_success_that_cannot_be_written_down_ends_no_hold(house: House) 
     house.failing.away = set()
     await breaker.succeeded()
     assert not (await house.store.shared_state()).terminal_suspended
-    assert house.witness.names() == ["verdicts.believed"]
+    assert house.witness.names() == ["terminal_failures.resumed"]
 
 
 async def test_verdicts_that_another_process_holds_are_held_before_the_loop_has_heard_of_it(house: House) -> None:
@@ -698,7 +698,7 @@ async def test_an_unsaved_pair_of_one_that_was_disconnected_is_nobodys(house: Ho
     connection = await house.connect()
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.refresh(connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     assert await house.store.disconnect(await house.now(connection), on_request=True)
     for selector in (connection.id, f"account:{connection.account_id}"):
         with pytest.raises(NotFound):

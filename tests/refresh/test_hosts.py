@@ -92,7 +92,7 @@ async def test_a_stored_host_that_is_not_allowed_gets_no_refresh_token(
     assert (after.next_refresh_at, after.refusals) == (house.clock.now() + CAP, 0)
     assert await _count(house) == 1
     assert house.witness.names().count("host.not_allowed") == 1
-    assert await house.store.notices(limit=10) == []
+    assert await house.store.webhooks(limit=10) == []
 
 
 @pytest.mark.parametrize("demand", [RefreshTrigger.HAND_OUT, RefreshTrigger.FORCED])

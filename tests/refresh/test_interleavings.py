@@ -275,7 +275,7 @@ async def test_a_connection_with_an_unsaved_pair_is_not_refreshed_by_its_own_pro
     lifecycle = house.make_lifecycle()
     house.failing.away = {"save_refreshed"}
     flight = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     lifecycle.core.stop.set()
     with pytest.raises(ShuttingDown):
         await flight
@@ -296,7 +296,7 @@ async def test_a_pair_in_anothers_rescue_file_is_found_before_its_predecessor_is
     connection = await house.connect(api_domain=API_DOMAIN)
     dying = house.make_lifecycle(process="process-2", store=house.away("save_refreshed"))
     flight = asyncio.create_task(dying.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     living = house.make_lifecycle()
     other = asyncio.create_task(
         living.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE, satisfied=_again(connection))

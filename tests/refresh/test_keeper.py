@@ -343,7 +343,7 @@ async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(house: House) -
     connection = await house.connect()
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.refresh(connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     for _ in range(3):
         await house.clock.until_sleeping(1)
         house.clock.advance(1)
@@ -351,7 +351,7 @@ async def test_a_pair_that_cannot_be_stored_is_held_until_it_can(house: House) -
     house.failing.away = set()
     house.clock.advance(1)
     assert (await refreshing).pair_version == 2
-    assert len(house.witness.named("pair.unsaved")) == 1
+    assert len(house.witness.named("pair.write_pending")) == 1
     assert house.amo.fake.ledger.doubles() == 0
 
 

@@ -10,9 +10,8 @@ import pytest
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountBlocked, NeedsReauth, NotFound, RetryableError, StoreUnavailable, UnknownOutcome
-from amo_callback.local_limits import LocalLimits
 from amo_callback.model import RefreshTrigger
-from amo_callback.rate_limit import Priority
+from amo_callback.rate_limit import LocalLimits, Priority
 from tests.builders import a_claim
 from tests.fakes import Override
 from tests.refresh.house import API_DOMAIN, DAY
@@ -279,7 +278,7 @@ async def test_nobody_gets_another_connections_token(house: House) -> None:
     connection = await house.connect(account_id="")
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     for selector in ("another-customer", "account:", "account:7", ""):
         with pytest.raises(NotFound):
             await house.lifecycle.access_tokens.token(selector, min_ttl=0)

@@ -91,8 +91,8 @@ async def test_the_end_of_a_long_lived_token_is_warned_of_and_then_needs_the_use
     ended = await house.now(connection)
     assert (ended.status, ended.reason, ended.look_up_at) == (Status.NEEDS_REAUTH, Reason.MISSING, None)
     assert [event.fields["reason"] for event in house.witness.named("connection.needs_reauth")] == [Reason.MISSING]
-    notices = [(notice.type, notice.data.get("reason")) for notice in await house.store.notices(limit=9)]
-    assert notices[-2:] == [("connection.expiring", None), ("connection.needs_reauth", "missing")]
+    webhooks = [(webhook.type, webhook.data.get("reason")) for webhook in await house.store.webhooks(limit=9)]
+    assert webhooks[-2:] == [("connection.expiring", None), ("connection.needs_reauth", "missing")]
     with pytest.raises(NeedsReauth):
         await house.lifecycle.access_tokens.token(connection.id, min_ttl=0)
 

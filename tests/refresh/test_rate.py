@@ -13,8 +13,8 @@ import pytest
 
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import NotYet, ShuttingDown
-from amo_callback.local_limits import LocalLimits
 from amo_callback.model import RefreshTrigger
+from amo_callback.rate_limit import LocalLimits
 from tests.conftest import amo_client
 from tests.fakes import Override, RecordedPace, most_in_a_second
 

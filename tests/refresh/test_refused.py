@@ -415,7 +415,7 @@ async def test_while_a_mass_failure_is_suspected_a_suspended_token_is_not_presen
             await lifecycle.coordinator.refresh(row.id, demand=RefreshTrigger.PROBE)
         after = await house.now(row)
         assert (after.status, after.last_error, after.suspended_token) == (
-            Status.ACTIVE, "verdicts", row.suspended_token,
+            Status.ACTIVE, "mass_failure", row.suspended_token,
         )  # fmt: skip
     assert len(house.amo.fake.ledger.refreshes()) == sent
 

@@ -34,7 +34,7 @@ async def _pending_writes(house: House) -> tuple[Connection, asyncio.Task[Connec
     connection = await house.connect()
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.refresh(connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     return connection, refreshing
 
 
@@ -47,13 +47,13 @@ async def test_an_unsaved_pair_is_held_and_in_its_file(house: House) -> None:
     name = f"{connection.id}-1"
     assert house.lifecycle.pending_writes.names == [name]
     assert list(house.rescue.files) == [name]
-    [event] = house.witness.named("pair.unsaved")
+    [event] = house.witness.named("pair.write_pending")
     assert (event.connection_id, event.fields) == (connection.id, {"store": "SQLITE_FULL", "rescued": True})
     house.failing.away = set()
     await house.lifecycle.pending_writes.settle()
     assert (await refreshing).pair_version == 2
     assert (house.lifecycle.pending_writes.names, house.rescue.files) == ([], {})
-    assert (await house.witness.until("pair.saved")).fields == {"superseded": False}
+    assert (await house.witness.until("pair.write_completed")).fields == {"superseded": False}
 
 
 async def test_an_unsaved_pair_is_handed_out_while_the_store_is_away(house: House) -> None:
@@ -85,7 +85,7 @@ async def test_a_pair_without_an_account_is_found_by_its_connection_alone(house:
     connection = await house.connect(account_id="")
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.refresh(connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     pending_writes = house.lifecycle.pending_writes
     assert pending_writes.find(connection_id="another customer") is None
     found = pending_writes.find(connection_id=connection.id)
@@ -119,7 +119,7 @@ async def test_a_bug_in_the_store_lets_go_of_no_pair(house: House) -> None:
     connection = await house.connect()
     house.failing.before["save_refreshed"] = ZeroDivisionError()
     refreshing = asyncio.create_task(house.refresh(connection))
-    event = await house.witness.until("pair.unsaved")
+    event = await house.witness.until("pair.write_pending")
     assert isinstance(event.error, ZeroDivisionError)
     house.failing.before.clear()
     await house.lifecycle.pending_writes.settle()
@@ -134,7 +134,7 @@ async def test_a_pair_whose_commit_was_not_answered_is_stored(house: House) -> N
     assert stored.pair_version == 2
     assert house.amo.fake.is_good(house.pair(stored).refresh_token)
     assert (house.rescue.files, lifecycle.pending_writes.names) == ({}, [])
-    assert set(house.witness.names()) & {"pair.unsaved", "refresh.superseded"} == set()
+    assert set(house.witness.names()) & {"pair.write_pending", "refresh.superseded"} == set()
 
 
 async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another_has_replaced_it(
@@ -145,7 +145,7 @@ async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another
     lifecycle, house.failing.lost = house.lifecycle, {"save_refreshed"}
     house.failing.away = {"connection"}
     saving = asyncio.create_task(_save_next(house, lifecycle, connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.failing.away = set()
     other = house.make_coordinator(store=house.store, rescue=MemoryRescue(), process="process-2")
     assert (await other.refresh(connection.id, demand=RefreshTrigger.FORCED)).pair_version == 3
@@ -153,7 +153,7 @@ async def test_a_pair_whose_commit_was_not_answered_has_succeeded_though_another
     saved = await saving
     assert saved is not None
     assert (saved.pair_version, house.rescue.files) == (3, {})
-    [told] = house.witness.named("pair.saved")
+    [told] = house.witness.named("pair.write_completed")
     assert told.fields["superseded"] is False
 
 
@@ -202,7 +202,7 @@ async def test_a_terminal_answer_whose_commit_was_not_answered_is_stored(house: 
         with pytest.raises(NeedsReauth):
             await lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     assert len(house.amo.fake.ledger.refreshes()) == presented + 1
-    assert "refresh.verdict_unsaved" not in house.witness.names()
+    assert "refresh.result_not_stored" not in house.witness.names()
 
 
 async def test_a_bug_in_a_look_lets_go_of_no_pair(house: House) -> None:
@@ -216,8 +216,8 @@ async def test_a_bug_in_a_look_lets_go_of_no_pair(house: House) -> None:
     house.failing.answers["save_refreshed"] = None
     house.failing.before["connection"] = ZeroDivisionError()
     gated.go_on.set()
-    await house.witness.until_either(("pair.unsaved", "refresh.bug"), times=1)
-    [event] = house.witness.named("pair.unsaved")
+    await house.witness.until_either(("pair.write_pending", "refresh.bug"), times=1)
+    [event] = house.witness.named("pair.write_pending")
     assert isinstance(event.error, ZeroDivisionError)
     house.failing.answers.clear()
     house.failing.before.clear()
@@ -230,7 +230,7 @@ async def test_an_observer_that_fails_costs_no_pair(house: House) -> None:
     connection = await house.connect()
 
     def observer(event: Event) -> None:
-        if event.name == "pair.unsaved":
+        if event.name == "pair.write_pending":
             raise RuntimeError("the log is broken")
 
     lifecycle = house.make_lifecycle(observer=observer)
@@ -282,7 +282,7 @@ async def test_the_end_waits_for_a_pair_that_is_nowhere_else(house: House) -> No
     """Where its file cannot be written either, the process keeps it and goes on trying."""
     house.rescue.full = True
     connection, refreshing = await _pending_writes(house)
-    assert house.witness.named("pair.unsaved")[0].fields["rescued"] is False
+    assert house.witness.named("pair.write_pending")[0].fields["rescued"] is False
     house.lifecycle.core.stop.set()
     for _ in range(3):
         await house.clock.until_sleeping(1)
@@ -375,7 +375,7 @@ async def test_two_processes_that_hold_one_granted_pair_store_it_once(house: Hou
     store, other_store = house.away("save_connected"), house.away("save_connected")
     first = house.make_lifecycle(store=store)
     saving = asyncio.create_task(first.pending_writes.save(pending_pair, connection=pending_pair.connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     second = house.make_lifecycle(store=other_store, process="process-2")
     await second.pending_writes.restore()
     store.away = set()
@@ -386,7 +386,7 @@ async def test_two_processes_that_hold_one_granted_pair_store_it_once(house: Hou
     await second.pending_writes.settle()
     await second.pending_writes.drain()
     assert await house.now(refreshed) == refreshed
-    assert (await house.witness.until("pair.saved", times=2)).fields == {"superseded": True}
+    assert (await house.witness.until("pair.write_completed", times=2)).fields == {"superseded": True}
 
 
 async def test_a_pair_that_a_newer_one_replaced_is_let_go(house: House) -> None:
@@ -457,11 +457,16 @@ async def test_a_file_that_cannot_be_removed_is_told_and_harmless(house: House) 
     lifecycle = house.make_lifecycle(rescue=Stuck())
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.failing.away = set()
     await lifecycle.pending_writes.settle()
     assert (await refreshing).status is Status.ACTIVE
-    assert house.witness.names() == ["pair.unsaved", "refresh.succeeded", "pair.saved", "rescue.not_removed"]
+    assert house.witness.names() == [
+        "pair.write_pending",
+        "refresh.succeeded",
+        "pair.write_completed",
+        "rescue.not_removed",
+    ]
 
 
 async def test_a_file_that_cannot_be_removed_is_logged_once_and_removed_later(house: House) -> None:
@@ -479,14 +484,14 @@ async def test_a_file_that_cannot_be_removed_is_logged_once_and_removed_later(ho
     lifecycle = house.make_lifecycle(rescue=rescue)
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(lifecycle.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.failing.away = set()
     await lifecycle.pending_writes.settle()
     await refreshing
     offered = house.failing.asked["save_refreshed"]
     for _ in range(3):
         await lifecycle.pending_writes.restore()
-    assert len(house.witness.named("rescue.not_removed")) == len(house.witness.named("pair.saved")) == 1
+    assert len(house.witness.named("rescue.not_removed")) == len(house.witness.named("pair.write_completed")) == 1
     rescue.stuck = False
     await lifecycle.pending_writes.restore()
     assert (rescue.read(), house.failing.asked["save_refreshed"], lifecycle.pending_writes.names) == ({}, offered, [])
@@ -497,7 +502,7 @@ async def test_the_loop_offers_unsaved_pairs_before_it_spends_anything(house: Ho
     connection = await house.connect()
     house.failing.away = {"save_refreshed"}
     refreshing = asyncio.create_task(house.refresh(connection))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.failing.away = set()
     async with house.running(house.lifecycle):
         assert (await refreshing).pair_version == 2
@@ -509,7 +514,7 @@ async def test_the_loop_finds_what_another_process_has_left(house: House) -> Non
     other = house.make_lifecycle(store=house.away("save_refreshed"), process="process-2")
     async with house.running(house.lifecycle):
         flight = asyncio.create_task(other.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-        await house.witness.until("pair.unsaved")
+        await house.witness.until("pair.write_pending")
         other.core.stop.set()
         with pytest.raises(ShuttingDown):
             await flight
@@ -562,9 +567,9 @@ async def test_a_file_that_cannot_be_read_is_told_and_stops_nothing(house: House
     await lifecycle.pending_writes.restore()
     assert (await house.now(connection)).pair_version == 2
     assert lifecycle.pending_writes.names == ["x-1"]
-    assert house.witness.names() == ["pair.saved", "rescue.unreadable"] or house.witness.names() == [
+    assert house.witness.names() == ["pair.write_completed", "rescue.unreadable"] or house.witness.names() == [
         "rescue.unreadable",
-        "pair.saved",
+        "pair.write_completed",
     ]
 
 
@@ -579,7 +584,7 @@ async def test_a_superseded_pair_is_no_orphan_because_the_store_cannot_be_read(h
     again = await house.connect()
     house.failing.away = {"connection"}
     gated.go_on.set()
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     house.failing.away = set()
     await lifecycle.pending_writes.settle()
     assert await flight == again
@@ -614,7 +619,7 @@ async def test_an_orphan_is_held_until_it_has_a_file(house: House) -> None:
     store.put_back = True
     house.rescue.full = True
     gated.go_on.set()
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     assert not flight.done()
     house.rescue.full = False
     await lifecycle.pending_writes.settle()
@@ -636,7 +641,7 @@ async def test_a_rescued_pair_that_mends_a_connection_is_told(house: House) -> N
     connection = await house.connect(api_domain=API_DOMAIN)
     first = house.make_lifecycle(store=house.away("save_refreshed"))
     flight = asyncio.create_task(first.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE))
-    await house.witness.until("pair.unsaved")
+    await house.witness.until("pair.write_pending")
     first.core.stop.set()
     with pytest.raises(ShuttingDown):
         await flight
@@ -647,8 +652,8 @@ async def test_a_rescued_pair_that_mends_a_connection_is_told(house: House) -> N
         await elsewhere.coordinator.refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     await house.make_lifecycle(process="process-3").pending_writes.restore()
     assert (await house.now(connection)).status is Status.ACTIVE
-    assert house.witness.names()[-2:] == ["pair.saved", "connection.recovered"]
-    assert [notice.type for notice in await house.store.notices(limit=9)] == [
+    assert house.witness.names()[-2:] == ["pair.write_completed", "connection.recovered"]
+    assert [webhook.type for webhook in await house.store.webhooks(limit=9)] == [
         "connection.needs_reauth",
         "connection.recovered",
     ]

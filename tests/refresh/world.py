@@ -34,7 +34,6 @@ from amo_callback.amo.sandbox.rules import Lifetimes, SandboxIntegration
 from amo_callback.clock import DatabaseClock
 from amo_callback.errors import AmoCallbackError, RequestNotSent, StoreUnavailable, UnknownOutcome
 from amo_callback.grant import GrantStatus, NewConnection
-from amo_callback.local_limits import LocalLimits
 from amo_callback.model import (
     Account,
     Connection,
@@ -47,6 +46,7 @@ from amo_callback.model import (
     connection_id,
     fingerprint,
 )
+from amo_callback.rate_limit import LocalLimits
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, save
 from tests.fakes import FakeClock, InlineExecutor, MemoryRescue, RecordingObserver

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.errors import Frozen, InvalidState
-from amo_callback.events import Event
 from amo_callback.grant import GrantStatus, IssuedState, NewConnection
 from amo_callback.model import (
     ConnectionFilter,
@@ -138,8 +137,7 @@ async def test_a_pair_that_amo_issued_is_remembered_by_its_client(store: Store) 
     stored = await save(store, a_connection(1, client_id="granted"))
     assert await store.disconnect(stored, on_request=True)
     theirs = a_connection(2, client_id="imported", refreshed_at=START)
-    event = Event(name="connection.imported", connection_id=theirs.id)
-    assert await store.import_connections([ImportedConnection(connection=theirs, replaces=None, event=event)]) == []
+    assert await store.import_connections([ImportedConnection(connection=theirs, replaces=None)]) == []
     assert [await store.pair_obtained(name) for name in ("granted", "imported", "grant")] == [True, False, False]
     claimed = present(await store.claim(a_claim(theirs)))
     assert await store.save_refreshed(a_refreshed(claimed)) is not None

@@ -1,4 +1,4 @@
-"""What every store promises of notices."""
+"""What every store promises of webhooks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from amo_callback.events import NOTICES, Event
+from amo_callback.events import WEBHOOK_EVENTS, Event
 from amo_callback.model import (
     RefreshTrigger,
 )
@@ -37,7 +37,7 @@ from amo_callback.events import FailedDelivery, connection_event
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from amo_callback.events import Notice
+    from amo_callback.events import QueuedWebhook
     from amo_callback.store import Store
     from tests.fakes import FakeClock
 
@@ -48,45 +48,45 @@ OVER = timedelta(0)
 
 
 async def _write(store: Store, *accounts: int) -> list[str]:
-    """Write a notice of each of these accounts' connections."""
+    """Write a webhook of each of these accounts' connections."""
     for account in accounts:
         connection = a_connection(account)
         if await store.connection(connection.id) is None:
             await save(store, connection)
         stored = await now(store, connection)
         await store.schedule_recheck(stored, at=START, events=[connection_event("connection.moved", stored)])
-    return [notice.id for notice in await store.notices(limit=99)]
+    return [webhook.id for webhook in await store.webhooks(limit=99)]
 
 
 async def _claim(
     store: Store, *, at: datetime = START, lease: str = "lease-1", limit: int = 9, length: timedelta = LEASE
 ) -> list[str]:
-    found = await store.claim_notices(now=at, length=length, lease=lease, limit=limit)
-    return sorted(notice.id for notice in found)
+    found = await store.claim_webhooks(now=at, length=length, lease=lease, limit=limit)
+    return sorted(webhook.id for webhook in found)
 
 
-async def _fail(store: Store, notice: str, *, lease: str = "lease-1", again: datetime | None = None) -> bool:
-    failed = FailedDelivery(id=notice, lease=lease, error="status_500", next_try_at=again)
-    return await store.notice_failed(failed, events=[Event(name="notice.parked")] if again is None else [])
+async def _fail(store: Store, webhook: str, *, lease: str = "lease-1", again: datetime | None = None) -> bool:
+    failed = FailedDelivery(id=webhook, lease=lease, error="status_500", next_try_at=again)
+    return await store.webhook_failed(failed, events=[Event(name="webhook.dead_lettered")] if again is None else [])
 
 
 async def _next(store: Store, at: datetime = START) -> datetime | None:
-    return await store.next_notice(now=at, length=LEASE)
+    return await store.next_webhook(now=at, length=LEASE)
 
 
-async def _all(store: Store) -> Sequence[Notice]:
-    return await store.notices(limit=99)
+async def _all(store: Store) -> Sequence[QueuedWebhook]:
+    return await store.webhooks(limit=99)
 
 
-async def test_notices_are_read_in_their_order_page_by_page(store: Store) -> None:
+async def test_webhooks_are_read_in_their_order_page_by_page(store: Store) -> None:
     """Also those of the same moment."""
     ids = await _write(store, 1, 2, 1)
-    first = await store.notices(limit=2)
-    assert [notice.id for notice in first] == ids[:2]
-    assert [notice.id for notice in await store.notices(limit=2, after=first[-1].number)] == ids[2:]
+    first = await store.webhooks(limit=2)
+    assert [webhook.id for webhook in first] == ids[:2]
+    assert [webhook.id for webhook in await store.webhooks(limit=2, after=first[-1].number)] == ids[2:]
 
 
-async def test_a_notice_is_one_claimants_until_its_lease_ends(store: Store) -> None:
+async def test_a_webhook_is_one_claimants_until_its_lease_ends(store: Store) -> None:
     """Whoever looks meanwhile is told when that is."""
     ids = await _write(store, 1, 2)
     assert await _next(store) == START
@@ -95,15 +95,15 @@ async def test_a_notice_is_one_claimants_until_its_lease_ends(store: Store) -> N
     assert await _claim(store) == []
     upcoming = present(await _next(store))
     assert upcoming > START
-    assert {notice.tries for notice in await _all(store)} == {1}
+    assert {webhook.tries for webhook in await _all(store)} == {1}
 
 
-async def test_a_notice_is_anybodys_after_its_lease(store: Store) -> None:
+async def test_a_webhook_is_anybodys_after_its_lease(store: Store) -> None:
     """The process that was at it has died, or was stopped for long."""
     ids = await _write(store, 1, 2)
     assert await _claim(store, length=OVER) == sorted(ids)
     assert await _claim(store, lease="lease-2") == sorted(ids)
-    assert {notice.tries for notice in await _all(store)} == {2}
+    assert {webhook.tries for webhook in await _all(store)} == {2}
 
 
 async def test_a_lease_of_a_clock_that_was_ahead_is_over(store: Store) -> None:
@@ -113,7 +113,7 @@ async def test_a_lease_of_a_clock_that_was_ahead_is_over(store: Store) -> None:
     assert await _claim(store, length=LEASE) == ids
 
 
-async def test_the_first_of_a_connection_that_is_not_parked_is_due(store: Store) -> None:
+async def test_the_first_of_a_connection_that_is_not_dead_lettered_is_due(store: Store) -> None:
     """The next waits for its delivery, or for its end."""
     one, two, three = await _write(store, 1, 1, 1)
     assert await _claim(store) == [one]
@@ -123,48 +123,48 @@ async def test_the_first_of_a_connection_that_is_not_parked_is_due(store: Store)
     assert await _claim(store, at=START + 5 * SECOND) == [one]
     assert await _fail(store, one)
     assert await _claim(store) == [two]
-    assert await store.notice_delivered(two)
+    assert await store.webhook_delivered(two)
     assert await _claim(store) == [three]
-    assert await store.notice_delivered(three)
+    assert await store.webhook_delivered(three)
     assert await _next(store) is None
 
 
 async def test_only_the_latest_claimant_says_what_became_of_it(store: Store) -> None:
     """But whoever has delivered it, has."""
-    [notice] = await _write(store, 1)
+    [webhook] = await _write(store, 1)
     await _claim(store, length=OVER)
     await _claim(store, lease="lease-2")
-    assert not await _fail(store, notice)
-    assert await store.notice_delivered(notice, events=[Event(name="notice.delivered")])
-    assert not await store.notice_delivered(notice, events=[Event(name="notice.delivered")])
-    assert not await _fail(store, notice, lease="lease-2")
-    assert [event.name for event in await store.events(limit=9)].count("notice.delivered") == 1
-    assert "notice.parked" not in {event.name for event in await store.events(limit=9)}
+    assert not await _fail(store, webhook)
+    assert await store.webhook_delivered(webhook, events=[Event(name="webhook.delivered")])
+    assert not await store.webhook_delivered(webhook, events=[Event(name="webhook.delivered")])
+    assert not await _fail(store, webhook, lease="lease-2")
+    assert [event.name for event in await store.events(limit=9)].count("webhook.delivered") == 1
+    assert "webhook.dead_lettered" not in {event.name for event in await store.events(limit=9)}
 
 
-async def test_what_is_parked_begins_anew_where_it_is_asked_for(store: Store) -> None:
-    """One by its id, or all that are parked; what waits can be hurried, and keeps its count."""
+async def test_what_is_dead_lettered_begins_anew_where_it_is_asked_for(store: Store) -> None:
+    """One by its id, or all that are dead-lettered; what waits can be hurried, and keeps its count."""
     one, two, three = await _write(store, 1, 2, 3)
     await _claim(store)
     assert await _fail(store, one)
     assert await _fail(store, two)
     assert await _fail(store, three, again=START + DAY)
     assert await _next(store) == START + DAY
-    assert await store.retry_notices("unknown") == []
-    assert await store.retry_notices(one) == [one]
-    assert await store.retry_notices(None) == [two]
-    assert await store.retry_notices(None) == []
+    assert await store.retry_webhooks("unknown") == []
+    assert await store.retry_webhooks(one) == [one]
+    assert await store.retry_webhooks(None) == [two]
+    assert await store.retry_webhooks(None) == []
     assert await _claim(store) == sorted([one, two])
-    assert await store.retry_notices(three) == [three]
+    assert await store.retry_webhooks(three) == [three]
     assert await _claim(store) == [three]
-    assert {notice.id: notice.tries for notice in await _all(store)} == {one: 1, two: 1, three: 2}
+    assert {webhook.id: webhook.tries for webhook in await _all(store)} == {one: 1, two: 1, three: 2}
 
 
 async def test_whoever_delivers_is_told_of_what_is_committed(store: Store) -> None:
-    """Of a notice, and of one that is to be tried again; of nothing that was not written."""
+    """Of a webhook, and of one that is to be tried again; of nothing that was not written."""
     told: list[int] = []
     await _write(store, 1)
-    store.on_notice(lambda: told.append(1))
+    store.on_webhook(lambda: told.append(1))
     stored = await now(store, a_connection(1))
     event = connection_event("connection.moved", stored)
     assert await store.schedule_recheck(stored, at=START, events=[event])
@@ -172,27 +172,27 @@ async def test_whoever_delivers_is_told_of_what_is_committed(store: Store) -> No
     assert not await store.schedule_recheck(stored, at=START, events=[event])
     await store.record(connection_event("refresh.failed", stored))
     assert len(told) == 1
-    await store.retry_notices(None)
+    await store.retry_webhooks(None)
     assert len(told) == 2
 
 
-async def test_notices_are_kept_for_a_week_and_for_a_month_where_somebody_delivers_them(
+async def test_webhooks_are_kept_for_a_week_and_for_a_month_where_somebody_delivers_them(
     store: Store, clock: FakeClock
 ) -> None:
     """Those that were given up always for a month, from then on."""
-    parked, waiting = await _write(store, 1, 2)
+    dead_lettered, waiting = await _write(store, 1, 2)
     clock.advance(DAY.total_seconds())
     await _claim(store, limit=1)
-    assert await _fail(store, parked)
+    assert await _fail(store, dead_lettered)
 
     async def left(days: int) -> list[str]:
         await store.forget(now=START + days * DAY + SECOND)
-        return [notice.id for notice in await _all(store)]
+        return [webhook.id for webhook in await _all(store)]
 
-    assert await left(6) == [parked, waiting]
-    store.on_notice(lambda: None)
-    assert await left(29) == [parked, waiting]
-    assert await left(30) == [parked]
+    assert await left(6) == [dead_lettered, waiting]
+    store.on_webhook(lambda: None)
+    assert await left(29) == [dead_lettered, waiting]
+    assert await left(30) == [dead_lettered]
     assert await left(31) == []
     [other] = await _write(store, 3)
     assert await left(6) == [other]
@@ -205,13 +205,13 @@ async def test_a_week_is_enough_where_nobody_delivers(store: Store) -> None:
     assert await _all(store) == []
 
 
-async def test_a_clock_that_went_back_puts_no_notice_off(store: Store) -> None:
+async def test_a_clock_that_went_back_puts_no_webhook_off(store: Store) -> None:
     """What was to be tried later is due, and is not older than it was."""
     if store.has_shared_clock:
         pytest.skip("one instance's clock must not shift the others' times")
-    [notice] = await _write(store, 1)
+    [webhook] = await _write(store, 1)
     await _claim(store)
-    await _fail(store, notice, again=START + 5 * SECOND)
+    await _fail(store, webhook, again=START + 5 * SECOND)
     await store.record_time(now=lambda: START)
     await store.record_time(now=lambda: START - DAY)
     [shifted] = await _all(store)
@@ -267,7 +267,7 @@ async def test_old_events_are_forgotten_in_steps(store: Store, clock: FakeClock)
         assert await store.forget(now=START + 90 * DAY + SECOND) is (left == 1003)
 
 
-@pytest.mark.parametrize("name", sorted(NOTICES))
+@pytest.mark.parametrize("name", sorted(WEBHOOK_EVENTS))
 async def test_a_change_that_others_are_notified_of_is_in_the_outbox_with_it(store: Store, name: str) -> None:
     """Committed with the change, or not at all, each under a name of its own, and without a secret."""
     stored = await save(store, a_connection())
@@ -275,7 +275,7 @@ async def test_a_change_that_others_are_notified_of_is_in_the_outbox_with_it(sto
         stored = await now(store, stored)
         assert await store.schedule_recheck(stored, at=START, events=[_happened(stored, name, reason="x")])
         assert not await store.schedule_recheck(stored, at=START, events=[_happened(stored, name)])
-    one, other = await store.notices(limit=10)
+    one, other = await store.webhooks(limit=10)
     assert one.id != other.id
     assert (one.type, one.at) == (name, START)
     assert one.data == {

@@ -150,19 +150,19 @@ async def test_what_is_frozen_is_not_due(store: Store) -> None:
     assert (found.active, found.due, found.overdue, found.expired) == (2, 0, 0, 1)
 
 
-async def test_notices_wait_or_are_parked(store: Store, clock: FakeClock) -> None:
+async def test_webhooks_wait_or_are_dead_lettered(store: Store, clock: FakeClock) -> None:
     """They are counted apart, and of those that wait the oldest is told."""
     stored = await save(store, a_connection())
     for _ in range(2):
         await store.mark_in_doubt(await now(store, stored), events=[_change(stored.id)])
         clock.advance(60)
     found = await _survey(store)
-    assert (found.waiting, found.waiting_since, found.parked) == (2, START, 0)
-    [notice] = await store.claim_notices(now=START, length=MINUTE, lease="lease", limit=1)
-    failed: Any = FailedDelivery(id=notice.id, lease="lease", error="status_500", next_try_at=None)
-    await store.notice_failed(failed)
+    assert (found.waiting, found.waiting_since, found.dead_lettered) == (2, START, 0)
+    [webhook] = await store.claim_webhooks(now=START, length=MINUTE, lease="lease", limit=1)
+    failed: Any = FailedDelivery(id=webhook.id, lease="lease", error="status_500", next_try_at=None)
+    await store.webhook_failed(failed)
     found = await _survey(store)
-    assert (found.waiting, found.parked) == (1, 1)
+    assert (found.waiting, found.dead_lettered) == (1, 1)
 
 
 def _change(name: str) -> Event:

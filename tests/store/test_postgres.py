@@ -14,7 +14,7 @@ import pytest
 
 from amo_callback.clock import DatabaseClock, SystemClock
 from amo_callback.errors import ConfigurationError, StoreUnavailable
-from amo_callback.events import Event, connection_event
+from amo_callback.events import connection_event
 from amo_callback.model import ChangeNotice, Freeze, ImportedConnection
 from amo_callback.rate_limit import WaiterKind
 from amo_callback.refresh.leases import Leases
@@ -72,7 +72,7 @@ async def test_a_fresh_schema_equals_a_migrated_one(postgres: Databases) -> None
                     await migrate_postgres(connection, migrations[:step])
                 found.append([tuple(row) for row in await connection.fetch(SCHEMA)])
     assert found[0] == found[1]
-    assert {name for name, *_ in found[0]} >= {"connections", "events", "grants", "meta", "outbox", "slots", "turns"}
+    assert {name for name, *_ in found[0]} >= {"connections", "events", "grants", "meta", "webhooks", "slots", "turns"}
 
 
 async def test_instances_that_begin_at_once_make_one_schema(url: str) -> None:
@@ -324,9 +324,8 @@ async def test_of_two_that_wait_for_each_other_the_one_that_is_undone_tries_agai
     late = with_option(url, "deadlock_timeout=2000")  # it looks once, and there has to be something to see by then
     async with opened(late) as store, connected(f"{url}&deadlock_timeout=20000") as other:
         stored = [await save(store, one) for one in (first, second)]
-        event = Event(name="connection.imported")
         brought = [
-            ImportedConnection(connection=dataclasses.replace(one, sealed_pair=b"brought"), replaces=one, event=event)
+            ImportedConnection(connection=dataclasses.replace(one, sealed_pair=b"brought"), replaces=one)
             for one in stored
         ]
         async with other.transaction():

@@ -102,7 +102,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> N
 async def test_one_broken_statement_is_no_store_out_of_reach(store: Store, tmp_path: Path) -> None:
     """A lost table fails whoever needs it; it is not said that nobody could store anything, and leases end."""
     other = sqlite3.connect(tmp_path / "amo-callback.db")
-    other.execute("DROP TABLE outbox")
+    other.execute("DROP TABLE webhooks")
     other.close()
     with pytest.raises(StoreUnavailable):
         await store.forget(now=START)

@@ -8,12 +8,16 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from amo_callback.amo.claims import account_of, read_claims
-from amo_callback.model import Account, RefreshRules, Status, TokenClaims, connection_id
+from amo_callback.amo.claims import told_by
+from amo_callback.errors import UnknownOutcome
+from amo_callback.model import Account, RefreshRules, connection_id
+from amo_callback.refresh.pending_writes import PendingWrites
+from amo_callback.refresh.raw_answers import RawAnswers
 from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host
 from amo_callback.transfer.importer import ImportRules, apply
+from amo_callback.transfer.json_format import JsonReader
 from tests.builders import DAY
-from tests.fakes import START
+from tests.fakes import START, RecordingObserver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 CLIENT = "c619"
 RULES = ImportRules(client_id=CLIENT, allowed_domains=(), allowed_accounts=(), replace=False)
 REPLACE = ImportRules(client_id=CLIENT, allowed_domains=(), allowed_accounts=(), replace=True)
+READER = JsonReader(claims_of=told_by, client_id=CLIENT, now=START)
 
 
 def a_record(number: int = 1, **more: Any) -> ExportRecord:
@@ -37,8 +42,6 @@ def a_record(number: int = 1, **more: Any) -> ExportRecord:
         "domain": f"a{number}.amocrm.ru",
         "api_domain": "api-b.amocrm.ru",
         "client_id": CLIENT,
-        "status": Status.ACTIVE,
-        "reason": None,
         "access_token": f"access-token-of-{number}",
         "refresh_token": f"refresh-token-of-{number}",
         "issued_at": START,
@@ -47,10 +50,6 @@ def a_record(number: int = 1, **more: Any) -> ExportRecord:
         "refreshed_at": START + timedelta(microseconds=123457),
         "connected_at": START,
         "grant_iat": 1,
-        "doubtful": None,
-        "look_up_at": None,
-        "frozen": False,
-        "connected_no": number,
     }
     return ExportRecord(**{**values, **more})
 
@@ -115,14 +114,8 @@ def an_entry(number: int = 1, **more: object) -> dict[str, object]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def tell(access_token: str) -> TokenClaims:
-    """Read a token as the command does."""
-    claims = read_claims(access_token)
-    audience = claims.get("aud")
-    return TokenClaims(
-        account=account_of(claims),
-        client_id=audience if isinstance(audience, str) else None,
-        expires_at=START + timedelta(seconds=float(str(claims["exp"])) - START.timestamp())
-        if "exp" in claims
-        else None,
-    )
+async def keep_raw(store: Store, cipher: Cipher, rescue: Any, body: bytes, name: str, **more: str) -> None:
+    """Keep an answer of AMO that cannot be read, as the service does."""
+    edges = {"store": store, "rescue": rescue, "cipher": cipher, "clock": store.clock, "observer": RecordingObserver()}
+    raw = RawAnswers(**edges, pending_writes=PendingWrites(**edges))
+    await raw.keep(name, UnknownOutcome("not_json", body=body), **more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,12 +22,14 @@ from amo_callback.transfer.export_file import (
     is_export,
     key_from_passphrase,
     key_of_host,
+    new_file,
     read_export,
 )
 from tests.transfer.samples import a_record, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 KEY, OTHER_KEY = new_key(), new_key()
 PASSPHRASE = "correct horse battery staple"
@@ -165,7 +168,7 @@ def test_a_hostile_header_eats_nothing(header: bytes) -> None:
     assert len(str(raised.value)) < 500
 
 
-@pytest.mark.parametrize("cost", [{"n": 3 * 2**10}, {"salt": "A" * 17}])
+@pytest.mark.parametrize("cost", [{"n": 3 * 2**10}, {"n": 3}])
 def test_a_cost_within_bounds_that_is_none_is_refused(cost: dict[str, Any]) -> None:
     """Scrypt itself tells."""
     header = _header(sealed_with={"passphrase": COST | cost})
@@ -193,3 +196,53 @@ def test_nothing_of_a_record_shows_its_tokens() -> None:
     shown = repr(_read(content)) + repr(key_of_host(KEY)) + content.decode()
     for secret in (KEY, *(record.access_token for record in RECORDS), *(record.refresh_token for record in RECORDS)):
         assert secret not in shown
+
+
+# --- the file itself -----------------------------------------------------------------------------
+
+
+def test_a_file_appears_whole_and_for_its_owner_alone(tmp_path: Path) -> None:
+    """Nothing of it bears its name before it ends."""
+    path = tmp_path / "x.export"
+    with new_file(path) as file:
+        file.write(b"all of it")
+        assert not path.exists()
+    assert path.read_bytes() == b"all of it"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _write(path: Path, *, then: Callable[[], object]) -> None:
+    with new_file(path) as file:
+        file.write(b"new")
+        then()
+
+
+@pytest.mark.parametrize("error", [CommandFailed(), KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_file_that_was_not_ended_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    """Whatever broke it off."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises((CommandFailed, KeyboardInterrupt)):
+        _write(tmp_path / "x.export", then=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    """Also one that came meanwhile, and a link that leads nowhere."""
+    path, link = tmp_path / "x.export", tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CommandFailed, match="cannot be written: File exists"):
+        _write(link, then=lambda: None)
+    with pytest.raises(CommandFailed, match="cannot be written: File exists"):
+        _write(path, then=lambda: path.write_bytes(b"old"))
+    assert path.read_bytes() == b"old"
+    assert {each.name for each in tmp_path.iterdir()} == {"link", "x.export"}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """With the reason."""
+    with pytest.raises(CommandFailed, match="cannot be written: No such file or directory"):
+        _write(tmp_path / "nowhere" / "x.export", then=lambda: None)

@@ -11,7 +11,6 @@ import pytest
 
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.errors import CommandFailed, Frozen
-from amo_callback.events import Event
 from amo_callback.grant import GrantStatus, NewConnection
 from amo_callback.model import ImportedConnection, Reason, Status, TokenPair
 from amo_callback.refresh.leases import Leases
@@ -35,9 +34,7 @@ async def _connect(store: Store, cipher: Cipher, number: int = 1) -> Connection:
     )
     sealed = cipher.seal_pair(pair, connection_id=a_connection(number).id)
     connection = a_connection(number, sealed_pair=sealed)
-    await store.import_connections(
-        [ImportedConnection(connection=connection, replaces=None, event=Event(name="connection.imported"))]
-    )
+    await store.import_connections([ImportedConnection(connection=connection, replaces=None)])
     return await now(store, connection)
 
 

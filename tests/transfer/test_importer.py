@@ -320,14 +320,14 @@ async def test_whoever_is_notified_of_changes_hears_of_an_import_that_is_one(sto
     """Given up here and brought back to life, or the other way round: written with it; whoever is new is no change."""
     dead = a_record(1, status=Status.NEEDS_REAUTH, reason=Reason.REVOKED)
     await _bring(store, cipher, dead, a_record(2))
-    assert await store.notices(limit=9) == []
+    assert await store.webhooks(limit=9) == []
     later = {"issued_at": START + DAY, "expires_at": START + 2 * DAY}
     lives = a_record(1, access_token="new one", refresh_token="new one", **later)
     missing = a_record(
         2, access_token="new two", refresh_token="", status=Status.NEEDS_REAUTH, reason=Reason.MISSING, **later
     )
     await _bring(store, cipher, lives, missing, rules=REPLACE)
-    assert {(notice.type, notice.data.get("reason")) for notice in await store.notices(limit=9)} == {
+    assert {(webhook.type, webhook.data.get("reason")) for webhook in await store.webhooks(limit=9)} == {
         ("connection.recovered", None),
         ("connection.needs_reauth", "missing"),
     }

@@ -11,14 +11,13 @@ import pytest
 from amo_callback.errors import CommandFailed
 from amo_callback.model import Status
 from amo_callback.transfer.export_file import ExportRecord, ParsedRecord, RecordError
-from amo_callback.transfer.json_format import read_json
 from tests.builders import DAY
 from tests.fakes import START
-from tests.transfer.samples import CLIENT, a_token, an_entry, tell
+from tests.transfer.samples import CLIENT, READER, a_token, an_entry
 
 
 def _read(content: bytes) -> list[ParsedRecord | RecordError]:
-    return list(read_json(content, tell=tell, client_id=CLIENT, now=START))
+    return list(READER.read_file(content))
 
 
 def _one(**more: Any) -> ExportRecord:
@@ -145,8 +144,8 @@ def test_an_owner_is_noted() -> None:
         ({"expires_at": 2**34}, "expires_at, expires_in: neither seconds nor a time"),
         ({"expires_at": "9999-12-31T23:59:59Z"}, "expires_at, expires_in: neither seconds nor a time"),
         ({"expires_in": 10**9}, "expires_at, expires_in: neither seconds nor a time"),
-        ({"account_id": "2"}, "account_id: the access token tells another one"),
-        ({"user_id": 99}, "user_id: the access token tells another one"),
+        ({"account_id": "2"}, "account_id: the access token names another one"),
+        ({"user_id": 99}, "user_id: the access token names another one"),
         ({"account_id": "a b"}, "account_id: string should match pattern"),
     ],
 )
@@ -195,4 +194,4 @@ def test_junk_among_good_lines_is_told_by_its_line() -> None:
 def test_a_list_that_would_take_all_memory_is_refused_before_it_is_parsed() -> None:
     """What a value takes is many times its length in the file; an object a line is read one after the other."""
     with pytest.raises(CommandFailed, match="holds too much for one file"):
-        next(read_json(b"[" + b"0," * 20_000_000 + b"0]", tell=tell, client_id=CLIENT, now=START))
+        next(READER.read_file(b"[" + b"0," * 20_000_000 + b"0]"))

@@ -1,4 +1,4 @@
-"""A courier with everything around it: a store, time, and a receiver on a socket."""
+"""A dispatcher with everything around it: a store, time, and a receiver on a socket."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from amo_callback.events import Notice, connection_event
+from amo_callback.events import QueuedWebhook, connection_event
 from amo_callback.model import RefreshRules
 from amo_callback.store import Store
 from amo_callback.webhook import Signer
@@ -22,7 +22,7 @@ CONNECT = "https://admin.example.com/api/amo-crm/connect"
 
 
 class Office:
-    """Where notices are written, and delivered from."""
+    """Where webhooks are written, and delivered from."""
 
     def __init__(self, *, store: Store, clock: FakeClock, witness: RecordingObserver, receiver: EndpointHealth) -> None:
         self.store, self.clock, self.witness, self.receiver = store, clock, witness, receiver
@@ -31,14 +31,15 @@ class Office:
     async def dispatcher(
         self, *, store: Store | None = None, url: str | None = None, patience: float = PATIENCE
     ) -> AsyncIterator[WebhookDispatcher]:
-        """Run a process's courier."""
+        """Run a process's dispatcher."""
         place = store or self.store
-        async with open_sender(url or self.receiver.url, patience=patience) as sender:
+        signer = Signer([SECRET], reconnect_url=CONNECT)
+        async with open_sender(url or self.receiver.url, signer, patience=patience) as sender:
             core = a_core(store=place, clock=self.clock, observer=self.witness, rules=RefreshRules(poll_interval=POLL))
             place.observe(self.witness)
             self.stop = core.stop
-            dispatcher = WebhookDispatcher(core, sender=sender, signer=Signer([SECRET], reconnect_url=CONNECT))
-            place.on_notice(dispatcher.wake)
+            dispatcher = WebhookDispatcher(core, sender)
+            place.on_webhook(dispatcher.wake)
             task = asyncio.create_task(dispatcher.run())
             try:
                 yield dispatcher
@@ -46,21 +47,21 @@ class Office:
                 core.stop.set()
                 await task
 
-    async def write(self, name: str = "connection.moved", *, account: int = 1, **fields: object) -> Notice:
-        """Write a change of an account's connection, and the notice of it."""
+    async def write(self, name: str = "connection.moved", *, account: int = 1, **fields: object) -> QueuedWebhook:
+        """Write a change of an account's connection, and the webhook of it."""
         connection = a_connection(account)
         if await self.store.connection(connection.id) is None:
             await save(self.store, connection)
         stored = await now(self.store, connection)
         assert await self.store.schedule_recheck(stored, at=START, events=[connection_event(name, stored, told=fields)])
-        return (await self.store.notices(limit=1000))[-1]
+        return (await self.store.webhooks(limit=1000))[-1]
 
-    async def waiting(self) -> list[Notice]:
-        """Return what is in the outbox."""
-        return list(await self.store.notices(limit=1000))
+    async def waiting(self) -> list[QueuedWebhook]:
+        """Return what is in the table `webhooks`."""
+        return list(await self.store.webhooks(limit=1000))
 
     async def after(self, seconds: float) -> None:
-        """Let time pass once the courier sleeps: it has begun all that was due."""
+        """Let time pass once the dispatcher sleeps: it has begun all that was due."""
         await self.clock.until_sleeping()
         self.clock.advance(seconds)
 

@@ -1,4 +1,4 @@
-"""Notices reach the receiver: in order, once where nothing goes wrong, and not lost where something does."""
+"""Webhooks reach the receiver: in order, once where nothing goes wrong, and not lost where something does."""
 
 import asyncio
 import socket
@@ -27,23 +27,23 @@ def _nobody() -> str:
 
 
 async def test_a_change_is_delivered_when_it_is_committed(office: Office) -> None:
-    """The courier is woken by the write itself: no time passes."""
+    """The dispatcher is woken by the write itself: no time passes."""
     async with office.dispatcher():
         await office.clock.until_sleeping()
-        notice = await office.write("connection.connected")
-        await office.witness.until("notice.delivered")
+        webhook = await office.write("connection.connected")
+        await office.witness.until("webhook.delivered")
     [delivery] = office.receiver.deliveries
-    assert delivery.id == notice.id
+    assert delivery.id == webhook.id
     assert delivery.content == {
         "type": "connection.connected",
         "timestamp": "2026-11-23T12:00:00Z",
         "data": {
-            "connection_id": notice.connection_id, "account_id": "1", "domain": "a1.amocrm.ru", "owners": [],
+            "connection_id": webhook.connection_id, "account_id": "1", "domain": "a1.amocrm.ru", "owners": [],
         },
     }  # fmt: skip
     assert await office.waiting() == []
-    assert await office.store.events(connection_id=notice.connection_id, limit=1) != []
-    assert "notice.delivered" not in {event.name for event in await office.store.events(limit=9)}
+    assert await office.store.events(connection_id=webhook.connection_id, limit=1) != []
+    assert "webhook.delivered" not in {event.name for event in await office.store.events(limit=9)}
 
 
 @pytest.mark.parametrize("name", ["connection.needs_reauth", "connection.expiring"])
@@ -51,7 +51,7 @@ async def test_what_a_person_can_mend_says_where(office: Office, name: str) -> N
     """The address where he connects again; and the reason, where one is known."""
     async with office.dispatcher():
         await office.write(name, reason="revoked")
-        await office.witness.until("notice.delivered")
+        await office.witness.until("webhook.delivered")
     data = office.receiver.deliveries[0].content["data"]
     assert (data["reason"], data["reconnect_url"]) == ("revoked", CONNECT)
 
@@ -61,9 +61,9 @@ async def test_whatever_is_not_taken_is_tried_again_under_the_same_id(office: Of
     """Only 2xx means taken: errors, hang-ups, and redirects, which are not followed; the body stays the same."""
     office.receiver.statuses = [status]
     office.receiver.headers = {"Location": "/elsewhere"}
-    notice = await office.write()
+    webhook = await office.write()
     async with office.dispatcher():
-        failed = await office.witness.until("notice.failed")
+        failed = await office.witness.until("webhook.failed")
         assert failed.fields["error"] == (f"status_{status}" if status else "connection_lost")
         [waiting] = await office.waiting()
         assert (waiting.tries, waiting.last_error) == (1, failed.fields["error"])
@@ -72,23 +72,23 @@ async def test_whatever_is_not_taken_is_tried_again_under_the_same_id(office: Of
         await office.clock.until_sleeping()
         assert len(office.receiver.deliveries) == 1
         await office.after(0.2)
-        await office.witness.until("notice.delivered")
+        await office.witness.until("webhook.delivered")
     first, second = office.receiver.deliveries
     assert (
-        (first.id, first.body, first.path) == (second.id, second.body, second.path) == (notice.id, first.body, "/hook")
+        (first.id, first.body, first.path) == (second.id, second.body, second.path) == (webhook.id, first.body, "/hook")
     )
     assert int(second.headers["webhook-timestamp"]) == int(first.headers["webhook-timestamp"]) + 5
     assert await office.waiting() == []
     [told, *_] = await office.store.events(limit=1)
-    assert (told.name, told.details["tries"]) == ("notice.delivered", 2)
+    assert (told.name, told.details["tries"]) == ("webhook.delivered", 2)
 
 
 async def test_a_body_is_not_read_however_long_it_is(office: Office) -> None:
-    """What counts is the answer's head: a receiver that never stops talking has taken the notice."""
+    """What counts is the answer's head: a receiver that never stops talking has taken the webhook."""
     office.receiver.body = b"x" * 2**24
     await office.write()
     async with office.dispatcher():
-        await office.witness.until("notice.delivered")
+        await office.witness.until("webhook.delivered")
 
 
 async def test_a_receiver_that_does_not_answer_is_given_up_in_time(office: Office) -> None:
@@ -96,54 +96,58 @@ async def test_a_receiver_that_does_not_answer_is_given_up_in_time(office: Offic
     office.receiver.open.clear()
     await office.write()
     async with office.dispatcher(patience=0.1):
-        assert (await office.witness.until("notice.failed")).fields["error"] == "timeout"
+        assert (await office.witness.until("webhook.failed")).fields["error"] == "timeout"
     office.receiver.open.set()
     async with office.dispatcher():
         await office.after(5)
-        await office.witness.until("notice.delivered")
+        await office.witness.until("webhook.delivered")
     assert len(set(office.receiver.ids)) == 1
 
 
 async def test_a_receiver_that_wants_no_more_is_obeyed(office: Office) -> None:
-    """410 Gone parks at once, and the next notice of the connection has its turn."""
+    """410 Gone dead-letters at once, and the next webhook of the connection has its turn."""
     office.receiver.statuses = [410]
     first, second = await office.write(), await office.write()
     async with office.dispatcher():
-        parked = await office.witness.until("notice.parked")
-        await office.witness.until("notice.delivered")
-    assert (parked.level, parked.fields["notice"], parked.fields["error"]) == (Level.ERROR, first.id, "status_410")
+        dead_lettered = await office.witness.until("webhook.dead_lettered")
+        await office.witness.until("webhook.delivered")
+    assert (dead_lettered.level, dead_lettered.fields["webhook"], dead_lettered.fields["error"]) == (
+        Level.ERROR,
+        first.id,
+        "status_410",
+    )
     assert office.receiver.ids == [first.id, second.id]
     [kept] = await office.waiting()
-    assert (kept.id, kept.parked_at, kept.last_error) == (first.id, START, "status_410")
+    assert (kept.id, kept.dead_lettered_at, kept.last_error) == (first.id, START, "status_410")
 
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_receiver_that_asks_for_time_gets_it(office: Office, status: int) -> None:
-    """`Retry-After` holds up every notice, not only the one that was answered."""
+    """`Retry-After` holds up every webhook, not only the one that was answered."""
     office.receiver.statuses = [status]
     office.receiver.headers = {"Retry-After": "120"}
     await office.write()
     async with office.dispatcher():
-        await office.witness.until("notice.failed")
+        await office.witness.until("webhook.failed")
         await office.write(account=2)
         await office.after(119)
         await office.clock.until_sleeping()
         assert len(office.receiver.deliveries) == 1
         await office.after(2)
-        await office.witness.until("notice.delivered", times=2)
+        await office.witness.until("webhook.delivered", times=2)
 
 
-async def test_a_connections_notices_keep_their_order(office: Office) -> None:
+async def test_a_connections_webhooks_keep_their_order(office: Office) -> None:
     """The next one waits for the one before, while those of others go on."""
     office.receiver.statuses = [500]
     first = await office.write()
     async with office.dispatcher():
-        await office.witness.until("notice.failed")
+        await office.witness.until("webhook.failed")
         second, third = await office.write(), await office.write()
         other = await office.write(account=2)
-        await office.witness.until("notice.delivered")
+        await office.witness.until("webhook.delivered")
         await office.after(5)
-        await office.witness.until("notice.delivered", times=4)
+        await office.witness.until("webhook.delivered", times=4)
     assert office.receiver.ids == [first.id, other.id, first.id, second.id, third.id]
 
 
@@ -157,30 +161,30 @@ async def test_a_slow_receiver_gets_a_few_at_once(office: Office) -> None:
         await office.clock.until_sleeping()
         assert len(office.receiver.deliveries) == AT_ONCE
         office.receiver.open.set()
-        await office.witness.until("notice.delivered", times=AT_ONCE + 3)
+        await office.witness.until("webhook.delivered", times=AT_ONCE + 3)
     assert len(set(office.receiver.ids)) == AT_ONCE + 3
 
 
-async def test_a_receiver_that_is_dead_for_two_days_parks_notices_and_tells(office: Office) -> None:
+async def test_a_receiver_that_is_dead_for_two_days_dead_letters_webhooks(office: Office) -> None:
     """It is told once that it fails, once of each that is given up, once that it is well; `retry` delivers them."""
     one, other = await office.write(), await office.write(account=2)
     async with office.dispatcher(url=_nobody()):
         for tries in range(1, 40):
-            await office.witness.until_either(("notice.failed", "notice.parked"), times=2 * tries)
-            if len(office.witness.named("notice.parked")) == 2:
+            await office.witness.until_either(("webhook.failed", "webhook.dead_lettered"), times=2 * tries)
+            if len(office.witness.named("webhook.dead_lettered")) == 2:
                 break
             await office.after(2 * HOUR)
         assert (DAY - timedelta(hours=2)).total_seconds() < (office.clock.now() - START).total_seconds() <= 2 * 86400
         await office.after(DAY.total_seconds())
         await office.clock.until_sleeping()
-    assert [event.fields["error"] for event in office.witness.named("receiver.failing")] == ["unreachable"]
-    parked = [event for event in await office.store.events(limit=9) if event.name == "notice.parked"]
-    assert {event.details["notice"] for event in parked} == {one.id, other.id}
+    assert [event.fields["error"] for event in office.witness.named("webhook.failing")] == ["unreachable"]
+    dead_lettered = [event for event in await office.store.events(limit=9) if event.name == "webhook.dead_lettered"]
+    assert {event.details["webhook"] for event in dead_lettered} == {one.id, other.id}
     async with office.dispatcher():
         await office.clock.until_sleeping()
         assert office.receiver.deliveries == []
-        assert set(await office.store.retry_notices(None)) == {one.id, other.id}
-        await office.witness.until("notice.delivered", times=2)
+        assert set(await office.store.retry_webhooks(None)) == {one.id, other.id}
+        await office.witness.until("webhook.delivered", times=2)
     assert set(office.receiver.ids) == {one.id, other.id}
     assert await office.waiting() == []
 
@@ -190,76 +194,76 @@ async def test_a_receiver_that_recovers_is_told_once(office: Office) -> None:
     office.receiver.statuses = [500, 502]
     await office.write()
     async with office.dispatcher():
-        await office.witness.until("notice.failed")
+        await office.witness.until("webhook.failed")
         await office.after(5)
-        await office.witness.until("notice.failed", times=2)
+        await office.witness.until("webhook.failed", times=2)
         await office.after(30)
-        await office.witness.until("notice.delivered")
+        await office.witness.until("webhook.delivered")
         await office.write()
-        await office.witness.until("notice.delivered", times=2)
-    told = [event for event in office.witness.events if event.name.startswith("receiver.")]
+        await office.witness.until("webhook.delivered", times=2)
+    told = [event for event in office.witness.events if event.name in {"webhook.failing", "webhook.recovered"}]
     assert [(event.name, dict(event.fields)) for event in told] == [
-        ("receiver.failing", {"error": "status_500"}), ("receiver.recovered", {}),
+        ("webhook.failing", {"error": "status_500"}), ("webhook.recovered", {}),
     ]  # fmt: skip
 
 
-async def test_one_notice_that_is_never_taken_makes_no_noise(office: Office) -> None:
+async def test_one_webhook_that_is_never_taken_makes_no_noise(office: Office) -> None:
     """While the others are, nobody is told of a recovery that is none."""
     async with office.dispatcher():
         office.receiver.statuses = [500]
         await office.write()
-        await office.witness.until("notice.failed")
+        await office.witness.until("webhook.failed")
         for number in range(3):
             await office.write(account=2)
-            await office.witness.until("notice.delivered", times=number + 1)
-        assert "receiver.recovered" not in office.witness.names()
+            await office.witness.until("webhook.delivered", times=number + 1)
+        assert "webhook.recovered" not in office.witness.names()
         await office.after(5)
-        await office.witness.until("receiver.recovered")
-    assert len(office.witness.named("receiver.failing")) == 1
+        await office.witness.until("webhook.recovered")
+    assert len(office.witness.named("webhook.failing")) == 1
 
 
-async def test_two_processes_deliver_each_notice_once(office: Office, tmp_path: Path) -> None:
-    """Both look at one outbox at the same time, and a connection's order holds across them."""
+async def test_two_processes_deliver_each_webhook_once(office: Office, tmp_path: Path) -> None:
+    """Both look at one table `webhooks` at the same time, and a connection's order holds across them."""
     written = [await office.write(account=account) for _ in range(4) for account in range(10)]
     async with (
         open_store("sqlite:///amo-callback.db", folder=tmp_path, clock=office.clock) as store,
         office.dispatcher(),
         office.dispatcher(store=store),
     ):
-        await office.witness.until("notice.delivered", times=len(written))
-    assert sorted(office.receiver.ids) == sorted(notice.id for notice in written)
-    for account in {notice.connection_id for notice in written}:
-        expected = [notice.id for notice in written if notice.connection_id == account]
+        await office.witness.until("webhook.delivered", times=len(written))
+    assert sorted(office.receiver.ids) == sorted(webhook.id for webhook in written)
+    for account in {webhook.connection_id for webhook in written}:
+        expected = [webhook.id for webhook in written if webhook.connection_id == account]
         assert [name for name in office.receiver.ids if name in expected] == expected
 
 
 async def test_what_a_killed_process_was_at_is_delivered_after_its_lease(office: Office) -> None:
     """It may have been delivered already: better twice under one id than never."""
-    notice = await office.write()
+    webhook = await office.write()
     now = office.clock.now()
-    [claimed] = await office.store.claim_notices(now=now, length=LEASE, lease="killed", limit=9)
-    assert claimed.id == notice.id
+    [claimed] = await office.store.claim_webhooks(now=now, length=LEASE, lease="killed", limit=9)
+    assert claimed.id == webhook.id
     async with office.dispatcher():
         await office.after(LEASE.total_seconds() - 1)
         await office.clock.until_sleeping()
         assert office.receiver.deliveries == []
         await office.after(1)
-        await office.witness.until("notice.delivered")
-    assert office.receiver.ids == [notice.id]
+        await office.witness.until("webhook.delivered")
+    assert office.receiver.ids == [webhook.id]
 
 
 async def test_a_clock_that_is_put_forward_has_nothing_sent_twice_at_once(office: Office) -> None:
     """A process knows what it is at itself, also where the lease looks over."""
     office.receiver.open.clear()
-    notice = await office.write()
+    webhook = await office.write()
     async with office.dispatcher():
         await office.receiver.until_came(1)
         await office.after(HOUR)
         await office.clock.until_sleeping()
-        assert office.receiver.ids == [notice.id]
+        assert office.receiver.ids == [webhook.id]
         office.receiver.open.set()
-        await office.witness.until("notice.delivered")
-    assert office.receiver.ids == [notice.id]
+        await office.witness.until("webhook.delivered")
+    assert office.receiver.ids == [webhook.id]
 
 
 async def test_a_stop_begins_nothing_new_and_awaits_what_is_in_flight(office: Office) -> None:
@@ -271,40 +275,40 @@ async def test_a_stop_begins_nothing_new_and_awaits_what_is_in_flight(office: Of
         office.stop.set()
         asyncio.get_running_loop().call_soon(office.receiver.open.set)
     assert office.receiver.ids == [first.id]
-    assert [notice.id for notice in await office.waiting()] == [second.id]
+    assert [webhook.id for webhook in await office.waiting()] == [second.id]
     async with office.dispatcher():
-        await office.witness.until("notice.delivered", times=2)
+        await office.witness.until("webhook.delivered", times=2)
     assert office.receiver.ids == [first.id, second.id]
 
 
 async def test_a_stop_waits_for_a_dead_receiver_no_longer_than_a_request_may_take(office: Office) -> None:
-    """The notice waits for the next start."""
+    """The webhook waits for the next start."""
     office.receiver.open.clear()
-    notice = await office.write()
+    webhook = await office.write()
     async with office.dispatcher(patience=1):
         await office.receiver.until_came(1)
     office.receiver.open.set()
     [waiting] = await office.waiting()
-    assert (waiting.id, waiting.last_error, waiting.parked_at) == (notice.id, "timeout", None)
+    assert (waiting.id, waiting.last_error, waiting.dead_lettered_at) == (webhook.id, "timeout", None)
 
 
 async def test_an_answer_that_cannot_be_written_down_is_delivered_again(office: Office) -> None:
-    """With the disk full after the receiver's answer, the notice comes twice, under its one id."""
-    failing: Any = FaultyStore(office.store, office.clock, away=["notice_delivered"])
-    notice = await office.write()
+    """With the disk full after the receiver's answer, the webhook comes twice, under its one id."""
+    failing: Any = FaultyStore(office.store, office.clock, away=["webhook_delivered"])
+    webhook = await office.write()
     async with office.dispatcher(store=failing):
         told = await office.witness.until("courier.failed")
         assert dict(told.fields) == {"error": "store_unavailable", "detail": "SQLITE_FULL"}
         failing.away = set()
         await office.after(LEASE.total_seconds())
-        await office.witness.until("notice.delivered")
-    assert office.receiver.ids == [notice.id, notice.id]
+        await office.witness.until("webhook.delivered")
+    assert office.receiver.ids == [webhook.id, webhook.id]
 
 
 async def test_a_round_that_fails_is_told_and_the_loop_goes_on(office: Office) -> None:
     """Neither a store that is away nor a bug ends it."""
-    failing: Any = FaultyStore(office.store, office.clock, away=["next_notice"])
-    failing.before["claim_notices"] = ValueError("a bug")
+    failing: Any = FaultyStore(office.store, office.clock, away=["next_webhook"])
+    failing.before["claim_webhooks"] = ValueError("a bug")
     await office.write()
     async with office.dispatcher(store=failing):
         await office.witness.until("courier.failed")
@@ -313,20 +317,20 @@ async def test_a_round_that_fails_is_told_and_the_loop_goes_on(office: Office) -
         assert isinstance((await office.witness.until("courier.failed", times=2)).error, ValueError)
         failing.before.clear()
         await office.after(5)
-        await office.witness.until("notice.delivered")
+        await office.witness.until("webhook.delivered")
 
 
 async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_back(office: Office) -> None:
     """However many rounds fail meanwhile."""
-    failing: Any = FaultyStore(office.store, office.clock, away=["next_notice"])
+    failing: Any = FaultyStore(office.store, office.clock, away=["next_webhook"])
     async with office.dispatcher(store=failing):
         await office.witness.until("courier.failed")
         for _ in range(24):
             await office.after(5)
         failing.away = set()
         await office.after(5)
-        recovered = await office.witness.until("courier.recovered")
-    assert len(office.witness.named("courier.failed")) == 1
+        recovered = await office.witness.until("webhooks.recovered")
+    assert len(office.witness.named("webhooks.failed")) == 1
     assert recovered.fields["failed_for_seconds"] in {120, 125}
 
 
@@ -337,23 +341,23 @@ async def test_a_copy_of_the_database_delivers_nothing(office: Office, *, elsewh
     await office.store.freeze_all(why="a test", elsewhere=elsewhere)
     async with office.dispatcher():
         if delivered:
-            await office.witness.until("notice.delivered")
+            await office.witness.until("webhook.delivered")
         await office.after(5)
         await office.clock.until_sleeping()
         assert len(office.receiver.deliveries) == int(delivered)
         await office.store.thaw_all(machine="here")
         await office.after(5)
-        await office.witness.until("notice.delivered")
+        await office.witness.until("webhook.delivered")
 
 
-async def test_a_notice_that_waited_long_for_its_first_try_gets_a_few(office: Office) -> None:
+async def test_a_webhook_that_waited_long_for_its_first_try_gets_a_few(office: Office) -> None:
     """A service that was down for days begins beside a receiver that begins, too."""
-    notice = await office.write()
+    webhook = await office.write()
     office.clock.advance(3 * DAY.total_seconds())
     office.receiver.statuses = [502] * 4
     async with office.dispatcher():
         for number in range(1, 5):
-            await office.witness.until("notice.failed", times=number)
+            await office.witness.until("webhook.failed", times=number)
             await office.after(600)
-        await office.witness.until("notice.delivered")
-    assert office.receiver.ids == [notice.id] * 5
+        await office.witness.until("webhook.delivered")
+    assert office.receiver.ids == [webhook.id] * 5

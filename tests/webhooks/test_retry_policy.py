@@ -1,26 +1,26 @@
-"""When a notice is tried again, and when it is given up."""
+"""When a webhook is tried again, and when it is given up."""
 
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from amo_callback.events import Notice
-from amo_callback.webhooks.retry_policy import LEAST_TRIES, WAITS, Answer, next_try
+from amo_callback.events import QueuedWebhook
+from amo_callback.webhooks.retry_policy import LEAST_TRIES, WAITS, DeliveryResult, next_try
 from tests.fakes import START
 
 DAY = 86_400.0
 
 
-def _notice(tries: int) -> Notice:
-    return Notice(
+def _webhook(tries: int) -> QueuedWebhook:
+    return QueuedWebhook(
         number=1, id="n", at=START, type="connection.moved", connection_id="c", data={}, tries=tries, next_try_at=START
     )
 
 
 def _wait(tries: int, *, age: float = 0, share: float = 0.5, **answer: Any) -> float | None:
     now = START + timedelta(seconds=age)
-    again = next_try(_notice(tries), Answer(**{"status": 500, **answer}), now=now, random=lambda: share)
+    again = next_try(_webhook(tries), DeliveryResult(**{"status": 500, **answer}), now=now, random=lambda: share)
     return None if again is None else (again - now).total_seconds()
 
 
@@ -34,7 +34,7 @@ def test_what_failed_together_does_not_come_back_together() -> None:
     assert (_wait(3, share=0), _wait(3, share=1)) == (96, 144)
 
 
-def test_a_notice_is_given_up_after_a_day() -> None:
+def test_a_webhook_is_given_up_after_a_day() -> None:
     """Not before, whatever was tried; and not without a few tries, however old it is."""
     assert _wait(30, age=DAY - WAITS[-1]) == WAITS[-1]
     assert _wait(30, age=DAY - WAITS[-1] + 1) is None

@@ -86,15 +86,15 @@ def _room(context: CommandContext) -> Finding:
     free = {folder: os.statvfs(folder) for folder in known.values()}
     folder = min(free, key=lambda folder: free[folder].f_bavail * free[folder].f_frsize)
     room = free[folder].f_bavail * free[folder].f_frsize
-    told = f"{room // _MIB:,} MiB are free in {folder}"
+    message = f"{room // _MIB:,} MiB are free in {folder}"
     without_names = [path for path, disk in free.items() if disk.f_files and not disk.f_favail]
     if without_names:
         return fail("disk", f"{without_names[0]}: no more files can be made", fix="remove files there")
     if room < 4 * RESERVE:
-        return fail("disk", f"{told}: soon no token pair can be stored", fix="make room")
+        return fail("disk", f"{message}: soon no token pair can be stored", fix="make room")
     if room < _ENOUGH:
-        return warn("disk", told, fix="make room before it is full")
-    return ok("disk", told)
+        return warn("disk", message, fix="make room before it is full")
+    return ok("disk", message)
 
 
 def _existing(path: Path) -> Path:

@@ -65,7 +65,7 @@ def run_check(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
     """Yield a check's findings; its exception is a finding, too, and ends no other check."""
     try:
         yield from findings
-    except Exception as error:  # noqa: BLE001 -- because the others are still to be looked at
+    except Exception as error:  # noqa: BLE001 -- because the other checks still have to run
         yield _failure(check, error)
 
 
@@ -75,7 +75,7 @@ async def run_check_async(check: str, findings: AsyncIterator[Finding]) -> list[
     try:
         async for finding in findings:
             found.append(finding)  # noqa: PERF401 -- because what came before an error is kept
-    except Exception as error:  # noqa: BLE001 -- because the others are still to be looked at
+    except Exception as error:  # noqa: BLE001 -- because the other checks still have to run
         found.append(_failure(check, error))
     return found
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from amo_callback.clock import Clock
 
-    HttpProbe = Callable[..., Awaitable["Response | NoResponse"]]
+    HttpProbe = Callable[..., Awaitable["ProbeResponse | NoResponse"]]
     """Takes a method, a URL, and `headers` if there are any."""
 
 _LIMIT = 256 * 1024
@@ -28,7 +28,7 @@ CERTIFICATE = "its certificate is not valid for it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Response:
+class ProbeResponse:
     """A response, and its time: the middle between request and response."""
 
     status: int
@@ -66,7 +66,7 @@ async def _probe(
     url: str,
     *,
     headers: Mapping[str, str] | None = None,
-) -> Response | NoResponse:
+) -> ProbeResponse | NoResponse:
     try:
         async with asyncio.timeout(patience):
             asked = clock.now()
@@ -77,7 +77,7 @@ async def _probe(
                     body += chunk
                     if len(body) > _LIMIT:
                         break
-                return Response(status=response.status, at=at, headers=response.headers, body=bytes(body))
+                return ProbeResponse(status=response.status, at=at, headers=response.headers, body=bytes(body))
     except TimeoutError:
         return NoResponse(why=f"no answer within {patience:g} s")
     except aiohttp.ClientConnectorCertificateError:

@@ -1,4 +1,4 @@
-"""Others: AMO and its clock, the app's key set, the receiver of notices. Nothing is presented to any of them."""
+"""Other servers: AMO and its clock, the app's key set, the receiver of webhooks. No credential is sent to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amo_callback.identity.jwks import read_jwks
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.cli.checks.http_probe import HttpProbe, Response
+    from amo_callback.cli.checks.http_probe import HttpProbe, ProbeResponse
     from amo_callback.config.settings import Settings
 
 SKEW_TOLD, SKEW_BAD = 30.0, 300.0
@@ -25,7 +25,7 @@ _SET_CLOCK = "set this machine's clock: timedatectl set-ntp true"
 async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Finding]:
     """Check whether AMO answers, and compare the clocks.
 
-    The token endpoint of `amo.default_domain` is looked at with HEAD, else the page that asks for consent: no code,
+    The token endpoint of `amo.default_domain` is asked with HEAD, else the consent page: no code,
     no token and no secret goes there.
     """
     domain = settings.amo.default_domain
@@ -49,17 +49,17 @@ async def check_amo(settings: Settings, http: HttpProbe) -> AsyncIterator[Findin
     yield _clock(answer)
 
 
-def _clock(answer: Response) -> Finding:
+def _clock(answer: ProbeResponse) -> Finding:
     try:
         theirs = parsedate_to_datetime(answer.headers.get("Date", ""))
     except ValueError:
-        return warn("clock", "AMO tells no time", fix="compare this machine's clock yourself: timedatectl")
+        return warn("clock", "AMO sends no time", fix="compare this machine's clock yourself: timedatectl")
     ahead = (answer.at - _aware(theirs)).total_seconds() - 0.5  # a date has no fractions: half a second on average
-    told = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
+    message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} AMO's"
     if abs(ahead) >= SKEW_BAD:
-        return fail("clock", f"{told}: tokens expire unnoticed, or are refreshed too early", fix=_SET_CLOCK)
+        return fail("clock", f"{message}: tokens expire unnoticed, or are refreshed too early", fix=_SET_CLOCK)
     if abs(ahead) >= SKEW_TOLD:
-        return warn("clock", told, fix=_SET_CLOCK)
+        return warn("clock", message, fix=_SET_CLOCK)
     return ok("clock", f"within {SKEW_TOLD:.0f} s of AMO's")
 
 

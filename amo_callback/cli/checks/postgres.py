@@ -111,16 +111,16 @@ def check_server_settings(settings: Mapping[str, str]) -> Finding:
 
 
 def _version(server: Server, took: float) -> Finding:
-    told = f"PostgreSQL {server.version}, answered in {took * 1000:.0f} ms"
+    message = f"PostgreSQL {server.version}, answered in {took * 1000:.0f} ms"
     if server.major < _OLDEST:
-        return fail("server", told, fix=f"use PostgreSQL {_OLDEST} or newer")
+        return fail("server", message, fix=f"use PostgreSQL {_OLDEST} or newer")
     if server.is_standby:
         return fail(
             "server",
-            f"{told}: it is a standby, and takes no writes",
+            f"{message}: it is a standby, and takes no writes",
             fix="name the primary in storage.url, or all hosts and target_session_attrs=read-write",
         )
-    return ok("server", told)
+    return ok("server", message)
 
 
 def _tls(server: Server, address: PostgresUrl) -> Finding:
@@ -151,7 +151,7 @@ def _clock(server: Server, at: datetime) -> Finding:
 
 def _room(server: Server) -> Finding:
     instances = server.allowed // _AN_INSTANCE_TAKES
-    told = f"{server.allowed} connections are allowed; an instance takes up to {_AN_INSTANCE_TAKES}"
+    message = f"{server.allowed} connections are allowed; an instance takes up to {_AN_INSTANCE_TAKES}"
     if instances == 0:
-        return warn("server_room", told, fix="raise max_connections, or the user's or the database's limit")
-    return ok("server_room", f"{told}: enough for {instances}, where nothing else connects")
+        return warn("server_room", message, fix="raise max_connections, or the user's or the database's limit")
+    return ok("server_room", f"{message}: enough for {instances}, where nothing else connects")

@@ -12,7 +12,7 @@ from amo_callback.cli.checks.http_probe import CERTIFICATE, NoResponse
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from amo_callback.cli.checks.http_probe import HttpProbe, Response
+    from amo_callback.cli.checks.http_probe import HttpProbe, ProbeResponse
     from amo_callback.config.settings import Settings
     from amo_callback.crypto import Cipher
     from amo_callback.probe import Seen
@@ -27,17 +27,17 @@ async def check_proxy(settings: Settings, http: HttpProbe, *, cipher: Cipher, no
     name = urlsplit(address).netloc
     answer = await http("HEAD", address, headers={probe.HEADER: probe.ask(cipher, nonce=nonce)})
     if isinstance(answer, NoResponse):
-        told = f"{name}: {answer.why}"
+        message = f"{name}: {answer.why}"
         if answer.why == CERTIFICATE:
-            yield fail("proxy", told, fix="give the proxy a certificate that browsers take")
+            yield fail("proxy", message, fix="give the proxy a certificate that browsers take")
         else:
-            yield warn("proxy", f"{told}, asked from this machine", fix=_LATER)
+            yield warn("proxy", f"{message}, asked from this machine", fix=_LATER)
         return
     seen = probe.read_answer(cipher, answer.headers.get(probe.HEADER, ""), nonce=nonce)
     yield _unseen(settings, name, answer) if seen is None else _seen(settings, name, seen)
 
 
-def _unseen(settings: Settings, name: str, answer: Response) -> Finding:
+def _unseen(settings: Settings, name: str, answer: ProbeResponse) -> Finding:
     """Return what answers there instead of the service with our keys."""
     if answer.status in _BAD_GATEWAY:
         return fail(

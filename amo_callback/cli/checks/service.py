@@ -6,14 +6,13 @@ import asyncio
 import re
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiohttp
 
-from amo_callback.cli.api_client import connection_error, private_session
+from amo_callback.cli.api_client import connection_error, json_object, private_session
 from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
 from amo_callback.cli.checks.http_probe import NoResponse
-from amo_callback.deeplink import DEEP_LINK_ERRORS, OURS_OR_AMOS
 from amo_callback.deploy import units
 from amo_callback.errors import CommandFailed
 from amo_callback.web.health import NOT_PROVEN
@@ -25,140 +24,72 @@ if TYPE_CHECKING:
 
 UNIT = units.SERVICE
 SOCKET = units.SOCKETS[0]
-_FROZEN = "frozen"
-_COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
-_FEW = 5
-"""Callbacks from which their results mean anything."""
 _ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result", "TimeoutStopUSec")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
 _STARTED_BY_ITSELF = frozenset({"enabled", "enabled-runtime", "static", "generated", "linked", "alias"})
 
 
-class NotUnderstood(CommandFailed):
-    """The response is not this service's, or another version's."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
+class ReadinessCheck:
     """One check of `/readyz`."""
 
     ok: bool
     detail: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Readiness:
-    """The running service's checks."""
-
-    checks: Mapping[str, Check]
-
-    @property
-    def red(self) -> Mapping[str, str]:
-        """The details of the checks that are not good."""
-        return {name: check.detail for name, check in self.checks.items() if not check.ok}
-
-    @property
-    def only_frozen(self) -> bool:
-        """Whether it is only frozen: valid tokens are still handed out."""
-        return set(self.red) == {_FROZEN}
-
-
-async def ask_readiness(address: str, *, patience: float) -> Readiness | NoResponse:
-    """Ask the private API's `/readyz`, which needs no key; raises `NotUnderstood`."""
+async def ask_readiness(address: str, *, patience: float) -> Mapping[str, ReadinessCheck] | NoResponse:
+    """Return the checks of `/readyz`, which needs no key; raises `CommandFailed` where something else answers."""
     try:
-        async with asyncio.timeout(patience), private_session(address, patience=patience) as session:
-            status, content = await _ask(session)
+        async with (
+            asyncio.timeout(patience),
+            private_session(address, patience=patience) as session,
+            session.get("/readyz", allow_redirects=False) as response,
+        ):
+            status, content = response.status, await json_object(response)
     except TimeoutError:
         return NoResponse(why=f"no answer within {patience:g} s")
     except aiohttp.ClientConnectorError as error:
         return NoResponse(why=connection_error(error))
     except (aiohttp.ClientError, OSError):
         return NoResponse(why="the connection was lost")
-    checks = content.get("checks") if isinstance(content, dict) else None
+    checks = content.get("checks")
     if status not in {200, 503} or not isinstance(checks, dict) or not checks:
-        raise NotUnderstood(f"status {status} and no list of checks")
-    return Readiness(
-        checks={
-            str(name): Check(ok=check.get("ok") is True, detail=str(check.get("detail", "")))
-            for name, check in checks.items()
-            if isinstance(check, dict)
-        }
-    )
-
-
-async def _ask(session: aiohttp.ClientSession) -> tuple[int, Any]:
-    async with session.get("/readyz", allow_redirects=False) as response:
-        try:
-            return response.status, await response.json(content_type=None)
-        except ValueError:
-            return response.status, None
+        raise CommandFailed(f"{address}: status {status} and no list of checks: something else listens there")
+    return {
+        str(name): ReadinessCheck(ok=check.get("ok") is True, detail=str(check.get("detail", "")))
+        for name, check in checks.items()
+        if isinstance(check, dict)
+    }
 
 
 async def check_service(settings: Settings, *, patience: float) -> AsyncIterator[Finding]:
     """Ask the service whether it is ready."""
     address = settings.server.private
     try:
-        ready = await ask_readiness(address, patience=patience)
-    except NotUnderstood as error:
-        yield fail(
-            "service",
-            f"{address}: {error}: something else listens there",
-            fix="correct server.private, or stop the other program",
-        )
+        checks = await ask_readiness(address, patience=patience)
+    except CommandFailed as error:
+        yield fail("service", str(error), fix="correct server.private, or stop the other program")
         return
-    if not isinstance(ready, Readiness):
-        yield warn(
-            "service", f"{address}: {ready.why}", fix="start it: amo-callback serve, or systemctl start amo-callback"
-        )
-    elif ready.red:
-        for name, detail in ready.red.items():
-            yield (warn if ready.only_frozen else fail)(
-                "service", f"it runs; {name}: {detail}", fix="see the README's table of /readyz"
-            )
-    else:
+    if isinstance(checks, NoResponse):
+        start = "start it: amo-callback serve, or systemctl start amo-callback"
+        yield warn("service", f"{address}: {checks.why}", fix=start)
+        return
+    red = {name: check.detail for name, check in checks.items() if not check.ok}
+    for name, detail in red.items():
+        # Where it is only frozen, valid tokens are still handed out.
+        severe = warn if red.keys() == {"frozen"} else fail
+        yield severe("service", f"it runs; {name}: {detail}", fix="see the README's table of /readyz")
+    if not red:
         yield ok("service", f"ready at {address}")
-    if isinstance(ready, Readiness):
-        if "amo_credentials" not in ready.red:
-            yield _credentials(ready.checks.get("amo_credentials"))
-        yield await _callbacks(settings, patience=patience)
+    if (credentials := checks.get("amo_credentials")) and credentials.ok:
+        yield _credentials(credentials.detail)
 
 
-def _credentials(check: Check | None) -> Finding:
-    detail = "" if check is None else check.detail
+def _credentials(detail: str) -> Finding:
     if detail == NOT_PROVEN:
         return note("amo_credentials", detail, fix="connect an account: only AMO can tell whether it accepts them")
     return ok("amo_credentials", detail)
-
-
-async def _callbacks(settings: Settings, *, patience: float) -> Finding:
-    """Read from the service's metrics how callbacks end."""
-    if settings.server.metrics_auth:
-        told = "not read: /metrics wants an API key (server.metrics_auth), and the check presents none"
-        return note("callbacks", told, fix="look at amo_callback_callbacks_total in your monitoring")
-    try:
-        async with (
-            private_session(settings.server.private, patience=patience) as session,
-            session.get("/metrics", allow_redirects=False) as response,
-        ):
-            text = await response.text()
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-        return warn("callbacks", "/metrics did not answer", fix="look at the service's log")
-    return read_callbacks({outcome: int(float(count)) for outcome, count in _COUNT.findall(text)})
-
-
-def read_callbacks(counts: Mapping[str, int]) -> Finding:
-    """Judge callbacks by their outcomes since the service started."""
-    total, connected = sum(counts.values()), counts.get("connected", 0)
-    failed = {word: counts[word] for word in OURS_OR_AMOS if counts.get(word)}
-    told = f"{connected} of {total} connected since the service started"
-    if failed:
-        told += "; failed: " + ", ".join(
-            f"{count} {word} ({DEEP_LINK_ERRORS[word].meaning})" for word, count in failed.items()
-        )
-    if total >= _FEW and 2 * sum(failed.values()) > total:
-        return warn("callbacks", told, fix="see grant.failed and callback.refused in the log: they have AMO's words")
-    return ok("callbacks", told)
 
 
 async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, patience: float) -> AsyncIterator[Finding]:

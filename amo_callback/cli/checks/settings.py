@@ -68,7 +68,7 @@ def _deep_link(settings: Settings) -> Finding:
     if scheme != scheme.lower() or host != host.lower():
         return warn(
             "deep_link",
-            f"{app.deep_link}: Android tells capitals in scheme and host from small letters",
+            f"{app.deep_link}: Android compares scheme and host with case",
             fix="write app.deep_link, and the app's intent filter, in small letters",
         )
     if scheme == "http":

@@ -470,8 +470,8 @@ LIMIT :limit;
 DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < :before ORDER BY at LIMIT :limit)
 RETURNING id;
 
--- name: save_notice
-INSERT INTO outbox (id, at, type, connection_id, data, next_try_at)
+-- name: save_webhook
+INSERT INTO webhooks (id, at, type, connection_id, data, next_try_at)
 VALUES (
     :id, :at, :type, :connection_id,
 --sqlite     json_set(:data, '$.owners', json((SELECT json_group_array(owner) FROM (
@@ -482,26 +482,26 @@ VALUES (
     :at
 );
 
--- name: notices
-SELECT * FROM outbox WHERE number > :after ORDER BY number LIMIT :limit;
+-- name: webhooks
+SELECT * FROM webhooks WHERE number > :after ORDER BY number LIMIT :limit;
 
--- name: next_notice
--- Of each connection the first that is not parked: the others wait for that. And when the first lease ends.
+-- name: next_webhook
+-- Of each connection the first that is not dead-lettered: the others wait for that. And when the first lease ends.
 SELECT min(at) AS at FROM (
     SELECT * FROM (
-        SELECT next_try_at AS at FROM outbox AS one
-        WHERE parked_at IS NULL AND (lease_until IS NULL OR lease_until <= :clock OR lease_until > :clock + :length)
+        SELECT next_try_at AS at FROM webhooks AS one
+        WHERE dead_lettered_at IS NULL AND (lease_until IS NULL OR lease_until <= :clock OR lease_until > :clock + :length)
             AND id NOT IN (SELECT value FROM json_each(:apart_from))
             AND NOT EXISTS (
-                SELECT 1 FROM outbox AS earlier
+                SELECT 1 FROM webhooks AS earlier
                 WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
-                    AND earlier.parked_at IS NULL
+                    AND earlier.dead_lettered_at IS NULL
             )
         ORDER BY next_try_at, number
         LIMIT 1
     ) AS free
     UNION ALL
-    SELECT min(lease_until) FROM outbox WHERE lease_until > :clock AND lease_until <= :clock + :length
+    SELECT min(lease_until) FROM webhooks WHERE lease_until > :clock AND lease_until <= :clock + :length
 ) AS times
 WHERE NOT EXISTS (
     SELECT 1 FROM meta WHERE name = 'frozen'
@@ -509,34 +509,34 @@ WHERE NOT EXISTS (
 --postgres     AND CAST(CAST(convert_from(value, 'UTF8') AS JSON) ->> 'elsewhere' AS BOOLEAN)
 );
 
--- name: notice_delivered
+-- name: webhook_delivered
 -- By whoever it was: delivered is delivered.
-DELETE FROM outbox WHERE id = :id RETURNING id;
+DELETE FROM webhooks WHERE id = :id RETURNING id;
 
--- name: notice_failed
-UPDATE outbox SET
+-- name: webhook_failed
+UPDATE webhooks SET
     last_error = :error, next_try_at = COALESCE(CAST(:next_try_at AS BIGINT), next_try_at),
-    parked_at = CASE WHEN CAST(:next_try_at AS BIGINT) IS NULL THEN CAST(:now AS BIGINT) END, lease = NULL, lease_until = NULL
+    dead_lettered_at = CASE WHEN CAST(:next_try_at AS BIGINT) IS NULL THEN CAST(:now AS BIGINT) END, lease = NULL, lease_until = NULL
 WHERE id = :id AND lease = :lease
 RETURNING id;
 
--- name: retry_notices
--- Whatever is named, or all that is parked. What was given up begins anew.
-UPDATE outbox SET
-    next_try_at = :now, tries = CASE WHEN parked_at IS NULL THEN tries ELSE 0 END, parked_at = NULL
-WHERE id = :id OR (CAST(:id AS TEXT) IS NULL AND parked_at IS NOT NULL)
+-- name: retry_webhooks
+-- Whatever is named, or all that is dead-lettered. What was given up begins anew.
+UPDATE webhooks SET
+    next_try_at = :now, tries = CASE WHEN dead_lettered_at IS NULL THEN tries ELSE 0 END, dead_lettered_at = NULL
+WHERE id = :id OR (CAST(:id AS TEXT) IS NULL AND dead_lettered_at IS NOT NULL)
 RETURNING id;
 
--- name: shift_notices
-UPDATE outbox SET at = CASE WHEN at > :now THEN at - :by ELSE at END, next_try_at = CASE WHEN next_try_at > :now THEN :now ELSE next_try_at END;
+-- name: shift_webhooks
+UPDATE webhooks SET at = CASE WHEN at > :now THEN at - :by ELSE at END, next_try_at = CASE WHEN next_try_at > :now THEN :now ELSE next_try_at END;
 
--- name: prune_notices
-DELETE FROM outbox WHERE number IN (
-    SELECT number FROM outbox WHERE at < :before AND parked_at IS NULL ORDER BY at LIMIT :limit
+-- name: prune_webhooks
+DELETE FROM webhooks WHERE number IN (
+    SELECT number FROM webhooks WHERE at < :before AND dead_lettered_at IS NULL ORDER BY at LIMIT :limit
 );
 
--- name: prune_parked
-DELETE FROM outbox WHERE number IN (SELECT number FROM outbox WHERE parked_at < :before ORDER BY parked_at LIMIT :limit);
+-- name: prune_dead_lettered
+DELETE FROM webhooks WHERE number IN (SELECT number FROM webhooks WHERE dead_lettered_at < :before ORDER BY dead_lettered_at LIMIT :limit);
 
 -- name: count_sealed (slow)
 SELECT (SELECT count(*) FROM connections WHERE sealed_pair IS NOT NULL)
@@ -717,9 +717,9 @@ SELECT * FROM (
 --sqlite     INDEXED BY connections_by_host_not_allowed
     WHERE status = 'active' AND last_error = 'host_not_allowed'
 ) AS refused, (
-    SELECT count(*) AS waiting, min(at) AS waiting_since FROM outbox WHERE parked_at IS NULL
+    SELECT count(*) AS waiting, min(at) AS waiting_since FROM webhooks WHERE dead_lettered_at IS NULL
 ) AS undelivered, (
-    SELECT count(*) AS parked FROM outbox WHERE parked_at IS NOT NULL
+    SELECT count(*) AS dead_lettered FROM webhooks WHERE dead_lettered_at IS NOT NULL
 ) AS given_up;
 
 -- name: successes
@@ -753,19 +753,19 @@ WHERE id = :connection_id AND row_version = :row_version AND status <> 'disconne
     AND frozen_at IS NULL AND NOT EXISTS (SELECT 1 FROM meta WHERE name = 'frozen')
 RETURNING *;
 
--- name: claim_notices
+-- name: claim_webhooks
 -- A lease that ends later than one that begins now was written by a clock that has gone back since: it is over, too.
 -- What may live elsewhere is delivered there: no process can miss that here.
-UPDATE outbox SET lease = :lease, lease_until = :clock + :length, tries = tries + 1
+UPDATE webhooks SET lease = :lease, lease_until = :clock + :length, tries = tries + 1
 WHERE number IN (
-    SELECT number FROM outbox AS one
-    WHERE parked_at IS NULL AND next_try_at <= :now
+    SELECT number FROM webhooks AS one
+    WHERE dead_lettered_at IS NULL AND next_try_at <= :now
         AND (lease_until IS NULL OR lease_until <= :clock OR lease_until > :clock + :length)
         AND id NOT IN (SELECT value FROM json_each(:apart_from))
         AND NOT EXISTS (
-            SELECT 1 FROM outbox AS earlier
+            SELECT 1 FROM webhooks AS earlier
             WHERE earlier.connection_id = one.connection_id AND earlier.number < one.number
-                AND earlier.parked_at IS NULL
+                AND earlier.dead_lettered_at IS NULL
         )
         AND NOT EXISTS (
             SELECT 1 FROM meta WHERE name = 'frozen'

@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from amo_callback.errors import InvalidRequest, NotYet, RetryableError
 from amo_callback.identity import Scope
 from amo_callback.transfer.importer import ImportPlan, ImportRules, apply, make_plan
-from amo_callback.transfer.json_format import read_values
+from amo_callback.transfer.json_format import JsonReader
 from amo_callback.web.parsing import Body, invalid
 from amo_callback.web.route import Route, shape
 
@@ -104,20 +104,17 @@ async def import_connections(call: Call[None, ImportBody]) -> ImportResult:
 
 
 async def _plan(call: Call[None, ImportBody]) -> ImportPlan:
-    services, settings = call.services, call.services.settings.amo
-    arrivals = read_values(
-        call.body.connections,
-        tell=services.core.amo.told_by,
-        client_id=settings.client_id,
-        now=services.core.clock.now(),
-    )
+    services, core, settings = call.services, call.services.core, call.services.settings.amo
+    reader = JsonReader(claims_of=core.amo.told_by, client_id=settings.client_id, now=services.core.clock.now())
     rules = ImportRules(
         client_id=settings.client_id,
         allowed_domains=settings.allowed_domains,
         allowed_accounts=settings.allowed_accounts,
         replace=call.body.replace,
     )
-    return await make_plan(arrivals, store=services.store, cipher=services.core.cipher, rules=rules)
+    return await make_plan(
+        reader.read_values(call.body.connections), store=services.store, cipher=services.core.cipher, rules=rules
+    )
 
 
 def _check_leases(call: Call[None, ImportBody], plan: ImportPlan) -> None:

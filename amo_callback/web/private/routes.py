@@ -14,7 +14,7 @@ from amo_callback.web import health
 from amo_callback.web.authorization_body import AuthorizationBody, AuthorizationStarted, show_started
 from amo_callback.web.openapi import OpenApi
 from amo_callback.web.parsing import invalid
-from amo_callback.web.private import connections, events, imports, notices, tokens
+from amo_callback.web.private import connections, events, imports, tokens, webhooks
 from amo_callback.web.route import Reply, Route, both_methods
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def private_routes(settings: Settings, document: Callable[[], str]) -> Sequence[
         *imports.ROUTES,
         *connections.ROUTES,
         *events.ROUTES,
-        *notices.ROUTES,
+        *webhooks.ROUTES,
         Route(
             "GET",
             "/metrics",

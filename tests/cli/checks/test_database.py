@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from amo_callback.cli.checks.database import check_rescue, check_sqlite
 from amo_callback.cli.checks.finding import Severity, ok, run_check, run_check_async
-from amo_callback.cli.context import CommandContext
-from amo_callback.config.loader import load_settings
 from amo_callback.crypto import Cipher, new_key
-from amo_callback.location import location_id
-from amo_callback.model import TokenPair
+from amo_callback.files import location_id
 from amo_callback.store import open_store
-from tests.builders import DAY, a_connection, save
-from tests.cli.checks.test_settings import GOOD
-from tests.fakes import START, FakeClock
+from tests.builders import a_connection, save
+from tests.cli.harness import context_in, fill, no_progress
+from tests.fakes import FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from pathlib import Path
 
     from amo_callback.cli.checks.finding import Finding
+    from amo_callback.cli.context import CommandContext
 
 NAME = "amo-callback.db"
-CONNECTIONS = 3
-
-
-@contextmanager
-def _progress(_total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _done: None
-
-
-def _place(folder: Path, *keys: str) -> CommandContext:
-    environ = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()}
-    environ["AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"] = "\n".join(keys)
-    return CommandContext(
-        settings=load_settings(None, environ), folder=folder, database=folder / NAME, rescue=folder / "rescue"
-    )
 
 
 async def _check(place: CommandContext) -> dict[str, tuple[Severity, str]]:
@@ -50,7 +34,7 @@ async def _check(place: CommandContext) -> dict[str, tuple[Severity, str]]:
 def _findings(place: CommandContext) -> AsyncIterator[Finding]:
     opening = open_store(f"sqlite:///{NAME}", folder=place.folder, clock=FakeClock(), read_only=True)
     keys, location = place.encryption_keys, place.location
-    return check_sqlite(place.folder / NAME, opening, keys=keys, location=location, progress=_progress)
+    return check_sqlite(place.folder / NAME, opening, keys=keys, location=location, progress=no_progress)
 
 
 def _by_name(findings: Iterable[Finding]) -> dict[str, tuple[Severity, str]]:
@@ -68,14 +52,9 @@ async def place(tmp_path: Path, encryption_key: str) -> CommandContext:
     """Give a database of some connections that nobody has open."""
     cipher = Cipher([encryption_key])
     async with open_store(f"sqlite:///{NAME}", folder=tmp_path, clock=FakeClock()) as store:
-        await store.canary(cipher.seal_canary())
         await store.check_machine(location_id(tmp_path / NAME))
-        for number in range(CONNECTIONS):
-            connection = a_connection(number)
-            pair = TokenPair(access_token="a", refresh_token="r", issued_at=START, expires_at=START + DAY)
-            sealed = cipher.seal_pair(pair, connection_id=connection.id)
-            await save(store, a_connection(number, sealed_pair=sealed))
-    return _place(tmp_path, encryption_key)
+        await fill(store, cipher, 3)
+    return context_in(tmp_path, encryption_key)
 
 
 async def test_a_good_database_is_ok_and_left_as_it_was(place: CommandContext) -> None:
@@ -107,10 +86,10 @@ async def test_beside_the_service_it_is_only_read(place: CommandContext) -> None
 
 async def test_no_database_is_made(tmp_path: Path, encryption_key: str) -> None:
     """Before the first start there is none, which is told; without its folder the service could not start."""
-    place = _place(tmp_path, encryption_key)
+    place = context_in(tmp_path, encryption_key)
     assert (await _check(place))["store"][0] is Severity.WARN
     assert list(tmp_path.iterdir()) == []
-    assert (await _check(_place(tmp_path / "nowhere", encryption_key)))["store"][0] is Severity.FAIL
+    assert (await _check(context_in(tmp_path / "nowhere", encryption_key)))["store"][0] is Severity.FAIL
 
 
 @pytest.mark.parametrize(
@@ -127,14 +106,14 @@ async def test_a_schema_of_another_version_is_one_line(version: int, message: st
 
 async def test_what_is_no_database_is_told_without_its_text(tmp_path: Path, encryption_key: str) -> None:
     """The error's name is enough."""
-    place = _place(tmp_path, encryption_key)
+    place = context_in(tmp_path, encryption_key)
     (tmp_path / NAME).write_text("no database at all" * 100)
     assert await _check(place) == {"store": (Severity.FAIL, f"{tmp_path / NAME} cannot be used: SQLITE_NOTADB")}
 
 
 async def test_other_keys_are_told_once(place: CommandContext) -> None:
     """Where no key opens the canary, none opens any pair."""
-    found = await _check(_place(place.folder, new_key()))
+    found = await _check(context_in(place.folder, new_key()))
     assert found["keys"][0] is Severity.FAIL
     assert "the service does not start" in found["keys"][1]
 
@@ -157,7 +136,7 @@ async def test_a_disconnected_connection_has_no_pair_to_open(place: CommandConte
 
 async def test_an_older_key_that_is_still_needed_is_told(place: CommandContext, encryption_key: str) -> None:
     """Whoever takes it away would lose connections."""
-    severity, told = (await _check(_place(place.folder, new_key(), encryption_key)))["keys"]
+    severity, told = (await _check(context_in(place.folder, new_key(), encryption_key)))["keys"]
     assert (severity, told) == (Severity.OK, "open all 3 pairs; 3 still need an older key: keep it")
 
 

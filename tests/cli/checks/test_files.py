@@ -11,9 +11,7 @@ import pytest
 
 from amo_callback.cli.checks.files import check_disk, check_secrets
 from amo_callback.cli.checks.finding import Severity
-from amo_callback.cli.context import CommandContext
-from amo_callback.config.loader import load_settings
-from tests.cli.checks.test_settings import GOOD
+from tests.cli.harness import context_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,17 +75,9 @@ def test_files_of_secrets_are_closed(mode: int, above: int, severity: Severity, 
     assert _verdicts(config) == [severity]
 
 
-def _place(folder: Path) -> CommandContext:
-    environ = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()}
-    environ["AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"] = "A" * 43 + "="
-    return CommandContext(
-        settings=load_settings(None, environ), folder=folder, database=folder / "a.db", rescue=folder / "no" / "rescue"
-    )
-
-
 def test_the_room_is_told_also_before_there_is_a_folder(folder: Path) -> None:
     """The nearest folder that is there has the same disk."""
-    [finding] = check_disk(_place(folder))
+    [finding] = check_disk(context_in(folder / "no"))
     assert finding.severity in {Severity.OK, Severity.WARN}
     assert "MiB are free" in finding.message
 
@@ -95,12 +85,12 @@ def test_the_room_is_told_also_before_there_is_a_folder(folder: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_files_beside_the_database_are_its_owners(folder: Path) -> None:
     """One that root has left keeps the service from writing; one that others may read tells who the accounts are."""
-    place = _place(folder)
-    database = folder / "a.db"
+    place = context_in(folder)
+    database = folder / "amo-callback.db"
     database.touch()
     database.chmod(0o644)
-    (folder / "a.db-wal").touch()
+    (folder / "amo-callback.db-wal").touch()
     os.chown(database, NOBODY, NOBODY)
     first, second, _ = check_disk(place)
     assert (first.severity, second.severity) == (Severity.FAIL, Severity.WARN)
-    assert "a.db-wal is another user's" in first.message
+    assert "amo-callback.db-wal is another user's" in first.message

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
@@ -17,43 +14,23 @@ from amo_callback.cli.checks.http_probe import open_probe
 from amo_callback.cli.checks.network import check_amo, check_key_set, check_receiver
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
-from amo_callback.observe.log import make_logger
-from amo_callback.web.listener import open_listener
+from tests.cli.harness import answering, settings_with
 from tests.conftest import HOST, environment
-from tests.fakes import ShiftedClock
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from amo_callback.config.settings import Settings
     from tests.conftest import Amo
 
     Check = Callable[..., AsyncIterator[object]]
 
-KEY_SET = json.dumps(
-    {
-        "keys": [
-            {
-                "kty": "EC",
-                "crv": "P-256",
-                "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
-                "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
-            }
-        ]
-    }
+KEY_SET = (
+    '{"keys": [{"kty": "EC", "crv": "P-256", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", '
+    '"y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}'
 )
 """The public key of RFC 7517's example."""
-
-
-@asynccontextmanager
-async def _other(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
-    """Serve somebody else."""
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    log = make_logger(level="error", style="json", stream=io.StringIO())
-    async with open_listener(app, "127.0.0.1:0", name="other", clock=ShiftedClock(), log=log) as door:
-        yield door.address
 
 
 async def _check(check: Check, settings: Settings, *, patience: float = PATIENCE) -> list[tuple[str, Severity, str]]:
@@ -77,7 +54,7 @@ async def test_amo_is_looked_at_and_nothing_is_presented(amo: Amo, encryption_ke
     ("ahead", "severity"),
     [(0, Severity.OK), (-20, Severity.OK), (45, Severity.WARN), (-45, Severity.WARN), (400, Severity.FAIL)],
 )
-async def test_clocks_that_differ_are_told(ahead: int, severity: Severity, amo: Amo, encryption_key: str) -> None:
+async def test_clocks_that_differ_are_told(ahead: int, severity: Severity) -> None:
     """From half a minute on it is told, from five minutes on it fails."""
     asked = []
 
@@ -86,10 +63,8 @@ async def test_clocks_that_differ_are_told(ahead: int, severity: Severity, amo: 
         date = datetime.now(UTC) - timedelta(seconds=ahead)
         return web.Response(headers={"Date": format_datetime(date, usegmt=True)})
 
-    async with _other(answer) as address:
-        settings = load_settings(
-            None, environment(amo, encryption_key, AMO__AUTHORIZE_URL=f"http://{address}/oauth", AMO__TIMEOUT="5")
-        )
+    async with answering(answer) as address:
+        settings = settings_with(AMO__AUTHORIZE_URL=f"http://{address}/oauth")
         _, (name, found, told) = await _check(check_amo, settings)
     assert (name, found) == ("clock", severity)
     assert ("behind" in told) is (ahead == -45)
@@ -100,19 +75,19 @@ async def test_clocks_that_differ_are_told(ahead: int, severity: Severity, amo: 
     ("status", "severity"),
     [(405, Severity.OK), (302, Severity.OK), (403, Severity.WARN), (429, Severity.WARN), (502, Severity.WARN)],
 )
-async def test_what_amo_answers_is_told(status: int, severity: Severity, amo: Amo, encryption_key: str) -> None:
+async def test_what_amo_answers_is_told(status: int, severity: Severity) -> None:
     """A redirect, or a method that is not allowed, is an answer; a redirect is not followed."""
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=status, headers={"Location": "http://127.0.0.1:1/", "Date": "yesterday"})
 
-    async with _other(answer) as address:
-        settings = load_settings(None, environment(amo, encryption_key, AMO__AUTHORIZE_URL=f"http://{address}/oauth"))
+    async with answering(answer) as address:
+        settings = settings_with(AMO__AUTHORIZE_URL=f"http://{address}/oauth")
         found = await _check(check_amo, settings)
     assert [each[:2] for each in found] == [("amo", severity), ("clock", Severity.WARN)]
 
 
-async def test_amo_out_of_reach_fails(amo: Amo, encryption_key: str) -> None:
+async def test_amo_out_of_reach_fails() -> None:
     """Refused, or no HTTP: each with its reason, and the clock is not known."""
 
     async def broken(request: web.Request) -> web.Response:
@@ -120,8 +95,8 @@ async def test_amo_out_of_reach_fails(amo: Amo, encryption_key: str) -> None:
         request.transport.abort()
         return web.Response()
 
-    async with _other(broken) as address:
-        settings = load_settings(None, environment(amo, encryption_key, AMO__AUTHORIZE_URL=f"http://{address}/oauth"))
+    async with answering(broken) as address:
+        settings = settings_with(AMO__AUTHORIZE_URL=f"http://{address}/oauth")
         assert await _check(check_amo, settings) == [
             ("amo", Severity.FAIL, f"{address}: no HTTP answer"),
             ("clock", Severity.WARN, "AMO's is not known, so ours cannot be compared"),
@@ -141,35 +116,33 @@ async def test_amo_out_of_reach_fails(amo: Amo, encryption_key: str) -> None:
     ],
     ids=["keys", "none", "html", "huge", "not_found"],
 )
-async def test_the_key_set_must_hold_a_key(
-    status: int, body: str, severity: Severity, amo: Amo, encryption_key: str
-) -> None:
+async def test_the_key_set_must_hold_a_key(status: int, body: str, severity: Severity) -> None:
     """Without one no user of the app is known; where none is configured there is nothing to tell."""
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=status, text=body)
 
-    async with _other(answer) as address:
+    async with answering(answer) as address:
         more = {"APP__JWKS_URL": f"http://{address}/jwks.json", "APP__JWT_AUDIENCE": "app"}
-        settings = load_settings(None, environment(amo, encryption_key, **more))
+        settings = settings_with(**more)
         [(name, found, _)] = await _check(check_key_set, settings)
     assert (name, found) == ("jwks_url", severity)
     [(_, gone, _)] = await _check(check_key_set, settings)
     assert gone is Severity.FAIL
-    assert await _check(check_key_set, load_settings(None, environment(amo, encryption_key))) == []
+    assert await _check(check_key_set, settings_with()) == []
 
 
-async def test_a_receiver_is_there_whatever_he_answers(amo: Amo, encryption_key: str) -> None:
-    """No notice is sent to him; one who is away is told, and notices wait for him."""
+async def test_a_receiver_is_there_whatever_he_answers() -> None:
+    """No webhook is sent to him; one who is away is told, and webhooks wait for him."""
     methods = []
 
     async def answer(request: web.Request) -> web.Response:
         methods.append(request.method)
         return web.Response(status=405)
 
-    async with _other(answer) as address:
+    async with answering(answer) as address:
         more = {"WEBHOOK__URL": f"http://{address}/hook", "WEBHOOK__SECRET": "whsec_" + "A" * 32}
-        settings = load_settings(None, environment(amo, encryption_key, **more))
+        settings = settings_with(**more)
         assert await _check(check_receiver, settings) == [("webhook", Severity.OK, f"{address} answers")]
     assert methods == ["HEAD"]
     [(_, severity, _)] = await _check(check_receiver, settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,9 @@ from amo_callback.cli.context import CommandContext
 from amo_callback.cli.main import main
 from amo_callback.clock import SystemClock
 from amo_callback.config.database_url import PostgresUrl, read_postgres
-from amo_callback.config.loader import load_settings
 from amo_callback.crypto import Cipher, new_key
-from amo_callback.model import TokenPair
 from amo_callback.store import open_store
-from tests.builders import DAY, a_connection, save
-from tests.cli.checks.test_settings import GOOD
+from tests.cli.harness import environ_with, fill, no_progress, settings_with
 from tests.fakes import START, ShiftedClock
 from tests.postgres import why_not, with_option
 
@@ -35,7 +31,7 @@ from amo_callback.store.postgres_connection import SETTINGS, Server
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator
 
     from amo_callback.clock import Clock
     from tests.postgres import Databases
@@ -44,21 +40,12 @@ CONNECTIONS = 3
 SERVER = ("server", "server_tls", "server_clock", "server_room")
 
 
-@contextmanager
-def _progress(_total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _done: None
-
-
 async def _check(url: str, *keys: str, clock: Clock | None = None) -> dict[str, tuple[Severity, str]]:
-    environ = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()}
-    environ |= {
-        "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": "\n".join(keys or [new_key()]),
-        "AMO_CALLBACK_STORAGE__URL": url,
-    }
-    context = CommandContext(settings=load_settings(None, environ), folder=Path(), database=None, rescue=Path("rescue"))
+    settings = settings_with(STORAGE__ENCRYPTION_KEYS="\n".join(keys or [new_key()]), STORAGE__URL=url)
+    context = CommandContext(settings=settings, folder=Path(), database=None, rescue=Path("rescue"))
     clock = clock or SystemClock()
     opening = open_store(url, folder=Path(), clock=clock, read_only=True)
-    found = check_postgres(context, opening, clock=clock, patience=PATIENCE, progress=_progress)
+    found = check_postgres(context, opening, clock=clock, patience=PATIENCE, progress=no_progress)
     return {finding.check: (finding.severity, finding.message) for finding in await run_check_async("store", found)}
 
 
@@ -86,12 +73,8 @@ async def served(empty: str, tmp_path: Path, encryption_key: str) -> str:
     """Give a database of some connections, that nobody has open."""
     cipher = Cipher([encryption_key])
     async with open_store(empty, folder=tmp_path, clock=SystemClock()) as store:
-        await store.canary(cipher.seal_canary())
         await store.check_machine("")
-        for number in range(CONNECTIONS):
-            pair = TokenPair(access_token="a", refresh_token="r", issued_at=START, expires_at=START + DAY)
-            sealed = cipher.seal_pair(pair, connection_id=a_connection(number).id)
-            await save(store, a_connection(number, sealed_pair=sealed))
+        await fill(store, cipher, CONNECTIONS)
     return empty
 
 
@@ -274,15 +257,14 @@ def test_the_command_looks_into_it(
     served: str, encryption_key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a rescue folder that is beside no file, and without the URL's password anywhere."""
-    environ = {f"AMO_CALLBACK_{name}": value for name, value in GOOD.items()}
-    environ |= {
-        "AMO_CALLBACK_AMO__REDIRECT_URI": "http://127.0.0.1:1/api/amo-crm/callback",
-        "AMO_CALLBACK_AMO__AUTHORIZE_URL": "http://127.0.0.1:1/oauth",
-        "AMO_CALLBACK_SERVER__PRIVATE": "127.0.0.1:1",
-        "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS": encryption_key,
-        "AMO_CALLBACK_STORAGE__URL": with_option(served, "password=sekret"),
-        "STATE_DIRECTORY": str(tmp_path),
-    }
+    environ = environ_with(
+        AMO__REDIRECT_URI="http://127.0.0.1:1/api/amo-crm/callback",
+        AMO__AUTHORIZE_URL="http://127.0.0.1:1/oauth",
+        SERVER__PRIVATE="127.0.0.1:1",
+        STORAGE__ENCRYPTION_KEYS=encryption_key,
+        STORAGE__URL=with_option(served, "password=sekret"),
+    )
+    environ["STATE_DIRECTORY"] = str(tmp_path)
     main(["check", "--json", "--timeout", "5"], environ=environ)
     out, err = capsys.readouterr()
     found = {finding["check"]: finding["message"] for finding in json.loads(out)["findings"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,9 @@ from amo_callback.cli.checks.http_probe import open_probe
 from amo_callback.cli.checks.proxy import check_proxy
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
-from amo_callback.observe.log import make_logger
 from amo_callback.probe import Seen
-from amo_callback.web.listener import open_listener
+from tests.cli.harness import answering
 from tests.conftest import BASE
-from tests.fakes import ShiftedClock
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -47,11 +44,8 @@ async def _proxy(target: str, *, adds: Mapping[str, str], status: int | None = N
         ):
             return web.Response(status=answer.status, headers=answer.headers)
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", pass_on)
-    log = make_logger(level="error", style="json", stream=io.StringIO())
-    async with open_listener(app, "127.0.0.1:0", name="proxy", clock=ShiftedClock(), log=log) as door:
-        yield door.address
+    async with answering(pass_on) as address:
+        yield address
 
 
 def _at(app: Running, address: str) -> Settings:
@@ -103,10 +97,10 @@ async def test_what_the_service_sees_is_judged(
 
     class Proxy:
         async def __call__(self, _method: str, _url: str, *, headers: Mapping[str, str]) -> Any:
-            from amo_callback.cli.checks.http_probe import Response  # noqa: PLC0415 -- because only here it is made
+            from amo_callback.cli.checks.http_probe import ProbeResponse  # noqa: PLC0415 -- because only here it is made
 
             answer = probe.answer(cipher, headers[probe.HEADER], seen=seen) or ""
-            return Response(status=200, at=SystemClock().now(), headers={probe.HEADER: answer}, body=b"")
+            return ProbeResponse(status=200, at=SystemClock().now(), headers={probe.HEADER: answer}, body=b"")
 
     amo = app.settings.amo.model_copy(update={"redirect_uri": "https://admin.example.com/api/amo-crm/callback"})
     settings = app.settings.model_copy(update={"amo": amo})

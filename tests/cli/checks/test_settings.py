@@ -5,23 +5,14 @@ from __future__ import annotations
 import pytest
 
 from amo_callback.cli.checks.finding import Severity
-from amo_callback.cli.checks.settings import check_settings
-from amo_callback.config.loader import load_settings
-from amo_callback.crypto import new_key
+from amo_callback.cli.checks.settings import check_outgoing, check_settings
+from tests.cli.harness import API_KEY, settings_with
 
-KEY = "k" * 32
-GOOD = {
-    "AMO__CLIENT_ID": "c619",
-    "AMO__CLIENT_SECRET": "the-client-secret",
-    "AMO__REDIRECT_URI": "https://admin.example.com/api/amo-crm/callback",
-    "API__KEYS": f"backend:{KEY}",
-}
+PROXY = "http://user:sekret@proxy.example:3128"
 
 
 def _found(**more: str) -> dict[str, tuple[Severity, str]]:
-    environ = {**GOOD, "STORAGE__ENCRYPTION_KEYS": new_key(), **more}
-    settings = load_settings(None, {f"AMO_CALLBACK_{name}": value for name, value in environ.items()})
-    findings = list(check_settings(settings))
+    findings = list(check_settings(settings_with(**more)))
     assert all(finding.fix for finding in findings if finding.severity is not Severity.OK)
     return {finding.check: (finding.severity, finding.message) for finding in findings}
 
@@ -34,7 +25,7 @@ def test_settings_that_fit_are_ok() -> None:
     )
     assert found["deep_link"][1] == "leads back to foryoure://amo-crm/callback?code=CODE&state=STATE"
     assert found["api_keys"][1] == "backend (read+token)"
-    assert KEY not in str(found)
+    assert API_KEY not in str(found)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +43,7 @@ def test_settings_that_fit_are_ok() -> None:
         ("APP__DEEP_LINK", "http://localhost/app", "deep_link", Severity.WARN),
         ("APP__DEEP_LINK", "https://example.com/App", "deep_link", Severity.OK),
         ("API__KEYS", "", "api_keys", Severity.WARN),
-        ("API__KEYS", f"reader:read:{KEY}", "api_keys", Severity.WARN),
+        ("API__KEYS", f"reader:read:{API_KEY}", "api_keys", Severity.WARN),
         ("SERVER__TRUSTED_PROXIES", "127.0.0.1,0.0.0.0/0", "trusted_proxies", Severity.WARN),
         ("SERVER__TRUSTED_PROXIES", "::/0", "trusted_proxies", Severity.WARN),
         ("SERVER__TRUSTED_PROXIES", "::ffff:0:0/96", "trusted_proxies", Severity.WARN),
@@ -66,3 +57,26 @@ def test_settings_that_fit_are_ok() -> None:
 def test_each_setting_is_judged(setting: str, value: str, check: str, severity: Severity) -> None:
     """What cannot work fails, what is doubtful warns, and both say what to do."""
     assert _found(**{setting: value})[check][0] is severity
+
+
+@pytest.mark.parametrize(
+    "name", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "Https_Proxy"]
+)
+def test_a_variable_that_names_a_proxy_is_named_and_its_value_is_not(name: str) -> None:
+    """It may hold a password."""
+    [finding] = check_outgoing({"PATH": "/bin", name: PROXY})
+    assert (finding.severity, finding.message.startswith(f"{name}: ignored")) == (Severity.WARN, True)
+    assert "sekret" not in str(finding)
+    assert "proxy.example" not in str(finding)
+
+
+def test_several_variables_are_one_finding() -> None:
+    """All of them are named."""
+    [finding] = check_outgoing({"https_proxy": PROXY, "HTTP_PROXY": PROXY})
+    assert finding.message.startswith("HTTP_PROXY, https_proxy: ignored")
+
+
+@pytest.mark.parametrize("environ", [{}, {"NO_PROXY": "localhost"}, {"HTTP_PROXY": ""}, {"MY_HTTP_PROXY": PROXY}])
+def test_without_such_a_variable_nothing_is_said(environ: dict[str, str]) -> None:
+    """Nor where it is empty, which is how it is switched off."""
+    assert list(check_outgoing(environ)) == []

@@ -233,8 +233,8 @@ async def test_a_connection_is_forgotten_with_its_tokens(app: Running) -> None:
     [gone, *_] = (await app.private(f"/events?connection={connection}")).json()["items"]
     assert (gone["name"], gone["details"]["reason"]) == ("connection.disconnected", "asked by admin")
     assert app.witness.named("connection.disconnected")
-    notices = await app.service.services.store.notices(limit=9)
-    assert notices[-1].type == "connection.disconnected"
+    webhooks = await app.service.services.store.webhooks(limit=9)
+    assert webhooks[-1].type == "connection.disconnected"
 
 
 async def test_what_is_gone_is_gone_once(app: Running) -> None:

@@ -85,7 +85,7 @@ async def test_callbacks_are_counted_by_what_became_of_them(app: Running) -> Non
 
 
 async def test_how_the_service_does_is_told(app: Running) -> None:
-    """Checks, connections by their status, what is due, the nearest ends; notices not, where nobody receives them."""
+    """Checks, connections by their status, what is due, the nearest ends; webhooks not, where nobody receives them."""
     assert (await app.callback(app.query())).status == 302
     connection = str((await app.witness.until("connection.connected")).connection_id)
     await app.service.services.lifecycle.stats_poller.look()
@@ -95,7 +95,7 @@ async def test_how_the_service_does_is_told(app: Running) -> None:
     stored = await app.stored(connection)
     assert stored.access_expires_at is not None
     assert found["amo_callback_access_token_next_expiry_timestamp_seconds"] == stored.access_expires_at.timestamp()
-    assert not any(name.startswith("amo_callback_notices") for name in found)
+    assert not any(name.startswith("amo_callback_webhooks") for name in found)
 
 
 async def test_a_scrape_names_nobody(app: Running) -> None:

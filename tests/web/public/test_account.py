@@ -316,8 +316,8 @@ async def test_the_last_owner_who_leaves_takes_the_tokens_along(app: Running) ->
     stored = await app.stored(connection.id)
     assert (stored.status, stored.sealed_pair) == ("disconnected", None)
     assert (await app.private(f"/connections/{connection.id}/token")).status == 404
-    notices = await app.service.services.store.notices(limit=9)
-    assert (notices[-1].type, notices[-1].data["owners"]) == ("connection.disconnected", ["17"])
+    webhooks = await app.service.services.store.webhooks(limit=9)
+    assert (webhooks[-1].type, webhooks[-1].data["owners"]) == ("connection.disconnected", ["17"])
     history = (await app.private(f"/events?connection={connection.id}")).json()["items"]
     assert [event["name"] for event in history][:2] == ["connection.disconnected", "owner.unbound"]
 

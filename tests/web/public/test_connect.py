@@ -305,8 +305,8 @@ async def test_a_backend_starts_a_grant_and_vouches_for_its_owner(run: Any) -> N
         assert {"owner.bound", "connection.connected"} <= {event["name"] for event in told}
         assert (await app.private("/events?connection=owner:4")).json()["items"] == []
         assert any(line["event"] == "grant.started" and line["owner"] == "42" for line in app.lines())
-        [notice] = await app.service.services.store.notices(limit=9)
-        assert (notice.type, notice.data["owners"]) == ("connection.connected", ["42"])
+        [webhook] = await app.service.services.store.webhooks(limit=9)
+        assert (webhook.type, webhook.data["owners"]) == ("connection.connected", ["42"])
 
 
 async def test_a_backend_may_ask_for_the_verifier_too(run: Any) -> None:

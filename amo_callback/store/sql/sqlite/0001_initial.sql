@@ -155,8 +155,8 @@ CREATE TABLE events (
 CREATE INDEX events_by_connection ON events (connection_id, id);
 CREATE INDEX events_by_time ON events (at);
 
--- outbox: webhooks, written with the change that they report, and delivered in order for each connection.
-CREATE TABLE outbox (
+-- webhooks: messages to the operator's systems, written with the change that they report, and delivered in order for each connection.
+CREATE TABLE webhooks (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     at INTEGER NOT NULL,
@@ -169,11 +169,11 @@ CREATE TABLE outbox (
     lease TEXT,
     lease_until INTEGER,
     -- when it was given up, and kept
-    parked_at INTEGER
+    dead_lettered_at INTEGER
 ) STRICT;
 
-CREATE INDEX outbox_by_time ON outbox (at);
-CREATE INDEX outbox_by_try ON outbox (next_try_at, number) WHERE parked_at IS NULL;
-CREATE INDEX outbox_by_lease ON outbox (lease_until) WHERE lease_until IS NOT NULL;
-CREATE INDEX outbox_by_connection ON outbox (connection_id, number) WHERE parked_at IS NULL;
-CREATE INDEX outbox_by_parking ON outbox (parked_at) WHERE parked_at IS NOT NULL;
+CREATE INDEX webhooks_by_time ON webhooks (at);
+CREATE INDEX webhooks_by_try ON webhooks (next_try_at, number) WHERE dead_lettered_at IS NULL;
+CREATE INDEX webhooks_by_lease ON webhooks (lease_until) WHERE lease_until IS NOT NULL;
+CREATE INDEX webhooks_by_connection ON webhooks (connection_id, number) WHERE dead_lettered_at IS NULL;
+CREATE INDEX webhooks_by_dead_lettering ON webhooks (dead_lettered_at) WHERE dead_lettered_at IS NOT NULL;

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from amo_callback.crypto import Cipher, new_key
-from amo_callback.errors import CommandFailed, UnknownOutcome
+from amo_callback.errors import CommandFailed
 from amo_callback.model import Account, connection_id, fingerprint
-from amo_callback.refresh.pending_writes import PendingWrites
-from amo_callback.refresh.raw_answers import RawAnswers, name_of, name_of_grant
+from amo_callback.refresh.raw_answers import name_of, name_of_grant
 from amo_callback.transfer.export_file import ParsedRecord, RecordError
-from amo_callback.transfer.json_format import read_raw
-from tests.builders import a_connection, a_core, a_refreshed, save
-from tests.fakes import START, MemoryRescue
-from tests.transfer.samples import CLIENT, a_token, tell
+from tests.builders import a_connection, a_refreshed, save
+from tests.fakes import MemoryRescue
+from tests.transfer.samples import READER, a_token, keep_raw
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection
@@ -31,16 +29,13 @@ ISSUED = {"token_type": "Bearer", "access_token": a_token(1), "refresh_token": "
 async def _kept(store: Store, cipher: Cipher, body: bytes, name: str) -> bytes:
     """Return the file that the service keeps of an answer."""
     rescue = MemoryRescue()
-    core = a_core(store=store, cipher=cipher, clock=store.clock)
-    raw = RawAnswers(core, rescue=rescue, pending_writes=PendingWrites(core, rescue=rescue))
-    error = UnknownOutcome("not_json", body=body)
-    await raw.keep(name, error, domain=HOST, presented=fingerprint(PRESENTED))
+    await keep_raw(store, cipher, rescue, body, name, domain=HOST, presented=fingerprint(PRESENTED))
     return rescue.files[name]
 
 
 async def _read(store: Store, cipher: Cipher, body: bytes, name: str) -> ParsedRecord | RecordError:
     sealed = await _kept(store, cipher, body, name)
-    return await read_raw(name, sealed, store=store, cipher=cipher, tell=tell, client_id=CLIENT, now=START)
+    return await READER.read_raw(name, sealed, store=store, cipher=cipher)
 
 
 async def _connection(store: Store, **more: Any) -> Connection:
@@ -104,7 +99,7 @@ async def test_tokens_of_another_account_are_refused(store: Store, cipher: Ciphe
     connection = await _connection(store)
     body = json.dumps({**ISSUED, "access_token": a_token(2)})[:-1].encode()
     assert await _read(store, cipher, body, name_of(connection)) == RecordError(
-        place=f"{ID}-1.raw", why="account_id: the access token tells another one"
+        place=f"{ID}-1.raw", why="account_id: the access token names another one"
     )
 
 
@@ -121,4 +116,4 @@ async def test_a_file_under_another_name_or_of_another_key_does_not_open(store: 
     sealed = await _kept(store, cipher, _TEXT.encode(), name_of(connection))
     for name, key in ((f"{ID}-2.raw", cipher), (name_of(connection), Cipher([new_key()]))):
         with pytest.raises(CommandFailed, match="no encryption key of the configuration opens it"):
-            await read_raw(name, sealed, store=store, cipher=key, tell=tell, client_id=CLIENT, now=START)
+            await READER.read_raw(name, sealed, store=store, cipher=key)

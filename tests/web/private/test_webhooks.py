@@ -1,4 +1,4 @@
-"""Notices of the whole service: delivered, listed, tried again; and what they do not touch."""
+"""Webhooks of the whole service: delivered, listed, tried again; and what they do not touch."""
 
 import asyncio
 import re
@@ -37,7 +37,7 @@ async def notifying(run: Any, receiver: EndpointHealth) -> AsyncIterator[Running
 
 
 async def _list(app: Running, query: str = "") -> Any:
-    return (await app.private(f"/notices{query}", key=READ_KEY)).json()
+    return (await app.private(f"/webhooks{query}", key=READ_KEY)).json()
 
 
 async def _retry(app: Running, path: str, *, key: str = ADMIN_KEY) -> Answer:
@@ -47,15 +47,15 @@ async def _retry(app: Running, path: str, *, key: str = ADMIN_KEY) -> Answer:
 async def test_a_connect_is_delivered_as_the_readme_says(notifying: Running, receiver: EndpointHealth) -> None:
     """What it shows for Python verifies what comes."""
     connection = await notifying.connected()
-    await notifying.witness.until("notice.delivered")
+    await notifying.witness.until("webhook.delivered")
     [delivery] = receiver.deliveries
     found = re.search(r"<!-- verify -->\n```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     for secret in (SECRET, OTHER_SECRET):
         names: dict[str, Any] = {"secret": secret}
         exec(found[1], names)  # noqa: S102 -- because it is our own README that is tried
-        notice = names["receive"](delivery.body, delivery.headers)
-        assert (notice["type"], notice["data"]["connection_id"]) == ("connection.connected", connection)
+        webhook = names["receive"](delivery.body, delivery.headers)
+        assert (webhook["type"], webhook["data"]["connection_id"]) == ("connection.connected", connection)
     assert (await _list(notifying)) == {"items": [], "next_cursor": None}
 
 
@@ -78,35 +78,35 @@ async def test_what_was_given_up_is_listed_and_tried_again(notifying: Running, r
     """With its tries and its last error; one by its id, or all."""
     receiver.statuses = [410, 410]
     connection = await notifying.connected()
-    parked = await notifying.witness.until("notice.parked")
+    dead_lettered = await notifying.witness.until("webhook.dead_lettered")
     [item] = (await _list(notifying, "?limit=1"))["items"]
     assert {name: item[name] for name in ("type", "connection_id", "status", "tries", "last_error", "next_try_at")} == {
         "type": "connection.connected",
         "connection_id": connection,
-        "status": "parked",
+        "status": "dead_lettered",
         "tries": 1,
         "last_error": "status_410",
         "next_try_at": None,
     }
-    assert item["id"] == parked.fields["notice"]
-    assert (await _retry(notifying, f"/notices/{item['id']}/retry")).json() == {"retried": [item["id"]]}
-    await notifying.witness.until("notice.parked", times=2)
-    assert (await _retry(notifying, "/notices/retry")).json() == {"retried": [item["id"]]}
-    await notifying.witness.until("notice.delivered")
+    assert item["id"] == dead_lettered.fields["webhook"]
+    assert (await _retry(notifying, f"/webhooks/{item['id']}/retry")).json() == {"retried": [item["id"]]}
+    await notifying.witness.until("webhook.dead_lettered", times=2)
+    assert (await _retry(notifying, "/webhooks/retry")).json() == {"retried": [item["id"]]}
+    await notifying.witness.until("webhook.delivered")
     assert receiver.ids == [item["id"]] * 3
-    assert (await _retry(notifying, "/notices/retry")).json() == {"retried": []}
+    assert (await _retry(notifying, "/webhooks/retry")).json() == {"retried": []}
     events = (await notifying.private(f"/events?connection={connection}")).json()["items"]
-    assert [event["name"] for event in events].count("notice.parked") == 2
+    assert [event["name"] for event in events].count("webhook.dead_lettered") == 2
 
 
-async def test_notices_are_listed_page_by_page(notifying: Running, receiver: EndpointHealth) -> None:
+async def test_webhooks_are_listed_page_by_page(notifying: Running, receiver: EndpointHealth) -> None:
     """In the order in which they came, each once."""
     receiver.always = 410
     for number in range(3):
         notifying.amo.account.user_id += 1
         notifying.clock.advance(1)
         await notifying.callback(notifying.query())
-        await notifying.witness.until("notice.parked", times=number + 1)
+        await notifying.witness.until("webhook.dead_lettered", times=number + 1)
     ids, cursor = [], ""
     while True:
         page = await _list(notifying, f"?limit=2{cursor}")
@@ -115,16 +115,16 @@ async def test_notices_are_listed_page_by_page(notifying: Running, receiver: End
             break
         cursor = f"&cursor={page['next_cursor']}"
     assert ids == receiver.ids
-    assert (await notifying.private("/notices?cursor=x")).status == 400
+    assert (await notifying.private("/webhooks?cursor=x")).status == 400
 
 
-async def test_an_unknown_notice_is_not_found(notifying: Running) -> None:
+async def test_an_unknown_webhook_is_not_found(notifying: Running) -> None:
     """404, as of everything that is named."""
-    assert (await _retry(notifying, "/notices/unknown/retry")).status == 404
+    assert (await _retry(notifying, "/webhooks/unknown/retry")).status == 404
 
 
-async def test_without_a_receiver_notices_wait(app: Running) -> None:
-    """In the outbox, where they are seen, for whoever begins to deliver them."""
+async def test_without_a_receiver_webhooks_wait(app: Running) -> None:
+    """In the table `webhooks`, where they are seen, for whoever begins to deliver them."""
     await app.connected()
     [waiting] = (await _list(app))["items"]
     assert (waiting["status"], waiting["tries"], waiting["last_error"]) == ("waiting", 0, None)
@@ -139,9 +139,9 @@ async def test_a_receiver_that_hangs_slows_no_refresh(run: Any, receiver: Endpoi
         app.clock.advance(700)
         await app.witness.until("refresh.succeeded")
         assert (await app.private(f"/connections/{connection}/token")).status == 200
-        assert not {"notice.delivered", "notice.failed"} & set(app.witness.names())
+        assert not {"webhook.delivered", "webhook.failed"} & set(app.witness.names())
         receiver.open.set()
-        await app.witness.until("notice.delivered")
+        await app.witness.until("webhook.delivered")
 
 
 async def test_what_is_in_flight_at_the_end_is_noted(run: Any, receiver: EndpointHealth) -> None:
@@ -153,31 +153,31 @@ async def test_what_is_in_flight_at_the_end_is_noted(run: Any, receiver: Endpoin
         app.service.stop()
         asyncio.get_running_loop().call_later(0.1, receiver.open.set)
     async with run(**_settings(receiver)) as again:
-        assert await again.service.services.store.notices(limit=9) == []
+        assert await again.service.services.store.webhooks(limit=9) == []
     assert len(receiver.deliveries) == 1
 
 
-async def test_a_notice_that_can_be_none_is_not_found_on_either_database(run: Any, either: str) -> None:
+async def test_a_webhook_that_can_be_none_is_not_found_on_either_database(run: Any, either: str) -> None:
     """PostgreSQL takes no NUL: that is no failure of the store, which stays ready."""
     async with run(STORAGE__URL=either) as app:
         for name in ("%00", "a%00b", "a%FFb"):
-            assert (await _retry(app, f"/notices/{name}/retry")).status == 404
+            assert (await _retry(app, f"/webhooks/{name}/retry")).status == 404
             assert (await app.private(f"/connections/{name}/token")).status == 404
         assert (await app.private("/readyz", key=None)).status == 200
 
 
-async def test_no_secret_of_notices_leaves(run: Any, receiver: EndpointHealth) -> None:
+async def test_no_secret_of_webhooks_leaves(run: Any, receiver: EndpointHealth) -> None:
     """Neither they nor the receiver's address are in the log, in events, in answers or in the database."""
     receiver.statuses = [500, 301]
     async with run(**_settings(receiver)) as app:
         await app.connected()
-        await app.witness.until("notice.failed")
-        listed = (await app.private("/notices")).text
+        await app.witness.until("webhook.failed")
+        listed = (await app.private("/webhooks")).text
         await app.clock.until_sleeping(5)
         app.clock.advance(7)
-        await app.witness.until("notice.failed", times=2)
-        await _retry(app, f"/notices/{receiver.ids[0]}/retry")
-        await app.witness.until("notice.delivered")
+        await app.witness.until("webhook.failed", times=2)
+        await _retry(app, f"/webhooks/{receiver.ids[0]}/retry")
+        await app.witness.until("webhook.delivered")
         written = f"{app.log.getvalue()}{app.witness.events!r}{listed}"
         written += "".join(file.read_bytes().decode("latin-1") for file in app.folder.glob("*.db*"))
     assert "status_500" in written
@@ -202,7 +202,7 @@ class DeadlyClock(ShiftedClock):
         await super().sleep(seconds)
 
 
-async def test_a_courier_that_dies_ends_the_process_with_a_status(run: Any, receiver: EndpointHealth) -> None:
+async def test_a_dispatcher_that_dies_ends_the_process_with_a_status(run: Any, receiver: EndpointHealth) -> None:
     """Else nobody would be notified of anything any more, in silence: the process is started again."""
     receiver.always = 503
     receiver.headers = {"Retry-After": "3"}
@@ -214,5 +214,5 @@ async def test_a_courier_that_dies_ends_the_process_with_a_status(run: Any, rece
             stored, at=stored.connected_at, events=[connection_event("connection.moved", stored)]
         )
         assert await until_end(app.service, never) == 1
-    assert isinstance(app.witness.named("courier.died")[0].error, Death)
+    assert isinstance(app.witness.named("webhooks.died")[0].error, Death)
     assert "refresher.died" not in app.witness.names()

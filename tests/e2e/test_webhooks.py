@@ -20,7 +20,7 @@ async def _told(stage: Stage, *arguments: str) -> Any:
     return json.loads(out)
 
 
-async def test_notices_are_listed_and_tried_again_beside_the_service_and_without_it(
+async def test_webhooks_are_listed_and_tried_again_beside_the_service_and_without_it(
     tmp_path: Path, encryption_key: str
 ) -> None:
     """The same lines either way; what is asked for without the service is done by the next one."""
@@ -30,23 +30,23 @@ async def test_notices_are_listed_and_tried_again_beside_the_service_and_without
         receiver.always = 410
         async with stage.serving() as process:
             await stage.connect(process)
-            await process.until("notice.parked")
+            await process.until("webhook.dead_lettered")
             [beside] = await _told(stage)
-            assert (beside["status"], beside["last_error"], beside["tries"]) == ("parked", "status_410", 1)
+            assert (beside["status"], beside["last_error"], beside["tries"]) == ("dead_lettered", "status_410", 1)
             assert await _told(stage, "retry", beside["id"]) == {"retried": [beside["id"]]}
-            await process.until("notice.parked", times=2)
+            await process.until("webhook.dead_lettered", times=2)
             status, _, err = await _run(stage, "retry", "unknown")
-            assert (status, "There is no such notice" in err) == (1, True)
+            assert (status, "There is no such webhook" in err) == (1, True)
             process.signal(signal.SIGTERM)
             assert await process.ended() == 0
         [without] = await _told(stage)
-        assert {**without, "parked_at": None} == {**beside, "parked_at": None}
+        assert {**without, "dead_lettered_at": None} == {**beside, "dead_lettered_at": None}
         status, out, _ = await _run(stage, "retry", "--all")
         assert (status, out) == (0, "1 to be sent again\n")
         assert (await _told(stage))[0]["status"] == "waiting"
         receiver.always = None
         async with stage.serving() as process:
-            await process.until("notice.delivered")
+            await process.until("webhook.delivered")
             assert await _told(stage) == []
         assert receiver.ids == [beside["id"]] * 3
         del stage.settings["WEBHOOK__URL"], stage.settings["WEBHOOK__SECRET"]

@@ -1,0 +1,106 @@
+"""Webhooks that wait or were given up: list and retry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from amo_callback.errors import NotFound
+from amo_callback.identity import Scope
+from amo_callback.web.parsing import Number, Page, paginate
+from amo_callback.web.route import Route, Time, shape
+
+if TYPE_CHECKING:
+    from amo_callback.events import QueuedWebhook
+    from amo_callback.web.route import Call
+
+
+class WebhooksQuery(Page):
+    """Part of the list."""
+
+    cursor: Number | None = None
+    """the next_cursor of the page before"""
+
+
+@shape
+class ShownWebhook:
+    """A webhook that has not been delivered; a dead-lettered one has no next try."""
+
+    id: str
+    type: str
+    at: Time
+    connection_id: str
+    status: Literal["waiting", "dead_lettered"]
+    tries: int
+    last_error: str | None
+    next_try_at: Time | None
+    dead_lettered_at: Time | None
+
+
+@shape
+class WebhooksPage:
+    """A part of the webhooks, oldest first."""
+
+    items: Sequence[ShownWebhook]
+    next_cursor: str | None
+    """The `cursor` of the next page; `null` on the last one."""
+
+
+@shape
+class RetriedWebhooks:
+    """The ids of the webhooks that are tried again."""
+
+    retried: Sequence[str]
+
+
+async def list_webhooks(call: Call[WebhooksQuery, None]) -> WebhooksPage:
+    """List what has not been delivered, oldest first."""
+    query = call.query
+    found = await call.services.store.webhooks(after=int(query.cursor or "0"), limit=query.limit + 1)
+    items, last = paginate(found, query.limit)
+    return WebhooksPage(
+        items=[show_webhook(webhook) for webhook in items], next_cursor=None if last is None else str(last.number)
+    )
+
+
+async def retry_webhook(call: Call[None, None]) -> RetriedWebhooks:
+    """Try a webhook now, also one that was given up."""
+    # Ids have letters and digits only; the store may not even accept another text.
+    webhook = call.request.match_info["webhook"]
+    found = await call.services.store.retry_webhooks(webhook) if webhook.isalnum() else []
+    if not found:
+        raise NotFound("There is no such webhook.")
+    return _retried(call, found)
+
+
+async def retry_webhooks(call: Call[None, None]) -> RetriedWebhooks:
+    """Try all that were given up."""
+    return _retried(call, await call.services.store.retry_webhooks(None))
+
+
+def _retried(call: Call[None, None], found: Sequence[str]) -> RetriedWebhooks:
+    call.services.log.info("webhooks.retry_requested", key=call.caller, webhooks=len(found))
+    return RetriedWebhooks(retried=found)
+
+
+def show_webhook(webhook: QueuedWebhook) -> ShownWebhook:
+    """Return a webhook as the API shows it."""
+    dead_lettered = webhook.dead_lettered_at is not None
+    return ShownWebhook(
+        id=webhook.id,
+        type=webhook.type,
+        at=webhook.at,
+        connection_id=webhook.connection_id,
+        status="dead_lettered" if dead_lettered else "waiting",
+        tries=webhook.tries,
+        last_error=webhook.last_error,
+        next_try_at=None if dead_lettered else webhook.next_try_at,
+        dead_lettered_at=webhook.dead_lettered_at,
+    )
+
+
+ROUTES = (
+    Route("GET", "/webhooks", list_webhooks, Scope.READ, query=WebhooksQuery, answer=WebhooksPage),
+    Route("POST", "/webhooks/retry", retry_webhooks, Scope.ADMIN, answer=RetriedWebhooks),
+    Route("POST", "/webhooks/{webhook}/retry", retry_webhook, Scope.ADMIN, answer=RetriedWebhooks, errors=(NotFound,)),
+)

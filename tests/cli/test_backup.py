@@ -1,0 +1,473 @@
+"""`backup` and `restore` as an administrator runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING
+
+import pytest
+
+import amo_callback
+from amo_callback.clock import SystemClock, rfc3339
+from amo_callback.crypto import Cipher, new_key
+from amo_callback.store import backup, open_store
+from amo_callback.store.engine import Engine, load_migrations
+from tests.builders import a_connection, save
+from tests.cli.harness import typed
+from tests.e2e.process import command, process_environment, serving
+from tests.fakes import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Craft = Callable[[Path], object]
+
+# ruff: noqa: S608 -- because a test says what a file holds
+
+NAME = "amo-callback.db"
+KEY = "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"
+NOBODY = 65534
+
+
+@pytest.fixture
+async def living(tmp_path: Path, environ: dict[str, str]) -> Path:
+    """Give a folder with a database of two connections."""
+    folder = tmp_path / "living"
+    folder.mkdir()
+    await _store(folder, environ, 1, 2)
+    return folder
+
+
+@pytest.fixture
+async def copy(living: Path, environ: dict[str, str], tmp_path: Path) -> Path:
+    """Give a copy of that database, which has gained a third connection since."""
+    path = tmp_path / "copy"
+    with backup.open_snapshot(living / NAME) as snapshot:
+        backup.back_up(snapshot, path, now=SystemClock().now())
+    await _store(living, environ, 3)
+    return path
+
+
+async def _store(folder: Path, environ: dict[str, str], *numbers: int) -> None:
+    async with open_store(f"sqlite:///{NAME}", folder=folder, clock=SystemClock()) as store:
+        await store.canary(Cipher([environ[KEY]]).seal_canary())
+        for number in numbers:
+            await save(store, a_connection(number))
+
+
+def _counted(database: Path) -> tuple[int, bool]:
+    """Return how many connections a database holds, and whether it is frozen."""
+    with closing(sqlite3.connect(database)) as opened:
+        [number] = opened.execute("SELECT count(*) FROM connections").fetchone()
+        return int(number), opened.execute("SELECT 1 FROM meta WHERE name = 'frozen'").fetchone() is not None
+
+
+async def test_a_backup_is_told_with_what_it_holds(living: Path, environ: dict[str, str], tmp_path: Path) -> None:
+    """The copy is named, counted, and frozen; the database is not."""
+    told = await command("backup", "../copy", folder=living, environ=environ)
+    assert told == (0, "../copy holds 2 connections; put back, it starts frozen\n", "")
+    assert _counted(tmp_path / "copy") == (2, True)
+    assert _counted(living / NAME) == (2, False)
+
+
+async def test_restoring_says_what_it_did_and_what_to_do(living: Path, environ: dict[str, str], copy: Path) -> None:
+    """Without a terminal `--yes` is enough: the database is replaced, frozen, and the one that was there is named."""
+    status, out, err = await command("restore", str(copy), "--yes", folder=living, environ=environ)
+    [kept] = living.glob(f"{NAME}.before-restore-*")
+    assert (status, err) == (0, "")
+    assert out == (
+        "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`\n"
+        f"the database that was there is {kept}\n"
+    )
+    assert (_counted(living / NAME), _counted(kept)) == ((2, True), (3, True))
+
+
+async def test_without_a_terminal_nobody_is_asked(living: Path, environ: dict[str, str], copy: Path) -> None:
+    """Nothing is replaced unless the command line says so."""
+    status, out, err = await command("restore", str(copy), folder=living, environ=environ)
+    assert (status, out) == (2, "")
+    assert err == "amo-callback: restore asks before it replaces the database: say --yes\n"
+    assert _counted(living / NAME) == (3, False)
+
+
+@pytest.mark.parametrize(("answer", "restored"), [("y\n", True), ("n\n", False), ("\n", False), ("\x04", False)])
+async def test_on_a_terminal_a_person_decides(
+    answer: str, restored: bool, living: Path, environ: dict[str, str], copy: Path  # noqa: FBT001 -- because it is a column of the table above
+) -> None:  # fmt: skip
+    """The question says what the copy holds, when it was made and what will be; whatever is no yes is a no."""
+    made_at = rfc3339(FakeClock().now())
+    with closing(sqlite3.connect(copy)) as opened:
+        opened.execute("DELETE FROM meta WHERE name = 'frozen'")
+        opened.execute("INSERT INTO meta VALUES ('seen_at', CAST('1795435200000000' AS BLOB))")
+        opened.commit()
+    status, shown = await typed("restore", str(copy), folder=living, environ=environ, answers=[("Restore it?", answer)])
+    assert (
+        f"{copy} holds 2 connections, as they were at {made_at}.\n"
+        f"It takes the place of {living / NAME}, which is kept beside it, and starts frozen: no token is refreshed\n"
+        "until `amo-callback connections thaw --all`. Connections refreshed since then have to be connected again.\n"
+        "Restore it? [y/N]: "
+    ) in shown
+    assert status == (0 if restored else 1)
+    assert shown.endswith("nothing was changed\n") is not restored
+    assert _counted(living / NAME) == ((2, True) if restored else (3, False))
+
+
+async def test_keys_that_do_not_open_the_copy_are_refused(living: Path, environ: dict[str, str], copy: Path) -> None:
+    """Its connections would look lost: nothing is changed."""
+    told = await command("restore", str(copy), "--yes", folder=living, environ={**environ, KEY: new_key()})
+    assert told == (78, "", f"amo-callback: storage.encryption_keys: none of them opens {copy}\n")
+    assert _counted(living / NAME) == (3, False)
+
+
+async def test_where_there_is_no_database_there_is_nothing_to_back_up(tmp_path: Path, environ: dict[str, str]) -> None:
+    """The setting is named, and no database is made on the way."""
+    told = await command("backup", "copy", folder=tmp_path, environ=environ)
+    assert told == (78, "", f"amo-callback: storage.url: there is no database {tmp_path / NAME}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_where_there_is_no_folder_nothing_is_restored(living: Path, environ: dict[str, str], copy: Path) -> None:
+    """The setting is named."""
+    elsewhere = {**environ, "AMO_CALLBACK_STORAGE__URL": "sqlite:///nowhere/x.db"}
+    told = await command("restore", str(copy), "--yes", folder=living, environ=elsewhere)
+    assert told == (78, "", f"amo-callback: storage.url: there is no folder {living / 'nowhere'}\n")
+
+
+async def test_a_file_that_is_there_is_not_overwritten(living: Path, environ: dict[str, str], copy: Path) -> None:
+    """The message names the file and the reason, and the older copy stays."""
+    status, _, err = await command("backup", str(copy), folder=living, environ=environ)
+    assert status == 1
+    assert err.startswith(f"amo-callback: {copy}: File exists")
+    assert _counted(copy) == (2, True)
+
+
+async def test_while_the_service_runs_it_is_backed_up_and_not_restored(
+    living: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """The way back begins with stopping the service, and the message says so."""
+    async with serving(environ, living) as service:
+        await service.until("service.started")
+        assert (await command("backup", "../copy", folder=living, environ=environ))[0] == 0
+        status, _, err = await command("restore", "../copy", "--yes", folder=living, environ=environ)
+        assert status == 1
+        assert err.startswith(f"amo-callback: {living / NAME} is in use: stop the service first")
+        service.signal(signal.SIGTERM)
+        assert await service.ended() == 0
+    assert (await command("restore", "../copy", "--yes", folder=living, environ=environ))[0] == 0
+    assert _counted(tmp_path / "copy")[1]
+
+
+async def test_a_backup_that_is_stopped_leaves_nothing_half_made(
+    living: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """Whenever SIGTERM comes, there is the whole copy under its name, or nothing."""
+    with closing(sqlite3.connect(living / NAME)) as large, large:
+        large.execute("CREATE TABLE ballast AS SELECT randomblob(40000000) AS x")
+    target = tmp_path / "backups" / "copy"
+    target.parent.mkdir()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "amo_callback.cli.main", "backup", target, cwd=living, env=process_environment(environ)
+    )
+    while process.returncode is None and not list(target.parent.iterdir()):  # noqa: ASYNC110 -- because it becomes so in another process
+        await asyncio.sleep(0.001)
+    with suppress(ProcessLookupError):
+        process.terminate()
+    assert await process.wait() in {130, 0}
+    assert [file.name for file in target.parent.iterdir() if not file.name.startswith(".")] in ([], ["copy"])
+    assert not target.exists() or _counted(target) == (2, True)
+
+
+# --- files that somebody has crafted -------------------------------------------------------------
+
+
+def sql(*statements: str) -> Craft:
+    """Run statements on a backup."""
+
+    def craft(copy: Path) -> None:
+        with closing(sqlite3.connect(copy, isolation_level=None)) as crafted:
+            for statement in statements:
+                crafted.execute(statement)
+
+    return craft
+
+
+def remade(table: str, schema: str, *more: str) -> Craft:
+    """Put another table, or a view, in the place of one of ours, with its rows where `more` copies them."""
+    return sql(f"ALTER TABLE {table} RENAME TO old_{table}", schema, *more)
+
+
+def content(made: Callable[[bytes], bytes]) -> Craft:
+    """Change a backup's bytes."""
+    return lambda copy: copy.write_bytes(made(copy.read_bytes()))
+
+
+def instead(make: Craft) -> Craft:
+    """Put something else in a backup's place."""
+
+    def craft(copy: Path) -> None:
+        copy.unlink()
+        make(copy)
+
+    return craft
+
+
+def beside(suffix: str, make: Craft) -> Craft:
+    """Put something beside a backup."""
+    return lambda copy: make(copy.with_name(copy.name + suffix))
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        here = os.getcwd()  # noqa: PTH109 -- because a socket's path has to be short
+        os.chdir(path.parent)
+        try:
+            bound.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+def moved_and_linked(copy: Path) -> None:
+    copy.symlink_to(copy.rename(copy.with_name("elsewhere")))
+
+
+def a_page_overwritten(whole: bytes) -> bytes:
+    """Overwrite the first page of the table with the connections."""
+    at = whole.rindex(b"a1.amocrm.ru") // 4096 * 4096
+    return whole[:at] + b"\xa5" * 4096 + whole[at + 4096 :]
+
+
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c)"
+UNFREEZE = "BEGIN DELETE FROM meta WHERE name = 'frozen'; END"
+COLUMNS = "SELECT * FROM old_connections"
+
+
+def loosened(*changes: str) -> Craft:
+    """Take the constraints off the table of connections, and change its rows."""
+    return remade("connections", f"CREATE TABLE connections AS {COLUMNS}", *changes)
+
+
+REFUSED: dict[str, dict[str, Craft]] = {
+    "is no database of amo-callback": {
+        "schema -1": sql("PRAGMA user_version = -1"),
+        "schema 0": sql("PRAGMA user_version = 0"),
+        "an endless view": remade("meta", f"CREATE VIEW meta AS {ENDLESS} SELECT x AS name, x AS value FROM c"),
+        "an endless view that counts": remade(
+            "connections", f"CREATE VIEW connections AS {ENDLESS} SELECT x AS id FROM c WHERE x < 0"
+        ),
+        "a generated column": remade(
+            "meta",
+            "CREATE TABLE meta (name TEXT, value BLOB GENERATED ALWAYS AS (replace(name, 'a', hex(zeroblob(99)))))",
+            "INSERT INTO meta (name) VALUES ('canary')",
+        ),
+        "a virtual table": remade("meta", "CREATE VIRTUAL TABLE meta USING fts5(name, value)"),
+        "a table that is missing": sql("DROP TABLE counters"),
+        "a column that is missing": sql("ALTER TABLE owners DROP COLUMN left_no"),
+        "a thousand tables": sql(*(f"CREATE TABLE t{number} (x)" for number in range(1000))),
+        "cut off in its head": content(lambda whole: whole[:50]),
+        "empty": content(lambda _: b""),
+        "a text": content(lambda _: b"no database at all" * 999),
+        "encrypted": content(lambda whole: os.urandom(len(whole))),
+    },
+    "none of ours: take another backup": {
+        "a text where a number should be": loosened("UPDATE connections SET failures = 'many'"),
+        "nothing where something must be": loosened("UPDATE connections SET connected_at = NULL"),
+        "a text that is none": loosened("UPDATE connections SET domain = CAST(x'ff' AS TEXT)"),
+        "the same row twice": loosened(f"INSERT INTO connections {COLUMNS}"),
+        "a canary that is a text": remade(
+            "meta", "CREATE TABLE meta (name, value)", "INSERT INTO meta VALUES ('canary', 'x')"
+        ),
+        "a last time that is no number": sql("INSERT INTO meta VALUES ('seen_at', x'ff')"),
+    },
+    "is damaged: take another backup": {
+        "a schema of half a mebibyte": sql(f"CREATE TABLE t (x CHECK (x IN ({','.join(['1'] * 250_000)})))"),
+        "a damaged page": content(a_page_overwritten),
+        "cut off": content(lambda whole: whole[: len(whole) // 2]),
+    },
+    f"schema 99, known here: {len(load_migrations(Engine.SQLITE))}): install that version": {
+        "schema of the future": sql("PRAGMA user_version = 99")
+    },
+    "holds a text that is none of ours": {
+        "a name that is no text": sql(
+            "PRAGMA writable_schema = ON",
+            "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT) WHERE name = 'events_by_time'",
+        )
+    },
+    "has no counter": {"no counter": sql("DELETE FROM counters")},
+    "a value longer than any of ours": {"a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))")},
+    "takes more work to read": {
+        "rows of little but defaults": remade(
+            "states",
+            "CREATE TABLE states (state_hash)",
+            f"{ENDLESS} INSERT INTO states (state_hash) SELECT NULL FROM c LIMIT 200000",
+            *(f"ALTER TABLE states ADD COLUMN {name}" for name in ("sealed", "expires_at", "used_by")),
+            *(f"ALTER TABLE states ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(96)),
+        )
+    },
+    "Is a directory": {"a folder": instead(lambda copy: copy.mkdir())},
+    "Not a regular file": {
+        "a pipe": instead(os.mkfifo),
+        "a socket": instead(a_socket),
+        "a link to a device": instead(lambda copy: copy.symlink_to("/dev/zero")),
+    },
+    "symbolic link": {"a link to itself": instead(lambda copy: copy.symlink_to(copy.name))},
+    "No such file": {"nothing": instead(lambda _: None)},
+    "copy-wal: Not a regular file": {"a pipe as its log": beside("-wal", os.mkfifo)},
+    "copy-journal: Not a regular file": {"a pipe as its journal": beside("-journal", os.mkfifo)},
+    "in the middle of a change": {
+        "a journal": beside("-journal", lambda journal: journal.write_bytes(b"/etc/passwd")),
+    },
+}
+CRAFTED = [(name, craft, why) for why, crafts in REFUSED.items() for name, craft in crafts.items()]
+
+TAKEN: dict[str, dict[str, Craft]] = {
+    "": {
+        "as it was made": lambda _: None,
+        "what ANALYZE leaves": sql("ANALYZE"),
+        "a column more": sql("ALTER TABLE connections ADD COLUMN more TEXT DEFAULT 'x'"),
+        "not frozen": sql("DELETE FROM meta WHERE name = 'frozen'"),
+        "a link": moved_and_linked,
+    },
+    "has 2 tables, indexes, triggers or views that are none of ours: it was changed": {
+        "triggers that end the freeze": sql(
+            f"CREATE TRIGGER one AFTER INSERT ON meta {UNFREEZE}",
+            f"CREATE TRIGGER other AFTER INSERT ON events {UNFREEZE}",
+        ),
+        "a table and an index more": sql(
+            "CREATE TABLE theirs AS SELECT 1 AS x", "CREATE INDEX more ON connections (lower(domain))"
+        ),
+    },
+    "that are none of ours: it was changed": {
+        "a table without row ids": remade(
+            "meta",
+            "CREATE TABLE meta (value, name PRIMARY KEY) WITHOUT ROWID",
+            "INSERT INTO meta (name, value) SELECT name, value FROM old_meta",
+        ),
+    },
+}
+CHANGED = [(name, craft, warning) for warning, crafts in TAKEN.items() for name, craft in crafts.items()]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def _schema(database: Path) -> list[tuple[str, str, str | None]]:
+    with closing(sqlite3.connect(database)) as opened:
+        return sorted(opened.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_stat%'"))
+
+
+@pytest.mark.parametrize(("craft", "why"), [case[1:] for case in CRAFTED], ids=[name for name, *_ in CRAFTED])
+async def test_a_crafted_file_is_refused_and_replaces_nothing(
+    craft: Craft, why: str, living: Path, environ: dict[str, str], copy: Path
+) -> None:
+    """One line says what is wrong; the good database stays as it is, and nothing lies beside it."""
+    craft(copy)
+    before = _files(living)
+    status, out, err = await command("restore", str(copy), "--yes", folder=living, environ=environ)
+    assert (status, out) == (1, "")
+    assert err.startswith("amo-callback: ")
+    assert err.count("\n") == 1
+    assert why in err
+    assert _files(living) == before
+
+
+@pytest.mark.parametrize(("craft", "warning"), [case[1:] for case in CHANGED], ids=[name for name, *_ in CHANGED])
+async def test_only_the_rows_of_a_file_are_taken(
+    craft: Craft, warning: str, living: Path, environ: dict[str, str], copy: Path
+) -> None:
+    """What is restored has our schema alone, is frozen as the command says, and opens."""
+    ours = _schema(living / NAME)
+    craft(copy)
+    status, out, err = await command("restore", str(copy), "--yes", folder=living, environ=environ)
+    assert (status, out.splitlines()[0]) == (
+        0,
+        "2 connections are restored; no token is refreshed until `amo-callback connections thaw --all`",
+    )
+    assert (warning in err) if warning else (err == "")
+    assert _schema(living / NAME) == ours
+    async with open_store(f"sqlite:///{NAME}", folder=living, clock=SystemClock()) as store:
+        frozen = await store.frozen()
+        assert frozen is not None
+        assert frozen.elsewhere
+        assert await store.count() == 2
+
+
+async def test_a_device_is_not_restored(living: Path, environ: dict[str, str]) -> None:
+    """It would be read for ever."""
+    for device in ("/dev/zero", "/dev/null"):
+        told = await command("restore", device, "--yes", folder=living, environ=environ)
+        assert told == (1, "", f"amo-callback: {device}: Not a regular file\n")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+@pytest.mark.parametrize(
+    "arguments",
+    [["restore", "../copy", "--yes"], ["backup", "../another"], ["check"], ["serve"], ["connections", "list"]],
+)
+async def test_a_database_that_is_no_file_hangs_no_command(
+    make: Craft, arguments: list[str], living: Path, environ: dict[str, str], copy: Path
+) -> None:
+    """What the setting names is never waited for: the message names it."""
+    assert copy.exists()
+    (living / NAME).unlink()
+    make(living / NAME)
+    status, out, err = await command(*arguments, folder=living, environ=environ)
+    assert status in {1, 78}
+    assert "Traceback" not in err
+    assert NAME in out + err
+
+
+# --- as root -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Give a folder of the service's user, and one that only root may enter."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if not all(parent.stat().st_mode & stat.S_IXOTH for parent in Path(amo_callback.__file__).parents):
+        pytest.skip("needs a package that the service's user may read")
+    folder = Path(mkdtemp())  # where the service's user may go, unlike the tests' own
+    folder.chmod(0o755)
+    services, admins = folder / "services", tmp_path / "admins"
+    services.mkdir()
+    admins.mkdir(mode=0o700)
+    yield services, admins
+    shutil.rmtree(folder)
+
+
+async def test_root_leaves_no_file_of_its_own_beside_the_database(
+    roots: tuple[Path, Path], environ: dict[str, str]
+) -> None:
+    """Copies are root's, in a folder where the service may not go; whatever is beside the database is the service's."""
+    services, admins = roots
+    await _store(services, environ, 1)
+    _give_away(services)
+    assert (await command("backup", str(admins / "copy"), folder=services, environ=environ))[0] == 0
+    assert _owners(services) == {NOBODY}
+    assert (await command("restore", str(admins / "copy"), "--yes", folder=services, environ=environ))[0] == 0
+    assert (_owners(services), len(list(services.iterdir()))) == ({NOBODY}, 2)
+    (services / NAME).unlink()
+    assert (await command("restore", str(admins / "copy"), "--yes", folder=services, environ=environ))[0] == 0
+    assert (_owners(services), _counted(services / NAME)) == ({NOBODY}, (1, True))
+    assert {stat.S_IMODE(file.stat().st_mode) for file in services.iterdir()} == {0o600}
+    assert (_owners(admins), [file.name for file in admins.iterdir()]) == ({0}, ["copy"])
+
+
+def _give_away(folder: Path) -> None:
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, NOBODY, NOBODY)
+
+
+def _owners(folder: Path) -> set[int]:
+    return {file.stat().st_uid for file in folder.iterdir()}
