@@ -98,23 +98,21 @@ async def done_unless(
 
     Where it is not, it is cancelled.
     """
-    task: asyncio.Future[object] = asyncio.ensure_future(work)
-    ends: list[asyncio.Future[None]] = []
+    futures: list[asyncio.Future[object]] = [asyncio.ensure_future(work)]
+    task = futures[0]
     try:
         await asyncio.sleep(0)
         if not task.done():  # else it was done at once, as nearly always, and needs no timers
-            ends.append(asyncio.ensure_future(_after(stop, grace, clock)))
+            futures.append(asyncio.ensure_future(_after(stop, grace, clock)))
             if limit is not None:
-                ends.append(asyncio.ensure_future(clock.sleep(limit)))
-            both: list[asyncio.Future[object] | asyncio.Future[None]] = [task, *ends]
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
+                futures.append(asyncio.ensure_future(clock.sleep(limit)))
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        for ended in [future for future in futures if future.done()]:
+            ended.result()  # a clock that fails must not make its caller spin
         return task.done()
     finally:
-        task.cancel()
-        for end in ends:
-            end.cancel()
+        for future in futures:
+            future.cancel()
 
 
 async def _after(stop: asyncio.Event, grace: float, clock: Clock) -> None:

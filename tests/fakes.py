@@ -164,7 +164,7 @@ class FaultyStore:
         self.last_write_error: str | None = None
         self.has_shared_clock, self.clock_skew = store.has_shared_clock, store.clock_skew
         self.shared, self.clock = store.shared, store.clock
-        self.on_webhook = store.on_webhook
+        self.on_webhook, self.observe = store.on_webhook, store.observe
 
     def subscribe(self, listener: Any) -> None:
         self._store.subscribe(listener)

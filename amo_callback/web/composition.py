@@ -327,7 +327,7 @@ async def _deliver_webhooks(
     async with open_sender(settings.webhook.url, signer) as sender:
         dispatcher = WebhookDispatcher(services.core, sender)
         services.store.on_webhook(dispatcher.wake)
-        async with running(dispatcher, name="courier"):
+        async with running(dispatcher, name="webhooks"):
             yield
 
 

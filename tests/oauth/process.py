@@ -54,6 +54,7 @@ class Process:
         self.amo, self.clock, self.witness = amo, clock, RecordingObserver()
         self.store, self.client, self.cipher = store, client, cipher
         self.failing = FaultyStore(store, clock)
+        self.stop = asyncio.Event()
         self.woken = 0
         self.new_secret = Counter()
         self.rescue = MemoryRescue()
@@ -65,7 +66,9 @@ class Process:
         self.connect = self.make()
 
     def core(self, client: object) -> Core:
-        return a_core(store=self.failing, amo=client, cipher=self.cipher, clock=self.clock, observer=self.witness)
+        return a_core(
+            store=self.failing, amo=client, cipher=self.cipher, clock=self.clock, observer=self.witness, stop=self.stop
+        )
 
     def make(self, client: object = None, *, places: int = 30, **rules: Any) -> GrantService:
         core, rules_ = self.core(client or self.client), self.rules(**rules)

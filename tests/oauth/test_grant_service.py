@@ -251,7 +251,7 @@ async def test_stopping_does_not_wait_for_the_rate_limit(process: Process) -> No
     process.connect = process.make(queue)
     waiting = asyncio.create_task(process.complete("code"))
     await process.clock.until_sleeping(3600)
-    process.connect._core.stop.set()  # noqa: SLF001 -- the signal is shared
+    process.stop.set()
     await process.clock.until_sleeping(1)
     process.clock.advance(1)
     outcome = await waiting

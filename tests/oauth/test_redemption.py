@@ -81,7 +81,7 @@ async def test_a_code_that_is_about_to_be_claimed_asks_for_its_verifier(process:
 
     process.before_claims(wait)
     callback = asyncio.create_task(process.complete(code, state))
-    await process.failing.until_waiting("claim_grant")
+    await reached.wait()
     process.clock.advance(1)
     thief = asyncio.create_task(process.redeemer(store).redeem(RedeemRequest(code=code.encode(), user="42")))
     await process.clock.until_sleeping(8)

@@ -12,6 +12,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountBlocked, AddressBlocked, AmoCallbackError, NotYet
 from amo_callback.model import Connection, RefreshTrigger, TokenState
+from amo_callback.rate_limit import Priority
 from tests.fakes import START, Override
 from tests.refresh.house import API_DOMAIN, DAY
 
@@ -449,25 +450,23 @@ async def test_the_second_process_finds_a_block_in_the_store_before_it_confirms_
 
 async def test_a_confirming_refresh_that_waited_while_another_process_found_the_block_is_not_sent(house: House) -> None:
     """It was begun while this process suspected a block: the probes of a known one are reserved in the store."""
-    reads, waiting, again = 0, asyncio.Event(), asyncio.Event()
+    waiting, again = asyncio.Event(), asyncio.Event()
+    again.set()
 
-    async def connection(name: str) -> Connection | None:
-        nonlocal reads
-        reads += 1
-        if reads == 2:  # between what is asked before the refresh and its claim
-            waiting.set()
-            await again.wait()
-        return await house.store.connection(name)
+    async def slot(priority: Priority) -> None:
+        waiting.set()
+        await again.wait()
+        await house.client.slot(priority)
 
-    store = Override(house.failing, connection=connection)
-    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2", store=store)
+    amo = Override(house.client, slot=slot)
+    lifecycle, other = house.make_lifecycle(), house.make_lifecycle(process="process-2", amo=amo)
     connections = await _fleet(house, 6)
     _block(house)
     for refused in connections[2:4]:
-        reads = 2
         with pytest.raises(AccountBlocked):
             await _refresh(other, refused)
-    reads = 0
+    waiting.clear()
+    again.clear()
     confirming = asyncio.create_task(_refresh(other, connections[4], RefreshTrigger.PROBE))
     await waiting.wait()
     await _find_block(lifecycle, connections)

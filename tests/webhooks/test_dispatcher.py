@@ -297,7 +297,7 @@ async def test_an_answer_that_cannot_be_written_down_is_delivered_again(office: 
     failing: Any = FaultyStore(office.store, office.clock, away=["webhook_delivered"])
     webhook = await office.write()
     async with office.dispatcher(store=failing):
-        told = await office.witness.until("courier.failed")
+        told = await office.witness.until("webhooks.failed")
         assert dict(told.fields) == {"error": "store_unavailable", "detail": "SQLITE_FULL"}
         failing.away = set()
         await office.after(LEASE.total_seconds())
@@ -311,10 +311,10 @@ async def test_a_round_that_fails_is_told_and_the_loop_goes_on(office: Office) -
     failing.before["claim_webhooks"] = ValueError("a bug")
     await office.write()
     async with office.dispatcher(store=failing):
-        await office.witness.until("courier.failed")
+        await office.witness.until("webhooks.failed")
         failing.away = set()
         await office.after(5)
-        assert isinstance((await office.witness.until("courier.failed", times=2)).error, ValueError)
+        assert isinstance((await office.witness.until("webhooks.failed", times=2)).error, ValueError)
         failing.before.clear()
         await office.after(5)
         await office.witness.until("webhook.delivered")
@@ -324,7 +324,7 @@ async def test_a_store_that_stays_away_is_logged_once_and_once_more_when_it_is_b
     """However many rounds fail meanwhile."""
     failing: Any = FaultyStore(office.store, office.clock, away=["next_webhook"])
     async with office.dispatcher(store=failing):
-        await office.witness.until("courier.failed")
+        await office.witness.until("webhooks.failed")
         for _ in range(24):
             await office.after(5)
         failing.away = set()
