@@ -29,14 +29,13 @@ from amo_callback.store.engine import (
 )
 from amo_callback.store.migrate import check_postgres_schema, migrate_postgres
 from amo_callback.store.postgres_connection import (
-    ERRORS,
     PATIENCE,
     check_pooling,
     connect,
-    explain,
     location_of,
     open_pool,
 )
+from amo_callback.store.postgres_errors import ERRORS, explain
 from amo_callback.store.postgres_listener import Listener
 from amo_callback.store.shared_limits import SharedLimits
 

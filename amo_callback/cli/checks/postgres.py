@@ -10,7 +10,8 @@ from amo_callback.config.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.engine import Engine
 from amo_callback.store.migrate import ENCODINGS, OtherSchema, latest_schema
-from amo_callback.store.postgres_connection import MISTAKEN, SETTINGS, USE_SESSIONS, read_server
+from amo_callback.store.postgres_connection import SETTINGS, USE_SESSIONS, read_server
+from amo_callback.store.postgres_errors import MISTAKEN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
