@@ -137,7 +137,7 @@ class GrantService:
         self.stop()
         for code_hash, task in self._tasks.items():
             if code_hash not in self._claimed:
-                task.cancel()  # nobody waits for it any more
+                task.cancel()  # no caller waits for it any more
         while self._tasks:
             await asyncio.wait(self._tasks.values())
 

@@ -326,13 +326,13 @@ class Database(ABC):
         """Seconds by which this process's clock is ahead of the one that decides about leases."""
         return 0.0
 
-    @abstractmethod
     async def location(self, machine: str) -> str:
         """Return a name for where the database is, given the one that this process has for it."""
+        return machine
 
-    @abstractmethod
     async def cleanup(self) -> None:
         """Delete what has expired of that which keeps instances apart."""
+        await self.claim_work("forget_turns")
 
     def subscribe(self, listener: Callable[[ChangeNotice], None]) -> None:
         """Call `listener` with every committed change of connections or of their owners."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from amo_callback.store.engine import Statement, Transaction
 
 _KEEP_EVENTS = timedelta(days=90)
-"""A refresh token's lifetime: as long as somebody may ask who spent it."""
+"""A refresh token's lifetime: for as long the question may arise who spent it."""
 _KEEP_NOTICES = timedelta(days=7)
 """Where nothing delivers them: for what begins to."""
 _KEEP_UNDELIVERED = timedelta(days=30)

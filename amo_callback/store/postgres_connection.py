@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 10
 """Of one instance, beside the one that listens."""
 PATIENCE = 5.0
-"""Seconds for a connection, a free one of the pool, or a statement: longer than that nobody is kept waiting."""
+"""Seconds for a connection, a free one of the pool, or a statement: no caller waits longer."""
 _APPLICATION = {"application_name": "amo-callback"}
 _SESSION = {
     "statement_timeout": "'5s'",
@@ -46,8 +46,8 @@ _SESSION = {
     " ELSE current_setting('synchronous_commit') END",
 }
 """What each session sets, as SQL, unless the URL says otherwise. It is set after connecting: PgBouncer refuses clients
-that name such parameters as they connect. `default_transaction_read_only` stays as it is: whoever has set it wants
-nothing written."""
+that name such parameters as they connect. `default_transaction_read_only` stays as it is: an operator who has set it
+wants nothing written."""
 _STATEMENTS = 100
 """Prepared statements of a connection: the library's own default."""
 _ATTRIBUTES = "target_session_attrs"
