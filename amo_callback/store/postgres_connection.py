@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from asyncpg.pool import PoolConnectionProxy
 
+    from amo_callback.clock import Clock
+
 CONNECTIONS = 10
 """Of one instance, beside the one that listens."""
 PATIENCE = 5.0
@@ -265,16 +267,18 @@ class Server:
     """Those of `SETTINGS` for this user and database, before any session has set its own."""
 
 
-async def read_server(url: str, *, patience: float) -> Server:
-    """Ask a server about itself; an answer is awaited for so many seconds.
+async def read_server(url: str, *, patience: float, clock: Clock) -> tuple[Server, datetime]:
+    """Ask a server about itself; return `clock`'s time as it answered, too. It may take so many seconds.
 
     Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
     """
     try:
         await check_pooling(url, patience=patience)
         async with _connected(url, patience) as connection:
+            asked = clock.now()
             [row] = await connection.fetch(_SERVER)
+            at = asked + (clock.now() - asked) / 2
             settings = await connection.fetch(_SETTINGS, list(SETTINGS))
     except ERRORS as error:
         raise explain(error) from None
-    return Server(**dict(row.items()), settings={one["name"]: one["value"] for one in settings})
+    return Server(**dict(row.items()), settings={one["name"]: one["value"] for one in settings}), at
