@@ -255,11 +255,11 @@ class Connections(Repository):
         self, transaction: Transaction, found: Sequence[Row], event: Callable[[Connection], Event]
     ) -> Sequence[Event]:
         """Record the event of each of several connections, and return the events."""
-        told = []
+        events = []
         for connection in map(read_connection, found):
-            told.append(event(connection))
-            await self._record(transaction, told[-1:], connection)
-        return told
+            events.append(event(connection))
+            await self._record(transaction, events[-1:], connection)
+        return events
 
     @in_transaction
     async def record_disabled_hook(

@@ -42,7 +42,7 @@ class Broken:
     async def redeem(self, _presented: object) -> None:
         raise self.error
 
-    async def returned(self, _handle: str) -> None:
+    async def result(self, _handle: str) -> None:
         raise self.error
 
     async def token(self, _selector: str, **_: object) -> None:
