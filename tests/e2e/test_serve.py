@@ -76,12 +76,10 @@ async def test_what_was_connected_lives_on_after_a_restart(
     environ = environment(living_amo, encryption_key)
     async with serving(environ, tmp_path) as process:
         await _connect(living_amo, process, accounts=2)
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
+        await process.stop()
     async with serving(environ, tmp_path) as process:
         await process.until("refresh.succeeded", times=2)
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
+        await process.stop()
     assert living_amo.fake.ledger.doubles() == 0
 
 
@@ -94,8 +92,7 @@ async def test_its_files_are_the_owners_and_its_log_is_json_without_secrets(
         await process.until("refresh.succeeded")
         for file in tmp_path.glob("amo-callback.db*"):
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
+        await process.stop()
     written = "\n".join(str(line) for line in process.lines)
     ledger = living_amo.fake.ledger
     secret = {entry.presented for entry in ledger.entries} | set(ledger.issued)
@@ -130,8 +127,7 @@ async def test_a_hangup_reads_the_keys_again(living_amo: Amo, tmp_path: Path, en
         process.signal(signal.SIGHUP)
         assert (await process.until("reload.done"))["needs_restart"] == []
         assert (await status(API_KEY), await status(new)) == (401, 200)
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
+        await process.stop()
 
 
 async def test_a_hangup_changes_the_level_and_the_limits_and_names_what_it_cannot(
@@ -166,8 +162,7 @@ async def test_a_hangup_changes_the_level_and_the_limits_and_names_what_it_canno
         assert len(process.named("http.request")) == 1
         await asked()
         await process.until("http.request", times=2)
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
+        await process.stop()
 
 
 @pytest.mark.parametrize("format_", ["json", "auto"])
@@ -200,8 +195,7 @@ async def test_without_access_lines_the_rest_is_written(living_amo: Amo, tmp_pat
     async with serving(environ, tmp_path) as process:
         await _connect(living_amo, process, accounts=1)
         await process.until("connection.connected")
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
+        await process.stop()
     assert process.named("http.request") == []
 
 

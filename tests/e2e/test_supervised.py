@@ -148,12 +148,10 @@ async def test_a_restart_under_load_loses_no_request(
             if not callers.tasks:
                 callers.begin(await _connected(living_amo, supervisor))
             await callers.until_more()
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
     async with serving(environ, tmp_path, doors=supervisor.doors) as process:
         await callers.end()
-        process.signal(signal.SIGTERM)
-        await process.ended()
+        await process.stop()
     record_property("requests", callers.answered)
     record_property("lost", callers.lost)
     assert callers.lost == 0
