@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,23 @@ def _ask(method: str, url: str, *headers: str) -> int:
 
 
 def _load(url: str, clients: str, *headers: str) -> int:
-    """Ask without a pause until the standard input ends, half over kept connections; print what became of it."""
+    """Ask without a pause until the standard input ends; print what became of it."""
+    counts: Counter[str] = Counter()
+
+    async def run() -> None:
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(0, ended.set)
+        await load(url, int(clients), headers, counts=counts, ended=ended)
+
+    asyncio.run(run())
+    print(json.dumps(counts))  # noqa: T201 -- because it is read
+    return 0
+
+
+async def load(url: str, clients: int, headers: Iterable[str], *, counts: Counter[str], ended: asyncio.Event) -> None:
+    """Ask without a pause until the end, half over kept connections, and count requests made and lost."""
     parts = urlsplit(url)
     lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", *headers]
-    counts: Counter[str] = Counter()
 
     async def client(*, keep: bool) -> None:
         kind = "kept" if keep else "new"
@@ -96,15 +109,7 @@ def _load(url: str, clients: str, *headers: str) -> int:
         if streams is not None:
             streams[1].close()
 
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_reader(0, ended.set)
-        await asyncio.gather(*(client(keep=bool(number % 2)) for number in range(int(clients))))
-
-    ended = asyncio.Event()
-    asyncio.run(run())
-    print(json.dumps(counts))  # noqa: T201 -- because it is read
-    return 0
+    await asyncio.gather(*(client(keep=bool(number % 2)) for number in range(clients)))
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bool:
