@@ -139,9 +139,7 @@ async def test_what_is_tapped_is_large_enough(chromium: Chromium, app: Running) 
         assert (what, height >= 48, abs(wider) < 1) == (what, True, True)
 
 
-@pytest.mark.parametrize(
-    ("asked", "language"), [("uk-UA", "uk"), ("ru", "ru"), ("en-GB", "en"), ("de-DE", "en"), ("kk-KZ", "en")]
-)
+@pytest.mark.parametrize(("asked", "language"), [("uk-UA", "uk"), ("de-DE", "en")])
 async def test_the_page_speaks_the_browsers_language(
     chromium: Chromium, app: Running, asked: str, language: str
 ) -> None:
