@@ -12,7 +12,7 @@ from amo_callback.events import Event, connection_event
 from amo_callback.model import Connection, ConnectionCounts, ConnectionFilter, Reason, Status, Successes
 from amo_callback.schedule import CLOCK_TOLERANCE, TURN
 from amo_callback.store.engine import from_micros, in_transaction, json_list, lease_left, row_reader, values_of
-from amo_callback.store.history import Repository
+from amo_callback.store.repository import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

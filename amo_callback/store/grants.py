@@ -11,7 +11,7 @@ from amo_callback.grant import Grant, GrantStatus, IssuedState
 from amo_callback.model import Status
 from amo_callback.store.connections import read_connection
 from amo_callback.store.engine import in_transaction, json_list, lease_left, row_reader, values_of
-from amo_callback.store.history import Repository
+from amo_callback.store.repository import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
