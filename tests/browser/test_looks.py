@@ -12,7 +12,7 @@ from amo_callback.web.pages.user_agent import LANGUAGES
 from tests.browser.accessibility import OVERFLOW, axe
 from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, Device, picture
 from tests.browser.page_states import SETTINGS, STATES, returned
-from tests.conftest import Running
+from tests.service import Running
 
 _SIZES = {
     "small phone": (320, 568),

@@ -23,15 +23,15 @@ from amo_callback.observe.log import make_logger
 from amo_callback.store import open_store
 from amo_callback.web.listener import open_listener
 from tests.builders import DAY, a_connection, save
-from tests.conftest import API_KEY, environment
 from tests.fakes import ShiftedClock
+from tests.service import API_KEY, environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from amo_callback.crypto import Cipher
-    from tests.conftest import Amo
+    from tests.service import Amo
 
 NOW = SystemClock().now()
 PAIR = TokenPair(access_token="access", refresh_token="refresh", issued_at=NOW, expires_at=NOW + DAY)

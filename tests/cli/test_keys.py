@@ -22,15 +22,15 @@ from amo_callback.model import ImportedConnection, TokenPair
 from amo_callback.refresh.pending_pair import name_of, seal_pending
 from amo_callback.store import open_store
 from tests.builders import a_connection, a_refreshed
-from tests.conftest import environment
 from tests.e2e.process import command, process_environment
 from tests.e2e.processes import eventually, hold_up, staged
 from tests.fakes import START
+from tests.service import environment
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import Amo
+    from tests.service import Amo
 
 URL = "sqlite:///amo-callback.db"
 KEYS = "AMO_CALLBACK_STORAGE__ENCRYPTION_KEYS"

@@ -18,9 +18,9 @@ from amo_callback.amo.sandbox.ledger import Entry, Ledger
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher
 from amo_callback.model import fingerprint
-from tests.conftest import API_KEY, BASE, Amo, Answer, environment, serve_amo
 from tests.e2e.process import Process, serving
 from tests.patience import PATIENCE
+from tests.service import API_KEY, BASE, Amo, Answer, environment, serve_amo
 
 DATABASE = "amo-callback.db"
 _SEED = 31920194

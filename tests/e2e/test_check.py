@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import API_KEY, BASE, HOST
 from tests.e2e.process import command
 from tests.e2e.processes import Stage, staged
+from tests.service import API_KEY, BASE, HOST
 
 NOBODY = 65534
 

@@ -16,9 +16,9 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
-from tests.conftest import API_KEY, Amo, environment
 from tests.e2e.process import command, process_environment, serving
 from tests.e2e.processes import staged
+from tests.service import API_KEY, Amo, environment
 
 URL_OF_STORE = "sqlite:///amo-callback.db"
 

@@ -34,8 +34,8 @@ from amo_callback.refresh.credentials import Credentials
 from amo_callback.refresh.leases import Leases
 from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.raw_answers import RawAnswers, open_raw
-from tests.conftest import HOST, Amo
 from tests.fakes import FakeClock, FaultyStore, MemoryRescue, Override, RecordingObserver
+from tests.service import HOST, Amo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from amo_callback.grant import Grant
     from amo_callback.oauth.grant_service import GrantService
     from amo_callback.store import Store
-    from tests.conftest import Amo
     from tests.fakes import FakeClock
+    from tests.service import Amo
 
 CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 

@@ -15,8 +15,8 @@ from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import NotYet, ShuttingDown
 from amo_callback.local_limits import LocalLimits
 from amo_callback.model import RefreshTrigger
-from tests.conftest import amo_client
 from tests.fakes import Override, RecordedPace, most_in_a_second
+from tests.service import amo_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -14,8 +14,8 @@ from tests.builders import a_survey
 if TYPE_CHECKING:
     from amo_callback.stats import StoreStats
     from amo_callback.store import Store
-    from tests.conftest import Running
     from tests.fakes import FakeClock, RecordingObserver
+    from tests.service import Running
 
 
 class TokenClaims:

@@ -19,15 +19,15 @@ from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
 from amo_callback.observe.log import make_logger
 from amo_callback.web.listener import open_listener
-from tests.conftest import HOST, environment
 from tests.fakes import ShiftedClock
 from tests.patience import PATIENCE
+from tests.service import HOST, environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from amo_callback.config.settings import Settings
-    from tests.conftest import Amo
+    from tests.service import Amo
 
     Check = Callable[..., AsyncIterator[object]]
 

@@ -19,15 +19,15 @@ from amo_callback.crypto import Cipher, new_key
 from amo_callback.observe.log import make_logger
 from amo_callback.probe import Seen
 from amo_callback.web.listener import open_listener
-from tests.conftest import BASE
 from tests.fakes import ShiftedClock
 from tests.patience import PATIENCE
+from tests.service import BASE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from amo_callback.config.settings import Settings
-    from tests.conftest import Running
+    from tests.service import Running
 
 NONCE = "0123456789abcdef"
 CLIENT = "203.0.113.9"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, HOST, Answer, Running
+from tests.service import ADMIN_KEY, HOST, Answer, Running
 
 
 async def _ask(app: Running, path: str, *, method: str = "GET") -> Answer:

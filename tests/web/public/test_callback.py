@@ -10,7 +10,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.grant import support_code
 from amo_callback.model import fingerprint
-from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
+from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.markup import Markup
 
 LINK = "foryoure://amo-crm/callback"

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
+from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, bearer, challenge_of, of, owners
 
 LINK = "foryoure://amo-crm/callback"

@@ -16,7 +16,7 @@ from amo_callback.crypto import Cipher
 from amo_callback.web.authorization_body import AuthorizationBody
 from amo_callback.web.private.tokens import RefreshBody
 from amo_callback.web.public.exchange import ExchangeBody
-from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
+from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, of, owners
 
 PATH = f"{BASE}/exchange-code"
