@@ -157,21 +157,22 @@ class Running:
 
     async def late(self, asking: Coroutine[Any, Any, Answer]) -> Answer:
         """Return the answer to a request for which AMO takes longer than 8 s: it is still being asked then."""
-        self.amo.sandbox.asked.clear()
-        self.amo.sandbox.faults.add(Fault.SLOW)
-        answering = asyncio.create_task(asking)
-        await self.amo.sandbox.asked.wait()
+        answering = await self.begun(asking)
         await self.clock.until_sleeping(8)
         self.clock.advance(8)
         return await answering
 
-    async def refreshing(self, name: str) -> asyncio.Task[Answer]:
-        """Begin a refresh whose request has reached AMO, which does not answer yet."""
+    async def begun(self, asking: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
+        """Begin a request of which AMO knows, but that it does not answer yet."""
         self.amo.sandbox.asked.clear()
         self.amo.sandbox.faults.add(Fault.SLOW)
-        refresh = asyncio.create_task(self.private(f"/connections/{name}/refresh", method="POST"))
+        answering = asyncio.create_task(asking)
         await self.amo.sandbox.asked.wait()
-        return refresh
+        return answering
+
+    async def refreshing(self, name: str) -> asyncio.Task[Answer]:
+        """Begin a refresh that AMO does not answer yet."""
+        return await self.begun(self.private(f"/connections/{name}/refresh", method="POST"))
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the log."""

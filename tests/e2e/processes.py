@@ -102,6 +102,13 @@ class Stage:
         """Run one more process on the database."""
         return serving(self.environ(), self.folder, **options)
 
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Process]:
+        """Run one more process, and connect all accounts there."""
+        async with self.serving() as process:
+            await self.connect(process)
+            yield process
+
     async def connect(self, process: Process, accounts: Iterable[SandboxAccount] | None = None) -> None:
         """Connect accounts, again or for the first time; all of them where none is named."""
         for account in self.accounts if accounts is None else accounts:
