@@ -331,6 +331,20 @@ async def test_a_replay_after_disconnecting_brings_nothing_back(app: Running) ->
     assert await phone.status() == NOTHING
 
 
+async def test_a_refresh_under_way_does_not_undo_a_disconnect(app: Running) -> None:
+    """AMO answers after the user has left: the pair is dropped."""
+    phone = Phone(app, "42")
+    await phone.exchange(await phone.connect())
+    [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
+    app.clock.advance(10)
+    refresh = await app.refreshing(connection.id)
+    assert (await _disconnect(app, "42")).status == 200
+    app.amo.sandbox.go_on.set()
+    assert (await refresh).status == 404
+    stored = await app.stored(connection.id)
+    assert (stored.status, stored.sealed_pair) == ("disconnected", None)
+
+
 @pytest.mark.parametrize("what", ["/freeze", "/connections/{}/freeze"])
 async def test_nothing_is_erased_while_frozen(app: Running, what: str) -> None:
     """What is frozen may live elsewhere, also where it alone is: the user is asked to come again."""
