@@ -11,7 +11,7 @@ from amo_callback.web.pages.render import LANGUAGES, read_texts
 from tests.browser.accessibility import OVERFLOW, axe
 from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, Device, picture
 from tests.browser.page_states import SETTINGS, STATES, returned
-from tests.conftest import Running
+from tests.service import Running
 
 _SIZES = {
     "small phone": (320, 568),
