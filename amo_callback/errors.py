@@ -1,7 +1,8 @@
 """The errors of the service, grouped by who has to act.
 
 A class's docstring is the message for the operator, and its attributes are what the two APIs, the pages and the deep
-link say of it: the one table of errors. No message and no attribute ever holds a token, code, state, key or secret.
+link say of it; what a word of the deep link means to the app and to the user stands once, in `deeplink`. No message and
+no attribute ever holds a token, code, state, key or secret.
 
 Of the answers to a refresh only `UnknownOutcome` leaves open whether the refresh token was spent; every other error
 here means that it was not.

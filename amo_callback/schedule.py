@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,18 @@ TURN = timedelta(seconds=30)
 
 YOUNG = 20
 """A pair younger than this part of its life is fresh, whatever life is asked for."""
+
+
+class Lifetime(Protocol):
+    """What is valid from one time to another."""
+
+    @property
+    def issued_at(self) -> datetime:
+        """Its first moment."""
+
+    @property
+    def expires_at(self) -> datetime:
+        """The first moment at which it is no longer valid."""
 
 
 def refresh_due(pair: TokenPair, *, at: float, jitter: float, random: Callable[[], float]) -> datetime:
@@ -78,9 +90,9 @@ def _http_date(value: str | None) -> datetime | None:
         return None
 
 
-def lives(pair: TokenPair, *, now: datetime) -> bool:
+def lives(token: Lifetime, *, now: datetime) -> bool:
     """Return whether the access token is unexpired by the clock."""
-    return now < pair.expires_at
+    return now < token.expires_at
 
 
 def is_impossible(connection: Connection, *, now: datetime) -> bool:
@@ -94,8 +106,9 @@ def is_impossible(connection: Connection, *, now: datetime) -> bool:
     return not connection.failures and due is not None and expires is not None and due > expires
 
 
-def fresh_enough(pair: TokenPair, *, now: datetime, min_ttl: float) -> bool:
+def fresh_enough(token: Lifetime, *, now: datetime, min_ttl: float) -> bool:
     """Return whether the access token has `min_ttl` seconds left, or is as fresh as one can be."""
-    if not lives(pair, now=now) or pair.issued_at > now + CLOCK_TOLERANCE:
+    if not lives(token, now=now) or token.issued_at > now + CLOCK_TOLERANCE:
         return False
-    return pair.expires_at - now >= timedelta(seconds=min_ttl) or now - pair.issued_at < pair.life / YOUNG
+    life = token.expires_at - token.issued_at
+    return token.expires_at - now >= timedelta(seconds=min_ttl) or now - token.issued_at < life / YOUNG

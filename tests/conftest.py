@@ -422,17 +422,6 @@ def environ(amo: Amo, encryption_key: str) -> dict[str, str]:
     return environment(amo, encryption_key)
 
 
-class Both:
-    """Log events and remember them."""
-
-    def __init__(self, witness: RecordingObserver, log: LogObserver) -> None:
-        self._witness, self._log = witness, log
-
-    def __call__(self, event: Event) -> None:
-        self._log(event)
-        self._witness(event)
-
-
 @asynccontextmanager
 async def run_service(
     amo: Amo,
@@ -448,7 +437,12 @@ async def run_service(
     secrets = [settings.amo.client_secret.get_secret_value(), API_KEY, READ_KEY, ADMIN_KEY]
     secrets += settings.storage.encryption_keys.get_secret_value().split()
     log = make_logger(level="debug", style="json", stream=stream, secrets=secrets)
-    observer = Both(witness, LogObserver(log))
+    log_observer = LogObserver(log)
+
+    def observer(event: Event) -> None:
+        log_observer(event)
+        witness(event)
+
     async with open_service(settings, paths=paths, clock=clock, log=log, observer=observer) as service:
         yield Running(
             amo=amo,

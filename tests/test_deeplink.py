@@ -1,5 +1,7 @@
 """The link back to the app."""
 
+from typing import Any
+
 import pytest
 
 from amo_callback.deeplink import failure_link, intent_link, success_link
@@ -31,14 +33,10 @@ def test_state_is_always_in_a_success_and_in_a_failure_only_if_it_came() -> None
     assert failure_link(BASE, error="missing_code", state=None) == f"{BASE}?error=missing_code"
 
 
-def test_a_ticket_goes_where_the_code_would() -> None:
-    """The app reads one name, whichever of the two it is handed."""
-    assert success_link(BASE, hand_back="ticket", code=b"t", state=b"s") == f"{BASE}?code=t&state=s"
-
-
-def test_the_code_stays_at_home_where_nothing_is_handed_back() -> None:
-    """With `none` the link says only that it went well."""
-    assert success_link(BASE, hand_back="none", code=b"c", state=b"s") == f"{BASE}?success=true&state=s"
+@pytest.mark.parametrize(("hand_back", "first"), [("code", "code=c"), ("ticket", "code=c"), ("none", "success=true")])
+def test_code_or_ticket_or_nothing_is_handed_back(hand_back: Any, first: str) -> None:
+    """The app reads one name, whichever of the two it is handed; with `none` the link says only that it went well."""
+    assert success_link(BASE, hand_back=hand_back, code=b"c", state=b"s") == f"{BASE}?{first}&state=s"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pydantic_settings import NoDecode
 
 from amo_callback.config.database_url import validate_url
 from amo_callback.identity import read_api_keys
-from amo_callback.webhook import read_secrets
+from amo_callback.webhooks.signing import read_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -36,7 +36,7 @@ class StartedAuthorization:
 
 
 class Authorizations:
-    """Start grants, know them again, and admit the codes that come back, and the callers to whom is told of them."""
+    """Starts grants, and decides which codes are taken, and which callers get their results."""
 
     def __init__(self, core: Core, rules: GrantRules, *, starts: StartLimiter) -> None:
         self._store = core.store
@@ -68,7 +68,7 @@ class Authorizations:
         )
 
     async def admit(self, presented: CodePresentation) -> AuthorizationRequest | None:
-        """Return what the state of a code stands for that was never seen; `None` for the app's own.
+        """Return the request of the state that a new code came with; `None` for the app's own state.
 
         Where only issued states are taken, a code without one comes from AMO itself, for a listed account (which is
         checked once AMO has told whose it is). Raises `InvalidState`, `NotFound` for a code that only the app names,
@@ -95,7 +95,7 @@ class Authorizations:
     def check(self, presented: CodePresentation, *, state: bytes | None, request: AuthorizationRequest | None) -> None:
         """Check who asks for the outcome of a code that is known, by the state and the request that it came with.
 
-        An issued state is a secret of the browser that brings it: who has only the code is somebody else. Raises
+        An issued state is a secret of the browser that brings it: a caller with the code alone is another one. Raises
         `InvalidState`. The app names no state: it has the verifier, or `PkceMismatch` is raised.
         """
         if presented.arrival is CodeSource.APP:

@@ -74,7 +74,7 @@ class CodeExchange:
 
 
 class Exchanger:
-    """Exchange authorization codes."""
+    """Exchanges authorization codes."""
 
     def __init__(self, core: Core, rules: GrantRules, parts: ExchangeParts) -> None:
         self._core = core
@@ -158,7 +158,7 @@ class Exchanger:
     async def _slot(self, exchange: CodeExchange) -> None:
         """Wait for a slot at the rate limit: as long as the request can still end within the claim's lease.
 
-        After that somebody else might hold the claim; and whoever leaves the queue takes no slot from the others.
+        After that another process might hold the claim; a code that leaves the queue takes no slot from the others.
         """
         slot = self._turn(exchange)
         left = self._left(exchange.started)

@@ -1,4 +1,4 @@
-"""Grants as they are stored, their secrets sealed, and as they are told; and the rules that they follow."""
+"""Grants as they are stored, their secrets sealed, their results, and the rules that they follow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GrantRules:
 
 
 class Grants:
-    """Write grants, and read them."""
+    """Creates grants, and reads them."""
 
     def __init__(self, core: Core, rules: GrantRules) -> None:
         self._cipher = core.cipher
@@ -80,11 +80,11 @@ class Grants:
         return self._cipher.open_grant(grant.sealed or b"", code_hash=grant.code_hash)
 
     def to_result(self, grant: Grant, secrets: GrantSecrets | None = None) -> GrantResult:
-        """Return what is told of a grant now; its `secrets` are opened where they are not at hand."""
+        """Return a grant's result so far; its `secrets` are opened where they are not given."""
         secrets = secrets or self.secrets_of(grant)
         status, error = grant.status, grant.error
         if status is GrantStatus.EXCHANGING and grant.lease_left is not None and grant.lease_left <= 0:
-            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # whoever tried has died
+            status, error = GrantStatus.FAILED, UnknownOutcome.deep_link_error  # the process that tried has died
         return GrantResult(
             status=status,
             error=error,

@@ -133,7 +133,7 @@ class AdmissionQueue:
 class StartLimiter:
     """How many grants may be started: by one user, by one address, and by plain links in all.
 
-    Anybody can follow a link, from as many addresses as he has, and each costs the store a write.
+    Anyone can follow a link, from any number of addresses, and each link costs the store a write.
     """
 
     def __init__(self, *, each: AttemptLimiter, links: AttemptLimiter, queue: AdmissionQueue) -> None:

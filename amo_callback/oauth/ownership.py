@@ -6,14 +6,14 @@ user: a JWT and a proof that the grant began in that user's own app do. These ar
 | who started the grant | proof, as the app presents the code | whose JWT | owner from then on |
 | --- | --- | --- | --- |
 | a user, with a challenge | the verifier that fits | that user's | that user, beside others |
-| | | another user's | nobody |
+| | | another user's | none |
 | a backend, for a user | the backend vouches for the user | none is needed | that user, once AMO has accepted |
 | a backend, for a user, with a challenge | the verifier that fits | that user's, or none | that user, beside others |
-| | | another user's | nobody |
+| | | another user's | none |
 | anybody who opened `/connect` with a challenge | the verifier that fits | any user's | that user, if it has no owner |
 | the app, with its own state (mode `app`) | the state names the user | that user's | that user, if it has no owner |
-| | the state names another user, or none | any user's | nobody |
-| a user, a plain link, AMO itself: without a challenge, with an issued state or none | none | any user's | nobody |
+| | the state names another user, or none | any user's | none |
+| a user, a plain link, AMO itself: without a challenge, with an issued state or none | none | any user's | none |
 
 A verifier that does not fit, is missing or was not asked for is `PkceMismatch`: then the result is not given, either.
 Anybody who knows a user's id can make a state that names it: there the app has to compare its own state.
@@ -43,7 +43,7 @@ _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 def check_verifier(request: AuthorizationRequest | None, verifier: str | None) -> None:
     """Raise `PkceMismatch` where the grant began with a challenge that the verifier does not fit.
 
-    A verifier without a challenge does not fit either: somebody may have taken the challenge away on its way
+    A verifier without a challenge does not fit either: an attacker may have removed the challenge on its way
     (RFC 9700, 4.8.2).
     """
     challenge = request.challenge if request is not None else None
@@ -60,9 +60,9 @@ class Binding(Enum):
     """Whether a user becomes an owner."""
 
     OWNER = "owner"
-    """Beside whoever owns it."""
+    """Beside its other owners."""
     FIRST_OWNER = "first owner"
-    """Where nobody owns it."""
+    """Where it has no owner."""
     NONE = "none"
 
 

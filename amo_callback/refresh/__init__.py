@@ -2,7 +2,10 @@
 
 A refresh spends a credential: AMO's refresh tokens work once, and the answer that brings the next one can be lost.
 
+- `scheduler`: the loop, which starts what is due.
 - `coordinator`: when a pair is refreshed, and for whom; concurrent callers cause one refresh.
+- `decision`: the rules by which a token is presented now, later or not at all. `gate`: the facts that they need.
+- `slots`: slots at AMO's rate limit.
 - `attempt`: one refresh, from claim to stored pair; the only place where a refresh token is spent.
 - `failure_recorder`, with `failure_policy`: what a refresh without a pair means for its connection.
 - `breaker`: when nothing may be refreshed at all, the fault not being each connection's own.
@@ -13,9 +16,9 @@ A refresh spends a credential: AMO's refresh tokens work once, and the answer th
 - `introspector`: what can be asked of AMO without spending anything. `rechecks`: the look-ups that are due.
 - `pending_writes`, with `pending_pair` and `rescue`: pairs that the store has not taken.
 - `raw_answers`: good answers without a readable pair.
-- `scheduler`: the loop. `maintenance`: stepped clocks, and refresh tokens that end soon.
+- `maintenance`: stepped clocks, refresh tokens that end soon, and what has expired.
 - `freeze`: when nothing may be spent, because a copy may be at work elsewhere. `disconnection`: on request.
-- `stats_poller`: how all connections do, for monitoring. `history`: events outside of any write.
+- `stats_poller`: how all connections do, for monitoring.
 
 The life of doubt, as a row tells it:
 

@@ -30,7 +30,7 @@ _EXCHANGE_EVERY = timedelta(seconds=10)
 
 
 class AddressBlock:
-    """The gate that is closed while AMO blocks our address."""
+    """The block of our address: while it lasts, nothing but probes is refreshed."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -48,7 +48,7 @@ class AddressBlock:
 
     @property
     def reason(self) -> str | None:
-        """Why nothing but a probe is refreshed, as an error's code; `None` where the gate is open."""
+        """Why nothing but a probe is refreshed, as an error's code; `None` where there is no block."""
         return AddressBlocked.code if self._suspected or self.block is not None else None
 
     @property

@@ -1,12 +1,12 @@
 """When a pair is refreshed, and for whom: callers at the same moment make one refresh.
 
 A caller who wants a fresh pair joins the refresh that this process has under way; another process's lease is waited
-for. After each wait the connection is read again, since it may be fresh by then. A place among the concurrent refreshes
-and a slot at AMO's rate limit come before the attempt, for a claim must not age in a queue. A token that an attempt
-without an answer may have spent is introspected first, which spends nothing.
+for. A place among the concurrent refreshes and a slot at AMO's rate limit come before the attempt, for a claim must not
+age in a queue. A token that an attempt without an answer may have spent is introspected first, which spends nothing.
 
-So the decision is made twice: before the wait, which may be long, and after it. Between the second decision and the
-claim nothing is awaited, and the claim holds only for the very row that the decision was made for.
+So the decision is made twice: before the wait, which may be long, and after it. Any second one but to present the token
+begins anew with the row as it is then. Between the second decision and the claim nothing is awaited, and the claim holds
+only for the very row that the decision was made for: where another process has changed it, it is read again.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RefreshCoordinator:
             except NotYet:
                 if started:
                     raise
-                continue  # the other caller was to wait: this one need not be
+                continue  # the other caller had to wait, which this one may not have to
             if started or satisfied is None or satisfied(connection):
                 return connection
 
@@ -89,7 +89,7 @@ class RefreshCoordinator:
         await self._pending_writes.drain()
 
     def _ended(self, connection_id: str, task: asyncio.Task[Connection]) -> None:
-        self._gate.breaker.address_block.leave(connection_id)
+        self._gate.release_probe(connection_id)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, AmoCallbackError):
             # Reported here: the caller may be gone.
@@ -115,30 +115,30 @@ class RefreshCoordinator:
                 await self._pause(decision.seconds)
             else:
                 async with self._semaphore:
-                    slot_at = await self._wait_for_turn(decision, demand)
+                    slot_granted_at = await self._prepare_attempt(decision, demand)
                     if isinstance(decision, Introspect):
                         introspected = doubt_of(decision.row)
                     if isinstance(decision, Introspect) or decision.row.attempt is not None:
                         row = await self._core.store.connection(connection_id)
                     decision = await self._gate.decide(row, demand, satisfied=satisfied, introspected=introspected)
                     if isinstance(decision, Present):
-                        self._gate.breaker.enter(connection_id)
-                        refreshed = await self._attempts.make(decision.row, demand=demand, slot_at=slot_at)
+                        self._gate.note_probe(connection_id)
+                        refreshed = await self._attempts.make(decision.row, demand=demand, slot_at=slot_granted_at)
                         if refreshed is not None:
                             return refreshed
             row = await self._core.store.connection(connection_id)
 
-    async def _wait_for_turn(self, decision: Present | Introspect, demand: RefreshTrigger) -> float:
+    async def _prepare_attempt(self, decision: Present | Introspect, demand: RefreshTrigger) -> float:
         """Do all that comes before an attempt, and return the monotonic time at which its slot was granted."""
-        row, address_block = decision.row, self._gate.breaker.address_block
+        row = decision.row
         if isinstance(decision, Introspect):
-            await address_block.enter(row.id, demand=demand)
+            await self._gate.reserve_probe(row.id, demand)
             await self._introspector.before_refresh(row)
-        slot_at = await acquire_slot(self._core)
+        slot_granted_at = await acquire_slot(self._core)
         if row.attempt is not None:
             await self._pending_writes.restore_for(row)
-        await address_block.enter(row.id, demand=demand)
-        return slot_at
+        await self._gate.reserve_probe(row.id, demand)
+        return slot_granted_at
 
     async def _pause(self, seconds: float) -> None:
         """Wait, at most until the process is to end."""

@@ -105,7 +105,7 @@ class Introspector:
             return False
         if connection.suspended_reason is not Reason.IN_DOUBT or not lives(pair, now=self._core.clock.now()):
             return True
-        return (await self.about_access_token(connection, pair)).standing is not TokenState.REFUSED
+        return (await self.about_access_token(connection, pair.access_token)).standing is not TokenState.REFUSED
 
     async def _put_off(self, connection: Connection, error: AmoCallbackError, *, again: datetime) -> NoReturn:
         """Put a refresh off, and raise why; where only probes may go, this was one."""
@@ -137,7 +137,7 @@ class Introspector:
     async def about_access_token(
         self,
         connection: Connection,
-        pair: TokenPair,
+        access_token: str,
         *,
         priority: Priority = Priority.BACKGROUND,
         limit: float | None = None,
@@ -150,7 +150,7 @@ class Introspector:
         await acquire_slot(self._core, priority, limit=limit)
         self._breaker.address_block.check_question()
         return await self._core.amo.ask_about(
-            access_token=pair.access_token, domain=connection.domain, account_id=connection.account_id
+            access_token=access_token, domain=connection.domain, account_id=connection.account_id
         )
 
     async def whereabouts(self, connection: Connection, pair: TokenPair) -> IntrospectionResult:
@@ -164,7 +164,7 @@ class Introspector:
             return first
         if not lives(pair, now=self._core.clock.now()):
             return IntrospectionResult(standing=TokenState.REFUSED) if first.standing is TokenState.UNASKED else first
-        second = await self.about_access_token(connection, pair)
+        second = await self.about_access_token(connection, pair.access_token)
         if first.standing is TokenState.REFUSED:
             return dataclasses.replace(first, domain=second.domain)
         if second.standing is not TokenState.GOOD and first.standing is not TokenState.UNASKED:

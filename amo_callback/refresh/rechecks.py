@@ -118,7 +118,9 @@ class Rechecker:
         if first not in {TokenState.REFUSED, TokenState.UNASKED} or self._core.clock.now() >= pair.expires_at:
             return first, first
         priority = _priority(connection)
-        second = (await self._introspector.about_access_token(connection, pair, priority=priority)).standing
+        second = (
+            await self._introspector.about_access_token(connection, pair.access_token, priority=priority)
+        ).standing
         return first, first if second is TokenState.UNASKED else second
 
     # --- given up --------------------------------------------------------------------------------

@@ -74,12 +74,6 @@ class RefreshScheduler:
         """Seconds for which every round has failed; 0 where the last one worked."""
         return self._outage.failed_for
 
-    @property
-    def _closed(self) -> AddressBlock | Breaker:
-        """What lets nothing but probes through; the breaker where nothing does so."""
-        breaker = self._gate.breaker
-        return breaker if breaker.address_block.reason is None else breaker.address_block
-
     def wake(self) -> None:
         """Start the next round now: more may be due."""
         self._wake.set()
@@ -111,17 +105,16 @@ class RefreshScheduler:
         for watch in self._watches:
             await watch()
         self._next.clear()
-        self._more = self._closed.reason is not None
-        if self._closed.reason is not None:
-            await self._start_probe()
-        next_at = None
-        if self._gate.breaker.address_block.reason is None:
-            next_at = await self._start_due()
+        closed = self._gate.closed_by
+        self._more = closed is not None
+        if closed is not None:
+            await self._start_probe(closed)
+        next_at = None if self._gate.is_address_blocked else await self._start_due()
         if len(self._running) >= self._concurrency:
             self._more = True
             return self._poll_interval  # the end of one wakes us
-        if self._closed.reason is not None:
-            return min(self._closed.probe_in or self._poll_interval, self._poll_interval)
+        if (closed := self._gate.closed_by) is not None:
+            return min(closed.probe_in or self._poll_interval, self._poll_interval)
         if next_at is None:
             return self._poll_interval
         return min(max((next_at - self._core.clock.now()).total_seconds(), 0.0), self._poll_interval)
@@ -134,7 +127,7 @@ class RefreshScheduler:
         """
         now = self._core.clock.now()
         while True:
-            places = max(self._concurrency - len(self._running), 0) if self._closed.reason is None else 0
+            places = max(self._concurrency - len(self._running), 0) if self._gate.closed_by is None else 0
             limit = places + self._concurrency if places else 0
             rechecks = max(_LOOK_UPS - len(self._rechecking), 0)
             due = await self._core.store.due(
@@ -161,21 +154,19 @@ class RefreshScheduler:
             if connection.id not in self._running:
                 self._start(connection.id, self._refresh(connection, RefreshTrigger.SCHEDULE))
 
-    async def _start_probe(self) -> None:
+    async def _start_probe(self, closed: AddressBlock | Breaker) -> None:
         """While nothing else may be refreshed, try one connection after the other."""
-        gate = self._closed
-        if self._running or gate.probe_in > 0:
+        if self._running or closed.probe_in > 0:
             return
-        turn = timedelta(seconds=self._gate.breaker.probe_every)
-        while probe := await self._core.store.probe(apart_from=(*self._apart(), *gate.probed), turn=turn):
+        turn = timedelta(seconds=self._gate.probe_every)
+        while probe := await self._core.store.probe(apart_from=(*self._apart(), *closed.probed), turn=turn):
             if self._core.stop.is_set():
                 return
             if not self._gate.lease_left(probe):
                 self._start(probe.id, self._refresh(probe, RefreshTrigger.PROBE))
                 return
             self._put_aside(probe.id, self._poll_interval)
-        gate.new_round()
-        await self._gate.breaker.address_block.end_without_candidates()
+        await self._gate.end_round()
 
     def _apart(self) -> tuple[str, ...]:
         names = (connection.id for connection in self._next)
@@ -195,10 +186,10 @@ class RefreshScheduler:
 
     def _ended(self, connection_id: str, tasks: dict[str, asyncio.Task[None]]) -> None:
         tasks.pop(connection_id, None)
-        if self._core.stop.is_set() or self._closed.reason is not None:
+        if self._core.stop.is_set() or self._gate.closed_by is not None:
             self._next.clear()
         self._start_next()
-        more = not self._next and (self._more or self._closed.reason is not None)
+        more = not self._next and (self._more or self._gate.closed_by is not None)
         if more or tasks is self._rechecking:
             self.wake()
 
@@ -216,7 +207,7 @@ class RefreshScheduler:
 
     def _is_done(self, connection: Connection) -> bool:
         """Tell whether somebody else has refreshed what was due; a probe is never done."""
-        return self._closed.reason is None and not self._is_due(connection)
+        return self._gate.closed_by is None and not self._is_due(connection)
 
     def _is_due(self, connection: Connection) -> bool:
         now = self._core.clock.now()

@@ -1,4 +1,8 @@
-"""The store, on SQLite or PostgreSQL."""
+"""The store, on SQLite or PostgreSQL.
+
+An engine is a subclass of `Store` in a module of its own, a member of `engine.Engine`, its own lines in the statements
+and the schema (`--sqlite `, `--postgres `), and a branch of `open_store`.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def check_files(database: Path) -> None:
 
 @contextmanager
 def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database of ours as it is now, whoever writes on; raises `BackupFailed` where it is damaged or newer."""
+    """Open a database of ours as it is now, while others write; raises `BackupFailed` where it is damaged or newer."""
     with explained(str(path)):
         check_files(path)
         path.stat()  # says what is wrong where SQLite says "cannot open"
@@ -141,7 +141,7 @@ def _replace(present: sqlite3.Connection, made: Path, *, kept: Path | None) -> N
 
 def _write_new(source: sqlite3.Connection, target: Path, *, now: datetime) -> None:
     with _copied(source, target, now=now) as made:
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # so that nobody's file is replaced
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # so that no file is replaced
         _publish(made, target)
 
 

@@ -12,7 +12,7 @@ from amo_callback.events import Event, connection_event
 from amo_callback.model import Connection, ConnectionCounts, ConnectionFilter, Reason, Status, Successes
 from amo_callback.schedule import CLOCK_TOLERANCE, TURN
 from amo_callback.store.engine import from_micros, in_transaction, json_list, lease_left, row_reader, values_of
-from amo_callback.store.history import Repository
+from amo_callback.store.repository import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -255,11 +255,11 @@ class Connections(Repository):
         self, transaction: Transaction, found: Sequence[Row], event: Callable[[Connection], Event]
     ) -> Sequence[Event]:
         """Record the event of each of several connections, and return the events."""
-        told = []
+        events = []
         for connection in map(read_connection, found):
-            told.append(event(connection))
-            await self._record(transaction, told[-1:], connection)
-        return told
+            events.append(event(connection))
+            await self._record(transaction, events[-1:], connection)
+        return events
 
     @in_transaction
     async def record_disabled_hook(

@@ -11,7 +11,7 @@ from amo_callback.grant import Grant, GrantStatus, IssuedState
 from amo_callback.model import Status
 from amo_callback.store.connections import read_connection
 from amo_callback.store.engine import in_transaction, json_list, lease_left, row_reader, values_of
-from amo_callback.store.history import Repository
+from amo_callback.store.repository import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -132,7 +132,7 @@ class Grants(Repository):
     # --- owners ----------------------------------------------------------------------------------
 
     async def owners_of(self, ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Return the owners of each of these connections, who was bound first, first."""
+        """Return the owners of each of these connections in the order in which they were bound."""
         return {name: list(bound) for name, bound in (await self.bindings_of(ids)).items()}
 
     async def bindings_of(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
@@ -147,13 +147,13 @@ class Grants(Repository):
         return [read_connection(row) for row in await self.read("connections_owned", owner=owner)]
 
     async def bind(self, connection_id: str, *, owner: str, grant_no: int, first_only: bool) -> bool:
-        """Make somebody an owner, by a grant with this number.
+        """Make a user an owner, by a grant with this number.
 
-        `False` where the connection is gone, where whose it was has been forgotten since, or he has left since, and
-        where it has another owner and `first_only` is said.
+        `False` where the connection is gone, where its owners have been removed or the user has left since, and where
+        it has another owner and `first_only` is true.
         """
         if owner in (await self.owners_of([connection_id]))[connection_id]:
-            return True  # told again, as often as he asks: nothing is written
+            return True  # a repeated request writes nothing
 
         async def work(transaction: Transaction) -> bool:
             serial = await self._next_serial(transaction)
@@ -170,12 +170,12 @@ class Grants(Repository):
         return await self.transact(work)
 
     async def unbind(self, owner: str) -> Sequence[Event]:
-        """Take somebody from all that is his; what has no owner left is disconnected.
+        """Remove a user from all their connections; a connection without an owner is disconnected.
 
-        Returns what that was, as it is remembered. Raises `Frozen` where something of it is: that may live elsewhere.
+        Returns the events. Raises `Frozen` where one of the connections is frozen: its tokens may be used elsewhere.
         """
         if not await self.connections_owned(owner):
-            return []  # as often as he asks: nothing is written
+            return []  # a repeated request writes nothing
 
         async def work(transaction: Transaction) -> Sequence[Event]:
             serial = await self._next_serial(transaction)
@@ -208,7 +208,7 @@ class Grants(Repository):
     async def _bind(
         self, transaction: Transaction, *, connection_id: str, owner: str, grant_no: int, serial: int
     ) -> bool:
-        """Make somebody an owner, within a transaction; `False` where they may not be, or are one already."""
+        """Make a user an owner, within a transaction; `False` where they may not be, or are one already."""
         bound = await transaction.run(
             "bind_owner", connection_id=connection_id, owner=owner, grant_no=grant_no, serial=serial
         )

@@ -13,7 +13,7 @@ from amo_callback.events import Event, Level
 from amo_callback.model import AmoBlock, Freeze, Reason, Status
 from amo_callback.stats import StoreStats
 from amo_callback.store.engine import ANY, from_micros, in_transaction, json_object, row_reader, to_micros
-from amo_callback.store.history import Repository, pair_obtained_key
+from amo_callback.store.repository import Repository, pair_obtained_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

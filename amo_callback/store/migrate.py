@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from amo_callback.store.engine import Engine
 
 _PATIENCE = 86400.0
-"""Seconds for a step: the library's own limit is that of statements which somebody waits for."""
+"""Seconds for a step: the library's own limit is for statements that callers wait for."""
 ENCODINGS = ("UTF8", "SQL_ASCII")
 """Those that take every text; the second one takes any bytes, which are ours."""
 _VERSION = "PRAGMA user_version"
@@ -59,7 +59,7 @@ async def migrate_sqlite(
 async def migrate_postgres(
     database: PoolConnectionProxy | asyncpg.Connection, migrations: Sequence[Sequence[str]]
 ) -> None:
-    """Apply what is missing, all of it or nothing, whoever else begins at this moment; raises `ConfigurationError`."""
+    """Apply what is missing, all of it or nothing, while other instances start; raises `ConfigurationError`."""
     encoding = await database.fetchval("SHOW server_encoding")
     if encoding not in ENCODINGS:
         # An owner's name that it does not take would keep a pair from being stored that has been paid for.

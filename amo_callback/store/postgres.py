@@ -3,7 +3,7 @@
 Every write is one transaction on a connection of its own, out of reach of cancellation, so that none is left open.
 What a transaction reads first and then writes by it locks; the database's clock tells leases, for all instances.
 
-While the database is away nobody waits for it: the connection that listens finds out when it is back.
+While the database is away no caller waits for it: the connection that listens finds out when it is back.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from amo_callback.store.engine import (
 )
 from amo_callback.store.migrate import check_postgres_schema, migrate_postgres
 from amo_callback.store.postgres_connection import (
-    ERRORS,
     PATIENCE,
     check_pooling,
     connect,
-    explain,
     location_of,
     open_pool,
 )
+from amo_callback.store.postgres_errors import ERRORS, explain
 from amo_callback.store.postgres_listener import Listener
 from amo_callback.store.shared_limits import SharedLimits
 
@@ -78,7 +77,7 @@ _FAILING = (
     OSError,  # and a timeout
 )
 """What says so of a write only where it goes on: a statement that takes too long, or a pool that is empty for a moment,
-keeps nobody from storing a pair. Whatever else is one statement's own."""
+does not keep a process from storing a pair. Any other error is one statement's own."""
 
 
 @asynccontextmanager
@@ -137,7 +136,7 @@ class PostgresStore(Store):
         self._listener = listener
         self._location = location
         self.shared = SharedLimits(self)
-        # As far as we know nobody could write until now: another instance may still hold a pair that it could not
+        # As far as we know no process could write until now: another instance may still hold a pair that it could not
         # store, whatever the database's clock says of its lease.
         self.failed_at = clock.monotonic()
         listener.on_change(lambda changed: self._notify([changed]))
@@ -176,10 +175,6 @@ class PostgresStore(Store):
     def clock_skew(self) -> float:
         """Seconds by which this process's clock is ahead of the database's."""
         return self.clock.ahead
-
-    async def cleanup(self) -> None:
-        """Delete the turns that are over."""
-        await self.claim_work("forget_turns")
 
     async def location(self, machine: str) -> str:
         """Return where the database is, wherever this process is."""

@@ -1,4 +1,4 @@
-"""Connections to a PostgreSQL server: how long they may take, what a pooler in between does, why none can be used.
+"""Connections to a PostgreSQL server: how long they may take, what a pooler in between does, what a server can do.
 
 The store needs a session: it listens, holds advisory locks, prepares statements and sets parameters. A pooler such as
 PgBouncer that gives a server's connection to each transaction anew (`pool_mode = transaction`) takes all of that away,
@@ -8,8 +8,6 @@ and passes our parameters on to other clients. So it is recognised before any of
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,20 +18,21 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from amo_callback.config.database_url import read_postgres
-from amo_callback.errors import ConfigurationError, StoreUnavailable
+from amo_callback.errors import ConfigurationError
+from amo_callback.store.postgres_errors import ERRORS, MISTAKEN, explain
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
     from datetime import datetime
 
     from asyncpg.pool import PoolConnectionProxy
 
+    from amo_callback.clock import Clock
+
 CONNECTIONS = 10
 """Of one instance, beside the one that listens."""
 PATIENCE = 5.0
-"""Seconds for a connection, a free one of the pool, or a statement: longer than that nobody is kept waiting."""
-ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError)
-"""What the library raises, of whatever kind; a timeout is an `OSError`."""
+"""Seconds for a connection, a free one of the pool, or a statement: no caller waits longer."""
 _APPLICATION = {"application_name": "amo-callback"}
 _SESSION = {
     "statement_timeout": "'5s'",
@@ -49,8 +48,8 @@ _SESSION = {
     " ELSE current_setting('synchronous_commit') END",
 }
 """What each session sets, as SQL, unless the URL says otherwise. It is set after connecting: PgBouncer refuses clients
-that name such parameters as they connect. `default_transaction_read_only` stays as it is: whoever has set it wants
-nothing written."""
+that name such parameters as they connect. `default_transaction_read_only` stays as it is: an operator who has set it
+wants nothing written."""
 _STATEMENTS = 100
 """Prepared statements of a connection: the library's own default."""
 _ATTRIBUTES = "target_session_attrs"
@@ -268,74 +267,18 @@ class Server:
     """Those of `SETTINGS` for this user and database, before any session has set its own."""
 
 
-async def read_server(url: str, *, patience: float) -> Server:
-    """Ask a server about itself; an answer is awaited for so many seconds.
+async def read_server(url: str, *, patience: float, clock: Clock) -> tuple[Server, datetime]:
+    """Ask a server about itself; return `clock`'s time as it answered, too. It may take so many seconds.
 
     Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
     """
     try:
         await check_pooling(url, patience=patience)
         async with _connected(url, patience) as connection:
+            asked = clock.now()
             [row] = await connection.fetch(_SERVER)
+            at = asked + (clock.now() - asked) / 2
             settings = await connection.fetch(_SETTINGS, list(SETTINGS))
     except ERRORS as error:
         raise explain(error) from None
-    return Server(**dict(row.items()), settings={one["name"]: one["value"] for one in settings})
-
-
-# --- why it cannot be used -------------------------------------------------------------------------
-
-_MISCONFIGURED: Sequence[tuple[type[Exception], str]] = (
-    (asyncpg.InvalidPasswordError, "it does not take this user and password"),
-    (
-        asyncpg.InvalidAuthorizationSpecificationError,
-        "it does not let this user in from here: pg_hba.conf, or the user's name, or TLS is asked for",
-    ),
-    (asyncpg.InvalidCatalogNameError, "it has no database of that name: CREATE DATABASE"),
-    (asyncpg.InvalidSchemaNameError, "the user has no schema to make tables in: search_path"),
-    (asyncpg.InsufficientPrivilegeError, "the user may not make or use tables there: make it the database's owner"),
-    (asyncpg.ClientConfigurationError, "what the URL says does not fit together, or a certificate is not there"),
-    (asyncpg.UndefinedObjectError, "the URL names a parameter that the server does not know"),
-    (asyncpg.CantChangeRuntimeParamError, "the URL names a parameter that cannot be set for a session"),
-    (asyncpg.InvalidParameterValueError, "the URL gives a parameter a value that the server does not take"),
-    (ssl.SSLCertVerificationError, "its certificate is not valid for it: sslrootcert, or the host's name"),
-    (ValueError, "the URL cannot be read"),
-)
-"""Errors that a restart does not mend; the first that fits is reported."""
-_TRANSIENT: Sequence[tuple[type[Exception], str]] = (
-    (asyncpg.TooManyConnectionsError, "it takes no more connections: max_connections, or a limit of the user's"),
-    (asyncpg.CannotConnectNowError, "it is starting, or stopping"),
-    (asyncpg.ReadOnlySQLTransactionError, "it is only for reading, as a standby is"),
-    (asyncpg.TargetServerAttributeNotMatched, "no host is of the kind that target_session_attrs asks for"),
-    (socket.gaierror, "its host's name is not known here"),
-    (TimeoutError, "it does not answer in time"),
-    (ConnectionRefusedError, "nobody listens there"),
-    (FileNotFoundError, "there is no such socket, or no such certificate"),
-    (PermissionError, "its socket, or a certificate, may not be opened"),
-    (ssl.SSLError, "TLS does not come about"),
-    (OSError, "it cannot be reached"),
-)
-MISTAKEN = "storage.url: PostgreSQL cannot be used: "
-"""What the text of a mistake begins with."""
-_PARAMETERS = "unsupported startup parameter"
-_NO_TLS = "it does not offer TLS, which sslmode asks for"
-
-
-def explain(error: Exception) -> ConfigurationError | StoreUnavailable:
-    """Return why the service cannot start: an error in the configuration, or one that may pass.
-
-    The library's texts may quote values: only its types are used.
-    """
-    if isinstance(error, ConnectionError) and "rejected SSL" in str(error):  # has no type of its own
-        return _mistake(_NO_TLS, error)
-    if isinstance(error, asyncpg.ProtocolViolationError) and _PARAMETERS in str(error):  # PgBouncer's own
-        return _mistake("PgBouncer does not take a parameter that the URL names: ignore_startup_parameters", error)
-    for kind, why in _MISCONFIGURED:
-        if isinstance(error, kind):
-            return _mistake(why, error)
-    name = type(error).__name__
-    return StoreUnavailable(next((f"{why} ({name})" for kind, why in _TRANSIENT if isinstance(error, kind)), name))
-
-
-def _mistake(why: str, error: Exception) -> ConfigurationError:
-    return ConfigurationError(f"{MISTAKEN}{why} ({type(error).__name__})")
+    return Server(**dict(row.items()), settings={one["name"]: one["value"] for one in settings}), at

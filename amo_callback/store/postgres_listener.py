@@ -35,7 +35,7 @@ _MOST = 100
 
 
 class Listener:
-    """Listen, for as long as the process lives."""
+    """The connection that listens, made anew whenever it is lost."""
 
     def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]], *, clock: DatabaseClock) -> None:
         self._connect = connect
@@ -47,9 +47,9 @@ class Listener:
         self.down: str | None = None
         """Why the database cannot be reached; `None` where it can, as far as is known."""
 
-    def on_change(self, told: Callable[[ChangeNotice], None]) -> None:
-        """Tell of what other instances change."""
-        self._listeners.append(told)
+    def on_change(self, call: Callable[[ChangeNotice], None]) -> None:
+        """Call `call` with every change of another instance."""
+        self._listeners.append(call)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -116,8 +116,8 @@ class Listener:
             self._notify_all(_read(message))
 
     def _notify_all(self, changed: ChangeNotice) -> None:
-        for told in self._listeners:
-            told(changed)
+        for call in self._listeners:
+            call(changed)
 
 
 def _message(changes: list[ChangeNotice]) -> str:

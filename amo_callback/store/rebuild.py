@@ -264,7 +264,7 @@ class _Source:
 
 def _fill(source: _Source, target: sqlite3.Connection, progress: Progress) -> int:
     """Copy the rows of every table of the file's schema version, and migrate; return how much else the file has."""
-    target.execute("PRAGMA journal_mode = OFF")  # nobody else sees it, and it is removed where it is half-made
+    target.execute("PRAGMA journal_mode = OFF")  # it is private, and removed where it is half-made
     target.execute("PRAGMA synchronous = OFF")
     _bound(source.database, _STEPS_A_PAGE)
     source.database.execute("BEGIN")
@@ -329,7 +329,7 @@ def _check_table(source: _Source, table: str) -> int:
 
 
 def _copy_table(source: _Source, target: sqlite3.Connection, table: str, columns: Sequence[str]) -> Iterator[int]:
-    """Copy a table's rows, and tell how many at a time."""
+    """Copy a table's rows; yield how many, page by page."""
     names, places = ", ".join(columns), ", ".join("?" for _ in columns)
     reading = source.database.execute(f"SELECT {names} FROM {table}")  # noqa: S608 -- because the names are ours
     _bound(source.database, _STEPS_A_PAGE)

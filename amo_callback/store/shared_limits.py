@@ -37,7 +37,7 @@ class SharedLimits:
         return await self._database.coordinate(lambda transaction: _ask(transaction, asking))
 
     async def pause(self, seconds: float) -> None:
-        """Let nobody have a slot for a while."""
+        """Give no slot for a while."""
 
         def asking(slots: RateState, now: float) -> SlotDecision:
             return SlotDecision(slots=pause(slots, now=now, seconds=seconds))

@@ -114,7 +114,7 @@ async def open_sqlite(
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Raise what tells whether another start may succeed."""
+    """Raise an error that says whether another start may succeed."""
     try:
         yield
     except OSError as error:
@@ -249,13 +249,6 @@ class SqliteStore(Store):
         except (sqlite3.Error, ValueError) as error:
             raise self._failed(error) from None
         return int(version)
-
-    async def location(self, machine: str) -> str:
-        """Return where the file is, as this process sees it."""
-        return machine
-
-    async def cleanup(self) -> None:
-        """Delete nothing: there is only this one instance."""
 
     async def _commit(self, works: Sequence[_Work]) -> Sequence[Any]:
         results = await self._commit_together(works)

@@ -8,21 +8,23 @@ rejects is never handed out. One that AMO does not speak of is, until it expires
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from amo_callback.concurrency import done_within
+from amo_callback.concurrency import SingleFlight, done_within
 from amo_callback.errors import HostNotAllowed, NotYet, ShuttingDown
-from amo_callback.model import Connection, Status, TokenPair, TokenState
+from amo_callback.model import Connection, Status, TokenState
 from amo_callback.rate_limit import Priority
 from amo_callback.schedule import is_impossible
 
 if TYPE_CHECKING:
+    import asyncio
+
     from amo_callback.core import Core
     from amo_callback.refresh.introspector import Introspector
     from amo_callback.refresh.leases import Leases
+    from amo_callback.tokens.cache import OpenConnection
 
 _PATIENCE = 1.0
 """Seconds that a caller waits for AMO's answer."""
@@ -43,16 +45,15 @@ class _Answer:
 
 
 _Pair = tuple[str, int]
-_Key = tuple[str, int, str | None]
 
 
 def _pair(connection: Connection) -> _Pair:
     return connection.id, connection.pair_version
 
 
-def _key(connection: Connection) -> _Key:
+def _key(connection: Connection) -> str:
     """Name what an answer is about: this pair, and the last attempt that may have ended its access token."""
-    return connection.id, connection.pair_version, connection.attempt
+    return f"{connection.id} {connection.pair_version} {connection.attempt}"
 
 
 class AccessTokenCheck:
@@ -62,9 +63,9 @@ class AccessTokenCheck:
         self._core = core
         self._introspector = introspector
         self._leases = leases
-        self._answers: OrderedDict[_Key, _Answer] = OrderedDict()
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
         self._rejected: OrderedDict[_Pair, None] = OrderedDict()
-        self._asking: dict[_Key, asyncio.Task[None]] = {}
+        self._asking: SingleFlight[None] = SingleFlight("token check", on_end=_retrieve)
 
     def is_doubtful(self, connection: Connection) -> bool:
         """Tell whether the access token may be dead before its time."""
@@ -81,27 +82,26 @@ class AccessTokenCheck:
             connection.failures > 0 or self._leases.age(connection) >= _UNDER_WAY
         )
 
-    def reject(self, connection: Connection) -> None:
+    def mark_rejected(self, connection: Connection) -> None:
         """Note that AMO has refused the access token to a backend, which is a hint and no more."""
         self._rejected[_pair(connection)] = None
         while len(self._rejected) > _REMEMBERED:
             self._rejected.popitem(last=False)
 
-    async def standing(self, connection: Connection, pair: TokenPair, *, doubted: bool = False) -> TokenState:
+    async def state_of(self, found: OpenConnection, *, doubted: bool = False) -> TokenState:
         """Return whether the access token is valid: `UNKNOWN` where AMO could not be asked, or has not answered.
 
         A caller may have doubts of its own.
         """
+        connection, token = found.connection, found.token
+        if token is None:
+            return TokenState.REFUSED
         if not doubted and not self.is_doubtful(connection):
             return TokenState.GOOD
         key = _key(connection)
         known = self._answers.get(key)
         if known is None or self._is_over(known):
-            asking = self._asking.get(key)
-            if asking is None:
-                asking = asyncio.create_task(self._ask(key, connection, pair), name=f"alive:{connection.id}")
-                self._asking[key] = asking
-                asking.add_done_callback(lambda _: self._asking.pop(key, None))
+            asking, _ = self._asking.start(key, lambda: self._ask(connection, token.value))
             await done_within(asking, seconds=_PATIENCE, clock=self._core.clock)
         answer = self._answers.get(key)
         return TokenState.UNKNOWN if answer is None or self._is_over(answer) else answer.standing
@@ -111,24 +111,29 @@ class AccessTokenCheck:
 
     async def drain(self) -> None:
         """Ask nothing any more."""
-        for asking in self._asking.values():
+        for _, asking in self._asking:
             asking.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await self._asking.drain()
 
-    async def _ask(self, key: _Key, connection: Connection, pair: TokenPair) -> None:
+    async def _ask(self, connection: Connection, access_token: str) -> None:
         try:
             sighting = await self._introspector.about_access_token(
-                connection, pair, priority=Priority.TOKEN_CHECK, limit=_PATIENCE
+                connection, access_token, priority=Priority.TOKEN_CHECK, limit=_PATIENCE
             )
         except (ShuttingDown, NotYet, HostNotAllowed):
             return
         standing = sighting.standing
         settled = connection.status is Status.NEEDS_REAUTH and standing is not TokenState.UNKNOWN
         holds = _SETTLED if settled or standing is TokenState.REFUSED else _FROZEN if connection.frozen else _UNSETTLED
-        answer = _Answer(holds_until=self._core.clock.monotonic() + holds, standing=standing)
-        self._answers[key] = answer
+        key = _key(connection)
+        self._answers[key] = _Answer(holds_until=self._core.clock.monotonic() + holds, standing=standing)
         if standing is TokenState.GOOD:
             self._rejected.pop(_pair(connection), None)
         self._answers.move_to_end(key)
         while len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)
+
+
+def _retrieve(_key: str, asking: asyncio.Task[None]) -> None:
+    if not asking.cancelled():
+        asking.exception()

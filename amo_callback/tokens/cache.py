@@ -26,13 +26,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from amo_callback.errors import StoreUnavailable
-from amo_callback.model import ChangeNotice, Connection, Status
+from amo_callback.errors import HostNotAllowed, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from amo_callback.clock import Clock
+    from amo_callback.core import Core
+    from amo_callback.model import ChangeNotice, Connection
     from amo_callback.store import Store
 
 CONNECTIONS = 10_000
@@ -40,6 +42,39 @@ _CERTAIN = 1.0
 """Seconds within which another process's change is seen."""
 _LOOK = 0.4
 """Seconds between two looks at whether another process has changed anything."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccessToken:
+    """An access token, and where it may be sent."""
+
+    value: str = field(repr=False)
+    issued_at: datetime
+    expires_at: datetime
+    base_url: str | None
+    """The address of AMO's API for the account; `None` where the stored host is not on the allow list."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenConnection:
+    """What a hand-out needs of a connection: never the sealed pair, nor the refresh token."""
+
+    connection: Connection
+    token: AccessToken | None
+    """`None` where no key decrypts the pair."""
+
+
+def open_connection(connection: Connection, core: Core) -> OpenConnection:
+    """Decrypt the access token of a connection."""
+    pair, token = core.cipher.pair_of(connection), None
+    if pair is not None:
+        base_url = None
+        with suppress(HostNotAllowed):  # the allow list stays as it is until the process ends
+            base_url = core.amo.base_url(connection.domain)
+        token = AccessToken(
+            value=pair.access_token, issued_at=pair.issued_at, expires_at=pair.expires_at, base_url=base_url
+        )
+    return OpenConnection(connection=dataclasses.replace(connection, sealed_pair=None), token=token)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +90,7 @@ class ReadMark:
 class _Found:
     """What a read has found: values only, so that the search for garbage has little to look through."""
 
-    connections: tuple[Connection, ...] = field(repr=False)
+    connections: tuple[OpenConnection, ...]
     at: float
     look: int
     changed: bool = False
@@ -65,7 +100,7 @@ class _Found:
 class Last:
     """What was known last; where it was `changed` since then, nobody knows into what."""
 
-    connections: tuple[Connection, ...] = field(repr=False)
+    connections: tuple[OpenConnection, ...]
     changed: bool
 
 
@@ -95,7 +130,7 @@ class ConnectionCache:
         """Count the connections, one that several selectors name several times."""
         return self._held
 
-    def certain(self, selector: str) -> Sequence[Connection] | None:
+    def get(self, selector: str) -> Sequence[OpenConnection] | None:
         """Return what a selector names, where that is certain; and see to it that it stays so."""
         now = self._clock.monotonic()
         if not self._several and now >= self._next_look_at and self._looking is None:
@@ -112,32 +147,31 @@ class ConnectionCache:
         self._found.move_to_end(selector)
         return found.connections
 
-    def last(self, selector: str) -> Last | None:
+    def get_stale(self, selector: str) -> Last | None:
         """Return what a selector named when that was last known; of an id also where another selector named it."""
         if (found := self._found.get(selector)) is not None:
             return Last(connections=found.connections, changed=found.changed)
         for name in self._selectors.get(selector, ()):
             found = self._found[name]
-            named = tuple(one for one in found.connections if one.id == selector)
+            named = tuple(one for one in found.connections if one.connection.id == selector)
             return Last(connections=named, changed=found.changed)
         return None
 
-    def begin(self) -> ReadMark:
+    def mark(self) -> ReadMark:
         """Return the moment before a read."""
         return ReadMark(at=self._clock.monotonic(), look=self._look, changes=self._changes)
 
-    def keep(self, selector: str, connections: Sequence[Connection], moment: ReadMark) -> None:
+    def put(self, selector: str, connections: Sequence[OpenConnection], moment: ReadMark) -> None:
         """Remember what a read has found; not one that a write of this process overtook, for it may be of before."""
-        living = tuple(one for one in connections if one.status is not Status.DISCONNECTED)
         if moment.changes != self._changes:
             return
         self._drop(selector)
-        if not living:
-            return  # whoever asks for what is not there may ask for anything
-        self._found[selector] = _Found(connections=living, at=moment.at, look=moment.look)
-        for one in living:
-            self._selectors[one.id] = (*self._selectors.get(one.id, ()), selector)
-        self._held += len(living)
+        if not connections:
+            return  # a caller may ask for any number of selectors that name nothing
+        self._found[selector] = _Found(connections=tuple(connections), at=moment.at, look=moment.look)
+        for name in [one.connection.id for one in connections]:
+            self._selectors[name] = (*self._selectors.get(name, ()), selector)
+        self._held += len(connections)
         while self._held > self._limit:
             self._drop(next(iter(self._found)))
 
@@ -152,11 +186,12 @@ class ConnectionCache:
         found = self._found.pop(selector, None)
         for one in found.connections if found is not None else ():
             self._held -= 1
-            left = tuple(name for name in self._selectors[one.id] if name != selector)
+            name = one.connection.id
+            left = tuple(other for other in self._selectors[name] if other != selector)
             if left:
-                self._selectors[one.id] = left
+                self._selectors[name] = left
             else:
-                del self._selectors[one.id]
+                del self._selectors[name]
 
     def _changed(self, changed: ChangeNotice) -> None:
         self._changes += 1

@@ -68,12 +68,12 @@ class TokenLifecycle:
         )
         self.access_token_check = AccessTokenCheck(core, introspector=introspector, leases=leases)
         self.cache = ConnectionCache(store=core.store, clock=core.clock)
-        self.lookup = ConnectionLookup(store=core.store, pending_writes=pending_writes, memory=self.cache)
+        self.lookup = ConnectionLookup(core, pending_writes=pending_writes, cache=self.cache)
         self.access_tokens = AccessTokens(
             core,
             lookup=self.lookup,
             coordinator=coordinator,
-            access_token_check=self.access_token_check,
+            check=self.access_token_check,
             hosts=hosts,
         )
         self.stats_poller = StatsPoller(core)

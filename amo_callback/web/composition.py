@@ -43,9 +43,9 @@ from amo_callback.web.public import public_routes
 from amo_callback.web.public.api import PublicApi
 from amo_callback.web.services import Services
 from amo_callback.web.watchdog import Watchdog, running_watchdog
-from amo_callback.webhook import Signer, read_secrets
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
 from amo_callback.webhooks.sender import open_sender
+from amo_callback.webhooks.signing import Signer, read_secrets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence

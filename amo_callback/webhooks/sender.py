@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amo_callback.events import QueuedWebhook
-    from amo_callback.webhook import Signer
+    from amo_callback.webhooks.signing import Signer
 
 TIMEOUT = 10.0
 """Seconds for one request, from the look-up of its host to the answer's head."""

@@ -37,6 +37,9 @@ class Caller:
     async def exchange(self, code: str | None = None) -> tuple[int, Any]:
         return await self.post(grant_type="authorization_code", code=code or self.amo.code())
 
+    async def look_up(self, token: str, host: str = "api-b.amocrm.ru") -> tuple[int, Any]:
+        return await self.get(host, "oauth2/account/current/subdomain", **{"X-Refresh-Token": token})
+
     async def get(self, host: str, path: str, **headers: str) -> tuple[int, Any]:
         async with self.http.get(f"http://{self.amo.address}/{host}/{path}", headers=headers) as response:
             return response.status, await response.json(content_type=None) if response.status == 200 else None
@@ -108,15 +111,14 @@ async def test_the_look_ups_spend_nothing(caller: Caller) -> None:
     """Where an account lives is told for a refresh token and for an access token, and spends neither."""
     _, pair = await caller.exchange()
     token = pair["refresh_token"]
-    path = "oauth2/account/current/subdomain"
     caller.amo.account.host = "renamed.amocrm.ru"
-    status, place = await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": token})
+    status, place = await caller.look_up(token)
     assert (status, place["domain"], place["subdomain"]) == (200, "renamed.amocrm.ru", "renamed")
     bearer = f"Bearer {pair['access_token']}"
     status, place = await caller.get("www.amocrm.ru", "oauth2/account/subdomain", Authorization=bearer)
     assert (status, place["domain"]) == (200, "renamed.amocrm.ru")
-    assert (await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": "junk"}))[0] == 401
-    assert (await caller.get("elsewhere.amocrm.ru", path, **{"X-Refresh-Token": token}))[0] == 404
+    assert (await caller.look_up("junk"))[0] == 401
+    assert (await caller.look_up(token, "elsewhere.amocrm.ru"))[0] == 404
     assert (await caller.post("renamed.amocrm.ru", grant_type="refresh_token", refresh_token=token))[0] == 200
 
 
@@ -210,12 +212,9 @@ async def test_the_look_up_knows_spent_tokens_or_not(caller: Caller, knows: bool
     """Either may be true of AMO; a token that was never issued is refused in any case."""
     caller.amo.fake.quirks.look_up_knows_spent = knows
     _, pair = await caller.exchange()
-    path = "oauth2/account/current/subdomain"
-    assert (await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": pair["refresh_token"]}))[0] == 200
+    assert (await caller.look_up(pair["refresh_token"]))[0] == 200
     await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
-    status, _ = await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": pair["refresh_token"]})
-    assert status == (200 if knows else 401)
-    assert (await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": "junk"}))[0] == 401
+    assert (await caller.look_up(pair["refresh_token"]))[0] == (200 if knows else 401)
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -227,10 +226,7 @@ async def test_the_old_host_of_a_moved_account_gives_no_hint(caller: Caller, sta
     refused, problem = await caller.post(grant_type="refresh_token", refresh_token=pair["refresh_token"])
     assert (refused, "hint" in problem) == (status, False)
     assert caller.amo.fake.is_good(pair["refresh_token"])
-    _, found = await caller.get(
-        "api-b.amocrm.ru", "oauth2/account/current/subdomain", **{"X-Refresh-Token": pair["refresh_token"]}
-    )
-    assert found["domain"] == "renamed.amocrm.ru"
+    assert (await caller.look_up(pair["refresh_token"]))[1]["domain"] == "renamed.amocrm.ru"
 
 
 @pytest.mark.parametrize(
@@ -261,9 +257,5 @@ async def test_look_ups_have_faults_of_their_own(caller: Caller) -> None:
     """They come one after the other, and do not touch the token endpoint."""
     _, pair = await caller.exchange()
     caller.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
-    path = "oauth2/account/current/subdomain"
-    statuses = [
-        (await caller.get("api-b.amocrm.ru", path, **{"X-Refresh-Token": pair["refresh_token"]}))[0] for _ in range(2)
-    ]
-    assert statuses == [500, 200]
+    assert [(await caller.look_up(pair["refresh_token"]))[0] for _ in range(2)] == [500, 200]
     assert caller.amo.sandbox.look_ups == 2

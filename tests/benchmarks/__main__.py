@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from amo_callback.cli.context import run_loop
-from tests.benchmarks import api, exchange, refreshes, start
+from tests.benchmarks import api, refreshes, start
 from tests.benchmarks.harness import Bench, idle_loop
 from tests.benchmarks.report import Report, begin, draw, from_json, lines
 
@@ -24,7 +24,6 @@ BENCHMARKS: Mapping[str, Any] = {
     "handout": api.handout,
     "refreshing": api.refreshing,
     "callback": api.callback,
-    "exchange": exchange.exchange,
     "sweep": refreshes.sweep,
     "backlog": api.backlog,
     "claims": refreshes.claims,
@@ -34,7 +33,6 @@ QUICK: Mapping[str, Mapping[str, Any]] = {
     "handout": {"seconds": 1.0, "connections": 200},
     "refreshing": {"seconds": 1.0, "connections": 150},
     "callback": {"accounts": 200, "relay_accounts": 800},
-    "exchange": {"requests": 200},
     "sweep": {"connections": 500},
     "backlog": {"seconds": 4.0, "connections": 500},
     "claims": {"rows": 5000},

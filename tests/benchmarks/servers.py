@@ -1,12 +1,11 @@
 """The servers that are measured, each with the lags of its loop written to a file meanwhile.
 
-Run as a process of its own: `python -m tests.benchmarks.servers LAGS service|idle`, or `… LAGS answer|relay|amo WITH`,
+Run as a process of its own: `python -m tests.benchmarks.servers LAGS service|idle`, or `… LAGS answer|relay WITH`,
 which print their address.
 """
 
 import asyncio
 import os
-import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -28,8 +27,6 @@ T = TypeVar("T")
 
 _PERIOD, _LEAST = 0.005, 0.001
 """Seconds between samples, and up to which a lag is none: the loop's own timers are no finer."""
-BODY = b'{"token_type":"Bearer","expires_in":86400,"access_token":"%s","refresh_token":"%s"}' % (b"a" * 900, b"r" * 700)
-_HEAD = b"HTTP/1.1 200 OK\r\nServer: nginx\r\nContent-Type: application/json\r\nConnection: close\r\n"
 
 
 async def beside(file: Path, work: Coroutine[object, object, T]) -> T:
@@ -90,23 +87,6 @@ async def _serve(route: web.RouteDef) -> None:
     await asyncio.Event().wait()
 
 
-async def amo(folder: str) -> None:
-    """Give every request the same answer, over TLS."""
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(f"{folder}/server.pem", f"{folder}/server.key")
-
-    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        [length] = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-        await reader.readexactly(int(length.partition(b":")[2]))
-        writer.write(b"%sContent-Length: %d\r\n\r\n%s" % (_HEAD, len(BODY), BODY))
-        writer.close()
-
-    server = await asyncio.start_server(respond, "127.0.0.1", 0, ssl=tls)
-    print(f"https://localhost:{server.sockets[0].getsockname()[1]}", flush=True)
-    await server.serve_forever()
-
-
 def main(lags: str, what: str, *with_what: str) -> int:
     """Serve until it is stopped."""
     if what == "service":
@@ -115,7 +95,6 @@ def main(lags: str, what: str, *with_what: str) -> int:
         "idle": asyncio.Event().wait,
         "answer": answer,
         "relay": relay,
-        "amo": amo,
     }
     run_loop(beside(Path(lags), works[what](*with_what)))
     return 0

@@ -41,34 +41,19 @@ ANDROID = _phone(
     "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Mobile Safari/537.36"
 )
 
-BROWSERS = {
-    "iphone-safari": IPHONE,
-    "android-chrome": ANDROID,
-    "android-samsung": _phone(f"{_ANDROID} SamsungBrowser/28.0 Chrome/130.0.0.0 Mobile Safari/537.36"),
-    "android-firefox": _phone("Mozilla/5.0 (Android 14; Mobile; rv:140.0) Gecko/140.0 Firefox/140.0"),
-}
-"""Browsers on a phone, where one attempt by itself is safe."""
-
 ELSEWHERE = {
     "desktop": DESKTOP,
-    "mac-safari": Device(
-        user_agent="Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) "
-        "Version/18.5 Safari/605.1.15"
-    ),
-    "ios-facebook": _phone(f"{_IOS} Mobile/15E148 [FBAN/FBIOS;FBAV/500.0.0.0.0;FBDV/iPhone15,2;FBMD/iPhone]"),
     "ios-instagram": _phone(f"{_IOS} Mobile/15E148 Instagram 350.0.0.0.0 (iPhone15,2; iOS 18_5; uk_UA)"),
-    "ios-line": _phone(f"{_IOS} Mobile/15E148 Safari Line/15.0.0"),
-    "ios-web-view": _phone(f"{_IOS} Mobile/15E148"),
-    "ios-wechat": _phone(f"{_IOS} Mobile/15E148 MicroMessenger/8.0.50(0x18003234) NetType/WIFI Language/ru"),
     "android-web-view": _phone(
         "Mozilla/5.0 (Linux; Android 14; Pixel 8 Build/AP1A; wv) AppleWebKit/537.36 (KHTML, like Gecko) Version/4.0 "
         "Chrome/140.0.0.0 Mobile Safari/537.36"
     ),
-    "android-facebook": _phone(f"{_ANDROID} Version/4.0 Chrome/140.0.0.0 Mobile Safari/537.36 [FB_IAB/FB4A;FBAV/500;]"),
-    "android-instagram": _phone(f"{_ANDROID} Chrome/140.0.0.0 Mobile Safari/537.36 Instagram 350.0.0.0 Android"),
     "android-telegram": _phone(f"{_ANDROID} Chrome/140.0.0.0 Mobile Safari/537.36 Telegram-Android/11.0 (Pixel 8)"),
 }
-"""Where an attempt by itself would cost something: the page in an app's own view, or the desktop's one free launch."""
+"""Where an attempt by itself would cost something: the page in an app's own view, or the desktop's one free launch.
+
+tests/web/agents.py has all kinds of browsers.
+"""
 
 _WATCH = """
 window.__attempts = [];

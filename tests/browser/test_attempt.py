@@ -1,11 +1,10 @@
 """The page's one attempt to bring a person back by itself, and the button for everything else."""
 
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from tests.browser.chromium import ANDROID, BROWSERS, DESKTOP, ELSEWHERE, IPHONE, Chromium, Tab
+from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, Device, Tab
 from tests.browser.page_states import STATE, public, returned
 from tests.conftest import BASE, Running
 
@@ -29,10 +28,10 @@ async def _happens(tab: Tab) -> list[object]:
 # --- by itself -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device", BROWSERS)
-async def test_a_phones_browser_is_sent_once_and_after_load(chromium: Chromium, app: Running, device: str) -> None:
+@pytest.mark.parametrize("device", [IPHONE, ANDROID], ids=["iphone", "android"])
+async def test_a_phones_browser_is_sent_once_and_after_load(chromium: Chromium, app: Running, device: Device) -> None:
     """One attempt, with the button's own link, when the whole page is there; the address remembers it."""
-    tab = await chromium.tab(BROWSERS[device], own_browser=True)
+    tab = await chromium.tab(device, own_browser=True)
     await tab.page.goto(public(app, f"{BASE}/callback?{app.query(state=STATE)}"))
     assert await tab.page.locator("#open").get_attribute("data-auto") is not None
     await tab.pass_time(60)
@@ -200,18 +199,3 @@ async def test_without_an_attempt_the_note_stays_empty(chromium: Chromium, app: 
     await tab.tap()
     await tab.pass_time(3)
     assert await tab.note() != ""
-
-
-@pytest.mark.parametrize("device", ["android", "iphone"])
-async def test_android_has_a_second_way(chromium: Chromium, run: Any, device: str) -> None:
-    """With the app's package known, the help has an `intent:` link on Android, and nowhere else."""
-    async with run(APP__ANDROID_PACKAGE="ae.foryoure.app") as app:
-        tab = await chromium.tab(ANDROID if device == "android" else IPHONE, own_browser=True)
-        await tab.page.goto(await returned(app))
-        intent = tab.page.locator("#intent")
-        assert await intent.count() == (1 if device == "android" else 0)
-        if device == "android":
-            expected = _link(app).replace("foryoure:", "intent:", 1)
-            assert await intent.get_attribute("href") == (
-                f"{expected}#Intent;scheme=foryoure;package=ae.foryoure.app;end"
-            )

@@ -3,23 +3,40 @@
 import re
 from typing import Any
 
+from amo_callback.web.pages.render import read_texts
 from tests.browser.chromium import ANDROID, IPHONE, Chromium
 from tests.browser.conftest import Site
-from tests.browser.page_states import SETTINGS, STATES, public, returned
+from tests.browser.page_states import BEFORE_AMO, SETTINGS, STATES, public, returned
 from tests.conftest import BASE, Running
 
+LINK = "foryoure://amo-crm/callback"
+TITLES = {variant: texts["title"] for variant, texts in read_texts("en").items() if "title" in texts}
 _NONCE = re.compile(r"'nonce-([\w-]{22})'")
 
 
-async def test_the_policy_holds_back_nothing_of_ours(chromium: Chromium, run: Any) -> None:
-    """In each state, with taps, open help and a return from the app, the browser finds nothing to refuse or to say."""
+async def test_each_state_has_its_page_and_the_policy_holds_back_nothing_of_it(chromium: Chromium, run: Any) -> None:
+    """A title and a link of its word; with taps, open help and a return the browser has nothing to refuse or to say.
+
+    A failure sends nobody to the app by itself, and asks AMO nothing more.
+    """
     browser = await chromium.own()
     for state, reach in STATES.items():
         async with run(APP__ANDROID_PACKAGE="ae.foryoure.app", **SETTINGS.get(state, {})) as app:
             tab = await chromium.tab(ANDROID, browser=browser)
             address = await reach(app)
+            asked = app.amo.sandbox.requests
             answer = await tab.page.goto(address)
             assert answer is not None
+            title = TITLES[state]
+            assert (await tab.page.locator("h1").inner_text(), await tab.page.title()) == (title, title)
+            if state != "connected":
+                link = await tab.link() or ""
+                assert link.startswith("" if state in {"gone", "exchanging"} else f"{LINK}?error={state}")
+                if state != "exchanging":
+                    await tab.pass_time(60)
+                    await tab.go_on()
+                assert (state, tab.launches, tab.navigations) == (state, [], [])
+                assert app.amo.sandbox.requests == asked == (0 if state in BEFORE_AMO else asked)
             headers = await answer.all_headers()
             policy = headers["content-security-policy"]
             assert policy.startswith("default-src 'none'; ")

@@ -10,9 +10,9 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.web.pages.render import read_texts
-from tests.browser.chromium import ANDROID, DESKTOP, IPHONE, Chromium, Device, Tab
+from tests.browser.chromium import DESKTOP, IPHONE, Chromium, Device, Tab
 from tests.browser.conftest import Lenient, Site
-from tests.browser.page_states import BEFORE_AMO, SETTINGS, STATE, STATES, public, returned
+from tests.browser.page_states import STATE, public, returned
 from tests.conftest import BASE, HOST, Running
 
 RETURN = re.compile(rf"{BASE}/return/[A-Za-z0-9_-]{{22}}")
@@ -37,7 +37,7 @@ async def _allowed(chromium: Chromium, app: Running, device: Device, *, state: s
     return tab
 
 
-@pytest.mark.parametrize("device", [DESKTOP, IPHONE, ANDROID], ids=["desktop", "iphone", "android"])
+@pytest.mark.parametrize("device", [DESKTOP, IPHONE], ids=["desktop", "iphone"])
 async def test_consent_leads_to_the_page_at_a_clean_address_and_back_to_consent(
     chromium: Chromium, app: Running, device: Device
 ) -> None:
@@ -100,25 +100,6 @@ async def test_chromiums_own_prefetch_spends_nothing(chromium: Chromium, app: Ru
 
 
 # --- errors --------------------------------------------------------------------------------------
-
-
-async def test_each_end_has_its_page(chromium: Chromium, run: Any) -> None:
-    """Each end of a grant has a page that says so, with a link of its word; a failure sends nobody by itself."""
-    for state in sorted(set(STATES) - {"connected"}):
-        async with run(**SETTINGS.get(state, {})) as app:
-            tab = await chromium.tab(IPHONE)
-            address = await STATES[state](app)
-            asked = app.amo.sandbox.requests
-            await tab.page.goto(address)
-            assert (await _heading(tab), await tab.page.title()) == (TITLES[state], TITLES[state])
-            link = await tab.link() or ""
-            assert link.startswith("" if state in {"gone", "exchanging"} else f"{LINK}?error={state}")
-            if state != "exchanging":
-                await tab.pass_time(60)
-            assert (state, tab.launches, tab.navigations) == (state, [], [])
-            assert app.amo.sandbox.requests == asked == (0 if state in BEFORE_AMO else asked)
-            await tab.context.close()
-            app.amo.sandbox.go_on.set()
 
 
 async def test_a_slow_amo_is_waited_for_at_one_address(chromium: Chromium, run: Any) -> None:

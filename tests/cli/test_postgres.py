@@ -82,7 +82,7 @@ def test_a_server_that_is_away_is_told_in_a_line(
     environ[URL] = f"postgresql://u:sekret@/amo?host={tmp_path}"
     assert _run(environ, "connections", "list") == 1
     told = capsys.readouterr().err
-    assert "there is no such socket" in told
+    assert "the socket, or a certificate, does not exist" in told
     assert "sekret" not in told
 
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,23 @@ def _ask(method: str, url: str, *headers: str) -> int:
 
 
 def _load(url: str, clients: str, *headers: str) -> int:
-    """Ask without a pause until the standard input ends, half over kept connections; print what became of it."""
+    """Ask without a pause until the standard input ends; print what became of it."""
+    counts: Counter[str] = Counter()
+
+    async def run() -> None:
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(0, ended.set)
+        await load(url, int(clients), headers, counts=counts, ended=ended)
+
+    asyncio.run(run())
+    print(json.dumps(counts))  # noqa: T201 -- because it is read
+    return 0
+
+
+async def load(url: str, clients: int, headers: Iterable[str], *, counts: Counter[str], ended: asyncio.Event) -> None:
+    """Ask without a pause until the end, half over kept connections, and count requests made and lost."""
     parts = urlsplit(url)
     lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", *headers]
-    counts: Counter[str] = Counter()
 
     async def client(*, keep: bool) -> None:
         kind = "kept" if keep else "new"
@@ -96,15 +109,7 @@ def _load(url: str, clients: str, *headers: str) -> int:
         if streams is not None:
             streams[1].close()
 
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_reader(0, ended.set)
-        await asyncio.gather(*(client(keep=bool(number % 2)) for number in range(int(clients))))
-
-    ended = asyncio.Event()
-    asyncio.run(run())
-    print(json.dumps(counts))  # noqa: T201 -- because it is read
-    return 0
+    await asyncio.gather(*(client(keep=bool(number % 2)) for number in range(clients)))
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bool:
@@ -139,7 +144,7 @@ def _tried(name: str) -> str:
     reader, writer = os.pipe()
     if not (child := os.fork()):
         try:
-            PROBES[name]()
+            PROBES[name][0]()
             told = "done"
         except OSError as error:
             told = errno.errorcode.get(error.errno or 0, "unknown")
@@ -229,44 +234,60 @@ def _make_cgroup() -> None:
     folder.rmdir()
 
 
-PROBES: dict[str, Callable[[], object]] = {
-    "write outside": _write_outside,
-    "read /root": lambda: Path("/root/.probe").read_text(),
-    "read /srv": lambda: Path("/srv/.probe").read_text(),
-    "read others' /tmp": lambda: Path("/tmp/probe").read_text(),  # noqa: S108 -- because that is what is tried
-    "read the secrets' folder": lambda: list(Path("/etc/amo-callback/credentials").iterdir()),
-    "run a program": _run,
-    "use a device": lambda: Path("/dev/probe").read_bytes(),
-    "see others' processes": lambda: Path("/proc/1").stat(),
-    "tune the kernel": lambda: os.close(os.open("/proc/irq/default_smp_affinity", os.O_RDWR)),
-    "change cgroups": _make_cgroup,
-    "open a netlink socket": lambda: _socket(socket.AF_NETLINK),
-    "open a packet socket": lambda: _socket(socket.AF_PACKET),
-    "map memory to write and execute": lambda: mmap.mmap(-1, 4096, prot=7).close(),
-    "trace": lambda: _call("ptrace", 0, 0, 0, 0),
-    "become another user": lambda: os.setuid(65534),
-    "change an owner": _chown,
-    "mount": _mount,
-    "change the root": lambda: os.chroot("/"),
-    "make a namespace": lambda: _call("unshare", 0x10000000),
-    "set the host's name": lambda: _call("sethostname", None, -1, reached=(errno.EINVAL,)),
-    "have root's rights over the machine": lambda: _call("sethostname", None, -1, reached=(errno.EINVAL,)),
-    "set the clock": lambda: _call("clock_settime", 0, (ctypes.c_long * 2)(-1, 0), reached=(errno.EINVAL,)),
-    "read the kernel's log": lambda: _call("klogctl", 10, None, 0),
-    "unload a module": lambda: _call("syscall", _DELETE_MODULE, b"no_such_module", 0, reached=(errno.ENOENT,)),
-    "run in real time": lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)),
-    "choose processors": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
-    "set a set-user-id bit": _set_user_id_bit,
-    "change personality": lambda: _call("personality", 0x0040000),
-    "lock memory": lambda: _call("mlock", ctypes.create_string_buffer(1), 1),
-    "use protection keys": lambda: _call("pkey_alloc", 0, 0, reached=(errno.ENOSPC, errno.EINVAL)),
-    "keep a key in the kernel": _keep_a_key,
-    "queue input and output": _queue_input,
-    "claim rights": _claim_rights,
-    "share memory with others": lambda: _call("shmget", SHARED_MEMORY, 0, 0),
-    "gain privileges": _gain,
-    "dump core": _dump_core,
+PROBES: dict[str, tuple[Callable[[], object], str]] = {
+    "write outside": (_write_outside, "ProtectSystem=strict"),
+    "read /root": (lambda: Path("/root/.probe").read_text(), "ProtectHome=yes"),
+    "read /srv": (lambda: Path("/srv/.probe").read_text(), "InaccessiblePaths=/srv"),
+    "read others' /tmp": (lambda: Path("/tmp/probe").read_text(), "PrivateTmp=yes"),  # noqa: S108 -- because that is what is tried
+    "read the secrets' folder": (lambda: list(Path("/etc/amo-callback/credentials").iterdir()), "User=amo-callback"),
+    "run a program": (_run, "NoExecPaths=/"),
+    "use a device": (lambda: Path("/dev/probe").read_bytes(), "PrivateDevices=yes"),
+    "see others' processes": (lambda: Path("/proc/1").stat(), "User=amo-callback ProtectProc=invisible"),
+    "tune the kernel": (
+        lambda: os.close(os.open("/proc/irq/default_smp_affinity", os.O_RDWR)),
+        "ProtectKernelTunables=yes",
+    ),
+    "change cgroups": (_make_cgroup, "ProtectControlGroups=yes"),
+    "open a netlink socket": (lambda: _socket(socket.AF_NETLINK), "RestrictAddressFamilies=AF_INET"),
+    "open a packet socket": (lambda: _socket(socket.AF_PACKET), "RestrictAddressFamilies=AF_INET"),
+    "map memory to write and execute": (lambda: mmap.mmap(-1, 4096, prot=7).close(), "MemoryDenyWriteExecute=yes"),
+    "trace": (lambda: _call("ptrace", 0, 0, 0, 0), "SystemCallFilter=@system-service"),
+    "become another user": (lambda: os.setuid(65534), "SystemCallFilter=~@setuid"),
+    "change an owner": (_chown, "SystemCallFilter=~@chown"),
+    "mount": (_mount, "CapabilityBoundingSet="),
+    "change the root": (lambda: os.chroot("/"), "CapabilityBoundingSet="),
+    "make a namespace": (lambda: _call("unshare", 0x10000000), "RestrictNamespaces=yes"),
+    "set the host's name": (lambda: _call("sethostname", None, -1, reached=(errno.EINVAL,)), "ProtectHostname=yes"),
+    "have root's rights over the machine": (
+        lambda: _call("sethostname", None, -1, reached=(errno.EINVAL,)),
+        "PrivateUsers=yes",
+    ),
+    "set the clock": (
+        lambda: _call("clock_settime", 0, (ctypes.c_long * 2)(-1, 0), reached=(errno.EINVAL,)),
+        "ProtectClock=yes",
+    ),
+    "read the kernel's log": (lambda: _call("klogctl", 10, None, 0), "ProtectKernelLogs=yes"),
+    "unload a module": (
+        lambda: _call("syscall", _DELETE_MODULE, b"no_such_module", 0, reached=(errno.ENOENT,)),
+        "ProtectKernelModules=yes",
+    ),
+    "run in real time": (lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)), "RestrictRealtime=yes"),
+    "choose processors": (lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)), "SystemCallFilter=~@resources"),
+    "set a set-user-id bit": (_set_user_id_bit, "RestrictSUIDSGID=yes"),
+    "change personality": (lambda: _call("personality", 0x0040000), "LockPersonality=yes"),
+    "lock memory": (lambda: _call("mlock", ctypes.create_string_buffer(1), 1), "SystemCallFilter=~@memlock"),
+    "use protection keys": (
+        lambda: _call("pkey_alloc", 0, 0, reached=(errno.ENOSPC, errno.EINVAL)),
+        "SystemCallFilter=~@pkey",
+    ),
+    "keep a key in the kernel": (_keep_a_key, "SystemCallFilter=~@keyring"),
+    "queue input and output": (_queue_input, "SystemCallFilter=~@aio"),
+    "claim rights": (_claim_rights, "SystemCallFilter=~@privileged"),
+    "share memory with others": (lambda: _call("shmget", SHARED_MEMORY, 0, 0), "PrivateIPC=yes"),
+    "gain privileges": (_gain, "NoNewPrivileges=yes"),
+    "dump core": (_dump_core, "LimitCORE=0"),
 }
+"""What is tried, and the option of a unit that forbids it even to root."""
 
 if __name__ == "__main__":
     with suppress(BrokenPipeError):

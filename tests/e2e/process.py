@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -45,6 +46,11 @@ class Process:
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
+
+    async def stop(self) -> None:
+        """End it as systemd does."""
+        self.signal(signal.SIGTERM)
+        assert await self.ended() == 0
 
     async def ended(self) -> int:
         """Wait for the end of the log, and return the exit status."""

@@ -58,7 +58,7 @@ class Lab:
     program: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "program", self.folder / "inside.py")
+        object.__setattr__(self, "program", self.folder / "guest_commands.py")
 
     @property
     def python(self) -> str:
@@ -162,7 +162,7 @@ def _install_package(folder: Path) -> None:
     wheel = next(folder.glob("*.whl"))
     done = _run([*pip, "--python", str(venv / "bin/python"), "install", "--quiet", str(wheel)])
     assert done.status == 0, done
-    shutil.copy(Path(__file__).with_name("inside.py"), folder / "inside.py")
+    shutil.copy(Path(__file__).with_name("guest_commands.py"), folder / "guest_commands.py")
 
 
 def _run(words: list[str], *, given: str = "") -> Done:

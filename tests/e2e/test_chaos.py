@@ -109,12 +109,14 @@ def chaos(request: pytest.FixtureRequest, name: str) -> int:
 
 
 @pytest.fixture
-def progress(capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Return what prints a line at once, with the seconds since the test began."""
+def progress(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Return what prints a line at once, with the seconds since the test began, where many rounds were asked for."""
     clock = SystemClock()
     began = clock.monotonic()
 
     def write(line: str) -> None:
+        if not request.config.getoption("chaos"):
+            return
         with capfd.disabled():
             sys.stderr.write(f"\n{clock.monotonic() - began:4.0f} s  {line}")
 

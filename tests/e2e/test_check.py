@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -104,8 +103,7 @@ async def test_root_looks_as_the_owner_of_the_database(folder: Path, encryption_
         _settle(stage, folder)
         async with stage.serving() as process:
             await process.until("service.started")
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
         for path in (folder, *folder.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
         before = sorted(folder.rglob("*"))

@@ -1,7 +1,6 @@
 """Commands that use the private API: of the running service, else of an idle one on the store."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,7 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
             refreshed = await _told(stage, "connections", "refresh", name)
             assert (refreshed["expires_in"] > 0, "access_token" in refreshed) == (True, False)
             assert "There is no such connection" in await _failed(stage, "connections", "show", "unknown")
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
         without = await _freeze_and_look(stage, str(one.id))
         assert beside[:3] == without[:3]
         assert beside[3] != without[3]  # the processes

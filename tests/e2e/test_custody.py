@@ -30,8 +30,7 @@ async def test_stops_in_the_middle_of_refreshes_lose_nothing(
                     await stage.connect(process)
                 await stage.some_moment(latency=0.6)  # longer than the doors take to close
                 in_flight += len(stage.open_claims())
-                process.signal(signal.SIGTERM)
-                assert await process.ended() == 0
+                await process.stop()
             assert stage.open_claims() == {}
             lost += len(stage.lost())
             assert {row.refresh_token for row in stage.rows().values()} == stage.live()
@@ -118,8 +117,7 @@ async def test_a_database_locked_for_long_costs_no_connection(tmp_path: Path, en
                 other.execute("ROLLBACK")
             await stage.until_ready(process)
             await stage.until_refreshed()
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
         assert (stage.lost(), stage.open_claims(), stage.ledger.doubles()) == ([], {}, 0)
         assert len(process.named("pair.write_completed")) == len(process.named("pair.write_pending"))
 

@@ -1,9 +1,9 @@
 """No connection is lost through our fault: disks that are full, and files that cannot be written."""
 
-import signal
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,58 +40,52 @@ def _slow_lives(folder: Path, key: str, *, accounts: int = 2) -> AbstractAsyncCo
     return staged(folder, key, accounts=accounts, every=2)
 
 
-async def test_a_disk_that_is_full_before_a_refresh_spends_nothing(disk: Disk, encryption_key: str) -> None:
-    """No refresh token goes out, living tokens do, the service is not ready; with room again it goes on."""
+@contextmanager
+def full(disk: Disk, process: Process) -> Iterator[None]:
+    """Let a disk have no room meanwhile."""
+    disk.fill(process)
+    yield
+    disk.empty(process)
+
+
+@pytest.mark.parametrize("how", [full, unwritable])
+async def test_a_database_that_cannot_be_written_spends_nothing(disk: Disk, encryption_key: str, how: Any) -> None:
+    """No refresh token goes out, valid access tokens do, the service is not ready; written again it goes on."""
     async with _slow_lives(disk.folder, encryption_key) as stage:
         async with stage.serving() as process:
             await stage.connect(process)
-            disk.fill(process)
-            await stage.until_ready(process, failing=["store"])
-            for account in stage.accounts:
-                assert (await stage.token(process, account)).status == 200
-                assert problem(await stage.refresh(process, account)) == (503, "store_unavailable", None)
-            assert stage.ledger.refreshes() == []
-            disk.empty(process)
+            with how(disk if how is full else disk.folder, process):
+                await stage.until_ready(process, failing=["store"])
+                for account in stage.accounts:
+                    assert (await stage.token(process, account)).status == 200
+                    assert problem(await stage.refresh(process, account)) == (503, "store_unavailable", None)
+                assert stage.ledger.refreshes() == []
             await process.until("refresh.succeeded", times=2)
+            await eventually(lambda: stage.open_claims() == {})
             await stage.until_ready(process)
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
 
 
+@pytest.mark.parametrize("restarts", [False, True])
 async def test_pairs_for_which_the_disk_has_no_room_are_handed_out_and_stored_once_there_is(
-    disk: Disk, encryption_key: str
+    disk: Disk, encryption_key: str, *, restarts: bool
 ) -> None:
-    """They come out of memory, wait in their rescue files, and readiness says so; afterwards the files are gone."""
-    async with _slow_lives(disk.folder, encryption_key) as stage:
-        async with stage.serving() as process:
-            await _paid_for_on_a_full_disk(stage, disk, process)
-            disk.empty(process)
-            await process.until("pair.write_completed", times=2)
-            await stage.until_ready(process)
-            assert _rescued(disk) == []
-            await stage.until_refreshed()
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
-        assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
-
-
-async def test_pairs_in_their_rescue_files_outlive_the_process(disk: Disk, encryption_key: str) -> None:
-    """Stopped while the disk is still full the service exits with 0; the next one stores the pairs, and goes on."""
-    async with _slow_lives(disk.folder, encryption_key) as stage:
-        async with stage.serving() as process:
-            await _paid_for_on_a_full_disk(stage, disk, process)
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+    """They wait in memory and in rescue files, which outlive a process that stops while the disk is still full."""
+    async with _slow_lives(disk.folder, encryption_key) as stage, AsyncExitStack() as stack:
+        process = await stack.enter_async_context(stage.serving())
+        await _paid_for_on_a_full_disk(stage, disk, process)
+        if restarts:
+            await process.stop()
             assert len(_rescued(disk)) == 2
-            disk.empty(process)
-        async with stage.serving() as process:
-            await process.until("pair.write_completed", times=2)
-            await stage.until_ready(process)
-            assert _rescued(disk) == []
-            await stage.until_refreshed()
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+        disk.empty(process)
+        if restarts:
+            process = await stack.enter_async_context(stage.serving())
+        await process.until("pair.write_completed", times=2)
+        await stage.until_ready(process)
+        assert _rescued(disk) == []
+        await stage.until_refreshed()
+        await process.stop()
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
 
 
@@ -119,70 +113,38 @@ def _rescued(disk: Disk) -> list[str]:
 
 
 async def test_the_reserve_makes_room_on_a_disk_that_is_full(one_disk: SmallDisk, encryption_key: str) -> None:
-    """Where database and rescue folder share a full disk, what was kept free takes the pair's file, and the pair."""
+    """Where database and rescue folder share a full disk, what was kept free takes the pair's file, also a second time.
+
+    It is kept free again once there is room.
+    """
     async with _slow_lives(one_disk.folder, encryption_key, accounts=1) as stage:
         async with stage.serving() as process:
             await stage.connect(process)
-            await _paid_for_without_room(stage, one_disk, process)
-            assert _rescued(one_disk) == []
-            await stage.until_ready(process)
-            await stage.until_refreshed()
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            for time in (1, 2):
+                stage.amo.sandbox.go_on.clear()
+                stage.amo.sandbox.faults.add(Fault.SLOW)
+                await stage.until_asked(1)
+                one_disk.fill(process)
+                stage.amo.sandbox.go_on.set()
+                await process.until("pair.write_completed", times=time)
+                assert process.named("pair.write_pending")
+                assert all(line["rescued"] for line in process.named("pair.write_pending"))
+                assert _rescued(one_disk) == []
+                one_disk.empty(process)
+                await stage.until_ready(process)
+                await stage.until_refreshed()
+            await process.stop()
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
 
 
-async def test_the_reserve_is_kept_again_once_there_is_room(one_disk: SmallDisk, encryption_key: str) -> None:
-    """A disk that is full for a second time takes the pair's file as it did for the first time."""
-    async with _slow_lives(one_disk.folder, encryption_key, accounts=1) as stage, stage.serving() as process:
-        await stage.connect(process)
-        for _ in range(2):
-            await _paid_for_without_room(stage, one_disk, process)
-            one_disk.empty(process)
-            stage.amo.sandbox.go_on.clear()
-            await stage.until_ready(process)
-            await stage.until_refreshed()
-
-
-async def _paid_for_without_room(stage: Stage, disk: SmallDisk, process: Process) -> None:
-    """Let a pair come when the disk is full but for the reserve, and see it stored."""
-    stage.amo.sandbox.faults.add(Fault.SLOW)
-    await stage.until_asked(1)
-    disk.fill(process)
-    saved = len(process.named("pair.write_completed"))
-    stage.amo.sandbox.go_on.set()
-    await eventually(lambda: len(process.named("pair.write_completed")) > saved)
-    assert all(line["rescued"] for line in process.named("pair.write_pending"))
-    assert process.named("pair.write_pending")
-
-
-async def test_a_database_that_cannot_be_written_stops_the_start(one_disk: SmallDisk, encryption_key: str) -> None:
+async def test_a_disk_that_is_read_only_stops_the_start(one_disk: SmallDisk, encryption_key: str) -> None:
     """A disk that is mounted read-only is told in one line, with status 78."""
     async with _slow_lives(one_disk.folder, encryption_key) as stage:
         async with stage.serving() as process:
             await stage.connect(process)
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
         remount(one_disk, "ro")
         status, out, err = await command("serve", folder=one_disk.folder, environ=stage.environ())
         assert (status, out, len(err.splitlines())) == (78, "", 1)
         assert err.startswith("amo-callback: storage.url: ")
         assert "Read-only file system" in err
-
-
-async def test_a_database_that_can_no_longer_be_written_spends_nothing(tmp_path: Path, encryption_key: str) -> None:
-    """No refresh token goes out, living tokens do, the service is not ready; written again it goes on."""
-    async with _slow_lives(tmp_path, encryption_key) as stage:
-        async with stage.serving() as process:
-            await stage.connect(process)
-            with unwritable(tmp_path, process):
-                await stage.until_ready(process, failing=["store"])
-                for account in stage.accounts:
-                    assert (await stage.token(process, account)).status == 200
-                assert stage.ledger.refreshes() == []
-            await process.until("refresh.succeeded", times=2)
-            await eventually(lambda: stage.open_claims() == {})
-            await stage.until_ready(process)
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
-        assert (stage.lost(), stage.ledger.doubles()) == ([], 0)

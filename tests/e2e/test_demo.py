@@ -15,8 +15,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from amo_callback.cli.main import main
+from tests.demo.walkthrough import link
 from tests.e2e.process import without_slow_steps
 from tests.patience import PATIENCE
 
@@ -26,20 +28,15 @@ _COMMAND = (sys.executable, "-m", "amo_callback.cli.main", "demo", "--token-life
 async def _connect(panel: str) -> str:
     """Go through it as the phone does, and return the app's last page."""
     async with aiohttp.ClientSession(headers={"Accept": "text/html"}) as http:
-
-        async def follow(address: str, link: str) -> str:
-            """Open a page, and return where one of its links leads."""
+        address = f"{panel}/phone"
+        for pattern in (
+            r'id="connect" [^>]*href="([^"]+)"',
+            r'class="allow" href="([^"]+)"',
+            r'id="open" [^>]*href="([^"]+)"',
+        ):
             async with http.get(address) as response:
-                html, origin = await response.text(), str(response.url.origin())
-            found = re.search(link, html)
-            assert found, html
-            address = found[1].replace("&amp;", "&")
-            return address if address.startswith("http") else origin + address
-
-        start = await follow(f"{panel}/phone", r'id="connect" [^>]*href="([^"]+)"')
-        allow = await follow(start, r'class="allow" href="([^"]+)"')
-        app = await follow(allow, r'id="open" [^>]*href="([^"]+)"')
-        async with http.get(app) as response:
+                address = str(response.url.join(URL(link(await response.text(), pattern), encoded=True)))
+        async with http.get(address) as response:
             return await response.text()
 
 
@@ -162,15 +159,24 @@ async def test_a_pipe_that_nobody_reads_ends_it_with_a_word(tmp_path: Path) -> N
             await process.wait()
 
 
-async def test_closed_standard_streams_are_no_trap(tmp_path: Path) -> None:
-    """Started without an input or an output it does its work, and nothing else takes their numbers."""
+@pytest.mark.parametrize("streams", ["", "<&- >&-"])
+async def test_a_port_that_is_taken_is_told(tmp_path: Path, streams: str) -> None:
+    """Where another process listens, a sentence and status 1, also where standard input and output are closed.
+
+    No other file gets their numbers.
+    """
     command = " ".join(map(shlex.quote, [sys.executable, "-m", "amo_callback.cli.main", "demo", "--port"]))
     with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
         process = await asyncio.create_subprocess_shell(
-            f"exec {command} {taken.getsockname()[1]} <&- >&-", cwd=tmp_path, stderr=asyncio.subprocess.PIPE
+            f"exec {command} {port} {streams}",
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
-        _, problem = await asyncio.wait_for(process.communicate(), PATIENCE)
-    assert (process.returncode, without_slow_steps(problem.decode()).count("\n")) == (1, 1)
+        told, problem = await asyncio.wait_for(process.communicate(), PATIENCE)
+    [line] = without_slow_steps(problem.decode()).splitlines()
+    assert (process.returncode, str(port) in line, b"Open" in told) == (1, True, False)
 
 
 @pytest.mark.parametrize("options", [["--port", "65534"], ["--port", "x"], ["--token-life", "0"]])
@@ -178,18 +184,3 @@ def test_numbers_that_make_no_sense_are_refused(options: list[str], capsys: pyte
     """A port without room for two more, or a life of nothing, is a mistake of the command line."""
     assert main(["demo", *options]) == 2
     assert options[0] in capsys.readouterr().err
-
-
-async def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
-    """`--port` is the panel's; where somebody listens there already, that is said in a sentence, with status 1."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        process = await asyncio.create_subprocess_exec(
-            *_COMMAND, "30", "--port", port, cwd=tmp_path,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        told, problem = await asyncio.wait_for(process.communicate(), PATIENCE)
-    assert process.returncode == 1
-    assert b"Open" not in told
-    assert port in problem.decode()
-    assert "Traceback" not in problem.decode()

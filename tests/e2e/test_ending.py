@@ -43,8 +43,7 @@ async def test_a_resolver_that_never_answers_does_not_hold_up_the_end(tmp_path: 
     async with staged(tmp_path, encryption_key, accounts=8, every=1) as stage:
         async with stage.serving() as process:
             await stage.connect(process)
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
         started = await asyncio.create_subprocess_exec(
             "unshare", "--net", "--mount", sys.executable, "-c", _SILENT_DNS, str(resolv),
             cwd=tmp_path, env=process_environment(_elsewhere(stage)), stdout=asyncio.subprocess.PIPE, limit=2**20,
@@ -53,8 +52,7 @@ async def test_a_resolver_that_never_answers_does_not_hold_up_the_end(tmp_path: 
         try:
             await process.until("service.started")
             await eventually(lambda: _is_asked(started.pid))
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
             assert process.named("service.stopped")
         finally:
             if started.returncode is None:
@@ -84,14 +82,12 @@ async def test_a_store_that_never_answers_does_not_hold_up_the_end(tmp_path: Pat
             lift = hold_up(tmp_path / DATABASE, "UPDATE OF sealed_pair ON connections")
             stage.amo.sandbox.go_on.set()
             await eventually(lambda: len(stage.ledger.refreshes()) == 1)
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
             assert (tmp_path / "rescue" / f"{claimed.id}-{claimed.pair_version}").exists()
             lift()
         async with stage.serving() as process:
             await process.until("pair.write_completed")
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
         assert (stage.lost(), stage.ledger.doubles()) == ([], 0)
 
 

@@ -7,40 +7,20 @@ import signal
 import sqlite3
 import stat
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
-from yarl import URL
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
-from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
-from tests.e2e.process import Process, command, process_environment, serving
+from tests.conftest import API_KEY, Amo, environment
+from tests.e2e.process import command, process_environment, serving
 from tests.e2e.processes import staged
 
 URL_OF_STORE = "sqlite:///amo-callback.db"
-
-
-@pytest.fixture
-async def living_amo() -> AsyncIterator[Amo]:
-    """Serve the stand-in in real time, with tokens that live four seconds."""
-    async with serve_amo(SystemClock(), access=4) as amo:
-        yield amo
-
-
-async def _connect(amo: Amo, process: Process, *, accounts: int) -> None:
-    started = await process.until("service.started")
-    async with aiohttp.ClientSession() as http:
-        for number in range(accounts):
-            account = amo.fake.open_account(f"account{number}.amocrm.ru")
-            address = f"http://{started['public']}{BASE}/callback?code={amo.fake.allow(account)}&referer={account.host}"
-            async with http.get(URL(address, encoded=True), allow_redirects=False) as response:
-                assert response.status == 302
-                assert response.headers["Location"].startswith("foryoure://amo-crm/callback?code=")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -69,49 +49,32 @@ async def test_a_signal_ends_it_with_refreshes_in_flight_stored(
         assert all(row.attempt is None for row in rows)
 
 
-async def test_what_was_connected_lives_on_after_a_restart(
-    living_amo: Amo, tmp_path: Path, encryption_key: str
-) -> None:
-    """A second process on the same file refreshes what the first one connected."""
-    environ = environment(living_amo, encryption_key)
-    async with serving(environ, tmp_path) as process:
-        await _connect(living_amo, process, accounts=2)
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
-    async with serving(environ, tmp_path) as process:
-        await process.until("refresh.succeeded", times=2)
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
-    assert living_amo.fake.ledger.doubles() == 0
+async def test_a_second_process_goes_on_and_files_and_log_are_the_owners(tmp_path: Path, encryption_key: str) -> None:
+    """It refreshes what the first one connected; the database is 0600; no line holds a secret."""
+    async with staged(tmp_path, encryption_key, accounts=2, access=4, LOG__ACCESS="true") as stage:
+        async with stage.serving() as process:
+            await stage.connect(process)
+            for file in tmp_path.glob("amo-callback.db*"):
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            await process.stop()
+        async with stage.serving() as second:
+            await second.until("refresh.succeeded", times=2)
+            await second.stop()
+        assert stage.ledger.doubles() == 0
+    lines = [*process.lines, *second.lines]
+    secret = {entry.presented for entry in stage.ledger.entries} | set(stage.ledger.issued)
+    secret |= {encryption_key, API_KEY, stage.amo.fake.integration.client_secret}
+    assert [value for value in secret if value in str(lines)] == []
+    names = {"service.started", "http.request", "connection.connected", "service.stopped"}
+    assert names <= {line["event"] for line in process.lines}
 
 
-async def test_its_files_are_the_owners_and_its_log_is_json_without_secrets(
-    living_amo: Amo, tmp_path: Path, encryption_key: str
-) -> None:
-    """The database is 0600; each line is JSON, and none holds what was presented, issued or configured."""
-    async with serving(environment(living_amo, encryption_key), tmp_path) as process:
-        await _connect(living_amo, process, accounts=1)
-        await process.until("refresh.succeeded")
-        for file in tmp_path.glob("amo-callback.db*"):
-            assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
-    written = "\n".join(str(line) for line in process.lines)
-    ledger = living_amo.fake.ledger
-    secret = {entry.presented for entry in ledger.entries} | set(ledger.issued)
-    secret |= {encryption_key, API_KEY, living_amo.fake.integration.client_secret}
-    assert [value for value in secret if value in written] == []
-    assert {"service.started", "http.request", "connection.connected", "service.stopped"} <= {
-        line["event"] for line in process.lines
-    }
-
-
-async def test_a_hangup_reads_the_keys_again(living_amo: Amo, tmp_path: Path, encryption_key: str) -> None:
+async def test_a_hangup_reads_the_keys_again(amo: Amo, tmp_path: Path, encryption_key: str) -> None:
     """After SIGHUP the file's new key opens the door and the old one does not; what cannot be used changes nothing."""
     secrets = tmp_path / "secrets"
     secrets.mkdir()
     file, new = secrets / "api.keys", "another-api-key-0123456789-0123456789-0123456789"
-    environ = environment(living_amo, encryption_key, SERVER__SECRETS=str(secrets))
+    environ = environment(amo, encryption_key, SERVER__SECRETS=str(secrets))
     file.write_text(environ.pop("AMO_CALLBACK_API__KEYS"))
     async with serving(environ, tmp_path) as process, aiohttp.ClientSession() as http:
         door = (await process.until("service.started"))["private"]
@@ -130,12 +93,11 @@ async def test_a_hangup_reads_the_keys_again(living_amo: Amo, tmp_path: Path, en
         process.signal(signal.SIGHUP)
         assert (await process.until("reload.done"))["needs_restart"] == []
         assert (await status(API_KEY), await status(new)) == (401, 200)
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
+        await process.stop()
 
 
 async def test_a_hangup_changes_the_level_and_the_limits_and_names_what_it_cannot(
-    living_amo: Amo, tmp_path: Path, encryption_key: str
+    amo: Amo, tmp_path: Path, encryption_key: str
 ) -> None:
     """Lines of requests end and come back; a setting that needs a restart is named until it is as it was."""
     config = tmp_path / "config.toml"
@@ -147,7 +109,7 @@ async def test_a_hangup_changes_the_level_and_the_limits_and_names_what_it_canno
         )
 
     write("info", 30, 5.0)
-    async with serving(environment(living_amo, encryption_key), tmp_path) as process, aiohttp.ClientSession() as http:
+    async with serving(environment(amo, encryption_key), tmp_path) as process, aiohttp.ClientSession() as http:
         door = (await process.until("service.started"))["private"]
 
         async def asked() -> None:
@@ -166,13 +128,12 @@ async def test_a_hangup_changes_the_level_and_the_limits_and_names_what_it_canno
         assert len(process.named("http.request")) == 1
         await asked()
         await process.until("http.request", times=2)
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
+        await process.stop()
 
 
 @pytest.mark.parametrize("format_", ["json", "auto"])
 async def test_in_the_journal_each_line_says_how_urgent_it_is(
-    living_amo: Amo, tmp_path: Path, encryption_key: str, format_: str
+    amo: Amo, tmp_path: Path, encryption_key: str, format_: str
 ) -> None:
     """Where standard output is the stream that JOURNAL_STREAM names; the line's JSON follows the prefix."""
     reading, writing = os.pipe()
@@ -181,7 +142,7 @@ async def test_in_the_journal_each_line_says_how_urgent_it_is(
     with os.fdopen(reading, encoding="utf-8") as journal:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "amo_callback.cli.main", "serve",
-            cwd=tmp_path, env=process_environment(environment(living_amo, encryption_key) | more), stdout=writing,
+            cwd=tmp_path, env=process_environment(environment(amo, encryption_key) | more), stdout=writing,
         )  # fmt: skip
         os.close(writing)
         lines = []
@@ -194,28 +155,22 @@ async def test_in_the_journal_each_line_says_how_urgent_it_is(
     assert "service.stopped" in [told["event"] for _, told in lines]
 
 
-async def test_without_access_lines_the_rest_is_written(living_amo: Amo, tmp_path: Path, encryption_key: str) -> None:
-    """`log.access = false` leaves out the line of each request, and no event."""
-    environ = environment(living_amo, encryption_key, LOG__ACCESS="false")
-    async with serving(environ, tmp_path) as process:
-        await _connect(living_amo, process, accounts=1)
-        await process.until("connection.connected")
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
-    assert process.named("http.request") == []
+async def test_a_proxy_that_the_environment_names_is_said_to_be_ignored(tmp_path: Path, encryption_key: str) -> None:
+    """Once, by the variable's name: its value may hold a password. What is sent to AMO goes there directly.
 
-
-async def test_a_proxy_that_the_environment_names_is_said_to_be_ignored(
-    living_amo: Amo, tmp_path: Path, encryption_key: str
-) -> None:
-    """Once, by the variable's name: its value may hold a password. What is sent to AMO goes there directly."""
-    environ = environment(living_amo, encryption_key) | {"HTTPS_PROXY": "http://user:sekret@127.0.0.1:9"}
-    environ |= {"http_proxy": "http://user:sekret@127.0.0.1:9"}
-    async with serving(environ, tmp_path) as process:
-        await _connect(living_amo, process, accounts=1)
+    `log.access = false` leaves out the line of each request, and no event.
+    """
+    proxies = dict.fromkeys(("HTTPS_PROXY", "http_proxy"), "http://user:sekret@127.0.0.1:9")
+    async with (
+        staged(tmp_path, encryption_key, accounts=1, LOG__ACCESS="false") as stage,
+        serving(stage.environ() | proxies, tmp_path) as process,
+    ):
+        await stage.connect(process)
         [line] = process.named("proxy.ignored")
         assert (line["level"], line["variables"]) == ("warning", ["HTTPS_PROXY", "http_proxy"])
         assert "sekret" not in json.dumps(process.lines)
+        await process.until("connection.connected")
+        assert process.named("http.request") == []
 
 
 async def test_a_bad_configuration_is_told_line_by_line_with_status_78(tmp_path: Path) -> None:
@@ -227,38 +182,27 @@ async def test_a_bad_configuration_is_told_line_by_line_with_status_78(tmp_path:
     assert "amo-callback: storage: is missing" in err
 
 
-async def test_keys_that_cannot_read_the_store_stop_the_start(
-    living_amo: Amo, tmp_path: Path, encryption_key: str
-) -> None:
+async def test_keys_that_cannot_read_the_store_stop_the_start(amo: Amo, tmp_path: Path, encryption_key: str) -> None:
     """With another key every connection would look lost: the process refuses to begin."""
     async with open_store(URL_OF_STORE, folder=tmp_path, clock=SystemClock()) as store:
         await store.canary(Cipher([encryption_key]).seal_canary())
-    status, _, err = await command("serve", folder=tmp_path, environ=environment(living_amo, new_key()))
+    status, _, err = await command("serve", folder=tmp_path, environ=environment(amo, new_key()))
     assert status == 78
     assert "amo-callback: storage.encryption_keys: none of them opens this database" in err
 
 
-async def test_a_store_that_is_busy_at_the_start_is_status_1(
-    living_amo: Amo, tmp_path: Path, encryption_key: str
-) -> None:
+async def test_a_store_that_is_busy_at_the_start_is_status_1(amo: Amo, tmp_path: Path, encryption_key: str) -> None:
     """What may pass is no configuration error, so that a supervisor starts the process again; and one line says why."""
     async with open_store(URL_OF_STORE, folder=tmp_path, clock=SystemClock()):
         pass
     other = sqlite3.connect(tmp_path / "amo-callback.db", isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     other.execute("BEGIN EXCLUSIVE")
-    status, _, err = await command("serve", folder=tmp_path, environ=environment(living_amo, encryption_key))
+    status, _, err = await command("serve", folder=tmp_path, environ=environment(amo, encryption_key))
     other.close()
     assert status == 1
     assert err.startswith("amo-callback: The store cannot be read or written.")
     assert "Traceback" not in err
-
-
-async def test_usage_errors_are_status_2(tmp_path: Path) -> None:
-    """An unknown command is told with the ones there are."""
-    status, _, err = await command("fly", folder=tmp_path)
-    assert status == 2
-    assert "serve" in err
 
 
 async def test_keygen_makes_keys_that_the_service_takes(tmp_path: Path) -> None:
@@ -266,9 +210,3 @@ async def test_keygen_makes_keys_that_the_service_takes(tmp_path: Path) -> None:
     keys = [(await command("keygen", folder=tmp_path))[1].strip() for _ in range(2)]
     assert len(set(keys)) == 2
     Cipher(keys)
-
-
-async def test_version_is_told(tmp_path: Path) -> None:
-    """What is installed."""
-    status, out, _ = await command("version", folder=tmp_path)
-    assert (status, out.split()[0]) == (0, "amo-callback")

@@ -4,19 +4,20 @@ import asyncio
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from amo_callback.clock import SystemClock
 from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
+from tests.e2e.guest_commands import load
 from tests.e2e.process import serving
 from tests.patience import PATIENCE
 
-_CALLERS = 8
-"""Of each kind."""
+_CALLERS = 16
+_KEY = f"Authorization: Bearer {API_KEY}"
 _RESTARTS = 3
 
 
@@ -43,56 +44,6 @@ class Notifier:
     def close(self) -> None:
         for one in (self.listener, *self.doors):
             one.close()
-
-
-class Callers:
-    """Backends that ask without a pause, half of them on a new connection each time."""
-
-    def __init__(self, door: str) -> None:
-        self.tasks: list[asyncio.Task[None]] = []
-        self.answered = 0
-        self.lost = 0
-        self._door = door
-        self._more = asyncio.Event()
-        self._wanted = 0
-        self._ended = False
-
-    def begin(self, path: str) -> None:
-        self.tasks = [
-            asyncio.create_task(self._call(path, keep=keep)) for keep in (True, False) for _ in range(_CALLERS)
-        ]
-
-    async def until_more(self) -> None:
-        """Wait until each has got twenty more answers, on an average."""
-        self._more.clear()
-        self._wanted = self.answered + 20 * len(self.tasks)
-        await asyncio.wait_for(self._more.wait(), PATIENCE)
-
-    async def end(self) -> None:
-        self._ended = True
-        await asyncio.gather(*self.tasks)
-
-    async def _call(self, path: str, *, keep: bool) -> None:
-        """Ask again and again, on one connection until the server says that it closes it."""
-        while not self._ended:
-            try:
-                async with _connection(self._door) as (reader, writer):
-                    going_on = True
-                    while going_on and not self._ended:
-                        writer.write(_request(path, keep=keep))
-                        head = await reader.readuntil(b"\r\n\r\n")
-                        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                        await reader.readexactly(length)
-                        assert head.startswith(b"HTTP/1.1 200 "), head
-                        going_on = keep and b"connection: close" not in head.lower()
-                        self._count()
-            except (ConnectionError, asyncio.IncompleteReadError):
-                self.lost += 1
-
-    def _count(self) -> None:
-        self.answered += 1
-        if self.answered >= self._wanted:
-            self._more.set()
 
 
 @pytest.fixture
@@ -141,22 +92,27 @@ async def test_a_restart_under_load_loses_no_request(
 ) -> None:
     """Callers who connect anew each time, and callers who keep their connection: each request gets its answer."""
     environ = environment(living_amo, encryption_key, LOG__ACCESS="false") | {"NOTIFY_SOCKET": supervisor.path}
-    callers = Callers(supervisor.private)
+    counts, ended = Counter[str](), asyncio.Event()
+    callers: asyncio.Task[None] | None = None
     for _ in range(_RESTARTS + 1):
         async with serving(environ, tmp_path, doors=supervisor.doors) as process:
             await supervisor.until("READY=1")
-            if not callers.tasks:
-                callers.begin(await _connected(living_amo, supervisor))
-            await callers.until_more()
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            if callers is None:
+                url = f"http://{supervisor.private}{await _connected(living_amo, supervisor)}"
+                callers = asyncio.create_task(load(url, _CALLERS, [_KEY], counts=counts, ended=ended))
+            wanted = counts.total() + 20 * _CALLERS
+            while counts.total() < wanted:  # noqa: ASYNC110 -- because it is counted by the callers
+                await asyncio.sleep(0.02)
+            await process.stop()
+    assert callers is not None
     async with serving(environ, tmp_path, doors=supervisor.doors) as process:
-        await callers.end()
-        process.signal(signal.SIGTERM)
-        await process.ended()
-    record_property("requests", callers.answered)
-    record_property("lost", callers.lost)
-    assert callers.lost == 0
+        ended.set()
+        await callers
+        await process.stop()
+    lost = counts["new_lost"] + counts["kept_lost"]
+    record_property("requests", counts.total() - lost)
+    record_property("lost", lost)
+    assert lost == 0
 
 
 async def test_a_socket_that_is_no_door_ends_the_start(
@@ -177,25 +133,9 @@ async def _connected(amo: Amo, supervisor: Notifier) -> str:
 
 
 async def _get(door: str, path: str) -> bytes:
-    async with _connection(door) as (reader, writer):
-        writer.write(_request(path, keep=False))
-        return await reader.read()
-
-
-def _request(path: str, *, keep: bool) -> bytes:
-    connection = "keep-alive" if keep else "close"
-    return (
-        f"GET {path} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {API_KEY}\r\nConnection: {connection}\r\n\r\n"
-    ).encode()
-
-
-@asynccontextmanager
-async def _connection(door: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     host, _, port = door.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return answer

@@ -223,46 +223,6 @@ def test_the_backup_timer_makes_a_copy_of_roots(lab: Lab) -> None:
 
 # --- shut in -------------------------------------------------------------------------------------
 
-ALONE = {
-    "write outside": "ProtectSystem=strict",
-    "read /root": "ProtectHome=yes",
-    "read /srv": "InaccessiblePaths=/srv",
-    "read others' /tmp": "PrivateTmp=yes",
-    "read the secrets' folder": "User=amo-callback",
-    "run a program": "NoExecPaths=/",
-    "use a device": "PrivateDevices=yes",
-    "see others' processes": "User=amo-callback ProtectProc=invisible",
-    "tune the kernel": "ProtectKernelTunables=yes",
-    "change cgroups": "ProtectControlGroups=yes",
-    "open a netlink socket": "RestrictAddressFamilies=AF_INET",
-    "open a packet socket": "RestrictAddressFamilies=AF_INET",
-    "map memory to write and execute": "MemoryDenyWriteExecute=yes",
-    "trace": "SystemCallFilter=@system-service",
-    "become another user": "SystemCallFilter=~@setuid",
-    "change an owner": "SystemCallFilter=~@chown",
-    "mount": "CapabilityBoundingSet=",
-    "change the root": "CapabilityBoundingSet=",
-    "make a namespace": "RestrictNamespaces=yes",
-    "set the host's name": "ProtectHostname=yes",
-    "have root's rights over the machine": "PrivateUsers=yes",
-    "set the clock": "ProtectClock=yes",
-    "read the kernel's log": "ProtectKernelLogs=yes",
-    "unload a module": "ProtectKernelModules=yes",
-    "run in real time": "RestrictRealtime=yes",
-    "choose processors": "SystemCallFilter=~@resources",
-    "set a set-user-id bit": "RestrictSUIDSGID=yes",
-    "change personality": "LockPersonality=yes",
-    "lock memory": "SystemCallFilter=~@memlock",
-    "use protection keys": "SystemCallFilter=~@pkey",
-    "keep a key in the kernel": "SystemCallFilter=~@keyring",
-    "queue input and output": "SystemCallFilter=~@aio",
-    "claim rights": "SystemCallFilter=~@privileged",
-    "share memory with others": "PrivateIPC=yes",
-    "gain privileges": "NoNewPrivileges=yes",
-    "dump core": "LimitCORE=0",
-}
-"""What is tried, and the option that forbids it even to root."""
-
 
 @pytest.fixture(scope="module")
 def open_probes(machine: Lab) -> dict[str, str]:
@@ -307,7 +267,7 @@ def test_what_the_unit_forbids_is_forbidden(
     """Each thing can be done without the options; with one of them root cannot, and in the unit nobody can."""
     if open_probes[name] != "done":
         pytest.skip(f"this machine forbids it anyway: {open_probes[name]}")
-    alone = _probe(machine, name, options=ALONE[name])
+    alone = _probe(machine, name, options=PROBES[name][1])
     assert alone[name] != "done"
     assert shut_in_probes[name] != "done"
 

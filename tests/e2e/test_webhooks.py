@@ -1,7 +1,6 @@
 """`amo-callback webhooks`, beside the running service and without it."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ async def test_webhooks_are_listed_and_tried_again_beside_the_service_and_withou
             await process.until("webhook.dead_lettered", times=2)
             status, _, err = await _run(stage, "retry", "unknown")
             assert (status, "There is no such webhook" in err) == (1, True)
-            process.signal(signal.SIGTERM)
-            assert await process.ended() == 0
+            await process.stop()
         [without] = await _told(stage)
         assert {**without, "dead_lettered_at": None} == {**beside, "dead_lettered_at": None}
         status, out, _ = await _run(stage, "retry", "--all")

@@ -260,53 +260,33 @@ async def test_unknown_keys_ask_a_failing_issuer_once_a_minute_too(
             assert len(issuer.requests) == number
 
 
-def _padded(issuer: Issuer, size: int = LIMIT + 1) -> None:
-    issuer.body = issuer.published.ljust(size)
-
-
-def _moved(issuer: Issuer) -> None:
-    issuer.status, issuer.headers = 302, {"Location": "/elsewhere"}
-
-
-def _packed(issuer: Issuer) -> None:
-    issuer.body, issuer.headers = gzip.compress(issuer.published), {"Content-Encoding": "gzip"}
-
-
-def _html(issuer: Issuer) -> None:
-    issuer.body = b"<!doctype html><title>Sign in</title>"
-
-
-def _secrets(issuer: Issuer) -> None:
-    issuer.keys = [{"kty": "oct", "k": "c2VjcmV0", "kid": "first"}]
-
-
-def _other_success(issuer: Issuer) -> None:
-    issuer.status = 203
+SECRETS = [{"kty": "oct", "k": "c2VjcmV0", "kid": "first"}]
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (_padded, "too_long"),
-        (_moved, "status_302"),
-        (_packed, "no_key_set"),
-        (_html, "no_key_set"),
-        (_secrets, "no_key_set"),
-        (_other_success, "status_203"),
+        (lambda issuer: {"body": issuer.published.ljust(LIMIT + 1)}, "too_long"),
+        (lambda _: {"status": 302, "headers": {"Location": "/elsewhere"}}, "status_302"),
+        (lambda one: {"body": gzip.compress(one.published), "headers": {"Content-Encoding": "gzip"}}, "no_key_set"),
+        (lambda _: {"body": b"<!doctype html><title>Sign in</title>"}, "no_key_set"),
+        (lambda _: {"keys": SECRETS}, "no_key_set"),
+        (lambda _: {"status": 203}, "status_203"),
     ],
+    ids=["too long", "moved", "packed", "a page", "secrets", "another success"],
 )
 async def test_an_answer_that_is_no_key_set_is_a_failure(
     users: JwksVerifier, issuer: Issuer, change: Any, why: str
 ) -> None:
     """Too long, somewhere else, packed, a page, or without a key to use: it is our trouble, and no user's."""
-    change(issuer)
+    vars(issuer).update(change(issuer))
     assert await _unavailable(users, _by("first")) == why
     assert [request.path for request in issuer.requests] == ["/keys"]
 
 
 async def test_a_set_as_long_as_the_limit_is_read(users: JwksVerifier, issuer: Issuer) -> None:
     """A byte more is too long."""
-    _padded(issuer, LIMIT)
+    issuer.body = issuer.published.ljust(LIMIT)
     assert await users.verify(_by("first")) == "42"
 
 

@@ -13,6 +13,7 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import AccountBlocked, AddressBlocked, AmoCallbackError, NotYet
 from amo_callback.model import Connection, RefreshTrigger, TokenState
 from amo_callback.rate_limit import Priority
+from amo_callback.tokens.cache import open_connection
 from tests.fakes import START, Override
 from tests.refresh.house import API_DOMAIN, DAY
 
@@ -259,7 +260,8 @@ async def test_refused_exchanges_and_questions_never_suspect_a_block(house: Hous
     for connection in connections:
         with pytest.raises(AccountBlocked):
             await house.client.exchange(code=b"code", domain=connection.domain, not_after=math.inf)
-        standing = await lifecycle.access_token_check.standing(connection, house.pair(connection), doubted=True)
+        found = open_connection(connection, lifecycle.core)
+        standing = await lifecycle.access_token_check.state_of(found, doubted=True)
         assert standing is TokenState.UNKNOWN
     assert house.amo.sandbox.look_ups == 4
     assert not _is_closed(lifecycle)

@@ -84,8 +84,8 @@ async def test_a_token_issued_in_the_future_is_not_handed_out_as_fresh(house: Ho
     connection = await _written_a_month_ahead(house)
     handed_out = await house.lifecycle.access_tokens.token(connection.id, min_ttl=300)
     assert not handed_out.stale
-    assert handed_out.pair.access_token != house.pair(connection).access_token
-    assert house.amo.fake.live_account(handed_out.pair.access_token) is house.amo.account
+    assert handed_out.token.value != house.pair(connection).access_token
+    assert house.amo.fake.live_account(handed_out.token.value) is house.amo.account
 
 
 async def test_a_token_issued_in_the_future_that_amo_rejects_is_not_handed_out_at_all(house: House) -> None:

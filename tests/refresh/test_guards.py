@@ -688,7 +688,11 @@ async def test_what_another_process_has_stored_meanwhile_is_handed_out_as_fresh(
     refreshed = await house.make_coordinator(process="process-2").refresh(connection.id, demand=RefreshTrigger.SCHEDULE)
     house.clock.advance(8)
     handed_out = await handing_out
-    assert (handed_out.pair, handed_out.stale, handed_out.reason) == (house.pair(refreshed), False, None)
+    assert (handed_out.token.value, handed_out.stale, handed_out.reason) == (
+        house.pair(refreshed).access_token,
+        False,
+        None,
+    )
     lifecycle.core.stop.set()
     await lifecycle.drain()
 

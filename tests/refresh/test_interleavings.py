@@ -451,7 +451,7 @@ async def test_a_forced_refresh_of_a_young_pair_that_is_rejected_or_in_doubt_is_
     access_tokens = house.lifecycle.access_tokens
     given = await access_tokens.refresh(connection.id, rejected=house.pair(connection).access_token)
     assert given.connection.pair_version == 2
-    house.lifecycle.access_token_check.reject(given.connection)
+    house.lifecycle.access_token_check.mark_rejected(given.connection)
     assert (await access_tokens.refresh(connection.id)).connection.pair_version == 3
 
 

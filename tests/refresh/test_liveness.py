@@ -19,7 +19,7 @@ from tests.refresh.house import API_DOMAIN, DAY
 if TYPE_CHECKING:
     from amo_callback.model import Connection, IntrospectionResult, TokenResponse
     from amo_callback.rate_limit import SlotDecision
-    from amo_callback.tokens.access_tokens import AccessToken
+    from amo_callback.tokens.access_tokens import HandOut
     from tests.refresh.house import House
 
 
@@ -32,7 +32,7 @@ async def _in_doubt(house: House) -> Connection:
     return connection
 
 
-async def _token(house: House, connection: Connection) -> AccessToken:
+async def _token(house: House, connection: Connection) -> HandOut:
     return await house.lifecycle.access_tokens.token(connection.id, min_ttl=0)
 
 
@@ -41,7 +41,7 @@ async def test_a_token_beyond_doubt_is_handed_out_unasked(house: House) -> None:
     connection = await house.connect(api_domain=API_DOMAIN)
     assert not (await _token(house, connection)).stale
     await house.store.claim(a_claim(connection, owner="process-2"))
-    assert (await _token(house, connection)).pair == house.pair(connection)
+    assert (await _token(house, connection)).token.value == house.pair(connection).access_token
     assert house.amo.sandbox.look_ups == 0
 
 
@@ -50,7 +50,7 @@ async def test_a_token_that_outlives_its_refresh_is_handed_out(house: House) -> 
     house.amo.fake.quirks.refresh_kills_access = False
     connection = await _in_doubt(house)
     handed_out = await asyncio.gather(*(_token(house, connection) for _ in range(20)))
-    assert {one.pair.access_token for one in handed_out} == {house.pair(connection).access_token}
+    assert {one.token.value for one in handed_out} == {house.pair(connection).access_token}
     assert house.amo.sandbox.look_ups == 1
 
 
@@ -143,7 +143,11 @@ async def test_a_silent_amo_keeps_nobody_from_a_token(house: House, kills: bool)
     connection = await _in_doubt(house)
     house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
     handed_out = await _token(house, connection)
-    assert (handed_out.pair, handed_out.stale, handed_out.reason) == (house.pair(connection), True, "in_doubt")
+    assert (handed_out.token.value, handed_out.stale, handed_out.reason) == (
+        house.pair(connection).access_token,
+        True,
+        "in_doubt",
+    )
 
 
 async def test_a_slow_amo_keeps_nobody_waiting(house: House) -> None:
@@ -155,7 +159,11 @@ async def test_a_slow_amo_keeps_nobody_waiting(house: House) -> None:
     assert not handing_out.done()
     house.clock.advance(1)
     handed_out = await handing_out
-    assert (handed_out.pair, handed_out.stale, handed_out.reason) == (house.pair(connection), True, "in_doubt")
+    assert (handed_out.token.value, handed_out.stale, handed_out.reason) == (
+        house.pair(connection).access_token,
+        True,
+        "in_doubt",
+    )
     await house.lifecycle.access_token_check.drain()
 
 
@@ -205,7 +213,7 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> N
     gone.cancel()
     house.clock.advance(1)
     assert (await patient).stale
-    assert (await patient).pair == house.pair(connection)
+    assert (await patient).token.value == house.pair(connection).access_token
     assert (gone.cancelled(), any(each.done() for each in others)) == (True, False)
     for waiting in others:
         waiting.cancel()
@@ -213,7 +221,9 @@ async def test_a_rate_limit_that_is_away_keeps_nobody_waiting(house: House) -> N
     await rate_limiter.close()
     rate_limiter = RateLimiter(per_second=5, shared=Away(clock=house.clock), clock=house.clock, observer=house.witness)
     lifecycle = house.make_lifecycle(amo=Override(house.client, slot=rate_limiter.slot))
-    assert (await lifecycle.access_tokens.token(connection.id, min_ttl=0)).pair == house.pair(connection)
+    assert (await lifecycle.access_tokens.token(connection.id, min_ttl=0)).token.value == house.pair(
+        connection
+    ).access_token
     assert house.amo.sandbox.look_ups == 1
     await lifecycle.access_token_check.drain()
     await rate_limiter.close()
@@ -233,7 +243,7 @@ async def test_a_connection_given_up_hands_out_what_lives(house: House, kills: b
             with pytest.raises(NeedsReauth):
                 await _token(house, connection)
         else:
-            assert (await _token(house, connection)).pair == house.pair(connection)
+            assert (await _token(house, connection)).token.value == house.pair(connection).access_token
         house.clock.advance(100)
     assert house.amo.sandbox.look_ups == asked + 1
 
@@ -257,7 +267,7 @@ async def test_a_rejected_token_that_lives_is_handed_out(house: House) -> None:
     with pytest.raises(AccountBlocked):
         await house.lifecycle.access_tokens.refresh(connection.id, rejected=house.pair(connection).access_token)
     for _ in range(2):
-        assert (await _token(house, connection)).pair == house.pair(connection)
+        assert (await _token(house, connection)).token.value == house.pair(connection).access_token
         house.clock.advance(60)
     assert house.amo.sandbox.look_ups == 1
 
@@ -269,7 +279,7 @@ async def test_what_has_been_refreshed_since_is_handed_out_for_a_rejected_token(
     handed_out = await house.lifecycle.access_tokens.refresh(
         connection.id, rejected=house.pair(connection).access_token
     )
-    assert handed_out.pair == house.pair(refreshed)
+    assert handed_out.token.value == house.pair(refreshed).access_token
     assert len(house.amo.fake.ledger.refreshes()) == 1
 
 
@@ -295,7 +305,7 @@ async def test_an_attempt_that_takes_five_seconds_puts_the_token_in_doubt(house:
     for seconds, look_ups in ((0, 0), (4.9, 0), (0.1, 1), (4.9, 1), (0.1, 2)):
         house.clock.advance(seconds)
         handed_out = await _token(house, connection)
-        assert (handed_out.pair, handed_out.stale) == (house.pair(connection), False)
+        assert (handed_out.token.value, handed_out.stale) == (house.pair(connection).access_token, False)
         assert house.amo.sandbox.look_ups == look_ups
 
 
@@ -329,7 +339,10 @@ async def test_an_attempt_that_was_open_at_start_costs_no_hand_out_where_the_tok
     if silent:
         house.amo.sandbox.look_up_faults.add(Fault.HTTP_500)
     handed_out = await restarted.access_tokens.token(connection.id, min_ttl=0)
-    assert (handed_out.pair, handed_out.reason) == (house.pair(connection), "in_doubt" if silent else None)
+    assert (handed_out.token.value, handed_out.reason) == (
+        house.pair(connection).access_token,
+        "in_doubt" if silent else None,
+    )
 
 
 async def test_a_token_that_expires_while_amo_is_asked_about_it_is_not_handed_out(house: House) -> None:
@@ -375,4 +388,4 @@ async def test_a_refusal_is_asked_about_again_after_a_while(house: House) -> Non
         await _token(house, connection)
     house.amo.account.disabled = False
     house.clock.advance(601)
-    assert (await _token(house, connection)).pair == house.pair(connection)
+    assert (await _token(house, connection)).token.value == house.pair(connection).access_token

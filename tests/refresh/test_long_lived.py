@@ -52,7 +52,7 @@ async def test_a_long_lived_token_is_handed_out_for_years_without_a_doubt(house:
         for _ in range(5):
             await house.pass_time(10 * MINUTE, step=MINUTE)
             handed_out = await house.lifecycle.access_tokens.token(connection.id, min_ttl=300)
-            assert (handed_out.stale, handed_out.pair.access_token) == (False, "access-token-of-1")
+            assert (handed_out.stale, handed_out.token.value) == (False, "access-token-of-1")
             house.clock.advance(300 * DAY)
     assert (_presented(house), house.amo.sandbox.look_ups) == (presented, 0)
     assert (await house.now(connection)).status is Status.ACTIVE

@@ -267,7 +267,7 @@ class Machine(RuleBasedStateMachine):
             given = await (access_tokens.refresh(name) if forced else access_tokens.token(name, min_ttl=min_ttl))
         except AmoCallbackError:
             return
-        await self.world.check_handed_out(process, given.connection, given.pair.access_token)
+        await self.world.check_handed_out(process, given.connection, given.token.value)
 
     # --- the end ---------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,17 +12,15 @@ from amo_callback.crypto import Cipher
 from amo_callback.errors import NotFound, StoreUnavailable
 from amo_callback.model import Connection, TokenPair
 from amo_callback.store import open_store
-from amo_callback.tokens.cache import ConnectionCache
-from amo_callback.tokens.decrypted_pairs import DecryptedPairCache
+from amo_callback.tokens.cache import ConnectionCache, OpenConnection, open_connection
 from tests.builders import a_connection, a_refreshed, now, save
-from tests.fakes import START
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from amo_callback.store import Store
-    from amo_callback.tokens.access_tokens import AccessToken
+    from amo_callback.tokens.access_tokens import HandOut
     from tests.fakes import FakeClock
     from tests.refresh.house import House
 
@@ -45,7 +44,7 @@ async def elsewhere(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
         yield opened
 
 
-async def _token(house: House, selector: str) -> AccessToken:
+async def _token(house: House, selector: str) -> HandOut:
     handed_out = await house.lifecycle.access_tokens.token(selector, min_ttl=0)
     await house.traffic.until_quiet()  # whether another process has changed anything is looked at in the background
     return handed_out
@@ -79,7 +78,7 @@ async def test_a_warm_hand_out_reads_and_opens_nothing(house: House, encryption_
     for _ in range(10):
         house.clock.advance(0.5)
         for selector in selectors:
-            assert (await _token(house, selector)).pair == house.pair(connection)
+            assert (await _token(house, selector)).token.value == house.pair(connection).access_token
     assert (_reads(house), cipher.opened) == (reads, opened)
 
 
@@ -88,7 +87,7 @@ async def test_this_process_sees_its_own_refresh_at_once(house: House) -> None:
     connection, selectors = await _owned(house)
     refreshed = await house.refresh(connection)
     for selector in selectors:
-        assert (await _token(house, selector)).pair == house.pair(refreshed)
+        assert (await _token(house, selector)).token.value == house.pair(refreshed).access_token
 
 
 async def test_this_process_sees_its_own_disconnect_at_once(house: House) -> None:
@@ -129,7 +128,7 @@ async def test_this_process_sees_a_new_grant_at_once(house: House) -> None:
     connection, selectors = await _owned(house)
     again = await house.keep(await house.exchange())
     for selector in selectors:
-        assert (await _token(house, selector)).pair == house.pair(again)
+        assert (await _token(house, selector)).token.value == house.pair(again).access_token
     house.amo.account.user_id += 1
     house.clock.advance(10)
     other = await house.connect()
@@ -172,7 +171,7 @@ async def test_what_is_remembered_is_handed_out_while_the_store_is_away(house: H
     house.clock.advance(2)
     for selector in selectors:
         handed_out = await _token(house, selector)
-        assert (handed_out.pair, handed_out.stale) == (house.pair(connection), True)
+        assert (handed_out.token.value, handed_out.stale) == (house.pair(connection).access_token, True)
         assert handed_out.reason == StoreUnavailable.code
     with pytest.raises(StoreUnavailable):
         await _token(house, "account:1")
@@ -193,7 +192,7 @@ async def test_what_was_read_before_the_store_went_away_is_stale_at_once(house: 
         await house.failing.connection(connection.id)
     for selector in selectors:
         handed_out = await _token(house, selector)
-        assert (handed_out.pair, handed_out.stale) == (house.pair(connection), True)
+        assert (handed_out.token.value, handed_out.stale) == (house.pair(connection).access_token, True)
         assert handed_out.reason == StoreUnavailable.code
     house.failing.away = set()
     assert not (await _token(house, connection.id)).stale
@@ -209,7 +208,7 @@ async def test_what_was_changed_as_the_store_went_away_is_handed_out_if_amo_know
     asked = house.amo.sandbox.look_ups
     for selector in selectors:
         handed_out = await _token(house, selector)
-        assert (handed_out.pair, handed_out.stale) == (house.pair(connection), True)
+        assert (handed_out.token.value, handed_out.stale) == (house.pair(connection).access_token, True)
     assert house.amo.sandbox.look_ups == asked + 1
     house.clock.advance(5)
     house.amo.fake.quirks.refresh_kills_access = True
@@ -246,45 +245,49 @@ async def test_a_read_that_a_write_overtook_is_not_remembered(house: House) -> N
     assert (await _token(house, connection.id)).connection.pair_version == refreshed.pair_version
 
 
-async def test_a_read_of_before_a_write_is_not_remembered_after_it(store: Store, clock: FakeClock) -> None:
+async def test_a_read_of_before_a_write_is_not_remembered_after_it(house: House) -> None:
     """What was found in the meantime may be of before: it is read again, by whatever name it was asked for."""
-    memory = ConnectionCache(store=store, clock=clock)
-    stored = await save(store, a_connection())
-    moment = memory.begin()
-    before = await now(store, stored)
-    await store.save_refreshed(a_refreshed(stored))
-    memory.keep(stored.id, [before], moment)
-    memory.keep("account:1", [before], moment)
-    assert (len(memory), memory.last(stored.id), memory.last("account:1")) == (0, None, None)
-    memory.keep(stored.id, [await now(store, stored)], memory.begin())
-    last = memory.last(stored.id)
-    assert last is not None
-    assert ([one.pair_version for one in last.connections], last.changed) == ([stored.pair_version + 1], False)
+    cache = ConnectionCache(store=house.store, clock=house.clock)
+    stored = await house.connect()
+    mark = cache.mark()
+    before = _open(house, await house.now(stored))
+    await house.store.save_refreshed(a_refreshed(stored))
+    cache.put(stored.id, [before], mark)
+    cache.put("account:1", [before], mark)
+    assert (len(cache), cache.get_stale(stored.id), cache.get_stale("account:1")) == (0, None, None)
+    cache.put(stored.id, [_open(house, await house.now(stored))], cache.mark())
+    stale = cache.get_stale(stored.id)
+    assert stale is not None
+    assert ([one.connection.pair_version for one in stale.connections], stale.changed) == (
+        [stored.pair_version + 1],
+        False,
+    )
 
 
-async def test_the_memory_is_bounded(store: Store, clock: FakeClock, cipher: Cipher) -> None:
-    """What was asked for longest ago is forgotten first, connections and opened pairs alike."""
-    memory = ConnectionCache(store=store, clock=clock, limit=3)
-    opened = DecryptedPairCache(store=store, cipher=cipher, limit=3)
+async def test_the_cache_is_bounded(house: House) -> None:
+    """What was asked for longest ago is forgotten first."""
+    cache = ConnectionCache(store=house.store, clock=house.clock, limit=3)
     for number in range(5):
-        connection = a_connection(number)
-        pair: Any = {"access_token": "at", "refresh_token": "rt", "issued_at": START, "expires_at": START}
-        sealed = cipher.seal_pair(TokenPair(**pair), connection_id=connection.id)
-        stored = await save(store, a_connection(number, sealed_pair=sealed))
-        memory.keep(stored.id, [stored], memory.begin())
-        assert opened.pair_of(stored) is not None
-    assert (len(memory), len(opened)) == (3, 3)
-    known = [memory.last(a_connection(number).id) is not None for number in range(5)]
+        stored = await save(house.store, a_connection(number))
+        cache.put(stored.id, [_open(house, stored)], cache.mark())
+    assert len(cache) == 3
+    known = [cache.get_stale(a_connection(number).id) is not None for number in range(5)]
     assert known == [False, False, True, True, True]
 
 
-async def test_memory_shows_no_secret(store: Store, clock: FakeClock, cipher: Cipher) -> None:
-    """Neither of the two tells in its repr what it holds."""
-    memory, opened = ConnectionCache(store=store, clock=clock), DecryptedPairCache(store=store, cipher=cipher)
-    pair = TokenPair(access_token="secret-at", refresh_token="secret-rt", issued_at=START, expires_at=START)
-    connection = a_connection(sealed_pair=cipher.seal_pair(pair, connection_id=a_connection().id))
-    memory.keep(connection.id, [connection], memory.begin())
-    opened.pair_of(connection)
-    told = repr((memory, opened, memory.last(connection.id), opened.pair_of(connection)))
-    assert "secret" not in told
-    assert str(connection.sealed_pair) not in told
+async def test_the_cache_holds_neither_the_sealed_pair_nor_the_refresh_token(house: House) -> None:
+    """What it holds is the access token, which no repr shows."""
+    cache = ConnectionCache(store=house.store, clock=house.clock)
+    stored = await house.connect()
+    cache.put(stored.id, [_open(house, stored)], cache.mark())
+    stale = cache.get_stale(stored.id)
+    assert stale is not None
+    [held] = stale.connections
+    assert held.token is not None
+    assert (held.token.value, held.connection.sealed_pair) == (house.pair(stored).access_token, None)
+    assert house.pair(stored).refresh_token not in repr(dataclasses.asdict(held))
+    assert held.token.value not in repr((cache, stale))
+
+
+def _open(house: House, connection: Connection) -> OpenConnection:
+    return open_connection(connection, house.lifecycle.core)

@@ -75,7 +75,9 @@ async def test_a_pair_refreshed_by_an_instance_with_a_wrong_clock_has_the_databa
     stored = await house.now(connection)
     assert stored.access_issued_at == house.clock.now()
     assert stored.access_expires_at == house.clock.now() + DAY
-    assert (await house.lifecycle.access_tokens.token(connection.id, min_ttl=300)).pair == house.pair(stored)
+    assert (await house.lifecycle.access_tokens.token(connection.id, min_ttl=300)).token.value == house.pair(
+        stored
+    ).access_token
     house.clock.advance(DAY.total_seconds() * 0.56)
     async with house.running(house.lifecycle):
         await house.witness.until("refresh.succeeded", times=2)
@@ -101,7 +103,7 @@ async def test_a_token_that_has_expired_is_expired_for_an_instance_that_is_behin
     house.clock.advance(DAY.total_seconds() + 1)
     async with _instance(house, url, tmp_path, -2 * DAY) as behind:
         handed_out = await behind.lifecycle.access_tokens.token(connection.id, min_ttl=0)
-        assert handed_out.pair.access_token != house.pair(connection).access_token
+        assert handed_out.token.value != house.pair(connection).access_token
 
 
 @pytest.mark.parametrize("by", [5 * SECOND, DAY])

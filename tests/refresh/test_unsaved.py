@@ -62,7 +62,7 @@ async def test_an_unsaved_pair_is_handed_out_while_the_store_is_away(house: Hous
     house.failing.away |= {"connection", "connections_of"}
     for selector in (connection.id, f"account:{connection.account_id}"):
         handed_out = await house.lifecycle.access_tokens.token(selector, min_ttl=0)
-        assert handed_out.pair.access_token == house.amo.fake.ledger.access_tokens[-1]
+        assert handed_out.token.value == house.amo.fake.ledger.access_tokens[-1]
     with pytest.raises(StoreUnavailable):
         await house.lifecycle.access_tokens.token("another customer", min_ttl=0)
     house.failing.away = set()
@@ -74,7 +74,7 @@ async def test_an_unsaved_pair_is_handed_out_before_the_stored_one(house: House)
     """Where the store can be read but not written, the pair that it holds is the one that has been spent."""
     connection, refreshing = await _pending_writes(house)
     handed_out = await house.lifecycle.access_tokens.token(connection.id, min_ttl=0)
-    assert handed_out.pair.access_token == house.amo.fake.ledger.access_tokens[-1]
+    assert handed_out.token.value == house.amo.fake.ledger.access_tokens[-1]
     house.failing.away = set()
     await house.lifecycle.pending_writes.settle()
     await refreshing

@@ -127,7 +127,7 @@ def _failures(database: Path) -> set[int]:
 
 
 async def test_a_copy_spends_nothing_wherever_it_is_put(database: Path, target: Path) -> None:
-    """Put in a folder by hand it is frozen, and says what to do: no claim, no grant, nothing due."""
+    """Put in a folder by hand it is frozen, and says what to do: no claim, no grant, nothing due; its history tells."""
     [stored] = await _make(database, 1)
     _back_up(database, target)
     async with open_store("sqlite:///copy", folder=target.parent, clock=SystemClock()) as store:
@@ -138,6 +138,7 @@ async def test_a_copy_spends_nothing_wherever_it_is_put(database: Path, target: 
         assert (await store.due(now=START.replace(year=2030), limit=9, apart_from=[])).refreshes == []
         with pytest.raises(Frozen):
             await store.claim_grant(a_grant("another"), now=START)
+        assert [event.name for event in await store.events(limit=9)] == ["service.copied"]
         assert await store.thaw_all(machine=None)
         assert await store.claim(a_claim(stored)) is not None
 

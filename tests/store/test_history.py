@@ -268,7 +268,7 @@ async def test_old_events_are_forgotten_in_steps(store: Store, clock: FakeClock)
 
 
 @pytest.mark.parametrize("name", sorted(WEBHOOK_EVENTS))
-async def test_a_change_that_others_are_notified_of_is_in_the_outbox_with_it(store: Store, name: str) -> None:
+async def test_a_change_that_others_are_notified_of_is_stored_with_its_webhook(store: Store, name: str) -> None:
     """Committed with the change, or not at all, each under a name of its own, and without a secret."""
     stored = await save(store, a_connection())
     for _ in range(2):

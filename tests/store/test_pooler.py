@@ -99,7 +99,7 @@ async def test_a_server_behind_a_pooler_of_transactions_is_not_asked_about_itsel
     """The error says what to do, and the connections of other clients stay as they were."""
     with pooled(direct, mode="transaction") as url:
         with pytest.raises(ConfigurationError) as raised:
-            await read_server(url, patience=PATIENCE)
+            await read_server(url, patience=PATIENCE, clock=SystemClock())
         client = await asyncpg.connect(url, statement_cache_size=0)
         assert await client.fetchval("SHOW default_transaction_read_only") == "off"
         await client.close()

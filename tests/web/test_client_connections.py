@@ -131,6 +131,7 @@ class Listener:
             self.address = opened.address
             self.opened = opened
             yield self
+            await self._stack.pop_all().aclose()  # the end waits for requests of which a part has come
 
     async def connect(self, *, receive_buffer: int | None = None) -> Client:
         host, _, port = self.address.rpartition(":")

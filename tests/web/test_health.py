@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -32,18 +32,19 @@ async def test_a_working_service_is_ready_from_its_first_answer_on(app: Running)
     answer = await app.private("/readyz", key=None)
     assert answer.status == 200
     assert answer.json()["status"] == "ready"
-    assert {name: check["ok"] for name, check in answer.json()["checks"].items()} == {
-        "store": True,
-        "refresher": True,
-        "amo_credentials": True,
-        "amo_blocked": True,
-        "hosts": True,
-        "unsaved_pairs": True,
-        "frozen": True,
-        "mass_failure": True,
-        "clock": True,
-        "fresh": True,
-    }
+    names = [
+        "store",
+        "refresher",
+        "amo_credentials",
+        "amo_blocked",
+        "hosts",
+        "unsaved_pairs",
+        "frozen",
+        "mass_failure",
+        "clock",
+        "fresh",
+    ]
+    assert {name: check["ok"] for name, check in answer.json()["checks"].items()} == dict.fromkeys(names, True)
 
 
 async def test_a_refresher_that_does_not_beat_is_not_ready(app: Running) -> None:
@@ -56,13 +57,49 @@ async def test_a_refresher_that_does_not_beat_is_not_ready(app: Running) -> None
     assert answer.json()["checks"]["refresher"]["ok"] is False
 
 
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
+BLOCK = AmoBlock(since=START, probe_at=START + timedelta(minutes=15), exchange_at=START)
+BLOCKED = (
+    "since 2026-11-23T12:00:00Z AMO answers 403 to every refresh, and nothing is refreshed; the next probe is sent at "
+    "2026-11-23T12:15:00Z. Ask AMO's support to unblock the address of this server"
+)
+ALL_ROUNDS = "every round has failed for 15 s: see refresher.failed in the log"
+OTHER_CLIENT = "accepted; connections of another client_id: 3 (their users must connect again)"
+AHEAD, BEHIND = (
+    f"this machine's clock is {off} the database's: set both by NTP" for off in ("61 s ahead of", "86400 s behind")
+)
 
 
-def _checks(fake: FakeServices) -> dict[str, tuple[bool, str]]:
-    return {check.name: (check.ok, check.detail) for check in checks(fake.services)}
+@pytest.mark.parametrize(
+    ("facts", "name", "ok", "detail"),
+    [
+        ({"failed_for": 15.0}, "refresher", True, ""),
+        ({"failed_for": 15.1}, "refresher", False, ALL_ROUNDS),
+        ({"last": a_survey(mismatched=3)}, "amo_credentials", True, OTHER_CLIENT),
+        ({}, "hosts", True, "all allowed"),
+        ({"last": a_survey(hosts_not_allowed=3)}, "hosts", False, "amo.allowed_domains: 3. Nothing is sent there"),
+        ({"last": None, "trouble": "not looked at yet"}, "store", False, "not looked at yet"),
+        ({"last": None, "trouble": "not looked at yet"}, "fresh", False, "unknown: not looked at yet"),
+        ({"trouble": "last looked at 31 s ago"}, "store", False, "last looked at 31 s ago"),
+        ({"trouble": "last looked at 31 s ago"}, "fresh", False, "unknown: last looked at 31 s ago"),
+        ({"last_write_error": "SQLITE_FULL"}, "store", False, "cannot be written: SQLITE_FULL"),
+        ({"clock_skew": 60.0}, "clock", True, "right"),
+        ({"clock_skew": -60.0}, "clock", True, "right"),
+        ({"clock_skew": 60.6}, "clock", False, AHEAD),
+        ({"clock_skew": -86400.0}, "clock", False, BEHIND),
+        ({"last": a_survey(active=3, fresh=1)}, "fresh", False, "1 of 3 active connections hold a valid access token"),
+        ({"last": a_survey(active=3, fresh=2)}, "fresh", True, "2 of 3 active connections hold a valid access token"),
+        ({}, "amo_blocked", True, "not blocked"),
+        ({"block": BLOCK}, "amo_blocked", False, BLOCKED),
+    ],
+)
+def test_each_check_says_what_is_wrong(facts: dict[str, Any], name: str, ok: bool, detail: str) -> None:  # noqa: FBT001 -- because a parameter is one
+    """Readiness and status are red for the same facts, and the detail says what to do."""
+    fake = FakeServices()
+    for fact, value in facts.items():
+        setattr(fake.store if hasattr(fake.store, fact) else fake.lifecycle, fact, value)
+    [check] = [check for check in checks(fake.services) if check.name == name]
+    assert (check.ok, detail in check.detail) == (ok, True), check.detail
+    assert service_status(fake.services).checks[name] is ok
 
 
 def test_the_oldest_heartbeat_follows_the_poll_interval() -> None:
@@ -70,92 +107,7 @@ def test_the_oldest_heartbeat_follows_the_poll_interval() -> None:
     fake = FakeServices(poll_interval=60)
     for age, ok in ((0.0, True), (180.0, True), (180.1, False)):
         fake.lifecycle.beat_age = age
-        assert _checks(fake)["refresher"][0] is ok
-
-
-def test_a_refresher_whose_every_round_fails_is_not_ready(fake: FakeServices) -> None:
-    """It comes round, and refreshes nothing."""
-    for seconds, ok in ((0.0, True), (15.0, True), (15.1, False)):
-        fake.lifecycle.failed_for = seconds
-        assert _checks(fake)["refresher"][0] is ok
-    assert _checks(fake)["refresher"][1] == "every round has failed for 15 s: see refresher.failed in the log"
-
-
-def test_connections_of_another_client_id_are_named_and_make_nothing_red(fake: FakeServices) -> None:
-    """They are their users' matter: the check stays good and says how many there are."""
-    fake.lifecycle.last = a_survey(mismatched=3)
-    check = _checks(fake)["amo_credentials"]
-    assert check == (True, "accepted; connections of another client_id: 3 (their users must connect again)")
-
-
-def test_hosts_that_are_not_allowed_are_counted_and_red(fake: FakeServices) -> None:
-    """The detail names the setting, and what to do instead of changing it."""
-    assert _checks(fake)["hosts"] == (True, "all allowed")
-    fake.lifecycle.last = a_survey(hosts_not_allowed=3)
-    check = _checks(fake)["hosts"]
-    assert not check[0]
-    assert "amo.allowed_domains: 3. Nothing is sent there" in check[1]
-
-
-def test_before_anything_was_seen_it_is_not_ready(fake: FakeServices) -> None:
-    """What is not known yet is not said to be good."""
-    fake.lifecycle.last, fake.lifecycle.trouble = None, "not looked at yet"
-    found = _checks(fake)
-    assert found["store"] == (False, "not looked at yet")
-    assert found["fresh"] == (False, "unknown: not looked at yet")
-
-
-def test_what_was_seen_before_the_store_fell_silent_is_not_believed(fake: FakeServices) -> None:
-    """A good result that is too old is no good result."""
-    fake.lifecycle.trouble = "last looked at 31 s ago"
-    found = _checks(fake)
-    assert found["store"] == (False, "last looked at 31 s ago")
-    assert found["fresh"] == (False, "unknown: last looked at 31 s ago")
-
-
-def test_a_store_that_can_be_read_and_not_written_is_not_ready(fake: FakeServices) -> None:
-    """The last write tells, at once."""
-    fake.store.last_write_error = "SQLITE_FULL"
-    assert _checks(fake)["store"] == (False, "cannot be written: SQLITE_FULL")
-
-
-@pytest.mark.parametrize(
-    ("ahead", "expected"),
-    [
-        (60.0, (True, "right")),
-        (-60.0, (True, "right")),
-        (60.6, (False, "this machine's clock is 61 s ahead of the database's: set both by NTP")),
-        (-86400.0, (False, "this machine's clock is 86400 s behind the database's: set both by NTP")),
-    ],
-)
-def test_a_clock_a_minute_off_the_databases_is_not_ready(
-    fake: FakeServices, ahead: float, expected: tuple[bool, str]
-) -> None:
-    """JWTs are checked by the machine's clock; what is stored is told by the database's."""
-    fake.store.clock_skew = ahead
-    assert _checks(fake)["clock"] == expected
-
-
-@pytest.mark.parametrize(("fresh", "ok"), [(0, False), (1, False), (2, True), (3, True)])
-def test_half_of_the_active_connections_must_hold_a_live_token(fake: FakeServices, fresh: int, ok: bool) -> None:  # noqa: FBT001 -- because a parameter is one
-    """Fewer, and it is not ready, whatever else works."""
-    fake.lifecycle.last = a_survey(active=3, fresh=fresh)
-    told = (ok, f"{fresh} of 3 active connections hold a valid access token")
-    assert _checks(fake)["fresh"] == told
-
-
-def test_a_blocked_address_is_not_ready(fake: FakeServices) -> None:
-    """The check says since when, when the next probe leaves, and what to do."""
-    assert _checks(fake)["amo_blocked"] == (True, "not blocked")
-    fake.lifecycle.block = AmoBlock(since=START, probe_at=START + timedelta(minutes=15), exchange_at=START)
-    assert _checks(fake)["amo_blocked"] == (
-        False,
-        (
-            "since 2026-11-23T12:00:00Z AMO answers 403 to every refresh, and nothing is refreshed; the next "
-            "probe is sent at 2026-11-23T12:15:00Z. Ask AMO's support to unblock the address of this server"
-        ),
-    )
-    assert service_status(fake.services).checks["amo_blocked"] is False
+        assert {check.name: check.ok for check in checks(fake.services)}["refresher"] is ok
 
 
 async def test_a_lost_table_is_told_by_the_running_service(app: Running) -> None:

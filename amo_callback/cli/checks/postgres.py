@@ -10,7 +10,8 @@ from amo_callback.config.database_url import read_postgres
 from amo_callback.errors import ConfigurationError, StoreUnavailable
 from amo_callback.store.engine import Engine
 from amo_callback.store.migrate import ENCODINGS, OtherSchema, latest_schema
-from amo_callback.store.postgres_connection import MISTAKEN, SETTINGS, USE_SESSIONS, read_server
+from amo_callback.store.postgres_connection import SETTINGS, USE_SESSIONS, read_server
+from amo_callback.store.postgres_errors import MISTAKEN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -42,11 +43,10 @@ async def check_postgres(
 ) -> AsyncIterator[Finding]:
     """Check the database, read by `opening`, and its server; `progress` shows how many pairs are opened."""
     url = context.settings.storage.url.get_secret_value()
-    address, began, asked = read_postgres(url), clock.monotonic(), clock.now()
+    address, began = read_postgres(url), clock.monotonic()
     try:
-        server = await read_server(url, patience=patience)
-        took, at = clock.monotonic() - began, asked + (clock.now() - asked) / 2
-        for finding in check_server(server, address, took=took, at=at):
+        server, at = await read_server(url, patience=patience, clock=clock)
+        for finding in check_server(server, address, took=clock.monotonic() - began, at=at):
             yield finding
         yield check_server_settings(server.settings)
         async with opening as store:

@@ -106,7 +106,7 @@ LIMIT :limit;
 --sqlite SELECT quick_check FROM pragma_quick_check(1);
 
 -- name: attempts
--- Whoever waits for these tells by its own clock which of them may still be under way.
+-- A caller that waits for these decides by its own clock which of them may still be under way.
 SELECT *, :clock AS clock FROM connections WHERE attempt IS NOT NULL;
 
 -- name: fleet
@@ -459,7 +459,7 @@ ORDER BY id DESC
 LIMIT :limit;
 
 -- name: events_of_owner
--- Of the connections that are his now.
+-- Of the user's present connections.
 SELECT * FROM events
 WHERE connection_id IN (SELECT connection_id FROM owners WHERE owner = :owner AND left_no IS NULL) AND id < :before
 ORDER BY id DESC

@@ -6,22 +6,25 @@ import re
 import secrets
 import tomllib
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from amo_callback.web.pages.user_agent import LANGUAGES, Kind
+from amo_callback.web.pages.user_agent import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from amo_callback.web.pages.user_agent import UserAgent
 
 Texts = dict[str, dict[str, str]]
 """Section, key, text."""
 
+_FOLDER = resources.files("amo_callback.web.pages") / "texts"
+DEFAULT_LANGUAGE = "en"
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _RELOAD_AFTER = 2
 """Seconds after which a page that waits for its result is loaded again."""
@@ -60,7 +63,7 @@ class Pages:
 
     def __init__(self, *, app_name: str) -> None:
         self._app_name = app_name
-        self._texts = {language: read_texts(language) for language in LANGUAGES}
+        self._texts = {language: read_texts(language) for language in languages()}
         environment = Environment(
             loader=PackageLoader("amo_callback.web", "pages"),
             autoescape=True,
@@ -101,10 +104,16 @@ def _note(view: View, agent: UserAgent, texts: Texts) -> str | None:
     return texts["page"][_NOTES[agent.kind]]
 
 
+@cache
+def languages() -> Sequence[str]:
+    """Return the languages of the pages, the default first: each has its file of texts."""
+    found = sorted(file.name.removesuffix(".toml") for file in _FOLDER.iterdir())
+    return sorted(found, key=lambda language: language != DEFAULT_LANGUAGE)
+
+
 def read_texts(language: str) -> Texts:
     """Read the texts of a language: one TOML file each."""
-    file = resources.files("amo_callback.web.pages") / "texts" / f"{language}.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    return tomllib.loads((_FOLDER / f"{language}.toml").read_text(encoding="utf-8"))
 
 
 def fill(texts: Texts, values: Mapping[str, str]) -> Texts:

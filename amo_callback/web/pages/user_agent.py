@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
-LANGUAGES = ("en", "uk", "ru")
-"""The languages of the pages, the default first."""
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MAX_AGENT = 2048
 _MAX_LANGUAGES = 512
@@ -56,9 +57,9 @@ class UserAgent:
         return self.kind in {Kind.IOS, Kind.ANDROID}
 
 
-def parse_user_agent(*, user_agent: str, accept_language: str) -> UserAgent:
-    """Parse the headers of those names; never raises, whatever they hold."""
-    return UserAgent(kind=_kind(user_agent), language=_language(accept_language))
+def parse_user_agent(*, user_agent: str, accept_language: str, languages: Sequence[str]) -> UserAgent:
+    """Parse the headers of those names, for pages in `languages`, the default first; never raises."""
+    return UserAgent(kind=_kind(user_agent), language=_language(accept_language, languages))
 
 
 def _kind(agent: str) -> Kind:
@@ -71,7 +72,7 @@ def _kind(agent: str) -> Kind:
     return Kind.ANDROID if _ANDROID.search(agent) else Kind.OTHER
 
 
-def _language(accepted: str) -> str:
+def _language(accepted: str, languages: Sequence[str]) -> str:
     """Choose by RFC 4647's lookup: a range is shortened until it fits, `*` stands for the default."""
     if len(accepted) > _MAX_LANGUAGES:
         accepted = accepted[:_MAX_LANGUAGES].rpartition(",")[0]  # half a range is none
@@ -87,6 +88,6 @@ def _language(accepted: str) -> str:
             weights[language] = max(weight, weights.get(language, 0))
         else:
             refused.add(tag)
-    offered = [language for language in LANGUAGES if language not in refused]
+    offered = [language for language in languages if language not in refused]
     wanted = [language for language in weights if language in offered]
-    return max(wanted, key=lambda language: weights[language], default=(offered or LANGUAGES)[0])
+    return max(wanted, key=lambda language: weights[language], default=(offered or languages)[0])

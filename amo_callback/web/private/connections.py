@@ -130,7 +130,7 @@ async def show_connection(call: Call[None, None]) -> ConnectionWithEvents:
 
 async def disconnect_connection(call: Call[None, None]) -> ShownConnection:
     """Disconnect one connection and erase its tokens; AMO's side remains until the integration is removed there."""
-    connection = await call.services.lifecycle.lookup.only(call.name)
+    connection = await call.services.lifecycle.lookup.find_one(call.name)
     return await _shown(
         call, await disconnect(connection.id, reason=f"asked by {call.caller}", store=call.services.store)
     )
@@ -163,11 +163,11 @@ async def thaw_all(call: Call[None, None]) -> FreezeState:
 
 async def _set_frozen(call: Call[None, None], *, frozen: bool) -> ShownConnection:
     lifecycle = call.services.lifecycle
-    connection = await lifecycle.lookup.only(call.name)
+    connection = await lifecycle.lookup.find_one(call.name)
     await (lifecycle.freeze_switch.freeze(connection) if frozen else lifecycle.freeze_switch.thaw(connection))
     lifecycle.scheduler.wake()
     call.services.log.info("freeze.changed", key=call.caller, connection_id=connection.id, frozen=frozen)
-    return await _shown(call, await lifecycle.lookup.only(connection.id))
+    return await _shown(call, await lifecycle.lookup.find_one(connection.id))
 
 
 async def _freeze_state(call: Call[None, None]) -> FreezeState:

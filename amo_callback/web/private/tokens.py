@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
-    from amo_callback.model import Connection, TokenPair
-    from amo_callback.tokens.access_tokens import AccessToken
+    from amo_callback.model import Connection
+    from amo_callback.tokens.access_tokens import HandOut
+    from amo_callback.tokens.cache import AccessToken
     from amo_callback.web.route import Call
 
 HAND_OUT_ERRORS = (NotFound, NeedsReauth, AccountBlocked, RetryableError, OperatorError, Frozen, HostNotAllowed)
@@ -89,7 +90,7 @@ async def refresh_token(call: Call[None, RefreshBody]) -> web.Response:
     return await _hand_out(call, call.services.lifecycle.access_tokens.refresh(call.name, rejected=rejected))
 
 
-async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[AccessToken]) -> web.Response:
+async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[HandOut]) -> web.Response:
     """Count and log a hand-out, and render its token."""
     services = call.services
     try:
@@ -105,21 +106,21 @@ async def _hand_out(call: Call[Any, Any], handing_out: Awaitable[AccessToken]) -
     services.log.info(
         "token.handed_out", key=call.caller, connection_id=connection.id, stale=stale, reason=handed_out.reason
     )
-    shown = show_token(connection, handed_out.pair, now=services.core.clock.now(), base_url=handed_out.base_url)
+    shown = show_token(connection, handed_out.token, now=services.core.clock.now(), base_url=handed_out.base_url)
     if stale:
         shown["stale"], shown["reason"] = True, handed_out.reason
     return web.Response(body=to_json(shown), headers=_HEADERS)
 
 
-def show_token(connection: Connection, pair: TokenPair, *, now: datetime, base_url: str) -> TokenAnswer:
+def show_token(connection: Connection, token: AccessToken, *, now: datetime, base_url: str) -> TokenAnswer:
     """Return an access token as the API shows it."""
     return {
         "connection_id": connection.id,
-        "access_token": pair.access_token,
+        "access_token": token.value,
         "token_type": "Bearer",
-        "expires_at": rfc3339(pair.expires_at),
-        "expires_in": max(int((pair.expires_at - now).total_seconds()), 0),
-        "issued_at": rfc3339(pair.issued_at),
+        "expires_at": rfc3339(token.expires_at),
+        "expires_in": max(int((token.expires_at - now).total_seconds()), 0),
+        "issued_at": rfc3339(token.issued_at),
         "account_id": connection.account_id,
         "domain": connection.domain,
         "base_url": base_url,

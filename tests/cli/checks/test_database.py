@@ -111,6 +111,18 @@ async def test_what_is_no_database_is_told_without_its_text(tmp_path: Path, encr
     assert await _check(place) == {"store": (Severity.FAIL, f"{tmp_path / NAME} cannot be used: SQLITE_NOTADB")}
 
 
+async def test_a_damaged_database_is_told(place: CommandContext) -> None:
+    """An index that does not fit its table is found before anything is looked up in it."""
+    with closing(sqlite3.connect(place.folder / NAME)) as database, database:
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute(
+            "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name = 'events_by_time') "
+            "WHERE name = 'connections_by_account'"
+        )
+    found = await _check(place)
+    assert found["store"] == (Severity.FAIL, f"{place.folder / NAME} is damaged")
+
+
 async def test_other_keys_are_told_once(place: CommandContext) -> None:
     """Where no key opens the canary, none opens any pair."""
     found = await _check(context_in(place.folder, new_key()))

@@ -241,7 +241,7 @@ def test_a_server_that_does_not_fit_is_told(name: str, more: dict[str, Any], sev
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("postgresql://u:sekret@127.0.0.1:1/amo", "PostgreSQL database amo at 127.0.0.1: nobody listens there"),
+        ("postgresql://u:sekret@127.0.0.1:1/amo", "PostgreSQL database amo at 127.0.0.1: connection refused"),
         ("postgresql://u:sekret@127.0.0.1:1/amo?sslmode=verify-full&sslrootcert=/no/file", "PostgreSQL database amo"),
     ],
 )

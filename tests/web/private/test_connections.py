@@ -157,13 +157,16 @@ async def test_one_is_frozen_and_thawed(app: Running) -> None:
     assert names == ["refresh.succeeded", "connection.thawed", "connection.frozen", "connection.connected"]
 
 
-async def test_a_selector_that_names_two_freezes_neither(app: Running) -> None:
-    """409 `ambiguous`: whoever freezes must mean one."""
-    one, other = await _fleet(app, 2)
-    answer = await _ask(app, f"/connections/account:{app.amo.account.id}/freeze", method="POST")
-    assert (answer.status, answer.json()["code"]) == (409, "ambiguous")
-    for name in (one, other):
-        assert (await _ask(app, f"/connections/{name}")).json()["frozen"] is False
+async def test_a_selector_that_names_two_changes_neither(app: Running) -> None:
+    """409 `ambiguous`: whoever freezes or disconnects must mean one."""
+    names = await _fleet(app, 2)
+    account = f"/connections/account:{app.amo.account.id}"
+    for path, method in ((f"{account}/freeze", "POST"), (f"{account}/thaw", "POST"), (account, "DELETE")):
+        answer = await _ask(app, path, method=method)
+        assert (path, answer.status, answer.json()["code"]) == (path, 409, "ambiguous")
+    for name in names:
+        shown = (await _ask(app, f"/connections/{name}")).json()
+        assert (shown["frozen"], shown["status"]) == (False, "active")
     assert (await _ask(app, "/connections/unknown/freeze", method="POST")).status == 404
 
 
@@ -222,7 +225,7 @@ async def _delete(app: Running, selector: str, key: str = ADMIN_KEY) -> Answer:
 
 
 async def test_a_connection_is_forgotten_with_its_tokens(app: Running) -> None:
-    """Its tokens are erased, whoever asks for one hears 404, and the history tells who did it."""
+    """Its tokens are erased, whoever asks for it hears 404, the history tells who did it; a connect brings it back."""
     connection = await app.connected()
     answer = await _delete(app, connection)
     assert (answer.status, answer.json()["status"], answer.json()["access_expires_at"]) == (200, "disconnected", None)
@@ -235,24 +238,11 @@ async def test_a_connection_is_forgotten_with_its_tokens(app: Running) -> None:
     assert app.witness.named("connection.disconnected")
     webhooks = await app.service.services.store.webhooks(limit=9)
     assert webhooks[-1].type == "connection.disconnected"
-
-
-async def test_what_is_gone_is_gone_once(app: Running) -> None:
-    """A second time, or of what never was, is 404."""
-    connection = await app.connected()
-    assert (await _delete(app, connection)).status == 200
     for selector in (connection, "unknown", "account:7", "owner:7"):
         assert (await _delete(app, selector)).status == 404
-
-
-async def test_a_selector_that_names_two_disconnects_neither(app: Running) -> None:
-    """An account with two AMO users has two connections: 409, and nothing is changed."""
-    await app.connected()
-    app.amo.account.user_id += 1
-    await app.connected()
-    answer = await _delete(app, f"account:{app.amo.account.id}")
-    assert (answer.status, answer.json()["code"]) == (409, "ambiguous")
-    assert len(await app.service.services.store.connections_of(str(app.amo.account.id))) == 2
+    app.clock.advance(1)
+    await app.callback(app.query())
+    assert (await app.private(f"/connections/{connection}/token")).status == 200
 
 
 async def test_what_is_frozen_is_not_erased(app: Running) -> None:
@@ -274,12 +264,3 @@ async def test_a_refresh_that_is_under_way_does_not_bring_it_back(app: Running) 
     assert (await refresh).status == 404
     stored = await app.stored(connection)
     assert (stored.status, stored.sealed_pair) == ("disconnected", None)
-
-
-async def test_connecting_again_brings_it_back(app: Running) -> None:
-    """The person connects anew: the same connection, with tokens of its own."""
-    connection = await app.connected()
-    await _delete(app, connection)
-    app.clock.advance(1)
-    await app.callback(app.query())
-    assert (await app.private(f"/connections/{connection}/token")).status == 200

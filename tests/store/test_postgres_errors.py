@@ -20,7 +20,7 @@ from tests.postgres import ASKING, CLOSED, GIVEN, why_not
 if (why := why_not()) is not None:
     pytest.skip(why, allow_module_level=True)
 
-from amo_callback.store.postgres_connection import explain
+from amo_callback.store.postgres_errors import explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -65,20 +65,21 @@ def _other(postgres: Databases, *, database: str, user: str = "", query: str = "
 async def test_a_wrong_password_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
     """The server asks for one, and does not take this."""
     told = await _mistake(_other(postgres, database=ASKING, user="postgres:sekret"), tmp_path)
-    assert told == (
-        "storage.url: PostgreSQL cannot be used: it does not take this user and password (InvalidPasswordError)"
-    )
+    why = "the server does not accept this user and password (InvalidPasswordError)"
+    assert told == f"storage.url: PostgreSQL cannot be used: {why}"
 
 
 @OUR_RULES
 async def test_whom_the_server_lets_not_in_is_told_so(postgres: Databases, tmp_path: Path) -> None:
     """By the rules of its pg_hba.conf."""
-    assert "it does not let this user in from here" in await _mistake(_other(postgres, database=CLOSED), tmp_path)
+    assert "the server does not accept this user from here" in await _mistake(
+        _other(postgres, database=CLOSED), tmp_path
+    )
 
 
 async def test_a_database_that_is_not_there_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
     """It is not made: the service's user should not be able to."""
-    assert "it has no database of that name" in await _mistake(_other(postgres, database="nowhere"), tmp_path)
+    assert "the server has no database of that name" in await _mistake(_other(postgres, database="nowhere"), tmp_path)
 
 
 async def test_a_parameter_that_the_server_does_not_know_is_a_mistake(postgres: Databases, tmp_path: Path) -> None:
@@ -100,22 +101,24 @@ async def test_who_may_not_make_tables_is_told_so(postgres: Databases, tmp_path:
         finally:
             await connection.execute("DROP ROLE a_guest")
             await connection.close()
-    assert "the user may not make or use tables there" in told
+    assert "the user may not create or use tables" in told
 
 
 async def test_a_server_that_is_away_may_come_back(tmp_path: Path) -> None:
     """Nobody listens, or its socket is not there: the next start may find it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    assert (await _away(f"postgresql://u:sekret@127.0.0.1:{port}/amo", tmp_path)).startswith("nobody listens there (")
-    assert (await _away(f"postgresql:///amo?host={tmp_path}", tmp_path)).startswith("there is no such socket")
+    assert (await _away(f"postgresql://u:sekret@127.0.0.1:{port}/amo", tmp_path)).startswith("connection refused (")
+    assert (await _away(f"postgresql:///amo?host={tmp_path}", tmp_path)).startswith(
+        "the socket, or a certificate, does not exist"
+    )
 
 
 async def test_a_server_without_tls_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
     """A server that declines is a mistake in either's configuration; nothing was sent to it that is secret."""
     async with _declining() as (port, heard):
         told = await _mistake(f"postgresql://u:sekret@127.0.0.1:{port}/amo?sslmode=require", tmp_path)
-    assert "it does not offer TLS, which sslmode asks for" in told
+    assert "the server does not offer TLS, which sslmode requires" in told
     assert b"sekret" not in heard
 
 
@@ -140,12 +143,12 @@ async def _declining() -> AsyncIterator[tuple[int, bytearray]]:
 @pytest.mark.parametrize(
     ("error", "said", "mistake"),
     [
-        (socket.gaierror(-2, "sekret"), "its host's name is not known here (gaierror)", False),
-        (TimeoutError("sekret"), "it does not answer in time (TimeoutError)", False),
+        (socket.gaierror(-2, "sekret"), "the host's name cannot be resolved (gaierror)", False),
+        (TimeoutError("sekret"), "no answer in time (TimeoutError)", False),
         (ssl.SSLCertVerificationError("sekret"), "its certificate is not valid for it", True),
-        (ssl.SSLError("sekret"), "TLS does not come about (SSLError)", False),
-        (OSError("Multiple exceptions: sekret"), "it cannot be reached (OSError)", False),
-        (ValueError("sekret"), "the URL cannot be read (ValueError)", True),
+        (ssl.SSLError("sekret"), "the TLS handshake failed (SSLError)", False),
+        (OSError("Multiple exceptions: sekret"), "the server cannot be reached (OSError)", False),
+        (ValueError("sekret"), "the URL cannot be parsed (ValueError)", True),
         (RuntimeError("sekret"), "RuntimeError", False),
     ],
 )

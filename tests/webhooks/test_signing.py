@@ -9,7 +9,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from amo_callback.events import QueuedWebhook
-from amo_callback.webhook import Message, Signer, read_secrets
+from amo_callback.webhooks.signing import Message, Signer, read_secrets
 from tests.fakes import START
 from tests.webhooks.receiver import OTHER_SECRET, SECRET
 

@@ -1,22 +1,24 @@
+-- Both engines' schema. SQLite's types are PostgreSQL's BIGINT, BYTEA and, so that no locale changes the order of a page,
+-- TEXT COLLATE "C"; a line that begins with `--sqlite ` or `--postgres ` is that engine's alone.
 -- Times are microseconds since 1970, UTC.
--- Names are compared byte by byte, as SQLite does: no locale changes the order of a page.
 -- What is sealed is bytes that only the service's keys open.
 
 -- meta: the canary, the location, whether and why nothing is spent, what AMO refuses for all, `serial`.
 CREATE TABLE meta (
-    name TEXT COLLATE "C" PRIMARY KEY,
-    value BYTEA NOT NULL
-);
+    name TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) STRICT;
 
 -- `serial` is one counter, incremented by each connect, binding and disconnect. Its values, never times, decide what came
 -- before or after one: two processes do not agree on the time.
-INSERT INTO meta (name, value) VALUES ('serial', convert_to('1', 'UTF8'));
+--sqlite INSERT INTO meta (name, value) VALUES ('serial', CAST('1' AS BLOB));
+--postgres INSERT INTO meta (name, value) VALUES ('serial', convert_to('1', 'UTF8'));
 
 -- connections: one for each AMO account and AMO user. Every write but a hook's increments row_version; a refreshed
 -- pair, a grant and a disconnect increment pair_version.
 CREATE TABLE connections (
-    id TEXT COLLATE "C" PRIMARY KEY,
-    account_id TEXT COLLATE "C" NOT NULL,
+    id TEXT PRIMARY KEY,
+    account_id TEXT NOT NULL,
     user_id TEXT NOT NULL,
     domain TEXT NOT NULL,
     api_domain TEXT,
@@ -25,55 +27,55 @@ CREATE TABLE connections (
     status TEXT NOT NULL CHECK (status IN ('active', 'needs_reauth', 'disconnected')),
     reason TEXT,
     last_error TEXT,
-    sealed_pair BYTEA,
-    access_issued_at BIGINT,
-    access_expires_at BIGINT,
-    refresh_expires_at BIGINT,
-    refreshed_at BIGINT,
-    next_refresh_at BIGINT,
-    failures BIGINT NOT NULL DEFAULT 0,
-    connected_at BIGINT NOT NULL,
+    sealed_pair BLOB,
+    access_issued_at INTEGER,
+    access_expires_at INTEGER,
+    refresh_expires_at INTEGER,
+    refreshed_at INTEGER,
+    next_refresh_at INTEGER,
+    failures INTEGER NOT NULL DEFAULT 0,
+    connected_at INTEGER NOT NULL,
     -- AMO's `iat` of the pair that the present grant began with
-    grant_iat BIGINT,
+    grant_iat INTEGER,
     -- `serial` when it was connected last
-    connected_no BIGINT NOT NULL DEFAULT 0,
-    pair_version BIGINT NOT NULL DEFAULT 1,
-    row_version BIGINT NOT NULL DEFAULT 1,
+    connected_no INTEGER NOT NULL DEFAULT 0,
+    pair_version INTEGER NOT NULL DEFAULT 1,
+    row_version INTEGER NOT NULL DEFAULT 1,
     lease_owner TEXT,
-    lease_until BIGINT,
+    lease_until INTEGER,
     attempt TEXT,
     -- fingerprint of the refresh token that the open attempt presents
     spending TEXT,
     -- fingerprint of one that may have been spent without an answer
     doubtful TEXT,
     -- when its refresh was last claimed
-    attempted_at BIGINT,
+    attempted_at INTEGER,
     -- when it turned terminal, while that counts for a mass failure
-    died_at BIGINT,
+    died_at INTEGER,
     -- since when AMO refuses it without a hint and its introspection is rejected
-    refused_since BIGINT,
+    refused_since INTEGER,
     -- how often in a row
-    refusals BIGINT NOT NULL DEFAULT 0,
+    refusals INTEGER NOT NULL DEFAULT 0,
     -- a terminal answer that a mass failure has suspended
     suspended_reason TEXT,
     -- fingerprint of the refresh token that was answered so
     suspended_token TEXT,
     -- when its tokens are introspected next
-    look_up_at BIGINT,
+    look_up_at INTEGER,
     -- when the last introspection began
-    looked_up_at BIGINT,
+    looked_up_at INTEGER,
     -- how long a further hook waits after that
-    look_up_pause BIGINT,
+    look_up_pause INTEGER,
     -- when AMO's hook last named its account
-    hook_at BIGINT,
-    frozen_at BIGINT,
+    hook_at INTEGER,
+    frozen_at INTEGER,
     -- the last warning before its tokens end
-    warned_days BIGINT,
+    warned_days INTEGER,
     -- `serial` of the last disconnect on request: a grant claimed before is not stored
-    disconnect_no BIGINT,
+    disconnect_no INTEGER,
     -- `serial` when its owners were last removed: a grant claimed before adds none
-    forgotten_no BIGINT
-);
+    forgotten_no INTEGER
+) STRICT;
 
 CREATE INDEX connections_by_account ON connections (account_id);
 CREATE INDEX connections_by_due ON connections (next_refresh_at, access_expires_at, id)
@@ -97,14 +99,14 @@ CREATE INDEX connections_by_host_not_allowed ON connections (id)
 
 -- owners: the app's users who own a connection, or did until they left it.
 CREATE TABLE owners (
-    connection_id TEXT COLLATE "C" NOT NULL,
-    owner TEXT COLLATE "C" NOT NULL,
+    connection_id TEXT NOT NULL,
+    owner TEXT NOT NULL,
     -- `serial` when the user was bound last
-    bound_no BIGINT NOT NULL,
+    bound_no INTEGER NOT NULL,
     -- `serial` when the user left: a grant claimed before does not make them an owner again
-    left_no BIGINT,
+    left_no INTEGER,
     PRIMARY KEY (connection_id, owner)
-);
+) STRICT, WITHOUT ROWID;
 
 CREATE INDEX owners_by_owner ON owners (owner);
 
@@ -112,66 +114,67 @@ CREATE INDEX owners_by_owner ON owners (owner);
 -- hour; the code that comes back with it takes that row, once. A code without a state of ours begins a row. Both are
 -- erased when they expire, 20 minutes after the code came, and forgotten a day later.
 CREATE TABLE grants (
-    number BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
-    state_hash TEXT COLLATE "C" UNIQUE,
-    code_hash TEXT COLLATE "C" UNIQUE,
-    handle_hash TEXT COLLATE "C" UNIQUE,
+    number INTEGER PRIMARY KEY,
+    state_hash TEXT UNIQUE,
+    code_hash TEXT UNIQUE,
+    handle_hash TEXT UNIQUE,
     -- what the app may present in place of AMO's code
-    ticket_hash TEXT COLLATE "C" UNIQUE,
+    ticket_hash TEXT UNIQUE,
     -- what the state stands for; from the code on, what the result hands back
-    sealed BYTEA,
+    sealed BLOB,
     status TEXT CHECK (status IN ('exchanging', 'connected', 'refused', 'failed')),
     error TEXT,
-    connection_id TEXT COLLATE "C",
+    connection_id TEXT,
     attempt TEXT,
-    lease_until BIGINT,
+    lease_until INTEGER,
     -- whether an attempt of ours may have spent the code
-    doubtful BOOLEAN NOT NULL DEFAULT FALSE,
-    expires_at BIGINT NOT NULL,
+--sqlite     doubtful INTEGER NOT NULL DEFAULT 0,
+--postgres     doubtful BOOLEAN NOT NULL DEFAULT FALSE,
+    expires_at INTEGER NOT NULL,
     -- when AMO accepted the code
-    accepted_at BIGINT,
+    accepted_at INTEGER,
     -- `serial` when the code was first claimed
-    no BIGINT,
+    no INTEGER,
     CHECK (state_hash IS NOT NULL OR code_hash IS NOT NULL),
     CHECK (
         code_hash IS NULL
         OR (handle_hash IS NOT NULL AND status IS NOT NULL AND attempt IS NOT NULL AND lease_until IS NOT NULL
             AND no IS NOT NULL)
     )
-);
+) STRICT;
 
 CREATE INDEX grants_by_expiry ON grants (expires_at);
 
 -- events: the history, by which process.
 CREATE TABLE events (
-    id BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
-    at BIGINT NOT NULL,
-    connection_id TEXT COLLATE "C",
-    name TEXT COLLATE "C" NOT NULL,
+    id INTEGER PRIMARY KEY,
+    at INTEGER NOT NULL,
+    connection_id TEXT,
+    name TEXT NOT NULL,
     process TEXT NOT NULL,
     -- JSON, never a secret
     details TEXT NOT NULL
-);
+) STRICT;
 
 CREATE INDEX events_by_connection ON events (connection_id, id);
 CREATE INDEX events_by_time ON events (at);
 
 -- webhooks: messages to the operator's systems, written with the change that they report, and delivered in order for each connection.
 CREATE TABLE webhooks (
-    number BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
-    id TEXT COLLATE "C" NOT NULL UNIQUE,
-    at BIGINT NOT NULL,
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    at INTEGER NOT NULL,
     type TEXT NOT NULL,
-    connection_id TEXT COLLATE "C" NOT NULL,
+    connection_id TEXT NOT NULL,
     data TEXT NOT NULL,
-    tries BIGINT NOT NULL DEFAULT 0,
-    next_try_at BIGINT NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0,
+    next_try_at INTEGER NOT NULL,
     last_error TEXT,
     lease TEXT,
-    lease_until BIGINT,
+    lease_until INTEGER,
     -- when it was given up, and kept
-    dead_lettered_at BIGINT
-);
+    dead_lettered_at INTEGER
+) STRICT;
 
 CREATE INDEX webhooks_by_time ON webhooks (at);
 CREATE INDEX webhooks_by_try ON webhooks (next_try_at, number) WHERE dead_lettered_at IS NULL;
@@ -181,18 +184,18 @@ CREATE INDEX webhooks_by_dead_lettering ON webhooks (dead_lettered_at) WHERE dea
 
 -- What keeps several instances apart. It is not written to the log (UNLOGGED): after a crash of the database it is empty.
 -- turns: which instance refreshes or introspects a connection next; only the claim is binding.
-CREATE UNLOGGED TABLE turns (
-    connection_id TEXT COLLATE "C" PRIMARY KEY,
-    process TEXT NOT NULL,
-    until BIGINT NOT NULL
-);
+--postgres CREATE UNLOGGED TABLE turns (
+--postgres     connection_id TEXT PRIMARY KEY,
+--postgres     process TEXT NOT NULL,
+--postgres     until BIGINT NOT NULL
+--postgres );
 
 -- slots: one row, the rate limit towards AMO: when the next request may leave, who left last, and until when users and
 -- background requests are taken to wait.
-CREATE UNLOGGED TABLE slots (
-    name TEXT PRIMARY KEY,
-    last TEXT NOT NULL,
-    free_at BIGINT NOT NULL,
-    people_until BIGINT NOT NULL,
-    background_until BIGINT NOT NULL
-);
+--postgres CREATE UNLOGGED TABLE slots (
+--postgres     name TEXT PRIMARY KEY,
+--postgres     last TEXT NOT NULL,
+--postgres     free_at BIGINT NOT NULL,
+--postgres     people_until BIGINT NOT NULL,
+--postgres     background_until BIGINT NOT NULL
+--postgres );
