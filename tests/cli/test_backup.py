@@ -270,7 +270,7 @@ REFUSED: dict[str, dict[str, Craft]] = {
             "INSERT INTO meta (name) VALUES ('canary')",
         ),
         "a virtual table": remade("meta", "CREATE VIRTUAL TABLE meta USING fts5(name, value)"),
-        "a table that is missing": sql("DROP TABLE counters"),
+        "a table that is missing": sql("DROP TABLE webhooks"),
         "a column that is missing": sql("ALTER TABLE owners DROP COLUMN left_no"),
         "a thousand tables": sql(*(f"CREATE TABLE t{number} (x)" for number in range(1000))),
         "cut off in its head": content(lambda whole: whole[:50]),
@@ -285,6 +285,9 @@ REFUSED: dict[str, dict[str, Craft]] = {
         "the same row twice": loosened(f"INSERT INTO connections {COLUMNS}"),
         "a canary that is a text": remade(
             "meta", "CREATE TABLE meta (name, value)", "INSERT INTO meta VALUES ('canary', 'x')"
+        ),
+        "a counter that could not be incremented": sql(
+            f"UPDATE meta SET value = CAST('{2**63 - 1}' AS BLOB) WHERE name = 'serial'"
         ),
         "a last time that is no number": sql("INSERT INTO meta VALUES ('seen_at', x'ff')"),
     },
@@ -302,15 +305,15 @@ REFUSED: dict[str, dict[str, Craft]] = {
             "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT) WHERE name = 'events_by_time'",
         )
     },
-    "has no counter": {"no counter": sql("DELETE FROM counters")},
+    "has no counter": {"no counter": sql("DELETE FROM meta WHERE name = 'serial'")},
     "a value longer than any of ours": {"a huge value": sql("INSERT INTO meta VALUES ('x', zeroblob(2097152))")},
     "takes more work to read": {
         "rows of little but defaults": remade(
-            "states",
-            "CREATE TABLE states (state_hash)",
-            f"{ENDLESS} INSERT INTO states (state_hash) SELECT NULL FROM c LIMIT 200000",
-            *(f"ALTER TABLE states ADD COLUMN {name}" for name in ("sealed", "expires_at", "used_by")),
-            *(f"ALTER TABLE states ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(96)),
+            "owners",
+            "CREATE TABLE owners (owner)",
+            f"{ENDLESS} INSERT INTO owners (owner) SELECT NULL FROM c LIMIT 200000",
+            *(f"ALTER TABLE owners ADD COLUMN {name}" for name in ("connection_id", "bound_no", "left_no")),
+            *(f"ALTER TABLE owners ADD COLUMN c{number} INTEGER NOT NULL DEFAULT 1" for number in range(96)),
         )
     },
     "Is a directory": {"a folder": instead(lambda copy: copy.mkdir())},

@@ -16,8 +16,8 @@ from amo_callback.refresh.raw_answers import RawAnswers
 from amo_callback.transfer.export_file import ExportRecord, ExportWriter, ParsedRecord, key_of_host
 from amo_callback.transfer.importer import ImportRules, apply
 from amo_callback.transfer.json_format import JsonReader
-from tests.builders import DAY
-from tests.fakes import START, RecordingObserver
+from tests.builders import DAY, a_core
+from tests.fakes import START
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,6 +117,6 @@ def an_entry(number: int = 1, **more: object) -> dict[str, object]:
 
 async def keep_raw(store: Store, cipher: Cipher, rescue: Any, body: bytes, name: str, **more: str) -> None:
     """Keep an answer of AMO that cannot be read, as the service does."""
-    edges = {"store": store, "rescue": rescue, "cipher": cipher, "clock": store.clock, "observer": RecordingObserver()}
-    raw = RawAnswers(**edges, pending_writes=PendingWrites(**edges))
+    core = a_core(store=store, cipher=cipher, clock=store.clock)
+    raw = RawAnswers(core, rescue=rescue, pending_writes=PendingWrites(core, rescue=rescue))
     await raw.keep(name, UnknownOutcome("not_json", body=body), **more)
