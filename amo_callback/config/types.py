@@ -13,15 +13,19 @@ from pydantic_settings import NoDecode
 
 from amo_callback.config.database_url import validate_url
 from amo_callback.identity import read_api_keys
-from amo_callback.webhooks.signing import read_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _FILE_MODE = re.compile(r"0?[0-7]{3}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+
+
+_SECRET_PREFIX = "whsec_"
+_SECRET_LEAST, _SECRET_MOST = 24, 64
+"""Bytes of a webhook secret, as Standard Webhooks has them."""
 
 
 def _listen_address(value: str) -> str:
@@ -31,6 +35,28 @@ def _listen_address(value: str) -> str:
     if match is None or int(match["port"]) > 65535:
         raise ValueError('must be "host:port" or "unix:/path"')
     return value
+
+
+def read_webhook_secrets(text: str) -> Sequence[str]:
+    """Return the secrets, one a line, newest first; raises `ValueError`, which names the line and quotes nothing."""
+    lines = text.split()
+    if not lines:
+        raise ValueError("must hold at least one secret")
+    for number, line in enumerate(lines, start=1):
+        if not _is_webhook_secret(line):
+            raise ValueError(
+                f"line {number} is no secret: {_SECRET_PREFIX} and {_SECRET_LEAST} to {_SECRET_MOST} bytes in base64, as "
+                f'echo "{_SECRET_PREFIX}$(openssl rand -base64 32)" makes one'
+            )
+    return lines
+
+
+def _is_webhook_secret(line: str) -> bool:
+    try:
+        size = len(base64.b64decode(line.removeprefix(_SECRET_PREFIX), validate=True))
+    except ValueError:
+        return False
+    return line.startswith(_SECRET_PREFIX) and _SECRET_LEAST <= size <= _SECRET_MOST
 
 
 def _file_mode(value: str) -> str:
@@ -134,4 +160,4 @@ DatabaseUrl = Annotated[SecretStr, _secret(validate_url)]
 EncryptionKeys = Annotated[SecretStr, _secret(_check_encryption_keys)]
 ApiKeyLines = Annotated[SecretStr, _secret(read_api_keys)]
 JwtSecret = Annotated[SecretStr, _secret(_check_jwt_secret)]
-WebhookSecret = Annotated[SecretStr, _secret(read_secrets)]
+WebhookSecret = Annotated[SecretStr, _secret(read_webhook_secrets)]

@@ -20,6 +20,7 @@ from amo_callback.amo.client import AmoClient
 from amo_callback.amo.protocol import Integration
 from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.amo.transport import Transport, tls_context
+from amo_callback.config.types import read_webhook_secrets
 from amo_callback.core import Core
 from amo_callback.crypto import Cipher
 from amo_callback.errors import ConfigurationError, DecryptionFailed, TaskDied
@@ -45,7 +46,7 @@ from amo_callback.web.services import Services
 from amo_callback.web.watchdog import Watchdog, running_watchdog
 from amo_callback.webhooks.dispatcher import WebhookDispatcher
 from amo_callback.webhooks.sender import open_sender
-from amo_callback.webhooks.signing import Signer, read_secrets
+from amo_callback.webhooks.signing import Signer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -320,7 +321,7 @@ async def _deliver_webhooks(
         yield
         return
     signer = Signer(
-        read_secrets(settings.webhook.secret.get_secret_value()),
+        read_webhook_secrets(settings.webhook.secret.get_secret_value()),
         reconnect_url=settings.amo.connect_url,
         allowed_domains=settings.amo.allowed_domains,
     )

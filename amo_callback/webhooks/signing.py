@@ -6,7 +6,6 @@ typed, with nothing of its own to install since 1.1.
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,33 +21,8 @@ if TYPE_CHECKING:
 
     from amo_callback.events import QueuedWebhook
 
-_PREFIX = "whsec_"
-_LEAST, _MOST = 24, 64
-"""Bytes of a secret, as the specification has them."""
 _ENDS_IN_A_PERSON = frozenset({"connection.needs_reauth", "connection.expiring"})
 """The events that the user resolves by connecting again."""
-
-
-def read_secrets(text: str) -> Sequence[str]:
-    """Return the secrets, one a line, newest first; raises `ValueError`, which names the line and quotes nothing."""
-    lines = text.split()
-    if not lines:
-        raise ValueError("must hold at least one secret")
-    for number, line in enumerate(lines, start=1):
-        if not _is_secret(line):
-            raise ValueError(
-                f"line {number} is no secret: {_PREFIX} and {_LEAST} to {_MOST} bytes in base64, as "
-                f'echo "{_PREFIX}$(openssl rand -base64 32)" makes one'
-            )
-    return lines
-
-
-def _is_secret(line: str) -> bool:
-    try:
-        size = len(base64.b64decode(line.removeprefix(_PREFIX), validate=True))
-    except ValueError:
-        return False
-    return line.startswith(_PREFIX) and _LEAST <= size <= _MOST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from amo_callback.config.types import read_webhook_secrets
 from amo_callback.events import QueuedWebhook
-from amo_callback.webhooks.signing import Message, Signer, read_secrets
+from amo_callback.webhooks.signing import Message, Signer
 from tests.fakes import START
 from tests.webhooks.receiver import OTHER_SECRET, SECRET
 
@@ -65,10 +66,10 @@ def test_while_a_secret_is_replaced_both_verify() -> None:
 def test_secrets_are_read_a_line_each() -> None:
     """24 to 64 bytes, in base64, with the prefix."""
     longest, too_long = ("whsec_" + "QUFB" * number for number in (21, 22))
-    assert read_secrets(f"{SECRET}\n\n {longest}\n") == [SECRET, longest]
+    assert read_webhook_secrets(f"{SECRET}\n\n {longest}\n") == [SECRET, longest]
     for bad in ("", SECRET.removeprefix("whsec_"), SECRET + "!", SECRET[:-8], too_long):
         with pytest.raises(ValueError, match="secret"):
-            read_secrets(bad)
+            read_webhook_secrets(bad)
 
 
 def test_nothing_shows_a_secret_or_a_signature() -> None:
