@@ -15,7 +15,7 @@ from amo_callback.web.composition import make_apis
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tests.conftest import Answer, Running
+    from tests.service import Answer, Running
 
 UNREADABLE = "this request cannot be read"
 """The parser's answer to what is no HTTP."""

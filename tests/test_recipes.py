@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import API_KEY, Running
+from tests.service import API_KEY, Running
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8081"

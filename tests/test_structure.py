@@ -15,7 +15,7 @@ ONE_PLACE = {
     "prometheus_client": {"observe"},
     "jinja2": {"web", "amo", "demo"},
     "pydantic_settings": {"config"},
-    "standardwebhooks": {"webhook"},
+    "standardwebhooks": {"webhooks"},
     "uvloop": {"cli"},
     "aiohttp": {"amo", "identity", "webhooks", "web", "cli", "demo"},
 }

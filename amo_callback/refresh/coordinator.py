@@ -5,8 +5,8 @@ for. A place among the concurrent refreshes and a slot at AMO's rate limit come 
 age in a queue. A token that an attempt without an answer may have spent is introspected first, which spends nothing.
 
 So the decision is made twice: before the wait, which may be long, and after it. Any second one but to present the token
-begins anew with the row as it is then. Between the second decision and the claim nothing is awaited, and the claim holds
-only for the very row that the decision was made for: where another process has changed it, it is read again.
+begins anew with the row as it is then. Between the second decision and the claim nothing is awaited, and the claim
+holds only for the very row that the decision was made for: where another process has changed it, it is read again.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from amo_callback.errors import (
     VendorRateLimited,
 )
 from amo_callback.rate_limit import LocalLimits, Priority
-from tests.conftest import HOST, Amo, amo_client
 from tests.fakes import FakeClock, RecordingObserver
+from tests.service import HOST, Amo, amo_client
 
 
 async def test_a_code_is_exchanged_and_its_pair_refreshed_once(client: AmoClient, amo: Amo) -> None:

@@ -39,6 +39,11 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
+async def _pass(clock: FakeClock, seconds: float) -> None:
+    clock.advance(seconds)
+    await _settle()
+
+
 async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
     """The first request goes at once, each later one an interval after the one before."""
     queue = Queue(_rate_limiter(clock, per_second=5))
@@ -46,11 +51,9 @@ async def test_slots_are_evenly_spaced(clock: FakeClock) -> None:
     await _settle()
     assert queue.served == ["0"]
     for expected in (["0", "1"], ["0", "1", "2"]):
-        clock.advance(0.19)
-        await _settle()
+        await _pass(clock, 0.19)
         assert queue.served == expected[:-1]
-        clock.advance(0.01)
-        await _settle()
+        await _pass(clock, 0.01)
         assert queue.served == expected
     await asyncio.gather(*tasks)
 
@@ -74,8 +77,7 @@ async def test_people_go_first_but_take_only_half(clock: FakeClock) -> None:
     tasks += [queue.join(f"p{number}", Priority.STRANGER) for number in range(4)]
     await _settle()
     for _ in range(8):
-        clock.advance(1)
-        await _settle()
+        await _pass(clock, 1)
     assert queue.served == ["first", "p0", "b0", "p1", "b1", "p2", "b2", "p3", "b3"]
     await asyncio.gather(*tasks)
 
@@ -97,8 +99,7 @@ async def test_who_is_expected_goes_before_strangers(clock: FakeClock) -> None:
     ]
     await _settle()
     for _ in range(5):
-        clock.advance(1)
-        await _settle()
+        await _pass(clock, 1)
     assert queue.served == ["first", "expected", "background", "started", "background", "stranger"]
     await asyncio.gather(first, *tasks)
 
@@ -111,11 +112,9 @@ async def test_a_pause_holds_everybody_also_those_who_wait_already(clock: FakeCl
     await _settle()
     pause = 60
     await rate_limiter.pause(pause)
-    clock.advance(59.9)
-    await _settle()
+    await _pass(clock, 59.9)
     assert queue.served == ["first"]
-    clock.advance(0.2)
-    await _settle()
+    await _pass(clock, 0.2)
     assert queue.served == ["first", "second"]
     await asyncio.gather(*tasks)
 
@@ -135,8 +134,7 @@ async def test_who_goes_away_takes_no_slot(clock: FakeClock) -> None:
     gone.cancel()
     await _settle()
     for _ in range(2):
-        clock.advance(1)
-        await _settle()
+        await _pass(clock, 1)
     assert queue.served == ["first", "person", "last"]
     await asyncio.gather(first, person, last)
 
@@ -178,8 +176,7 @@ async def test_a_check_that_is_cancelled_takes_no_share(clock: FakeClock, priori
     await _settle()
     gone.cancel()
     await _settle()
-    clock.advance(1)
-    await _settle()
+    await _pass(clock, 1)
     assert queue.served == ["first", "patient"]
     await asyncio.gather(first, patient)
 
@@ -279,8 +276,7 @@ async def test_another_slot_comes_before_first_slots(clock: FakeClock) -> None:
     clock.advance(2)
     again = ready.leave()
     await _settle()
-    clock.advance(3)
-    await _settle()
+    await _pass(clock, 3)
     assert (queue.served, again.done()) == ([], True)
     for task in waiting:
         task.cancel()
@@ -313,8 +309,7 @@ async def test_a_request_that_may_not_leave_in_time_takes_no_slot(clock: FakeClo
     assert not await late
     patient = queue.join("patient", Priority.BACKGROUND)
     await _settle()
-    clock.advance(8)
-    await _settle()
+    await _pass(clock, 8)
     assert queue.served == ["patient"]
     await patient
 
@@ -412,8 +407,7 @@ async def test_nobody_asks_for_those_who_went_away(clock: FakeClock) -> None:
     gone = queue.join("gone", Priority.STRANGER)
     await _settle()
     gone.cancel()
-    clock.advance(1)
-    await _settle()
+    await _pass(clock, 1)
     assert shared.asked == 1
     assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "amo-pace"] == []
 
@@ -428,8 +422,7 @@ async def test_look_ups_go_on_slowly_while_the_store_is_away(clock: FakeClock) -
     for seconds in range(4):
         await _settle()
         assert queue.served == [f"look-up {number}" for number in range(min(seconds + 1, 3))]
-        clock.advance(0.8)
-        await _settle()
+        await _pass(clock, 0.8)
         clock.advance(0.2)
     shared.error = None
     for _ in range(2):
@@ -449,11 +442,9 @@ async def test_a_pause_holds_here_also_where_it_cannot_be_shared(clock: FakeCloc
     shared.error = None
     task = queue.join("patient", Priority.STRANGER)
     await _settle()
-    clock.advance(59.9)
-    await _settle()
+    await _pass(clock, 59.9)
     assert queue.served == []
-    clock.advance(0.2)
-    await _settle()
+    await _pass(clock, 0.2)
     assert queue.served == ["patient"]
     await task
 
@@ -468,8 +459,7 @@ async def test_a_pause_is_everybodys(clock: FakeClock) -> None:
     task = queue.join("patient", Priority.STRANGER)
     await _settle()
     assert queue.served == []
-    clock.advance(60)
-    await _settle()
+    await _pass(clock, 60)
     assert queue.served == ["patient"]
     await task
 
@@ -501,7 +491,6 @@ async def test_a_pause_holds_who_has_just_asked(clock: FakeClock) -> None:
     shared.answers.set()
     await _settle()
     assert queue.served == []
-    clock.advance(60)
-    await _settle()
+    await _pass(clock, 60)
     assert queue.served == ["patient"]
     await task

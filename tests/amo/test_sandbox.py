@@ -11,8 +11,8 @@ from aiohttp import web
 
 from amo_callback.amo.sandbox.app import Sandbox
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import HOST, Amo
 from tests.fakes import FakeClock
+from tests.service import HOST, Amo
 
 
 @pytest.fixture

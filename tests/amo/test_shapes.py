@@ -19,8 +19,8 @@ from amo_callback.errors import RequestNotSent, UnknownOutcome
 from amo_callback.model import TokenResponse
 from tests.amo.body_shapes import NO_PAIRS, PAIRS, Shape
 from tests.certificates import Authority, make_authority
-from tests.conftest import HOST, Amo, amo_client
 from tests.fakes import FakeClock
+from tests.service import HOST, Amo, amo_client
 
 End = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[None]]
 

@@ -13,7 +13,7 @@ from amo_callback.store.engine import to_micros
 from tests.benchmarks.database import count, fill, make_due, serving_amo
 from tests.benchmarks.harness import WRK, Bench, Load, Server, cpu_of, lag_figures, load_figures, ratios
 from tests.benchmarks.report import Figure, Outcome
-from tests.conftest import API_KEY, environment
+from tests.service import API_KEY, environment
 
 _PATHS = 100
 """Connections that are asked for in turn; all of them are in the database."""

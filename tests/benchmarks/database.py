@@ -21,7 +21,7 @@ from amo_callback.model import connection_id
 from amo_callback.schedule import REFRESH_TOKEN_LIFE, refresh_due
 from amo_callback.store import open_store
 from amo_callback.store.engine import to_micros
-from tests.conftest import BASE, HOST, Amo
+from tests.service import BASE, HOST, Amo
 
 FILE = "amo-callback.db"
 """The service's own name for it, where nothing else is configured."""

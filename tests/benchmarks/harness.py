@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from tests.benchmarks.client import Answers, LoadRequest
 from tests.benchmarks.report import Figure
-from tests.conftest import API_KEY
+from tests.service import API_KEY
 
 ROOT = Path(__file__).parents[2]
 AMO_CALLBACK = ("-m", "amo_callback.cli.main", "serve")

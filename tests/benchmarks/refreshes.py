@@ -19,8 +19,8 @@ from tests.benchmarks.database import count, fill, make_due, serving_amo, settle
 from tests.benchmarks.harness import Bench, Seen, lag_figures, ratios
 from tests.benchmarks.report import Figure, Outcome
 from tests.builders import DAY, a_claim, a_refreshed
-from tests.conftest import environment
 from tests.postgres import Databases, Server, serving_postgres
+from tests.service import environment
 
 BATCH, BATCHES = 16, 20
 """Connections that are claimed in one round of the scheduler: its default concurrency. Rounds that are measured."""

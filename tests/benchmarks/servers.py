@@ -20,7 +20,7 @@ from amo_callback.amo.sandbox.rules import SandboxIntegration
 from amo_callback.cli import serve
 from amo_callback.cli.context import run_loop
 from tests.benchmarks.harness import DEEP_LINK
-from tests.conftest import BASE
+from tests.service import BASE
 
 T = TypeVar("T")
 

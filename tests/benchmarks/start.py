@@ -8,7 +8,7 @@ from amo_callback.crypto import Cipher, new_key
 from tests.benchmarks.database import BigVendor, fill, serving_amo
 from tests.benchmarks.harness import AMO_CALLBACK, Bench, Seen, lag_figures
 from tests.benchmarks.report import Figure, Outcome
-from tests.conftest import environment
+from tests.service import environment
 
 
 async def start(bench: Bench, *, connections: int = 100_000, callers: int = 16) -> Outcome:

@@ -14,7 +14,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from tests.browser.chromium import EXECUTABLES, Chromium, find_chromium, launch
-from tests.conftest import HOST, Running
+from tests.service import HOST, Running
 
 in_one_loop = partial(pytest_asyncio.fixture, loop_scope="session")
 

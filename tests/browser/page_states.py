@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import BASE, HOST, Running
+from tests.service import BASE, HOST, Running
 
 STATE = "the-app's state"
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, Device, Tab
 from tests.browser.page_states import STATE, public, returned
-from tests.conftest import BASE, Running
+from tests.service import BASE, Running
 
 LINK = "foryoure://amo-crm/callback"
 

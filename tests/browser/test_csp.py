@@ -7,7 +7,7 @@ from amo_callback.web.pages.render import read_texts
 from tests.browser.chromium import ANDROID, IPHONE, Chromium
 from tests.browser.conftest import Site
 from tests.browser.page_states import BEFORE_AMO, SETTINGS, STATES, public, returned
-from tests.conftest import BASE, Running
+from tests.service import BASE, Running
 
 LINK = "foryoure://amo-crm/callback"
 TITLES = {variant: texts["title"] for variant, texts in read_texts("en").items() if "title" in texts}

@@ -15,7 +15,7 @@ from tests.browser.chromium import ANDROID, Chromium, Tab
 from tests.browser.conftest import Lenient
 from tests.browser.hostile import QUERIES, REFERERS, VALUES
 from tests.browser.page_states import public
-from tests.conftest import BASE, HOST, Running
+from tests.service import BASE, HOST, Running
 
 LINK = "foryoure://amo-crm/callback"
 PARAMETERS = ("code", "state", "error", "error_description", "client_id")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, Route
 
-from amo_callback.web.pages.render import languages, read_texts
+from amo_callback.web.pages.render import LANGUAGES, read_texts
 from tests.browser.accessibility import OVERFLOW, axe
 from tests.browser.chromium import ANDROID, DESKTOP, ELSEWHERE, IPHONE, Chromium, Device, picture
 from tests.browser.page_states import SETTINGS, STATES, returned
-from tests.conftest import Running
+from tests.service import Running
 
 _SIZES = {
     "small phone": (320, 568),
@@ -43,7 +43,7 @@ async def _see_it_fits(page: Page, case: str) -> None:
     await page.set_viewport_size({"width": IPHONE.width, "height": IPHONE.height})
 
 
-@pytest.mark.parametrize("language", languages())
+@pytest.mark.parametrize("language", LANGUAGES)
 async def test_every_state_is_readable(
     chromium: Chromium, run: Any, pictures: Path | None, record_property: Callable[[str, object], None], language: str
 ) -> None:
@@ -80,7 +80,7 @@ async def test_every_state_is_readable(
     assert violations == []
 
 
-@pytest.mark.parametrize("language", languages())
+@pytest.mark.parametrize("language", LANGUAGES)
 async def test_long_names_fit(chromium: Chromium, run: Any, pictures: Path | None, language: str) -> None:
     """The longest host of an account and a long name of the app wrap at every size, with text twice as large, too."""
     async with run(APP__NAME=LONG_NAME) as app:

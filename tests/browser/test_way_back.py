@@ -13,7 +13,7 @@ from amo_callback.web.pages.render import read_texts
 from tests.browser.chromium import DESKTOP, IPHONE, Chromium, Device, Tab
 from tests.browser.conftest import Lenient, Site
 from tests.browser.page_states import STATE, public, returned
-from tests.conftest import BASE, HOST, Running
+from tests.service import BASE, HOST, Running
 
 RETURN = re.compile(rf"{BASE}/return/[A-Za-z0-9_-]{{22}}")
 LINK = "foryoure://amo-crm/callback"

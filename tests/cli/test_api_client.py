@@ -20,14 +20,14 @@ from amo_callback.identity import Scope
 from amo_callback.store import open_store
 from tests.builders import a_connection
 from tests.cli.harness import API_KEY, answering, fill, settings_with
-from tests.conftest import environment
+from tests.service import environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from amo_callback.crypto import Cipher
-    from tests.conftest import Amo
+    from tests.service import Amo
 
 _SEEN = probe.Seen(peer="127.0.0.1", forwarded=False, client="127.0.0.1")
 

@@ -18,9 +18,9 @@ from amo_callback.amo.sandbox.ledger import Entry, Ledger
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher
 from amo_callback.model import fingerprint
-from tests.conftest import API_KEY, BASE, Amo, Answer, environment, serve_amo
 from tests.e2e.process import Process, serving
 from tests.patience import PATIENCE
+from tests.service import API_KEY, BASE, Amo, Answer, environment, serve_amo
 
 DATABASE = "amo-callback.db"
 _SEED = 31920194
@@ -101,6 +101,13 @@ class Stage:
     def serving(self, **options: Any) -> AbstractAsyncContextManager[Process]:
         """Run one more process on the database."""
         return serving(self.environ(), self.folder, **options)
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Process]:
+        """Run one more process, and connect all accounts there."""
+        async with self.serving() as process:
+            await self.connect(process)
+            yield process
 
     async def connect(self, process: Process, accounts: Iterable[SandboxAccount] | None = None) -> None:
         """Connect accounts, again or for the first time; all of them where none is named."""

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from amo_callback.amo.sandbox.rules import SandboxIntegration
-from tests.conftest import BASE
 from tests.patience import PATIENCE
+from tests.service import BASE
 
 VARIABLE = "TEST_SYSTEMD"
 PROJECT = Path(__file__).parent.parent.parent

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import API_KEY, BASE, HOST
 from tests.e2e.process import command
 from tests.e2e.processes import Stage, staged
+from tests.service import API_KEY, BASE, HOST
 
 NOBODY = 65534
 
@@ -48,8 +48,7 @@ async def test_a_service_that_runs_well_is_checked_from_end_to_end(tmp_path: Pat
         stage.amo.fake.integration = stage.amo.fake.integration.__class__(
             redirect_uri=stage.settings["AMO__REDIRECT_URI"]
         )
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected():
             before = stage.amo.sandbox.requests
             status, told = await _checked(stage)
             assert stage.amo.sandbox.requests == before

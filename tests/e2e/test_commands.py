@@ -27,8 +27,7 @@ async def test_commands_do_the_same_beside_the_service_and_without_it(tmp_path: 
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         one, _ = stage.accounts
         name = f"account:{one.id}"
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             listed = await _told(stage, "connections", "list", "--status", "active")
             assert {each["account_id"] for each in listed} == {str(each.id) for each in stage.accounts}
             beside = await _freeze_and_look(stage, name)

@@ -104,8 +104,7 @@ def _spent_unheard(stage: Stage, claimed: dict[int, Row]) -> set[int]:
 async def test_a_database_locked_for_long_costs_no_connection(tmp_path: Path, encryption_key: str) -> None:
     """While another process holds the lock tokens are handed out; what AMO has answered is kept, and stored then."""
     async with staged(tmp_path, encryption_key, accounts=4, every=2) as stage:
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             stage.amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW)
             await stage.until_asked(2)
             with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:

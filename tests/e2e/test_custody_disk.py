@@ -52,8 +52,7 @@ def full(disk: Disk, process: Process) -> Iterator[None]:
 async def test_a_database_that_cannot_be_written_spends_nothing(disk: Disk, encryption_key: str, how: Any) -> None:
     """No refresh token goes out, valid access tokens do, the service is not ready; written again it goes on."""
     async with _slow_lives(disk.folder, encryption_key) as stage:
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             with how(disk if how is full else disk.folder, process):
                 await stage.until_ready(process, failing=["store"])
                 for account in stage.accounts:
@@ -118,8 +117,7 @@ async def test_the_reserve_makes_room_on_a_disk_that_is_full(one_disk: SmallDisk
     It is kept free again once there is room.
     """
     async with _slow_lives(one_disk.folder, encryption_key, accounts=1) as stage:
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             for time in (1, 2):
                 stage.amo.sandbox.go_on.clear()
                 stage.amo.sandbox.faults.add(Fault.SLOW)
@@ -140,8 +138,7 @@ async def test_the_reserve_makes_room_on_a_disk_that_is_full(one_disk: SmallDisk
 async def test_a_disk_that_is_read_only_stops_the_start(one_disk: SmallDisk, encryption_key: str) -> None:
     """A disk that is mounted read-only is told in one line, with status 78."""
     async with _slow_lives(one_disk.folder, encryption_key) as stage:
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             await process.stop()
         remount(one_disk, "ro")
         status, out, err = await command("serve", folder=one_disk.folder, environ=stage.environ())

@@ -41,8 +41,7 @@ async def test_a_resolver_that_never_answers_does_not_hold_up_the_end(tmp_path: 
     resolv = tmp_path / "resolv.conf"
     resolv.write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:5\n", encoding="utf-8")
     async with staged(tmp_path, encryption_key, accounts=8, every=1) as stage:
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             await process.stop()
         started = await asyncio.create_subprocess_exec(
             "unshare", "--net", "--mount", sys.executable, "-c", _SILENT_DNS, str(resolv),
@@ -74,8 +73,7 @@ def _is_asked(pid: int) -> bool:
 async def test_a_store_that_never_answers_does_not_hold_up_the_end(tmp_path: Path, encryption_key: str) -> None:
     """The pair goes to its rescue file, the process ends, and the next one stores it."""
     async with staged(tmp_path, encryption_key, accounts=1, every=2, AMO__TIMEOUT="5") as stage:
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             stage.amo.sandbox.faults.add(Fault.SLOW)
             await stage.until_asked(1)
             [claimed] = stage.open_claims().values()
@@ -94,8 +92,7 @@ async def test_a_store_that_never_answers_does_not_hold_up_the_end(tmp_path: Pat
 async def test_a_pair_that_is_nowhere_else_holds_up_the_end(tmp_path: Path, encryption_key: str) -> None:
     """Where neither database nor rescue folder can be written the process waits, and names it; then it is stored."""
     async with staged(tmp_path, encryption_key, accounts=1, every=2, AMO__TIMEOUT="2") as stage:
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             stage.amo.sandbox.latency = 0.5
             await stage.until_asked(1)
             limit_files(process, 0)

@@ -10,9 +10,9 @@ from typing import Any
 
 import aiohttp
 
-from tests.conftest import API_KEY, Amo, environment
 from tests.e2e.process import process_environment, serving
 from tests.patience import PATIENCE
+from tests.service import API_KEY, Amo, environment
 
 _MORE_THAN_A_PIPE_TAKES = 600
 """Requests: a line each, of some 200 bytes."""

@@ -17,9 +17,9 @@ from yarl import URL
 
 from amo_callback.deploy.units import text_of
 from amo_callback.web.listener import open_listener
-from tests.conftest import BASE, Running
 from tests.e2e.processes import eventually
 from tests.fakes import ShiftedClock
+from tests.service import BASE, Running
 from tests.web.phone import WITH_USERS
 
 EXAMPLE = text_of("nginx.conf")

@@ -16,9 +16,9 @@ from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.store import open_store
-from tests.conftest import API_KEY, Amo, environment
 from tests.e2e.process import command, process_environment, serving
 from tests.e2e.processes import staged
+from tests.service import API_KEY, Amo, environment
 
 URL_OF_STORE = "sqlite:///amo-callback.db"
 
@@ -29,8 +29,7 @@ async def test_a_signal_ends_it_with_refreshes_in_flight_stored(
 ) -> None:
     """Refreshes that AMO has yet to answer when the signal comes are stored before the process exits with 0."""
     async with staged(tmp_path, encryption_key, accounts=3) as stage:
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             stage.amo.sandbox.faults.add(Fault.SLOW, Fault.SLOW, Fault.SLOW)
             rejected = stage.ledger.access_tokens
             asking = [
@@ -52,8 +51,7 @@ async def test_a_signal_ends_it_with_refreshes_in_flight_stored(
 async def test_a_second_process_goes_on_and_files_and_log_are_the_owners(tmp_path: Path, encryption_key: str) -> None:
     """It refreshes what the first one connected; the database is 0600; no line holds a secret."""
     async with staged(tmp_path, encryption_key, accounts=2, access=4, LOG__ACCESS="true") as stage:
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             for file in tmp_path.glob("amo-callback.db*"):
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600
             await process.stop()

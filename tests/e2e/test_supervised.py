@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from amo_callback.clock import SystemClock
-from tests.conftest import API_KEY, BASE, Amo, environment, serve_amo
 from tests.e2e.guest_commands import load
 from tests.e2e.process import serving
 from tests.patience import PATIENCE
+from tests.service import API_KEY, BASE, Amo, environment, serve_amo
 
 _CALLERS = 16
 _KEY = f"Authorization: Bearer {API_KEY}"

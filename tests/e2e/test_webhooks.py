@@ -27,8 +27,7 @@ async def test_webhooks_are_listed_and_tried_again_beside_the_service_and_withou
         stage.settings |= {"WEBHOOK__URL": receiver.url, "WEBHOOK__SECRET": SECRET, "LOG__LEVEL": "debug"}
         stage.settings["SERVER__PRIVATE"] = f"unix:{tmp_path}/private.sock"
         receiver.always = 410
-        async with stage.serving() as process:
-            await stage.connect(process)
+        async with stage.connected() as process:
             await process.until("webhook.dead_lettered")
             [beside] = await _told(stage)
             assert (beside["status"], beside["last_error"], beside["tries"]) == ("dead_lettered", "status_410", 1)

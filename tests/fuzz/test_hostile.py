@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ADMIN_KEY, BASE, HOST, READ_KEY, Answer, Running
+from tests.service import ADMIN_KEY, BASE, HOST, READ_KEY, Answer, Running
 from tests.web.phone import WITH_USERS, bearer
 
 DEEP = b"[" * 10_000

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ADMIN_KEY, API_KEY, HOST, Running
+from tests.service import ADMIN_KEY, API_KEY, HOST, Running
 from tests.web.phone import WITH_USERS, jwt_of
 
 WRONG_KEY = "wrong-api-key-0123456789-0123456789-012345678"

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient
     from amo_callback.crypto import Cipher
     from amo_callback.store import Store
-    from tests.conftest import Amo
     from tests.fakes import FakeClock
+    from tests.service import Amo
 
 
 @pytest.fixture

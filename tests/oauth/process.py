@@ -20,8 +20,8 @@ from amo_callback.refresh.credentials import Credentials
 from amo_callback.refresh.pending_writes import PendingWrites
 from amo_callback.refresh.raw_answers import RawAnswers
 from tests.builders import a_core
-from tests.conftest import HOST
 from tests.fakes import FaultyStore, MemoryRescue, RecordingObserver
+from tests.service import HOST
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from amo_callback.grant import GrantResult
     from amo_callback.model import Connection
     from amo_callback.store import Store
-    from tests.conftest import Amo
     from tests.fakes import FakeClock
+    from tests.service import Amo
 
 
 class Counter:

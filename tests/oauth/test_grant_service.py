@@ -24,8 +24,8 @@ from amo_callback.model import Status, TokenResponse, fingerprint
 from amo_callback.rate_limit import Priority
 from amo_callback.refresh.raw_answers import open_raw
 from tests.builders import present
-from tests.conftest import HOST
 from tests.fakes import FakeClock, Override
+from tests.service import HOST
 
 if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient

@@ -161,6 +161,7 @@ def test_a_log_that_cannot_be_written_stops_nothing() -> None:
 
 @pytest.fixture
 def restored() -> Iterator[None]:
+    logging.captureWarnings(capture=False)  # a command that ran in this process before may have left it on
     root, hook = logging.getLogger(), sys.unraisablehook
     handlers, level = root.handlers[:], root.level
     yield

@@ -19,14 +19,10 @@ from threading import Thread
 from types import FrameType
 from typing import Any
 
-import aiohttp
-
 import amo_callback
-from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
-from amo_callback.web.composition import DataPaths
-from tests.conftest import Amo, Running, environment, run_service, serve_amo
-from tests.fakes import RecordingObserver, ShiftedClock
+from tests.fakes import ShiftedClock
+from tests.service import Amo, Running, run_service, serve_amo
 
 _PACKAGE = f"{Path(amo_callback.__file__).parent}/"
 _LEFT_OUT = ("amo/sandbox/", "demo/")
@@ -148,12 +144,8 @@ async def main() -> None:
     """Print the figures as a table."""
     clock = ShiftedClock()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        async with serve_apart(clock) as amo, aiohttp.ClientSession() as http:
-            settings = load_settings(None, environment(amo, new_key()))
-            paths = DataPaths(folder=folder, rescue=folder / "rescue", machine="here")
-            async with run_service(amo, http, settings, paths, clock=clock, witness=RecordingObserver()) as app:
-                flows = await measured(app)
+        async with serve_apart(clock) as amo, run_service(amo, new_key(), Path(name), clock=clock) as app:
+            flows = await measured(app)
     lines = ["| flow | own calls | of these in store | modules | classes | SQL statements |", "| --- |" + " ---: |" * 5]
     for name, flow in flows.items():
         lines.append(flow.line(name))

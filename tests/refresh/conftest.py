@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amo_callback.store import open_store
-from tests.conftest import Amo, serve_amo
 from tests.fakes import FakeClock, InlineExecutor
 from tests.postgres import WrittenClock, in_our_time, written_clock
 from tests.refresh.house import House
+from tests.service import Amo, serve_amo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

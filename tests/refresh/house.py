@@ -15,8 +15,8 @@ from amo_callback.grant import GrantStatus, NewConnection
 from amo_callback.model import Connection, RefreshTrigger, TokenPair, TokenResponse, connection_id
 from amo_callback.tokens.lifecycle import TokenLifecycle
 from tests.builders import a_connection, a_core, a_grant, save
-from tests.conftest import HOST, Amo
 from tests.fakes import FakeClock, FaultyStore, IdleTracker, MemoryRescue, RecordingObserver
+from tests.service import HOST, Amo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -39,10 +39,10 @@ from amo_callback.model import (
 )
 from amo_callback.refresh.pending_pair import name_of, seal_pending
 from tests.builders import a_claim, a_connection, a_grant, a_refreshed, a_verdict, an_extension, now, save, switch_off
-from tests.conftest import HOST
 from tests.fakes import START, Override
 from tests.refresh.house import API_DOMAIN, DAY
 from tests.refresh.test_interleavings import Away, Gated, Queue, _again, _spent
+from tests.service import HOST
 
 if TYPE_CHECKING:
     from amo_callback.amo.client import AmoClient

@@ -12,8 +12,8 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.errors import HostNotAllowed, NeedsReauth, UnknownOutcome
 from amo_callback.model import Reason, RefreshRules, RefreshTrigger, Status
-from tests.conftest import HOST, amo_client
 from tests.refresh.house import API_DOMAIN, DAY
+from tests.service import HOST, amo_client
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,8 @@ from amo_callback.amo.rate_limiter import RateLimiter
 from amo_callback.errors import NotYet, ShuttingDown
 from amo_callback.model import RefreshTrigger
 from amo_callback.rate_limit import LocalLimits
-from tests.conftest import amo_client
 from tests.fakes import Override, RecordedPace, most_in_a_second
+from tests.service import amo_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -13,8 +13,8 @@ from amo_callback.model import RefreshTrigger, Status
 from amo_callback.refresh.disconnection import disconnect
 from amo_callback.store import open_store
 from tests.builders import DAY
-from tests.conftest import amo_client
 from tests.refresh.house import API_DOMAIN
+from tests.service import amo_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

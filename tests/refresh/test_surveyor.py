@@ -13,8 +13,8 @@ from tests.builders import a_core, a_survey
 
 if TYPE_CHECKING:
     from amo_callback.stats import StoreStats
-    from tests.conftest import Running
     from tests.fakes import FakeClock, RecordingObserver
+    from tests.service import Running
 
 
 class TokenClaims:

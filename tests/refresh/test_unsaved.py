@@ -17,11 +17,11 @@ from amo_callback.events import Event
 from amo_callback.model import RefreshTrigger, Status, fingerprint, short
 from amo_callback.refresh.pending_pair import name_of, seal_pending
 from tests.builders import a_connection, a_refreshed, save
-from tests.conftest import HOST
 from tests.fakes import MemoryRescue
 from tests.patience import PATIENCE
 from tests.refresh.house import API_DOMAIN
 from tests.refresh.test_interleavings import Gated
+from tests.service import HOST
 
 if TYPE_CHECKING:
     from amo_callback.model import Connection, RefreshedPair

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import jwt
 
-from tests.conftest import BASE, HOST, Answer, Running
+from tests.service import BASE, HOST, Answer, Running
 
 SECRET = "jwt-secret-0123456789-0123456789-0123456789"
 AUDIENCE = "amo-callback"

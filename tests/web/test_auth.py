@@ -3,8 +3,8 @@
 import pytest
 
 from amo_callback.web.access_log import LogThrottle
-from tests.conftest import API_KEY, Answer, Running
 from tests.fakes import FakeClock
+from tests.service import API_KEY, Answer, Running
 
 ITS_OWN = {"X-Request-ID", "Date"}
 """What differs from each answer to the next, whoever asks."""

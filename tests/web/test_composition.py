@@ -9,8 +9,8 @@ from amo_callback.cli.serve import until_end
 from amo_callback.config.loader import load_settings
 from amo_callback.crypto import new_key
 from amo_callback.errors import ConfigurationError, TaskDied
-from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, Running, environment
 from tests.fakes import ShiftedClock
+from tests.service import ADMIN_KEY, API_KEY, BASE, READ_KEY, Running, environment
 
 
 class Death(BaseException):

@@ -11,8 +11,8 @@ from amo_callback.amo.sandbox.fake_amo import FakeAmo
 from amo_callback.amo.sandbox.replies import Reply, problem
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.checks.service import check_service
-from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.fakes import Override
+from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 
 OTHER_HOST = "second.amocrm.ru"
 WRONG = {"AMO__CLIENT_SECRET": "a-wrong-secret-0123456789", "AMO__DEFAULT_DOMAIN": HOST}

@@ -15,9 +15,9 @@ from amo_callback.store import Store
 from amo_callback.store.sqlite import SqliteStore
 from amo_callback.web.health import checks, service_status
 from tests.builders import a_survey
-from tests.conftest import Running
 from tests.fakes import START
 from tests.patience import PATIENCE
+from tests.service import Running
 from tests.web.fake_services import FakeServices
 
 

@@ -5,16 +5,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import asyncpg
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from amo_callback.config.loader import load_settings
-from amo_callback.web.composition import DataPaths
-from tests.conftest import ADMIN_KEY, BASE, HOST, Running, environment, run_service, serve_amo
-from tests.fakes import RecordingObserver, ShiftedClock
+from tests.fakes import ShiftedClock
 from tests.postgres import Databases
+from tests.service import ADMIN_KEY, BASE, HOST, Running, run_service, serve_amo
 
 
 @pytest.fixture
@@ -22,17 +19,16 @@ def instances(tmp_path: Path, encryption_key: str, postgres: Databases) -> Any:
     """Return how to run two instances with some settings of one's own."""
 
     @asynccontextmanager
-    async def running(**more: str) -> AsyncIterator[tuple[Running, Running]]:
+    async def running(**more: Any) -> AsyncIterator[tuple[Running, Running]]:
         clock, started = ShiftedClock(), []
         async with AsyncExitStack() as stack:
             url = await stack.enter_async_context(postgres.fresh())
             amo = await stack.enter_async_context(serve_amo(clock))
-            http = await stack.enter_async_context(aiohttp.ClientSession())
             for name in ("one", "two"):
-                settings = load_settings(None, environment(amo, encryption_key, STORAGE__URL=url, **more))
-                paths = DataPaths(folder=tmp_path, rescue=tmp_path / name, machine="")
-                running_one = run_service(amo, http, settings, paths, clock=clock, witness=RecordingObserver())
-                started.append(await stack.enter_async_context(running_one))
+                one = run_service(
+                    amo, encryption_key, tmp_path, clock=clock, machine="", rescue=name, STORAGE__URL=url, **more
+                )
+                started.append(await stack.enter_async_context(one))
             yield started[0], started[1]
 
     return running

@@ -26,8 +26,8 @@ from amo_callback.identity import Scope
 from amo_callback.web.composition import make_apis
 from amo_callback.web.public.api import error_actions
 from amo_callback.web.route import Unmatched
-from tests.conftest import ADMIN_KEY, API_KEY, BASE, READ_KEY, Answer, Running
 from tests.openapi_conformance import Conformance, conformance_of
+from tests.service import ADMIN_KEY, API_KEY, BASE, READ_KEY, Answer, Running
 from tests.web.phone import WITH_USERS
 
 FOR_USERS = {f"{BASE}/authorizations", f"{BASE}/status", f"{BASE}/disconnect"}

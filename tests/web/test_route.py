@@ -21,8 +21,8 @@ from amo_callback.model import fingerprint
 from amo_callback.observe.log import make_logger
 from amo_callback.web.composition import make_apis
 from amo_callback.web.listener import open_listener
-from tests.conftest import API_KEY, BASE, HOST, Running
 from tests.fakes import ShiftedClock
+from tests.service import API_KEY, BASE, HOST, Running
 
 SECRET = "def50200" + "ab" * 30
 

@@ -6,7 +6,6 @@ import re
 import secrets
 import tomllib
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from amo_callback.web.pages.user_agent import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from amo_callback.web.pages.user_agent import UserAgent
 
@@ -24,7 +23,8 @@ Texts = dict[str, dict[str, str]]
 """Section, key, text."""
 
 _FOLDER = resources.files("amo_callback.web.pages") / "texts"
-DEFAULT_LANGUAGE = "en"
+LANGUAGES = ("en", "uk", "ru")
+"""The languages of the pages, the default first: each has its file in the folder."""
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _RELOAD_AFTER = 2
 """Seconds after which a page that waits for its result is loaded again."""
@@ -63,7 +63,7 @@ class Pages:
 
     def __init__(self, *, app_name: str) -> None:
         self._app_name = app_name
-        self._texts = {language: read_texts(language) for language in languages()}
+        self._texts = {language: read_texts(language) for language in LANGUAGES}
         environment = Environment(
             loader=PackageLoader("amo_callback.web", "pages"),
             autoescape=True,
@@ -102,13 +102,6 @@ def _note(view: View, agent: UserAgent, texts: Texts) -> str | None:
     if view.link is None or view.retry_url is not None or agent.kind not in _NOTES:
         return None
     return texts["page"][_NOTES[agent.kind]]
-
-
-@cache
-def languages() -> Sequence[str]:
-    """Return the languages of the pages, the default first: each has its file of texts."""
-    found = sorted(file.name.removesuffix(".toml") for file in _FOLDER.iterdir())
-    return sorted(found, key=lambda language: language != DEFAULT_LANGUAGE)
 
 
 def read_texts(language: str) -> Texts:

@@ -12,7 +12,7 @@ from aiohttp import web
 from amo_callback.deeplink import DEEP_LINK_ERRORS, failure_link, intent_link, success_link
 from amo_callback.errors import RetryableError, TooManyAttempts
 from amo_callback.grant import CallbackParams, GrantResult, GrantStatus
-from amo_callback.web.pages.render import View, languages
+from amo_callback.web.pages.render import LANGUAGES, View
 from amo_callback.web.pages.user_agent import Kind, UserAgent, parse_user_agent
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _user_agent(request: web.Request) -> UserAgent:
     return parse_user_agent(
         user_agent=request.headers.get("User-Agent", ""),
         accept_language=",".join(request.headers.getall("Accept-Language", [])),
-        languages=languages(),
+        languages=LANGUAGES,
     )
 
 

@@ -15,14 +15,14 @@ from amo_callback.cli.checks.network import check_amo, check_key_set, check_rece
 from amo_callback.clock import SystemClock
 from amo_callback.config.loader import load_settings
 from tests.cli.harness import answering, settings_with
-from tests.conftest import HOST, environment
 from tests.patience import PATIENCE
+from tests.service import HOST, environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from amo_callback.config.settings import Settings
-    from tests.conftest import Amo
+    from tests.service import Amo
 
     Check = Callable[..., AsyncIterator[object]]
 

@@ -17,14 +17,14 @@ from amo_callback.clock import SystemClock
 from amo_callback.crypto import Cipher, new_key
 from amo_callback.probe import Seen
 from tests.cli.harness import answering
-from tests.conftest import BASE
 from tests.patience import PATIENCE
+from tests.service import BASE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from amo_callback.config.settings import Settings
-    from tests.conftest import Running
+    from tests.service import Running
 
 NONCE = "0123456789abcdef"
 CLIENT = "203.0.113.9"

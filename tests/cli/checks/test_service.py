@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from amo_callback.cli.checks.finding import Finding
     from amo_callback.config.settings import Settings
-    from tests.conftest import Running
+    from tests.service import Running
 
 
 async def _service(settings: Settings, address: str) -> list[Finding]:

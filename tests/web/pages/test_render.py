@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from amo_callback.deeplink import DEEP_LINK_ERRORS
-from amo_callback.web.pages.render import PLACEHOLDER, Pages, View, fill, languages, read_texts
+from amo_callback.web.pages.render import LANGUAGES, PLACEHOLDER, Pages, View, fill, read_texts
 from amo_callback.web.pages.user_agent import Kind, UserAgent
 from tests.web.markup import Markup
 
@@ -32,7 +32,7 @@ VIEWS = [
 
 
 def _visitors() -> Iterator[UserAgent]:
-    for kind, language in itertools.product(Kind, languages()):
+    for kind, language in itertools.product(Kind, LANGUAGES):
         yield UserAgent(kind=kind, language=language)
 
 
@@ -131,7 +131,7 @@ def test_who_has_come_back_finds_the_help_open(pages: Pages) -> None:
     assert markup.id("intent")["href"] == INTENT
 
 
-@pytest.mark.parametrize("language", languages())
+@pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("word", DEEP_LINK_ERRORS)
 def test_each_error_says_what_happened_and_what_to_do(pages: Pages, word: str, language: str) -> None:
     """A text of its own in every language, a button back to the app, no try by itself; where it passes, once more."""
@@ -162,7 +162,7 @@ def test_a_page_that_waits_loads_itself_again(pages: Pages) -> None:
 @pytest.mark.parametrize(
     ("kind", "note"), [(Kind.IOS, None), (Kind.ANDROID, None), (Kind.IN_APP, "in_app"), (Kind.OTHER, "on_phone")]
 )
-@pytest.mark.parametrize("language", languages())
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_where_the_button_may_fail_it_is_said_above_it(
     pages: Pages, kind: Kind, note: str | None, language: str
 ) -> None:
@@ -207,7 +207,7 @@ def test_hostile_names_stay_text(hostile: str) -> None:
 def test_all_languages_say_the_same_things() -> None:
     """Every file has the same sections, keys and placeholders; the account's is known only where it was connected."""
     english = read_texts("en")
-    for language in languages():
+    for language in LANGUAGES:
         texts = read_texts(language)
         assert {section: set(content) for section, content in texts.items()} == {
             section: set(content) for section, content in english.items()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amo_callback.web.pages.render import languages
+from amo_callback.web.pages.render import LANGUAGES
 from amo_callback.web.pages.user_agent import Kind, parse_user_agent
 from tests.web.agents import AGENTS
 
@@ -15,7 +15,7 @@ from tests.web.agents import AGENTS
 def test_each_browser_is_taken_for_what_it_is(name: str) -> None:
     """Real browsers are told from views inside other apps, and phones from everything else."""
     kind, agent = AGENTS[name]
-    visitor = parse_user_agent(user_agent=agent, accept_language="", languages=languages())
+    visitor = parse_user_agent(user_agent=agent, accept_language="", languages=LANGUAGES)
     assert visitor.kind is kind
     assert visitor.allows_auto_open == (kind in {Kind.IOS, Kind.ANDROID})
 
@@ -57,18 +57,18 @@ def test_each_browser_is_taken_for_what_it_is(name: str) -> None:
 )
 def test_the_language_is_chosen_as_the_header_weighs_it(accepted: str, language: str) -> None:
     """By weight, else in order; a range is shortened until it fits; what is malformed or too long is not there."""
-    assert parse_user_agent(user_agent="", accept_language=accepted, languages=languages()).language == language
+    assert parse_user_agent(user_agent="", accept_language=accepted, languages=LANGUAGES).language == language
 
 
 @given(agent=st.text(st.characters(), max_size=300), accepted=st.text(st.characters(), max_size=300))
 def test_no_header_whatsoever_raises(agent: str, accepted: str) -> None:
     """Anything may stand in a header, lone surrogates too: somebody of some kind is found, who reads some language."""
-    assert parse_user_agent(user_agent=agent, accept_language=accepted, languages=languages()).language in languages()
+    assert parse_user_agent(user_agent=agent, accept_language=accepted, languages=LANGUAGES).language in LANGUAGES
 
 
 @pytest.mark.parametrize("piece", ["Android ", "iPhone", ",", "a-", "ru;q=0.5,", "\t", " ;", "ru \t\t\t\t", "; wv"])
 def test_a_huge_header_costs_nothing(piece: str) -> None:
     """Thirty kilobytes of what is meant to make us look again and again are read in no time."""
     started = time.thread_time()  # of this thread alone, however busy the machine is
-    parse_user_agent(user_agent=piece * (2048 // len(piece)), accept_language=piece * 3000, languages=languages())
+    parse_user_agent(user_agent=piece * (2048 // len(piece)), accept_language=piece * 3000, languages=LANGUAGES)
     assert time.thread_time() - started < 1

@@ -1,6 +1,5 @@
 """Connections and their events: list, show, freeze, thaw and disconnect."""
 
-import asyncio
 import re
 import sqlite3
 import uuid
@@ -9,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, HOST, Answer, Running
+from tests.service import ADMIN_KEY, HOST, Answer, Running
 
 
 async def _ask(app: Running, path: str, *, method: str = "GET") -> Answer:
@@ -173,9 +171,7 @@ async def test_a_selector_that_names_two_changes_neither(app: Running) -> None:
 async def test_a_freeze_tells_of_what_is_in_flight(app: Running) -> None:
     """Whoever moves waits until no attempt is open: what was sent is stored."""
     connection = await app.connected()
-    app.amo.sandbox.faults.add(Fault.SLOW)
-    refreshing = asyncio.create_task(app.private(f"/connections/{connection}/refresh", method="POST"))
-    await app.amo.sandbox.until_asked(2)
+    refreshing = await app.refreshing(connection)
     assert (await _ask(app, "/freeze", method="POST")).json()["open_attempts"] == 1
     app.amo.sandbox.go_on.set()
     assert (await refreshing).status == 200

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ADMIN_KEY, HOST, Answer, Running
+from tests.service import ADMIN_KEY, HOST, Answer, Running
 
 PATH = "/connections/import"
 

@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import API_KEY, HOST, READ_KEY, Running
+from tests.service import API_KEY, HOST, READ_KEY, Running
 
 
 async def _scrape(app: Running) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, API_KEY, HOST, READ_KEY, Running
+from tests.service import ADMIN_KEY, API_KEY, HOST, READ_KEY, Running
 
 
 async def test_a_backend_gets_a_live_token_and_where_to_use_it(app: Running) -> None:

@@ -12,8 +12,8 @@ from standardwebhooks import Webhook
 from amo_callback.cli.serve import until_end
 from amo_callback.events import connection_event
 from tests.builders import a_connection, save
-from tests.conftest import ADMIN_KEY, READ_KEY, Answer, Running
 from tests.fakes import ShiftedClock
+from tests.service import ADMIN_KEY, READ_KEY, Answer, Running
 from tests.webhooks.receiver import OTHER_SECRET, SECRET, EndpointHealth
 
 README = Path(__file__).parents[3] / "README.md"

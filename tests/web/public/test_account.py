@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
+from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, bearer, challenge_of, jwt_of, of, owners
 
 NOTHING = {"connected": False, "hasTokens": False, "domain": None, "accountId": None}
@@ -329,6 +329,20 @@ async def test_a_replay_after_disconnecting_brings_nothing_back(app: Running) ->
     answer = await phone.exchange(code)
     assert (answer.status, answer.json()["data"]) == (200, NOTHING)
     assert await phone.status() == NOTHING
+
+
+async def test_a_refresh_under_way_does_not_undo_a_disconnect(app: Running) -> None:
+    """AMO answers after the user has left: the pair is dropped."""
+    phone = Phone(app, "42")
+    await phone.exchange(await phone.connect())
+    [connection] = await app.service.services.store.connections_of(str(app.amo.account.id))
+    app.clock.advance(10)
+    refresh = await app.refreshing(connection.id)
+    assert (await _disconnect(app, "42")).status == 200
+    app.amo.sandbox.go_on.set()
+    assert (await refresh).status == 404
+    stored = await app.stored(connection.id)
+    assert (stored.status, stored.sealed_pair) == ("disconnected", None)
 
 
 @pytest.mark.parametrize("what", ["/freeze", "/connections/{}/freeze"])

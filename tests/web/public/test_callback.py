@@ -10,7 +10,7 @@ import pytest
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.grant import support_code
 from amo_callback.model import fingerprint
-from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
+from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.markup import Markup
 
 LINK = "foryoure://amo-crm/callback"
@@ -518,12 +518,9 @@ async def test_a_grant_that_a_disconnect_ended_is_logged(app: Running) -> None:
     """Its pair came too late: page and app are told `code_expired`, and not that anything is connected."""
     await app.connected()
     code = app.amo.code()
-    app.amo.sandbox.faults.add(Fault.SLOW)
-    coming = asyncio.create_task(app.callback(app.query(code=code), html=True))
-    await app.amo.sandbox.until_asked(2)
-    assert (
-        await app.private(f"/connections/account:{app.amo.account.id}", method="DELETE", key=ADMIN_KEY)
-    ).status < 300
+    coming = await app.begun(app.callback(app.query(code=code), html=True))
+    gone = await app.private(f"/connections/account:{app.amo.account.id}", method="DELETE", key=ADMIN_KEY)
+    assert gone.status == 200
     app.amo.sandbox.go_on.set()
     page = await app.public((await coming).location)
     line = _line(app, page)

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
-from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
+from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, bearer, challenge_of, of, owners
 
 LINK = "foryoure://amo-crm/callback"
@@ -220,9 +220,7 @@ async def test_a_foreign_state_waits_for_nothing(app: Running) -> None:
     """While a code is being exchanged, a caller with another state is refused as well."""
     url = (await _start(app, {})).json()["data"]["authorize_url"]
     code = app.amo.code()
-    app.amo.sandbox.faults.add(Fault.SLOW)
-    rightful = asyncio.create_task(allow(app, url, code=code))
-    await app.amo.sandbox.asked.wait()
+    rightful = await app.begun(allow(app, url, code=code))
     thief = asyncio.create_task(app.callback(app.query(code=code, state="other")))
     app.amo.sandbox.go_on.set()
     assert of((await thief).location)["error"] == "invalid_state"
@@ -479,9 +477,7 @@ async def test_a_flood_of_junk_stops_neither_refreshing_nor_who_is_expected(run:
 async def test_a_stranger_is_told_when_too_many_wait(run: Any) -> None:
     """Nothing is written for who would only grow old in the queue; the same code works once there is room."""
     async with run(AMO__REQUESTS_PER_SECOND="1", AMO__TIMEOUT="30", REFRESH__LEASE="32") as app:
-        app.amo.sandbox.faults.add(Fault.SLOW)
-        first = asyncio.create_task(app.callback(app.query(code="junk")))
-        await app.amo.sandbox.asked.wait()
+        first = await app.begun(app.callback(app.query(code="junk")))
         query = app.query(state="s")
         assert of((await app.callback(query)).location)["error"] == "amo_unavailable"
         page = await app.callback(query, html=True)

@@ -16,7 +16,7 @@ from amo_callback.crypto import Cipher
 from amo_callback.web.authorization_body import AuthorizationBody
 from amo_callback.web.private.tokens import RefreshBody
 from amo_callback.web.public.exchange import ExchangeBody
-from tests.conftest import ADMIN_KEY, BASE, HOST, Answer, Running
+from tests.service import ADMIN_KEY, BASE, HOST, Answer, Running
 from tests.web.phone import WITH_USERS, Phone, allow, of, owners
 
 PATH = f"{BASE}/exchange-code"
@@ -93,9 +93,7 @@ async def test_a_code_never_seen_is_exchanged_now(run: Any) -> None:
 async def test_a_code_in_progress_is_waited_for(app: Running) -> None:
     """The app may be faster than the callback: both get the one exchange's outcome."""
     code = app.amo.code()
-    app.amo.sandbox.faults.add(Fault.SLOW)
-    callback = asyncio.create_task(app.callback(app.query(code=code)))
-    await app.amo.sandbox.asked.wait()
+    callback = await app.begun(app.callback(app.query(code=code)))
     asking = asyncio.create_task(_ask(app, code=code))
     app.amo.sandbox.go_on.set()
     assert ((await callback).status, (await asking).status) == (302, 200)

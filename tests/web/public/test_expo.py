@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 import pytest
 
-from tests.conftest import Running
+from tests.service import Running
 
 LONGEST = 2000
 """Characters: above 2048 Windows drops an address without a word."""

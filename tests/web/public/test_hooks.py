@@ -5,7 +5,7 @@ import sqlite3
 from urllib.parse import urlencode
 
 from amo_callback.model import Status
-from tests.conftest import BASE, Answer, Running
+from tests.service import BASE, Answer, Running
 
 
 async def _hook(app: Running, *, method: str = "GET", **more: str) -> Answer:

@@ -7,7 +7,7 @@ import pytest
 
 from amo_callback.amo.sandbox.faults import Fault
 from amo_callback.web.pages.user_agent import Kind
-from tests.conftest import BASE, HOST, Answer, Running
+from tests.service import BASE, HOST, Answer, Running
 from tests.web.agents import AGENTS, CHROME, DESKTOP, INSTAGRAM, SAFARI
 from tests.web.markup import Markup
 
