@@ -65,6 +65,8 @@ DEEP_LINK_ERRORS: Mapping[str, DeepLinkError] = MappingProxyType(
     }
 )
 """Every `error` that the link may have."""
+OURS_OR_AMOS = ("amo_unavailable", "auth_failed")
+"""The errors whose cause may be this service or AMO, and not the user or the sender of the link."""
 
 
 def success_link(base: str, *, hand_back: HandBack, code: bytes, state: bytes | None) -> str:

@@ -23,7 +23,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
 
-_SECRET_PREFIX = "whsec_"
+_WEBHOOK_PREFIX = "whsec_"
 _SECRET_LEAST, _SECRET_MOST = 24, 64
 """Bytes of a webhook secret, as Standard Webhooks has them."""
 
@@ -45,18 +45,18 @@ def read_webhook_secrets(text: str) -> Sequence[str]:
     for number, line in enumerate(lines, start=1):
         if not _is_webhook_secret(line):
             raise ValueError(
-                f"line {number} is no secret: {_SECRET_PREFIX} and {_SECRET_LEAST} to {_SECRET_MOST} bytes in base64, as "
-                f'echo "{_SECRET_PREFIX}$(openssl rand -base64 32)" makes one'
+                f"line {number} is no secret: {_WEBHOOK_PREFIX} and {_SECRET_LEAST} to {_SECRET_MOST} bytes in base64, "
+                f'as echo "{_WEBHOOK_PREFIX}$(openssl rand -base64 32)" makes one'
             )
     return lines
 
 
 def _is_webhook_secret(line: str) -> bool:
     try:
-        size = len(base64.b64decode(line.removeprefix(_SECRET_PREFIX), validate=True))
+        size = len(base64.b64decode(line.removeprefix(_WEBHOOK_PREFIX), validate=True))
     except ValueError:
         return False
-    return line.startswith(_SECRET_PREFIX) and _SECRET_LEAST <= size <= _SECRET_MOST
+    return line.startswith(_WEBHOOK_PREFIX) and _SECRET_LEAST <= size <= _SECRET_MOST
 
 
 def _file_mode(value: str) -> str:

@@ -13,6 +13,7 @@ import aiohttp
 from amo_callback.cli.api_client import connection_error, json_object, private_session
 from amo_callback.cli.checks.finding import Finding, fail, note, ok, warn
 from amo_callback.cli.checks.http_probe import NoResponse
+from amo_callback.deeplink import DEEP_LINK_ERRORS, OURS_OR_AMOS
 from amo_callback.deploy import units
 from amo_callback.errors import CommandFailed
 from amo_callback.web.health import NOT_PROVEN
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 UNIT = units.SERVICE
 SOCKET = units.SOCKETS[0]
+_COUNT = re.compile(r'^amo_callback_callbacks_total\{outcome="(\w+)"\} ([0-9.e+]+)$', re.MULTILINE)
+_FEW = 5
+"""Callbacks from which their results mean anything."""
 _ASKED = ("LoadState", "ActiveState", "UnitFileState", "Result", "TimeoutStopUSec")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN = re.compile(rf"([0-9.]+)({'|'.join(_UNITS)})\b")
@@ -84,12 +88,43 @@ async def check_service(settings: Settings, *, patience: float) -> AsyncIterator
         yield ok("service", f"ready at {address}")
     if (credentials := checks.get("amo_credentials")) and credentials.ok:
         yield _credentials(credentials.detail)
+    yield await _callbacks(settings, patience=patience)
 
 
 def _credentials(detail: str) -> Finding:
     if detail == NOT_PROVEN:
         return note("amo_credentials", detail, fix="connect an account: only AMO can tell whether it accepts them")
     return ok("amo_credentials", detail)
+
+
+async def _callbacks(settings: Settings, *, patience: float) -> Finding:
+    """Read from the service's metrics how callbacks end."""
+    if settings.server.metrics_auth:
+        message = "not read: /metrics wants an API key (server.metrics_auth), and the check presents none"
+        return note("callbacks", message, fix="look at amo_callback_callbacks_total in your monitoring")
+    try:
+        async with (
+            private_session(settings.server.private, patience=patience) as session,
+            session.get("/metrics", allow_redirects=False) as response,
+        ):
+            text = await response.text()
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return warn("callbacks", "/metrics did not answer", fix="look at the service's log")
+    return read_callbacks({outcome: int(float(count)) for outcome, count in _COUNT.findall(text)})
+
+
+def read_callbacks(counts: Mapping[str, int]) -> Finding:
+    """Judge callbacks by their outcomes since the service started."""
+    total, connected = sum(counts.values()), counts.get("connected", 0)
+    failed = {word: counts[word] for word in OURS_OR_AMOS if counts.get(word)}
+    message = f"{connected} of {total} connected since the service started"
+    if failed:
+        message += "; failed: " + ", ".join(
+            f"{count} {word} ({DEEP_LINK_ERRORS[word].meaning})" for word, count in failed.items()
+        )
+    if total >= _FEW and 2 * sum(failed.values()) > total:
+        return warn("callbacks", message, fix="see grant.failed and callback.refused in the log: they have AMO's words")
+    return ok("callbacks", message)
 
 
 async def check_unit(environ: Mapping[str, str], *, amo_timeout: float, patience: float) -> AsyncIterator[Finding]:

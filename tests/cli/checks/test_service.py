@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amo_callback.cli.checks.finding import Severity
-from amo_callback.cli.checks.service import check_service, check_unit
+from amo_callback.cli.checks.service import check_service, check_unit, read_callbacks
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -102,3 +102,40 @@ async def test_without_systemd_there_is_nothing_wrong(tmp_path: Path) -> None:
     assert [each async for each in check_unit({"PATH": str(tmp_path)}, amo_timeout=15.0, patience=PATIENCE)] == []
     [finding] = [each async for each in check_unit(_systemctl(tmp_path, "exit 1"), amo_timeout=15.0, patience=PATIENCE)]
     assert (finding.severity, finding.message) == (Severity.OK, "does not run on this machine")
+
+
+async def test_callbacks_that_fail_are_told_in_words(run: Any) -> None:
+    """The running service's metric is read; more than half of at least five is a warning."""
+    async with run(AMO__CLIENT_SECRET="another") as app:
+        for severity, failed in ((Severity.OK, 4), (Severity.WARN, 5)):
+            while app.amo.sandbox.requests < failed:
+                await app.callback(app.query())
+            [finding] = [
+                each for each in await _service(app.settings, app.service.private) if each.check == "callbacks"
+            ]
+            ended = f"0 of {failed} connected since the service started; failed: {failed} amo_unavailable"
+            assert finding.severity is severity
+            assert finding.message == f"{ended} (amoCRM or this service is down or late)"
+
+
+async def test_callbacks_are_not_read_where_that_takes_a_key(run: Any) -> None:
+    """The check presents no API key to anybody."""
+    async with run(SERVER__METRICS_AUTH="true") as app:
+        *_, finding = await _service(app.settings, app.service.private)
+        assert (finding.check, finding.severity) == ("callbacks", Severity.NOTE)
+
+
+@pytest.mark.parametrize(
+    ("counts", "severity"),
+    [
+        ({}, Severity.OK),
+        ({"auth_failed": 4}, Severity.OK),
+        ({"auth_failed": 3, "amo_unavailable": 2}, Severity.WARN),
+        ({"auth_failed": 5, "connected": 5}, Severity.OK),
+        ({"amo_unavailable": 6, "connected": 5}, Severity.WARN),
+        ({"access_denied": 9, "account_not_allowed": 9, "rate_limited": 9}, Severity.OK),
+    ],
+)
+def test_callbacks_are_judged_by_the_faults_that_are_ours_or_amos(counts: dict[str, int], severity: Severity) -> None:
+    """What the person or the sender of the link did wrong is no fault of the service."""
+    assert read_callbacks(counts).severity is severity
