@@ -61,7 +61,7 @@ class Transport:
 
         Raises `RequestNotSent`, and `UnknownOutcome` where no answer came.
         """
-        hold, connection = _Hold(), _Connection()
+        hold, connection = _Hold(), _HttpConnection()
 
         async def exchange() -> None:
             await self._connect(request, connection)
@@ -86,7 +86,7 @@ class Transport:
             raise UnknownOutcome(broken or "connection_lost")
         return _answer(response, broken=None if response.is_complete else broken or "half_an_answer")
 
-    async def _connect(self, request: AmoRequest, connection: _Connection) -> None:
+    async def _connect(self, request: AmoRequest, connection: _HttpConnection) -> None:
         """Open a connection to the host that the request names; raises `OSError`."""
         loop, url = asyncio.get_running_loop(), urlsplit(request.url)
         host, is_https = url.hostname or "", url.scheme == "https"
@@ -104,7 +104,7 @@ class Transport:
             raise
 
 
-class _Connection(asyncio.Protocol):
+class _HttpConnection(asyncio.Protocol):
     """A connection to AMO for one request."""
 
     def __init__(self) -> None:

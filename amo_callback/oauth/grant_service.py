@@ -28,7 +28,7 @@ from amo_callback.events import Event, Level
 from amo_callback.grant import CodePresentation, GrantStatus
 from amo_callback.model import fingerprint
 from amo_callback.oauth.code_exchange import CodeExchange
-from amo_callback.oauth.grants import Grants
+from amo_callback.oauth.grants import GrantRecords
 from amo_callback.oauth.limits import priority_of
 from amo_callback.refresh.leases import Leases
 
@@ -56,7 +56,7 @@ class GrantService:
         self._authorizations = authorizations
         self._limits = limits
         self._patience = rules.patience
-        self._grants = Grants(core, rules)
+        self._grants = GrantRecords(core, rules)
         self._leases = Leases(length=core.rules.lease, store=core.store, clock=core.clock)
         self._exchanges: SingleFlight[GrantResult] = SingleFlight("grant", on_end=self._ended)
         self._pending: dict[str, GrantResult] = {}

@@ -41,7 +41,7 @@ class GrantRules:
     new_secret: Callable[[], str] = _new_secret
 
 
-class Grants:
+class GrantRecords:
     """Creates grants, and reads them."""
 
     def __init__(self, core: Core, rules: GrantRules) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from amo_callback.errors import GrantExpired, PkceMismatch
 from amo_callback.grant import CodePresentation, CodeSource, GrantStatus
 from amo_callback.model import fingerprint
-from amo_callback.oauth.grants import Grants
+from amo_callback.oauth.grants import GrantRecords
 from amo_callback.oauth.ownership import Binding, binding_of
 from amo_callback.rate_limit import Priority
 
@@ -57,7 +57,7 @@ class Redeemer:
         self._store = core.store
         self._clock = core.clock
         self._issued_only = rules.issued_only
-        self._grants = Grants(core, rules)
+        self._grants = GrantRecords(core, rules)
         self._service = service
         self._attempts = attempts
 

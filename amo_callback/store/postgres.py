@@ -37,7 +37,7 @@ from amo_callback.store.postgres_connection import (
 )
 from amo_callback.store.postgres_errors import ERRORS, explain
 from amo_callback.store.postgres_listener import Listener
-from amo_callback.store.shared_limits import SharedLimits
+from amo_callback.store.shared_limits import PostgresLimits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -135,7 +135,7 @@ class PostgresStore(Store):
         self._pool = pool
         self._listener = listener
         self._location = location
-        self.shared = SharedLimits(self)
+        self.shared = PostgresLimits(self)
         # As far as we know no process could write until now: another instance may still hold a pair that it could not
         # store, whatever the database's clock says of its lease.
         self.failed_at = clock.monotonic()
@@ -145,7 +145,7 @@ class PostgresStore(Store):
         """Run a statement that changes nothing."""
         try:
             async with self._connection() as connection:
-                return await _Transaction(connection, self).run(statement, **values)
+                return await _PostgresTransaction(connection, self).run(statement, **values)
         except _NOT_A_TEXT:
             return []
         except ERRORS as error:
@@ -200,7 +200,7 @@ class PostgresStore(Store):
         changes: list[ChangeNotice] = []
         try:
             async with self._connection() as connection, connection.transaction():
-                transaction = _Transaction(connection, self)
+                transaction = _PostgresTransaction(connection, self)
                 changes = transaction.changes
                 result = await work(transaction)
                 await self._listener.notify(connection, changes)
@@ -228,7 +228,7 @@ class PostgresStore(Store):
         return StoreUnavailable(type(error).__name__)
 
 
-class _Transaction(Transaction):
+class _PostgresTransaction(Transaction):
     """A transaction on a connection of its own."""
 
     def __init__(self, connection: PoolConnectionProxy, store: PostgresStore) -> None:

@@ -251,7 +251,7 @@ SELECT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Server:
+class ServerFacts:
     """What a server says of itself."""
 
     version: str
@@ -267,7 +267,7 @@ class Server:
     """Those of `SETTINGS` for this user and database, before any session has set its own."""
 
 
-async def read_server(url: str, *, patience: float, clock: Clock) -> tuple[Server, datetime]:
+async def read_server(url: str, *, patience: float, clock: Clock) -> tuple[ServerFacts, datetime]:
     """Ask a server about itself; return `clock`'s time as it answered, too. It may take so many seconds.
 
     Raises `ConfigurationError`, and `StoreUnavailable` where it is away.
@@ -281,4 +281,4 @@ async def read_server(url: str, *, patience: float, clock: Clock) -> tuple[Serve
             settings = await connection.fetch(_SETTINGS, list(SETTINGS))
     except ERRORS as error:
         raise explain(error) from None
-    return Server(**dict(row.items()), settings={one["name"]: one["value"] for one in settings}), at
+    return ServerFacts(**dict(row.items()), settings={one["name"]: one["value"] for one in settings}), at

@@ -63,7 +63,7 @@ _MAX_SCHEMA = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class RestoreLimits:
     """The largest file that is read."""
 
     file: int = 64 * 1024 * _MIB
@@ -74,7 +74,7 @@ class Limits:
     """Bytes of a value, and of a row: the longest pair that AMO could issue has 350,000, sealed."""
 
 
-_LIMITS = Limits()
+_LIMITS = RestoreLimits()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +98,7 @@ class Rebuilt:
 
 
 @contextmanager
-def open_given(path: Path, *, limits: Limits = _LIMITS) -> Iterator[Given]:
+def open_given(path: Path, *, limits: RestoreLimits = _LIMITS) -> Iterator[Given]:
     """Open a file to restore, without waiting for it; raises `BackupFailed`."""
     with ExitStack() as stack:
         with explained(str(path)):
@@ -135,7 +135,7 @@ def rebuild(
     *,
     now: datetime,
     progress: Progress,
-    limits: Limits = _LIMITS,
+    limits: RestoreLimits = _LIMITS,
     migrations: Sequence[Sequence[str]] | None = None,
 ) -> Iterator[Rebuilt]:
     """Build a frozen database from a file's rows, on the disk that `database` is on; nothing of it stays there.
@@ -195,7 +195,7 @@ def _states(files: Sequence[IO[bytes]]) -> list[tuple[int, int]]:
     return [(status.st_size, status.st_mtime_ns) for status in found]
 
 
-def _open_untrusted(path: Path, limits: Limits) -> sqlite3.Connection:
+def _open_untrusted(path: Path, limits: RestoreLimits) -> sqlite3.Connection:
     """Open a database as https://sqlite.org/security.html advises for files of unknown origin."""
     database = connect(path)
     for limit, most in (
@@ -258,7 +258,7 @@ class _Source:
     database: sqlite3.Connection
     path: Path
     size: int
-    limits: Limits
+    limits: RestoreLimits
     migrations: Sequence[Sequence[str]]
 
 

@@ -20,7 +20,7 @@ _SECOND = 1e6
 """Microseconds."""
 
 
-class SharedLimits:
+class PostgresLimits:
     """The table `slots`."""
 
     at_once = False

@@ -94,12 +94,12 @@ async def open_sqlite(
                 # Where no service runs, a connection for reading would make the files of the write-ahead log and could
                 # not remove them; one that may write, and does not, removes them as it is closed.
                 mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
-                writer = reader = await stack.enter_async_context(_Connection(path, mode=mode))
+                writer = reader = await stack.enter_async_context(_SqliteConnection(path, mode=mode))
                 await _set_up(reader)
                 await check_sqlite_schema(reader, len(known))
             else:
-                writer = await stack.enter_async_context(_Connection(path))
-                reader = await stack.enter_async_context(_Connection(path))
+                writer = await stack.enter_async_context(_SqliteConnection(path))
+                reader = await stack.enter_async_context(_SqliteConnection(path))
                 await _prepare(writer, clock)
                 await migrate_sqlite(
                     writer,
@@ -125,7 +125,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise StoreUnavailable(error_name(error)) from None
 
 
-class _Connection(aiosqlite.Connection):
+class _SqliteConnection(aiosqlite.Connection):
     """The library's connection, whose thread also runs functions of ours."""
 
     def __init__(self, path: Path, *, mode: str = "rwc") -> None:
@@ -209,7 +209,7 @@ class SqliteStore(Store):
     has_shared_clock = False
 
     def __init__(
-        self, *, writer: _Connection, reader: _Connection, wal: WriteAheadLog, clock: Clock, process: str
+        self, *, writer: _SqliteConnection, reader: _SqliteConnection, wal: WriteAheadLog, clock: Clock, process: str
     ) -> None:
         super().__init__(clock=clock, statements=load_statements(Engine.SQLITE), process=process)
         self._writer = writer
@@ -233,7 +233,7 @@ class SqliteStore(Store):
         return await unbroken(self._transact(work))
 
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        committed: tuple[T, _Transaction] = await self._works.submit(work)
+        committed: tuple[T, _SqliteTransaction] = await self._works.submit(work)
         result, transaction = committed
         for call in transaction.on_commit:  # here, where the caller's context variables hold
             call()
@@ -263,8 +263,8 @@ class SqliteStore(Store):
 
         Returns `None` where one of several has failed, and nothing was committed.
         """
-        transactions: list[_Transaction] = []  # one for each work that was begun
-        begin = partial(_Transaction, self.statements, self.clock)
+        transactions: list[_SqliteTransaction] = []  # one for each work that was begun
+        begin = partial(_SqliteTransaction, self.statements, self.clock)
         try:
             results = await self._writer.run(_run_all, works, begin, transactions, self._wal)
         except (sqlite3.Error, ValueError) as error:
@@ -286,7 +286,7 @@ class SqliteStore(Store):
         return StoreUnavailable(error_name(error))
 
 
-class _Transaction(Transaction):
+class _SqliteTransaction(Transaction):
     """A part of a transaction, on the writer's thread: a statement is finished when `run` returns."""
 
     def __init__(self, statements: Mapping[str, Statement], clock: Clock, database: sqlite3.Connection) -> None:
@@ -316,8 +316,8 @@ def _read_all(database: sqlite3.Connection, reads: Sequence[_Read]) -> list[Any]
 def _run_all(
     database: sqlite3.Connection,
     works: Sequence[_Work],
-    begin: Callable[[sqlite3.Connection], _Transaction],
-    transactions: list[_Transaction],
+    begin: Callable[[sqlite3.Connection], _SqliteTransaction],
+    transactions: list[_SqliteTransaction],
     wal: WriteAheadLog,
 ) -> list[Any] | None:
     """Run works on the writer's thread, and commit them as one; return `None` where one of several has failed."""

@@ -49,7 +49,7 @@ _Epoch = Annotated[float, Field(ge=0, lt=2**40, allow_inf_nan=False)]
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True))
-class _Entry:
+class _ImportEntry:
     """A connection in another system's file."""
 
     access_token: Token = dataclasses.field(repr=False)
@@ -62,7 +62,7 @@ class _Entry:
     user_id: _Identifier | None = None
 
 
-_ENTRY = TypeAdapter(_Entry)
+_ENTRY = TypeAdapter(_ImportEntry)
 
 
 class _Refused(Exception):
@@ -98,7 +98,7 @@ class JsonReader:
             return RecordError(place=place, why=str(refused))
         return ParsedRecord(place=place, record=record, names_owner=entry.owner is not None)
 
-    def _record(self, entry: _Entry, claims: TokenClaims, number: int) -> ExportRecord:
+    def _record(self, entry: _ImportEntry, claims: TokenClaims, number: int) -> ExportRecord:
         expires_at = _expiry(entry, claims, self.now)
         if not entry.refresh_token and expires_at <= self.now:
             raise _Refused("the access token has expired, and there is no refresh_token")
@@ -212,7 +212,7 @@ def _life(claims: TokenClaims) -> timedelta:
     return timedelta(seconds=life) if 0 < life <= _MAX_AHEAD.total_seconds() else _LIFE
 
 
-def _expiry(entry: _Entry, claims: TokenClaims, now: datetime) -> datetime:
+def _expiry(entry: _ImportEntry, claims: TokenClaims, now: datetime) -> datetime:
     given = _given_expiry(entry, now)
     if given is None and claims.expires_at is None:
         raise _Refused("expires_in or expires_at: field required, since the access token has no exp")
@@ -223,7 +223,7 @@ def _expiry(entry: _Entry, claims: TokenClaims, now: datetime) -> datetime:
     return expires_at
 
 
-def _given_expiry(entry: _Entry, now: datetime) -> datetime | None:
+def _given_expiry(entry: _ImportEntry, now: datetime) -> datetime | None:
     """Return the expiry that the entry names; `None` where it names none."""
     if isinstance(entry.expires_at, str):
         expires_at = _rfc3339(entry.expires_at)

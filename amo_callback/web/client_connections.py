@@ -33,7 +33,7 @@ _STALLED = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wait:
+class ClientWait:
     """Something that a client has to do, and its time limit."""
 
     reason: str
@@ -45,11 +45,11 @@ class Wait:
 class Waits:
     """The time limits of a client."""
 
-    request: Wait = Wait(reason="incomplete_request", seconds=10.0)
+    request: ClientWait = ClientWait(reason="incomplete_request", seconds=10.0)
     """Send a request's head; then its body, in as much time again."""
-    next_request: Wait = Wait(reason="idle", seconds=75.0)
+    next_request: ClientWait = ClientWait(reason="idle", seconds=75.0)
     """Begin another request."""
-    answer: Wait = Wait(reason="unread_answer", seconds=30.0)
+    answer: ClientWait = ClientWait(reason="unread_answer", seconds=30.0)
     """Read an answer that no longer fits into the socket's buffers."""
 
     @property
@@ -137,7 +137,7 @@ class ClientConnections:
             self._waiting.pop(client, None)
             self._removed()
 
-    def wait(self, client: Client, wait: Wait | None) -> None:
+    def wait(self, client: Client, wait: ClientWait | None) -> None:
         """Set the time limit of a client; `None`: its request is complete, and nothing limits the answer."""
         if wait is None:
             self._waiting.pop(client, None)

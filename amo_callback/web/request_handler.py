@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from amo_callback.web.client_connections import ClientConnections, Wait, Waits
+    from amo_callback.web.client_connections import ClientConnections, ClientWait, Waits
 
 SERVER = "amo-callback"
 """The `Server` header; aiohttp's names versions."""
@@ -53,7 +53,7 @@ class RequestHandler(web.RequestHandler):
         super().__init__(manager, **options)
         self._connections = connections
         self._waits = waits
-        self._wait: Wait | None = None
+        self._wait: ClientWait | None = None
         self._answering = False
         self._next_has_begun = False
         self._socket: asyncio.Transport | None = None
@@ -128,7 +128,7 @@ class RequestHandler(web.RequestHandler):
         if self._answering and self._wait is self._waits.request:
             self._note(None)
 
-    def _note(self, wait: Wait | None) -> None:
+    def _note(self, wait: ClientWait | None) -> None:
         self._wait = wait
         self._connections.wait(self, wait)
 
@@ -145,7 +145,7 @@ class RequestHandler(web.RequestHandler):
         return answer
 
 
-class _Server(web.Server):
+class _HttpServer(web.Server):
     def __call__(self) -> RequestHandler:
         return RequestHandler(self, loop=self._loop, **self._kwargs)
 
@@ -156,4 +156,4 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         server: Any = await super()._make_server()
         made = server._loop, server._kwargs  # noqa: SLF001 -- because they are what the runner was given
-        return _Server(server.request_handler, request_factory=server.request_factory, loop=made[0], **made[1])
+        return _HttpServer(server.request_handler, request_factory=server.request_factory, loop=made[0], **made[1])

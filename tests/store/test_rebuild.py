@@ -12,7 +12,7 @@ from amo_callback.clock import SystemClock
 from amo_callback.errors import BackupFailed
 from amo_callback.store import backup, open_store
 from amo_callback.store.engine import Engine, load_migrations
-from amo_callback.store.rebuild import Limits, open_given, rebuild
+from amo_callback.store.rebuild import RestoreLimits, open_given, rebuild
 from tests.builders import a_connection, present, save
 from tests.fakes import START, unseen
 
@@ -33,7 +33,7 @@ async def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def _rebuilt(copy: Path, limits: Limits) -> int:
+def _rebuilt(copy: Path, limits: RestoreLimits) -> int:
     target = copy.with_name("new.db")
     with (
         open_given(copy, limits=limits) as given,
@@ -45,14 +45,14 @@ def _rebuilt(copy: Path, limits: Limits) -> int:
 @pytest.mark.parametrize(
     ("limits", "why"),
     [
-        (Limits(file=4096), "is longer than 0 MiB: it is no backup"),
-        (Limits(rows=3), r"has 4 rows in \w+, more than 3"),
-        (Limits(value=100), "holds a value longer than any of ours"),
+        (RestoreLimits(file=4096), "is longer than 0 MiB: it is no backup"),
+        (RestoreLimits(rows=3), r"has 4 rows in \w+, more than 3"),
+        (RestoreLimits(value=100), "holds a value longer than any of ours"),
     ],
 )
-async def test_a_file_beyond_a_limit_is_not_read(copy: Path, limits: Limits, why: str) -> None:
+async def test_a_file_beyond_a_limit_is_not_read(copy: Path, limits: RestoreLimits, why: str) -> None:
     """The message says which, and nothing is left of what was begun."""
-    assert _rebuilt(copy, Limits(file=2**20, rows=4, value=2**14)) == 3
+    assert _rebuilt(copy, RestoreLimits(file=2**20, rows=4, value=2**14)) == 3
     before = sorted(copy.parent.iterdir())
     with pytest.raises(BackupFailed, match=why):
         _rebuilt(copy, limits)

@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 
 from amo_callback.observe.log import make_logger
-from amo_callback.web.client_connections import WAITS, ClientConnections, ListenerOptions, Wait, Waits
+from amo_callback.web.client_connections import WAITS, ClientConnections, ClientWait, ListenerOptions, Waits
 from amo_callback.web.listener import open_listener
 from tests.fakes import FakeClock, ShiftedClock
 from tests.patience import PATIENCE
@@ -34,7 +34,9 @@ SOON, NEVER = 0.2, 3600.0
 def _waits(**seconds: float) -> Waits:
     """Return time limits: only those that are given are ever reached."""
     reasons = {"request": "incomplete_request", "next_request": "idle", "answer": "unread_answer"}
-    return Waits(**{name: Wait(reason=reason, seconds=seconds.get(name, NEVER)) for name, reason in reasons.items()})
+    return Waits(
+        **{name: ClientWait(reason=reason, seconds=seconds.get(name, NEVER)) for name, reason in reasons.items()}
+    )
 
 
 class Client:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from amo_callback.amo.sandbox.fake_amo import FakeAmo
-from amo_callback.amo.sandbox.replies import Reply, problem
+from amo_callback.amo.sandbox.replies import SandboxReply, problem
 from amo_callback.cli.checks.finding import Severity
 from amo_callback.cli.checks.service import check_service
 from tests.fakes import Override
@@ -57,7 +57,7 @@ def _heal(app: Running) -> None:
     app.amo.fake.integration = dataclasses.replace(app.amo.fake.integration, client_secret=secret)
 
 
-def _answer(app: Running, reply: Reply) -> None:
+def _answer(app: Running, reply: SandboxReply) -> None:
     """Let AMO answer every exchange so."""
     app.amo.sandbox.fake = cast("FakeAmo", Override(app.amo.fake, token=lambda _host, **_: reply))
 
@@ -150,15 +150,15 @@ async def test_red_ends_an_hour_after_the_last_refusal(wrong: Running) -> None:
         problem(400, None),
         problem(401, "Token has been revoked"),
         problem(400, "Cannot decrypt the authorization code"),
-        Reply(status=401, content={}, content_type="text/html"),
-        Reply(status=401, content={}, content_type="application/json"),
+        SandboxReply(status=401, content={}, content_type="text/html"),
+        SandboxReply(status=401, content={}, content_type="application/json"),
     ],
     ids=[
         "not-issued-400", "not-issued-401", "404", "404-with-hint", "403", "400-without-hint", "401-other-hint",
         "code", "html-401", "json-401",
     ],
 )  # fmt: skip
-async def test_what_does_not_speak_of_the_client_is_never_red(wrong: Running, reply: Reply) -> None:
+async def test_what_does_not_speak_of_the_client_is_never_red(wrong: Running, reply: SandboxReply) -> None:
     """Refusals of the code or the account, and a proxy's pages, say nothing of our credentials."""
     _answer(wrong, reply)
     for host in (HOST, OTHER_HOST, "third.amocrm.ru"):

@@ -15,7 +15,7 @@ from jinja2 import Environment
 
 from amo_callback.amo.sandbox.fake_amo import TOP_LEVEL, FakeAmo, SandboxAccount
 from amo_callback.amo.sandbox.faults import Fault, Faults
-from amo_callback.amo.sandbox.replies import Reply, client_unknown
+from amo_callback.amo.sandbox.replies import SandboxReply, client_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -195,7 +195,7 @@ def _bearer(request: web.Request) -> str:
     return request.headers.get("Authorization", "").removeprefix("Bearer ")
 
 
-def _response(reply: Reply) -> web.Response:
+def _response(reply: SandboxReply) -> web.Response:
     headers = {**reply.headers, "X-Request-ID": secrets.token_hex(16)}
     return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=headers)
 
@@ -210,15 +210,15 @@ def _always(status: int, text: str = "", headers: dict[str, str] | None = None, 
     return fault
 
 
-async def _half_json(_request: web.Request, reply: Reply) -> web.StreamResponse:
+async def _half_json(_request: web.Request, reply: SandboxReply) -> web.StreamResponse:
     return web.Response(body=reply.body[: len(reply.body) // 2], content_type="application/json")
 
 
-async def _no_refresh_token(_request: web.Request, reply: Reply) -> web.StreamResponse:
+async def _no_refresh_token(_request: web.Request, reply: SandboxReply) -> web.StreamResponse:
     return web.json_response({key: value for key, value in reply.content.items() if key != "refresh_token"})
 
 
-async def _nothing(request: web.Request, _reply: Reply) -> web.StreamResponse:
+async def _nothing(request: web.Request, _reply: SandboxReply) -> web.StreamResponse:
     return await _reset(request)
 
 
@@ -228,7 +228,7 @@ async def _reset(request: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
-async def _hang_after(request: web.Request, _reply: Reply) -> web.StreamResponse:
+async def _hang_after(request: web.Request, _reply: SandboxReply) -> web.StreamResponse:
     return await _hang(request)
 
 
@@ -242,13 +242,13 @@ async def _wrong_client(_request: web.Request) -> web.StreamResponse:
     return _response(client_unknown())
 
 
-async def _broken_after(_request: web.Request, _reply: Reply) -> web.StreamResponse:
+async def _broken_after(_request: web.Request, _reply: SandboxReply) -> web.StreamResponse:
     return web.Response(status=500, text="<h1>500</h1>", content_type="text/html")
 
 
 if TYPE_CHECKING:
     _Before = Callable[[web.Request], Awaitable[web.StreamResponse]]
-    _After = Callable[[web.Request, Reply], Awaitable[web.StreamResponse]]
+    _After = Callable[[web.Request, SandboxReply], Awaitable[web.StreamResponse]]
 
 _BEFORE: dict[Fault | None, _Before] = {
     Fault.HTTP_500: _always(500, "<h1>500</h1>"),

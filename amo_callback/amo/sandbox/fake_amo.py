@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from amo_callback.amo.sandbox.ledger import Entry, Ledger, LookUp
-from amo_callback.amo.sandbox.replies import Reply, client_unknown, problem, whereabouts
+from amo_callback.amo.sandbox.replies import SandboxReply, client_unknown, problem, whereabouts
 from amo_callback.amo.sandbox.rules import Lifetimes, Quirks, SandboxIntegration
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class FakeAmo:
 
     # --- the token endpoint ----------------------------------------------------------------------
 
-    def token(self, host: str, *, body: bytes, content_type: str) -> Reply:
+    def token(self, host: str, *, body: bytes, content_type: str) -> SandboxReply:
         """Answer `POST https://{host}/oauth2/access_token`."""
         request = _json(body) if content_type == "application/json" else None
         if request is None:
@@ -132,7 +132,7 @@ class FakeAmo:
             entry = Entry(at=self.now(), kind=kind, presented=presented, host=host, status=status, hint=hint)
             self.ledger.entries.append(entry)
 
-    def _answer(self, host: str, request: Mapping[str, object], kind: str, presented: object) -> Reply:
+    def _answer(self, host: str, request: Mapping[str, object], kind: str, presented: object) -> SandboxReply:
         for name in ("client_id", "client_secret", "redirect_uri", "grant_type"):
             if not isinstance(request.get(name), str):
                 return problem(400, f"Check the `{name}` parameter")
@@ -151,7 +151,7 @@ class FakeAmo:
             return self._refresh(account, presented)
         return problem(400, "Check the `grant_type` parameter")
 
-    def _exchange(self, account: SandboxAccount, presented: str) -> Reply:
+    def _exchange(self, account: SandboxAccount, presented: str) -> SandboxReply:
         code = self._codes.get(presented)
         if code is None or code.account is not account:
             return problem(400, "Cannot decrypt the authorization code")
@@ -162,7 +162,7 @@ class FakeAmo:
         code.spent = True
         return self._issue(account)
 
-    def _refresh(self, account: SandboxAccount, presented: str) -> Reply:
+    def _refresh(self, account: SandboxAccount, presented: str) -> SandboxReply:
         token = self._refresh_tokens.get(presented)
         if token is None or token.account is not account:
             return problem(400, "Cannot decrypt the refresh token")
@@ -175,7 +175,7 @@ class FakeAmo:
             self._access_tokens.pop(token.access_token, None)
         return self._issue(account)
 
-    def _issue(self, account: SandboxAccount) -> Reply:
+    def _issue(self, account: SandboxAccount) -> SandboxReply:
         now = self.now()
         access = self._jwt(account, now)
         refresh = "def50200" + secrets.token_hex(340)
@@ -184,7 +184,7 @@ class FakeAmo:
         self._refresh_tokens[refresh] = _RefreshToken(account, access, expires)
         self.ledger.issued.append(refresh)
         self.ledger.access_tokens.append(access)
-        return Reply(
+        return SandboxReply(
             status=200,
             content={
                 "token_type": "Bearer",
@@ -234,7 +234,7 @@ class FakeAmo:
         """Take an access token back before its time: from now on AMO's API answers it 401."""
         self._access_tokens.pop(access_token, None)
 
-    def current_subdomain(self, refresh_token: str) -> Reply:
+    def current_subdomain(self, refresh_token: str) -> SandboxReply:
         """Answer `GET https://{api_domain}/oauth2/account/current/subdomain`; spends nothing."""
         token = self._refresh_tokens.get(refresh_token)
         known = token is not None and token.account.valid and token.expires_at > self.now()
@@ -242,11 +242,13 @@ class FakeAmo:
             return self._looked_up("refresh_token", None, problem(401, "Token has been revoked"))
         return self._looked_up("refresh_token", token.account)
 
-    def subdomain(self, access_token: str) -> Reply:
+    def subdomain(self, access_token: str) -> SandboxReply:
         """Answer `GET https://www.amocrm.ru/oauth2/account/subdomain`."""
         return self._looked_up("access_token", self.live_account(access_token))
 
-    def _looked_up(self, kind: str, account: SandboxAccount | None, refusal: Reply | None = None) -> Reply:
+    def _looked_up(
+        self, kind: str, account: SandboxAccount | None, refusal: SandboxReply | None = None
+    ) -> SandboxReply:
         if account is None:
             reply, host = refusal or problem(401, None), ""
         else:

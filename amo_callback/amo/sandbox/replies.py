@@ -13,7 +13,7 @@ _PROBLEM = "https://developers.amocrm.ru/v3/errors/OAuthProblemJson"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
+class SandboxReply:
     """An answer of the stand-in."""
 
     status: int
@@ -27,23 +27,23 @@ class Reply:
         return json.dumps(self.content, ensure_ascii=False).encode()
 
 
-def whereabouts(*, account_id: int, host: str) -> Reply:
+def whereabouts(*, account_id: int, host: str) -> SandboxReply:
     """Answer where an account lives."""
     label, _, top = host.partition(".")
-    return Reply(
+    return SandboxReply(
         status=200,
         content={"id": account_id, "subdomain": label, "domain": host, "top_level_domain": top},
     )
 
 
-def problem(status: int, hint: str | None, *, title: str = "Bad request", detail: str = "") -> Reply:
+def problem(status: int, hint: str | None, *, title: str = "Bad request", detail: str = "") -> SandboxReply:
     """Answer a problem as AMO words it; `hint` may be absent."""
     content: dict[str, object] = {"title": title, "type": _PROBLEM, "status": status, "detail": detail}
     if hint is not None:
         content["hint"] = hint
-    return Reply(status=status, content=content, content_type="application/problem+json")
+    return SandboxReply(status=status, content=content, content_type="application/problem+json")
 
 
-def client_unknown() -> Reply:
+def client_unknown() -> SandboxReply:
     """Answer as AMO does where it does not know the client: without a hint."""
     return problem(401, None, title="Некорректный клиент", detail="Авторизация клиента не прошла")

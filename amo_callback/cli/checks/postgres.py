@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amo_callback.clock import Clock
     from amo_callback.config.database_url import PostgresUrl
     from amo_callback.store import Store
-    from amo_callback.store.postgres_connection import Server
+    from amo_callback.store.postgres_connection import ServerFacts
 
 _OLDEST = 12
 """The oldest version of PostgreSQL that the SQL is written for."""
@@ -80,7 +80,7 @@ def _no_schema(address: PostgresUrl, error: OtherSchema) -> Finding | None:
 # --- the server ----------------------------------------------------------------------------------
 
 
-def check_server(server: Server, address: PostgresUrl, *, took: float, at: datetime) -> Iterator[Finding]:
+def check_server(server: ServerFacts, address: PostgresUrl, *, took: float, at: datetime) -> Iterator[Finding]:
     """Check a server's answer about itself, given `at` a time of our clock, after so many seconds."""
     yield _version(server, took)
     yield _tls(server, address)
@@ -110,7 +110,7 @@ def check_server_settings(settings: Mapping[str, str]) -> Finding:
     return warn("server_settings", values, fix=fix)
 
 
-def _version(server: Server, took: float) -> Finding:
+def _version(server: ServerFacts, took: float) -> Finding:
     message = f"PostgreSQL {server.version}, answered in {took * 1000:.0f} ms"
     if server.major < _OLDEST:
         return fail("server", message, fix=f"use PostgreSQL {_OLDEST} or newer")
@@ -123,7 +123,7 @@ def _version(server: Server, took: float) -> Finding:
     return ok("server", message)
 
 
-def _tls(server: Server, address: PostgresUrl) -> Finding:
+def _tls(server: ServerFacts, address: PostgresUrl) -> Finding:
     if server.tls is not None:
         believed = (
             "" if address.is_verified or address.is_local else "; the server's identity is not verified: see sslmode"
@@ -138,7 +138,7 @@ def _tls(server: Server, address: PostgresUrl) -> Finding:
     )
 
 
-def _clock(server: Server, at: datetime) -> Finding:
+def _clock(server: ServerFacts, at: datetime) -> Finding:
     ahead = (at - server.now).total_seconds()
     if abs(ahead) < _APART:
         return ok("server_clock", f"within {_APART:.0f} s of ours")
@@ -149,7 +149,7 @@ def _clock(server: Server, at: datetime) -> Finding:
     )
 
 
-def _room(server: Server) -> Finding:
+def _room(server: ServerFacts) -> Finding:
     instances = server.allowed // _AN_INSTANCE_TAKES
     message = f"{server.allowed} connections are allowed; an instance takes up to {_AN_INSTANCE_TAKES}"
     if instances == 0:

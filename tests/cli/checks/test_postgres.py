@@ -27,7 +27,7 @@ if (why := why_not()) is not None:
 import asyncpg
 
 from amo_callback.cli.checks.postgres import check_postgres, check_server, check_server_settings
-from amo_callback.store.postgres_connection import SETTINGS, Server
+from amo_callback.store.postgres_connection import SETTINGS, ServerFacts
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ async def test_too_few_connections_are_told(served: str, encryption_key: str) ->
     assert (severity, told) == (Severity.WARN, "5 connections are allowed; an instance takes up to 11")
 
 
-FIT = Server(
+FIT = ServerFacts(
     version="12.1", major=12, is_standby=False, tls="TLSv1.3", now=START, encoding="UTF8", allowed=22, settings={}
 )
 
